@@ -1,0 +1,1 @@
+"""Attacks: pure functions from a model and images to adversarial images."""

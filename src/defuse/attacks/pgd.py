@@ -1,0 +1,90 @@
+"""Projected gradient descent (Madry et al., 2018) over the defence's noise (Athalye et al., 2018)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from defuse.attacks.losses import Loss, look
+from defuse.noise import Noise
+from defuse.protocols import Classifier
+from defuse.threat import Threat, images
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Steps along the gradient of the mean loss over `eot` fresh draws.
+
+    Three candidates of each restart are kept: the image it started from, the iterate of the highest
+    mean loss, and the last one. All candidates of all restarts are then compared on draws of their
+    own, the same for all, and the one that is misclassified most often is returned (of equals, that
+    of the higher loss). These draws are the attacker's; the verdict's are others.
+
+    Attributes:
+        steps: Gradient steps.
+        eot: Draws of the defence's noise per step and image.
+        step_size: In units of eps; None is 2.5 / steps (Madry et al., 2018).
+        start: `"random"` within the threat, or `"zero"`: the image itself.
+        restarts: Independent runs.
+        schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
+        loss: `"ce"` (cross-entropy) or `"margin"`.
+        compare: Draws to compare the candidates on; None is as many as `eot`, at least 1.
+    """
+
+    steps: int = 20
+    eot: int = 1
+    step_size: float | None = None
+    start: Literal["random", "zero"] = "random"
+    restarts: int = 1
+    schedule: Literal["constant", "cosine"] = "constant"
+    loss: Loss = "ce"
+    compare: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "eot", "restarts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        if self.compare is not None and self.compare < 1:
+            raise ValueError(f"compare must be 1 or more, not {self.compare}")
+        if self.step_size is not None and not self.step_size > 0:
+            raise ValueError(f"step_size must be above 0 (in units of eps), not {self.step_size}")
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`."""
+        best, best_score = x, torch.full((len(x),), -math.inf, device=x.device)
+        for restart in range(self.restarts):
+            for candidate in self._run(model, x, y, threat, noise.fold("restart", restart)):
+                score = self._score(model, candidate, y, noise.fold("compare"))
+                better = score > best_score
+                best = torch.where(images(better), candidate, best)
+                best_score = torch.where(better, score, best_score)
+        return best
+
+    def _run(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x_adv = threat.start(x, noise.fold("start")) if self.start == "random" else x
+        peak, highest = x_adv, torch.full((len(x),), -math.inf, device=x.device)
+        for i in range(self.steps):
+            seen = look(model, x_adv, y, self.loss, noise, i, self.eot)
+            higher = seen.loss > highest
+            peak = torch.where(images(higher), x_adv, peak)
+            highest = torch.where(higher, seen.loss, highest)
+            stride = threat.eps * self._stride(i)
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
+        return x, peak, x_adv
+
+    def _stride(self, i: int) -> float:
+        size = 2.5 / self.steps if self.step_size is None else self.step_size
+        if self.schedule == "cosine":
+            size *= 0.5 * (1 + math.cos(math.pi * i / self.steps))
+        return size
+
+    def _score(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        draws = self.compare or self.eot
+        seen = look(model, x, y, self.loss, noise, 0, draws, gradient=False)
+        return seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)  # the loss only breaks ties

@@ -1,0 +1,60 @@
+"""What the attacker takes the defended model for. A view is a function from model to model."""
+
+import torch
+from torch import Tensor
+
+from defuse.noise import Noise
+from defuse.protocols import Classifier, Defended, Purifier
+
+
+def exact(model: Classifier) -> Classifier:
+    """The model itself, with its exact gradient."""
+    return model
+
+
+def bpda(model: Classifier) -> Classifier:
+    """The model, with the purifier's gradient taken for the identity's (Athalye et al., 2018)."""
+    whole = _defended(model)
+    return _as(model, whole.behind(straight_through(whole.purifier)))
+
+
+def undefended(model: Classifier) -> Classifier:
+    """The classifier alone, as one sees it who does not know of the defence (transfer attack)."""
+    return _as(model, _defended(model).classifier)
+
+
+def straight_through(purifier: Purifier) -> Purifier:
+    """A purifier with the same output, and the identity for a gradient."""
+
+    def purify(x: Tensor, noise: Noise) -> Tensor:
+        with torch.no_grad():
+            change = purifier(x, noise) - x
+        return x + change
+
+    return purify
+
+
+class Limited:
+    """A model that takes at most `rows` images in one call (see `protocols.Classifier`)."""
+
+    def __init__(self, model: Classifier, rows: int | None):
+        self.model, self.rows = model, rows
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """The logits of the model."""
+        return self.model(x, noise)
+
+
+def _as(model: Classifier, view: Classifier) -> Classifier:
+    rows = getattr(model, "rows", None)
+    return view if rows is None else Limited(view, rows)
+
+
+def _defended(model: Classifier) -> Defended:
+    inner = model.model if isinstance(model, Limited) else model
+    if not isinstance(inner, Defended):
+        raise ValueError(
+            "this view takes a defence apart, and the model is no classifier behind a purifier; "
+            "use the view `exact`"
+        )
+    return inner

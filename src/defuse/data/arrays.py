@@ -1,0 +1,136 @@
+"""Images held in memory, and .npz files of them.
+
+What is wrong with the numbers is told when the data set is made, not in the middle of a run.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Arrays:
+    """A data set of two tensors.
+
+    Args:
+        images: (N, C, H, W), uint8 of 0 to 255 or float32 of [0, 1]; kept as they are.
+        labels: (N,), int64, from 0 to `len(classes) - 1`.
+        classes: The name of each class.
+
+    Raises:
+        ValueError: The shapes, types or values are not these.
+    """
+
+    classes: Sequence[str]
+
+    def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+        _check_images(images)
+        _check_labels(labels, len(images), len(classes))
+        self.images, self.labels, self.classes = images, labels, classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index]
+        if image.dtype == torch.uint8:
+            image = image.float() / 255
+        return image, int(self.labels[index])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+
+def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
+    """Read a data set from an .npz file.
+
+    Args:
+        path: The file. If it holds an array `classes`, these are the names of the classes;
+            otherwise they are the numbers from 0 to the highest label.
+        images: The name of the images in it: (N, H, W, C), (N, C, H, W) or (N, H, W) with 1 or 3
+            channels, uint8, or floating point in [0, 1].
+        labels: The name of the labels in it: (N,), whole numbers.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, lacks an array, or an array is not as above.
+    """
+    path = Path(path)
+    found = _read(path, (images, labels, "classes"))
+    for name in (images, labels):
+        if name not in found:
+            raise ValueError(
+                f"{path} has no array {name!r}; say which to take with `images` and `labels`"
+            )
+    y = found[labels]
+    if not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"{path}: labels must be whole numbers, not {y.dtype}")
+    names = found.get("classes", np.arange(int(y.max(initial=0)) + 1))
+    try:
+        return Arrays(
+            _channels_first(found[images]),
+            torch.from_numpy(y.astype(np.int64)),
+            tuple(str(name) for name in names.ravel()),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; name an .npz file of images and labels")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names if name in file}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): it is damaged, or not an .npz file of plain numbers"
+        ) from error
+
+
+def _channels_first(x: np.ndarray) -> Tensor:
+    if np.issubdtype(x.dtype, np.floating):
+        x = x.astype(np.float32)
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4:
+        first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+        if first == last:
+            raise ValueError(f"images {x.shape} must have 1 or 3 channels, second or last")
+        x = x if first else x.transpose(0, 3, 1, 2)
+    if x.dtype != np.uint8 and x.dtype != np.float32:
+        raise ValueError(f"images must be uint8 or floating point, not {x.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(x))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(images.shape)}")
+    if images.dtype == torch.uint8:
+        return
+    if images.dtype != torch.float32:
+        raise ValueError(f"images must be uint8 or float32, not {images.dtype}")
+    if images.isnan().any():
+        raise ValueError("images must not hold NaN")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise ValueError(f"float images must lie in [0, 1], not from {low:.4g} to {high:.4g}")
+
+
+def _check_labels(labels: Tensor, count: int, classes: int) -> None:
+    if labels.ndim != 1 or labels.dtype != torch.int64:
+        raise ValueError(f"labels must be (N,) int64, not {tuple(labels.shape)} {labels.dtype}")
+    if len(labels) != count:
+        raise ValueError(f"there are {count} images but {len(labels)} labels")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"labels of {classes} classes go from 0 to {classes - 1}, not {low} to {high}"
+        )

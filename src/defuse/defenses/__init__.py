@@ -1,0 +1,1 @@
+"""Defences: purifiers, and classifiers behind them."""

@@ -1,0 +1,1 @@
+"""Diffusion: schedules, denoisers, the one reverse loop and its exact gradient."""

@@ -1,0 +1,186 @@
+"""The reverse process: from x_t back to x_0, one step at a time, differentiable end to end.
+
+A `Step` is a pure function from the state and the denoiser's estimate of x_0 to the next state; a
+`Guide` adds a term to the score. Every purifier of the package is this loop with some step, some
+times and some guide.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from defuse.diffusion.denoise import Denoiser
+from defuse.diffusion.gradient import chain
+from defuse.diffusion.schedule import Scales
+from defuse.noise import Noise
+
+
+class Guide(Protocol):
+    """What is added to the score at x_t, shaped like `x_t`."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, noise: Noise, /) -> Tensor: ...
+
+
+class Step(Protocol):
+    """x at the scales `then`, given x_t at `now` and the estimate `x_hat` of x_0."""
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
+
+
+def euler_maruyama(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
+    """A step of the reverse SDE, as DiffPure takes it (Nie et al., 2022, equation 6)."""
+    h = now.t - then.t
+    drift = now.beta * (0.5 * x_t + _score(x_t, x_hat, now))
+    return x_t + h * drift + torch.sqrt(now.beta * h) * noise.normal(x_t)
+
+
+def flow(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
+    """An Euler step of the probability-flow ODE (Song et al., 2021); it draws nothing."""
+    return x_t + (now.t - then.t) * 0.5 * now.beta * (x_t + _score(x_t, x_hat, now))
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """A DDPM step (Ho et al., 2020, section 3.2), over any stretch of the chain.
+
+    Attributes:
+        variance: `"small"` is the posterior's, `"large"` that of the forward step.
+    """
+
+    variance: Literal["small", "large"] = "small"
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The posterior mean, and noise unless `then` is the clean image."""
+        kept = now.alpha / then.alpha
+        beta = 1 - kept**2
+        mean = (beta * then.alpha * x_hat + then.sigma**2 * kept * x_t) / now.sigma**2
+        if not bool((then.sigma > 0).any()):
+            return mean
+        deviation = torch.sqrt(beta)
+        if self.variance == "small":
+            deviation = deviation * then.sigma / now.sigma
+        return mean + deviation * noise.normal(x_t)
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """A DDIM step (Song et al., 2021, equation 12): `eta` 0 draws nothing, 1 is ancestral."""
+
+    eta: float = 0.0
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """x_hat, noised again along the direction that the model saw in x_t."""
+        eps = (x_t - now.alpha * x_hat) / now.sigma
+        if not self.eta:
+            return then.alpha * x_hat + then.sigma * eps
+        ratio = (now.alpha / then.alpha) ** 2
+        fresh = self.eta * then.sigma / now.sigma * torch.sqrt((1 - ratio).clamp(min=0))
+        kept = torch.sqrt((then.sigma**2 - fresh**2).clamp(min=0))
+        return then.alpha * x_hat + kept * eps + fresh * noise.normal(x_t)
+
+
+def reverse(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    step: Step,
+    guide: Guide | None = None,
+    label: Tensor | None = None,
+    beside: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Carry `x` through `times`, from the first to the last.
+
+    The gradient is exact, and its memory does not grow with the number of steps
+    (`diffusion.gradient`). It reaches `x`, the denoiser's weights where they are trained, and the
+    tensors in `beside`, which a guide may use; not what a guide holds otherwise.
+
+    Args:
+        denoiser: The model.
+        x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
+        times: Falling times (N + 1,), for N steps.
+        noise: Step i draws from `noise.fold(i)`.
+        step: How to go from one time to the next.
+        guide: A term of the score.
+        label: Class labels (B,) for a conditional denoiser.
+        beside: Tensors a guide uses that may need a gradient.
+    """
+    scales = scales_along(denoiser, times, x)
+
+    def advance(i: int, x_t: Tensor) -> Tensor:
+        return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+
+    weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
+    return chain(advance, x, len(scales) - 1, beside=(*beside, *weights))
+
+
+def walk(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    step: Step,
+    guide: Guide | None = None,
+    label: Tensor | None = None,
+) -> Iterator[tuple[float, Tensor]]:
+    """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
+    scales = scales_along(denoiser, times, x)
+    yield float(times[0]), x
+    for i in range(len(scales) - 1):
+        x = _advance(denoiser, x, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+        yield float(times[i + 1]), x
+
+
+def scales_along(denoiser: Denoiser, times: Tensor, like: Tensor) -> list[Scales]:
+    """The scales at each time, computed once in float64 and then moved to where `like` is."""
+    table = denoiser.schedule(times.double().cpu())
+    rows = torch.stack(list(table)).to(like)
+    return [Scales(*rows[:, i]) for i in range(len(times))]
+
+
+def even(start: float, steps: int, end: float = 1e-5) -> Tensor:
+    """The times of DiffPure: `steps` even steps from `start` to 0, the last one cut at `end`."""
+    times = start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+    times[-1] = end
+    return times
+
+
+def strided(start: float, steps: int, chain: int) -> Tensor:
+    """The times of a discrete chain of `chain` steps, from `start` to the clean image at 0.
+
+    `steps` of them are kept, evenly and from the noisy end; each costs one call of the network.
+    """
+    length = round(start * chain)
+    kept = (length * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)).round()
+    return kept / chain
+
+
+def _advance(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    now: Scales,
+    then: Scales,
+    noise: Noise,
+    step: Step,
+    guide: Guide | None,
+    label: Tensor | None,
+) -> Tensor:
+    x_hat = denoiser(x_t, now.t, label)
+    if guide is not None:  # a term g of the score moves x_hat by sigma^2 / alpha g
+        x_hat = x_hat + now.sigma**2 / now.alpha * guide(x_t, now.t, noise.fold("guide"))
+    return step(x_t, x_hat, now, then, noise)
+
+
+def _score(x_t: Tensor, x_hat: Tensor, now: Scales) -> Tensor:
+    return (now.alpha * x_hat - x_t) / now.sigma**2

@@ -1,0 +1,109 @@
+"""Noise schedules: a time t of [0, 1] to the scales of x_t = alpha x_0 + sigma noise.
+
+t = 0 is a clean image (alpha 1, sigma 0). A discrete chain of T steps lives on t = n / T, where n
+counts the steps of noise (1 .. T): DiffPure's t* = 0.1 is n = 100 of 1000, whose index in the usual
+tables is 99. All tables are float64.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Scales(NamedTuple):
+    """What a schedule says of a time; every field is shaped like `t`.
+
+    Attributes:
+        t: The time itself, in [0, 1].
+        alpha: The scale of the signal (the square root of alpha-bar).
+        sigma: The scale of the noise; alpha^2 + sigma^2 = 1.
+        beta: The rate of noising per unit of t, in dx = -beta/2 x dt + sqrt(beta) dw.
+    """
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    beta: Tensor
+
+
+class Schedule(Protocol):
+    """Times to scales."""
+
+    def __call__(self, t: Tensor, /) -> Scales: ...
+
+
+@dataclass(frozen=True)
+class VP:
+    """The continuous variance-preserving SDE (Song et al., 2021; Nie et al., 2022, section 3)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __call__(self, t: Tensor, /) -> Scales:
+        """The scales at `t`."""
+        log_abar = -0.5 * (self.beta_max - self.beta_min) * t**2 - self.beta_min * t
+        return Scales(
+            t=t,
+            alpha=torch.exp(0.5 * log_abar),
+            sigma=torch.sqrt(-torch.expm1(log_abar)),
+            beta=self.beta_min + t * (self.beta_max - self.beta_min),
+        )
+
+
+@dataclass(frozen=True)
+class Discrete:
+    """A chain of `steps` betas (Ho et al., 2020, linear; Nichol and Dhariwal, 2021, cosine).
+
+    A time between two steps is taken to the nearest one. `beta` is the step's beta times `steps`.
+
+    Attributes:
+        steps: T, the length of the chain.
+        kind: `"linear"` from `beta_min`/T to `beta_max`/T, which for T = 1000 is Ho's 1e-4 to 0.02,
+            or `"cosine"`.
+    """
+
+    steps: int = 1000
+    kind: Literal["linear", "cosine"] = "linear"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a schedule has at least 1 step, not {self.steps}")
+        if self.kind not in ("linear", "cosine"):
+            raise ValueError(f"the kind of a schedule is linear or cosine, not {self.kind!r}")
+
+    @cached_property
+    def betas(self) -> Tensor:
+        """The betas of steps 1 .. T, (T,) float64."""
+        if self.kind == "linear":
+            low, high = self.beta_min / self.steps, self.beta_max / self.steps
+            return torch.linspace(low, min(high, 0.999), self.steps, dtype=torch.float64)
+
+        def remaining(t: float) -> float:
+            return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        whole = range(self.steps)
+        betas = [1 - remaining((i + 1) / self.steps) / remaining(i / self.steps) for i in whole]
+        return torch.tensor(betas, dtype=torch.float64).clamp(max=0.999)
+
+    @cached_property
+    def abar(self) -> Tensor:
+        """alpha-bar after 0 .. T steps of noise, (T + 1,) float64; the first is 1."""
+        return torch.cat([torch.ones(1, dtype=torch.float64), (1 - self.betas).cumprod(0)])
+
+    def __call__(self, t: Tensor, /) -> Scales:
+        """The scales at the step nearest to `t`."""
+        n = (t.detach().double().cpu() * self.steps).round().long().clamp(0, self.steps)
+        abar, beta = self.abar[n], self.betas[(n - 1).clamp(min=0)] * self.steps
+        return Scales(t, abar.sqrt().to(t), (1 - abar).sqrt().to(t), beta.to(t))
+
+
+def pixel_noise(schedule: Schedule, t: float) -> float:
+    """The noise that x_t carries, in units of [0, 1] pixels: sigma / alpha / 2."""
+    scales = schedule(torch.tensor(t, dtype=torch.float64))
+    return float(scales.sigma / scales.alpha / 2)

@@ -1,0 +1,1 @@
+"""Evaluation: attack every image, judge on held-out noise, write it down, sum it up."""

@@ -1,0 +1,233 @@
+"""The evaluation: every image clean, under random noise and under each attack, judged on noise that
+no search has seen, and written down as it is done."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defuse.attacks.losses import look
+from defuse.attacks.views import Limited
+from defuse.data import fetch
+from defuse.defenses.purified import votes
+from defuse.evaluation.ledger import Ledger, peak_bytes
+from defuse.evaluation.record import Condition, Outcome, Run
+from defuse.noise import Noise
+from defuse.progress import progress
+from defuse.protocols import Attack, Classifier, Dataset, Defended
+from defuse.threat import Threat
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What changes the speed of an evaluation and nothing else.
+
+    Attributes:
+        device: `"cpu"`, `"cuda"`, ...
+        rows: The most images (with their draws) in one call of the model.
+        block: Images that are attacked together and written together.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+    """
+
+    device: str = "cpu"
+    rows: int = 256
+    block: int = 32
+    shard: tuple[int, int] = (0, 1)
+    quiet: bool = False
+
+
+def evaluate(
+    model: Classifier,
+    data: Dataset,
+    attacks: Mapping[str, Attack],
+    threat: Threat,
+    run: Run,
+    *,
+    indices: Sequence[int] | None = None,
+    seed: int = 0,
+    draws: int = 8,
+    pictures: int = 8,
+    machine: Machine | None = None,
+) -> None:
+    """Evaluate what `run` still lacks.
+
+    The verdict on an image is the class the model chooses at each of `draws` held-out draws of its
+    noise, the same draws clean and attacked. Which attack counts is chosen on other draws, as the
+    attacker would have to.
+
+    Args:
+        model: The classifier, defended or not.
+        data: Images with labels.
+        attacks: By name.
+        threat: What they may change.
+        run: Where outcomes go, and which are there.
+        indices: The images to do; all by default.
+        seed: Of all noise.
+        draws: Held-out draws of each verdict.
+        pictures: Of how many of the first images pictures are kept.
+        machine: What changes only speed.
+
+    Raises:
+        RuntimeError: An attack returned images outside the threat, or the model no numbers.
+    """
+    machine = machine or Machine()
+    chosen = list(range(len(data)) if indices is None else indices)
+    done = {outcome.index for outcome in run.outcomes()}
+    rank, ranks = machine.shard
+    mine = chosen[rank::ranks]
+    todo = [index for index in mine if index not in done]
+    shown = set(chosen[:pictures])
+    ledger, limited = Ledger(), Limited(model, machine.rows)
+    ledger.watch(model)
+    with progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet) as show:
+        for first in range(0, len(todo), machine.block):
+            block = todo[first : first + machine.block]
+            x, y = (part.to(machine.device) for part in fetch(data, block))
+            outcomes, examples = _block(
+                limited, x, y, block, attacks, threat, seed, draws, shown, ledger
+            )
+            run.add(outcomes, examples)
+            done |= set(block)
+            robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
+            words = f"robust in this block {np.mean(robust):.0%}"
+            show(len(mine) - len(todo) + first + len(block), words)
+
+
+def _block(
+    model: Limited,
+    x: Tensor,
+    y: Tensor,
+    indices: Sequence[int],
+    attacks: Mapping[str, Attack],
+    threat: Threat,
+    seed: int,
+    draws: int,
+    shown: set[int],
+    ledger: Ledger,
+) -> tuple[list[Outcome], dict[str, np.ndarray]]:
+    began, noise = time.perf_counter(), Noise.of(seed, indices)
+    ledger.take()
+    versions = {"clean": x, "random": threat.edge(x, noise.fold("control"))}
+    for name, attack in attacks.items():
+        versions[name] = _allowed(name, attack(model, x, y, threat, noise.fold("search", name)), x, threat)
+
+    bare = model.model.classifier if isinstance(model.model, Defended) else None
+    table: list[dict[str, Condition]] = [{} for _ in indices]
+    for name, version in versions.items():
+        judged = votes(model, version, noise.fold("verdict"), draws)
+        seen = votes(model, version, noise.fold("select"), draws)
+        wrong = (seen != y[:, None]).float().mean(1)
+        alone = None if bare is None else votes(bare, version, noise.fold("bare"), 1)[:, 0].tolist()
+        sizes = threat.size(version - x)
+        for i, row in enumerate(table):
+            row[name] = Condition(
+                draws=judged[i].tolist(),
+                bare=None if alone is None else alone[i],
+                size=round(float(sizes[i]), 6),
+                wrong=round(float(wrong[i]), 4),
+            )
+    chosen = [max(reversed(row), key=lambda name: row[name].wrong) for row in table]
+    cost = {key: count / len(x) for key, count in ledger.take().items()}
+    seconds = (time.perf_counter() - began) / len(x)
+
+    which = [i for i, index in enumerate(indices) if index in shown]
+    probes = _probe(model, x, y, noise, which)
+    outcomes = [
+        Outcome(
+            index=index,
+            label=int(y[i]),
+            conditions=table[i],
+            chosen=chosen[i],
+            seconds=round(seconds, 4),
+            cost=cost | {"peak_bytes": peak_bytes()},
+            probe=probes.get(i, {}),
+        )
+        for i, index in enumerate(indices)
+    ]
+    attacked = torch.stack([versions[name][i] for i, name in enumerate(chosen)])
+    return outcomes, _examples(model.model, x, attacked, y, noise, indices, which)
+
+
+def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    if x_adv.shape != x.shape:
+        raise RuntimeError(
+            f"the attack {name} returned images shaped {tuple(x_adv.shape)}, given {tuple(x.shape)}"
+        )
+    allowed = threat.allows(x, x_adv)
+    if not bool(allowed.all()):
+        raise RuntimeError(
+            f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
+            f"{int((~allowed).sum())} of {len(x)} images; end it with threat.project(x, x_adv)"
+        )
+    return x_adv.detach()
+
+
+def _probe(
+    model: Limited, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """What the doubts are about, seen on the images at positions `which`."""
+    if not which:
+        return {}
+    x, y, noise = x[which], y[which], noise.take(which).fold("probe")
+    with torch.no_grad():
+        logits = model(x, noise.fold(0))
+        again = model(x, noise.fold(1))
+    if not bool(logits.isfinite().all()):
+        raise RuntimeError("the model returned logits that are not finite; check it with `defuse doctor`")
+    probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
+    try:
+        gradient = look(model, x, y, "ce", noise, 0, 1).gradient.flatten(1).abs().amax(1)
+    except RuntimeError:  # nothing to differentiate
+        gradient = torch.zeros(len(x))
+    return {
+        i: {
+            "probabilities": bool(probabilities[j]),
+            "random": bool((logits[j] != again[j]).any()),
+            "gradient": float(gradient[j]),
+        }
+        for j, i in enumerate(which)
+    }
+
+
+@torch.no_grad()
+def _examples(
+    model: Classifier,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    noise: Noise,
+    indices: Sequence[int],
+    which: Sequence[int],
+) -> dict[str, np.ndarray]:
+    """Pictures and what the classifier makes of them, of the images at positions `which`."""
+    if not which:
+        return {}
+    x, x_adv, y = x[which], x_adv[which], y[which]
+    noise = noise.take(which).fold("verdict").fold("vote", 0)  # the first draw of the verdict
+    kept = {"index": np.array([indices[i] for i in which]), "label": _array(y)}
+    kept |= {"clean": _array(x), "attacked": _array(x_adv)}
+    for name, version in (("clean", x), ("attacked", x_adv)):
+        kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
+        if not isinstance(model, Defended):
+            continue
+        kept[f"{name}_bare"] = _array(model.classifier(version, noise).argmax(1))
+        purify, see = noise.fold("purify"), noise.fold("classify")
+        if not hasattr(model.purifier, "walk"):
+            kept[f"{name}_purified"] = _array(model.purifier(version, purify))
+            continue
+        times, sure, state = [], [], version
+        for t, state in model.purifier.walk(version, purify):  # pyright: ignore
+            times.append(t)
+            sure.append(model.classifier(state, see).softmax(1).gather(1, y[:, None])[:, 0])
+        kept[f"{name}_purified"] = _array(state)
+        kept["times"], kept[f"{name}_sure"] = np.array(times), _array(torch.stack(sure, 1))
+    return kept
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

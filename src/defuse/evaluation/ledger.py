@@ -1,0 +1,54 @@
+"""What an evaluation costs: calls of the networks, time and memory."""
+
+import resource
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Ledger:
+    """Counts the images that pass through networks, forward and back.
+
+    Attributes:
+        counts: `nfe_forward` and `nfe_vjp` of the denoiser, `classifier_forward` and
+            `classifier_vjp` of the classifier: images, not batches.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def watch(self, model: object) -> None:
+        """Count the calls of a model's denoisers and of its other networks."""
+        from defuse.diffusion.denoise import Denoiser
+        from defuse.models.classifiers import Plain
+
+        for module in model.modules() if isinstance(model, nn.Module) else ():
+            if isinstance(module, Denoiser):
+                module.register_forward_hook(self._counter("nfe"))
+            elif isinstance(module, Plain):
+                module.register_forward_hook(self._counter("classifier"))
+
+    def take(self) -> dict[str, int]:
+        """The counts since the last call of this."""
+        taken, self.counts = self.counts, {}
+        return taken
+
+    def _counter(self, name: str) -> Any:
+        def count(module: nn.Module, inputs: Any, out: Tensor) -> None:
+            self._add(f"{name}_forward", len(out))
+            if out.requires_grad:
+                out.register_hook(lambda gradient: self._add(f"{name}_vjp", len(gradient)))
+
+        return count
+
+    def _add(self, key: str, size: int) -> None:
+        self.counts[key] = self.counts.get(key, 0) + size
+
+
+def peak_bytes() -> int:
+    """The most memory so far: of the GPU where there is one, else of the process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,183 @@
+"""Runs on disk. A run is a folder: what was asked (`run.json`), and what came of each image.
+
+Outcomes are written a block of images at a time, whole or not at all, each block to a file of its
+own. So processes share a folder without locks, a kill loses one block, and to resume is to run the
+same command again.
+"""
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defuse.files import write_bytes
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What became of one image under one condition: clean, random noise, or an attack.
+
+    Attributes:
+        draws: The class the model chose at each held-out draw of its noise.
+        bare: The class that the classifier without its defence chose; None if there is no defence.
+        size: The norm of the perturbation, in the threat's norm.
+        wrong: The share of wrong answers on the attacker's own draws, by which he chooses.
+    """
+
+    draws: list[int]
+    bare: int | None
+    size: float
+    wrong: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        index: Its place in the data set.
+        label: Its class.
+        conditions: By name: `clean`, `random`, and each attack.
+        chosen: The condition that the attacker would submit, chosen on his own draws.
+        seconds: Time spent on it.
+        cost: Network calls spent on it.
+        probe: What a look at the model showed; on the first images only.
+    """
+
+    index: int
+    label: int
+    conditions: dict[str, Condition]
+    chosen: str
+    seconds: float
+    cost: dict[str, float]
+    probe: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> "Outcome":
+        """The outcome that `dataclasses.asdict` wrote."""
+        conditions = {name: Condition(**c) for name, c in table["conditions"].items()}
+        return cls(**{**table, "conditions": conditions})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder of outcomes.
+
+    Attributes:
+        folder: Where it is.
+        asked: What it was asked: `spec`, `identity`, `indices`, `classes`, `shape`, `versions`.
+    """
+
+    folder: Path
+    asked: dict[str, Any]
+
+    @classmethod
+    def begin(cls, folder: Path, asked: Mapping[str, Any]) -> "Run":
+        """Open the run at `folder`, or start it.
+
+        Raises:
+            RuntimeError: The folder holds a run of another spec.
+            OSError: The folder cannot be written.
+        """
+        if (folder / "run.json").exists():
+            run = cls.open(folder)
+            if run.asked["identity"] != asked["identity"]:
+                raise RuntimeError(
+                    f"{folder} holds a run of another spec ({run.asked['identity']}, not "
+                    f"{asked['identity']}); name another folder with --out"
+                )
+            return run
+        run = cls(folder, {"version": VERSION, **asked})
+        write_bytes(folder / "run.json", (json.dumps(run.asked, indent=1) + "\n").encode())
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """The run at `folder`.
+
+        Raises:
+            RuntimeError: There is none, or one of another version of the format.
+        """
+        path = Path(folder) / "run.json"
+        if not path.is_file():
+            raise RuntimeError(f"{folder} is no run: it has no run.json")
+        try:
+            asked = json.loads(path.read_text("utf-8"))
+        except ValueError as error:
+            raise RuntimeError(f"{path} is damaged ({error})") from error
+        if asked.get("version") != VERSION:
+            raise RuntimeError(f"{path} is of format {asked.get('version')}, this is {VERSION}")
+        return cls(Path(folder), asked)
+
+    def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
+        """Write a block of outcomes, and the pictures of those that are shown."""
+        name = f"{outcomes[0].index:07}"
+        if examples:
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **examples)
+            write_bytes(self.folder / "examples" / f"{name}.npz", buffer.getvalue())
+        lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
+        write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines.encode())
+
+    def outcomes(self) -> list[Outcome]:
+        """All outcomes so far, by index.
+
+        Raises:
+            RuntimeError: A file is damaged.
+        """
+        found: dict[int, Outcome] = {}
+        for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
+            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+                try:
+                    outcome = Outcome.of(json.loads(line))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise RuntimeError(
+                        f"{path} is damaged in line {number}; delete the file and run the "
+                        "evaluation again: only its images are done anew"
+                    ) from error
+                found[outcome.index] = outcome
+        return [found[index] for index in sorted(found)]
+
+    def examples(self) -> Iterator[dict[str, np.ndarray]]:
+        """The pictures kept of each block, by index."""
+        for path in sorted((self.folder / "examples").glob("*.npz")):
+            with np.load(path) as file:
+                yield dict(file)
+
+
+def merge(folders: Sequence[Path], out: Path) -> Run:
+    """Put the outcomes of several folders of the same run into one.
+
+    Raises:
+        RuntimeError: They are not of the same spec, or disagree about an image.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    whole = Run.begin(out, runs[0].asked)
+    facts: dict[int, tuple[Path, Any]] = {}
+    for run in runs:
+        if run.asked["identity"] != whole.asked["identity"]:
+            raise RuntimeError(f"{run.folder} is a run of another spec than {runs[0].folder}")
+        for outcome in run.outcomes():
+            fact = (outcome.label, outcome.chosen, outcome.conditions)
+            folder, known = facts.setdefault(outcome.index, (run.folder, fact))
+            if known != fact:
+                raise RuntimeError(
+                    f"{folder} and {run.folder} disagree about image {outcome.index}: they were not "
+                    "made by the same models"
+                )
+    for run in runs:
+        for kind in ("outcomes", "examples"):
+            for path in sorted((run.folder / kind).glob("*.*")):
+                target = whole.folder / kind / path.name
+                if not target.exists():
+                    write_bytes(target, path.read_bytes())
+                elif target.read_bytes() != path.read_bytes():
+                    target = target.with_stem(f"{target.stem}-{run.folder.name}")
+                    write_bytes(target, path.read_bytes())
+    return whole

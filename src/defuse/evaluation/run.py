@@ -1,0 +1,271 @@
+"""An evaluation spec, from its text to a run folder."""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from defuse import spec as specs
+from defuse.defenses.purified import Purified
+from defuse.evaluation.evaluate import Machine, evaluate
+from defuse.evaluation.record import Run
+from defuse.noise import Noise, permutation
+from defuse.protocols import Attack, Classifier, Dataset
+from defuse.spec import SpecError, Table
+from defuse.threat import Threat
+
+SECTIONS = (
+    "data",
+    "classifier",
+    "denoiser",
+    "purifier",
+    "threat",
+    "attacks",
+    "evaluation",
+    "machine",
+)
+EVALUATION: dict[str, tuple[Any, Any]] = {
+    "images": (int | None, None),
+    "subset_seed": (int, 0),
+    "seed": (int, 0),
+    "draws": (int, 8),
+    "pictures": (int, 8),
+}
+MACHINE: dict[str, tuple[Any, Any]] = {
+    "device": (str, "auto"),
+    "rows": (int, 256),
+    "block": (int, 32),
+}
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """An attack on what the attacker takes the model for."""
+
+    attack: Attack
+    view: Any
+
+    def __call__(self, model: Classifier, x: Any, y: Any, threat: Threat, noise: Noise) -> Any:
+        """Adversarial images, shaped like `x`."""
+        return self.attack(self.view(model), x, y, threat, noise)
+
+
+def check(spec: Table, folder: str | None = None) -> Table:
+    """An evaluation spec with every option checked and filled in.
+
+    Args:
+        spec: What `spec.load` read.
+        folder: Where data sets are read from.
+
+    Raises:
+        SpecError: What is wrong with it.
+    """
+    for key in spec:
+        if key not in SECTIONS:
+            near = specs.nearest(key, SECTIONS)
+            raise SpecError(f"an evaluation spec has no {key!r}; {near}")
+    for key in ("data", "classifier", "threat", "attacks"):
+        if key not in spec:
+            raise SpecError(f"an evaluation spec needs {key!r}")
+    checked = {"data": specs.check_data(spec["data"], folder)} | check_model(spec)
+    threat = specs.fields("threat", spec["threat"], {"norm": (str, ...), "eps": (float, ...)})
+    try:
+        Threat(**threat)
+    except ValueError as error:
+        raise SpecError(f"threat: {error}") from error
+    options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
+    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
+    for section, name, least in (
+        (options, "images", 1),
+        (options, "draws", 1),
+        (options, "pictures", 0),
+        (machine, "rows", 1),
+        (machine, "block", 1),
+    ):
+        if section[name] is not None and section[name] < least:
+            raise SpecError(f"{name} must be {least} or more, not {section[name]}")
+    return checked | {
+        "threat": threat,
+        "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
+        "evaluation": options,
+        "machine": machine,
+    }
+
+
+def check_model(spec: Table) -> Table:
+    """The parts of a spec that make the model: classifier, and denoiser and purifier if any.
+
+    Raises:
+        SpecError: What is wrong with them.
+    """
+    checked: Table = {"classifier": specs.check("classifier", spec["classifier"])}
+    if spec.get("denoiser") is not None:
+        checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
+    if spec.get("purifier") is not None:
+        checked["purifier"] = specs.check("purifier", spec["purifier"])
+        needs = specs.takes("purifier", checked["purifier"])
+        if "denoiser" in needs and "denoiser" not in checked:
+            name = checked["purifier"]["name"]
+            raise SpecError(f"the purifier {name} needs a denoiser: add that part to the spec")
+    return checked
+
+
+def build_model(spec: Table, device: str) -> Classifier:
+    """The classifier of a checked spec, behind its purifier if it has one; frozen, on `device`.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    classifier = specs.build("classifier", spec["classifier"])
+    model: Any = classifier
+    if "purifier" in spec:
+        denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
+        given = {"denoiser": denoiser, "classifier": classifier}
+        model = Purified(classifier, specs.build("purifier", spec["purifier"], **given))
+    if isinstance(model, nn.Module):
+        model = model.eval().requires_grad_(False).to(device)
+    return model
+
+
+def run(
+    spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
+) -> Run:
+    """Evaluate what a checked `spec` asks, from where `folder` left off.
+
+    Args:
+        spec: What `check` returned.
+        folder: The run folder.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+        RuntimeError: The folder holds another run, or the result must not be believed.
+    """
+    options, machine = spec["evaluation"], spec["machine"]
+    device = pick_device(machine["device"])
+    data: Dataset = specs.build("data", spec["data"])
+    model = build_model(spec, device)
+    indices = subset(len(data), options["images"], options["subset_seed"])
+    asked = {
+        "identity": specs.identity(spec),
+        "spec": spec,
+        "indices": indices,
+        "classes": list(data.classes),
+        "versions": versions(),
+    }
+    _fits(model, data, indices, device)
+    begun = Run.begin(folder, asked)
+    evaluate(
+        model,
+        data,
+        dict(_attacks(spec["attacks"])),
+        Threat(**spec["threat"]),
+        begun,
+        indices=indices,
+        seed=options["seed"],
+        draws=options["draws"],
+        pictures=options["pictures"],
+        machine=Machine(device, machine["rows"], machine["block"], shard, quiet),
+    )
+    return begun
+
+
+def subset(size: int, images: int | None, seed: int) -> list[int]:
+    """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
+
+    Raises:
+        SpecError: There are not so many.
+    """
+    if images is None:
+        return list(range(size))
+    if images > size:
+        raise SpecError(f"images: the data set has {size}, not {images}")
+    return sorted(permutation(size, seed, "subset")[:images])
+
+
+def pick_device(name: str) -> str:
+    """The device of that name; `"auto"` is the GPU where there is one.
+
+    Raises:
+        SpecError: There is no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
+    return name
+
+
+def versions() -> dict[str, str]:
+    """What made a result: the versions of this package, Python and the libraries."""
+    found = {"python": platform.python_version()}
+    for name in ("defuse", "torch", "diffusers", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
+    if not isinstance(attacks, list):
+        raise SpecError("attacks must be a list; each has a name, and may have a view and a label")
+    checked: list[Table] = []
+    for attack in attacks:
+        table = dict(specs.part("attack", attack))
+        view = table.pop("view", "exact")
+        specs.find("view", view)
+        label = table.pop("label", None)
+        if view in ("bpda", "undefended") and not defended:
+            raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
+        row = specs.check("attack", table)
+        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{view}"}
+        if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
+            raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
+        checked.append(row)
+    return checked
+
+
+def _attacks(rows: Sequence[Table]) -> list[tuple[str, Attack]]:
+    made = []
+    for row in rows:
+        table = {key: value for key, value in row.items() if key not in ("view", "label")}
+        attack = specs.build("attack", table)
+        made.append((row["label"], Viewed(attack, specs.find("view", row["view"]))))
+    return made
+
+
+@torch.inference_mode()
+def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
+    """Try one image, so that parts that do not fit are told before the work begins."""
+    image, label = data[indices[0]]
+    shape = tuple(image.shape)
+    denoiser = getattr(getattr(model, "purifier", None), "denoiser", None)
+    wanted = getattr(denoiser, "shape", None)
+    if wanted is not None and tuple(wanted) != shape:
+        raise SpecError(
+            f"the images are {_size(shape)} and the denoiser was made for {_size(wanted)}; "
+            "choose a data set and a denoiser of the same size"
+        )
+    try:
+        logits = model(image[None].to(device), Noise.of(0, [0]))
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise SpecError(f"the model does not take images of {_size(shape)}: {said}") from error
+    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
+        raise SpecError(
+            f"the classifier returns {tuple(logits.shape)}, and the data set has "
+            f"{len(data.classes)} classes"
+        )
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

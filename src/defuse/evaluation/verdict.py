@@ -1,0 +1,189 @@
+"""The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from defuse import __version__
+from defuse.evaluation import doubts
+from defuse.evaluation.record import Condition, Outcome, Run
+from defuse.statistics import Share, mean_of, wilson
+from defuse.threat import Threat
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How often the model is right under one condition, in three readings, each with an interval.
+
+    Attributes:
+        name: The condition.
+        mean: Over images and draws: how often one query is answered rightly.
+        majority: Over images: how often most of the k draws are right.
+        worst: Over images: how often all k draws are right (an attacker may submit k times).
+        k: Draws per image.
+        bare: How often the classifier without its defence is right; None if there is no defence.
+    """
+
+    name: str
+    mean: Share
+    majority: Share
+    worst: Share
+    k: int
+    bare: Share | None
+
+
+def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition]) -> Judged:
+    """Judge the condition that `pick` takes of each outcome.
+
+    Raises:
+        ValueError: There are no outcomes.
+    """
+    rows = [(pick(outcome), outcome.label) for outcome in outcomes]
+    k, n = len(rows[0][0].draws), len(rows)
+    right = [row.draws.count(label) for row, label in rows]
+    won = sum(_majority(row.draws) == label for row, label in rows)
+    has_bare = rows[0][0].bare is not None
+    return Judged(
+        name=name,
+        mean=mean_of([hits / k for hits in right], k),
+        majority=wilson(won, n),
+        worst=wilson(sum(hits == k for hits in right), n),
+        k=k,
+        bare=wilson(sum(row.bare == label for row, label in rows), n) if has_bare else None,
+    )
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What `report.json` holds of a run, finished or not.
+
+    Raises:
+        RuntimeError: The run has no outcomes yet, or a file of it is damaged.
+    """
+    outcomes = run.outcomes()
+    if not outcomes:
+        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+    spec = run.asked["spec"]
+    labels = [row["label"] for row in spec["attacks"]]
+    by_name = {name: judge(name, outcomes, _named(name)) for name in ("clean", "random", *labels)}
+    robust = judge("robust", outcomes, lambda outcome: outcome.conditions[outcome.chosen])
+    fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
+    return {
+        "version": VERSION,
+        "run": run.asked["identity"],
+        "spec": spec,
+        "n": len(outcomes),
+        "of": len(run.asked["indices"]),
+        "clean": by_name["clean"].mean._asdict() | _readings(by_name["clean"]),
+        "robust": _readings(robust),
+        "random": _readings(by_name["random"]),
+        "flip_rate": flip_rate(outcomes)._asdict(),
+        "attacks": [
+            {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
+            for name in labels
+        ],
+        "classes": _by_class(outcomes, run.asked["classes"]),
+        "threat": spec["threat"],
+        "card": card(spec),
+        "doubts": [asdict(doubt) for doubt in doubts.all_doubts(spec, outcomes, by_name, robust)],
+        "cost": _cost(outcomes),
+        "versions": run.asked["versions"],
+        "defuse": __version__,
+    }
+
+
+def flip_rate(outcomes: Sequence[Outcome]) -> Share:
+    """On clean images: how often a draw disagrees with most draws of the same image."""
+    rates = []
+    for outcome in outcomes:
+        draws = outcome.conditions["clean"].draws
+        rates.append(1 - draws.count(_majority(draws)) / len(draws))
+    return mean_of(rates, len(outcomes[0].conditions["clean"].draws))
+
+
+def card(spec: dict[str, Any]) -> dict[str, str]:
+    """The threat model in plain words."""
+    threat, options = Threat(**spec["threat"]), spec["evaluation"]
+    purifier = spec.get("purifier")
+    change = (
+        f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)"
+        if threat.norm == "linf"
+        else f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)"
+    )
+    attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in spec["attacks"])
+    defence = "none" if purifier is None else _options(purifier)
+    return {
+        "the attacker may change": change,
+        "the attacker's view": attacker,
+        "the attacker's randomness": "draws of his own, fresh at every step; never those of the verdict",
+        "the defence": defence,
+        "the verdict": f"{options['draws']} held-out draws per image, the same clean and attacked; the "
+        "attack that counts is chosen per image on other draws",
+        "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "
+        f"seed {options['subset_seed']}; noise of seed {options['seed']}",
+    }
+
+
+def eps_words(eps: float) -> str:
+    """A budget as it is usually written: 8/255 rather than 0.0314."""
+    n = eps * 255
+    return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and round(n) else f"{eps:.4g}"
+
+
+def _sees(row: dict[str, Any]) -> str:
+    views = {
+        "exact": "the whole model, with its exact gradient",
+        "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
+        "undefended": "the classifier alone, not the defence (transfer)",
+    }
+    effort = [f"{row[key]} {key}" for key in ("steps", "eot", "restarts") if key in row]
+    return f"{views.get(row['view'], row['view'])}; {', '.join(effort)}".rstrip("; ")
+
+
+def _options(part: dict[str, Any]) -> str:
+    options = ", ".join(f"{k} {v}" for k, v in part.items() if k != "name" and v is not None)
+    return f"{part['name']} ({options})" if options else part["name"]
+
+
+def _readings(judged: Judged) -> dict[str, Any]:
+    found = {name: getattr(judged, name)._asdict() for name in ("mean", "majority", "worst")}
+    found["k"] = judged.k
+    if judged.bare is not None:
+        found["bare"] = judged.bare._asdict()
+    return found
+
+
+def _by_class(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[dict[str, Any]]:
+    rows = []
+    for label, name in enumerate(classes):
+        of_class = [outcome for outcome in outcomes if outcome.label == label]
+        if of_class:
+            clean = judge("clean", of_class, _named("clean")).mean
+            robust = judge("robust", of_class, lambda o: o.conditions[o.chosen]).mean
+            row = {"name": name, "n": len(of_class)}
+            rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
+    return rows
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    names = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
+    totals = {name: round(sum(o.cost.get(name, 0) for o in outcomes)) for name in names}
+    return totals | {
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(outcomes) / seconds, 4) if seconds else 0.0,
+        "peak_bytes": int(max(outcome.cost.get("peak_bytes", 0) for outcome in outcomes)),
+    }
+
+
+def _named(name: str) -> Callable[[Outcome], Condition]:
+    return lambda outcome: outcome.conditions[name]
+
+
+def _right(outcome: Outcome, name: str) -> bool:
+    return _majority(outcome.conditions[name].draws) == outcome.label
+
+
+def _majority(draws: Sequence[int]) -> int:
+    return min(set(draws), key=lambda answer: (-draws.count(answer), answer))

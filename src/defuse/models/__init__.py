@@ -1,0 +1,1 @@
+"""Networks that classify images, and the weights they load."""

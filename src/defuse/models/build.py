@@ -1,0 +1,89 @@
+"""What a spec's `classifier` and `denoiser` may name: networks with their weights and input range."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from defuse.diffusion.denoise import Network, Prediction
+from defuse.diffusion.schedule import Schedule
+from defuse.models import cnn, resnet
+from defuse.models import wide_resnet as wide
+from defuse.models.classifiers import Plain
+from defuse.models.weights import load_state, read_state
+
+CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def cifar_resnet(
+    depth: Literal[20, 32, 44, 56] = 20,
+    classes: int = 10,
+    weights: Path | None = None,
+    mean: Sequence[float] = CIFAR_MEAN,
+    std: Sequence[float] = CIFAR_STD,
+) -> Plain:
+    """A CIFAR ResNet of He et al. (2016), random or with the public weights."""
+    return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std)
+
+
+def wide_resnet(
+    depth: int = 28,
+    width: int = 10,
+    classes: int = 10,
+    dropout: float = 0.0,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> Plain:
+    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
+    return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
+
+
+def small_cnn(
+    channels: int = 1,
+    size: int = 8,
+    classes: int = 10,
+    width: int = 32,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+) -> Plain:
+    """A small convolutional network, for digits and MNIST."""
+    return _plain(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
+
+
+def network(
+    network: nn.Module,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> Plain:
+    """Your own network as a classifier: called with normalised images, it returns logits."""
+    return _plain(network, weights, mean, std)
+
+
+def denoising_network(
+    network: nn.Module,
+    schedule: Schedule | None = None,
+    predicts: Prediction = "noise",
+    classes: int = 0,
+    time: Literal["scaled", "score_sde", "index"] = "scaled",
+    clip: bool = False,
+    weights: Path | None = None,
+) -> Network:
+    """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes."""
+    if weights is not None:
+        load_state(network, read_state(weights), str(weights))
+    return Network(
+        network, schedule=schedule, predicts=predicts, classes=classes, time=time, clip=clip
+    )
+
+
+
+def _plain(
+    network: nn.Module, weights: Path | None, mean: Sequence[float], std: Sequence[float]
+) -> Plain:
+    if weights is not None:
+        load_state(network, read_state(Path(weights)), str(weights))
+    return Plain(network, tuple(mean), tuple(std))

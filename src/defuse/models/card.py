@@ -1,0 +1,120 @@
+"""Weights with a card: a folder of `model.safetensors` and `card.json`, which says what it is.
+
+A card holds the part of a spec that builds the network, what it was trained on, by which command,
+how well it does, and the sha256 of the weights; nothing else is needed to load it.
+"""
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from defuse import __version__, spec
+from defuse.diffusion.denoise import Denoiser
+from defuse.files import write_bytes
+from defuse.models.classifiers import Plain
+from defuse.models.weights import load_state, read_state, sha256
+
+VERSION = 1
+
+
+def save(
+    folder: Path, kind: str, part: spec.Table, model: nn.Module, half: bool = False, **facts: Any
+) -> Path:
+    """Write a model and its card to `folder`.
+
+    Args:
+        folder: Where to; made if it is not there.
+        kind: `"denoiser"` or `"classifier"`.
+        part: The checked part of a spec that builds it.
+        model: What it built, trained.
+        half: Whether weights are stored in float16 (they are float32 again when loaded).
+        facts: What else the card should say: data, command, metrics, ...
+    """
+    from safetensors.torch import save as to_bytes
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
+    path = folder / "model.safetensors"
+    write_bytes(path, to_bytes(state))
+    card = {
+        "version": VERSION,
+        "kind": kind,
+        "part": part,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "dtype": "float16" if half else "float32",
+        "sha256": sha256(path),
+        **facts,
+        "defuse": __version__,
+    }
+    write_bytes(folder / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    return path
+
+
+def load_denoiser(weights: str) -> Denoiser:
+    """The denoiser of a card, frozen.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card.
+
+    Raises:
+        ValueError: There is no such card, or the weights are not those it describes.
+    """
+    return _load("denoiser", weights)
+
+
+def load_classifier(weights: str) -> Plain:
+    """The classifier of a card, frozen.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card.
+
+    Raises:
+        ValueError: There is no such card, or the weights are not those it describes.
+    """
+    return _load("classifier", weights)
+
+
+def read_card(weights: str) -> tuple[Path, spec.Table]:
+    """The folder of a card, and what it says.
+
+    Raises:
+        ValueError: There is no such card, or it cannot be read.
+    """
+    for folder in (Path(weights), Path(str(resources.files("defuse.weights").joinpath(weights)))):
+        path = folder / "card.json"
+        if path.is_file():
+            try:
+                return folder, json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is not a card: {error}") from error
+    names = ", ".join(shipped()) or "none"
+    raise ValueError(
+        f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
+        f"(there are: {names})"
+    )
+
+
+def shipped() -> list[str]:
+    """The names of the models that come with the package."""
+    home = resources.files("defuse.weights")
+    return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
+
+
+def _load(kind: str, weights: str) -> Any:
+    folder, card = read_card(weights)
+    if card.get("kind") != kind:
+        raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise ValueError(f"{folder} has a card but no model.safetensors; copy it there")
+    if sha256(path) != card.get("sha256"):
+        raise ValueError(f"{path} is not the file its card describes (another sha256); copy it again")
+    model = spec.build(kind, spec.check(kind, card["part"]))
+    state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
+    load_state(model, state, str(path))
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,154 @@
+"""Randomness as a value.
+
+A `Noise` holds one key per image, and what it yields depends on the keys alone: not on the batch an
+image travels in, the process it lands in, or the draws made before. So a run can be resumed, split
+over machines, replayed by an attacker who knows the randomness, or recomputed on the way back of a
+gradient, and every image meets the same noise. Numbers are drawn in float32 on the CPU and then
+moved, so that they are the same on every device and in every precision.
+
+This is the only module that may draw random numbers.
+"""
+
+import secrets
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+Path = int | str
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an attacker was told of the defence's noise: the streams `names` of `keys`.
+
+    With no names he was told all of it. With `pool`, the defence draws from `pool` fixed paths, and
+    he knows these. `live` turns on where the defence begins to draw (see `Noise.draws`).
+    """
+
+    keys: tuple[int, ...]
+    names: frozenset[str]
+    pool: int = 0
+    live: bool = False
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One independent stream of random numbers per image of a batch.
+
+    Attributes:
+        keys: A key (64 bits) per image.
+        given: What is known of somebody else's noise; None for everybody but an attacker.
+    """
+
+    keys: tuple[int, ...]
+    given: Given | None = None
+
+    @classmethod
+    def of(cls, seed: int, indices: Iterable[int]) -> "Noise":
+        """The noise of the images at `indices` of a data set, for one seed."""
+        return cls(tuple(_key(seed, int(index)) for index in indices))
+
+    @classmethod
+    def fresh(cls, size: int) -> "Noise":
+        """Noise for `size` images that cannot be repeated."""
+        return cls(tuple(secrets.randbits(64) for _ in range(size)))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def fold(self, *path: Path) -> "Noise":
+        """The stream named `path` below this one."""
+        noise = self
+        for name in path:
+            noise = noise._step(name)
+        return noise
+
+    def _step(self, name: Path) -> "Noise":
+        given = self.given
+        if given is not None and given.live:
+            theirs = tuple(_key(key, name) for key in given.keys)
+            if name in given.names:
+                return Noise(theirs)
+            given = replace(given, keys=theirs)
+        return Noise(tuple(_key(key, name) for key in self.keys), given)
+
+    def repeat(self, copies: int) -> "Noise":
+        """Every image `copies` times in a row, each copy with a stream of its own."""
+        keys = tuple(_key(k, "copy", i) for k in self.keys for i in range(copies))
+        given = self.given
+        if given is not None:
+            given = replace(given, keys=tuple(k for k in given.keys for _ in range(copies)))
+        return Noise(keys, given)
+
+    def take(self, which: Iterable[int] | Tensor) -> "Noise":
+        """The noise of the images at positions `which` of this batch."""
+        chosen = [int(i) for i in which]
+        given = self.given
+        if given is not None:
+            given = replace(given, keys=tuple(given.keys[i] for i in chosen))
+        return Noise(tuple(self.keys[i] for i in chosen), given)
+
+    def knowing(self, secret: "Noise", names: Collection[str] = (), pool: int = 0) -> "Noise":
+        """The noise of an attacker who was told part of `secret`, the defence's own noise.
+
+        Args:
+            secret: What the defence will draw, for the same images.
+            names: The streams he knows (`"forward"`, `"reverse"`, ...); none means all of them.
+            pool: If positive, the defence draws from this many fixed paths, all known to him.
+        """
+        if len(secret) != len(self):
+            raise ValueError(f"noise of {len(self)} images, told of noise of {len(secret)}")
+        return replace(self, given=Given(secret.keys, frozenset(names), pool))
+
+    def draws(self, turn: int, copies: int = 1) -> "Noise":
+        """What an attacker takes for the defence's noise in his query number `turn`.
+
+        Every image `copies` times in a row. Whatever he was not told (`knowing`) is fresh for each
+        turn and copy; what he was told is the defence's own.
+        """
+        own = self.fold("draw", turn).repeat(copies)
+        given = own.given
+        if given is None:
+            return own
+        keys = given.keys
+        if given.pool:
+            place = [(turn * copies + c) % given.pool for c in range(copies)] * len(self)
+            keys = tuple(_key(_key(k, "pool"), p) for k, p in zip(keys, place, strict=True))
+        if not given.names:
+            return Noise(keys)
+        return replace(own, given=replace(given, keys=keys, pool=0, live=True))
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers, shaped like `like` (B, ...), on its device."""
+        return self._fill(like, lambda image, source: image.normal_(generator=source))
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform numbers of [0, 1), shaped like `like` (B, ...), on its device."""
+        return self._fill(like, lambda image, source: image.uniform_(generator=source))
+
+    def _fill(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        if len(like) != len(self.keys):
+            raise ValueError(f"noise for {len(self.keys)} images, asked to fill {len(like)}")
+        out = torch.empty(like.shape, dtype=torch.float32)
+        source = torch.Generator()
+        for image, key in zip(out, self.keys, strict=True):
+            draw(image, source.manual_seed(key))
+        return out.to(like)
+
+
+def permutation(size: int, seed: int, *path: Path) -> list[int]:
+    """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
+    source = torch.Generator().manual_seed(_key(seed, *path))
+    return torch.randperm(size, generator=source).tolist()
+
+
+def seed_torch(seed: int, *path: Path) -> None:
+    """Seed torch's global generators: for the first weights of a network and for dropout."""
+    torch.manual_seed(_key(seed, *path))
+
+
+def _key(*path: Path) -> int:
+    return int.from_bytes(blake2b(repr(path).encode(), digest_size=8).digest(), "little")

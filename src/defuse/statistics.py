@@ -1,0 +1,59 @@
+"""Intervals for what is counted."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+
+class Share(NamedTuple):
+    """A proportion with its 95 % interval."""
+
+    accuracy: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+def wilson(hits: int, total: int) -> Share:
+    """The share of `hits` in `total` independent trials, with Wilson's interval (1927).
+
+    Raises:
+        ValueError: There are no trials.
+    """
+    if total < 1:
+        raise ValueError("a share of no trials is not a number")
+    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
+    return Share(hits / total, float(low), float(high))
+
+
+def mean_of(rates: Sequence[float], draws: int) -> Share:
+    """The mean of one rate in [0, 1] per image, with an interval over images.
+
+    Wilson's interval at the number of trials that a coin of the same mean would need to scatter as
+    the images do: with one draw per image it is Wilson's own; with many draws of the same image,
+    which are not independent, it is as wide as the images' scatter says: between that of as many
+    coins as there are images, and of as many as there are draws.
+
+    Args:
+        rates: One per image, each the mean of `draws` draws.
+        draws: Per image.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    values = np.asarray(rates, dtype=float)
+    if not values.size:
+        raise ValueError("a mean of no images is not a number")
+    mean, n = float(values.mean()), float(values.size)
+    scatter = float(values.var(ddof=1)) if values.size > 1 else 0.0
+    coin = mean * (1 - mean)
+    if scatter > 0:
+        n = min(max(n, coin / scatter * n), n * draws)
+    z = float(stats.norm.ppf(0.975))
+    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * (coin / n + z**2 / (4 * n**2)) ** 0.5
+    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))

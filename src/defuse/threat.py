@@ -1,0 +1,75 @@
+"""Threat models: what an attacker may change, and the geometry that attacks need."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from defuse.noise import Noise
+
+Norm = Literal["linf", "l2"]
+
+
+@dataclass(frozen=True)
+class Threat:
+    """All images of [0, 1] within `eps` of the original.
+
+    Attributes:
+        norm: `"linf"` (the largest change of a pixel) or `"l2"` (Euclidean length).
+        eps: The budget, in units of [0, 1] images (8/255 is 0.0314).
+    """
+
+    norm: Norm
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise ValueError(f"the norm is {' or '.join(get_args(Norm))}, not {self.norm!r}")
+        if not 0 <= self.eps < float("inf"):
+            raise ValueError(f"eps must be a number from 0 upward, not {self.eps}")
+
+    def size(self, delta: Tensor) -> Tensor:
+        """The norm of each perturbation (B, C, H, W), shaped (B,)."""
+        flat = delta.flatten(1)
+        return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The direction of unit norm that ascends fastest, per image (0 where the gradient is)."""
+        if self.norm == "linf":
+            return gradient.sign()
+        peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
+        scaled = gradient / peak  # first, lest squares of tiny gradients vanish
+        return scaled / images(self.size(scaled)).clamp(min=torch.finfo(gradient.dtype).tiny)
+
+    def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """The nearest allowed image (for l2: the ball first, then the box, which is inside it)."""
+        delta = x_adv - x
+        if self.norm == "linf":
+            delta = delta.clamp(-self.eps, self.eps)
+        else:
+            size = images(self.size(delta))
+            delta = torch.where(size > self.eps, delta * (self.eps / size.clamp(min=1e-30)), delta)
+        return (x + delta).clamp(0, 1)
+
+    def start(self, x: Tensor, noise: Noise) -> Tensor:
+        """A random allowed image, uniform in the ball (then clipped to [0, 1])."""
+        if self.norm == "linf":
+            return self.project(x, x + self.eps * (2 * noise.uniform(x) - 1))
+        radius = noise.fold("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
+        return self.project(x, x + self.eps * radius * self.steepest(noise.normal(x)))
+
+    def edge(self, x: Tensor, noise: Noise) -> Tensor:
+        """A random image of the whole budget: signs for linf, a direction for l2."""
+        return self.project(x, x + self.eps * self.steepest(noise.normal(x)))
+
+    def allows(self, x: Tensor, x_adv: Tensor, slack: float = 1e-5) -> Tensor:
+        """Which images stay within the threat, (B,) of bool; one with a NaN does not."""
+        flat = x_adv.flatten(1)
+        inside = (flat >= 0).all(1) & (flat <= 1).all(1)
+        return inside & (self.size(x_adv - x) <= self.eps + slack)
+
+
+def images(per_image: Tensor) -> Tensor:
+    """Numbers (B,) shaped (B, 1, 1, 1), to meet images."""
+    return per_image[:, None, None, None]

@@ -1,0 +1,1 @@
+"""Training: objectives, and the one loop that brings them down."""

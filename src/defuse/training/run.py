@@ -1,0 +1,156 @@
+"""A training spec, from its text to a folder with weights, a card, a log and pictures."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defuse import spec as specs
+from defuse.data import fetch
+from defuse.data.pictures import grid
+from defuse.diffusion.denoise import Network
+from defuse.diffusion.reverse import Ancestral, reverse, strided
+from defuse.models import card
+from defuse.noise import Noise, seed_torch
+from defuse.protocols import Dataset
+from defuse.spec import SpecError, Table
+from defuse.statistics import wilson
+from defuse.training.objectives import denoising_loss
+from defuse.training.train import train
+
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "steps": (int, ...),
+    "batch": (int, 64),
+    "rate": (float, 2e-4),
+    "warmup": (int, 100),
+    "weight_decay": (float, 0.0),
+    "average": (float, 0.999),
+    "clip": (float, 1.0),
+    "flip": (bool, False),
+    "crop": (int, 0),
+    "seed": (int, 0),
+    "half": (bool, False),
+}
+MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "save_every": (int, 500)}
+SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
+
+
+def check(spec: Table, folder: str | None = None) -> Table:
+    """A training spec with every option checked and filled in.
+
+    Raises:
+        SpecError: What is wrong with it.
+    """
+    for key in spec:
+        if key not in SECTIONS:
+            raise SpecError(f"a training spec has no {key!r}; it has: {', '.join(SECTIONS)}")
+    kind = _kind(spec)
+    for key in ("data", "objective", "training"):
+        if key not in spec:
+            raise SpecError(f"a training spec needs {key!r}")
+    checked: Table = {"data": specs.check_data(spec["data"], folder)}
+    if "test" in spec:
+        checked["test"] = specs.check_data(spec["test"], folder)
+    return checked | {
+        kind: specs.check(kind, spec[kind]),
+        "objective": specs.check("objective", spec["objective"]),
+        "training": specs.fields("training", spec["training"], OPTIONS),
+        "machine": specs.fields("machine", spec.get("machine", {}), MACHINE),
+    }
+
+
+def run(spec: Table, folder: Path, quiet: bool = False) -> Path:
+    """Train what a checked `spec` asks, from where `folder` left off.
+
+    Returns:
+        The folder: weights and card, the checkpoint, the log, and pictures for a denoiser.
+
+    Raises:
+        SpecError: A part refuses its options.
+        RuntimeError: The folder holds another training, or the loss is not a number.
+    """
+    kind, options = _kind(spec), dict(spec["training"])
+    half, seed = options.pop("half"), options["seed"]
+    device = spec["machine"]["device"]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    data: Dataset = specs.build("data", spec["data"])
+    seed_torch(seed, "weights")
+    model: nn.Module = specs.build(kind, spec[kind])
+    objective = specs.build("objective", spec["objective"])
+    trained = train(
+        model,
+        objective,
+        data,
+        folder,
+        **options,
+        save_every=spec["machine"]["save_every"],
+        device=device,
+        asked=specs.identity(spec),
+        quiet=quiet,
+    ).cpu()
+    test = specs.build("data", spec["test"]) if "test" in spec else None
+    facts = {
+        "data": spec["data"] | {"images": len(data)},
+        "objective": spec["objective"],
+        "training": spec["training"],
+        "command": "defuse " + " ".join(sys.argv[1:]) if sys.argv[0].endswith("defuse") else None,
+    }
+    for fact in facts.values():
+        if isinstance(fact, dict):
+            fact.pop("folder", None)
+    card.save(folder, kind, spec[kind], trained, half, **facts)
+    loaded = card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
+    if test is not None:
+        metrics = _measure(loaded, test, getattr(objective, "t_max", 1.0))
+        card.save(folder, kind, spec[kind], trained, half, **facts, metrics=metrics)
+    if isinstance(loaded, Network):
+        _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
+    return folder
+
+
+def _kind(spec: Table) -> str:
+    kinds = [kind for kind in ("denoiser", "classifier") if kind in spec]
+    if len(kinds) != 1:
+        raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
+    return kinds[0]
+
+
+@torch.inference_mode()
+def _measure(model: Any, test: Dataset, t_max: float) -> Table:
+    """What the card says of the model on images it was not trained on (at most 2,000)."""
+    size = min(len(test), 2000)
+    blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
+    if not isinstance(model, Network):
+        hits = 0
+        for block in blocks:
+            x, y = fetch(test, block)
+            hits += int((model(x, Noise.of(0, block)).argmax(1) == y).sum())
+        share = wilson(hits, size)
+        return {"test_images": size, "accuracy": share.accuracy, "interval": [share.low, share.high]}
+    losses: dict[str, float] = {}
+    for t in (t_max * torch.arange(1, 9) / 8).tolist():
+        total = 0.0
+        for block in blocks:
+            x, y = fetch(test, block)
+            loss = denoising_loss(model, x, torch.tensor(t), y, Noise.of(0, block))
+            total += float(loss.sum())
+        losses[f"{t:.3f}"] = round(total / size, 5)
+    return {"test_images": size, "denoising_loss": losses}
+
+
+@torch.inference_mode()
+def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
+    """Pictures: clean, noised and denoised images; and images drawn from noise where it can."""
+    x, y = fetch(data, range(min(16, len(data))))
+    noise, t = Noise.of(0, range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
+    z = model.perturb(model.encode(x), t, noise)
+    rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
+    grid(folder / "denoised.png", rows)
+    if t_max == 1:
+        start = noise.fold("sample").normal(x)
+        back = noise.fold("reverse")
+        drawn = reverse(model, start, strided(1, 100, 1000), back, step=Ancestral(), label=y)
+        grid(folder / "samples.png", [model.decode(drawn)])

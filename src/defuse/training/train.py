@@ -1,0 +1,174 @@
+"""Training: one loop for every objective, resumed exactly where it stopped.
+
+The state of a training is a number, the step; images, augmentation and noise of a step are a
+function of the seed and the step. A checkpoint holds the step, the weights, their average and the
+optimiser, and is written whole or not at all, so a training that is killed and run again ends with
+the very weights of one that was not (bit for bit on the CPU).
+"""
+
+import json
+import math
+import time
+from collections import deque
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from defuse.data import fetch
+from defuse.files import write_bytes, write_torch
+from defuse.noise import Noise, permutation, seed_torch
+from defuse.progress import progress
+from defuse.protocols import Dataset
+from defuse.training.objectives import augmented
+
+
+def train(
+    model: nn.Module,
+    objective: Any,
+    data: Dataset,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+    rate: float = 2e-4,
+    warmup: int = 100,
+    weight_decay: float = 0.0,
+    average: float = 0.999,
+    clip: float = 1.0,
+    flip: bool = False,
+    crop: int = 0,
+    seed: int = 0,
+    save_every: int = 500,
+    device: str = "cpu",
+    asked: str = "",
+    quiet: bool = False,
+) -> nn.Module:
+    """Train `model` in place.
+
+    Args:
+        model: A `Denoiser` or a classifier.
+        objective: The loss (see `protocols.Objective`).
+        data: Images with labels.
+        folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
+        steps: How many batches; those done before, as the folder says, count.
+        batch: Images of a step.
+        rate: The learning rate of AdamW, reached after `warmup` steps; it falls to 0 as a cosine.
+        warmup: Steps of a linear rise of the rate.
+        weight_decay: Of AdamW.
+        average: The decay of the running average of the weights (less in the first steps).
+        clip: The greatest norm of a step's gradient.
+        flip: Whether images are mirrored half of the time.
+        crop: By up to how many pixels images are moved.
+        seed: Of everything random.
+        save_every: Steps between checkpoints.
+        device: Where to train.
+        asked: The identity of what is trained; a checkpoint of another is refused.
+        quiet: Show no progress.
+
+    Returns:
+        The running average of the weights, as a copy of the model in evaluation mode.
+
+    Raises:
+        RuntimeError: The checkpoint answers to another spec, or the loss is not a number.
+    """
+    model = model.to(device).train()
+    mean = deepcopy(model).eval().requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
+    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": optimizer}
+    checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
+    step = _resume(checkpoint, asked, parts, device)
+    lines = [line for line in _lines(log) if line["step"] <= step]
+    recent: deque[float] = deque(maxlen=100)
+
+    with progress(f"training {folder.name}", steps, step, quiet) as show:
+        began, first = time.monotonic(), step
+        while step < steps:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _rate(step, steps, warmup)
+            loss = _step(model, objective, data, seed, step, batch, flip, crop, device)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise RuntimeError(
+                    f"the loss is {value} at step {step}; the last good checkpoint is "
+                    f"{_place(checkpoint)}; lower the rate and start in another folder"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            blend(mean, model, min(average, (1 + step) / (10 + step)))
+            step += 1
+            recent.append(value)
+            loss_now = sum(recent) / len(recent)
+            show(step, f"loss {loss_now:.4f}")
+            if step % save_every == 0 or step == steps:
+                pace = (step - first) * batch / (time.monotonic() - began)
+                lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
+                states = {name: part.state_dict() for name, part in parts.items()}
+                write_torch(checkpoint, {"step": step, "asked": asked} | states)
+                write_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    return mean
+
+
+@torch.no_grad()
+def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
+    """Move a running average of weights towards those of `now`; buffers are copied."""
+    for slow, fast in zip(average.parameters(), now.parameters(), strict=True):
+        slow.lerp_(fast, 1 - decay)
+    for slow, fast in zip(average.buffers(), now.buffers(), strict=True):
+        slow.copy_(fast)
+
+
+def _step(
+    model: nn.Module,
+    objective: Any,
+    data: Dataset,
+    seed: int,
+    step: int,
+    batch: int,
+    flip: bool,
+    crop: int,
+    device: str,
+) -> torch.Tensor:
+    places = range(step * batch, (step + 1) * batch)
+    x, y = fetch(data, _indices(len(data), seed, places))
+    noise = Noise.of(seed, places).fold("train")
+    seed_torch(seed, "step", step)  # dropout
+    x = augmented(x, noise.fold("augment"), flip, crop)
+    return objective(model, x.to(device), y.to(device), noise).mean()
+
+
+def _indices(size: int, seed: int, places: range) -> list[int]:
+    epochs = {place // size for place in places}
+    orders = {epoch: permutation(size, seed, "epoch", epoch) for epoch in epochs}
+    return [orders[place // size][place % size] for place in places]
+
+
+def _rate(step: int, steps: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def _resume(checkpoint: Path, asked: str, parts: dict[str, Any], device: str) -> int:
+    if not checkpoint.exists():
+        return 0
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    if saved["asked"] != asked:
+        raise RuntimeError(
+            f"{checkpoint} belongs to another spec; name another folder with --out, or delete it"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["step"]
+
+
+def _lines(log: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _place(checkpoint: Path) -> str:
+    return str(checkpoint) if checkpoint.exists() else "none yet"

@@ -1,0 +1,210 @@
+"""CIFAR-10 in both official layouts, small, and the real one where there is one."""
+
+import io
+import os
+import pickle
+import struct
+import tarfile
+from collections.abc import Callable
+from hashlib import md5
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from defuse.data import cifar
+from defuse.data.cifar import cifar10
+
+N = 6
+LABELS = np.array([3, 0, 9, 1, 2, 7], np.uint8)
+PIXELS = (np.arange(N * 3072) * 7 % 251).astype(np.uint8).reshape(N, 3072)
+FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+
+
+class Python2(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
+    """Writes bytes as Python 2 wrote its strings, as in the official files."""
+
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def save_bytes(self, content: bytes) -> None:
+        self.write(b"T" + struct.pack("<i", len(content)) + content)
+
+    dispatch[bytes] = save_bytes
+
+
+def pickled(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    Python2(buffer, protocol=2).dump(content)
+    return buffer.getvalue().replace(b"numpy._core.", b"numpy.core.")
+
+
+def binary(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    records = np.concatenate([LABELS[:, None], PIXELS], axis=1)
+    for i, name in enumerate(FILES):
+        (folder / f"{name}.bin").write_bytes(np.roll(records, i, axis=0).tobytes())
+
+
+def python(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(FILES):
+        table = {
+            b"batch_label": b"training batch",
+            b"labels": np.roll(LABELS, i).tolist(),
+            b"data": np.roll(PIXELS, i, axis=0),
+            b"filenames": [b"a.png"] * N,
+        }
+        (folder / name).write_bytes(pickled(table))
+
+
+@pytest.fixture(autouse=True)
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real" not in request.keywords.get("usefixtures", ()) and "real" not in request.node.name:
+        monkeypatch.setattr(cifar, "_IMAGES", N)
+
+
+@pytest.mark.parametrize("inside", [".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"])
+@pytest.mark.parametrize("write", [binary, python])
+def test_both_layouts_give_the_same_images(
+    tmp_path: Path, write: Callable[[Path], None], inside: str
+):
+    write(tmp_path / inside)
+    test, train = cifar10(tmp_path), cifar10(tmp_path, "train")
+    assert len(test) == N
+    assert len(train) == 5 * N
+    assert test.shape == (3, 32, 32)
+    assert test.classes[3] == "cat"
+    assert train.labels[:N].tolist() == LABELS.tolist()
+    assert train.labels[N : 2 * N].tolist() == np.roll(LABELS, 1).tolist()
+    assert torch.equal(train.images[0], torch.from_numpy(PIXELS[0]).view(3, 32, 32))
+    assert test.labels.tolist() == np.roll(LABELS, 5).tolist()
+    assert test[0][0][1, 2, 3] == PIXELS[1, 1024 + 2 * 32 + 3] / np.float32(255)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+def test_files_pickled_again_by_python_3_are_read(tmp_path: Path, protocol: int):
+    table = {"labels": LABELS.tolist(), "data": PIXELS}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(table, protocol))
+    assert cifar10(tmp_path).labels.tolist() == LABELS.tolist()
+
+
+def test_what_is_missing_is_told(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match="CIFAR-10 is not in .*--data FOLDER or DEFUSE_DATA"):
+        cifar10(tmp_path)
+    binary(tmp_path)
+    (tmp_path / "data_batch_4.bin").unlink()
+    assert len(cifar10(tmp_path)) == N
+    with pytest.raises(FileNotFoundError, match=r"data_batch_4\.bin is missing"):
+        cifar10(tmp_path, "train")
+    with pytest.raises(ValueError, match="'train' or 'test', not 'val'"):
+        cifar10(tmp_path, "val")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("size", [0, 1000, N * 3073 - 1, N * 3073 + 1])
+def test_truncated_binary_file_is_told(tmp_path: Path, size: int):
+    file = tmp_path / "test_batch.bin"
+    file.write_bytes(bytes(size))
+    with pytest.raises(ValueError, match=f"test_batch.bin has {size} bytes instead of {N * 3073}"):
+        cifar10(tmp_path)
+
+
+def test_labels_that_are_none_are_told(tmp_path: Path):
+    (tmp_path / "test_batch.bin").write_bytes(bytes([10]) * N * 3073)
+    with pytest.raises(ValueError, match=r"test_batch\.bin must hold 6 labels from 0 to 9"):
+        cifar10(tmp_path)
+
+
+def test_truncated_pickle_is_told(tmp_path: Path):
+    python(tmp_path)
+    file = tmp_path / "test_batch"
+    whole = file.read_bytes()
+    for size in (0, 1, 50, 1000, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{file} cannot be read .* {size} bytes instead of"):
+            cifar10(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        [1, 2],
+        {"labels": LABELS.tolist()},
+        {"labels": ["a"], "data": PIXELS},
+        {"labels": LABELS.tolist(), "data": PIXELS[:, :5]},
+        {"labels": LABELS.tolist(), "data": PIXELS / 2},
+        {"labels": LABELS.tolist(), "data": "nothing"},
+        {"labels": [*LABELS.tolist(), 1], "data": PIXELS},
+        {"labels": [10] * N, "data": PIXELS},
+    ],
+)
+def test_wrong_pickle_is_told(tmp_path: Path, table: Any):
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(table, 4))
+    with pytest.raises(ValueError, match="test_batch .*fetch it again"):
+        cifar10(tmp_path)
+
+
+class Evil:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_pickle_runs_no_code(tmp_path: Path, protocol: int):
+    table = {"data": PIXELS, "labels": LABELS.tolist(), "more": Evil(tmp_path / "ran")}
+    (tmp_path / "test_batch").write_bytes(pickle.dumps(table, protocol))
+    with pytest.raises(ValueError, match="which is no data"):
+        cifar10(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def archive(tmp_path: Path) -> Path:
+    binary(tmp_path / "source")
+    file = tmp_path / "cifar.tar.gz"
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(tmp_path / "source", "cifar-10-batches-bin")
+    return file
+
+
+def test_download_only_when_asked_and_only_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, folder = archive(tmp_path), tmp_path / "data"
+    monkeypatch.setattr(cifar, "URL", file.as_uri())
+    monkeypatch.setattr(cifar, "MD5", md5(file.read_bytes()).hexdigest())
+    with pytest.raises(FileNotFoundError):
+        cifar10(folder)
+    assert not folder.exists()
+    assert len(cifar10(folder, "train", download=True)) == 5 * N
+    assert [p.name for p in folder.iterdir()] == ["cifar-10-batches-bin"]
+    file.unlink()
+    assert len(cifar10(folder, download=True)) == N
+
+
+def test_failed_downloads_are_told_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    file, folder = archive(tmp_path), tmp_path / "data"
+    monkeypatch.setattr(cifar, "URL", file.as_uri())
+    with pytest.raises(ValueError, match=f"not the official file: md5 .* instead of {cifar.MD5}"):
+        cifar10(folder, download=True)
+    monkeypatch.setattr(cifar, "URL", (tmp_path / "nowhere").as_uri())
+    with pytest.raises(FileNotFoundError, match="could not download file:"):
+        cifar10(folder, download=True)
+    assert list(folder.iterdir()) == []
+
+
+def test_real_files():
+    folder = os.environ.get("DEFUSE_DATA")
+    if not folder:
+        pytest.skip("set DEFUSE_DATA to a folder with CIFAR-10 to test on the real files")
+    test = cifar10(Path(folder))
+    assert len(test) == 10_000
+    assert test.labels.bincount().tolist() == [1000] * 10
+    assert test.classes[test[0][1]] == "cat"
+    mean = test.images.double().mean((0, 2, 3)) / 255
+    assert mean.tolist() == pytest.approx([0.4942, 0.4851, 0.4504], abs=1e-4)

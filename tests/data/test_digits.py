@@ -1,0 +1,32 @@
+"""The digits that need no file."""
+
+import pytest
+import torch
+
+from defuse.data.digits import digits
+
+
+def test_split_is_fixed_and_complete():
+    test, train = digits("test"), digits("train")
+    assert (len(test), len(train)) == (500, 1297)
+    assert test.shape == (1, 8, 8)
+    assert set(test.labels.tolist()) == set(range(10))
+    both = torch.cat([train.images, test.images]).flatten(1)
+    assert len(both.unique(dim=0)) == 1797  # every picture is in one of the two, once
+    assert torch.equal(digits().images, test.images)
+    assert (test.images * 16 == (test.images * 16).round()).all()
+    assert (test.images.min(), test.images.max()) == (0, 1)
+
+
+def test_split_does_not_move():
+    assert digits("test").labels[:8].tolist() == FIRST
+    assert digits("train").labels[:8].tolist() == FIRST_TRAIN
+
+
+FIRST = []
+FIRST_TRAIN = []
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="'train' or 'test', not 'val'"):
+        digits("val")  # pyright: ignore[reportArgumentType]
