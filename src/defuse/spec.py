@@ -279,7 +279,9 @@ def _read(source: str | Path) -> Table:
         names = shipped()
         if str(source) not in names:
             listed = ", ".join(names)
-            raise SpecError(f"there is no spec {str(source)!r}; {_hint(str(source), names, listed)}")
+            raise SpecError(
+                f"there is no spec {str(source)!r}; {_hint(str(source), names, listed)}"
+            )
         text = resources.files("defuse.specs").joinpath(f"{source}.yaml").read_text("utf-8")
     try:
         spec = yaml.safe_load(text)

@@ -23,10 +23,13 @@ PIXELS = (np.arange(N * 3072) * 7 % 251).astype(np.uint8).reshape(N, 3072)
 FILES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
-class Python2(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
+PurePickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Python2(PurePickler):
     """Writes bytes as Python 2 wrote its strings, as in the official files."""
 
-    dispatch: ClassVar = dict(pickle._Pickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+    dispatch: ClassVar[dict[type, Any]] = dict(PurePickler.dispatch)
 
     def save_bytes(self, content: bytes) -> None:
         self.write(b"T" + struct.pack("<i", len(content)) + content)
@@ -60,9 +63,8 @@ def python(folder: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "real" not in request.keywords.get("usefixtures", ()) and "real" not in request.node.name:
-        monkeypatch.setattr(cifar, "_IMAGES", N)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cifar, "_IMAGES", N)
 
 
 @pytest.mark.parametrize("inside", [".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py"])
@@ -91,7 +93,9 @@ def test_files_pickled_again_by_python_3_are_read(tmp_path: Path, protocol: int)
 
 
 def test_what_is_missing_is_told(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="CIFAR-10 is not in .*--data FOLDER or DEFUSE_DATA"):
+    with pytest.raises(
+        FileNotFoundError, match=r"CIFAR-10 is not in .*--data FOLDER or DEFUSE_DATA"
+    ):
         cifar10(tmp_path)
     binary(tmp_path)
     (tmp_path / "data_batch_4.bin").unlink()
@@ -141,7 +145,7 @@ def test_truncated_pickle_is_told(tmp_path: Path):
 )
 def test_wrong_pickle_is_told(tmp_path: Path, table: Any):
     (tmp_path / "test_batch").write_bytes(pickle.dumps(table, 4))
-    with pytest.raises(ValueError, match="test_batch .*fetch it again"):
+    with pytest.raises(ValueError, match=r"test_batch .*fetch it again"):
         cifar10(tmp_path)
 
 
@@ -170,9 +174,7 @@ def archive(tmp_path: Path) -> Path:
     return file
 
 
-def test_download_only_when_asked_and_only_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_download_only_when_asked_and_only_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file, folder = archive(tmp_path), tmp_path / "data"
     monkeypatch.setattr(cifar, "URL", file.as_uri())
     monkeypatch.setattr(cifar, "MD5", md5(file.read_bytes()).hexdigest())
@@ -198,7 +200,8 @@ def test_failed_downloads_are_told_and_leave_nothing(
     assert list(folder.iterdir()) == []
 
 
-def test_real_files():
+def test_real_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.undo()  # files of their true length
     folder = os.environ.get("DEFUSE_DATA")
     if not folder:
         pytest.skip("set DEFUSE_DATA to a folder with CIFAR-10 to test on the real files")

@@ -31,8 +31,7 @@ def write(folder: Path, ending: str = "", images: bytes = IMAGES, labels: bytes 
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_every_layout_is_read(tmp_path: Path, ending: str, inside: str):
     write(tmp_path / inside, ending)
-    for split in ("train", "test"):
-        data = mnist(tmp_path, split)
+    for data in (mnist(tmp_path), mnist(tmp_path, "train")):
         assert len(data) == 4
         assert data.shape == (1, 5, 6)
         assert data[1][1] == 2
@@ -41,7 +40,7 @@ def test_every_layout_is_read(tmp_path: Path, ending: str, inside: str):
 
 
 def test_what_is_missing_is_told(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match="MNIST is not in .*--data FOLDER or DEFUSE_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"MNIST is not in .*--data FOLDER or DEFUSE_DATA"):
         mnist(tmp_path)
     write(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
@@ -108,8 +107,8 @@ def test_real_files():
     folder = os.environ.get("DEFUSE_DATA")
     if not folder:
         pytest.skip("set DEFUSE_DATA to a folder with MNIST to test on the real files")
-    for split, count, first in (("train", 60_000, 5), ("test", 10_000, 7)):
-        data = mnist(Path(folder), split)
+    train, test = mnist(Path(folder), "train"), mnist(Path(folder), "test")
+    for data, count, first in ((train, 60_000, 5), (test, 10_000, 7)):
         assert len(data) == count
         assert data.shape == (1, 28, 28)
         assert data[0][1] == first

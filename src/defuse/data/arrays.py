@@ -132,5 +132,5 @@ def _check_labels(labels: Tensor, count: int, classes: int) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
-            f"labels of {classes} classes go from 0 to {classes - 1}, not {low} to {high}"
+            f"labels of {classes} classes go from 0 to {classes - 1}, not from {low} to {high}"
         )

@@ -1,5 +1,8 @@
-"""A toy world with closed-form answers: Gaussian classes of tiny images, their exact denoiser and
-their Bayes classifier. Tests and tours run on it from command to report."""
+"""A toy world with closed-form answers.
+
+Gaussian classes of tiny images, their exact denoiser and their Bayes classifier: tests and tours run
+on it from command to report.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -44,8 +47,7 @@ def mixture(side: int = 4, schedule: Schedule | None = None) -> Mixture:
 
 
 def bayes(side: int = 4) -> Plain:
-    """The Bayes classifier of `Blobs`: logits are the log-likelihoods of the classes, less what
-    they share."""
+    """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share."""
     means = _means(side).flatten(1)
     linear = nn.Linear(means.shape[1], len(means))
     with torch.no_grad():

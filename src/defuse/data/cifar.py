@@ -35,6 +35,7 @@ _INSIDE = (".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")
 _FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _IMAGES = 10_000  # in each file
 _PIXELS = 3 * 32 * 32
+_MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since numpy 2
 _PICKLE_BYTES = 31_035_500  # of a file in the python layout, to a few hundred
 
 
@@ -111,7 +112,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> object:
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
             return getattr(np, name)
-        if name == "_reconstruct" and module in ("numpy.core.multiarray", multiarray.__name__):
+        if name == "_reconstruct" and module in _MULTIARRAY:
             return multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
 

@@ -51,10 +51,11 @@ def find(
                 f"{what}: {missing} is missing beside the others; complete the folder, or set "
                 "`download: true`"
             )
+    firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
     looked = ", ".join(str(folder / sub) for sub in inside)
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked for {' or '.join(names[0] for names in sets)} in "
-        f"{looked}; name its folder with --data FOLDER or DEFUSE_DATA, or set `download: true`"
+        f"{what} is not in {folder}: looked for {firsts} in {looked}; name its folder with "
+        "--data FOLDER or DEFUSE_DATA, or set `download: true`"
     )
 
 
@@ -73,8 +74,8 @@ def fetch_file(url: str, md5: str, target: Path) -> None:
                 shutil.copyfileobj(source, sink)
         except (OSError, HTTPException) as error:
             raise FileNotFoundError(
-                f"could not download {url} ({error}): try again, or put the file into "
-                f"{target.parent} yourself"
+                f"could not download {url} ({getattr(error, 'reason', error)}): try again, or fetch "
+                "the data set yourself and name its folder with --data FOLDER or DEFUSE_DATA"
             ) from error
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()

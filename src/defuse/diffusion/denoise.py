@@ -47,7 +47,9 @@ class Denoiser(nn.Module, ABC):
         """The denoiser's space to images of [0, 1]."""
         return (z + 1) / 2
 
-    def perturb(self, z: Tensor, t: Tensor, noise: Noise, schedule: Schedule | None = None) -> Tensor:
+    def perturb(
+        self, z: Tensor, t: Tensor, noise: Noise, schedule: Schedule | None = None
+    ) -> Tensor:
         """A draw of x_t given x_0 = `z`, by the denoiser's schedule or another."""
         scales = (schedule or self.schedule)(t)
         return scales.alpha * z + scales.sigma * noise.normal(z)
@@ -84,7 +86,9 @@ class Network(Denoiser):
     ):
         super().__init__()
         if predicts not in get_args(Prediction):
-            raise ValueError(f"a network predicts {', '.join(get_args(Prediction))}; not {predicts!r}")
+            raise ValueError(
+                f"a network predicts {', '.join(get_args(Prediction))}; not {predicts!r}"
+            )
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
         self.time, self.clip = time, clip

@@ -1,5 +1,8 @@
-"""The evaluation: every image clean, under random noise and under each attack, judged on noise that
-no search has seen, and written down as it is done."""
+"""The evaluation, image by image.
+
+Every image is taken clean, under random noise and under each attack, judged on noise that no search
+has seen, and written down as it is done.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -114,7 +117,9 @@ def _block(
     ledger.take()
     versions = {"clean": x, "random": threat.edge(x, noise.fold("control"))}
     for name, attack in attacks.items():
-        versions[name] = _allowed(name, attack(model, x, y, threat, noise.fold("search", name)), x, threat)
+        versions[name] = _allowed(
+            name, attack(model, x, y, threat, noise.fold("search", name)), x, threat
+        )
 
     bare = model.model.classifier if isinstance(model.model, Defended) else None
     table: list[dict[str, Condition]] = [{} for _ in indices]
@@ -178,7 +183,9 @@ def _probe(
         logits = model(x, noise.fold(0))
         again = model(x, noise.fold(1))
     if not bool(logits.isfinite().all()):
-        raise RuntimeError("the model returned logits that are not finite; check it with `defuse doctor`")
+        raise RuntimeError(
+            "the model returned logits that are not finite; check it with `defuse doctor`"
+        )
     probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
     try:
         gradient = look(model, x, y, "ce", noise, 0, 1).gradient.flatten(1).abs().amax(1)

@@ -120,7 +120,7 @@ class Run:
         name = f"{outcomes[0].index:07}"
         if examples:
             buffer = io.BytesIO()
-            np.savez_compressed(buffer, **examples)
+            np.savez_compressed(buffer, **dict[str, Any](examples))
             write_bytes(self.folder / "examples" / f"{name}.npz", buffer.getvalue())
         lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines.encode())

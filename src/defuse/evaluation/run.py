@@ -132,9 +132,7 @@ def build_model(spec: Table, device: str) -> Classifier:
     return model
 
 
-def run(
-    spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
-) -> Run:
+def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
     """Evaluate what a checked `spec` asks, from where `folder` left off.
 
     Args:
@@ -246,7 +244,7 @@ def _attacks(rows: Sequence[Table]) -> list[tuple[str, Attack]]:
 @torch.inference_mode()
 def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
     """Try one image, so that parts that do not fit are told before the work begins."""
-    image, label = data[indices[0]]
+    image, _ = data[indices[0]]
     shape = tuple(image.shape)
     denoiser = getattr(getattr(model, "purifier", None), "denoiser", None)
     wanted = getattr(denoiser, "shape", None)

@@ -166,11 +166,12 @@ def _by_class(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[dict[
     return rows
 
 
-def _cost(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, int | float]:
     seconds = sum(outcome.seconds for outcome in outcomes)
     names = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
     totals = {name: round(sum(o.cost.get(name, 0) for o in outcomes)) for name in names}
-    return totals | {
+    return {
+        **totals,
         "seconds": round(seconds, 2),
         "images_per_second": round(len(outcomes) / seconds, 4) if seconds else 0.0,
         "peak_bytes": int(max(outcome.cost.get("peak_bytes", 0) for outcome in outcomes)),

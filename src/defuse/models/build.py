@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
@@ -78,7 +78,6 @@ def denoising_network(
     return Network(
         network, schedule=schedule, predicts=predicts, classes=classes, time=time, clip=clip
     )
-
 
 
 def _plain(

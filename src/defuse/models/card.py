@@ -36,7 +36,9 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
     if half:
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
     path = folder / "model.safetensors"
@@ -113,7 +115,9 @@ def _load(kind: str, weights: str) -> Any:
     if not path.is_file():
         raise ValueError(f"{folder} has a card but no model.safetensors; copy it there")
     if sha256(path) != card.get("sha256"):
-        raise ValueError(f"{path} is not the file its card describes (another sha256); copy it again")
+        raise ValueError(
+            f"{path} is not the file its card describes (another sha256); copy it again"
+        )
     model = spec.build(kind, spec.check(kind, card["part"]))
     state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
     load_state(model, state, str(path))

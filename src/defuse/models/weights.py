@@ -81,7 +81,8 @@ def _content(path: Path) -> object:
         if refused := re.search(r"(?i)unsupported global:? (?:global )?([\w.]+)", str(error)):
             raise ValueError(
                 f"{path} was refused, for it holds more than plain weights ({refused[1]}) and "
-                "could run code; if you trust it, load it yourself and save its weights as .safetensors"
+                "could run code, or is damaged; if you trust it, load it yourself and save its "
+                "weights as .safetensors"
             ) from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "

@@ -102,7 +102,9 @@ def run(spec: Table, folder: Path, quiet: bool = False) -> Path:
         if isinstance(fact, dict):
             fact.pop("folder", None)
     card.save(folder, kind, spec[kind], trained, half, **facts)
-    loaded = card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
+    loaded = (
+        card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
+    )
     if test is not None:
         metrics = _measure(loaded, test, getattr(objective, "t_max", 1.0))
         card.save(folder, kind, spec[kind], trained, half, **facts, metrics=metrics)
@@ -129,7 +131,11 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
             x, y = fetch(test, block)
             hits += int((model(x, Noise.of(0, block)).argmax(1) == y).sum())
         share = wilson(hits, size)
-        return {"test_images": size, "accuracy": share.accuracy, "interval": [share.low, share.high]}
+        return {
+            "test_images": size,
+            "accuracy": share.accuracy,
+            "interval": [share.low, share.high],
+        }
     losses: dict[str, float] = {}
     for t in (t_max * torch.arange(1, 9) / 8).tolist():
         total = 0.0

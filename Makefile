@@ -1,0 +1,33 @@
+# `make demo` and `make test` need nothing but Python 3.11 and this folder.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test check slow clean
+
+help:  ## What can be made.
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $(READY)
+
+demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table and report in runs/demo/.
+	$(BIN)/defuse evaluate demo --out runs/demo
+
+check: $(READY)
+	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests
+	$(BIN)/pyright
+
+test: check  ## All checks: format, lint, types, tests.
+	$(BIN)/python -m pytest
+
+slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and DEFUSE_WEIGHTS.
+	$(BIN)/python -m pytest -m slow
+
+clean:  ## Remove the environment and all runs.
+	rm -rf .venv runs

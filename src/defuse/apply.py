@@ -1,0 +1,223 @@
+"""Defences applied to files: pictures and arrays in, purified ones or predictions out."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defuse import spec as specs
+from defuse.data import pictures
+from defuse.defenses.purified import Purified, majority, votes
+from defuse.evaluation.run import build_model, check_model, pick_device
+from defuse.files import write_bytes
+from defuse.noise import Noise
+from defuse.protocols import Classifier, Purifier
+from defuse.spec import SpecError, Table
+
+
+def purify_files(
+    files: Sequence[Path],
+    spec: str,
+    changes: Sequence[str],
+    out: Path,
+    seed: int = 0,
+    device: str = "auto",
+    rows: int = 64,
+) -> Iterator[Path]:
+    """Purify pictures (to PNG, of their own size) and npz files (to npz), one after the other.
+
+    An image of another size than the denoiser's is resized to it and back; the noise of an image
+    depends on the seed and its place among all images given.
+
+    Args:
+        files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
+        spec: The spec with the denoiser and the purifier.
+        changes: Changes to it, `path.to.key=value`.
+        out: The folder for what is made; it must not be where the files are.
+        seed: Of the noise.
+        device: Where to compute.
+        rows: Images in one call of the model.
+
+    Yields:
+        The path of each file made.
+
+    Raises:
+        SpecError: The spec has no purifier, or something in it is wrong.
+        ValueError: A file is no picture, or holds values that are no images.
+    """
+    model = _model(spec, changes, device)
+    if not isinstance(model, Purified):
+        raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
+    purifier, place = model.purifier, 0
+    shape = getattr(getattr(purifier, "denoiser", None), "shape", None)
+    for path in _found(files):
+        x, names = _images(path, shape)
+        noise = Noise.of(seed, range(place, place + len(x))).fold("apply", "purify")
+        pure = _purified(purifier, x, noise, shape, pick_device(device), rows)
+        target = out / f"{path.stem}{'.npz' if path.suffix.lower() == '.npz' else '.png'}"
+        if target.resolve() == path.resolve():
+            raise ValueError(f"{path} would be written over: name another folder with --out")
+        if names is None:
+            pictures.write(target, pure[0])
+        else:
+            write_bytes(target, _npz(pure, names))
+        place += len(x)
+        yield target
+
+
+def classify_files(
+    files: Sequence[Path],
+    spec: str,
+    changes: Sequence[str],
+    draws: int = 8,
+    seed: int = 0,
+    folder: str | None = None,
+    device: str = "auto",
+    rows: int = 256,
+) -> Iterator[str]:
+    """Predict the classes of pictures and of npz files, one line per image: file, class, votes.
+
+    Args:
+        files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
+        spec: The spec with the classifier, and its defence if any.
+        changes: Changes to it, `path.to.key=value`.
+        draws: Passes that vote.
+        seed: Of the noise.
+        folder: Where data sets lie: the class names are the data set's, numbers without it.
+        device: Where to compute.
+        rows: Images in one call of the model.
+
+    Raises:
+        SpecError: Something in the spec is wrong.
+        ValueError: A file is no picture, or holds values that are no images.
+    """
+    if draws < 1:
+        raise SpecError(f"votes must be 1 or more, not {draws}")
+    model, names, place = _model(spec, changes, device), _classes(spec, changes, folder), 0
+    shape = _shape(model)
+    limited: Any = model
+    limited.rows = rows
+    for path in _found(files):
+        x, _ = _images(path, shape)
+        x = _resized(x, shape).to(pick_device(device))
+        noise = Noise.of(seed, range(place, place + len(x))).fold("apply")
+        chosen = votes(limited, x, noise, draws)
+        winners = majority(chosen, int(chosen.max()) + 1)
+        for i, (winner, row) in enumerate(zip(winners.tolist(), chosen, strict=True)):
+            label = names[winner] if winner < len(names) else str(winner)
+            which = f"{path}[{i}]" if len(x) > 1 else str(path)
+            yield f"{which}\t{label}\t{int((row == winner).sum())} of {draws} votes"
+        place += len(x)
+
+
+def _model(spec: str, changes: Sequence[str], device: str) -> Classifier:
+    table = specs.load(spec, changes)
+    if "classifier" not in table:
+        raise SpecError(f"the spec {spec} has no classifier")
+    return build_model(check_model(table), pick_device(device))
+
+
+def _classes(spec: str, changes: Sequence[str], folder: str | None) -> Sequence[str]:
+    try:
+        table: Table = specs.load(spec, changes)
+        return specs.build("data", specs.check_data(table["data"], folder)).classes
+    except (SpecError, KeyError):
+        return ()
+
+
+def _shape(model: Any) -> tuple[int, int, int] | None:
+    return getattr(getattr(getattr(model, "purifier", None), "denoiser", None), "shape", None)
+
+
+def _found(files: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for file in files:
+        if file.is_dir():
+            inside = sorted(p for p in file.rglob("*") if p.suffix.lower() in _ENDINGS)
+            if not inside:
+                raise ValueError(f"the folder {file} has no pictures ({', '.join(_ENDINGS)})")
+            found += inside
+        elif not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        elif file.suffix.lower() not in _ENDINGS:
+            raise ValueError(f"{file} is none of {', '.join(_ENDINGS)}")
+        else:
+            found.append(file)
+    return found
+
+
+_ENDINGS = (*pictures.ENDINGS, ".npz")
+
+
+def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Table | None]:
+    """The images of a file, (B, C, H, W); and for an npz, how they were stored."""
+    if path.suffix.lower() != ".npz":
+        return pictures.read(path, grey=shape is not None and shape[0] == 1)[None], None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as npz ({error})") from error
+    key = "images" if "images" in arrays else next(iter(arrays), "")
+    stored = arrays.get(key)
+    if stored is None or stored.ndim not in (3, 4):
+        raise ValueError(f"{path} needs an array `images` of images (N, H, W, C) or (N, C, H, W)")
+    x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
+    x = x[:, None] if x.ndim == 3 else x
+    last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
+    x = x.permute(0, 3, 1, 2).contiguous() if last else x
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f"{path}: images have 1 or 3 channels, these are shaped {stored.shape}")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(f"{path}: images must be uint8, or numbers of [0, 1] without NaN")
+    return x, {"arrays": arrays, "key": key, "last": last, "flat": stored.ndim == 3}
+
+
+def _purified(
+    purifier: Purifier,
+    x: Tensor,
+    noise: Noise,
+    shape: tuple[int, int, int] | None,
+    device: str,
+    rows: int,
+) -> Tensor:
+    size, channels = x.shape[2:], x.shape[1]
+    x, parts = _resized(x, shape), []
+    with torch.inference_mode():
+        for first in range(0, len(x), rows):
+            which = range(first, min(first + rows, len(x)))
+            parts.append(purifier(x[which.start : which.stop].to(device), noise.take(which)).cpu())
+    pure = torch.cat(parts)
+    if pure.shape[2:] != size:
+        pure = F.interpolate(pure, size=tuple(size), mode="bilinear", align_corners=False)
+    if pure.shape[1] != channels:
+        pure = pure.expand(-1, channels, -1, -1) if channels == 3 else pure.mean(1, keepdim=True)
+    return pure.clamp(0, 1)
+
+
+def _resized(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:
+    if shape is None:
+        return x
+    if x.shape[1] != shape[0]:
+        x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, 3, -1, -1)
+    if x.shape[2:] != shape[1:]:
+        smaller = x.shape[2] > shape[1] or x.shape[3] > shape[2]
+        x = F.interpolate(
+            x, size=shape[1:], mode="bilinear", align_corners=False, antialias=smaller
+        )
+    return x.clamp(0, 1)
+
+
+def _npz(pure: Tensor, stored: Table) -> bytes:
+    array = pure.permute(0, 2, 3, 1) if stored["last"] else pure[:, 0] if stored["flat"] else pure
+    arrays, key = stored["arrays"], stored["key"]
+    if arrays[key].dtype == np.uint8:
+        array = (array * 255).round().byte()
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{**arrays, key: array.numpy()})
+    return buffer.getvalue()

@@ -1,0 +1,222 @@
+"""The command line. It parses and prints; what a command does is a public function of the package."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="defuse",
+    help="Defend an image classifier with a diffusion model, and learn what that is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+Spec = Annotated[str, typer.Argument(help="A shipped spec (see `defuse menu`) or a YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change the spec; may be repeated."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", envvar="DEFUSE_DATA", help="The folder that data sets are read from."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder for what is made.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...; auto is the GPU where there is one.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+@app.command()
+def evaluate(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a defence: clean and under attack, with intervals. To resume, run it again."""
+    from defuse import spec as specs
+    from defuse.evaluation import run as evaluation
+    from defuse.report.tables import print_summary
+    from defuse.report.write import write_report
+
+    checked = evaluation.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked))
+    run = evaluation.run(checked, folder, _shard(shard), quiet)
+    print_summary(write_report(run), folder)
+
+
+@app.command()
+def purify(
+    images: Annotated[
+        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+    ],
+    spec: Annotated[
+        str, typer.Option(help="The spec whose denoiser and purifier to use.")
+    ] = "demo",
+    changes: Set = None,
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
+    device: Device = "auto",
+    rows: Annotated[int, typer.Option(help="Images in one call of the model.")] = 64,
+) -> None:
+    """Purify pictures: PNG in, PNG out; npz in, npz out."""
+    from defuse.apply import purify_files
+
+    for made in purify_files(
+        images, spec, changes or [], out or Path("purified"), seed, device, rows
+    ):
+        typer.echo(made)
+
+
+@app.command()
+def classify(
+    images: Annotated[
+        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+    ],
+    spec: Annotated[
+        str, typer.Option(help="The spec whose classifier and defence to use.")
+    ] = "demo",
+    changes: Set = None,
+    votes: Annotated[int, typer.Option(help="Passes through the defence that vote.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the defence's noise.")] = 0,
+    data: Data = None,
+    device: Device = "auto",
+    rows: Annotated[int, typer.Option(help="Images in one call of the model.")] = 256,
+) -> None:
+    """Predict the classes of pictures through a defence, with the vote."""
+    from defuse.apply import classify_files
+
+    for line in classify_files(images, spec, changes or [], votes, seed, data, device, rows):
+        typer.echo(line)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Make the report of a run anew, finished or not."""
+    from defuse.evaluation.record import Run
+    from defuse.report.tables import print_summary
+    from defuse.report.write import write_report
+
+    print_summary(write_report(Run.open(run)), run)
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same spec.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for the whole.")],
+) -> None:
+    """Put the shards of a run, made in different folders, into one, and report on it."""
+    from defuse.evaluation.record import merge as merge_runs
+    from defuse.report.tables import print_summary
+    from defuse.report.write import write_report
+
+    print_summary(write_report(merge_runs(runs, out)), out)
+
+
+@app.command()
+def train(
+    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+) -> None:
+    """Train a denoiser or a classifier. To resume, run it again."""
+    from defuse import spec as specs
+    from defuse.training import run as training
+
+    checked = training.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked))
+    typer.echo(training.run(checked, folder, quiet))
+    typer.echo((folder / "card.json").read_text())
+
+
+@app.command()
+def menu() -> None:
+    """Print what a spec may name, and the specs that are shipped."""
+    from defuse import spec as specs
+    from defuse.models.card import shipped
+
+    for kind, (meaning, names) in specs.menu().items():
+        typer.echo(f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}")
+    typer.echo(f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}")
+    typer.echo("specs")
+    for name, text in specs.shipped().items():
+        typer.echo(f"{'':12}{name:26}{text}")
+
+
+@app.command()
+def doctor(
+    spec: Annotated[
+        str | None, typer.Argument(help="A spec whose classifier and defence to examine.")
+    ] = None,
+    changes: Set = None,
+    data: Data = None,
+    device: Device = "auto",
+) -> None:
+    """Say what is installed, and whether a model keeps its contract."""
+    from defuse import doctor as examine
+
+    findings = examine.installed()
+    if spec is not None:
+        findings += examine.model(spec, changes or [], data, device)
+    for finding in findings:
+        typer.echo(f"{finding.mark:6}{finding.what}")
+    if any(finding.mark == "FAIL" for finding in findings):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The command `defuse`: mistakes are told in one sentence, with exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
+    command: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, prog_name="defuse", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except KeyboardInterrupt:
+        return _told("stopped; run the same command again to go on", 130)
+    except (ValueError, RuntimeError, OSError) as error:
+        return _told(_sentence(error), 2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            return _told(error.format_message(), 2)  # pyright: ignore
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {error.filename}" if error.filename else ""
+        return (
+            f"{error.strerror.lower()}:{where}; what was written before is whole: put that right and "
+            "run the same command again"
+        )
+    return " ".join(str(error).split())
+
+
+def _told(sentence: str, code: int) -> int:
+    print(f"defuse: {sentence}", file=sys.stderr)
+    return code
+
+
+def _folder(spec: str, identity: str) -> Path:
+    return Path("runs") / f"{Path(spec).stem}-{identity}"
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    from defuse.spec import SpecError
+
+    if text is None:
+        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    part, _, whole = text.partition("/")
+    if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
+        raise SpecError(f"--shard takes i/n with i from 0 to n - 1, not {text!r}")
+    return int(part), int(whole)

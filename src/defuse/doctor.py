@@ -1,0 +1,137 @@
+"""What is installed, and whether a model keeps its contract."""
+
+import platform
+import shutil
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from defuse import __version__
+from defuse import spec as specs
+from defuse.attacks.losses import look
+from defuse.data import fetch
+from defuse.evaluation.run import build_model, check_model, pick_device
+from defuse.noise import Noise
+from defuse.spec import Table
+
+
+class Finding(NamedTuple):
+    """Something the doctor saw: fine, worth knowing, or wrong."""
+
+    mark: Literal["ok", "note", "FAIL"]
+    what: str
+
+
+def installed() -> list[Finding]:
+    """The package, Python, the libraries and the device."""
+    found = [Finding("ok", f"defuse {__version__}, Python {platform.python_version()}")]
+    for name in (
+        "torch",
+        "diffusers",
+        "numpy",
+        "scipy",
+        "scikit-learn",
+        "safetensors",
+        "matplotlib",
+    ):
+        try:
+            found.append(Finding("ok", f"{name} {version(name)}"))
+        except PackageNotFoundError:
+            found.append(Finding("FAIL", f"{name} is missing; run: pip install defuse"))
+    try:
+        import_module("torchvision")
+        found.append(Finding("ok", f"torchvision {version('torchvision')}"))
+    except ImportError:
+        found.append(Finding("note", "torchvision is not installed; nothing here needs it"))
+    except RuntimeError:
+        found.append(
+            Finding(
+                "FAIL", "torchvision is installed and broken (not built for this torch); remove it"
+            )
+        )
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        found.append(Finding("ok", f"{name}, {free >> 20} of {total >> 20} MiB free"))
+    else:
+        found.append(Finding("note", f"no GPU; {torch.get_num_threads()} threads on the CPU"))
+    free_disk = shutil.disk_usage(Path.cwd()).free >> 20
+    found.append(Finding("ok" if free_disk > 500 else "FAIL", f"{free_disk} MiB of disk free here"))
+    return found
+
+
+def model(
+    spec: str | Table, changes: Sequence[str], folder: str | None, device: str
+) -> list[Finding]:
+    """Whether the classifier of a spec, and its defence, keep the contract of a classifier.
+
+    Raises:
+        SpecError: The spec is wrong.
+    """
+    table = specs.load(spec, changes)
+    where = pick_device(device)
+    data = specs.build("data", specs.check_data(table["data"], folder))
+    made = build_model(check_model(table), where)
+    x, y = fetch(data, range(min(8, len(data))))
+    return examine(made, x.to(where), y.to(where), len(data.classes))
+
+
+def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[Finding]:
+    """Look at a classifier with a few images (B, C, H, W) of [0, 1] and their labels (B,)."""
+    noise, found = Noise.of(0, range(len(x))), []
+
+    def say(fine: bool, good: str, bad: str, mark: Literal["note", "FAIL"] = "FAIL") -> None:
+        found.append(Finding("ok", good) if fine else Finding(mark, bad))
+
+    with torch.no_grad():
+        logits, again, other = (model(x, noise.fold(k)) for k in ("a", "a", "b"))
+        alone = model(x[:1], noise.take([0]).fold("a"))
+    say(
+        logits.shape == (len(x), classes),
+        f"logits of {classes} classes",
+        f"returns {tuple(logits.shape)} for {len(x)} images of {classes} classes",
+    )
+    say(bool(logits.isfinite().all()), "logits are finite", "logits are not finite")
+    sums = (logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-3).all()
+    say(not bool(sums), "logits, not probabilities", "returns probabilities: remove its softmax")
+    say(
+        torch.equal(logits, again),
+        "the same noise gives the same answer",
+        "the same noise gives another answer: it draws numbers of its own; use its `noise`",
+    )
+    say(
+        torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4),
+        "an answer does not depend on the batch",
+        "an answer depends on the batch: is it in eval mode?",
+    )
+    training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
+    say(not training, "in eval mode", "in training mode: call eval()")
+    random = not torch.equal(logits, other)
+    found.append(
+        Finding("note", "random: judge it on many draws, attack it with eot > 1")
+        if random
+        else Finding("ok", "deterministic")
+    )
+    try:
+        steep = look(model, x, y, "margin", noise, 0, 1).gradient.flatten(1).abs().amax(1)
+        say(
+            bool((steep > 0).all()),
+            "the gradient reaches every image",
+            f"the gradient is zero on {int((steep == 0).sum())} of {len(x)} images",
+        )
+    except RuntimeError as error:
+        found.append(Finding("FAIL", f"no gradient: {' '.join(str(error).split())[:120]}"))
+    right = float((logits.argmax(1) == y).float().mean())
+    chance = 1 / classes
+    say(
+        right > chance,
+        f"{right:.0%} of {len(x)} images are right",
+        f"{right:.0%} of {len(x)} images are right: is the input normalised as in training?",
+        "note",
+    )
+    return found

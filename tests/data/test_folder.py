@@ -1,0 +1,150 @@
+"""Pictures in folders."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from defuse.data import fetch
+from defuse.data.folder import Folder
+
+
+def paint(
+    file: Path, width: int = 6, height: int = 4, color: tuple[int, ...] = (255, 0, 51)
+) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), color).save(file)
+
+
+def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: Path):
+    for name in ("dog/b.png", "dog/a.PNG", "cat/z.bmp", "cat/y.webp", "cat/x.JPG", "cat/w.jpeg"):
+        paint(tmp_path / name)
+    for name in ("dog/notes.txt", "dog/.hidden.png"):
+        (tmp_path / name).write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    paint(tmp_path / "loose.png")
+    data = Folder(tmp_path)
+    assert list(data.classes) == ["cat", "dog"]
+    assert [p.name for p in data.pictures] == [
+        "w.jpeg",
+        "x.JPG",
+        "y.webp",
+        "z.bmp",
+        "a.PNG",
+        "b.png",
+    ]
+    assert [data[i][1] for i in range(len(data))] == [0, 0, 0, 0, 1, 1]
+    with pytest.raises(IndexError):
+        data[6]
+
+
+def test_pixels_are_those_of_the_file(tmp_path: Path):
+    pixels = (np.arange(4 * 6 * 3) * 3).astype(np.uint8).reshape(4, 6, 3)
+    (tmp_path / "a").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "a" / "a.png")
+    image, _ = Folder(tmp_path)[0]
+    assert image.dtype == torch.float32
+    assert image.is_contiguous()
+    assert torch.equal(image, torch.from_numpy(pixels).permute(2, 0, 1).float() / 255)
+    assert Folder(tmp_path).shape == (3, 4, 6)
+
+
+def test_grey_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
+    for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
+        ending = "jpg" if mode == "CMYK" else "png"
+        Image.new(mode, (5, 5)).save(tmp_path / f"{mode}.{ending}")
+    x, _ = fetch(Folder(tmp_path), range(6))
+    assert x.shape == (6, 3, 5, 5)
+    x, _ = fetch(Folder(tmp_path, grey=True), range(6))
+    assert x.shape == (6, 1, 5, 5)
+
+
+def test_a_flat_folder_has_one_class_or_those_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("n01_tench.png", "n02_brown_bear.png", "n03_tench.png", "plain.png"):
+        paint(tmp_path / "photos" / name)
+    assert list(Folder(tmp_path / "photos").classes) == ["photos"]
+    monkeypatch.chdir(tmp_path / "photos")
+    assert list(Folder(Path()).classes) == ["photos"]
+    data = Folder(tmp_path / "photos", label="name")
+    assert list(data.classes) == ["brown_bear", "plain", "tench"]
+    assert data.labels == [2, 0, 2, 1]
+
+
+@pytest.mark.parametrize("size", [3, 4, 9, (2, 5), (8, 3), (1, 1)])
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (5, 5), (300, 2), (1, 1)])
+def test_size_is_exact_for_any_picture(
+    tmp_path: Path, size: int | tuple[int, int], shape: tuple[int, int]
+):
+    paint(tmp_path / "a.png", *shape)
+    image, _ = Folder(tmp_path, size=size)[0]
+    height, width = (size, size) if isinstance(size, int) else size
+    assert image.shape == (3, height, width)
+    assert torch.allclose(image[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_size_keeps_the_center(tmp_path: Path):
+    pixels = np.zeros((4, 12, 3), np.uint8)
+    pixels[:, 4:8] = 200
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert torch.equal(Folder(tmp_path, size=4)[0][0], torch.full((3, 4, 4), 200 / 255))
+
+
+def test_pictures_of_different_sizes_need_a_size(tmp_path: Path):
+    paint(tmp_path / "a.png", 6, 4)
+    paint(tmp_path / "b.png", 4, 6)
+    with pytest.raises(ValueError, match=r"image 1 is 3x6x4 .* 3x4x6: give .* `size`"):
+        fetch(Folder(tmp_path), [0, 1])
+    assert fetch(Folder(tmp_path, size=4), [0, 1])[0].shape == (2, 3, 4, 4)
+
+
+def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
+    paint(tmp_path / "a.png", 60, 40)
+    paint(tmp_path / "b.jpg", 60, 40)
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "c.png")
+    png, jpg = (tmp_path / "a.png").read_bytes(), (tmp_path / "b.jpg").read_bytes()
+    for a, b in (
+        (b"", b""),
+        (png[:60], jpg[:200]),
+        (png[: len(png) // 2], jpg[: len(jpg) // 2]),
+        (jpg, png),
+    ):
+        (tmp_path / "a.png").write_bytes(a)
+        (tmp_path / "b.jpg").write_bytes(b)
+        data = Folder(tmp_path)
+        for i, name in enumerate(("a.png", "b.jpg", "c.png")):
+            if a is jpg and i < 2:
+                assert data[i][0].shape == (3, 40, 60)  # a wrong ending does not matter
+                continue
+            with pytest.raises(ValueError, match=f"picture .*{name} cannot be read"):
+                data[i]
+
+
+def test_wrong_folders_and_options_are_told(tmp_path: Path):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder .*--data FOLDER or DEFUSE_DATA"
+    ):
+        Folder(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="there are no pictures"):
+        Folder(tmp_path)
+    paint(tmp_path / "a.png")
+    for size in (0, (4, 0)):
+        with pytest.raises(ValueError, match="size must be 1 or more"):
+            Folder(tmp_path, size=size)
+    with pytest.raises(ValueError, match="label is 'folder' or 'name'"):
+        Folder(tmp_path, label="class")  # pyright: ignore[reportArgumentType]
+
+
+def test_real_photos():
+    root = os.environ.get("DEFUSE_DATA")
+    if not root or not (Path(root) / "photos").is_dir():
+        pytest.skip("set DEFUSE_DATA to a folder with `photos` to test on real pictures")
+    data = Folder(Path(root) / "photos", size=64, label="name")
+    x, y = fetch(data, range(len(data)))
+    assert x.shape == (24, 3, 64, 64)
+    assert data.classes[int(y[5])] == "German_short-haired_pointer"
+    assert (x.std((1, 2, 3)) > 0.05).all()

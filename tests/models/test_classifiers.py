@@ -1,0 +1,73 @@
+"""Networks as classifiers."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from defuse.models.classifiers import Plain
+from defuse.noise import Noise, seed_torch
+
+
+class Says(nn.Module):
+    """A network that answers with `answer`."""
+
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> object:
+        return self.answer
+
+
+X = torch.linspace(0, 1, 2 * 3 * 4 * 4).view(2, 3, 4, 4)
+NOISE = Noise.of(0, range(2))
+
+
+def test_input_is_normalized_by_channel_or_as_a_whole():
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 4.0])
+    expected = (X - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert torch.equal(
+        Plain(nn.Flatten(), (0.1, 0.2, 0.3), (1, 2, 4))(X, NOISE), expected.flatten(1)
+    )
+    assert torch.equal(Plain(nn.Flatten(), (0.5,), (0.5,))(X, NOISE), ((X - 0.5) / 0.5).flatten(1))
+
+
+def test_nothing_is_normalized_unless_asked():
+    assert torch.equal(Plain(nn.Flatten())(X, NOISE), X.flatten(1))
+
+
+def test_gradient_reaches_the_pixels():
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Plain(nn.Flatten(), std=(0.25,))(x, NOISE).sum(), x)
+    assert torch.equal(gradient, torch.full_like(x, 4))
+
+
+def test_normalization_moves_with_the_model_and_is_no_weight():
+    seed_torch(0)
+    model = Plain(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (0.5,), (0.5,))
+    assert set(model.state_dict()) == {"network.1.weight", "network.1.bias"}
+    assert model.double()(X.double(), NOISE).dtype == torch.float64
+    assert model.to("meta").mean.is_meta
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (torch.zeros(2, 3, 1), r"\(2, 3, 1\)"),
+        (torch.zeros(2), r"\(2,\)"),
+        (torch.zeros(1, 3), r"\(1, 3\)"),
+        ({"logits": torch.zeros(2, 3)}, "dict"),
+    ],
+)
+def test_what_is_no_logits_is_refused(answer: object, found: str):
+    with pytest.raises(ValueError, match=rf"must give logits \(2, K\), and gave {found}"):
+        Plain(Says(answer))(X, NOISE)
+
+
+def test_wrong_normalization_is_refused():
+    with pytest.raises(ValueError, match="mean has 3 numbers for 1 channels"):
+        Plain(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)
+    with pytest.raises(ValueError, match="std has 2 numbers for 3 channels"):
+        Plain(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
+    with pytest.raises(ValueError, match="std must be above 0"):
+        Plain(nn.Flatten(), std=(0.1, 0.0, 0.1))
