@@ -16,7 +16,7 @@ _HOME = {
     "Purified": "defuse.defenses.purified",
     "Plain": "defuse.models.classifiers",
     "PGD": "defuse.attacks.pgd",
-    "SpecError": "defuse.spec",
+    "SpecError": "defuse.menu",
     "evaluate": "defuse.evaluation.evaluate",
     "load_classifier": "defuse.models.card",
     "load_denoiser": "defuse.models.card",

@@ -15,9 +15,10 @@ from defuse.data import pictures
 from defuse.defenses.purified import Purified, majority, votes
 from defuse.evaluation.run import build_model, check_model, pick_device
 from defuse.files import write_bytes
+from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.protocols import Classifier, Purifier
-from defuse.spec import SpecError, Table
+from defuse.spec import Table
 
 
 def purify_files(

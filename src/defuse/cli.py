@@ -1,6 +1,7 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -132,21 +133,23 @@ def train(
 
     checked = training.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
-    typer.echo(training.run(checked, folder, quiet))
+    words = ["defuse", "train", spec, *(w for c in changes or [] for w in ("--set", c))]
+    command = shlex.join(words)
+    typer.echo(training.run(checked, folder, quiet, command))
     typer.echo((folder / "card.json").read_text())
 
 
 @app.command()
 def menu() -> None:
     """Print what a spec may name, and the specs that are shipped."""
-    from defuse import spec as specs
+    from defuse import menu as menus
     from defuse.models.card import shipped
 
-    for kind, (meaning, names) in specs.menu().items():
+    for kind, (meaning, names) in menus.menu().items():
         typer.echo(f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}")
     typer.echo(f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}")
     typer.echo("specs")
-    for name, text in specs.shipped().items():
+    for name, text in menus.shipped().items():
         typer.echo(f"{'':12}{name:26}{text}")
 
 
@@ -212,7 +215,7 @@ def _folder(spec: str, identity: str) -> Path:
 
 
 def _shard(text: str | None) -> tuple[int, int]:
-    from defuse.spec import SpecError
+    from defuse.menu import SpecError
 
     if text is None:
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,19 +1,14 @@
 """Specs: a YAML file to the objects it names, with mistakes told in the user's words.
 
-A part of a spec is a table with a `name` and options, or the bare name. A short name comes from the
-menu below; `module:attribute` is its own address, and needs no registration. Options are checked
-against the signature of what is named, by pydantic, before anything heavy is loaded.
+A part of a spec is a table with a `name` (see `menu`) and options, or the bare name. Options are
+checked against the signature of what is named, by pydantic, before anything heavy is loaded.
 """
 
 import hashlib
-import importlib
 import inspect
 import json
-import os
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -22,74 +17,9 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
+from defuse.menu import CALL, GIVEN, MENU, SpecError, choices, find, hint, is_itself, shipped
+
 Table = dict[str, Any]
-
-MENU: dict[str, dict[str, str]] = {
-    "data": {
-        "arrays": "defuse.data.arrays:npz",
-        "blobs": "defuse.data.blobs:Blobs",
-        "cifar10": "defuse.data.cifar:cifar10",
-        "digits": "defuse.data.digits:digits",
-        "folder": "defuse.data.folder:Folder",
-        "mnist": "defuse.data.mnist:mnist",
-    },
-    "classifier": {
-        "bayes": "defuse.data.blobs:bayes",
-        "cifar-resnet": "defuse.models.build:cifar_resnet",
-        "network": "defuse.models.build:network",
-        "small-cnn": "defuse.models.build:small_cnn",
-        "trained": "defuse.models.card:load_classifier",
-        "wide-resnet": "defuse.models.build:wide_resnet",
-    },
-    "denoiser": {
-        "mixture": "defuse.data.blobs:mixture",
-        "network": "defuse.models.build:denoising_network",
-        "trained": "defuse.models.card:load_denoiser",
-        "unet": "defuse.diffusion.unet:unet",
-    },
-    "network": {},
-    "schedule": {
-        "discrete": "defuse.diffusion.schedule:Discrete",
-        "vp": "defuse.diffusion.schedule:VP",
-    },
-    "purifier": {"diffpure": "defuse.defenses.diffpure:DiffPure"},
-    "attack": {"pgd": "defuse.attacks.pgd:PGD"},
-    "view": {
-        "bpda": "defuse.attacks.views:bpda",
-        "exact": "defuse.attacks.views:exact",
-        "undefended": "defuse.attacks.views:undefended",
-    },
-    "objective": {
-        "denoising": "defuse.training.objectives:Denoising",
-        "plain": "defuse.training.objectives:cross_entropy",
-    },
-}
-
-_HELP = {
-    "data": "images with labels",
-    "classifier": "images to logits",
-    "denoiser": "the diffusion model",
-    "network": "your own torch module, inside a classifier or denoiser of the name `network`",
-    "schedule": "of a denoiser: times to noise levels",
-    "purifier": "images to images",
-    "attack": "images to adversarial images",
-    "view": "of an attack: what the attacker takes the model for",
-    "objective": "of a training: the loss",
-}
-
-# What the caller fills in, which a spec may not. A class named in a spec is filled with its options;
-# a function that takes the arguments of a call is the thing itself.
-CALL: dict[str, tuple[str, ...]] = {
-    "attack": ("model", "x", "y", "threat", "noise"),
-    "classifier": ("x", "noise"),
-    "objective": ("model", "x", "y", "noise"),
-    "purifier": ("x", "noise"),
-}
-GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
-
-
-class SpecError(ValueError):
-    """A mistake in a spec or on the command line, in one sentence."""
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
@@ -108,13 +38,6 @@ def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
     return _numbers(spec)
 
 
-def shipped() -> dict[str, str]:
-    """The specs that come with the package: name to the first line of its text."""
-    files = sorted(resources.files("defuse.specs").iterdir(), key=lambda file: file.name)
-    found = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
-    return {name: text.splitlines()[0].lstrip("# ") for name, text in found}
-
-
 def part(kind: str, value: Any) -> Table:
     """A part of a spec as a table with a name.
 
@@ -123,26 +46,8 @@ def part(kind: str, value: Any) -> Table:
     """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise SpecError(f"{kind} needs a name; choose from: {_choices(kind)}")
+        raise SpecError(f"{kind} needs a name; choose from: {choices(kind)}")
     return table
-
-
-def find(kind: str, name: str) -> Any:
-    """What `name` stands for: from the menu, or imported from `module:attribute`.
-
-    Raises:
-        SpecError: The menu has no such name, or the import fails.
-    """
-    target = name if ":" in name else MENU[kind].get(name)
-    if target is None:
-        raise SpecError(f"{kind}: there is no {name!r}; {_hint(name, MENU[kind], _choices(kind))}")
-    module, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
-        raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
 
 
 def check(kind: str, value: Any) -> Table:
@@ -158,7 +63,7 @@ def check(kind: str, value: Any) -> Table:
     table = part(kind, value)
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
-    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if _is_itself(kind, factory) else ()))
+    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if is_itself(kind, factory) else ()))
     signature = inspect.signature(factory).parameters
     parameters = {key: p for key, p in signature.items() if key not in filled_in}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -167,12 +72,12 @@ def check(kind: str, value: Any) -> Table:
         if key not in named and not open_ended:
             takes = ", ".join(named) or "no options"
             raise SpecError(
-                f"{kind} {table['name']}: there is no option {key!r}; {_hint(key, named, takes)}"
+                f"{kind} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
             )
     hints = _hints(factory)
     filled: Table = {"name": table["name"]}
     for key, parameter in named.items():
-        if key in MENU and key in options:
+        if key in MENU and options.get(key) is not None:
             filled[key] = check(key, options[key])
         elif key in options:
             filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
@@ -213,7 +118,7 @@ def build(kind: str, table: Table, **given: Any) -> Any:
     options = {k: build(k, v, **given) if k in MENU and isinstance(v, dict) else v
                for k, v in table.items() if k != "name"}  # fmt: skip
     known = inspect.signature(factory).parameters
-    if _is_itself(kind, factory):
+    if is_itself(kind, factory):
         return partial(factory, **options)
     try:
         return factory(**{k: v for k, v in given.items() if k in known}, **options)
@@ -234,7 +139,7 @@ def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Tabl
     for key in values:
         if key not in kinds:
             raise SpecError(
-                f"{name}: there is no option {key!r}; {_hint(key, kinds, ', '.join(kinds))}"
+                f"{name}: there is no option {key!r}; {hint(key, kinds, ', '.join(kinds))}"
             )
     model = create_model(name, __config__=ConfigDict(extra="forbid"), **kinds)  # pyright: ignore
     try:
@@ -258,16 +163,6 @@ def takes(kind: str, table: Table) -> list[str]:
     return list(inspect.signature(find(kind, table["name"])).parameters)
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Half a sentence: which of the known words was meant, or what there is to choose from."""
-    return _hint(word, known, ", ".join(known))
-
-
-def menu() -> dict[str, tuple[str, list[str]]]:
-    """What a spec may name: kind to its meaning and its short names."""
-    return {kind: (_HELP[kind], sorted(names)) for kind, names in MENU.items()}
-
-
 def _read(source: str | Path) -> Table:
     path = Path(source)
     if path.suffix in (".yaml", ".yml") or path.exists():
@@ -279,9 +174,7 @@ def _read(source: str | Path) -> Table:
         names = shipped()
         if str(source) not in names:
             listed = ", ".join(names)
-            raise SpecError(
-                f"there is no spec {str(source)!r}; {_hint(str(source), names, listed)}"
-            )
+            raise SpecError(f"there is no spec {str(source)!r}; {hint(str(source), names, listed)}")
         text = resources.files("defuse.specs").joinpath(f"{source}.yaml").read_text("utf-8")
     try:
         spec = yaml.safe_load(text)
@@ -303,23 +196,21 @@ def _change(spec: Table, change: str) -> None:
     *parents, last = path.split(".")
     place: Any = spec
     for step in parents:
-        if isinstance(place, list):
-            place = place[_place(change, step, place)]
-        elif isinstance(place, dict):
-            if isinstance(place.get(step), str):
-                place[step] = {"name": place[step]}
-            place = place.setdefault(step, {})
-        else:
-            break
-    if isinstance(place, list):
-        place[_place(change, last, place)] = value
-    elif isinstance(place, dict):
-        place[last] = value
-    else:
-        raise SpecError(f"--set {change}: {path.rpartition('.')[0]} is a value and has no parts")
+        at = _at(change, step, place)
+        if isinstance(place, dict):
+            place.setdefault(at, {})
+        if isinstance(place[at], str) and (isinstance(place, list) or at in MENU):
+            place[at] = {"name": place[at]}  # a bare name gets options
+        place = place[at]
+    place[_at(change, last, place)] = value
 
 
-def _place(change: str, step: str, place: list[Any]) -> int:
+def _at(change: str, step: str, place: Any) -> Any:
+    """What `step` is in `place`: a key of a table, or a number of a list."""
+    if isinstance(place, dict):
+        return step
+    if not isinstance(place, list):
+        raise SpecError(f"--set {change}: {step!r} is sought in {place!r}, which has no parts")
     if not step.isdigit() or int(step) >= len(place):
         raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(place) - 1}")
     return int(step)
@@ -388,14 +279,6 @@ def _digest(file: str) -> str:
     return file
 
 
-def _is_itself(kind: str, found: Any) -> bool:
-    """Whether what a part names is a function to be called as it is, not one that makes it."""
-    call = CALL.get(kind)
-    if call is None or inspect.isclass(found):
-        return False
-    return tuple(inspect.signature(found).parameters)[: len(call)] == call
-
-
 def _hints(factory: Any) -> Table:
     try:
         return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
@@ -405,12 +288,3 @@ def _hints(factory: Any) -> Table:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, bool | int | float | str | list | tuple | None)
-
-
-def _hint(word: str, known: Mapping[str, Any] | Sequence[str], otherwise: str) -> str:
-    near = get_close_matches(word, list(known), 1)
-    return f"did you mean {near[0]!r}?" if near else f"choose from: {otherwise}"
-
-
-def _choices(kind: str) -> str:
-    return ", ".join([*sorted(MENU[kind]), "your own module:attribute"])

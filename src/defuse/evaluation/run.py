@@ -10,13 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from defuse import menu
 from defuse import spec as specs
 from defuse.defenses.purified import Purified
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.record import Run
+from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
 from defuse.protocols import Attack, Classifier, Dataset
-from defuse.spec import SpecError, Table
+from defuse.spec import Table
 from defuse.threat import Threat
 
 SECTIONS = (
@@ -67,7 +69,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
     """
     for key in spec:
         if key not in SECTIONS:
-            near = specs.nearest(key, SECTIONS)
+            near = menu.hint(key, SECTIONS)
             raise SpecError(f"an evaluation spec has no {key!r}; {near}")
     for key in ("data", "classifier", "threat", "attacks"):
         if key not in spec:
@@ -220,7 +222,7 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
     for attack in attacks:
         table = dict(specs.part("attack", attack))
         view = table.pop("view", "exact")
-        specs.find("view", view)
+        menu.find("view", view)
         label = table.pop("label", None)
         if view in ("bpda", "undefended") and not defended:
             raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
@@ -237,7 +239,7 @@ def _attacks(rows: Sequence[Table]) -> list[tuple[str, Attack]]:
     for row in rows:
         table = {key: value for key, value in row.items() if key not in ("view", "label")}
         attack = specs.build("attack", table)
-        made.append((row["label"], Viewed(attack, specs.find("view", row["view"]))))
+        made.append((row["label"], Viewed(attack, menu.find("view", row["view"]))))
     return made
 
 

@@ -1,6 +1,5 @@
 """A training spec, from its text to a folder with weights, a card, a log and pictures."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from defuse.data import fetch
 from defuse.data.pictures import grid
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
+from defuse.menu import SpecError
 from defuse.models import card
 from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
-from defuse.spec import SpecError, Table
+from defuse.spec import Table
 from defuse.statistics import wilson
 from defuse.training.objectives import denoising_loss
 from defuse.training.train import train
@@ -61,8 +61,14 @@ def check(spec: Table, folder: str | None = None) -> Table:
     }
 
 
-def run(spec: Table, folder: Path, quiet: bool = False) -> Path:
+def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Path:
     """Train what a checked `spec` asks, from where `folder` left off.
+
+    Args:
+        spec: What `check` returned.
+        folder: Where everything goes.
+        quiet: Show no progress.
+        command: What to write on the card: how to make this again.
 
     Returns:
         The folder: weights and card, the checkpoint, the log, and pictures for a denoiser.
@@ -96,7 +102,7 @@ def run(spec: Table, folder: Path, quiet: bool = False) -> Path:
         "data": spec["data"] | {"images": len(data)},
         "objective": spec["objective"],
         "training": spec["training"],
-        "command": "defuse " + " ".join(sys.argv[1:]) if sys.argv[0].endswith("defuse") else None,
+        "command": command,
     }
     for fact in facts.values():
         if isinstance(fact, dict):

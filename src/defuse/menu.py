@@ -1,0 +1,132 @@
+"""The menu: the short names that a spec may use, and how any name is found.
+
+A short name comes from the literal table below; `module:attribute` is its own address, and needs no
+registration.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+MENU: dict[str, dict[str, str]] = {
+    "data": {
+        "arrays": "defuse.data.arrays:npz",
+        "blobs": "defuse.data.blobs:Blobs",
+        "cifar10": "defuse.data.cifar:cifar10",
+        "digits": "defuse.data.digits:digits",
+        "folder": "defuse.data.folder:Folder",
+        "mnist": "defuse.data.mnist:mnist",
+    },
+    "classifier": {
+        "bayes": "defuse.data.blobs:bayes",
+        "cifar-resnet": "defuse.models.build:cifar_resnet",
+        "network": "defuse.models.build:network",
+        "small-cnn": "defuse.models.build:small_cnn",
+        "trained": "defuse.models.card:load_classifier",
+        "wide-resnet": "defuse.models.build:wide_resnet",
+    },
+    "denoiser": {
+        "mixture": "defuse.data.blobs:mixture",
+        "network": "defuse.models.build:denoising_network",
+        "trained": "defuse.models.card:load_denoiser",
+        "unet": "defuse.diffusion.unet:unet",
+    },
+    "network": {},
+    "schedule": {
+        "discrete": "defuse.diffusion.schedule:Discrete",
+        "vp": "defuse.diffusion.schedule:VP",
+    },
+    "purifier": {"diffpure": "defuse.defenses.diffpure:DiffPure"},
+    "attack": {"pgd": "defuse.attacks.pgd:PGD"},
+    "view": {
+        "bpda": "defuse.attacks.views:bpda",
+        "exact": "defuse.attacks.views:exact",
+        "undefended": "defuse.attacks.views:undefended",
+    },
+    "objective": {
+        "denoising": "defuse.training.objectives:Denoising",
+        "plain": "defuse.training.objectives:cross_entropy",
+    },
+}
+
+HELP = {
+    "data": "images with labels",
+    "classifier": "images to logits",
+    "denoiser": "the diffusion model",
+    "network": "your own torch module, inside a classifier or denoiser of the name `network`",
+    "schedule": "of a denoiser: times to noise levels",
+    "purifier": "images to images",
+    "attack": "images to adversarial images",
+    "view": "of an attack: what the attacker takes the model for",
+    "objective": "of a training: the loss",
+}
+
+# What the caller fills in, which a spec may not. A class named in a spec is filled with its options;
+# a function that takes the arguments of a call is the thing itself.
+CALL: dict[str, tuple[str, ...]] = {
+    "attack": ("model", "x", "y", "threat", "noise"),
+    "classifier": ("x", "noise"),
+    "objective": ("model", "x", "y", "noise"),
+    "purifier": ("x", "noise"),
+}
+GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
+
+
+class SpecError(ValueError):
+    """A mistake in a spec or on the command line, in one sentence."""
+
+
+def shipped() -> dict[str, str]:
+    """The specs that come with the package: name to the first line of its text."""
+    files = sorted(resources.files("defuse.specs").iterdir(), key=lambda file: file.name)
+    found = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in found}
+
+
+def find(kind: str, name: str) -> Any:
+    """What `name` stands for: from the menu, or imported from `module:attribute`.
+
+    Raises:
+        SpecError: The menu has no such name, or the import fails.
+    """
+    target = name if ":" in name else MENU[kind].get(name)
+    if target is None:
+        raise SpecError(f"{kind}: there is no {name!r}; {hint(name, MENU[kind], choices(kind))}")
+    module, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError) as error:
+        raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+
+
+def is_itself(kind: str, found: Any) -> bool:
+    """Whether what a part names is a function to be called as it is, not one that makes it."""
+    call = CALL.get(kind)
+    if call is None or inspect.isclass(found):
+        return False
+    return tuple(inspect.signature(found).parameters)[: len(call)] == call
+
+
+def menu() -> dict[str, tuple[str, list[str]]]:
+    """What a spec may name: kind to its meaning and its short names."""
+    return {kind: (HELP[kind], sorted(names)) for kind, names in MENU.items()}
+
+
+def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Half a sentence: which of the known words was meant, or else what there is to choose from."""
+    words = list(known)
+    near = get_close_matches(word, words, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from: {otherwise or ', '.join(words)}"
+
+
+def choices(kind: str) -> str:
+    """What a part of that kind may be named."""
+    return ", ".join([*sorted(MENU[kind]), "your own module:attribute"])

@@ -1,0 +1,178 @@
+"""What the tables hold: rows and columns of a summary, in order, before any markup."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Share = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A reading of accuracy.
+
+    Attributes:
+        key: Its name in `report.json`: `bare`, `mean`, `majority` or `worst`.
+        title: Its heading.
+        meaning: What it is, in plain words.
+    """
+
+    key: str
+    title: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A condition.
+
+    Attributes:
+        name: Its name in `report.json`.
+        title: What a reader calls it.
+        shares: Of each column's key.
+        marks: The numbers, from 1, of the doubts about it.
+    """
+
+    name: str
+    title: str
+    shares: dict[str, Share]
+    marks: tuple[int, ...]
+
+
+def percent(value: float) -> str:
+    """A share as a percentage: 0.717 is `71.7 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def cell(share: Share) -> str:
+    """A share with its interval: `71.7 % [64.9, 77.6]`."""
+    return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def complement(share: Share) -> Share:
+    """The share of wrong answers where `share` is that of right ones."""
+    return {
+        "accuracy": 1 - share["accuracy"],
+        "low": 1 - share["high"],
+        "high": 1 - share["low"],
+    }
+
+
+def doubts(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The doubts, the red ones first: the order in which they are numbered."""
+    return sorted(summary["doubts"], key=lambda doubt: doubt["severity"] != "red")
+
+
+def columns(summary: Mapping[str, Any]) -> list[Column]:
+    """The readings that say something: one, if the model answers alike at every draw."""
+    k = summary["robust"]["k"]
+    found = []
+    if "bare" in summary["robust"]:
+        meaning = "the same pictures, shown to the classifier without its defence"
+        if summary["attacks"]:
+            meaning += "; in the row robust, under whichever attack hurts it most"
+        found.append(Column("bare", "undefended", meaning))
+    defended = "defended" if found else "accuracy"
+    if _one_reading(summary):
+        return [*found, Column("mean", defended, "how often the model is right")]
+    return [
+        *found,
+        Column("mean", f"{defended}, per draw", "how often one answer of the model is right"),
+        Column("majority", f"majority of {k}", f"how often most of {k} answers are right"),
+        Column(
+            "worst", f"all {k} right", f"how often all {k} are: the attacker may submit {k} times"
+        ),
+    ]
+
+
+def rows(summary: Mapping[str, Any]) -> list[Row]:
+    """The conditions: clean, random noise, each attack, and the attack that counts."""
+    table = [("clean", "clean", summary["clean"]), ("random", "random noise", summary["random"])]
+    table += [(attack["name"], attack["name"], attack["robust"]) for attack in summary["attacks"]]
+    if summary["attacks"]:
+        table.append(("robust", "robust", summary["robust"]))
+        if "bare" in summary["robust"]:
+            table[-1] = (
+                "robust",
+                "robust",
+                {**summary["robust"], "bare": weakest_bare(summary)[1]},
+            )
+    keys = [column.key for column in columns(summary)]
+    return [
+        Row(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
+        for name, title, shares in table
+    ]
+
+
+def costs(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The cost: (what, in all, per picture)."""
+    cost, n = summary["cost"], summary["n"]
+    names = {
+        "nfe_forward": "denoiser, forward calls",
+        "nfe_vjp": "denoiser, backward calls",
+        "classifier_forward": "classifier, forward calls",
+        "classifier_vjp": "classifier, backward calls",
+    }
+    found = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
+    return [
+        *found,
+        ("time", _duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
+        ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
+        ("peak memory", memory(cost["peak_bytes"]), ""),
+    ]
+
+
+def memory(size: float) -> str:
+    """A number of bytes in MiB, or in GiB from one GiB on."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def weakest_bare(summary: Mapping[str, Any]) -> tuple[str, Share]:
+    """What hurts the classifier without its defence most, and how often that is still right.
+
+    The attack that counts against the defence may be harmless to the classifier alone; to set the
+    two side by side would make the defence look worthless.
+    """
+    found = [("the attack that counts", summary["robust"]["bare"])]
+    found += [(attack["name"], attack["robust"]["bare"]) for attack in summary["attacks"]]
+    return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
+
+
+def weakest(summary: Mapping[str, Any], most: int = 30) -> list[dict[str, Any]]:
+    """The classes in their own order; if there are more than `most`, the least robust ones."""
+    classes = summary["classes"]
+    if len(classes) <= most:
+        return list(classes)
+    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
+
+
+def _one_reading(summary: Mapping[str, Any]) -> bool:
+    robust = summary["robust"]
+    if robust["k"] == 1:
+        return True
+    read = [robust, summary["clean"], summary["random"]]
+    read += [attack["robust"] for attack in summary["attacks"]]
+    return "bare" not in robust and all(
+        each["mean"]["accuracy"] == each[key]["accuracy"]
+        for each in read
+        for key in ("majority", "worst")
+    )
+
+
+def _marks(summary: Mapping[str, Any], name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
+    """The doubts about a row: all of them about the robust one, else those that speak of it."""
+    if name == "robust" and summary["attacks"]:
+        return tuple(range(1, len(summary["doubts"]) + 1))
+    attack = any(attack["name"] == name for attack in summary["attacks"])
+    said = enumerate(doubts(summary), 1)
+    return tuple(number for number, doubt in said if attack and _speaks(doubt["why"], name))
+
+
+def _speaks(text: str, name: str) -> bool:
+    return f" {name} " in f" {text.replace(',', ' ').replace(':', ' ')} "
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

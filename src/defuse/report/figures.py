@@ -1,0 +1,191 @@
+"""The figures of a report, each drawn to the bytes of a PNG file.
+
+They are drawn on `Figure` objects, so nothing global is touched. Each reads without color: readings
+differ by marker, right and wrong by a sign, lines by dashes.
+"""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from defuse.report.cells import Share, columns, rows, weakest
+from defuse.report.gallery import Gallery
+
+INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
+GREEN, RED = "#1b6e35", "#b01f1f"
+STYLES: dict[str, dict[str, Any]] = {
+    "bare": {"marker": "x", "color": GREY, "markersize": 6, "markeredgewidth": 1.6},
+    "mean": {"marker": "o", "color": BLUE, "markersize": 6.5},
+    "majority": {"marker": "s", "color": TEAL, "markersize": 6, "markerfacecolor": "white"},
+    "worst": {"marker": "v", "color": RUST, "markersize": 6.5},
+}
+WIDTH = 7.4
+
+
+def accuracy(summary: Mapping[str, Any]) -> bytes:
+    """Accuracy of every reading under every condition, with 95 % intervals."""
+    lines, readings = rows(summary), columns(summary)
+    height = 0.95 + len(lines) * (0.22 + 0.15 * len(readings))
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    spread = np.linspace(-0.27, 0.27, len(readings)) if len(readings) > 1 else [0.0]
+    for reading, shift in zip(readings, spread, strict=True):
+        for place, line in enumerate(lines):
+            title = reading.title if place == 0 else None
+            _interval(axes, line.shares[reading.key], place + shift, STYLES[reading.key], title)
+    _percent_axis(axes, [line.title for line in lines], "accuracy, %")
+    for place, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
+        tick.set_fontweight("bold" if line.name == "robust" else "normal")
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", zorder=0, linewidth=0)
+    if len(readings) > 1:
+        _legend(figure, axes, len(readings))
+    return _png(figure)
+
+
+def classes(summary: Mapping[str, Any]) -> bytes:
+    """Accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
+    shown = weakest(summary)
+    figure = Figure(figsize=(WIDTH, 0.95 + 0.42 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    kinds = [("clean", -0.16, {"marker": "o", "color": BLUE, "markersize": 6})]
+    if summary["attacks"]:
+        style = {"marker": "v", "color": RUST, "markersize": 6.5, "markerfacecolor": "white"}
+        kinds.append(("robust", 0.16, style))
+    for key, shift, style in kinds:
+        for place, row in enumerate(shown):
+            _interval(axes, row[key], place + shift, style, key if place == 0 else None)
+    _percent_axis(axes, [_short(row["name"]) for row in shown], "accuracy per draw, %")
+    if len(kinds) > 1:
+        _legend(figure, axes, len(kinds))
+    return _png(figure)
+
+
+def confidence(gallery: Gallery) -> bytes:
+    """Confidence in the true class along the purification, of every picture and their mean."""
+    figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
+    axes, times = figure.subplots(), gallery.arrays["times"]
+    for key, color, dashes in (("clean", BLUE, "-"), ("attacked", RUST, "--")):
+        sure = 100 * gallery.arrays[f"{key}_sure"]
+        axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
+        label = f"{key}, mean of {len(sure)}"
+        mean = sure.mean(0)
+        axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=label)
+    axes.set_xlim(float(times.max()), 0)
+    axes.set_ylim(-3, 103)
+    axes.set_xlabel("diffusion time, from t* (noised) to 0 (purified)", fontsize=9, color=INK)
+    axes.set_ylabel("confidence in the true class, %", fontsize=9, color=INK)
+    axes.grid(color="#e2e2e0", linewidth=0.7)
+    _tidy(axes)
+    _legend(figure, axes, 2)
+    return _png(figure)
+
+
+def pictures(gallery: Gallery, most: int = 8) -> bytes:
+    """A grid: of each picture clean, attacked, the difference, and both purified, with answers."""
+    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+    difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
+    seen = "bare" if "clean_bare" in arrays else "answer"
+    grid = [
+        ("clean", arrays["clean"], arrays[f"clean_{seen}"]),
+        ("attacked", arrays["attacked"], arrays[f"attacked_{seen}"]),
+        (f"difference \u00d7 {factor:g}", difference, None),
+    ]
+    for key in ("clean", "attacked"):
+        if f"{key}_purified" in arrays:
+            title = f"{key},\npurified"
+            grid.append((title, arrays[f"{key}_purified"], arrays[f"{key}_answer"]))
+    figure = Figure(figsize=(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore
+    cells = figure.subplots(count, len(grid), squeeze=False)
+    for row in range(count):
+        truth = int(arrays["label"][row])
+        for column, (title, images, answers) in enumerate(grid):
+            axes: Axes = cells[row, column]
+            _show(axes, images[row])
+            if row == 0:
+                axes.set_title(title, fontsize=9, color=INK)
+            if answers is not None:
+                _answer(axes, gallery.name(int(answers[row])), int(answers[row]) == truth)
+            else:
+                size = gallery.sizes[row]
+                said = f"size {size:.3g}" if size else "no change"
+                axes.set_xlabel(said, fontsize=8.5, color=INK, labelpad=2)
+        about = f"true: {gallery.name(truth)}\nno. {arrays['index'][row]}\n{_short(gallery.chosen[row])}"
+        side: Axes = cells[row, 0]
+        side.set_ylabel(
+            about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
+        )
+    return _png(figure)
+
+
+def magnification(gallery: Gallery, most: int = 8) -> float:
+    """By how much the figure of pictures magnifies the difference: 1, 2, 5, 10, 20, ..."""
+    delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
+    largest = float(np.abs(delta).max())
+    steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]
+    return max([step for step in steps if step * largest <= 0.5 + 1e-4], default=1)
+
+
+def _interval(
+    axes: Axes, share: Share, place: float, style: Mapping[str, Any], label: str | None
+) -> None:
+    low, middle, high = (100 * share[key] for key in ("low", "accuracy", "high"))
+    axes.plot([low, high], [place, place], color=style["color"], linewidth=1.3, zorder=2)
+    axes.plot([middle], [place], linestyle="", label=label, zorder=3, clip_on=False, **style)
+
+
+def _percent_axis(axes: Axes, names: list[str], title: str) -> None:
+    axes.set_yticks(range(len(names)), names, fontsize=9, color=INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel(title, fontsize=9, color=INK)
+    axes.grid(axis="x", color="#e2e2e0", linewidth=0.7)
+    _tidy(axes)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, colors=INK)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _legend(figure: Figure, axes: Axes, count: int) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=count, frameon=False, fontsize=9
+    )
+
+
+def _show(axes: Axes, image: np.ndarray) -> None:
+    image = np.clip(image, 0, 1)
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
+    smooth = "antialiased" if min(pixels.shape[:2]) > 100 else "nearest"
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=smooth)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(color="#c9c9c6", linewidth=0.6)
+
+
+def _answer(axes: Axes, name: str, right: bool) -> None:
+    sign = "\u2713" if right else "\u2717"
+    color = GREEN if right else RED
+    size = 8.5 if len(name) <= 9 else 7
+    axes.set_xlabel(f"{sign} {name}", fontsize=size, color=color, labelpad=2, parse_math=False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 24 else f"{name[:23]}…"
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    return buffer.getvalue()

@@ -1,0 +1,90 @@
+"""Which figures a report has, and the captions that say how to read them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from defuse.report import figures
+from defuse.report.cells import columns, weakest
+from defuse.report.gallery import Gallery
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its caption.
+
+    Attributes:
+        name: Of its file, without the ending.
+        title: What it shows.
+        caption: How to read it.
+        png: The bytes of its file.
+    """
+
+    name: str
+    title: str
+    caption: str
+    png: bytes
+
+
+def plates(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, Plate]:
+    """The figures that a run has the facts for, by name."""
+    found = [
+        Plate("accuracy", "Accuracy by condition", _accuracy(summary), figures.accuracy(summary)),
+        Plate("classes", "Accuracy by class", _classes(summary), figures.classes(summary)),
+    ]
+    if gallery is not None:
+        drawn = figures.pictures(gallery)
+        found.append(Plate("pictures", "What the model saw", _pictures(gallery), drawn))
+    if gallery is not None and "times" in gallery.arrays:
+        drawn = figures.confidence(gallery)
+        found.append(Plate("confidence", "Along the purification", _confidence(gallery), drawn))
+    return {plate.name: plate for plate in found}
+
+
+def _accuracy(summary: Mapping[str, Any]) -> str:
+    said = "The further to the right, the more often the model is right. Bars are 95 % intervals."
+    if summary["attacks"]:
+        said += " The distance between the clean row and the robust row is what the attack costs."
+    if len(columns(summary)) > 2:
+        said += " Where the readings of one row lie apart, the model's own randomness decides the answer."
+    return said
+
+
+def _classes(summary: Mapping[str, Any]) -> str:
+    shown, many = len(weakest(summary)), len(summary["classes"])
+    said = "Each class, clean" + (" and under the attack that counts" if summary["attacks"] else "")
+    said += (
+        ". Bars are 95 % intervals: with few pictures of a class they are wide, and classes whose "
+    )
+    said += "bars overlap cannot be ranked. A class of which the run has no picture is left out."
+    return said if shown == many else f"{said} Shown are the {shown} least robust of {many}."
+
+
+def _pictures(gallery: Gallery) -> str:
+    shown = min(len(gallery), 8)
+    factor = figures.magnification(gallery)
+    said = (
+        f"The first {shown} pictures of the run, not a selection. At the left the true class, the "
+        "picture's number and the attack that counts. "
+    )
+    if "clean_purified" in gallery.arrays:
+        said += (
+            "Under the first two columns stands the answer of the classifier without its defence, "
+            "under the purified pictures that of the defended model, at one draw of its noise. "
+        )
+    else:
+        said += "Under each picture stands the model's answer. "
+    said += "\u2713 is right, \u2717 wrong. "
+    return said + (
+        f"The difference is magnified {factor:g} times, grey is no change; below it stands its size "
+        "in the threat's norm."
+    )
+
+
+def _confidence(gallery: Gallery) -> str:
+    return (
+        "The softmax confidence of the classifier in the true class as the picture is purified, from "
+        "the noised picture at the left to the purified one at the right. Thin lines are pictures, "
+        f"thick lines the mean of {len(gallery)}. A defence that works brings the attacked pictures "
+        "(dashed) up to the clean ones (solid)."
+    )

@@ -1,0 +1,94 @@
+"""The report as Markdown, for a code review, a wiki or a terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from defuse.report import words
+from defuse.report.cells import columns, doubts
+from defuse.report.plates import Plate
+from defuse.report.tables import accuracy_table, class_table, cost_table, markdown, quote
+
+
+def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
+    """The whole report in Markdown.
+
+    Args:
+        summary: What the verdict says.
+        plates: The figures, which lie in `figures/` beside it.
+    """
+    notes = filter(None, (words.unfinished(summary), words.warning(summary)))
+    parts = [
+        f"# {quote(words.headline(summary))}",
+        f"{quote(words.kicker(summary))}; run {summary['run']}. {words.basis(summary)}",
+        *(f"> **{quote(note)}**" for note in notes),
+        quote(" ".join(words.lead(summary))),
+        "## Doubts",
+        _doubts(summary, probed="pictures" in plates),
+        "## Accuracy",
+        accuracy_table(summary),
+        _meanings(summary),
+        _figure(plates, "accuracy"),
+        "## Threat model",
+        "\n".join(f"- **{quote(k)}**: {quote(v)}" for k, v in summary["card"].items()),
+        _figure(plates, "pictures"),
+        _figure(plates, "confidence"),
+        "## By class",
+        class_table(summary),
+        _figure(plates, "classes"),
+        "## Cost",
+        cost_table(summary),
+        "## How to reproduce it",
+        f"Save the spec as `spec.yaml`, then: `{reproduce(summary)}`",
+        "This report anew, from the run's folder: `defuse report FOLDER`",
+        f"```yaml\n{spec_yaml(summary)}```",
+        "## Versions",
+        markdown(["what", "version"], [list(pair) for pair in versions(summary).items()]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def spec_yaml(summary: Mapping[str, Any]) -> str:
+    """The spec as it may be saved and run again."""
+    return yaml.safe_dump(summary["spec"], sort_keys=False, allow_unicode=True, width=88)
+
+
+def reproduce(summary: Mapping[str, Any]) -> str:
+    """The command that makes the run anew."""
+    return f"defuse evaluate spec.yaml --out runs/{summary['run']}-again"
+
+
+def versions(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What made the run, and this report of it."""
+    return {**summary["versions"], "defuse (this report)": summary["defuse"]}
+
+
+def _doubts(summary: Mapping[str, Any], probed: bool) -> str:
+    lines = [
+        f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {quote(doubt['why'])}"
+        for number, doubt in enumerate(doubts(summary), 1)
+    ]
+    checked, unchecked = words.checks(probed)
+    if not lines:
+        lines = ["No doubts were raised. Checked:", "", *(f"- {text}" for text in checked)]
+    if unchecked:
+        lines += ["", "Not checked, as the run kept no pictures:", ""]
+        lines += [f"- {text}" for text in unchecked]
+    return "\n".join(lines)
+
+
+def _meanings(summary: Mapping[str, Any]) -> str:
+    lines = [f"- **{column.title}**: {column.meaning}" for column in columns(summary)]
+    if about := words.about_robust(summary):
+        lines.append(f"- {about.replace('robust:', '**robust**:', 1)}")
+    notes = [quote(note) for note in (words.broken(summary), words.scatter(summary)) if note]
+    brackets = "In brackets: 95 % intervals."
+    return "\n".join([*lines, "", " ".join([brackets, *notes])])
+
+
+def _figure(plates: Mapping[str, Plate], name: str) -> str:
+    if name not in plates:
+        return ""
+    plate = plates[name]
+    return f"![{plate.title}](figures/{name}.png)\n\n*{plate.title}.* {quote(plate.caption)}"

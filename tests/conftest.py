@@ -1,0 +1,47 @@
+"""What the tests share: one thread, no data of the machine's own, and ways to read a run."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from defuse.cli import run
+from defuse.evaluation.record import Run
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder to work in, without shards or data folders from the environment."""
+    for name in ("RANK", "WORLD_SIZE", "DEFUSE_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def facts():
+    """The outcomes of a run folder, without what may differ: time and memory."""
+
+    def read(folder: Path):
+        return [(o.index, o.label, o.chosen, o.conditions) for o in Run.open(folder).outcomes()]
+
+    return read
+
+
+@pytest.fixture
+def mistake(capsys):
+    """Run a command that must be refused: exit code 2 and one sentence, which is returned."""
+
+    def refuse(*arguments: object) -> str:
+        capsys.readouterr()
+        assert run([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err.strip().splitlines()
+        sentence = said[-1]
+        assert sentence.startswith("defuse: ")
+        assert "Traceback" not in "".join(said)
+        assert len(sentence) < 500
+        return sentence
+
+    return refuse

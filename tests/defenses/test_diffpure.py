@@ -1,0 +1,263 @@
+"""DiffPure against closed forms, and its promises to whoever calls it."""
+
+import math
+
+import pytest
+import torch
+
+from defuse.data.blobs import Blobs, mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.reverse import DDIM, Ancestral, euler_maruyama, even, flow, reverse
+from defuse.diffusion.schedule import VP, Discrete
+from defuse.noise import Noise
+
+SAMPLERS = {
+    "sde": {},
+    "sde discrete": {"forward": "discrete"},
+    "ddpm small": {"sampler": "ddpm"},
+    "ddpm large": {"sampler": "ddpm", "variance": "large"},
+    "ddim": {"sampler": "ddim"},
+    "ddim half": {"sampler": "ddim", "eta": 0.5},
+    "ode": {"sampler": "ode"},
+}
+
+
+def blobs(size: int) -> torch.Tensor:
+    data = Blobs(size)
+    return torch.stack([data[i][0] for i in range(size)]).double()
+
+
+# --------------------------------------------------------------------- closed forms
+#
+# Where the data are one Gaussian, the purifier is affine in the image and in each of its draws. So
+# its output on a given image is Gaussian, and both of its numbers can be had exactly: of a batch,
+# the first image meets no noise at all, and the one after the j-th draw meets 1 in it and 0 else.
+
+
+class Probe:
+    """Noise of zeros, but for a 1 in one draw per image of the batch; and who drew it."""
+
+    def __init__(self, path: tuple = (), drawn: list | None = None):
+        self.path, self.drawn = path, [] if drawn is None else drawn
+
+    def fold(self, *path) -> "Probe":
+        return Probe(self.path + path, self.drawn)
+
+    def normal(self, like: torch.Tensor) -> torch.Tensor:
+        self.drawn.append(self.path)
+        out = torch.zeros_like(like)
+        out[len(self.drawn)] = 1
+        return out
+
+
+def mean_and_deviation(go, probe: Probe, steps: int) -> tuple[float, float]:
+    """Of what `go` makes of noised images (B, 1, 1, 1) of 0.8, in [-1, 1]."""
+    z = torch.full((steps + 2, 1, 1, 1), 0.8, dtype=torch.float64)
+    out = go(z, probe).flatten()
+    response = out[1:] - out[0]
+    return float(out[0]), float(response.square().sum().sqrt())
+
+
+def world(spread: float) -> Mixture:
+    return Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread)
+
+
+@pytest.mark.parametrize(
+    ("spread", "t", "mean", "deviation"),
+    [
+        (0.5, 0.1, 0.609176, 0.365029),
+        (0.5, 0.075, 0.674512, 0.305118),
+        (0.1, 0.1, 0.246092, 0.099938),
+        (0.1, 0.15, 0.220672, 0.100215),
+    ],
+)
+def test_the_release_s_sampler_in_closed_form(spread, t, mean: float, deviation: float):
+    """Discrete forward, Euler-Maruyama back, on x = 0.8 where the data are N(0.2, spread^2)."""
+    probe, steps = Probe(), round(1000 * t)
+    model = world(spread)
+    purify = DiffPure(model, t=t, steps=steps, forward="discrete")
+    found = mean_and_deviation(
+        lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, steps
+    )
+    assert found == pytest.approx((mean, deviation), abs=6e-7)
+    assert probe.drawn == [("forward",), *(("reverse", i) for i in range(steps))]
+
+
+def test_without_forward_noise_in_closed_form():
+    """As COUP without its guide: the image itself is taken for x_t."""
+    probe = Probe()
+    found = mean_and_deviation(
+        lambda z, noise: reverse(world(0.5), z, even(0.1, 100), noise, step=euler_maruyama),
+        probe,
+        100,
+    )
+    assert found == pytest.approx((0.639632, 0.282649), abs=6e-7)
+    assert probe.drawn == [(i,) for i in range(100)]
+
+
+def test_real_noise_gives_the_same_distribution():
+    """The first closed form again, by 10 000 draws of `Noise`."""
+    model = Mixture(torch.full((1, 1, 100, 100), 0.2, dtype=torch.float64), 0.5)
+    purify = DiffPure(model, t=0.1, steps=100, forward="discrete")
+    out = 2 * purify(torch.full((1, 1, 100, 100), 0.9).double(), Noise.of(0, [0])) - 1
+    assert float(out.mean()) == pytest.approx(0.609176, abs=4 * 0.365 / 100)
+    assert float(out.std()) == pytest.approx(0.365029, abs=4 * 0.365 / 100 / 2**0.5)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_a_consecutive_discrete_chain_in_closed_form(sampler):
+    """DDPM and DDIM(1) on the chain itself: the recursion of Ho et al., by hand in scalars."""
+    spread, n = 0.5, 100
+    betas = Discrete().betas.tolist()
+    abar = [1.0]
+    for beta in betas:
+        abar.append(abar[-1] * (1 - beta))
+    mean, variance = math.sqrt(abar[n]) * 0.8, 1 - abar[n]
+    for k in range(n, 0, -1):
+        beta, a, b = betas[k - 1], abar[k], abar[k - 1]
+        gain = math.sqrt(a) * spread**2 / (a * spread**2 + 1 - a)  # of x_hat in x_t
+        rest = 0.2 - gain * math.sqrt(a) * 0.2
+        c_hat = math.sqrt(b) * beta / (1 - a)
+        c_t = math.sqrt(1 - beta) * (1 - b) / (1 - a)
+        mean = c_hat * (gain * mean + rest) + c_t * mean
+        variance = (c_hat * gain + c_t) ** 2 * variance + beta * (1 - b) / (1 - a)
+    model = Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread, Discrete())
+    purify = DiffPure(model, t=n / 1000, steps=n, sampler=sampler, eta=1.0)
+    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, Probe(), n)
+    assert found == pytest.approx((mean, math.sqrt(variance)), abs=1e-9)
+
+
+# ----------------------------------------------------------------------- what it promises
+
+
+@pytest.mark.parametrize(
+    ("forward", "schedule", "alpha", "sigma"),
+    [
+        ("continuous", VP(), 0.94672, 0.32205),
+        ("discrete", VP(), 0.94711, 0.32091),
+        ("continuous", Discrete(), 0.94711, 0.32091),
+        ("discrete", Discrete(50), 0.94711, 0.32091),
+    ],
+)
+def test_forward_noise(forward, schedule, alpha: float, sigma: float):
+    purify = DiffPure(mixture(schedule=schedule), t=0.1, steps=5, forward=forward)
+    x, noise = blobs(3), Noise.of(0, range(3))
+    _, noised = next(purify.walk(x, noise))
+    expected = alpha * (2 * x - 1) + sigma * noise.fold("forward").normal(x)
+    assert torch.allclose(2 * noised - 1, expected, atol=5e-5)
+    assert purify.pixel_noise == pytest.approx(sigma / alpha / 2, rel=1e-4)
+
+
+def test_samplers_are_the_steps_they_are_named_after():
+    def step(**options):
+        return DiffPure(mixture(), **options).step
+
+    assert step() is euler_maruyama
+    assert step(sampler="ode") is flow
+    assert step(sampler="ddpm") == Ancestral("small")
+    assert step(sampler="ddpm", variance="large") == Ancestral("large")
+    assert step(sampler="ddim", eta=0.3) == DDIM(0.3)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 100])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_step_costs_one_call_of_the_network(name: str, steps: int):
+    model = mixture()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    DiffPure(model, steps=steps, **SAMPLERS[name])(blobs(2).float(), Noise.of(0, range(2)))
+    assert len(calls) == steps
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_walk_ends_where_forward_ends(name: str):
+    purify = DiffPure(mixture(), t=0.1, steps=6, **SAMPLERS[name])
+    x, noise = blobs(3), Noise.of(0, range(3))
+    states = list(purify.walk(x, noise))
+    assert len(states) == 7
+    assert [t for t, _ in states] == purify.times.tolist()
+    assert states[0][0] == 0.1
+    assert torch.equal(states[-1][1], purify(x, noise))
+    assert not torch.equal(states[-1][1], states[-2][1])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_purified_images_depend_on_nothing_but_image_and_noise(name: str):
+    purify = DiffPure(mixture(), t=0.1, steps=10, **SAMPLERS[name])
+    x, noise = blobs(6), Noise.of(0, range(6))
+    whole = purify(x, noise)
+    assert torch.equal(purify(x, noise), whole)
+    alone = torch.cat([purify(x[i : i + 1], noise.take([i])) for i in range(6)])
+    assert torch.allclose(alone, whole, atol=1e-12)
+    order = [4, 1, 5, 0]
+    assert torch.allclose(purify(x[order], Noise.of(0, order)), whole[order], atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(purify(x, noise), whole)
+    seen = purify(x.clone().requires_grad_(), noise)  # and a gradient changes nothing
+    assert torch.equal(seen.detach(), whole)
+    other = purify(x, Noise.of(1, range(6)))
+    assert ((other - whole).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+def test_single_precision_is_near_double():
+    purify = DiffPure(mixture(), t=0.1, steps=100)
+    x, noise = blobs(6), Noise.of(0, range(6))
+    single = purify(x.float(), noise)
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), purify(x, noise), atol=1e-4)
+
+
+def test_nothing_is_clipped():
+    purify = DiffPure(mixture(), t=0.1, steps=10)
+    x = torch.full((1, 1, 4, 4), 1.9).double()
+    out = purify(x, Noise.of(0, [0]))
+    assert float(out.max()) > 1
+
+
+def test_gradient_reaches_the_image():
+    """Where the data are one Gaussian the Jacobian is a known number on the diagonal."""
+    probe, model = Probe(), world(0.5)
+    purify = DiffPure(model, t=0.1, steps=100, forward="discrete")
+    x = torch.full((102, 1, 1, 1), 0.9, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(purify(x, probe).sum(), x)
+    # mean = m + k (x - m), from the closed form at x = 0.8
+    assert torch.allclose(slope, torch.full_like(slope, float(slope[0])), rtol=1e-12)
+    at = [purify(torch.full_like(x, v).detach(), Probe())[0, 0, 0, 0] for v in (0.2, 0.9)]
+    assert float(slope[0]) == pytest.approx(float(at[1] - at[0]) / 0.7, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"t": 0}, "t is a time above 0 and up to 1"),
+        ({"t": 1.1}, "t is a time above 0 and up to 1"),
+        ({"t": float("nan")}, "t is a time above 0 and up to 1"),
+        ({"t": 100}, "0.1 is 100 of 1000"),
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"eta": -0.1}, "eta must be from 0 to 1, not -0.1"),
+        ({"eta": 1.5}, "eta must be from 0 to 1"),
+        ({"sampler": "ddpm", "steps": 101}, "steps must be at most 100"),
+        ({"sampler": "ddim", "t": 0.05}, "steps must be at most 50"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        DiffPure(mixture(), **options)
+
+
+def test_the_chain_of_the_denoiser_limits_the_steps():
+    with pytest.raises(ValueError, match="at most 5: the chain of 50"):
+        DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=6)
+    out = DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=5)
+    assert out(blobs(1), Noise.of(0, [0])).isfinite().all()
+
+
+@pytest.mark.xfail(strict=True, reason="times below half a step of the chain have sigma 0")
+@pytest.mark.parametrize("sampler", ["sde", "ode"])
+def test_more_even_steps_than_the_chain_has_are_refused_or_work(sampler):
+    try:
+        purify = DiffPure(mixture(schedule=Discrete()), t=0.1, steps=300, sampler=sampler)
+    except ValueError:
+        return
+    assert purify(blobs(1), Noise.of(0, [0])).isfinite().all()

@@ -1,0 +1,136 @@
+"""A defence is a classifier; its votes depend on images and draws alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.purified import Purified, majority, votes
+from defuse.noise import Noise
+from defuse.protocols import Defended
+
+NOISE = Noise.of(0, range(3))
+X = NOISE.fold("x").uniform(torch.zeros(3, 1, 4, 4))
+
+
+class Recorder:
+    """Remembers what it was asked and answers with a function of it."""
+
+    def __init__(self, answer):
+        self.answer, self.asked = answer, []
+
+    def __call__(self, x, noise):
+        self.asked.append((x, noise))
+        return self.answer(x, noise)
+
+
+def test_streams_have_the_names_they_are_known_by():
+    purifier = Recorder(lambda x, noise: x + 1)
+    classifier = Recorder(lambda x, noise: x.flatten(1))
+    logits = Purified(classifier, purifier)(X, NOISE)
+    assert torch.equal(logits, (X + 1).flatten(1))
+    ((seen, purify),) = purifier.asked
+    ((pure, classify),) = classifier.asked
+    assert torch.equal(seen, X)
+    assert torch.equal(pure, X + 1)
+    assert purify == NOISE.fold("purify")
+    assert classify == NOISE.fold("classify")
+
+
+def test_behind_another_purifier_it_is_the_same_classifier():
+    classifier = Recorder(lambda x, noise: x.flatten(1))
+    model = Purified(classifier, Recorder(lambda x, noise: x + 1))
+    other = model.behind(lambda x, noise: x + noise.normal(x))
+    assert isinstance(other, Defended)
+    assert other.classifier is classifier
+    expected = (X + NOISE.fold("purify").normal(X)).flatten(1)
+    assert torch.equal(other(X, NOISE), expected)
+    assert classifier.asked[-1][1] == NOISE.fold("classify")
+
+
+def test_parts_that_are_modules_are_found_as_such():
+    model = Purified(bayes(), DiffPure(mixture(), steps=2))
+    names = dict(model.named_buffers())
+    assert "purifier.denoiser.means" in names
+    assert not model.eval().purifier.training
+
+
+class Noisy(nn.Module):
+    """Three logits of pure noise and a little of the image; keeps count of what it was given."""
+
+    def __init__(self, rows: int | None = None):
+        super().__init__()
+        self.sizes: list[int] = []
+        if rows is not None:
+            self.rows = rows
+
+    def forward(self, x, noise):
+        self.sizes.append(len(x))
+        return x.flatten(1)[:, :3] + noise.fold("classify").normal(x.flatten(1)[:, :3])
+
+
+def test_vote_i_is_the_choice_on_stream_i():
+    chosen = votes(Noisy(), X, NOISE, 9)
+    assert chosen.shape == (3, 9)
+    for i in range(9):
+        logits = Noisy()(X, NOISE.fold("vote", i))
+        assert torch.equal(chosen[:, i], logits.argmax(1))
+    assert len(chosen.unique()) == 3  # the draws do differ
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 100])
+def test_votes_do_not_depend_on_how_many_go_together(rows: int):
+    model = Noisy(rows)
+    assert torch.equal(votes(model, X, NOISE, 10), votes(Noisy(), X, NOISE, 10))
+    assert sum(model.sizes) == 30
+    assert max(model.sizes) <= max(rows, 3)  # a batch of images is never split
+
+
+def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
+    chosen = votes(Noisy(), X, NOISE, 10)
+    order = [2, 0]
+    assert torch.equal(votes(Noisy(), X[order], NOISE.take(order), 10), chosen[order])
+    assert torch.equal(votes(Noisy(), X, NOISE, 4), chosen[:, :4])
+    for i in range(3):
+        assert torch.equal(votes(Noisy(2), X[i : i + 1], NOISE.take([i]), 10)[0], chosen[i])
+
+
+def test_votes_of_a_real_defence_do_not_depend_on_the_batch_either():
+    data = Blobs(6)
+    x = torch.stack([data[i][0] for i in range(6)])
+    x = 0.5 + 0.02 * (x - 0.5)  # nearly on the border, so that draws disagree
+    model, noise = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5)), Noise.of(0, range(6))
+    chosen = votes(model, x, noise, 12)
+    assert 0.1 < float(chosen.double().mean()) < 0.9
+    model.rows = 12
+    assert torch.equal(votes(model, x, noise, 12), chosen)
+    order = [5, 2, 3]
+    assert torch.equal(votes(model, x[order], noise.take(order), 12), chosen[order])
+
+
+def test_votes_keep_no_graph():
+    seen = []
+
+    def model(x, noise):
+        seen.append(torch.is_inference_mode_enabled())
+        return x.flatten(1)
+
+    votes(model, X.clone().requires_grad_(), NOISE, 2)
+    assert seen
+    assert all(seen)
+
+
+def test_majority():
+    chosen = torch.tensor(
+        [
+            [2, 2, 1, 0],
+            [1, 1, 2, 2],  # equals: the lowest
+            [3, 2, 1, 0],
+            [3, 3, 3, 3],
+            [0, 3, 3, 0],
+        ]
+    )
+    assert majority(chosen, 4).tolist() == [2, 1, 0, 3, 0]
+    assert majority(chosen, 7).tolist() == [2, 1, 0, 3, 0]
+    assert majority(chosen[:, :1], 4).tolist() == [2, 1, 3, 3, 0]

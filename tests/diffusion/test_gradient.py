@@ -1,0 +1,286 @@
+"""The gradient through the chain: exact, complete, and with one step in memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.diffusion.denoise import Network
+from defuse.diffusion.gradient import chain
+from defuse.diffusion.reverse import (
+    DDIM,
+    Ancestral,
+    euler_maruyama,
+    even,
+    flow,
+    reverse,
+    scales_along,
+    strided,
+)
+from defuse.diffusion.schedule import VP, Discrete
+from defuse.noise import Noise, seed_torch
+
+SHAPE = (2, 4, 4)
+NOISE = Noise.of(0, range(3))
+BLANK = torch.zeros(3, *SHAPE, dtype=torch.float64)
+
+
+class Small(nn.Module):
+    """A nonlinear network of two convolutions that hears the time and, if given, the label."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, width, 3, padding=1), nn.Conv2d(width, 2, 1)
+        self.label = nn.Parameter(torch.linspace(-1, 1, 3))
+
+    def forward(self, x, time, label=None):
+        shift = time[:, None, None, None] / 100
+        if label is not None:
+            shift = shift + self.label[label][:, None, None, None]
+        return self.second(torch.tanh(self.first(x) + shift))
+
+
+def make(schedule=None, trained: bool = False, classes: int = 0, width: int = 4) -> Network:
+    seed_torch(0, "small", width)
+    network = Small(width).double().requires_grad_(trained)
+    return Network(network, schedule=schedule, classes=classes)
+
+
+SAMPLERS = {
+    "sde": (euler_maruyama, VP()),
+    "ddpm small": (Ancestral("small"), Discrete()),
+    "ddpm large": (Ancestral("large"), Discrete()),
+    "ddim": (DDIM(0.0), Discrete()),
+    "ddim half": (DDIM(0.5), VP()),
+    "ode": (flow, VP()),
+}
+
+
+def times_of(schedule, steps: int) -> torch.Tensor:
+    return strided(0.1, steps, 1000) if isinstance(schedule, Discrete) else even(0.1, steps)
+
+
+def plainly(model, x, times, step, guide=None, label=None):
+    """The loop of `reverse`, with nothing clever about it, for autograd to follow."""
+    scales = scales_along(model, times, x)
+    for i in range(len(times) - 1):
+        now, then, noise = scales[i], scales[i + 1], NOISE.fold(i)
+        x_hat = model(x, now.t, label)
+        if guide is not None:
+            x_hat = x_hat + now.sigma**2 / now.alpha * guide(x, now.t, noise.fold("guide"))
+        x = step(x, x_hat, now, then, noise)
+    return x
+
+
+def same(one, other) -> bool:
+    return float((one - other).norm()) <= 1e-12 * float(other.norm()) and float(other.norm()) > 0
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
+    """With respect to the image, the trained weights, the labels' embedding and what a guide looks
+    at: here something computed from the first image, as in COUP."""
+    step, schedule = SAMPLERS[name]
+    model, times = make(schedule, trained=True, classes=2), times_of(schedule, steps)
+    start, weigh = NOISE.fold("x").normal(BLANK), NOISE.fold("weigh").normal(BLANK)
+    label = torch.tensor([0, 1, 2])
+
+    def run(go, inside: bool):
+        x = start.clone().requires_grad_()
+        z, anchor = 1.5 * x, torch.tanh(x)
+
+        def guide(x_t, t, noise):
+            return 3 * torch.sin(anchor - x_t) * (1 + t) + 0.1 * noise.normal(x_t)
+
+        options = {"beside": (anchor,)} if inside else {}
+        out = go(z, guide, options)
+        wanted = [x, anchor, *model.parameters()]
+        gradients = torch.autograd.grad((weigh * out + out**2).sum(), wanted)
+        return [out.detach(), *gradients]
+
+    mine = run(
+        lambda z, guide, options: reverse(
+            model, z, times, NOISE, step=step, guide=guide, label=label, **options
+        ),
+        inside=True,
+    )
+    plain = run(lambda z, guide, _: plainly(model, z, times, step, guide, label), inside=False)
+    assert torch.equal(mine[0], plain[0])
+    assert len(mine) == len(plain) == 3 + 5
+    for one, other in zip(mine, plain, strict=True):
+        assert same(one, other)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradient_is_the_slope(name: str):
+    """Central differences in float64, along random directions of image, weights and guide."""
+    step, schedule = SAMPLERS[name]
+    model, times = make(schedule, trained=True), times_of(schedule, 6)
+    anchor = NOISE.fold("anchor").normal(BLANK).requires_grad_()
+    x = NOISE.fold("x").normal(BLANK).requires_grad_()
+    weigh = NOISE.fold("weigh").normal(BLANK)
+    wanted = [x, anchor, *model.network.first.parameters()]
+
+    def value():
+        def guide(x_t, t, noise):
+            return torch.sin(anchor - x_t)
+
+        out = reverse(model, x, times, NOISE, step=step, guide=guide, beside=(anchor,))
+        return (weigh * out).sum()
+
+    gradients = torch.autograd.grad(value(), wanted)
+    h = 1e-5
+    for j, (tensor, gradient) in enumerate(zip(wanted, gradients, strict=True)):
+        way = Noise.of(j, range(len(tensor))).normal(tensor)
+        with torch.no_grad():
+            tensor += h * way
+            above = value()
+            tensor -= 2 * h * way
+            below = value()
+            tensor += h * way
+        slope = float((above - below) / (2 * h))
+        assert slope == pytest.approx(float((gradient * way).sum()), rel=1e-6)
+
+
+def test_weights_learn_through_the_chain_as_usual():
+    """backward() fills .grad, twice what it was at the second call."""
+    model = make(trained=True)
+    for times in (1, 2):
+        reverse(model, BLANK + 0.1, even(0.1, 3), NOISE, step=flow).square().sum().backward()
+        total = model.network.first.weight.grad.clone()
+        assert total.abs().sum() > 0
+        if times == 1:
+            once = total
+    assert torch.allclose(total, 2 * once)
+
+
+def test_frozen_weights_get_no_gradient():
+    model = make(trained=False)
+    x = (BLANK + 0.1).requires_grad_()
+    reverse(model, x, even(0.1, 3), NOISE, step=flow).sum().backward()
+    assert x.grad is not None
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_an_image_that_is_also_what_the_guide_looks_at():
+    """`beside` may be the very image that is carried: both ways to it count."""
+    model, times = make(), even(0.1, 4)
+
+    def run(go):
+        x = NOISE.fold("x").normal(BLANK).requires_grad_()
+        return torch.autograd.grad(go(x, lambda x_t, *_: torch.sin(x - x_t)).sum(), x)[0]
+
+    mine = run(
+        lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, beside=(x,))
+    )
+    assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
+
+
+@pytest.mark.xfail(strict=True, reason="a tensor that is listed twice is counted twice")
+def test_a_tensor_that_is_listed_twice_counts_once():
+    """As when a guide uses a trained weight of the denoiser itself."""
+    model, times = make(trained=True), even(0.1, 3)
+    bias = model.network.second.bias
+
+    def run(go):
+        x = NOISE.fold("x").normal(BLANK)
+        guide = lambda x_t, *_: bias[:, None, None] * x_t  # noqa: E731
+        return torch.autograd.grad(go(x, guide).sum(), bias)[0]
+
+    mine = run(
+        lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, beside=(bias,))
+    )
+    assert same(mine, run(lambda x, g: plainly(model, x, times, flow, g)))
+
+
+def test_what_is_unused_gets_none_and_does_no_harm():
+    x, unused = BLANK.clone().requires_grad_(), torch.ones(1, requires_grad=True)
+    out = chain(lambda i, x_t: x_t + i, x, 4, beside=(unused, torch.ones(2)))
+    assert torch.equal(out, BLANK + 6)
+    one, other = torch.autograd.grad(out.sum(), (x, unused), allow_unused=True)
+    assert torch.equal(one, torch.ones_like(x))
+    assert other is None
+
+
+def test_no_steps_are_the_identity():
+    x = BLANK.clone().requires_grad_()
+    out = chain(lambda i, x_t: 1 / 0, x, 0)
+    assert torch.equal(torch.autograd.grad(out.sum(), x)[0], torch.ones_like(x))
+
+
+def test_steps_are_asked_in_order_and_replayed_backwards_once():
+    asked = []
+
+    def advance(i, x_t):
+        asked.append((i, torch.is_grad_enabled()))
+        return torch.sin(x_t)
+
+    x = (BLANK + 0.3).requires_grad_()
+    out = chain(advance, x, 3)
+    assert asked == [(0, False), (1, False), (2, False)]
+    out.sum().backward()
+    assert asked[3:] == [(2, True), (1, True), (0, True)]
+    asked.clear()
+    with torch.no_grad():
+        chain(advance, x, 3)
+    chain(advance, BLANK, 2)  # nobody asks for a gradient
+    assert [i for i, _ in asked] == [0, 1, 2, 0, 1]
+
+
+def test_second_derivatives_are_refused_rather_than_wrong():
+    x = (BLANK + 0.3).requires_grad_()
+    out = chain(lambda i, x_t: torch.sin(x_t), x, 3)
+    (gradient,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), x)
+
+
+class Meter(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps: now, at most, and all that was ever kept."""
+
+    class Kept:
+        def __init__(self, meter: "Meter", tensor: torch.Tensor):
+            self.meter, self.tensor = meter, tensor
+            self.size = tensor.numel() * tensor.element_size()
+            meter.now += self.size
+            meter.peak = max(meter.peak, meter.now)
+
+        def __del__(self):
+            self.meter.now -= self.size
+
+    def __init__(self):
+        self.now = self.peak = 0
+        super().__init__(lambda t: Meter.Kept(self, t), lambda kept: kept.tensor)
+
+
+def kept(go, steps: int, width: int) -> tuple[int, int]:
+    """What is kept between forward and backward, and at most."""
+    model, meter = make(width=width), Meter()
+    x = NOISE.fold("x").normal(BLANK).requires_grad_()
+    with meter:
+        out = go(model, x, even(0.1, steps))
+        between = meter.now
+        torch.autograd.grad(out.sum(), x)
+    assert meter.now == 0
+    return between, meter.peak
+
+
+def test_memory_grows_by_one_image_per_step_and_holds_one_step():
+    image = BLANK.numel() * BLANK.element_size()
+
+    def cheap(model, x, times):
+        return reverse(model, x, times, NOISE, step=euler_maruyama)
+
+    def dear(model, x, times):
+        return plainly(model, x, times, euler_maruyama)
+
+    for width in (4, 64):
+        between = {n: kept(cheap, n, width)[0] for n in (1, 5, 20)}
+        assert between == {n: n * image for n in between}  # whatever the network is
+        peaks = {n: kept(cheap, n, width)[1] for n in (1, 5, 20)}
+        assert peaks[5] - peaks[1] == 4 * image
+        assert peaks[20] - peaks[5] == 15 * image
+    # the meter can tell: plain backpropagation keeps every activation
+    few, many = kept(dear, 5, 64)[0], kept(dear, 20, 64)[0]
+    assert many - few > 15 * 10 * image
+    assert kept(dear, 20, 64)[1] > 5 * kept(cheap, 20, 64)[1]

@@ -1,0 +1,352 @@
+"""The reverse loop and its steps, against diffusers, against recursions by hand, and against closed
+forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from diffusers.schedulers import scheduling_ddpm
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import nn
+
+from defuse.diffusion.denoise import Mixture, Network
+from defuse.diffusion.reverse import (
+    DDIM,
+    Ancestral,
+    euler_maruyama,
+    even,
+    flow,
+    reverse,
+    scales_along,
+    strided,
+    walk,
+)
+from defuse.diffusion.schedule import VP, Discrete, Scales
+from defuse.noise import Noise
+
+SHAPE = (2, 3, 3)
+NOISE = Noise.of(0, range(4))
+BLANK = torch.zeros(4, *SHAPE, dtype=torch.float64)
+X = NOISE.fold("x").normal(BLANK)
+
+
+class Wavy(nn.Module):
+    """A nonlinear prediction that depends on the time it is told and mixes pixels."""
+
+    def forward(self, x, time):
+        t = time[:, None, None, None] / 1000
+        return torch.sin(2 * x + t) + 0.3 * x.roll(1, -1) * torch.cos(5 * t)
+
+
+# ------------------------------------------------------------------------------------- the times
+
+
+@pytest.mark.parametrize("n", [50, 75, 100, 125, 150])
+def test_even_times_are_diffpure_s(n: int):
+    times = even(n / 1000, n)
+    assert times.dtype == torch.float64
+    assert len(times) == n + 1  # n steps
+    assert torch.allclose(times[:-1] * 1000, torch.arange(n, 0, -1).double(), atol=1e-9)
+    assert float(times[-1]) == 1e-5
+    assert float(times[-2] - times[-1]) == pytest.approx(0.00099, abs=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 99, 100])
+def test_strided_times_are_whole_steps_from_the_noisy_end_to_the_clean_image(steps: int):
+    times = strided(0.1, steps, 1000)
+    n = (times * 1000).round()
+    assert torch.allclose(n, times * 1000, atol=1e-9)
+    assert len(n) == steps + 1
+    assert (float(n[0]), float(n[-1])) == (100, 0)
+    assert (n.diff() < 0).all()  # every step leads somewhere
+    assert float(n.diff().min() - n.diff().max()) >= -1  # evenly
+
+
+def test_scales_are_computed_in_float64_then_moved():
+    scales = scales_along(Mixture(BLANK[:1].float(), 0.1), even(0.1, 100), X.float())
+    assert len(scales) == 101
+    exact = VP()(even(0.1, 100))
+    for i, row in enumerate(scales):
+        for name, value in row._asdict().items():
+            assert value.dtype == torch.float32
+            assert value.shape == ()
+            assert float(value) == float(getattr(exact, name)[i].float())
+
+
+# ---------------------------------------------------------------------- equality with diffusers
+
+
+def theirs(kind, **options):
+    """A scheduler of diffusers on our float64 table, which its own rounds to float32."""
+    scheduler = kind(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        **options,
+    )
+    table = Discrete().abar[1:]
+    assert torch.allclose(scheduler.alphas_cumprod.double(), table, rtol=1e-4)
+    scheduler.alphas_cumprod = table
+    return scheduler
+
+
+def ours(times: torch.Tensor, step) -> list[torch.Tensor]:
+    model = Network(Wavy(), schedule=Discrete(), time="index")
+    states = [x for _, x in walk(model, X, times, NOISE, step=step)]
+    assert torch.equal(states[-1], reverse(model, X, times, NOISE, step=step))
+    return states[1:]
+
+
+CHAINS = {
+    "consecutive": list(range(100, -1, -1)),
+    "strided": [100, 95, 60, 33, 32, 7, 1, 0],
+}
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("chain", CHAINS)
+def test_ancestral_is_diffusers_ddpm(chain: str, variance: str, monkeypatch):
+    n = CHAINS[chain]
+    scheduler = theirs(DDPMScheduler, variance_type=f"fixed_{variance}")
+    scheduler.set_timesteps(timesteps=[i - 1 for i in n[:-1]])  # n steps of noise are index n - 1
+    states, x, network = ours(torch.tensor(n).double() / 1000, Ancestral(variance)), X, Wavy()
+    for i, index in enumerate(scheduler.timesteps):
+        drawn = NOISE.fold(i).normal(X)
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
+        eps = network(x, index.double().expand(4))
+        x = scheduler.step(eps, int(index), x).prev_sample
+        assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
+    assert len(states) == len(scheduler.timesteps)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("steps", [100, 20, 5])
+def test_ddim_is_diffusers_ddim(steps: int, eta: float):
+    scheduler = theirs(DDIMScheduler, timestep_spacing="trailing", set_alpha_to_one=True)
+    scheduler.set_timesteps(steps * 10)
+    scheduler.timesteps = scheduler.timesteps[scheduler.timesteps < 100]  # from t = 0.1 on
+    states, x, network = ours(strided(0.1, steps, 1000), DDIM(eta)), X, Wavy()
+    assert len(states) == len(scheduler.timesteps) == steps
+    for i, index in enumerate(scheduler.timesteps):
+        drawn = NOISE.fold(i).normal(X)
+        eps = network(x, index.double().expand(4))
+        x = scheduler.step(eps, int(index), x, eta=eta, variance_noise=drawn).prev_sample
+        assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
+
+
+def test_diffusers_own_single_precision_samplers_agree_too(monkeypatch):
+    """Nothing of theirs replaced but the source of noise: DDPM over the last 100 steps."""
+    scheduler = DDPMScheduler(clip_sample=False)
+    model = Network(Wavy(), schedule=Discrete(), time="index")
+    mine = reverse(model, X.float(), strided(0.1, 100, 1000), NOISE, step=Ancestral())
+    x = X.float()
+    for i, index in enumerate(range(99, -1, -1)):
+        drawn = NOISE.fold(i).normal(x)
+        monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
+        x = scheduler.step(Wavy()(x, torch.full((4,), float(index))), index, x).prev_sample
+    assert torch.allclose(mine, x, atol=2e-3)
+    assert float((mine - x).norm() / x.norm()) < 1e-3
+
+
+# ------------------------------------------------------------------------- steps among themselves
+
+
+def pair(n: int, m: int) -> tuple[Scales, Scales]:
+    now, then = Discrete()(torch.tensor([n, m], dtype=torch.float64)[:, None] / 1000), None
+    now, then = (Scales(*(field[i, 0] for field in now)) for i in range(2))
+    return now, then
+
+
+class Silent:
+    """Noise of zeros."""
+
+    def normal(self, like: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(like)
+
+
+@pytest.mark.parametrize("n", [1, 2, 50, 100, 999, 1000])
+@pytest.mark.parametrize("variance", ["small", "large"])
+def test_two_forms_of_the_ddpm_mean(n: int, variance):
+    """(x_t - beta / sqrt(1 - abar) eps) / sqrt(1 - beta), from the noise instead of the image."""
+    now, then = pair(n, n - 1)
+    beta = Discrete().betas[n - 1]
+    eps = NOISE.fold("eps").normal(X)
+    x_hat = (X - now.sigma * eps) / now.alpha
+    expected = (X - beta / now.sigma * eps) / torch.sqrt(1 - beta)
+    mean = Ancestral(variance)(X, x_hat, now, then, Silent())
+    assert torch.allclose(mean, expected, rtol=1e-9, atol=1e-9 / float(now.alpha))
+
+
+@pytest.mark.parametrize("n", [2, 50, 100, 999])
+def test_variances_of_ddpm(n: int):
+    now, then = pair(n, n - 1)
+    abar, beta = Discrete().abar, Discrete().betas[n - 1]
+    x_hat = NOISE.fold("x_hat").normal(X)
+    for variance, expected in (
+        ("small", beta * (1 - abar[n - 1]) / (1 - abar[n])),
+        ("large", beta),
+    ):
+        step = Ancestral(variance)
+        spread = step(X, x_hat, now, then, NOISE) - step(X, x_hat, now, then, Silent())
+        assert torch.allclose(spread, expected.sqrt() * NOISE.normal(X), rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 0), (2, 1), (100, 99), (1000, 999), (100, 60), (7, 0)])
+def test_ddim_with_all_noise_fresh_is_ancestral(n: int, m: int):
+    now, then = pair(n, m)
+    x_hat = NOISE.fold("x_hat").normal(X)
+    one, other = (s(X, x_hat, now, then, NOISE) for s in (DDIM(1.0), Ancestral("small")))
+    assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("step", [Ancestral(), Ancestral("large"), DDIM(), DDIM(0.5), DDIM(1.0)])
+def test_the_step_to_the_clean_image_is_the_estimate(step):
+    now, then = pair(1, 0)
+    x_hat = NOISE.fold("x_hat").normal(X)
+    assert torch.allclose(step(X, x_hat, now, then, NOISE), x_hat, atol=1e-12)
+
+
+def test_deterministic_steps_draw_nothing():
+    now, then = pair(100, 90)
+    for step in (flow, DDIM(0.0)):
+        assert step(X, X / 2, now, then, None) is not None
+
+
+# ------------------------------------------------------------------------------------ by hand
+
+
+def test_euler_maruyama_is_the_paper_s_recursion():
+    """Section 2.1 of the specification in numpy, with the score of two Gaussian classes."""
+    means, spread, steps, b0, b1 = NOISE.fold("means").uniform(BLANK[:4])[:2], 0.3, 20, 0.1, 20.0
+    z = X.numpy().copy()
+    grid = [0.1 * (1 - k / steps) for k in range(steps)] + [1e-5]
+    for k in range(steps):
+        t, h = grid[k], grid[k] - grid[k + 1]
+        abar = math.exp(-0.5 * (b1 - b0) * t**2 - b0 * t)
+        variance = abar * spread**2 + 1 - abar
+        gaps = z[:, None] - math.sqrt(abar) * means.numpy()[None]
+        density = np.exp(-(gaps**2).sum((2, 3, 4)) / (2 * variance))
+        weight = density / density.sum(1, keepdims=True)
+        score = -(weight[:, :, None, None, None] * gaps).sum(1) / variance
+        beta = b0 + t * (b1 - b0)
+        xi = NOISE.fold(k).normal(X).numpy()
+        z = z + h * (0.5 * beta * z + beta * score) + math.sqrt(beta * h) * xi
+    mine = reverse(Mixture(means, spread), X, even(0.1, steps), NOISE, step=euler_maruyama)
+    assert np.abs(mine.numpy() - z).max() < 1e-10
+
+
+def closed_form(x_t, mean: float, spread: float, start: Scales, end: Scales):
+    """Where the flow takes x_t if the data are N(mean, spread^2)."""
+    wide = torch.sqrt(start.alpha**2 * spread**2 + start.sigma**2)
+    tight = torch.sqrt(end.alpha**2 * spread**2 + end.sigma**2)
+    return end.alpha * mean + tight / wide * (x_t - start.alpha * mean)
+
+
+@pytest.mark.parametrize(("mean", "spread"), [(0.2, 0.5), (-0.4, 0.2)])
+def test_flow_converges_to_its_closed_form_at_first_order(mean: float, spread: float):
+    model = Mixture(torch.full_like(X[:1], mean), spread)
+    errors = []
+    for steps in (50, 100, 200, 400):
+        times = even(0.5, steps)
+        start, end = (VP()(times[i]) for i in (0, -1))
+        out = reverse(model, X, times, NOISE, step=flow)
+        errors.append(float((out - closed_form(X, mean, spread, start, end)).abs().max()))
+    assert errors[-1] < 0.01
+    ratios = [a / b for a, b in zip(errors, errors[1:], strict=False)]
+    assert ratios == pytest.approx([2, 2, 2], rel=0.15)
+
+
+def test_ddim_solves_the_same_flow():
+    model = Mixture(torch.full_like(X[:1], 0.2), 0.5, Discrete())
+    start, end = pair(500, 0)
+    errors = []
+    for steps in (125, 250, 500):
+        out = reverse(model, X, strided(0.5, steps, 1000), NOISE, step=DDIM())
+        errors.append(float((out - closed_form(X, 0.2, 0.5, start, end)).abs().max()))
+    assert errors[-1] < 0.01
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(2, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("step", "chain"),
+    [
+        (Ancestral(), True),
+        (Ancestral("large"), True),
+        (DDIM(), True),
+        (DDIM(0.5), True),
+        (euler_maruyama, False),
+        (flow, False),
+    ],
+)
+def test_every_sampler_carries_noised_data_back_to_the_data(step, chain: bool):
+    """x_t of data N(0.2, 0.5^2) ends as N(0.2, 0.5^2) again: steps keep the marginals."""
+    noise, size = Noise.of(0, [0]), 10_000
+    data = 0.2 + 0.5 * noise.fold("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
+    model = Mixture(torch.full_like(data, 0.2), 0.5, Discrete() if chain else VP())
+    x_t = model.perturb(data, torch.tensor(0.5, dtype=torch.float64), noise.fold("forward"))
+    times = strided(0.5, 250, 1000) if chain else even(0.5, 500)
+    out = reverse(model, x_t, times, noise, step=step)
+    assert float(out.mean()) == pytest.approx(0.2, abs=0.025)
+    assert float(out.std()) == pytest.approx(0.5, rel=0.025)
+
+
+# ------------------------------------------------------------------------------------- guidance
+
+
+@pytest.mark.parametrize("step", [euler_maruyama, flow])
+def test_a_guide_is_a_term_of_the_score(step):
+    """A guide g adds h beta g to a step of the SDE and half of it to a step of the flow."""
+    model, times = Mixture(BLANK[:1] + 0.1, 0.3), even(0.1, 10)[:2]
+    g = NOISE.fold("g").normal(X)
+    seen = []
+
+    def guide(x_t, t, noise):
+        seen.append((x_t, t, noise))
+        return g
+
+    plain = reverse(model, X, times, NOISE, step=step)
+    guided = reverse(model, X, times, NOISE, step=step, guide=guide)
+    share = (times[0] - times[1]) * VP()(times[0]).beta * (1 if step is euler_maruyama else 0.5)
+    assert torch.allclose(guided - plain, share * g, atol=1e-12)
+    (x_t, t, noise), *more = seen
+    assert not more
+    assert torch.equal(x_t, X)
+    assert float(t) == 0.1
+    assert noise == NOISE.fold(0, "guide")
+
+
+def test_a_guide_moves_the_ddpm_mean_by_its_variance():
+    """mean + Sigma g (Dhariwal and Nichol, 2021), exact for the posterior variance up to sqrt."""
+    now, then = pair(100, 99)
+    g = NOISE.fold("g").normal(X)
+    model = Mixture(BLANK[:1] + 0.1, 0.3, Discrete())
+    times = torch.tensor([100, 99], dtype=torch.float64) / 1000
+    plain = reverse(model, X, times, NOISE, step=Ancestral())
+    guided = reverse(model, X, times, NOISE, step=Ancestral(), guide=lambda *_: g)
+    beta = Discrete().betas[99]
+    # x_hat moves by sigma^2 / alpha g, and the mean by beta sqrt(abar') / (1 - abar) of that
+    assert torch.allclose(guided - plain, beta / torch.sqrt(1 - beta) * g, rtol=1e-8, atol=1e-12)
+
+
+def test_labels_reach_the_denoiser():
+    means = torch.stack([torch.full(SHAPE, v, dtype=torch.float64) for v in (-0.8, 0.8)])
+    model = Mixture(means, 0.05)
+    for label in (0, 1):
+        y = torch.full((4,), label)
+        times = even(0.9, 60)
+        out = reverse(model, X, times, NOISE, step=flow, label=y)
+        assert (out.mean((1, 2, 3)).sign() == 2 * label - 1).all()
+        *_, (_, last) = walk(model, X, times, NOISE, step=flow, label=y)
+        assert torch.equal(out, last)
+
+
+def test_walk_tells_the_times_and_the_states():
+    times = even(0.1, 5)
+    states = list(walk(Mixture(BLANK[:1], 0.3), X, times, NOISE, step=euler_maruyama))
+    assert [t for t, _ in states] == times.tolist()
+    assert torch.equal(states[0][1], X)

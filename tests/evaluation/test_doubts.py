@@ -1,0 +1,88 @@
+"""Doubts: each is raised where it should be, and not elsewhere."""
+
+import json
+
+import pytest
+
+from defuse.cli import run
+
+SOFT = '''
+import torch
+from torch import nn
+class Soft(nn.Module):
+    """A classifier that returns probabilities."""
+    def forward(self, x):
+        m = (x.mean((1, 2, 3)) - 0.5) * 8
+        return torch.stack([-m, m], 1).softmax(1)
+class Stair(nn.Module):
+    """A classifier without a gradient."""
+    def forward(self, x):
+        m = ((x * 255).round() / 255 - 0.5).mean((1, 2, 3))
+        return torch.stack([-m, m], 1)
+class Broken(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 2), torch.nan)
+def still(model, x, y, threat, noise):
+    """An attack that does nothing."""
+    return x
+'''
+
+
+@pytest.fixture
+def doubts(elsewhere, monkeypatch):
+    (elsewhere / "soft.py").write_text(SOFT)
+    monkeypatch.syspath_prepend(elsewhere)
+
+    def names(*changes):
+        words = [word for change in changes for word in ("--set", change)]
+        out = elsewhere / f"run{len(list(elsewhere.iterdir()))}"
+        common = [
+            "--set",
+            "data.size=32",
+            "--set",
+            "purifier.steps=3",
+            "--set",
+            "evaluation.draws=2",
+        ]
+        assert run(["evaluate", "blobs", "--out", str(out), "--quiet", *common, *words]) == 0
+        return {doubt["name"] for doubt in json.loads((out / "report.json").read_text())["doubts"]}
+
+    return names
+
+
+def test_probabilities(doubts):
+    assert "probabilities-for-logits" in doubts(
+        "classifier={name: network, network: {name: 'soft:Soft'}}"
+    )
+    assert "probabilities-for-logits" not in doubts()
+
+
+def test_no_gradient(doubts):
+    assert "zero-gradient" in doubts(
+        "classifier={name: network, network: {name: 'soft:Stair'}}", "attacks=[pgd]"
+    )
+
+
+def test_no_adaptive_attack_and_one_draw(doubts):
+    assert "no-adaptive-attack" in doubts("attacks=[{name: pgd, view: undefended}]")
+    found = doubts("attacks=[{name: pgd, steps: 2}]")
+    assert "no-adaptive-attack" not in found
+    assert "random-model-eot-1" in found
+
+
+def test_an_attack_that_does_less_than_noise(doubts):
+    # at eps 0.3 random signs average out, yet they do more than nothing
+    changes = ("attacks=[{name: 'soft:still'}]", "threat={norm: l2, eps: 3}", "data.size=200")
+    assert "weaker-than-random" in doubts(*changes)
+
+
+def test_numbers_that_are_none_are_refused(doubts, mistake):
+    said = mistake(
+        "evaluate",
+        "blobs",
+        "--set",
+        "classifier={name: network, network: {name: 'soft:Broken'}}",
+        "--out",
+        "x",
+    )
+    assert "not finite" in said

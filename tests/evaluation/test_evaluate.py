@@ -1,0 +1,225 @@
+"""The evaluation: the same outcomes whatever the machine, and nothing lost."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from defuse.cli import run
+from defuse.data.blobs import Blobs
+from defuse.evaluation.evaluate import Machine, evaluate
+from defuse.evaluation.record import Run, merge
+from defuse.noise import Noise
+from defuse.threat import Threat
+
+TOY = [
+    "evaluate",
+    "blobs",
+    "--set",
+    "data.size=24",
+    "--set",
+    "purifier.steps=4",
+    "--set",
+    "evaluation.draws=4",
+]
+
+
+def toy(out: Path, *changes: str) -> list[str]:
+    return [*TOY, "--out", str(out), "--quiet", *(word for c in changes for word in ("--set", c))]
+
+
+@pytest.fixture
+def whole(elsewhere, facts):
+    assert run(toy(elsewhere / "whole")) == 0
+    return facts(elsewhere / "whole")
+
+
+def test_every_image_is_judged_under_every_condition(whole):
+    assert [row[0] for row in whole] == list(range(24))
+    for _, label, chosen, conditions in whole:
+        assert list(conditions) == ["clean", "random", "pgd-undefended", "pgd-exact"]
+        assert chosen in conditions
+        assert label in (0, 1)
+        assert all(len(condition.draws) == 4 for condition in conditions.values())
+        assert conditions["clean"].size == 0
+        assert max(c.size for c in conditions.values()) <= 0.1 + 1e-5
+
+
+@pytest.mark.parametrize("change", ["machine.rows=7", "machine.block=5", "machine.block=1"])
+def test_the_batch_does_not_matter(elsewhere, facts, whole, change):
+    assert run(toy(elsewhere / "other", change)) == 0
+    assert facts(elsewhere / "other") == whole
+
+
+def test_shards_in_one_folder_and_in_several_make_the_whole(elsewhere, facts, whole):
+    for i in range(3):
+        assert run([*toy(elsewhere / "shared"), "--shard", f"{i}/3"]) == 0
+        assert run([*toy(elsewhere / f"part{i}"), "--shard", f"{i}/3"]) == 0
+        assert len(facts(elsewhere / f"part{i}")) == 8
+    assert facts(elsewhere / "shared") == whole
+    parts = [str(elsewhere / f"part{i}") for i in range(3)]
+    assert run(["merge", *parts, "--out", str(elsewhere / "merged")]) == 0
+    assert facts(elsewhere / "merged") == whole
+    report = json.loads((elsewhere / "merged" / "report.json").read_text())
+    assert report["n"] == 24
+
+
+def test_rank_and_world_size_shard_too(elsewhere, facts, whole, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert run(toy(elsewhere / "half")) == 0
+    assert facts(elsewhere / "half") == whole[1::2]
+
+
+def test_kill_9_and_run_again(elsewhere, facts, whole):
+    out = elsewhere / "killed"
+    command = [
+        sys.executable,
+        "-c",
+        "from defuse.cli import main; main()",
+        *toy(out, "machine.block=1"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((out / "outcomes").glob("*.jsonl"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = facts(out)
+    assert 3 <= len(done) < 24, "it was to be killed in the middle"
+    assert done == [row for row in whole if row[0] in {d[0] for d in done}]
+    before = {path: path.stat().st_mtime_ns for path in (out / "outcomes").glob("*.jsonl")}
+    assert run(toy(out)) == 0
+    assert facts(out) == whole
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items()), (
+        "done work is kept"
+    )
+
+
+def test_merging_other_runs_or_other_answers_is_refused(elsewhere, mistake, whole):
+    one, two = elsewhere / "whole", elsewhere / "two"
+    assert run(toy(two, "evaluation.seed=1")) == 0
+    assert "another spec" in mistake("merge", one, two, "--out", elsewhere / "sum")
+    three = elsewhere / "three"
+    assert run(toy(three)) == 0
+    file = next((three / "outcomes").glob("*.jsonl"))
+    file.write_text(file.read_text().replace('"label": 0', '"label": 1'))
+    assert "disagree about image" in mistake("merge", one, three, "--out", elsewhere / "sum2")
+
+
+def test_a_folder_of_another_spec_is_refused_and_left_alone(elsewhere, mistake, facts, whole):
+    said = mistake(*toy(elsewhere / "whole", "threat.eps=0.2"))
+    assert "another spec" in said
+    assert "--out" in said
+    assert facts(elsewhere / "whole") == whole
+
+
+def test_a_damaged_file_is_named_and_only_its_images_are_done_anew(
+    elsewhere, mistake, facts, whole
+):
+    out = elsewhere / "whole"
+    file = sorted((out / "outcomes").glob("*.jsonl"))[0]
+    file.write_bytes(file.read_bytes()[:-20])
+    said = mistake(*toy(out))
+    assert file.name in said
+    assert "delete the file" in said
+    file.unlink()
+    assert run(toy(out)) == 0
+    assert facts(out) == whole
+
+
+def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
+    """A limit on the size of files is what an operating system has to say 'full' with."""
+    out = elsewhere / "full"
+    assert run([*toy(out, "machine.block=4"), "--shard", "0/2"]) == 0
+    done = facts(out)
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    command = [
+        sys.executable,
+        "-c",
+        "from defuse.cli import main; main()",
+        *toy(out, "machine.block=12"),
+    ]
+    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
+    assert full.returncode == 2
+    assert "file too large" in full.stderr
+    assert "run the same command again" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert facts(out) == done
+    assert not list(out.rglob("*.tmp"))
+    assert run(toy(out)) == 0
+    assert facts(out) == whole
+
+
+def test_a_folder_that_cannot_be_made_is_told(elsewhere, mistake):
+    (elsewhere / "file").write_text("in the way")
+    assert "not a directory" in mistake(*toy(elsewhere / "file" / "run"))
+
+
+def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
+    """A model that answers at random, right nine times of ten: no attack can change that, and a
+    verdict that takes the worst of several attacks on its own draws would say it did."""
+
+    def coin(x, noise):
+        right = noise.uniform(x)[:, 0, 0, 0] < 0.9
+        even = (x.mean((1, 2, 3)) < 0.5).long()  # the class of the image, as the data set makes it
+        answer = torch.where(right, 1 - even, even)
+        return torch.nn.functional.one_hot(answer, 2).float() * 4 + 0 * x.sum((1, 2, 3))[:, None]
+
+    def dark_stays_dark(name):
+        return lambda model, x, y, threat, noise: threat.edge(x, noise.fold(name)).clamp(min=0)
+
+    run_ = Run.begin(elsewhere / "coin", {"identity": "coin"})
+    attacks = {f"a{i}": dark_stays_dark(i) for i in range(12)}
+    data = Blobs(size=300)
+    evaluate(coin, data, attacks, Threat("linf", 0.01), run_, draws=4, machine=Machine(quiet=True))
+    outcomes = run_.outcomes()
+    kept = [o for o in outcomes if o.conditions["clean"].draws.count(o.label) >= 2]
+    right = np.mean([o.conditions[o.chosen].draws.count(o.label) / 4 for o in kept])
+    greedy = np.mean([min(c.draws.count(o.label) for c in o.conditions.values()) / 4 for o in kept])
+    assert abs(right - 0.9) < 0.03
+    assert greedy <= right
+
+
+def test_search_never_sees_the_noise_of_the_verdict():
+    """The keys a model is called with while it is attacked are none of those it is judged with."""
+    searching, judging = set(), set()
+
+    class Spy:
+        place = searching
+
+        def __call__(self, x, noise):
+            self.place.update(noise.keys)
+            return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
+
+    from defuse.attacks.pgd import PGD
+    from defuse.defenses.purified import votes
+
+    spy, data = Spy(), Blobs(size=4)
+    x = torch.stack([data[i][0] for i in range(4)])
+    noise = Noise.of(0, range(4))
+    PGD(steps=3, eot=2)(
+        spy, x, torch.tensor([0, 1, 0, 1]), Threat("linf", 0.1), noise.fold("search", "pgd")
+    )
+    spy.place = judging
+    votes(spy, x, noise.fold("verdict"), 4)
+    assert searching
+    assert judging
+    assert not searching & judging
+
+
+def test_merge_is_a_function_of_the_package(elsewhere, whole, facts):
+    merged = merge([elsewhere / "whole"], elsewhere / "copy")
+    assert facts(merged.folder) == whole

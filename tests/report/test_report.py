@@ -1,0 +1,375 @@
+"""Reports, against runs whose numbers are known."""
+
+import base64
+import inspect
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from rich.console import Console
+from scipy import stats
+
+from defuse import spec as specs
+from defuse.evaluation import doubts
+from defuse.evaluation import run as running
+from defuse.evaluation.record import Condition, Outcome, Run
+from defuse.report import words
+from defuse.report.tables import print_summary, quote
+from defuse.report.write import write_report
+
+K = 4
+ATTACKS = [
+    {"name": "pgd", "steps": 10, "eot": 4, "view": "exact", "label": "strong"},
+    {"name": "pgd", "steps": 10, "eot": 4, "view": "undefended", "label": "weak"},
+]
+
+
+def a_run(
+    folder: Path,
+    n: int = 40,
+    of: int | None = None,
+    defended: bool = True,
+    attacks: list[dict] | None = None,
+    classes: tuple[str, ...] = ("cat", "<b>", "a|b $x_1$"),
+    pictures: int = 2,
+    shape: tuple[int, int, int] = (3, 4, 4),
+    draws: int = K,
+) -> Run:
+    """A run in which every fourth picture falls to the attack `strong`, at 3 of 4 draws.
+
+    So the mean is 1 - 3/16 = 81.25 % right, the majority and all four 75 %. Clean and under noise all
+    is right; the classifier alone falls on every second picture.
+    """
+    attacks = ATTACKS if attacks is None else attacks
+    spec = {
+        "data": {"name": "mine:Data"},
+        "classifier": {"name": "mine:Net"},
+        **({"purifier": {"name": "diffpure", "t": 0.1}} if defended else {}),
+        "threat": {"norm": "linf", "eps": 8 / 255},
+        "attacks": attacks,
+        "evaluation": {
+            "images": of or n,
+            "subset_seed": 0,
+            "seed": 0,
+            "draws": draws,
+            "pictures": pictures,
+        },
+        "machine": {"device": "cpu"},
+    }
+    asked = {
+        "identity": "0123456789",
+        "spec": spec,
+        "indices": list(range(of or n)),
+        "classes": list(classes),
+        "versions": {"python": "3.11", "torch": "2.6"},
+    }
+    run = Run.begin(folder, asked)
+    for first in range(0, n, 16):
+        block = range(first, min(first + 16, n))
+        shown = [i for i in block if i < pictures]
+        outcomes = [_outcome(i, len(classes), defended, attacks, draws) for i in block]
+        run.add(outcomes, _pictures(shown, len(classes), defended, shape) if shown else {})
+    return run
+
+
+def _outcome(i: int, classes: int, defended: bool, attacks: list[dict], draws: int) -> Outcome:
+    label, other = i % classes, (i + 1) % classes
+    right = Condition([label] * draws, label if defended else None, 0.0, 0.0)
+    conditions = {"clean": right, "random": right}
+    for attack in attacks:
+        falls = i % 4 == 0 and attack["label"] == "strong"
+        answers = [other] * (draws - draws // 4) + [label] * (draws // 4) if falls else right.draws
+        bare = (other if i % 2 == 0 else label) if defended else None
+        conditions[attack["label"]] = Condition(answers, bare, 8 / 255, 0.75 if falls else 0.0)
+    chosen = attacks[0]["label"] if attacks else "random"
+    cost = {"nfe_forward": 100.0, "nfe_vjp": 50.0, "peak_bytes": 3 * 2**30}
+    probe = {"probabilities": False, "random": True, "gradient": 1.0}
+    return Outcome(i, label, conditions, chosen, 0.5, cost, probe)
+
+
+def _pictures(
+    shown: list[int], classes: int, defended: bool, shape: tuple[int, int, int]
+) -> dict[str, np.ndarray]:
+    ramp = np.linspace(0.1, 0.9, int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    clean = np.stack([ramp for _ in shown])
+    label = np.array([i % classes for i in shown])
+    kept = {"index": np.array(shown), "label": label, "clean": clean}
+    kept |= {"attacked": clean + np.float32(8 / 255)}
+    kept |= {"clean_answer": label, "attacked_answer": label + 1}  # one of them is no known class
+    if defended:
+        for name in ("clean", "attacked"):
+            kept[f"{name}_bare"] = label
+            kept[f"{name}_purified"] = clean
+            kept[f"{name}_sure"] = np.full((len(shown), 3), 0.8)
+        kept["times"] = np.array([0.1, 0.05, 0.0])
+    return kept
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory):
+    """The folder and the summary of the run of `a_run`, reported on once."""
+    folder = tmp_path_factory.mktemp("standard")
+    return folder, write_report(a_run(folder, pictures=10))
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    interval = stats.binomtest(hits, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
+
+
+def printed(summary: dict, folder: Path, width: int = 200) -> str:
+    out = io.StringIO()
+    print_summary(summary, folder, Console(file=out, width=width, highlight=False))
+    return out.getvalue()
+
+
+class Page(HTMLParser):
+    """What a browser would load and show of a page."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href", "srcset", "data") and v]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def read(folder: Path) -> tuple[dict, str, Page]:
+    page = Page((folder / "report.html").read_text("utf-8"))
+    assert page.open == []
+    report = json.loads((folder / "report.json").read_text("utf-8"))
+    return report, (folder / "report.md").read_text("utf-8"), page
+
+
+def test_numbers_are_the_known_ones_everywhere(standard):
+    folder, summary = standard
+    report, text, page = read(folder)
+    assert report == json.loads(json.dumps(summary))
+    robust = report["robust"]
+    assert robust["mean"]["accuracy"] == 1 - 3 / 16
+    for reading, hits in (("majority", 30), ("worst", 30), ("bare", 20)):
+        low, high = wilson(hits, 40)
+        assert robust[reading]["accuracy"] == hits / 40
+        assert robust[reading]["low"] == pytest.approx(low)
+        assert robust[reading]["high"] == pytest.approx(high)
+        cell = f"{100 * hits / 40:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+        assert cell in text.replace("\\", "")
+        assert cell in page.text
+        assert cell in printed(summary, folder)
+    low, high = wilson(40, 40)
+    assert f"100.0 % [{100 * low:.1f}, {100 * high:.1f}]" in page.text
+    headline = (
+        "An attacker who knows the whole model, its defence included, and may change every pixel by "
+        "up to 8/255 gets through on 18.8 % of attempts."
+    )
+    low, high = robust["mean"]["low"], robust["mean"]["high"]
+    interval = f"95 % interval {100 * (1 - high):.1f} to {100 * (1 - low):.1f} %; 40 pictures"
+    for shown in (text, page.text, printed(summary, folder)):
+        assert headline in shown
+        assert interval in shown
+    assert "strong 10, weak 0" in page.text
+    assert "not finished" not in page.text + text
+
+
+def test_intervals_of_wrong_answers_are_mirrored(standard):
+    low, high = wilson(10, 40)  # 10 of 40 fall at some draw
+    _, _, page = read(standard[0])
+    assert (
+        f"gets through on 25.0 % [{100 * low:.1f}, {100 * high:.1f}] of the pictures" in page.text
+    )
+
+
+def test_the_page_needs_nothing_beside_it(standard):
+    folder, _ = standard
+    _, _, page = read(folder)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.tags.count("img") == 4
+    for source in page.sources:
+        head, _, data = source.partition(",")
+        assert head == "data:image/png;base64"
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 500
+    raw = (folder / "report.html").read_text("utf-8")
+    assert "http" not in re.sub(r"base64,[^\"]*", "", raw)
+    assert "@import" not in raw
+    assert raw.startswith("<!doctype html>")
+
+
+def test_names_of_classes_are_shown_and_never_obeyed(standard):
+    folder, _ = standard
+    _, text, page = read(folder)
+    assert "&lt;b&gt;" in (folder / "report.html").read_text("utf-8")
+    assert "<b>" in page.text
+    assert "| &lt;b&gt; | 13 |" in text
+    assert "a\\|b" in text
+    assert quote("[x](y) *z*\n<i>") == "\\[x\\](y) \\*z\\* &lt;i&gt;"
+
+
+def test_names_of_attacks_are_shown_and_never_obeyed(tmp_path):
+    label = '"><script>alert(1)</script>[red]$\\bad{'
+    attacks = [{**ATTACKS[0], "label": label}]
+    summary = write_report(a_run(tmp_path, attacks=attacks))
+    _, _, page = read(tmp_path)
+    assert "script" not in page.tags
+    assert label in page.text
+    assert label in printed(summary, tmp_path)
+
+
+@pytest.mark.parametrize(("n", "of", "says"), [(17, 40, True), (40, 40, False), (1, 2, True)])
+def test_an_unfinished_run_says_so(tmp_path, n, of, says):
+    summary = write_report(a_run(tmp_path, n=n, of=of))
+    _, text, page = read(tmp_path)
+    for shown in (text, page.text, printed(summary, tmp_path)):
+        assert (f"{n} of {of} pictures are done" in shown) is says
+
+
+def test_without_a_purifier(tmp_path):
+    summary = write_report(a_run(tmp_path, defended=False))
+    _, text, page = read(tmp_path)
+    assert "bare" not in summary["robust"]
+    for shown in (text, page.text, printed(summary, tmp_path)):
+        assert "undefended" not in shown.replace("undefended; 10 steps", "").replace(
+            "view: undefended", ""
+        )
+        assert "An attacker who knows the whole model and may" in shown
+    assert page.tags.count("img") == 3  # nothing is purified, so no confidence along it
+
+
+def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
+    summary = write_report(a_run(tmp_path, defended=False, draws=1))
+    shown = printed(summary, tmp_path)
+    assert "majority" not in shown
+    assert "accuracy: how often the model is right" in shown
+    assert "gets through on 25.0 % of pictures" in shown
+    _, text, _ = read(tmp_path)
+    low, high = wilson(30, 40)
+    row = f"75.0 % [{100 * low:.1f}, {100 * high:.1f}]"
+    assert row in text.replace("\\", "")
+
+
+def test_without_pictures_it_says_what_was_not_checked(tmp_path):
+    summary = write_report(a_run(tmp_path, pictures=0, n=400))
+    _, text, page = read(tmp_path)
+    assert summary["doubts"] == []
+    assert page.tags.count("img") == 2
+    for shown in (text, page.text):
+        assert "No doubts were raised" in shown
+        assert "Not checked, as the run kept no pictures" in shown
+    assert "no doubts were raised" in printed(summary, tmp_path)
+
+
+@pytest.mark.parametrize("attacks", [0, 9])
+def test_any_number_of_attacks(tmp_path, attacks):
+    rows = [{**ATTACKS[0], "label": f"strong-{i}"} for i in range(attacks)]
+    summary = write_report(a_run(tmp_path, attacks=rows))
+    _, text, page = read(tmp_path)
+    for shown in (text, page.text, printed(summary, tmp_path)):
+        assert ("No attack was tried" in shown) is (attacks == 0)
+        assert all(f"strong-{i}" in shown for i in range(attacks))
+
+
+def test_doubts_are_told_where_the_numbers_are(tmp_path):
+    summary = write_report(a_run(tmp_path, attacks=[ATTACKS[1]]))
+    _, text, page = read(tmp_path)
+    assert [doubt["name"] for doubt in summary["doubts"]][:1] == ["no-adaptive-attack"]
+    shown = printed(summary, tmp_path)
+    assert re.search(r"robust \[1\].*%", shown)
+    assert "[1] red doubt no-adaptive-attack: no attack differentiates" in shown
+    for each in (text.replace("*", ""), page.text):
+        assert "red: no-adaptive-attack" in each
+        assert "Do not quote" in each
+    assert "knows the classifier but not its defence" in page.text
+
+
+def test_every_doubt_has_its_words():
+    source = inspect.getsource(doubts)
+    names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
+    assert names == set(words.CHECKED)
+
+
+def test_the_spec_shown_is_the_spec_run(standard):
+    folder, _ = standard
+    _, text, _ = read(folder)
+    found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert found
+    assert yaml.safe_load(found[1]) == Run.open(folder).asked["spec"]
+    assert "defuse evaluate spec.yaml --out" in text
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6), (2, 5, 5)])
+def test_pictures_of_any_shape(tmp_path, shape):
+    write_report(a_run(tmp_path, shape=shape, pictures=3))
+    with Image.open(tmp_path / "figures" / "pictures.png") as picture:
+        assert picture.size[0] > 600
+
+
+def test_figures_are_of_the_numbers(tmp_path):
+    """The same run gives the same bytes, another run others."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    write_report(a_run(first))
+    write_report(a_run(second))
+    names = sorted(path.name for path in (first / "figures").iterdir())
+    assert names == ["accuracy.png", "classes.png", "confidence.png", "pictures.png"]
+    for name in (*(f"figures/{name}" for name in names), "report.html", "report.md", "report.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    before = (first / "figures" / "accuracy.png").read_bytes()
+    other = tmp_path / "c"
+    write_report(a_run(other, n=20))
+    assert (other / "figures" / "accuracy.png").read_bytes() != before
+
+
+def test_many_classes_are_cut_and_it_is_said(tmp_path):
+    write_report(a_run(tmp_path, n=80, classes=tuple(f"class-{i}" for i in range(40))))
+    report, _, page = read(tmp_path)
+    assert len(report["classes"]) == 40
+    assert "The 30 least robust of 40 classes" in page.text
+
+
+def test_a_run_without_outcomes_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="no outcomes yet"):
+        write_report(a_run(tmp_path, n=0, of=4))
+
+
+def test_a_damaged_picture_is_told(tmp_path):
+    run = a_run(tmp_path)
+    next((tmp_path / "examples").iterdir()).write_bytes(b"PK no zip")
+    with pytest.raises(RuntimeError, match="damaged"):
+        write_report(run)
+
+
+def test_the_toy_world_from_spec_to_report(tmp_path):
+    spec = running.check(specs.load("blobs", ["data.size=16", "attacks.1.steps=3"]))
+    summary = write_report(running.run(spec, tmp_path, quiet=True))
+    _, text, page = read(tmp_path)
+    assert summary["n"] == summary["of"] == 16
+    assert page.tags.count("img") == 4
+    for attack in ("pgd-undefended", "pgd-exact"):
+        assert attack in page.text
+        assert attack in text
+    assert not list(tmp_path.rglob("*.tmp"))
+    narrow = printed(summary, tmp_path, width=80)
+    assert max(map(len, narrow.splitlines()[:-1])) <= 80

@@ -1,0 +1,139 @@
+"""A stranger's purifier, attack, data set and backbone: each under 20 lines, from a spec alone."""
+
+import numpy as np
+import pytest
+import yaml
+
+from defuse.cli import run
+
+PURIFIER = '''
+from torch.nn import functional as F
+class Blur:
+    """Purify by looking at the average of neighbours, with a little noise."""
+    def __init__(self, size: int = 3, strength: float = 0.02):
+        self.size, self.strength = size, strength
+    def __call__(self, x, noise):
+        x = x + self.strength * noise.normal(x)
+        return F.avg_pool2d(x, self.size, 1, self.size // 2).clamp(0, 1)
+'''
+FUNCTION = '''
+def halve(x, noise, bits: int = 3):
+    """Purify by keeping few bits; a function is a purifier as it is."""
+    return x + ((x * 2**bits).round() / 2**bits - x).detach()
+'''
+DATA = """
+import numpy as np, torch
+class Mine:
+    classes = ("left", "right")
+    def __init__(self, path: str):
+        self.images = torch.from_numpy(np.load(path)).float() / 255
+    def __len__(self):
+        return len(self.images)
+    def __getitem__(self, index):
+        return self.images[index], index % 2
+"""
+NETWORK = '''
+import torch
+from torch import nn
+class Tiny(nn.Module):
+    """A noise predictor: (x_t, time) to noise."""
+    def __init__(self, width: int = 8):
+        super().__init__()
+        self.enter, self.leave = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
+    def forward(self, x, time):
+        return self.leave(torch.tanh(self.enter(x) + time[:, None, None, None] / 1000))
+'''
+CLASSIFIER = """
+from torch import nn
+class Net(nn.Sequential):
+    def __init__(self, classes: int = 2):
+        super().__init__(nn.Flatten(), nn.Linear(16, classes))
+"""
+ATTACK = '''
+from dataclasses import dataclass
+import torch
+@dataclass(frozen=True)
+class Dice:
+    """The best of some random images: an attack that needs no gradient."""
+    tries: int = 5
+    def __call__(self, model, x, y, threat, noise):
+        best, least = x, torch.full((len(x),), torch.inf)
+        for i in range(self.tries):
+            x_adv = threat.start(x, noise.fold("try", i))
+            with torch.no_grad():
+                sure = model(x_adv, noise.draws(i)).log_softmax(1).gather(1, y[:, None])[:, 0]
+            best = torch.where((sure < least)[:, None, None, None], x_adv, best)
+            least = torch.minimum(sure, least)
+        return best
+'''
+
+
+@pytest.fixture
+def strangers(elsewhere, monkeypatch):
+    files = {
+        "purifiers": PURIFIER + FUNCTION,
+        "mydata": DATA,
+        "mynet": NETWORK + CLASSIFIER,
+        "dice": ATTACK,
+    }
+    for name, text in files.items():
+        (elsewhere / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(elsewhere)
+    images = (np.arange(6 * 16).reshape(6, 1, 4, 4) * 2).astype(np.uint8)
+    np.save(elsewhere / "images.npy", images)
+    return elsewhere
+
+
+def test_each_is_under_twenty_lines():
+    for text in (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK):
+        assert len(text.strip().splitlines()) < 20
+
+
+def test_every_seam_from_a_spec(strangers, facts):
+    spec = {
+        "data": {"name": "mydata:Mine", "path": "images.npy"},
+        "classifier": {"name": "network", "network": {"name": "mynet:Net", "classes": 2}},
+        "denoiser": {"name": "network", "network": {"name": "mynet:Tiny", "width": 4}},
+        "purifier": {"name": "diffpure", "steps": 3},
+        "threat": {"norm": "l2", "eps": 0.5},
+        "attacks": [{"name": "dice:Dice", "tries": 2}, {"name": "pgd", "steps": 2}],
+        "evaluation": {"draws": 2},
+    }
+    (strangers / "mine.yaml").write_text(yaml.safe_dump(spec))
+    assert run(["evaluate", "mine.yaml", "--out", "out"]) == 0
+    outcomes = facts(strangers / "out")
+    assert len(outcomes) == 6
+    assert set(outcomes[0][3]) == {"clean", "random", "Dice-exact", "pgd-exact"}
+    assert (strangers / "out" / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    "purifier", ["{name: 'purifiers:Blur', size: 3}", "{name: 'purifiers:halve', bits: 2}"]
+)
+def test_a_purifier_of_a_class_or_a_function(strangers, facts, purifier):
+    arguments = [
+        "evaluate",
+        "blobs",
+        "--out",
+        "out",
+        "--set",
+        f"purifier={purifier}",
+        "--set",
+        "data.size=4",
+    ]
+    assert run(arguments) == 0
+    assert len(facts(strangers / "out")) == 4
+
+
+def test_a_strangers_misspelt_option_is_told_too(strangers, mistake):
+    said = mistake("evaluate", "blobs", "--set", "purifier={name: 'purifiers:Blur', sizes: 3}")
+    assert "no option 'sizes'; did you mean 'size'" in said
+
+
+def test_an_attack_that_leaves_the_threat_is_refused(strangers, mistake):
+    (strangers / "cheat.py").write_text(
+        "def shift(model, x, y, threat, noise):\n    return x + 2 * threat.eps\n"
+    )
+    said = mistake("evaluate", "blobs", "--set", "attacks=[{name: 'cheat:shift'}]", "--out", "out")
+    assert "left the threat" in said
+    assert "threat.project" in said

@@ -1,0 +1,72 @@
+"""The house stands as drawn: imports only fall, and some rooms never meet."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+HOUSE = Path(__file__).parents[1] / "src" / "defuse"
+FLOORS = [
+    {"noise", "menu", "statistics", "progress", "files"},
+    {"spec"},
+    {"diffusion", "threat"},
+    {"protocols"},
+    {"defenses", "attacks", "models"},
+    {"data"},
+    {"training", "evaluation"},
+    {"report", "apply", "doctor"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports(path: Path) -> set[str]:
+    tree = ast.walk(ast.parse(path.read_text()))
+    found = set()
+    for node in tree:
+        if isinstance(node, ast.ImportFrom) and node.module == "defuse":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("defuse."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("defuse.")}
+    return found - {"__version__"}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+def test_imports_only_fall():
+    for path in HOUSE.rglob("*.py"):
+        here = room_of(path)
+        if here in ("__init__", "specs", "weights"):
+            continue
+        for there in imports(path) - {here}:
+            assert LEVEL[there] < LEVEL[here], f"{path.relative_to(HOUSE)} reaches up to {there}"
+
+
+def test_files_are_small():
+    for path in HOUSE.rglob("*.py"):
+        lines = len(path.read_text().splitlines())
+        assert lines < 400, f"{path.relative_to(HOUSE)} has {lines} lines"
+
+
+def test_importing_the_package_or_its_command_does_not_load_torch():
+    code = "import sys, defuse, defuse.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_public_names_are_there():
+    import defuse
+
+    for name in defuse.__all__:
+        assert getattr(defuse, name) is not None
+
+
+def test_nothing_is_named_that_the_menu_does_not_find():
+    from defuse import menu
+
+    for kind, names in menu.MENU.items():
+        for name in names:
+            assert callable(menu.find(kind, name))

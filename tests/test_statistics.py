@@ -1,0 +1,115 @@
+"""Intervals hold what they promise."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from defuse.noise import Noise
+from defuse.statistics import mean_of, wilson
+
+Z = 1.959963984540054
+
+
+def by_hand(p: float, n: float) -> tuple[float, float]:
+    """Wilson's interval: the roots of (p - q)^2 = z^2 q (1 - q) / n."""
+    roots = np.roots([1 + Z**2 / n, -(2 * p + Z**2 / n), p**2])
+    return float(roots.min()), float(roots.max())
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 10), (10, 10), (1, 1), (412, 512)])
+def test_wilson_is_the_closed_form(hits: int, total: int):
+    share = wilson(hits, total)
+    assert share.accuracy == hits / total
+    assert (share.low, share.high) == pytest.approx(by_hand(hits / total, total), abs=1e-7)
+    assert 0 <= share.low <= share.accuracy <= share.high <= 1
+
+
+def test_wilson_is_the_book_s_number():
+    # Newcombe (1998), table I, method 3: 81 of 263
+    share = wilson(81, 263)
+    assert (share.low, share.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert str(share) == "30.8% [25.5%, 36.6%]"
+
+
+def test_one_draw_per_image_is_wilson_s_own():
+    rates = [1.0] * 30 + [0.0] * 12
+    assert mean_of(rates, 1) == pytest.approx(wilson(30, 42), abs=1e-9)
+    for hits in (0, 42):
+        assert mean_of([float(hits > 0)] * 42, 1) == pytest.approx(wilson(hits, 42), abs=1e-9)
+
+
+def test_images_that_do_not_vary_among_draws_count_once():
+    """Draws of a deterministic model say nothing new, however many."""
+    rates = [1.0] * 30 + [0.0] * 12
+    for draws in (1, 8, 1000):
+        assert mean_of(rates, draws) == pytest.approx(wilson(30, 42), abs=1e-9)
+
+
+def test_images_that_are_all_the_same_coin_count_every_draw():
+    """Rates that scatter like means of k throws of one coin: nearly n k trials."""
+    n, k = 4000, 8
+    throws = Noise.of(0, range(n)).uniform(torch.zeros(n, k)) < 0.7
+    share = mean_of(throws.double().mean(1).tolist(), k)
+    low, high = by_hand(share.accuracy, n * k)
+    assert share.high - share.low == pytest.approx(high - low, rel=0.05)
+
+
+@pytest.mark.parametrize("draws", [1, 4, 32])
+def test_width_is_between_that_of_images_and_that_of_draws(draws: int):
+    n = 50
+    for a in (0.05, 1.0, 30.0, 3000.0):
+        noise = Noise.of(0, range(n)).fold(str(a))
+        p = stats.beta.ppf(noise.uniform(torch.zeros(n, 1)).double().numpy(), a, a)
+        throws = noise.fold("throws").uniform(torch.zeros(n, draws)).double().numpy() < p
+        share = mean_of(throws.mean(1).tolist(), draws)
+        widest, tightest = by_hand(share.accuracy, n), by_hand(share.accuracy, n * draws)
+        assert share.accuracy == pytest.approx(throws.mean())
+        assert widest[0] - 1e-9 <= share.low <= tightest[0] + 1e-9
+        assert tightest[1] - 1e-9 <= share.high <= widest[1] + 1e-9
+
+
+WORLDS = {
+    "mostly all or nothing": (0.2, 0.2),
+    "high and mixed": (4.0, 1.0),
+    "flat": (1.0, 1.0),
+    "nearly one coin": (60.0, 40.0),
+    "low": (0.3, 2.0),
+}
+
+
+@pytest.mark.parametrize(("n", "draws"), [(50, 4), (200, 10)])
+@pytest.mark.parametrize("world", WORLDS)
+def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws: int):
+    """Images with rates of their own (Beta), each seen `draws` times: 95 % of intervals cover."""
+    runs, (a, b) = 400, WORLDS[world]
+    table = stats.beta.ppf(np.linspace(0, 1, 20_001), a, b)  # of the quantiles, for speed
+    noise = Noise.of(7, range(runs)).fold(world)
+    u = noise.uniform(torch.zeros(runs, n)).double().numpy()
+    p = np.interp(u, np.linspace(0, 1, len(table)), table)
+    throws = noise.fold("throws").uniform(torch.zeros(runs, n, draws)).double().numpy()
+    rates = (throws < p[..., None]).mean(2)
+
+    truth, covered, naive = a / (a + b), 0, 0
+    for row in rates:
+        share = mean_of(row.tolist(), draws)
+        covered += share.low <= truth <= share.high
+        low, high = by_hand(share.accuracy, n * draws)
+        naive += low <= truth <= high
+    assert 0.92 <= covered / runs <= 0.99
+    if world == "mostly all or nothing":  # the test can tell: counting draws as images fails it
+        assert naive / runs < 0.85
+
+
+def test_extremes_stay_in_bounds_and_are_not_certain():
+    for rates in ([0.0] * 20, [1.0] * 20, [0.5], [1.0]):
+        share = mean_of(rates, 8)
+        assert 0 <= share.low <= share.accuracy <= share.high <= 1
+        assert share.high - share.low > 0.1
+
+
+def test_nothing_has_no_share():
+    with pytest.raises(ValueError, match="no trials"):
+        wilson(0, 0)
+    with pytest.raises(ValueError, match="no images"):
+        mean_of([], 4)

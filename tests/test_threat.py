@@ -1,0 +1,175 @@
+"""The geometry of threats."""
+
+import pytest
+import torch
+from scipy import stats
+
+from defuse.noise import Noise
+from defuse.threat import Threat, images
+
+NORMS = ["linf", "l2"]
+SHAPE = (3, 4, 4)
+
+
+def draw(size: int, name: str = "x") -> torch.Tensor:
+    return Noise.of(0, range(size)).fold(name).uniform(torch.zeros(size, *SHAPE))
+
+
+def gauss(size: int, name: str = "g") -> torch.Tensor:
+    return Noise.of(0, range(size)).fold(name).normal(torch.zeros(size, *SHAPE))
+
+
+def test_size_is_the_norm():
+    delta = torch.zeros(2, 1, 2, 2)
+    delta[0, 0, 0, 0], delta[0, 0, 1, 1], delta[1] = 0.3, -0.4, 0.1
+    assert Threat("linf", 1).size(delta).tolist() == pytest.approx([0.4, 0.1])
+    assert Threat("l2", 1).size(delta).tolist() == pytest.approx([0.5, 0.2])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 3.0])
+def test_project_ends_inside_and_is_idempotent(norm, eps: float):
+    threat, x = Threat(norm, eps), draw(50)
+    far = x + 2 * gauss(50)
+    near = threat.project(x, far)
+    assert threat.allows(x, near).all()
+    assert torch.allclose(threat.project(x, near), near, atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_project_leaves_what_is_allowed_alone(norm):
+    threat, x = Threat(norm, 0.3), 0.5 * draw(20) + 0.25
+    inside = x + 0.2 * gauss(20).clamp(-1, 1) / (1 if norm == "linf" else SHAPE[1] * 2)
+    assert threat.allows(x, inside, slack=0).all()
+    assert torch.allclose(threat.project(x, inside), inside, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_project_finds_the_nearest_point_of_the_ball(norm):
+    """Where the box allows: no random point of the ball is nearer, in Euclidean terms."""
+    threat, x = Threat(norm, 0.1), torch.full((20, *SHAPE), 0.5)
+    far = x + 0.2 * gauss(20)
+    near = threat.project(x, far)
+    best = (far - near).flatten(1).norm(dim=1)
+    for i in range(50):
+        other = threat.start(x, Noise.of(i, range(20)))
+        assert ((far - other).flatten(1).norm(dim=1) > best).all()
+    edge = far - x
+    expected = (
+        edge.clamp(-0.1, 0.1) if norm == "linf" else edge * 0.1 / images(threat.size(edge))
+    )
+    assert torch.allclose(near - x, expected, atol=1e-6)
+
+
+def dual(norm: str, gradient: torch.Tensor) -> torch.Tensor:
+    flat = gradient.flatten(1)
+    return flat.abs().sum(1) if norm == "linf" else flat.norm(dim=1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e-25, 1e-37, 1e25])
+def test_steepest_ascends_fastest(norm, scale: float):
+    threat, gradient = Threat(norm, 1.0), gauss(20)
+    way = threat.steepest(gradient * scale)
+    assert torch.allclose(threat.size(way), torch.ones(20), atol=1e-5)
+    gain = (gradient * way).flatten(1).sum(1)
+    assert torch.allclose(gain, dual(norm, gradient), rtol=1e-5)
+    for i in range(100):
+        other = gauss(20, f"direction {i}")
+        for rival in (other / images(threat.size(other)), threat.steepest(other)):
+            assert ((gradient * rival).flatten(1).sum(1) < gain).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_steepest_of_no_gradient_is_nowhere(norm):
+    gradient = gauss(3)
+    gradient[1] = 0
+    way = Threat(norm, 1.0).steepest(gradient)
+    assert way.isfinite().all()
+    assert (way[1] == 0).all()
+    assert (way[[0, 2]] != 0).any(1).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 3.0])
+def test_random_images_are_allowed(norm, eps: float):
+    threat, x, noise = Threat(norm, eps), draw(50), Noise.of(1, range(50))
+    x[0], x[1] = 0, 1
+    for made in (threat.start(x, noise), threat.edge(x, noise)):
+        assert made.shape == x.shape
+        assert threat.allows(x, made).all()
+        if eps:
+            assert (threat.size(made - x) > eps / 100).all()  # and not the image itself
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_edge_spends_the_whole_budget_where_the_box_allows(norm):
+    threat, x = Threat(norm, 0.2), torch.full((50, *SHAPE), 0.5)
+    delta = threat.edge(x, Noise.of(1, range(50))) - x
+    assert torch.allclose(threat.size(delta), torch.full((50,), 0.2), atol=1e-6)
+    if norm == "linf":
+        assert torch.allclose(delta.abs(), torch.full_like(delta, 0.2), atol=1e-6)
+    assert abs(float(delta.mean())) < 5 * float(delta.std()) / delta.numel() ** 0.5
+    assert len(delta.flatten(1).unique(dim=0)) == 50
+
+
+def test_linf_start_is_uniform_in_the_cube():
+    x = torch.full((200, *SHAPE), 0.5)
+    delta = Threat("linf", 0.1).start(x, Noise.of(0, range(200))) - x
+    assert stats.kstest((delta.flatten() / 0.2 + 0.5).numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 2, 2), SHAPE])
+def test_l2_start_is_uniform_in_the_ball(shape: tuple[int, int, int]):
+    """(r / eps)^d is uniform, and r says nothing of the direction, which prefers none."""
+    size, eps = 3000, 0.4
+    x = torch.full((size, *shape), 0.5, dtype=torch.float64)
+    delta = (Threat("l2", eps).start(x, Noise.of(0, range(size))) - x).flatten(1)
+    dimension, radius = delta.shape[1], delta.norm(dim=1)
+    assert stats.kstest(((radius / eps) ** dimension).numpy(), "uniform").pvalue > 1e-3
+    way = delta / radius[:, None]
+    assert float(way.mean(0).norm()) < 3 / size**0.5
+    second = way.T @ way / size  # the identity / d
+    assert torch.allclose(second * dimension, torch.eye(dimension).double(), atol=0.15)
+    assert abs(float(torch.corrcoef(torch.stack([radius, way[:, 0]]))[0, 1])) < 4 / size**0.5
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_images_do_not_depend_on_the_batch(norm):
+    threat, x = Threat(norm, 0.1), draw(6)
+    for make in (threat.start, threat.edge):
+        whole = make(x, Noise.of(0, range(6)))
+        order = [3, 0, 5]
+        assert torch.equal(make(x[order], Noise.of(0, order)), whole[order])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_is_allowed(norm):
+    threat, x = Threat(norm, 0.1), torch.full((7, *SHAPE), 0.05)
+    other = x.clone()
+    side = 0.1 if norm == "linf" else 0.1 / (x[0].numel() ** 0.5)
+    other[1] = x[1] + side  # on the edge
+    other[2] = x[2] + 1.01 * side  # beyond it
+    other[3, 0, 0, 0] = -1e-6  # outside the box, though near
+    other[4, 2, 3, 3] = float("nan")
+    other[5, 0, 0, 0] = float("inf")
+    other[6] = float("nan")
+    assert threat.allows(x, other).tolist() == [True, True, False, False, False, False, False]
+    bright = torch.full((1, *SHAPE), 0.99)
+    assert not threat.allows(bright, bright + 0.0101).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projecting_a_nan_does_not_make_it_allowed(norm):
+    threat, x = Threat(norm, 0.1), draw(2)
+    broken = x.clone()
+    broken[0, 0, 0, 0] = float("nan")
+    assert threat.allows(x, threat.project(x, broken)).tolist() == [False, True]
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="the norm is linf or l2, not 'l1'"):
+        Threat("l1", 0.1)
+    for eps in (-0.1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="eps must be a number from 0 upward"):
+            Threat("linf", eps)
