@@ -68,7 +68,6 @@ def test_streams_have_keys_of_their_own():
     assert len(set(found)) == len(found) == 5 * 20 * (1 + 4 + 4 * (3 + 3))
 
 
-@pytest.mark.xfail(strict=True, reason="torch seeds its CPU generator with 32 bits of the key")
 def test_what_differs_above_the_lowest_32_bits_still_differs():
     low, high = Noise((5,)), Noise((5 + (7 << 32),))
     assert not torch.equal(low.normal(blank(1)), high.normal(blank(1)))

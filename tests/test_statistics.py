@@ -55,6 +55,16 @@ def test_images_that_are_all_the_same_coin_count_every_draw():
     assert share.high - share.low == pytest.approx(high - low, rel=0.05)
 
 
+def test_between_the_bounds_the_scatter_decides():
+    """Four images that scatter as means of 2.2 coins each would: Wilson's interval of 8.8 trials."""
+    rates = [0.2, 0.4, 0.9, 0.3]
+    variance = sum((r - 0.45) ** 2 for r in rates) / 3
+    n = 0.45 * 0.55 / variance * 4 / 1
+    share = mean_of(rates, 100)
+    assert 4 < n < 400
+    assert (share.low, share.high) == pytest.approx(by_hand(0.45, n), abs=1e-9)
+
+
 @pytest.mark.parametrize("draws", [1, 4, 32])
 def test_width_is_between_that_of_images_and_that_of_draws(draws: int):
     n = 50

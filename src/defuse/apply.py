@@ -1,6 +1,8 @@
 """Defences applied to files: pictures and arrays in, purified ones or predictions out."""
 
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +164,7 @@ def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Tab
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as npz ({error})") from error
     key = "images" if "images" in arrays else next(iter(arrays), "")
     stored = arrays.get(key)

@@ -3,8 +3,9 @@
 A `Noise` holds one key per image, and what it yields depends on the keys alone: not on the batch an
 image travels in, the process it lands in, or the draws made before. So a run can be resumed, split
 over machines, replayed by an attacker who knows the randomness, or recomputed on the way back of a
-gradient, and every image meets the same noise. Numbers are drawn in float32 on the CPU and then
-moved, so that they are the same on every device and in every precision.
+gradient, and every image meets the same noise. Numbers are drawn in float32 on the CPU, by a
+counter-based generator (Philox) whose key is the image's, and then moved, so that they are the same
+on every device and in every precision.
 
 This is the only module that may draw random numbers.
 """
@@ -13,7 +14,9 @@ import secrets
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,20 +126,23 @@ class Noise:
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, shaped like `like` (B, ...), on its device."""
-        return self._fill(like, lambda image, source: image.normal_(generator=source))
+        return self._fill(like, lambda source, out: source.standard_normal(out=out, dtype="f4"))
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers of [0, 1), shaped like `like` (B, ...), on its device."""
-        return self._fill(like, lambda image, source: image.uniform_(generator=source))
+        return self._fill(like, lambda source, out: source.random(out=out, dtype="f4"))
 
-    def _fill(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+    def _fill(self, like: Tensor, draw: Callable[[np.random.Generator, np.ndarray], Any]) -> Tensor:
         if len(like) != len(self.keys):
             raise ValueError(f"noise for {len(self.keys)} images, asked to fill {len(like)}")
-        out = torch.empty(like.shape, dtype=torch.float32)
-        source = torch.Generator()
+        out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
+        bits = np.random.Philox(key=0)
+        source, start = np.random.Generator(bits), bits.state
         for image, key in zip(out, self.keys, strict=True):
-            draw(image, source.manual_seed(key))
-        return out.to(like)
+            start["state"]["key"][0] = key
+            bits.state = start
+            draw(source, image)
+        return torch.from_numpy(out).view(like.shape).to(like)
 
 
 def permutation(size: int, seed: int, *path: Path) -> list[int]:

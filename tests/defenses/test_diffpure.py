@@ -45,9 +45,10 @@ class Probe:
         return Probe(self.path + path, self.drawn)
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
-        self.drawn.append(self.path)
+        if self.path not in self.drawn:
+            self.drawn.append(self.path)
         out = torch.zeros_like(like)
-        out[len(self.drawn)] = 1
+        out[self.drawn.index(self.path) + 1] = 1
         return out
 
 
@@ -77,9 +78,7 @@ def test_the_release_s_sampler_in_closed_form(spread, t, mean: float, deviation:
     probe, steps = Probe(), round(1000 * t)
     model = world(spread)
     purify = DiffPure(model, t=t, steps=steps, forward="discrete")
-    found = mean_and_deviation(
-        lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, steps
-    )
+    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, steps)
     assert found == pytest.approx((mean, deviation), abs=6e-7)
     assert probe.drawn == [("forward",), *(("reverse", i) for i in range(steps))]
 
@@ -216,23 +215,21 @@ def test_nothing_is_clipped():
 
 
 def test_gradient_reaches_the_image():
-    """Where the data are one Gaussian the Jacobian is a known number on the diagonal."""
-    probe, model = Probe(), world(0.5)
-    purify = DiffPure(model, t=0.1, steps=100, forward="discrete")
+    """Where the data are one Gaussian, purification is affine: the gradient is its slope."""
+    purify = DiffPure(world(0.5), t=0.1, steps=100, forward="discrete")
     x = torch.full((102, 1, 1, 1), 0.9, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(purify(x, probe).sum(), x)
-    # mean = m + k (x - m), from the closed form at x = 0.8
-    assert torch.allclose(slope, torch.full_like(slope, float(slope[0])), rtol=1e-12)
-    at = [purify(torch.full_like(x, v).detach(), Probe())[0, 0, 0, 0] for v in (0.2, 0.9)]
-    assert float(slope[0]) == pytest.approx(float(at[1] - at[0]) / 0.7, rel=1e-9)
+    (slope,) = torch.autograd.grad(purify(x, Probe()).sum(), x)
+    high, low = (purify(torch.full_like(x, v), Probe())[0, 0, 0, 0] for v in (0.9, 0.2))
+    assert slope.flatten().tolist() == pytest.approx([float(high - low) / 0.7] * 102, rel=1e-9)
+    assert float(slope[0]) == pytest.approx((0.609176 - 0.2) / (0.8 - 0.2), abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"t": 0}, "t is a time above 0 and up to 1"),
-        ({"t": 1.1}, "t is a time above 0 and up to 1"),
-        ({"t": float("nan")}, "t is a time above 0 and up to 1"),
+        ({"t": 0}, "t is a time from 0.0001 to 1"),
+        ({"t": 1.1}, "t is a time from 0.0001 to 1"),
+        ({"t": float("nan")}, "t is a time from 0.0001 to 1"),
         ({"t": 100}, "0.1 is 100 of 1000"),
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"eta": -0.1}, "eta must be from 0 to 1, not -0.1"),
@@ -253,7 +250,6 @@ def test_the_chain_of_the_denoiser_limits_the_steps():
     assert out(blobs(1), Noise.of(0, [0])).isfinite().all()
 
 
-@pytest.mark.xfail(strict=True, reason="times below half a step of the chain have sigma 0")
 @pytest.mark.parametrize("sampler", ["sde", "ode"])
 def test_more_even_steps_than_the_chain_has_are_refused_or_work(sampler):
     try:

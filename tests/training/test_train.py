@@ -19,8 +19,8 @@ TINY = {
     "data": {"name": "blobs", "size": 32},
     "test": {"name": "blobs", "size": 16},
     "denoiser": {
-        "name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4, "dropout": 0.1, "classes": 2,
-        
+        "name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4, "dropout": 0.1,
+        "classes": 2,
     },
     "objective": {"name": "denoising", "t_max": 0.5},
     "training": {"steps": 30, "batch": 8, "warmup": 5, "rate": 3e-3, "flip": True, "crop": 1},
@@ -59,7 +59,14 @@ def test_a_classifier_learns(elsewhere):
         "test": {"name": "digits", "split": "test"},
         "classifier": {"name": "small-cnn"},
         "objective": "plain",
-        "training": {"steps": 90, "batch": 64, "rate": 4e-3, "warmup": 10, "average": 0.9, "half": True},
+        "training": {
+            "steps": 90,
+            "batch": 64,
+            "rate": 4e-3,
+            "warmup": 10,
+            "average": 0.9,
+            "half": True,
+        },
     }
     folder = training.run(training.check(specs.load(spec)), elsewhere / "run", quiet=True)
     told = json.loads((folder / "card.json").read_text())

@@ -74,8 +74,14 @@ def look(
         with torch.set_grad_enabled(gradient):
             logits = model(batch, copies.take(range(len(images))[part]))
             value = LOSSES[loss](logits, labels[part])
+            total = value.sum()
+        if gradient and not value.requires_grad:
+            raise RuntimeError(
+                "no gradient leads from the model's logits to the images (is something in it under "
+                "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
+            )
         if gradient:
-            gradients.append(torch.autograd.grad(value.sum(), batch)[0])
+            gradients.append(torch.autograd.grad(total, batch)[0])
         losses.append(value.detach())
         wrongs.append(logits.detach().argmax(1) != labels[part])
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,23 +12,27 @@ from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import Threat, images
 
+Start = Literal["random", "zero"]
+StepSchedule = Literal["constant", "cosine"]
+
 
 @dataclass(frozen=True)
 class PGD:
     """Steps along the gradient of the mean loss over `eot` fresh draws.
 
-    Three candidates of each restart are kept: the image it started from, the iterate of the highest
-    mean loss, and the last one. All candidates of all restarts are then compared on draws of their
-    own, the same for all, and the one that is misclassified most often is returned (of equals, that
-    of the higher loss). These draws are the attacker's; the verdict's are others.
+    Three candidates of each restart are kept: the last iterate, that of the highest mean loss, and
+    the image itself, lest an attack help. All candidates of all restarts are then compared on draws
+    of their own, the same for all, and the one that is misclassified most often is returned (of
+    equals, that of the higher loss). These draws are the attacker's; the verdict's are others.
 
     Attributes:
         steps: Gradient steps.
         eot: Draws of the defence's noise per step and image.
-        step_size: In units of eps; None is 2.5 / steps (Madry et al., 2018).
+        step_size: In units of eps; None is 2.5 / steps (Madry et al., 2018), and twice that for
+            `"cosine"`, which halves the way.
         start: `"random"` within the threat, or `"zero"`: the image itself.
         restarts: Independent runs.
-        schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
+        step_schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
         loss: `"ce"` (cross-entropy) or `"margin"`.
         compare: Draws to compare the candidates on; None is as many as `eot`, at least 1.
     """
@@ -36,13 +40,16 @@ class PGD:
     steps: int = 20
     eot: int = 1
     step_size: float | None = None
-    start: Literal["random", "zero"] = "random"
+    start: Start = "random"
     restarts: int = 1
-    schedule: Literal["constant", "cosine"] = "constant"
+    step_schedule: StepSchedule = "constant"
     loss: Loss = "ce"
     compare: int | None = None
 
     def __post_init__(self) -> None:
+        for name, kinds in (("start", Start), ("loss", Loss), ("step_schedule", StepSchedule)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} is one of {get_args(kinds)}, not {getattr(self, name)!r}")
         for name in ("steps", "eot", "restarts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
@@ -76,11 +83,12 @@ class PGD:
             highest = torch.where(higher, seen.loss, highest)
             stride = threat.eps * self._stride(i)
             x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
-        return x, peak, x_adv
+        return x_adv, peak, x
 
     def _stride(self, i: int) -> float:
-        size = 2.5 / self.steps if self.step_size is None else self.step_size
-        if self.schedule == "cosine":
+        cosine = self.step_schedule == "cosine"
+        size = self.step_size or (5 if cosine else 2.5) / self.steps
+        if cosine:
             size *= 0.5 * (1 + math.cos(math.pi * i / self.steps))
         return size
 

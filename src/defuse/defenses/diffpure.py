@@ -1,7 +1,7 @@
 """DiffPure (Nie et al., 2022): noise the image to time t*, then run the model back."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,8 @@ from defuse.diffusion.schedule import Discrete, pixel_noise
 from defuse.noise import Noise
 
 Sampler = Literal["sde", "ddpm", "ddim", "ode"]
+Variance = Literal["small", "large"]
+Forward = Literal["continuous", "discrete"]
 
 
 class DiffPure(nn.Module):
@@ -49,21 +51,31 @@ class DiffPure(nn.Module):
         t: float = 0.1,
         steps: int = 100,
         sampler: Sampler = "sde",
-        variance: Literal["small", "large"] = "small",
+        variance: Variance = "small",
         eta: float = 0.0,
-        forward: Literal["continuous", "discrete"] = "continuous",
+        forward: Forward = "continuous",
     ):
         super().__init__()
-        if not 0 < t <= 1:
-            raise ValueError(f"t is a time above 0 and up to 1 (0.1 is 100 of 1000), not {t}")
+        if not 1e-4 <= t <= 1:
+            raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
+        for name, value, kinds in (
+            ("sampler", sampler, Sampler),
+            ("variance", variance, Variance),
+            ("forward", forward, Forward),
+        ):
+            if value not in get_args(kinds):
+                raise ValueError(f"{name} is one of {', '.join(get_args(kinds))}, not {value!r}")
         if steps < 1:
             raise ValueError(f"steps must be 1 or more, not {steps}")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, not {eta}")
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
-        chain = denoiser.schedule.steps if isinstance(denoiser.schedule, Discrete) else 1000
-        if sampler in ("ddpm", "ddim") and steps > round(t * chain):
+        schedule = denoiser.schedule
+        chain = schedule.steps if isinstance(schedule, Discrete) else 1000
+        if (isinstance(schedule, Discrete) or sampler in ("ddpm", "ddim")) and steps > round(
+            t * chain
+        ):
             raise ValueError(
                 f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
                 f"t = {t}, not {steps}"

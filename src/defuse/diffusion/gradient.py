@@ -25,7 +25,7 @@ def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()
         beside: Other tensors that `advance` uses and that may need a gradient: the image that a
             guide looks at, or the weights of a network in training.
     """
-    needed = [tensor for tensor in beside if tensor.requires_grad]
+    needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
     if torch.is_grad_enabled() and (x.requires_grad or needed):
         return _Chain.apply(advance, steps, x, *needed)  # pyright: ignore[reportReturnType]
     for i in range(steps):

@@ -5,9 +5,12 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean, stdev
 from typing import Any, Literal
 
 from defuse.evaluation.record import Outcome
+
+FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
 
 
 @dataclass(frozen=True)
@@ -25,15 +28,12 @@ class Doubt:
     why: str
 
 
-def all_doubts(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], judged: Mapping[str, Any], robust: Any
-) -> list[Doubt]:
+def all_doubts(spec: Mapping[str, Any], outcomes: Sequence[Outcome], robust: Any) -> list[Doubt]:
     """Every doubt about a run.
 
     Args:
         spec: What was asked.
         outcomes: What came of each image.
-        judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
     """
     probes = [outcome.probe for outcome in outcomes if outcome.probe]
@@ -42,8 +42,9 @@ def all_doubts(
         *_probabilities(probes),
         *_no_gradient(probes, attacks),
         *_one_draw(probes, attacks),
-        *_weaker_than_random(judged, attacks),
-        *_cheap_beats_exact(judged, attacks),
+        *_unchanged(outcomes, attacks),
+        *_weaker_than_random(outcomes, attacks),
+        *_cheap_beats_exact(outcomes, attacks),
         *_no_exact_view(spec, attacks),
         *_few_images(robust),
     ]
@@ -62,15 +63,31 @@ def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
 def _no_gradient(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
-    dead = sum(not probe["gradient"] > 0 for probe in probes)
-    if dead and any(row["view"] != "undefended" for row in attacks.values()):
+    seen = [row for row in attacks.values() if row["view"] == "exact" and row.get("loss") == "ce"]
+    dead = sum(not probe["gradient"] > FAINT for probe in probes)
+    if dead and seen:
         yield Doubt(
             "zero-gradient",
             "red" if dead > len(probes) / 2 else "yellow",
-            f"the gradient of the cross-entropy is zero or not finite on {dead} of {len(probes)} clean "
-            "images: a gradient attack cannot start there; try the loss `margin`, and look for "
-            "rounding or clipping in the model",
+            f"the gradient of the cross-entropy is below {FAINT:g} or not finite on {dead} of "
+            f"{len(probes)} clean images: an attack that climbs it can hardly start there; try the "
+            "loss `margin`, and look for rounding or clipping in the model",
         )
+
+
+def _unchanged(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Doubt]:
+    for name, row in attacks.items():
+        right = [o for o in outcomes if o.conditions[name].wrong < 0.5]
+        same = sum(o.conditions[name].size == 0 for o in right)
+        if row["view"] == "exact" and right and same > len(right) / 10:
+            yield Doubt(
+                "images-unchanged",
+                "red",
+                f"{name} gave back {same} of the {len(right)} images that it did not break as they "
+                "were: it found no way uphill; try the loss `margin`, more restarts, or more draws",
+            )
 
 
 def _one_draw(
@@ -87,36 +104,46 @@ def _one_draw(
 
 
 def _weaker_than_random(
-    judged: Mapping[str, Any], attacks: Mapping[str, Mapping[str, Any]]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
-    noise = judged["random"].mean
     for name in attacks:
-        if judged[name].mean.low > noise.high:
+        lead = _lead(outcomes, name, "random")
+        if lead > 0:
             yield Doubt(
                 "weaker-than-random",
                 "red",
-                f"{name} leaves {judged[name].mean.accuracy:.1%} right, random noise of the same size "
-                f"{noise.accuracy:.1%}: the attack does not work",
+                f"{name} leaves more images right than random noise of the same size, by at least "
+                f"{lead:.1%} on the same images and draws: the attack does not work",
             )
 
 
 def _cheap_beats_exact(
-    judged: Mapping[str, Any], attacks: Mapping[str, Mapping[str, Any]]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
     exact = [name for name, row in attacks.items() if row["view"] == "exact"]
     cheap = [name for name, row in attacks.items() if row["view"] in ("bpda", "undefended")]
-    if not exact:
-        return
-    best = min(exact, key=lambda name: judged[name].mean.accuracy)
-    for name in cheap:
-        if judged[name].mean.high < judged[best].mean.low:
+    for name in cheap if exact else ():
+        lead = min(_lead(outcomes, other, name) for other in exact)
+        if lead > 0:
             yield Doubt(
                 "cheap-beats-exact",
                 "red",
-                f"{name}, which does not know the gradient, leaves {judged[name].mean.accuracy:.1%} "
-                f"right, and {best} {judged[best].mean.accuracy:.1%}: give the exact attack more "
-                "steps, draws (eot) or restarts, or the loss `margin`",
+                f"{name}, which does not use the exact gradient, leaves fewer images right than "
+                f"{', '.join(exact)}, by at least {lead:.1%} on the same images and draws: give the "
+                "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
             )
+
+
+def _lead(outcomes: Sequence[Outcome], one: str, other: str) -> float:
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval."""
+    gaps = [
+        mean(d == o.label for d in o.conditions[one].draws)
+        - mean(d == o.label for d in o.conditions[other].draws)
+        for o in outcomes
+    ]
+    if len(gaps) < 2:
+        return 0.0
+    return mean(gaps) - 1.96 * stdev(gaps) / len(gaps) ** 0.5
 
 
 def _no_exact_view(

@@ -24,6 +24,8 @@ from defuse.progress import progress
 from defuse.protocols import Attack, Classifier, Dataset, Defended
 from defuse.threat import Threat
 
+PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -84,7 +86,7 @@ def evaluate(
     rank, ranks = machine.shard
     mine = chosen[rank::ranks]
     todo = [index for index in mine if index not in done]
-    shown = set(chosen[:pictures])
+    shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
     ledger, limited = Ledger(), Limited(model, machine.rows)
     ledger.watch(model)
     with progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet) as show:
@@ -92,7 +94,7 @@ def evaluate(
             block = todo[first : first + machine.block]
             x, y = (part.to(machine.device) for part in fetch(data, block))
             outcomes, examples = _block(
-                limited, x, y, block, attacks, threat, seed, draws, shown, ledger
+                limited, x, y, block, attacks, threat, seed, draws, shown, probed, ledger
             )
             run.add(outcomes, examples)
             done |= set(block)
@@ -111,6 +113,7 @@ def _block(
     seed: int,
     draws: int,
     shown: set[int],
+    probed: set[int],
     ledger: Ledger,
 ) -> tuple[list[Outcome], dict[str, np.ndarray]]:
     began, noise = time.perf_counter(), Noise.of(seed, indices)
@@ -140,8 +143,7 @@ def _block(
     cost = {key: count / len(x) for key, count in ledger.take().items()}
     seconds = (time.perf_counter() - began) / len(x)
 
-    which = [i for i, index in enumerate(indices) if index in shown]
-    probes = _probe(model, x, y, noise, which)
+    probes = _probe(model, x, y, noise, [i for i, index in enumerate(indices) if index in probed])
     outcomes = [
         Outcome(
             index=index,
@@ -155,6 +157,7 @@ def _block(
         for i, index in enumerate(indices)
     ]
     attacked = torch.stack([versions[name][i] for i, name in enumerate(chosen)])
+    which = [i for i, index in enumerate(indices) if index in shown]
     return outcomes, _examples(model.model, x, attacked, y, noise, indices, which)
 
 

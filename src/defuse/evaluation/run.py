@@ -260,6 +260,8 @@ def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> Non
     except (RuntimeError, ValueError) as error:
         said = " ".join(str(error).split())[:200]
         raise SpecError(f"the model does not take images of {_size(shape)}: {said}") from error
+    if not bool(logits.isfinite().all()):
+        raise SpecError("the model returns logits that are not finite; see `defuse doctor`")
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         raise SpecError(
             f"the classifier returns {tuple(logits.shape)}, and the data set has "

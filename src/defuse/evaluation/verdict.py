@@ -1,7 +1,7 @@
 """The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from defuse import __version__
@@ -23,7 +23,8 @@ class Judged:
         majority: Over images: how often most of the k draws are right.
         worst: Over images: how often all k draws are right (an attacker may submit k times).
         k: Draws per image.
-        bare: How often the classifier without its defence is right; None if there is no defence.
+        bare: How often the classifier without its defence is right (of the attack that counts: right
+            under every condition); None if there is no defence.
     """
 
     name: str
@@ -67,7 +68,7 @@ def summary(run: Run) -> dict[str, Any]:
     spec = run.asked["spec"]
     labels = [row["label"] for row in spec["attacks"]]
     by_name = {name: judge(name, outcomes, _named(name)) for name in ("clean", "random", *labels)}
-    robust = judge("robust", outcomes, lambda outcome: outcome.conditions[outcome.chosen])
+    robust = judge("robust", outcomes, _submitted)
     fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
     return {
         "version": VERSION,
@@ -84,9 +85,10 @@ def summary(run: Run) -> dict[str, Any]:
             for name in labels
         ],
         "classes": _by_class(outcomes, run.asked["classes"]),
+        "number_of_classes": len(run.asked["classes"]),
         "threat": spec["threat"],
         "card": card(spec),
-        "doubts": [asdict(doubt) for doubt in doubts.all_doubts(spec, outcomes, by_name, robust)],
+        "doubts": [asdict(doubt) for doubt in doubts.all_doubts(spec, outcomes, robust)],
         "cost": _cost(outcomes),
         "versions": run.asked["versions"],
         "defuse": __version__,
@@ -128,7 +130,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
 def eps_words(eps: float) -> str:
     """A budget as it is usually written: 8/255 rather than 0.0314."""
     n = eps * 255
-    return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and round(n) else f"{eps:.4g}"
+    return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and 1 <= n < 50 else f"{eps:.4g}"
 
 
 def _sees(row: dict[str, Any]) -> str:
@@ -137,8 +139,9 @@ def _sees(row: dict[str, Any]) -> str:
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "undefended": "the classifier alone, not the defence (transfer)",
     }
-    effort = [f"{row[key]} {key}" for key in ("steps", "eot", "restarts") if key in row]
-    return f"{views.get(row['view'], row['view'])}; {', '.join(effort)}".rstrip("; ")
+    counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts"}
+    effort = [f"{row[key]} {what}" for key, what in counted.items() if row.get(key, 1) != 1]
+    return f"{views.get(row['view'], row['view'])} ({', '.join(effort)})".replace(" ()", "")
 
 
 def _options(part: dict[str, Any]) -> str:
@@ -160,7 +163,7 @@ def _by_class(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[dict[
         of_class = [outcome for outcome in outcomes if outcome.label == label]
         if of_class:
             clean = judge("clean", of_class, _named("clean")).mean
-            robust = judge("robust", of_class, lambda o: o.conditions[o.chosen]).mean
+            robust = judge("robust", of_class, _submitted).mean
             row = {"name": name, "n": len(of_class)}
             rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
     return rows
@@ -180,6 +183,13 @@ def _cost(outcomes: Sequence[Outcome]) -> dict[str, int | float]:
 
 def _named(name: str) -> Callable[[Outcome], Condition]:
     return lambda outcome: outcome.conditions[name]
+
+
+def _submitted(outcome: Outcome) -> Condition:
+    """What the attacker would submit; the undefended classifier has the worst of all conditions."""
+    wrong = [c.bare for c in outcome.conditions.values() if c.bare not in (None, outcome.label)]
+    chosen = outcome.conditions[outcome.chosen]
+    return replace(chosen, bare=wrong[0]) if wrong else chosen
 
 
 def _right(outcome: Outcome, name: str) -> bool:

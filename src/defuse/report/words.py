@@ -9,10 +9,11 @@ from defuse.report.cells import cell, columns, complement, percent, weakest_bare
 # What each doubt asks, no more than it asks; told where none was raised.
 CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
-    "zero-gradient": "the gradient at clean pictures is finite and not exactly zero",
+    "zero-gradient": "the gradient at clean pictures is finite and not nearly zero",
+    "images-unchanged": "attacks that see the whole model changed the pictures they did not break",
     "random-model-eot-1": "attacks on a random model average over more than one draw",
-    "weaker-than-random": "no attack is weaker than random noise of its size (intervals apart)",
-    "cheap-beats-exact": "no attack beats those with the exact gradient (intervals apart)",
+    "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
+    "cheap-beats-exact": "no attack beats those with the exact gradient (paired)",
     "no-adaptive-attack": "some attack differentiates through the defence",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
 }

@@ -1,0 +1,146 @@
+"""What an attacker may take the defended model for."""
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.attacks.losses import look
+from defuse.attacks.views import Limited, bpda, exact, straight_through, undefended
+from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.purified import Purified
+from defuse.noise import Noise, seed_torch
+
+NOISE = Noise.of(0, range(4))
+X = torch.stack([Blobs(4)[i][0] for i in range(4)]).double()
+Y = torch.tensor([0, 1, 0, 1])
+
+
+class Curved(nn.Module):
+    """A nonlinear classifier that draws noise of its own."""
+
+    def __init__(self):
+        super().__init__()
+        seed_torch(0)
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 2))
+        self.double()
+
+    def forward(self, x, noise):
+        return self.layers(x + 0.1 * noise.fold("blur").normal(x))
+
+
+def defended() -> Purified:
+    return Purified(Curved(), DiffPure(mixture(), t=0.2, steps=5))
+
+
+def gradient(model, x, noise=NOISE):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(model(x, noise)[:, 0].sum(), x)[0]
+
+
+def test_exact_is_the_model():
+    model = defended()
+    assert exact(model) is model
+
+
+def test_bpda_is_the_classifier_s_gradient_at_the_purified_image():
+    model = defended()
+    pure = model.purifier(X, NOISE.fold("purify")).detach()
+    at_pure = gradient(model.classifier, pure, NOISE.fold("classify"))
+    mine = gradient(bpda(model), X)
+    assert torch.allclose(mine, at_pure, rtol=1e-9, atol=1e-12)
+    # and neither the model's own gradient nor the classifier's at the image
+    assert not torch.allclose(mine, gradient(model, X), rtol=0.05)
+    assert not torch.allclose(
+        mine, gradient(model.classifier, X, NOISE.fold("classify")), rtol=0.05
+    )
+
+
+def test_bpda_has_the_model_s_own_logits():
+    model = defended()
+    assert torch.allclose(bpda(model)(X, NOISE), model(X, NOISE), atol=1e-12)
+
+
+def test_bpda_does_not_differentiate_the_purifier():
+    calls = []
+
+    def purifier(x, noise):
+        calls.append(torch.is_grad_enabled())
+        return (x * 8).round() / 8  # no gradient at all
+
+    model = Purified(Curved(), purifier)
+    assert (gradient(model, X) == 0).all()
+    assert (gradient(bpda(model), X).flatten(1).norm(dim=1) > 0).all()
+    assert calls == [True, False]
+
+
+def test_straight_through_is_the_identity_to_gradients():
+    purify = straight_through(lambda x, noise: x.square() + noise.normal(x))
+    x = X.clone().requires_grad_()
+    out = purify(x, NOISE)
+    assert torch.allclose(out, X.square() + NOISE.normal(X), atol=1e-14)
+    weigh = NOISE.fold("weigh").normal(X)
+    (found,) = torch.autograd.grad((weigh * out).sum(), x)
+    assert torch.equal(found, weigh)
+
+
+def test_undefended_ignores_the_purifier():
+    def purifier(x, noise):
+        raise AssertionError("the attacker does not know of the purifier")
+
+    model = Purified(Curved(), purifier)
+    assert torch.equal(undefended(model)(X, NOISE), model.classifier(X, NOISE))
+    assert torch.equal(gradient(undefended(model), X), gradient(model.classifier, X))
+
+
+@pytest.mark.parametrize("view", [bpda, undefended])
+def test_what_is_no_defence_cannot_be_taken_apart(view):
+    for model in (bayes(), Limited(bayes(), 3), lambda x, noise: x):
+        with pytest.raises(
+            ValueError, match="no classifier behind a purifier; use the view `exact"
+        ):
+            view(model)
+
+
+@pytest.mark.parametrize("view", [bpda, undefended])
+def test_a_view_takes_as_many_images_at_once_as_the_model(view):
+    sizes = []
+
+    def purifier(x, noise):
+        sizes.append(len(x))
+        return x
+
+    whole = Purified(Curved(), purifier)
+    whole.classifier.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    seen = view(Limited(whole, 3))
+    assert seen.rows == 3
+    limited = look(seen, X, Y, "ce", NOISE, 0, 2)
+    assert max(sizes) == 3
+    at_once = look(view(whole), X, Y, "ce", NOISE, 0, 2)
+    assert max(sizes) == 8
+    assert torch.allclose(limited.gradient, at_once.gradient, atol=1e-13)
+
+
+def test_a_limited_model_is_the_model():
+    model = defended()
+    assert torch.equal(Limited(model, 2)(X, NOISE), model(X, NOISE))
+
+
+def test_any_defence_with_parts_can_be_taken_apart():
+    """A stranger's defence, which is no `Purified`."""
+
+    class Mine:
+        def __init__(self, purifier):
+            self.classifier, self.purifier = Curved(), purifier
+
+        def __call__(self, x, noise):
+            return self.classifier(self.purifier(x, noise), noise)
+
+        def behind(self, purifier):
+            other = Mine(purifier)
+            other.classifier = self.classifier
+            return other
+
+    model = Mine(lambda x, noise: x.square())
+    mine = gradient(bpda(model), X)
+    assert torch.allclose(mine, gradient(model.classifier, X.square()), atol=1e-13)
