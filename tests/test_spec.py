@@ -123,6 +123,14 @@ def test_a_spec_that_is_no_table(tmp_path):
         specs.load("blob")
 
 
+def test_a_checked_spec_is_a_spec_of_the_same_run():
+    for name in ("blobs", "demo"):
+        once = evaluation.check(specs.load(name))
+        again = evaluation.check(specs.load(once))
+        assert again == once
+        assert specs.identity(again) == specs.identity(once)
+
+
 def test_every_shipped_spec_is_sound():
     from defuse.training import run as training
 

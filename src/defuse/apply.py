@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defuse import spec as specs
+from defuse.attacks.views import Limited
 from defuse.data import pictures
 from defuse.defenses.purified import Purified, majority, votes
 from defuse.evaluation.run import build_model, check_model, pick_device
@@ -103,13 +104,11 @@ def classify_files(
         raise SpecError(f"votes must be 1 or more, not {draws}")
     model, names, place = _model(spec, changes, device), _classes(spec, changes, folder), 0
     shape = _shape(model)
-    limited: Any = model
-    limited.rows = rows
     for path in _found(files):
         x, _ = _images(path, shape)
         x = _resized(x, shape).to(pick_device(device))
         noise = Noise.of(seed, range(place, place + len(x))).fold("apply")
-        chosen = votes(limited, x, noise, draws)
+        chosen = votes(Limited(model, rows), x, noise, draws)
         winners = majority(chosen, int(chosen.max()) + 1)
         for i, (winner, row) in enumerate(zip(winners.tolist(), chosen, strict=True)):
             label = names[winner] if winner < len(names) else str(winner)

@@ -52,9 +52,9 @@ def find(
                 "`download: true`"
             )
     firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
-    looked = ", ".join(str(folder / sub) for sub in inside)
+    looked = ", ".join(str(sub) for sub in inside if str(sub) not in ("", "."))
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked for {firsts} in {looked}; name its folder with "
+        f"{what} is not in {folder}: looked for {firsts} there and in {looked}; name its folder with "
         "--data FOLDER or DEFUSE_DATA, or set `download: true`"
     )
 

@@ -1,0 +1,89 @@
+"""Parts that do not fit each other: one sentence that says what to do, exit code 2."""
+
+import numpy as np
+import pytest
+
+ALL = ("--set", "evaluation.images=null")
+
+
+@pytest.fixture
+def npz(elsewhere):
+    def make(images, labels=(0, 1), name="data.npz"):
+        np.savez(elsewhere / name, images=np.asarray(images), labels=np.asarray(labels))
+        return f"data={{name: arrays, path: '{elsewhere / name}'}}"
+
+    return make
+
+
+def test_images_of_another_size_than_the_denoiser(npz, mistake):
+    said = mistake("evaluate", "demo", "--set", npz(np.zeros((2, 12, 12, 1), np.uint8)), *ALL)
+    assert "the images are 1 x 12 x 12 and the denoiser was made for 1 x 8 x 8" in said
+
+
+def test_images_of_another_size_than_the_classifier(npz, mistake):
+    data = npz(np.zeros((2, 3, 3, 1), np.uint8))
+    said = mistake(
+        "evaluate", "blobs", "--set", data, "--set", "purifier=null", "--set", "attacks=[pgd]"
+    )
+    assert "the model does not take images of 1 x 3 x 3" in said
+
+
+def test_images_that_are_no_numbers(npz, mistake):
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    images[1, 2, 3] = np.nan
+    assert "nan" in mistake("evaluate", "demo", "--set", npz(images), *ALL).lower()
+
+
+def test_more_classes_than_the_classifier_has(npz, mistake):
+    data = npz(np.zeros((2, 4, 4, 1), np.uint8), labels=(0, 6))
+    assert "the data set has 7 classes" in mistake("evaluate", "blobs", "--set", data)
+
+
+def test_more_images_than_there_are(elsewhere, mistake):
+    said = mistake("evaluate", "blobs", "--set", "data.size=4", "--set", "evaluation.images=9")
+    assert "has 4, not 9" in said
+
+
+def test_missing_and_truncated_files(elsewhere, mistake):
+    said = mistake("evaluate", "blobs", "--set", "data=cifar10", "--data", elsewhere)
+    assert str(elsewhere) in said
+    (elsewhere / "test_batch.bin").write_bytes(b"\x00" * 5000)
+    said = mistake("evaluate", "blobs", "--set", "data=cifar10", "--data", elsewhere)
+    assert "5000" in said or "5,000" in said
+    said = mistake("evaluate", "blobs", "--set", "data={name: arrays, path: none.npz}")
+    assert "none.npz" in said
+
+
+def test_weights_of_another_network(elsewhere, mistake):
+    import torch
+
+    torch.save({"conv.weight": torch.zeros(1)}, elsewhere / "other.pt")
+    said = mistake("evaluate", "demo", "--set", "classifier={name: small-cnn, weights: other.pt}")
+    assert "other.pt does not fit the network" in said
+    assert "conv.weight" in said
+
+
+def test_no_such_device(elsewhere, mistake):
+    assert "cannot be used here" in mistake("evaluate", "blobs", "--set", "machine.device=gpu7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluat"], "Did you mean 'evaluate'"),
+        (["evaluate", "blobs", "--oot", "x"], "--out"),
+        (["evaluate", "blobs", "--shard", "3/2"], "i/n with i from 0 to n - 1"),
+        (["evaluate"], "Missing argument 'spec'"),
+        (["report", "nowhere"], "is no run"),
+        (["merge", "nowhere", "--out", "x"], "is no run"),
+        (["evaluate", "digits-denoiser"], "an evaluation spec"),
+        (["train", "demo"], "training spec"),
+        (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
+        (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
+        (["classify", "none.png"], "no file none.png"),
+    ],
+)
+def test_wrong_words_on_the_command_line(elsewhere, mistake, arguments, said):
+    if said == "at most":
+        arguments = [*arguments, "--set", "purifier.steps=500"]
+    assert said in mistake(*arguments)
