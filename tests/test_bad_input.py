@@ -21,11 +21,11 @@ def test_images_of_another_size_than_the_denoiser(npz, mistake):
 
 
 def test_images_of_another_size_than_the_classifier(npz, mistake):
-    data = npz(np.zeros((2, 3, 3, 1), np.uint8))
+    data = npz(np.zeros((2, 5, 5, 1), np.uint8))
     said = mistake(
         "evaluate", "blobs", "--set", data, "--set", "purifier=null", "--set", "attacks=[pgd]"
     )
-    assert "the model does not take images of 1 x 3 x 3" in said
+    assert "the model does not take images of 1 x 5 x 5" in said
 
 
 def test_images_that_are_no_numbers(npz, mistake):

@@ -77,7 +77,7 @@ def model(
     where = pick_device(device)
     data = specs.build("data", specs.check_data(table["data"], folder))
     made = build_model(check_model(table), where)
-    x, y = fetch(data, range(min(8, len(data))))
+    x, y = fetch(data, range(min(32, len(data))))
     return examine(made, x.to(where), y.to(where), len(data.classes))
 
 
@@ -90,7 +90,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
     with torch.no_grad():
         logits, again, other = (model(x, noise.fold(k)) for k in ("a", "a", "b"))
-        alone = model(x[:1], noise.take([0]).fold("a"))
+        alone = model(x[:2], noise.take([0, 1]).fold("a"))
     say(
         logits.shape == (len(x), classes),
         f"logits of {classes} classes",
@@ -105,7 +105,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         "the same noise gives another answer: it draws numbers of its own; use its `noise`",
     )
     say(
-        torch.allclose(alone, logits[:1], rtol=1e-3, atol=1e-4),
+        torch.allclose(alone, logits[:2], rtol=1e-3, atol=1e-4),
         "an answer does not depend on the batch",
         "an answer depends on the batch: is it in eval mode?",
     )
@@ -126,12 +126,25 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         )
     except RuntimeError as error:
         found.append(Finding("FAIL", f"no gradient: {' '.join(str(error).split())[:120]}"))
-    right = float((logits.argmax(1) == y).float().mean())
-    chance = 1 / classes
-    say(
-        right > chance,
-        f"{right:.0%} of {len(x)} images are right",
-        f"{right:.0%} of {len(x)} images are right: is the input normalised as in training?",
-        "note",
-    )
-    return found
+    return [*found, _range(model, x, y, noise, classes)]
+
+
+@torch.no_grad()
+def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: int) -> Finding:
+    """Whether the model takes images of [0, 1]: it should do no better on another range."""
+    ranges = {"[0, 1]": x, "[-1, 1]": 2 * x - 1, "[0, 255]": 255 * x}
+    right = {
+        name: float((model(images, noise).argmax(1) == y).float().mean())
+        for name, images in ranges.items()
+    }
+    ours, best = right["[0, 1]"], max(right, key=lambda name: right[name])
+    if right[best] > ours + 0.2:
+        return Finding(
+            "FAIL",
+            f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in {best}: "
+            "it wants another range; give the classifier a `mean` and a `std`",
+        )
+    told = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
+    if ours <= 1 / classes + 0.1:
+        return Finding("note", f"{told}: is the input normalised as in training?")
+    return Finding("ok", told)

@@ -5,7 +5,7 @@ has seen, and written down as it is done.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,19 +88,31 @@ def evaluate(
     todo = [index for index in mine if index not in done]
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
     ledger, limited = Ledger(), Limited(model, machine.rows)
-    ledger.watch(model)
-    with progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet) as show:
+    bar = progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet)
+    with ledger.watching(model), bar as show:
         for first in range(0, len(todo), machine.block):
             block = todo[first : first + machine.block]
             x, y = (part.to(machine.device) for part in fetch(data, block))
+            here = len(mine) - len(todo) + first
             outcomes, examples = _block(
-                limited, x, y, block, attacks, threat, seed, draws, shown, probed, ledger
+                limited,
+                x,
+                y,
+                block,
+                attacks,
+                threat,
+                seed,
+                draws,
+                shown,
+                probed,
+                ledger,
+                tell=lambda name, here=here: show(here, name),
             )
             run.add(outcomes, examples)
             done |= set(block)
             robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
             words = f"robust in this block {np.mean(robust):.0%}"
-            show(len(mine) - len(todo) + first + len(block), words)
+            show(here + len(block), words)
 
 
 def _block(
@@ -115,11 +127,13 @@ def _block(
     shown: set[int],
     probed: set[int],
     ledger: Ledger,
+    tell: Callable[[str], None],
 ) -> tuple[list[Outcome], dict[str, np.ndarray]]:
     began, noise = time.perf_counter(), Noise.of(seed, indices)
     ledger.take()
     versions = {"clean": x, "random": threat.edge(x, noise.fold("control"))}
     for name, attack in attacks.items():
+        tell(name)
         versions[name] = _allowed(
             name, attack(model, x, y, threat, noise.fold("search", name)), x, threat
         )

@@ -1,12 +1,17 @@
 """What an evaluation costs: calls of the networks, time and memory."""
 
 import resource
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from defuse.diffusion.denoise import Denoiser
+from defuse.models.classifiers import Plain
 
 
 @dataclass
@@ -20,16 +25,19 @@ class Ledger:
 
     counts: dict[str, int] = field(default_factory=dict)
 
-    def watch(self, model: object) -> None:
-        """Count the calls of a model's denoisers and of its other networks."""
-        from defuse.diffusion.denoise import Denoiser
-        from defuse.models.classifiers import Plain
-
-        for module in model.modules() if isinstance(model, nn.Module) else ():
-            if isinstance(module, Denoiser):
-                module.register_forward_hook(self._counter("nfe"))
-            elif isinstance(module, Plain):
-                module.register_forward_hook(self._counter("classifier"))
+    @contextmanager
+    def watching(self, model: object) -> Iterator[None]:
+        """Count the calls of a model's denoisers and classifiers, inside this block."""
+        with ExitStack() as hooks:
+            for module in model.modules() if isinstance(model, nn.Module) else ():
+                if isinstance(module, Denoiser):
+                    hook = module.register_forward_hook(self._counter("nfe"))
+                elif isinstance(module, Plain):
+                    hook = module.register_forward_hook(self._counter("classifier"))
+                else:
+                    continue
+                hooks.callback(hook.remove)
+            yield
 
     def take(self) -> dict[str, int]:
         """The counts since the last call of this."""
