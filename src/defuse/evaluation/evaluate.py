@@ -5,7 +5,7 @@ has seen, and written down as it is done.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,92 +87,107 @@ def evaluate(
     mine = chosen[rank::ranks]
     todo = [index for index in mine if index not in done]
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
-    ledger, limited = Ledger(), Limited(model, machine.rows)
+    ledger = Ledger()
+    judge = _Judge(Limited(model, machine.rows), attacks, threat, seed, draws, ledger)
     bar = progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet)
     with ledger.watching(model), bar as show:
         for first in range(0, len(todo), machine.block):
-            block = todo[first : first + machine.block]
+            block, here = todo[first : first + machine.block], len(mine) - len(todo) + first
             x, y = (part.to(machine.device) for part in fetch(data, block))
-            here = len(mine) - len(todo) + first
-            outcomes, examples = _block(
-                limited,
-                x,
-                y,
-                block,
-                attacks,
-                threat,
-                seed,
-                draws,
-                shown,
-                probed,
-                ledger,
-                tell=lambda name, here=here: show(here, name),
-            )
-            run.add(outcomes, examples)
-            done |= set(block)
+            versions = {}
+            for name, version in judge.versions(x, y, block):
+                versions[name] = version
+                show(here, name)
+            outcomes = judge.outcomes(versions, y, block, probed)
+            run.add(outcomes, judge.examples(versions, outcomes, y, shown))
             robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
-            words = f"robust in this block {np.mean(robust):.0%}"
-            show(here + len(block), words)
+            show(here + len(block), f"robust in this block {np.mean(robust):.0%}")
 
 
-def _block(
-    model: Limited,
-    x: Tensor,
-    y: Tensor,
-    indices: Sequence[int],
-    attacks: Mapping[str, Attack],
-    threat: Threat,
-    seed: int,
-    draws: int,
-    shown: set[int],
-    probed: set[int],
-    ledger: Ledger,
-    tell: Callable[[str], None],
-) -> tuple[list[Outcome], dict[str, np.ndarray]]:
-    began, noise = time.perf_counter(), Noise.of(seed, indices)
-    ledger.take()
-    versions = {"clean": x, "random": threat.edge(x, noise.fold("control"))}
-    for name, attack in attacks.items():
-        tell(name)
-        versions[name] = _allowed(
-            name, attack(model, x, y, threat, noise.fold("search", name)), x, threat
-        )
+@dataclass
+class _Judge:
+    """Makes the versions of a block of images, and judges them."""
 
-    bare = model.model.classifier if isinstance(model.model, Defended) else None
-    table: list[dict[str, Condition]] = [{} for _ in indices]
-    for name, version in versions.items():
-        judged = votes(model, version, noise.fold("verdict"), draws)
-        seen = votes(model, version, noise.fold("select"), draws)
-        wrong = (seen != y[:, None]).float().mean(1)
-        alone = None if bare is None else votes(bare, version, noise.fold("bare"), 1)[:, 0].tolist()
-        sizes = threat.size(version - x)
-        for i, row in enumerate(table):
-            row[name] = Condition(
-                draws=judged[i].tolist(),
-                bare=None if alone is None else alone[i],
-                size=round(float(sizes[i]), 6),
-                wrong=round(float(wrong[i]), 4),
+    model: Limited
+    attacks: Mapping[str, Attack]
+    threat: Threat
+    seed: int
+    draws: int
+    ledger: Ledger
+    began: float = 0.0
+
+    def versions(
+        self, x: Tensor, y: Tensor, indices: Sequence[int]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The images as they are, under random noise, and under each attack."""
+        noise = Noise.of(self.seed, indices)
+        self.began = time.perf_counter()
+        self.ledger.take()
+        yield "clean", x
+        yield "random", self.threat.edge(x, noise.fold("control"))
+        for name, attack in self.attacks.items():
+            x_adv = attack(self.model, x, y, self.threat, noise.fold("search", name))
+            yield name, _allowed(name, x_adv, x, self.threat)
+
+    def outcomes(
+        self, versions: Mapping[str, Tensor], y: Tensor, indices: Sequence[int], probed: set[int]
+    ) -> list[Outcome]:
+        """The verdict on each image of a block."""
+        noise, clean = Noise.of(self.seed, indices), versions["clean"]
+        table: list[dict[str, Condition]] = [{} for _ in indices]
+        for name, version in versions.items():
+            judged = votes(self.model, version, noise.fold("verdict"), self.draws)
+            seen = votes(self.model, version, noise.fold("select"), self.draws)
+            wrong = (seen != y[:, None]).float().mean(1)
+            bare = self._bare(version, noise.fold("bare"))
+            size = self.threat.size(version - clean)
+            for i, row in enumerate(table):
+                row[name] = Condition(
+                    draws=judged[i].tolist(),
+                    bare=bare[i],
+                    size=round(float(size[i]), 6),
+                    wrong=round(float(wrong[i]), 4),
+                )
+        cost = {key: count / len(y) for key, count in self.ledger.take().items()}
+        seconds = round((time.perf_counter() - self.began) / len(y), 4)
+        which = [i for i, index in enumerate(indices) if index in probed]
+        probes = _probe(self.model, clean, y, noise, which)
+        return [
+            Outcome(
+                index=index,
+                label=int(y[i]),
+                conditions=row,
+                # of equals, the attack that comes last: it is the strongest as a rule
+                chosen=max(reversed(row), key=lambda name, row=row: row[name].wrong),
+                seconds=seconds,
+                cost=cost | {"peak_bytes": peak_bytes()},
+                probe=probes.get(i, {}),
             )
-    chosen = [max(reversed(row), key=lambda name: row[name].wrong) for row in table]
-    cost = {key: count / len(x) for key, count in ledger.take().items()}
-    seconds = (time.perf_counter() - began) / len(x)
+            for i, (index, row) in enumerate(zip(indices, table, strict=True))
+        ]
 
-    probes = _probe(model, x, y, noise, [i for i, index in enumerate(indices) if index in probed])
-    outcomes = [
-        Outcome(
-            index=index,
-            label=int(y[i]),
-            conditions=table[i],
-            chosen=chosen[i],
-            seconds=round(seconds, 4),
-            cost=cost | {"peak_bytes": peak_bytes()},
-            probe=probes.get(i, {}),
-        )
-        for i, index in enumerate(indices)
-    ]
-    attacked = torch.stack([versions[name][i] for i, name in enumerate(chosen)])
-    which = [i for i, index in enumerate(indices) if index in shown]
-    return outcomes, _examples(model.model, x, attacked, y, noise, indices, which)
+    def _bare(self, x: Tensor, noise: Noise) -> list[int | None]:
+        """What the classifier without its defence answers; None if there is no defence."""
+        if not isinstance(self.model.model, Defended):
+            return [None] * len(x)
+        bare = Limited(self.model.model.classifier, self.model.rows)
+        return votes(bare, x, noise, 1)[:, 0].tolist()
+
+    def examples(
+        self,
+        versions: Mapping[str, Tensor],
+        outcomes: Sequence[Outcome],
+        y: Tensor,
+        shown: set[int],
+    ) -> dict[str, np.ndarray]:
+        """Pictures of those images of a block that are shown."""
+        which = [i for i, outcome in enumerate(outcomes) if outcome.index in shown]
+        if not which:
+            return {}
+        indices = [outcomes[i].index for i in which]
+        x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
+        x, noise = versions["clean"][which], Noise.of(self.seed, indices)
+        return _examples(self.model.model, x, x_adv, y[which], noise, indices)
 
 
 def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -220,20 +235,11 @@ def _probe(
 
 @torch.no_grad()
 def _examples(
-    model: Classifier,
-    x: Tensor,
-    x_adv: Tensor,
-    y: Tensor,
-    noise: Noise,
-    indices: Sequence[int],
-    which: Sequence[int],
+    model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise, indices: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Pictures and what the classifier makes of them, of the images at positions `which`."""
-    if not which:
-        return {}
-    x, x_adv, y = x[which], x_adv[which], y[which]
-    noise = noise.take(which).fold("verdict").fold("vote", 0)  # the first draw of the verdict
-    kept = {"index": np.array([indices[i] for i in which]), "label": _array(y)}
+    """Images clean and attacked, and what the model makes of them."""
+    noise = noise.fold("verdict", "vote", 0)  # the first draw of the verdict
+    kept = {"index": np.array(indices), "label": _array(y)}
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
     for name, version in (("clean", x), ("attacked", x_adv)):
         kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
