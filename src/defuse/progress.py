@@ -53,7 +53,9 @@ def _lines(what: str, total: int, done: int, every: float = 20.0) -> Update:
         if clock - said < every and now < total:
             return
         said = clock
-        left = (clock - began) / max(now - done, 1) * (total - now)
-        print(f"{what}: {now}/{total}, {left:.0f} s left  {words}", file=sys.stderr, flush=True)
+        left = ""
+        if now > done:
+            left = f", {(clock - began) / (now - done) * (total - now):.0f} s left"
+        print(f"{what}: {now}/{total}{left}  {words}", file=sys.stderr, flush=True)
 
     return update

@@ -1,0 +1,50 @@
+"""What the README and the docs say is true: their code runs, their commands and files exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from defuse import menu
+from defuse.cli import app
+from defuse.data import fetch
+from defuse.data.digits import digits
+from defuse.models.cnn import small_cnn
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_the_library_example_runs(capsys):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    x, y = fetch(digits(), range(4))
+    code = code.replace("steps=20, eot=8", "steps=2, eot=2")
+    exec(code, {"my_network": small_cnn(), "mean": (0.5,), "std": (0.5,), "x": x, "y": y})
+    assert 0 <= float(re.findall(r"[\d.]+", capsys.readouterr().out)[-1]) <= 1
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_specs_exist(page):
+    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    for verb, spec in re.findall(
+        r"^\$ (?:.venv/bin/)?defuse (\w+) ?([\w-]*)", page.read_text(), re.M
+    ):
+        assert verb in verbs
+        if verb in ("evaluate", "train", "doctor") and spec not in ("", "my"):
+            assert spec in menu.shipped(), f"{page.name}: {spec}"
+
+
+def test_every_doubt_has_a_paragraph():
+    source = (ROOT / "src/defuse/evaluation/doubts.py").read_text()
+    raised = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
+    assert raised == set(
+        re.findall(r"^### ([a-z0-9-]+)$", (ROOT / "docs/doubts.md").read_text(), re.M)
+    )
