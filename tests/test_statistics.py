@@ -56,9 +56,9 @@ def test_images_that_are_all_the_same_coin_count_every_draw():
 
 
 def test_between_the_bounds_the_scatter_decides():
-    """Four images that scatter as means of 2.2 coins each would: Wilson's interval of 8.8 trials."""
+    """Four images, and four more that scatter as coins do."""
     rates = [0.2, 0.4, 0.9, 0.3]
-    variance = sum((r - 0.45) ** 2 for r in rates) / 3
+    variance = (sum((r - 0.45) ** 2 for r in rates) + 4 * 0.45 * 0.55) / 8
     n = 0.45 * 0.55 / variance * 4 / 1
     share = mean_of(rates, 100)
     assert 4 < n < 400

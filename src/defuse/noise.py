@@ -11,7 +11,7 @@ This is the only module that may draw random numbers.
 """
 
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -94,13 +94,19 @@ class Noise:
             given = replace(given, keys=tuple(given.keys[i] for i in chosen))
         return Noise(tuple(self.keys[i] for i in chosen), given)
 
+    def pooled(self, places: Sequence[int]) -> "Noise":
+        """One of a pool of fixed paths per image: the one numbered `places[i]` for image i."""
+        keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))
+        return Noise(tuple(keys))
+
     def knowing(self, secret: "Noise", names: Collection[str] = (), pool: int = 0) -> "Noise":
         """The noise of an attacker who was told part of `secret`, the defence's own noise.
 
         Args:
-            secret: What the defence will draw, for the same images.
+            secret: The very noise that the defence will be called with, for the same images.
             names: The streams he knows (`"forward"`, `"reverse"`, ...); none means all of them.
-            pool: If positive, the defence draws from this many fixed paths, all known to him.
+            pool: If positive, the defence draws from this many fixed paths (`pooled`), all known
+                to him.
         """
         if len(secret) != len(self):
             raise ValueError(f"noise of {len(self)} images, told of noise of {len(secret)}")
@@ -118,8 +124,8 @@ class Noise:
             return own
         keys = given.keys
         if given.pool:
-            place = [(turn * copies + c) % given.pool for c in range(copies)] * len(self)
-            keys = tuple(_key(_key(k, "pool"), p) for k, p in zip(keys, place, strict=True))
+            places = [(turn * copies + c) % given.pool for c in range(copies)] * len(self)
+            keys = Noise(keys).pooled(places).keys
         if not given.names:
             return Noise(keys)
         return replace(own, given=replace(given, keys=keys, pool=0, live=True))

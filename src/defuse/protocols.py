@@ -34,8 +34,8 @@ __all__ = [
 class Classifier(Protocol):
     """Any model under test, defended or not: images to logits.
 
-    A model may carry a number `rows`: how many images it takes in one call. Whoever repeats images
-    (EOT, votes) keeps to it; without it, everything goes into one call.
+    A model may carry a number `rows`: how many images an attack should give it in one call that is
+    differentiated, for the memory's sake.
     """
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...

@@ -49,8 +49,9 @@ def mean_of(rates: Sequence[float], draws: int) -> Share:
     if not values.size:
         raise ValueError("a mean of no images is not a number")
     mean, n = float(values.mean()), float(values.size)
-    scatter = float(values.var(ddof=1)) if values.size > 1 else 0.0
     coin = mean * (1 - mean)
+    # What few images show of their scatter is drawn towards that of coins, as if by four more.
+    scatter = (float(values.var()) * values.size + 4 * coin) / (values.size + 4)
     if scatter > 0:
         n = min(max(n, coin / scatter * n), n * draws)
     z = float(stats.norm.ppf(0.975))

@@ -61,7 +61,7 @@ def times_of(schedule, steps: int) -> torch.Tensor:
 
 def plainly(model, x, times, step, guide=None, label=None):
     """The loop of `reverse`, with nothing clever about it, for autograd to follow."""
-    scales = scales_along(model, times, x)
+    scales = scales_along(model, times)
     for i in range(len(times) - 1):
         now, then, noise = scales[i], scales[i + 1], NOISE.fold(i)
         x_hat = model(x, now.t, label)

@@ -65,15 +65,15 @@ def test_strided_times_are_whole_steps_from_the_noisy_end_to_the_clean_image(ste
     assert float(n.diff().min() - n.diff().max()) >= -1  # evenly
 
 
-def test_scales_are_computed_in_float64_then_moved():
-    scales = scales_along(Mixture(BLANK[:1].float(), 0.1), even(0.1, 100), X.float())
+def test_scales_are_float64_numbers():
+    scales = scales_along(Mixture(BLANK[:1].float(), 0.1), even(0.1, 100))
     assert len(scales) == 101
     exact = VP()(even(0.1, 100))
     for i, row in enumerate(scales):
         for name, value in row._asdict().items():
-            assert value.dtype == torch.float32
+            assert value.dtype == torch.float64
             assert value.shape == ()
-            assert float(value) == float(getattr(exact, name)[i].float())
+            assert float(value) == float(getattr(exact, name)[i])
 
 
 # ---------------------------------------------------------------------- equality with diffusers

@@ -35,14 +35,18 @@ def straight_through(purifier: Purifier) -> Purifier:
 
 
 class Limited:
-    """A model that takes at most `rows` images in one call (see `protocols.Classifier`)."""
+    """A model that is called with at most `rows` images at a time (see `protocols.Classifier`)."""
 
     def __init__(self, model: Classifier, rows: int | None):
         self.model, self.rows = model, rows
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
-        return self.model(x, noise)
+        step = self.rows or len(x)
+        if len(x) <= step:
+            return self.model(x, noise)
+        parts = (range(i, min(i + step, len(x))) for i in range(0, len(x), step))
+        return torch.cat([self.model(x[p.start : p.stop], noise.take(p)) for p in parts])
 
 
 def _as(model: Classifier, view: Classifier) -> Classifier:

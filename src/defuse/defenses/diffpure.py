@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import (
     DDIM,
+    END,
     Ancestral,
     Step,
     euler_maruyama,
@@ -80,6 +80,8 @@ class DiffPure(nn.Module):
                 f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
                 f"t = {t}, not {steps}"
             )
+        if sampler in ("sde", "ode") and t / steps <= END:
+            raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
         self.times = strided(t, steps, chain) if sampler in ("ddpm", "ddim") else even(t, steps)
         choices: dict[Sampler, Step] = {
             "sde": euler_maruyama,
@@ -106,7 +108,6 @@ class DiffPure(nn.Module):
             yield t, self.denoiser.decode(state)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
-        time = torch.tensor(self.t, dtype=torch.float64)
-        _, alpha, sigma, _ = (s.to(x) for s in self._noising(time))
+        _, alpha, sigma, _ = self._noising(self.times[0])
         z = self.denoiser.encode(x)
         return alpha * z + sigma * noise.fold("forward").normal(z)

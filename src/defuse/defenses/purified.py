@@ -31,17 +31,11 @@ class Purified(nn.Module):
 def votes(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i). Passes go together, up to `model.rows` images at a time.
+    Draw i uses the stream ("vote", i). All passes go into one call.
     """
-    together = max(1, getattr(model, "rows", len(x) * draws) // max(1, len(x)))
-    chosen = []
-    for first in range(0, draws, together):
-        turns = range(first, min(first + together, draws))
-        noises = [noise.fold("vote", i) for i in turns]
-        keys = Noise(tuple(key for each in noises for key in each.keys))
-        logits = model(x.repeat(len(turns), 1, 1, 1), keys)
-        chosen.append(logits.argmax(1).view(len(turns), len(x)))
-    return torch.cat(chosen).T
+    keys = (key for i in range(draws) for key in noise.fold("vote", i).keys)
+    logits = model(x.repeat(draws, 1, 1, 1), Noise(tuple(keys)))
+    return logits.argmax(1).view(draws, len(x)).T
 
 
 def majority(chosen: Tensor, classes: int) -> Tensor:

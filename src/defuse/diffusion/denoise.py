@@ -95,7 +95,7 @@ class Network(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
-        _, alpha, sigma, _ = self.schedule(t.to(x_t))
+        _, alpha, sigma, _ = self.schedule(_exact(t, x_t))
         out = self.predict(x_t, t, label)
         if self.predicts == "noise":
             out = (x_t - sigma * out) / alpha
@@ -105,7 +105,7 @@ class Network(Denoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """What the network itself says, in its own terms, shaped like `x_t`."""
-        time = self._time(t.to(x_t)).expand(len(x_t), 1, 1, 1).flatten()
+        time = self._time(_exact(t, x_t)).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
         if not self.classes:
             out = self.network(x_t, time)
         else:
@@ -146,7 +146,8 @@ class Mixture(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], in closed form."""
-        _, alpha, sigma, _ = (s[..., None] for s in self.schedule(t.to(x_t)))
+        scales = self.schedule(_exact(t, x_t))
+        _, alpha, sigma, _ = (s[..., None] if s.ndim else s for s in scales)
         variance = (alpha * self.spread) ** 2 + sigma**2  # (..., 1) beside (B, K, C, H, W)
         gap = x_t[:, None] - alpha * self.means
         if label is None:
@@ -155,3 +156,8 @@ class Mixture(Denoiser):
             weight = nn.functional.one_hot(label, len(self.means)).to(x_t)
         posterior = self.means + alpha * self.spread**2 / variance * gap
         return torch.einsum("bk,bk...->b...", weight, posterior)
+
+
+def _exact(t: Tensor, x_t: Tensor) -> Tensor:
+    """A time in float64 if it is one for all images: a number keeps the type of what it meets."""
+    return t.double() if t.ndim == 0 else t.to(x_t)

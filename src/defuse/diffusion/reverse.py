@@ -17,6 +17,8 @@ from defuse.diffusion.gradient import chain
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
 
+END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
+
 
 class Guide(Protocol):
     """What is added to the score at x_t, shaped like `x_t`."""
@@ -115,7 +117,7 @@ def reverse(
         label: Class labels (B,) for a conditional denoiser.
         beside: Tensors a guide uses that may need a gradient.
     """
-    scales = scales_along(denoiser, times, x)
+    scales = scales_along(denoiser, times)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
         return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
@@ -135,21 +137,22 @@ def walk(
     label: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
     """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
-    scales = scales_along(denoiser, times, x)
+    scales = scales_along(denoiser, times)
     yield float(times[0]), x
     for i in range(len(scales) - 1):
         x = _advance(denoiser, x, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
         yield float(times[i + 1]), x
 
 
-def scales_along(denoiser: Denoiser, times: Tensor, like: Tensor) -> list[Scales]:
-    """The scales at each time, computed once in float64 and then moved to where `like` is."""
-    table = denoiser.schedule(times.double().cpu())
-    rows = torch.stack(list(table)).to(like)
-    return [Scales(*rows[:, i]) for i in range(len(times))]
+def scales_along(denoiser: Denoiser, times: Tensor) -> list[Scales]:
+    """The scales at each time, as float64 numbers on the CPU.
+
+    Shaped (), they keep the type of the images they meet, and meet them on any device.
+    """
+    return [denoiser.schedule(time) for time in times.double().cpu()]
 
 
-def even(start: float, steps: int, end: float = 1e-5) -> Tensor:
+def even(start: float, steps: int, end: float = END) -> Tensor:
     """The times of DiffPure: `steps` even steps from `start` to 0, the last one cut at `end`."""
     times = start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
     times[-1] = end
