@@ -64,7 +64,7 @@ def test_files_that_are_no_images_are_told(images, mistake, verb):
     np.savez(images / "nan.npz", images=np.full((2, 4, 4, 1), np.nan, np.float32))
     np.savez(images / "flat.npz", images=np.zeros(7))
     (images / "half.npz").write_bytes((images / "some.npz").read_bytes()[:200])
-    assert "cannot be read as a picture" in mistake(verb, images / "broken.png", *TOY)
+    assert "broken.png cannot be read" in mistake(verb, images / "broken.png", *TOY)
     assert "without NaN" in mistake(verb, images / "nan.npz", *TOY)
     assert "needs an array `images`" in mistake(verb, images / "flat.npz", *TOY)
     assert "cannot be read as npz" in mistake(verb, images / "half.npz", *TOY)

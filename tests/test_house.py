@@ -8,7 +8,7 @@ from pathlib import Path
 HOUSE = Path(__file__).parents[1] / "src" / "defuse"
 FLOORS = [
     {"noise", "menu", "statistics", "progress", "files"},
-    {"spec"},
+    {"spec", "machine"},
     {"diffusion", "threat"},
     {"protocols"},
     {"defenses", "attacks", "models"},

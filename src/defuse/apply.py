@@ -1,26 +1,25 @@
 """Defences applied to files: pictures and arrays in, purified ones or predictions out."""
 
 import io
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from defuse import spec as specs
 from defuse.attacks.views import Limited
 from defuse.data import pictures
-from defuse.defenses.purified import Purified, majority, votes
-from defuse.evaluation.run import build_model, check_model, pick_device
+from defuse.defenses.purified import majority, votes
+from defuse.evaluation.run import build_model, check_model
 from defuse.files import write_bytes
+from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.noise import Noise
-from defuse.protocols import Classifier, Purifier
+from defuse.protocols import Purifier
 from defuse.spec import Table
 
 
@@ -54,22 +53,16 @@ def purify_files(
         SpecError: The spec has no purifier, or something in it is wrong.
         ValueError: A file is no picture, or holds values that are no images.
     """
-    model = _model(spec, changes, device)
-    if not isinstance(model, Purified):
-        raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
-    purifier, place = model.purifier, 0
+    purifier, place = _purifier(spec, changes, device), 0
     shape = getattr(getattr(purifier, "denoiser", None), "shape", None)
-    for path in _found(files):
-        x, names = _images(path, shape)
+    for path, target in _targets(files, out).items():
+        x, stored = _images(path, shape)
         noise = Noise.of(seed, range(place, place + len(x))).fold("apply", "purify")
         pure = _purified(purifier, x, noise, shape, pick_device(device), rows)
-        target = out / f"{path.stem}{'.npz' if path.suffix.lower() == '.npz' else '.png'}"
-        if target.resolve() == path.resolve():
-            raise ValueError(f"{path} would be written over: name another folder with --out")
-        if names is None:
+        if stored is None:
             pictures.write(target, pure[0])
         else:
-            write_bytes(target, _npz(pure, names))
+            write_bytes(target, _npz(pure, stored))
         place += len(x)
         yield target
 
@@ -102,9 +95,11 @@ def classify_files(
     """
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
-    model, names, place = _model(spec, changes, device), _classes(spec, changes, folder), 0
-    shape = _shape(model)
-    for path in _found(files):
+    table, place = specs.load(spec, changes), 0
+    model = build_model(check_model(table), pick_device(device))
+    names, shape = _told_by_data(table, folder)
+    shape = _shape(model) or shape
+    for path, _ in _found(files):
         x, _ = _images(path, shape)
         x = _resized(x, shape).to(pick_device(device))
         noise = Noise.of(seed, range(place, place + len(x))).fold("apply")
@@ -117,39 +112,73 @@ def classify_files(
         place += len(x)
 
 
-def _model(spec: str, changes: Sequence[str], device: str) -> Classifier:
+def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
+    """The purifier of a spec; the classifier is built only for one that is guided by it."""
     table = specs.load(spec, changes)
-    if "classifier" not in table:
-        raise SpecError(f"the spec {spec} has no classifier")
-    return build_model(check_model(table), pick_device(device))
+    if table.get("purifier") is None:
+        raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
+    checked = specs.check("purifier", table["purifier"])
+    given: Table = {}
+    for part in set(specs.takes("purifier", checked)) & {"denoiser", "classifier"}:
+        if table.get(part) is None:
+            raise SpecError(f"the purifier {checked['name']} needs a {part} in the spec")
+        given[part] = specs.build(part, specs.check(part, table[part]))
+    purifier = specs.build("purifier", checked, **given)
+    if isinstance(purifier, nn.Module):
+        purifier = purifier.eval().requires_grad_(False).to(pick_device(device))
+    return purifier
 
 
-def _classes(spec: str, changes: Sequence[str], folder: str | None) -> Sequence[str]:
+def _told_by_data(
+    table: Table, folder: str | None
+) -> tuple[Sequence[str], tuple[int, int, int] | None]:
+    """The classes and the size of images of a spec's data set, if it can be had."""
     try:
-        table: Table = specs.load(spec, changes)
-        return specs.build("data", specs.check_data(table["data"], folder)).classes
-    except (SpecError, KeyError):
-        return ()
+        data = specs.build("data", specs.check_data(table["data"], folder))
+        channels, height, width = data[0][0].shape
+    except (SpecError, KeyError, ValueError):
+        return (), None
+    return data.classes, (channels, height, width)
 
 
 def _shape(model: Any) -> tuple[int, int, int] | None:
     return getattr(getattr(getattr(model, "purifier", None), "denoiser", None), "shape", None)
 
 
-def _found(files: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where each file's result goes: a folder keeps its shape below `out`."""
+    targets: dict[Path, Path] = {}
+    for path, inside in _found(files, out):
+        target = out / inside.with_suffix(".npz" if path.suffix.lower() == ".npz" else ".png")
+        taken = next((p for p, t in targets.items() if t == target), None)
+        if taken is not None:
+            raise ValueError(f"{taken} and {path} would both become {target}: purify them apart")
+        if target.resolve() == path.resolve():
+            raise ValueError(f"{path} would be written over: name another folder with --out")
+        targets[path] = target
+    return targets
+
+
+def _found(files: Sequence[Path], besides: Path | None = None) -> list[tuple[Path, Path]]:
+    """The files named, and those in the folders named, each with its place below `files`.
+
+    What lies in the folder `besides` is left out where it is inside one of them.
+    """
+    found: list[tuple[Path, Path]] = []
     for file in files:
         if file.is_dir():
             inside = sorted(p for p in file.rglob("*") if p.suffix.lower() in _ENDINGS)
+            if besides is not None and besides.resolve() != file.resolve():
+                inside = [p for p in inside if besides.resolve() not in p.resolve().parents]
             if not inside:
                 raise ValueError(f"the folder {file} has no pictures ({', '.join(_ENDINGS)})")
-            found += inside
+            found += [(path, path.relative_to(file)) for path in inside]
         elif not file.is_file():
             raise ValueError(f"there is no file {file}")
         elif file.suffix.lower() not in _ENDINGS:
             raise ValueError(f"{file} is none of {', '.join(_ENDINGS)}")
         else:
-            found.append(file)
+            found.append((file, Path(file.name)))
     return found
 
 
@@ -162,12 +191,13 @@ def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Tab
         return pictures.read(path, grey=shape is not None and shape[0] == 1)[None], None
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read as npz ({error})") from error
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # a damaged archive may raise anything
+        raise ValueError(f"{path} cannot be read as npz ({error or 'it is empty'})") from error
     key = "images" if "images" in arrays else next(iter(arrays), "")
     stored = arrays.get(key)
-    if stored is None or stored.ndim not in (3, 4):
+    number = stored is not None and stored.dtype.kind in "uif"
+    if stored is None or stored.ndim not in (3, 4) or not number or not len(stored):
         raise ValueError(f"{path} needs an array `images` of images (N, H, W, C) or (N, C, H, W)")
     x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
     x = x[:, None] if x.ndim == 3 else x

@@ -49,10 +49,12 @@ def evaluate(
     from defuse.report.tables import print_summary
     from defuse.report.write import write_report
 
+    part = _shard(shard)
     checked = evaluation.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
-    run = evaluation.run(checked, folder, _shard(shard), quiet)
-    print_summary(write_report(run), folder)
+    run = evaluation.run(checked, folder, part, quiet)
+    if run.outcomes():  # a shard may have no images
+        print_summary(write_report(run), folder)
 
 
 @app.command()
@@ -67,7 +69,7 @@ def purify(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
-    rows: Annotated[int, typer.Option(help="Images in one call of the model.")] = 64,
+    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
 ) -> None:
     """Purify pictures: PNG in, PNG out; npz in, npz out."""
     from defuse.apply import purify_files
@@ -87,11 +89,11 @@ def classify(
         str, typer.Option(help="The spec whose classifier and defence to use.")
     ] = "demo",
     changes: Set = None,
-    votes: Annotated[int, typer.Option(help="Passes through the defence that vote.")] = 8,
+    votes: Annotated[int, typer.Option(min=1, help="Passes through the defence that vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the defence's noise.")] = 0,
     data: Data = None,
     device: Device = "auto",
-    rows: Annotated[int, typer.Option(help="Images in one call of the model.")] = 256,
+    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
 ) -> None:
     """Predict the classes of pictures through a defence, with the vote."""
     from defuse.apply import classify_files
@@ -197,12 +199,12 @@ def run(arguments: list[str]) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename}" if error.filename else ""
+        where = f": {error.filename}" if error.filename else ""
         return (
-            f"{error.strerror.lower()}:{where}; what was written before is whole: put that right and "
-            "run the same command again"
+            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
+            "and run the same command again"
         )
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _told(sentence: str, code: int) -> int:
@@ -217,9 +219,15 @@ def _folder(spec: str, identity: str) -> Path:
 def _shard(text: str | None) -> tuple[int, int]:
     from defuse.menu import SpecError
 
-    if text is None:
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if text is None and ranks == (None, None):
+        return 0, 1
+    if text is None and None in ranks:
+        raise SpecError("RANK and WORLD_SIZE must both be set, or neither; or use --shard i/n")
+    what, text = (
+        ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
+    )
     part, _, whole = text.partition("/")
     if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
-        raise SpecError(f"--shard takes i/n with i from 0 to n - 1, not {text!r}")
+        raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
     return int(part), int(whole)

@@ -15,7 +15,9 @@ from defuse import __version__
 from defuse import spec as specs
 from defuse.attacks.losses import look
 from defuse.data import fetch
-from defuse.evaluation.run import build_model, check_model, pick_device
+from defuse.evaluation.run import build_model, check_model
+from defuse.machine import pick_device
+from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.spec import Table
 
@@ -75,6 +77,8 @@ def model(
     """
     table = specs.load(spec, changes)
     where = pick_device(device)
+    if "data" not in table:
+        raise SpecError("the doctor needs a spec with 'data' and 'classifier'")
     data = specs.build("data", specs.check_data(table["data"], folder))
     made = build_model(check_model(table), where)
     x, y = fetch(data, range(min(32, len(data))))

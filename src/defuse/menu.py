@@ -103,7 +103,7 @@ def find(kind: str, name: str) -> Any:
         sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, SyntaxError) as error:
+    except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
 
 

@@ -5,10 +5,11 @@ checked against the signature of what is named, by pydantic, before anything hea
 """
 
 import hashlib
+import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -158,6 +159,16 @@ def identity(spec: Table) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def code(spec: Table) -> str:
+    """A hash of the source of every module of one's own that a spec names."""
+    digest = hashlib.sha256()
+    for module in sorted(set(_modules(spec))):
+        found = importlib.util.find_spec(module)
+        if found is not None and found.origin and Path(found.origin).is_file():
+            digest.update(Path(found.origin).read_bytes())
+    return digest.hexdigest()
+
+
 def takes(kind: str, table: Table) -> list[str]:
     """The names of the arguments of what a part names."""
     return list(inspect.signature(find(kind, table["name"])).parameters)
@@ -165,7 +176,7 @@ def takes(kind: str, table: Table) -> list[str]:
 
 def _read(source: str | Path) -> Table:
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -265,18 +276,33 @@ def _by_contents(value: Any) -> Any:
     return {
         key: _digest(v) if key in ("weights", "path") and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in ("folder", "download")
+        if key not in ("folder", "download", "pictures")
     }
 
 
 def _digest(file: str) -> str:
-    """The sha256 of a weights file, of the one in a folder, or of a shipped model."""
+    """The sha256 of a file, or of the weights and the card in a folder or of a shipped model."""
     home = Path(file)
-    inside = Path(str(resources.files("defuse.weights").joinpath(file, "model.safetensors")))
-    for path in (home, home / "model.safetensors", inside):
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+    if home.is_file():
+        return hashlib.sha256(home.read_bytes()).hexdigest()
+    for folder in (home, Path(str(resources.files("defuse.weights").joinpath(file)))):
+        weights, card = folder / "model.safetensors", folder / "card.json"
+        if weights.is_file() and card.is_file():
+            return hashlib.sha256(weights.read_bytes() + card.read_bytes()).hexdigest()
     return file
+
+
+def _modules(value: Any) -> Iterator[str]:
+    """The modules that a spec names as `module:attribute`."""
+    if isinstance(value, list):
+        for v in value:
+            yield from _modules(v)
+    elif isinstance(value, dict):
+        for key, v in value.items():
+            if key in ("name", "view") and isinstance(v, str) and ":" in v:
+                yield v.partition(":")[0]
+            else:
+                yield from _modules(v)
 
 
 def _hints(factory: Any) -> Table:

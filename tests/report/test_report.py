@@ -89,7 +89,8 @@ def _outcome(i: int, classes: int, defended: bool, attacks: list[dict], draws: i
         conditions[attack["label"]] = Condition(answers, bare, 8 / 255, 0.75 if falls else 0.0)
     chosen = attacks[0]["label"] if attacks else "random"
     cost = {"nfe_forward": 100.0, "nfe_vjp": 50.0, "peak_bytes": 3 * 2**30}
-    probe = {"probabilities": False, "random": True, "gradient": 1.0}
+    probe = {"probabilities": False, "random": True, "alike": True, "slope": [1.0, 1.0]}
+    probe["gradients"] = {"ce": 1.0, "margin": 1.0}
     return Outcome(i, label, conditions, chosen, 0.5, cost, probe)
 
 
@@ -271,14 +272,18 @@ def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
     assert row in text.replace("\\", "")
 
 
-def test_without_pictures_it_says_what_was_not_checked(tmp_path):
-    summary = write_report(a_run(tmp_path, pictures=0, n=400))
+def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
+    run = a_run(tmp_path, pictures=0, n=400)
+    for path in (tmp_path / "outcomes").glob("*"):
+        table = [json.loads(line) | {"probe": {}} for line in path.read_text().splitlines()]
+        path.write_text("".join(json.dumps(row) + "\n" for row in table))
+    summary = write_report(run)
     _, text, page = read(tmp_path)
     assert summary["doubts"] == []
     assert page.tags.count("img") == 2
     for shown in (text, page.text):
         assert "No doubts were raised" in shown
-        assert "Not checked, as the run kept no pictures" in shown
+        assert "Not checked, as no picture of those the model itself is examined on is done yet" in shown
     assert "no doubts were raised" in printed(summary, tmp_path)
 
 

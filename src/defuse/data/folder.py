@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from defuse.data.pictures import ENDINGS
+from defuse.data.pictures import ENDINGS, decode
 
 
 class Folder:
@@ -76,15 +76,7 @@ class Folder:
         return channels, height, width
 
     def _read(self, file: Path) -> np.ndarray:
-        try:
-            with Image.open(file) as opened:
-                if opened.mode.startswith(("I", "F")):
-                    raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-                image = opened.convert("L" if self.grey else "RGB")
-        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-            raise ValueError(
-                f"the picture {file} cannot be read ({error}): mend it, or take it away"
-            ) from error
+        image = decode(file, self.grey)
         return np.array(image if self.size is None else _cover(image, *self.size))
 
 

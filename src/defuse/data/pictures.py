@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from defuse.files import write_bytes
@@ -18,14 +18,27 @@ def read(path: Path, grey: bool = False) -> Tensor:
     """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `grey`.
 
     Raises:
-        ValueError: It is no picture, or a broken one.
+        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+    """
+    pixels = np.array(decode(path, grey))
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
+
+
+def decode(path: Path, grey: bool = False) -> Image.Image:
+    """A picture as Pillow has it, in colour or grey.
+
+    Raises:
+        ValueError: It is no picture, a broken one, or one of more than 8 bits.
     """
     try:
-        with Image.open(path) as picture:
-            pixels = np.array(picture.convert("L" if grey else "RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
-    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+            return opened.convert("L" if grey else "RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"the picture {path} cannot be read ({error}): mend it, or take it away"
+        ) from error
 
 
 def png(image: Tensor, enlarge: int = 1) -> bytes:

@@ -41,6 +41,9 @@ def all_doubts(spec: Mapping[str, Any], outcomes: Sequence[Outcome], robust: Any
     return [
         *_probabilities(probes),
         *_no_gradient(probes, attacks),
+        *_wrong_gradient(probes, attacks),
+        *_batch_matters(probes),
+        *_versions(outcomes),
         *_one_draw(probes, attacks),
         *_unchanged(outcomes, attacks),
         *_weaker_than_random(outcomes, attacks),
@@ -63,16 +66,56 @@ def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
 def _no_gradient(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
-    seen = [row for row in attacks.values() if row["view"] == "exact" and row.get("loss") == "ce"]
-    dead = sum(not probe["gradient"] > FAINT for probe in probes)
-    if dead and seen:
+    for loss in sorted({row.get("loss", "margin") for row in _exact(attacks)}):
+        dead = sum(not probe["gradients"].get(loss, 1) > FAINT for probe in probes)
+        if dead:
+            yield Doubt(
+                "zero-gradient",
+                "red" if dead > len(probes) / 2 else "yellow",
+                f"the gradient of the loss `{loss}` is below {FAINT:g} or not finite on {dead} of "
+                f"{len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
+                "clipping in the model, and try the loss `margin` and the view `bpda`",
+            )
+
+
+def _wrong_gradient(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Doubt]:
+    slopes = [probe["slope"] for probe in probes]
+    off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
+    if _exact(attacks) and off > len(slopes) / 2:
         yield Doubt(
-            "zero-gradient",
-            "red" if dead > len(probes) / 2 else "yellow",
-            f"the gradient of the cross-entropy is below {FAINT:g} or not finite on {dead} of "
-            f"{len(probes)} clean images: an attack that climbs it can hardly start there; try the "
-            "loss `margin`, and look for rounding or clipping in the model",
+            "gradient-disagrees",
+            "red",
+            f"over a small step the loss does not rise as the gradient says on {off} of "
+            f"{len(slopes)} images (less than half of it, or more than twice): the gradient is wrong, "
+            "or masked by rounding or clipping; add an attack with the view `bpda`",
         )
+
+
+def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
+    if not all(probe["alike"] for probe in probes):
+        yield Doubt(
+            "batch-matters",
+            "red",
+            "the model answers otherwise for an image alone than in a batch: is it in eval mode, and "
+            "does it draw only from its `noise`?",
+        )
+
+
+def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
+    made_by = sorted({outcome.made_by for outcome in outcomes})
+    if len(made_by) > 1:
+        yield Doubt(
+            "mixed-versions",
+            "yellow",
+            f"parts of the run were made by different versions ({'; '.join(made_by)}): numbers drawn "
+            "and computed may differ between them",
+        )
+
+
+def _exact(attacks: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in attacks.values() if row["view"] == "exact"]
 
 
 def _unchanged(

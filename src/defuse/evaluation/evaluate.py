@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defuse.attacks.losses import look
+from defuse import __version__
+from defuse.attacks.losses import LOSSES, look
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.defenses.purified import votes
@@ -151,7 +152,7 @@ class _Judge:
         cost = {key: count / len(y) for key, count in self.ledger.take().items()}
         seconds = round((time.perf_counter() - self.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = _probe(self.model, clean, y, noise, which)
+        probes = _probe(self.model, versions["random"], y, noise, which)
         return [
             Outcome(
                 index=index,
@@ -161,6 +162,7 @@ class _Judge:
                 chosen=max(reversed(row), key=lambda name, row=row: row[name].wrong),
                 seconds=seconds,
                 cost=cost | {"peak_bytes": peak_bytes()},
+                made_by=f"defuse {__version__}, torch {torch.__version__}",
                 probe=probes.get(i, {}),
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
@@ -212,25 +214,36 @@ def _probe(
         return {}
     x, y, noise = x[which], y[which], noise.take(which).fold("probe")
     with torch.no_grad():
-        logits = model(x, noise.fold(0))
-        again = model(x, noise.fold(1))
+        logits, again = model(x, noise.fold(0)), model(x, noise.fold(1))
+        alone = model(x[:1], noise.take([0]).fold(0))
     if not bool(logits.isfinite().all()):
-        raise RuntimeError(
-            "the model returned logits that are not finite; check it with `defuse doctor`"
-        )
+        raise RuntimeError("the model returned logits that are not finite; see `defuse doctor`")
     probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
-    try:
-        gradient = look(model, x, y, "ce", noise, 0, 1).gradient.flatten(1).abs().amax(1)
-    except RuntimeError:  # nothing to differentiate
-        gradient = torch.zeros(len(x))
+    alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
+    peaks = {loss: look(model, x, y, loss, noise, 0, 1).gradient for loss in LOSSES}
+    promised, found = _slope(model, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),
             "random": bool((logits[j] != again[j]).any()),
-            "gradient": float(gradient[j]),
+            "alike": alike,
+            "gradients": {loss: float(peak[j].abs().max()) for loss, peak in peaks.items()},
+            "slope": [float(promised[j]), float(found[j])],
         }
         for j, i in enumerate(which)
     }
+
+
+def _slope(
+    model: Limited, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
+) -> tuple[Tensor, Tensor]:
+    """How much the margin rises over a small step uphill: as the gradient says, and in fact."""
+    up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
+    promised = (gradient * (up - down)).flatten(1).sum(1)
+    above, below = (
+        look(model, side, y, "margin", noise, 0, 1, gradient=False).loss for side in (up, down)
+    )
+    return promised, above - below
 
 
 @torch.no_grad()

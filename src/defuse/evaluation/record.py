@@ -5,6 +5,7 @@ own. So processes share a folder without locks, a kill loses one block, and to r
 same command again.
 """
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,11 @@ import numpy as np
 from defuse.files import write_bytes
 
 VERSION = 1
+SAME = {  # what runs that share a folder have in common
+    "identity": "of another spec",
+    "images": "of other images (the data set's contents differ)",
+    "code": "by other code (a module that the spec names has changed)",
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ class Outcome:
         chosen: The condition that the attacker would submit, chosen on his own draws.
         seconds: Time spent on it.
         cost: Network calls spent on it.
+        made_by: The versions of what did it.
         probe: What a look at the model showed; on the first images only.
     """
 
@@ -57,6 +64,7 @@ class Outcome:
     seconds: float
     cost: dict[str, float]
     probe: dict[str, Any] = field(default_factory=dict)
+    made_by: str = ""
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Outcome":
@@ -71,7 +79,8 @@ class Run:
 
     Attributes:
         folder: Where it is.
-        asked: What it was asked: `spec`, `identity`, `indices`, `classes`, `shape`, `versions`.
+        asked: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
+            `classes`, `versions`.
     """
 
     folder: Path
@@ -82,16 +91,16 @@ class Run:
         """Open the run at `folder`, or start it.
 
         Raises:
-            RuntimeError: The folder holds a run of another spec.
+            RuntimeError: The folder holds a run of another spec, on other images, or by other code.
             OSError: The folder cannot be written.
         """
-        if (folder / "run.json").exists():
+        if (folder / "run.json").exists() and any((folder / "outcomes").glob("*.jsonl")):
             run = cls.open(folder)
-            if run.asked["identity"] != asked["identity"]:
-                raise RuntimeError(
-                    f"{folder} holds a run of another spec ({run.asked['identity']}, not "
-                    f"{asked['identity']}); name another folder with --out"
-                )
+            for key, what in SAME.items():
+                if run.asked.get(key) != asked.get(key):
+                    raise RuntimeError(
+                        f"{folder} holds a run {what}; name another folder with --out"
+                    )
             return run
         run = cls(folder, {"version": VERSION, **asked})
         write_bytes(folder / "run.json", (json.dumps(run.asked, indent=1) + "\n").encode())
@@ -117,13 +126,14 @@ class Run:
 
     def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown."""
-        name = f"{outcomes[0].index:07}"
+        lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes).encode()
+        # The name holds the contents, so that no two processes can write over each other.
+        name = f"{outcomes[0].index:07}-{hashlib.sha256(lines).hexdigest()[:8]}"
         if examples:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **dict[str, Any](examples))
             write_bytes(self.folder / "examples" / f"{name}.npz", buffer.getvalue())
-        lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes)
-        write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines.encode())
+        write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
 
     def outcomes(self) -> list[Outcome]:
         """All outcomes so far, by index.
@@ -160,24 +170,22 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     runs = [Run.open(folder) for folder in folders]
     whole = Run.begin(out, runs[0].asked)
     facts: dict[int, tuple[Path, Any]] = {}
-    for run in runs:
-        if run.asked["identity"] != whole.asked["identity"]:
-            raise RuntimeError(f"{run.folder} is a run of another spec than {runs[0].folder}")
+    for run in (whole, *runs):
+        for key, what in SAME.items():
+            if run.asked.get(key) != whole.asked.get(key):
+                raise RuntimeError(f"{run.folder} holds a run {what} than {whole.folder}")
         for outcome in run.outcomes():
             fact = (outcome.label, outcome.chosen, outcome.conditions)
             folder, known = facts.setdefault(outcome.index, (run.folder, fact))
             if known != fact:
                 raise RuntimeError(
-                    f"{folder} and {run.folder} disagree about image {outcome.index}: they were not "
-                    "made by the same models"
+                    f"{folder} and {run.folder} disagree about image {outcome.index}: they were made "
+                    "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:
-        for kind in ("outcomes", "examples"):
+        for kind in ("examples", "outcomes"):
             for path in sorted((run.folder / kind).glob("*.*")):
                 target = whole.folder / kind / path.name
                 if not target.exists():
-                    write_bytes(target, path.read_bytes())
-                elif target.read_bytes() != path.read_bytes():
-                    target = target.with_stem(f"{target.stem}-{run.folder.name}")
                     write_bytes(target, path.read_bytes())
     return whole

@@ -1,9 +1,8 @@
 """An evaluation spec, from its text to a run folder."""
 
-import platform
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,11 @@ from torch import nn
 
 from defuse import menu
 from defuse import spec as specs
+from defuse.data import fetch
 from defuse.defenses.purified import Purified
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.record import Run
+from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
 from defuse.protocols import Attack, Classifier, Dataset
@@ -105,6 +106,8 @@ def check_model(spec: Table) -> Table:
     Raises:
         SpecError: What is wrong with them.
     """
+    if "classifier" not in spec:
+        raise SpecError("the spec needs 'classifier'")
     checked: Table = {"classifier": specs.check("classifier", spec["classifier"])}
     if spec.get("denoiser") is not None:
         checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
@@ -151,20 +154,23 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     device = pick_device(machine["device"])
     data: Dataset = specs.build("data", spec["data"])
     model = build_model(spec, device)
+    attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
+    _fits(model, data, indices, device)
     asked = {
         "identity": specs.identity(spec),
+        "images": fingerprint(data, indices),
+        "code": specs.code(spec),
         "spec": spec,
         "indices": indices,
         "classes": list(data.classes),
         "versions": versions(),
     }
-    _fits(model, data, indices, device)
     begun = Run.begin(folder, asked)
     evaluate(
         model,
         data,
-        dict(_attacks(spec["attacks"])),
+        attacks,
         Threat(**spec["threat"]),
         begun,
         indices=indices,
@@ -189,30 +195,18 @@ def subset(size: int, images: int | None, seed: int) -> list[int]:
     return sorted(permutation(size, seed, "subset")[:images])
 
 
-def pick_device(name: str) -> str:
-    """The device of that name; `"auto"` is the GPU where there is one.
-
-    Raises:
-        SpecError: There is no such device here.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
-    return name
-
-
-def versions() -> dict[str, str]:
-    """What made a result: the versions of this package, Python and the libraries."""
-    found = {"python": platform.python_version()}
-    for name in ("defuse", "torch", "diffusers", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+def fingerprint(data: Dataset, indices: Sequence[int]) -> str:
+    """A hash of the images and labels at `indices`."""
+    digest = hashlib.sha256()
+    for first in range(0, len(indices), 256):
+        x, y = fetch(data, indices[first : first + 256])
+        if int(y.min()) < 0 or int(y.max()) >= len(data.classes):
+            raise SpecError(
+                f"the data set has {len(data.classes)} classes, and labels from {int(y.min())} to "
+                f"{int(y.max())}"
+            )
+        digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
@@ -221,9 +215,11 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
     checked: list[Table] = []
     for attack in attacks:
         table = dict(specs.part("attack", attack))
-        view = table.pop("view", "exact")
+        view, label = table.pop("view", "exact"), table.pop("label", None)
+        for name, value in (("view", view), ("label", label or "")):
+            if not isinstance(value, str):
+                raise SpecError(f"attack.{name} must be a word, not {value!r}")
         menu.find("view", view)
-        label = table.pop("label", None)
         if view in ("bpda", "undefended") and not defended:
             raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
@@ -257,9 +253,9 @@ def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> Non
         )
     try:
         logits = model(image[None].to(device), Noise.of(0, [0]))
-    except (RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())[:200]
-        raise SpecError(f"the model does not take images of {_size(shape)}: {said}") from error
+    except Exception as error:  # a stranger's part may raise anything
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise SpecError(f"the model does not take images of {_size(shape)} ({said})") from error
     if not bool(logits.isfinite().all()):
         raise SpecError("the model returns logits that are not finite; see `defuse doctor`")
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):

@@ -80,6 +80,7 @@ def summary(run: Run) -> dict[str, Any]:
         "robust": _readings(robust),
         "random": _readings(by_name["random"]),
         "flip_rate": flip_rate(outcomes)._asdict(),
+        "probed": sum(bool(outcome.probe) for outcome in outcomes),
         "attacks": [
             {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
             for name in labels

@@ -27,7 +27,7 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("defuse.report").joinpath("page.html").read_text("utf-8")
-    checked, unchecked = words.checks(probed="pictures" in plates)
+    checked, unchecked = words.checks(probed=summary["probed"] > 0)
     return environment.from_string(source).render(
         summary=summary,
         words=words,

@@ -25,7 +25,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         *(f"> **{quote(note)}**" for note in notes),
         quote(" ".join(words.lead(summary))),
         "## Doubts",
-        _doubts(summary, probed="pictures" in plates),
+        _doubts(summary, probed=summary["probed"] > 0),
         "## Accuracy",
         accuracy_table(summary),
         _meanings(summary),
@@ -73,7 +73,7 @@ def _doubts(summary: Mapping[str, Any], probed: bool) -> str:
     if not lines:
         lines = ["No doubts were raised. Checked:", "", *(f"- {text}" for text in checked)]
     if unchecked:
-        lines += ["", "Not checked, as the run kept no pictures:", ""]
+        lines += ["", "Not checked, as no picture of those the model itself is examined on is done yet:", ""]
         lines += [f"- {text}" for text in unchecked]
     return "\n".join(lines)
 

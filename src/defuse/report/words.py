@@ -9,7 +9,10 @@ from defuse.report.cells import cell, columns, complement, percent, weakest_bare
 # What each doubt asks, no more than it asks; told where none was raised.
 CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
-    "zero-gradient": "the gradient at clean pictures is finite and not nearly zero",
+    "zero-gradient": "the gradient that attacks climb is finite and not nearly zero",
+    "gradient-disagrees": "over a small step the loss rises as the gradient says",
+    "batch-matters": "an answer does not depend on the batch",
+    "mixed-versions": "all pictures were done by the same versions",
     "images-unchanged": "attacks that see the whole model changed the pictures they did not break",
     "random-model-eot-1": "attacks on a random model average over more than one draw",
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
@@ -17,7 +20,13 @@ CHECKED = {
     "no-adaptive-attack": "some attack differentiates through the defence",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
 }
-PROBED = ("probabilities-for-logits", "zero-gradient", "random-model-eot-1")
+PROBED = (
+    "probabilities-for-logits",
+    "zero-gradient",
+    "gradient-disagrees",
+    "batch-matters",
+    "random-model-eot-1",
+)
 
 
 def kicker(summary: Mapping[str, Any]) -> str:
@@ -137,7 +146,7 @@ def checks(probed: bool) -> tuple[list[str], list[str]]:
     """What was checked, and what could not be.
 
     Args:
-        probed: Whether the run looked at the model on pictures that it kept.
+        probed: Whether the run looked at the model itself on some pictures.
     """
     done = [text for name, text in CHECKED.items() if probed or name not in PROBED]
     return done, [] if probed else [CHECKED[name] for name in PROBED]

@@ -1,5 +1,6 @@
 """A training spec, from its text to a folder with weights, a card, a log and pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from defuse.data import fetch
 from defuse.data.pictures import grid
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
+from defuse.diffusion.schedule import Discrete
+from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.models import card
 from defuse.noise import Noise, seed_torch
@@ -53,11 +56,21 @@ def check(spec: Table, folder: str | None = None) -> Table:
     checked: Table = {"data": specs.check_data(spec["data"], folder)}
     if "test" in spec:
         checked["test"] = specs.check_data(spec["test"], folder)
+    options = specs.fields("training", spec["training"], OPTIONS)
+    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
+    for name in ("steps", "batch", "rate", "clip", "save_every"):
+        if not (options | machine)[name] > 0:
+            raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
+    for name in ("warmup", "crop", "weight_decay"):
+        if options[name] < 0:
+            raise SpecError(f"{name} must be 0 or more, not {options[name]}")
+    if not 0 <= options["average"] < 1:
+        raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
     return checked | {
         kind: specs.check(kind, spec[kind]),
         "objective": specs.check("objective", spec["objective"]),
-        "training": specs.fields("training", spec["training"], OPTIONS),
-        "machine": specs.fields("machine", spec.get("machine", {}), MACHINE),
+        "training": options,
+        "machine": machine,
     }
 
 
@@ -79,9 +92,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     """
     kind, options = _kind(spec), dict(spec["training"])
     half, seed = options.pop("half"), options["seed"]
-    device = spec["machine"]["device"]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(spec["machine"]["device"])
     data: Dataset = specs.build("data", spec["data"])
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
@@ -96,7 +107,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         device=device,
         asked=specs.identity(spec),
         quiet=quiet,
-    ).cpu()
+    )
     test = specs.build("data", spec["test"]) if "test" in spec else None
     facts = {
         "data": spec["data"] | {"images": len(data)},
@@ -112,7 +123,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
     )
     if test is not None:
-        metrics = _measure(loaded, test, getattr(objective, "t_max", 1.0))
+        metrics = _measure(loaded.to(device), test, getattr(objective, "t_max", 1.0))
         card.save(folder, kind, spec[kind], trained, half, **facts, metrics=metrics)
     if isinstance(loaded, Network):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
@@ -129,13 +140,13 @@ def _kind(spec: Table) -> str:
 @torch.inference_mode()
 def _measure(model: Any, test: Dataset, t_max: float) -> Table:
     """What the card says of the model on images it was not trained on (at most 2,000)."""
-    size = min(len(test), 2000)
+    size, device = min(len(test), 2000), next(model.parameters()).device
     blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
     if not isinstance(model, Network):
         hits = 0
         for block in blocks:
-            x, y = fetch(test, block)
-            hits += int((model(x, Noise.of(0, block)).argmax(1) == y).sum())
+            x, y = (part.to(device) for part in fetch(test, block))
+            hits += int((model(x, _noise(block)).argmax(1) == y).sum())
         share = wilson(hits, size)
         return {
             "test_images": size,
@@ -146,8 +157,8 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
     for t in (t_max * torch.arange(1, 9) / 8).tolist():
         total = 0.0
         for block in blocks:
-            x, y = fetch(test, block)
-            loss = denoising_loss(model, x, torch.tensor(t), y, Noise.of(0, block))
+            x, y = (part.to(device) for part in fetch(test, block))
+            loss = denoising_loss(model, x, torch.tensor(t), y, _noise(block))
             total += float(loss.sum())
         losses[f"{t:.3f}"] = round(total / size, 5)
     return {"test_images": size, "denoising_loss": losses}
@@ -156,13 +167,21 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
 @torch.inference_mode()
 def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
     """Pictures: clean, noised and denoised images; and images drawn from noise where it can."""
-    x, y = fetch(data, range(min(16, len(data))))
-    noise, t = Noise.of(0, range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
+    device = next(model.parameters()).device
+    x, y = (part.to(device) for part in fetch(data, range(min(16, len(data)))))
+    noise, t = _noise(range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
     z = model.perturb(model.encode(x), t, noise)
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
     grid(folder / "denoised.png", rows)
     if t_max == 1:
         start = noise.fold("sample").normal(x)
         back = noise.fold("reverse")
-        drawn = reverse(model, start, strided(1, 100, 1000), back, step=Ancestral(), label=y)
+        chain = model.schedule.steps if isinstance(model.schedule, Discrete) else 1000
+        drawn = reverse(
+            model, start, strided(1, min(100, chain), chain), back, step=Ancestral(), label=y
+        )
         grid(folder / "samples.png", [model.decode(drawn)])
+
+
+def _noise(indices: Sequence[int]) -> Noise:
+    return Noise.of(0, indices).fold("measure")

@@ -11,6 +11,7 @@ import math
 import time
 from collections import deque
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +144,13 @@ def _step(
 
 def _indices(size: int, seed: int, places: range) -> list[int]:
     epochs = {place // size for place in places}
-    orders = {epoch: permutation(size, seed, "epoch", epoch) for epoch in epochs}
+    orders = {epoch: _order(size, seed, epoch) for epoch in epochs}
     return [orders[place // size][place % size] for place in places]
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    return permutation(size, seed, "epoch", epoch)
 
 
 def _rate(step: int, steps: int, warmup: int) -> float:
@@ -156,7 +162,10 @@ def _rate(step: int, steps: int, warmup: int) -> float:
 def _resume(checkpoint: Path, asked: str, parts: dict[str, Any], device: str) -> int:
     if not checkpoint.exists():
         return 0
-    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    try:
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        raise RuntimeError(f"{checkpoint} is damaged; delete it to start again") from error
     if saved["asked"] != asked:
         raise RuntimeError(
             f"{checkpoint} belongs to another spec; name another folder with --out, or delete it"
