@@ -78,6 +78,34 @@ def test_a_picture_is_never_written_over(images, mistake):
     assert (images / "grey.png").read_bytes() == before
 
 
+def test_folders_keep_their_shape_and_nothing_is_lost(images, capsys, mistake):
+    for sub in ("a", "b"):
+        pictures.write(images.parent / "tree" / sub / "0.png", torch.zeros(1, 4, 4))
+    assert run(["purify", "tree", *TOY, "--out", "tree/out"]) == 0
+    assert run(["purify", "tree", *TOY, "--out", "tree/out"]) == 0, "what it made it leaves alone"
+    made = sorted(str(p) for p in (images.parent / "tree/out").rglob("*.png"))
+    assert [name.split("tree/")[1] for name in made] == ["out/a/0.png", "out/b/0.png"]
+    said = mistake("purify", "tree/a/0.png", "tree/b/0.png", *TOY, "--out", "flat")
+    assert "would both become" in said
+
+
+@pytest.mark.parametrize("content", ["text", "none", "empty"])
+def test_arrays_that_are_no_images(images, mistake, content):
+    file = images / "odd.npz"
+    if content == "empty":
+        file.write_bytes(b"")
+    else:
+        odd = np.array(["a"]) if content == "text" else np.zeros((0, 4, 4, 1))
+        np.savez(file, images=odd)
+    assert "odd.npz" in mistake("purify", file, *TOY)
+
+
+def test_undefended_specs_convert_pictures_too(images, capsys):
+    wide = ["classify", str(images / "wide.jpg"), *TOY, "--set", "purifier=null"]
+    assert run(wide) == 0
+    assert capsys.readouterr().out.split("\t")[1] in ("dark", "bright")
+
+
 def test_without_a_purifier_there_is_nothing_to_purify_with(images, mistake):
     said = mistake("purify", images / "grey.png", "--spec", "blobs", "--set", "purifier=null")
     assert "has no purifier" in said

@@ -80,6 +80,17 @@ def test_no_such_device(elsewhere, mistake):
         (["train", "demo"], "training spec"),
         (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
         (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
+        (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
+        (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attack.view must be a word"),
+        (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
+        (["doctor", "digits-denoiser"], "needs 'classifier'"),
+        (
+            ["train", "digits-denoiser", "--set", "machine.save_every=0"],
+            "save_every must be above 0",
+        ),
+        (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be above 0"),
+        (["train", "digits-denoiser", "--set", "machine.device=gpu"], "cannot be used here"),
+        (["classify", "none.png", "--rows", "0"], "--rows"),
         (["classify", "none.png"], "no file none.png"),
     ],
 )

@@ -22,6 +22,15 @@ class Stair(nn.Module):
 class Broken(nn.Module):
     def forward(self, x):
         return torch.full((len(x), 2), torch.nan)
+def masked(x, noise):
+    """A purifier whose gradient is zero, although it does let attacks through."""
+    return (x * 16).round() / 16 + 0 * x
+def steps(x, noise):
+    """A purifier whose gradient is not that of what it does."""
+    return x + ((x * 4).round() / 4 - x) * 0.98
+def lot(x, noise):
+    """A purifier that looks at the whole batch."""
+    return x - x.mean(0) + 0.5
 def still(model, x, y, threat, noise):
     """An attack that does nothing."""
     return x
@@ -61,6 +70,18 @@ def test_no_gradient(doubts):
     assert "zero-gradient" in doubts(
         "classifier={name: network, network: {name: 'soft:Stair'}}", "attacks=[pgd]"
     )
+
+
+def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
+    attack = "attacks=[{name: pgd, loss: margin, steps: 10, restarts: 5}]"
+    assert "zero-gradient" in doubts("purifier={name: 'soft:masked'}", attack)
+    assert "gradient-disagrees" in doubts("purifier={name: 'soft:steps'}", attack)
+    sound = doubts("attacks=[{name: pgd, loss: margin, eot: 2}]")
+    assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
+
+
+def test_a_model_that_looks_at_the_batch(doubts):
+    assert "batch-matters" in doubts("purifier={name: 'soft:lot'}")
 
 
 def test_no_adaptive_attack_and_one_draw(doubts):

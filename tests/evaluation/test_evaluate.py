@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from defuse.cli import run
+from defuse.data import pictures
 from defuse.data.blobs import Blobs
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.record import Run, merge
@@ -121,6 +122,49 @@ def test_a_folder_of_another_spec_is_refused_and_left_alone(elsewhere, mistake, 
     assert "another spec" in said
     assert "--out" in said
     assert facts(elsewhere / "whole") == whole
+
+
+def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch):
+    monkeypatch.syspath_prepend(elsewhere)
+    for place, level in (("a", 40), ("b", 200)):
+        for label in ("x", "y"):
+            picture = torch.full((1, 4, 4), level / 255)
+            pictures.write(elsewhere / place / label / "1.png", picture)
+    (elsewhere / "own.py").write_text("def shift(x, noise):\n    return x\n")
+    command = [
+        "evaluate",
+        "blobs",
+        "--out",
+        "run",
+        "--quiet",
+        "--set",
+        "purifier={name: 'own:shift'}",
+    ]
+    command += ["--set", "data={name: folder, grey: true}", "--data"]
+    assert run([*command, "a"]) == 0
+    assert "other images" in mistake(*command, "b")
+    assert run([*command, "a"]) == 0
+    (elsewhere / "own.py").write_text("def shift(x, noise):\n    return x * 1\n")
+    assert "other code" in mistake(*command, "a")
+
+
+def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):
+    assert "steps must be 1 or more" in mistake(*toy(elsewhere / "r", "attacks.0.steps=0"))
+    assert run(toy(elsewhere / "r")) == 0
+
+
+@pytest.mark.parametrize(
+    ("rank", "size"), [("1", None), (None, "2"), ("2", "2"), ("one", "2"), ("0", "0")]
+)
+def test_odd_ranks_are_refused(elsewhere, mistake, monkeypatch, rank, size):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    assert "RANK" in mistake(*toy(elsewhere / "r"))
+
+
+def test_a_shard_without_images_is_no_mistake(elsewhere):
+    assert run([*toy(elsewhere / "r", "data.size=2"), "--shard", "3/4"]) == 0
 
 
 def test_a_damaged_file_is_named_and_only_its_images_are_done_anew(

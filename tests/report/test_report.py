@@ -283,7 +283,10 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
     assert page.tags.count("img") == 2
     for shown in (text, page.text):
         assert "No doubts were raised" in shown
-        assert "Not checked, as no picture of those the model itself is examined on is done yet" in shown
+        assert (
+            "Not checked, as no picture of those the model itself is examined on is done yet"
+            in shown
+        )
     assert "no doubts were raised" in printed(summary, tmp_path)
 
 
