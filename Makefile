@@ -1,8 +1,9 @@
 # `make demo` and `make test` need nothing but Python 3.11 and this folder.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-BIN := .venv/bin
-READY := .venv/.ready
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
 
 .PHONY: help demo test check slow clean
 
@@ -10,7 +11,7 @@ help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
 
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
@@ -21,7 +22,7 @@ demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table a
 check: $(READY)
 	$(BIN)/ruff format --check src tests
 	$(BIN)/ruff check src tests
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## All checks: format, lint, types, tests.
 	$(BIN)/python -m pytest
@@ -30,4 +31,4 @@ slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and D
 	$(BIN)/python -m pytest -m slow
 
 clean:  ## Remove the environment and all runs.
-	rm -rf .venv runs
+	rm -rf $(VENV) runs
