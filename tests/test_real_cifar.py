@@ -12,7 +12,9 @@ DATA, WEIGHTS = os.environ.get("DEFUSE_DATA"), os.environ.get("DEFUSE_WEIGHTS")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (DATA and WEIGHTS), reason="needs the folders DEFUSE_DATA and DEFUSE_WEIGHTS")
+@pytest.mark.skipif(
+    not (DATA and WEIGHTS), reason="needs the folders DEFUSE_DATA and DEFUSE_WEIGHTS"
+)
 def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
     weights = next(Path(str(WEIGHTS)).rglob("resnet20*"))
     spec = {

@@ -73,7 +73,11 @@ def _doubts(summary: Mapping[str, Any], probed: bool) -> str:
     if not lines:
         lines = ["No doubts were raised. Checked:", "", *(f"- {text}" for text in checked)]
     if unchecked:
-        lines += ["", "Not checked, as no picture of those the model itself is examined on is done yet:", ""]
+        lines += [
+            "",
+            "Not checked, as no picture of those the model itself is examined on is done yet:",
+            "",
+        ]
         lines += [f"- {text}" for text in unchecked]
     return "\n".join(lines)
 
