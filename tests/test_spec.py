@@ -23,6 +23,7 @@ def test_fractions_and_exponents_are_numbers():
     assert specs.load(TOY)["threat"]["eps"] == pytest.approx(8 / 255, abs=1e-12)
     assert specs.load({"a": [{"b": "1e-4"}]}) == {"a": [{"b": 1e-4}]}
     assert specs.load({"a": "runs/8/255"}) == {"a": "runs/8/255"}
+    assert specs.load({"path": "2024/05", "label": "1/2"}) == {"path": "2024/05", "label": "1/2"}
     with pytest.raises(SpecError, match="divides by zero"):
         specs.load({"a": "8/0"})
 

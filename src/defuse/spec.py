@@ -21,6 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from defuse.menu import CALL, GIVEN, MENU, SpecError, choices, find, hint, is_itself, shipped
 
 Table = dict[str, Any]
+WORDS = ("name", "label", "view", "weights", "path", "folder", "device")  # never numbers
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
@@ -230,7 +231,7 @@ def _at(change: str, step: str, place: Any) -> Any:
 def _numbers(value: Any) -> Any:
     """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
     if isinstance(value, dict):
-        return {key: _numbers(v) for key, v in value.items()}
+        return {key: v if key in WORDS else _numbers(v) for key, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):

@@ -19,8 +19,8 @@ class Ledger:
     """Counts the images that pass through networks, forward and back.
 
     Attributes:
-        counts: `nfe_forward` and `nfe_vjp` of the denoiser, `classifier_forward` and
-            `classifier_vjp` of the classifier: images, not batches.
+        counts: `nfe_forward` (replays on the way back included) and `nfe_vjp` of the denoiser,
+            `classifier_forward` and `classifier_vjp` of the classifier: images, not batches.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -60,7 +60,8 @@ def peak_bytes() -> int:
     """The most memory so far: of the GPU where there is one, else of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux: ru_maxrss would begin at what the parent process had
-        return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
+    status = Path("/proc/self/status")  # of Linux, where ru_maxrss begins at the parent's peak
+    _, _, peak = (status.read_text() if status.exists() else "").partition("VmHWM:")
+    if peak:
+        return int(peak.split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
