@@ -76,13 +76,14 @@ def test_no_such_device(elsewhere, mistake):
         (["evaluate"], "Missing argument 'spec'"),
         (["report", "nowhere"], "is no run"),
         (["merge", "nowhere", "--out", "x"], "is no run"),
-        (["evaluate", "digits-denoiser"], "an evaluation spec"),
-        (["train", "demo"], "training spec"),
+        (["evaluate", "digits-denoiser"], "training spec: run it by `defuse train`"),
+        (["train", "demo"], "evaluation spec: run it by `defuse evaluate`"),
         (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
         (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
         (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
         (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attack.view must be a word"),
         (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
+        (["evaluate", "blobs", "--set", "threat.eps=8"], "at most 1"),
         (["doctor", "digits-denoiser"], "needs 'classifier'"),
         (
             ["train", "digits-denoiser", "--set", "machine.save_every=0"],
@@ -91,7 +92,7 @@ def test_no_such_device(elsewhere, mistake):
         (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be above 0"),
         (["train", "digits-denoiser", "--set", "machine.device=gpu"], "cannot be used here"),
         (["classify", "none.png", "--rows", "0"], "--rows"),
-        (["classify", "none.png"], "no file none.png"),
+        (["classify", "none.png", "--spec", "blobs"], "no file none.png"),
     ],
 )
 def test_wrong_words_on_the_command_line(elsewhere, mistake, arguments, said):

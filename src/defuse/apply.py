@@ -1,6 +1,7 @@
 """Defences applied to files: pictures and arrays in, purified ones or predictions out."""
 
 import io
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,9 @@ def classify_files(
         for i, (winner, row) in enumerate(zip(winners.tolist(), chosen, strict=True)):
             label = names[winner] if winner < len(names) else str(winner)
             which = f"{path}[{i}]" if len(x) > 1 else str(path)
-            yield f"{which}\t{label}\t{int((row == winner).sum())} of {draws} votes"
+            counts = torch.bincount(row).sort(descending=True).values.tolist()
+            tie = ", undecided" if len(counts) > 1 and counts[0] == counts[1] else ""
+            yield f"{which}\t{label}\t{counts[0]} of {draws} votes{tie}"
         place += len(x)
 
 
@@ -219,6 +222,9 @@ def _purified(
     rows: int,
 ) -> Tensor:
     size, channels = x.shape[2:], x.shape[1]
+    if shape is not None and x.shape[1:] != shape:
+        told = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        print(f"defuse: resized, and back: the image and the denoiser are {told}", file=sys.stderr)
     x, parts = _resized(x, shape), []
     with torch.inference_mode():
         for first in range(0, len(x), rows):

@@ -62,16 +62,17 @@ def purify(
     images: Annotated[
         list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
     ],
-    spec: Annotated[
-        str, typer.Option(help="The spec whose denoiser and purifier to use.")
-    ] = "demo",
+    spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
     changes: Set = None,
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
     rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
 ) -> None:
-    """Purify pictures: PNG in, PNG out; npz in, npz out."""
+    """Purify pictures: PNG in, PNG out; npz in, npz out.
+
+    The noise of an image depends on the seed and on its place among all images given.
+    """
     from defuse.apply import purify_files
 
     for made in purify_files(
@@ -85,9 +86,7 @@ def classify(
     images: Annotated[
         list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
     ],
-    spec: Annotated[
-        str, typer.Option(help="The spec whose classifier and defence to use.")
-    ] = "demo",
+    spec: Annotated[str, typer.Option(help="The spec whose classifier and defence to use.")],
     changes: Set = None,
     votes: Annotated[int, typer.Option(min=1, help="Passes through the defence that vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the defence's noise.")] = 0,
@@ -138,7 +137,7 @@ def train(
     words = ["defuse", "train", spec, *(w for c in changes or [] for w in ("--set", c))]
     command = shlex.join(words)
     typer.echo(training.run(checked, folder, quiet, command))
-    typer.echo((folder / "card.json").read_text())
+    typer.echo(training.result(folder))
 
 
 @app.command()
@@ -190,6 +189,8 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return _told("stopped; run the same command again to go on", 130)
     except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("DEFUSE_DEBUG"):
+            raise
         return _told(_sentence(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument

@@ -97,6 +97,12 @@ def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
         assert torch.equal(votes(Noisy(2), X[i : i + 1], NOISE.take([i]), 10)[0], chosen[i])
 
 
+def test_a_purifier_that_changes_the_shape_is_told():
+    model = Purified(bayes(), lambda x, noise: x[:, :, 1:])
+    with pytest.raises(ValueError, match="the purifier returned images shaped"):
+        model(torch.zeros(2, 1, 4, 4), Noise.of(0, range(2)))
+
+
 def test_votes_of_a_real_defence_do_not_depend_on_the_batch_either():
     data = Blobs(6)
     x = torch.stack([data[i][0] for i in range(6)])

@@ -22,6 +22,11 @@ class Stair(nn.Module):
 class Broken(nn.Module):
     def forward(self, x):
         return torch.full((len(x), 2), torch.nan)
+class Wrong(nn.Module):
+    """A classifier with its classes in another order."""
+    def forward(self, x):
+        m = (x.mean((1, 2, 3)) - 0.5) * 40
+        return torch.stack([m, -m], 1)
 def masked(x, noise):
     """A purifier whose gradient is zero, although it does let attacks through."""
     return (x * 16).round() / 16 + 0 * x
@@ -78,6 +83,12 @@ def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
     assert "gradient-disagrees" in doubts("purifier={name: 'soft:steps'}", attack)
     sound = doubts("attacks=[{name: pgd, loss: margin, eot: 2}]")
     assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
+
+
+def test_guessing(doubts):
+    wrong = "classifier={name: network, network: {name: 'soft:Wrong'}}"
+    assert "no-better-than-guessing" in doubts(wrong)
+    assert "no-better-than-guessing" not in doubts()
 
 
 def test_a_model_that_looks_at_the_batch(doubts):

@@ -20,6 +20,10 @@ class Purified(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
         pure = self.purifier(x, noise.fold("purify"))
+        if pure.shape != x.shape:
+            raise ValueError(
+                f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+            )
         return self.classifier(pure, noise.fold("classify"))
 
     def behind(self, purifier: Purifier) -> "Purified":

@@ -28,13 +28,21 @@ class Doubt:
     why: str
 
 
-def all_doubts(spec: Mapping[str, Any], outcomes: Sequence[Outcome], robust: Any) -> list[Doubt]:
+def all_doubts(
+    spec: Mapping[str, Any],
+    outcomes: Sequence[Outcome],
+    judged: Mapping[str, Any],
+    robust: Any,
+    classes: int,
+) -> list[Doubt]:
     """Every doubt about a run.
 
     Args:
         spec: What was asked.
         outcomes: What came of each image.
+        judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
+        classes: How many classes the data set has.
     """
     probes = [outcome.probe for outcome in outcomes if outcome.probe]
     attacks = {row["label"]: row for row in spec["attacks"]}
@@ -49,6 +57,7 @@ def all_doubts(spec: Mapping[str, Any], outcomes: Sequence[Outcome], robust: Any
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_no_exact_view(spec, attacks),
+        *_guessing(judged, classes),
         *_few_images(robust),
     ]
 
@@ -201,11 +210,24 @@ def _no_exact_view(
         )
 
 
+def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
+    clean = judged["clean"].bare or judged["clean"].mean
+    if clean.low <= 1 / classes:
+        yield Doubt(
+            "no-better-than-guessing",
+            "red",
+            f"on clean images the classifier is right {clean.accuracy:.1%} of the time, and guessing "
+            f"would be {1 / classes:.1%}: are its weights loaded, its classes in the order of the data "
+            "set's, and its `mean` and `std` those of its training?",
+        )
+
+
 def _few_images(robust: Any) -> Iterator[Doubt]:
     if robust.mean.high - robust.mean.low > 0.2:
         yield Doubt(
             "few-images",
             "yellow",
-            f"the interval of the robust accuracy is {robust.mean.high - robust.mean.low:.0%} wide: "
+            f"the interval of the robust accuracy is "
+            f"{100 * (robust.mean.high - robust.mean.low):.0f} points wide: "
             "evaluate more images",
         )

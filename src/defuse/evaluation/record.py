@@ -168,12 +168,13 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
         RuntimeError: They are not of the same spec, or disagree about an image.
     """
     runs = [Run.open(folder) for folder in folders]
+    for run in runs:
+        for key, what in SAME.items():
+            if run.asked.get(key) != runs[0].asked.get(key):
+                raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is {what}")
     whole = Run.begin(out, runs[0].asked)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
-        for key, what in SAME.items():
-            if run.asked.get(key) != whole.asked.get(key):
-                raise RuntimeError(f"{run.folder} holds a run {what} than {whole.folder}")
         for outcome in run.outcomes():
             fact = (outcome.label, outcome.chosen, outcome.conditions)
             folder, known = facts.setdefault(outcome.index, (run.folder, fact))

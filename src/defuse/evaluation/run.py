@@ -68,6 +68,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
     Raises:
         SpecError: What is wrong with it.
     """
+    if "training" in spec:
+        raise SpecError("this is a training spec: run it by `defuse train`, not `defuse evaluate`")
     for key in spec:
         if key not in SECTIONS:
             near = menu.hint(key, SECTIONS)
@@ -81,6 +83,11 @@ def check(spec: Table, folder: str | None = None) -> Table:
         Threat(**threat)
     except ValueError as error:
         raise SpecError(f"threat: {error}") from error
+    if threat["norm"] == "linf" and threat["eps"] > 1:
+        raise SpecError(
+            "threat.eps of linf is at most 1, in units of [0, 1] pixels (8/255, say), "
+            f"not {threat['eps']}"
+        )
     options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
     for section, name, least in (
@@ -191,7 +198,9 @@ def subset(size: int, images: int | None, seed: int) -> list[int]:
     if images is None:
         return list(range(size))
     if images > size:
-        raise SpecError(f"images: the data set has {size}, not {images}")
+        raise SpecError(
+            f"evaluation.images: the data set has {size}, not {images}; null takes them all"
+        )
     return sorted(permutation(size, seed, "subset")[:images])
 
 

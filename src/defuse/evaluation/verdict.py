@@ -1,5 +1,6 @@
 """The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,7 +21,8 @@ class Judged:
     Attributes:
         name: The condition.
         mean: Over images and draws: how often one query is answered rightly.
-        majority: Over images: how often most of the k draws are right.
+        majority: Over images: how often the true class has more of the k draws than any other; a
+            tie is wrong.
         worst: Over images: how often all k draws are right (an attacker may submit k times).
         k: Draws per image.
         bare: How often the classifier without its defence is right (of the attack that counts: right
@@ -44,7 +46,7 @@ def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Cond
     rows = [(pick(outcome), outcome.label) for outcome in outcomes]
     k, n = len(rows[0][0].draws), len(rows)
     right = [row.draws.count(label) for row, label in rows]
-    won = sum(_majority(row.draws) == label for row, label in rows)
+    won = sum(_winner(row.draws) == label for row, label in rows)
     has_bare = rows[0][0].bare is not None
     return Judged(
         name=name,
@@ -89,7 +91,12 @@ def summary(run: Run) -> dict[str, Any]:
         "number_of_classes": len(run.asked["classes"]),
         "threat": spec["threat"],
         "card": card(spec),
-        "doubts": [asdict(doubt) for doubt in doubts.all_doubts(spec, outcomes, robust)],
+        "doubts": [
+            asdict(doubt)
+            for doubt in doubts.all_doubts(
+                spec, outcomes, by_name, robust, len(run.asked["classes"])
+            )
+        ],
         "cost": _cost(outcomes),
         "versions": run.asked["versions"],
         "defuse": __version__,
@@ -101,7 +108,7 @@ def flip_rate(outcomes: Sequence[Outcome]) -> Share:
     rates = []
     for outcome in outcomes:
         draws = outcome.conditions["clean"].draws
-        rates.append(1 - draws.count(_majority(draws)) / len(draws))
+        rates.append(1 - max(Counter(draws).values()) / len(draws))
     return mean_of(rates, len(outcomes[0].conditions["clean"].draws))
 
 
@@ -194,8 +201,10 @@ def _submitted(outcome: Outcome) -> Condition:
 
 
 def _right(outcome: Outcome, name: str) -> bool:
-    return _majority(outcome.conditions[name].draws) == outcome.label
+    return _winner(outcome.conditions[name].draws) == outcome.label
 
 
-def _majority(draws: Sequence[int]) -> int:
-    return min(set(draws), key=lambda answer: (-draws.count(answer), answer))
+def _winner(draws: Sequence[int]) -> int | None:
+    """The class that was chosen most often; None if several were."""
+    first, *others = Counter(draws).most_common(2)
+    return None if others and others[0][1] == first[1] else first[0]

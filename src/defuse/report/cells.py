@@ -78,7 +78,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     return [
         *found,
         Column("mean", f"{defended}, per draw", "how often one answer of the model is right"),
-        Column("majority", f"majority of {k}", f"how often most of {k} answers are right"),
+        Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
         Column(
             "worst", f"all {k} right", f"how often all {k} are: the attacker may submit {k} times"
         ),

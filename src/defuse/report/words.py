@@ -18,6 +18,7 @@ CHECKED = {
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
     "cheap-beats-exact": "no attack beats those with the exact gradient (paired)",
     "no-adaptive-attack": "some attack differentiates through the defence",
+    "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
 }
 PROBED = (
@@ -80,8 +81,8 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
         idle = cell(complement(summary["clean"]["worst"]))
         said.append(
             f"An attacker who may submit the same picture {k} times gets through on {cell(worst)} of "
-            f"the pictures (with clean ones, on {idle}); if the model decides by the majority of {k} "
-            f"draws, he gets through on {cell(majority)}."
+            f"the pictures (with clean ones, on {idle}); if the class with most of {k} "
+            f"draws is the answer (a tie is none), he gets through on {cell(majority)}."
         )
     if "bare" in robust:
         name, bare = weakest_bare(summary)
@@ -110,7 +111,8 @@ def unfinished(summary: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"This run is not finished: {summary['n']} of {summary['of']} pictures are done. The numbers "
-        "are of those alone. Run the same command again to go on where it stopped."
+        "are of those alone. Run the same command again to go on where it stopped; if it is one of "
+        "several shards, merge it with the others."
     )
 
 

@@ -46,6 +46,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
     Raises:
         SpecError: What is wrong with it.
     """
+    if "attacks" in spec:
+        raise SpecError(
+            "this is an evaluation spec: run it by `defuse evaluate`, not `defuse train`"
+        )
     for key in spec:
         if key not in SECTIONS:
             raise SpecError(f"a training spec has no {key!r}; it has: {', '.join(SECTIONS)}")
@@ -128,6 +132,20 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     if isinstance(loaded, Network):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
     return folder
+
+
+def result(folder: Path) -> str:
+    """What came of a training, and how to use it, in a few lines."""
+    told = card.read_card(str(folder))[1]
+    metrics = told.get("metrics", {})
+    lines = [f"use it by: {told['kind']}: {{name: trained, weights: {folder}}}"]
+    if "accuracy" in metrics:
+        low, high = metrics["interval"]
+        share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        lines.insert(0, f"right on {share} of {metrics['test_images']} test images")
+    for t, loss in metrics.get("denoising_loss", {}).items():
+        lines.insert(-1, f"denoising loss at t = {t}: {loss}")
+    return "\n".join(lines)
 
 
 def _kind(spec: Table) -> str:
