@@ -4,18 +4,17 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from defuse import spec as specs
 from defuse.attacks.views import Limited
 from defuse.data import pictures
-from defuse.defenses.purified import majority, votes
-from defuse.evaluation.run import build_model, check_model
+from defuse.defenses.purified import image_shape, majority, votes
+from defuse.evaluation.run import build_model, build_purifier, check_model, check_purifier
 from defuse.files import write_bytes
 from defuse.machine import pick_device
 from defuse.menu import SpecError
@@ -55,7 +54,7 @@ def purify_files(
         ValueError: A file is no picture, or holds values that are no images.
     """
     purifier, place = _purifier(spec, changes, device), 0
-    shape = getattr(getattr(purifier, "denoiser", None), "shape", None)
+    shape = image_shape(purifier)
     for path, target in _targets(files, out).items():
         x, stored = _images(path, shape)
         noise = Noise.of(seed, range(place, place + len(x))).fold("apply", "purify")
@@ -99,7 +98,7 @@ def classify_files(
     table, place = specs.load(spec, changes), 0
     model = build_model(check_model(table), pick_device(device))
     names, shape = _told_by_data(table, folder)
-    shape = _shape(model) or shape
+    shape = image_shape(getattr(model, "purifier", None)) or shape
     for path, _ in _found(files):
         x, _ = _images(path, shape)
         x = _resized(x, shape).to(pick_device(device))
@@ -120,16 +119,10 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     table = specs.load(spec, changes)
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
-    checked = specs.check("purifier", table["purifier"])
-    given: Table = {}
-    for part in set(specs.takes("purifier", checked)) & {"denoiser", "classifier"}:
-        if table.get(part) is None:
-            raise SpecError(f"the purifier {checked['name']} needs a {part} in the spec")
-        given[part] = specs.build(part, specs.check(part, table[part]))
-    purifier = specs.build("purifier", checked, **given)
-    if isinstance(purifier, nn.Module):
-        purifier = purifier.eval().requires_grad_(False).to(pick_device(device))
-    return purifier
+    checked, classifier = check_purifier(table), None
+    if "classifier" in specs.takes("purifier", checked["purifier"]):
+        classifier = specs.build("classifier", check_model(table)["classifier"])
+    return build_purifier(checked, pick_device(device), classifier)
 
 
 def _told_by_data(
@@ -142,10 +135,6 @@ def _told_by_data(
     except (SpecError, KeyError, ValueError):
         return (), None
     return data.classes, (channels, height, width)
-
-
-def _shape(model: Any) -> tuple[int, int, int] | None:
-    return getattr(getattr(getattr(model, "purifier", None), "denoiser", None), "shape", None)
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:

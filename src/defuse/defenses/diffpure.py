@@ -18,7 +18,7 @@ from defuse.diffusion.reverse import (
     strided,
     walk,
 )
-from defuse.diffusion.schedule import Discrete, pixel_noise
+from defuse.diffusion.schedule import Discrete, chain_length, pixel_noise
 from defuse.noise import Noise
 
 Sampler = Literal["sde", "ddpm", "ddim", "ode"]
@@ -71,18 +71,16 @@ class DiffPure(nn.Module):
             raise ValueError(f"eta must be from 0 to 1, not {eta}")
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
-        schedule = denoiser.schedule
-        chain = schedule.steps if isinstance(schedule, Discrete) else 1000
-        if (isinstance(schedule, Discrete) or sampler in ("ddpm", "ddim")) and steps > round(
-            t * chain
-        ):
+        chain = chain_length(denoiser.schedule)
+        jumps = sampler in ("ddpm", "ddim")
+        if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
             raise ValueError(
                 f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
                 f"t = {t}, not {steps}"
             )
-        if sampler in ("sde", "ode") and t / steps <= END:
+        if not jumps and t / steps <= END:
             raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
-        self.times = strided(t, steps, chain) if sampler in ("ddpm", "ddim") else even(t, steps)
+        self.times = strided(t, steps, chain) if jumps else even(t, steps)
         choices: dict[Sampler, Step] = {
             "sde": euler_maruyama,
             "ddpm": Ancestral(variance),
@@ -108,6 +106,5 @@ class DiffPure(nn.Module):
             yield t, self.denoiser.decode(state)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
-        _, alpha, sigma, _ = self._noising(self.times[0])
-        z = self.denoiser.encode(x)
-        return alpha * z + sigma * noise.fold("forward").normal(z)
+        z, forward = self.denoiser.encode(x), noise.fold("forward")
+        return self.denoiser.perturb(z, self.times[0], forward, self._noising)

@@ -31,6 +31,11 @@ class Purified(nn.Module):
         return Purified(self.classifier, purifier)
 
 
+def image_shape(purifier: object) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a purifier's denoiser was made for; None if any will do."""
+    return getattr(getattr(purifier, "denoiser", None), "shape", None)
+
+
 @torch.inference_mode()
 def votes(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).

@@ -10,7 +10,7 @@ from typing import Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from defuse.diffusion.schedule import VP, Discrete, Schedule
+from defuse.diffusion.schedule import VP, Schedule, chain_length
 from defuse.noise import Noise
 
 Prediction = Literal["noise", "image", "velocity"]
@@ -121,8 +121,7 @@ class Network(Denoiser):
     def _time(self, t: Tensor) -> Tensor:
         if self.time == "score_sde":
             return 999 * t
-        steps = self.schedule.steps if isinstance(self.schedule, Discrete) else 1000
-        time = (steps * t - 1).clamp(min=0)
+        time = (chain_length(self.schedule) * t - 1).clamp(min=0)
         return time.round() if self.time == "index" else time
 
 

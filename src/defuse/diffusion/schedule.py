@@ -103,6 +103,11 @@ class Discrete:
         return Scales(t, abar.sqrt().to(t), (1 - abar).sqrt().to(t), beta.to(t))
 
 
+def chain_length(schedule: Schedule) -> int:
+    """How many steps a schedule's chain has; a continuous one is taken as a chain of 1000."""
+    return schedule.steps if isinstance(schedule, Discrete) else 1000
+
+
 def pixel_noise(schedule: Schedule, t: float) -> float:
     """The noise that x_t carries, in units of [0, 1] pixels: sigma / alpha / 2."""
     scales = schedule(torch.tensor(t, dtype=torch.float64))

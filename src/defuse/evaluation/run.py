@@ -12,13 +12,13 @@ from torch import nn
 from defuse import menu
 from defuse import spec as specs
 from defuse.data import fetch
-from defuse.defenses.purified import Purified
+from defuse.defenses.purified import Purified, image_shape
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.record import Run
 from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
-from defuse.protocols import Attack, Classifier, Dataset
+from defuse.protocols import Attack, Classifier, Dataset, Purifier
 from defuse.spec import Table
 from defuse.threat import Threat
 
@@ -115,7 +115,16 @@ def check_model(spec: Table) -> Table:
     """
     if "classifier" not in spec:
         raise SpecError("the spec needs 'classifier'")
-    checked: Table = {"classifier": specs.check("classifier", spec["classifier"])}
+    return {"classifier": specs.check("classifier", spec["classifier"])} | check_purifier(spec)
+
+
+def check_purifier(spec: Table) -> Table:
+    """The denoiser and the purifier of a spec, if it has them.
+
+    Raises:
+        SpecError: What is wrong with them.
+    """
+    checked: Table = {}
     if spec.get("denoiser") is not None:
         checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
     if spec.get("purifier") is not None:
@@ -133,15 +142,33 @@ def build_model(spec: Table, device: str) -> Classifier:
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
-    classifier = specs.build("classifier", spec["classifier"])
-    model: Any = classifier
+    model: Any = specs.build("classifier", spec["classifier"])
     if "purifier" in spec:
-        denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
-        given = {"denoiser": denoiser, "classifier": classifier}
-        model = Purified(classifier, specs.build("purifier", spec["purifier"], **given))
-    if isinstance(model, nn.Module):
-        model = model.eval().requires_grad_(False).to(device)
-    return model
+        model = Purified(model, build_purifier(spec, device, model))
+    return _frozen(model, device)
+
+
+def build_purifier(spec: Table, device: str, classifier: Classifier | None = None) -> Purifier:
+    """The purifier of a checked spec, with its denoiser; frozen, on `device`.
+
+    Args:
+        spec: What `check_purifier` or `check_model` returned.
+        device: Where to compute.
+        classifier: For a purifier that is guided by one.
+
+    Raises:
+        SpecError: A part refuses its options.
+    """
+    denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
+    given = {"denoiser": denoiser, "classifier": classifier}
+    return _frozen(specs.build("purifier", spec["purifier"], **given), device)
+
+
+def _frozen(part: Any, device: str) -> Any:
+    """A part that never trains, if it holds a network; a plain function as it is."""
+    if isinstance(part, nn.Module):
+        part = part.eval().requires_grad_(False).to(device)
+    return part
 
 
 def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
@@ -253,8 +280,7 @@ def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> Non
     """Try one image, so that parts that do not fit are told before the work begins."""
     image, _ = data[indices[0]]
     shape = tuple(image.shape)
-    denoiser = getattr(getattr(model, "purifier", None), "denoiser", None)
-    wanted = getattr(denoiser, "shape", None)
+    wanted = image_shape(getattr(model, "purifier", None))
     if wanted is not None and tuple(wanted) != shape:
         raise SpecError(
             f"the images are {_size(shape)} and the denoiser was made for {_size(wanted)}; "

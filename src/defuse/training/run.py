@@ -12,7 +12,7 @@ from defuse.data import fetch
 from defuse.data.pictures import grid
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
-from defuse.diffusion.schedule import Discrete
+from defuse.diffusion.schedule import chain_length
 from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.models import card
@@ -194,7 +194,7 @@ def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
     if t_max == 1:
         start = noise.fold("sample").normal(x)
         back = noise.fold("reverse")
-        chain = model.schedule.steps if isinstance(model.schedule, Discrete) else 1000
+        chain = chain_length(model.schedule)
         drawn = reverse(
             model, start, strided(1, min(100, chain), chain), back, step=Ancestral(), label=y
         )
