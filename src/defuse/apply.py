@@ -14,7 +14,7 @@ from defuse import spec as specs
 from defuse.attacks.views import Limited
 from defuse.data import pictures
 from defuse.defenses.purified import image_shape, majority, votes
-from defuse.evaluation.run import build_model, build_purifier, check_model, check_purifier
+from defuse.evaluation.model import build_model, build_purifier, check_model, check_purifier
 from defuse.files import write_bytes
 from defuse.machine import pick_device
 from defuse.menu import SpecError

@@ -15,7 +15,7 @@ from defuse import __version__
 from defuse import spec as specs
 from defuse.attacks.losses import look
 from defuse.data import fetch
-from defuse.evaluation.run import build_model, check_model
+from defuse.evaluation.model import build_model, check_model
 from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.noise import Noise

@@ -7,18 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from defuse import menu
 from defuse import spec as specs
 from defuse.data import fetch
-from defuse.defenses.purified import Purified, image_shape
+from defuse.defenses.purified import image_shape
 from defuse.evaluation.evaluate import Machine, evaluate
+from defuse.evaluation.model import build_model, check_model
 from defuse.evaluation.record import Run
 from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
-from defuse.protocols import Attack, Classifier, Dataset, Purifier
+from defuse.protocols import Attack, Classifier, Dataset
 from defuse.spec import Table
 from defuse.threat import Threat
 
@@ -105,70 +105,6 @@ def check(spec: Table, folder: str | None = None) -> Table:
         "evaluation": options,
         "machine": machine,
     }
-
-
-def check_model(spec: Table) -> Table:
-    """The parts of a spec that make the model: classifier, and denoiser and purifier if any.
-
-    Raises:
-        SpecError: What is wrong with them.
-    """
-    if "classifier" not in spec:
-        raise SpecError("the spec needs 'classifier'")
-    return {"classifier": specs.check("classifier", spec["classifier"])} | check_purifier(spec)
-
-
-def check_purifier(spec: Table) -> Table:
-    """The denoiser and the purifier of a spec, if it has them.
-
-    Raises:
-        SpecError: What is wrong with them.
-    """
-    checked: Table = {}
-    if spec.get("denoiser") is not None:
-        checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
-    if spec.get("purifier") is not None:
-        checked["purifier"] = specs.check("purifier", spec["purifier"])
-        needs = specs.takes("purifier", checked["purifier"])
-        if "denoiser" in needs and "denoiser" not in checked:
-            name = checked["purifier"]["name"]
-            raise SpecError(f"the purifier {name} needs a denoiser: add that part to the spec")
-    return checked
-
-
-def build_model(spec: Table, device: str) -> Classifier:
-    """The classifier of a checked spec, behind its purifier if it has one; frozen, on `device`.
-
-    Raises:
-        SpecError: A part refuses its options, or the parts do not fit each other.
-    """
-    model: Any = specs.build("classifier", spec["classifier"])
-    if "purifier" in spec:
-        model = Purified(model, build_purifier(spec, device, model))
-    return _frozen(model, device)
-
-
-def build_purifier(spec: Table, device: str, classifier: Classifier | None = None) -> Purifier:
-    """The purifier of a checked spec, with its denoiser; frozen, on `device`.
-
-    Args:
-        spec: What `check_purifier` or `check_model` returned.
-        device: Where to compute.
-        classifier: For a purifier that is guided by one.
-
-    Raises:
-        SpecError: A part refuses its options.
-    """
-    denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
-    given = {"denoiser": denoiser, "classifier": classifier}
-    return _frozen(specs.build("purifier", spec["purifier"], **given), device)
-
-
-def _frozen(part: Any, device: str) -> Any:
-    """A part that never trains, if it holds a network; a plain function as it is."""
-    if isinstance(part, nn.Module):
-        part = part.eval().requires_grad_(False).to(device)
-    return part
 
 
 def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
