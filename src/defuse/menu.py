@@ -51,7 +51,9 @@ MENU: dict[str, dict[str, str]] = {
     },
     "objective": {
         "denoising": "defuse.training.objectives:Denoising",
+        "pgd-at": "defuse.training.adversarial:PGDAT",
         "plain": "defuse.training.objectives:cross_entropy",
+        "trades": "defuse.training.adversarial:TRADES",
     },
 }
 

@@ -82,7 +82,7 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
     whole = training.run(started(), elsewhere / "whole", quiet=True)
     import defuse.training.train as loop
 
-    steps, real = 0, loop._step
+    steps, real = 0, loop._batch
 
     def dies(*arguments):
         nonlocal steps
@@ -91,10 +91,10 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
             raise Stop
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_step", dies)
+    monkeypatch.setattr(loop, "_batch", dies)
     with pytest.raises(Stop):
         training.run(started(), elsewhere / "killed", quiet=True)
-    monkeypatch.setattr(loop, "_step", real)
+    monkeypatch.setattr(loop, "_batch", real)
     assert not (elsewhere / "killed" / "model.safetensors").exists()
     resumed = training.run(started(), elsewhere / "killed", quiet=True)
     for name, tensor in weights(whole).items():

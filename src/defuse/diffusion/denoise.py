@@ -1,7 +1,7 @@
 """Denoisers: what a diffusion model is, seen from everything above it.
 
-A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the noise, the image or
-the velocity, and in which units it is told the time, is settled inside it.
+A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the noise, the image, the
+velocity or a scaled mixture, and in which units it is told the time, is settled inside it.
 """
 
 from abc import ABC, abstractmethod
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from defuse.diffusion.schedule import VP, Schedule, chain_length
 from defuse.noise import Noise
 
-Prediction = Literal["noise", "image", "velocity"]
+Prediction = Literal["noise", "image", "velocity", "edm"]
+SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
 
 
 class Denoiser(nn.Module, ABC):
@@ -56,7 +57,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class Network(Denoiser):
-    """A network as a denoiser: x_hat from its prediction of the noise, the image or the velocity.
+    """A network as a denoiser: x_hat from what it predicts.
 
     The network is called with (x_t, time (B,)), and the labels (B,) if it has classes. Where images
     have no label, the label is `classes`, the null class.
@@ -64,7 +65,8 @@ class Network(Denoiser):
     Args:
         network: The network; a diffusers `UNet2DModel` or any module with that call.
         schedule: Its noise schedule; `VP()` if None.
-        predicts: `"noise"`, `"image"` or `"velocity"` (alpha noise - sigma x_0).
+        predicts: `"noise"`, `"image"`, `"velocity"` (alpha noise - sigma x_0), or `"edm"`: the
+            network's input and target are scaled to unit variance (Karras et al., 2022, section 5).
         shape: (C, H, W) of its images.
         classes: How many labels it knows.
         time: `"scaled"` tells it 1000 t - 1 (999 t for the continuous models of score_sde: use
@@ -101,11 +103,18 @@ class Network(Denoiser):
             out = (x_t - sigma * out) / alpha
         elif self.predicts == "velocity":
             out = alpha * x_t - sigma * out
+        elif self.predicts == "edm":
+            size = _size(alpha, sigma)
+            out = alpha * SIGMA_DATA**2 / size**2 * x_t + sigma * SIGMA_DATA / size * out
         return out.clamp(-1, 1) if self.clip else out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """What the network itself says, in its own terms, shaped like `x_t`."""
-        time = self._time(_exact(t, x_t)).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
+        exact = _exact(t, x_t)
+        time = self._time(exact).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
+        if self.predicts == "edm":
+            _, alpha, sigma, _ = self.schedule(exact)
+            x_t = x_t / _size(alpha, sigma)
         if not self.classes:
             out = self.network(x_t, time)
         else:
@@ -116,7 +125,20 @@ class Network(Denoiser):
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What `predict` should say of x_t = alpha z + sigma eps."""
         _, alpha, sigma, _ = self.schedule(t)
+        if self.predicts == "edm":
+            return (sigma / SIGMA_DATA * z - alpha * SIGMA_DATA * eps) / _size(alpha, sigma)
         return {"noise": eps, "image": z, "velocity": alpha * eps - sigma * z}[self.predicts]
+
+    def sharpness(self, t: Tensor) -> Tensor:
+        """How much a squared error of x_hat weighs in the squared error of the prediction."""
+        _, alpha, sigma, _ = self.schedule(t)
+        if self.predicts == "image":
+            return torch.ones_like(alpha)
+        if self.predicts == "noise":
+            return (alpha / sigma) ** 2
+        if self.predicts == "velocity":
+            return sigma**-2
+        return (_size(alpha, sigma) / (sigma * SIGMA_DATA)) ** 2
 
     def _time(self, t: Tensor) -> Tensor:
         if self.time == "score_sde":
@@ -155,6 +177,11 @@ class Mixture(Denoiser):
             weight = nn.functional.one_hot(label, len(self.means)).to(x_t)
         posterior = self.means + alpha * self.spread**2 / variance * gap
         return torch.einsum("bk,bk...->b...", weight, posterior)
+
+
+def _size(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The standard deviation of x_t, if that of x_0 is SIGMA_DATA."""
+    return torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2)
 
 
 def _exact(t: Tensor, x_t: Tensor) -> Tensor:

@@ -1,45 +1,85 @@
 """Training objectives: a model, images and labels to the loss of each image."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from defuse.diffusion.denoise import Network
+from defuse.diffusion.schedule import Schedule
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import images
 
+Times = Literal["uniform", "lognormal"]
+
 
 @dataclass(frozen=True)
 class Denoising:
-    """The plain objective (Ho et al., 2020, equation 14): the squared error of the prediction.
+    """Denoising score matching: the squared error of the prediction (Ho et al., 2020, equation 14).
 
     Attributes:
         t_min: The least time of training, above 0.
         t_max: The greatest; a purifier at t* never needs more than t*.
         drop: How often a label is replaced by the null class, for a conditional denoiser.
+        times: How often each time is met: all alike (`"uniform"`), or such that the logarithm of
+            sigma / alpha is normal (`"lognormal"`; Karras et al., 2022, table 1), cut to the range.
+        centre: The mean of that logarithm.
+        spread: Its standard deviation.
+        min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
+            al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
     """
 
     t_min: float = 1e-3
     t_max: float = 1.0
     drop: float = 0.1
+    times: Times = "uniform"
+    centre: float = -1.2
+    spread: float = 1.2
+    min_snr: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"times must satisfy 0 < t_min < t_max <= 1, not {self.t_min} and {self.t_max}"
             )
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is a share, from 0 to 1, not {self.drop}")
+        if self.times not in get_args(Times):
+            raise ValueError(f"times is one of {get_args(Times)}, not {self.times!r}")
+        if not self.spread > 0:
+            raise ValueError(f"spread must be above 0, not {self.spread}")
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ValueError(f"min_snr must be above 0, not {self.min_snr}")
 
     def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,), with a time of its own for each."""
-        t = self.t_min + (self.t_max - self.t_min) * noise.fold("time").uniform(x[:, :1, :1, :1])
+        t = self._times(noise.fold("time").uniform(x[:, :1, :1, :1]), model.schedule)
         label = y
         if model.classes:
             dropped = noise.fold("drop").uniform(x[:, 0, 0, 0]) < self.drop
             label = torch.where(dropped, model.classes, y)
-        return denoising_loss(model, x, t, label, noise.fold("noise"))
+        loss = denoising_loss(model, x, t, label, noise.fold("noise"))
+        if self.min_snr is None:
+            return loss
+        _, alpha, sigma, _ = model.schedule(t)
+        wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
+        return loss * (wanted / model.sharpness(t)).flatten()
+
+    def _times(self, share: Tensor, schedule: Schedule) -> Tensor:
+        """The times below which lies this `share` of them all."""
+        if self.times == "uniform":
+            return self.t_min + (self.t_max - self.t_min) * share
+        grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
+        _, alpha, sigma, _ = schedule(grid)
+        normal = torch.distributions.Normal(self.centre, self.spread)
+        below = normal.cdf((sigma / alpha).log())
+        below = (below - below[0]) / (below[-1] - below[0])
+        times = np.interp(share.cpu().double().numpy(), below.numpy(), grid.numpy())
+        return torch.from_numpy(times).to(share)
 
 
 def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, noise: Noise) -> Tensor:
@@ -55,12 +95,12 @@ def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, noise: Noise
     z, eps = model.encode(x), noise.normal(x)
     _, alpha, sigma, _ = model.schedule(t)
     out = model.predict(alpha * z + sigma * eps, t, y)
-    return (out - model.target(z, eps, t)).square().flatten(1).mean(1)
+    return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
 
 
 def cross_entropy(model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
     """The plain objective of a classifier: cross-entropy (B,)."""
-    return F.cross_entropy(model(x, noise), y, reduction="none")
+    return F.cross_entropy(model(x, noise).float(), y, reduction="none")
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:

@@ -34,9 +34,17 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "flip": (bool, False),
     "crop": (int, 0),
     "seed": (int, 0),
+    "optimizer": (str, "adamw"),
+    "precision": (str, "float32"),
     "half": (bool, False),
 }
-MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "save_every": (int, 500)}
+MACHINE: dict[str, tuple[Any, Any]] = {
+    "device": (str, "auto"),
+    "save_every": (int, 500),
+    "channels_last": (bool, False),
+    "compile": (bool, False),
+}
+CHOICES = {"optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -68,6 +76,9 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for name in ("warmup", "crop", "weight_decay"):
         if options[name] < 0:
             raise SpecError(f"{name} must be 0 or more, not {options[name]}")
+    for name, words in CHOICES.items():
+        if options[name] not in words:
+            raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
     if not 0 <= options["average"] < 1:
         raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
     return checked | {
@@ -107,8 +118,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         data,
         folder,
         **options,
-        save_every=spec["machine"]["save_every"],
-        device=device,
+        **spec["machine"] | {"device": device},
         asked=specs.identity(spec),
         quiet=quiet,
     )

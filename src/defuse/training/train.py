@@ -10,13 +10,15 @@ import json
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from defuse.data import fetch
 from defuse.files import write_bytes, write_torch
@@ -24,6 +26,8 @@ from defuse.noise import Noise, permutation, seed_torch
 from defuse.progress import progress
 from defuse.protocols import Dataset
 from defuse.training.objectives import augmented
+
+Batch = tuple[Tensor, Tensor, Noise]
 
 
 def train(
@@ -42,8 +46,12 @@ def train(
     flip: bool = False,
     crop: int = 0,
     seed: int = 0,
+    optimizer: str = "adamw",
+    precision: str = "float32",
     save_every: int = 500,
     device: str = "cpu",
+    channels_last: bool = False,
+    compile: bool = False,
     asked: str = "",
     quiet: bool = False,
 ) -> nn.Module:
@@ -56,16 +64,20 @@ def train(
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
         steps: How many batches; those done before, as the folder says, count.
         batch: Images of a step.
-        rate: The learning rate of AdamW, reached after `warmup` steps; it falls to 0 as a cosine.
+        rate: The learning rate, reached after `warmup` steps; it falls to 0 as a cosine.
         warmup: Steps of a linear rise of the rate.
-        weight_decay: Of AdamW.
+        weight_decay: Of the optimizer.
         average: The decay of the running average of the weights (less in the first steps).
         clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
         crop: By up to how many pixels images are moved.
         seed: Of everything random.
+        optimizer: `"adamw"`, or `"sgd"` with Nesterov's momentum of 0.9.
+        precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
         save_every: Steps between checkpoints.
         device: Where to train.
+        channels_last: Lay images out with the channels last, which some devices prefer.
+        compile: Compile the network by torch.compile.
         asked: The identity of what is trained; a checkpoint of another is refused.
         quiet: Show no progress.
 
@@ -76,30 +88,41 @@ def train(
         RuntimeError: The checkpoint answers to another spec, or the loss is not a number.
     """
     model = model.to(device).train()
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     mean = deepcopy(model).eval().requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=weight_decay)
-    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": optimizer}
+    if compile:
+        getattr(model, "network", model).compile()
+    descent = _optimizer(optimizer, model, rate, weight_decay)
+    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
     step = _resume(checkpoint, asked, parts, device)
     lines = [line for line in _lines(log) if line["step"] <= step]
     recent: deque[float] = deque(maxlen=100)
+    kind, half = torch.device(device).type, precision == "bfloat16"
+
+    def batch_at(step: int) -> Batch:
+        places = range(step * batch, (step + 1) * batch)
+        return _batch(data, seed, places, flip, crop, device)
 
     with progress(f"training {folder.name}", steps, step, quiet) as show:
         began, first = time.monotonic(), step
-        while step < steps:
-            for group in optimizer.param_groups:
+        for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
+            for group in descent.param_groups:
                 group["lr"] = rate * _rate(step, steps, warmup)
-            loss = _step(model, objective, data, seed, step, batch, flip, crop, device)
-            value = float(loss.detach())
+            seed_torch(seed, "step", step)  # dropout
+            with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+                loss = objective(model, x, y, noise).mean()
+            descent.zero_grad()
+            loss.backward()
+            value = float(loss.detach())  # when all is queued, lest the device wait
             if not math.isfinite(value):
                 raise RuntimeError(
                     f"the loss is {value} at step {step}; the last good checkpoint is "
                     f"{_place(checkpoint)}; lower the rate and start in another folder"
                 )
-            optimizer.zero_grad()
-            loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            descent.step()
             blend(mean, model, min(average, (1 + step) / (10 + step)))
             step += 1
             recent.append(value)
@@ -123,23 +146,42 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
         slow.copy_(fast)
 
 
-def _step(
-    model: nn.Module,
-    objective: Any,
-    data: Dataset,
-    seed: int,
-    step: int,
-    batch: int,
-    flip: bool,
-    crop: int,
-    device: str,
-) -> torch.Tensor:
-    places = range(step * batch, (step + 1) * batch)
+def _optimizer(
+    name: str, model: nn.Module, rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
+    if name == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
+    return torch.optim.AdamW(model.parameters(), **settings)
+
+
+def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
+    """The images at `places` of the endless shuffled data set, augmented, and their noise."""
     x, y = fetch(data, _indices(len(data), seed, places))
     noise = Noise.of(seed, places).fold("train")
-    seed_torch(seed, "step", step)  # dropout
     x = augmented(x, noise.fold("augment"), flip, crop)
-    return objective(model, x.to(device), y.to(device), noise).mean()
+    if device != "cpu":
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True), noise
+
+
+def _ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> Iterator[Batch]:
+    """The batches of `steps`; with a helper, four are made while the device works."""
+    if not helper:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(4) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > 4:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _indices(size: int, seed: int, places: range) -> list[int]:
