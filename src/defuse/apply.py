@@ -215,7 +215,7 @@ def _purified(
         told = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
         print(f"defuse: resized, and back: the image and the denoiser are {told}", file=sys.stderr)
     x, parts = _resized(x, shape), []
-    with torch.inference_mode():
+    with torch.no_grad():
         for first in range(0, len(x), rows):
             which = range(first, min(first + rows, len(x)))
             parts.append(purifier(x[which.start : which.stop].to(device), noise.take(which)).cpu())

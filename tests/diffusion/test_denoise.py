@@ -128,7 +128,7 @@ def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
 
 
 def test_an_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match="noise, image, velocity; not 'score'"):
+    with pytest.raises(ValueError, match="noise, image, velocity, edm; not 'score'"):
         Network(Oracle(Z), predicts="score")
 
 

@@ -66,7 +66,9 @@ def plainly(model, x, times, step, guide=None, label=None):
         now, then, noise = scales[i], scales[i + 1], NOISE.fold(i)
         x_hat = model(x, now.t, label)
         if guide is not None:
-            x_hat = x_hat + now.sigma**2 / now.alpha * guide(x, now.t, noise.fold("guide"))
+            x_hat = x_hat + now.sigma**2 / now.alpha * guide(
+                x, x_hat, now, then, noise.fold("guide")
+            )
         x = step(x, x_hat, now, then, noise)
     return x
 
@@ -89,8 +91,8 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
         x = start.clone().requires_grad_()
         z, anchor = 1.5 * x, torch.tanh(x)
 
-        def guide(x_t, t, noise):
-            return 3 * torch.sin(anchor - x_t) * (1 + t) + 0.1 * noise.normal(x_t)
+        def guide(x_t, x_hat, now, then, noise):
+            return 3 * torch.sin(anchor - x_t) * (1 + now.t) + 0.1 * noise.normal(x_t)
 
         options = {"beside": (anchor,)} if inside else {}
         out = go(z, guide, options)
@@ -122,7 +124,7 @@ def test_gradient_is_the_slope(name: str):
     wanted = [x, anchor, *model.network.first.parameters()]
 
     def value():
-        def guide(x_t, t, noise):
+        def guide(x_t, x_hat, now, then, noise):
             return torch.sin(anchor - x_t)
 
         out = reverse(model, x, times, NOISE, step=step, guide=guide, beside=(anchor,))

@@ -305,8 +305,8 @@ def test_a_guide_is_a_term_of_the_score(step):
     g = NOISE.fold("g").normal(X)
     seen = []
 
-    def guide(x_t, t, noise):
-        seen.append((x_t, t, noise))
+    def guide(x_t, x_hat, now, then, noise):
+        seen.append((x_t, now.t, noise))
         return g
 
     plain = reverse(model, X, times, NOISE, step=step)

@@ -36,7 +36,7 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
     return getattr(getattr(purifier, "denoiser", None), "shape", None)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def votes(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 

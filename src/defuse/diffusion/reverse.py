@@ -5,7 +5,7 @@ A `Step` is a pure function from the state and the denoiser's estimate of x_0 to
 times and some guide.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -21,9 +21,15 @@ END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
 
 
 class Guide(Protocol):
-    """What is added to the score at x_t, shaped like `x_t`."""
+    """What is added to the score at x_t, shaped like `x_t`.
 
-    def __call__(self, x_t: Tensor, t: Tensor, noise: Noise, /) -> Tensor: ...
+    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`.
+    A guide with a true attribute `deep` may differentiate `x_hat` with respect to `x_t`.
+    """
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
 
 
 class Step(Protocol):
@@ -179,10 +185,30 @@ def _advance(
     guide: Guide | None,
     label: Tensor | None,
 ) -> Tensor:
-    x_hat = denoiser(x_t, now.t, label)
-    if guide is not None:  # a term g of the score moves x_hat by sigma^2 / alpha g
-        x_hat = x_hat + now.sigma**2 / now.alpha * guide(x_t, now.t, noise.fold("guide"))
-    return step(x_t, x_hat, now, then, noise)
+    if guide is None:
+        return step(x_t, denoiser(x_t, now.t, label), now, then, noise)
+    kept, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
+    with torch.set_grad_enabled(kept or deep):
+        at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
+        x_hat = denoiser(at, now.t, label)
+    term = guide(at, x_hat, now, then, noise.fold("guide"))
+    if not kept:
+        x_hat, term = x_hat.detach(), term.detach()
+    # a term g of the score moves x_hat by sigma^2 / alpha g
+    return step(x_t, x_hat + now.sigma**2 / now.alpha * term, now, then, noise)
+
+
+def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
+    """The gradient, with respect to `x_t`, of a potential (B,) of each image; shaped like `x_t`.
+
+    It may be differentiated again wherever gradients are on (the second derivatives of a guided
+    chain), and keeps no graph where they are off.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        at = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(potential(at).sum(), at, create_graph=again)
+    return gradient if again else gradient.detach()
 
 
 def _score(x_t: Tensor, x_hat: Tensor, now: Scales) -> Tensor:

@@ -211,7 +211,7 @@ def _attacks(rows: Sequence[Table]) -> list[tuple[str, Attack]]:
     return made
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
     """Try one image, so that parts that do not fit are told before the work begins."""
     image, _ = data[indices[0]]
