@@ -194,3 +194,98 @@ def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
         "none": "no folder",
     }
     assert words[harm] in said
+
+
+def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
+    """The process itself is killed, at a step nobody chose."""
+    import os
+    import secrets
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    import yaml
+
+    tiny = TINY | {"training": TINY["training"] | {"steps": 60}, "machine": {"save_every": 4}}
+    (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(tiny))
+    code = "import sys; from defuse.cli import run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "train", "tiny.yaml", "--quiet", "--out"]
+    assert run(["train", "tiny.yaml", "--quiet", "--out", "whole"]) == 0
+    checkpoint = elsewhere / "killed" / "latest.pt"
+    process = subprocess.Popen([*command, "killed"], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.005)
+    time.sleep(secrets.randbelow(300) / 1000)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(checkpoint, weights_only=True)["step"] % 4 == 0
+    assert run(["train", "tiny.yaml", "--quiet", "--out", "killed"]) == 0
+    for name, tensor in weights(elsewhere / "whole").items():
+        assert torch.equal(tensor, weights(elsewhere / "killed")[name]), name
+
+
+def test_batches_made_ahead_are_the_same():
+    from defuse.training.train import _ahead
+
+    def make(step):
+        return torch.tensor(step), torch.tensor(-step), Noise.of(0, [step])
+
+    ahead = list(_ahead(make, range(3, 20), helper=True))
+    assert [int(x) for x, _, _ in ahead] == list(range(3, 20))
+    assert ahead == list(_ahead(make, range(3, 20), helper=False))
+
+
+def test_a_batch_that_cannot_be_made_is_told_from_ahead():
+    from defuse.training.train import _ahead
+
+    def make(step):
+        if step == 5:
+            raise ValueError("image 5 is damaged")
+        return step
+
+    with pytest.raises(ValueError, match="image 5"):
+        list(_ahead(make, range(10), helper=True))
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"precision": "bfloat16"}])
+def test_other_ways_to_descend_learn_too(elsewhere, options):
+    settings = {"steps": 120, "batch": 32, "rate": 3e-3 if "precision" in options else 0.03}
+    folder = training.run(started(training=settings | options), elsewhere / "run", quiet=True)
+    losses = json.loads((folder / "card.json").read_text())["metrics"]["denoising_loss"]
+    assert losses["0.500"] < 0.6
+
+
+def test_channels_last_changes_the_layout_only(elsewhere):
+    denoiser = TINY["denoiser"] | {"dropout": 0.0}  # whose masks are drawn in the layout's order
+    one = training.run(started(denoiser=denoiser), elsewhere / "a", quiet=True)
+    other = started(denoiser=denoiser, machine={"save_every": 10, "channels_last": True})
+    two = training.run(other, elsewhere / "b", quiet=True)
+    for name, tensor in weights(one).items():
+        assert torch.allclose(tensor, weights(two)[name], atol=1e-3), name
+    with pytest.raises(SpecError, match="precision is float32 or bfloat16, not 'half'"):
+        started(training={"steps": 1, "precision": "half"})
+
+
+def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
+    from defuse.training import memory
+
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    asks = started(training={"steps": 1, "batch": 4096})
+    with pytest.raises(SpecError, match=r"4096 images takes about .* set training.batch to \d+ or"):
+        training.run(asks, elsewhere / "run", quiet=True)
+    assert not (elsewhere / "run" / "latest.pt").exists()
+
+
+def test_the_forecast_counts_what_a_step_keeps():
+    """Against the bytes of a network of known size: a stack of linear maps keeps each input once."""
+    from defuse.training.memory import forecast
+
+    model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(5)))
+
+    def objective(model, x, y, noise):
+        return model(noise.normal(x.new_empty(len(x), 64))).square().mean(1)
+
+    fixed, each = forecast(model, objective, Blobs(size=4), "cpu", half=False)
+    assert fixed == 8 * 5 * 64 * 64 * 4
+    assert 4 * 5 * 64 * 4 <= 4 * each <= 4 * 7 * 64 * 4

@@ -20,6 +20,7 @@ from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
+from defuse.training.memory import check_memory
 from defuse.training.objectives import denoising_loss
 from defuse.training.train import train
 
@@ -112,6 +113,10 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
     objective = specs.build("objective", spec["objective"])
+    model.to(device).train()
+    check_memory(
+        model, objective, data, options["batch"], device, options["precision"] == "bfloat16"
+    )
     trained = train(
         model,
         objective,

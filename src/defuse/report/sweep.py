@@ -1,0 +1,145 @@
+"""The report of a sweep: a table of its cells, and accuracy as lines over what was swept."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from defuse.evaluation.sweep import Cell
+from defuse.files import write_bytes
+from defuse.report.cells import cell as share_of
+from defuse.report.sheet import Part, sheet
+from defuse.report.tables import markdown
+
+VERSION = 1
+COLORS = ("#1f4e79", "#b5482a", "#2f7f79", "#8a6d1f", "#6b4a8a", "#7d7d7d")
+MARKERS = "osvD^x"
+Done = Sequence[tuple[Cell, Mapping[str, Any]]]
+
+
+def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
+    """Write `sweep.json`, `sweep.md`, `sweep.html` and `sweep.png` into the folder of a sweep.
+
+    Args:
+        folder: The sweep's folder.
+        done: The cells that are done, with the summaries of their runs.
+        of: How many cells there are in all.
+        command: How to make it again.
+
+    Returns:
+        The table, in Markdown.
+    """
+    heads, rows = _table(done)
+    title = "Accuracy over " + " and ".join(done[0][0].values)
+    about = (
+        f"{len(done)} of {of} combinations; {done[0][1]['n']} images and "
+        f"{done[0][1]['clean']['k']} held-out draws each. Accuracy is per draw, in brackets 95 % "
+        "intervals over images and draws."
+    )
+    png, table = _figure(done), markdown(heads, rows)
+    write_bytes(folder / "sweep.png", png)
+    parts = [f"# {title}", about, table, "![accuracy](sweep.png)", f"Made by `{command}`"]
+    write_bytes(folder / "sweep.md", ("\n\n".join(parts) + "\n").encode())
+    page = [Part(about), Part(title, png), Part(heads=heads, rows=rows), Part(command, code=True)]
+    write_bytes(folder / "sweep.html", sheet(title, page).encode())
+    cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
+    told = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    write_bytes(folder / "sweep.json", (json.dumps(told, indent=1) + "\n").encode())
+    return table
+
+
+def _table(done: Done) -> tuple[list[str], list[list[str]]]:
+    attacked = bool(done[0][1]["attacks"])
+    heads = [*done[0][0].values, "clean", *(["robust"] if attacked else [])]
+    heads += ["network calls an image", "seconds an image"]
+    rows = []
+    for cell, summary in done:
+        cost, n = summary["cost"], summary["n"]
+        calls = (cost["nfe_forward"] + cost["nfe_vjp"]) / n
+        shares = [summary["clean"]["mean"]] + ([summary["robust"]["mean"]] if attacked else [])
+        row = [*cell.values.values(), *map(share_of, shares)]
+        rows.append([*row, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
+    return heads, rows
+
+
+def _figure(done: Done) -> bytes:
+    """Over the values of the first path, a line for each of the second, a panel for the others."""
+    first, *rest = done[0][0].values
+    second, others = (rest[0] if rest else None), rest[1:]
+    readings = ["clean", "robust"] if done[0][1]["attacks"] else ["clean"]
+    panels = list(dict.fromkeys(_panel(cell, others) for cell, _ in done))
+    size = (3.9 * len(panels) + 0.8, 3.3 * len(readings) + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(readings), len(panels), squeeze=False, sharey=True, sharex=True)
+    places = _places([cell.values[first] for cell, _ in done])
+    for row, reading in enumerate(readings):
+        for column, panel in enumerate(panels):
+            axes: Axes = grid[row, column]
+            here = [(cell, s) for cell, s in done if _panel(cell, others) == panel]
+            _lines(axes, here, first, second, reading, places)
+            axes.set_title(panel, fontsize=10)
+            axes.set_xlabel(first, fontsize=9)
+            if column == 0:
+                axes.set_ylabel(f"{reading} accuracy, %", fontsize=9)
+    if second:
+        handles, labels = grid[0, 0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside right center", frameon=False, fontsize=9, title=second
+        )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
+
+
+def _lines(
+    axes: Axes,
+    done: Done,
+    first: str,
+    second: str | None,
+    reading: str,
+    places: Mapping[str, float],
+) -> None:
+    kinds = list(dict.fromkeys(cell.values[second] if second else "" for cell, _ in done))
+    apart = 0.006 * (max(places.values()) - min(places.values()))  # lest intervals hide each other
+    for i, kind in enumerate(kinds):
+        mine = [(c, s) for c, s in done if not second or c.values[second] == kind]
+        mine.sort(key=lambda pair: places[pair[0].values[first]])
+        shift = apart * (i - (len(kinds) - 1) / 2)
+        x = [places[cell.values[first]] + shift for cell, _ in mine]
+        shares = [summary[reading]["mean"] for _, summary in mine]
+        y, low, high = ([100 * s[key] for s in shares] for key in ("accuracy", "low", "high"))
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        axes.plot(x, y, label=kind, color=color, marker=marker, markersize=5, linewidth=1.4)
+        axes.vlines(x, low, high, color=color, linewidth=1)
+    if not all(_number(name) for name in places):
+        axes.set_xticks(list(places.values()), list(places))
+    axes.grid(color="#e2e2e0", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def _places(names: Sequence[str]) -> dict[str, float]:
+    """Where each value stands on the axis: at itself if all are numbers, else one after another."""
+    known = list(dict.fromkeys(names))
+    if all(_number(name) for name in known):
+        return {name: float(name) for name in known}
+    return {name: float(i) for i, name in enumerate(known)}
+
+
+def _number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _panel(cell: Cell, others: Sequence[str]) -> str:
+    values = [(path, cell.values[path]) for path in others]
+    return ", ".join(f"{path} {v}" if _number(v) else v for path, v in values)

@@ -1,0 +1,97 @@
+"""Sweeps: every combination is a run of its own, done once, and reported together."""
+
+import json
+
+import pytest
+import yaml
+
+from defuse import spec as specs
+from defuse.cli import run
+from defuse.evaluation import sweep as sweeps
+from defuse.menu import SpecError
+
+SPEC = {
+    "data": {"name": "blobs", "size": 40},
+    "classifier": "bayes",
+    "denoiser": "mixture",
+    "purifier": {"name": "diffpure", "sampler": "ddpm", "t": 0.05, "steps": 5},
+    "threat": {"norm": "linf", "eps": 0.1},
+    "attacks": [],
+    "evaluation": {"images": 6, "draws": 2, "pictures": 0},
+    "sweep": {"purifier.t": [0.005, 0.01], "purifier.steps": [2, 10]},
+}
+
+
+def test_every_combination_is_checked():
+    cells = sweeps.check(specs.load(SPEC))
+    assert [cell.values for cell in cells] == [
+        {"purifier.t": t, "purifier.steps": n} for t in ("0.005", "0.01") for n in ("2", "10")
+    ]
+    assert [cell.spec["purifier"]["t"] for cell in cells] == [0.005, 0.005, 0.01, 0.01]
+    assert "sweep" not in cells[0].spec
+
+
+def test_parts_are_called_by_their_name_and_weights():
+    assert sweeps.name_of({"name": "trained", "weights": "a/cifar10-wrn"}) == "cifar10-wrn"
+    assert sweeps.name_of({"name": "cifar-resnet", "depth": 56}) == "cifar-resnet"
+    assert sweeps.name_of(0.1) == "0.1"
+
+
+def test_from_command_to_page(elsewhere, capsys):
+    (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    assert run(["sweep", "s.yaml", "--out", "made", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "2/4  purifier.t 0.005, purifier.steps 10: purifier diffpure: steps must be at most 5"
+        in said
+    )
+    told = json.loads((elsewhere / "made" / "sweep.json").read_text())
+    assert [cell["values"]["purifier.steps"] for cell in told["cells"]] == ["2", "2", "10"]
+    for cell in told["cells"]:
+        summary, steps = cell["summary"], int(cell["values"]["purifier.steps"])
+        assert summary["n"] == 6
+        # two draws of clean images, nothing else: no attack, so no control and no probe
+        assert summary["cost"]["nfe_forward"] == 6 * 2 * steps
+        assert "random" not in summary
+    page = (elsewhere / "made" / "sweep.html").read_text()
+    assert "data:image/png;base64," in page
+    for name in ("sweep.md", "sweep.png"):
+        assert (elsewhere / "made" / name).stat().st_size
+
+
+def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
+    cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.t": [0.05, 0.06]}}))
+    runs = sweeps.run(cells, elsewhere, quiet=True)
+    next(runs)  # and then it is killed
+    assert len(sweeps.finished(cells, elsewhere)) == 1
+    kept = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
+    assert len(sweeps.finished(cells, elsewhere)) == 2
+    again = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
+    assert again == kept
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        (None, "a sweep needs a section `sweep`"),
+        ({"purifier.t": 0.1}, "purifier.t needs a list of values"),
+        ({"purifier.t": [0.1, 0.1]}, "two values of purifier.t are called alike"),
+        ({"purifier.tt": [0.1]}, "did you mean 't'"),
+        ({"attacks.7.eot": [1]}, "sweep: attacks.7.eot"),
+    ],
+)
+def test_a_mistake_is_told(axes, said):
+    with pytest.raises(SpecError, match=said):
+        sweeps.check(specs.load(SPEC | {"sweep": axes}))
+
+
+def test_no_combination_can_be_run(elsewhere):
+    cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.steps": [60, 70]}}))
+    with pytest.raises(SpecError, match="at most 50"):
+        list(sweeps.run(cells, elsewhere, quiet=True))
+
+
+def test_evaluate_says_what_to_run(mistake, elsewhere):
+    (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC))
+    assert "run it by `defuse sweep`" in mistake("evaluate", "s.yaml")

@@ -1,0 +1,169 @@
+"""Objectives against what is known of them."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from defuse.diffusion.denoise import SIGMA_DATA, Network
+from defuse.diffusion.schedule import VP
+from defuse.models.classifiers import Plain
+from defuse.noise import Noise
+from defuse.threat import Threat
+from defuse.training.adversarial import PGDAT, TRADES
+from defuse.training.objectives import Denoising, denoising_loss
+
+X = Noise.of(0, range(4)).uniform(torch.empty(4, 1, 4, 4))
+Y = torch.tensor([0, 1, 1, 0])
+NOISE = Noise.of(3, range(4))
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map = nn.Linear(16, 16)
+
+    def forward(self, x, time):
+        return self.map(x.flatten(1)).view(x.shape)
+
+
+def perfect(predicts: str) -> Network:
+    """A denoiser that is told the answer: its prediction is the target itself."""
+    return Network(Linear(), predicts=predicts)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
+@pytest.mark.parametrize("t", [0.001, 0.1, 0.5, 1.0])
+def test_the_right_prediction_is_the_image(predicts, t):
+    """What `forward` makes of the target is x_0, at every time and for every prediction."""
+    model, time = perfect(predicts), torch.tensor(t, dtype=torch.float64)
+    z, eps = (2 * X - 1).double(), NOISE.normal(X.double())
+    _, alpha, sigma, _ = VP()(time)
+    model.predict = lambda x_t, t, label=None: model.target(z, eps, time)
+    assert torch.allclose(model(alpha * z + sigma * eps, time), z, atol=1e-6)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
+def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
+    """(out - target)^2 = sharpness (x_hat - x_0)^2."""
+    model, t = perfect(predicts).double(), torch.tensor(0.3, dtype=torch.float64)
+    x = X.double()
+    z, eps = 2 * x - 1, NOISE.normal(x)
+    _, alpha, sigma, _ = VP()(t)
+    loss = denoising_loss(model, x, t, Y, NOISE)
+    error = (model(alpha * z + sigma * eps, t) - z).square().flatten(1).mean(1)
+    assert torch.allclose(loss, model.sharpness(t) * error)
+
+
+def test_the_edm_network_sees_and_says_numbers_of_unit_size():
+    """Karras et al. (2022), section 5: for data of standard deviation 1/2."""
+    noise = Noise.of(1, range(4000))
+    z = SIGMA_DATA * noise.fold("z").normal(torch.empty(4000, 1, 2, 2))
+    eps = noise.fold("e").normal(z)
+    model = Network(nn.Identity(), predicts="edm")
+    for t in (0.01, 0.2, 0.9):
+        time = torch.tensor(t)
+        _, alpha, sigma, _ = VP()(time)
+        seen = []
+        model.network.forward = lambda x, time, seen=seen: seen.append(x) or x
+        model.predict(alpha * z + sigma * eps, time)
+        assert float(seen[0].std()) == pytest.approx(1, abs=0.03)
+        assert float(model.target(z, eps, time).std()) == pytest.approx(1, abs=0.03)
+
+
+def test_lognormal_times_are_lognormal():
+    from scipy.stats import kstest, truncnorm
+
+    objective = Denoising(t_max=0.9, times="lognormal")
+    share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
+    t = objective._times(share, VP()).double()
+    assert t.min() >= objective.t_min
+    assert t.max() <= 0.9
+    _, alpha, sigma, _ = VP()(t)
+    ends = [VP()(torch.tensor(end, dtype=torch.float64)) for end in (1e-3, 0.9)]
+    low, high = ((math.log(s.sigma / s.alpha) + 1.2) / 1.2 for s in ends)
+    found = (sigma / alpha).log().flatten().numpy()
+    assert kstest(found, truncnorm(low, high, loc=-1.2, scale=1.2).cdf).statistic < 0.01
+
+
+def test_min_snr_weighs_as_published():
+    """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
+    model = perfect("noise")
+    plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
+    t = plain._times(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    _, alpha, sigma, _ = model.schedule(t)
+    snr = ((alpha / sigma) ** 2).flatten()
+    weight = snr.clamp(max=5) / snr
+    assert len(set(weight.tolist())) > 1
+    assert torch.allclose(capped(model, X, Y, NOISE), weight * plain(model, X, Y, NOISE))
+
+
+class Line(nn.Module):
+    """A linear classifier of two classes: the worst change within a budget is known."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.norm = nn.BatchNorm1d(2, affine=False)
+
+    def forward(self, x):
+        score = (x - 0.5).flatten(1) @ self.weight
+        return self.norm(torch.stack([-score, score], 1))
+
+
+def line() -> Plain:
+    return Plain(Line(Noise.of(9, [0]).normal(torch.empty(1, 16))[0]))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_adversarial_training_meets_the_worst_image(norm):
+    model, eps = line().eval(), 0.05
+    x = 0.5 + 0.1 * (X - 0.5)  # far from the edges of [0, 1]
+    loss = PGDAT(norm, eps, steps=20, step_size=0.2)(model, x, Y, NOISE)
+    weight = model.network.weight.detach()
+    pull = Threat(norm, eps).steepest(weight.view(1, 1, 4, 4))
+    x_adv = x - eps * (2 * Y - 1).view(-1, 1, 1, 1) * pull
+    worst = F.cross_entropy(model(x_adv, NOISE), Y, reduction="none")
+    assert torch.allclose(loss, worst, atol=1e-3)
+    assert loss.requires_grad
+
+
+def test_trades_is_the_answer_and_how_far_it_can_be_moved():
+    model, eps = line().eval(), 0.05
+    x = 0.5 + 0.1 * (X - 0.5)
+    clean = model(x, NOISE)
+    plain = F.cross_entropy(clean, Y, reduction="none")
+    assert torch.allclose(TRADES(eps=eps, beta=0.0)(model, x, Y, NOISE), plain)
+    sign = model.network.weight.detach().sign().view(1, 1, 4, 4)
+    worst = torch.zeros(4)
+    for side in (-1, 1):  # a linear score: the divergence is greatest at one of the two ends
+        moved = model(x + side * eps * sign, NOISE).log_softmax(1)
+        drift = F.kl_div(moved, clean.softmax(1), reduction="none").sum(1)
+        worst = torch.maximum(worst, drift)
+    loss = TRADES(eps=eps, steps=30, step_size=0.1, beta=6.0)(model, x, Y, NOISE)
+    found = (loss - plain) / 6
+    assert (found <= worst + 1e-6).all()
+    assert (found >= 0.3 * worst).all(), "one end of two is found, the better one as a rule"
+    assert found.sum() > 0.9 * worst.sum()
+
+
+@pytest.mark.parametrize("objective", [PGDAT(steps=3), TRADES(steps=3)])
+def test_the_search_leaves_no_trace(objective):
+    """Neither on the weights, nor on the mode, nor on the statistics of the batch."""
+    model = line().train()
+    objective(model, X, Y, NOISE).sum().backward()
+    assert model.training
+    assert model.network.norm.training
+    # once for each forward pass in training mode, not for the attack's
+    passes = int(model.network.norm.num_batches_tracked)
+    assert passes == (1 if isinstance(objective, PGDAT) else 2)
+    assert model.network.weight.grad is not None
+
+
+@pytest.mark.parametrize("make", [PGDAT, TRADES])
+@pytest.mark.parametrize("bad", [{"eps": -1.0}, {"norm": "l1"}, {"steps": -1}, {"step_size": 0.0}])
+def test_bad_options_are_refused(make, bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        make(**bad)
