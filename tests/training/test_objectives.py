@@ -52,7 +52,7 @@ def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
     x = X.double()
     z, eps = 2 * x - 1, NOISE.normal(x)
     _, alpha, sigma, _ = VP()(t)
-    loss = denoising_loss(model, x, t, Y, NOISE)
+    loss = denoising_loss(model, x, t, Y, eps)
     error = (model(alpha * z + sigma * eps, t) - z).square().flatten(1).mean(1)
     assert torch.allclose(loss, model.sharpness(t) * error)
 
@@ -78,7 +78,7 @@ def test_lognormal_times_are_lognormal():
 
     objective = Denoising(t_max=0.9, times="lognormal")
     share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
-    t = objective._times(share, VP()).double()
+    t = objective.at(share, VP()).double()
     assert t.min() >= objective.t_min
     assert t.max() <= 0.9
     _, alpha, sigma, _ = VP()(t)
@@ -92,7 +92,7 @@ def test_min_snr_weighs_as_published():
     """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
-    t = plain._times(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    t = plain.at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model.schedule)
     _, alpha, sigma, _ = model.schedule(t)
     snr = ((alpha / sigma) ** 2).flatten()
     weight = snr.clamp(max=5) / snr

@@ -97,6 +97,11 @@ class Network(Denoiser):
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
+        out = self.estimate(x_t, t, label)
+        return out.clamp(-1, 1) if self.clip else out
+
+    def estimate(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], never clipped."""
         _, alpha, sigma, _ = self.schedule(_exact(t, x_t))
         out = self.predict(x_t, t, label)
         if self.predicts == "noise":
@@ -106,7 +111,7 @@ class Network(Denoiser):
         elif self.predicts == "edm":
             size = _size(alpha, sigma)
             out = alpha * SIGMA_DATA**2 / size**2 * x_t + sigma * SIGMA_DATA / size * out
-        return out.clamp(-1, 1) if self.clip else out
+        return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """What the network itself says, in its own terms, shaped like `x_t`."""

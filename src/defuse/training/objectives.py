@@ -57,19 +57,15 @@ class Denoising:
 
     def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,), with a time of its own for each."""
-        t = self._times(noise.fold("time").uniform(x[:, :1, :1, :1]), model.schedule)
-        label = y
-        if model.classes:
-            dropped = noise.fold("drop").uniform(x[:, 0, 0, 0]) < self.drop
-            label = torch.where(dropped, model.classes, y)
-        loss = denoising_loss(model, x, t, label, noise.fold("noise"))
+        t, label = time_and_label(self, model, x, y, noise)
+        loss = denoising_loss(model, x, t, label, noise.fold("noise").normal(x))
         if self.min_snr is None:
             return loss
         _, alpha, sigma, _ = model.schedule(t)
         wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
         return loss * (wanted / model.sharpness(t)).flatten()
 
-    def _times(self, share: Tensor, schedule: Schedule) -> Tensor:
+    def at(self, share: Tensor, schedule: Schedule) -> Tensor:
         """The times below which lies this `share` of them all."""
         if self.times == "uniform":
             return self.t_min + (self.t_max - self.t_min) * share
@@ -82,7 +78,18 @@ class Denoising:
         return torch.from_numpy(times).to(share)
 
 
-def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, noise: Noise) -> Tensor:
+def time_and_label(
+    objective: Denoising, model: Network, x: Tensor, y: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """A time (B, 1, 1, 1) for each image, and what a conditional denoiser is told of it (B,)."""
+    t = objective.at(noise.fold("time").uniform(x[:, :1, :1, :1]), model.schedule)
+    if not model.classes:
+        return t, y
+    dropped = noise.fold("drop").uniform(x[:, 0, 0, 0]) < objective.drop
+    return t, torch.where(dropped, model.classes, y)
+
+
+def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
     """The mean squared error of what the network predicts of x_t, (B,).
 
     Args:
@@ -90,9 +97,9 @@ def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, noise: Noise
         x: Clean images (B, C, H, W) in [0, 1].
         t: Times, shaped () or (B, 1, 1, 1).
         y: Labels (B,), of which an unconditional denoiser takes no notice.
-        noise: The noise in x_t.
+        eps: The noise in x_t, shaped like `x`.
     """
-    z, eps = model.encode(x), noise.normal(x)
+    z = model.encode(x)
     _, alpha, sigma, _ = model.schedule(t)
     out = model.predict(alpha * z + sigma * eps, t, y)
     return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)

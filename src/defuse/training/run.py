@@ -113,7 +113,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
     objective = specs.build("objective", spec["objective"])
-    model.to(device).train()
+    model.to(device).train().requires_grad_(True)  # a trained one is loaded frozen
     check_memory(
         model, objective, data, options["batch"], device, options["precision"] == "bfloat16"
     )
@@ -191,7 +191,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
         total = 0.0
         for block in blocks:
             x, y = (part.to(device) for part in fetch(test, block))
-            loss = denoising_loss(model, x, torch.tensor(t), y, _noise(block))
+            loss = denoising_loss(model, x, torch.tensor(t), y, _noise(block).normal(x))
             total += float(loss.sum())
         losses[f"{t:.3f}"] = round(total / size, 5)
     return {"test_images": size, "denoising_loss": losses}

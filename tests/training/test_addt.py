@@ -1,0 +1,142 @@
+"""ADDT against its paper's own example, its invariants, and closed forms."""
+
+import pytest
+import torch
+from torch import nn
+
+from defuse import spec as specs
+from defuse.cli import run
+from defuse.diffusion.denoise import Network
+from defuse.noise import Noise
+from defuse.training.addt import ADDT, rank_map
+from defuse.training.objectives import Denoising
+
+X = Noise.of(0, range(3)).uniform(torch.empty(3, 2, 4, 4))
+Y = torch.tensor([0, 1, 1])
+NOISE = Noise.of(3, range(3))
+
+
+def test_rank_mapping_is_the_papers_example():
+    """The figure of the release, with its two misprints put right."""
+    numbers = torch.tensor([1.2, 0, -1.6, 0.8, -0.6, 0.4, -0.2]).view(1, 1, 1, 7)
+    values = torch.tensor([0.5, -2.2, -1.4, 7.2, 5.1, -0.6, 1.1]).view(1, 1, 1, 7)
+    wanted = [0, -1.6, -0.6, 1.2, 0.8, -0.2, 0.4]
+    assert torch.equal(rank_map(values, numbers).flatten(), torch.tensor(wanted))
+
+
+def test_rank_mapping_keeps_the_numbers_and_the_order():
+    values, numbers = NOISE.fold("v").normal(X), NOISE.fold("g").normal(X)
+    out = rank_map(values, numbers)
+    assert torch.equal(out.flatten(2).sort(2).values, numbers.flatten(2).sort(2).values)
+    assert torch.equal(out.flatten(2).argsort(2), values.flatten(2).argsort(2))
+    assert torch.equal(rank_map(1e-9 * values**3, numbers), out), "only the order matters"
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.map, self.drop = nn.Conv2d(2, 2, 3, padding=1), nn.Dropout(0.5)
+        self.modes = []
+
+    def forward(self, x, time):
+        self.modes.append(self.training)
+        return self.drop(self.map(x))
+
+
+def brightness(x, noise):
+    """Two classes: is the mean above 0.5?"""
+    score = 20 * (x.flatten(1).mean(1) - 0.5)
+    return torch.stack([-score, score], 1)
+
+
+class Bright(nn.Module):
+    def forward(self, x, noise):
+        return brightness(x, noise)
+
+
+def made(**options) -> ADDT:
+    return ADDT(classifier=Bright(), **options)
+
+
+def test_without_strength_it_is_plain_denoising():
+    model = Network(Net()).eval()
+    plain = Denoising()(model, X, Y, NOISE)
+    assert torch.allclose(made(strength=0.0, mode="eval")(model, X, Y, NOISE), plain)
+    assert not torch.allclose(made(mode="eval")(model, X, Y, NOISE), plain)
+
+
+@pytest.mark.parametrize(("t", "share"), [(0.026, 0.3), (0.05, 0.17), (0.1, 0.088), (0.5, 0.0087)])
+def test_the_strength_is_as_published(t, share):
+    """The values of the release's schedule, at 26, 50, 100 and 500 of 1000 steps."""
+    from defuse.diffusion.schedule import Discrete
+
+    model = Network(Net(), schedule=Discrete(1000))
+    time = torch.full((3, 1, 1, 1), t)
+    zero, one = torch.zeros_like(X), torch.ones_like(X)
+    found = made()._mix(model, time, zero, one)
+    assert float(found.mean()) == pytest.approx(share, rel=0.04)
+    whole = made()._mix(model, time, one, zero) ** 2 + found**2
+    assert torch.allclose(whole, one), "the variance is kept"
+
+
+def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
+    model = Network(Net()).eval()
+    many = Noise.of(1, range(64))
+    x = many.uniform(torch.empty(64, 2, 4, 4))
+    y = (x.flatten(1).mean(1) > 0.5).long()
+    t = torch.full((64, 1, 1, 1), 0.3)
+    delta = made(rounds=3, mode="eval").perturbation(model, x, y, t, y, many)
+    assert abs(float(delta.mean())) < 0.1
+    assert float(delta.std()) == pytest.approx(1, abs=0.05)
+
+    def loss(delta):
+        _, alpha, sigma, _ = model.schedule(t)
+        x_hat = model.estimate(alpha * model.encode(x) + 0.5 * sigma * delta, t)
+        logits = brightness(model.decode(x_hat), many)
+        return torch.nn.functional.cross_entropy(logits, y)
+
+    assert loss(delta) > loss(many.fold("other").normal(x))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_search_leaves_no_trace_on_the_weights(mode):
+    model = Network(Net()).train()
+    objective = made(mode=mode, rounds=2)
+    t = torch.full((3, 1, 1, 1), 0.2)
+    delta = objective.perturbation(model, X, Y, t, Y, NOISE)
+    assert not delta.requires_grad
+    assert model.network.modes == [mode == "train"] * 2
+    assert model.training
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_it_does_not_depend_on_the_batch():
+    model, objective = Network(Net()).eval(), made(mode="eval")
+    whole = objective(model, X, Y, NOISE)
+    parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
+    assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
+
+
+def test_it_is_trained_by_the_command(elsewhere):
+    import yaml
+
+    spec = {
+        "data": {"name": "digits", "split": "train"},
+        "denoiser": {"name": "trained", "weights": "digits-denoiser"},
+        "objective": {
+            "name": "addt",
+            "classifier": {"name": "trained", "weights": "digits-classifier"},
+            "rounds": 1,
+        },
+        "training": {"steps": 2, "batch": 4},
+    }
+    (elsewhere / "a.yaml").write_text(yaml.safe_dump(spec))
+    assert specs.load("a.yaml") == spec
+    assert run(["train", "a.yaml", "--out", "made", "--quiet"]) == 0
+    assert (elsewhere / "made" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("bad", [{"mapping": "sorted"}, {"rounds": 0}, {"most": 2.0}, {"t_max": 2}])
+def test_bad_options_are_refused(bad):
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        made(**bad)
