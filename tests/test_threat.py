@@ -168,8 +168,58 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="the norm is linf or l2, not 'l1'"):
+    with pytest.raises(ValueError, match="the norm is linf, l2, l0; not 'l1'"):
         Threat("l1", 0.1)
     for eps in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="eps must be a number from 0 upward"):
             Threat("linf", eps)
+
+
+# ------------------------------------------------------------------- l0, shares of places
+
+
+def changed(x: torch.Tensor, x_adv: torch.Tensor) -> torch.Tensor:
+    return (x_adv != x).any(1).flatten(1).sum(1)
+
+
+def test_size_of_l0_is_the_share_of_places():
+    delta = torch.zeros(3, 3, 4, 4)
+    delta[0, 1, 0, 0], delta[1, :, 2, 2], delta[2, 0] = 1e-9, 0.5, 0.1
+    assert Threat("l0", 1).size(delta).tolist() == [1 / 16, 1 / 16, 1]
+
+
+@pytest.mark.parametrize(("eps", "places"), [(0, 0), (0.06, 0), (1 / 16, 1), (0.3, 4), (1, 16)])
+def test_l0_changes_so_many_places(eps: float, places: int):
+    threat, x = Threat("l0", eps), 0.2 + 0.6 * draw(20)
+    noise = Noise.of(3, range(20))
+    for x_adv in (threat.start(x, noise), threat.edge(x, noise), threat.project(x, gauss(20))):
+        assert (changed(x, x_adv) == places).all()
+        assert threat.allows(x, x_adv, slack=0).all()
+    if places < 16:
+        more = Threat("l0", (places + 1) / 16).edge(x, noise)
+        assert not threat.allows(x, more).any()
+        assert (more == threat.edge(x, noise)).all(1)[(threat.edge(x, noise) != x).any(1)].all()
+
+
+def test_project_of_l0_finds_the_nearest():
+    """Of all choices of 2 of 16 places."""
+    threat, x, far = Threat("l0", 2 / 16), draw(5), draw(5) + gauss(5)
+    near = threat.project(x, far)
+    assert torch.equal(threat.project(x, near), near)
+    best = (far - near).flatten(1).norm(dim=1)
+    for one in range(16):
+        for two in range(one):
+            other = x.clone().flatten(2)
+            other[:, :, [one, two]] = far.clamp(0, 1).flatten(2)[:, :, [one, two]]
+            assert ((far.flatten(2) - other).flatten(1).norm(dim=1) > best - 1e-6).all()
+
+
+def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
+    x = torch.full((4000, *SHAPE), 0.5)
+    noise = Noise.of(0, range(4000))
+    edge = Threat("l0", 0.25).edge(x, noise)
+    salt, pepper = int((edge[:, 0] == 1).sum()), int((edge[:, 0] == 0).sum())
+    assert salt + pepper == 4 * 4000
+    assert stats.binomtest(salt, salt + pepper).pvalue > 0.01
+    where = (edge[:, 0] != 0.5).flatten(1).sum(0).numpy()
+    assert stats.chisquare(where).pvalue > 0.01

@@ -28,6 +28,10 @@ Data = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", help="The folder for what is made.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...; auto is the GPU where there is one.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -37,10 +41,7 @@ def evaluate(
     changes: Set = None,
     data: Data = None,
     out: Out = None,
-    shard: Annotated[
-        str | None,
-        typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
-    ] = None,
+    shard: Shard = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure a defence: clean and under attack, with intervals. To resume, run it again."""
@@ -55,6 +56,54 @@ def evaluate(
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
         print_summary(write_report(run), folder)
+
+
+@app.command()
+def sweep(
+    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+) -> None:
+    """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
+    from defuse import spec as specs
+    from defuse.evaluation import sweep as sweeps
+    from defuse.report.sweep import write_sweep
+    from defuse.report.write import write_report
+
+    cells = sweeps.check(specs.load(spec, changes or []), data)
+    folder = out or Path("runs") / Path(spec).stem
+    words = ["defuse", "sweep", spec, *(w for c in changes or [] for w in ("--set", c))]
+    table = ""
+    for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
+        told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
+        if isinstance(run, Exception):
+            typer.echo(f"{number}/{len(cells)}  {told}: {run}")
+            continue
+        share = write_report(run)["clean"]["mean"]["accuracy"]
+        typer.echo(f"{number}/{len(cells)}  {told}: clean {share:.1%}")
+        done = sweeps.finished(cells, folder)
+        table = write_sweep(folder, done, len(cells), shlex.join(words))
+    plain = table.replace("\\", "")  # what Markdown needs quoted
+    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
+
+
+@app.command()
+def certify(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    shard: Shard = None,
+    quiet: Quiet = False,
+) -> None:
+    """Certify answers in l2 by randomised smoothing. To resume, run it again."""
+    from defuse import spec as specs
+    from defuse.evaluation import certify as certification
+
+    part = _shard(shard)
+    checked = certification.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked))
+    run = certification.run(checked, folder, part, quiet)
+    if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
+        _report(run)
 
 
 @app.command()
@@ -105,10 +154,8 @@ def classify(
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
     """Make the report of a run anew, finished or not."""
     from defuse.evaluation.record import Run
-    from defuse.report.tables import print_summary
-    from defuse.report.write import write_report
 
-    print_summary(write_report(Run.open(run)), run)
+    _report(Run.open(run))
 
 
 @app.command()
@@ -118,10 +165,8 @@ def merge(
 ) -> None:
     """Put the shards of a run, made in different folders, into one, and report on it."""
     from defuse.evaluation.record import merge as merge_runs
-    from defuse.report.tables import print_summary
-    from defuse.report.write import write_report
 
-    print_summary(write_report(merge_runs(runs, out)), out)
+    _report(merge_runs(runs, out))
 
 
 @app.command()
@@ -211,6 +256,19 @@ def _sentence(error: Exception) -> str:
 def _told(sentence: str, code: int) -> int:
     print(f"defuse: {sentence}", file=sys.stderr)
     return code
+
+
+def _report(run: Any) -> None:
+    """Write the report of a run of any kind, and print what it says."""
+    if run.kind == "certification":
+        from defuse.report.certified import print_certificates, write_certificates
+
+        print_certificates(write_certificates(run), run.folder)
+    else:
+        from defuse.report.tables import print_summary
+        from defuse.report.write import write_report
+
+        print_summary(write_report(run), run.folder)
 
 
 def _folder(spec: str, identity: str) -> Path:

@@ -62,7 +62,10 @@ class Defended(Protocol):
 
 
 class Attack(Protocol):
-    """Images to adversarial images, each allowed by the threat."""
+    """Images to adversarial images, each allowed by the threat.
+
+    One that knows no threat, such as a corruption, says so by a false attribute `bounded`.
+    """
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, /

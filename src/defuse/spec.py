@@ -171,8 +171,9 @@ def code(spec: Table) -> str:
 
 
 def takes(kind: str, table: Table) -> list[str]:
-    """The names of the arguments of what a part names."""
-    return list(inspect.signature(find(kind, table["name"])).parameters)
+    """The names of the arguments of what a part names, and of such parts inside it."""
+    names = list(inspect.signature(find(kind, table["name"])).parameters)
+    return names + (takes(kind, table[kind]) if isinstance(table.get(kind), dict) else [])
 
 
 def _read(source: str | Path) -> Table:

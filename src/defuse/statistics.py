@@ -30,6 +30,14 @@ def wilson(hits: int, total: int) -> Share:
     return Share(hits / total, float(low), float(high))
 
 
+def lower_bound(hits: int, total: int, alpha: float) -> float:
+    """What the rate behind `hits` in `total` trials exceeds, but for a chance of `alpha`.
+
+    The exact one-sided bound of Clopper and Pearson (1934).
+    """
+    return float(stats.beta.ppf(alpha, hits, total - hits + 1)) if hits else 0.0
+
+
 def mean_of(rates: Sequence[float], draws: int) -> Share:
     """The mean of one rate in [0, 1] per image, with an interval over images.
 

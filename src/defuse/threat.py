@@ -8,7 +8,7 @@ from torch import Tensor
 
 from defuse.noise import Noise
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l0"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Threat:
     """All images of [0, 1] within `eps` of the original.
 
     Attributes:
-        norm: `"linf"` (the largest change of a pixel) or `"l2"` (Euclidean length).
-        eps: The budget, in units of [0, 1] images (8/255 is 0.0314).
+        norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length) or `"l0"` (the
+            share of places, all channels together, that are changed at all).
+        eps: The budget, in units of [0, 1] images (8/255 is 0.0314); of l0 a share, 0 to 1.
     """
 
     norm: Norm
@@ -25,17 +26,28 @@ class Threat:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            raise ValueError(f"the norm is {' or '.join(get_args(Norm))}, not {self.norm!r}")
+            raise ValueError(f"the norm is {', '.join(get_args(Norm))}; not {self.norm!r}")
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps must be a number from 0 upward, not {self.eps}")
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""
         flat = delta.flatten(1)
+        if self.norm == "l0":
+            return (delta != 0).any(1).flatten(1).to(delta).mean(1)
         return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of unit norm that ascends fastest, per image (0 where the gradient is)."""
+        """The direction of unit norm that ascends fastest, per image (0 where the gradient is).
+
+        Raises:
+            ValueError: The norm is l0, where no step is small.
+        """
+        if self.norm == "l0":
+            raise ValueError(
+                "the norm l0 has no small steps for a gradient: use an attack that needs none, such "
+                "as salt-and-pepper"
+            )
         if self.norm == "linf":
             return gradient.sign()
         peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
@@ -44,6 +56,10 @@ class Threat:
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The nearest allowed image (for l2: the ball first, then the box, which is inside it)."""
+        if self.norm == "l0":
+            inside = x_adv.clamp(0, 1)
+            gain = (x_adv - x).square() - (x_adv - inside).square()
+            return torch.where(self._places(gain.sum(1, keepdim=True)), inside, x)
         delta = x_adv - x
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
@@ -53,14 +69,27 @@ class Threat:
         return (x + delta).clamp(0, 1)
 
     def start(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random allowed image, uniform in the ball (then clipped to [0, 1])."""
+        """A random allowed image, uniform in the ball (then clipped to [0, 1]).
+
+        Of l0: the whole budget of places, at random, with uniform values.
+        """
+        if self.norm == "l0":
+            places = self._places(noise.fold("places").uniform(x[:, :1]))
+            return torch.where(places, noise.uniform(x), x)
         if self.norm == "linf":
             return self.project(x, x + self.eps * (2 * noise.uniform(x) - 1))
         radius = noise.fold("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
         return self.project(x, x + self.eps * radius * self.steepest(noise.normal(x)))
 
     def edge(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random image of the whole budget: signs for linf, a direction for l2."""
+        """A random image of the whole budget: signs for linf, a direction for l2.
+
+        Of l0: salt and pepper, places at random that become all 1 or all 0. With the same noise,
+        the places of a smaller budget are among those of a larger one.
+        """
+        if self.norm == "l0":
+            places = self._places(noise.fold("places").uniform(x[:, :1]))
+            return torch.where(places, noise.uniform(x[:, :1]).round(), x)
         return self.project(x, x + self.eps * self.steepest(noise.normal(x)))
 
     def allows(self, x: Tensor, x_adv: Tensor, slack: float = 1e-5) -> Tensor:
@@ -68,6 +97,12 @@ class Threat:
         flat = x_adv.flatten(1)
         inside = (flat >= 0).all(1) & (flat <= 1).all(1)
         return inside & (self.size(x_adv - x) <= self.eps + slack)
+
+    def _places(self, worth: Tensor) -> Tensor:
+        """As many places as l0 allows, those of the largest worth (B, 1, H, W), as bools."""
+        flat = worth.flatten(1)
+        best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
+        return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
 
 
 def images(per_image: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.diffusion.schedule import VP, Discrete, pixel_noise
+from defuse.diffusion.schedule import VP, Discrete, pixel_noise, time_of_noise
 
 
 def at(t: float | list[float]) -> torch.Tensor:
@@ -129,3 +129,29 @@ def test_mistakes_are_told():
         Discrete(0)
     with pytest.raises(ValueError, match="linear or cosine, not 'square'"):
         Discrete(10, "square")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "indices"),
+    [
+        (Discrete(4000, "cosine"), (1158, 1984, 2809)),
+        (Discrete(), (145, 259, 396)),
+    ],
+)
+def test_times_of_noise_are_those_of_denoised_smoothing(schedule, indices):
+    """Carlini et al.'s index of pixel noise 0.25, 0.5 and 1, counted from 0."""
+    for sigma, index in zip((0.25, 0.5, 1.0), indices, strict=True):
+        t = time_of_noise(schedule, sigma)
+        assert t == (index + 1) / schedule.steps
+        assert pixel_noise(schedule, t) >= sigma > pixel_noise(schedule, index / schedule.steps)
+
+
+@pytest.mark.parametrize("sigma", [1e-6, 0.05, 0.25, 1.0, 76.0])
+def test_the_time_of_a_noise_is_the_inverse_of_the_noise_of_a_time(sigma: float):
+    assert pixel_noise(VP(), time_of_noise(VP(), sigma)) == pytest.approx(sigma, rel=1e-9)
+
+
+def test_noises_that_no_time_has_are_refused():
+    for sigma in (0.0, -1.0, 77.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=r"above 0 and up to 76\.08"):
+            time_of_noise(VP(), sigma)

@@ -35,6 +35,10 @@ def test_parts_are_called_by_their_name_and_weights():
     assert sweeps.name_of({"name": "trained", "weights": "a/cifar10-wrn"}) == "cifar10-wrn"
     assert sweeps.name_of({"name": "cifar-resnet", "depth": 56}) == "cifar-resnet"
     assert sweeps.name_of(0.1) == "0.1"
+    named = {"label": "slow", "name": "diffpure", "steps": 20}
+    (cell,) = sweeps.check(specs.load(SPEC | {"sweep": {"purifier": [named]}}))
+    assert cell.values == {"purifier": "slow"}
+    assert cell.spec["purifier"]["steps"] == 20
 
 
 def test_from_command_to_page(elsewhere, capsys):

@@ -1,28 +1,18 @@
 """DiffPure (Nie et al., 2022): noise the image to time t*, then run the model back."""
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
+from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
+from defuse.diffusion.adjoint import check_torchsde, reverse_adjoint
 from defuse.diffusion.denoise import Denoiser
-from defuse.diffusion.reverse import (
-    DDIM,
-    END,
-    Ancestral,
-    Step,
-    euler_maruyama,
-    even,
-    flow,
-    reverse,
-    strided,
-    walk,
-)
-from defuse.diffusion.schedule import Discrete, chain_length, pixel_noise
+from defuse.diffusion.reverse import euler_maruyama, reverse, walk
+from defuse.diffusion.schedule import Discrete, pixel_noise
 from defuse.noise import Noise
+from defuse.protocols import Purifier
 
-Sampler = Literal["sde", "ddpm", "ddim", "ode"]
-Variance = Literal["small", "large"]
 Forward = Literal["continuous", "discrete"]
 
 
@@ -56,38 +46,10 @@ class DiffPure(nn.Module):
         forward: Forward = "continuous",
     ):
         super().__init__()
-        if not 1e-4 <= t <= 1:
-            raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
-        for name, value, kinds in (
-            ("sampler", sampler, Sampler),
-            ("variance", variance, Variance),
-            ("forward", forward, Forward),
-        ):
-            if value not in get_args(kinds):
-                raise ValueError(f"{name} is one of {', '.join(get_args(kinds))}, not {value!r}")
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, not {steps}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be from 0 to 1, not {eta}")
+        one_of("forward", forward, Forward)
         self.denoiser, self.t, self.steps = denoiser, t, steps
+        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
-        chain = chain_length(denoiser.schedule)
-        jumps = sampler in ("ddpm", "ddim")
-        if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
-            raise ValueError(
-                f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
-                f"t = {t}, not {steps}"
-            )
-        if not jumps and t / steps <= END:
-            raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
-        self.times = strided(t, steps, chain) if jumps else even(t, steps)
-        choices: dict[Sampler, Step] = {
-            "sde": euler_maruyama,
-            "ddpm": Ancestral(variance),
-            "ddim": DDIM(eta),
-            "ode": flow,
-        }
-        self.step = choices[sampler]
 
     @property
     def pixel_noise(self) -> float:
@@ -104,6 +66,22 @@ class DiffPure(nn.Module):
         x_t, back = self._noised(x, noise), noise.fold("reverse")
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step):
             yield t, self.denoiser.decode(state)
+
+    def adjoint(self) -> Purifier:
+        """The same purifier with the gradient of the release, which is not exact.
+
+        Raises:
+            ValueError: The sampler is not `"sde"`, or torchsde is not installed.
+        """
+        if self.step is not euler_maruyama:
+            raise ValueError("the adjoint gradient is that of the sampler `sde`; use `exact`")
+        check_torchsde()
+
+        def purify(x: Tensor, noise: Noise) -> Tensor:
+            x_t, back = self._noised(x, noise), noise.fold("reverse")
+            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
+
+        return purify
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
         z, forward = self.denoiser.encode(x), noise.fold("forward")

@@ -6,11 +6,13 @@ a function of its key. Time: one forward to go, one forward and one product per 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Advance = Callable[[int, Tensor], Tensor]
 
@@ -33,10 +35,15 @@ def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()
     return x
 
 
+def twice_differentiable() -> AbstractContextManager[Any]:
+    """A context where attention takes the one form that has second derivatives."""
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, advance: Advance, steps: int, x: Tensor, *beside: Tensor) -> Tensor:
-        states = []
+        states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
         for i in range(steps):
             states.append(x)
             x = advance(i, x)

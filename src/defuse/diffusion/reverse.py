@@ -6,6 +6,7 @@ times and some guide.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from defuse.diffusion.denoise import Denoiser
-from defuse.diffusion.gradient import chain
+from defuse.diffusion.gradient import chain, twice_differentiable
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
 
@@ -190,7 +191,8 @@ def _advance(
     kept, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
     with torch.set_grad_enabled(kept or deep):
         at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
-        x_hat = denoiser(at, now.t, label)
+        with twice_differentiable() if deep else nullcontext():
+            x_hat = denoiser(at, now.t, label)
     term = guide(at, x_hat, now, then, noise.fold("guide"))
     if not kept:
         x_hat, term = x_hat.detach(), term.detach()
@@ -205,7 +207,7 @@ def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
     chain), and keeps no graph where they are off.
     """
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with torch.enable_grad(), twice_differentiable():
         at = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(potential(at).sum(), at, create_graph=again)
     return gradient if again else gradient.detach()

@@ -112,3 +112,32 @@ def pixel_noise(schedule: Schedule, t: float) -> float:
     """The noise that x_t carries, in units of [0, 1] pixels: sigma / alpha / 2."""
     scales = schedule(torch.tensor(t, dtype=torch.float64))
     return float(scales.sigma / scales.alpha / 2)
+
+
+def time_of_noise(schedule: Schedule, sigma: float) -> float:
+    """The time at which x_t carries the pixel noise `sigma`: the inverse of `pixel_noise`.
+
+    On a discrete chain it is the first step with at least that noise, which is the index of Carlini
+    et al. (2023) plus one.
+
+    Args:
+        schedule: Times to scales.
+        sigma: A standard deviation in units of [0, 1] pixels, above 0.
+
+    Raises:
+        ValueError: `sigma` is not above 0, or more noise than the schedule ever has.
+    """
+    most = pixel_noise(schedule, 1.0)
+    if not 0 < sigma <= most:
+        raise ValueError(
+            f"sigma is a noise above 0 and up to {most:.4g}, the most that the schedule has, in "
+            f"units of [0, 1] pixels; not {sigma}"
+        )
+    if isinstance(schedule, Discrete):
+        noise = torch.sqrt((1 - schedule.abar) / schedule.abar) / 2
+        return int(torch.searchsorted(noise, sigma)) / schedule.steps
+    low, high = 0.0, 1.0
+    for _ in range(53):  # the digits of a float64
+        middle = (low + high) / 2
+        low, high = (middle, high) if pixel_noise(schedule, middle) < sigma else (low, middle)
+    return high

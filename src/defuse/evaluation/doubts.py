@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from defuse.evaluation.record import Outcome
 
+CHEAP = ("adjoint", "bpda", "undefended")  # views without the exact gradient of the whole model
+BLIND = ("salt-and-pepper",)  # attacks that ask for no gradient
 FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
 
 
@@ -45,7 +47,7 @@ def all_doubts(
         classes: How many classes the data set has.
     """
     probes = [outcome.probe for outcome in outcomes if outcome.probe]
-    attacks = {row["label"]: row for row in spec["attacks"]}
+    attacks = {row["label"]: row for row in spec["attacks"] if row.get("bounded", True)}
     return [
         *_probabilities(probes),
         *_no_gradient(probes, attacks),
@@ -56,7 +58,7 @@ def all_doubts(
         *_unchanged(outcomes, attacks),
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
-        *_no_exact_view(spec, attacks),
+        *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_guessing(judged, classes),
         *_few_images(robust),
     ]
@@ -124,7 +126,8 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
 
 
 def _exact(attacks: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [row for row in attacks.values() if row["view"] == "exact"]
+    rows = attacks.values()
+    return [row for row in rows if row["view"] == "exact" and row.get("name") not in BLIND]
 
 
 def _unchanged(
@@ -173,7 +176,7 @@ def _cheap_beats_exact(
     outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
     exact = [name for name, row in attacks.items() if row["view"] == "exact"]
-    cheap = [name for name, row in attacks.items() if row["view"] in ("bpda", "undefended")]
+    cheap = [name for name, row in attacks.items() if row["view"] in CHEAP]
     for name in cheap if exact else ():
         lead = min(_lead(outcomes, other, name) for other in exact)
         if lead > 0:
@@ -201,7 +204,7 @@ def _lead(outcomes: Sequence[Outcome], one: str, other: str) -> float:
 def _no_exact_view(
     spec: Mapping[str, Any], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
-    if spec.get("purifier") and all(row["view"] != "exact" for row in attacks.values()):
+    if spec.get("purifier") and not _exact(attacks):
         yield Doubt(
             "no-adaptive-attack",
             "red",
@@ -227,7 +230,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
         yield Doubt(
             "few-images",
             "yellow",
-            f"the interval of the robust accuracy is "
+            f"the interval of the {robust.name} accuracy is "
             f"{100 * (robust.mean.high - robust.mean.low):.0f} points wide: "
             "evaluate more images",
         )

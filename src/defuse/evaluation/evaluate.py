@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from defuse import __version__
-from defuse.attacks.losses import LOSSES, look
+from defuse.attacks.losses import look
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.defenses.purified import votes
 from defuse.evaluation.ledger import Ledger, peak_bytes
+from defuse.evaluation.quality import Quality, measure
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.noise import Noise
 from defuse.progress import progress
@@ -88,6 +89,7 @@ def evaluate(
     mine = chosen[rank::ranks]
     todo = [index for index in mine if index not in done]
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
+    measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
     ledger = Ledger()
     judge = _Judge(Limited(model, machine.rows), attacks, threat, seed, draws, ledger)
     bar = progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet)
@@ -99,7 +101,7 @@ def evaluate(
             for name, version in judge.versions(x, y, block):
                 versions[name] = version
                 show(here, name)
-            outcomes = judge.outcomes(versions, y, block, probed)
+            outcomes = judge.outcomes(versions, y, block, probed, measured)
             run.add(outcomes, judge.examples(versions, outcomes, y, shown))
             robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
             show(here + len(block), f"robust in this block {np.mean(robust):.0%}")
@@ -120,25 +122,42 @@ class _Judge:
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The images as they are, under random noise, and under each attack."""
+        """The images as they are; and, if there are attacks, under random noise and each attack."""
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.ledger.take()
         yield "clean", x
-        yield "random", self.threat.edge(x, noise.fold("control"))
+        if self.attacks:
+            yield "random", self.threat.edge(x, noise.fold("control"))
         for name, attack in self.attacks.items():
             x_adv = attack(self.model, x, y, self.threat, noise.fold("search", name))
-            yield name, _allowed(name, x_adv, x, self.threat)
+            held = self.threat if _bounded(attack) else None
+            yield name, _allowed(name, x_adv, x, held)
+
+    def _candidates(self) -> set[str]:
+        """The conditions that the attacker chooses from.
+
+        Those within the threat; what knows no threat, as a corruption, only if there is nothing else.
+        """
+        held = {name for name, attack in self.attacks.items() if _bounded(attack)}
+        return {"clean", "random", *(held or self.attacks)}
 
     def outcomes(
-        self, versions: Mapping[str, Tensor], y: Tensor, indices: Sequence[int], probed: set[int]
+        self,
+        versions: Mapping[str, Tensor],
+        y: Tensor,
+        indices: Sequence[int],
+        probed: set[int],
+        measured: set[int],
     ) -> list[Outcome]:
         """The verdict on each image of a block."""
         noise, clean = Noise.of(self.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
             judged = votes(self.model, version, noise.fold("verdict"), self.draws)
-            seen = votes(self.model, version, noise.fold("select"), self.draws)
+            seen = judged
+            if self.attacks:  # else there is nothing to choose from
+                seen = votes(self.model, version, noise.fold("select"), self.draws)
             wrong = (seen != y[:, None]).float().mean(1)
             bare = self._bare(version, noise.fold("bare"))
             size = self.threat.size(version - clean)
@@ -149,24 +168,52 @@ class _Judge:
                     size=round(float(size[i]), 6),
                     wrong=round(float(wrong[i]), 4),
                 )
+        which = [i for i, index in enumerate(indices) if index in measured]
+        quality = self._quality(versions, noise.fold("quality", "purify"), which)
+        candidates = self._candidates()
         cost = {key: count / len(y) for key, count in self.ledger.take().items()}
         seconds = round((time.perf_counter() - self.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = _probe(self.model, versions["random"], y, noise, which)
+        probes = _probe(self.model, versions["random"], y, noise, which) if self.attacks else {}
         return [
             Outcome(
                 index=index,
                 label=int(y[i]),
                 conditions=row,
                 # of equals, the attack that comes last: it is the strongest as a rule
-                chosen=max(reversed(row), key=lambda name, row=row: row[name].wrong),
+                chosen=max(
+                    (name for name in reversed(row) if name in candidates),
+                    key=lambda name, row=row: row[name].wrong,
+                ),
                 seconds=seconds,
                 cost=cost | {"peak_bytes": peak_bytes()},
                 made_by=f"defuse {__version__}, torch {torch.__version__}",
                 probe=probes.get(i, {}),
+                quality=quality.get(i, {}),
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
+
+    @torch.no_grad()
+    def _quality(
+        self, versions: Mapping[str, Tensor], noise: Noise, which: Sequence[int]
+    ) -> dict[int, dict[str, Quality]]:
+        """How far the versions of the images at positions `which` are from the clean ones.
+
+        Before purification and after it; the one draw of the purifier is the same for all versions.
+        """
+        found: dict[int, dict[str, Quality]] = {i: {} for i in which}
+        if not which:
+            return found
+        clean, model, noise = versions["clean"][which], self.model.model, noise.take(which)
+        for name, version in versions.items():
+            seen = {} if name == "clean" else {"before": version[which]}
+            if isinstance(model, Defended):
+                seen["after"] = Limited(model.purifier, self.model.rows)(version[which], noise)
+            for when, pictures in seen.items():
+                for i, told in zip(which, measure(pictures, clean), strict=True):
+                    found[i].setdefault(name, {})[when] = told
+        return found
 
     def _bare(self, x: Tensor, noise: Noise) -> list[int | None]:
         """What the classifier without its defence answers; None if there is no defence."""
@@ -192,11 +239,21 @@ class _Judge:
         return _examples(self.model.model, x, x_adv, y[which], noise, indices)
 
 
-def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+def _bounded(attack: Attack) -> bool:
+    """Whether an attack is held to the threat; one that is not says so by `bounded`."""
+    return getattr(attack, "bounded", True)
+
+
+def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
+    """What an attack returned, if it is images, and within the threat if it is held to one."""
     if x_adv.shape != x.shape:
         raise RuntimeError(
             f"the attack {name} returned images shaped {tuple(x_adv.shape)}, given {tuple(x.shape)}"
         )
+    if threat is None:
+        if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
+            raise RuntimeError(f"the attack {name} returned what is no image of [0, 1]")
+        return x_adv.detach()
     allowed = threat.allows(x, x_adv)
     if not bool(allowed.all()):
         raise RuntimeError(
@@ -220,7 +277,7 @@ def _probe(
         raise RuntimeError("the model returned logits that are not finite; see `defuse doctor`")
     probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
     alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
-    peaks = {loss: look(model, x, y, loss, noise, 0, 1).gradient for loss in LOSSES}
+    peaks = {loss: look(model, x, y, loss, noise, 0, 1).gradient for loss in ("ce", "margin")}
     promised, found = _slope(model, x, y, noise, peaks["margin"])
     return {
         i: {
@@ -254,6 +311,9 @@ def _examples(
     noise = noise.fold("verdict", "vote", 0)  # the first draw of the verdict
     kept = {"index": np.array(indices), "label": _array(y)}
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
+    fooled = y
+    if isinstance(model, Defended):
+        fooled = model.classifier(x_adv, noise).argmax(1)  # what the attack makes of it, undefended
     for name, version in (("clean", x), ("attacked", x_adv)):
         kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
         if not isinstance(model, Defended):
@@ -263,12 +323,16 @@ def _examples(
         if not hasattr(model.purifier, "walk"):
             kept[f"{name}_purified"] = _array(model.purifier(version, purify))
             continue
-        times, sure, state = [], [], version
+        times, seen, state = [], [], version
         for t, state in model.purifier.walk(version, purify):  # pyright: ignore
             times.append(t)
-            sure.append(model.classifier(state, see).softmax(1).gather(1, y[:, None])[:, 0])
+            seen.append(model.classifier(state, see).softmax(1))
+        along = torch.stack(seen, 1)  # (B, N + 1, K)
         kept[f"{name}_purified"] = _array(state)
-        kept["times"], kept[f"{name}_sure"] = np.array(times), _array(torch.stack(sure, 1))
+        for key, label in (("sure", y), ("fooled", fooled)):
+            which = label[:, None, None].expand(-1, len(times), 1)
+            kept[f"{name}_{key}"] = _array(along.gather(2, which)[:, :, 0])
+        kept["times"], kept[f"{name}_surest"] = np.array(times), _array(along.amax(2))
     return kept
 
 

@@ -5,21 +5,33 @@ from typing import Any
 from torch import nn
 
 from defuse import spec as specs
+from defuse.defenses.aggregate import Aggregated, By
 from defuse.defenses.purified import Purified
 from defuse.menu import SpecError
 from defuse.protocols import Classifier, Purifier
 from defuse.spec import Table
 
+PATHS: dict[str, tuple[Any, Any]] = {"count": (int, ...), "by": (By, "softmax")}
+
 
 def check_model(spec: Table) -> Table:
-    """The parts of a spec that make the model: classifier, and denoiser and purifier if any.
+    """The parts of a spec that make the model: classifier, and denoiser, purifier, paths if any.
 
     Raises:
         SpecError: What is wrong with them.
     """
     if "classifier" not in spec:
         raise SpecError("the spec needs 'classifier'")
-    return {"classifier": specs.check("classifier", spec["classifier"])} | check_purifier(spec)
+    checked = {"classifier": specs.check("classifier", spec["classifier"])} | check_purifier(spec)
+    if spec.get("paths") is not None:
+        if "purifier" not in checked:
+            raise SpecError(
+                "paths are purifications of one image: add a purifier, or leave them out"
+            )
+        checked["paths"] = specs.fields("paths", spec["paths"], PATHS)
+        if checked["paths"]["count"] < 1:
+            raise SpecError(f"paths.count must be 1 or more, not {checked['paths']['count']}")
+    return checked
 
 
 def check_purifier(spec: Table) -> Table:
@@ -49,6 +61,8 @@ def build_model(spec: Table, device: str) -> Classifier:
     model: Any = specs.build("classifier", spec["classifier"])
     if "purifier" in spec:
         model = Purified(model, build_purifier(spec, device, model))
+    if "paths" in spec:
+        model = Aggregated(model, paths=spec["paths"]["count"], by=spec["paths"]["by"])
     return _frozen(model, device)
 
 

@@ -8,10 +8,10 @@ same command again.
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,19 @@ SAME = {  # what runs that share a folder have in common
     "images": "of other images (the data set's contents differ)",
     "code": "by other code (a module that the spec names has changed)",
 }
+MEASURED = ("seconds", "cost", "made_by", "probe", "quality")  # in what the same image may differ
+
+
+class Fact(Protocol):
+    """What became of one image, in whatever kind of run: a dataclass that JSON can hold."""
+
+    @property
+    def index(self) -> int:
+        """The image's place in the data set."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=Fact)
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,8 @@ class Outcome:
         cost: Network calls spent on it.
         made_by: The versions of what did it.
         probe: What a look at the model showed; on the first images only.
+        quality: By condition, how far the image is from the clean one, `before` and `after` it is
+            purified (`quality.measure`); empty in runs made before it was measured.
     """
 
     index: int
@@ -65,6 +80,7 @@ class Outcome:
     cost: dict[str, float]
     probe: dict[str, Any] = field(default_factory=dict)
     made_by: str = ""
+    quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Outcome":
@@ -80,11 +96,16 @@ class Run:
     Attributes:
         folder: Where it is.
         asked: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
-            `classes`, `versions`.
+            `classes`, `versions`, and the `kind` of a run that is not an evaluation.
     """
 
     folder: Path
     asked: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """What was done: `evaluation` or `certification`."""
+        return self.asked.get("kind", "evaluation")
 
     @classmethod
     def begin(cls, folder: Path, asked: Mapping[str, Any]) -> "Run":
@@ -124,9 +145,10 @@ class Run:
             raise RuntimeError(f"{path} is of format {asked.get('version')}, this is {VERSION}")
         return cls(Path(folder), asked)
 
-    def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
+    def add(self, outcomes: Sequence[Fact], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown."""
-        lines = "".join(json.dumps(asdict(outcome)) + "\n" for outcome in outcomes).encode()
+        tables: list[Any] = list(outcomes)
+        lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
         # The name holds the contents, so that no two processes can write over each other.
         name = f"{outcomes[0].index:07}-{hashlib.sha256(lines).hexdigest()[:8]}"
         if examples:
@@ -136,22 +158,32 @@ class Run:
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
 
     def outcomes(self) -> list[Outcome]:
-        """All outcomes so far, by index.
+        """All outcomes of an evaluation so far, by index.
+
+        Raises:
+            RuntimeError: A file is damaged, or the run is no evaluation.
+        """
+        if self.kind != "evaluation":
+            raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
+        return self.read(Outcome.of)
+
+    def read(self, of: Callable[[dict[str, Any]], Kept]) -> list[Kept]:
+        """All facts so far, by index, each made by `of` from the table that was written.
 
         Raises:
             RuntimeError: A file is damaged.
         """
-        found: dict[int, Outcome] = {}
+        found: dict[int, Kept] = {}
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
             for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
                 try:
-                    outcome = Outcome.of(json.loads(line))
+                    fact = of(json.loads(line))
+                    found[fact.index] = fact
                 except (ValueError, TypeError, KeyError) as error:
                     raise RuntimeError(
-                        f"{path} is damaged in line {number}; delete the file and run the "
-                        "evaluation again: only its images are done anew"
+                        f"{path} is damaged in line {number}; delete the file and run the same "
+                        "command again: only its images are done anew"
                     ) from error
-                found[outcome.index] = outcome
         return [found[index] for index in sorted(found)]
 
     def examples(self) -> Iterator[dict[str, np.ndarray]]:
@@ -159,6 +191,17 @@ class Run:
         for path in sorted((self.folder / "examples").glob("*.npz")):
             with np.load(path) as file:
                 yield dict(file)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """A fact of any kind of run, as it was written."""
+
+    table: dict[str, Any]
+
+    @property
+    def index(self) -> int:
+        return self.table["index"]
 
 
 def merge(folders: Sequence[Path], out: Path) -> Run:
@@ -175,12 +218,12 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     whole = Run.begin(out, runs[0].asked)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
-        for outcome in run.outcomes():
-            fact = (outcome.label, outcome.chosen, outcome.conditions)
-            folder, known = facts.setdefault(outcome.index, (run.folder, fact))
+        for told in run.read(_Told):
+            fact = {key: value for key, value in told.table.items() if key not in MEASURED}
+            folder, known = facts.setdefault(told.index, (run.folder, fact))
             if known != fact:
                 raise RuntimeError(
-                    f"{folder} and {run.folder} disagree about image {outcome.index}: they were made "
+                    f"{folder} and {run.folder} disagree about image {told.index}: they were made "
                     "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:

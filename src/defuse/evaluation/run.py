@@ -27,6 +27,7 @@ SECTIONS = (
     "classifier",
     "denoiser",
     "purifier",
+    "paths",
     "threat",
     "attacks",
     "evaluation",
@@ -53,6 +54,11 @@ class Viewed:
     attack: Attack
     view: Any
 
+    @property
+    def bounded(self) -> bool:
+        """Whether it is held to the threat."""
+        return getattr(self.attack, "bounded", True)
+
     def __call__(self, model: Classifier, x: Any, y: Any, threat: Threat, noise: Noise) -> Any:
         """Adversarial images, shaped like `x`."""
         return self.attack(self.view(model), x, y, threat, noise)
@@ -68,8 +74,12 @@ def check(spec: Table, folder: str | None = None) -> Table:
     Raises:
         SpecError: What is wrong with it.
     """
+    if "sweep" in spec:
+        raise SpecError("this spec has a sweep: run it by `defuse sweep`, not `defuse evaluate`")
     if "training" in spec:
         raise SpecError("this is a training spec: run it by `defuse train`, not `defuse evaluate`")
+    if "certification" in spec:
+        raise SpecError("this is a certification spec: run it by `defuse certify`")
     for key in spec:
         if key not in SECTIONS:
             near = menu.hint(key, SECTIONS)
@@ -83,11 +93,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
         Threat(**threat)
     except ValueError as error:
         raise SpecError(f"threat: {error}") from error
-    if threat["norm"] == "linf" and threat["eps"] > 1:
-        raise SpecError(
-            "threat.eps of linf is at most 1, in units of [0, 1] pixels (8/255, say), "
-            f"not {threat['eps']}"
-        )
+    if threat["norm"] != "l2" and threat["eps"] > 1:
+        units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
+        norm = threat["norm"]
+        raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
     options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
     for section, name, least in (
@@ -126,17 +135,10 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     model = build_model(spec, device)
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
-    _fits(model, data, indices, device)
-    asked = {
-        "identity": specs.identity(spec),
-        "images": fingerprint(data, indices),
-        "code": specs.code(spec),
-        "spec": spec,
-        "indices": indices,
-        "classes": list(data.classes),
-        "versions": versions(),
-    }
-    begun = Run.begin(folder, asked)
+    fits(model, data, indices, device)
+    for attack in attacks.values():
+        attack.view(model)  # so that one that does not fit is told before the work begins
+    begun = Run.begin(folder, question(spec, data, indices))
     evaluate(
         model,
         data,
@@ -152,6 +154,19 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     return begun
 
 
+def question(spec: Table, data: Dataset, indices: Sequence[int]) -> Table:
+    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
+    return {
+        "identity": specs.identity(spec),
+        "images": fingerprint(data, indices),
+        "code": specs.code(spec),
+        "spec": spec,
+        "indices": list(indices),
+        "classes": list(data.classes),
+        "versions": versions(),
+    }
+
+
 def subset(size: int, images: int | None, seed: int) -> list[int]:
     """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
 
@@ -161,9 +176,7 @@ def subset(size: int, images: int | None, seed: int) -> list[int]:
     if images is None:
         return list(range(size))
     if images > size:
-        raise SpecError(
-            f"evaluation.images: the data set has {size}, not {images}; null takes them all"
-        )
+        raise SpecError(f"images: the data set has {size}, not {images}; null takes them all")
     return sorted(permutation(size, seed, "subset")[:images])
 
 
@@ -181,39 +194,13 @@ def fingerprint(data: Dataset, indices: Sequence[int]) -> str:
     return digest.hexdigest()
 
 
-def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
-    if not isinstance(attacks, list):
-        raise SpecError("attacks must be a list; each has a name, and may have a view and a label")
-    checked: list[Table] = []
-    for attack in attacks:
-        table = dict(specs.part("attack", attack))
-        view, label = table.pop("view", "exact"), table.pop("label", None)
-        for name, value in (("view", view), ("label", label or "")):
-            if not isinstance(value, str):
-                raise SpecError(f"attack.{name} must be a word, not {value!r}")
-        menu.find("view", view)
-        if view in ("bpda", "undefended") and not defended:
-            raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
-        row = specs.check("attack", table)
-        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{view}"}
-        if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
-            raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
-        checked.append(row)
-    return checked
-
-
-def _attacks(rows: Sequence[Table]) -> list[tuple[str, Attack]]:
-    made = []
-    for row in rows:
-        table = {key: value for key, value in row.items() if key not in ("view", "label")}
-        attack = specs.build("attack", table)
-        made.append((row["label"], Viewed(attack, menu.find("view", row["view"]))))
-    return made
-
-
 @torch.no_grad()
-def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
-    """Try one image, so that parts that do not fit are told before the work begins."""
+def fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
+    """Try one image, so that parts that do not fit are told before the work begins.
+
+    Raises:
+        SpecError: Model and images do not fit each other.
+    """
     image, _ = data[indices[0]]
     shape = tuple(image.shape)
     wanted = image_shape(getattr(model, "purifier", None))
@@ -234,6 +221,41 @@ def _fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> Non
             f"the classifier returns {tuple(logits.shape)}, and the data set has "
             f"{len(data.classes)} classes"
         )
+
+
+def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
+    if not isinstance(attacks, list):
+        raise SpecError("attacks must be a list; each has a name, and may have a view and a label")
+    checked: list[Table] = []
+    for attack in attacks:
+        table = dict(specs.part("attack", attack))
+        view, label = table.pop("view", "exact"), table.pop("label", None)
+        table.pop("bounded", None)  # of a checked spec; what is named says it
+        for name, value in (("view", view), ("label", label or "")):
+            if not isinstance(value, str):
+                raise SpecError(f"attack.{name} must be a word, not {value!r}")
+        menu.find("view", view)
+        if view in ("adjoint", "bpda", "undefended") and not defended:
+            raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
+        row = specs.check("attack", table)
+        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{view}"}
+        if not getattr(menu.find("attack", row["name"]), "bounded", True):
+            row["bounded"] = False
+        if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
+            raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
+        checked.append(row)
+    return checked
+
+
+def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
+    made = []
+    for row in rows:
+        table = {
+            key: value for key, value in row.items() if key not in ("view", "label", "bounded")
+        }
+        attack = specs.build("attack", table)
+        made.append((row["label"], Viewed(attack, menu.find("view", row["view"]))))
+    return made
 
 
 def _size(shape: Sequence[int]) -> str:

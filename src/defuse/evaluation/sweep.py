@@ -115,6 +115,8 @@ def place(folder: Path, cell: Cell) -> Path:
 
 def name_of(value: Any) -> str:
     """What a reader calls a swept value; of a part its `label`, or its name and weights."""
+    if isinstance(value, dict) and "label" in value:
+        return str(value["label"])
     if not isinstance(value, dict):
         return "/".join(map(name_of, value)) if isinstance(value, list) else str(value)
     named = [str(value.get("name", ""))]
@@ -124,4 +126,6 @@ def name_of(value: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {key: v for key, v in value.items() if key != "label"}
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

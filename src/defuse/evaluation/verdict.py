@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 from defuse import __version__
 from defuse.evaluation import doubts
+from defuse.evaluation.quality import summarize
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.statistics import Share, mean_of, wilson
 from defuse.threat import Threat
@@ -68,9 +70,13 @@ def summary(run: Run) -> dict[str, Any]:
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
     spec = run.asked["spec"]
-    labels = [row["label"] for row in spec["attacks"]]
-    by_name = {name: judge(name, outcomes, _named(name)) for name in ("clean", "random", *labels)}
-    robust = judge("robust", outcomes, _submitted)
+    labels = [row["label"] for row in spec["attacks"] if row.get("bounded", True)]
+    corruptions = [row["label"] for row in spec["attacks"] if not row.get("bounded", True)]
+    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *corruptions)
+    by_name = {name: judge(name, outcomes, _named(name)) for name in names}
+    submitted = _submitted(["clean", "random", *(labels or corruptions)])
+    robust = judge("robust", outcomes, submitted)
+    corrupted = _over(outcomes, corruptions) if corruptions else None
     fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
     return {
         "version": VERSION,
@@ -80,21 +86,28 @@ def summary(run: Run) -> dict[str, Any]:
         "of": len(run.asked["indices"]),
         "clean": by_name["clean"].mean._asdict() | _readings(by_name["clean"]),
         "robust": _readings(robust),
-        "random": _readings(by_name["random"]),
+        **({"random": _readings(by_name["random"])} if "random" in by_name else {}),
         "flip_rate": flip_rate(outcomes)._asdict(),
         "probed": sum(bool(outcome.probe) for outcome in outcomes),
         "attacks": [
             {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
             for name in labels
         ],
-        "classes": _by_class(outcomes, run.asked["classes"]),
+        "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
+        **({"corrupted": _readings(corrupted)} if corrupted else {}),
+        "quality": summarize([outcome.quality for outcome in outcomes], names),
+        "classes": _by_class(outcomes, run.asked["classes"], submitted),
         "number_of_classes": len(run.asked["classes"]),
         "threat": spec["threat"],
         "card": card(spec),
         "doubts": [
             asdict(doubt)
             for doubt in doubts.all_doubts(
-                spec, outcomes, by_name, robust, len(run.asked["classes"])
+                spec,
+                outcomes,
+                by_name,
+                corrupted if not labels and corrupted else robust,
+                len(run.asked["classes"]),
             )
         ],
         "cost": _cost(outcomes),
@@ -116,20 +129,31 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     """The threat model in plain words."""
     threat, options = Threat(**spec["threat"]), spec["evaluation"]
     purifier = spec.get("purifier")
-    change = (
-        f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)"
-        if threat.norm == "linf"
-        else f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)"
-    )
-    attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in spec["attacks"])
+    change = {
+        "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
+        "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
+        "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
+    }[threat.norm]
+    attacks = [row for row in spec["attacks"] if row.get("bounded", True)]
+    attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in attacks)
+    corruptions = [_options(_bare(row)) for row in spec["attacks"] if row not in attacks]
     defence = "none" if purifier is None else _options(purifier)
-    return {
-        "the attacker may change": change,
-        "the attacker's view": attacker,
-        "the attacker's randomness": "draws of his own, fresh at every step; never those of the verdict",
+    if paths := spec.get("paths"):
+        defence += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
+    told = {}
+    if attacks or not corruptions:
+        told = {
+            "the attacker may change": change,
+            "the attacker's view": attacker,
+            "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
+            "verdict",
+        }
+    if corruptions:
+        told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
+    return told | {
         "the defence": defence,
-        "the verdict": f"{options['draws']} held-out draws per image, the same clean and attacked; the "
-        "attack that counts is chosen per image on other draws",
+        "the verdict": f"{options['draws']} held-out draws per image, the same for all its versions"
+        + ("; the attack that counts is chosen per image on other draws" if attacks else ""),
         "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "
         f"seed {options['subset_seed']}; noise of seed {options['seed']}",
     }
@@ -144,16 +168,27 @@ def eps_words(eps: float) -> str:
 def _sees(row: dict[str, Any]) -> str:
     views = {
         "exact": "the whole model, with its exact gradient",
+        "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "undefended": "the classifier alone, not the defence (transfer)",
     }
     counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts"}
-    effort = [f"{row[key]} {what}" for key, what in counted.items() if row.get(key, 1) != 1]
+    effort = [
+        f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
+    ]
     return f"{views.get(row['view'], row['view'])} ({', '.join(effort)})".replace(" ()", "")
 
 
+def _bare(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: v for key, v in row.items() if key not in ("view", "label", "bounded")}
+
+
 def _options(part: dict[str, Any]) -> str:
-    options = ", ".join(f"{k} {v}" for k, v in part.items() if k != "name" and v is not None)
+    options = ", ".join(
+        f"{k} {_options(v) if isinstance(v, dict) and 'name' in v else v}"
+        for k, v in part.items()
+        if k != "name" and v is not None
+    )
     return f"{part['name']} ({options})" if options else part["name"]
 
 
@@ -165,13 +200,39 @@ def _readings(judged: Judged) -> dict[str, Any]:
     return found
 
 
-def _by_class(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[dict[str, Any]]:
+def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
+    """All of the conditions `names` together: the mean over them, of each image."""
+    k = len(outcomes[0].conditions[names[0]].draws)
+    tables = [
+        [(o.conditions[name].draws, o.conditions[name].bare, o.label) for name in names]
+        for o in outcomes
+    ]
+
+    def mean(right: Callable[[Any], float], draws: int) -> Share:
+        return mean_of([fmean(right(row) for row in table) for table in tables], draws)
+
+    has_bare, count = tables[0][0][1] is not None, len(names)
+    return Judged(
+        name="corrupted",
+        mean=mean(lambda row: row[0].count(row[2]) / k, k * count),
+        majority=mean(lambda row: _winner(row[0]) == row[2], count),
+        worst=mean(lambda row: row[0].count(row[2]) == k, count),
+        k=k,
+        bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
+    )
+
+
+def _by_class(
+    outcomes: Sequence[Outcome],
+    classes: Sequence[str],
+    submitted: Callable[[Outcome], Condition],
+) -> list[dict[str, Any]]:
     rows = []
     for label, name in enumerate(classes):
         of_class = [outcome for outcome in outcomes if outcome.label == label]
         if of_class:
             clean = judge("clean", of_class, _named("clean")).mean
-            robust = judge("robust", of_class, _submitted).mean
+            robust = judge("robust", of_class, submitted).mean
             row = {"name": name, "n": len(of_class)}
             rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
     return rows
@@ -193,11 +254,16 @@ def _named(name: str) -> Callable[[Outcome], Condition]:
     return lambda outcome: outcome.conditions[name]
 
 
-def _submitted(outcome: Outcome) -> Condition:
-    """What the attacker would submit; the undefended classifier has the worst of all conditions."""
-    wrong = [c.bare for c in outcome.conditions.values() if c.bare not in (None, outcome.label)]
-    chosen = outcome.conditions[outcome.chosen]
-    return replace(chosen, bare=wrong[0]) if wrong else chosen
+def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
+    """What the attacker would submit; the undefended classifier has the worst of `names`."""
+
+    def pick(outcome: Outcome) -> Condition:
+        tried = [outcome.conditions[name] for name in names if name in outcome.conditions]
+        wrong = [c.bare for c in tried if c.bare not in (None, outcome.label)]
+        chosen = outcome.conditions[outcome.chosen]
+        return replace(chosen, bare=wrong[0]) if wrong else chosen
+
+    return pick
 
 
 def _right(outcome: Outcome, name: str) -> bool:

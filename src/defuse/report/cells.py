@@ -87,7 +87,9 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
 
 def rows(summary: Mapping[str, Any]) -> list[Row]:
     """The conditions: clean, random noise, each attack, and the attack that counts."""
-    table = [("clean", "clean", summary["clean"]), ("random", "random noise", summary["random"])]
+    table = [("clean", "clean", summary["clean"])]
+    if "random" in summary:
+        table.append(("random", "random noise", summary["random"]))
     table += [(attack["name"], attack["name"], attack["robust"]) for attack in summary["attacks"]]
     if summary["attacks"]:
         table.append(("robust", "robust", summary["robust"]))
@@ -97,11 +99,44 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
                 "robust",
                 {**summary["robust"], "bare": weakest_bare(summary)[1]},
             )
+    corruptions = summary.get("corruptions", [])
+    table += [(row["name"], row["name"], row["robust"]) for row in corruptions]
+    if corruptions:
+        title = "corrupted, on average"
+        table.append(("corrupted", title, summary["corrupted"]))
     keys = [column.key for column in columns(summary)]
     return [
         Row(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
         for name, title, shares in table
     ]
+
+
+QUALITY = (("psnr", "PSNR, dB", ".1f"), ("ssim", "SSIM", ".3f"), ("l2", "l2", ".2f"))
+
+
+def quality(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
+    lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
+    shown = [w for w in whens if any(w[0] in line for line in lines)]
+    heads = ["pictures", *(name + told for _, name, _ in QUALITY for _, told in shown)]
+    titles = {row.name: row.title for row in rows(summary)}
+    body = [
+        [titles[line["name"]]]
+        + [
+            _spread(line[when][metric], digits) if when in line else "-"
+            for metric, _, digits in QUALITY
+            for when, _ in shown
+        ]
+        for line in lines
+    ]
+    return heads, body
+
+
+def _spread(value: Mapping[str, float | None], digits: str) -> str:
+    told = f"{value['mean']:{digits}}"
+    if value["low"] is None:
+        return told
+    return f"{told} [{value['low']:{digits}}, {value['high']:{digits}}]"
 
 
 def costs(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -150,8 +185,8 @@ def _one_reading(summary: Mapping[str, Any]) -> bool:
     robust = summary["robust"]
     if robust["k"] == 1:
         return True
-    read = [robust, summary["clean"], summary["random"]]
-    read += [attack["robust"] for attack in summary["attacks"]]
+    read = [robust, summary["clean"], summary.get("random", robust)]
+    read += [row["robust"] for row in (*summary["attacks"], *summary.get("corruptions", []))]
     return "bare" not in robust and all(
         each["mean"]["accuracy"] == each[key]["accuracy"]
         for each in read

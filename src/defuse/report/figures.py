@@ -5,7 +5,7 @@ differ by marker, right and wrong by a sign, lines by dashes.
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from defuse.report.cells import Share, columns, rows, weakest
 from defuse.report.gallery import Gallery
+from defuse.statistics import wilson
 
 INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
 GREEN, RED = "#1b6e35", "#b01f1f"
@@ -66,22 +67,67 @@ def classes(summary: Mapping[str, Any]) -> bytes:
 
 
 def confidence(gallery: Gallery) -> bytes:
-    """Confidence in the true class along the purification, of every picture and their mean."""
+    """Confidence along the purification, of every picture and their mean, clean and attacked.
+
+    A panel each for the true class, the adversarial class (what the classifier without its defence
+    answers to the attacked picture, where that is another), and the class it is surest of.
+    """
+    arrays, times = gallery.arrays, gallery.arrays["times"]
+    every = np.ones(len(gallery), dtype=bool)
+    panels = [("sure", "in the true class", every)]
+    if "clean_fooled" in arrays:
+        fell = arrays["attacked_bare"] != arrays["label"]
+        panels += [("fooled", "in the adversarial class", fell)] if fell.any() else []
+        panels.append(("surest", "in the class it is surest of", every))
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
-    axes, times = figure.subplots(), gallery.arrays["times"]
-    for key, color, dashes in (("clean", BLUE, "-"), ("attacked", RUST, "--")):
-        sure = 100 * gallery.arrays[f"{key}_sure"]
-        axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
-        label = f"{key}, mean of {len(sure)}"
-        mean = sure.mean(0)
-        axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=label)
-    axes.set_xlim(float(times.max()), 0)
-    axes.set_ylim(-3, 103)
-    axes.set_xlabel("diffusion time, from t* (noised) to 0 (purified)", fontsize=9, color=INK)
-    axes.set_ylabel("confidence in the true class, %", fontsize=9, color=INK)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (kind, title, which) in zip(row, panels, strict=True):
+        for key, color, dashes in (("clean", BLUE, "-"), ("attacked", RUST, "--")):
+            sure = 100 * arrays[f"{key}_{kind}"][which]
+            axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
+            mean = sure.mean(0)
+            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=key)
+        axes.set_title(f"{title} ({which.sum()})", fontsize=9, color=INK)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlim(float(times.max()), 0)
+        axes.set_ylim(-3, 103)
+        axes.grid(color="#e2e2e0", linewidth=0.7)
+        _tidy(axes)
+    row[0].set_ylabel("confidence, %", fontsize=9, color=INK)
+    figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
+    _legend(figure, row[0], 2)
+    return _png(figure)
+
+
+def label_flips(
+    weights: Sequence[float], levels: Sequence[float], shares: np.ndarray, runs: int
+) -> bytes:
+    """What `evaluation.two_gaussians.label_flips` returned, against the weight, a line per level.
+
+    Args:
+        weights: Of the guide.
+        levels: Of the classifier's noise.
+        shares: Label-flip probabilities (levels, weights).
+        runs: Runs behind each, for the 95 % intervals.
+    """
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    marks = ("o", "s", "^", "D", "v", "P", "X")
+    for i, (level, line) in enumerate(zip(levels, shares, strict=True)):
+        color = (BLUE, TEAL, RUST, GREY)[i % 4]
+        spread = [wilson(round(share * runs), runs) for share in line]
+        low, high = ([100 * getattr(s, side) for s in spread] for side in ("low", "high"))
+        axes.fill_between(weights, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(
+            weights, 100 * line, color=color, marker=marks[i % 7], linewidth=1.6, markersize=5,
+            linestyle=("-", "--", "-.", ":")[i % 4], label=f"noise level {level:g}",
+        )  # fmt: skip
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("guidance weight", fontsize=9, color=INK)
+    axes.set_ylabel("label-flip probability, %", fontsize=9, color=INK)
     axes.grid(color="#e2e2e0", linewidth=0.7)
     _tidy(axes)
-    _legend(figure, axes, 2)
+    _legend(figure, axes, min(len(levels), 5))
     return _png(figure)
 
 
@@ -129,6 +175,44 @@ def magnification(gallery: Gallery, most: int = 8) -> float:
     largest = float(np.abs(delta).max())
     steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]
     return max([step for step in steps if step * largest <= 0.5 + 1e-4], default=1)
+
+
+def certified(summary: Mapping[str, Any]) -> bytes:
+    """Certified accuracy over the radius, with pointwise 95 % intervals over images."""
+    images, reach = summary["images"], summary["reach"]
+    radii = sorted(row["radius"] for row in images if row["answer"] == row["label"])
+    # A step for each radius at which a picture falls; nothing is said beyond the reach.
+    edges = np.array([0.0, *(radius for radius in radii if radius < reach), reach])
+    shares = [wilson(len(radii) - i, len(images)) for i in range(len(edges) - 1)]
+    accuracy, low, high = (100 * np.array(bound) for bound in zip(*shares, strict=True))
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.fill_between(
+        edges,
+        [*low, low[-1]],
+        [*high, high[-1]],
+        step="post",
+        color=BLUE,
+        alpha=0.16,
+        linewidth=0,
+        label="95 % interval",
+    )
+    axes.stairs(
+        accuracy, edges, baseline=None, color=BLUE, linewidth=2, label="certified and right"
+    )
+    clean = 100 * summary["clean"]["accuracy"]
+    axes.axhline(clean, color=TEAL, linestyle="--", linewidth=1.3, label="right, certified or not")
+    axes.axvline(
+        reach, color=GREY, linestyle=":", linewidth=1.6, label="the most that the draws can prove"
+    )
+    axes.set_xlim(0, 1.05 * reach)
+    axes.set_ylim(0, 103)
+    axes.set_xlabel("radius, Euclidean length in [0, 1] pixels", fontsize=9, color=INK)
+    axes.set_ylabel("pictures, %", fontsize=9, color=INK)
+    axes.grid(color="#e2e2e0", linewidth=0.7)
+    _tidy(axes)
+    _legend(figure, axes, 2)
+    return _png(figure)
 
 
 def _interval(

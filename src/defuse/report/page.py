@@ -27,7 +27,7 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     source = resources.files("defuse.report").joinpath("page.html").read_text("utf-8")
-    checked, unchecked = words.checks(probed=summary["probed"] > 0)
+    checked, unchecked = words.checks(summary)
     return environment.from_string(source).render(
         summary=summary,
         words=words,
@@ -41,6 +41,7 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         unchecked=unchecked,
         classes=cells.weakest(summary),
         costs=cells.costs(summary),
+        quality=cells.quality(summary),
         figures={name: _picture(plate) for name, plate in plates.items()},
         spec=spec_yaml(summary),
         command=reproduce(summary),

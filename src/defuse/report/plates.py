@@ -82,9 +82,15 @@ def _pictures(gallery: Gallery) -> str:
 
 
 def _confidence(gallery: Gallery) -> str:
-    return (
-        "The softmax confidence of the classifier in the true class as the picture is purified, from "
-        "the noised picture at the left to the purified one at the right. Thin lines are pictures, "
-        f"thick lines the mean of {len(gallery)}. A defence that works brings the attacked pictures "
-        "(dashed) up to the clean ones (solid)."
+    said = (
+        "The softmax confidence of the classifier as the picture is purified, from time t* at the left "
+        "to the purified picture at the right. Thin lines are pictures, thick lines their mean; above "
+        "each panel stands of how many. A defence that works brings the attacked pictures (dashed) "
+        "up to the clean ones (solid) in the true class."
     )
+    if "clean_fooled" in gallery.arrays:
+        said += (
+            " The adversarial class is what the classifier without its defence answers to the attacked "
+            "picture, where that is wrong."
+        )
+    return said

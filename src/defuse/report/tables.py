@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from defuse.report import words
-from defuse.report.cells import cell, columns, costs, doubts, rows, weakest
+from defuse.report.cells import cell, columns, costs, doubts, quality, rows, weakest
 
 SEVERITY = {"red": "bold red", "yellow": "yellow"}
 
@@ -61,6 +61,12 @@ def class_table(summary: Mapping[str, Any]) -> str:
         [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
     ]
     return markdown(["class", "pictures", *keys], body)
+
+
+def quality_table(summary: Mapping[str, Any]) -> str:
+    """How far pictures are from the clean ones, in Markdown; nothing if it was not measured."""
+    heads, body = quality(summary)
+    return markdown(heads, body) if body else ""
 
 
 def cost_table(summary: Mapping[str, Any]) -> str:

@@ -8,7 +8,14 @@ import yaml
 from defuse.report import words
 from defuse.report.cells import columns, doubts
 from defuse.report.plates import Plate
-from defuse.report.tables import accuracy_table, class_table, cost_table, markdown, quote
+from defuse.report.tables import (
+    accuracy_table,
+    class_table,
+    cost_table,
+    markdown,
+    quality_table,
+    quote,
+)
 
 
 def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
@@ -18,6 +25,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         summary: What the verdict says.
         plates: The figures, which lie in `figures/` beside it.
     """
+    table = quality_table(summary)
     notes = filter(None, (words.unfinished(summary), words.warning(summary)))
     parts = [
         f"# {quote(words.headline(summary))}",
@@ -25,7 +33,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         *(f"> **{quote(note)}**" for note in notes),
         quote(" ".join(words.lead(summary))),
         "## Doubts",
-        _doubts(summary, probed=summary["probed"] > 0),
+        _doubts(summary),
         "## Accuracy",
         accuracy_table(summary),
         _meanings(summary),
@@ -34,6 +42,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         "\n".join(f"- **{quote(k)}**: {quote(v)}" for k, v in summary["card"].items()),
         _figure(plates, "pictures"),
         _figure(plates, "confidence"),
+        *(["## Distance to the clean pictures", table, words.QUALITY] if table else []),
         "## By class",
         class_table(summary),
         _figure(plates, "classes"),
@@ -64,12 +73,12 @@ def versions(summary: Mapping[str, Any]) -> dict[str, str]:
     return {**summary["versions"], "defuse (this report)": summary["defuse"]}
 
 
-def _doubts(summary: Mapping[str, Any], probed: bool) -> str:
+def _doubts(summary: Mapping[str, Any]) -> str:
     lines = [
         f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {quote(doubt['why'])}"
         for number, doubt in enumerate(doubts(summary), 1)
     ]
-    checked, unchecked = words.checks(probed)
+    checked, unchecked = words.checks(summary)
     if not lines:
         lines = ["No doubts were raised. Checked:", "", *(f"- {text}" for text in checked)]
     if unchecked:
@@ -86,6 +95,8 @@ def _meanings(summary: Mapping[str, Any]) -> str:
     lines = [f"- **{column.title}**: {column.meaning}" for column in columns(summary)]
     if about := words.about_robust(summary):
         lines.append(f"- {about.replace('robust:', '**robust**:', 1)}")
+    if summary.get("corruptions"):
+        lines.append(f"- {quote(words.about_corrupted(summary))}")
     notes = [quote(note) for note in (words.broken(summary), words.scatter(summary)) if note]
     brackets = "In brackets: 95 % intervals."
     return "\n".join([*lines, "", " ".join([brackets, *notes])])

@@ -21,6 +21,20 @@ CHECKED = {
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
 }
+QUALITY = (
+    "PSNR and SSIM are higher, and l2 is lower, the nearer a picture is to the clean one (100 dB, 1 and "
+    "0 for the same picture); means over the pictures, at one draw of the purifier. In brackets: 95 % "
+    "intervals (Student's t)."
+)
+OF_ATTACKS = (
+    "zero-gradient",
+    "gradient-disagrees",
+    "images-unchanged",
+    "random-model-eot-1",
+    "weaker-than-random",
+    "cheap-beats-exact",
+    "no-adaptive-attack",
+)
 PROBED = (
     "probabilities-for-logits",
     "zero-gradient",
@@ -41,14 +55,18 @@ def kicker(summary: Mapping[str, Any]) -> str:
 
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence."""
+    if not summary["attacks"] and summary.get("corruptions"):
+        kinds, right = len(summary["corruptions"]), summary["corrupted"]["mean"]["accuracy"]
+        over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
+        return f"Under {over} the model is right {percent(right)} of the time."
     if not summary["attacks"]:
         return "No attack was tried: this run says nothing about robustness."
     threat = summary["threat"]
-    change = (
-        f"change every pixel by up to {eps_words(threat['eps'])}"
-        if threat["norm"] == "linf"
-        else f"change the picture by up to {threat['eps']:.4g} in Euclidean length"
-    )
+    change = {
+        "linf": f"change every pixel by up to {eps_words(threat['eps'])}",
+        "l2": f"change the picture by up to {threat['eps']:.4g} in Euclidean length",
+        "l0": f"change up to {100 * threat['eps']:.4g} % of the pixels at will",
+    }[threat["norm"]]
     through = complement(summary["robust"]["mean"])["accuracy"]
     what = "pictures" if _single(summary) else "attempts"
     knows = _knows(summary["spec"])
@@ -59,6 +77,10 @@ def basis(summary: Mapping[str, Any]) -> str:
     """What the headline rests on: its interval and the number of pictures."""
     n, k = summary["n"], summary["robust"]["k"]
     answers = "" if k == 1 else f", {k} held-out answers to each"
+    if not summary["attacks"] and summary.get("corruptions"):
+        right = summary["corrupted"]["mean"]
+        interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
+        return f"95 % interval {interval}; {_pictures(n)}{answers}."
     if not summary["attacks"]:
         return f"{_pictures(n)}{answers}."
     through = complement(summary["robust"]["mean"])
@@ -70,7 +92,18 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
     """What else a reader must know before quoting the headline, a sentence each."""
     robust, clean = summary["robust"], summary["clean"]["mean"]
     if not summary["attacks"]:
-        return [f"On clean pictures the model is right {cell(clean)} of the time."]
+        said = [f"On clean pictures the model is right {cell(clean)} of the time."]
+        if summary.get("corruptions"):
+            if bare := summary["corrupted"].get("bare"):
+                said.append(
+                    "Without its defence the classifier is right on "
+                    f"{cell(summary['clean']['bare'])} of the clean pictures and {cell(bare)} of the "
+                    "corrupted ones."
+                )
+            said.append(
+                "No attacker chose these pictures: they say nothing about robustness to one."
+            )
+        return said
     said = [
         f"Without an attack the model is right {cell(clean)} of the time, under attack "
         f"{cell(robust['mean'])}."
@@ -144,14 +177,25 @@ def about_robust(summary: Mapping[str, Any]) -> str | None:
     return "robust: of each picture, the attack that did best on the attacker's own draws"
 
 
-def checks(probed: bool) -> tuple[list[str], list[str]]:
-    """What was checked, and what could not be.
+def about_corrupted(summary: Mapping[str, Any]) -> str:
+    """What the rows of corruptions are."""
+    names = ", ".join(row["name"] for row in summary["corruptions"])
+    return (
+        f"Not by an attacker, and not within the threat: {names}. They do not count in `robust`."
+        if summary["attacks"]
+        else f"Not by an attacker: {names}."
+    )
 
-    Args:
-        probed: Whether the run looked at the model itself on some pictures.
-    """
-    done = [text for name, text in CHECKED.items() if probed or name not in PROBED]
-    return done, [] if probed else [CHECKED[name] for name in PROBED]
+
+def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What was checked, and what could not be, as the run looked at the model on no picture yet."""
+    asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
+    if not summary["attacks"]:
+        asked["few-images"] = "the interval of the accuracy is at most 20 points wide"
+    if summary["probed"]:
+        return list(asked.values()), []
+    done = [text for name, text in asked.items() if name not in PROBED]
+    return done, [text for name, text in asked.items() if name in PROBED]
 
 
 def _knows(spec: Mapping[str, Any]) -> str:
@@ -160,7 +204,7 @@ def _knows(spec: Mapping[str, Any]) -> str:
         return "knows the whole model"
     if "exact" in views:
         return "knows the whole model, its defence included,"
-    if "bpda" in views:
+    if views & {"adjoint", "bpda"}:
         return "knows the defence but not its gradient"
     if views == {"undefended"}:
         return "knows the classifier but not its defence"

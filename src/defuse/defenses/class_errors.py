@@ -1,0 +1,120 @@
+"""How well a denoiser explains images as each class: its errors, and their exact gradient.
+
+A draw is a time and a noise image; it is shared by all classes of an image, so that the differences
+between classes, which are all that counts, are free of the noise they have in common. Work goes
+through the network in chunks of (draw, image, class) rows. The gradient recomputes chunk by chunk,
+with the memory of one, and only for the classes it is asked for.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from defuse.diffusion.denoise import Denoiser
+from defuse.diffusion.schedule import Scales
+from defuse.noise import Noise
+
+Loss = Literal["l2", "l1", "huber"]
+
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+    "l2": torch.square,
+    "l1": torch.abs,
+    "huber": lambda gap: F.huber_loss(gap, torch.zeros_like(gap), reduction="none"),
+}
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """The errors of a denoiser's noise prediction, by image, class and draw.
+
+    Attributes:
+        denoiser: A conditional one.
+        scales: Of each draw, (M,) in float64.
+        noise: Draw k of an image is in the stream k below this one.
+        loss: Of the difference eps_hat - eps; its mean over all values of an image is the error.
+        rows: The most rows in one call of the network.
+    """
+
+    denoiser: Denoiser
+    scales: Scales
+    noise: Noise
+    loss: Loss
+    rows: int
+    _keys: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def at(self, z: Tensor, places: Tensor) -> Tensor:
+        """The errors (n,) at (draw, image, class) `places` (n, 3), which are sorted."""
+        pairs, row = torch.unique_consecutive(places[:, :2], dim=0, return_inverse=True)
+        draw, image = pairs.unbind(1)
+        t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
+        ratio, alpha, sigma = ((alpha / sigma).to(z), alpha.to(z), sigma.to(z))
+        clean = z[image]
+        keys = tuple(self._keys_of(k)[b] for k, b in pairs.tolist())
+        x_t = alpha * clean + sigma * Noise(keys).normal(clean)  # once for all classes
+        x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
+        # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
+        gap = ratio[row] * (clean[row] - x_hat)
+        return LOSSES[self.loss](gap).flatten(1).mean(1)
+
+    @torch.no_grad()
+    def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
+        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M)."""
+        for places in self._chunks(wanted):
+            draw, image, label = places.unbind(1)
+            table[image, label, draw] = self.at(z, places)
+
+    def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
+
+        It leads a gradient to `z`, and to the denoiser's weights where they are trained.
+        """
+        share = taken * weight
+        share = share / share.sum(2, keepdim=True)
+        value = (table.double() * share).sum(2).to(z)
+        trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        if not torch.is_grad_enabled() or not (z.requires_grad or trained):
+            return value
+        return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
+
+    def _chunks(self, wanted: Tensor) -> tuple[Tensor, ...]:
+        # draws first, classes last: the classes of one x_t meet in one chunk
+        return wanted.permute(2, 0, 1).nonzero().split(self.rows)
+
+    def _keys_of(self, draw: int) -> tuple[int, ...]:
+        if draw not in self._keys:
+            self._keys[draw] = self.noise.fold(draw).keys
+        return self._keys[draw]
+
+
+class _Mean(torch.autograd.Function):
+    """Means that are known, with a gradient that is computed on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, errors: ClassErrors, value: Tensor, share: Tensor, z: Tensor, *trained: Tensor
+    ) -> Tensor:
+        ctx.errors = errors
+        ctx.save_for_backward(share, z, *trained)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        share, z, *trained = ctx.saved_tensors
+        wanted = share * gradient.double()[:, :, None]
+        total = torch.zeros_like(z)
+        totals = [torch.zeros_like(p) for p in trained]
+        for places in ctx.errors._chunks(wanted != 0):
+            draw, image, label = places.unbind(1)
+            with torch.enable_grad():
+                at = z.detach().requires_grad_()
+                value = ctx.errors.at(at, places) @ wanted[image, label, draw].to(z)
+            back, *parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)
+            total += back
+            totals = [a if b is None else a + b for a, b in zip(totals, parts, strict=True)]
+        return None, None, None, total, *totals

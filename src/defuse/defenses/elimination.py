@@ -1,0 +1,200 @@
+"""Which classes a diffusion classifier gives up early, so that most draws go to few classes.
+
+A rule of elimination takes the draws in rounds. After each it says which classes live on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+# Li et al. (2023), the commands of the release: draws of a stage (in all), classes it keeps.
+SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "cifar10": ((50, 500), (5, 1)),
+    "stl10": ((100, 500), (5, 1)),
+    "pets": ((25, 250), (5, 1)),
+    "food": ((20, 50, 100, 500), (20, 10, 5, 1)),
+    "aircraft": ((20, 50, 100, 500), (20, 10, 5, 1)),
+    "flowers": ((20, 50, 100, 500), (20, 10, 5, 1)),
+    "cifar100": ((20, 50, 100, 500), (20, 10, 5, 1)),
+    "imagenet": ((50, 100, 500, 1000), (500, 50, 10, 1)),
+    "objectnet": ((50, 100, 500, 1000), (25, 10, 5, 1)),
+}
+
+
+class Elimination(Protocol):
+    """A rule of elimination."""
+
+    def rounds(self, draws: int) -> list[list[int]]:
+        """The draws, of 0 .. `draws` - 1, that each round adds."""
+        ...
+
+    def living(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    ) -> Tensor:
+        """Which classes (B, K) live on after round `turn`.
+
+        Args:
+            errors: Of the n draws so far (B, K, n); of classes that are not alive, anything.
+            weight: Of these draws (n,).
+            alive: The classes (B, K) that were alive before.
+            turn: The number of the round, from 0.
+            draws: How many draws there are in all.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of the Diffusion Classifier (Li et al., 2023, section 3.3).
+
+    Stage s takes an even grid of `samples[s]` of all draws, leaves out those taken before, and keeps
+    the `keep[s]` classes of the least mean error over everything taken so far. Of equals, the lower
+    number. What the last stage keeps is the answer, so that nothing is dropped there.
+
+    Attributes:
+        samples: Draws of each stage, rising.
+        keep: Classes that each stage keeps, falling to 1.
+    """
+
+    samples: tuple[int, ...] = (50, 500)
+    keep: tuple[int, ...] = (5, 1)
+
+    def __post_init__(self) -> None:
+        rising = all(0 < a < b for a, b in zip(self.samples, self.samples[1:], strict=False))
+        falling = all(a > b for a, b in zip(self.keep, self.keep[1:], strict=False))
+        if not self.samples or len(self.samples) != len(self.keep):
+            raise ValueError("samples and keep have one number for each stage: the same, 1 or more")
+        if not (rising and self.samples[0] > 0):
+            raise ValueError(f"samples must rise from 1 or more, not {list(self.samples)}")
+        if not (falling and self.keep[-1] == 1):
+            raise ValueError(f"keep must fall from stage to stage to 1, not {list(self.keep)}")
+
+    def rounds(self, draws: int) -> list[list[int]]:
+        """The draws that each stage adds to those before."""
+        seen: set[int] = set()
+        added = []
+        for size in self.samples:
+            grid = spread(draws, size)
+            added.append([k for k in grid if k not in seen])
+            seen |= set(grid)
+        return added
+
+    def living(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    ) -> Tensor:
+        """Which classes live on after a stage."""
+        if turn == len(self.keep) - 1:
+            return alive
+        ranked = (
+            _means(errors, weight).masked_fill(~alive, torch.inf).sort(dim=1, stable=True).indices
+        )
+        best = torch.zeros_like(alive).scatter(1, ranked[:, : self.keep[turn]], True)
+        return best & alive
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Give up a class as soon as it is surely worse than the best one, judged on the same draws.
+
+    After every round, the number of draws doubled, each class's errors are compared with those of the
+    best, draw by draw. The class goes if the mean difference is above 0 by more than Student's t
+    allows, at the level `risk` shared out evenly among the rounds and the K - 1 rivals; draws are a
+    sample without replacement from the full set, so the deviation shrinks to 0 as they run out. So
+    the class that is best on the full set is lost with a probability of at most `risk` for an image,
+    as far as the mean difference is normal. Rounds are even over the times, which makes the true
+    deviation smaller than the one reckoned with.
+
+    Attributes:
+        risk: The budget of error for an image, above 0 and below 1.
+        first: Draws of the first round, 2 or more.
+    """
+
+    risk: float = 0.005
+    first: int = 16
+
+    def __post_init__(self) -> None:
+        if not 0 < self.risk < 1:
+            raise ValueError(f"risk is a probability above 0 and below 1, not {self.risk}")
+        if self.first < 2:
+            raise ValueError(f"first must be 2 or more draws, not {self.first}")
+
+    def rounds(self, draws: int) -> list[list[int]]:
+        """16, 16, 32, 64, ... draws in an order that is even over the times from the start on."""
+        order = scattered(draws)
+        ends = self._ends(draws)
+        return [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+
+    def living(
+        self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
+    ) -> Tensor:
+        """Which classes live on after a round."""
+        used, rounds = len(weight), len(self._ends(draws))
+        if used == draws:
+            return alive  # nothing is left to be unsure of: the means decide
+        best = _means(errors, weight).masked_fill(~alive, torch.inf).argmin(1)
+        gap = errors - errors[torch.arange(len(errors)), best][:, None]
+        mean = _means(gap, weight)
+        spread = ((gap - mean[..., None]) * (used * weight / weight.sum())).square().sum(2)
+        deviation = torch.sqrt(spread / (used - 1) / used * (1 - used / draws))
+        level = self.risk / (rounds * max(1, alive.shape[1] - 1))
+        return alive & ~(mean > float(stats.t.isf(level, used - 1)) * deviation)
+
+    def _ends(self, draws: int) -> list[int]:
+        ends = [min(self.first, draws)]
+        while ends[-1] < draws:
+            ends.append(min(2 * ends[-1], draws))
+        return ends
+
+
+def spread(whole: int, size: int) -> list[int]:
+    """`size` of the numbers 0 .. `whole` - 1, the middles of as many even parts."""
+    return [(2 * k + 1) * whole // (2 * size) for k in range(size)]
+
+
+def scattered(whole: int) -> list[int]:
+    """The numbers 0 .. `whole` - 1 in an order whose every beginning is even over them.
+
+    They are the cells that the multiples of the golden ratio, modulo 1, fall into, in turn.
+    """
+    golden = (5**0.5 - 1) / 2
+    # of n multiples no two neighbors are further apart than 2.7 / n: 3 per cell reach them all
+    return list(dict.fromkeys(int((i + 0.5) * golden % 1 * whole) for i in range(3 * whole)))
+
+
+def rule_of(
+    name: str | None,
+    samples: Sequence[int] | None = None,
+    keep: Sequence[int] | None = None,
+    risk: float = 0.005,
+) -> Elimination | None:
+    """The rule of elimination that a diffusion classifier's options ask for; None for none.
+
+    Args:
+        name: `"paired"`, `"staged"`, or one of `SCHEDULES`.
+        samples: Of `"staged"`.
+        keep: Of `"staged"`.
+        risk: Of `"paired"`.
+
+    Raises:
+        ValueError: There is no such rule, or the options are not those of one.
+    """
+    if (samples is None) != (keep is None) or (name == "staged") != (samples is not None):
+        raise ValueError("samples and keep belong to the elimination `staged`, which needs both")
+    if samples is not None and keep is not None:
+        return Stages(tuple(samples), tuple(keep))
+    if name is None:
+        return None
+    if name == "paired":
+        return Paired(risk)
+    if name not in SCHEDULES:
+        names = ", ".join(["paired", "staged", *SCHEDULES])
+        raise ValueError(f"elimination is one of {names}, or null for none; not {name!r}")
+    return Stages(*SCHEDULES[name])
+
+
+def _means(errors: Tensor, weight: Tensor) -> Tensor:
+    return errors @ (weight / weight.sum())

@@ -1,0 +1,62 @@
+"""Gradual purification (Lee and Kim, 2023): DiffPure several times, with more noise each time."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.sampling import Sampler, Variance
+from defuse.diffusion.denoise import Denoiser
+from defuse.noise import Noise
+
+CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
+
+
+class Gradual(nn.Module):
+    """DiffPure by a list of passes, each noising what the one before made of the image.
+
+    Pass i draws from the streams `forward` and `reverse` below ("pass", i).
+
+    Args:
+        denoiser: The diffusion model.
+        passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
+            of 10 purifications (`aggregate.Aggregated`).
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"` or `"ode"`.
+        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
+        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+
+    Raises:
+        ValueError: There is no pass, or one is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        passes: Sequence[tuple[float, int]] = CIFAR,
+        sampler: Sampler = "ddpm",
+        variance: Variance = "small",
+        eta: float = 0.0,
+    ):
+        super().__init__()
+        if not passes:
+            raise ValueError("passes is a list of (t, steps), with one pass or more")
+        self.denoiser = denoiser
+        self.passes = nn.ModuleList()
+        for i, (t, steps) in enumerate(passes):
+            options = {"sampler": sampler, "variance": variance, "eta": eta}
+            try:
+                self.passes.append(DiffPure(denoiser, t=t, steps=steps, **options))
+            except ValueError as error:
+                raise ValueError(f"pass {i}: {error}") from error
+
+    @property
+    def pixel_noise(self) -> float:
+        """The most noise put on the image in a pass, in units of [0, 1] pixels."""
+        return max(purify.pixel_noise for purify in self.passes)  # pyright: ignore
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        for i, purify in enumerate(self.passes):
+            x = purify(x, noise.fold("pass", i))
+        return x

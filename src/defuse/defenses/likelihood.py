@@ -1,0 +1,91 @@
+"""Likelihood maximization (Chen et al., 2024): make the image one that the model denoises well."""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from defuse.defenses.sampling import one_of
+from defuse.diffusion.denoise import Denoiser
+from defuse.diffusion.gradient import chain
+from defuse.diffusion.reverse import ascent
+from defuse.diffusion.schedule import time_of_noise
+from defuse.noise import Noise
+
+Optimizer = Literal["adam", "gradient"]
+
+
+class LikelihoodMaximization(nn.Module):
+    """A few steps down the denoising loss |x_hat(x_t) - x|^2, one term of the diffusion's ELBO.
+
+    Each step noises the image to a level of its own, and takes the gradient of the mean square error
+    with respect to the image, through the denoiser. The gradient through all steps is exact, and
+    costs the memory of one. The noise of step i comes from the stream ("forward", i). The release
+    (of EDM models) draws the same noise for every image and call, draws the level evenly in sigma
+    and not in time, clips the outcome and cuts its gradient off.
+
+    The first step of Adam is the rate times the sign of the gradient, whose slope is 0: exact
+    gradients say little there, and an attacker should try BPDA too.
+
+    Args:
+        denoiser: The diffusion model.
+        steps: Of the descent; each costs a forward and a backward of the network.
+        rate: The length of a step, in units of [0, 1] pixels: Adam's own, or of `"gradient"` per unit
+            of the gradient of |x_hat - x|^2 in the denoiser's space.
+        low: The least noise, in units of [0, 1] pixels; half the sigma of an EDM model.
+        high: The most noise; a step's time is drawn evenly between those of `low` and `high`.
+        optimizer: `"adam"` (the release's) or `"gradient"`.
+
+    Raises:
+        ValueError: An option is out of range, or the schedule has not so much noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        steps: int = 5,
+        rate: float = 0.05,
+        low: float = 0.2,
+        high: float = 0.3,
+        optimizer: Optimizer = "adam",
+    ):
+        super().__init__()
+        one_of("optimizer", optimizer, Optimizer)
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more, not {steps}")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate must be a number from 0 upward, not {rate}")
+        if low > high:
+            raise ValueError(f"low must be at most high, not {low} and {high}")
+        self.denoiser, self.steps, self.rate, self.optimizer = denoiser, steps, rate, optimizer
+        self._span = tuple(time_of_noise(denoiser.schedule, sigma) for sigma in (low, high))
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        z = self.denoiser.encode(x)
+        # Adam's two moments travel with the image, as further channels
+        state = torch.cat([z, torch.zeros_like(z), torch.zeros_like(z)], 1)
+
+        def advance(i: int, state: Tensor) -> Tensor:
+            z, first, second = state.chunk(3, 1)
+            gradient = ascent(lambda at: self._loss(at, noise.fold("forward", i)), z)
+            if self.optimizer == "gradient":
+                return torch.cat([z - 2 * self.rate * z[0].numel() * gradient, first, second], 1)
+            first = 0.9 * first + 0.1 * gradient
+            second = 0.999 * second + 0.001 * gradient**2
+            # within the root the 1e-8 of Adam keeps its slope finite where the gradient is 0
+            size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
+            move = first / (1 - 0.9 ** (i + 1)) / size
+            return torch.cat([z - 2 * self.rate * move, first, second], 1)
+
+        weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
+        state = chain(advance, state, self.steps, beside=weights)
+        return self.denoiser.decode(state.chunk(3, 1)[0])
+
+    def _loss(self, z: Tensor, noise: Noise) -> Tensor:
+        low, high = self._span
+        t = low + (high - low) * noise.fold("time").uniform(z[:, :1, :1, :1])
+        x_t = self.denoiser.perturb(z, t, noise)
+        return (self.denoiser(x_t, t) - z).square().flatten(1).mean(1)

@@ -1,0 +1,68 @@
+"""How far pictures are from the clean ones, before and after purification."""
+
+from collections.abc import Mapping, Sequence
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from defuse.defenses.distances import mse, ssim
+
+Quality = dict[str, dict[str, float]]  # "before" and "after" purification: metric to value
+METRICS = ("psnr", "ssim", "l2", "linf")
+LEAST = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
+
+
+def measure(x: Tensor, clean: Tensor) -> list[dict[str, float]]:
+    """The distances of each image to its clean one.
+
+    Args:
+        x: Images (B, C, H, W), meant to be in [0, 1]; what a purifier left outside counts as it is.
+        clean: The clean images.
+
+    Returns:
+        Of each image `psnr` in dB (100 for equal images), `ssim` (1 for equal ones), and the norms
+        `l2` and `linf` of the difference.
+    """
+    x, clean = x.detach().double(), clean.detach().double()
+    gap = (x - clean).flatten(1)
+    found = {
+        "psnr": -10 * torch.log10(mse(x, clean).clamp(min=LEAST)),
+        "ssim": ssim(x, clean),
+        "l2": gap.norm(dim=1),
+        "linf": gap.abs().amax(1),
+    }
+    return [{name: round(float(found[name][i]), 4) for name in METRICS} for i in range(len(x))]
+
+
+def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[Any]:
+    """The means over images, with 95 % intervals of Student's t, of the conditions `names`.
+
+    Args:
+        qualities: Of each image, by condition.
+        names: The conditions, in order.
+
+    Returns:
+        Of each condition `name`, and under `before` and `after`, as far as it was measured, each
+        metric's `mean`, `low` and `high` (None for a single image).
+    """
+    table = []
+    for name in names:
+        row: dict[str, Any] = {"name": name}
+        for when in ("before", "after"):
+            measured = [q[name][when] for q in qualities if when in q.get(name, {})]
+            if measured:
+                row[when] = {m: _interval([image[m] for image in measured]) for m in METRICS}
+        if len(row) > 1:
+            table.append(row)
+    return table
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    middle, n = mean(values), len(values)
+    if n < 2:
+        return {"mean": middle, "low": None, "high": None}
+    half = float(stats.t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
+    return {"mean": middle, "low": middle - half, "high": middle + half}

@@ -1,0 +1,91 @@
+"""Several purifications, one answer."""
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.attacks.views import bpda, undefended
+from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.defenses.aggregate import Aggregated, aggregate
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.purified import Purified
+from defuse.noise import Noise
+from defuse.protocols import Defended
+
+LOGITS = torch.tensor([[[4.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 1.0, 0.0]]])  # (R, B, K)
+
+
+def images(size: int) -> torch.Tensor:
+    data = Blobs(size)
+    return torch.stack([data[i][0] for i in range(size)])
+
+
+def model(paths: int, by="softmax") -> Aggregated:
+    purify = DiffPure(mixture(), t=0.3, steps=3, sampler="ddpm")
+    return Aggregated(Purified(bayes(), purify), paths=paths, by=by)
+
+
+def test_the_three_ways():
+    assert aggregate(LOGITS, "logits").argmax(1).tolist() == [0]
+    soft = aggregate(LOGITS, "softmax")
+    assert torch.allclose(soft.exp(), LOGITS.softmax(2).mean(0))
+    shares = aggregate(LOGITS, "votes")
+    assert torch.allclose(shares, torch.tensor([[1 / 3, 2 / 3, 0]]), atol=1e-7)
+
+
+def test_votes_have_the_slope_of_the_mean_probability():
+    logits = LOGITS.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(aggregate(logits, "votes")[0, 1], logits)
+    (expected,) = torch.autograd.grad(logits.softmax(2).mean(0)[0, 1], logits)
+    assert torch.allclose(slope, expected)
+    assert float(slope.abs().max()) > 0.05
+
+
+def test_paths_are_independent_and_the_first_is_the_plain_one():
+    x, noise = images(4), Noise.of(0, range(4))
+    single = model(1, "logits")
+    assert torch.equal(single(x, noise), single.model(x, noise))
+    paths = [single.model(x, noise), *(single.model(x, noise.fold("path", i)) for i in (1, 2))]
+    assert not torch.equal(paths[0], paths[1])
+    assert not torch.equal(paths[1], paths[2])
+    assert torch.equal(model(3, "logits")(x, noise), torch.stack(paths).mean(0))
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    x, noise, whole = images(4), Noise.of(0, range(4)), model(3)
+    alone = torch.cat([whole(x[i : i + 1], noise.take([i])) for i in range(4)])
+    assert torch.allclose(alone, whole(x, noise), atol=1e-5)
+
+
+def test_attackers_can_take_it_apart():
+    x, noise, whole = images(2), Noise.of(0, range(2)), model(3)
+    assert isinstance(whole, Defended)
+    assert torch.allclose(bpda(whole)(x, noise), whole(x, noise), atol=1e-5)
+    assert torch.equal(undefended(whole)(x, noise), bayes()(x, noise))
+    same = whole.behind(whole.purifier)
+    assert (same.paths, same.by) == (3, "softmax")
+    assert torch.equal(same(x, noise), whole(x, noise))
+
+
+def test_who_knows_the_reverse_noise_knows_that_of_every_path():
+    x, secret = images(2), Noise.of(0, range(2))
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x, noise):
+            seen.append(noise.fold("reverse").keys)
+            return x
+
+    spied = Aggregated(Purified(bayes(), Spy()), paths=3)
+    spied(x, secret)
+    theirs, seen[:] = list(seen), []
+    spied(x, Noise.of(1, range(2)).knowing(secret, ["reverse"]).draws(0))
+    assert seen == theirs
+    assert len(set(theirs)) == 3
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="paths must be 1 or more, not 0"):
+        model(0)
+    with pytest.raises(ValueError, match="by is one of logits, softmax, votes, not 'sum'"):
+        model(2, "sum")

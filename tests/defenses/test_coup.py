@@ -1,0 +1,379 @@
+"""COUP against closed forms and finite differences, and its promises to whoever calls it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.defenses.coup import COUP, Confidence
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.purified import Purified
+from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.reverse import euler_maruyama, even, flow, reverse
+from defuse.diffusion.schedule import VP
+from defuse.evaluation.ledger import Ledger
+from defuse.evaluation.model import build_model, build_purifier, check_model
+from defuse.menu import SpecError
+from defuse.models.classifiers import Plain
+from defuse.noise import Noise, seed_torch
+
+SAMPLERS = ["sde", "ddpm", "ddim", "ode"]
+NOISE = Noise.of(0, range(4))
+
+
+def blobs(size: int = 4) -> torch.Tensor:
+    data = Blobs(size)
+    return torch.stack([data[i][0] for i in range(size)]).double()
+
+
+def curved(dtype: torch.dtype = torch.float64) -> Plain:
+    """A classifier of 4 x 4 images that is curved and never sure."""
+    seed_torch(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = Plain(network.to(dtype)).requires_grad_(False).eval()
+    for weight in model.parameters():
+        weight.mul_(3)
+    return model
+
+
+def linear(slope: float, dtype: torch.dtype = torch.float64) -> Plain:
+    """Two classes of images of one pixel z of [-1, 1], with log-odds slope * z."""
+    layer = nn.Linear(1, 2, bias=False).to(dtype).requires_grad_(False)
+    layer.weight.copy_(torch.tensor([[0.0], [slope]]))
+    return Plain(nn.Sequential(nn.Flatten(), layer), mean=(0.5,), std=(0.5,))
+
+
+def scales(t: float):
+    return VP()(torch.tensor(t, dtype=torch.float64))
+
+
+def term(guide: Confidence, x_t: torch.Tensor, noise: Noise | None = None) -> torch.Tensor:
+    noise = noise or Noise.of(0, range(len(x_t)))
+    return guide(x_t, torch.zeros_like(x_t), scales(0.1), scales(0.09), noise)
+
+
+# --------------------------------------------------------------------- closed forms
+
+
+class Probe:
+    """Noise of zeros, but for a 1 in one draw per image of the batch (see test_diffpure)."""
+
+    def __init__(self, path: tuple = (), drawn: list | None = None):
+        self.path, self.drawn = path, [] if drawn is None else drawn
+
+    def fold(self, *path) -> "Probe":
+        return Probe(self.path + path, self.drawn)
+
+    def normal(self, like: torch.Tensor) -> torch.Tensor:
+        if self.path not in self.drawn:
+            self.drawn.append(self.path)
+        out = torch.zeros_like(like)
+        out[self.drawn.index(self.path) + 1] = 1
+        return out
+
+
+def test_without_guidance_the_image_itself_goes_back():
+    """x = 0.8 where the data are N(0.2, 0.5^2), t* = 0.1: N(0.639632, 0.282649^2)."""
+    denoiser = Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), 0.5)
+    purify, probe = COUP(denoiser, linear(3.0), t=0.1, steps=100, weight=0), Probe()
+    out = 2 * purify(torch.full((102, 1, 1, 1), 0.9).double(), probe).flatten() - 1
+    found = float(out[0]), float((out[1:] - out[0]).square().sum().sqrt())
+    assert found == pytest.approx((0.639632, 0.282649), abs=6e-7)
+    assert probe.drawn == [("reverse", i) for i in range(100)]  # and no forward noise
+
+
+def test_without_guidance_it_is_the_reverse_sde_to_the_bit():
+    x = blobs()
+    expected = reverse(
+        mixture(), 2 * x - 1, even(0.1, 7), NOISE.fold("reverse"), step=euler_maruyama
+    )
+    assert torch.equal(COUP(mixture(), curved(), steps=7, weight=0)(x, NOISE), (expected + 1) / 2)
+    zero = Confidence(curved(), mixture(), weight=0)  # the guide itself, weighed with nothing
+    guided = reverse(
+        mixture(), 2 * x - 1, even(0.1, 7), NOISE.fold("reverse"), step=euler_maruyama, guide=zero
+    )
+    assert torch.allclose(guided, expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("weight", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("slope", [0.7, 5.0])
+def test_the_term_in_closed_form(weight: float, slope: float):
+    """With log-odds a z: lambda sign(z) a / (1 + exp(a |z|)), in the denoiser's own units."""
+    z = torch.tensor([-0.9, -0.1, 0.3, 0.8]).double().view(4, 1, 1, 1)
+    found = term(Confidence(linear(slope), mixture(1), weight=weight), z)
+    assert torch.allclose(found, weight * z.sign() * slope / (1 + (slope * z.abs()).exp()))
+
+
+@pytest.mark.parametrize(("sampler", "share"), [("sde", 1.0), ("ode", 0.5)])
+def test_the_drift_is_that_of_the_score_and_the_term(sampler, share: float):
+    """A step differs from the unguided one by h beta lambda grad log max p at x_t (equation 5)."""
+    x, weight, steps = blobs(), 2.0, 20
+    guided = COUP(mixture(), curved(), steps=steps, weight=weight, sampler=sampler)
+    plain = COUP(mixture(), curved(), steps=steps, weight=0, sampler=sampler)
+    (_, start), (_, after), *_ = guided.walk(x, NOISE)
+    (_, same), (_, other), *_ = plain.walk(x, NOISE)
+    assert torch.equal(start, x)
+    assert torch.equal(same, x)
+    z = (2 * x - 1).requires_grad_()
+    sure = curved()((z + 1) / 2, NOISE).softmax(1).amax(1).log().sum()
+    (gradient,) = torch.autograd.grad(sure, z)
+    change = 2 * (after - other)  # in [-1, 1]
+    h, beta = 0.1 / steps, 0.1 + 0.1 * 19.9
+    assert torch.allclose(change, share * h * beta * weight * gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_guidance_raises_confidence():
+    """On average over many images and draws, at the purified image."""
+    x, noise = blobs(64), Noise.of(0, range(64))
+
+    def sure(weight: float) -> torch.Tensor:
+        out = COUP(mixture(), curved(), steps=10, weight=weight)(x, noise)
+        return curved()(out, noise).softmax(1).amax(1)
+
+    assert float((sure(5) > sure(0)).double().mean()) > 0.9
+
+
+# ------------------------------------------------------------------------ its gradient
+
+
+def slopes(go, x: torch.Tensor, way: torch.Tensor, step: float = 1e-5) -> float:
+    return float((go(x + step * way) - go(x - step * way)) / (2 * step))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_gradient_goes_through_the_guidance(sampler):
+    """Against central differences, in float64."""
+    x, way = blobs(), Noise.of(5, range(4)).normal(blobs())
+    look = Noise.of(6, range(4)).normal(x)
+    purify = COUP(mixture(), curved(), steps=5, weight=4.0, sampler=sampler)
+
+    def go(x: torch.Tensor) -> torch.Tensor:
+        return (look * purify(x, NOISE)).sum()
+
+    (gradient,) = torch.autograd.grad(go(x.requires_grad_()), x)
+    assert float((gradient * way).sum()) == pytest.approx(slopes(go, x.detach(), way), rel=1e-6)
+
+
+def test_the_detached_gradient_is_that_of_frozen_guidance():
+    """Against central differences of the chain whose guidance is what it was at the image."""
+    x, way = blobs(), Noise.of(5, range(4)).normal(blobs())
+    look, times, back = Noise.of(6, range(4)).normal(x), even(0.1, 5), NOISE.fold("reverse")
+    guide, frozen = Confidence(curved(), mixture(), weight=4.0), []
+
+    def recorded(*seen):
+        frozen.append(guide(*seen))
+        return frozen[-1]
+
+    with torch.no_grad():
+        reverse(mixture(), 2 * x - 1, times, back, step=euler_maruyama, guide=recorded)
+
+    def held(x: torch.Tensor) -> torch.Tensor:
+        terms = iter(frozen)
+        z = 2 * x - 1
+        z = reverse(mixture(), z, times, back, step=euler_maruyama, guide=lambda *_: next(terms))
+        return (look * (z + 1) / 2).sum()
+
+    def gradient(**options) -> torch.Tensor:
+        purify, seen = COUP(mixture(), curved(), steps=5, **options), x.clone().requires_grad_()
+        return torch.autograd.grad((look * purify(seen, NOISE)).sum(), seen)[0]
+
+    detached, through = gradient(weight=4.0, detach=True), gradient(weight=4.0)
+    assert float((detached * way).sum()) == pytest.approx(slopes(held, x, way), rel=1e-6)
+    assert float((detached - through).norm() / through.norm()) > 1e-2
+    assert torch.equal(gradient(weight=0, detach=True), gradient(weight=0))
+
+
+def test_detached_or_not_the_images_are_the_same():
+    x = blobs()
+    for grad in (False, True):
+        seen = x.clone().requires_grad_(grad)
+        through = COUP(mixture(), curved(), steps=5)(seen, NOISE)
+        detached = COUP(mixture(), curved(), steps=5, detach=True)(seen, NOISE)
+        assert torch.equal(through, detached)
+
+
+def test_weights_get_no_gradient_and_images_no_graph_where_none_is_wanted():
+    classifier = curved().requires_grad_(True)
+    purify, x = COUP(mixture(), classifier, steps=3), blobs()
+    seen = x.clone().requires_grad_()
+    purify(seen, NOISE).sum().backward()
+    assert seen.grad is not None
+    assert all(weight.grad is None for weight in classifier.parameters())
+    assert not purify(x, NOISE).requires_grad
+    with torch.no_grad():
+        out = purify(seen, NOISE)
+        assert not out.requires_grad
+        assert not term(Confidence(classifier, mixture()), seen).requires_grad
+    assert not term(Confidence(classifier, mixture(), detach=True), seen).requires_grad
+
+
+# ----------------------------------------------------------------------- what it promises
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_purified_images_depend_on_nothing_but_image_and_noise(sampler):
+    purify = COUP(mixture(), curved(), steps=6, weight=3.0, sampler=sampler)
+    x, noise = blobs(6), Noise.of(0, range(6))
+    whole = purify(x, noise)
+    alone = torch.cat([purify(x[i : i + 1], noise.take([i])) for i in range(6)])
+    assert torch.allclose(alone, whole, atol=1e-12)
+    order = [4, 1, 5, 0]
+    assert torch.allclose(purify(x[order], Noise.of(0, order)), whole[order], atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(purify(x, noise), whole)
+    plain = COUP(mixture(), curved(), steps=6, weight=0, sampler=sampler)(x, noise)
+    assert ((plain - whole).flatten(1).abs().amax(1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("clamp", ["none", "released", "straight"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_walk_ends_where_forward_ends(sampler, clamp):
+    purify = COUP(mixture(), curved(), steps=6, sampler=sampler, clamp=clamp)
+    x = 3 * blobs() - 1
+    states = list(purify.walk(x, NOISE))
+    assert [t for t, _ in states] == purify.times.tolist()
+    first = x if clamp == "none" else x.clamp(0, 1)
+    assert torch.allclose(states[0][1], first, atol=1e-15)
+    assert torch.equal(states[-1][1], purify(x, NOISE))
+
+
+def test_clamps():
+    x = (3 * blobs() - 1).requires_grad_()  # far outside
+
+    def go(clamp) -> tuple[torch.Tensor, torch.Tensor]:
+        out = COUP(mixture(), curved(), t=0.01, steps=3, clamp=clamp)(x, NOISE)
+        return out.detach(), torch.autograd.grad(out.sum(), x)[0]
+
+    (bare, _), (hard, cut), (soft, kept) = go("none"), go("released"), go("straight")
+    outside = (x < 0) | (x > 1)
+    assert bool(outside.any())
+    assert bool((bare[outside] < 0).any() | (bare[outside] > 1).any())
+    assert torch.equal(hard, soft)
+    assert float(hard.min()) == 0
+    assert float(hard.max()) == 1
+    assert not cut[outside].any()
+    assert kept[outside].abs().min() > 0.1
+
+
+def test_a_step_costs_one_call_of_the_denoiser_and_one_of_the_classifier_there_and_back():
+    model, ledger, x = Purified(curved(), COUP(mixture(), curved(), steps=7)), Ledger(), blobs()
+    with ledger.watching(model), torch.no_grad():
+        model.purifier(x, NOISE)
+    assert ledger.take() == {
+        "nfe_forward": 28,
+        "classifier_forward": 28,
+        "classifier_vjp": 28,
+    }
+    plain = COUP(mixture(), curved(), steps=7, weight=0)
+    with ledger.watching(Purified(curved(), plain)), torch.no_grad():
+        plain(x, NOISE)
+    assert ledger.take() == {"nfe_forward": 28}
+
+
+def test_the_classifier_sees_the_image_of_x_t_with_a_stream_of_its_own():
+    seen = []
+
+    def classifier(x: torch.Tensor, noise: Noise) -> torch.Tensor:
+        seen.append((x.detach(), noise))
+        return curved()(x + 0.1 * noise.normal(x), noise)
+
+    purify = COUP(mixture(), classifier, steps=3)
+    states = [image for _, image in purify.walk(blobs(), NOISE)]
+    assert len(seen) == 3
+    for i, (image, noise) in enumerate(seen):
+        assert torch.equal(image, states[i])
+        assert noise == NOISE.fold("reverse", i, "guide", "classify")
+
+
+@pytest.mark.parametrize("odds", [30.0, 80.0, 1e4, 1e30])
+def test_a_sure_classifier_gives_finite_guidance(odds: float):
+    """In float32; at log-odds 30 the softmax is 1 to the bit, and the term still right."""
+    z = torch.tensor([-1.0, 1.0]).view(2, 1, 1, 1)
+    found = term(Confidence(linear(odds, torch.float32), mixture(1)), z)
+    assert found.isfinite().all()
+    expected = torch.tensor([-odds, odds]).double() / (1 + torch.tensor(odds).double().exp())
+    assert found.flatten().tolist() == pytest.approx(expected.tolist(), rel=1e-4, abs=1e-30)
+
+
+def test_the_guide_is_in_single_precision_or_better():
+    x_t = blobs() - 0.5
+    double = term(Confidence(curved(), mixture()), x_t)
+    guide = Confidence(curved(torch.float32), mixture())
+    single = term(guide, x_t.float())
+    assert single.dtype == torch.float32
+    assert torch.allclose(single.double(), double, atol=1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(term(guide, x_t.float()), single)
+    half = term(guide, x_t.bfloat16())  # asked in bfloat16, it answers so, and computes in float32
+    exact = term(guide, x_t.bfloat16().float())
+    assert half.dtype == torch.bfloat16
+    assert torch.allclose(half.float(), exact, rtol=2**-8, atol=0)
+    x = blobs()
+    pure = COUP(mixture(), curved(torch.float32), steps=20)(x.float(), NOISE)
+    assert pure.dtype == torch.float32
+    assert torch.allclose(pure.double(), COUP(mixture(), curved(), steps=20)(x, NOISE), atol=1e-5)
+
+
+def test_samplers_are_those_of_diffpure():
+    ways: list[dict[str, Any]] = [{}, {"sampler": "ode"}, {"sampler": "ddpm", "variance": "large"}]
+    for options in ways:
+        one = COUP(mixture(), curved(), t=0.2, steps=9, **options)
+        other = DiffPure(mixture(), t=0.2, steps=9, **options)
+        assert one.step == other.step
+        assert torch.equal(one.times, other.times)
+    assert COUP(mixture(), curved()).step is euler_maruyama
+    assert COUP(mixture(), curved(), sampler="ode").step is flow
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"t": 0}, "t is a time from 0.0001 to 1"),
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"sampler": "ddpm", "steps": 101}, "steps must be at most 100"),
+        ({"sampler": "euler"}, "sampler is one of sde, ddpm, ddim, ode, not 'euler'"),
+        ({"clamp": "hard"}, "clamp is one of none, released, straight, not 'hard'"),
+        ({"weight": -1}, "weight .* must be a number from 0 upward, not -1"),
+        ({"weight": float("nan")}, "weight .* must be a number from 0 upward, not nan"),
+        ({"weight": float("inf")}, "weight .* must be a number from 0 upward, not inf"),
+        ({"classifier": None}, "the guide asks the classifier .* there is none"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        COUP(mixture(), **{"classifier": curved(), **options})
+
+
+def test_a_classifier_without_a_gradient_is_told():
+    purify = COUP(mixture(), lambda x, noise: curved()(x.detach(), noise), steps=2)
+    for grad in (False, True):
+        with pytest.raises(ValueError, match="no gradient leads from the classifier's logits"):
+            purify(blobs().requires_grad_(grad), NOISE)
+
+
+# ------------------------------------------------------------------------ from a spec
+
+
+def spec(**changes):
+    purifier = {"name": "coup", "t": 0.1, "steps": 3, "weight": 2}
+    return {"classifier": "bayes", "denoiser": "mixture", "purifier": purifier} | changes
+
+
+def test_a_spec_guides_by_the_classifier_it_protects():
+    model = build_model(check_model(spec()), "cpu")
+    assert model.purifier.guide.classifier is model.classifier  # pyright: ignore
+    assert not any(weight.requires_grad for weight in model.parameters())  # pyright: ignore
+    expected = COUP(mixture(), bayes(), t=0.1, steps=3, weight=2)
+    x, noise = blobs().float(), NOISE
+    assert torch.equal(model.purifier(x, noise), expected(x, noise))  # pyright: ignore
+
+
+def test_a_spec_without_the_parts_is_told():
+    with pytest.raises(SpecError, match="coup needs a denoiser"):
+        check_model(spec(denoiser=None))
+    with pytest.raises(SpecError, match="purifier coup: the guide asks the classifier"):
+        build_purifier(check_model(spec()), "cpu", None)
+    with pytest.raises(SpecError, match="there is no option 'lambda'"):
+        check_model(spec(purifier={"name": "coup", "lambda": 1}))

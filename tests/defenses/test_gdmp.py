@@ -1,0 +1,107 @@
+"""GDMP against its formula."""
+
+import pytest
+import torch
+
+from defuse.data.blobs import Blobs, mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.gdmp import GDMP
+from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.schedule import Discrete
+from defuse.noise import Noise
+
+SHORT = {"t": 0.036, "steps": 3, "passes": 2}
+
+
+def blobs(size: int) -> torch.Tensor:
+    data = Blobs(size)
+    return torch.stack([data[i][0] for i in range(size)]).double()
+
+
+@pytest.mark.parametrize("options", [{"distance": "none"}, {"scale": 0.0}])
+def test_without_guidance_it_is_diffpure_several_times(options):
+    x, noise = blobs(3), Noise.of(0, range(3))
+    once = DiffPure(mixture(), t=0.036, steps=3, sampler="ddpm", variance="large")
+    twice = once(once(x, noise.fold("pass", 0)), noise.fold("pass", 1))
+    assert torch.allclose(GDMP(mixture(), **SHORT, **options)(x, noise), twice, atol=1e-12)
+
+
+def test_the_pull_of_the_release():
+    """At index 35 of CIFAR-10, MSE pulls by 0.0019 (x - y) where batches have 100 images."""
+    model = Mixture(torch.zeros(1, 3, 32, 32).double(), 0.5, Discrete())
+    x = torch.full((1, 3, 32, 32), 0.6, dtype=torch.float64)
+    y, noise = 2 * x - 1, Noise.of(0, [0])
+    for batch_mean, average, pull in ((False, 100, 0.0019), (False, 1, 0.19), (True, 100, 0.19)):
+        options = {"passes": 1, "anchor": "image", "average": average, "batch_mean": batch_mean}
+        free, held = (GDMP(model, scale=s, **options) for s in (0.0, 60000.0))
+        x_t = model.perturb(y, free.times[0], noise.fold("pass", 0, "forward"))
+        free.times = held.times = free.times[:2]  # the first step alone, from n = 36 to 35
+        moved = 2 * (held(x, noise) - free(x, noise))
+        assert float((moved / (y - x_t)).mean()) == pytest.approx(pull, rel=0.03)
+        assert float((moved / (y - x_t)).std()) < 1e-8
+
+
+def test_images_do_not_depend_on_their_batch_unless_asked():
+    x, noise = blobs(4), Noise.of(0, range(4))
+    for options in ({}, {"distance": "ssim", "scale": 7e4}, {"anchor": "image"}):
+        pure = GDMP(mixture(), **SHORT, **options)
+        alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(4)])
+        assert torch.allclose(alone, pure(x, noise), atol=1e-12)
+    legacy = GDMP(mixture(), **SHORT, scale=3e5, batch_mean=True)
+    assert torch.allclose(
+        legacy(x, noise), GDMP(mixture(), **SHORT, scale=3e5, average=4)(x, noise), atol=1e-12
+    )
+    alone = torch.cat([legacy(x[i : i + 1], noise.take([i])) for i in range(4)])
+    assert not torch.allclose(alone, legacy(x, noise), atol=1e-3)
+
+
+@pytest.mark.parametrize(("distance", "scale"), [("mse", 2e4), ("ssim", 300.0)])
+def test_guidance_holds_the_image(distance: str, scale: float):
+    x, noise = blobs(16), Noise.of(0, range(16))
+    options = {"t": 0.1, "steps": 20, "passes": 2, "anchor": "image", "scale": scale}
+    free, held = (
+        (GDMP(mixture(), distance=d, **options)(x, noise) - x).square().mean()
+        for d in ("none", distance)
+    )
+    assert float(held) < 0.95 * float(free)
+
+
+@pytest.mark.parametrize("distance", ["mse", "ssim"])
+@pytest.mark.parametrize("anchor", ["image", "noised"])
+def test_gradients_are_exact(distance: str, anchor: str):
+    pure = GDMP(mixture(side=3), **SHORT, distance=distance, anchor=anchor)
+    x, noise = blobs(2)[:, :, :3, :3].clone().requires_grad_(), Noise.of(0, range(2))
+    aim = noise.fold("aim").normal(x)
+    (gradient,) = torch.autograd.grad((aim * pure(x, noise)).sum(), x)
+    way, h = noise.fold("way").normal(x), 1e-5
+    with torch.no_grad():
+        up, down = (pure(x + sign * h * way, noise) for sign in (1, -1))
+    slope = float((aim * (up - down)).sum() / (2 * h))
+    assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-6)
+
+
+def test_the_release_s_start_is_one_step_late():
+    early, late = (GDMP(mixture(schedule=Discrete()), late=late) for late in (False, True))
+    assert early.pixel_noise == pytest.approx(0.0638, abs=5e-5)
+    assert late.pixel_noise == pytest.approx(0.0654, abs=5e-5)
+    assert torch.equal(early.times, late.times)
+    x, noise = blobs(2), Noise.of(0, range(2))
+    assert not torch.equal(early(x, noise), late(x, noise))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"distance": "lpips"}, "distance is one of mse, ssim, none"),
+        ({"anchor": "x_t"}, "anchor is one of image, noised"),
+        ({"passes": 0}, "passes must be 1 or more"),
+        ({"average": 0}, "average must be 1 or more"),
+        ({"scale": -1.0}, "scale must be a number from 0 upward"),
+        ({"eps": 8.0}, "eps is above 0 and at most 1"),
+        ({"t": 36}, "t is a time from 0.0001 to 1"),
+        ({"steps": 37}, "steps must be at most 36"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        GDMP(mixture(), **options)

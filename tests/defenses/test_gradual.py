@@ -1,0 +1,44 @@
+"""Gradual purification: DiffPure after DiffPure."""
+
+import pytest
+import torch
+
+from defuse.data.blobs import Blobs, mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.gradual import CIFAR, Gradual
+from defuse.noise import Noise
+
+X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
+NOISE = Noise.of(0, range(3))
+
+
+def test_it_is_diffpure_after_diffpure():
+    pure = Gradual(mixture(), passes=[(0.03, 2), (0.1, 5)], sampler="ddim", eta=0.5)
+    first, second = (
+        DiffPure(mixture(), t=t, steps=steps, sampler="ddim", eta=0.5)
+        for t, steps in ((0.03, 2), (0.1, 5))
+    )
+    expected = second(first(X, NOISE.fold("pass", 0)), NOISE.fold("pass", 1))
+    assert torch.equal(pure(X, NOISE), expected)
+    assert pure.pixel_noise == second.pixel_noise
+    alone = torch.cat([pure(X[i : i + 1], NOISE.take([i])) for i in range(3)])
+    assert torch.allclose(alone, expected, atol=1e-12)
+
+
+def test_the_paper_s_passes():
+    assert [steps for _, steps in CIFAR] == [30, 30, 30, 30, 50, 50, 125, 125]
+    assert all(round(1000 * t) == steps for t, steps in CIFAR)  # every step of the chain
+    assert len(Gradual(mixture()).passes) == 8
+
+
+def test_gradients_are_exact():
+    pure = Gradual(mixture(side=2), passes=[(0.03, 2), (0.1, 2)])
+    x = X[:1, :, :2, :2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: pure(x, Noise.of(0, [0])), x)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="with one pass or more"):
+        Gradual(mixture(), passes=[])
+    with pytest.raises(ValueError, match="pass 1: steps must be at most 50"):
+        Gradual(mixture(), passes=[(0.03, 30), (0.05, 60)])

@@ -1,0 +1,82 @@
+"""The Langevin-like purifier of DiffPure's release."""
+
+import math
+
+import pytest
+import torch
+
+from defuse.data.blobs import mixture
+from defuse.defenses.langevin import Langevin
+from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.schedule import VP
+from defuse.noise import Noise
+
+CURVED = Mixture(0.3 * Noise.of(3, range(5)).normal(torch.empty(5, 1, 2, 2)).double(), 0.1)
+X = 0.5 + 0.1 * Noise.of(0, range(4)).normal(torch.empty(4, 1, 2, 2)).double()
+NOISE = Noise.of(1, range(4))
+
+
+def test_the_release_s_recursion_where_data_are_one_gaussian():
+    """The drift by hand: the score of N(alpha 0.2, alpha^2 0.25 + sigma^2) at t = 0.01."""
+    purify = Langevin(Mixture(torch.full((1, 1, 2, 2), 0.2, dtype=torch.float64), 0.5))
+    now = VP()(torch.tensor(0.01, dtype=torch.float64))
+    variance = now.alpha**2 * 0.25 + now.sigma**2
+    z = anchor = 2 * X - 1
+    for i in range(10):
+        pull = 0.005 * ((now.alpha * 0.2 - z) / variance - (z - anchor) / 1e-3)
+        z = z + 0.01 * pull + 5 * math.sqrt(1e-2 * 0.01) * NOISE.fold("reverse", i).normal(z)
+    assert torch.allclose(purify(X, NOISE), (z + 1) / 2, atol=1e-12)
+
+
+def test_the_anchor_alone_is_a_blur_of_known_deviation():
+    """Without a score: an Ornstein-Uhlenbeck process, the docstring's 0.126 in continuous time."""
+
+    class Nothing(Mixture):
+        def forward(self, x_t, t, label=None):
+            return x_t / self.schedule(t.double()).alpha  # of this the score is 0
+
+    model = Nothing(torch.zeros(1, 1, 100, 100).double(), 1.0)
+    x = torch.full((1, 1, 100, 100), 0.7).double()
+    out = 2 * Langevin(model, steps=200)(x, Noise.of(0, [0])) - 1
+    assert float(out.mean()) == pytest.approx(0.4, abs=4 * 0.126 / 100)
+    assert float(out.std()) == pytest.approx(math.sqrt(0.025 * (1 - math.exp(-1))), rel=0.03)
+
+
+def test_the_gradient_is_exact_and_goes_through_the_anchor():
+    purify, delta = Langevin(CURVED, steps=5), Noise.of(7, range(4)).normal(X)
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((purify(x, NOISE) * X).sum(), x)
+    high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-5, -1e-5))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-5, rel=1e-6)
+
+
+def test_an_image_s_purification_is_its_own():
+    purify = Langevin(CURVED)
+    whole = purify(X, NOISE)
+    alone = torch.cat([purify(X[i : i + 1], NOISE.take([i])) for i in range(4)])
+    assert torch.allclose(alone, whole, atol=1e-12)
+    assert not torch.allclose(purify(X, Noise.of(2, range(4))), whole, atol=1e-3)
+
+
+def test_walk_ends_where_forward_ends():
+    purify = Langevin(CURVED, t=0.2, steps=4)
+    states = list(purify.walk(X, NOISE))
+    assert [t for t, _ in states] == pytest.approx([0.2, 0.15, 0.1, 0.05, 0])
+    assert torch.equal(states[0][1], X)
+    assert torch.equal(states[-1][1], purify(X, NOISE))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"t": 0}, "t is a time"),
+        ({"score_t": 2}, "score_t is a time"),
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"sigma2": 0}, "sigma2 must be above 0"),
+        ({"eta": -1}, "eta must be 0 or more"),
+        ({"sigma2": 1e-6}, "the anchor overshoots"),
+    ],
+)
+def test_mistakes_are_told(options, words):
+    with pytest.raises(ValueError, match=words):
+        Langevin(mixture(), **options)

@@ -1,0 +1,114 @@
+"""Likelihood maximization where the denoiser is linear, and everything has a closed form."""
+
+import pytest
+import torch
+
+from defuse.data.blobs import Blobs, mixture
+from defuse.defenses.likelihood import LikelihoodMaximization
+from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.schedule import VP, time_of_noise
+from defuse.diffusion.unet import unet
+from defuse.noise import Noise, seed_torch
+
+X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
+NOISE = Noise.of(0, range(3))
+GAUSSIAN = Mixture(torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64), 0.5)
+
+
+def loss_gradient(z: torch.Tensor) -> torch.Tensor:
+    """Of |x_hat(alpha z + sigma eps) - z|^2 at pixel noise 0.25, x_hat = m + k (x_t - alpha m)."""
+    t = torch.tensor(time_of_noise(VP(), 0.25), dtype=torch.float64)
+    _, alpha, sigma, _ = VP()(t)
+    k = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
+    eps = NOISE.fold("forward", 0).normal(z)
+    miss = 0.2 + k * (alpha * z + sigma * eps - alpha * 0.2) - z
+    return 2 * (k * alpha - 1) * miss
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "gradient"])
+def test_one_step_in_closed_form(optimizer):
+    options = {"steps": 1, "low": 0.25, "high": 0.25, "rate": 0.01, "optimizer": optimizer}
+    out = LikelihoodMaximization(GAUSSIAN, **options)(X, NOISE)
+    gradient = loss_gradient(2 * X - 1)
+    move = gradient if optimizer == "gradient" else gradient.sign()
+    assert torch.allclose(out, X - 0.01 * move, atol=1e-7)
+
+
+def test_adam_is_torch_s():
+    """Three steps beside `torch.optim.Adam`, on the same noise."""
+    times, states = [], []
+
+    class Spy(Mixture):
+        def forward(self, x_t, t, label=None):
+            times.append(t)
+            states.append(x_t)
+            return super().forward(x_t, t, label)
+
+    pure = LikelihoodMaximization(Spy(GAUSSIAN.means, 0.5), steps=3, rate=0.02)
+    with torch.no_grad():
+        out = pure(X, NOISE)
+    z = (2 * X - 1).clone().requires_grad_()
+    adam = torch.optim.Adam([z], lr=0.04)
+    for i, t in enumerate(times):
+        x_t = GAUSSIAN.perturb(z, t, NOISE.fold("forward", i))
+        assert torch.allclose(x_t.detach(), states[i].detach(), atol=1e-6)
+        loss = (GAUSSIAN(x_t, t) - z).square().flatten(1).mean(1).sum()
+        (z.grad,) = torch.autograd.grad(loss, z)
+        adam.step()
+    assert torch.allclose(2 * out - 1, z.detach(), atol=1e-6)
+    low, high = (time_of_noise(VP(), sigma) for sigma in (0.2, 0.3))
+    assert all(((t >= low) & (t <= high)).all() for t in times)
+    assert len({float(t) for stack in times for t in stack}) == 9  # of each image and step
+
+
+def test_an_image_comes_nearer_to_the_data():
+    far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # data: 0.6 +- 0.25
+    out = LikelihoodMaximization(GAUSSIAN, steps=10, rate=0.02)(far, NOISE)
+    assert (out.mean((1, 2, 3)) < 0.9).all()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "gradient"])
+def test_gradients_are_exact(optimizer):
+    pure = LikelihoodMaximization(mixture(side=3), steps=3, optimizer=optimizer)
+    x = X[:, :, :3, :3].clone().requires_grad_()
+    aim = NOISE.fold("aim").normal(x)
+    (gradient,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
+    way, h = NOISE.fold("way").normal(x), 1e-6
+    with torch.no_grad():
+        up, down = (pure(x + sign * h * way, NOISE) for sign in (1, -1))
+    slope = float((aim * (up - down)).sum() / (2 * h))
+    assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-4)
+
+
+def test_images_depend_on_nothing_but_image_and_noise():
+    pure = LikelihoodMaximization(mixture(), steps=3)
+    whole = pure(X, NOISE)
+    alone = torch.cat([pure(X[i : i + 1], NOISE.take([i])) for i in range(3)])
+    assert torch.allclose(alone, whole, atol=1e-10)
+    with torch.no_grad():
+        assert torch.equal(pure(X, NOISE), whole)
+    assert not torch.allclose(pure(X, Noise.of(1, range(3))), whole, atol=1e-3)
+
+
+def test_a_network_with_attention_works():
+    seed_torch(0, "attention")
+    model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
+    x = torch.full((1, 1, 8, 8), 0.5, requires_grad=True)
+    out = LikelihoodMaximization(model, steps=2, optimizer="gradient")(x, Noise.of(0, [0]))
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 0}, "steps must be 1 or more"),
+        ({"rate": -0.1}, "rate must be a number from 0 upward"),
+        ({"low": 0.4}, "low must be at most high"),
+        ({"high": 100.0}, "sigma is a noise above 0 and up to 76"),
+        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        LikelihoodMaximization(mixture(), **options)

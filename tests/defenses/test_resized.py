@@ -1,0 +1,53 @@
+"""A purifier for images of another size than its denoiser's."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from defuse.data.blobs import mixture
+from defuse.defenses.diffpure import DiffPure
+from defuse.defenses.resized import Resized
+from defuse.noise import Noise
+
+NOISE = Noise.of(0, range(3))
+X = 0.5 + 0.1 * Noise.of(1, range(3)).normal(torch.empty(3, 1, 7, 7)).double()
+INSIDE = DiffPure(mixture(), t=0.1, steps=4)  # of 4 x 4 images
+
+
+def test_it_purifies_at_the_denoiser_s_size():
+    up = F.interpolate(X, size=(4, 4), mode="bilinear", align_corners=False)
+    pure = F.interpolate(INSIDE(up, NOISE), size=(7, 7), mode="bilinear", align_corners=False)
+    assert torch.equal(Resized(INSIDE)(X, NOISE), pure)
+    assert torch.equal(Resized(INSIDE, size=4)(X, NOISE), pure)
+
+
+def test_images_of_that_size_are_left_alone():
+    x = X[:, :, :4, :4]
+    assert torch.equal(Resized(INSIDE)(x, NOISE), INSIDE(x, NOISE))
+
+
+def test_the_gradient_goes_through_both():
+    purify, delta = Resized(INSIDE), Noise.of(7, range(3)).normal(X)
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((purify(x, NOISE) * X).sum(), x)
+    high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-5, -1e-5))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-5, rel=1e-6)
+
+
+def test_walk_is_the_purifier_s_own_if_it_has_one():
+    states = list(Resized(INSIDE).walk(X, NOISE))
+    assert len(states) == 5
+    assert states[0][1].shape == X.shape
+    assert torch.equal(states[-1][1], Resized(INSIDE)(X, NOISE))
+    assert not hasattr(Resized(lambda x, noise: x, size=4), "walk")
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="made for 4 x 4"):
+        Resized(INSIDE, size=8)
+    with pytest.raises(ValueError, match="give `size`"):
+        Resized(lambda x, noise: x)
+    with pytest.raises(ValueError, match="size must be 1 or more"):
+        Resized(lambda x, noise: x, size=0)
+    with pytest.raises(ValueError, match="no adjoint"):
+        Resized(lambda x, noise: x, size=4).adjoint()

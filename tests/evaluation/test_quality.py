@@ -1,0 +1,145 @@
+"""How far pictures are from the clean ones: known answers, and what a run records."""
+
+import json
+
+import pytest
+import torch
+
+from defuse.cli import run
+from defuse.evaluation.quality import measure, summarize
+from defuse.evaluation.record import Outcome, Run
+from defuse.noise import Noise
+
+CLEAN = 0.5 + 0.1 * Noise.of(0, range(3)).normal(torch.empty(3, 1, 12, 12))
+
+
+def test_a_constant_shift_has_known_distances():
+    told = measure(CLEAN + 0.1, CLEAN)
+    assert [image["psnr"] for image in told] == pytest.approx([20.0] * 3, abs=1e-3)
+    assert [image["l2"] for image in told] == pytest.approx([1.2] * 3, abs=1e-3)  # 0.1 sqrt(144)
+    assert [image["linf"] for image in told] == pytest.approx([0.1] * 3, abs=1e-3)
+    assert all(0.9 < image["ssim"] < 1 for image in told)
+
+
+def test_the_same_picture_has_no_distance():
+    assert measure(CLEAN, CLEAN) == [{"psnr": 100.0, "ssim": 1.0, "l2": 0.0, "linf": 0.0}] * 3
+
+
+def test_each_picture_is_measured_by_itself():
+    other = CLEAN + 0.05 * Noise.of(1, range(3)).normal(CLEAN)
+    alone = [measure(other[i : i + 1], CLEAN[i : i + 1])[0] for i in range(3)]
+    assert measure(other, CLEAN) == alone
+
+
+def test_means_have_student_s_interval():
+    told = [{"a": {"before": dict.fromkeys(("psnr", "ssim", "l2", "linf"), v)}} for v in (1.0, 3.0)]
+    (row,) = summarize(told, ["a", "unmeasured"])
+    assert row["name"] == "a"
+    assert "after" not in row
+    assert row["before"]["l2"]["mean"] == 2
+    assert row["before"]["l2"]["high"] - 2 == pytest.approx(12.7062, abs=1e-3)  # t of 1 degree
+    (row,) = summarize(told[:1], ["a"])
+    assert row["before"]["l2"] == {"mean": 1.0, "low": None, "high": None}
+
+
+TOY = [
+    *("evaluate", "blobs", "--quiet", "--set", "data.size=12", "--set", "purifier.steps=3"),
+    *("--set", "evaluation.draws=2", "--set", "evaluation.pictures=2"),
+]
+CORRUPTIONS = [
+    "{name: corruption, kind: contrast, label: contrast, severity: 5}",
+    "{name: corruption, kind: brightness, label: brightness}",
+]
+
+
+def evaluated(folder, *changes: str) -> tuple[Run, dict]:
+    words = [word for change in changes for word in ("--set", change)]
+    assert run([*TOY, "--out", str(folder), *words]) == 0
+    return Run.open(folder), json.loads((folder / "report.json").read_text())
+
+
+def test_a_run_records_it_before_and_after_purification(elsewhere):
+    done, report = evaluated(elsewhere / "run", "attacks=[{name: pgd, steps: 2, label: pgd}]")
+    for outcome in done.outcomes():
+        assert set(outcome.quality) == {"clean", "random", "pgd"}
+        assert set(outcome.quality["clean"]) == {"after"}
+        assert set(outcome.quality["pgd"]) == {"before", "after"}
+        assert outcome.quality["pgd"]["before"]["linf"] == pytest.approx(
+            outcome.conditions["pgd"].size, abs=1e-4
+        )
+    assert [row["name"] for row in report["quality"]] == ["clean", "random", "pgd"]
+    text = (elsewhere / "run" / "report.md").read_text()
+    assert "## Distance to the clean pictures" in text
+    assert "| clean | - |" in text
+
+
+def test_outcomes_of_older_runs_are_still_read(elsewhere):
+    done, _ = evaluated(elsewhere / "run", "attacks=[{name: pgd, steps: 1}]", "data.size=3")
+    for path in (done.folder / "outcomes").glob("*.jsonl"):
+        tables = [json.loads(line) for line in path.read_text().splitlines()]
+        for table in tables:
+            del table["quality"]
+            assert Outcome.of(table).quality == {}
+        path.write_text("".join(json.dumps(table) + "\n" for table in tables))
+    assert run(["report", str(done.folder)]) == 0
+    assert "Distance to the clean" not in (done.folder / "report.html").read_text()
+
+
+def test_without_attacks_only_the_pictures_kept_are_measured(elsewhere):
+    done, _ = evaluated(elsewhere / "run", "attacks=[]")
+    assert [bool(outcome.quality) for outcome in done.outcomes()] == [True] * 2 + [False] * 10
+
+
+# --------------------------------------------------------------------------- corruptions
+
+
+def test_corruptions_beside_an_attack_do_not_count_in_robust(elsewhere):
+    attacks = ", ".join(["{name: pgd, steps: 2, label: pgd}", *CORRUPTIONS])
+    done, report = evaluated(elsewhere / "run", f"attacks=[{attacks}]")
+    assert [row["name"] for row in report["attacks"]] == ["pgd"]
+    assert [row["name"] for row in report["corruptions"]] == ["contrast", "brightness"]
+    for outcome in done.outcomes():
+        assert outcome.chosen in ("clean", "random", "pgd")
+        assert outcome.conditions["brightness"].size > 0
+    sizes = [outcome.conditions["contrast"].size for outcome in done.outcomes()]
+    assert max(sizes) > 0.1 + 1e-3, "beyond the threat, and recorded as it is"
+    alone = report["corrupted"]["mean"]["accuracy"]
+    parts = [row["robust"]["mean"]["accuracy"] for row in report["corruptions"]]
+    assert alone == pytest.approx(sum(parts) / 2)
+    assert report["corrupted"]["mean"]["low"] < alone < report["corrupted"]["mean"]["high"]
+    assert "corruption (kind contrast, severity 5)" in report["card"]["not by an attacker"]
+    assert "contrast" not in report["card"]["the attacker's view"]
+    text = (elsewhere / "run" / "report.md").read_text()
+    assert "not within the threat: contrast, brightness. They do not count in `robust`" in (
+        text.replace("\\", "")
+    )
+
+
+def test_corruptions_alone_are_told_as_such(elsewhere):
+    done, report = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]")
+    assert report["attacks"] == []
+    assert {o.chosen for o in done.outcomes()} <= {"clean", "random", "contrast", "brightness"}
+    assert "the attacker may change" not in report["card"]
+    assert "no-adaptive-attack" not in {doubt["name"] for doubt in report["doubts"]}
+    text = (elsewhere / "run" / "report.md").read_text()
+    assert text.startswith("# Under 2 corruptions the model is right ")
+    assert "they say nothing about robustness to one" in text
+    assert "differentiates through the defence" not in text
+    assert "corrupted, on average" in text
+
+
+def test_a_saved_spec_with_corruptions_runs_again(elsewhere):
+    done, _ = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]", "data.size=3")
+    (elsewhere / "spec.yaml").write_text(json.dumps(done.asked["spec"]))
+    assert run(["evaluate", "spec.yaml", "--quiet", "--out", str(done.folder)]) == 0
+
+
+def test_a_corruption_that_leaves_the_range_stops_the_run(elsewhere, mistake):
+    (elsewhere / "mine.py").write_text(
+        "class Loud:\n"
+        "    bounded = False\n"
+        "    def __call__(self, model, x, y, threat, noise):\n"
+        "        return x + 1\n"
+    )
+    said = mistake(*TOY, "--set", "attacks=['mine:Loud']", "--out", elsewhere / "run")
+    assert "no image of [0, 1]" in said

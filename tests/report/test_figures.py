@@ -1,0 +1,71 @@
+"""The figures of confidence along the purification, and of label flips."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from defuse.report import figures
+from defuse.report.gallery import Gallery
+from defuse.statistics import wilson
+
+TIMES = np.array([0.1, 0.05, 0.0])
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Draw a figure and keep it, instead of its bytes."""
+    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+
+    def draw(name: str, *arguments) -> Figure:
+        return getattr(figures, name)(*arguments)
+
+    return draw
+
+
+def gallery(fooled: list[int] | None) -> Gallery:
+    """Three pictures of class 0, and what the bare classifier answers to them attacked."""
+    arrays = {"index": np.arange(3), "label": np.zeros(3, int), "times": TIMES}
+    arrays["attacked_bare"] = np.array(fooled or [0, 0, 0])
+    for i, name in enumerate(("clean", "attacked")):
+        kinds = ("sure", "fooled", "surest") if fooled is not None else ("sure",)
+        for j, kind in enumerate(kinds):
+            arrays[f"{name}_{kind}"] = np.arange(9).reshape(3, 3) / 100 + 0.1 * j + 0.3 * i
+    return Gallery(arrays, ["a", "b"], ["pgd"] * 3, [0.1] * 3)
+
+
+def titles(figure: Figure) -> list[str]:
+    return [axes.get_title() for axes in figure.axes]
+
+
+def test_a_panel_for_each_class_that_is_followed(drawn):
+    figure = drawn("confidence", gallery([0, 1, 1]))
+    assert titles(figure) == [
+        "in the true class (3)",
+        "in the adversarial class (2)",
+        "in the class it is surest of (3)",
+    ]
+    adversarial = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
+    expected = 100 * np.arange(9).reshape(3, 3)[1:].mean(0) / 100
+    assert adversarial["clean"] == pytest.approx(expected + 10)  # of the two that fell
+    assert adversarial["attacked"] == pytest.approx(expected + 40)
+
+
+def test_where_nothing_fell_there_is_no_adversarial_class(drawn):
+    figure = drawn("confidence", gallery([0, 0, 0]))
+    assert titles(figure) == ["in the true class (3)", "in the class it is surest of (3)"]
+
+
+def test_a_run_of_before_has_the_true_class_alone(drawn):
+    assert titles(drawn("confidence", gallery(None))) == ["in the true class (3)"]
+
+
+def test_label_flips_are_drawn_with_intervals(drawn):
+    shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
+    (axes,) = drawn("label_flips", [0, 1, 2], [0, 4], shares, 400).axes
+    for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
+        assert line.get_ydata() == pytest.approx(100 * row)
+        edges = band.get_paths()[0].vertices[:, 1]
+        intervals = [wilson(round(400 * share), 400) for share in row]
+        assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
+        assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
+    assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
