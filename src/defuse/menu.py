@@ -72,7 +72,9 @@ MENU: dict[str, dict[str, str]] = {
         "adjoint": "defuse.attacks.views:adjoint",
         "bpda": "defuse.attacks.views:bpda",
         "exact": "defuse.attacks.views:exact",
+        "first-stage": "defuse.attacks.views:first_stage",
         "undefended": "defuse.attacks.views:undefended",
+        "whole": "defuse.attacks.views:whole",
     },
     "objective": {
         "addt": "defuse.training.addt:ADDT",

@@ -4,7 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks.losses import LOSSES, cross_entropy, look, margin
+from defuse.attacks.losses import (
+    LOSSES,
+    TARGETED,
+    ask,
+    cross_entropy,
+    dlr,
+    look,
+    margin,
+    rivals,
+    toward_cross_entropy,
+    toward_dlr,
+    toward_margin,
+)
 from defuse.noise import Noise
 
 SIZE, CLASSES = 4, 5
@@ -141,3 +153,63 @@ def test_a_missing_gradient_is_told_rather_than_taken_for_robustness(spoil):
     with pytest.raises(RuntimeError, match="no gradient leads from the model's logits"):
         look(model, X, Y, "ce", NOISE, 0, 2)
     assert look(model, X, Y, "ce", NOISE, 0, 2, gradient=False).loss.isfinite().all()
+
+
+# ------------------------------------------------------------------------- DLR, and toward a class
+
+LOGITS = torch.tensor([[1.0, 2.0, 4.0, 0.0], [0.0, -1.0, -3.0, -7.0]], dtype=torch.float64)
+TRUE, AIM = torch.tensor([1, 0]), torch.tensor([0, 2])
+
+
+def test_dlr_by_hand():
+    assert torch.allclose(dlr(LOGITS, TRUE), torch.tensor([2 / 3, -1 / 3]).double())
+    assert toward_margin(LOGITS, TRUE, AIM).tolist() == [-1, -3]
+    expected = torch.tensor([-1 / 3.5, -3 / 5]).double()
+    assert torch.allclose(toward_dlr(LOGITS, TRUE, AIM), expected)
+    assert torch.equal(toward_cross_entropy(LOGITS, TRUE, AIM), -cross_entropy(LOGITS, AIM))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_dlr_knows_no_scale_and_no_shift(scale: float):
+    other = scale * LOGITS + 5
+    assert torch.allclose(dlr(other, TRUE), dlr(LOGITS, TRUE), atol=1e-8)
+    assert torch.allclose(toward_dlr(other, TRUE, AIM), toward_dlr(LOGITS, TRUE, AIM), atol=1e-8)
+
+
+def test_dlr_of_too_few_classes_is_refused():
+    with pytest.raises(ValueError, match="dlr needs 3 classes, and the model has 2: use the loss"):
+        dlr(LOGITS[:, :2], TRUE)
+    with pytest.raises(ValueError, match="targeted dlr needs 4 classes, and the model has 3"):
+        toward_dlr(LOGITS[:, :3], TRUE, AIM)
+
+
+@pytest.mark.parametrize("loss", TARGETED)
+def test_a_look_toward_a_class_has_the_target_of_each_image(loss):
+    aims = torch.tensor([2, 3, 0, 0])
+    seen = look(Crooked(3), X, Y, loss, NOISE, 3, 4, target=aims)
+    for i in range(SIZE):
+        x = X[i : i + 1].repeat_interleave(4, 0).requires_grad_()
+        logits = Crooked()(x, NOISE.draws(3, 4).take(range(4 * i, 4 * i + 4)))
+        value = TARGETED[loss](logits, Y[i].expand(4), aims[i].expand(4)).mean()
+        (gradient,) = torch.autograd.grad(value, x)
+        assert torch.allclose(seen.loss[i], value)
+        assert torch.allclose(seen.gradient[i], gradient.sum(0))
+    assert torch.equal(seen.wrong, look(Crooked(), X, Y, "ce", NOISE, 3, 4).wrong)
+
+
+def test_asking_shows_the_logits_of_each_draw():
+    for rows in (None, 1, 5):
+        logits = ask(Crooked(rows), X, NOISE, 2, 3)
+        assert logits.shape == (SIZE, 3, CLASSES)
+        wrong = (logits.argmax(2) != Y[:, None]).double().mean(1)
+        assert torch.equal(wrong, look(Crooked(), X, Y, "ce", NOISE, 2, 3).wrong)
+
+
+def test_rivals_are_the_wrong_classes_in_their_order():
+    def model(x, noise):
+        return torch.tensor([3.0, 9.0, 1.0, 5.0]).expand(len(x), 4)
+
+    y = torch.tensor([1, 0, 3, 2])
+    expected = [[3, 0, 2], [1, 3, 2], [1, 0, 2], [1, 3, 0]]
+    assert rivals(model, X, y, NOISE, 2, 9).tolist() == expected
+    assert rivals(model, X, y, NOISE, 2, 2).tolist() == [row[:2] for row in expected]

@@ -7,6 +7,7 @@ from torch import nn
 from defuse import spec as specs
 from defuse.cli import run
 from defuse.diffusion.denoise import Network
+from defuse.models import card
 from defuse.noise import Noise
 from defuse.training.addt import ADDT, rank_map
 from defuse.training.objectives import Denoising
@@ -133,7 +134,10 @@ def test_it_is_trained_by_the_command(elsewhere):
     (elsewhere / "a.yaml").write_text(yaml.safe_dump(spec))
     assert specs.load("a.yaml") == spec
     assert run(["train", "a.yaml", "--out", "made", "--quiet"]) == 0
-    assert (elsewhere / "made" / "model.safetensors").stat().st_size
+    told = card.read_card("made")[1]
+    assert told["began_as"] == "digits-denoiser"
+    assert told["part"] == card.read_card("digits-denoiser")[1]["part"]
+    assert card.load_denoiser("made").shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize("bad", [{"mapping": "sorted"}, {"rounds": 0}, {"most": 2.0}, {"t_max": 2}])

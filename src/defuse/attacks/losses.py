@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 
-Loss = Literal["ce", "margin"]
+Loss = Literal["ce", "margin", "dlr"]
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
@@ -25,7 +25,49 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return wrong - logits.gather(1, y[:, None])[:, 0]
 
 
-LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "margin": margin}
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin over the gap from the first to the third logit, (B,) (Croce and Hein, 2020).
+
+    It does not change when logits are scaled or shifted.
+
+    Raises:
+        ValueError: There are fewer than 3 classes.
+    """
+    top = _top(logits, 3, "dlr")
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def toward_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The log-probability of the class `target`, (B,)."""
+    return -cross_entropy(logits, target)
+
+
+def toward_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """How far the class `target` is above the true one, (B,)."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
+def toward_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """`toward_margin` over a gap among the first four logits, (B,) (Croce and Hein, 2020).
+
+    Raises:
+        ValueError: There are fewer than 4 classes.
+    """
+    top = _top(logits, 4, "targeted dlr")
+    gap = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return toward_margin(logits, y, target) / (gap + 1e-12)
+
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+TARGETED: dict[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce": toward_cross_entropy,
+    "margin": toward_margin,
+    "dlr": toward_dlr,
+}
 
 
 class Look(NamedTuple):
@@ -51,6 +93,7 @@ def look(
     turn: int,
     draws: int,
     gradient: bool = True,
+    target: Tensor | None = None,
 ) -> Look:
     """Query the model at `x` with `draws` draws of its noise per image (EOT, Athalye et al., 2018).
 
@@ -65,15 +108,21 @@ def look(
         turn: The number of this query; the same turn meets the same draws.
         draws: Per image.
         gradient: Whether to ask for the gradient.
+        target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
+            what is not the true class, either way.)
     """
     copies = noise.draws(turn, draws)
     images, labels = x.detach().repeat_interleave(draws, 0), y.repeat_interleave(draws)
+    aims = None if target is None else target.repeat_interleave(draws)
     losses, wrongs, gradients = [], [], []
     for part in _parts(len(images), getattr(model, "rows", None)):
         batch = images[part].requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
             logits = model(batch, copies.take(range(len(images))[part]))
-            value = LOSSES[loss](logits, labels[part])
+            if aims is None:
+                value = LOSSES[loss](logits, labels[part])
+            else:
+                value = TARGETED[loss](logits, labels[part], aims[part])
             total = value.sum()
         if gradient and not value.requires_grad:
             raise RuntimeError(
@@ -90,6 +139,32 @@ def look(
         return joined.view(len(x), draws, *joined.shape[1:]).mean(1)
 
     return Look(mean(losses), mean(wrongs), mean(gradients) if gradient else torch.zeros_like(x))
+
+
+@torch.no_grad()
+def ask(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
+    """The logits (B, draws, K) of `draws` draws of the model's noise per image."""
+    copies, images = noise.draws(turn, draws), x.repeat_interleave(draws, 0)
+    parts = _parts(len(images), getattr(model, "rows", None))
+    logits = [model(images[part], copies.take(range(len(images))[part])) for part in parts]
+    joined = torch.cat(logits)
+    return joined.view(len(x), draws, joined.shape[1])
+
+
+def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n: int) -> Tensor:
+    """The `n` wrong classes of the highest mean logits, (B, n), the highest first; fewer of few."""
+    mean = ask(model, x, noise, 0, draws).mean(1)
+    wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
+    return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
+
+
+def _top(logits: Tensor, n: int, loss: str) -> Tensor:
+    if logits.shape[1] < n:
+        raise ValueError(
+            f"the loss {loss} needs {n} classes, and the model has {logits.shape[1]}: use the loss "
+            "`margin`"
+        )
+    return logits.topk(n, dim=1).values
 
 
 def _parts(size: int, rows: int | None) -> Iterator[slice]:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from defuse.attacks.choice import choose
 from defuse.attacks.losses import Loss, look
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -33,7 +34,7 @@ class PGD:
         start: `"random"` within the threat, or `"zero"`: the image itself.
         restarts: Independent runs.
         step_schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
-        loss: `"ce"` (cross-entropy) or `"margin"`.
+        loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
         compare: Draws to compare the candidates on; None is as many as `eot`, at least 1.
     """
 
@@ -62,14 +63,13 @@ class PGD:
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
-        best, best_score = x, torch.full((len(x),), -math.inf, device=x.device)
-        for restart in range(self.restarts):
-            for candidate in self._run(model, x, y, threat, noise.fold("restart", restart)):
-                score = self._score(model, candidate, y, noise.fold("compare"))
-                better = score > best_score
-                best = torch.where(images(better), candidate, best)
-                best_score = torch.where(better, score, best_score)
-        return best
+        runs = (
+            self._run(model, x, y, threat, noise.fold("restart", restart))
+            for restart in range(self.restarts)
+        )
+        candidates = (candidate for run in runs for candidate in run)
+        draws = self.compare or self.eot
+        return choose(model, y, candidates, self.loss, noise.fold("compare"), draws)
 
     def _run(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -92,7 +92,7 @@ class PGD:
             size *= 0.5 * (1 + math.cos(math.pi * i / self.steps))
         return size
 
-    def _score(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        draws = self.compare or self.eot
-        seen = look(model, x, y, self.loss, noise, 0, draws, gradient=False)
-        return seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)  # the loss only breaks ties
+
+def fgsm(eot: int = 1, loss: Loss = "ce", compare: int | None = None) -> PGD:
+    """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image."""
+    return PGD(steps=1, step_size=1, start="zero", eot=eot, loss=loss, compare=compare)

@@ -1,5 +1,7 @@
 """What the attacker takes the defended model for. A view is a function from model to model."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -18,9 +20,32 @@ def bpda(model: Classifier) -> Classifier:
     return _as(model, whole.behind(straight_through(whole.purifier)))
 
 
+def adjoint(model: Classifier) -> Classifier:
+    """The model, with the gradient of DiffPure's release for the purifier's: not the exact one.
+
+    It is here to compare with published numbers, which it makes look more robust than they are.
+    """
+    whole = _defended(model)
+    if not hasattr(whole.purifier, "adjoint"):
+        raise ValueError(
+            "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
+        )
+    return _as(model, whole.behind(whole.purifier.adjoint()))  # pyright: ignore
+
+
 def undefended(model: Classifier) -> Classifier:
     """The classifier alone, as one sees it who does not know of the defence (transfer attack)."""
     return _as(model, _defended(model).classifier)
+
+
+def whole(model: Classifier) -> Classifier:
+    """A diffusion classifier on the same draws without elimination, which has no steps to hide in."""
+    return _as(model, _eliminating(model).whole())
+
+
+def first_stage(model: Classifier) -> Classifier:
+    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack."""
+    return _as(model, _eliminating(model).stage(1))
 
 
 def straight_through(purifier: Purifier) -> Purifier:
@@ -60,5 +85,14 @@ def _defended(model: Classifier) -> Defended:
         raise ValueError(
             "this view takes a defence apart, and the model is no classifier behind a purifier; "
             "use the view `exact`"
+        )
+    return inner
+
+
+def _eliminating(model: Classifier) -> Any:
+    inner = model.model if isinstance(model, Limited) else model
+    if not hasattr(inner, "whole"):
+        raise ValueError(
+            "this view is for the classifier `diffusion`, alone and without a purifier; use `exact`"
         )
     return inner

@@ -137,13 +137,16 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     for fact in facts.values():
         if isinstance(fact, dict):
             fact.pop("folder", None)
-    card.save(folder, kind, spec[kind], trained, half, **facts)
+    part = spec[kind]
+    if part["name"] == "trained":  # a card says what builds the network, not where it began
+        facts["began_as"], part = part["weights"], card.read_card(part["weights"])[1]["part"]
+    card.save(folder, kind, part, trained, half, **facts)
     loaded = (
         card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
     )
     if test is not None:
         metrics = _measure(loaded.to(device), test, getattr(objective, "t_max", 1.0))
-        card.save(folder, kind, spec[kind], trained, half, **facts, metrics=metrics)
+        card.save(folder, kind, part, trained, half, **facts, metrics=metrics)
     if isinstance(loaded, Network):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
     return folder

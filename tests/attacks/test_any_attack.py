@@ -1,0 +1,86 @@
+"""What every attack promises: it stays within the threat, and no image depends on its company."""
+
+import pytest
+import torch
+from analytic import NOISE, SIZE, THREATS, Linear, Shaken, X, Y
+
+from defuse import menu
+from defuse.attacks.apgd import APGD
+from defuse.attacks.autoattack import AutoAttack
+from defuse.attacks.choice import choose
+from defuse.attacks.fab import FAB
+from defuse.attacks.pgd import fgsm
+from defuse.attacks.search import RandomSearch
+from defuse.attacks.square import Square
+from defuse.attacks.stadv import StAdv
+from defuse.attacks.views import Limited
+from defuse.threat import Threat, images
+
+ATTACKS = {
+    "apgd": APGD(4, eot=2, loss="dlr"),
+    "apgd-t": APGD(3, eot=2, loss="margin", targets=2, hold=2),
+    "fab": FAB(3, eot=2, restarts=2, targets=1),
+    "square": Square(6, eot=2),
+    "fgsm": fgsm(eot=2),
+    "random-search": RandomSearch(3, eot=2),
+    "autoattack": AutoAttack(steps=4, queries=20, targets=1, eot=2, draws=4),
+    "stadv": StAdv(3, eot=2),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
+    attack, threat = ATTACKS[name], THREATS["l2"]  # no sign turns a rounding error into a step
+    whole = attack(Shaken(), X, Y, threat, NOISE)
+    assert not torch.equal(whole, X)
+    assert torch.allclose(attack(Limited(Shaken(), 4), X, Y, threat, NOISE), whole, atol=1e-9)
+    order = [5, 0, 2]
+    part = attack(Shaken(), X[order], Y[order], threat, NOISE.take(order))
+    assert torch.allclose(part, whole[order], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("norm", THREATS)
+def test_it_stays_within_the_threat(name, norm):
+    attack = ATTACKS[name]
+    for eps in (0.0, 0.02, 2.0):
+        found = attack(Shaken(), X.float(), Y, Threat(norm, eps), NOISE)
+        assert found.shape == X.shape
+        assert found.dtype == torch.float32
+        assert not found.requires_grad
+        if getattr(attack, "bounded", True):
+            assert Threat(norm, eps).allows(X.float(), found).all()
+
+
+def test_fgsm_is_one_step_of_signs():
+    threat = THREATS["linf"]
+    x = X.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(Linear()(x, NOISE), Y, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, x)
+    found = fgsm()(Linear(), X, Y, threat, NOISE)
+    assert torch.allclose(found, X + threat.eps * gradient.sign())
+
+
+def test_random_search_returns_the_worst_of_its_points():
+    threat, model = THREATS["l2"], Linear()
+    points = [X, *(threat.edge(X, NOISE.fold("try", i)) for i in range(1, 9))]
+    leads = torch.stack([model(p, NOISE).gather(1, Y[:, None])[:, 0] for p in points])
+    found = RandomSearch(8)(model, X, Y, threat, NOISE)
+    assert torch.equal(found, torch.stack(points)[leads.argmin(0), torch.arange(SIZE)])
+    assert Threat("l0", 0.2).allows(X, RandomSearch(2)(model, X, Y, Threat("l0", 0.2), NOISE)).all()
+
+
+def test_of_equals_the_first_is_chosen_and_what_is_no_number_last():
+    def model(x, noise):
+        level = torch.where(x[:, 0, 0, 0] > 0.9, torch.nan, 0.0)
+        return torch.stack([1 + level, level], 1)
+
+    y = torch.zeros(SIZE, dtype=torch.long)
+    first, second, broken = X, X + 0.01, images(torch.ones(SIZE)).to(X).expand_as(X)
+    found = choose(model, y, [broken, first, second], "margin", NOISE, 2)
+    assert torch.equal(found, first)
+
+
+def test_the_menu_has_them():
+    for name in ("apgd", "autoattack", "fab", "fgsm", "random-search", "square", "stadv"):
+        assert callable(menu.find("attack", name))

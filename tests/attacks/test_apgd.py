@@ -1,0 +1,122 @@
+"""APGD where the best attack is known."""
+
+import pytest
+import torch
+from analytic import (
+    NOISE,
+    THREATS,
+    Bent,
+    Blurred,
+    Linear,
+    X,
+    Y,
+    accuracy,
+    many,
+    progress,
+    worst,
+)
+
+from defuse.attacks.apgd import APGD, checkpoints
+from defuse.attacks.losses import LOSSES
+from defuse.threat import Threat
+
+
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("targets", [0, 1])
+def test_the_optimum_of_a_linear_model_is_reached(norm, loss, targets: int):
+    threat = THREATS[norm]
+    attack = APGD(25, loss=loss, targets=targets)
+    found = attack(Linear(classes=4), X, Y, threat, NOISE)
+    assert threat.allows(X, found).all()
+    assert (progress(found, threat) > 0.99).all()
+
+
+def test_checkpoints_are_those_of_the_paper():
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(1) == [1]
+    assert checkpoints(5) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_the_step_size_shrinks_to_a_peak_inside(norm):
+    """The loss has its one peak halfway to the edge, where any step of one length overshoots."""
+    threat = THREATS[norm]
+    peak = (X + worst(threat, X, Y)) / 2
+
+    def model(x, noise):
+        near = -(x - peak).square().flatten(1).sum(1)
+        return torch.stack([-near, near], 1)
+
+    found = APGD(100, loss="margin")(model, X, torch.zeros_like(Y), threat, NOISE)
+    assert (threat.size(found - peak) < 0.02 * threat.eps).all()
+
+
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_the_optimum_of_a_noisy_linear_model_is_reached(loss):
+    threat = Threat("l2", 0.15)
+    x, y, noise = many(24)
+    found = APGD(16, 4, loss)(Blurred(), x, y, threat, noise.fold("search"))
+    best = accuracy(worst(threat, x, y), y)
+    assert accuracy(x, y) - best > 0.2
+    assert accuracy(found, y) < best + 0.01
+
+
+@pytest.mark.parametrize("hold", [1, 4])
+def test_luck_that_all_images_share_changes_nothing(hold: int):
+    """What is compared meets the same draws, so a lucky draw favours nobody."""
+    threat, attack = THREATS["linf"], APGD(20, loss="margin", hold=hold)
+    still = attack(Bent(), X, Y, threat, NOISE)
+    shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
+    assert torch.allclose(shaken, still, atol=1e-9)
+
+
+def test_held_draws_are_all_that_a_model_without_noise_needs():
+    threat, calls = THREATS["l2"], []
+
+    def model(x, noise):
+        calls.append(torch.is_grad_enabled())
+        return Bent()(x, noise)
+
+    one = APGD(12, hold=1)(model, X, Y, threat, NOISE)
+    fresh = calls.copy()
+    calls.clear()
+    assert torch.equal(APGD(12, hold=13)(model, X, Y, threat, NOISE), one)
+    assert fresh.count(True) == calls.count(True) == 13
+    assert fresh.count(False) == 12 + 4
+    assert calls.count(False) == 4  # three candidates and the image
+
+
+def test_targets_are_tried_in_their_order():
+    """Class 1 leads class 2, and the margin climbs to it, but only class 2 ever passes class 0."""
+
+    def model(x, noise):
+        up = (x - X[:1]).flatten(1).sum(1)
+        return torch.stack([0 * up, -0.5 - 0.2 * up, -2 + 1.2 * up], 1)
+
+    x, y, threat = X[:1], torch.zeros(1, dtype=torch.long), Threat("linf", 0.04)  # up to 1.92
+    noise = NOISE.take([0])
+    for targets, reached in ((1, 0), (2, 2)):
+        found = APGD(20, loss="margin", targets=targets)(model, x, y, threat, noise)
+        assert int(model(found, noise).argmax(1)) == reached
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"hold": 0}, "hold must be 1 or more"),
+        ({"compare": 0}, "compare must be 1 or more"),
+        ({"targets": -1}, "targets must be 0"),
+        ({"loss": "mse"}, "loss is one of"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        APGD(**options)
+
+
+def test_too_few_classes_are_told():
+    for attack, classes in ((APGD(1, loss="dlr"), 3), (APGD(1, loss="dlr", targets=1), 4)):
+        with pytest.raises(ValueError, match=f"needs {classes} classes, and the model has 2"):
+            attack(Linear(), X, Y, THREATS["linf"], NOISE)

@@ -1,0 +1,113 @@
+"""Cascades: cheap first, survivors to the next, and nobody is done with by luck."""
+
+import pytest
+import torch
+from analytic import NOISE, SIZE, THREATS, Bent, Blurred, Coin, Linear, X, Y, accuracy, many, worst
+
+from defuse.attacks.autoattack import AutoAttack
+from defuse.threat import Threat
+
+RIGHT = torch.zeros(SIZE, dtype=torch.long)
+SMALL = {"steps": 3, "queries": 4, "targets": 2, "eot": 2, "draws": 16}
+
+
+def cost(coin: Coin, **options) -> float:
+    """Rows that the model sees per image."""
+    AutoAttack(**{**SMALL, **options})(coin, X, RIGHT, THREATS["linf"], NOISE)
+    return coin.rows_seen / SIZE
+
+
+@pytest.mark.parametrize("version", ["defuse", "rand", "standard"])
+@pytest.mark.parametrize("criterion", ["mean", "majority"])
+def test_a_coin_that_falls_wrong_now_and_then_is_no_broken_model(version, criterion):
+    options = {"version": version, "criterion": criterion}
+    whole = cost(Coin(1.0), **options)
+    assert cost(Coin(0.75), **options) == whole
+    assert cost(Coin(0.0), **options) == SMALL["draws"]  # seen to be wrong, and left alone
+    assert whole > 3 * SMALL["draws"]
+
+
+def test_votes_decide_what_is_broken():
+    def logits(*counts):
+        answers = torch.tensor([c for c, n in enumerate(counts) for _ in range(n)])
+        return torch.nn.functional.one_hot(answers, 3).double()[None]
+
+    y = torch.tensor([0])
+    for counts, mean, half, majority in (
+        ((0, 16, 0), True, True, True),
+        ((1, 15, 0), False, True, True),
+        ((4, 12, 0), False, True, True),
+        ((5, 11, 0), False, True, False),  # 6 ahead is within two standard errors, 8
+        ((5, 5, 6), False, True, False),
+        ((9, 7, 0), False, False, False),
+    ):
+        seen = logits(*counts)
+        assert bool(AutoAttack(criterion="mean", draws=16).broken(seen, y)) is mean
+        assert bool(AutoAttack(criterion="mean", draws=16, threshold=0.5).broken(seen, y)) is half
+        assert bool(AutoAttack(draws=16).broken(seen, y)) is majority
+
+
+@pytest.mark.parametrize("version", ["standard", "plus", "rand", "defuse"])
+def test_without_noise_it_decides_as_one_attack_after_another_would(version):
+    x, y, noise = many(12)
+    threat, model = Threat("linf", 0.03), Bent(classes=4)
+    y = model(x, noise).argmax(1)
+    attack = AutoAttack(version, steps=4, queries=12, targets=1, eot=1)
+    found = attack(model, x, y, threat, noise)
+    assert threat.allows(x, found).all()
+    robust = torch.arange(len(x))
+    for i, stage in enumerate(attack.stages(), 1):
+        search = noise.fold("stage", i, "search").take(robust)
+        tried = stage(model, x[robust], y[robust], threat, search)
+        stands = model(tried, noise.take(robust)).argmax(1) == y[robust]
+        robust = robust[stands]
+        if not len(robust):
+            break
+    standing = (model(found, noise).argmax(1) == y).nonzero()[:, 0]
+    assert standing.tolist() == robust.tolist()
+    assert 0 < len(robust) < len(x)
+
+
+def test_a_noisy_linear_model_is_brought_to_its_optimum():
+    threat = Threat("l2", 0.15)
+    x, y, noise = many(24)
+    attack = AutoAttack(steps=12, queries=10, targets=1, eot=4, criterion="mean")
+    found = attack(Blurred(), x, y, threat, noise.fold("search"))
+    assert accuracy(found, y) < accuracy(worst(threat, x, y), y) + 0.01
+
+
+def test_versions_are_as_published():
+    names = {
+        v: [type(s).__name__ for s in AutoAttack(v).stages()] for v in ("standard", "plus", "rand")
+    }
+    assert names == {
+        "standard": ["APGD", "APGD", "FAB", "Square"],
+        "plus": ["APGD", "APGD", "FAB", "Square", "APGD", "FAB"],
+        "rand": ["APGD", "APGD"],
+    }
+    assert [s.eot for s in AutoAttack("rand").stages()] == [20, 20]
+    assert [s.loss for s in AutoAttack("standard").stages()[:2]] == ["ce", "dlr"]
+    assert [s.targets for s in AutoAttack("standard").stages()[:3]] == [0, 9, 9]
+    assert [s.restarts for s in AutoAttack("plus").stages()[:3]] == [5, 5, 5]
+    assert AutoAttack("standard").stages()[3].queries == 5000
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"version": "best"}, "version is one of"),
+        ({"criterion": "any"}, "criterion is one of"),
+        ({"draws": 1}, "draws must be 4 or more, lest luck decide; not 1"),
+        ({"threshold": 0}, "threshold must be above 0"),
+        ({"eot": 0}, "eot must be 1 or more"),
+        ({"steps": 0}, "steps must be 1 or more"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        AutoAttack(**options)
+
+
+def test_too_few_classes_are_told_before_the_work():
+    with pytest.raises(ValueError, match="version standard needs 4 classes for its loss DLR"):
+        AutoAttack("standard")(Linear(), X, Y, THREATS["linf"], NOISE)

@@ -1,0 +1,101 @@
+"""FAB: the shortest way over a plane is known."""
+
+import pytest
+import torch
+from analytic import NOISE, THREATS, Blurred, Linear, X, Y, accuracy, lead, many, worst
+from scipy.optimize import linprog, minimize
+
+from defuse.attacks.fab import BEYOND, FAB, stretched, to_plane
+from defuse.threat import Threat
+
+GAIN = torch.tensor([0.3, -0.3, 1.0, -1.0, 0.05, 0.0], dtype=torch.float64)
+
+
+def shortest(x, normal, gain, norm):
+    """The length of the shortest allowed step, by a solver."""
+    x, normal, box = x.numpy(), normal.numpy(), [(-a, 1 - a) for a in x.tolist()]
+    if norm == "l2":
+        fits = {"type": "eq", "fun": lambda d: normal @ d - gain}
+        return minimize(lambda d: d @ d, 0 * x, bounds=box, constraints=fits).fun ** 0.5
+    rows = [[*(s * (i == j) for j in range(len(x))), -1] for i in range(len(x)) for s in (1, -1)]
+    cost, limit = [0] * len(x) + [1], [0] * 2 * len(x)
+    return linprog(cost, rows, limit, [[*normal, 0]], [gain], [*box, (0, None)]).fun
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_the_way_to_a_plane_is_the_shortest_in_the_box(norm):
+    x = NOISE.fold("p").uniform(X[:, :1, :2, :3])
+    normal = NOISE.fold("w").normal(x)
+    way = to_plane(x, normal, GAIN, THREATS[norm])
+    assert float((x + way).min()) >= 0
+    assert float((x + way).max()) <= 1
+    assert torch.allclose((normal * way).flatten(1).sum(1), GAIN, atol=1e-12)
+    for i, size in enumerate(THREATS[norm].size(way)):
+        best = shortest(x[i].flatten(), normal[i].flatten(), float(GAIN[i]), norm)
+        assert float(size) == pytest.approx(best, abs=1e-4)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_where_the_box_forbids_it_the_way_goes_as_far_as_it_can(norm):
+    far = torch.full_like(GAIN, 1e6)
+    normal = NOISE.fold("w").normal(X)
+    corner = (normal > 0).to(X)
+    assert torch.allclose(X + to_plane(X, normal, far, THREATS[norm]), corner)
+    still = to_plane(X, torch.zeros_like(X), far, THREATS[norm])
+    assert (still == 0).all()
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_scales_do_not_matter(norm):
+    normal = NOISE.fold("w").normal(X)
+    way = to_plane(X, normal, GAIN, THREATS[norm])
+    tiny = to_plane(X.float(), 1e-30 * normal.float(), 1e-30 * GAIN.float(), THREATS[norm])
+    assert torch.allclose(tiny.double(), way, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_the_nearest_image_across_is_found(norm):
+    threat = THREATS[norm]
+    nearest, _ = FAB(8)._run(Linear(), X, Y, 1 - Y, X, threat, NOISE)
+    assert (lead(nearest, Y) < 0).all()
+    slope = (lead(X, Y) - lead(worst(threat, X, Y), Y)) / threat.eps
+    least = lead(X, Y) / slope
+    assert (threat.size(nearest - X) <= BEYOND * least + 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", THREATS)
+def test_it_returns_within_eps_or_the_image(norm):
+    near = Threat(norm, 0.02)
+    for threat in (near, THREATS[norm]):
+        found = FAB(6)(Linear(), X, Y, threat, NOISE)
+        assert threat.allows(X, found).all()
+        assert torch.equal(lead(found, Y) < 0, lead(worst(threat, X, Y), Y) < 0)
+
+    def out_of_reach(x, noise):
+        return Linear()(x, noise) + 1e3 * torch.eye(2).to(x)[Y]
+
+    assert torch.equal(FAB(3)(out_of_reach, X, Y, THREATS[norm], NOISE), X)
+
+
+def test_stretched_is_as_long_as_allowed():
+    for threat in THREATS.values():
+        longer = stretched(X, X + 1e-3 * NOISE.normal(X), threat)
+        assert torch.allclose(threat.size(longer - X), torch.full_like(GAIN, threat.eps))
+        assert torch.equal(stretched(X, X, threat), X)
+
+
+def test_a_random_model_is_brought_near_its_worst():
+    """Just across the boundary it would still be right half of the time."""
+    threat = Threat("l2", 0.3)
+    x, y, noise = many(24)
+    found = FAB(8, eot=8, compare=20)(Blurred(), x, y, threat, noise.fold("search"))
+    best = accuracy(worst(threat, x, y), y)
+    assert best < 0.4
+    assert accuracy(found, y) < best + 0.08
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="targets must be 1 or more, not 0"):
+        FAB(targets=0)
+    with pytest.raises(ValueError, match="FAB is for the norms linf and l2, not l0"):
+        FAB(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

@@ -1,0 +1,120 @@
+"""Square: no gradient, no luck."""
+
+import pytest
+import torch
+from analytic import (
+    NOISE,
+    THREATS,
+    Bent,
+    Blurred,
+    Linear,
+    X,
+    Y,
+    accuracy,
+    lead,
+    many,
+    progress,
+    worst,
+)
+
+from defuse.attacks.apgd import APGD
+from defuse.attacks.square import Square, bumps
+from defuse.threat import Threat
+
+
+class Masked(Linear):
+    """Rounds its input: the gradient is there, and zero."""
+
+    def forward(self, x, noise):
+        coarse = (32 * x).round() / 32
+        return super().forward(coarse + 0 * x, noise)
+
+
+def test_a_masked_gradient_does_not_stop_it():
+    threat = Threat("linf", 0.08)
+    reach = lead(worst(threat, X, Y), Y) < 0
+    assert reach.all()
+    square = Square(150)(Masked(), X, Y, threat, NOISE)
+    climbed = APGD(20, loss="margin")(Masked(), X, Y, threat, NOISE)
+    assert (lead(square, Y) < 0).all()
+    assert (lead(climbed, Y) > 0).any()
+
+
+@pytest.mark.parametrize(("norm", "share"), [("linf", 0.88), ("l2", 0.4)])
+def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_gone(norm, share: float):
+    """(The windows of l2, of bumps at least 3 wide, are no match for 4 x 4 pixels of white noise.)"""
+    threat = THREATS[norm]
+    found = Square(200, hold=200)(Linear(), X, Y, threat, NOISE)
+    assert threat.allows(X, found).all()
+    assert float(progress(found, threat).mean()) > share
+
+
+def test_a_noisy_model_is_attacked_nearly_as_well():
+    threat = Threat("linf", 0.05)
+    x, y, noise = many(24)
+    found = Square(120, eot=4)(Blurred(), x, y, threat, noise.fold("search"))
+    best = accuracy(worst(threat, x, y), y)
+    assert accuracy(x, y) - best > 0.3
+    assert accuracy(found, y) < best + 0.1
+
+
+@pytest.mark.parametrize("hold", [1, 5])
+def test_luck_that_all_images_share_changes_nothing(hold: int):
+    attack, threat = Square(40, hold=hold), THREATS["linf"]
+    still = attack(Bent(), X, Y, threat, NOISE)
+    shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
+    assert torch.allclose(shaken, still, atol=1e-9)
+
+
+def test_it_asks_for_no_gradient_and_for_no_more_than_it_says():
+    calls = []
+
+    def model(x, noise):
+        calls.append((torch.is_grad_enabled(), x.requires_grad))
+        return Linear()(x, noise)
+
+    for hold, looks in ((1, 19), (10, 10)):  # the start, then 9 proposals, with the best or without
+        calls.clear()
+        Square(10, hold=hold)(model, X, Y, THREATS["l2"], NOISE)
+        assert set(calls) == {(False, False)}
+        assert len(calls) == looks + 2  # the best and the image, at the end
+
+
+def test_bumps_have_the_form_of_the_paper():
+    for side in (2, 4, 5, 8):
+        pattern, upper = bumps(side), side // 2
+        assert float(pattern.norm()) == pytest.approx(1)
+        assert (pattern[:upper] > 0).all()
+        assert (pattern[upper:] < 0).all()
+        assert float(pattern[:upper].norm()) == pytest.approx(float(pattern[upper:].norm()))
+    # of 4: two rows, the far ones with 1/4 + 1/9, then 1/9 at distance 2; the middle 1 + 1/4 + 1/9
+    near, middle, far = 1 / 4 + 1 / 9, 1 + 1 / 4 + 1 / 9, 1 / 9
+    row = torch.tensor([[far, near, near, near], [far, near, middle, near]], dtype=torch.float64)
+    assert torch.allclose(bumps(4)[:2], row / row.norm() / 2**0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 7), (9, 3)])
+@pytest.mark.parametrize("norm", THREATS)
+def test_any_shape_of_image_will_do(norm, shape):
+    x = NOISE.uniform(torch.zeros(6, 1, *shape))
+
+    def model(x, noise):
+        total = x.flatten(1).sum(1)
+        return torch.stack([total, -total], 1)
+
+    found = Square(30)(model, x, torch.zeros(6, dtype=torch.long), THREATS[norm], NOISE)
+    assert THREATS[norm].allows(x, found).all()
+
+
+def test_squares_shrink_on_the_way():
+    sides = [Square(10_000)._side(torch.zeros(1, 3, 32, 32), i, 1) for i in (0, 11, 51, 201, 9000)]
+    assert sides == [29, 20, 14, 10, 1]
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, not 0"):
+        Square(share=0)
+    with pytest.raises(ValueError, match="queries must be 1 or more"):
+        Square(queries=0)
+    with pytest.raises(ValueError, match="Square is for the norms linf and l2"):
+        Square(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

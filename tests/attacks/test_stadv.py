@@ -1,0 +1,63 @@
+"""Shifted images: known shifts, and a model whose worst shift is known."""
+
+import pytest
+import torch
+from analytic import NOISE, SIZE, THREATS, X, Y
+
+from defuse.attacks.stadv import StAdv, roughness, warp
+
+STILL = torch.zeros(SIZE, 4, 4, 2, dtype=torch.float64)
+RIGHT = torch.tensor([1.0, 0.0], dtype=torch.float64)
+
+
+def test_a_still_field_changes_nothing():
+    assert torch.allclose(warp(X, STILL), X, atol=1e-12)
+
+
+def test_a_shift_by_one_pixel_is_a_shift_by_one_pixel():
+    moved = warp(X, STILL + RIGHT * 2 / 4)  # seen one place further right
+    assert torch.allclose(moved[..., :-1], X[..., 1:])
+    assert torch.allclose(moved[..., -1], X[..., -1])  # the border goes on
+    down = warp(X, STILL + RIGHT.flip(0) * 2 / 4)
+    assert torch.allclose(down[:, :, :-1], X[:, :, 1:])
+
+
+def test_roughness_by_hand():
+    assert float(roughness(STILL).max()) < 1e-3
+    flow = STILL.clone()
+    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unlike its 4 neighbours, by 5
+    assert torch.allclose(roughness(flow), torch.full_like(X[:, 0, 0, 0], 20), atol=1e-3)
+
+
+def test_the_worst_shift_of_a_ramp_is_found():
+    """Brightness grows to the right, and the model is the surer the darker it is."""
+    x = torch.linspace(0.2, 0.8, 9, dtype=torch.float64).expand(2, 1, 9, 9).contiguous()
+
+    def model(x, noise):
+        bright = x.flatten(1).sum(1)
+        return torch.stack([-bright, bright], 1)
+
+    bound = 0.1
+    attack = StAdv(40, bound=bound, rate=0.02)
+    found = attack(model, x, torch.zeros(2, dtype=torch.long), THREATS["linf"], NOISE.take([0, 1]))
+    expected = warp(x, bound * RIGHT.expand(2, 9, 9, 2))
+    assert torch.allclose(found[..., :-1], expected[..., :-1], atol=2e-3)
+    assert torch.allclose(
+        expected[..., :-1] - x[..., :-1], torch.full((), bound * 9 / 2 * 0.075).double()
+    )
+
+
+def test_no_pixel_is_a_colour_that_was_not_there():
+    def model(x, noise):
+        return torch.stack([torch.sin(9 * x).flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
+
+    found = StAdv(10, eot=2)(model, X, Y, THREATS["linf"], NOISE)
+    assert not torch.equal(found, X)
+    assert float(found.min()) >= float(X.min())
+    assert float(found.max()) <= float(X.max())
+
+
+@pytest.mark.parametrize("name", ["bound", "rate", "smoothness", "steps"])
+def test_mistakes_are_told(name):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        StAdv(**{name: -1})
