@@ -282,7 +282,7 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
     cut = [math.ceil(side / factor) for side in x.shape[:2]]
     top, left = ((side - c) // 2 for side, c in zip(x.shape[:2], cut, strict=True))
     middle = x[top : top + cut[0], left : left + cut[1]]
-    large = ndimage.zoom(middle, (factor, factor, 1), order=1)
+    large = np.asarray(ndimage.zoom(middle, (factor, factor, 1), order=1))
     top, left = ((a - b) // 2 for a, b in zip(large.shape[:2], x.shape[:2], strict=True))
     return large[top : top + x.shape[0], left : left + x.shape[1]]
 

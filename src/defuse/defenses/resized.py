@@ -26,11 +26,14 @@ class Resized(nn.Module):
     def __init__(self, purifier: Purifier, *, size: int | None = None):
         super().__init__()
         shape = image_shape(purifier)
-        if size is None and shape is None:
-            raise ValueError("give `size`: the denoiser was made for no size of its own")
-        self.size = shape[1:] if size is None and shape else (size, size)
-        if size is not None and size < 1:
+        if size is None:
+            if shape is None:
+                raise ValueError("give `size`: the denoiser was made for no size of its own")
+            self.size = shape[1:]
+        elif size < 1:
             raise ValueError(f"size must be 1 or more, not {size}")
+        else:
+            self.size = (size, size)
         if shape is not None and shape[1:] != self.size:
             told = " x ".join(map(str, shape[1:]))
             raise ValueError(f"the denoiser was made for {told}; leave `size` out, or give that")
