@@ -37,4 +37,5 @@ def test_a_hundred_steps_take_hardly_more_than_ten():
         )
         peaks.append(int(out.stdout))
     assert peaks[0] > 1000, "KiB; the measurement saw nothing"
-    assert peaks[1] <= 1.3 * peaks[0], peaks
+    # the states themselves, and the allocator's moods; kept graphs would take ten times as much
+    assert peaks[1] <= 1.8 * peaks[0], peaks
