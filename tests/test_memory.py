@@ -1,5 +1,6 @@
 """The memory of the gradient does not grow with the number of steps."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,9 +34,13 @@ def test_a_hundred_steps_take_hardly_more_than_ten():
     peaks = []
     for steps in (10, 100):
         out = subprocess.run(
-            [sys.executable, "-c", CODE, str(steps)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", CODE, str(steps)],
+            capture_output=True,
+            text=True,
+            check=True,
+            # every tensor a mapping of its own, lest holes in the heap be counted
+            env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"},
         )
         peaks.append(int(out.stdout))
     assert peaks[0] > 1000, "KiB; the measurement saw nothing"
-    # the states themselves, and the allocator's moods; kept graphs would take ten times as much
-    assert peaks[1] <= 1.8 * peaks[0], peaks
+    assert peaks[1] <= 1.3 * peaks[0], peaks
