@@ -2,9 +2,11 @@
 
 import os
 import platform
+import time
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
+from torch.nn import functional as F
 
 from defuse.menu import SpecError
 
@@ -27,6 +29,28 @@ def pick_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
     return name
+
+
+def bfloat16_pays(device: str) -> bool:
+    """Whether a convolution is faster in bfloat16 than in float32 here, by trial.
+
+    Without instructions for it, as on many CPUs, it is tens of times slower.
+    """
+    seconds = {kind: _convolve(device, kind) for kind in (torch.bfloat16, torch.float32)}
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
+@torch.inference_mode()
+def _convolve(device: str, kind: torch.dtype) -> float:
+    """The seconds of a convolution, the least of three after one to warm up."""
+    x = torch.ones(8, 64, 32, 32, device=device, dtype=kind)
+    weight = torch.ones(64, 64, 3, 3, device=device, dtype=kind)
+    took = []
+    for _ in range(4):
+        began = time.perf_counter()
+        float(F.conv2d(x, weight)[0, 0, 0, 0])  # waits for the device
+        took.append(time.perf_counter() - began)
+    return min(took[1:])
 
 
 def versions() -> dict[str, str]:

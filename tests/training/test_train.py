@@ -256,6 +256,16 @@ def test_other_ways_to_descend_learn_too(elsewhere, options):
     assert losses["0.500"] < 0.6
 
 
+def test_bfloat16_is_left_where_it_is_slower(elsewhere, monkeypatch, capsys):
+    for pays in (True, False):
+        monkeypatch.setattr(training, "bfloat16_pays", lambda device, pays=pays: pays)
+        asks = started(training={"steps": 2, "batch": 8, "precision": "bfloat16"})
+        folder = training.run(asks, elsewhere / str(pays))
+        card = json.loads((folder / "card.json").read_text())
+        assert card["training"]["precision"] == ("bfloat16" if pays else "float32")
+        assert ("training in float32" in capsys.readouterr().err) is not pays
+
+
 def test_channels_last_changes_the_layout_only(elsewhere):
     denoiser = TINY["denoiser"] | {"dropout": 0.0}  # whose masks are drawn in the layout's order
     one = training.run(started(denoiser=denoiser), elsewhere / "a", quiet=True)

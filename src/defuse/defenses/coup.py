@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from defuse.defenses.guidance import asked, sloped
 from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import ascent, reverse, walk
@@ -41,13 +42,9 @@ class Confidence(nn.Module):
         detach: bool = False,
     ):
         super().__init__()
-        if classifier is None:
-            raise ValueError(
-                "the guide asks the classifier that is protected, and there is none: give it one"
-            )
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight (lambda) must be a number from 0 upward, not {weight}")
-        self.classifier, self.denoiser = classifier, denoiser
+        self.classifier, self.denoiser = asked(classifier), denoiser
         self.weight, self.detach = weight, detach
 
     def forward(
@@ -62,12 +59,7 @@ class Confidence(nn.Module):
 
         def potential(at: Tensor) -> Tensor:
             images = self.denoiser.decode(at if double else at.float())
-            logits = self.classifier(images, see)
-            if not logits.requires_grad:
-                raise ValueError(
-                    "no gradient leads from the classifier's logits to its images, and the guide "
-                    "needs one (is something in it under no_grad, detached or rounded?)"
-                )
+            logits = sloped(self.classifier(images, see))
             return _log_surest(logits if double else logits.float())
 
         through = torch.is_grad_enabled() and x_t.requires_grad and not self.detach

@@ -1,11 +1,12 @@
 """Gradual purification (Lee and Kim, 2023): DiffPure several times, with more noise each time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
 from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.sampling import Sampler, Variance
+from defuse.defenses.sampling import Sampler, Variance, in_turn
 from defuse.diffusion.denoise import Denoiser
 from defuse.noise import Noise
 
@@ -60,3 +61,8 @@ class Gradual(nn.Module):
         for i, purify in enumerate(self.passes):
             x = purify(x, noise.fold("pass", i))
         return x
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        ways = [partial(purify.walk, noise=noise.fold("pass", i)) for i, purify in self._numbered()]
+        return in_turn(x, list(zip((purify.t for purify in self.passes), ways, strict=True)))

@@ -1,4 +1,4 @@
-"""The guide of distribution transfer and of GDMP: down a distance from the image that was given."""
+"""Guides: what all that ask a classifier need of it, and the one down a distance from an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +9,42 @@ from torch import Tensor
 from defuse.diffusion.reverse import Ancestral, Step, ascent
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
+from defuse.protocols import Classifier
 
 # The state looked at, the anchor, and noise for whatever looks, to a distance of each image (B,).
 Distance = Callable[[Tensor, Tensor, Noise], Tensor]
 
 
+def asked(classifier: Classifier | None) -> Classifier:
+    """The classifier that a guide asks.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if classifier is None:
+        raise ValueError(
+            "the guide asks the classifier that is protected, and there is none: give it one"
+        )
+    return classifier
+
+
+def sloped(values: Tensor) -> Tensor:
+    """What a guide climbs, if a gradient leads from it to the images.
+
+    Raises:
+        ValueError: None does.
+    """
+    if not values.requires_grad:
+        raise ValueError(
+            "no gradient leads from the classifier's logits to its images, and the guide needs one "
+            "(is something in it under no_grad, detached or rounded?)"
+        )
+    return values
+
+
 @dataclass(frozen=True)
 class Descent:
-    """The guide - weight * grad_{x_t} D(x_t, anchor), of each image by itself.
+    """The guide - weight * grad_{x_t} D(x_t, anchor), of distribution transfer and of GDMP.
 
     The gradient is exact through the guide too, and reaches the anchor if that stands in `beside` of
     `reverse`.
@@ -52,13 +80,7 @@ class Descent:
             anchor = now.alpha * anchor + now.sigma * noise.fold("anchor").normal(anchor)
 
         def potential(at: Tensor) -> Tensor:
-            distance = self.distance(x_hat if self.deep else at, anchor, noise)
-            if not distance.requires_grad:
-                raise ValueError(
-                    "no gradient leads from the classifier's logits to its images, and the guide "
-                    "needs one (is something in it under no_grad, detached or rounded?)"
-                )
-            return distance
+            return sloped(self.distance(x_hat if self.deep else at, anchor, noise))
 
         return -self.weight(now) * _share(self.step, now, then) * ascent(potential, x_t)
 

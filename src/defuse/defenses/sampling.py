@@ -1,5 +1,6 @@
 """How a purifier goes back: a sampler's name to its times and its step."""
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -79,6 +80,25 @@ def way_back(
         "ode": flow,
     }
     return Way(strided(t, steps, chain) if jumps else even(t, steps), choices[sampler])
+
+
+Walk = Callable[[Tensor], Iterator[tuple[float, Tensor]]]
+
+
+def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[float, Tensor]]:
+    """The states of passes that each begin where the one before ended, as (time left, state).
+
+    Args:
+        x: What the first begins with.
+        walks: Of each pass the time it takes, and its own way: from where it begins to pairs of the
+            time left of it and the state.
+    """
+    left = sum(length for length, _ in walks)
+    for length, walk in walks:
+        left -= length
+        for t, state in walk(x):
+            x = state
+            yield left + t, x
 
 
 def one_of(name: str, value: str, kinds: Any) -> None:

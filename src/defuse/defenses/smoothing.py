@@ -15,7 +15,24 @@ from defuse.diffusion.schedule import chain_length, pixel_noise, time_of_noise
 from defuse.noise import Noise
 
 
-class OneStep(nn.Module):
+class _Smoothing(nn.Module):
+    """A purifier that puts noise on, and takes it off again by its method `denoise`."""
+
+    def __init__(self, denoiser: Denoiser, sigma: float | None, t: float | None):
+        super().__init__()
+        self.denoiser, self.pixel_noise = denoiser, _noise_of(denoiser, sigma, t)
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        x = x + self.pixel_noise * noise.fold("forward").normal(x)
+        return self.denoise(x, self.pixel_noise, noise)
+
+    def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
+        """Images without the noise that they carry."""
+        raise NotImplementedError
+
+
+class OneStep(_Smoothing):
     """Diffusion denoised smoothing (Carlini et al., 2023): one call of the network, x_hat at t*.
 
     As a purifier it puts the noise on first, drawn from the stream `forward`. The released code
@@ -31,13 +48,7 @@ class OneStep(nn.Module):
     """
 
     def __init__(self, denoiser: Denoiser, *, sigma: float | None = None, t: float | None = None):
-        super().__init__()
-        self.denoiser, self.pixel_noise = denoiser, _noise_of(denoiser, sigma, t)
-
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        x = x + self.pixel_noise * noise.fold("forward").normal(x)
-        return self.denoise(x, self.pixel_noise, noise)
+        super().__init__(denoiser, sigma, t)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
         """Images without the noise that they carry; nothing is drawn.
@@ -54,7 +65,7 @@ class OneStep(nn.Module):
         return self.denoiser.decode(self.denoiser(x_t, t))
 
 
-class DensePure(nn.Module):
+class DensePure(_Smoothing):
     """DensePure's purifier (Xiao et al., 2022): the reverse chain in K steps, drawn at random.
 
     The paper takes the majority of the classes of R reverse chains of the same noised image: certify
@@ -82,17 +93,11 @@ class DensePure(nn.Module):
         steps: int = 10,
         variance: str = "small",
     ):
-        super().__init__()
+        super().__init__(denoiser, sigma, t)
         if variance not in ("small", "large"):
             raise ValueError(f"variance is one of small, large; not {variance!r}")
-        self.denoiser, self.pixel_noise = denoiser, _noise_of(denoiser, sigma, t)
         self.steps, self.step = steps, Ancestral("small" if variance == "small" else "large")
         self._times(time_of_noise(denoiser.schedule, self.pixel_noise))
-
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        x = x + self.pixel_noise * noise.fold("forward").normal(x)
-        return self.denoise(x, self.pixel_noise, noise)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
         """Images without the noise that they carry: one draw of the reverse chain.

@@ -12,7 +12,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from defuse.defenses.distances import INPUT, OUTPUT, Input, Output
-from defuse.defenses.guidance import Descent
+from defuse.defenses.guidance import Descent, asked
 from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import reverse, walk
@@ -76,10 +76,6 @@ class DistributionTransfer(nn.Module):
         eta: float = 0.0,
     ):
         super().__init__()
-        if classifier is None:
-            raise ValueError(
-                "the guide asks the classifier that is protected, and there is none: give it one"
-            )
         one_of("output", output, Literal["kl", "l2", "confidence", "entropy", "repel", "none"])
         one_of("input", input, Literal["mse", "ssim", "l1", "lpips", "none"])
         one_of("at", at, At)
@@ -92,7 +88,7 @@ class DistributionTransfer(nn.Module):
                 "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "
                 "at: x_t, or anchor: image"
             )
-        self.denoiser, self.classifier, self.t, self.steps = denoiser, classifier, t, steps
+        self.denoiser, self.classifier, self.t, self.steps = denoiser, asked(classifier), t, steps
         self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
         self.scale, self.weight, self.at, self.anchor = scale, weight, at, anchor
         self._output, self._input = OUTPUT.get(output), INPUT.get(input) if weight else None

@@ -1,5 +1,6 @@
 """A training spec, from its text to a folder with weights, a card, a log and pictures."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from defuse.data.pictures import grid
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
 from defuse.diffusion.schedule import chain_length
-from defuse.machine import pick_device
+from defuse.machine import bfloat16_pays, pick_device
 from defuse.menu import SpecError
 from defuse.models import card
 from defuse.noise import Noise, seed_torch
@@ -109,6 +110,10 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     kind, options = _kind(spec), dict(spec["training"])
     half, seed = options.pop("half"), options["seed"]
     device = pick_device(spec["machine"]["device"])
+    if options["precision"] == "bfloat16" and not bfloat16_pays(device):
+        options["precision"] = "float32"
+        if not quiet:
+            print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
     data: Dataset = specs.build("data", spec["data"])
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
@@ -131,7 +136,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     facts = {
         "data": spec["data"] | {"images": len(data)},
         "objective": spec["objective"],
-        "training": spec["training"],
+        "training": spec["training"] | {"precision": options["precision"]},
         "command": command,
     }
     for fact in facts.values():
