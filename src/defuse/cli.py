@@ -77,8 +77,11 @@ def sweep(
         if isinstance(run, Exception):
             typer.echo(f"{number}/{len(cells)}  {told}: {run}")
             continue
-        share = write_report(run)["clean"]["mean"]["accuracy"]
-        typer.echo(f"{number}/{len(cells)}  {told}: clean {share:.1%}")
+        summary = write_report(run)
+        said = f"clean {summary['clean']['mean']['accuracy']:.1%}"
+        if summary["attacks"]:
+            said += f", robust {summary['robust']['mean']['accuracy']:.1%}"
+        typer.echo(f"{number}/{len(cells)}  {told}: {said}")
         done = sweeps.finished(cells, folder)
         table = write_sweep(folder, done, len(cells), shlex.join(words))
     plain = table.replace("\\", "")  # what Markdown needs quoted

@@ -14,7 +14,7 @@ TIMES = np.array([0.1, 0.05, 0.0])
 @pytest.fixture
 def drawn(monkeypatch):
     """Draw a figure and keep it, instead of its bytes."""
-    monkeypatch.setattr(figures, "_png", lambda figure: figure)
+    monkeypatch.setattr(figures, "png", lambda figure: figure)
 
     def draw(name: str, *arguments) -> Figure:
         return getattr(figures, name)(*arguments)

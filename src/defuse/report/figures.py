@@ -4,7 +4,6 @@ They are drawn on `Figure` objects, so nothing global is touched. Each reads wit
 differ by marker, right and wrong by a sign, lines by dashes.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +11,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.report.cells import Share, columns, rows, weakest
+from defuse.report.cells import columns, rows, weakest
+from defuse.report.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    RUST,
+    TEAL,
+    WIDTH,
+    interval,
+    legend,
+    percent_axis,
+    png,
+    tidy,
+)
 from defuse.report.gallery import Gallery
 from defuse.statistics import wilson
 
-INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
 GREEN, RED = "#1b6e35", "#b01f1f"
 STYLES: dict[str, dict[str, Any]] = {
     "bare": {"marker": "x", "color": GREY, "markersize": 6, "markeredgewidth": 1.6},
@@ -24,7 +35,6 @@ STYLES: dict[str, dict[str, Any]] = {
     "majority": {"marker": "s", "color": TEAL, "markersize": 6, "markerfacecolor": "white"},
     "worst": {"marker": "v", "color": RUST, "markersize": 6.5},
 }
-WIDTH = 7.4
 
 
 def accuracy(summary: Mapping[str, Any]) -> bytes:
@@ -37,15 +47,15 @@ def accuracy(summary: Mapping[str, Any]) -> bytes:
     for reading, shift in zip(readings, spread, strict=True):
         for place, line in enumerate(lines):
             title = reading.title if place == 0 else None
-            _interval(axes, line.shares[reading.key], place + shift, STYLES[reading.key], title)
-    _percent_axis(axes, [line.title for line in lines], "accuracy, %")
+            interval(axes, line.shares[reading.key], place + shift, STYLES[reading.key], title)
+    percent_axis(axes, [line.title for line in lines], "accuracy, %")
     for place, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
         tick.set_fontweight("bold" if line.name == "robust" else "normal")
         if place % 2:
             axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", zorder=0, linewidth=0)
     if len(readings) > 1:
-        _legend(figure, axes, len(readings))
-    return _png(figure)
+        legend(figure, axes, len(readings))
+    return png(figure)
 
 
 def classes(summary: Mapping[str, Any]) -> bytes:
@@ -59,11 +69,11 @@ def classes(summary: Mapping[str, Any]) -> bytes:
         kinds.append(("robust", 0.16, style))
     for key, shift, style in kinds:
         for place, row in enumerate(shown):
-            _interval(axes, row[key], place + shift, style, key if place == 0 else None)
-    _percent_axis(axes, [_short(row["name"]) for row in shown], "accuracy per draw, %")
+            interval(axes, row[key], place + shift, style, key if place == 0 else None)
+    percent_axis(axes, [_short(row["name"]) for row in shown], "accuracy per draw, %")
     if len(kinds) > 1:
-        _legend(figure, axes, len(kinds))
-    return _png(figure)
+        legend(figure, axes, len(kinds))
+    return png(figure)
 
 
 def confidence(gallery: Gallery) -> bytes:
@@ -92,11 +102,11 @@ def confidence(gallery: Gallery) -> bytes:
         axes.set_xlim(float(times.max()), 0)
         axes.set_ylim(-3, 103)
         axes.grid(color="#e2e2e0", linewidth=0.7)
-        _tidy(axes)
+        tidy(axes)
     row[0].set_ylabel("confidence, %", fontsize=9, color=INK)
     figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
-    _legend(figure, row[0], 2)
-    return _png(figure)
+    legend(figure, row[0], 2)
+    return png(figure)
 
 
 def label_flips(
@@ -126,9 +136,9 @@ def label_flips(
     axes.set_xlabel("guidance weight", fontsize=9, color=INK)
     axes.set_ylabel("label-flip probability, %", fontsize=9, color=INK)
     axes.grid(color="#e2e2e0", linewidth=0.7)
-    _tidy(axes)
-    _legend(figure, axes, min(len(levels), 5))
-    return _png(figure)
+    tidy(axes)
+    legend(figure, axes, min(len(levels), 5))
+    return png(figure)
 
 
 def pictures(gallery: Gallery, most: int = 8) -> bytes:
@@ -166,7 +176,7 @@ def pictures(gallery: Gallery, most: int = 8) -> bytes:
         side.set_ylabel(
             about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
         )
-    return _png(figure)
+    return png(figure)
 
 
 def magnification(gallery: Gallery, most: int = 8) -> float:
@@ -210,41 +220,9 @@ def certified(summary: Mapping[str, Any]) -> bytes:
     axes.set_xlabel("radius, Euclidean length in [0, 1] pixels", fontsize=9, color=INK)
     axes.set_ylabel("pictures, %", fontsize=9, color=INK)
     axes.grid(color="#e2e2e0", linewidth=0.7)
-    _tidy(axes)
-    _legend(figure, axes, 2)
-    return _png(figure)
-
-
-def _interval(
-    axes: Axes, share: Share, place: float, style: Mapping[str, Any], label: str | None
-) -> None:
-    low, middle, high = (100 * share[key] for key in ("low", "accuracy", "high"))
-    axes.plot([low, high], [place, place], color=style["color"], linewidth=1.3, zorder=2)
-    axes.plot([middle], [place], linestyle="", label=label, zorder=3, clip_on=False, **style)
-
-
-def _percent_axis(axes: Axes, names: list[str], title: str) -> None:
-    axes.set_yticks(range(len(names)), names, fontsize=9, color=INK, parse_math=False)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
-    axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel(title, fontsize=9, color=INK)
-    axes.grid(axis="x", color="#e2e2e0", linewidth=0.7)
-    _tidy(axes)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9, colors=INK)
-    for side in axes.spines.values():
-        side.set_visible(False)
-
-
-def _legend(figure: Figure, axes: Axes, count: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=count, frameon=False, fontsize=9
-    )
+    tidy(axes)
+    legend(figure, axes, 2)
+    return png(figure)
 
 
 def _show(axes: Axes, image: np.ndarray) -> None:
@@ -267,9 +245,3 @@ def _answer(axes: Axes, name: str, right: bool) -> None:
 
 def _short(name: str) -> str:
     return name if len(name) <= 24 else f"{name[:23]}…"
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    return buffer.getvalue()

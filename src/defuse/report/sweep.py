@@ -1,8 +1,8 @@
 """The report of a sweep: a table of its cells, and accuracy as lines over what was swept."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,23 @@ from matplotlib.figure import Figure
 from defuse.evaluation.sweep import Cell
 from defuse.files import write_bytes
 from defuse.report.cells import cell as share_of
+from defuse.report.drawing import (
+    BLUE,
+    GREY,
+    RUST,
+    TEAL,
+    WIDTH,
+    interval,
+    legend,
+    percent_axis,
+    png,
+    tidy,
+)
 from defuse.report.sheet import Part, sheet
 from defuse.report.tables import markdown
 
 VERSION = 1
-COLORS = ("#1f4e79", "#b5482a", "#2f7f79", "#8a6d1f", "#6b4a8a", "#7d7d7d")
+COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GREY)
 MARKERS = "osvD^x"
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]
 
@@ -40,11 +52,13 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
         f"{done[0][1]['clean']['k']} held-out draws each. Accuracy is per draw, in brackets 95 % "
         "intervals over images and draws."
     )
-    png, table = _figure(done), markdown(heads, rows)
-    write_bytes(folder / "sweep.png", png)
+    numbers = None not in [_first(cell) for cell, _ in done]
+    drawn = _over_numbers(done) if numbers else _by_name(done)
+    table = markdown(heads, rows)
+    write_bytes(folder / "sweep.png", drawn)
     parts = [f"# {title}", about, table, "![accuracy](sweep.png)", f"Made by `{command}`"]
     write_bytes(folder / "sweep.md", ("\n\n".join(parts) + "\n").encode())
-    page = [Part(about), Part(title, png), Part(heads=heads, rows=rows), Part(command, code=True)]
+    page = [Part(about), Part(title, drawn), Part(heads=heads, rows=rows), Part(command, code=True)]
     write_bytes(folder / "sweep.html", sheet(title, page).encode())
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     told = {"version": VERSION, "of": of, "command": command, "cells": cells}
@@ -66,7 +80,26 @@ def _table(done: Done) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def _figure(done: Done) -> bytes:
+def _by_name(done: Done) -> bytes:
+    """A row for each combination, clean and robust."""
+    figure = Figure(figsize=(WIDTH, 1 + 0.34 * len(done)), layout="constrained")
+    axes = figure.subplots()
+    kinds: list[tuple[str, float, dict[str, Any]]] = [
+        ("clean", -0.14, {"marker": "o", "color": BLUE, "markersize": 6})
+    ]
+    if done[0][1]["attacks"]:
+        style = {"marker": "v", "color": RUST, "markersize": 6.5, "markerfacecolor": "white"}
+        kinds.append(("robust", 0.14, style))
+    for key, shift, style in kinds:
+        for place, (_, summary) in enumerate(done):
+            interval(axes, summary[key]["mean"], place + shift, style, None if place else key)
+    names = [", ".join(_named(path, value) for path, value in c.values.items()) for c, _ in done]
+    percent_axis(axes, names, "accuracy per draw, %")
+    legend(figure, axes, len(kinds))
+    return png(figure)
+
+
+def _over_numbers(done: Done) -> bytes:
     """Over the values of the first path, a line for each of the second, a panel for the others."""
     first, *rest = done[0][0].values
     second, others = (rest[0] if rest else None), rest[1:]
@@ -75,12 +108,13 @@ def _figure(done: Done) -> bytes:
     size = (3.9 * len(panels) + 0.8, 3.3 * len(readings) + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(readings), len(panels), squeeze=False, sharey=True, sharex=True)
-    places = _places([cell.values[first] for cell, _ in done])
+    values = [_first(cell) or 0.0 for cell, _ in done]
+    apart = 0.006 * (max(values) - min(values))  # lest intervals hide each other
     for row, reading in enumerate(readings):
         for column, panel in enumerate(panels):
             axes: Axes = grid[row, column]
             here = [(cell, s) for cell, s in done if _panel(cell, others) == panel]
-            _lines(axes, here, first, second, reading, places)
+            _lines(axes, here, second, reading, apart)
             axes.set_title(panel, fontsize=10)
             axes.set_xlabel(first, fontsize=9)
             if column == 0:
@@ -90,56 +124,46 @@ def _figure(done: Done) -> bytes:
         figure.legend(
             handles, labels, loc="outside right center", frameon=False, fontsize=9, title=second
         )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
-    return buffer.getvalue()
+    return png(figure)
 
 
 def _lines(
     axes: Axes,
     done: Done,
-    first: str,
     second: str | None,
     reading: str,
-    places: Mapping[str, float],
+    apart: float,
 ) -> None:
     kinds = list(dict.fromkeys(cell.values[second] if second else "" for cell, _ in done))
-    apart = 0.006 * (max(places.values()) - min(places.values()))  # lest intervals hide each other
     for i, kind in enumerate(kinds):
         mine = [(c, s) for c, s in done if not second or c.values[second] == kind]
-        mine.sort(key=lambda pair: places[pair[0].values[first]])
+        mine.sort(key=lambda pair: _first(pair[0]) or 0.0)
         shift = apart * (i - (len(kinds) - 1) / 2)
-        x = [places[cell.values[first]] + shift for cell, _ in mine]
+        x = [(_first(cell) or 0.0) + shift for cell, _ in mine]
         shares = [summary[reading]["mean"] for _, summary in mine]
         y, low, high = ([100 * s[key] for s in shares] for key in ("accuracy", "low", "high"))
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         axes.plot(x, y, label=kind, color=color, marker=marker, markersize=5, linewidth=1.4)
         axes.vlines(x, low, high, color=color, linewidth=1)
-    if not all(_number(name) for name in places):
-        axes.set_xticks(list(places.values()), list(places))
     axes.grid(color="#e2e2e0", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(length=0, labelsize=9)
-    for side in axes.spines.values():
-        side.set_visible(False)
+    tidy(axes)
 
 
-def _places(names: Sequence[str]) -> dict[str, float]:
-    """Where each value stands on the axis: at itself if all are numbers, else one after another."""
-    known = list(dict.fromkeys(names))
-    if all(_number(name) for name in known):
-        return {name: float(name) for name in known}
-    return {name: float(i) for i, name in enumerate(known)}
-
-
-def _number(name: str) -> bool:
+def _number(name: str) -> float | None:
+    """The number that a value is, such as 0.1 or 8/255; None if it is a word."""
     try:
-        float(name)
+        return float(Fraction(name))
     except ValueError:
-        return False
-    return True
+        return None
+
+
+def _first(cell: Cell) -> float | None:
+    return _number(next(iter(cell.values.values())))
 
 
 def _panel(cell: Cell, others: Sequence[str]) -> str:
-    values = [(path, cell.values[path]) for path in others]
-    return ", ".join(f"{path} {v}" if _number(v) else v for path, v in values)
+    return ", ".join(_named(path, cell.values[path]) for path in others)
+
+
+def _named(path: str, value: str) -> str:
+    return f"{path} {value}" if _number(value) is not None else value
