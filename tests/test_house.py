@@ -7,13 +7,14 @@ from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "defuse"
 FLOORS = [
-    {"noise", "menu", "statistics", "progress", "files"},
+    {"noise", "menu", "statistics", "progress", "files", "graphs"},
     {"spec", "machine"},
     {"diffusion", "threat"},
     {"protocols"},
     {"defenses", "attacks", "models"},
     {"data"},
     {"training", "evaluation"},
+    {"analysis"},
     {"report", "apply", "doctor"},
     {"cli"},
 ]

@@ -1,6 +1,7 @@
 """Intervals for what is counted."""
 
 from collections.abc import Sequence
+from math import comb
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,28 @@ class Share(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+class Mean(NamedTuple):
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def mean_interval(values: Sequence[float]) -> Mean:
+    """The mean of independent values with Student's interval.
+
+    Raises:
+        ValueError: There are fewer than two.
+    """
+    array = np.asarray(values, dtype=float)
+    if array.size < 2:
+        raise ValueError("an interval of a mean needs two values or more")
+    half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / array.size**0.5)
+    mean = float(array.mean())
+    return Mean(mean, mean - half, mean + half)
 
 
 def wilson(hits: int, total: int) -> Share:
@@ -66,3 +89,25 @@ def mean_of(rates: Sequence[float], draws: int) -> Share:
     centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (coin / n + z**2 / (4 * n**2)) ** 0.5
     return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
+    """How often m answers to one image are all right, for m = 1 .. `draws`.
+
+    Of an image with r of k right draws, C(r, m) / C(k, m) is the share of its sets of m draws that
+    are all right: an unbiased estimate, where the m-th power of r / k is too low or too high. The
+    interval is that of a mean over images, each of which holds no more than k / m such sets that
+    share no draw; what the draws add to the scatter of the images is in it.
+
+    Args:
+        hits: Right draws of each image.
+        draws: k, per image.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    curve = []
+    for m in range(1, draws + 1):
+        rates = [comb(right, m) / comb(draws, m) for right in hits]
+        curve.append(mean_of(rates, draws // m))
+    return curve

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from defuse.diffusion.denoise import Network
-from defuse.diffusion.gradient import chain
+from defuse.diffusion.gradient import chain, keeping
 from defuse.diffusion.reverse import (
     DDIM,
     Ancestral,
@@ -281,3 +281,32 @@ def test_memory_grows_by_one_image_per_step_and_holds_one_step():
     few, many = kept(dear, 5, 64)[0], kept(dear, 20, 64)[0]
     assert many - few > 15 * 10 * image
     assert kept(dear, 20, 64)[1] > 5 * kept(cheap, 20, 64)[1]
+
+
+@pytest.mark.parametrize("graphs", [1, 3, 5, 9])
+def test_kept_graphs_give_the_same_gradient(graphs: int):
+    denoiser, times = make(), times_of(VP(), 5)
+    calls = []
+    denoiser.network.register_forward_hook(lambda *_: calls.append(1))
+
+    def gradient():
+        x = BLANK.clone().requires_grad_()
+        out = reverse(denoiser, x, times, NOISE, step=euler_maruyama)
+        return torch.autograd.grad(out.square().sum(), x)[0]
+
+    replayed = gradient()
+    assert len(calls) == 10
+    calls.clear()
+    with keeping(graphs):
+        kept = gradient()
+    assert len(calls) == 5 + max(0, 5 - graphs)
+    assert torch.allclose(kept, replayed, rtol=1e-12, atol=0)
+
+
+def test_with_all_graphs_kept_it_may_be_differentiated_again():
+    denoiser, times = make(), times_of(VP(), 3)
+    x = BLANK.clone().requires_grad_()
+    with keeping(3):
+        out = reverse(denoiser, x, times, NOISE, step=euler_maruyama).square().sum()
+    (first,) = torch.autograd.grad(out, x, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), x)[0].abs().max() > 0

@@ -5,8 +5,9 @@ time and asks it for one vector-Jacobian product. Replay is exact because the ra
 a function of its key. Time: one forward to go, one forward and one product per step to return.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +16,21 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Advance = Callable[[int, Tensor], Tensor]
+_graphs: ContextVar[int] = ContextVar("graphs", default=0)
+
+
+@contextmanager
+def keeping(graphs: int) -> Iterator[None]:
+    """Inside this block, chains keep the graphs of their last `graphs` steps, and replay the others.
+
+    A step that is kept takes its activations' memory and saves a forward pass of the way back. With
+    all steps kept it is plain autograd, which may be differentiated again.
+    """
+    token = _graphs.set(graphs)
+    try:
+        yield
+    finally:
+        _graphs.reset(token)
 
 
 def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()) -> Tensor:
@@ -29,8 +45,12 @@ def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()
     """
     needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
     if torch.is_grad_enabled() and (x.requires_grad or needed):
-        return _Chain.apply(advance, steps, x, *needed)  # pyright: ignore[reportReturnType]
-    for i in range(steps):
+        replayed = max(0, steps - _graphs.get())
+        if replayed:
+            x = _Chain.apply(advance, replayed, x, *needed)  # pyright: ignore[reportAssignmentType]
+    else:
+        replayed = 0
+    for i in range(replayed, steps):
         x = advance(i, x)
     return x
 

@@ -1,15 +1,13 @@
 """How much memory a training will take, told before it starts."""
 
 import os
-from collections import Counter
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from defuse.data import fetch
+from defuse.graphs import kept_by_graphs
 from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.protocols import Dataset
@@ -53,12 +51,10 @@ def forecast(
     """The bytes that a training takes whatever its batch, beyond the model, and for each image."""
     size = min(TRIED, len(data))
     x, y = (part.to(device) for part in fetch(data, range(size)))
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    tally = _Tally(weights)
     kind = torch.device(device).type
     buffers = [buffer.clone() for buffer in model.buffers()]
     with (
-        torch.autograd.graph.saved_tensors_hooks(tally.keep, lambda kept: kept.tensor),
+        kept_by_graphs(model) as kept,
         torch.autocast(kind, dtype=torch.bfloat16, enabled=half),
     ):
         objective(model, x, y, Noise.of(0, range(size)).fold("forecast"))
@@ -67,39 +63,7 @@ def forecast(
             buffer.copy_(was)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     # the gradient, two moments of the optimizer, the average, and a checkpoint on its way to disk
-    return 8 * parameters, tally.peak // size
-
-
-class _Tally:
-    """The most bytes that graphs kept at one time, beyond the weights."""
-
-    def __init__(self, weights: set[int]):
-        self.weights, self.users, self.now, self.peak = weights, Counter[int](), 0, 0
-
-    def keep(self, tensor: Tensor) -> "_Kept":
-        storage = tensor.untyped_storage()
-        place = storage.data_ptr()
-        size = 0 if place in self.weights else storage.nbytes()
-        self.users[place] += 1
-        if self.users[place] == 1:
-            self.now += size
-            self.peak = max(self.peak, self.now)
-        return _Kept(tensor, partial(self._drop, place, size))
-
-    def _drop(self, place: int, size: int) -> None:
-        self.users[place] -= 1
-        if not self.users[place]:
-            self.now -= size
-
-
-class _Kept:
-    """A tensor that a graph keeps, until the graph is gone."""
-
-    def __init__(self, tensor: Tensor, drop: Callable[[], None]):
-        self.tensor, self._drop = tensor, drop
-
-    def __del__(self) -> None:
-        self._drop()
+    return 8 * parameters, kept.peak // size
 
 
 def free_bytes(device: str) -> int | None:

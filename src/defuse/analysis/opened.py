@@ -1,0 +1,65 @@
+"""A spec's defence, taken apart for a look inside: its model, a few images, and the noise."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from defuse import spec as specs
+from defuse.attacks.views import Limited
+from defuse.data import fetch
+from defuse.evaluation import run as evaluation
+from defuse.evaluation.model import build_model
+from defuse.machine import pick_device
+from defuse.menu import SpecError
+from defuse.noise import Noise
+from defuse.threat import Threat
+
+
+class Opened(NamedTuple):
+    """What an analysis looks at.
+
+    Attributes:
+        spec: The checked evaluation spec.
+        model: Its classifier, behind its purifier if it has one.
+        x: Images (B, C, H, W).
+        y: Labels (B,).
+        indices: Which images of the data set they are.
+        noise: One key per image.
+        threat: What an attacker may change.
+    """
+
+    spec: specs.Table
+    model: Limited
+    x: Tensor
+    y: Tensor
+    indices: list[int]
+    noise: Noise
+    threat: Threat
+
+
+def opened(
+    spec: str, changes: Sequence[str], folder: str | None, images: int, device: str = "auto"
+) -> Opened:
+    """The defence of an evaluation spec, with `images` of the images that it evaluates.
+
+    Raises:
+        SpecError: The spec is wrong, or there are not so many images.
+    """
+    if images < 2:
+        raise SpecError(f"--images must be 2 or more, not {images}")
+    table = specs.load(spec, changes)
+    table.pop("sweep", None)
+    checked = evaluation.check(table, folder)
+    options, where = checked["evaluation"], pick_device(device)
+    data = specs.build("data", checked["data"])
+    model = build_model(checked, where)
+    indices = evaluation.subset(len(data), options["images"], options["subset_seed"])[:images]
+    if len(indices) < images:
+        raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
+    evaluation.fits(model, data, indices, where)
+    x, y = (part.to(where) for part in fetch(data, indices))
+    noise = Noise.of(options["seed"], indices).fold("analysis")
+    rows = checked["machine"]["rows"]
+    threat = Threat(**checked["threat"])
+    return Opened(checked, Limited(model, rows), x, y, indices, noise, threat)

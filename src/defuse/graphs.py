@@ -1,0 +1,54 @@
+"""How much memory the graphs of autograd keep, on any device."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+
+class Kept:
+    """The bytes that graphs keep.
+
+    Attributes:
+        peak: The most at one time, beyond the weights.
+    """
+
+    def __init__(self, weights: set[int]):
+        self.peak = 0
+        self._weights, self._users, self._now = weights, Counter[int](), 0
+
+    def add(self, tensor: Tensor) -> "_Held":
+        """Count a tensor that a graph saves, until that graph is gone."""
+        storage = tensor.untyped_storage()
+        place = storage.data_ptr()
+        size = 0 if place in self._weights else storage.nbytes()
+        self._users[place] += 1
+        if self._users[place] == 1:
+            self._now += size
+            self.peak = max(self.peak, self._now)
+        return _Held(tensor, partial(self._drop, place, size))
+
+    def _drop(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            self._now -= size
+
+
+class _Held:
+    def __init__(self, tensor: Tensor, drop: Callable[[], None]):
+        self.tensor, self._drop = tensor, drop
+
+    def __del__(self) -> None:
+        self._drop()
+
+
+@contextmanager
+def kept_by_graphs(model: object) -> Iterator[Kept]:
+    """Count what the graphs made inside this block keep, without the weights of `model`."""
+    weights = model.parameters() if isinstance(model, nn.Module) else ()
+    kept = Kept({p.untyped_storage().data_ptr() for p in weights})
+    with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda held: held.tensor):
+        yield kept

@@ -1,0 +1,108 @@
+"""The comparison of gradients: what is exact agrees with finite differences, what is not does not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from defuse import Noise, Purified
+from defuse.analysis.gradients import compare
+from defuse.analysis.opened import opened
+from defuse.cli import run
+
+SDE = ["purifier={name: diffpure, t: 0.3, steps: 8, sampler: sde}"]
+
+
+def found(changes=(), **options):
+    seen = opened("blobs", list(changes), None, images=4, device="cpu")
+    settings = {"draws": 2, "directions": 3, "repeats": 1, "quiet": True} | options
+    return compare(seen.model, seen.x, seen.y, seen.noise, **settings)
+
+
+def rows(gradients):
+    return {row["way"]: row for row in gradients.summary()["ways"]}
+
+
+def test_only_the_exact_gradient_is_that_of_finite_differences():
+    chain = ["purifier={name: diffpure, t: 0.3, steps: 20, sampler: ddpm}"]
+    gradients = found(chain, coarse=5)
+    told = rows(gradients)
+    assert gradients.precise
+    assert told["exact"]["slope_error"]["mean"] < 1e-4
+    assert told["exact, whole graph"]["error"]["mean"] < 1e-4
+    assert told["exact"]["cosine"]["mean"] == pytest.approx(1)
+    for way in ("matched", "surrogate", "bpda", "undefended"):
+        assert told[way]["slope_error"]["mean"] > 0.01, way
+    assert told["matched"]["error"]["mean"] < told["surrogate"]["error"]["mean"]
+    assert told["exact"]["kept"] < told["exact, whole graph"]["kept"]
+
+
+def test_the_adjoint_is_near_and_not_exact():
+    pytest.importorskip("torchsde")
+    told = rows(found(SDE))["adjoint"]
+    assert 1e-3 < told["error"]["mean"] < 0.5
+    assert told["cosine"]["mean"] > 0.9
+
+
+def test_what_a_model_has_not_is_told():
+    gradients = found(["purifier={name: diffpure, t: 0.3, steps: 8, sampler: ode}"])
+    assert "adjoint" in gradients.missing
+    assert "`sde`" in gradients.missing["adjoint"]
+    bare = found(["purifier=null", "attacks=[]"])
+    assert [way.name for way in bare.ways] == ["exact", "exact, whole graph"]
+
+
+class Rounding(torch.nn.Module):
+    def forward(self, x, noise):
+        return x + (torch.round(4 * x) / 4 - x).detach()  # the gradient of the identity
+
+
+def test_a_gradient_masked_by_rounding_is_found_out():
+    seen = opened("blobs", [], None, images=4, device="cpu")
+    model = Purified(seen.model.model.classifier, Rounding())
+    gradients = compare(
+        model, seen.x, seen.y, seen.noise, draws=1, directions=4, repeats=1, quiet=True
+    )
+    errors = gradients.slope_errors()[0]
+    assert errors.min() > 0.5
+
+
+def test_a_model_of_float32_only_is_compared_in_float32():
+    class Picky(torch.nn.Module):
+        def forward(self, x, noise):
+            if x.dtype != torch.float32:
+                raise RuntimeError("float32 only")
+            return torch.stack([x.flatten(1).sin().sum(1), x.flatten(1).cos().sum(1)], 1)
+
+    x, y = (
+        0.5 + 0.1 * Noise.of(1, range(3)).normal(torch.zeros(3, 1, 4, 4)),
+        torch.tensor([0, 1, 0]),
+    )
+    gradients = compare(Picky(), x, y, Noise.of(0, range(3)), directions=4, repeats=1, quiet=True)
+    assert not gradients.precise
+    assert gradients.slope_errors().max() < 0.05
+
+
+def test_an_image_alone_has_the_same_gradients():
+    seen = opened("blobs", SDE, None, images=3, device="cpu")
+    options = {"draws": 2, "directions": 2, "repeats": 1, "quiet": True}
+    both = compare(seen.model, seen.x, seen.y, seen.noise, **options)
+    alone = compare(seen.model, seen.x[1:2], seen.y[1:2], seen.noise.take([1]), **options)
+    assert np.allclose(both.gradients[:, 1:2], alone.gradients, rtol=1e-4, atol=1e-6)
+
+
+def test_the_command_writes_a_page(elsewhere, mistake):
+    words = ["analyze", "gradients", "blobs", "--images", "3", "--out", "g", "--device", "cpu"]
+    assert run([*words, "--quiet", "--set", *SDE]) == 0
+    told = json.loads((elsewhere / "g" / "gradients.json").read_text())
+    assert told["images"] == 3
+    assert told["command"].startswith("defuse analyze gradients blobs --set")
+    assert (elsewhere / "g" / "gradients.png").read_bytes()[1:4] == b"PNG"
+    assert "finite differences" in (elsewhere / "g" / "gradients.html").read_text()
+    arrays = np.load(elsewhere / "g" / "gradients.npz")
+    assert arrays["gradients"].shape[:2] == (len(arrays["ways"]), 3)
+    assert "must be 2 or more" in mistake("analyze", "gradients", "blobs", "--images", "1")
+    assert "ask for fewer" in mistake("analyze", "gradients", "blobs", "--images", "65")
+    assert "draws must be 1" in mistake("analyze", "gradients", "blobs", "--draws", "0")
+    assert "loss" in mistake("analyze", "gradients", "blobs", "--loss", "mse")
