@@ -60,7 +60,7 @@ class Rounding(torch.nn.Module):
 
 def test_a_gradient_masked_by_rounding_is_found_out():
     seen = opened("blobs", [], None, images=4, device="cpu")
-    model = Purified(seen.model.model.classifier, Rounding())
+    model = Purified(seen.model.model.classifier, Rounding())  # pyright: ignore
     gradients = compare(
         model, seen.x, seen.y, seen.noise, draws=1, directions=4, repeats=1, quiet=True
     )

@@ -34,17 +34,17 @@ def write_gradients(folder: Path, found: Gradients, about: Mapping[str, Any]) ->
         about: `command`, `spec`, `indices`, `draws`, `loss`: what is written beside it.
 
     Returns:
-        The table, in Markdown.
+        The table in Markdown, and what gradients are not there.
     """
     summary, drawn = found.summary(), _figure(found)
     rows = [_row(row) for row in summary["ways"]]
     said, table = _said(summary, about), markdown(HEADS, rows)
-    missing = [f"{name}: {why}" for name, why in summary["missing"].items()]
+    missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
     parts = ["# Gradients of a defence", said, table, "![cosines](gradients.png)", CAPTION]
-    parts += ["Not there: " + "; ".join(missing)] if missing else []
+    parts += missing
     parts.append(f"Made by `{about['command']}`")
     page = [Part(said), Part(heads=HEADS, rows=rows), Part(CAPTION, drawn)]
-    page += [Part(f"Not there: {line}") for line in missing]
+    page += [Part(line) for line in missing]
     page.append(Part(about["command"], code=True))
     arrays = io.BytesIO()
     np.savez_compressed(
@@ -60,7 +60,7 @@ def write_gradients(folder: Path, found: Gradients, about: Mapping[str, Any]) ->
     write_bytes(folder / "gradients.html", sheet("Gradients of a defence", page).encode())
     told = {"version": 1, **about, **summary}
     write_bytes(folder / "gradients.json", (json.dumps(told, indent=1) + "\n").encode())
-    return table
+    return "\n\n".join([table, *missing])
 
 
 def _said(summary: Mapping[str, Any], about: Mapping[str, Any]) -> str:
