@@ -16,6 +16,8 @@ FLOORS = [
     {"training", "evaluation"},
     {"analysis"},
     {"report", "apply", "doctor"},
+    {"cli_options"},
+    {"cli_analyze"},
     {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,13 +1,15 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from defuse.cli_analyze import analyze
+from defuse.cli_options import Data, Device, Out, Quiet, Set, Shard, Spec, command_line
 
 app = typer.Typer(
     name="defuse",
@@ -17,24 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-analyze = typer.Typer(help="Look into a defence.", no_args_is_help=True)
 app.add_typer(analyze, name="analyze")
-Spec = Annotated[str, typer.Argument(help="A shipped spec (see `defuse menu`) or a YAML file.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change the spec; may be repeated."),
-]
-Data = Annotated[
-    str | None,
-    typer.Option("--data", envvar="DEFUSE_DATA", help="The folder that data sets are read from."),
-]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder for what is made.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...; auto is the GPU where there is one.")]
-Shard = Annotated[
-    str | None,
-    typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 @app.command()
@@ -72,7 +57,7 @@ def sweep(
 
     cells = sweeps.check(specs.load(spec, changes or []), data)
     folder = out or Path("runs") / Path(spec).stem
-    command = _command("sweep", spec, changes)
+    command = command_line("sweep", spec, changes)
     table = ""
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
@@ -184,7 +169,7 @@ def train(
 
     checked = training.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
-    typer.echo(training.run(checked, folder, quiet, _command("train", spec, changes)))
+    typer.echo(training.run(checked, folder, quiet, command_line("train", spec, changes)))
     typer.echo(training.result(folder))
 
 
@@ -223,53 +208,23 @@ def doctor(
         raise typer.Exit(1)
 
 
-@analyze.command()
-def gradients(
-    spec: Spec,
-    changes: Set = None,
-    data: Data = None,
-    out: Out = None,
-    images: Annotated[
-        int, typer.Option(help="How many of the images that the spec evaluates.")
-    ] = 8,
-    draws: Annotated[int, typer.Option(help="Of the defence's noise, per image.")] = 4,
-    loss: Annotated[str, typer.Option(help="margin, ce or dlr.")] = "margin",
-    coarse: Annotated[
-        int | None, typer.Option(help="Steps of the surrogates; their own choice if not given.")
-    ] = None,
-    device: Device = "auto",
-    quiet: Quiet = False,
-) -> None:
-    """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
-    from defuse.analysis.gradients import compare
-    from defuse.analysis.opened import opened
-    from defuse.report.gradients import write_gradients
-
-    seen = opened(spec, changes or [], data, images, device)
-    options: Any = {"loss": loss, "draws": draws}
-    found = compare(seen.model, seen.x, seen.y, seen.noise, coarse=coarse, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-gradients"
-    about = {"command": _command("analyze gradients", spec, changes), "spec": seen.spec}
-    table = write_gradients(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'gradients.html'}")
-
-
 @app.command()
 def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> None:
     """Prove attacks and intervals right on models whose answers are known (a minute)."""
     import time
 
     from defuse.evaluation import selftest as known
+    from defuse.machine import pick_device
     from defuse.report.selftest import print_selftest, write_selftest
 
-    began = time.perf_counter()
+    began, where = time.perf_counter(), pick_device(device)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # before the work, if it cannot be
-    checks = known.run(device, quiet)
+    checks = known.run(where, quiet)
     print_selftest(checks)
     if out is not None:
         took = round(time.perf_counter() - began)
-        write_selftest(out, checks, {"device": device, "seconds": took})
+        write_selftest(out, checks, {"device": where, "seconds": took})
         typer.echo(f"report: {out / 'selftest.md'}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
@@ -324,12 +279,6 @@ def _report(run: Any) -> None:
         from defuse.report.write import write_report
 
         print_summary(write_report(run), run.folder)
-
-
-def _command(name: str, spec: str, changes: list[str] | None) -> str:
-    """What made a result, to be written beside it."""
-    words = [*name.split(), spec, *(w for c in changes or [] for w in ("--set", c))]
-    return shlex.join(["defuse", *words])
 
 
 def _folder(spec: str, identity: str) -> Path:

@@ -1,6 +1,7 @@
 """Projected gradient descent (Madry et al., 2018) over the defence's noise (Athalye et al., 2018)."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from defuse.attacks.choice import choose
-from defuse.attacks.losses import Loss, look
+from defuse.attacks.losses import Look, Loss, look
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import Threat, images
@@ -71,19 +72,29 @@ class PGD:
         draws = self.compare or self.eot
         return choose(model, y, candidates, self.loss, noise.fold("compare"), draws)
 
+    def path(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Iterator[tuple[Tensor, Look | None]]:
+        """The iterates of one run, each with what was seen there; the last with None."""
+        x_adv = threat.start(x, noise.fold("start")) if self.start == "random" else x
+        for i in range(self.steps):
+            seen = look(model, x_adv, y, self.loss, noise, i, self.eot)
+            yield x_adv, seen
+            stride = threat.eps * self._stride(i)
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
+        yield x_adv, None
+
     def _run(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        x_adv = threat.start(x, noise.fold("start")) if self.start == "random" else x
-        peak, highest = x_adv, torch.full((len(x),), -math.inf, device=x.device)
-        for i in range(self.steps):
-            seen = look(model, x_adv, y, self.loss, noise, i, self.eot)
-            higher = seen.loss > highest
-            peak = torch.where(images(higher), x_adv, peak)
-            highest = torch.where(higher, seen.loss, highest)
-            stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
-        return x_adv, peak, x
+        last = peak = x
+        highest = torch.full((len(x),), -math.inf, device=x.device)
+        for last, seen in self.path(model, x, y, threat, noise):
+            if seen is not None:
+                higher = seen.loss > highest
+                peak = torch.where(images(higher), last, peak)
+                highest = torch.where(higher, seen.loss, highest)
+        return last, peak, x
 
     def _stride(self, i: int) -> float:
         cosine = self.step_schedule == "cosine"
