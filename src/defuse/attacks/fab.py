@@ -26,8 +26,9 @@ class FAB:
     gradient over the draws; an image counts as across if most draws of the next step are wrong.
 
     Published, the nearest image across is the answer if it is within eps. A random model is there
-    wrong about half of the time only, and more often further on. So the nearest and the last image
-    across, each at the length of eps, are candidates, too: compared on draws of their own.
+    wrong about half of the time only, and more often further on. So the nearest image across, and
+    the way over the last plane, each at the length of eps, are candidates, too: compared on draws of
+    their own. An image that is itself across on most draws is taken away from the plane, not to it.
 
     Attributes:
         steps: Of a run.
@@ -59,19 +60,43 @@ class FAB:
         draws = self.compare or self.eot
         return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
 
+    def nearest(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """The nearest images across that any run found, at whatever length; `x` where none was.
+
+        Of the threat, only the norm counts (and eps for the random starts of `restarts`).
+
+        Raises:
+            ValueError: The threat's norm is l0.
+        """
+        check_ball("FAB", threat)
+        best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        for found, _ in self._runs(model, x, y, threat, noise):
+            way = threat.size(found - x)
+            closer = (way > 0) & (way < least)
+            best = torch.where(images(closer), found, best)
+            least = torch.where(closer, way, least)
+        return best
+
     def _candidates(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[Tensor]:
+        for nearest, last in self._runs(model, x, y, threat, noise):
+            near = threat.size(nearest - x) <= threat.eps
+            yield torch.where(images(near), nearest, x)
+            yield stretched(x, nearest, threat)
+            yield stretched(x, last, threat)
+
+    def _runs(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         aims = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
         for i, aim in enumerate(aims.unbind(1)):
             for restart in range(self.restarts):
                 below = noise.fold("run", i, restart)
                 start = threat.start(x, below.fold("start")) if restart else x
-                nearest, last = self._run(model, x, y, aim, start, threat, below)
-                near = threat.size(nearest - x) <= threat.eps
-                yield torch.where(images(near), nearest, x)
-                yield stretched(x, nearest, threat)
-                yield stretched(x, last, threat)
+                yield self._run(model, x, y, aim, start, threat, below)
 
     def _run(
         self,
@@ -83,7 +108,7 @@ class FAB:
         threat: Threat,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
-        """The nearest and the last image across the boundary; `x` where there was none."""
+        """The nearest image across, and one away from the true class; `x` where none was across."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
             seen = look(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
@@ -100,7 +125,8 @@ class FAB:
             closer = across & (way < least)
             nearest = torch.where(images(closer), x_adv, nearest)
             least = torch.where(closer, way, least)
-            last = torch.where(images(across), x_adv, last)
+            away = images(since.sign()) * there  # from the true class, on either side
+            last = torch.where(images(across | (since < 0)), x + away, last)
             x_adv = torch.where(images(across), x + BACK * (x_adv - x), x_adv)
         return nearest, last
 

@@ -1,0 +1,172 @@
+"""What the public AutoAttack reports on models whose worst case is known, beside what defuse does.
+
+It needs a checkout of https://github.com/fra31/auto-attack, which is not part of this package:
+
+    git clone https://github.com/fra31/auto-attack
+    python bench/public_autoattack.py --autoattack auto-attack
+
+Prints a table in Markdown (docs/selftest.md has one). The models are those of
+`defuse.evaluation.known`; each call of a random one meets fresh noise. Columns: the least accuracy per
+draw that any attack can leave, in closed form; the robust accuracy that the public release reports; the
+accuracy per draw, in closed form, on the images it returns; then the same of defuse, whose report is on
+held-out draws. Intervals are 95 %, over images (the public one: Wilson's).
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defuse.attacks.autoattack import AutoAttack
+from defuse.data import fetch
+from defuse.defenses.purified import votes
+from defuse.evaluation import known
+from defuse.noise import Noise
+from defuse.statistics import Share, mean_of, wilson
+from defuse.threat import Threat
+
+HEADS = (
+    "| model | threat | public version | truth | public AutoAttack reports | on its images "
+    "| defuse reports | on its images |"
+)
+LEFT = Callable[[Tensor, Tensor], Tensor]  # the true accuracy on images, each
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--autoattack", type=Path, required=True, help="a checkout of the release")
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    if not (options.autoattack / "autoattack" / "autoattack.py").is_file():
+        sys.exit(
+            f"{options.autoattack} is no checkout of AutoAttack: clone it, and name its folder"
+        )
+    sys.path.insert(0, str(options.autoattack))
+    torch.set_num_threads(1)
+    print(HEADS, "|---|---|---|---:|---:|---:|---:|---:|", sep="\n")
+    for row in rows():
+        print(compare(*row, images=options.images, seed=options.seed), flush=True)
+
+
+def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
+    """Name, model, threat, versions; the accuracy on images, and the least on what is near them."""
+    linf, l2, coarse = Threat("linf", 0.035), Threat("l2", 0.2), Threat("linf", 0.05)
+
+    def sure(model: Any, x: Tensor, y: Tensor) -> Tensor:
+        return (model(x, Noise.of(0, range(len(x)))).argmax(1) == y).double()
+
+    def coin(p: float, x: Tensor, y: Tensor) -> Tensor:
+        return torch.full((len(x),), p)
+
+    def noisy(threat: Threat, x: Tensor, y: Tensor) -> Tensor:
+        return known.accuracy(known.worst(x, y, threat), y)
+
+    def stairs(x: Tensor, y: Tensor) -> Tensor:
+        return (known.worst_rounded(x, y, coarse.eps) > 0).double()
+
+    def plane(x: Tensor, y: Tensor) -> Tensor:
+        return (known.leads(known.worst(x, y, coarse), y) > 0).double()
+
+    noise, stair, huge = known.noisy_plane(), known.rounded_plane(), known.Plane(1e6)
+    return [
+        *(
+            (f"coin of {p}", known.Coin(p), linf, ("rand",), partial(coin, p), partial(coin, p))
+            for p in (0.5, 0.7, 0.9)
+        ),
+        *(
+            ("plane behind noise", noise, threat, ("rand",), known.accuracy, partial(noisy, threat))
+            for threat in (linf, l2)
+        ),
+        (
+            "plane behind rounding",
+            stair,
+            coarse,
+            ("rand", "standard"),
+            partial(sure, stair),
+            stairs,
+        ),
+        ("plane of huge logits", huge, coarse, ("rand", "standard"), partial(sure, huge), plane),
+    ]
+
+
+def compare(
+    name: str,
+    model: Any,
+    threat: Threat,
+    versions: tuple[str, ...],
+    left: LEFT,
+    least: LEFT,
+    images: int,
+    seed: int,
+) -> str:
+    """The lines of a model: a public version each, beside the version `defuse` of ours."""
+    x, y = fetch(known.Points(images, one_class=isinstance(model, known.Coin)), range(images))
+    noise, began = Noise.of(seed, range(images)), time.perf_counter()
+    random = name.startswith("coin") or name.endswith("noise")
+    # on a model without noise one draw says all
+    attack = (
+        AutoAttack("defuse", "mean") if random else AutoAttack("defuse", "mean", eot=1, draws=4)
+    )
+    ours = attack(model, x, y, threat, noise.fold("search"))
+    draws = 20 if random else 1
+    right = votes(model, ours, noise.fold("verdict"), draws) == y[:, None]
+    share = mean_of(right.double().mean(1).tolist(), draws)
+    took, lines = time.perf_counter() - began, []
+    for version in versions:
+        began = time.perf_counter()
+        reported, theirs = public(model, x, y, threat, version, noise.fold("public"), seed)
+        print(
+            f"{name}: defuse {took:.0f} s, {version} {time.perf_counter() - began:.0f} s",
+            file=sys.stderr,
+        )
+        cells = [
+            name, f"{threat.norm} {threat.eps}", version, _percent(float(least(x, y).mean())),
+            _share(reported), _percent(float(left(theirs, y).mean())),
+            _share(share), _percent(float(left(ours, y).mean())),
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def public(
+    model: Any, x: Tensor, y: Tensor, threat: Threat, version: str, noise: Noise, seed: int
+) -> tuple[Share, Tensor]:
+    """The robust accuracy that the release reports, and the images that it returns."""
+    from autoattack import AutoAttack as Public  # pyright: ignore
+
+    calls = 0
+
+    def network(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        here = noise.take([i % len(noise) for i in range(len(images))]).fold(calls)
+        return model(images, here)
+
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    attack = Public(network, norm, threat.eps, seed, False, version=version, device="cpu")
+    if version == "standard":  # 3 wrong classes is all there are
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 3
+    images, answers = attack.run_standard_evaluation(x, y, bs=len(x), return_labels=True)
+    return wilson(int((answers == y).sum()), len(y)), images
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _share(share: Share) -> str:
+    return f"{_percent(share.accuracy)} [{100 * share.low:.1f}, {100 * share.high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""The self-test passes; and each way to be wrong fails the check that is about it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from defuse.attacks.apgd import APGD
+from defuse.attacks.fab import FAB
+from defuse.attacks.pgd import PGD
+from defuse.cli import run
+from defuse.evaluation import doubts, evaluate, selftest, verdict
+from defuse.report.selftest import headline
+from defuse.statistics import Share, wilson
+
+QUICK = {"steps": 3, "queries": 4000}
+FEW = [{"name": "pgd", "steps": 1, "eot": 1}]
+
+
+def oks(checks) -> list[bool]:
+    return [check.ok for check in checks]
+
+
+def unmoved(model, x, y, threat, noise):
+    return x
+
+
+def downhill(model, x, y, threat, noise):
+    """PGD with the wrong sign, which makes images more right."""
+    return PGD(10, 4)(lambda at, own: -model(at, own), x, y, threat, noise)
+
+
+def lucky(model, x, y, threat, noise):
+    """PGD that is done with an image as soon as one draw of it is wrong."""
+    found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool)
+    for i in range(10):
+        fell = model(found, noise.fold("try", i)).argmax(1) != y
+        done |= fell
+        step = PGD(1, 4, step_size=0.25, start="zero", compare=1)
+        moved = step(model, found, y, threat, noise.fold("step", i))
+        moved = threat.project(x, moved)
+        found = torch.where(done[:, None, None, None], found, moved)
+    return found
+
+
+def beyond(model, x, y, threat, noise):
+    return PGD(4, 4)(model, x, y, replace(threat, eps=2 * threat.eps), noise)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", [unmoved, downhill, lucky, beyond])
+def test_a_broken_attack_is_told_by_the_noisy_plane(norm, attack):
+    right = {"right": PGD(20, 8)}
+    assert oks(selftest.noisy_plane(norm, right | {"broken": attack})) == [True, False]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_attacks_that_stop_short_are_told_by_the_planes(norm):
+    assert oks(selftest.nearest(norm)) == [True, True]
+    assert oks(selftest.nearest(norm, fab=FAB(1, targets=4))) == [False, True]
+    assert oks(selftest.nearest(norm, fab=FAB(20, targets=1))) == [False, True]
+    for broken in (unmoved, beyond, APGD(2), APGD(20, loss="ce")):
+        assert oks(selftest.nearest(norm, apgd=broken)) == [True, False]
+
+
+def as_coins(rates, draws):
+    """As if every draw were an image of its own."""
+    return wilson(round(sum(rates) * draws), len(rates) * draws)
+
+
+def wide(rates, draws):
+    return Share(sum(rates) / len(rates), 0.0, 1.0)
+
+
+def test_a_wrong_interval_is_told(monkeypatch):
+    monkeypatch.setattr(selftest, "RUNS", 100)
+    assert oks(selftest.images_cover()) == [True]
+    assert oks(selftest.coin_covers(0.7)) == [True, True, True]
+    monkeypatch.setattr(verdict, "mean_of", as_coins)
+    assert oks(selftest.images_cover()) == [False]
+    monkeypatch.setattr(verdict, "mean_of", wide)
+    assert oks(selftest.coin_covers(0.7)) == [False, True, True]
+
+
+def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
+    def wald(hits, total):
+        half = 1.96 * (hits / total * (1 - hits / total) / total) ** 0.5
+        return Share(hits / total, hits / total - half, hits / total + half)
+
+    assert oks(selftest.wilson_covers()) == [True]
+    monkeypatch.setattr(selftest, "wilson", wald)
+    assert oks(selftest.wilson_covers()) == [False]
+    monkeypatch.setattr(selftest, "RUNS", 100)
+    monkeypatch.setattr(verdict, "wilson", lambda hits, total: Share(hits / total, 0.4, 0.5))
+    assert oks(selftest.coin_covers(0.7)) == [True, False, False]
+
+
+def test_a_verdict_by_one_wrong_draw_is_told_by_the_coin(monkeypatch):
+    """The public rule: broken as soon as one of some draws is wrong."""
+    assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [True, True, True]
+    votes = evaluate.votes
+
+    def unlucky(model, x, noise, draws):
+        tried = torch.stack([votes(model, x, noise.fold(i), draws) for i in range(3)])
+        return tried.amax(0)  # the right class is 0
+
+    monkeypatch.setattr(evaluate, "votes", unlucky)
+    assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [False, False, False]
+
+
+def test_a_gradient_that_nobody_doubts_is_told(monkeypatch):
+    monkeypatch.setattr(selftest, "IMAGES", 16)
+    monkeypatch.setattr(selftest, "EFFORT", QUICK)
+    assert oks(selftest.saturated()) == [True] * 4
+    monkeypatch.setattr(doubts, "all_doubts", lambda *_, **__: [])
+    assert oks(selftest.saturated()) == [True, True, True, False]
+
+
+def test_the_masked_gradient_is_passed_by_others_and_doubted(monkeypatch):
+    monkeypatch.setattr(selftest, "IMAGES", 16)
+    monkeypatch.setattr(selftest, "EFFORT", QUICK)
+    checks = list(selftest.rounded())
+    assert oks(checks) == [True] * 5
+    assert checks[0].truth < 0.5
+
+
+def quick(device: str):
+    return [
+        selftest.wilson_covers,
+        lambda: selftest.noisy_plane("linf", {"PGD": PGD(5, 4)}, device),
+    ]
+
+
+def test_the_command_prints_a_table_and_writes_only_where_it_is_told(
+    elsewhere, monkeypatch, capsys
+):
+    monkeypatch.setattr(selftest, "jobs", quick)
+    assert run(["selftest", "--quiet"]) == 0
+    told = capsys.readouterr().out
+    assert "All 2 checks passed" in told
+    assert "plane behind noise" in told
+    assert not list(elsewhere.iterdir())
+    assert run(["selftest", "--quiet", "--out", "made"]) == 0
+    made = elsewhere / "made"
+    assert {path.name for path in made.iterdir()} == {
+        "selftest.json",
+        "selftest.md",
+        "selftest.png",
+    }
+    table = json.loads((made / "selftest.json").read_text())
+    assert table["ok"] is True
+    assert [check["ok"] for check in table["checks"]] == [True, True]
+    assert "| plane behind noise | PGD, linf | 59.5 % |" in (made / "selftest.md").read_text()
+    assert (made / "selftest.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_fails_with_a_check(elsewhere, monkeypatch, capsys):
+    broken = [lambda: selftest.noisy_plane("linf", {"mine": unmoved})]
+    monkeypatch.setattr(selftest, "jobs", lambda device: broken)
+    assert run(["selftest", "--quiet"]) == 1
+    told = capsys.readouterr().out
+    assert "FAILED" in told
+    assert "1 of 1 checks FAILED: do not believe" in " ".join(told.split())
+
+
+def test_what_is_no_number_is_not_ok():
+    check = selftest.Check("a", "b", "accuracy", 0.5, float("nan"), 0.4, 0.6)
+    assert not check.ok
+    assert "FAILED" in headline([check])
+
+
+def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
+    assert run(["selftest", "--device", "abacus"]) == 2
+    assert "'abacus' cannot be used here" in capsys.readouterr().err
+    (elsewhere / "file").write_text("")
+    assert run(["selftest", "--out", "file"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_there_is_a_job_for_every_attack_and_norm():
+    against_noise = 2 * len(selftest.AGAINST_NOISE) - 1  # Square is not tried under l2
+    assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4
+
+
+@pytest.mark.slow
+def test_the_whole_command_passes(elsewhere):
+    assert run(["selftest", "--device", "cpu", "--quiet"]) == 0
