@@ -1,5 +1,10 @@
 """What the tests share: one thread, no data of the machine's own, and ways to read a run."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +33,29 @@ def facts():
         return [(o.index, o.label, o.chosen, o.conditions) for o in Run.open(folder).outcomes()]
 
     return read
+
+
+@pytest.fixture
+def killed():
+    """Run a command in a process, and kill it (-9) once its run folder has so many blocks.
+
+    Returns the blocks with the times at which they were written.
+    """
+
+    def start_and_kill(arguments: list[str], folder: Path, blocks: int) -> dict[Path, int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from defuse.cli import main; main()", *arguments],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+        )
+        written, deadline = (folder / "outcomes").glob, time.monotonic() + 120
+        while len(list(written("*.jsonl"))) < blocks and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "it was to be killed in the middle"
+        return {path: path.stat().st_mtime_ns for path in written("*.jsonl")}
+
+    return start_and_kill
 
 
 @pytest.fixture

@@ -88,6 +88,12 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ({"attacks": ["pgd", "pgd"]}, "another `label`"),
         ({"attacks": [{"name": "pgd", "view": "bpda"}]}, "needs a purifier"),
         ({"attacks": [{"name": "pgd", "view": "exactt"}]}, "did you mean 'exact'"),
+        ({"attacks": [{"name": "pgd", "view": "matched"}]}, "needs a purifier"),
+        ({"attacks": [{"name": "pgd", "view": {"steps": 5}}]}, "view needs a name"),
+        (
+            {"attacks": [{"name": "pgd", "view": {"name": "exact", "steps": 5}}]},
+            "no option 'steps'",
+        ),
         ({"attacks": [{"name": "pgd", "start": "warm"}]}, "attack.start: .*'random' or 'zero'"),
         ({"attacks": [{"name": "pgd", "model": 1}]}, "no option 'model'"),
         ({"purifier": "diffpure"}, "needs a denoiser"),

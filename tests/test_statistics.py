@@ -1,12 +1,14 @@
 """Intervals hold what they promise."""
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from defuse.noise import Noise
-from defuse.statistics import mean_of, wilson
+from defuse.statistics import mean_of, resubmissions, wilson
 
 Z = 1.959963984540054
 
@@ -123,3 +125,31 @@ def test_nothing_has_no_share():
         wilson(0, 0)
     with pytest.raises(ValueError, match="no images"):
         mean_of([], 4)
+
+
+def test_resubmissions_count_every_set_of_draws():
+    draws = [[1, 1, 1, 1, 1], [1, 0, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]]
+    curve = resubmissions([sum(row) for row in draws], 5)
+    for m in range(1, 6):
+        sets = [[all(chosen) for chosen in combinations(row, m)] for row in draws]
+        assert curve[m - 1].accuracy == pytest.approx(np.mean(sets))
+
+
+def test_once_is_the_mean_and_every_time_is_the_worst():
+    hits = [8, 8, 5, 0, 7, 8, 3]
+    curve = resubmissions(hits, 8)
+    assert curve[0] == pytest.approx(mean_of([right / 8 for right in hits], 8))
+    assert curve[-1] == pytest.approx(wilson(3, 7))
+
+
+def test_resubmissions_are_unbiased_and_their_intervals_cover():
+    """Images that are right with a chance of Beta(2, 1): that all of m draws are is 2 / (m + 2)."""
+    n, k, runs = 60, 6, 300
+    noise = Noise.of(5, range(runs))
+    chance = noise.uniform(torch.empty(runs, n, 1)).sqrt()
+    hits = (noise.fold("draws").uniform(torch.empty(runs, n, k)) < chance).sum(2).tolist()
+    curves = [resubmissions(row, k) for row in hits]
+    for m in range(1, k + 1):
+        shares, truth = [curve[m - 1] for curve in curves], 2 / (m + 2)
+        assert np.mean([s.accuracy for s in shares]) == pytest.approx(truth, abs=0.012)
+        assert np.mean([s.low <= truth <= s.high for s in shares]) > 0.92

@@ -73,6 +73,8 @@ MENU: dict[str, dict[str, str]] = {
         "bpda": "defuse.attacks.views:bpda",
         "exact": "defuse.attacks.views:exact",
         "first-stage": "defuse.attacks.views:first_stage",
+        "matched": "defuse.attacks.views:matched",
+        "surrogate": "defuse.attacks.views:surrogate",
         "undefended": "defuse.attacks.views:undefended",
         "whole": "defuse.attacks.views:whole",
     },
@@ -104,6 +106,7 @@ CALL: dict[str, tuple[str, ...]] = {
     "classifier": ("x", "noise"),
     "objective": ("model", "x", "y", "noise"),
     "purifier": ("x", "noise"),
+    "view": ("model",),
 }
 GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
 

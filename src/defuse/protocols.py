@@ -35,7 +35,8 @@ class Classifier(Protocol):
     """Any model under test, defended or not: images to logits.
 
     A model may carry a number `rows`: how many images an attack should give it in one call that is
-    differentiated, for the memory's sake.
+    differentiated, for the memory's sake. And a method `decide(x, noise)`: the class (B,) of the
+    highest logit, the lowest of equals, where that is cheaper to tell than the logits.
     """
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
@@ -64,7 +65,8 @@ class Defended(Protocol):
 class Attack(Protocol):
     """Images to adversarial images, each allowed by the threat.
 
-    One that knows no threat, such as a corruption, says so by a false attribute `bounded`.
+    One that knows no threat says so by a false attribute `bounded`; one that nobody chose to fool the
+    model, such as a corruption, by a false attribute `adversarial`, too.
     """
 
     def __call__(

@@ -278,7 +278,7 @@ def _by_contents(value: Any) -> Any:
     return {
         key: _digest(v) if key in ("weights", "path") and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in ("folder", "download", "pictures")
+        if key not in ("folder", "download", "pictures", "lpips")
     }
 
 

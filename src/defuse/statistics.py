@@ -61,7 +61,7 @@ def lower_bound(hits: int, total: int, alpha: float) -> float:
     return float(stats.beta.ppf(alpha, hits, total - hits + 1)) if hits else 0.0
 
 
-def mean_of(rates: Sequence[float], draws: int) -> Share:
+def mean_of(rates: Sequence[float], draws: float) -> Share:
     """The mean of one rate in [0, 1] per image, with an interval over images.
 
     Wilson's interval at the number of trials that a coin of the same mean would need to scatter as
@@ -109,5 +109,5 @@ def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
     curve = []
     for m in range(1, draws + 1):
         rates = [comb(right, m) / comb(draws, m) for right in hits]
-        curve.append(mean_of(rates, draws // m))
+        curve.append(mean_of(rates, draws / m))
     return curve

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks.views import bpda, undefended
+from defuse.attacks.views import Limited, bpda, undefended
 from defuse.data.blobs import Blobs, bayes, mixture
 from defuse.defenses.aggregate import Aggregated, aggregate
 from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified
+from defuse.defenses.purified import Purified, elected, majority, votes
 from defuse.noise import Noise
 from defuse.protocols import Defended
 
@@ -89,3 +89,56 @@ def test_mistakes_are_told():
         model(0)
     with pytest.raises(ValueError, match="by is one of logits, softmax, votes, not 'sum'"):
         model(2, "sum")
+
+
+# ----------------------------------------------------------------------- curtailed votes
+
+
+class Ballots:
+    """Image i answers, at stream j, the class that stands in row i, column j of a table."""
+
+    def __init__(self, table: torch.Tensor, classes: int):
+        self.table, self.classes, self.asked = table, classes, 0
+        self.place = {}
+
+    def streams(self) -> list[Noise]:
+        streams = [Noise.of(j, range(len(self.table))) for j in range(self.table.shape[1])]
+        for j, stream in enumerate(streams):
+            self.place |= {key: (i, j) for i, key in enumerate(stream.keys)}
+        return streams
+
+    def __call__(self, x, noise):
+        self.asked += len(x)
+        answers = torch.stack([self.table[self.place[key]] for key in noise.keys])
+        return nn.functional.one_hot(answers, self.classes).double()
+
+
+@pytest.mark.parametrize("draws", [1, 2, 3, 4, 5])
+def test_a_curtailed_vote_decides_as_the_whole_one_whatever_the_ballots(draws):
+    table = torch.cartesian_prod(*[torch.arange(3)] * draws).view(-1, draws)  # every one there is
+    ballots = Ballots(table, 3)
+    chosen = elected(ballots, torch.zeros(len(table), 1, 1, 1), ballots.streams())
+    assert torch.equal(chosen, majority(table, 3))
+    assert ballots.asked < table.numel() or draws == 1
+
+
+def test_a_unanimous_image_is_asked_no_more_than_half():
+    for draws, first, needed in ((10, 0, 5), (10, 2, 6), (9, 0, 5), (9, 2, 5)):
+        ballots = Ballots(torch.full((1, draws), first), 3)
+        elected(ballots, torch.zeros(1, 1, 1, 1), ballots.streams())
+        assert ballots.asked == needed  # of equals the lowest class wins, so half is enough for it
+
+
+def test_a_model_that_deploys_a_vote_is_judged_alike_in_fewer_calls():
+    voting = model(9, "votes")
+    x, noise = images(6), Noise.of(0, range(6))
+    calls = []
+    voting.model.classifier.register_forward_hook(lambda _, given, out: calls.append(len(out)))
+    whole = torch.stack([voting(x, noise.fold("vote", i)).argmax(1) for i in range(3)], 1)
+    dear = sum(calls)
+    for judged in (voting, Limited(voting, 4)):
+        calls.clear()
+        assert torch.equal(votes(judged, x, noise, 3), whole)
+        assert sum(calls) < 0.8 * dear
+    mean = model(3, "logits")
+    assert torch.equal(mean.decide(x, noise), mean(x, noise).argmax(1))

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from probe import Probe, blobs, mean_and_deviation, world
 from torch import nn
 
-from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.data.blobs import bayes, mixture
 from defuse.defenses.coup import COUP, Confidence
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.purified import Purified
-from defuse.diffusion.denoise import Mixture
 from defuse.diffusion.reverse import euler_maruyama, even, flow, reverse
 from defuse.diffusion.schedule import VP
 from defuse.evaluation.ledger import Ledger
@@ -21,11 +21,6 @@ from defuse.noise import Noise, seed_torch
 
 SAMPLERS = ["sde", "ddpm", "ddim", "ode"]
 NOISE = Noise.of(0, range(4))
-
-
-def blobs(size: int = 4) -> torch.Tensor:
-    data = Blobs(size)
-    return torch.stack([data[i][0] for i in range(size)]).double()
 
 
 def curved(dtype: torch.dtype = torch.float64) -> Plain:
@@ -57,29 +52,10 @@ def term(guide: Confidence, x_t: torch.Tensor, noise: Noise | None = None) -> to
 # --------------------------------------------------------------------- closed forms
 
 
-class Probe:
-    """Noise of zeros, but for a 1 in one draw per image of the batch (see test_diffpure)."""
-
-    def __init__(self, path: tuple = (), drawn: list | None = None):
-        self.path, self.drawn = path, [] if drawn is None else drawn
-
-    def fold(self, *path) -> "Probe":
-        return Probe(self.path + path, self.drawn)
-
-    def normal(self, like: torch.Tensor) -> torch.Tensor:
-        if self.path not in self.drawn:
-            self.drawn.append(self.path)
-        out = torch.zeros_like(like)
-        out[self.drawn.index(self.path) + 1] = 1
-        return out
-
-
 def test_without_guidance_the_image_itself_goes_back():
     """x = 0.8 where the data are N(0.2, 0.5^2), t* = 0.1: N(0.639632, 0.282649^2)."""
-    denoiser = Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), 0.5)
-    purify, probe = COUP(denoiser, linear(3.0), t=0.1, steps=100, weight=0), Probe()
-    out = 2 * purify(torch.full((102, 1, 1, 1), 0.9).double(), probe).flatten() - 1
-    found = float(out[0]), float((out[1:] - out[0]).square().sum().sqrt())
+    purify, probe = COUP(world(0.5), linear(3.0), t=0.1, steps=100, weight=0), Probe()
+    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, 100)
     assert found == pytest.approx((0.639632, 0.282649), abs=6e-7)
     assert probe.drawn == [("reverse", i) for i in range(100)]  # and no forward noise
 

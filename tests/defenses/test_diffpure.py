@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
+from probe import Probe, blobs, mean_and_deviation, world
 
-from defuse.data.blobs import Blobs, mixture
+from defuse.data.blobs import mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.diffusion.denoise import Mixture
 from defuse.diffusion.reverse import DDIM, Ancestral, euler_maruyama, even, flow, reverse
@@ -23,45 +24,7 @@ SAMPLERS = {
 }
 
 
-def blobs(size: int) -> torch.Tensor:
-    data = Blobs(size)
-    return torch.stack([data[i][0] for i in range(size)]).double()
-
-
 # --------------------------------------------------------------------- closed forms
-#
-# Where the data are one Gaussian, the purifier is affine in the image and in each of its draws. So
-# its output on a given image is Gaussian, and both of its numbers can be had exactly: of a batch,
-# the first image meets no noise at all, and the one after the j-th draw meets 1 in it and 0 else.
-
-
-class Probe:
-    """Noise of zeros, but for a 1 in one draw per image of the batch; and who drew it."""
-
-    def __init__(self, path: tuple = (), drawn: list | None = None):
-        self.path, self.drawn = path, [] if drawn is None else drawn
-
-    def fold(self, *path) -> "Probe":
-        return Probe(self.path + path, self.drawn)
-
-    def normal(self, like: torch.Tensor) -> torch.Tensor:
-        if self.path not in self.drawn:
-            self.drawn.append(self.path)
-        out = torch.zeros_like(like)
-        out[self.drawn.index(self.path) + 1] = 1
-        return out
-
-
-def mean_and_deviation(go, probe: Probe, steps: int) -> tuple[float, float]:
-    """Of what `go` makes of noised images (B, 1, 1, 1) of 0.8, in [-1, 1]."""
-    z = torch.full((steps + 2, 1, 1, 1), 0.8, dtype=torch.float64)
-    out = go(z, probe).flatten()
-    response = out[1:] - out[0]
-    return float(out[0]), float(response.square().sum().sqrt())
-
-
-def world(spread: float) -> Mixture:
-    return Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +41,9 @@ def test_the_release_s_sampler_in_closed_form(spread, t, mean: float, deviation:
     probe, steps = Probe(), round(1000 * t)
     model = world(spread)
     purify = DiffPure(model, t=t, steps=steps, forward="discrete")
-    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, steps)
+    found = mean_and_deviation(
+        lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, probe, steps + 1
+    )
     assert found == pytest.approx((mean, deviation), abs=6e-7)
     assert probe.drawn == [("forward",), *(("reverse", i) for i in range(steps))]
 
@@ -121,9 +86,9 @@ def test_a_consecutive_discrete_chain_in_closed_form(sampler):
         c_t = math.sqrt(1 - beta) * (1 - b) / (1 - a)
         mean = c_hat * (gain * mean + rest) + c_t * mean
         variance = (c_hat * gain + c_t) ** 2 * variance + beta * (1 - b) / (1 - a)
-    model = Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread, Discrete())
+    model = world(spread, schedule=Discrete())
     purify = DiffPure(model, t=n / 1000, steps=n, sampler=sampler, eta=1.0)
-    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, Probe(), n)
+    found = mean_and_deviation(lambda z, noise: 2 * purify((z + 1) / 2, noise) - 1, Probe(), n + 1)
     assert found == pytest.approx((mean, math.sqrt(variance)), abs=1e-9)
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from probe import blobs
 
-from defuse.data.blobs import Blobs, mixture
+from defuse.data.blobs import mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.gdmp import GDMP
 from defuse.diffusion.denoise import Mixture
@@ -11,11 +12,6 @@ from defuse.diffusion.schedule import Discrete
 from defuse.noise import Noise
 
 SHORT = {"t": 0.036, "steps": 3, "passes": 2}
-
-
-def blobs(size: int) -> torch.Tensor:
-    data = Blobs(size)
-    return torch.stack([data[i][0] for i in range(size)]).double()
 
 
 @pytest.mark.parametrize("options", [{"distance": "none"}, {"scale": 0.0}])

@@ -2,17 +2,13 @@
 
 import pytest
 import torch
+from probe import blobs
 
-from defuse.data.blobs import Blobs, mixture
+from defuse.data.blobs import mixture
 from defuse.defenses.smoothing import DensePure, OneStep
 from defuse.diffusion.denoise import Mixture
 from defuse.diffusion.schedule import VP, Discrete
 from defuse.noise import Noise
-
-
-def blobs(size: int) -> torch.Tensor:
-    data = Blobs(size)
-    return torch.stack([data[i][0] for i in range(size)]).double()
 
 
 def world(schedule=None, side: int = 1) -> Mixture:

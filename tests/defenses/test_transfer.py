@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from probe import blobs
 from torch import nn
 
-from defuse.data.blobs import Blobs, bayes, mixture
+from defuse.data.blobs import bayes, mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.distances import INPUT, OUTPUT
 from defuse.defenses.transfer import DistributionTransfer
@@ -27,11 +28,6 @@ READINGS = {
     "large": {"variance": "large", "anchor": "noised"},
 }
 SHORT = {"t": 0.1, "steps": 3}
-
-
-def blobs(size: int, side: int = 4) -> torch.Tensor:
-    data = Blobs(size, side)
-    return torch.stack([data[i][0] for i in range(size)]).double()
 
 
 def curved(side: int = 4) -> Plain:

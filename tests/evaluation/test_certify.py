@@ -1,11 +1,6 @@
 """Certification: the certificates hold, and the counts are the same whatever the machine."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 
 import numpy as np
@@ -246,23 +241,12 @@ def test_shards_in_one_folder_and_in_several_make_the_whole(spec, whole, capsys)
     assert run([*toy(spec / "none"), "--shard", "7/9"]) == 0
 
 
-def test_kill_9_and_run_again(spec):
+def test_kill_9_and_run_again(spec, killed):
     assert run(toy(spec / "calm", n=100)) == 0
     out = spec / "killed"
-    command = [sys.executable, "-c", "from defuse.cli import main; main()", *toy(out, n=100)]
-    process = subprocess.Popen(
-        [*command, "--set", "machine.rows=1"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while len(list((out / "outcomes").glob("*.jsonl"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    before = killed(toy(out, "machine.rows=1", n=100), out, 2)
     done = counts(out)
     assert 2 <= len(done) < 6, "it was to be killed in the middle"
-    before = {path: path.stat().st_mtime_ns for path in (out / "outcomes").glob("*.jsonl")}
     assert run(toy(out, n=100)) == 0
     assert counts(out) == counts(spec / "calm")
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())

@@ -1,12 +1,9 @@
 """The evaluation: the same outcomes whatever the machine, and nothing lost."""
 
 import json
-import os
 import resource
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -80,25 +77,12 @@ def test_rank_and_world_size_shard_too(elsewhere, facts, whole, monkeypatch):
     assert facts(elsewhere / "half") == whole[1::2]
 
 
-def test_kill_9_and_run_again(elsewhere, facts, whole):
+def test_kill_9_and_run_again(elsewhere, facts, whole, killed):
     out = elsewhere / "killed"
-    command = [
-        sys.executable,
-        "-c",
-        "from defuse.cli import main; main()",
-        *toy(out, "machine.block=1"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(list((out / "outcomes").glob("*.jsonl"))) < 3 and time.monotonic() < deadline:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    before = killed(toy(out, "machine.block=1"), out, 3)
     done = facts(out)
     assert 3 <= len(done) < 24, "it was to be killed in the middle"
     assert done == [row for row in whole if row[0] in {d[0] for d in done}]
-    before = {path: path.stat().st_mtime_ns for path in (out / "outcomes").glob("*.jsonl")}
     assert run(toy(out)) == 0
     assert facts(out) == whole
     assert all(path.stat().st_mtime_ns == then for path, then in before.items()), (
@@ -267,3 +251,71 @@ def test_search_never_sees_the_noise_of_the_verdict():
 def test_merge_is_a_function_of_the_package(elsewhere, whole, facts):
     merged = merge([elsewhere / "whole"], elsewhere / "copy")
     assert facts(merged.folder) == whole
+
+
+def survivors(folder, facts, block: int = 32, **options):
+    """Two attacks on a sure model: `half` reaches dark images only, `all` every image it is given."""
+    seen = {"half": [], "all": []}
+
+    def sure(x, noise):
+        level = 20 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack([-level, level], 1)  # a dark image is of class 0
+
+    def attack(name):
+        def reach(model, x, y, threat, noise):
+            seen[name] += noise.keys
+            up = (1 - 2 * y.double())[:, None, None, None] * threat.eps
+            moved = threat.project(x, x + up.to(x))
+            return torch.where(((y == 0) | (name == "all"))[:, None, None, None], moved, x)
+
+        return reach
+
+    run_, data = Run.begin(folder, {"identity": "x"}), Blobs(size=12)
+    attacks = {name: attack(name) for name in seen}
+    machine = Machine(quiet=True, block=block)
+    evaluate(sure, data, attacks, Threat("linf", 0.4), run_, draws=2, machine=machine, **options)
+    return facts(folder), seen
+
+
+def test_survivors_alone_are_attacked_on(elsewhere, facts):
+    whole, seen = survivors(elsewhere / "whole", facts)
+    assert len(seen["half"]) == len(seen["all"]) == 12
+    short, seen = survivors(elsewhere / "short", facts, survivors=True)
+    early = {i for i, (_, _, chosen, _) in enumerate(short) if chosen in ("clean", "random")}
+    assert len(seen["half"]) == 12 - len(early)
+    assert len(seen["all"]) == sum(y == 1 and i not in early for i, y, _, _ in short)
+    assert 0 < len(seen["all"]) < len(seen["half"])
+    for (_, label, chosen, made), (_, _, _, other) in zip(short, whole, strict=True):
+        assert (made["clean"], made["random"]) == (other["clean"], other["random"])
+        assert made[chosen].draws == [1 - label] * 2
+        assert made[chosen].of == ""
+        for name in list(made)[
+            list(made).index(chosen) + 1 :
+        ]:  # was not tried: what broke it stays
+            assert made[name].of == (chosen if name in seen else "")
+            if name in seen:
+                assert (made[name].draws, made[name].size) == (
+                    made[chosen].draws,
+                    made[chosen].size,
+                )
+        if chosen == "all":
+            assert made["all"] == other["all"]
+
+
+def test_survivors_do_not_depend_on_the_block(elsewhere, facts):
+    one, _ = survivors(elsewhere / "one", facts, survivors=True)
+    other, _ = survivors(elsewhere / "other", facts, block=5, survivors=True)
+    assert one == other
+
+
+def test_without_survivors_a_spec_is_the_one_it_was():
+    from defuse import spec as specs
+    from defuse.evaluation import run as evaluation
+
+    plain, off, on = (
+        evaluation.check(specs.load("blobs", changes))
+        for changes in ([], ["evaluation.survivors=false"], ["evaluation.survivors=true"])
+    )
+    assert plain == off
+    assert "survivors" not in plain["evaluation"]
+    assert specs.identity(on) != specs.identity(plain)

@@ -1,10 +1,17 @@
-"""DiffPure's published settings, as the specs that come with the package say them."""
+"""The specs that come with the package: all of them check, and DiffPure's are its published settings."""
+
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from defuse import spec as specs
+from defuse.evaluation import certify, sweep, verdict
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.model import build_purifier
+from defuse.menu import shipped
+from defuse.training import run as training
 
 NAMED = [
     "classifier=bayes",
@@ -16,6 +23,7 @@ NAMED = [
     ("name", "t", "steps", "norm", "eps"),
     [
         ("diffpure-cifar10-linf", 0.1, 100, "linf", 8 / 255),
+        ("diffpure-cifar10-bpda", 0.1, 100, "linf", 8 / 255),
         ("diffpure-cifar10-l2", 0.075, 75, "l2", 0.5),
         ("diffpure-imagenet", 0.15, 150, "linf", 4 / 255),
         ("diffpure-celebahq", 0.5, 500, "linf", 16 / 255),
@@ -32,6 +40,34 @@ def test_a_preset_is_the_paper_s_setting(name, t, steps, norm, eps):
     assert len(inside.times) == steps + 1
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_spec_checks(name):
+    spec = specs.load(name)
+    if "sweep" in spec:
+        cells = sweep.check(spec, "anywhere")
+        assert len(cells) > 1
+    elif "training" in spec:
+        assert training.check(spec, "anywhere")["training"]["steps"] > 0
+    elif "certification" in spec:
+        assert certify.check(spec, "anywhere")["certification"]["sigma"] > 0
+    else:
+        assert evaluation.check(spec, "anywhere")["attacks"]
+
+
+def test_the_published_experiments_ask_what_they_say():
+    for data, most in (("digits", 6), ("cifar10", 11)):
+        cells = sweep.check(specs.load(f"{data}-transfer-budgets"), "anywhere")
+        budgets = sorted({cell.spec["threat"]["eps"] for cell in cells})
+        assert budgets == pytest.approx([80 / 255 * i / (most - 1) for i in range(most)])
+        assert {"purifier" in cell.spec for cell in cells} == {True, False}
+        weights = [
+            cell.spec["purifier"]["weight"]
+            for cell in sweep.check(specs.load(f"{data}-coup-sweep"), "anywhere")
+        ]
+        assert min(weights) == 0  # without guidance
+        assert 1 in weights
+
+
 def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
     spec = specs.load("diffpure-imagenet", ["classifier=bayes", "denoiser=null"])
     with pytest.raises(specs.SpecError, match="needs a denoiser"):
@@ -45,3 +81,76 @@ def test_a_view_that_does_not_fit_is_told_before_the_work(elsewhere, mistake):
     )
     assert "sampler `sde`" in said
     assert not (elsewhere / "run").exists()
+
+
+def test_the_published_bpda_has_its_15_and_150_draws_and_no_random_start():
+    checked = evaluation.check(specs.load("diffpure-cifar10-bpda", NAMED), "anywhere")
+    (row,) = checked["attacks"]
+    assert (row["view"], row["start"], row["steps"]) == ("bpda", "zero", 50)
+    assert (row["eot"], row["compare"], checked["evaluation"]["draws"]) == (15, 150, 150)
+    assert row["step_size"] * checked["threat"]["eps"] == pytest.approx(2 / 255)
+
+
+def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
+    """The shipped spec, on the toy world."""
+    changes = [*NAMED, "data={name: blobs, size: 12}", "purifier={name: diffpure, steps: 6}"]
+    changes += [f"attacks.{i}.steps=2" for i in range(5)]
+    changes += ["evaluation.images=null", "attacks.3.view.steps=null"]
+    checked = evaluation.check(specs.load("digits-ladder", changes))
+    assert [row["view"] for row in checked["attacks"]] == [
+        "undefended",
+        "bpda",
+        {"name": "surrogate", "steps": 4},
+        {"name": "matched", "steps": None},
+        "exact",
+    ]
+    told = verdict.summary(evaluation.run(checked, elsewhere / "run", quiet=True))
+    rungs = told["ladder"]
+    assert [rung["name"] for rung in rungs] == [row["label"] for row in checked["attacks"]]
+    attacked = [rung["attacked"] for rung in rungs]
+    assert attacked == sorted(attacked, reverse=True)
+    assert attacked[-1] < 12
+    for reading in ("mean", "majority", "worst"):
+        assert rungs[-1]["robust"][reading] == told["robust"][reading]
+    assert (
+        "on noise of its own, its steps 4 (2 steps, 4 draws per step)"
+        in (told["card"]["the attacker's view"])
+    )
+
+
+def test_a_bare_view_is_the_table_with_its_defaults():
+    def view(said):
+        spec = specs.load("blobs", [f"attacks=[{{name: pgd, view: {said}}}]"])
+        return evaluation.check(spec)["attacks"][0]["view"]
+
+    assert view("matched") == view("{name: matched, steps: null}")
+    assert view("exact") == view("{name: exact}") == "exact"
+    again = specs.load("blobs", ["attacks=[{name: pgd, view: {name: matched, steps: 3}}]"])
+    checked = evaluation.check(again)
+    assert evaluation.check(checked) == checked
+    set_alone = specs.load(
+        "blobs", ["attacks=[{name: pgd, view: matched}]", "attacks.0.view.steps=3"]
+    )
+    assert evaluation.check(set_alone) == checked
+
+
+def test_more_steps_than_the_defence_has_are_told_before_the_work(elsewhere, mistake):
+    said = mistake(
+        *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
+        *("--set", "attacks=[{name: pgd, view: {name: matched, steps: 11}}]"),
+    )
+    assert "from 1 to the defence's own 10, not 11" in said
+    assert not (elsewhere / "run").exists()
+
+
+def test_the_rows_of_the_docs_are_attacks():
+    """Each published setting, as docs/attacks.md writes it, is a row that a spec takes."""
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    table = page.partition("## Published settings")[2]
+    rows = [yaml.safe_load(row) for row in re.findall(r"\| `(\{name: .*?\})`", table)]
+    assert len(rows) == 5
+    for row in rows:
+        evaluation.check(specs.load("blobs", []) | {"attacks": [row]})
+    ladder = yaml.safe_load(re.findall(r"## A ladder.*?```yaml\n(.*?)```", page, re.S)[0])
+    shipped_one = specs.load("digits-ladder")
+    assert {key: shipped_one[key] for key in ladder} == ladder

@@ -1,11 +1,14 @@
 """How far pictures are from the clean ones: known answers, and what a run records."""
 
 import json
+import sys
 
 import pytest
 import torch
 
 from defuse.cli import run
+from defuse.defenses import distances
+from defuse.evaluation import quality
 from defuse.evaluation.quality import measure, summarize
 from defuse.evaluation.record import Outcome, Run
 from defuse.noise import Noise
@@ -88,6 +91,55 @@ def test_outcomes_of_older_runs_are_still_read(elsewhere):
 def test_without_attacks_only_the_pictures_kept_are_measured(elsewhere):
     done, _ = evaluated(elsewhere / "run", "attacks=[]")
     assert [bool(outcome.quality) for outcome in done.outcomes()] == [True] * 2 + [False] * 10
+
+
+# ------------------------------------------------------------------------------- LPIPS
+
+ATTACKED = ("attacks=[{name: pgd, steps: 1, label: pgd}]", "data.size=3")
+
+
+def test_a_perceptual_distance_is_recorded_where_it_is_asked_for(elsewhere, monkeypatch):
+    """With a stand-in for the network, which needs torchvision: the way of its number to the page."""
+    monkeypatch.setattr(quality, "lpips", lambda x, y: 2 * distances.l1(x, y))
+    done, report = evaluated(elsewhere / "run", *ATTACKED, "evaluation.lpips=true")
+    first = done.outcomes()[0].quality["pgd"]
+    assert 0 < first["before"]["lpips"] <= 2 * first["before"]["linf"] + 1e-4
+    assert first["after"]["lpips"] > 0
+    mean = report["quality"][2]["after"]["lpips"]["mean"]
+    assert mean == pytest.approx(
+        sum(o.quality["pgd"]["after"]["lpips"] for o in done.outcomes()) / 3
+    )
+    assert f"| {mean:.3f} \\[" in (done.folder / "report.md").read_text()
+    assert "LPIPS, purified" in (done.folder / "report.html").read_text()
+    plain, report = evaluated(elsewhere / "plain", *ATTACKED)
+    assert plain.asked["identity"] == done.asked["identity"]  # it is the same run, told more of
+    assert "lpips" not in report["quality"][2]["after"]
+    assert "LPIPS, purified" not in (plain.folder / "report.html").read_text()
+
+
+def test_what_it_lacks_is_told_before_the_work(elsewhere, mistake, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    distances._lpips.cache_clear()
+    asked = (*TOY, "--set", "evaluation.lpips=true", "--out", elsewhere / "run")
+    assert "pip install defuse[lpips]" in mistake(*asked)
+    assert not (elsewhere / "run").exists()
+
+    def network(x, y):
+        raise RuntimeError("Output size is too small")
+
+    monkeypatch.setattr(quality, "lpips", network)
+    assert "does not take images of 1 x 4 x 4: they must be grey or RGB" in mistake(*asked)
+
+
+def test_lpips_itself():
+    grey = 0.5 + 0.1 * Noise.of(0, range(2)).normal(torch.empty(2, 1, 32, 32))
+    try:
+        told = measure(0.9 * grey, grey, perceptual=True)
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert all(0 < image["lpips"] < 1 for image in told)
+    assert measure(grey, grey, perceptual=True)[0]["lpips"] == 0
+    assert measure(0.9 * grey[:1], grey[:1], perceptual=True) == told[:1]
 
 
 # --------------------------------------------------------------------------- corruptions

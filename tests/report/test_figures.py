@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from defuse.report import figures
 from defuse.report.gallery import Gallery
-from defuse.statistics import wilson
+from defuse.statistics import resubmissions, wilson
 
 TIMES = np.array([0.1, 0.05, 0.0])
 
@@ -69,3 +69,20 @@ def test_label_flips_are_drawn_with_intervals(drawn):
         assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
         assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
     assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
+
+
+def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them(drawn):
+    curve = {
+        name: [share._asdict() for share in resubmissions(hits, 4)]
+        for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
+    }
+    figure = drawn("resubmission", {"resubmission": curve | {"submissions": [1, 2, 3, 4]}})
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.lines][:2] == ["clean", "random noise"]
+    for line, band, shares in zip(axes.lines, axes.collections, curve.values(), strict=True):
+        assert line.get_xdata() == pytest.approx([1, 2, 3, 4])
+        assert line.get_ydata() == pytest.approx([100 * share["accuracy"] for share in shares])
+        edges = band.get_paths()[0].vertices[:, 1]
+        assert edges.min() == pytest.approx(100 * min(share["low"] for share in shares))
+        assert edges.max() == pytest.approx(100 * max(share["high"] for share in shares))
+    assert len({line.get_linestyle() for line in axes.lines}) == 3

@@ -209,7 +209,7 @@ def test_the_page_needs_nothing_beside_it(standard):
     _, _, page = read(folder)
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5
     for source in page.sources:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
@@ -257,7 +257,7 @@ def test_without_a_purifier(tmp_path):
             "view: undefended", ""
         )
         assert "An attacker who knows the whole model and may" in shown
-    assert page.tags.count("img") == 3  # nothing is purified, so no confidence along it
+    assert page.tags.count("img") == 4  # nothing is purified, so no confidence along it
 
 
 def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
@@ -280,7 +280,7 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
     summary = write_report(run)
     _, text, page = read(tmp_path)
     assert summary["doubts"] == []
-    assert page.tags.count("img") == 2
+    assert page.tags.count("img") == 3
     for shown in (text, page.text):
         assert "No doubts were raised" in shown
         assert (
@@ -341,13 +341,33 @@ def test_figures_are_of_the_numbers(tmp_path):
     write_report(a_run(first))
     write_report(a_run(second))
     names = sorted(path.name for path in (first / "figures").iterdir())
-    assert names == ["accuracy.png", "classes.png", "confidence.png", "pictures.png"]
+    drawn = ["accuracy", "classes", "confidence", "pictures", "resubmission"]
+    assert names == [f"{name}.png" for name in drawn]
     for name in (*(f"figures/{name}" for name in names), "report.html", "report.md", "report.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     before = (first / "figures" / "accuracy.png").read_bytes()
     other = tmp_path / "c"
     write_report(a_run(other, n=20))
     assert (other / "figures" / "accuracy.png").read_bytes() != before
+
+
+def test_the_ladder_and_the_resubmissions_are_told_everywhere(standard):
+    """Every fourth picture falls to `strong`, the first attack, at 3 of 4 draws."""
+    report, markdown, page = read(standard[0])
+    rungs = [(rung["name"], rung["attacked"]) for rung in report["ladder"]]
+    assert rungs == [("strong", 40), ("weak", 40)]
+    for rung in report["ladder"]:
+        assert rung["robust"]["mean"]["accuracy"] == pytest.approx(1 - 3 / 16)
+    robust = [share["accuracy"] for share in report["resubmission"]["robust"]]
+    assert robust == pytest.approx([1 - 3 / 16, 0.75, 0.75, 0.75])
+    again = markdown.partition("## Submitted again")[2].partition("## ")[0]
+    heads, _, *lines = (line for line in again.splitlines() if line.startswith("|"))
+    assert heads == "| submissions | clean | random noise | robust |"
+    assert [line.split(" | ")[0] for line in lines] == ["| 1", "| 2", "| 4"]
+    assert "| 75.0 %" in lines[1]
+    assert "Submitted again" in page.text
+    assert "Attack by attack" in page.text
+    assert "tried only on" not in page.text  # all were tried on all
 
 
 def test_many_classes_are_cut_and_it_is_said(tmp_path):
@@ -374,7 +394,7 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     summary = write_report(running.run(spec, tmp_path, quiet=True))
     _, text, page = read(tmp_path)
     assert summary["n"] == summary["of"] == 16
-    assert page.tags.count("img") == 4
+    assert page.tags.count("img") == 5
     for attack in ("pgd-undefended", "pgd-exact"):
         assert attack in page.text
         assert attack in text

@@ -19,6 +19,7 @@ from defuse.threat import Threat
 
 Version = Literal["standard", "plus", "rand", "defuse"]
 Criterion = Literal["mean", "majority"]
+EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "defuse": 20}  # if not told otherwise
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class AutoAttack:
 
     def stages(self) -> list[Attack]:
         """The attacks of the version, in their order."""
-        eot = self.eot or (20 if self.version in ("rand", "defuse") else 1)
+        eot = self.eot or EOT[self.version]
         steps, queries, targets = self.steps, self.queries, self.targets
         own = {"compare": self.draws}
         if self.version == "defuse":

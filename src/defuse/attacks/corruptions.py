@@ -52,11 +52,13 @@ class Corruption:
         severity: 1 to 5; None draws one for each image, so that the mean over images is one over
             severities, too.
         bounded: Whether images are held to the threat.
+        adversarial: Whether they are chosen to fool the model.
     """
 
     kind: Kind
     severity: int | None = None
     bounded: ClassVar[bool] = False
+    adversarial: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         _check(self.kind, 1 if self.severity is None else self.severity)

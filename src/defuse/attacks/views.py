@@ -33,6 +33,34 @@ def adjoint(model: Classifier) -> Classifier:
     return _as(model, whole.behind(whole.purifier.adjoint()))  # pyright: ignore
 
 
+def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
+    """The model with fewer of the purifier's steps, on noise of its own (Lee and Kim, 2023).
+
+    Args:
+        model: A classifier behind a purifier that goes step by step.
+        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+
+    Raises:
+        ValueError: The purifier does not say how to leave out steps, or has not so many.
+    """
+    return _coarse(model, steps, matched=False)
+
+
+def matched(model: Classifier, steps: int | None = None) -> Classifier:
+    """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
+
+    A step's noise is made of that of the steps it goes over; with all of them it is the model.
+
+    Args:
+        model: A classifier behind a purifier that goes step by step.
+        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+
+    Raises:
+        ValueError: The purifier does not say how to leave out steps, or has not so many.
+    """
+    return _coarse(model, steps, matched=True)
+
+
 def undefended(model: Classifier) -> Classifier:
     """The classifier alone, as one sees it who does not know of the defence (transfer attack)."""
     return _as(model, _defended(model).classifier)
@@ -67,16 +95,35 @@ class Limited:
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
+        return self._in_parts(self.model, x, noise)
+
+    def decide(self, x: Tensor, noise: Noise) -> Tensor:
+        """The classes (B,) that the model chooses, by its own `decide` if it has one."""
+        if not hasattr(self.model, "decide"):
+            return self(x, noise).argmax(1)
+        return self._in_parts(self.model.decide, x, noise)  # pyright: ignore
+
+    def _in_parts(self, call: Classifier, x: Tensor, noise: Noise) -> Tensor:
         step = self.rows or len(x)
         if len(x) <= step:
-            return self.model(x, noise)
+            return call(x, noise)
         parts = (range(i, min(i + step, len(x))) for i in range(0, len(x), step))
-        return torch.cat([self.model(x[p.start : p.stop], noise.take(p)) for p in parts])
+        return torch.cat([call(x[p.start : p.stop], noise.take(p)) for p in parts])
 
 
 def _as(model: Classifier, view: Classifier) -> Classifier:
     rows = getattr(model, "rows", None)
     return view if rows is None else Limited(view, rows)
+
+
+def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
+    whole = _defended(model)
+    if not hasattr(whole.purifier, "coarse"):
+        raise ValueError(
+            "the views `surrogate` and `matched` leave out steps of the purifier, and this one does "
+            "not say how; use `bpda` or `exact`"
+        )
+    return _as(model, whole.behind(whole.purifier.coarse(steps, matched)))  # pyright: ignore
 
 
 def _defended(model: Classifier) -> Defended:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from defuse.defenses.purified import Purified
+from defuse.defenses.purified import Purified, elected
 from defuse.defenses.sampling import one_of
 from defuse.noise import Noise
 from defuse.protocols import Classifier, Purifier
@@ -49,8 +49,17 @@ class Aggregated(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """The aggregate (B, K) for images (B, C, H, W) in [0, 1]."""
-        streams = [noise, *(noise.fold("path", i) for i in range(1, self.paths))]
-        return aggregate(torch.stack([self.model(x, stream) for stream in streams]), self.by)
+        logits = [self.model(x, stream) for stream in self._streams(noise)]
+        return aggregate(torch.stack(logits), self.by)
+
+    def decide(self, x: Tensor, noise: Noise) -> Tensor:
+        """The class (B,) of the highest aggregate; by votes, no path that cannot change it is taken."""
+        if self.by == "votes":
+            return elected(self.model, x, self._streams(noise))
+        return self(x, noise).argmax(1)
+
+    def _streams(self, noise: Noise) -> list[Noise]:
+        return [noise, *(noise.fold("path", i) for i in range(1, self.paths))]
 
     def behind(self, purifier: Purifier) -> "Aggregated":
         """The same behind another purifier."""

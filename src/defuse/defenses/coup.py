@@ -7,13 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from defuse.defenses.coarser import coarser
 from defuse.defenses.guidance import asked, sloped
 from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import ascent, reverse, walk
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
-from defuse.protocols import Classifier
+from defuse.protocols import Classifier, Purifier
 
 Clamp = Literal["none", "released", "straight"]
 
@@ -129,6 +130,10 @@ class COUP(nn.Module):
         for t, state in walk(self.denoiser, z, self.times, back, step=self.step, guide=self.guide):
             image = self.denoiser.decode(state)
             yield t, self._clamped(image) if t == end else image
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
 
     def _clamped(self, x: Tensor) -> Tensor:
         if self.clamp == "none":

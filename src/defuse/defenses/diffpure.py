@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from defuse.defenses.coarser import coarser
 from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
 from defuse.diffusion.adjoint import check_torchsde, reverse_adjoint
 from defuse.diffusion.denoise import Denoiser
@@ -82,6 +83,10 @@ class DiffPure(nn.Module):
             return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
 
         return purify
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
         z, forward = self.denoiser.encode(x), noise.fold("forward")

@@ -116,6 +116,6 @@ def _lpips() -> Any:
         return LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
     except (ImportError, RuntimeError, OSError) as error:
         raise ValueError(
-            "the distance lpips needs the packages lpips and torchvision, and AlexNet's weights, "
-            f"which are fetched once (pip install lpips torchvision); here: {error}"
+            "the distance lpips needs the packages lpips and torchvision (pip install defuse[lpips]) "
+            f"and AlexNet's weights, which they fetch once; here: {error}"
         ) from error

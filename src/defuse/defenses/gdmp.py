@@ -1,17 +1,21 @@
 """GDMP (Wang et al., 2022): noise a little and go back, several times, held to the image given."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
 
+from defuse.defenses.coarser import coarser
 from defuse.defenses.distances import mse, ssim
 from defuse.defenses.guidance import Descent
-from defuse.defenses.sampling import Variance, one_of, way_back
+from defuse.defenses.sampling import Variance, in_turn, one_of, way_back
 from defuse.diffusion.denoise import Denoiser
-from defuse.diffusion.reverse import reverse
+from defuse.diffusion.reverse import reverse, walk
 from defuse.diffusion.schedule import Scales, chain_length, pixel_noise
 from defuse.noise import Noise
+from defuse.protocols import Purifier
 
 Held = Literal["mse", "ssim", "none"]
 Anchor = Literal["image", "noised"]
@@ -89,29 +93,53 @@ class GDMP(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         z = given = self.denoiser.encode(x)
-        guide = None
-        if self.scale and self.distance != "none":
-            share = 3 * self.scale / (2 * self.eps) / (len(x) if self.batch_mean else self.average)
-            guide = Descent(
-                self._distance,
-                given,
-                lambda now: share * _rate(now),
-                self.step,
-                noised=self.anchor == "noised",
-            )
+        guide = self._guide(given)
         for i in range(self.passes):
-            own = noise.fold("pass", i)
-            x_t = self.denoiser.perturb(z, self._noised_to, own.fold("forward"))
+            x_t, back = self._noised(z, noise.fold("pass", i))
             z = reverse(
                 self.denoiser,
                 x_t,
                 self.times,
-                own.fold("reverse"),
+                back,
                 step=self.step,
                 guide=guide,
                 beside=(given,),
             )
         return self.denoiser.decode(z)
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        z = self.denoiser.encode(x)
+        guide = self._guide(z)
+
+        def once(own: Noise, z: Tensor) -> Iterator[tuple[float, Tensor]]:
+            x_t, back = self._noised(z, own)
+            return walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide)
+
+        ways = [(self.t, partial(once, noise.fold("pass", i))) for i in range(self.passes)]
+        for t, state in in_turn(z, ways):
+            yield t, self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps each pass, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
+
+    def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:
+        """What a pass begins with, and the noise of its way back."""
+        x_t = self.denoiser.perturb(z, self._noised_to, own.fold("forward"))
+        return x_t, own.fold("reverse")
+
+    def _guide(self, given: Tensor) -> Descent | None:
+        if not self.scale or self.distance == "none":
+            return None
+        share = 3 * self.scale / (2 * self.eps) / (len(given) if self.batch_mean else self.average)
+        return Descent(
+            self._distance,
+            given,
+            lambda now: share * _rate(now),
+            self.step,
+            noised=self.anchor == "noised",
+        )
 
     def _distance(self, state: Tensor, anchor: Tensor, noise: Noise) -> Tensor:
         return mse(state, anchor) if self.distance == "mse" else 1 - ssim(state, anchor)

@@ -64,5 +64,8 @@ class Gradual(nn.Module):
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way of `forward`, pass after pass: (time left of all passes, image)."""
-        ways = [partial(purify.walk, noise=noise.fold("pass", i)) for i, purify in self._numbered()]
-        return in_turn(x, list(zip((purify.t for purify in self.passes), ways, strict=True)))
+        ways = [
+            (purify.t, partial(purify.walk, noise=noise.fold("pass", i)))  # pyright: ignore
+            for i, purify in enumerate(self.passes)
+        ]
+        return in_turn(x, ways)  # pyright: ignore[reportArgumentType]

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from defuse.defenses.coarser import along, apart
+from defuse.diffusion.coarse import kept
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import reverse, walk
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
+from defuse.protocols import Purifier
 
 
 class Langevin(nn.Module):
@@ -76,6 +79,32 @@ class Langevin(nn.Module):
         states = walk(self.denoiser, z, self._times(), noise, step=step)
         for i, (_, state) in enumerate(states):
             yield self.t * (1 - i / self.steps), self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or on noise of its own.
+
+        Raises:
+            ValueError: `steps` does not divide its own, or the anchor overshoots.
+        """
+        taken = len(kept(self.steps, steps)) - 1
+        if self.steps % taken:
+            raise ValueError(
+                f"langevin's {self.steps} steps have one length: those of a view divide them, and "
+                f"{taken} does not"
+            )
+        shorter = Langevin(
+            self.denoiser,
+            t=self.t,
+            steps=taken,
+            sigma2=self.sigma2,
+            rate=self.rate,
+            eta=self.eta,
+            score_t=self.score_t,
+        )
+        if not matched:
+            return apart(shorter)
+        each = self.steps // taken
+        return along(shorter, ((each**-0.5,) * each,) * taken)
 
     def _times(self) -> Tensor:
         """The model is asked at the same time all along."""

@@ -1,6 +1,8 @@
 """Likelihood maximization (Chen et al., 2024): make the image one that the model denoises well."""
 
 import math
+from collections.abc import Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -64,25 +66,35 @@ class LikelihoodMaximization(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        z = self.denoiser.encode(x)
-        # Adam's two moments travel with the image, as further channels
-        state = torch.cat([z, torch.zeros_like(z), torch.zeros_like(z)], 1)
-
-        def advance(i: int, state: Tensor) -> Tensor:
-            z, first, second = state.chunk(3, 1)
-            gradient = ascent(lambda at: self._loss(at, noise.fold("forward", i)), z)
-            if self.optimizer == "gradient":
-                return torch.cat([z - 2 * self.rate * z[0].numel() * gradient, first, second], 1)
-            first = 0.9 * first + 0.1 * gradient
-            second = 0.999 * second + 0.001 * gradient**2
-            # within the root the 1e-8 of Adam keeps its slope finite where the gradient is 0
-            size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
-            move = first / (1 - 0.9 ** (i + 1)) / size
-            return torch.cat([z - 2 * self.rate * move, first, second], 1)
-
         weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
-        state = chain(advance, state, self.steps, beside=weights)
+        advance = partial(self._advance, noise.fold("forward"))
+        state = chain(advance, self._state(x), self.steps, beside=weights)
         return self.denoiser.decode(state.chunk(3, 1)[0])
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`: (share of the steps left, image) from the image to the purified."""
+        state = self._state(x)
+        yield 1.0, x
+        for i in range(self.steps):
+            state = self._advance(noise.fold("forward"), i, state)
+            yield 1 - (i + 1) / self.steps, self.denoiser.decode(state.chunk(3, 1)[0])
+
+    def _state(self, x: Tensor) -> Tensor:
+        """The image with Adam's two moments, which travel with it as further channels."""
+        z = self.denoiser.encode(x)
+        return torch.cat([z, torch.zeros_like(z), torch.zeros_like(z)], 1)
+
+    def _advance(self, noise: Noise, i: int, state: Tensor) -> Tensor:
+        z, first, second = state.chunk(3, 1)
+        gradient = ascent(lambda at: self._loss(at, noise.fold(i)), z)
+        if self.optimizer == "gradient":
+            return torch.cat([z - 2 * self.rate * z[0].numel() * gradient, first, second], 1)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        # within the root the 1e-8 of Adam keeps its slope finite where the gradient is 0
+        size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
+        move = first / (1 - 0.9 ** (i + 1)) / size
+        return torch.cat([z - 2 * self.rate * move, first, second], 1)
 
     def _loss(self, z: Tensor, noise: Noise) -> Tensor:
         low, high = self._span

@@ -55,6 +55,19 @@ class Resized(nn.Module):
             raise ValueError("the purifier inside has no adjoint gradient; use the view `exact`")
         return Resized(self.purifier.adjoint(), size=self.size[0])  # pyright: ignore
 
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """This purifier with the one inside in fewer steps.
+
+        Raises:
+            ValueError: That does not say how, or has not so many.
+        """
+        if not hasattr(self.purifier, "coarse"):
+            raise ValueError(
+                "the purifier inside does not say how to leave out steps; use the view `exact`"
+            )
+        inside = self.purifier.coarse(steps, matched)  # pyright: ignore
+        return Resized(inside, size=self.size[0])
+
     def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way of the purifier inside, at the size of `x`."""
         for t, state in self.purifier.walk(_to(self.size, x), noise):  # pyright: ignore

@@ -6,11 +6,13 @@ it makes an ordinary classifier into such a one. Here the noise is a standard de
 alpha_t / 2 is that noise. The method `denoise` is for certification: it adds no noise of that kind.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from defuse.diffusion.denoise import Denoiser
-from defuse.diffusion.reverse import Ancestral, reverse, strided
+from defuse.diffusion.reverse import Ancestral, reverse, strided, walk
 from defuse.diffusion.schedule import chain_length, pixel_noise, time_of_noise
 from defuse.noise import Noise
 
@@ -24,8 +26,10 @@ class _Smoothing(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        x = x + self.pixel_noise * noise.fold("forward").normal(x)
-        return self.denoise(x, self.pixel_noise, noise)
+        return self.denoise(self._noised(x, noise), self.pixel_noise, noise)
+
+    def _noised(self, x: Tensor, noise: Noise) -> Tensor:
+        return x + self.pixel_noise * noise.fold("forward").normal(x)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
         """Images without the noise that they carry."""
@@ -111,10 +115,19 @@ class DensePure(_Smoothing):
             ValueError: `sigma` is not above 0, or more noise than the schedule has, or so little
                 that the chain has fewer steps than K.
         """
+        x_t, times, back = self._start(x, sigma, noise)
+        return self.denoiser.decode(reverse(self.denoiser, x_t, times, back, step=self.step))
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        x_t, times, back = self._start(self._noised(x, noise), self.pixel_noise, noise)
+        for t, state in walk(self.denoiser, x_t, times, back, step=self.step):
+            yield t, self.denoiser.decode(state)
+
+    def _start(self, x: Tensor, sigma: float, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
+        """x_t, the times of the way back, and its noise."""
         x_t, t = _as_state(self.denoiser, x, sigma)
-        back = noise.fold("reverse")
-        out = reverse(self.denoiser, x_t, self._times(float(t)), back, step=self.step)
-        return self.denoiser.decode(out)
+        return x_t, self._times(float(t)), noise.fold("reverse")
 
     def _times(self, t: float) -> Tensor:
         chain = chain_length(self.denoiser.schedule)

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from defuse.defenses.coarser import coarser
 from defuse.defenses.distances import INPUT, OUTPUT, Input, Output
 from defuse.defenses.guidance import Descent, asked
 from defuse.defenses.sampling import Sampler, Variance, one_of, way_back
@@ -18,7 +19,7 @@ from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import reverse, walk
 from defuse.diffusion.schedule import pixel_noise
 from defuse.noise import Noise
-from defuse.protocols import Classifier
+from defuse.protocols import Classifier, Purifier
 
 At = Literal["x_t", "x_hat"]
 Anchor = Literal["image", "noised"]
@@ -115,6 +116,10 @@ class DistributionTransfer(nn.Module):
         back = noise.fold("reverse")
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide):
             yield t, self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
 
     def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Descent | None, tuple[Tensor, ...]]:
         """x_t at t*, the guide, and what the guide uses that may need a gradient."""

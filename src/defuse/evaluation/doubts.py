@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from defuse.attacks.autoattack import EOT
 from defuse.evaluation.record import Outcome
+from defuse.evaluation.roles import BLIND, roles
+from defuse.spec import part
 
-CHEAP = ("adjoint", "bpda", "undefended")  # views without the exact gradient of the whole model
-BLIND = ("salt-and-pepper",)  # attacks that ask for no gradient
+# views without the exact gradient of the whole model
+CHEAP = ("adjoint", "bpda", "matched", "surrogate", "undefended")
 FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
 
 
@@ -47,7 +50,7 @@ def all_doubts(
         classes: How many classes the data set has.
     """
     probes = [outcome.probe for outcome in outcomes if outcome.probe]
-    attacks = {row["label"]: row for row in spec["attacks"] if row.get("bounded", True)}
+    attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *_probabilities(probes),
         *_no_gradient(probes, attacks),
@@ -149,7 +152,7 @@ def _one_draw(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
-    lazy = [n for n, row in attacks.items() if row.get("eot") == 1 and row["view"] != "undefended"]
+    lazy = [n for n, row in attacks.items() if _eot(row) == 1 and row["view"] != "undefended"]
     if random and lazy:
         yield Doubt(
             "random-model-eot-1",
@@ -158,11 +161,16 @@ def _one_draw(
         )
 
 
+def _eot(row: Mapping[str, Any]) -> int | None:
+    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
+    return row.get("eot") or EOT.get(row.get("version", ""))
+
+
 def _weaker_than_random(
     outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
-    for name in attacks:
-        lead = _lead(outcomes, name, "random")
+    for name, row in attacks.items():
+        lead = _lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
         if lead > 0:
             yield Doubt(
                 "weaker-than-random",
@@ -176,7 +184,7 @@ def _cheap_beats_exact(
     outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[Doubt]:
     exact = [name for name, row in attacks.items() if row["view"] == "exact"]
-    cheap = [name for name, row in attacks.items() if row["view"] in CHEAP]
+    cheap = [name for name, row in attacks.items() if part("view", row["view"])["name"] in CHEAP]
     for name in cheap if exact else ():
         lead = min(_lead(outcomes, other, name) for other in exact)
         if lead > 0:

@@ -5,20 +5,19 @@ has seen, and written down as it is done.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from defuse import __version__
-from defuse.attacks.losses import look
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.defenses.purified import votes
 from defuse.evaluation.ledger import Ledger, peak_bytes
+from defuse.evaluation.probe import probe
 from defuse.evaluation.quality import Quality, measure
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.noise import Noise
@@ -59,6 +58,8 @@ def evaluate(
     seed: int = 0,
     draws: int = 8,
     pictures: int = 8,
+    survivors: bool = False,
+    lpips: bool = False,
     machine: Machine | None = None,
 ) -> None:
     """Evaluate what `run` still lacks.
@@ -77,6 +78,9 @@ def evaluate(
         seed: Of all noise.
         draws: Held-out draws of each verdict.
         pictures: Of how many of the first images pictures are kept.
+        survivors: Attack only images that nothing before made wrong on all of the attacker's own
+            draws: what they are then is kept.
+        lpips: Measure this distance to the clean images, too.
         machine: What changes only speed.
 
     Raises:
@@ -91,7 +95,8 @@ def evaluate(
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
     measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
     ledger = Ledger()
-    judge = _Judge(Limited(model, machine.rows), attacks, threat, seed, draws, ledger)
+    limited = Limited(model, machine.rows)
+    judge = _Judge(limited, attacks, threat, seed, draws, survivors, lpips, ledger)
     bar = progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet)
     with ledger.watching(model), bar as show:
         for first in range(0, len(todo), machine.block):
@@ -116,8 +121,14 @@ class _Judge:
     threat: Threat
     seed: int
     draws: int
+    survivors: bool
+    lpips: bool
     ledger: Ledger
     began: float = 0.0
+    kept: dict[str, dict[int, str]] = field(
+        default_factory=dict
+    )  # attack: {place: made earlier by}
+    seen: dict[str, Tensor] = field(default_factory=dict)  # what the attacker's own draws say
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
@@ -126,21 +137,51 @@ class _Judge:
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.ledger.take()
-        yield "clean", x
+        self.kept, self.seen = {}, {}
+        broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
+        before = {"clean": x}
         if self.attacks:
-            yield "random", self.threat.edge(x, noise.fold("control"))
+            before["random"] = self.threat.edge(x, noise.fold("control"))
+        for name, version in before.items():
+            yield name, version
+            broken = self._broken(name, version, y, noise, ()) | broken
         for name, attack in self.attacks.items():
-            x_adv = attack(self.model, x, y, self.threat, noise.fold("search", name))
-            held = self.threat if _bounded(attack) else None
-            yield name, _allowed(name, x_adv, x, held)
+            held, done = (self.threat, broken) if _bounded(attack) else (None, {})
+            version, todo = x.clone(), _besides(done, len(x))
+            for i, (_, earlier) in done.items():
+                version[i] = earlier
+            if todo:
+                search = noise.take(todo).fold("search", name)
+                x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
+                version[todo] = _allowed(name, x_adv, x[todo], held)
+            self.kept[name] = {i: by for i, (by, _) in done.items()}
+            yield name, version
+            if held:
+                broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
+
+    def _broken(
+        self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
+    ) -> dict[int, tuple[str, Tensor]]:
+        """Of the images that are not done, those that are wrong on all of the attacker's own draws."""
+        todo = _besides(done, len(y))
+        if not (self.survivors and todo):
+            return {}
+        select = noise.take(todo).fold("select")
+        self.seen[name] = votes(self.model, version[todo], select, self.draws)
+        wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
+        return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 
     def _candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
 
-        Those within the threat; what knows no threat, as a corruption, only if there is nothing else.
+        Those within the threat; if there are none, the other attackers'; if there are none of these
+        either, the corruptions.
         """
         held = {name for name, attack in self.attacks.items() if _bounded(attack)}
-        return {"clean", "random", *(held or self.attacks)}
+        if held or not self.attacks:
+            return {"clean", "random", *held}
+        own = {n for n, attack in self.attacks.items() if getattr(attack, "adversarial", True)}
+        return {"clean", *(own or self.attacks)}
 
     def outcomes(
         self,
@@ -154,19 +195,26 @@ class _Judge:
         noise, clean = Noise.of(self.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
-            judged = votes(self.model, version, noise.fold("verdict"), self.draws)
-            seen = judged
-            if self.attacks:  # else there is nothing to choose from
-                seen = votes(self.model, version, noise.fold("select"), self.draws)
-            wrong = (seen != y[:, None]).float().mean(1)
-            bare = self._bare(version, noise.fold("bare"))
-            size = self.threat.size(version - clean)
-            for i, row in enumerate(table):
-                row[name] = Condition(
-                    draws=judged[i].tolist(),
-                    bare=bare[i],
-                    size=round(float(size[i]), 6),
-                    wrong=round(float(wrong[i]), 4),
+            kept = self.kept.get(name, {})
+            for i, earlier in kept.items():
+                table[i][name] = replace(table[i][earlier], of=earlier)
+            own = _besides(kept, len(y))
+            if not own:
+                continue
+            x, private = version[own], noise.take(own)
+            judged = votes(self.model, x, private.fold("verdict"), self.draws)
+            seen = self.seen.get(name, judged)
+            if self.attacks and name not in self.seen:  # else there is nothing to choose from
+                seen = votes(self.model, x, private.fold("select"), self.draws)
+            wrong = (seen != y[own, None]).float().mean(1)
+            bare = self._bare(x, private.fold("bare"))
+            size = self.threat.size(x - clean[own])
+            for j, i in enumerate(own):
+                table[i][name] = Condition(
+                    draws=judged[j].tolist(),
+                    bare=bare[j],
+                    size=round(float(size[j]), 6),
+                    wrong=round(float(wrong[j]), 4),
                 )
         which = [i for i, index in enumerate(indices) if index in measured]
         quality = self._quality(versions, noise.fold("quality", "purify"), which)
@@ -174,7 +222,7 @@ class _Judge:
         cost = {key: count / len(y) for key, count in self.ledger.take().items()}
         seconds = round((time.perf_counter() - self.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = _probe(self.model, versions["random"], y, noise, which) if self.attacks else {}
+        probes = probe(self.model, versions["random"], y, noise, which) if self.attacks else {}
         return [
             Outcome(
                 index=index,
@@ -182,7 +230,7 @@ class _Judge:
                 conditions=row,
                 # of equals, the attack that comes last: it is the strongest as a rule
                 chosen=max(
-                    (name for name in reversed(row) if name in candidates),
+                    (name for name in reversed(row) if name in candidates and not row[name].of),
                     key=lambda name, row=row: row[name].wrong,
                 ),
                 seconds=seconds,
@@ -211,7 +259,7 @@ class _Judge:
             if isinstance(model, Defended):
                 seen["after"] = Limited(model.purifier, self.model.rows)(version[which], noise)
             for when, pictures in seen.items():
-                for i, told in zip(which, measure(pictures, clean), strict=True):
+                for i, told in zip(which, measure(pictures, clean, self.lpips), strict=True):
                     found[i].setdefault(name, {})[when] = told
         return found
 
@@ -239,6 +287,11 @@ class _Judge:
         return _examples(self.model.model, x, x_adv, y[which], noise, indices)
 
 
+def _besides(done: Collection[int], size: int) -> list[int]:
+    """The numbers 0 .. size - 1 without those in `done`."""
+    return [i for i in range(size) if i not in done]
+
+
 def _bounded(attack: Attack) -> bool:
     """Whether an attack is held to the threat; one that is not says so by `bounded`."""
     return getattr(attack, "bounded", True)
@@ -261,46 +314,6 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
             f"{int((~allowed).sum())} of {len(x)} images; end it with threat.project(x, x_adv)"
         )
     return x_adv.detach()
-
-
-def _probe(
-    model: Limited, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
-) -> dict[int, dict[str, Any]]:
-    """What the doubts are about, seen on the images at positions `which`."""
-    if not which:
-        return {}
-    x, y, noise = x[which], y[which], noise.take(which).fold("probe")
-    with torch.no_grad():
-        logits, again = model(x, noise.fold(0)), model(x, noise.fold(1))
-        alone = model(x[:1], noise.take([0]).fold(0))
-    if not bool(logits.isfinite().all()):
-        raise RuntimeError("the model returned logits that are not finite; see `defuse doctor`")
-    probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
-    alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
-    peaks = {loss: look(model, x, y, loss, noise, 0, 1).gradient for loss in ("ce", "margin")}
-    promised, found = _slope(model, x, y, noise, peaks["margin"])
-    return {
-        i: {
-            "probabilities": bool(probabilities[j]),
-            "random": bool((logits[j] != again[j]).any()),
-            "alike": alike,
-            "gradients": {loss: float(peak[j].abs().max()) for loss, peak in peaks.items()},
-            "slope": [float(promised[j]), float(found[j])],
-        }
-        for j, i in enumerate(which)
-    }
-
-
-def _slope(
-    model: Limited, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
-) -> tuple[Tensor, Tensor]:
-    """How much the margin rises over a small step uphill: as the gradient says, and in fact."""
-    up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
-    promised = (gradient * (up - down)).flatten(1).sum(1)
-    above, below = (
-        look(model, side, y, "margin", noise, 0, 1, gradient=False).loss for side in (up, down)
-    )
-    return promised, above - below
 
 
 @torch.no_grad()

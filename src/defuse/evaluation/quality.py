@@ -8,23 +8,27 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from defuse.defenses.distances import mse, ssim
+from defuse.defenses.distances import lpips, mse, ssim
 
 Quality = dict[str, dict[str, float]]  # "before" and "after" purification: metric to value
-METRICS = ("psnr", "ssim", "l2", "linf")
+METRICS = ("psnr", "ssim", "l2", "linf", "lpips")
 LEAST = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
 
 
-def measure(x: Tensor, clean: Tensor) -> list[dict[str, float]]:
+def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str, float]]:
     """The distances of each image to its clean one.
 
     Args:
         x: Images (B, C, H, W), meant to be in [0, 1]; what a purifier left outside counts as it is.
         clean: The clean images.
+        perceptual: Measure LPIPS, too.
 
     Returns:
         Of each image `psnr` in dB (100 for equal images), `ssim` (1 for equal ones), and the norms
-        `l2` and `linf` of the difference.
+        `l2` and `linf` of the difference; and `lpips` if it was asked for (0 for equal ones).
+
+    Raises:
+        ValueError: What LPIPS needs is not here.
     """
     x, clean = x.detach().double(), clean.detach().double()
     gap = (x - clean).flatten(1)
@@ -34,7 +38,24 @@ def measure(x: Tensor, clean: Tensor) -> list[dict[str, float]]:
         "l2": gap.norm(dim=1),
         "linf": gap.abs().amax(1),
     }
-    return [{name: round(float(found[name][i]), 4) for name in METRICS} for i in range(len(x))]
+    if perceptual:
+        found["lpips"] = lpips(x.float(), clean.float())
+    return [{name: round(float(of[i]), 4) for name, of in found.items()} for i in range(len(x))]
+
+
+def check_perceptual(image: Tensor) -> None:
+    """Try LPIPS on an image (C, H, W).
+
+    Raises:
+        ValueError: What it needs is not here, or the image is too small for it.
+    """
+    try:
+        lpips(image[None], image[None])
+    except RuntimeError as error:
+        size = " x ".join(map(str, image.shape))
+        raise ValueError(
+            f"LPIPS does not take images of {size}: they must be grey or RGB, 31 or more pixels a side"
+        ) from error
 
 
 def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[Any]:
@@ -54,7 +75,10 @@ def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) 
         for when in ("before", "after"):
             measured = [q[name][when] for q in qualities if when in q.get(name, {})]
             if measured:
-                row[when] = {m: _interval([image[m] for image in measured]) for m in METRICS}
+                known = [m for m in METRICS if any(m in image for image in measured)]
+                row[when] = {
+                    m: _interval([image[m] for image in measured if m in image]) for m in known
+                }
         if len(row) > 1:
             table.append(row)
     return table

@@ -47,12 +47,15 @@ class Condition:
         bare: The class that the classifier without its defence chose; None if there is no defence.
         size: The norm of the perturbation, in the threat's norm.
         wrong: The share of wrong answers on the attacker's own draws, by which he chooses.
+        of: The earlier condition whose image this is, if that one had left the attack nothing to do
+            (`evaluate`, survivors); empty if it is the attack's own.
     """
 
     draws: list[int]
     bare: int | None
     size: float
     wrong: float
+    of: str = ""
 
 
 @dataclass(frozen=True)

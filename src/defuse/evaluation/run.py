@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from defuse.data import fetch
 from defuse.defenses.purified import image_shape
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.model import build_model, check_model
+from defuse.evaluation.quality import check_perceptual
 from defuse.evaluation.record import Run
 from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
@@ -33,12 +35,16 @@ SECTIONS = (
     "evaluation",
     "machine",
 )
+ROLE = ("bounded", "adversarial")  # what an attack says of itself
+APART = ("adjoint", "bpda", "matched", "surrogate", "undefended")  # views that take a defence apart
 EVALUATION: dict[str, tuple[Any, Any]] = {
     "images": (int | None, None),
     "subset_seed": (int, 0),
     "seed": (int, 0),
     "draws": (int, 8),
     "pictures": (int, 8),
+    "survivors": (bool, False),
+    "lpips": (bool, False),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
@@ -58,6 +64,11 @@ class Viewed:
     def bounded(self) -> bool:
         """Whether it is held to the threat."""
         return getattr(self.attack, "bounded", True)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether its images are chosen to fool the model."""
+        return getattr(self.attack, "adversarial", True)
 
     def __call__(self, model: Classifier, x: Any, y: Any, threat: Threat, noise: Noise) -> Any:
         """Adversarial images, shaped like `x`."""
@@ -108,6 +119,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
     ):
         if section[name] is not None and section[name] < least:
             raise SpecError(f"{name} must be {least} or more, not {section[name]}")
+    if not options["survivors"]:
+        del options[
+            "survivors"
+        ]  # so that a spec without it is what it was before there was such a thing
     return checked | {
         "threat": threat,
         "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
@@ -136,6 +151,11 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(model, data, indices, device)
+    if options["lpips"]:
+        try:
+            check_perceptual(data[indices[0]][0])
+        except ValueError as error:
+            raise SpecError(f"evaluation.lpips: {error}") from error
     for attack in attacks.values():
         attack.view(model)  # so that one that does not fit is told before the work begins
     begun = Run.begin(folder, question(spec, data, indices))
@@ -149,6 +169,8 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         seed=options["seed"],
         draws=options["draws"],
         pictures=options["pictures"],
+        survivors=options.get("survivors", False),
+        lpips=options["lpips"],
         machine=Machine(device, machine["rows"], machine["block"], shard, quiet),
     )
     return begun
@@ -229,32 +251,44 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
     checked: list[Table] = []
     for attack in attacks:
         table = dict(specs.part("attack", attack))
-        view, label = table.pop("view", "exact"), table.pop("label", None)
-        table.pop("bounded", None)  # of a checked spec; what is named says it
-        for name, value in (("view", view), ("label", label or "")):
-            if not isinstance(value, str):
-                raise SpecError(f"attack.{name} must be a word, not {value!r}")
-        menu.find("view", view)
-        if view in ("adjoint", "bpda", "undefended") and not defended:
-            raise SpecError(f"the view {view!r} needs a purifier: leave it out, or add a purifier")
+        view, label = _check_view(table.pop("view", "exact")), table.pop("label", None)
+        for key in ROLE:
+            table.pop(key, None)  # of a checked spec; what is named says it
+        if not isinstance(label or "", str):
+            raise SpecError(f"attack.label must be a word, not {label!r}")
+        seen = specs.part("view", view)["name"]
+        if seen in APART and not defended:
+            raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
-        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{view}"}
-        if not getattr(menu.find("attack", row["name"]), "bounded", True):
-            row["bounded"] = False
+        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{seen}"}
+        found = menu.find("attack", row["name"])
+        row |= {key: False for key in ROLE if not getattr(found, key, True)}
         if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
             raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
         checked.append(row)
     return checked
 
 
+def _check_view(view: Any) -> Any:
+    """A view as its bare name; or with its options, if it takes any, as a table."""
+    if not isinstance(view, str | dict):
+        raise SpecError(f"attack.view must be a word, or a table with a name, not {view!r}")
+    table = specs.part("view", view)
+    if len(table) == 1 and not menu.is_itself("view", menu.find("view", table["name"])):
+        return table["name"]  # a class of one's own, made from the model alone
+    checked = specs.check("view", table)
+    return checked if len(checked) > 1 else checked["name"]
+
+
 def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
     made = []
     for row in rows:
-        table = {
-            key: value for key, value in row.items() if key not in ("view", "label", "bounded")
-        }
+        table = {key: value for key, value in row.items() if key not in ("view", "label", *ROLE)}
         attack = specs.build("attack", table)
-        made.append((row["label"], Viewed(attack, menu.find("view", row["view"]))))
+        view = specs.part("view", row["view"])
+        options = {key: value for key, value in view.items() if key != "name"}
+        see = menu.find("view", view["name"])
+        made.append((row["label"], Viewed(attack, partial(see, **options) if options else see)))
     return made
 
 

@@ -117,6 +117,10 @@ def name_of(value: Any) -> str:
     """What a reader calls a swept value; of a part its `label`, or its name and weights."""
     if isinstance(value, dict) and "label" in value:
         return str(value["label"])
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if not isinstance(value, dict):
         return "/".join(map(name_of, value)) if isinstance(value, list) else str(value)
     named = [str(value.get("name", ""))]

@@ -1,16 +1,18 @@
 """The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
 from defuse import __version__
+from defuse import spec as specs
 from defuse.evaluation import doubts
 from defuse.evaluation.quality import summarize
 from defuse.evaluation.record import Condition, Outcome, Run
-from defuse.statistics import Share, mean_of, wilson
+from defuse.evaluation.roles import BLIND, roles
+from defuse.statistics import Share, mean_of, resubmissions, wilson
 from defuse.threat import Threat
 
 VERSION = 1
@@ -70,11 +72,13 @@ def summary(run: Run) -> dict[str, Any]:
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
     spec = run.asked["spec"]
-    labels = [row["label"] for row in spec["attacks"] if row.get("bounded", True)]
-    corruptions = [row["label"] for row in spec["attacks"] if not row.get("bounded", True)]
-    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *corruptions)
+    labels, beyond, corruptions = (
+        [row["label"] for row in rows] for rows in roles(spec["attacks"])
+    )
+    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
     by_name = {name: judge(name, outcomes, _named(name)) for name in names}
-    submitted = _submitted(["clean", "random", *(labels or corruptions)])
+    held = any(row.get("bounded", True) for row in spec["attacks"])
+    submitted = _submitted(["clean", *(["random"] if held else []), *(labels or corruptions)])
     robust = judge("robust", outcomes, submitted)
     corrupted = _over(outcomes, corruptions) if corruptions else None
     fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
@@ -87,12 +91,22 @@ def summary(run: Run) -> dict[str, Any]:
         "clean": by_name["clean"].mean._asdict() | _readings(by_name["clean"]),
         "robust": _readings(robust),
         **({"random": _readings(by_name["random"])} if "random" in by_name else {}),
+        "resubmission": _resubmission(
+            outcomes,
+            {
+                "clean": _named("clean"),
+                **({"random": _named("random")} if spec["attacks"] else {}),
+                **({"robust": submitted} if labels else {}),
+            },
+        ),
         "flip_rate": flip_rate(outcomes)._asdict(),
         "probed": sum(bool(outcome.probe) for outcome in outcomes),
         "attacks": [
             {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
             for name in labels
         ],
+        "beyond": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
+        "ladder": _ladder(outcomes, labels),
         "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
         **({"corrupted": _readings(corrupted)} if corrupted else {}),
         "quality": summarize([outcome.quality for outcome in outcomes], names),
@@ -134,9 +148,11 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
-    attacks = [row for row in spec["attacks"] if row.get("bounded", True)]
+    attacks, beyond, others = roles(spec["attacks"])
     attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in attacks)
-    corruptions = [_options(_bare(row)) for row in spec["attacks"] if row not in attacks]
+    corruptions = [_options(_bare(row)) for row in others]
+    if attacks and not attacks[0].get("bounded", True):
+        change = "; ".join(_options(_bare(row)) for row in attacks) + "; no threat bounds this"
     defence = "none" if purifier is None else _options(purifier)
     if paths := spec.get("paths"):
         defence += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
@@ -148,12 +164,21 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
             "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
             "verdict",
         }
+    if beyond:
+        told["beyond the threat"] = "; ".join(
+            f"{row['label']}: {_options(_bare(row))}, seeing {_sees(row)}" for row in beyond
+        )
     if corruptions:
         told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
     return told | {
         "the defence": defence,
         "the verdict": f"{options['draws']} held-out draws per image, the same for all its versions"
-        + ("; the attack that counts is chosen per image on other draws" if attacks else ""),
+        + ("; the attack that counts is chosen per image on other draws" if attacks else "")
+        + (
+            "; no attack was tried on what was already wrong on all of these"
+            if options.get("survivors")
+            else ""
+        ),
         "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "
         f"seed {options['subset_seed']}; noise of seed {options['seed']}",
     }
@@ -171,16 +196,26 @@ def _sees(row: dict[str, Any]) -> str:
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "undefended": "the classifier alone, not the defence (transfer)",
+        "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
+        "matched": "the whole model with fewer steps of its purifier, on the same paths of noise",
     }
+    view = specs.part("view", row["view"])
+    if row.get("name") in BLIND:
+        views["exact"] = "the answers of the whole model; it asks for no gradient"
+        views["undefended"] = "the answers of the classifier alone, not of the defence"
     counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts"}
     effort = [
         f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
     ]
-    return f"{views.get(row['view'], row['view'])} ({', '.join(effort)})".replace(" ()", "")
+    options = [f"its {key} {value}" for key, value in view.items() if key != "name" and value]
+    said = ", ".join([views.get(view["name"]) or str(view["name"]), *options])
+    return f"{said} ({', '.join(effort)})".replace(" ()", "")
 
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: v for key, v in row.items() if key not in ("view", "label", "bounded")}
+    return {
+        key: v for key, v in row.items() if key not in ("view", "label", "bounded", "adversarial")
+    }
 
 
 def _options(part: dict[str, Any]) -> str:
@@ -220,6 +255,40 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
         k=k,
         bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
     )
+
+
+def _ladder(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[dict[str, Any]]:
+    """What the attacker has after each attack: how many images it was tried on, and the accuracy.
+
+    The last rung is the attack that counts, chosen among all.
+    """
+    rungs = []
+    for i, name in enumerate(labels):
+        tried = ["clean", "random", *labels[: i + 1]]
+        judged = judge(name, outcomes, lambda o, tried=tried: _best(o, tried))
+        attacked = sum(not outcome.conditions[name].of for outcome in outcomes)
+        rungs.append({"name": name, "attacked": attacked, "robust": _readings(judged)})
+    return rungs
+
+
+def _resubmission(
+    outcomes: Sequence[Outcome], picks: Mapping[str, Callable[[Outcome], Condition]]
+) -> dict[str, Any]:
+    """How often the model is right every time, if the same image is submitted 1 .. k times."""
+    found: dict[str, Any] = {}
+    for name, pick in picks.items():
+        rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
+        curve = resubmissions([draws.count(label) for draws, label in rows], len(rows[0][0]))
+        found["submissions"] = list(range(1, len(curve) + 1))
+        found[name] = [share._asdict() for share in curve]
+    return found
+
+
+def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
+    """Of some conditions, the one the attacker would submit, as `evaluate` chooses it of all."""
+    tried = [outcome.conditions[name] for name in reversed(names)]
+    chosen = max((condition for condition in tried if not condition.of), key=lambda c: c.wrong)
+    return replace(chosen, bare=None)
 
 
 def _by_class(

@@ -75,13 +75,12 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     defended = "defended" if found else "accuracy"
     if _one_reading(summary):
         return [*found, Column("mean", defended, "how often the model is right")]
+    may = f": the attacker may submit {k} times" if summary["attacks"] else ""
     return [
         *found,
         Column("mean", f"{defended}, per draw", "how often one answer of the model is right"),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
-        Column(
-            "worst", f"all {k} right", f"how often all {k} are: the attacker may submit {k} times"
-        ),
+        Column("worst", f"all {k} right", f"how often all {k} are{may}"),
     ]
 
 
@@ -99,6 +98,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
                 "robust",
                 {**summary["robust"], "bare": weakest_bare(summary)[1]},
             )
+    table += [(row["name"], row["name"], row["robust"]) for row in summary.get("beyond", [])]
     corruptions = summary.get("corruptions", [])
     table += [(row["name"], row["name"], row["robust"]) for row in corruptions]
     if corruptions:
@@ -111,25 +111,59 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     ]
 
 
-QUALITY = (("psnr", "PSNR, dB", ".1f"), ("ssim", "SSIM", ".3f"), ("l2", "l2", ".2f"))
+QUALITY = (
+    ("psnr", "PSNR, dB", ".1f"),
+    ("ssim", "SSIM", ".3f"),
+    ("lpips", "LPIPS", ".3f"),
+    ("l2", "l2", ".2f"),
+)
 
 
 def quality(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
-    heads = ["pictures", *(name + told for _, name, _ in QUALITY for _, told in shown)]
+    metrics = [
+        m for m in QUALITY if any(m[0] in line.get(when, {}) for line in lines for when, _ in whens)
+    ]
+    heads = ["pictures", *(name + told for _, name, _ in metrics for _, told in shown)]
     titles = {row.name: row.title for row in rows(summary)}
     body = [
         [titles[line["name"]]]
         + [
-            _spread(line[when][metric], digits) if when in line else "-"
-            for metric, _, digits in QUALITY
+            _spread(line[when][metric], digits) if metric in line.get(when, {}) else "-"
+            for metric, _, digits in metrics
             for when, _ in shown
         ]
         for line in lines
     ]
     return heads, body
+
+
+def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What the attacker has after each attack: headings, and a line per attack; none of one."""
+    rungs = summary.get("ladder", [])
+    heads = [column for column in columns(summary) if column.key in ("mean", "majority")]
+    body = [
+        [rung["name"], str(rung["attacked"]), *(cell(rung["robust"][head.key]) for head in heads)]
+        for rung in rungs
+    ]
+    return ["after", "tried on", *(head.title for head in heads)], body if len(rungs) > 1 else []
+
+
+def resubmission(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """How often all of m answers are right: headings, and a line for 1, 2, 4, ... submissions."""
+    curve = summary.get("resubmission", {})
+    names = [name for name in SUBMITTED if name in curve]
+    if _one_reading(summary) or not curve:
+        return [], []
+    most = len(curve["submissions"])
+    shown = sorted({2**i for i in range(most.bit_length())} | {most})
+    body = [[str(m), *(cell(curve[name][m - 1]) for name in names)] for m in shown]
+    return ["submissions", *(SUBMITTED[name] for name in names)], body
+
+
+SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
 
 
 def _spread(value: Mapping[str, float | None], digits: str) -> str:
@@ -186,7 +220,8 @@ def _one_reading(summary: Mapping[str, Any]) -> bool:
     if robust["k"] == 1:
         return True
     read = [robust, summary["clean"], summary.get("random", robust)]
-    read += [row["robust"] for row in (*summary["attacks"], *summary.get("corruptions", []))]
+    for key in ("attacks", "beyond", "corruptions"):
+        read += [row["robust"] for row in summary.get(key, [])]
     return "bare" not in robust and all(
         each["mean"]["accuracy"] == each[key]["accuracy"]
         for each in read

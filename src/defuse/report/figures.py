@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from defuse.report.cells import columns, rows, weakest
+from defuse.report.cells import SUBMITTED, columns, rows, weakest
 from defuse.report.drawing import (
     BLUE,
     GREY,
@@ -76,18 +76,50 @@ def classes(summary: Mapping[str, Any]) -> bytes:
     return png(figure)
 
 
+def resubmission(summary: Mapping[str, Any]) -> bytes:
+    """How often all of m answers to a picture are right, over m, with 95 % intervals."""
+    curve = summary["resubmission"]
+    times = curve["submissions"]
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    axes = figure.subplots()
+    styles: dict[str, dict[str, Any]] = {
+        "clean": {"color": BLUE, "marker": "o", "linestyle": "-"},
+        "random": {"color": GREY, "marker": "s", "linestyle": ":"},
+        "robust": {"color": RUST, "marker": "v", "linestyle": "--"},
+    }
+    shown = [(name, style) for name, style in styles.items() if name in curve]
+    for name, style in shown:
+        right, low, high = (
+            [100 * share[key] for share in curve[name]] for key in ("accuracy", "low", "high")
+        )
+        axes.fill_between(times, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        label = SUBMITTED[name] if name != "robust" else "robust (the attack that counts)"
+        axes.plot(times, right, linewidth=1.6, markersize=5, label=label, clip_on=False, **style)
+    axes.set_ylim(0, 100)
+    axes.set_xlim(1, max(times[-1], 2))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
+    axes.set_xlabel("submissions of the same picture", fontsize=9, color=INK)
+    axes.set_ylabel("all answers right, %", fontsize=9, color=INK)
+    axes.grid(color="#e2e2e0", linewidth=0.7)
+    tidy(axes)
+    legend(figure, axes, len(shown))
+    return png(figure)
+
+
 def confidence(gallery: Gallery) -> bytes:
     """Confidence along the purification, of every picture and their mean, clean and attacked.
 
     A panel each for the true class, the adversarial class (what the classifier without its defence
-    answers to the attacked picture, where that is another), and the class it is surest of.
+    answers to the attacked picture, where that is another; of corruptions: the mistaken class), and
+    the class it is surest of.
     """
     arrays, times = gallery.arrays, gallery.arrays["times"]
     every = np.ones(len(gallery), dtype=bool)
     panels = [("sure", "in the true class", every)]
     if "clean_fooled" in arrays:
         fell = arrays["attacked_bare"] != arrays["label"]
-        panels += [("fooled", "in the adversarial class", fell)] if fell.any() else []
+        wrong = "adversarial" if gallery.changed == "attacked" else "mistaken"
+        panels += [("fooled", f"in the {wrong} class", fell)] if fell.any() else []
         panels.append(("surest", "in the class it is surest of", every))
     figure = Figure(figsize=(WIDTH, 3.3), layout="constrained")
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -96,7 +128,8 @@ def confidence(gallery: Gallery) -> bytes:
             sure = 100 * arrays[f"{key}_{kind}"][which]
             axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
             mean = sure.mean(0)
-            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=key)
+            told = gallery.changed if key == "attacked" else key
+            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=told)
         axes.set_title(f"{title} ({which.sum()})", fontsize=9, color=INK)
         axes.locator_params(axis="x", nbins=4)
         axes.set_xlim(float(times.max()), 0)
@@ -148,12 +181,12 @@ def pictures(gallery: Gallery, most: int = 8) -> bytes:
     seen = "bare" if "clean_bare" in arrays else "answer"
     grid = [
         ("clean", arrays["clean"], arrays[f"clean_{seen}"]),
-        ("attacked", arrays["attacked"], arrays[f"attacked_{seen}"]),
+        (gallery.changed, arrays["attacked"], arrays[f"attacked_{seen}"]),
         (f"difference \u00d7 {factor:g}", difference, None),
     ]
     for key in ("clean", "attacked"):
         if f"{key}_purified" in arrays:
-            title = f"{key},\npurified"
+            title = f"{gallery.changed if key == 'attacked' else key},\npurified"
             grid.append((title, arrays[f"{key}_purified"], arrays[f"{key}_answer"]))
     figure = Figure(figsize=(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from defuse.evaluation.record import Run
+from defuse.evaluation.roles import roles
 
 SHARED = ("times",)
 
@@ -20,12 +21,14 @@ class Gallery:
         classes: The names of the classes.
         chosen: Of each picture, the condition that counts as its attack.
         sizes: Of each picture, the norm of that attack's change.
+        changed: What that made of it: `attacked`; or `corrupted`, where the run has no attack.
     """
 
     arrays: dict[str, np.ndarray]
     classes: Sequence[str]
     chosen: Sequence[str]
     sizes: Sequence[float]
+    changed: str = "attacked"
 
     @classmethod
     def of(cls, run: Run) -> "Gallery | None":
@@ -55,7 +58,14 @@ class Gallery:
         }
         kept = [found[int(index)] for index in arrays["index"]]
         sizes = [outcome.conditions[outcome.chosen].size for outcome in kept]
-        return cls(arrays, run.asked["classes"], [outcome.chosen for outcome in kept], sizes)
+        attacks, _, corruptions = roles(run.asked["spec"]["attacks"])
+        return cls(
+            arrays,
+            run.asked["classes"],
+            [outcome.chosen for outcome in kept],
+            sizes,
+            "corrupted" if corruptions and not attacks else "attacked",
+        )
 
     def __len__(self) -> int:
         return len(self.arrays["index"])

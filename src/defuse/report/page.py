@@ -42,6 +42,8 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         classes=cells.weakest(summary),
         costs=cells.costs(summary),
         quality=cells.quality(summary),
+        ladder=cells.ladder(summary),
+        resubmission=cells.resubmission(summary),
         figures={name: _picture(plate) for name, plate in plates.items()},
         spec=spec_yaml(summary),
         command=reproduce(summary),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from defuse.report import figures
-from defuse.report.cells import columns, weakest
+from defuse.report.cells import columns, resubmission, weakest
 from defuse.report.gallery import Gallery
 
 
@@ -32,6 +32,9 @@ def plates(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, Pla
         Plate("accuracy", "Accuracy by condition", _accuracy(summary), figures.accuracy(summary)),
         Plate("classes", "Accuracy by class", _classes(summary), figures.classes(summary)),
     ]
+    if resubmission(summary)[1]:
+        drawn = figures.resubmission(summary)
+        found.insert(1, Plate("resubmission", "Submitted again", RESUBMITTED, drawn))
     if gallery is not None:
         drawn = figures.pictures(gallery)
         found.append(Plate("pictures", "What the model saw", _pictures(gallery), drawn))
@@ -39,6 +42,13 @@ def plates(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, Pla
         drawn = figures.confidence(gallery)
         found.append(Plate("confidence", "Along the purification", _confidence(gallery), drawn))
     return {plate.name: plate for plate in found}
+
+
+RESUBMITTED = (
+    "How often the model is right every time, if the same picture is submitted once, twice, and so on. "
+    "Bands are 95 % intervals. Where the lines of clean and attacked pictures fall alike, it is the "
+    "model's own randomness that errs, and no attack is needed."
+)
 
 
 def _accuracy(summary: Mapping[str, Any]) -> str:
@@ -65,7 +75,7 @@ def _pictures(gallery: Gallery) -> str:
     factor = figures.magnification(gallery)
     said = (
         f"The first {shown} pictures of the run, not a selection. At the left the true class, the "
-        "picture's number and the attack that counts. "
+        f"picture's number and {_whose(gallery)}. "
     )
     if "clean_purified" in gallery.arrays:
         said += (
@@ -81,16 +91,23 @@ def _pictures(gallery: Gallery) -> str:
     )
 
 
+def _whose(gallery: Gallery) -> str:
+    if gallery.changed == "attacked":
+        return "the attack that counts"
+    return "the corruption that hurts it most"
+
+
 def _confidence(gallery: Gallery) -> str:
     said = (
         "The softmax confidence of the classifier as the picture is purified, from time t* at the left "
         "to the purified picture at the right. Thin lines are pictures, thick lines their mean; above "
-        "each panel stands of how many. A defence that works brings the attacked pictures (dashed) "
-        "up to the clean ones (solid) in the true class."
+        f"each panel stands of how many. A defence that works brings the {gallery.changed} pictures "
+        "(dashed) up to the clean ones (solid) in the true class."
     )
     if "clean_fooled" in gallery.arrays:
         said += (
-            " The adversarial class is what the classifier without its defence answers to the attacked "
-            "picture, where that is wrong."
+            f" The {'adversarial' if gallery.changed == 'attacked' else 'mistaken'} class is what the "
+            f"classifier without its defence answers to the {gallery.changed} picture, where that is "
+            "wrong."
         )
     return said

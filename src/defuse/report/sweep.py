@@ -105,25 +105,26 @@ def _over_numbers(done: Done) -> bytes:
     second, others = (rest[0] if rest else None), rest[1:]
     readings = ["clean", "robust"] if done[0][1]["attacks"] else ["clean"]
     panels = list(dict.fromkeys(_panel(cell, others) for cell, _ in done))
-    size = (3.9 * len(panels) + 0.8, 3.3 * len(readings) + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(readings), len(panels), squeeze=False, sharey=True, sharex=True)
+    beside = len(panels) == 1  # then the readings stand side by side
+    rows, columns = (1, len(readings)) if beside else (len(readings), len(panels))
+    figure = Figure(figsize=(3.9 * columns + 0.4, 3.2 * rows + 0.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
     values = [_first(cell) or 0.0 for cell, _ in done]
     apart = 0.006 * (max(values) - min(values))  # lest intervals hide each other
     for row, reading in enumerate(readings):
         for column, panel in enumerate(panels):
-            axes: Axes = grid[row, column]
+            axes: Axes = grid[0, row] if beside else grid[row, column]
             here = [(cell, s) for cell, s in done if _panel(cell, others) == panel]
             _lines(axes, here, second, reading, apart)
             axes.set_title(panel, fontsize=10)
-            axes.set_xlabel(first, fontsize=9)
-            if column == 0:
+            if beside or row == len(readings) - 1:
+                axes.set_xlabel(first, fontsize=9)
+            if beside or column == 0:
                 axes.set_ylabel(f"{reading} accuracy, %", fontsize=9)
     if second:
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside right center", frameon=False, fontsize=9, title=second
-        )
+        told = {"loc": "outside upper center", "ncols": 2 * columns + 1, "frameon": False}
+        figure.legend(handles, labels, fontsize=9, title=second, title_fontsize=9, **told)
     return png(figure)
 
 

@@ -12,7 +12,17 @@ from rich.table import Table
 from rich.text import Text
 
 from defuse.report import words
-from defuse.report.cells import cell, columns, costs, doubts, quality, rows, weakest
+from defuse.report.cells import (
+    cell,
+    columns,
+    costs,
+    doubts,
+    ladder,
+    quality,
+    resubmission,
+    rows,
+    weakest,
+)
 
 SEVERITY = {"red": "bold red", "yellow": "yellow"}
 
@@ -66,6 +76,18 @@ def class_table(summary: Mapping[str, Any]) -> str:
 def quality_table(summary: Mapping[str, Any]) -> str:
     """How far pictures are from the clean ones, in Markdown; nothing if it was not measured."""
     heads, body = quality(summary)
+    return markdown(heads, body) if body else ""
+
+
+def ladder_table(summary: Mapping[str, Any]) -> str:
+    """What the attacker has after each attack, in Markdown; nothing of one attack."""
+    heads, body = ladder(summary)
+    return markdown(heads, body) if body else ""
+
+
+def resubmission_table(summary: Mapping[str, Any]) -> str:
+    """How often all of several answers are right, in Markdown; nothing if the first says it all."""
+    heads, body = resubmission(summary)
     return markdown(heads, body) if body else ""
 
 

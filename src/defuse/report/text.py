@@ -12,9 +12,11 @@ from defuse.report.tables import (
     accuracy_table,
     class_table,
     cost_table,
+    ladder_table,
     markdown,
     quality_table,
     quote,
+    resubmission_table,
 )
 
 
@@ -25,7 +27,9 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         summary: What the verdict says.
         plates: The figures, which lie in `figures/` beside it.
     """
-    table = quality_table(summary)
+    table, rungs, again = (
+        make(summary) for make in (quality_table, ladder_table, resubmission_table)
+    )
     notes = filter(None, (words.unfinished(summary), words.warning(summary)))
     parts = [
         f"# {quote(words.headline(summary))}",
@@ -38,6 +42,9 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         accuracy_table(summary),
         _meanings(summary),
         _figure(plates, "accuracy"),
+        *(["## Attack by attack", rungs, quote(words.about_ladder(summary))] if rungs else []),
+        *(["## Submitted again", again, words.RESUBMISSION] if again else []),
+        _figure(plates, "resubmission"),
         "## Threat model",
         "\n".join(f"- **{quote(k)}**: {quote(v)}" for k, v in summary["card"].items()),
         _figure(plates, "pictures"),
@@ -95,6 +102,8 @@ def _meanings(summary: Mapping[str, Any]) -> str:
     lines = [f"- **{column.title}**: {column.meaning}" for column in columns(summary)]
     if about := words.about_robust(summary):
         lines.append(f"- {about.replace('robust:', '**robust**:', 1)}")
+    if about := words.about_beyond(summary):
+        lines.append(f"- {quote(about)}")
     if summary.get("corruptions"):
         lines.append(f"- {quote(words.about_corrupted(summary))}")
     notes = [quote(note) for note in (words.broken(summary), words.scatter(summary)) if note]

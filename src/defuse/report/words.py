@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+from defuse.evaluation.roles import BLIND, roles
 from defuse.evaluation.verdict import eps_words
 from defuse.report.cells import cell, columns, complement, percent, weakest_bare
+from defuse.spec import part
 
 # What each doubt asks, no more than it asks; told where none was raised.
 CHECKED = {
@@ -22,9 +24,14 @@ CHECKED = {
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
 }
 QUALITY = (
-    "PSNR and SSIM are higher, and l2 is lower, the nearer a picture is to the clean one (100 dB, 1 and "
-    "0 for the same picture); means over the pictures, at one draw of the purifier. In brackets: 95 % "
-    "intervals (Student's t)."
+    "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer a picture is to the "
+    "clean one (100 dB, 1 and 0 for the same picture); means over the pictures, at one draw of the "
+    "purifier. In brackets: 95 % intervals (Student's t)."
+)
+RESUBMISSION = (
+    "How often all answers are right if the same picture is submitted so many times; an attacker needs "
+    "one that is wrong. What clean pictures lose in this way is no attacker's doing: only what lies "
+    "below them is. In brackets: 95 % intervals over pictures and draws."
 )
 OF_ATTACKS = (
     "zero-gradient",
@@ -67,6 +74,9 @@ def headline(summary: Mapping[str, Any]) -> str:
         "l2": f"change the picture by up to {threat['eps']:.4g} in Euclidean length",
         "l0": f"change up to {100 * threat['eps']:.4g} % of the pixels at will",
     }[threat["norm"]]
+    attacks = roles(summary["spec"]["attacks"]).attacks
+    if not attacks[0].get("bounded", True):
+        change = "change the picture as " + " or ".join(row["name"] for row in attacks) + " does"
     through = complement(summary["robust"]["mean"])["accuracy"]
     what = "pictures" if _single(summary) else "attempts"
     knows = _knows(summary["spec"])
@@ -170,11 +180,33 @@ def broken(summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def about_ladder(summary: Mapping[str, Any]) -> str:
+    """What the table of one attack after another says."""
+    said = (
+        "After each attack, of that one and all before it: of each picture, what did best on the "
+        "attacker's own draws."
+    )
+    if all(rung["attacked"] == summary["n"] for rung in summary["ladder"]):
+        return said
+    return (
+        f"{said} An attack was tried only on pictures that nothing before had made wrong on all of "
+        "these draws; of the others, its row under Accuracy has what had."
+    )
+
+
 def about_robust(summary: Mapping[str, Any]) -> str | None:
     """What the row `robust` is; None without attacks."""
     if not summary["attacks"]:
         return None
     return "robust: of each picture, the attack that did best on the attacker's own draws"
+
+
+def about_beyond(summary: Mapping[str, Any]) -> str | None:
+    """What the rows of attacks beyond the threat are; None if there are none beside others."""
+    if not summary.get("beyond"):
+        return None
+    names = ", ".join(row["name"] for row in summary["beyond"])
+    return f"An attacker's, but not within the threat: {names}. They do not count in `robust`."
 
 
 def about_corrupted(summary: Mapping[str, Any]) -> str:
@@ -190,6 +222,8 @@ def about_corrupted(summary: Mapping[str, Any]) -> str:
 def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """What was checked, and what could not be, as the run looked at the model on no picture yet."""
     asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
+    if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
+        del asked["weaker-than-random"]
     if not summary["attacks"]:
         asked["few-images"] = "the interval of the accuracy is at most 20 points wide"
     if summary["probed"]:
@@ -199,12 +233,15 @@ def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _knows(spec: Mapping[str, Any]) -> str:
-    views = {attack["view"] for attack in spec["attacks"]}
+    attacks = roles(spec["attacks"]).attacks
+    views = {part("view", attack["view"])["name"] for attack in attacks}
+    if all(attack["name"] in BLIND for attack in attacks) and "exact" in views:
+        return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"
     if "exact" in views:
         return "knows the whole model, its defence included,"
-    if views & {"adjoint", "bpda"}:
+    if views & {"adjoint", "bpda", "matched", "surrogate"}:
         return "knows the defence but not its gradient"
     if views == {"undefended"}:
         return "knows the classifier but not its defence"

@@ -1,0 +1,31 @@
+"""What part each attack of a run plays: it counts, stands beside those that count, or is none."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
+Row = dict[str, Any]
+
+
+class Roles(NamedTuple):
+    """The rows of a checked spec's attacks, sorted.
+
+    Attributes:
+        attacks: Those of which the attacker has the choice: what the threat bounds; if it bounds
+            none, those that are bounded by themselves alone.
+        beyond: An attacker's, but not within the threat that bounds the others.
+        corruptions: What nobody chose to fool the model.
+    """
+
+    attacks: list[Row]
+    beyond: list[Row]
+    corruptions: list[Row]
+
+
+def roles(rows: Sequence[Row]) -> Roles:
+    """What part each of `rows` plays."""
+    corruptions = [row for row in rows if not row.get("adversarial", True)]
+    attackers = [row for row in rows if row.get("adversarial", True)]
+    held = [row for row in attackers if row.get("bounded", True)]
+    beyond = [row for row in attackers if not row.get("bounded", True)]
+    return Roles(held, beyond, corruptions) if held else Roles(beyond, [], corruptions)

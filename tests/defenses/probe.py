@@ -1,0 +1,46 @@
+"""What tests of purifiers share: exact moments of what they make, and the images of the toy world.
+
+Where the data are one Gaussian, a purifier without a guide is affine in the image and in each of its
+draws. So its output on a given image is Gaussian, and both of its numbers can be had exactly: of a
+batch, the first image meets no noise at all, and the one after the j-th draw meets 1 in it and 0 else.
+"""
+
+import torch
+
+from defuse.data.blobs import Blobs
+from defuse.diffusion.denoise import Mixture
+
+
+class Probe:
+    """Noise of zeros, but for a 1 in one draw per image of the batch; and who drew it."""
+
+    def __init__(self, path: tuple = (), drawn: list | None = None):
+        self.path, self.drawn = path, [] if drawn is None else drawn
+
+    def fold(self, *path) -> "Probe":
+        return Probe(self.path + path, self.drawn)
+
+    def normal(self, like: torch.Tensor) -> torch.Tensor:
+        if self.path not in self.drawn:
+            self.drawn.append(self.path)
+        out = torch.zeros_like(like)
+        out[self.drawn.index(self.path) + 1] = 1
+        return out
+
+
+def mean_and_deviation(go, probe: Probe, draws: int) -> tuple[float, float]:
+    """Of what `go` makes of images (B, 1, 1, 1) of 0.8, in [-1, 1], with at most `draws` draws."""
+    z = torch.full((draws + 1, 1, 1, 1), 0.8, dtype=torch.float64)
+    out = go(z, probe).flatten()
+    response = out[1:] - out[0]
+    return float(out[0]), float(response.square().sum().sqrt())
+
+
+def world(spread: float, **options) -> Mixture:
+    """One Gaussian of one pixel, around 0.2 of [-1, 1]."""
+    return Mixture(torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64), spread, **options)
+
+
+def blobs(size: int = 4, side: int = 4) -> torch.Tensor:
+    data = Blobs(size, side)
+    return torch.stack([data[i][0] for i in range(size)]).double()
