@@ -46,6 +46,11 @@ def installed() -> list[Finding]:
         except PackageNotFoundError:
             found.append(Finding("FAIL", f"{name} is missing; run: pip install defuse"))
     try:
+        found.append(Finding("ok", f"transformers {version('transformers')}"))
+    except PackageNotFoundError:
+        extra = "no transformers, which Stable Diffusion needs: pip install 'defuse[latent]'"
+        found.append(Finding("note", extra))
+    try:
         import_module("torchvision")
         found.append(Finding("ok", f"torchvision {version('torchvision')}"))
     except ImportError:

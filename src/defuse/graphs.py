@@ -1,5 +1,6 @@
-"""How much memory the graphs of autograd keep, on any device."""
+"""How much memory the graphs of autograd keep, on any device, and how much is free."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,3 +53,17 @@ def kept_by_graphs(model: object) -> Iterator[Kept]:
     kept = Kept({p.untyped_storage().data_ptr() for p in weights})
     with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda held: held.tensor):
         yield kept
+
+
+def free_bytes(device: str) -> int | None:
+    """The memory that is free on a device; None if it cannot be told."""
+    if torch.device(device).type == "cuda":
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + spare
+    try:
+        with open("/proc/meminfo", encoding="ascii") as source:
+            facts = dict(line.split(":", 1) for line in source)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pages = "SC_AVPHYS_PAGES"
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages in os.sysconf_names else None

@@ -1,12 +1,13 @@
 """How well a denoiser explains images as each class: its errors, and their exact gradient.
 
 A draw is a time and a noise image; it is shared by all classes of an image, so that the differences
-between classes, which are all that counts, are free of the noise they have in common. Work goes
-through the network in chunks of (draw, image, class) rows. The gradient recomputes chunk by chunk,
+between classes, which are all that counts, are free of the noise they have in common. Of a class
+that can be told in several wordings, the mean over them counts. Work goes through the network in
+chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk,
 with the memory of one, and only for the classes it is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ class ClassErrors:
     _keys: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def at(self, z: Tensor, places: Tensor) -> Tensor:
-        """The errors (n,) at (draw, image, class) `places` (n, 3), which are sorted."""
+        """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by their first two."""
         pairs, row = torch.unique_consecutive(places[:, :2], dim=0, return_inverse=True)
         draw, image = pairs.unbind(1)
         t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
@@ -63,10 +64,9 @@ class ClassErrors:
 
     @torch.no_grad()
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
-        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M)."""
-        for places in self._chunks(wanted):
-            draw, image, label = places.unbind(1)
-            table[image, label, draw] = self.at(z, places)
+        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0."""
+        for places, spot, part in self._chunks(wanted):
+            table.index_put_(spot, (self.at(z, places) * part).to(table), accumulate=True)
 
     def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
@@ -81,9 +81,21 @@ class ClassErrors:
             return value
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
-    def _chunks(self, wanted: Tensor) -> tuple[Tensor, ...]:
+    def _chunks(self, wanted: Tensor) -> Iterator[tuple[Tensor, tuple[Tensor, ...], Tensor]]:
+        """The rows of what is wanted (B, K, M): `places`, the spots they go to, each one's share."""
         # draws first, classes last: the classes of one x_t meet in one chunk
-        return wanted.permute(2, 0, 1).nonzero().split(self.rows)
+        places = wanted.permute(2, 0, 1).nonzero()
+        classes = wanted.shape[1]
+        ways = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
+        ways = ways[places[:, 2]]
+        spot = torch.arange(len(places), device=wanted.device).repeat_interleave(ways)
+        wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
+        for first in range(0, len(spot), self.rows):
+            here = spot[first : first + self.rows]
+            draw, image, label = places[here].unbind(1)
+            told = label + (classes + 1) * wording[first : first + self.rows]
+            rows = torch.stack((draw, image, told), 1)
+            yield rows, (image, label, draw), 1 / ways[here].double()
 
     def _keys_of(self, draw: int) -> tuple[int, ...]:
         if draw not in self._keys:
@@ -109,11 +121,10 @@ class _Mean(torch.autograd.Function):
         wanted = share * gradient.double()[:, :, None]
         total = torch.zeros_like(z)
         totals = [torch.zeros_like(p) for p in trained]
-        for places in ctx.errors._chunks(wanted != 0):
-            draw, image, label = places.unbind(1)
+        for places, spot, part in ctx.errors._chunks(wanted != 0):
             with torch.enable_grad():
                 at = z.detach().requires_grad_()
-                value = ctx.errors.at(at, places) @ wanted[image, label, draw].to(z)
+                value = ctx.errors.at(at, places) @ (wanted[spot] * part).to(z)
             back, *parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)
             total += back
             totals = [a if b is None else a + b for a, b in zip(totals, parts, strict=True)]

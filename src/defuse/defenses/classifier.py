@@ -56,10 +56,11 @@ class DiffusionClassifier(nn.Module):
             the same for all images, and every query has the same answer. `"image"`: they are those of
             `seed` and of the picture, rounded to 8 bits.
         seed: Of the last two. An attacker knows it.
-        scale: Of the logits; None is the number of values in an image times the range of
-            log(sigma / alpha): with `"elbo"` the logits are then in nats (see `calibrate`).
-        rows: The most (image, class, draw) rows in one call of the network; only speed and memory
-            depend on it.
+        scale: Of the logits; None is the number of values in an image, in the denoiser's space,
+            times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
+            `calibrate`).
+        rows: The most (image, class, draw) rows in one call of the network (of a class with several
+            wordings, each is a row); only speed and memory depend on it.
 
     Raises:
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
@@ -119,16 +120,17 @@ class DiffusionClassifier(nn.Module):
         Raises:
             ValueError: The images are not of the denoiser's shape.
         """
-        if self.denoiser.shape is not None and tuple(x.shape[1:]) != tuple(self.denoiser.shape):
+        shape = None if self.denoiser.resizes else self.denoiser.shape
+        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(
-                f"the denoiser was made for images {tuple(self.denoiser.shape)}, and these are "
+                f"the denoiser was made for images {tuple(shape)}, and these are "
                 f"{tuple(x.shape[1:])}"
             )
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).fold("eps")
         errors = ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
         table, taken, fallen = self._measure(errors, z.detach(), weight)
-        logits = -self._scale(x) * errors.mean(table, taken, z, weight)
+        logits = -self._scale(z) * errors.mean(table, taken, z, weight)
         return _below(logits, fallen) if self.rule else logits
 
     def whole(self) -> "DiffusionClassifier":
@@ -154,9 +156,9 @@ class DiffusionClassifier(nn.Module):
         view.rule, view._used = rule, used
         return view
 
-    def _scale(self, x: Tensor) -> float:
+    def _scale(self, z: Tensor) -> float:
         logs = (self.scales.sigma / self.scales.alpha).log()
-        return self.scale or x[0].numel() * (float(logs[-1] - logs[0]) or 1.0)
+        return self.scale or z[0].numel() * (float(logs[-1] - logs[0]) or 1.0)
 
     def _measure(
         self, errors: ClassErrors, z: Tensor, weight: Tensor
@@ -207,6 +209,7 @@ def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) ->
     """
     with torch.no_grad():
         logits = model.whole()(x, noise).double()
+        scale = model._scale(model.denoiser.encode(x[:1]))
     logits = logits - logits.gather(1, y[:, None])
 
     def slope(scale: float) -> float:  # of the cross-entropy, which is convex in the scale
@@ -216,7 +219,7 @@ def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) ->
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
-    return math.exp(high) * model._scale(x)
+    return math.exp(high) * scale
 
 
 def _below(logits: Tensor, fallen: Tensor) -> Tensor:

@@ -23,12 +23,17 @@ class Denoiser(nn.Module, ABC):
     Attributes:
         schedule: Times to scales.
         shape: (C, H, W) of the images it was made for; None if any will do.
+        resizes: Whether `encode` brings images of any size to that shape.
         classes: How many labels it can be conditioned on; 0 for an unconditional one.
+        wordings: In how many ways each class can be told, if not in one: the label
+            c + (classes + 1) w is class c in its wording w.
     """
 
     schedule: Schedule
     shape: tuple[int, int, int] | None = None
+    resizes: bool = False
     classes: int = 0
+    wordings: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:

@@ -1,27 +1,37 @@
-"""The exact gradient through a chain of steps, with the activations of one step in memory.
+"""The exact gradient through a chain of steps, in as much memory as there is, and no more.
 
 The states between the steps are kept (an image each: small); the way back replays one step at a
 time and asks it for one vector-Jacobian product. Replay is exact because the randomness of a step is
-a function of its key. Time: one forward to go, one forward and one product per step to return.
+a function of its key. Time: one forward to go, one forward and one product per step to return. Steps
+whose graphs fit into free memory keep them, and need no replay: the last ones first.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from defuse.graphs import free_bytes, kept_by_graphs
+
 Advance = Callable[[int, Tensor], Tensor]
-_graphs: ContextVar[int] = ContextVar("graphs", default=0)
+Kind = tuple[Any, ...]
+FREE = 0.25  # the share of free memory that the graphs of a chain may take
+CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
+_graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
+_sizes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
 @contextmanager
-def keeping(graphs: int) -> Iterator[None]:
+def keeping(graphs: int | None) -> Iterator[None]:
     """Inside this block, chains keep the graphs of their last `graphs` steps, and replay the others.
+
+    None, as outside of it, is as many as fit into a quarter of the free memory.
 
     A step that is kept takes its activations' memory and saves a forward pass of the way back. With
     all steps kept it is plain autograd, which may be differentiated again.
@@ -33,7 +43,14 @@ def keeping(graphs: int) -> Iterator[None]:
         _graphs.reset(token)
 
 
-def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()) -> Tensor:
+def chain(
+    advance: Advance,
+    x: Tensor,
+    steps: int,
+    beside: Sequence[Tensor] = (),
+    owner: nn.Module | None = None,
+    kind: Kind = (),
+) -> Tensor:
     """`x` carried through `advance(0, x)`, `advance(1, x)`, ... `advance(steps - 1, x)`.
 
     Args:
@@ -42,17 +59,49 @@ def chain(advance: Advance, x: Tensor, steps: int, beside: Sequence[Tensor] = ()
         steps: How many.
         beside: Other tensors that `advance` uses and that may need a gradient: the image that a
             guide looks at, or the weights of a network in training.
+        owner: The network of the steps. What their graphs take is learned on the first way back, and
+            remembered with it; without one, all steps are replayed.
+        kind: What else that depends on.
     """
     needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
+    replayed = 0
     if torch.is_grad_enabled() and (x.requires_grad or needed):
-        replayed = max(0, steps - _graphs.get())
+        learn = _Learned(owner, (*kind, x.shape[1:], x.dtype))
+        replayed = max(0, steps - learn.affordable(x))
         if replayed:
-            x = _Chain.apply(advance, replayed, x, *needed)  # pyright: ignore[reportAssignmentType]
-    else:
-        replayed = 0
+            x = _Chain.apply(advance, replayed, learn, x, *needed)  # pyright: ignore
     for i in range(replayed, steps):
         x = advance(i, x)
     return x
+
+
+class _Learned:
+    """What the graph of a step takes, per image, as the last way back has shown."""
+
+    def __init__(self, owner: nn.Module | None, kind: Kind):
+        self.owner, self.kind = owner, kind
+
+    def affordable(self, x: Tensor) -> int:
+        """How many steps may keep their graphs."""
+        asked = _graphs.get()
+        if asked is not None:
+            return asked
+        size = _sizes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
+        free = free_bytes(str(x.device))
+        if size is None or free is None:
+            return 0
+        most = FREE * free if x.is_cuda else min(FREE * free, CPU)
+        return int(most / max(size * len(x), 1))
+
+    @contextmanager
+    def watching(self, images: int) -> Iterator[None]:
+        """Learn from the graphs of one step that are made inside."""
+        if self.owner is None or self.kind in _sizes.get(self.owner, {}):
+            yield
+            return
+        with kept_by_graphs(self.owner) as kept:
+            yield
+        _sizes.setdefault(self.owner, {})[self.kind] = kept.peak / images
 
 
 def twice_differentiable() -> AbstractContextManager[Any]:
@@ -62,12 +111,14 @@ def twice_differentiable() -> AbstractContextManager[Any]:
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, advance: Advance, steps: int, x: Tensor, *beside: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, advance: Advance, steps: int, learn: _Learned, x: Tensor, *beside: Tensor
+    ) -> Tensor:
         states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
         for i in range(steps):
             states.append(x)
             x = advance(i, x)
-        ctx.advance = advance
+        ctx.advance, ctx.learn = advance, learn
         ctx.save_for_backward(*states, *beside)
         ctx.steps = steps
         return x if steps else x.clone()
@@ -79,7 +130,7 @@ class _Chain(torch.autograd.Function):
         states, beside = saved[: ctx.steps], saved[ctx.steps :]
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.learn.watching(len(gradient)):
                 x = states[i].detach().requires_grad_()
                 out = ctx.advance(i, x)
             gradient, *parts = torch.autograd.grad(out, (x, *beside), gradient, allow_unused=True)
@@ -87,4 +138,4 @@ class _Chain(torch.autograd.Function):
                 if part is not None:
                     total = totals[j]
                     totals[j] = part if total is None else total + part
-        return None, None, gradient, *totals
+        return None, None, None, gradient, *totals

@@ -130,7 +130,8 @@ def reverse(
         return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
-    return chain(advance, x, len(scales) - 1, beside=(*beside, *weights))
+    kind = (type(step), type(guide))
+    return chain(advance, x, len(scales) - 1, (*beside, *weights), denoiser, kind)
 
 
 def walk(

@@ -58,31 +58,36 @@ class VP:
 class Discrete:
     """A chain of `steps` betas (Ho et al., 2020, linear; Nichol and Dhariwal, 2021, cosine).
 
-    A time between two steps is taken to the nearest one. `beta` is the step's beta times `steps`.
+    Latent models (Rombach et al., 2022) have betas whose square roots are linear. A time between two
+    steps is taken to the nearest one. `beta` is the step's beta times `steps`.
 
     Attributes:
         steps: T, the length of the chain.
-        kind: `"linear"` from `beta_min`/T to `beta_max`/T, which for T = 1000 is Ho's 1e-4 to 0.02,
-            or `"cosine"`.
+        kind: `"linear"` from `beta_min`/T to `beta_max`/T, which for T = 1000 is Ho's 1e-4 to 0.02;
+            `"scaled_linear"`, whose square roots are linear between the same ends; or `"cosine"`.
     """
 
     steps: int = 1000
-    kind: Literal["linear", "cosine"] = "linear"
+    kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_min: float = 0.1
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"a schedule has at least 1 step, not {self.steps}")
-        if self.kind not in ("linear", "cosine"):
-            raise ValueError(f"the kind of a schedule is linear or cosine, not {self.kind!r}")
+        if self.kind not in ("linear", "scaled_linear", "cosine"):
+            raise ValueError(
+                f"the kind of a schedule is linear, scaled_linear or cosine, not {self.kind!r}"
+            )
 
     @cached_property
     def betas(self) -> Tensor:
         """The betas of steps 1 .. T, (T,) float64."""
-        if self.kind == "linear":
-            low, high = self.beta_min / self.steps, self.beta_max / self.steps
-            return torch.linspace(low, min(high, 0.999), self.steps, dtype=torch.float64)
+        if self.kind != "cosine":
+            low, high = self.beta_min / self.steps, min(self.beta_max / self.steps, 0.999)
+            power = 2 if self.kind == "scaled_linear" else 1
+            ends = low ** (1 / power), high ** (1 / power)
+            return torch.linspace(*ends, self.steps, dtype=torch.float64) ** power
 
         def remaining(t: float) -> float:
             return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2

@@ -1,13 +1,12 @@
 """How much memory a training will take, told before it starts."""
 
-import os
 from typing import Any
 
 import torch
 from torch import nn
 
 from defuse.data import fetch
-from defuse.graphs import kept_by_graphs
+from defuse.graphs import free_bytes, kept_by_graphs
 from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.protocols import Dataset
@@ -61,19 +60,6 @@ def forecast(
     with torch.no_grad():
         for buffer, was in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(was)
-    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     # the gradient, two moments of the optimizer, the average, and a checkpoint on its way to disk
     return 8 * parameters, kept.peak // size
-
-
-def free_bytes(device: str) -> int | None:
-    """The memory that is free on a device; None if it cannot be told."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo", encoding="ascii") as source:
-            facts = dict(line.split(":", 1) for line in source)
-        return int(facts["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        pages = "SC_AVPHYS_PAGES"
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages in os.sysconf_names else None

@@ -1,0 +1,1 @@
+"""Tables of prompts for latent models."""
