@@ -7,6 +7,7 @@ import pytest
 
 from defuse import menu
 from defuse.cli import app
+from defuse.cli_analyze import analyze
 from defuse.data import fetch
 from defuse.data.digits import digits
 from defuse.models.cnn import small_cnn
@@ -33,17 +34,20 @@ def test_links_lead_somewhere(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_specs_exist(page):
-    verbs = {command.callback.__name__ for command in app.registered_commands if command.callback}
+    commands = app.registered_commands + analyze.registered_commands
+    verbs = {command.callback.__name__ for command in commands if command.callback}
     for verb, spec in re.findall(
-        r"^\$ (?:.venv/bin/)?defuse (\w+) ?([\w-]*)", page.read_text(), re.M
+        r"^\$ (?:.venv/bin/)?defuse (?:analyze )?(\w+) ?([\w-]*)", page.read_text(), re.M
     ):
         assert verb in verbs
-        if verb in ("evaluate", "train", "doctor") and spec not in ("", "my"):
+        named = ("evaluate", "train", "doctor", "gradients", "trajectories", "landscape", "sweep")
+        if verb in named and spec not in ("", "my"):
             assert spec in menu.shipped(), f"{page.name}: {spec}"
 
 
 def test_every_doubt_has_a_paragraph():
-    source = (ROOT / "src/defuse/evaluation/doubts.py").read_text()
+    files = (ROOT / "src/defuse/evaluation").glob("*.py")
+    source = "".join(file.read_text() for file in files)
     raised = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert raised == set(
         re.findall(r"^### ([a-z0-9-]+)$", (ROOT / "docs/doubts.md").read_text(), re.M)

@@ -28,12 +28,15 @@ class Given:
     """What an attacker was told of the defence's noise: the streams `names` of `keys`.
 
     With no names he was told all of it. With `pool`, the defence draws from `pool` fixed paths, and
-    he knows these. `live` turns on where the defence begins to draw (see `Noise.draws`).
+    he knows these; with `options`, each single draw of the defence is one of so many, which he knows,
+    and which of them it is he does not. `live` turns on where the defence begins to draw (see
+    `Noise.draws`).
     """
 
     keys: tuple[int, ...]
     names: frozenset[str]
     pool: int = 0
+    options: int = 0
     live: bool = False
 
 
@@ -99,7 +102,9 @@ class Noise:
         keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))
         return Noise(tuple(keys))
 
-    def knowing(self, secret: "Noise", names: Collection[str] = (), pool: int = 0) -> "Noise":
+    def knowing(
+        self, secret: "Noise", names: Collection[str] = (), pool: int = 0, options: int = 0
+    ) -> "Noise":
         """The noise of an attacker who was told part of `secret`, the defence's own noise.
 
         Args:
@@ -107,16 +112,18 @@ class Noise:
             names: The streams he knows (`"forward"`, `"reverse"`, ...); none means all of them.
             pool: If positive, the defence draws from this many fixed paths (`pooled`), all known
                 to him.
+            options: If positive, the defence draws each of its numbers from this many fixed ones.
         """
         if len(secret) != len(self):
             raise ValueError(f"noise of {len(self)} images, told of noise of {len(secret)}")
-        return replace(self, given=Given(secret.keys, frozenset(names), pool))
+        return replace(self, given=Given(secret.keys, frozenset(names), pool, options))
 
     def draws(self, turn: int, copies: int = 1) -> "Noise":
         """What an attacker takes for the defence's noise in his query number `turn`.
 
         Every image `copies` times in a row. Whatever he was not told (`knowing`) is fresh for each
-        turn and copy; what he was told is the defence's own.
+        turn and copy; what he was told is the defence's own. It is, too, how a defence draws whose
+        noise is partly fixed: for its own answers, with turns of their own.
         """
         own = self.fold("draw", turn).repeat(copies)
         given = own.given
@@ -126,7 +133,7 @@ class Noise:
         if given.pool:
             places = [(turn * copies + c) % given.pool for c in range(copies)] * len(self)
             keys = Noise(keys).pooled(places).keys
-        if not given.names:
+        if not given.names and not given.options:
             return Noise(keys)
         return replace(own, given=replace(given, keys=keys, pool=0, live=True))
 
@@ -144,11 +151,18 @@ class Noise:
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
         bits = np.random.Philox(key=0)
         source, start = np.random.Generator(bits), bits.state
-        for image, key in zip(out, self.keys, strict=True):
+        for image, key in zip(out, self._drawn(), strict=True):
             start["state"]["key"][0] = key
             bits.state = start
             draw(source, image)
         return torch.from_numpy(out).view(like.shape).to(like)
+
+    def _drawn(self) -> tuple[int, ...]:
+        given = self.given
+        if given is None or not (given.live and given.options):
+            return self.keys
+        pairs = zip(given.keys, self.keys, strict=True)
+        return tuple(_key(theirs, "option", own % given.options) for theirs, own in pairs)
 
 
 def permutation(size: int, seed: int, *path: Path) -> list[int]:

@@ -1,5 +1,6 @@
-"""Threat models: what an attacker may change, and the geometry that attacks need."""
+"""Threat models: what an attacker may change, the geometry that attacks need, and what he knows."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -108,3 +109,43 @@ class Threat:
 def images(per_image: Tensor) -> Tensor:
     """Numbers (B,) shaped (B, 1, 1, 1), to meet images."""
     return per_image[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What an attacker knows of the noise that a random defence will draw (Liu et al., 2025).
+
+    Attributes:
+        word: `"forward"` (the forward noise: DW-Fwd), `"reverse"` (that of the way back: DW-Rev),
+            `"both"` (all noise: DW-box), `"semi-128"` (the defence draws one of 128 paths, which he
+            knows) or `"semi-128-steps"` (it draws each of its numbers from 128); any number will do.
+    """
+
+    word: str
+
+    def __post_init__(self) -> None:
+        if self.word not in ("forward", "reverse", "both") and not self._semi():
+            raise ValueError(
+                "knows is forward, reverse, both, or semi-128 or semi-128-steps with any number, not "
+                f"{self.word!r}"
+            )
+
+    @property
+    def certain(self) -> bool:
+        """Whether nothing that the defence draws is unknown."""
+        return self.word == "both"
+
+    def told(self, noise: Noise, secret: Noise) -> Noise:
+        """The noise of who knows this of `secret`, and draws the rest from `noise`.
+
+        Attackers search with it; and the defence answers with its `draws`.
+        """
+        if self.word == "both":
+            return noise.knowing(secret)
+        if semi := self._semi():
+            count, by_steps = int(semi[1]), bool(semi[2])
+            return noise.knowing(secret, (), 0 if by_steps else count, count if by_steps else 0)
+        return noise.knowing(secret, (self.word,))
+
+    def _semi(self) -> re.Match[str] | None:
+        return re.fullmatch(r"semi-([1-9][0-9]*)(-steps)?", self.word)

@@ -6,7 +6,7 @@ import pytest
 
 from defuse import spec as specs
 from defuse.cli import run
-from defuse.evaluation import doubts
+from defuse.evaluation import model_doubts
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.record import Run
 from defuse.evaluation.roles import roles
@@ -45,10 +45,10 @@ def names(found):
 
 
 def test_what_counts():
-    assert names(roles(rows(PGD, STADV, FOG))) == [["pgd"], ["moved"], ["fog"]]
-    assert names(roles(rows(STADV, FOG))) == [["moved"], [], ["fog"]]
-    assert names(roles(rows(FOG))) == [[], [], ["fog"]]
-    assert names(roles([])) == [[], [], []]
+    assert names(roles(rows(PGD, STADV, FOG))) == [["pgd"], ["moved"], ["fog"], []]
+    assert names(roles(rows(STADV, FOG))) == [["moved"], [], ["fog"], []]
+    assert names(roles(rows(FOG))) == [[], [], ["fog"], []]
+    assert names(roles([])) == [[], [], [], []]
 
 
 def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewhere):
@@ -118,6 +118,6 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
 )
 def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
     (row,) = rows(attack)
-    raised = list(doubts._one_draw([{"random": True}], {row["label"]: row}))
+    raised = list(model_doubts._one_draw([{"random": True}], {row["label"]: row}))
     assert bool(raised) == lazy
-    assert not list(doubts._one_draw([{"random": False}], {row["label"]: row}))
+    assert not list(model_doubts._one_draw([{"random": False}], {row["label"]: row}))

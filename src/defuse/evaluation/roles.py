@@ -15,17 +15,22 @@ class Roles(NamedTuple):
             none, those that are bounded by themselves alone.
         beyond: An attacker's, but not within the threat that bounds the others.
         corruptions: What nobody chose to fool the model.
+        knowing: Those of an attacker who was told some of the defence's noise.
     """
 
     attacks: list[Row]
     beyond: list[Row]
     corruptions: list[Row]
+    knowing: list[Row]
 
 
 def roles(rows: Sequence[Row]) -> Roles:
     """What part each of `rows` plays."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
-    attackers = [row for row in rows if row.get("adversarial", True)]
+    knowing = [row for row in rows if "knows" in row]
+    attackers = [row for row in rows if row.get("adversarial", True) and "knows" not in row]
     held = [row for row in attackers if row.get("bounded", True)]
     beyond = [row for row in attackers if not row.get("bounded", True)]
-    return Roles(held, beyond, corruptions) if held else Roles(beyond, [], corruptions)
+    if not held:
+        held, beyond = beyond, []
+    return Roles(held, beyond, corruptions, knowing)

@@ -1,0 +1,139 @@
+"""Knowledge of the defence's noise: what is told is met exactly, and the verdict is on that noise."""
+
+import json
+
+import pytest
+import torch
+
+from defuse import Noise, Purified
+from defuse.analysis.opened import opened
+from defuse.cli import run
+from defuse.threat import Knowledge
+
+IMAGES = 3
+
+
+def model_of(sampler: str) -> Purified:
+    change = f"purifier={{name: diffpure, t: 0.3, steps: 4, sampler: {sampler}}}"
+    return opened("blobs", [change], None, images=2, device="cpu").model.model  # pyright: ignore
+
+
+def answers(model, word: str, turns=range(6), own=1):
+    """The logits (turns, B, K) that an attacker or the defence gets who knows `word`."""
+    x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
+    secret, other = Noise.of(0, range(IMAGES)), Noise.of(own, range(IMAGES))
+    told = Knowledge(word).told(other, secret)
+    return torch.stack([model(x, told.draws(turn)) for turn in turns]), model(x, secret)
+
+
+def test_with_all_noise_known_the_model_is_deterministic():
+    logits, secret = answers(model_of("ddpm"), "both")
+    assert all(torch.equal(one, secret) for one in logits)
+
+
+def test_of_ddim_the_forward_noise_is_all_there_is():
+    model = model_of("ddim")
+    forward, secret = answers(model, "forward")
+    assert all(torch.equal(one, secret) for one in forward)  # DW-Fwd is DW-box
+    reverse, _ = answers(model, "reverse")
+    plain = [model_at(model, turn) for turn in range(6)]
+    assert all(torch.equal(one, two) for one, two in zip(reverse, plain, strict=True))
+
+
+def model_at(model, turn: int):
+    """What an attacker sees who knows nothing, and draws from the same noise of his own."""
+    x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
+    return model(x, Noise.of(1, range(IMAGES)).draws(turn))
+
+
+@pytest.mark.parametrize("word", ["forward", "reverse"])
+def test_of_ddpm_either_noise_leaves_the_other_random(word: str):
+    logits, secret = answers(model_of("ddpm"), word)
+    assert not torch.equal(logits[0], secret)
+    assert not torch.equal(logits[0], logits[1])
+
+
+def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
+    model = model_of("ddpm")
+    mine, _ = answers(model, "semi-3", own=1)
+    theirs, _ = answers(model, "semi-3", own=2)
+    assert torch.equal(mine, theirs)
+    assert len({tuple(row.flatten().tolist()) for row in mine}) == 3
+    assert torch.equal(mine[:3], mine[3:])
+
+
+def test_a_pool_for_each_draw_mixes_what_is_known():
+    model = model_of("ddpm")
+    one, _ = answers(model, "semi-1-steps")
+    assert all(torch.equal(row, one[0]) for row in one)
+    assert torch.equal(one, answers(model, "semi-1-steps", own=2)[0])
+    few, _ = answers(model, "semi-2-steps", range(40))
+    distinct = {tuple(row[0].tolist()) for row in few}
+    assert (
+        8 < len(distinct) <= 16
+    )  # 2 for the forward noise, and for each of 3 steps back that draw
+
+
+def test_an_image_alone_meets_the_same_noise():
+    told = Knowledge("semi-4-steps").told(Noise.of(1, range(3)), Noise.of(0, range(3)))
+    alone = told.take([1]).draws(2, 2).fold("purify", "forward")
+    every = told.draws(2, 2).fold("purify", "forward")
+    like = torch.zeros(6, 1, 2, 2)
+    assert torch.equal(every.normal(like)[2:4], alone.normal(like[:2]))
+
+
+@pytest.mark.parametrize("word", ["all", "semi", "semi-0", "semi-x-steps", "forwards"])
+def test_other_words_are_refused(word: str):
+    with pytest.raises(ValueError, match="knows is forward, reverse, both"):
+        Knowledge(word)
+
+
+ROWS = [
+    "{name: pgd, label: white box, loss: margin, steps: 5, eot: 3}",
+    "{name: pgd, label: DW-Fwd, knows: forward, loss: margin, steps: 5, eot: 3}",
+    "{name: pgd, label: DW-box, knows: both, loss: margin, steps: 5}",
+    "{name: pgd, label: semi-4, knows: semi-4, loss: margin, steps: 5, eot: 4}",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("knowing")
+    sets = [
+        "purifier={name: diffpure, t: 0.3, steps: 4, sampler: ddpm}",
+        f"attacks=[{', '.join(ROWS)}]",
+    ]
+    sets += ["evaluation.images=16", "evaluation.draws=4", "threat.eps=0.1"]
+    words = [word for change in sets for word in ("--set", change)]
+    assert run(["evaluate", "blobs", *words, "--out", str(made / "run"), "--quiet"]) == 0
+    return made / "run"
+
+
+def test_the_report_sets_them_beside_the_white_box(folder):
+    told = json.loads((folder / "report.json").read_text())
+    rows = {row["name"]: row for row in told["knowing"]}
+    assert list(rows) == ["DW-Fwd", "DW-box", "semi-4"]
+    assert [row["name"] for row in told["attacks"]] == ["white box"]
+    assert rows["DW-box"]["robust"]["k"] == 1  # another answer would be the same
+    assert rows["semi-4"]["robust"]["k"] == 4
+    white = told["attacks"][0]["robust"]["mean"]["accuracy"]
+    for row in rows.values():
+        gap = white - row["robust"]["mean"]["accuracy"]
+        assert row["gap"]["mean"] == pytest.approx(gap)
+        assert row["beside"] == "white box"
+    assert rows["DW-box"]["gap"]["mean"] >= 0
+    assert "all noise is fixed and known (DW-box)" in told["card"]["with the noise known"]
+    for name in ("report.md", "report.html"):
+        assert "With the noise known" in (folder / name).read_text()
+
+
+def test_they_never_count_for_the_robust_accuracy(folder):
+    lines = [
+        json.loads(line) for path in (folder / "outcomes").glob("*.jsonl") for line in path.open()
+    ]
+    assert {line["chosen"] for line in lines} <= {"clean", "random", "white box"}
+
+
+def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
+    rows = "attacks=[{name: pgd, knows: everything}]"
+    assert "attack.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
