@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all: to a temporary file beside, to disk, then renamed."""
+"""Files that are written whole or not at all: to a temporary file beside, to disk, then renamed.
+
+And which files of a folder in the diffusers layout are read.
+"""
 
 import io
 import os
@@ -31,3 +34,27 @@ def write_torch(path: Path, content: Any) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+ADAPTER = "pytorch_lora_weights.safetensors"
+PARTS = ("scheduler", "text_encoder", "tokenizer", "transformer", "unet", "vae")
+_WEIGHTS = tuple(
+    f"{name}{kind}"
+    for kind in (".safetensors", ".fp16.safetensors", ".bin")
+    for name in ("diffusion_pytorch_model", "model", "pytorch_model")
+)
+
+
+def weights_in(part: Path) -> Path | None:
+    """The file of weights that is read of a part (unet, vae, ...) of a diffusers folder, if any."""
+    return next((part / name for name in _WEIGHTS if (part / name).is_file()), None)
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The files that are read of a diffusers folder, in order: settings, vocabularies, weights."""
+    found = []
+    for part in (folder / name for name in PARTS):
+        small = (path for path in part.glob("*") if path.suffix in (".json", ".txt"))
+        weights = weights_in(part)
+        found += sorted(small) + ([weights] if weights else [])
+    return found

@@ -34,8 +34,10 @@ MENU: dict[str, dict[str, str]] = {
         "wide-resnet": "defuse.models.build:wide_resnet",
     },
     "denoiser": {
+        "dit": "defuse.models.latent:dit",
         "mixture": "defuse.data.blobs:mixture",
         "network": "defuse.models.build:denoising_network",
+        "stable-diffusion": "defuse.models.latent:stable_diffusion",
         "trained": "defuse.models.card:load_denoiser",
         "unet": "defuse.diffusion.unet:unet",
     },
@@ -67,6 +69,7 @@ MENU: dict[str, dict[str, str]] = {
         "salt-and-pepper": "defuse.attacks.salt:SaltAndPepper",
         "square": "defuse.attacks.square:Square",
         "stadv": "defuse.attacks.stadv:StAdv",
+        "transfer": "defuse.attacks.transfer:Transfer",
     },
     "view": {
         "adjoint": "defuse.attacks.views:adjoint",
@@ -84,6 +87,7 @@ MENU: dict[str, dict[str, str]] = {
         "pgd-at": "defuse.training.adversarial:PGDAT",
         "plain": "defuse.training.objectives:cross_entropy",
         "trades": "defuse.training.adversarial:TRADES",
+        "truth": "defuse.training.truth:TruthMaximization",
     },
 }
 
@@ -108,6 +112,8 @@ CALL: dict[str, tuple[str, ...]] = {
     "purifier": ("x", "noise"),
     "view": ("model",),
 }
+# Parts inside a part that are not called after their kind.
+ROLES = {"source": "classifier"}
 GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
 
 
@@ -138,6 +144,11 @@ def find(kind: str, name: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+
+
+def kind_of(key: str) -> str | None:
+    """The kind of thing that an option of that name is, if it is a part of its own."""
+    return key if key in MENU else ROLES.get(key)
 
 
 def is_itself(kind: str, found: Any) -> bool:

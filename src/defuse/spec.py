@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,9 +18,21 @@ from typing import Any, get_type_hints
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
-from defuse.menu import CALL, GIVEN, MENU, SpecError, choices, find, hint, is_itself, shipped
+from defuse.files import ADAPTER, files_in
+from defuse.menu import (
+    CALL,
+    GIVEN,
+    SpecError,
+    choices,
+    find,
+    hint,
+    is_itself,
+    kind_of,
+    shipped,
+)
 
 Table = dict[str, Any]
+FILES = ("weights", "path", "prompts")  # of which the contents count, not the place
 WORDS = ("name", "label", "view", "weights", "path", "folder", "device")  # never numbers
 
 
@@ -79,8 +91,9 @@ def check(kind: str, value: Any) -> Table:
     hints = _hints(factory)
     filled: Table = {"name": table["name"]}
     for key, parameter in named.items():
-        if key in MENU and options.get(key) is not None:
-            filled[key] = check(key, options[key])
+        inner = kind_of(key)
+        if inner and options.get(key) is not None:
+            filled[key] = check(inner, options[key])
         elif key in options:
             filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
@@ -117,8 +130,13 @@ def build(kind: str, table: Table, **given: Any) -> Any:
         SpecError: What it names refuses the options, in its own words.
     """
     factory = find(kind, table["name"])
-    options = {k: build(k, v, **given) if k in MENU and isinstance(v, dict) else v
-               for k, v in table.items() if k != "name"}  # fmt: skip
+    options = {
+        key: build(inner, value, **given)
+        if (inner := kind_of(key)) and isinstance(value, dict)
+        else value
+        for key, value in table.items()
+        if key != "name"
+    }
     known = inspect.signature(factory).parameters
     if is_itself(kind, factory):
         return partial(factory, **options)
@@ -153,8 +171,8 @@ def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Tabl
 def identity(spec: Table) -> str:
     """A name for what `spec` asks, the same on every machine and for every batch size.
 
-    `machine` is no part of it, nor where a file lies: of `weights` and `path` only what is in them
-    counts, and of data its name and options.
+    `machine` is no part of it, nor where a file lies: of `weights`, `path` and `prompts` only what is
+    in them counts, and of data its name and options.
     """
     asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
@@ -212,7 +230,7 @@ def _change(spec: Table, change: str) -> None:
         at = _at(change, step, place)
         if isinstance(place, dict):
             place.setdefault(at, {})
-        if isinstance(place[at], str) and (isinstance(place, list) or at in MENU):
+        if isinstance(place[at], str) and (isinstance(place, list) or kind_of(at)):
             place[at] = {"name": place[at]}  # a bare name gets options
         place = place[at]
     place[_at(change, last, place)] = value
@@ -276,22 +294,40 @@ def _by_contents(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: _digest(v) if key in ("weights", "path") and isinstance(v, str) else _by_contents(v)
+        key: _digest(v) if key in FILES and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
         if key not in ("folder", "download", "pictures", "lpips")
     }
 
 
 def _digest(file: str) -> str:
-    """The sha256 of a file, or of the weights and the card in a folder or of a shipped model."""
+    """The sha256 of a file, of weights with their card, or of what is read of a diffusers folder.
+
+    Weights with a card lie in a folder, or are those of a shipped model.
+    """
     home = Path(file)
     if home.is_file():
         return hashlib.sha256(home.read_bytes()).hexdigest()
+    if (parts := files_in(home)) and not (home / "card.json").is_file():
+        digest = hashlib.sha256()
+        for part in parts:
+            stat = part.stat()
+            told = _sha256(part, stat.st_size, stat.st_mtime_ns)
+            digest.update(f"{part.relative_to(home).as_posix()} {told}\n".encode())
+        return digest.hexdigest()
     for folder in (home, Path(str(resources.files("defuse.weights").joinpath(file)))):
-        weights, card = folder / "model.safetensors", folder / "card.json"
-        if weights.is_file() and card.is_file():
-            return hashlib.sha256(weights.read_bytes() + card.read_bytes()).hexdigest()
+        card = folder / "card.json"
+        for weights in (folder / "model.safetensors", folder / ADAPTER):
+            if weights.is_file() and card.is_file():
+                return hashlib.sha256(weights.read_bytes() + card.read_bytes()).hexdigest()
     return file
+
+
+@lru_cache
+def _sha256(file: Path, size: int, changed: int) -> str:
+    """Of a large file, computed again only if its size or its time changed."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _modules(value: Any) -> Iterator[str]:

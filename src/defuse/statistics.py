@@ -41,6 +41,30 @@ def mean_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half)
 
 
+def change_of(gaps: Sequence[float], draws: int) -> Mean:
+    """The mean of paired differences of rates in [0, 1], one per image, with its 95 % interval.
+
+    The interval is that of Agresti and Min (2005) for pairs: as if two more images had been seen, of
+    opposite differences. So it has a width even if no image differs. With several draws per image,
+    the two differ by as much less as the mean of so many draws scatters less.
+
+    Args:
+        gaps: One per image, each the mean of `draws` differences.
+        draws: Per image.
+
+    Raises:
+        ValueError: There are no images.
+    """
+    values = np.asarray(gaps, dtype=float)
+    if not values.size:
+        raise ValueError("a mean of no images is not a number")
+    n = values.size + 2
+    middle = float(values.sum()) / n
+    spread = (float((values**2).sum()) + 1 / draws) / n - middle**2
+    half = float(stats.norm.ppf(0.975)) * (spread / n) ** 0.5
+    return Mean(float(values.mean()), middle - half, middle + half)
+
+
 def wilson(hits: int, total: int) -> Share:
     """The share of `hits` in `total` independent trials, with Wilson's interval (1927).
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from scipy import stats
 
 from defuse import spec as specs
-from defuse.evaluation import doubts
+from defuse.evaluation import doubts, model_doubts
 from defuse.evaluation import run as running
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.report import words
@@ -209,7 +209,7 @@ def test_the_page_needs_nothing_beside_it(standard):
     _, _, page = read(folder)
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == 5
+    assert page.tags.count("img") == 6
     for source in page.sources:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
@@ -314,7 +314,7 @@ def test_doubts_are_told_where_the_numbers_are(tmp_path):
 
 
 def test_every_doubt_has_its_words():
-    source = inspect.getsource(doubts)
+    source = inspect.getsource(doubts) + inspect.getsource(model_doubts)
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert names == set(words.CHECKED)
 
@@ -394,7 +394,7 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     summary = write_report(running.run(spec, tmp_path, quiet=True))
     _, text, page = read(tmp_path)
     assert summary["n"] == summary["of"] == 16
-    assert page.tags.count("img") == 5
+    assert page.tags.count("img") == 6
     for attack in ("pgd-undefended", "pgd-exact"):
         assert attack in page.text
         assert attack in text

@@ -52,7 +52,7 @@ def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
     x = X.double()
     z, eps = 2 * x - 1, NOISE.normal(x)
     _, alpha, sigma, _ = VP()(t)
-    loss = denoising_loss(model, x, t, Y, eps)
+    loss = denoising_loss(model, model.encode(x), t, Y, eps)
     error = (model(alpha * z + sigma * eps, t) - z).square().flatten(1).mean(1)
     assert torch.allclose(loss, model.sharpness(t) * error)
 

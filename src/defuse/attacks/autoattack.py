@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from defuse.attacks.apgd import APGD
 from defuse.attacks.choice import check_ball, check_counts, choose
 from defuse.attacks.fab import FAB
-from defuse.attacks.losses import ask
+from defuse.attacks.losses import ask, watching
 from defuse.attacks.pgd import PGD
 from defuse.attacks.square import Square
 from defuse.noise import Noise
@@ -92,7 +92,8 @@ class AutoAttack:
         for i, attack in enumerate([None, *self.stages()]):
             stage = noise.take(alive).fold("stage", i)
             if attack is not None:
-                found = attack(model, x[alive], y[alive], threat, stage.fold("search"))
+                with watching():  # several searches, on fewer and fewer images, are no one climb
+                    found = attack(model, x[alive], y[alive], threat, stage.fold("search"))
                 pair, compare = (best[alive], found), stage.fold("compare")
                 best[alive] = choose(model, y[alive], pair, "margin", compare, self.draws)
             logits = ask(model, best[alive], stage.fold("survive"), 0, self.draws)

@@ -1,6 +1,8 @@
 """What an attacker climbs, averaged over what he takes for the defence's noise."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
 import torch
@@ -84,6 +86,35 @@ class Look(NamedTuple):
     gradient: Tensor
 
 
+class Step(NamedTuple):
+    """What a search that asked for a gradient was told of its loss.
+
+    Attributes:
+        run: What its steps have in common: the keys of the noise, and the loss.
+        loss: The mean loss (B,).
+    """
+
+    run: tuple[tuple[int, ...], str]
+    loss: Tensor
+
+
+_WATCHED: ContextVar[list[Step] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[list[Step]]:
+    """Every look with a gradient inside the `with`, in order; of one inside another, not the outer's.
+
+    So a search is watched without being told of it.
+    """
+    steps: list[Step] = []
+    token = _WATCHED.set(steps)
+    try:
+        yield steps
+    finally:
+        _WATCHED.reset(token)
+
+
 def look(
     model: Classifier,
     x: Tensor,
@@ -138,7 +169,10 @@ def look(
         joined = torch.cat(values).to(x.dtype)
         return joined.view(len(x), draws, *joined.shape[1:]).mean(1)
 
-    return Look(mean(losses), mean(wrongs), mean(gradients) if gradient else torch.zeros_like(x))
+    told = mean(losses)
+    if gradient and (steps := _WATCHED.get()) is not None:
+        steps.append(Step((noise.keys, loss), told))
+    return Look(told, mean(wrongs), mean(gradients) if gradient else torch.zeros_like(x))
 
 
 @torch.no_grad()

@@ -4,33 +4,24 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from statistics import mean, stdev
-from typing import Any, Literal
+from math import ceil
+from statistics import mean, variance
+from typing import Any
 
-from defuse.attacks.autoattack import EOT
+from defuse.evaluation.climb import right
+from defuse.evaluation.doubt import Doubt, Row, exact, lead
+from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, roles
 from defuse.spec import part
+from defuse.statistics import mean_interval
 
 # views without the exact gradient of the whole model
 CHEAP = ("adjoint", "bpda", "matched", "surrogate", "undefended")
-FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
-
-
-@dataclass(frozen=True)
-class Doubt:
-    """A reason not to believe a result.
-
-    Attributes:
-        name: Its heading in docs/doubts.md.
-        severity: `"red"`: the numbers are not what they seem; `"yellow"`: look again.
-        why: What was seen, in one sentence.
-    """
-
-    name: str
-    severity: Literal["red", "yellow"]
-    why: str
+WHOLE = ("adjoint", "bpda", "exact")  # views whose loss is that of the whole model
+STILL = 0.05  # of the whole rise of a loss, in its last part of a search
+ENOUGH = 5  # images to judge a rise by
+WIDE = 0.1  # an interval of which it is asked whether the draws make it so
 
 
 def all_doubts(
@@ -52,69 +43,18 @@ def all_doubts(
     probes = [outcome.probe for outcome in outcomes if outcome.probe]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
-        *_probabilities(probes),
-        *_no_gradient(probes, attacks),
-        *_wrong_gradient(probes, attacks),
-        *_batch_matters(probes),
+        *model_doubts(probes, attacks),
         *_versions(outcomes),
-        *_one_draw(probes, attacks),
         *_unchanged(outcomes, attacks),
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
+        *_blind_beats_gradient(outcomes, attacks),
+        *_still_rising(outcomes, attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_guessing(judged, classes),
         *_few_images(robust),
+        *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
     ]
-
-
-def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
-    if probes and all(probe["probabilities"] for probe in probes):
-        yield Doubt(
-            "probabilities-for-logits",
-            "red",
-            "the classifier returns probabilities, not logits: the attacks' losses saturate and their "
-            "gradients vanish; remove its softmax",
-        )
-
-
-def _no_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
-    for loss in sorted({row.get("loss", "margin") for row in _exact(attacks)}):
-        dead = sum(not probe["gradients"].get(loss, 1) > FAINT for probe in probes)
-        if dead:
-            yield Doubt(
-                "zero-gradient",
-                "red" if dead > len(probes) / 2 else "yellow",
-                f"the gradient of the loss `{loss}` is below {FAINT:g} or not finite on {dead} of "
-                f"{len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
-                "clipping in the model, and try the loss `margin` and the view `bpda`",
-            )
-
-
-def _wrong_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
-    slopes = [probe["slope"] for probe in probes]
-    off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
-    if _exact(attacks) and off > len(slopes) / 2:
-        yield Doubt(
-            "gradient-disagrees",
-            "red",
-            f"over a small step the loss does not rise as the gradient says on {off} of "
-            f"{len(slopes)} images (less than half of it, or more than twice): the gradient is wrong, "
-            "or masked by rounding or clipping; add an attack with the view `bpda`",
-        )
-
-
-def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
-    if not all(probe["alike"] for probe in probes):
-        yield Doubt(
-            "batch-matters",
-            "red",
-            "the model answers otherwise for an image alone than in a batch: is it in eval mode, and "
-            "does it draw only from its `noise`?",
-        )
 
 
 def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
@@ -128,91 +68,92 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _exact(attacks: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    rows = attacks.values()
-    return [row for row in rows if row["view"] == "exact" and row.get("name") not in BLIND]
-
-
-def _unchanged(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        right = [o for o in outcomes if o.conditions[name].wrong < 0.5]
-        same = sum(o.conditions[name].size == 0 for o in right)
-        if row["view"] == "exact" and right and same > len(right) / 10:
+        stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
+        same = sum(o.conditions[name].size == 0 for o in stood)
+        if row["view"] == "exact" and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
-                f"{name} gave back {same} of the {len(right)} images that it did not break as they "
+                f"{name} gave back {same} of the {len(stood)} images that it did not break as they "
                 "were: it found no way uphill; try the loss `margin`, more restarts, or more draws",
             )
 
 
-def _one_draw(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
-    random = any(probe["random"] for probe in probes)
-    lazy = [n for n, row in attacks.items() if _eot(row) == 1 and row["view"] != "undefended"]
-    if random and lazy:
-        yield Doubt(
-            "random-model-eot-1",
-            "yellow",
-            f"the model is random, and {', '.join(lazy)} averages over one draw per step: raise `eot`",
-        )
-
-
-def _eot(row: Mapping[str, Any]) -> int | None:
-    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
-    return row.get("eot") or EOT.get(row.get("version", ""))
-
-
-def _weaker_than_random(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
+def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        lead = _lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
-        if lead > 0:
+        by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        if by > 0:
             yield Doubt(
                 "weaker-than-random",
                 "red",
                 f"{name} leaves more images right than random noise of the same size, by at least "
-                f"{lead:.1%} on the same images and draws: the attack does not work",
+                f"{by:.1%} on the same images and draws: the attack does not work",
             )
 
 
-def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
-    exact = [name for name, row in attacks.items() if row["view"] == "exact"]
+def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     cheap = [name for name, row in attacks.items() if part("view", row["view"])["name"] in CHEAP]
-    for name in cheap if exact else ():
-        lead = min(_lead(outcomes, other, name) for other in exact)
-        if lead > 0:
+    strong = list(exact(attacks))
+    for name, by in _beaten(outcomes, cheap, strong):
+        yield Doubt(
+            "cheap-beats-exact",
+            "red",
+            f"{name}, which does not use the exact gradient, leaves fewer images right than "
+            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: give the "
+            "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
+        )
+
+
+def _blind_beats_gradient(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
+    blind = [n for n, row in held.items() if row["view"] == "exact" and row.get("name") in BLIND]
+    strong = list(exact(held))
+    for name, by in _beaten(outcomes, blind, strong):
+        yield Doubt(
+            "blind-beats-gradient",
+            "red",
+            f"{name}, which asks for no gradient, leaves fewer images right than "
+            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: the gradients "
+            "are masked; try the loss `margin`, the view `bpda`, or more queries without gradients",
+        )
+
+
+def _beaten(
+    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
+) -> Iterator[tuple[str, float]]:
+    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
+    for name in weak if strong else ():
+        by = min(lead(outcomes, other, name) for other in strong)
+        if by > 0:
+            yield name, by
+
+
+def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    for name, row in attacks.items():
+        if part("view", row["view"])["name"] not in WHOLE:
+            continue
+        stood = [outcome for outcome in outcomes if right(outcome, name)]
+        curves = [curve for o in stood if len(curve := o.climb.get(name, [])) > 2]
+        if len(curves) < ENOUGH:
+            continue
+        whole, last = (mean(c[-1] - c[since] for c in curves) for since in (0, -2))
+        late = [c[-1] - c[-2] - STILL * (c[-1] - c[0]) for c in curves]
+        if whole > 0 and mean_interval(late).low > 0:
             yield Doubt(
-                "cheap-beats-exact",
-                "red",
-                f"{name}, which does not use the exact gradient, leaves fewer images right than "
-                f"{', '.join(exact)}, by at least {lead:.1%} on the same images and draws: give the "
-                "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
+                "still-rising",
+                "yellow",
+                f"on the {len(curves)} images that {name} left right, its loss still rises when it "
+                f"ends: {last / whole:.0%} of the whole rise came in the last "
+                f"{1 / len(curves[0]):.0%} of its steps; give it more steps, or longer ones",
             )
 
 
-def _lead(outcomes: Sequence[Outcome], one: str, other: str) -> float:
-    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval."""
-    gaps = [
-        mean(d == o.label for d in o.conditions[one].draws)
-        - mean(d == o.label for d in o.conditions[other].draws)
-        for o in outcomes
-    ]
-    if len(gaps) < 2:
-        return 0.0
-    return mean(gaps) - 1.96 * stdev(gaps) / len(gaps) ** 0.5
-
-
-def _no_exact_view(
-    spec: Mapping[str, Any], attacks: Mapping[str, Mapping[str, Any]]
-) -> Iterator[Doubt]:
-    if spec.get("purifier") and not _exact(attacks):
+def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    if spec.get("purifier") and not exact(attacks):
         yield Doubt(
             "no-adaptive-attack",
             "red",
@@ -242,3 +183,37 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
             f"{100 * (robust.mean.high - robust.mean.low):.0f} points wide: "
             "evaluate more images",
         )
+
+
+def _few_draws(
+    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+) -> Iterator[Doubt]:
+    width, k, n = robust.mean.high - robust.mean.low, robust.k, len(outcomes)
+    if width <= WIDE or n < 2:
+        return
+    said = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
+    if k == 1:
+        if any(probe["random"] for probe in probes):
+            yield Doubt(
+                "few-draws",
+                "yellow",
+                f"{said}, the model is random, and one draw of an image does not tell its randomness "
+                "from the difference between images: set evaluation.draws to 8 or more",
+            )
+        return
+    rates = [mean(d == o.label for d in o.conditions[o.chosen].draws) for o in outcomes]
+    whole = variance(rates)
+    within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # what k draws add to it
+    if within <= whole / 2:
+        return
+    share = min(within / whole, 1)
+    if share > 3 / 4:
+        advice = f"about {ceil(k * share / (share - 3 / 4))} would halve it"
+    else:
+        advice = f"{4 * k}, and {1 + 3 * (1 - share):.1f} times as many images, would halve it"
+    yield Doubt(
+        "few-draws",
+        "yellow",
+        f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
+        f"the images: raise evaluation.draws ({advice})",
+    )

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from defuse import __version__
+from defuse.attacks.losses import watching
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.defenses.purified import votes
+from defuse.evaluation.climb import curves
 from defuse.evaluation.ledger import Ledger, peak_bytes
 from defuse.evaluation.probe import probe
 from defuse.evaluation.quality import Quality, measure
@@ -23,7 +25,7 @@ from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.noise import Noise
 from defuse.progress import progress
 from defuse.protocols import Attack, Classifier, Dataset, Defended
-from defuse.threat import Threat
+from defuse.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
 
@@ -129,6 +131,7 @@ class _Judge:
         default_factory=dict
     )  # attack: {place: made earlier by}
     seen: dict[str, Tensor] = field(default_factory=dict)  # what the attacker's own draws say
+    climbs: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # attack: {place: loss}
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
@@ -137,7 +140,7 @@ class _Judge:
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.ledger.take()
-        self.kept, self.seen = {}, {}
+        self.kept, self.seen, self.climbs = {}, {}, {}
         broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
         before = {"clean": x}
         if self.attacks:
@@ -146,17 +149,24 @@ class _Judge:
             yield name, version
             broken = self._broken(name, version, y, noise, ()) | broken
         for name, attack in self.attacks.items():
-            held, done = (self.threat, broken) if _bounded(attack) else (None, {})
+            held = self.threat if _bounded(attack) else None
+            knows = getattr(attack, "knows", None)
+            done = broken if held and not knows else {}
             version, todo = x.clone(), _besides(done, len(x))
             for i, (_, earlier) in done.items():
                 version[i] = earlier
             if todo:
                 search = noise.take(todo).fold("search", name)
-                x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
+                if knows:
+                    search = knows.told(search, _secret(noise.take(todo)))
+                with watching() as steps:
+                    x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
+                risen = zip(todo, curves(steps, len(todo)), strict=True)
+                self.climbs[name] = {i: curve for i, curve in risen if curve}
                 version[todo] = _allowed(name, x_adv, x[todo], held)
             self.kept[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
-            if held:
+            if held and not knows:
                 broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
 
     def _broken(
@@ -177,11 +187,12 @@ class _Judge:
         Those within the threat; if there are none, the other attackers'; if there are none of these
         either, the corruptions.
         """
-        held = {name for name, attack in self.attacks.items() if _bounded(attack)}
-        if held or not self.attacks:
+        plain = {n: a for n, a in self.attacks.items() if not getattr(a, "knows", None)}
+        held = {name for name, attack in plain.items() if _bounded(attack)}
+        if held or not plain:
             return {"clean", "random", *held}
-        own = {n for n, attack in self.attacks.items() if getattr(attack, "adversarial", True)}
-        return {"clean", *(own or self.attacks)}
+        own = {n for n, attack in plain.items() if getattr(attack, "adversarial", True)}
+        return {"clean", *(own or plain)}
 
     def outcomes(
         self,
@@ -202,9 +213,10 @@ class _Judge:
             if not own:
                 continue
             x, private = version[own], noise.take(own)
-            judged = votes(self.model, x, private.fold("verdict"), self.draws)
+            knows = getattr(self.attacks.get(name), "knows", None)
+            judged = self._judged(x, private, knows)
             seen = self.seen.get(name, judged)
-            if self.attacks and name not in self.seen:  # else there is nothing to choose from
+            if self.attacks and name not in self.seen and not knows:  # else there is no choice
                 seen = votes(self.model, x, private.fold("select"), self.draws)
             wrong = (seen != y[own, None]).float().mean(1)
             bare = self._bare(x, private.fold("bare"))
@@ -238,9 +250,19 @@ class _Judge:
                 made_by=f"defuse {__version__}, torch {torch.__version__}",
                 probe=probes.get(i, {}),
                 quality=quality.get(i, {}),
+                climb={name: of[i] for name, of in self.climbs.items() if i in of},
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
+
+    @torch.no_grad()
+    def _judged(self, x: Tensor, noise: Noise, knows: Knowledge | None) -> Tensor:
+        """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
+        if knows is None:
+            return votes(self.model, x, noise.fold("verdict"), self.draws)
+        told = knows.told(noise.fold("verdict", "rest"), _secret(noise))
+        turns = range(1 if knows.certain else self.draws)
+        return torch.stack([self.model(x, told.draws(turn)).argmax(1) for turn in turns], 1)
 
     @torch.no_grad()
     def _quality(
@@ -285,6 +307,11 @@ class _Judge:
         x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
         x, noise = versions["clean"][which], Noise.of(self.seed, indices)
         return _examples(self.model.model, x, x_adv, y[which], noise, indices)
+
+
+def _secret(noise: Noise) -> Noise:
+    """The noise that is told to who knows some: that of the verdict's first draw."""
+    return noise.fold("verdict", "vote", 0)
 
 
 def _besides(done: Collection[int], size: int) -> list[int]:

@@ -1,6 +1,7 @@
 """A look at the model itself, on a few images: what the doubts about it go by."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from defuse.attacks.losses import look
 from defuse.attacks.views import Limited
 from defuse.noise import Noise
+
+DRAWS = 8  # gradients of a random model that are compared with each other
 
 
 def probe(
@@ -25,18 +28,39 @@ def probe(
         raise RuntimeError("the model returned logits that are not finite; see `defuse doctor`")
     probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
     alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
-    peaks = {loss: look(model, x, y, loss, noise, 0, 1).gradient for loss in ("ce", "margin")}
+    random = (logits != again).any(1)
+    turns = range(DRAWS if bool(random.any()) else 1)
+    single = torch.stack([look(model, x, y, "margin", noise, i, 1).gradient for i in turns])
+    peaks = {"ce": look(model, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    clamped = (single == 0).all(0).flatten(1).double().mean(1)
+    common = _agreement(single)
     promised, found = _slope(model, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),
-            "random": bool((logits[j] != again[j]).any()),
+            "random": bool(random[j]),
             "alike": alike,
             "gradients": {loss: float(peak[j].abs().max()) for loss, peak in peaks.items()},
             "slope": [float(promised[j]), float(found[j])],
+            "clamped": round(float(clamped[j]), 4),
+            "agreement": common[j],
         }
         for j, i in enumerate(which)
     }
+
+
+def _agreement(gradients: Tensor) -> list[float | None]:
+    """How much the gradients (D, B, C, H, W) of D draws have in common, of each image.
+
+    The mean inner product of two of them over the mean square of one: without bias, the share of a
+    gradient's mean square that is that of the mean over all draws. 1 if they are all the same; None
+    if there is no gradient.
+    """
+    flat = gradients.flatten(2).double()
+    count, square = len(flat), flat.square().sum((0, 2))  # summed over draws
+    pairs = (flat.sum(0).square().sum(1) - square) / max(count - 1, 1)
+    shares = pairs / square if count > 1 else square / square
+    return [round(s, 6) if isfinite(s) else None for s in shares.tolist()]
 
 
 def _slope(

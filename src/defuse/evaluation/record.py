@@ -23,7 +23,14 @@ SAME = {  # what runs that share a folder have in common
     "images": "of other images (the data set's contents differ)",
     "code": "by other code (a module that the spec names has changed)",
 }
-MEASURED = ("seconds", "cost", "made_by", "probe", "quality")  # in what the same image may differ
+MEASURED = (
+    "seconds",
+    "cost",
+    "made_by",
+    "probe",
+    "quality",
+    "climb",
+)  # in what the same image may differ
 
 
 class Fact(Protocol):
@@ -73,6 +80,8 @@ class Outcome:
         probe: What a look at the model showed; on the first images only.
         quality: By condition, how far the image is from the clean one, `before` and `after` it is
             purified (`quality.measure`); empty in runs made before it was measured.
+        climb: By attack, its mean loss over its steps (`climb.curves`); empty of those that climb no
+            gradient, and in runs made before it was kept.
     """
 
     index: int
@@ -84,6 +93,7 @@ class Outcome:
     probe: dict[str, Any] = field(default_factory=dict)
     made_by: str = ""
     quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    climb: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: dict[str, Any]) -> "Outcome":

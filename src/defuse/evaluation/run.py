@@ -22,7 +22,7 @@ from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
 from defuse.protocols import Attack, Classifier, Dataset
 from defuse.spec import Table
-from defuse.threat import Threat
+from defuse.threat import Knowledge, Threat
 
 SECTIONS = (
     "data",
@@ -59,6 +59,7 @@ class Viewed:
 
     attack: Attack
     view: Any
+    knows: Knowledge | None = None
 
     @property
     def bounded(self) -> bool:
@@ -185,6 +186,7 @@ def question(spec: Table, data: Dataset, indices: Sequence[int]) -> Table:
         "spec": spec,
         "indices": list(indices),
         "classes": list(data.classes),
+        "shape": list(data[indices[0]][0].shape),
         "versions": versions(),
     }
 
@@ -252,6 +254,7 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
     for attack in attacks:
         table = dict(specs.part("attack", attack))
         view, label = _check_view(table.pop("view", "exact")), table.pop("label", None)
+        knows = _check_knows(table.pop("knows", None))
         for key in ROLE:
             table.pop(key, None)  # of a checked spec; what is named says it
         if not isinstance(label or "", str):
@@ -260,13 +263,23 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         if seen in APART and not defended:
             raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
-        row |= {"view": view, "label": label or f"{row['name'].rpartition(':')[2]}-{seen}"}
+        said = f"{row['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
+        row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
         found = menu.find("attack", row["name"])
         row |= {key: False for key in ROLE if not getattr(found, key, True)}
         if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
             raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
         checked.append(row)
     return checked
+
+
+def _check_knows(word: Any) -> str | None:
+    if word is None:
+        return None
+    try:
+        return Knowledge(str(word)).word
+    except ValueError as error:
+        raise SpecError(f"attack.{error}") from error
 
 
 def _check_view(view: Any) -> Any:
@@ -283,12 +296,15 @@ def _check_view(view: Any) -> Any:
 def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
     made = []
     for row in rows:
-        table = {key: value for key, value in row.items() if key not in ("view", "label", *ROLE)}
+        asides = ("view", "label", "knows", *ROLE)
+        table = {key: value for key, value in row.items() if key not in asides}
         attack = specs.build("attack", table)
         view = specs.part("view", row["view"])
         options = {key: value for key, value in view.items() if key != "name"}
         see = menu.find("view", view["name"])
-        made.append((row["label"], Viewed(attack, partial(see, **options) if options else see)))
+        knows = Knowledge(row["knows"]) if "knows" in row else None
+        seen = Viewed(attack, partial(see, **options) if options else see, knows)
+        made.append((row["label"], seen))
     return made
 
 

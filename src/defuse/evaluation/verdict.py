@@ -8,11 +8,11 @@ from typing import Any
 
 from defuse import __version__
 from defuse import spec as specs
-from defuse.evaluation import doubts
+from defuse.evaluation import climb, doubts
 from defuse.evaluation.quality import summarize
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.evaluation.roles import BLIND, roles
-from defuse.statistics import Share, mean_of, resubmissions, wilson
+from defuse.statistics import Share, mean_interval, mean_of, resubmissions, wilson
 from defuse.threat import Threat
 
 VERSION = 1
@@ -72,7 +72,7 @@ def summary(run: Run) -> dict[str, Any]:
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
     spec = run.asked["spec"]
-    labels, beyond, corruptions = (
+    labels, beyond, corruptions, _ = (
         [row["label"] for row in rows] for rows in roles(spec["attacks"])
     )
     names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
@@ -106,7 +106,9 @@ def summary(run: Run) -> dict[str, Any]:
             for name in labels
         ],
         "beyond": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
+        "knowing": _knowing(spec, outcomes),
         "ladder": _ladder(outcomes, labels),
+        "climb": climb.summarize(outcomes, [*labels, *beyond]),
         "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
         **({"corrupted": _readings(corrupted)} if corrupted else {}),
         "quality": summarize([outcome.quality for outcome in outcomes], names),
@@ -148,7 +150,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
-    attacks, beyond, others = roles(spec["attacks"])
+    attacks, beyond, others, knowing = roles(spec["attacks"])
     attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in attacks)
     corruptions = [_options(_bare(row)) for row in others]
     if attacks and not attacks[0].get("bounded", True):
@@ -164,6 +166,10 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
             "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
             "verdict",
         }
+    if knowing:
+        told["with the noise known"] = "; ".join(
+            f"{row['label']}: {known_words(row['knows'])}, seeing {_sees(row)}" for row in knowing
+        )
     if beyond:
         told["beyond the threat"] = "; ".join(
             f"{row['label']}: {_options(_bare(row))}, seeing {_sees(row)}" for row in beyond
@@ -190,6 +196,20 @@ def eps_words(eps: float) -> str:
     return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and 1 <= n < 50 else f"{eps:.4g}"
 
 
+def known_words(word: str) -> str:
+    """What an attacker knows of the defence's noise (`threat.Knowledge`), in words."""
+    plain = {
+        "forward": "the forward noise is fixed and known (DW-Fwd)",
+        "reverse": "the noise of the way back is fixed and known (DW-Rev)",
+        "both": "all noise is fixed and known (DW-box)",
+    }
+    if word in plain:
+        return plain[word]
+    count, steps = word.split("-")[1], word.endswith("-steps")
+    what = "number that the defence draws is one of" if steps else "path of noise is one of"
+    return f"each {what} {count}, which are known (semi-{count})"
+
+
 def _sees(row: dict[str, Any]) -> str:
     views = {
         "exact": "the whole model, with its exact gradient",
@@ -213,9 +233,8 @@ def _sees(row: dict[str, Any]) -> str:
 
 
 def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: v for key, v in row.items() if key not in ("view", "label", "bounded", "adversarial")
-    }
+    asides = ("view", "label", "bounded", "adversarial", "knows")
+    return {key: value for key, value in row.items() if key not in asides}
 
 
 def _options(part: dict[str, Any]) -> str:
@@ -255,6 +274,31 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
         k=k,
         bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
     )
+
+
+def _knowing(spec: dict[str, Any], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Accuracy with some of the noise known, and how far it lies below that with none known.
+
+    The one with none known is the attack of the same name and view that is tried last.
+    """
+    found, plain = [], roles(spec["attacks"]).attacks
+    for row in roles(spec["attacks"]).knowing:
+        name = row["label"]
+        told = {"name": name, "knows": row["knows"]}
+        told["robust"] = _readings(judge(name, outcomes, _named(name)))
+        alike = [other for other in plain if other["view"] == row["view"]]
+        alike = [other for other in alike if other["name"] == row["name"]] or alike
+        if alike and len(outcomes) > 1:
+            other = alike[-1]["label"]
+            gaps = [_rate(o, other) - _rate(o, name) for o in outcomes]
+            told |= {"beside": other, "gap": mean_interval(gaps)._asdict()}
+        found.append(told)
+    return found
+
+
+def _rate(outcome: Outcome, name: str) -> float:
+    draws = outcome.conditions[name].draws
+    return draws.count(outcome.label) / len(draws)
 
 
 def _ladder(outcomes: Sequence[Outcome], labels: Sequence[str]) -> list[dict[str, Any]]:

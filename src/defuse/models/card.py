@@ -1,7 +1,8 @@
 """Weights with a card: a folder of `model.safetensors` and `card.json`, which says what it is.
 
 A card holds the part of a spec that builds the network, what it was trained on, by which command,
-how well it does, and the sha256 of the weights; nothing else is needed to load it.
+how well it does, and the sha256 of the weights; nothing else is needed to load it. Of a model too
+large for that, a LoRA adapter is kept alone, and the card's part builds what it stands beside.
 """
 
 import json
@@ -14,11 +15,13 @@ from torch import nn
 
 from defuse import __version__, spec
 from defuse.diffusion.denoise import Denoiser
-from defuse.files import write_bytes
+from defuse.files import ADAPTER, write_bytes
+from defuse.models import lora
 from defuse.models.classifiers import Plain
 from defuse.models.weights import load_state, read_state, sha256
 
 VERSION = 1
+MERGED = 20_000_000  # bytes up to which an adapter is kept merged, too
 
 
 def save(
@@ -43,18 +46,43 @@ def save(
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
     path = folder / "model.safetensors"
     write_bytes(path, to_bytes(state))
-    card = {
-        "version": VERSION,
-        "kind": kind,
-        "part": part,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "dtype": "float16" if half else "float32",
-        "sha256": sha256(path),
-        **facts,
-        "defuse": __version__,
-    }
-    write_bytes(folder / "card.json", (json.dumps(card, indent=2) + "\n").encode())
+    facts = {"dtype": "float16" if half else "float32", "sha256": sha256(path), **facts}
+    _write(folder, kind, part, model, facts)
     return path
+
+
+def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any) -> Path:
+    """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
+
+    Args:
+        folder: Where to; made if it is not there.
+        part: The checked part of a spec that builds the denoiser as it began.
+        model: What it built, with a trained adapter (see `lora`).
+        facts: What else the card should say.
+    """
+    path = folder / ADAPTER
+    write_bytes(path, lora.save(model))
+    whole = lora.merged(model)
+    if sum(t.numel() * t.element_size() for t in whole.state_dict().values()) <= MERGED:
+        network, began = network_of(part)
+        save(folder, "denoiser", network, whole, **began, **facts)
+    else:
+        began = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_of(model)}
+        _write(folder, "denoiser", part, whole, began | facts)
+    return path
+
+
+def network_of(part: spec.Table) -> tuple[spec.Table, spec.Table]:
+    """The part that builds the network of a model, with what its card should say of its beginning.
+
+    Args:
+        part: A checked part of a spec; that of a trained model says where it began, and not what
+            builds its network.
+    """
+    if part["name"] != "trained":
+        return part, {}
+    _, card = read_card(part["weights"])
+    return network_of(card["part"])[0], {"began_as": part["weights"]}
 
 
 def load_denoiser(weights: str) -> Denoiser:
@@ -111,14 +139,29 @@ def _load(kind: str, weights: str) -> Any:
     folder, card = read_card(weights)
     if card.get("kind") != kind:
         raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
-    path = folder / "model.safetensors"
+    path = folder / (ADAPTER if "base" in card else "model.safetensors")
     if not path.is_file():
-        raise ValueError(f"{folder} has a card but no model.safetensors; copy it there")
+        raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
     if sha256(path) != card.get("sha256"):
         raise ValueError(
             f"{path} is not the file its card describes (another sha256); copy it again"
         )
     model = spec.build(kind, spec.check(kind, card["part"]))
+    if "base" in card:
+        lora.load(model, path, base=card["base"])
+        return model.eval().requires_grad_(False)
     state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
     load_state(model, state, str(path))
     return model.eval().requires_grad_(False)
+
+
+def _write(folder: Path, kind: str, part: spec.Table, model: nn.Module, facts: spec.Table) -> None:
+    card = {
+        "version": VERSION,
+        "kind": kind,
+        "part": part,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **facts,
+        "defuse": __version__,
+    }
+    write_bytes(folder / "card.json", (json.dumps(card, indent=2) + "\n").encode())

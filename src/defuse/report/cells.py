@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from defuse.evaluation.verdict import known_words
+
 Share = Mapping[str, float]
 
 
@@ -149,6 +151,25 @@ def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         for rung in rungs
     ]
     return ["after", "tried on", *(head.title for head in heads)], body if len(rungs) > 1 else []
+
+
+def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Accuracy with some of the noise known: headings, and a line per attack; maybe none."""
+    body = [
+        [
+            row["name"],
+            known_words(row["knows"]),
+            cell(row["robust"]["mean"]),
+            _points(row["gap"]) + f" ({row['beside']})" if "gap" in row else "-",
+        ]
+        for row in summary.get("knowing", [])
+    ]
+    return ["attack", "what is known", "right, per answer", "below that with none known"], body
+
+
+def _points(gap: Mapping[str, float]) -> str:
+    mean, low, high = (100 * gap[key] for key in ("mean", "low", "high"))
+    return f"{mean:.1f} points [{low:.1f}, {high:.1f}]"
 
 
 def resubmission(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

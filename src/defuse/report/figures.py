@@ -106,6 +106,43 @@ def resubmission(summary: Mapping[str, Any]) -> bytes:
     return png(figure)
 
 
+def climb(summary: Mapping[str, Any]) -> bytes:
+    """The loss over the steps of each attack, of the pictures it left right and of the others."""
+    shown = summary["climb"]
+    across = min(len(shown), 3)
+    down = -(-len(shown) // across)
+    width = WIDTH if across > 1 else 0.7 * WIDTH
+    figure = Figure(figsize=(width, 0.6 + 2.4 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    losses = {row["label"]: row.get("loss", "margin") for row in summary["spec"]["attacks"]}
+    kinds = {"right": ("left right", BLUE, "o", "-"), "wrong": ("made wrong", RUST, "v", "--")}
+    for axes, row in zip(panels, shown, strict=False):
+        counts = []
+        for key, (_, color, marker, dashes) in kinds.items():
+            band = row[key]
+            counts.append(f"{band['n']} {kinds[key][0]}")
+            x = 100 * (np.arange(len(band["mean"])) + 0.5) / max(len(band["mean"]), 1)
+            if band["low"]:
+                low, high = band["low"], band["high"]
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, band["mean"], color=color, marker=marker, markersize=3, linestyle=dashes)
+        title = f"{_short(row['name'])}\n{', '.join(counts)}"
+        axes.set_title(title, fontsize=9, color=INK, parse_math=False)
+        axes.set_xlim(0, 100)
+        axes.set_ylabel(f"loss ({losses.get(row['name'], 'margin')})", fontsize=9, color=INK)
+        axes.grid(color="#e2e2e0", linewidth=0.7)
+        tidy(axes)
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel("part of the attack's steps, %", fontsize=9, color=INK)
+    for label, color, marker, dashes in kinds.values():
+        panels[0].plot(
+            [], [], color=color, marker=marker, linestyle=dashes, label=f"pictures {label}"
+        )
+    legend(figure, panels[0], 2)
+    return png(figure)
+
+
 def confidence(gallery: Gallery) -> bytes:
     """Confidence along the purification, of every picture and their mean, clean and attacked.
 

@@ -43,6 +43,7 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         costs=cells.costs(summary),
         quality=cells.quality(summary),
         ladder=cells.ladder(summary),
+        knowing=cells.knowing(summary),
         resubmission=cells.resubmission(summary),
         figures={name: _picture(plate) for name, plate in plates.items()},
         spec=spec_yaml(summary),

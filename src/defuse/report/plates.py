@@ -35,6 +35,9 @@ def plates(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, Pla
     if resubmission(summary)[1]:
         drawn = figures.resubmission(summary)
         found.insert(1, Plate("resubmission", "Submitted again", RESUBMITTED, drawn))
+    if summary.get("climb"):
+        drawn = figures.climb(summary)
+        found.append(Plate("climb", "Loss over the steps of each attack", CLIMB, drawn))
     if gallery is not None:
         drawn = figures.pictures(gallery)
         found.append(Plate("pictures", "What the model saw", _pictures(gallery), drawn))
@@ -48,6 +51,14 @@ RESUBMITTED = (
     "How often the model is right every time, if the same picture is submitted once, twice, and so on. "
     "Bands are 95 % intervals. Where the lines of clean and attacked pictures fall alike, it is the "
     "model's own randomness that errs, and no attack is needed."
+)
+
+
+CLIMB = (
+    "The mean of the loss that each attack climbs, from its first steps at the left to its last, over "
+    "its draws, restarts and targets. A picture is left right if more than half of its answers are. "
+    "Bands are 95 % intervals over pictures. Where the line of pictures left right still rises at its "
+    "end, the attack was not done."
 )
 
 

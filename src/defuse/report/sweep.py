@@ -1,7 +1,9 @@
 """The report of a sweep: a table of its cells, and accuracy as lines over what was swept."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,10 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from defuse.evaluation import sweep as sweeps
+from defuse.evaluation.converged import Verdict, sweep_doubts, told, verdicts
+from defuse.evaluation.doubt import Doubt
+from defuse.evaluation.record import Run
 from defuse.evaluation.sweep import Cell
 from defuse.files import write_bytes
 from defuse.report.cells import cell as share_of
@@ -25,7 +31,7 @@ from defuse.report.drawing import (
     tidy,
 )
 from defuse.report.sheet import Part, sheet
-from defuse.report.tables import markdown
+from defuse.report.tables import markdown, quote
 
 VERSION = 1
 COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GREY)
@@ -43,9 +49,14 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
         command: How to make it again.
 
     Returns:
-        The table, in Markdown.
+        The table, in Markdown, and the verdicts below it.
     """
     heads, rows = _table(done)
+    found = verdicts(
+        [(cell, Run.open(sweeps.place(folder, cell)), summary) for cell, summary in done]
+    )
+    doubts = list(sweep_doubts(found))
+    lines = _lines_below(done, found, doubts)
     title = "Accuracy over " + " and ".join(done[0][0].values)
     about = (
         f"{len(done)} of {of} combinations; {done[0][1]['n']} images and "
@@ -56,14 +67,29 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     drawn = _over_numbers(done) if numbers else _by_name(done)
     table = markdown(heads, rows)
     write_bytes(folder / "sweep.png", drawn)
-    parts = [f"# {title}", about, table, "![accuracy](sweep.png)", f"Made by `{command}`"]
-    write_bytes(folder / "sweep.md", ("\n\n".join(parts) + "\n").encode())
-    page = [Part(about), Part(title, drawn), Part(heads=heads, rows=rows), Part(command, code=True)]
+    below = "\n".join(f"- {quote(line)}" for line in lines)
+    parts = [f"# {title}", about, table, below, "![accuracy](sweep.png)", f"Made by `{command}`"]
+    write_bytes(folder / "sweep.md", ("\n\n".join(filter(None, parts)) + "\n").encode())
+    page = [Part(about), Part(title, drawn), Part(heads=heads, rows=rows)]
+    page += [*map(Part, lines), Part(command, code=True)]
     write_bytes(folder / "sweep.html", sheet(title, page).encode())
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
-    told = {"version": VERSION, "of": of, "command": command, "cells": cells}
-    write_bytes(folder / "sweep.json", (json.dumps(told, indent=1) + "\n").encode())
-    return table
+    whole = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    whole |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
+    whole |= {"doubts": [asdict(doubt) for doubt in doubts]}
+    write_bytes(folder / "sweep.json", (json.dumps(whole, indent=1) + "\n").encode())
+    return f"{table}\n\n{below}" if below else table
+
+
+def _lines_below(done: Done, found: Sequence[Verdict], doubts: Sequence[Doubt]) -> list[str]:
+    """What is told below the table: the doubts, the verdicts without one, the doubts of single runs."""
+    lines = [f"{doubt.severity}: {doubt.name}: {doubt.why}" for doubt in doubts]
+    lines += [told(each) for each in found if not any(told(each) in d.why for d in doubts)]
+    single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
+    if single:
+        names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
+        lines.append(f"doubts of the {len(done)} runs, each told in its own report: {names}")
+    return lines
 
 
 def _table(done: Done) -> tuple[list[str], list[list[str]]]:

@@ -17,6 +17,7 @@ from defuse.report.cells import (
     columns,
     costs,
     doubts,
+    knowing,
     ladder,
     quality,
     resubmission,
@@ -45,6 +46,9 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         console.print(Text(f"  {column.title}: {column.meaning}", style="dim"))
     if about := words.about_robust(summary):
         console.print(Text(f"  {about}", style="dim"))
+    for name, known, right, gap in knowing(summary)[1]:
+        told = f"  {name}: {right}, as {known}; below that with none known: {gap}"
+        console.print(Text(told), soft_wrap=False)
     console.print()
     for number, doubt in enumerate(doubts(summary), 1):
         mark = Text(f"[{number}] {doubt['severity']} doubt ", SEVERITY.get(doubt["severity"], ""))
@@ -82,6 +86,12 @@ def quality_table(summary: Mapping[str, Any]) -> str:
 def ladder_table(summary: Mapping[str, Any]) -> str:
     """What the attacker has after each attack, in Markdown; nothing of one attack."""
     heads, body = ladder(summary)
+    return markdown(heads, body) if body else ""
+
+
+def knowing_table(summary: Mapping[str, Any]) -> str:
+    """Accuracy with some of the noise known, in Markdown; nothing if none was."""
+    heads, body = knowing(summary)
     return markdown(heads, body) if body else ""
 
 

@@ -12,6 +12,7 @@ from defuse.report.tables import (
     accuracy_table,
     class_table,
     cost_table,
+    knowing_table,
     ladder_table,
     markdown,
     quality_table,
@@ -27,9 +28,8 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         summary: What the verdict says.
         plates: The figures, which lie in `figures/` beside it.
     """
-    table, rungs, again = (
-        make(summary) for make in (quality_table, ladder_table, resubmission_table)
-    )
+    tables = (quality_table, ladder_table, resubmission_table, knowing_table)
+    table, rungs, again, known = (make(summary) for make in tables)
     notes = filter(None, (words.unfinished(summary), words.warning(summary)))
     parts = [
         f"# {quote(words.headline(summary))}",
@@ -43,6 +43,8 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         _meanings(summary),
         _figure(plates, "accuracy"),
         *(["## Attack by attack", rungs, quote(words.about_ladder(summary))] if rungs else []),
+        *(["## With the noise known", known, quote(words.KNOWING)] if known else []),
+        _figure(plates, "climb"),
         *(["## Submitted again", again, words.RESUBMISSION] if again else []),
         _figure(plates, "resubmission"),
         "## Threat model",

@@ -13,20 +13,30 @@ CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
     "zero-gradient": "the gradient that attacks climb is finite and not nearly zero",
     "gradient-disagrees": "over a small step the loss rises as the gradient says",
+    "clamped": "on most pictures, all but a tenth of the pixels have some gradient",
     "batch-matters": "an answer does not depend on the batch",
     "mixed-versions": "all pictures were done by the same versions",
     "images-unchanged": "attacks that see the whole model changed the pictures they did not break",
     "random-model-eot-1": "attacks on a random model average over more than one draw",
+    "eot-gradients-disagree": "the draws of a step (EOT) are enough for its gradient to be no noise",
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
-    "cheap-beats-exact": "no attack beats those with the exact gradient (paired)",
+    "cheap-beats-exact": "no cheaper view beats the exact gradient (paired)",
+    "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
+    "still-rising": "the loss of no attack still rises when its steps end",
     "no-adaptive-attack": "some attack differentiates through the defence",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
+    "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
 }
 QUALITY = (
     "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer a picture is to the "
     "clean one (100 dB, 1 and 0 for the same picture); means over the pictures, at one draw of the "
     "purifier. In brackets: 95 % intervals (Student's t)."
+)
+KNOWING = (
+    "The attacker knows what noise the defence will draw, and is judged on that noise. The gap is how "
+    "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
+    "the pictures (Student's t). These rows do not count in `robust`."
 )
 RESUBMISSION = (
     "How often all answers are right if the same picture is submitted so many times; an attacker needs "
@@ -36,18 +46,24 @@ RESUBMISSION = (
 OF_ATTACKS = (
     "zero-gradient",
     "gradient-disagrees",
+    "clamped",
     "images-unchanged",
     "random-model-eot-1",
+    "eot-gradients-disagree",
     "weaker-than-random",
     "cheap-beats-exact",
+    "blind-beats-gradient",
+    "still-rising",
     "no-adaptive-attack",
 )
 PROBED = (
     "probabilities-for-logits",
     "zero-gradient",
     "gradient-disagrees",
+    "clamped",
     "batch-matters",
     "random-model-eot-1",
+    "eot-gradients-disagree",
 )
 
 

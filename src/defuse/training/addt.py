@@ -75,7 +75,7 @@ class ADDT:
         t, label = time_and_label(plain, model, x, y, noise)
         delta = self.perturbation(model, x, y, t, label, noise.fold("cgpo"))
         mixed = self._mix(model, t, noise.fold("noise").normal(x), delta)
-        return denoising_loss(model, x, t, label, mixed)
+        return denoising_loss(model, model.encode(x), t, label, mixed)
 
     def perturbation(
         self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
@@ -110,7 +110,7 @@ class ADDT:
             eps = here.fold("noise").normal(x)
             mixed = self._mix(model, t, eps, delta)
             if self.seeks == "mse":
-                value = denoising_loss(model, x, t, label, mixed).sum()
+                value = denoising_loss(model, z, t, label, mixed).sum()
             else:
                 x_hat = model.estimate(alpha * z + sigma * mixed, t, label)
                 classifier = self.classifier.to(x.device)

@@ -58,7 +58,8 @@ class Denoising:
     def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,), with a time of its own for each."""
         t, label = time_and_label(self, model, x, y, noise)
-        loss = denoising_loss(model, x, t, label, noise.fold("noise").normal(x))
+        z = model.encode(x)
+        loss = denoising_loss(model, z, t, label, noise.fold("noise").normal(z))
         if self.min_snr is None:
             return loss
         _, alpha, sigma, _ = model.schedule(t)
@@ -89,17 +90,16 @@ def time_and_label(
     return t, torch.where(dropped, model.classes, y)
 
 
-def denoising_loss(model: Network, x: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+def denoising_loss(model: Network, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
     """The mean squared error of what the network predicts of x_t, (B,).
 
     Args:
         model: The denoiser.
-        x: Clean images (B, C, H, W) in [0, 1].
+        z: Clean images (B, C, H, W) in the denoiser's space.
         t: Times, shaped () or (B, 1, 1, 1).
         y: Labels (B,), of which an unconditional denoiser takes no notice.
-        eps: The noise in x_t, shaped like `x`.
+        eps: The noise in x_t, shaped like `z`.
     """
-    z = model.encode(x)
     _, alpha, sigma, _ = model.schedule(t)
     out = model.predict(alpha * z + sigma * eps, t, y)
     return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)

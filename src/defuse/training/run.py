@@ -15,15 +15,17 @@ from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
 from defuse.diffusion.schedule import chain_length
 from defuse.machine import bfloat16_pays, pick_device
-from defuse.menu import SpecError
-from defuse.models import card
+from defuse.menu import MENU, SpecError
+from defuse.models import card, lora
 from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
+from defuse.training.adversaries import adversaries
 from defuse.training.memory import check_memory
 from defuse.training.objectives import denoising_loss
 from defuse.training.train import train
+from defuse.training.truth import TruthMaximization
 
 OPTIONS: dict[str, tuple[Any, Any]] = {
     "steps": (int, ...),
@@ -38,6 +40,9 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "seed": (int, 0),
     "optimizer": (str, "adamw"),
     "precision": (str, "float32"),
+    "decay": (str, "cosine"),
+    "keep": (list[int], []),
+    "lora": (dict | None, None),
     "half": (bool, False),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
@@ -46,7 +51,17 @@ MACHINE: dict[str, tuple[Any, Any]] = {
     "channels_last": (bool, False),
     "compile": (bool, False),
 }
-CHOICES = {"optimizer": ("adamw", "sgd"), "precision": ("float32", "bfloat16")}
+LORA: dict[str, tuple[Any, Any]] = {
+    "rank": (int, 4),
+    "alpha": (float | None, None),
+    "layers": (str | list[str] | None, None),
+}
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("float32", "bfloat16"),
+    "decay": ("cosine", "none"),
+}
+LATER = ("decay", "keep", "lora")  # left out at their defaults, as before there were such things
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -83,9 +98,19 @@ def check(spec: Table, folder: str | None = None) -> Table:
             raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
     if not 0 <= options["average"] < 1:
         raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
+    if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
+        raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
+    part = specs.check(kind, spec[kind])
+    if options["lora"] is not None:
+        options["lora"] = _check_lora(options, kind, part)
+    for name in LATER:
+        if options[name] == OPTIONS[name][1]:
+            del options[name]
     return checked | {
-        kind: specs.check(kind, spec[kind]),
-        "objective": specs.check("objective", spec["objective"]),
+        kind: part,
+        "objective": specs.check(
+            "objective", _with_source(spec["objective"], spec.get("denoiser"))
+        ),
         "training": options,
         "machine": machine,
     }
@@ -108,7 +133,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         RuntimeError: The folder holds another training, or the loss is not a number.
     """
     kind, options = _kind(spec), dict(spec["training"])
-    half, seed = options.pop("half"), options["seed"]
+    half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
     device = pick_device(spec["machine"]["device"])
     if options["precision"] == "bfloat16" and not bfloat16_pays(device):
         options["precision"] = "float32"
@@ -118,23 +143,23 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
     objective = specs.build("objective", spec["objective"])
-    model.to(device).train().requires_grad_(True)  # a trained one is loaded frozen
+    model.to(device).train().requires_grad_(False)
+    if adapter is not None:
+        seed_torch(seed, "lora")
+        lora.add(model, **adapter)
+        model.to(device)
+    else:
+        denoising = getattr(model, "network", model) if kind == "denoiser" else model
+        denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
     check_memory(
         model, objective, data, options["batch"], device, options["precision"] == "bfloat16"
     )
-    trained = train(
-        model,
-        objective,
-        data,
-        folder,
-        **options,
-        **spec["machine"] | {"device": device},
-        asked=specs.identity(spec),
-        quiet=quiet,
-    )
-    test = specs.build("data", spec["test"]) if "test" in spec else None
-    facts = {
-        "data": spec["data"] | {"images": len(data)},
+    facts: Table = {"data": spec["data"] | {"images": len(data)}}
+    if isinstance(objective, TruthMaximization):
+        home = folder.parent / "adversaries"
+        data = adversaries(data, objective, spec["objective"], home, device, quiet)
+        facts["adversaries"] = data.facts()
+    facts |= {
         "objective": spec["objective"],
         "training": spec["training"] | {"precision": options["precision"]},
         "command": command,
@@ -142,16 +167,33 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     for fact in facts.values():
         if isinstance(fact, dict):
             fact.pop("folder", None)
-    part = spec[kind]
-    if part["name"] == "trained":  # a card says what builds the network, not where it began
-        facts["began_as"], part = part["weights"], card.read_card(part["weights"])[1]["part"]
-    card.save(folder, kind, part, trained, half, **facts)
+
+    def save(folder: Path, trained: nn.Module, **more: Any) -> None:
+        if adapter is not None:
+            card.save_adapter(folder, spec[kind], trained, **facts, **more)
+        else:
+            network, began = card.network_of(spec[kind])
+            card.save(folder, kind, network, trained, half, **began, **facts, **more)
+
+    trained = train(
+        model,
+        objective,
+        data,
+        folder,
+        **options,
+        kept=lambda step, mean: save(folder / "steps" / str(step), mean, step=step),
+        **spec["machine"] | {"device": device},
+        asked=specs.identity(spec),
+        quiet=quiet,
+    )
+    test = specs.build("data", spec["test"]) if "test" in spec else None
+    save(folder, trained)
     loaded = (
         card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
     )
     if test is not None:
         metrics = _measure(loaded.to(device), test, getattr(objective, "t_max", 1.0))
-        card.save(folder, kind, part, trained, half, **facts, metrics=metrics)
+        save(folder, trained, metrics=metrics)
     if isinstance(loaded, Network):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
     return folder
@@ -169,6 +211,32 @@ def result(folder: Path) -> str:
     for t, loss in metrics.get("denoising_loss", {}).items():
         lines.insert(-1, f"denoising loss at t = {t}: {loss}")
     return "\n".join(lines)
+
+
+def _check_lora(options: Table, kind: str, part: Table) -> Table:
+    """What `training.lora` asks, checked."""
+    if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
+        raise SpecError(
+            "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
+            "trained, weights: ...}"
+        )
+    if options["half"]:
+        raise SpecError("training.half would round away what LoRA learns: leave it out")
+    return specs.fields("training.lora", options["lora"], LORA)
+
+
+def _with_source(objective: Any, denoiser: Any) -> Table:
+    """An objective whose source may be a trained model, or the diffusion classifier of the denoiser."""
+    table = dict(specs.part("objective", objective))
+    source = table.get("source")
+    if isinstance(source, str) and ":" not in source and source not in MENU["classifier"]:
+        source = {"name": "trained", "weights": source}
+    if source is not None:
+        source = specs.part("classifier", source)
+        if source["name"] == "diffusion" and denoiser is not None:
+            source = {"denoiser": denoiser} | source
+        table["source"] = source
+    return table
 
 
 def _kind(spec: Table) -> str:
@@ -199,7 +267,8 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
         total = 0.0
         for block in blocks:
             x, y = (part.to(device) for part in fetch(test, block))
-            loss = denoising_loss(model, x, torch.tensor(t), y, _noise(block).normal(x))
+            z = model.encode(x)
+            loss = denoising_loss(model, z, torch.tensor(t), y, _noise(block).normal(z))
             total += float(loss.sum())
         losses[f"{t:.3f}"] = round(total / size, 5)
     return {"test_images": size, "denoising_loss": losses}
@@ -215,7 +284,7 @@ def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
     grid(folder / "denoised.png", rows)
     if t_max == 1:
-        start = noise.fold("sample").normal(x)
+        start = noise.fold("sample").normal(z)
         back = noise.fold("reverse")
         chain = chain_length(model.schedule)
         drawn = reverse(

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -48,14 +48,17 @@ def train(
     seed: int = 0,
     optimizer: str = "adamw",
     precision: str = "float32",
+    decay: str = "cosine",
     save_every: int = 500,
+    keep: Collection[int] = (),
+    kept: Callable[[int, nn.Module], object] | None = None,
     device: str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
     asked: str = "",
     quiet: bool = False,
 ) -> nn.Module:
-    """Train `model` in place.
+    """Train `model` in place: those of its weights that want a gradient.
 
     Args:
         model: A `Denoiser` or a classifier.
@@ -64,7 +67,7 @@ def train(
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
         steps: How many batches; those done before, as the folder says, count.
         batch: Images of a step.
-        rate: The learning rate, reached after `warmup` steps; it falls to 0 as a cosine.
+        rate: The learning rate, reached after `warmup` steps.
         warmup: Steps of a linear rise of the rate.
         weight_decay: Of the optimizer.
         average: The decay of the running average of the weights (less in the first steps).
@@ -74,7 +77,11 @@ def train(
         seed: Of everything random.
         optimizer: `"adamw"`, or `"sgd"` with Nesterov's momentum of 0.9.
         precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
+        decay: `"cosine"`: the rate then falls to 0; `"none"`: it stays.
         save_every: Steps between checkpoints.
+        keep: Steps after which `kept` is called with the step and the average, before the
+            checkpoint: after a kill it may be called again, with the same bits.
+        kept: See `keep`.
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
@@ -90,13 +97,15 @@ def train(
     model = model.to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    mean = deepcopy(model).eval().requires_grad_(False)
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    shared = {id(p): p for p in frozen.values()}  # not copied
+    mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         getattr(model, "network", model).compile()
     descent = _optimizer(optimizer, model, rate, weight_decay)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
-    step = _resume(checkpoint, asked, parts, device)
+    step = _resume(checkpoint, asked, parts, set(frozen), device)
     lines = [line for line in _lines(log) if line["step"] <= step]
     recent: deque[float] = deque(maxlen=100)
     kind, half = torch.device(device).type, precision == "bfloat16"
@@ -109,7 +118,7 @@ def train(
         began, first = time.monotonic(), step
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
-                group["lr"] = rate * _rate(step, steps, warmup)
+                group["lr"] = rate * _rate(step, steps, warmup, decay)
             seed_torch(seed, "step", step)  # dropout
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
                 loss = objective(model, x, y, noise).mean()
@@ -128,10 +137,12 @@ def train(
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
+            if kept is not None and step in keep:
+                kept(step, mean)
             if step % save_every == 0 or step == steps:
                 pace = (step - first) * batch / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
-                states = {name: part.state_dict() for name, part in parts.items()}
+                states = {name: _state(part, frozen) for name, part in parts.items()}
                 write_torch(checkpoint, {"step": step, "asked": asked} | states)
                 write_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return mean
@@ -141,7 +152,8 @@ def train(
 def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
     """Move a running average of weights towards those of `now`; buffers are copied."""
     for slow, fast in zip(average.parameters(), now.parameters(), strict=True):
-        slow.lerp_(fast, 1 - decay)
+        if slow is not fast:
+            slow.lerp_(fast, 1 - decay)
     for slow, fast in zip(average.buffers(), now.buffers(), strict=True):
         slow.copy_(fast)
 
@@ -150,9 +162,10 @@ def _optimizer(
     name: str, model: nn.Module, rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
+    trained = [p for p in model.parameters() if p.requires_grad]
     if name == "sgd":
-        return torch.optim.SGD(model.parameters(), momentum=0.9, nesterov=True, **settings)
-    return torch.optim.AdamW(model.parameters(), **settings)
+        return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
+    return torch.optim.AdamW(trained, **settings)
 
 
 def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
@@ -195,13 +208,23 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
     return permutation(size, seed, "epoch", epoch)
 
 
-def _rate(step: int, steps: int, warmup: int) -> float:
+def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
     if step < warmup:
         return (step + 1) / warmup
+    if decay == "none":
+        return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _resume(checkpoint: Path, asked: str, parts: dict[str, Any], device: str) -> int:
+def _state(part: Any, frozen: Collection[str]) -> dict[str, Any]:
+    """What a checkpoint holds of a part: all but the weights that are not trained."""
+    state = part.state_dict()
+    return {n: v for n, v in state.items() if not (isinstance(part, nn.Module) and n in frozen)}
+
+
+def _resume(
+    checkpoint: Path, asked: str, parts: dict[str, Any], frozen: set[str], device: str
+) -> int:
     if not checkpoint.exists():
         return 0
     try:
@@ -213,7 +236,10 @@ def _resume(checkpoint: Path, asked: str, parts: dict[str, Any], device: str) ->
             f"{checkpoint} belongs to another spec; name another folder with --out, or delete it"
         )
     for name, part in parts.items():
-        part.load_state_dict(saved[name])
+        if not isinstance(part, nn.Module):
+            part.load_state_dict(saved[name])
+        elif set(part.load_state_dict(saved[name], strict=False).missing_keys) - frozen:
+            raise RuntimeError(f"{checkpoint} lacks weights; delete it to start again")
     return saved["step"]
 
 

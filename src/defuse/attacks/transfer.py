@@ -1,0 +1,34 @@
+"""Transfer: images made to fool another classifier, by one who never asks the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from defuse.noise import Noise
+from defuse.protocols import Classifier
+from defuse.threat import Threat
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An attack on a source classifier, whose images are then shown to the model.
+
+    What a model withstands of it says little: who may ask the model attacks that.
+
+    Attributes:
+        source: The classifier that is attacked.
+        attack: How.
+    """
+
+    source: Any
+    attack: Any
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`."""
+        source = self.source
+        if isinstance(source, nn.Module):
+            source.eval().requires_grad_(False).to(x.device)
+        return self.attack(source, x, y, threat, Noise(noise.keys))

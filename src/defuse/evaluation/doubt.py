@@ -1,0 +1,53 @@
+"""What a doubt is, and what several of them ask of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any, Literal
+
+from defuse.attacks.autoattack import EOT
+from defuse.evaluation.record import Outcome
+from defuse.evaluation.roles import BLIND
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason not to believe a result.
+
+    Attributes:
+        name: Its heading in docs/doubts.md.
+        severity: `"red"`: the numbers are not what they seem; `"yellow"`: look again.
+        why: What was seen, in one sentence.
+    """
+
+    name: str
+    severity: Literal["red", "yellow"]
+    why: str
+
+
+def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
+    """Those of `attacks` that climb the exact gradient of the whole model, by label."""
+    return {
+        name: row
+        for name, row in attacks.items()
+        if row["view"] == "exact" and row.get("name") not in BLIND
+    }
+
+
+def eot(row: Row) -> int | None:
+    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
+    return row.get("eot") or EOT.get(row.get("version", ""))
+
+
+def lead(outcomes: Sequence[Outcome], one: str, other: str) -> float:
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval."""
+    gaps = [
+        mean(d == o.label for d in o.conditions[one].draws)
+        - mean(d == o.label for d in o.conditions[other].draws)
+        for o in outcomes
+    ]
+    if len(gaps) < 2:
+        return 0.0
+    return mean(gaps) - 1.96 * stdev(gaps) / len(gaps) ** 0.5

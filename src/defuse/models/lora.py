@@ -1,0 +1,201 @@
+"""LoRA (Hu et al., 2022): few weights beside a frozen network, by the library peft.
+
+Beside the matrix W of a layer stand A and B of a low rank; the layer computes (W + alpha / rank B A) x.
+B begins as 0, so that the network begins as it was. Adapters are kept in the layout of diffusers.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from defuse.models.weights import read_state
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+Layers = str | Sequence[str] | None
+
+_ROLE = "unet."  # what diffusers puts before the names of a denoising network's layers
+_METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
+
+
+def add(
+    model: nn.Module, rank: int = 4, alpha: float | None = None, layers: Layers = None
+) -> list[str]:
+    """Put an adapter beside layers of a denoiser's network; nothing else gets a gradient.
+
+    Args:
+        model: A denoiser, or any module; it is changed.
+        rank: Of the adapter.
+        alpha: Its strength; None is the rank.
+        layers: `"attention"` (queries, keys, values and outputs), `"convolutions"`, or names of
+            linear and convolutional layers, whole or from a dot on; None is the attention, or
+            where there is none the convolutions.
+
+    Returns:
+        The names of the layers, within the network.
+
+    Raises:
+        ValueError: There are no such layers, an option is out of range, or peft is missing.
+    """
+    if rank < 1 or not (alpha is None or alpha > 0):
+        raise ValueError(
+            f"lora needs a rank of 1 or more and an alpha above 0, not {rank}, {alpha}"
+        )
+    host = host_of(model)
+    names = _chosen(host, layers)
+    model.requires_grad_(False)
+    _inject(host, rank, alpha or rank, names)
+    return names
+
+
+def save(model: nn.Module) -> bytes:
+    """The adapter of a model that has one, as the content of a `pytorch_lora_weights.safetensors`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save as to_bytes
+
+    host = host_of(model)
+    adapters: Any = host.peft_config
+    config = adapters["default"]
+    state = {
+        _ROLE + name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(host).items()
+    }
+    told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(_adapted(host))}
+    told = json.dumps({_ROLE + key: value for key, value in told.items()})
+    return to_bytes(state, {_METADATA: told})  # one entry: the order of two is not fixed
+
+
+def load(model: nn.Module, path: Path, base: str | None = None) -> None:
+    """Add what an adapter learned to the weights of a model.
+
+    Args:
+        model: The denoiser that the adapter was made for; it is changed.
+        path: The file, in the layout of peft or the older ones of diffusers.
+        base: What `base_of` told of the model that the adapter was trained in; None if unknown.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no adapter, or one for another model.
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+    from peft import set_peft_model_state_dict
+
+    host = host_of(model)
+    state: dict[str, Tensor] = convert_unet_state_dict_to_peft(read_state(path))
+    state = {name.removeprefix(_ROLE): value for name, value in state.items()}
+    parts = {name: re.fullmatch(r"(.+)\.lora_[AB]\.weight", name) for name in state}
+    for name, part in parts.items():
+        if part is None:
+            raise ValueError(f"{path} is no LoRA adapter of a denoiser: it holds {name}")
+    layers = sorted({part[1] for part in parts.values() if part})
+    own = dict(host.named_modules())
+    strange = [name for name in layers if not isinstance(own.get(name), nn.Linear | nn.Conv2d)]
+    misfit = f"{path} is an adapter for another model"
+    if strange:
+        raise ValueError(f"{misfit}: this one has no layer {strange[0]}")
+    if base is not None and base_of(model, layers) != base:
+        raise ValueError(f"{misfit}: the weights it stands beside have changed")
+    rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
+    _inject(host, rank, _alpha(path) or rank, layers)
+    try:
+        said = set_peft_model_state_dict(host, state)
+    except RuntimeError as error:
+        raise ValueError(f"{misfit}: a layer has another size ({str(error)[-80:]})") from error
+    if said.unexpected_keys:
+        raise ValueError(f"{misfit}: it has {said.unexpected_keys[0]}")
+    _merge(host)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a model with the adapter in its weights: a network like the one it began as."""
+    copy = deepcopy(model)
+    _merge(host_of(copy))
+    return copy
+
+
+def base_of(model: nn.Module, layers: Sequence[str] | None = None) -> str:
+    """A hash of the weights that an adapter stands beside; of `layers` before there is one."""
+    host, digest = host_of(model), hashlib.sha256()
+    for name in sorted(layers or _adapted(host)):
+        layer: Any = host.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        digest.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def host_of(model: nn.Module) -> nn.Module:
+    """The network whose layers are named: of a denoiser, diffusers' one if there is one."""
+    from diffusers.models.modeling_utils import ModelMixin
+
+    network = getattr(model, "network", model)
+    return next((part for part in network.modules() if isinstance(part, ModelMixin)), network)
+
+
+def _chosen(host: nn.Module, layers: Layers) -> list[str]:
+    found = {n: m for n, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+    def ending(ends: Sequence[str]) -> list[str]:
+        return [n for n in found if any(n == end or n.endswith(f".{end}") for end in ends)]
+
+    convolutions = [name for name, layer in found.items() if isinstance(layer, nn.Conv2d)]
+    if layers is None:
+        names = ending(ATTENTION) or convolutions
+    elif isinstance(layers, str):
+        if layers not in ("attention", "convolutions"):
+            raise ValueError(
+                f"lora.layers is attention, convolutions or a list of names, not {layers!r}"
+            )
+        names = ending(ATTENTION) if layers == "attention" else convolutions
+    else:
+        lost = [end for end in layers if not ending([end])]
+        if lost:
+            raise ValueError(
+                f"lora: the network has no linear or convolutional layer {lost[0]!r}; it has "
+                f"{', '.join(list(found)[:4])}, ..."
+            )
+        names = ending(layers)
+    if not names:
+        raise ValueError(f"lora: the network has no {layers or 'linear or convolutional'} layers")
+    return names
+
+
+def _inject(host: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except (ImportError, RuntimeError) as error:
+        raise ValueError("LoRA needs the library peft: pip install defuse[lora]") from error
+    if _adapted(host):
+        raise ValueError("the network has an adapter already")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore
+        target_modules="|".join(map(re.escape, names)),  # a pattern for these names alone
+        init_lora_weights="gaussian",
+    )
+    inject_adapter_in_model(config, host)
+
+
+def _merge(host: nn.Module) -> None:
+    for name, layer in _adapted(host).items():
+        layer.merge()
+        host.set_submodule(name, layer.get_base_layer())
+    del host.peft_config  # pyright: ignore
+
+
+def _adapted(host: nn.Module) -> dict[str, Any]:
+    return {n: m for n, m in host.named_modules() if hasattr(m, "lora_A") and hasattr(m, "merge")}
+
+
+def _alpha(path: Path) -> float | None:
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    return told.get(f"{_ROLE}lora_alpha", told.get("lora_alpha"))

@@ -1,0 +1,284 @@
+"""LoRA: it begins as nothing, learns beside frozen weights, and is kept in the layout of diffusers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from defuse import spec as specs
+from defuse.defenses.classifier import DiffusionClassifier
+from defuse.diffusion.unet import unet
+from defuse.files import ADAPTER
+from defuse.menu import SpecError
+from defuse.models import card, lora
+from defuse.noise import Noise
+from defuse.training import run as training
+from defuse.training import train as loop
+
+NOISE = Noise.of(0, range(3))
+X = NOISE.uniform(torch.empty(3, 1, 4, 4))
+BASE = {
+    "name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4, "attention": [1],
+    "classes": 2,
+}  # fmt: skip
+SPEC = {
+    "data": {"name": "blobs", "size": 32},
+    "denoiser": {"name": "trained", "weights": "base"},
+    "objective": {"name": "denoising", "t_max": 0.5},
+    "training": {
+        "steps": 8, "batch": 8, "warmup": 2, "rate": 3e-2, "average": 0, "lora": {"rank": 2}
+    },
+    "machine": {"save_every": 3},
+}  # fmt: skip
+
+
+def made(attention=(1,), seed=0):
+    options = {key: value for key, value in BASE.items() if key != "name"}
+    model = unet(**options | {"attention": attention})
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        nn.init.normal_(weight, std=0.2, generator=generator)
+    return model.eval().requires_grad_(False)
+
+
+def learned(model, seed=1):
+    """As if it had been trained: nothing of the adapter is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    for weight in model.parameters():
+        if weight.requires_grad:
+            nn.init.normal_(weight, std=0.3, generator=generator)
+    return model
+
+
+@torch.no_grad()
+def logits(denoiser):
+    return DiffusionClassifier(denoiser, draws=4)(X, NOISE)
+
+
+@pytest.fixture
+def base(elsewhere):
+    """A folder `base` with a trained denoiser."""
+    card.save(Path("base"), "denoiser", specs.check("denoiser", BASE), made())
+    return Path("base")
+
+
+@pytest.mark.parametrize("layers", [None, "convolutions"])
+def test_it_begins_exactly_as_the_model(layers):
+    plain, model = made(), made()
+    lora.add(model, layers=layers)
+    assert torch.equal(logits(model), logits(plain))
+    assert torch.equal(logits(lora.merged(model)), logits(plain))
+    assert {n.split(".")[-3] for n, p in model.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
+
+
+def test_the_layers_are_those_that_are_asked():
+    names = lora.add(made())
+    assert {name[name.index(".to_") + 1 :] for name in names} == set(lora.ATTENTION)
+    assert len(names) == 16, "a way down, the middle, two on the way up"
+    without = made(attention=())
+    found = [n for n, m in lora.host_of(without).named_modules() if isinstance(m, nn.Conv2d)]
+    assert lora.add(without) == found
+    assert lora.add(made(), layers=["conv_in", "0.to_q"])[0] == "conv_in"
+    with pytest.raises(ValueError, match="no linear or convolutional layer 'to_z'; it has conv_in"):
+        lora.add(made(), layers=["to_q", "to_z"])
+    with pytest.raises(ValueError, match="no attention layers"):
+        lora.add(made(attention=()), layers="attention")
+    with pytest.raises(ValueError, match="rank of 1 or more"):
+        lora.add(made(), rank=0)
+    model = made()
+    lora.add(model)
+    with pytest.raises(ValueError, match="an adapter already"):
+        lora.add(model)
+
+
+def test_names_are_whole_names():
+    """`proj` at the root is not `block.proj`, whatever ends alike."""
+    inner = nn.Sequential()
+    inner.add_module("proj", nn.Linear(2, 2))
+    model = nn.Sequential()
+    model.add_module("proj", nn.Linear(2, 2))
+    model.add_module("block", inner)
+    assert lora.add(model, layers=["block.proj"]) == ["block.proj"]
+    assert isinstance(model.proj, nn.Linear)
+    assert not isinstance(inner.proj, nn.Linear)
+
+
+def test_stable_diffusion_2_has_as_many_weights_as_published():
+    """829,952 at rank 4, on queries, keys, values and outputs (methods of the release)."""
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.device("meta"):
+        network = UNet2DConditionModel(
+            block_out_channels=(320, 640, 1280, 1280),
+            cross_attention_dim=1024,
+            attention_head_dim=(5, 10, 20, 20),
+            use_linear_projection=True,
+        )
+    layers = [network.get_submodule(name) for name in lora._chosen(network, None)]
+    assert sum(4 * (layer.in_features + layer.out_features) for layer in layers) == 829_952
+
+
+@pytest.mark.parametrize("layers", [None, "convolutions"])
+def test_saved_and_loaded_it_says_the_same(elsewhere, layers):
+    model = made()
+    lora.add(model, rank=2, alpha=3.0, layers=layers)
+    before = logits(learned(model))
+    Path(ADAPTER).write_bytes(lora.save(model))
+    assert not torch.allclose(before, logits(made()), rtol=1e-3)
+    loaded = made()
+    lora.load(loaded, Path(ADAPTER))
+    assert torch.allclose(logits(loaded), before, rtol=1e-4)
+    assert loaded.state_dict().keys() == made().state_dict().keys(), "a plain network again"
+    assert torch.equal(logits(lora.merged(model)), logits(loaded))
+
+
+def test_diffusers_reads_it_and_it_reads_diffusers(elsewhere):
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    def network():
+        torch.manual_seed(0)  # noqa: TID251
+        return UNet2DConditionModel(
+            sample_size=4, in_channels=1, out_channels=1, layers_per_block=1, cross_attention_dim=8,
+            block_out_channels=(8, 8), norm_num_groups=4, attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        ).eval()  # fmt: skip
+
+    def said(network):
+        with torch.no_grad():
+            return network(X, 500, torch.ones(3, 2, 8)).sample
+
+    ours = network()
+    lora.add(ours, rank=2, alpha=3.0)
+    learned(ours)
+    Path(ADAPTER).write_bytes(lora.save(ours))
+    state = load_file(ADAPTER)
+    assert all(name.startswith("unet.") for name in state)
+    theirs = network()
+    theirs.load_lora_adapter(str(Path.cwd()), weight_name=ADAPTER, prefix="unet")
+    assert torch.allclose(said(theirs), said(ours), atol=1e-6)
+    assert not torch.allclose(said(theirs), said(network()), atol=1e-3)
+    old = {
+        n.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for n, v in state.items()
+    }
+    with_alpha = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 3.0})}
+    save_file(old, "old.safetensors", with_alpha)
+    read = network()
+    lora.load(read, Path("old.safetensors"))
+    assert torch.allclose(said(read), said(ours), atol=1e-6)
+
+
+def test_an_adapter_for_another_model_is_refused(elsewhere):
+    model = made()
+    names = lora.add(model)
+    told = lora.base_of(model)
+    assert told == lora.base_of(made(), names)
+    Path(ADAPTER).write_bytes(lora.save(learned(model)))
+    lora.load(made(), Path(ADAPTER), told)
+    with pytest.raises(
+        ValueError, match="another model: the weights it stands beside have changed"
+    ):
+        lora.load(made(seed=5), Path(ADAPTER), told)
+    with pytest.raises(ValueError, match="another model: this one has no layer"):
+        lora.load(made(attention=()), Path(ADAPTER))
+    wide = unet(**{k: v for k, v in BASE.items() if k != "name"} | {"widths": [8, 16]})
+    with pytest.raises(ValueError, match="another model: a layer has another size"):
+        lora.load(wide, Path(ADAPTER))
+    save_file({"weight": torch.ones(1)}, "other.safetensors")
+    with pytest.raises(ValueError, match="no LoRA adapter of a denoiser: it holds weight"):
+        lora.load(made(), Path("other.safetensors"))
+    with pytest.raises(FileNotFoundError, match="no file none"):
+        lora.load(made(), Path("none.safetensors"))
+
+
+def started(**changes):
+    return training.check(specs.load(SPEC, [f"training.{k}={v}" for k, v in changes.items()]))
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
+    if not merged:
+        monkeypatch.setattr(card, "MERGED", 0)
+    folder = training.run(started(keep=[4]), Path("run"), quiet=True)
+    begun, ended = card.load_denoiser("base"), card.load_denoiser("run")
+    names = lora._chosen(lora.host_of(begun), None)
+    for name, value in ended.state_dict().items():
+        layer = name.removeprefix("network.unet.").removesuffix(".weight")
+        assert torch.equal(value, begun.state_dict()[name]) is not (layer in names), name
+    assert (folder / ADAPTER).is_file()
+    assert (folder / "model.safetensors").is_file() is merged
+    checkpoint = torch.load(folder / "latest.pt", weights_only=True)
+    assert all(".lora_" in name for name in checkpoint["now"])
+    alone = card.load_denoiser("base")
+    lora.load(alone, folder / ADAPTER)
+    assert torch.equal(logits(alone), logits(ended))
+    assert not torch.equal(logits(card.load_denoiser("run/steps/4")), logits(ended))
+    assert not any(weight.requires_grad for weight in ended.parameters())
+    told = card.read_card("run")[1]
+    assert ("base" in told) is not merged
+    asked = specs.identity({"weights": "run"})
+    (folder / "card.json").write_text(json.dumps(told | {"step": 7}))
+    assert specs.identity({"weights": "run"}) != asked
+
+
+def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
+    monkeypatch.setattr(card, "MERGED", 0)
+    training.run(started(steps=1), Path("run"), quiet=True)
+    card.save(base, "denoiser", specs.check("denoiser", BASE), made(seed=9))
+    with pytest.raises(ValueError, match="weights it stands beside have changed"):
+        card.load_denoiser("run")
+    (base / "card.json").unlink()
+    with pytest.raises(ValueError, match="no folder 'base'"):
+        card.load_denoiser("run")
+
+
+def test_what_it_began_as_may_be_an_adapter(base):
+    training.run(started(steps=1), Path("one"), quiet=True)
+    again = specs.load(SPEC, ["denoiser.weights=one", "training.steps=1"])
+    training.run(training.check(again), Path("two"), quiet=True)
+    told = card.read_card("two")[1]
+    assert told["part"]["name"] == "unet"
+    assert told["began_as"] == "one"
+    assert torch.isfinite(logits(card.load_denoiser("two"))).all()
+
+
+class Stop(Exception):
+    pass
+
+
+def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
+    whole = training.run(started(), Path("whole"), quiet=True)
+    real, steps = loop._batch, []
+
+    def dies(*arguments):
+        steps.append(1)
+        if len(steps) == 6:  # after the checkpoint of step 3
+            raise Stop
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "_batch", dies)
+    with pytest.raises(Stop):
+        training.run(started(), Path("killed"), quiet=True)
+    monkeypatch.setattr(loop, "_batch", real)
+    resumed = training.run(started(), Path("killed"), quiet=True)
+    assert (resumed / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["denoiser={name: unet, classes: 2}"], "lora fine-tunes a denoiser that is trained"),
+        (["training.half=true"], "round away"),
+        (["training.lora.ranks=3"], "did you mean 'rank'"),
+        (["training.lora.rank=many"], "rank"),
+    ],
+)
+def test_a_spec_that_does_not_fit_is_told(base, changes, said):
+    with pytest.raises(SpecError, match=said):
+        training.check(specs.load(SPEC, changes))
