@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import stable_diffusion
 from torch import nn
 
 from defuse import spec as specs
@@ -246,6 +248,36 @@ def test_what_it_began_as_may_be_an_adapter(base):
     assert told["part"]["name"] == "unet"
     assert told["began_as"] == "one"
     assert torch.isfinite(logits(card.load_denoiser("two"))).all()
+
+
+def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkeypatch):
+    """Stable Diffusion in small: attacked, adapted, kept as an adapter, and loaded with its base."""
+    stable_diffusion(Path("sd"))
+    np.savez("rgb.npz", images=np.full((4, 8, 8, 3), 99, np.uint8), labels=np.array([0, 1, 2, 9]))
+    spec = {
+        "data": {"name": "arrays", "path": "rgb.npz"},
+        "denoiser": {"name": "stable-diffusion", "weights": "sd", "prompts": "cifar10"},
+        "objective": {
+            "name": "truth",
+            "source": {"name": "diffusion", "draws": 1},
+            "attack": {"name": "pgd", "steps": 1},
+            "t_max": 0.5,
+        },
+        "training": {"steps": 2, "batch": 2, "lora": {"rank": 2}},
+    }
+    monkeypatch.setattr(card, "MERGED", 0)
+    training.run(training.check(specs.load(spec)), Path("run"), quiet=True)
+    names = load_file(Path("run") / ADAPTER)
+    assert any(name.endswith("attn2.to_k.lora_A.weight") for name in names)
+    assert all(name.startswith(("unet.down", "unet.mid", "unet.up")) for name in names)
+    begun, ended = specs.build("denoiser", spec["denoiser"]), card.load_denoiser("run")
+    changed = [
+        name
+        for name, value in ended.state_dict().items()
+        if not torch.equal(value, begun.state_dict()[name])
+    ]
+    assert changed
+    assert all(".to_" in name for name in changed), "neither the autoencoder nor anything else"
 
 
 class Stop(Exception):

@@ -62,13 +62,12 @@ def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any)
     """
     path = folder / ADAPTER
     write_bytes(path, lora.save(model))
-    whole = lora.merged(model)
-    if sum(t.numel() * t.element_size() for t in whole.state_dict().values()) <= MERGED:
+    if sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED:
         network, began = network_of(part)
-        save(folder, "denoiser", network, whole, **began, **facts)
+        save(folder, "denoiser", network, lora.merged(model), **began, **facts)
     else:
         began = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_of(model)}
-        _write(folder, "denoiser", part, whole, began | facts)
+        _write(folder, "denoiser", part, model, began | facts)
     return path
 
 
