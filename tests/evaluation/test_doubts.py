@@ -118,3 +118,12 @@ def test_numbers_that_are_none_are_refused(doubts, mistake):
         "x",
     )
     assert "not finite" in said
+
+
+def test_who_knows_the_noise_must_do_better(doubts):
+    rows = "{{name: pgd, label: white box, loss: margin, steps: 5, eot: 2}}, {}"
+    told = "{name: pgd, label: DW-box, knows: both, loss: margin, steps: 5}"
+    idle = "{name: 'soft:still', label: DW-box, knows: both}"
+    strong = "threat.eps=0.3"
+    assert "known-noise-is-harder" in doubts(f"attacks=[{rows.format(idle)}]", strong)
+    assert "known-noise-is-harder" not in doubts(f"attacks=[{rows.format(told)}]", strong)

@@ -49,6 +49,7 @@ def all_doubts(
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
+        *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_guessing(judged, classes),
@@ -120,6 +121,22 @@ def _blind_beats_gradient(
             f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: the gradients "
             "are masked; try the loss `margin`, the view `bpda`, or more queries without gradients",
         )
+
+
+def _known_is_harder(
+    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    told = {row["label"]: row for row in roles(spec["attacks"]).knowing if row["knows"] == "both"}
+    for name in exact(told):
+        by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
+        if by > 0:
+            yield Doubt(
+                "known-noise-is-harder",
+                "red",
+                f"{name}, which knows all of the defence's noise, leaves more images right than an "
+                f"attack that knows none, by at least {by:.1%} on the same images: it is too weak; give "
+                "it as many steps and restarts, and the loss `margin`",
+            )
 
 
 def _beaten(
