@@ -160,6 +160,44 @@ def merge(
 
 
 @app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
+    min_robust: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
+    from defuse.evaluation import compare as comparing
+    from defuse.evaluation.record import Run
+    from defuse.files import write_bytes
+    from defuse.report import compare as told
+
+    found = comparing.compare(Run.open(a), Run.open(b))
+    kept = comparing.gates(found, min_robust, max_drop)
+    if junit is not None:
+        write_bytes(junit, told.junit(kept))
+    told.print_comparison(found, kept)
+    if out is not None:
+        bounds = {"min_robust": min_robust, "max_drop": max_drop}
+        told.write_comparison(
+            out, found, kept, command_line("compare", [str(a), str(b)], None, **bounds)
+        )
+        typer.echo(f"report: {out / 'compare.html'}")
+    if not all(gate.ok for gate in kept):
+        raise typer.Exit(1)
+
+
+@app.command()
 def train(
     spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
 ) -> None:

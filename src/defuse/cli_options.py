@@ -1,6 +1,7 @@
 """What the commands share: their options, and how a command is told."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,13 +27,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 def command_line(
     name: str,
-    spec: str,
+    given: str | Sequence[str],
     changes: list[str] | None,
     beside: list[str] | None = None,
     **options: Any,
 ) -> str:
     """What made a result, to be written beside it."""
-    words = [*name.split(), spec]
+    words = [*name.split(), *([given] if isinstance(given, str) else given)]
     for flag, values in (("--set", changes), ("--beside", beside)):
         words += [word for value in values or [] for word in (flag, value)]
     for key, value in options.items():

@@ -33,6 +33,7 @@ from defuse.menu import (
 
 Table = dict[str, Any]
 FILES = ("weights", "path", "prompts")  # of which the contents count, not the place
+ASIDE = ("folder", "download", "pictures", "lpips")  # no part of what a spec asks
 WORDS = ("name", "label", "view", "weights", "path", "folder", "device")  # never numbers
 
 
@@ -296,7 +297,7 @@ def _by_contents(value: Any) -> Any:
     return {
         key: _digest(v) if key in FILES and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in ("folder", "download", "pictures", "lpips")
+        if key not in ASIDE
     }
 
 

@@ -77,6 +77,19 @@ def wilson(hits: int, total: int) -> Share:
     return Share(hits / total, float(low), float(high))
 
 
+def mcnemar(one: int, other: int) -> float:
+    """How likely pairs that disagree split so unevenly if neither side is better: McNemar's p.
+
+    The exact two-sided test: of `one + other` fair coins, `one` are heads (McNemar, 1947). Where no
+    pair disagrees it is 1.
+
+    Args:
+        one: Pairs in which the one side alone is right.
+        other: Pairs in which the other side alone is right.
+    """
+    return float(stats.binomtest(one, one + other).pvalue) if one + other else 1.0
+
+
 def lower_bound(hits: int, total: int, alpha: float) -> float:
     """What the rate behind `hits` in `total` trials exceeds, but for a chance of `alpha`.
 

@@ -64,13 +64,13 @@ def chain(
         kind: What else that depends on.
     """
     needed = list({id(tensor): tensor for tensor in beside if tensor.requires_grad}.values())
-    replayed = 0
-    if torch.is_grad_enabled() and (x.requires_grad or needed):
+    asked = _graphs.get()
+    plain = asked is not None and asked >= steps
+    if torch.is_grad_enabled() and (x.requires_grad or needed) and not plain:
         learn = _Learned(owner, (*kind, x.shape[1:], x.dtype))
-        replayed = max(0, steps - learn.affordable(x))
-        if replayed:
-            x = _Chain.apply(advance, replayed, learn, x, *needed)  # pyright: ignore
-    for i in range(replayed, steps):
+        first = max(0, steps - (learn.affordable(x) if asked is None else asked))
+        return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
+    for i in range(steps):
         x = advance(i, x)
     return x
 
@@ -83,9 +83,6 @@ class _Learned:
 
     def affordable(self, x: Tensor) -> int:
         """How many steps may keep their graphs."""
-        asked = _graphs.get()
-        if asked is not None:
-            return asked
         size = _sizes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
         free = free_bytes(str(x.device))
         if size is None or free is None:
@@ -110,18 +107,41 @@ def twice_differentiable() -> AbstractContextManager[Any]:
 
 
 class _Chain(torch.autograd.Function):
+    """The chain, with the graphs of the steps from number `first` on kept, and the others replayed.
+
+    Either way a step is differentiated by itself, so that the two agree to the last bit.
+    """
+
     @staticmethod
     def forward(
-        ctx: Any, advance: Advance, steps: int, learn: _Learned, x: Tensor, *beside: Tensor
+        ctx: Any,
+        advance: Advance,
+        steps: int,
+        first: int,
+        learn: _Learned,
+        x: Tensor,
+        *beside: Tensor,
     ) -> Tensor:
         states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
+        ctx.kept = {}
         for i in range(steps):
             states.append(x)
-            x = advance(i, x)
+            if i < first:
+                x = advance(i, x)
+            else:
+                ctx.kept[i] = _Chain.step(advance, i, x)
+                x = ctx.kept[i][1].detach()
         ctx.advance, ctx.learn = advance, learn
         ctx.save_for_backward(*states, *beside)
         ctx.steps = steps
         return x if steps else x.clone()
+
+    @staticmethod
+    def step(advance: Advance, i: int, state: Tensor) -> tuple[Tensor, Tensor]:
+        """A step with its graph: where it begins, and where it ends."""
+        with torch.enable_grad():
+            x = state.detach().requires_grad_()
+            return x, advance(i, x)
 
     @staticmethod
     @once_differentiable
@@ -130,12 +150,14 @@ class _Chain(torch.autograd.Function):
         states, beside = saved[: ctx.steps], saved[ctx.steps :]
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
-            with torch.enable_grad(), ctx.learn.watching(len(gradient)):
-                x = states[i].detach().requires_grad_()
-                out = ctx.advance(i, x)
+            if i in ctx.kept:  # its graph is gone after this; a second way back replays it
+                x, out = ctx.kept.pop(i)
+            else:
+                with ctx.learn.watching(len(gradient)):
+                    x, out = _Chain.step(ctx.advance, i, states[i])
             gradient, *parts = torch.autograd.grad(out, (x, *beside), gradient, allow_unused=True)
             for j, part in enumerate(parts):
                 if part is not None:
                     total = totals[j]
                     totals[j] = part if total is None else total + part
-        return None, None, None, gradient, *totals
+        return None, None, None, None, gradient, *totals

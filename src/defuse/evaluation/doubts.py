@@ -223,7 +223,7 @@ def _few_draws(
     within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # what k draws add to it
     if within <= whole / 2:
         return
-    share = min(within / whole, 1)
+    share = min(within / whole, 1) if whole else 1.0
     if share > 3 / 4:
         advice = f"about {ceil(k * share / (share - 3 / 4))} would halve it"
     else:

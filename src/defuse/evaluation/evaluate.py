@@ -5,48 +5,26 @@ has seen, and written down as it is done.
 """
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from defuse import __version__
-from defuse.attacks.losses import watching
 from defuse.attacks.views import Limited
-from defuse.data import fetch
 from defuse.defenses.purified import votes
-from defuse.evaluation.climb import curves
-from defuse.evaluation.ledger import Ledger, peak_bytes
+from defuse.evaluation.ledger import peak_bytes
 from defuse.evaluation.probe import probe
 from defuse.evaluation.quality import Quality, measure
 from defuse.evaluation.record import Condition, Outcome, Run
+from defuse.evaluation.search import Machine, Search, besides, bounded, by_block, secret
 from defuse.noise import Noise
-from defuse.progress import progress
 from defuse.protocols import Attack, Classifier, Dataset, Defended
 from defuse.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What changes the speed of an evaluation and nothing else.
-
-    Attributes:
-        device: `"cpu"`, `"cuda"`, ...
-        rows: The most images (with their draws) in one call of the model.
-        block: Images that are attacked together and written together.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
-        quiet: Show no progress.
-    """
-
-    device: str = "cpu"
-    rows: int = 256
-    block: int = 32
-    shard: tuple[int, int] = (0, 1)
-    quiet: bool = False
 
 
 def evaluate(
@@ -90,96 +68,31 @@ def evaluate(
     """
     machine = machine or Machine()
     chosen = list(range(len(data)) if indices is None else indices)
-    done = {outcome.index for outcome in run.outcomes()}
-    rank, ranks = machine.shard
-    mine = chosen[rank::ranks]
-    todo = [index for index in mine if index not in done]
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
     measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
-    ledger = Ledger()
-    limited = Limited(model, machine.rows)
-    judge = _Judge(limited, attacks, threat, seed, draws, survivors, lpips, ledger)
-    bar = progress("evaluating images", len(mine), len(mine) - len(todo), machine.quiet)
-    with ledger.watching(model), bar as show:
-        for first in range(0, len(todo), machine.block):
-            block, here = todo[first : first + machine.block], len(mine) - len(todo) + first
-            x, y = (part.to(machine.device) for part in fetch(data, block))
-            versions = {}
-            for name, version in judge.versions(x, y, block):
-                versions[name] = version
-                show(here, name)
-            outcomes = judge.outcomes(versions, y, block, probed, measured)
-            run.add(outcomes, judge.examples(versions, outcomes, y, shown))
-            robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
-            show(here + len(block), f"robust in this block {np.mean(robust):.0%}")
+    search = Search(Limited(model, machine.rows), attacks, threat, seed, draws, survivors)
+    judge = _Judge(search, lpips)
+
+    def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
+        outcomes = judge.outcomes(versions, y, block, probed, measured)
+        run.add(outcomes, judge.examples(versions, outcomes, y, shown))
+        robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
+        return f"robust in this block {np.mean(robust):.0%}"
+
+    done = {outcome.index for outcome in run.outcomes()}
+    by_block("evaluating images", search, data, chosen, done, machine, keep)
 
 
 @dataclass
 class _Judge:
-    """Makes the versions of a block of images, and judges them."""
+    """Judges the versions of a block of images that a search made."""
 
-    model: Limited
-    attacks: Mapping[str, Attack]
-    threat: Threat
-    seed: int
-    draws: int
-    survivors: bool
+    search: Search
     lpips: bool
-    ledger: Ledger
-    began: float = 0.0
-    kept: dict[str, dict[int, str]] = field(
-        default_factory=dict
-    )  # attack: {place: made earlier by}
-    seen: dict[str, Tensor] = field(default_factory=dict)  # what the attacker's own draws say
-    climbs: dict[str, dict[int, list[float]]] = field(default_factory=dict)  # attack: {place: loss}
 
-    def versions(
-        self, x: Tensor, y: Tensor, indices: Sequence[int]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """The images as they are; and, if there are attacks, under random noise and each attack."""
-        noise = Noise.of(self.seed, indices)
-        self.began = time.perf_counter()
-        self.ledger.take()
-        self.kept, self.seen, self.climbs = {}, {}, {}
-        broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
-        before = {"clean": x}
-        if self.attacks:
-            before["random"] = self.threat.edge(x, noise.fold("control"))
-        for name, version in before.items():
-            yield name, version
-            broken = self._broken(name, version, y, noise, ()) | broken
-        for name, attack in self.attacks.items():
-            held = self.threat if _bounded(attack) else None
-            knows = getattr(attack, "knows", None)
-            done = broken if held and not knows else {}
-            version, todo = x.clone(), _besides(done, len(x))
-            for i, (_, earlier) in done.items():
-                version[i] = earlier
-            if todo:
-                search = noise.take(todo).fold("search", name)
-                if knows:
-                    search = knows.told(search, _secret(noise.take(todo)))
-                with watching() as steps:
-                    x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
-                risen = zip(todo, curves(steps, len(todo)), strict=True)
-                self.climbs[name] = {i: curve for i, curve in risen if curve}
-                version[todo] = _allowed(name, x_adv, x[todo], held)
-            self.kept[name] = {i: by for i, (by, _) in done.items()}
-            yield name, version
-            if held and not knows:
-                broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
-
-    def _broken(
-        self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
-    ) -> dict[int, tuple[str, Tensor]]:
-        """Of the images that are not done, those that are wrong on all of the attacker's own draws."""
-        todo = _besides(done, len(y))
-        if not (self.survivors and todo):
-            return {}
-        select = noise.take(todo).fold("select")
-        self.seen[name] = votes(self.model, version[todo], select, self.draws)
-        wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
-        return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
+    @property
+    def model(self) -> Limited:
+        return self.search.model
 
     def _candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
@@ -187,8 +100,8 @@ class _Judge:
         Those within the threat; if there are none, the other attackers'; if there are none of these
         either, the corruptions.
         """
-        plain = {n: a for n, a in self.attacks.items() if not getattr(a, "knows", None)}
-        held = {name for name, attack in plain.items() if _bounded(attack)}
+        plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
+        held = {name for name, attack in plain.items() if bounded(attack)}
         if held or not plain:
             return {"clean", "random", *held}
         own = {n for n, attack in plain.items() if getattr(attack, "adversarial", True)}
@@ -203,24 +116,26 @@ class _Judge:
         measured: set[int],
     ) -> list[Outcome]:
         """The verdict on each image of a block."""
-        noise, clean = Noise.of(self.seed, indices), versions["clean"]
+        noise, clean = Noise.of(self.search.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
-            kept = self.kept.get(name, {})
+            kept = self.search.kept.get(name, {})
             for i, earlier in kept.items():
                 table[i][name] = replace(table[i][earlier], of=earlier)
-            own = _besides(kept, len(y))
+            own = besides(kept, len(y))
             if not own:
                 continue
             x, private = version[own], noise.take(own)
-            knows = getattr(self.attacks.get(name), "knows", None)
+            knows = getattr(self.search.attacks.get(name), "knows", None)
             judged = self._judged(x, private, knows)
-            seen = self.seen.get(name, judged)
-            if self.attacks and name not in self.seen and not knows:  # else there is no choice
-                seen = votes(self.model, x, private.fold("select"), self.draws)
+            seen = self.search.seen.get(name, judged)
+            if (
+                self.search.attacks and name not in self.search.seen and not knows
+            ):  # else there is no choice
+                seen = votes(self.model, x, private.fold("select"), self.search.draws)
             wrong = (seen != y[own, None]).float().mean(1)
             bare = self._bare(x, private.fold("bare"))
-            size = self.threat.size(x - clean[own])
+            size = self.search.threat.size(x - clean[own])
             for j, i in enumerate(own):
                 table[i][name] = Condition(
                     draws=judged[j].tolist(),
@@ -231,10 +146,12 @@ class _Judge:
         which = [i for i, index in enumerate(indices) if index in measured]
         quality = self._quality(versions, noise.fold("quality", "purify"), which)
         candidates = self._candidates()
-        cost = {key: count / len(y) for key, count in self.ledger.take().items()}
-        seconds = round((time.perf_counter() - self.began) / len(y), 4)
+        cost = {key: count / len(y) for key, count in self.search.ledger.take().items()}
+        seconds = round((time.perf_counter() - self.search.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = probe(self.model, versions["random"], y, noise, which) if self.attacks else {}
+        probes = (
+            probe(self.model, versions["random"], y, noise, which) if self.search.attacks else {}
+        )
         return [
             Outcome(
                 index=index,
@@ -250,7 +167,7 @@ class _Judge:
                 made_by=f"defuse {__version__}, torch {torch.__version__}",
                 probe=probes.get(i, {}),
                 quality=quality.get(i, {}),
-                climb={name: of[i] for name, of in self.climbs.items() if i in of},
+                climb={name: of[i] for name, of in self.search.climbs.items() if i in of},
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
@@ -259,9 +176,9 @@ class _Judge:
     def _judged(self, x: Tensor, noise: Noise, knows: Knowledge | None) -> Tensor:
         """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
         if knows is None:
-            return votes(self.model, x, noise.fold("verdict"), self.draws)
-        told = knows.told(noise.fold("verdict", "rest"), _secret(noise))
-        turns = range(1 if knows.certain else self.draws)
+            return votes(self.model, x, noise.fold("verdict"), self.search.draws)
+        told = knows.told(noise.fold("verdict", "rest"), secret(noise))
+        turns = range(1 if knows.certain else self.search.draws)
         return torch.stack([self.model(x, told.draws(turn)).argmax(1) for turn in turns], 1)
 
     @torch.no_grad()
@@ -305,42 +222,8 @@ class _Judge:
             return {}
         indices = [outcomes[i].index for i in which]
         x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
-        x, noise = versions["clean"][which], Noise.of(self.seed, indices)
+        x, noise = versions["clean"][which], Noise.of(self.search.seed, indices)
         return _examples(self.model.model, x, x_adv, y[which], noise, indices)
-
-
-def _secret(noise: Noise) -> Noise:
-    """The noise that is told to who knows some: that of the verdict's first draw."""
-    return noise.fold("verdict", "vote", 0)
-
-
-def _besides(done: Collection[int], size: int) -> list[int]:
-    """The numbers 0 .. size - 1 without those in `done`."""
-    return [i for i in range(size) if i not in done]
-
-
-def _bounded(attack: Attack) -> bool:
-    """Whether an attack is held to the threat; one that is not says so by `bounded`."""
-    return getattr(attack, "bounded", True)
-
-
-def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
-    """What an attack returned, if it is images, and within the threat if it is held to one."""
-    if x_adv.shape != x.shape:
-        raise RuntimeError(
-            f"the attack {name} returned images shaped {tuple(x_adv.shape)}, given {tuple(x.shape)}"
-        )
-    if threat is None:
-        if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
-            raise RuntimeError(f"the attack {name} returned what is no image of [0, 1]")
-        return x_adv.detach()
-    allowed = threat.allows(x, x_adv)
-    if not bool(allowed.all()):
-        raise RuntimeError(
-            f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images; end it with threat.project(x, x_adv)"
-        )
-    return x_adv.detach()
 
 
 @torch.no_grad()

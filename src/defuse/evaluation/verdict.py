@@ -50,7 +50,7 @@ def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Cond
     rows = [(pick(outcome), outcome.label) for outcome in outcomes]
     k, n = len(rows[0][0].draws), len(rows)
     right = [row.draws.count(label) for row, label in rows]
-    won = sum(_winner(row.draws) == label for row, label in rows)
+    won = sum(winner(row.draws) == label for row, label in rows)
     has_bare = rows[0][0].bare is not None
     return Judged(
         name=name,
@@ -269,7 +269,7 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     return Judged(
         name="corrupted",
         mean=mean(lambda row: row[0].count(row[2]) / k, k * count),
-        majority=mean(lambda row: _winner(row[0]) == row[2], count),
+        majority=mean(lambda row: winner(row[0]) == row[2], count),
         worst=mean(lambda row: row[0].count(row[2]) == k, count),
         k=k,
         bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
@@ -380,10 +380,10 @@ def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
 
 
 def _right(outcome: Outcome, name: str) -> bool:
-    return _winner(outcome.conditions[name].draws) == outcome.label
+    return winner(outcome.conditions[name].draws) == outcome.label
 
 
-def _winner(draws: Sequence[int]) -> int | None:
+def winner(draws: Sequence[int]) -> int | None:
     """The class that was chosen most often; None if several were."""
     first, *others = Counter(draws).most_common(2)
     return None if others and others[0][1] == first[1] else first[0]

@@ -22,6 +22,7 @@ CHECKED = {
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
     "cheap-beats-exact": "no cheaper view beats the exact gradient (paired)",
     "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
+    "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
     "still-rising": "the loss of no attack still rises when its steps end",
     "no-adaptive-attack": "some attack differentiates through the defence",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
