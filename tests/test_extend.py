@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from defuse.cli import run
@@ -66,6 +67,19 @@ class Dice:
             least = torch.minimum(sure, least)
         return best
 '''
+OUTSIDE = """
+import torch
+from torch.nn import functional as F
+def descend(model, x, y, eps: float, steps: int = 3):
+    start = x + eps * (2 * torch.rand_like(x) - 1)
+    x_adv = start.clamp(0, 1)
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)
+        x_adv = (x_adv + eps * gradient.sign()).detach()
+        x_adv = (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1)
+    return x_adv
+"""
 
 
 @pytest.fixture
@@ -75,6 +89,7 @@ def strangers(elsewhere, monkeypatch):
         "mydata": DATA,
         "mynet": NETWORK + CLASSIFIER,
         "dice": ATTACK,
+        "theirs": OUTSIDE,
     }
     for name, text in files.items():
         (elsewhere / f"{name}.py").write_text(text)
@@ -85,7 +100,7 @@ def strangers(elsewhere, monkeypatch):
 
 
 def test_each_is_under_twenty_lines():
-    for text in (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK):
+    for text in (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK, OUTSIDE):
         assert len(text.strip().splitlines()) < 20
 
 
@@ -137,3 +152,29 @@ def test_an_attack_that_leaves_the_threat_is_refused(strangers, mistake):
     said = mistake("evaluate", "blobs", "--set", "attacks=[{name: 'cheat:shift'}]", "--out", "out")
     assert "left the threat" in said
     assert "threat.project" in said
+
+
+def test_a_function_of_a_model_and_images_is_an_attack(strangers, facts, mistake):
+    row = "attacks=[{name: 'theirs:descend', eps: 0.1}]"
+    command = ["evaluate", "blobs", "--set", row, "--set", "data.size=6", "--quiet"]
+    command += ["--set", "purifier.steps=2", "--out"]
+    torch.rand(3)  # noqa: TID251  (what else is drawn does not matter)
+    assert run([*command, "out"]) == 0
+    assert run([*command, "again"]) == 0
+    assert facts(strangers / "out") == facts(strangers / "again")
+    sizes = [row[3]["descend-exact"].size for row in facts(strangers / "out")]
+    assert min(sizes) == pytest.approx(0.1, abs=1e-4)
+    said = mistake(*command, "more", "--set", "attacks.0.epss=1")
+    assert "no option 'epss'; did you mean 'eps'" in said
+    assert "'eps' is missing" in mistake(*command, "more", "--set", "attacks=['theirs:descend']")
+    assert "left the threat" in mistake(*command, "more", "--set", "attacks.0.eps=0.2")
+
+
+def test_what_an_attack_of_another_library_returns_must_be_images(strangers, mistake):
+    text = "def pair(model, x, y):\n    return x, y\n\n\ndef whole(model, x, y, threat):\n"
+    text += "    return (x + threat.eps).clamp(max=1).numpy()\n"
+    (strangers / "pairs.py").write_text(text)
+    command = ["evaluate", "blobs", "--set", "data.size=4", "--set", "purifier.steps=2", "--quiet"]
+    said = mistake(*command, "--set", "attacks=['pairs:pair']", "--out", "out")
+    assert "returned a tuple instead of images" in said
+    assert run([*command, "--set", "attacks=['pairs:whole']", "--out", "out2"]) == 0

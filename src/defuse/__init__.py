@@ -17,6 +17,7 @@ _HOME = {
     "Plain": "defuse.models.classifiers",
     "PGD": "defuse.attacks.pgd",
     "SpecError": "defuse.menu",
+    "as_module": "defuse.attacks.outside",
     "evaluate": "defuse.evaluation.evaluate",
     "load_classifier": "defuse.models.card",
     "load_denoiser": "defuse.models.card",

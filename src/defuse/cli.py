@@ -46,6 +46,34 @@ def evaluate(
 
 
 @app.command()
+def attack(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
+    png: Annotated[
+        bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
+    ] = False,
+    shard: Shard = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
+    from defuse import spec as specs
+    from defuse.evaluation import attack as attacks
+    from defuse.evaluation import run as evaluation
+
+    part, kind = _shard(shard), attacks.check_format(form)
+    checked = evaluation.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked) + "-images")
+    run = attacks.run(checked, folder, part, quiet)
+    if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
+        command = command_line("attack", spec, changes, format=form, png=png)
+        for made in attacks.write_images(run, kind, png, command):
+            typer.echo(made)
+
+
+@app.command()
 def sweep(
     spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
 ) -> None:
@@ -188,10 +216,9 @@ def compare(
         write_bytes(junit, told.junit(kept))
     told.print_comparison(found, kept)
     if out is not None:
-        bounds = {"min_robust": min_robust, "max_drop": max_drop}
-        told.write_comparison(
-            out, found, kept, command_line("compare", [str(a), str(b)], None, **bounds)
-        )
+        bounds: Any = {"min_robust": min_robust, "max_drop": max_drop}
+        command = command_line("compare", [str(a), str(b)], None, **bounds)
+        told.write_comparison(out, found, kept, command)
         typer.echo(f"report: {out / 'compare.html'}")
     if not all(gate.ok for gate in kept):
         raise typer.Exit(1)
@@ -312,6 +339,11 @@ def _report(run: Any) -> None:
         from defuse.report.certified import print_certificates, write_certificates
 
         print_certificates(write_certificates(run), run.folder)
+    elif run.kind == "collection":
+        from defuse.evaluation.attack import write_images
+
+        for made in write_images(run):
+            typer.echo(made)
     else:
         from defuse.report.tables import print_summary
         from defuse.report.write import write_report

@@ -5,6 +5,7 @@ And which files of a folder in the diffusers layout are read.
 
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ def write_bytes(path: Path, content: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    """What an .npz file of `arrays` holds."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **dict[str, Any](arrays))
+    return buffer.getvalue()
 
 
 def write_torch(path: Path, content: Any) -> None:

@@ -64,6 +64,7 @@ MENU: dict[str, dict[str, str]] = {
         "corruption": "defuse.attacks.corruptions:Corruption",
         "fab": "defuse.attacks.fab:FAB",
         "fgsm": "defuse.attacks.pgd:fgsm",
+        "images": "defuse.data.made:Images",
         "pgd": "defuse.attacks.pgd:PGD",
         "random-search": "defuse.attacks.search:RandomSearch",
         "salt-and-pepper": "defuse.attacks.salt:SaltAndPepper",
@@ -112,6 +113,11 @@ CALL: dict[str, tuple[str, ...]] = {
     "purifier": ("x", "noise"),
     "view": ("model",),
 }
+# A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
+# the other arguments of the call, too.
+PLAIN: dict[str, tuple[tuple[str, ...], str]] = {
+    "attack": (("model", "x", "y"), "defuse.attacks.outside:Outside"),
+}
 # Parts inside a part that are not called after their kind.
 ROLES = {"source": "classifier"}
 GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
@@ -157,6 +163,14 @@ def is_itself(kind: str, found: Any) -> bool:
     if call is None or inspect.isclass(found):
         return False
     return tuple(inspect.signature(found).parameters)[: len(call)] == call
+
+
+def is_plain(kind: str, found: Any) -> bool:
+    """Whether what a part names is a function of fewer arguments than a call's (see `PLAIN`)."""
+    first, _ = PLAIN.get(kind, ((), ""))
+    if not first or inspect.isclass(found) or is_itself(kind, found):
+        return False
+    return tuple(inspect.signature(found).parameters)[: len(first)] == first
 
 
 def menu() -> dict[str, tuple[str, list[str]]]:

@@ -10,8 +10,10 @@ on every device and in every precision.
 This is the only module that may draw random numbers.
 """
 
+import random
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import Any
@@ -174,6 +176,24 @@ def permutation(size: int, seed: int, *path: Path) -> list[int]:
 def seed_torch(seed: int, *path: Path) -> None:
     """Seed torch's global generators: for the first weights of a network and for dropout."""
     torch.manual_seed(_key(seed, *path))
+
+
+@contextmanager
+def seeded(noise: Noise) -> Iterator[None]:
+    """Inside, the global generators of torch, NumPy and Python begin at `noise`; then as they were.
+
+    For strangers' code, which draws from these: for the same images in one batch it repeats itself.
+    """
+    seed, ours, theirs = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(theirs)  # noqa: NPY002
+            random.setstate(ours)
 
 
 def _key(*path: Path) -> int:

@@ -22,11 +22,13 @@ from defuse.files import ADAPTER, files_in
 from defuse.menu import (
     CALL,
     GIVEN,
+    PLAIN,
     SpecError,
     choices,
     find,
     hint,
     is_itself,
+    is_plain,
     kind_of,
     shipped,
 )
@@ -78,7 +80,8 @@ def check(kind: str, value: Any) -> Table:
     table = part(kind, value)
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
-    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if is_itself(kind, factory) else ()))
+    called = is_itself(kind, factory) or is_plain(kind, factory)
+    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if called else ()))
     signature = inspect.signature(factory).parameters
     parameters = {key: p for key, p in signature.items() if key not in filled_in}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -141,6 +144,8 @@ def build(kind: str, table: Table, **given: Any) -> Any:
     known = inspect.signature(factory).parameters
     if is_itself(kind, factory):
         return partial(factory, **options)
+    if is_plain(kind, factory):
+        return find(kind, PLAIN[kind][1])(partial(factory, **options))
     try:
         return factory(**{k: v for k, v in given.items() if k in known}, **options)
     except (ValueError, OSError) as error:

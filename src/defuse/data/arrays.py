@@ -63,7 +63,7 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
         ValueError: The file is damaged, lacks an array, or an array is not as above.
     """
     path = Path(path)
-    found = _read(path, (images, labels, "classes"))
+    found = read(path, (images, labels, "classes"))
     for name in (images, labels):
         if name not in found:
             raise ValueError(
@@ -75,7 +75,7 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     names = found.get("classes", np.arange(int(y.max(initial=0)) + 1))
     try:
         return Arrays(
-            _channels_first(found[images]),
+            channels_first(found[images]),
             torch.from_numpy(y.astype(np.int64)),
             tuple(str(name) for name in names.ravel()),
         )
@@ -83,7 +83,13 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Those of the arrays `names` that an .npz file has.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name an .npz file of images and labels")
     try:
@@ -95,7 +101,12 @@ def _read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _channels_first(x: np.ndarray) -> Tensor:
+def channels_first(x: np.ndarray) -> Tensor:
+    """Images (N, H, W, C), (N, C, H, W) or (N, H, W) as (N, C, H, W), of uint8 or float32.
+
+    Raises:
+        ValueError: They have not 1 or 3 channels, or another type.
+    """
     if np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32)
     if x.ndim == 3:

@@ -17,6 +17,7 @@ from defuse.threat import Threat
 
 RESAMPLES = 10_000
 AT_ONCE = 1 << 22  # numbers that are drawn at once
+HEX = 64  # digits of the data's hash; after it may come that of adversarial images made before
 SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
 
 
@@ -169,10 +170,10 @@ def paired(
 def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int) -> list[Mean]:
     """Means over images of paired differences, with 95 % intervals by resampling the images.
 
-    To the images two more are added, of opposite differences, as in `statistics.change_of`: so an
-    interval has a width even if no image differs, and covers what few images do not show. The
-    interval is from the 2.5th to the 97.5th percentile of the means of the resamples (Efron and
-    Tibshirani, 1993, chapter 13). All conditions are resampled by the same images.
+    To the images two more are added, on either side of their mean, by as much as those of
+    `statistics.change_of` differ from 0: so an interval has a width even if no image differs, and
+    covers what few images do not show. It is from the 2.5th to the 97.5th percentile of the means of
+    the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions are resampled alike.
 
     Args:
         gaps: (images, conditions), each the mean of `draws` differences of what is 0 or 1.
@@ -180,8 +181,8 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
         seed: The resamples depend on it and on the number of images alone.
         resamples: How many.
     """
-    more = (2 * np.asarray(draws, dtype=float)) ** -0.5
-    values = np.vstack([gaps, more, -more])
+    middle, more = gaps.mean(0), (2 * np.asarray(draws, dtype=float)) ** -0.5
+    values = np.vstack([gaps, middle + more, middle - more])
     size, means = len(values), []
     step = max(1, AT_ONCE // size)
     for first in range(0, resamples, step):
@@ -191,9 +192,8 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
         places += size * np.arange(count)[:, None]
         times = np.bincount(places.ravel(), minlength=count * size).reshape(count, size)
         means.append(times @ values / size)
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975), axis=0)
-    middle = gaps.mean(0)
-    return [Mean(float(m), float(x), float(y)) for m, x, y in zip(middle, low, high, strict=True)]
+    ends = np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).clip(-1, 1)
+    return [Mean(float(m), float(x), float(y)) for m, x, y in zip(middle, *ends, strict=True)]
 
 
 def gates(found: Comparison, min_robust: float | None, max_drop: float | None) -> list[Gate]:
@@ -233,9 +233,12 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
     found = {}
     if a["identity"] != b["identity"]:
         specs = [{k: v for k, v in run["spec"].items() if k != "machine"} for run in (a, b)]
-        found = dict(_differ(*specs, ""))
+        found = dict(_differ(specs[0], specs[1], ""))
         if not found:
             found["contents of a file that both name:"] = (a["identity"], b["identity"])
+    if a["images"] != b["images"]:  # beyond the data themselves, which are the same
+        brought = [run["images"][HEX:][:8] or None for run in (a, b)]
+        found["images that were made before:"] = (brought[0], brought[1])
     if a.get("code") != b.get("code"):
         found["code of one's own:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
     return found | dict(_differ(a.get("versions"), b.get("versions"), "versions"))
@@ -269,7 +272,7 @@ def _comparable(a: Run, b: Run) -> None:
             f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
             "both with the same evaluation.images and evaluation.subset_seed"
         )
-    if a.asked.get("images") != b.asked.get("images"):
+    if a.asked["images"][:HEX] != b.asked["images"][:HEX]:
         raise RuntimeError(
             f"{runs} are about other images (the contents or labels of the data sets differ): "
             "evaluate both on the same data"

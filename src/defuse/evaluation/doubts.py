@@ -12,7 +12,7 @@ from defuse.evaluation.climb import right
 from defuse.evaluation.doubt import Doubt, Row, exact, lead
 from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
-from defuse.evaluation.roles import BLIND, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
 from defuse.spec import part
 from defuse.statistics import mean_interval
 
@@ -45,7 +45,7 @@ def all_doubts(
     return [
         *model_doubts(probes, attacks),
         *_versions(outcomes),
-        *_unchanged(outcomes, attacks),
+        *(_unchanged(outcomes, attacks) if spec["threat"]["eps"] else ()),
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
@@ -71,6 +71,8 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
 
 def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     for name, row in attacks.items():
+        if row.get("name") in ELSEWHERE:
+            continue
         stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         if row["view"] == "exact" and stood and same > len(stood) / 10:
@@ -95,13 +97,15 @@ def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row])
 
 
 def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [name for name, row in attacks.items() if part("view", row["view"])["name"] in CHEAP]
     strong = list(exact(attacks))
-    for name, by in _beaten(outcomes, cheap, strong):
+    for name, by in _beaten(outcomes, [*cheap, *given], strong):
+        how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
             "cheap-beats-exact",
             "red",
-            f"{name}, which does not use the exact gradient, leaves fewer images right than "
+            f"{name}, which {how}, leaves fewer images right than "
             f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: give the "
             "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
         )

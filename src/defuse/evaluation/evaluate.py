@@ -116,26 +116,25 @@ class _Judge:
         measured: set[int],
     ) -> list[Outcome]:
         """The verdict on each image of a block."""
-        noise, clean = Noise.of(self.search.seed, indices), versions["clean"]
+        search = self.search
+        noise, clean = Noise.of(search.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
-            kept = self.search.kept.get(name, {})
+            kept = search.kept.get(name, {})
             for i, earlier in kept.items():
                 table[i][name] = replace(table[i][earlier], of=earlier)
             own = besides(kept, len(y))
             if not own:
                 continue
             x, private = version[own], noise.take(own)
-            knows = getattr(self.search.attacks.get(name), "knows", None)
+            knows = getattr(search.attacks.get(name), "knows", None)
             judged = self._judged(x, private, knows)
-            seen = self.search.seen.get(name, judged)
-            if (
-                self.search.attacks and name not in self.search.seen and not knows
-            ):  # else there is no choice
-                seen = votes(self.model, x, private.fold("select"), self.search.draws)
+            seen = search.seen.get(name, judged)
+            if search.attacks and name not in search.seen and not knows:  # else there is no choice
+                seen = votes(self.model, x, private.fold("select"), search.draws)
             wrong = (seen != y[own, None]).float().mean(1)
             bare = self._bare(x, private.fold("bare"))
-            size = self.search.threat.size(x - clean[own])
+            size = search.threat.size(x - clean[own])
             for j, i in enumerate(own):
                 table[i][name] = Condition(
                     draws=judged[j].tolist(),
@@ -146,12 +145,10 @@ class _Judge:
         which = [i for i, index in enumerate(indices) if index in measured]
         quality = self._quality(versions, noise.fold("quality", "purify"), which)
         candidates = self._candidates()
-        cost = {key: count / len(y) for key, count in self.search.ledger.take().items()}
-        seconds = round((time.perf_counter() - self.search.began) / len(y), 4)
+        cost = {key: count / len(y) for key, count in search.ledger.take().items()}
+        seconds = round((time.perf_counter() - search.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = (
-            probe(self.model, versions["random"], y, noise, which) if self.search.attacks else {}
-        )
+        probes = probe(self.model, versions["random"], y, noise, which) if search.attacks else {}
         return [
             Outcome(
                 index=index,
@@ -167,7 +164,7 @@ class _Judge:
                 made_by=f"defuse {__version__}, torch {torch.__version__}",
                 probe=probes.get(i, {}),
                 quality=quality.get(i, {}),
-                climb={name: of[i] for name, of in self.search.climbs.items() if i in of},
+                climb={name: of[i] for name, of in search.climbs.items() if i in of},
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]

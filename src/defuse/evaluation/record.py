@@ -6,7 +6,6 @@ same command again.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from defuse.files import write_bytes
+from defuse.files import npz_bytes, write_bytes
 
 VERSION = 1
 SAME = {  # what runs that share a folder have in common
@@ -117,7 +116,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What was done: `evaluation` or `certification`."""
+        """What was done: `evaluation`, `certification` or `collection` (of adversarial images)."""
         return self.asked.get("kind", "evaluation")
 
     @classmethod
@@ -165,9 +164,7 @@ class Run:
         # The name holds the contents, so that no two processes can write over each other.
         name = f"{outcomes[0].index:07}-{hashlib.sha256(lines).hexdigest()[:8]}"
         if examples:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **dict[str, Any](examples))
-            write_bytes(self.folder / "examples" / f"{name}.npz", buffer.getvalue())
+            write_bytes(self.folder / "examples" / f"{name}.npz", npz_bytes(examples))
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
 
     def outcomes(self) -> list[Outcome]:
@@ -199,11 +196,11 @@ class Run:
                     ) from error
         return [found[index] for index in sorted(found)]
 
-    def examples(self) -> Iterator[dict[str, np.ndarray]]:
-        """The pictures kept of each block, by index."""
+    def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
+        """The pictures kept of each block, by index; only these arrays, if any are named."""
         for path in sorted((self.folder / "examples").glob("*.npz")):
             with np.load(path) as file:
-                yield dict(file)
+                yield {name: file[name] for name in names or file}
 
 
 @dataclass(frozen=True)

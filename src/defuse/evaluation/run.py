@@ -2,16 +2,17 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from defuse import menu
 from defuse import spec as specs
 from defuse.data import fetch
+from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.model import build_model, check_model
@@ -145,8 +146,57 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         SpecError: A part refuses its options, or the parts do not fit each other.
         RuntimeError: The folder holds another run, or the result must not be believed.
     """
-    options, machine = spec["evaluation"], spec["machine"]
-    device = pick_device(machine["device"])
+    made, options = parts(spec), spec["evaluation"]
+    begun = Run.begin(folder, made.asked)
+    evaluate(
+        made.model,
+        made.data,
+        made.attacks,
+        Threat(**spec["threat"]),
+        begun,
+        indices=made.indices,
+        seed=options["seed"],
+        draws=options["draws"],
+        pictures=options["pictures"],
+        survivors=options.get("survivors", False),
+        lpips=options["lpips"],
+        machine=made.on(spec, shard, quiet),
+    )
+    return begun
+
+
+class Parts(NamedTuple):
+    """What a checked spec names, made, and found to fit together.
+
+    Attributes:
+        model: The classifier, behind its purifier if it has one.
+        data: Images with labels.
+        attacks: By label.
+        indices: The images of the run.
+        device: Where to compute.
+        asked: What the run is asked (`question`).
+    """
+
+    model: Classifier
+    data: Dataset
+    attacks: dict[str, Viewed]
+    indices: list[int]
+    device: str
+    asked: Table
+
+    def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
+        """What changes only the speed."""
+        machine = spec["machine"]
+        return Machine(self.device, machine["rows"], machine["block"], shard, quiet)
+
+
+def parts(spec: Table) -> Parts:
+    """What a checked evaluation spec names.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    options, device = spec["evaluation"], pick_device(spec["machine"]["device"])
     data: Dataset = specs.build("data", spec["data"])
     model = build_model(spec, device)
     attacks = dict(_attacks(spec["attacks"]))
@@ -157,24 +207,14 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
             check_perceptual(data[indices[0]][0])
         except ValueError as error:
             raise SpecError(f"evaluation.lpips: {error}") from error
-    for attack in attacks.values():
+    asked = question(spec, data, indices)
+    for label, attack in attacks.items():
         attack.view(model)  # so that one that does not fit is told before the work begins
-    begun = Run.begin(folder, question(spec, data, indices))
-    evaluate(
-        model,
-        data,
-        attacks,
-        Threat(**spec["threat"]),
-        begun,
-        indices=indices,
-        seed=options["seed"],
-        draws=options["draws"],
-        pictures=options["pictures"],
-        survivors=options.get("survivors", False),
-        lpips=options["lpips"],
-        machine=Machine(device, machine["rows"], machine["block"], shard, quiet),
-    )
-    return begun
+        if isinstance(attack.attack, Images):
+            given = attack.attack.over(data, indices)
+            attacks[label] = replace(attack, attack=given)
+            asked["images"] += given.digest  # of a folder of pictures, the spec tells only its name
+    return Parts(model, data, attacks, indices, device, asked)
 
 
 def question(spec: Table, data: Dataset, indices: Sequence[int]) -> Table:

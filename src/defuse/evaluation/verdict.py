@@ -11,7 +11,7 @@ from defuse import spec as specs
 from defuse.evaluation import climb, doubts
 from defuse.evaluation.quality import summarize
 from defuse.evaluation.record import Condition, Outcome, Run
-from defuse.evaluation.roles import BLIND, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
 from defuse.statistics import Share, mean_interval, mean_of, resubmissions, wilson
 from defuse.threat import Threat
 
@@ -151,7 +151,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
-    attacker = "; ".join(f"{row['label']}: {_sees(row)}" for row in attacks)
+    attacker = "; ".join(f"{row['label']}: {sees(row)}" for row in attacks)
     corruptions = [_options(_bare(row)) for row in others]
     if attacks and not attacks[0].get("bounded", True):
         change = "; ".join(_options(_bare(row)) for row in attacks) + "; no threat bounds this"
@@ -164,15 +164,17 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
             "the attacker may change": change,
             "the attacker's view": attacker,
             "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
-            "verdict",
+            "verdict"
+            if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+            else "not told: the images were made elsewhere",
         }
     if knowing:
         told["with the noise known"] = "; ".join(
-            f"{row['label']}: {known_words(row['knows'])}, seeing {_sees(row)}" for row in knowing
+            f"{row['label']}: {known_words(row['knows'])}, seeing {sees(row)}" for row in knowing
         )
     if beyond:
         told["beyond the threat"] = "; ".join(
-            f"{row['label']}: {_options(_bare(row))}, seeing {_sees(row)}" for row in beyond
+            f"{row['label']}: {_options(_bare(row))}, seeing {sees(row)}" for row in beyond
         )
     if corruptions:
         told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
@@ -210,7 +212,10 @@ def known_words(word: str) -> str:
     return f"each {what} {count}, which are known (semi-{count})"
 
 
-def _sees(row: dict[str, Any]) -> str:
+def sees(row: dict[str, Any]) -> str:
+    """What the attacker of a checked spec's row took the model for, in words."""
+    if row.get("name") in ELSEWHERE:
+        return f"nothing of this run: images made elsewhere ({row['path']})"
     views = {
         "exact": "the whole model, with its exact gradient",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",

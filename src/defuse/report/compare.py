@@ -17,7 +17,18 @@ from defuse.evaluation.compare import Comparison, Gate, Paired
 from defuse.evaluation.sweep import name_of
 from defuse.files import write_bytes
 from defuse.report.cells import cell, percent
-from defuse.report.drawing import BLUE, GREY, INK, WIDTH, interval, legend, percent_axis, png, tidy
+from defuse.report.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    RUST,
+    WIDTH,
+    interval,
+    legend,
+    percent_axis,
+    png,
+    tidy,
+)
 from defuse.report.sheet import Part, sheet
 from defuse.report.tables import SEVERITY, markdown, quote
 from defuse.statistics import Mean
@@ -29,6 +40,8 @@ ABOUT = (
     "95 % interval by bootstrap over images. Only A, only B: images on which the majority of {draws} "
     "draws is right in one run alone; p: the exact test of McNemar of these two counts."
 )
+CAPTION = "Accuracy per draw of A and B, and the paired differences, with 95 % intervals."
+DASHED = " Dashed: the bounds."
 
 
 def print_comparison(
@@ -58,7 +71,7 @@ def print_comparison(
         mark = Text(f"{doubt['severity']} doubt of {run} ", SEVERITY.get(doubt["severity"], ""))
         console.print(mark + Text(f"{doubt['name']}: {doubt['why']}", style="default"))
     for gate in kept:
-        console.print(Text(told(gate), "" if gate.ok else "bold red"))
+        console.print(Text(_marked(gate), "" if gate.ok else "bold red"))
 
 
 def write_comparison(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
@@ -73,25 +86,21 @@ def write_comparison(folder: Path, found: Comparison, kept: Sequence[Gate], comm
     Raises:
         OSError: The folder cannot be written.
     """
-    rows, drawn = _rows(found), figure(found.rows)
+    rows, drawn = _rows(found), figure(found.rows, kept)
     opening, about = _opening(found), ABOUT.format(draws=found.draws)
-    below = [told(gate) for gate in kept]
+    below = [_marked(gate) for gate in kept]
     below += [
         f"{d['severity']} doubt of {run}: {d['name']}: {d['why']}" for run, d in _doubts(found)
     ]
     title = "Two runs compared"
     parts = [f"# {title}", *map(quote, opening), markdown(HEADS, rows), about]
     parts += ["\n".join(f"- {quote(line)}" for line in below)] if below else []
-    parts += ["![accuracy of A and B, and the paired differences](compare.png)"]
+    parts += [f"![accuracy](compare.png)\n\n{CAPTION}{DASHED * bool(kept)}"]
     parts += [f"Made by `{command}`"]
     write_bytes(folder / "compare.png", drawn)
     write_bytes(folder / "compare.md", ("\n\n".join(parts) + "\n").encode())
     page = [*map(Part, opening), Part(heads=HEADS, rows=rows), Part(about), *map(Part, below)]
-    page += [
-        Part(
-            "Accuracy per draw of A and B, and the paired differences, with 95 % intervals.", drawn
-        )
-    ]
+    page += [Part(CAPTION + DASHED * bool(kept), drawn)]
     page += [Part(command, code=True)]
     write_bytes(folder / "compare.html", sheet(title, page).encode())
     whole: dict[str, Any] = {"version": VERSION, "command": command} | asdict(found)
@@ -133,15 +142,14 @@ def told(gate: Gate) -> str:
         said = f"robust accuracy of B is {cell(share)}, at least {percent(gate.bound)} was asked"
     else:
         said = (
-            f"{gate.of} accuracy falls by {_points(gate.found)} points from A to B, at most "
+            f"{gate.of} accuracy: A - B is {_points(gate.found)} points, at most "
             f"{100 * gate.bound:.1f} was asked"
         )
-    word = "pass" if gate.ok else "FAIL"
-    return f"{word}: {said}" + ("" if gate.sure else "; the interval does not settle it")
+    return said + ("" if gate.sure else "; the interval holds both sides of the bound")
 
 
-def figure(rows: Sequence[Paired]) -> bytes:
-    """Accuracy of both runs, and the paired differences beside it, with 95 % intervals."""
+def figure(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> bytes:
+    """Accuracy of both runs, the paired differences beside it, and the bounds; a PNG file."""
     drawn = Figure(figsize=(WIDTH + 1.2, 1.25 + 0.42 * len(rows)), layout="constrained")
     left, right = drawn.subplots(1, 2, sharey=True)
     styles: dict[str, dict[str, Any]] = {
@@ -157,12 +165,19 @@ def figure(rows: Sequence[Paired]) -> bytes:
         mean, low, high = row.change
         interval(right, {"accuracy": mean, "low": low, "high": high}, place, style, None)
     right.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    places = {row.name: place for place, row in enumerate(rows)}
+    for gate in kept:
+        least = gate.name == "min-robust"
+        axes, bound = (left, 100 * gate.bound) if least else (right, -100 * gate.bound)
+        ends = [places[gate.of] - 0.4, places[gate.of] + 0.4]
+        axes.plot([bound, bound], ends, color=RUST, linewidth=1.4, linestyle="--", zorder=2)
     most = max(abs(bound) for row in rows for bound in row.change)
+    most = max(most, *(gate.bound for gate in kept if gate.name == "max-drop"), 0.0)
     right.set_xlim(-108 * most, 108 * most)
     right.set_xlabel("B - A, percentage points", fontsize=9, color=INK)
     right.grid(axis="x", color="#e2e2e0", linewidth=0.7)
     tidy(right)
-    percent_axis(left, [row.name for row in rows], "accuracy per draw, %")
+    percent_axis(left, [_title(row) for row in rows], "accuracy per draw, %")
     for tick, row in zip(left.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row.name == "robust" else "normal")
     for place in range(1, len(rows), 2):
@@ -184,23 +199,33 @@ def _opening(found: Comparison) -> list[str]:
     return [
         f"From A to B, {name} accuracy per draw changes by {change} points.",
         f"A: {found.folders[0]}; B: {found.folders[1]}; {images}, {found.draws} held-out draws each.",
-        f"What differs: {where}." if where else "Both were asked the same, of the same versions.",
+        f"What differs: {where}."
+        if where
+        else "Both were asked the same, and made by the same versions.",
     ]
+
+
+def _marked(gate: Gate) -> str:
+    return f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {told(gate)}"
 
 
 def _rows(found: Comparison) -> list[list[str]]:
     return [
         [
-            "random noise" if row.name == "random" else row.name,
+            _title(row),
             cell(row.a._asdict()),
             cell(row.b._asdict()),
             _points(row.change),
             str(row.only_a),
             str(row.only_b),
-            f"{row.p:.3f}" if row.p >= 0.001 else f"{row.p:.0e}",
+            f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
         ]
         for row in found.rows
     ]
+
+
+def _title(row: Paired) -> str:
+    return "random noise" if row.name == "random" else row.name
 
 
 def _named(row: Paired) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from defuse.evaluation.roles import BLIND, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
 from defuse.evaluation.verdict import eps_words
 from defuse.report.cells import cell, columns, complement, percent, weakest_bare
 from defuse.spec import part
@@ -250,7 +250,9 @@ def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def _knows(spec: Mapping[str, Any]) -> str:
-    attacks = roles(spec["attacks"]).attacks
+    attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
+    if not attacks:
+        return "had the pictures made elsewhere"
     views = {part("view", attack["view"])["name"] for attack in attacks}
     if all(attack["name"] in BLIND for attack in attacks) and "exact" in views:
         return "sees the answers of the whole model"
