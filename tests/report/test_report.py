@@ -209,7 +209,7 @@ def test_the_page_needs_nothing_beside_it(standard):
     _, _, page = read(folder)
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 5
     for source in page.sources:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"

@@ -28,7 +28,7 @@ class Arrays:
     classes: Sequence[str]
 
     def __init__(self, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
-        _check_images(images)
+        check_images(images)
         _check_labels(labels, len(images), len(classes))
         self.images, self.labels, self.classes = images, labels, classes
 
@@ -121,7 +121,12 @@ def channels_first(x: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(x))
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Refuse what are no images (N, C, H, W), of uint8 or of float32 in [0, 1].
+
+    Raises:
+        ValueError: They are not.
+    """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(images.shape)}")
     if images.dtype == torch.uint8:

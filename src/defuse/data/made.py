@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from defuse.data import fetch, pictures
-from defuse.data.arrays import channels_first, read
+from defuse.data.arrays import channels_first, check_images, read
 from defuse.noise import Noise
 from defuse.protocols import Classifier, Dataset
 from defuse.threat import Threat
@@ -121,7 +121,7 @@ class Images:
                 raise ValueError(f"the pictures in {self.path} differ in size")
             return torch.stack(read_in)
         try:
-            x_adv = channels_first(self.arrays["images"])
+            check_images(x_adv := channels_first(self.arrays["images"]))
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         return x_adv.float() / 255 if x_adv.dtype == torch.uint8 else x_adv
