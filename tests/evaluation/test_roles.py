@@ -121,3 +121,20 @@ def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
     raised = list(model_doubts._one_draw([{"random": True}], {row["label"]: row}))
     assert bool(raised) == lazy
     assert not list(model_doubts._one_draw([{"random": False}], {row["label"]: row}))
+
+
+def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
+    source = {"name": "bayes"}
+    other = {
+        "name": "transfer",
+        "label": "other",
+        "source": source,
+        "attack": {"name": "pgd", "steps": 2},
+    }
+    told, text = report(other)
+    assert "no-adaptive-attack" in {doubt["name"] for doubt in told["doubts"]}
+    assert (
+        told["card"]["the attacker's view"]
+        == "other: another classifier, bayes (side 4), never the model (transfer)"
+    )
+    assert "knows another classifier, but not the model," in text

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from defuse.attacks.autoattack import EOT
 from defuse.evaluation.record import Outcome
-from defuse.evaluation.roles import BLIND, ELSEWHERE
+from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER
 
 Row = Mapping[str, Any]
 
@@ -32,7 +32,7 @@ def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
     return {
         name: row
         for name, row in attacks.items()
-        if row["view"] == "exact" and row.get("name") not in (*BLIND, *ELSEWHERE)
+        if row["view"] == "exact" and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
     }
 
 

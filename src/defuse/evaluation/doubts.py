@@ -12,7 +12,7 @@ from defuse.evaluation.climb import right
 from defuse.evaluation.doubt import Doubt, Row, exact, lead
 from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
-from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
 from defuse.spec import part
 from defuse.statistics import mean_interval
 
@@ -98,7 +98,11 @@ def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row])
 
 def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
-    cheap = [name for name, row in attacks.items() if part("view", row["view"])["name"] in CHEAP]
+    cheap = [
+        name
+        for name, row in attacks.items()
+        if part("view", row["view"])["name"] in CHEAP or row.get("name") in TRANSFER
+    ]
     strong = list(exact(attacks))
     for name, by in _beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
@@ -174,7 +178,8 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> It
 
 
 def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
-    if spec.get("purifier") and not exact(attacks):
+    others = any(row.get("name") in TRANSFER for row in attacks.values())
+    if (spec.get("purifier") or others) and not exact(attacks):
         yield Doubt(
             "no-adaptive-attack",
             "red",

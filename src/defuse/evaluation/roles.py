@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
+TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
 Row = dict[str, Any]
 

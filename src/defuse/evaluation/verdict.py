@@ -11,7 +11,7 @@ from defuse import spec as specs
 from defuse.evaluation import climb, doubts
 from defuse.evaluation.quality import summarize
 from defuse.evaluation.record import Condition, Outcome, Run
-from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
 from defuse.statistics import Share, mean_interval, mean_of, resubmissions, wilson
 from defuse.threat import Threat
 
@@ -216,6 +216,8 @@ def sees(row: dict[str, Any]) -> str:
     """What the attacker of a checked spec's row took the model for, in words."""
     if row.get("name") in ELSEWHERE:
         return f"nothing of this run: images made elsewhere ({row['path']})"
+    if row.get("name") in TRANSFER:
+        return f"another classifier, {_options(row['source'])}, never the model (transfer)"
     views = {
         "exact": "the whole model, with its exact gradient",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from defuse.evaluation.roles import BLIND, ELSEWHERE, roles
+from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
 from defuse.evaluation.verdict import eps_words
 from defuse.report.cells import cell, columns, complement, percent, weakest_bare
 from defuse.spec import part
@@ -253,8 +253,11 @@ def _knows(spec: Mapping[str, Any]) -> str:
     attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
     if not attacks:
         return "had the pictures made elsewhere"
-    views = {part("view", attack["view"])["name"] for attack in attacks}
-    if all(attack["name"] in BLIND for attack in attacks) and "exact" in views:
+    asking = [row for row in attacks if row["name"] not in TRANSFER]
+    if not asking:
+        return "knows another classifier, but not the model,"
+    views = {part("view", attack["view"])["name"] for attack in asking}
+    if all(attack["name"] in BLIND for attack in asking) and "exact" in views:
         return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"
