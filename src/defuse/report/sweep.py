@@ -129,11 +129,17 @@ def _over_numbers(done: Done) -> bytes:
     """Over the values of the first path, a line for each of the second, a panel for the others."""
     first, *rest = done[0][0].values
     second, others = (rest[0] if rest else None), rest[1:]
+    clean = {summary["clean"]["accuracy"] for _, summary in done}
     readings = ["clean", "robust"] if done[0][1]["attacks"] else ["clean"]
+    if len(readings) == 2 and len(clean) == 1:  # what is swept is the attack's: a line will do
+        readings = ["robust"]
     panels = list(dict.fromkeys(_panel(cell, others) for cell, _ in done))
     beside = len(panels) == 1  # then the readings stand side by side
     rows, columns = (1, len(readings)) if beside else (len(readings), len(panels))
-    figure = Figure(figsize=(3.9 * columns + 0.4, 3.2 * rows + 0.6), layout="constrained")
+    figure = Figure(
+        figsize=(3.9 * columns + (0.4 if rows * columns > 1 else 1.6), 3.2 * rows + 0.6),
+        layout="constrained",
+    )
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
     values = [_first(cell) or 0.0 for cell, _ in done]
     apart = 0.006 * (max(values) - min(values))  # lest intervals hide each other
@@ -142,6 +148,13 @@ def _over_numbers(done: Done) -> bytes:
             axes: Axes = grid[0, row] if beside else grid[row, column]
             here = [(cell, s) for cell, s in done if _panel(cell, others) == panel]
             _lines(axes, here, second, reading, apart)
+            if readings == ["robust"]:
+                level = 100 * next(iter(clean))
+                axes.axhline(level, color=GREY, linestyle=":", linewidth=1.4)
+                axes.annotate(
+                    "clean", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom",
+                    fontsize=9, color=GREY,
+                )  # fmt: skip
             axes.set_title(panel, fontsize=10)
             if beside or row == len(readings) - 1:
                 axes.set_xlabel(first, fontsize=9)
