@@ -91,7 +91,7 @@ def landscape(
     ] = None,
     data: Data = None,
     out: Out = None,
-    image: Annotated[int, typer.Option(help="Which of the images that the spec evaluates.")] = 0,
+    image: Annotated[int, typer.Option(min=0, help="Which image of the spec, from 0.")] = 0,
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,

@@ -136,3 +136,4 @@ def test_the_commands_write_pages(elsewhere, mistake):
     assert "--beside purifier.t=0.1" in told["command"]
     assert "beside/known" in np.load(elsewhere / "l" / "landscape.npz")
     assert "runs must be 1" in mistake("analyze", "trajectories", "blobs", "--runs", "0")
+    assert "--image" in mistake("analyze", "landscape", "demo", "--image", "-1")
