@@ -136,12 +136,11 @@ def trajectories(
             if name == DW:
                 own = own.knowing(known)
             many, labels = x[whose], y[whose]
-            first = torch.tensor([i < shown for i in whose])
+            where = [i for i, image in enumerate(whose) if image < shown]
+            streams = known.take(where), held.take(where)
             deltas, heights, last = [], [], many
             for last, _ in attack.path(model, many, labels, threat, own):
-                deltas.append((last - many)[first].flatten(1).cpu())
-                where = [i for i, kept in enumerate(first.tolist()) if kept]
-                streams = known.take(where), held.take(where)
+                deltas.append((last - many)[where].flatten(1).cpu())
                 heights.append(_told(model, last[where], labels[where], loss, *streams, draws))
                 done += copies
                 show(done, name)

@@ -1,7 +1,5 @@
 """The report of `defuse analyze gradients`: a table, and how alike the gradients are."""
 
-import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from matplotlib.figure import Figure
 from defuse.analysis.gradients import Gradients
 from defuse.files import write_bytes
 from defuse.report.drawing import BLUE, INK, RUST, png, tidy
-from defuse.report.sheet import Part, sheet
+from defuse.report.sheet import Part, write_sheet
 from defuse.report.tables import markdown
 
 HEADS = (
@@ -42,24 +40,18 @@ def write_gradients(folder: Path, found: Gradients, about: Mapping[str, Any]) ->
     missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
     parts = ["# Gradients of a defence", said, table, "![cosines](gradients.png)", CAPTION]
     parts += missing
-    parts.append(f"Made by `{about['command']}`")
     page = [Part(said), Part(heads=HEADS, rows=rows), Part(CAPTION, drawn)]
     page += [Part(line) for line in missing]
     page.append(Part(about["command"], code=True))
-    arrays = io.BytesIO()
-    np.savez_compressed(
-        arrays,
-        ways=[way.name for way in found.ways],
-        gradients=found.gradients,
-        directions=found.directions,
-        slopes=found.slopes,
-    )
+    arrays = {
+        "ways": np.array([way.name for way in found.ways]),
+        "gradients": found.gradients,
+        "directions": found.directions,
+        "slopes": found.slopes,
+    }
     write_bytes(folder / "gradients.png", drawn)
-    write_bytes(folder / "gradients.npz", arrays.getvalue())
-    write_bytes(folder / "gradients.md", ("\n\n".join(parts) + "\n").encode())
-    write_bytes(folder / "gradients.html", sheet("Gradients of a defence", page).encode())
-    told = {"version": 1, **about, **summary}
-    write_bytes(folder / "gradients.json", (json.dumps(told, indent=1) + "\n").encode())
+    title = "Gradients of a defence"
+    write_sheet(folder, "gradients", title, parts, page, about, summary, arrays)
     return "\n\n".join([table, *missing])
 
 

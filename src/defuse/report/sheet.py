@@ -1,10 +1,17 @@
 """A short report as one page of HTML: paragraphs, tables and figures, nothing beside it."""
 
 import base64
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
+
+from defuse.files import write_bytes
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -82,3 +89,35 @@ def sheet(title: str, parts: Sequence[Part]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(_PAGE).render(title=title, parts=parts)
+
+
+def write_sheet(
+    folder: Path,
+    name: str,
+    title: str,
+    parts: Sequence[str],
+    page: Sequence[Part],
+    about: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> None:
+    """Write `NAME.{npz,md,html,json}` of an analysis into `folder`.
+
+    Args:
+        folder: Where to.
+        name: What the files are called.
+        title: Of the page.
+        parts: The text in Markdown, without the command.
+        page: The page.
+        about: `command`, and what else is written beside the numbers.
+        summary: The numbers.
+        arrays: What is behind the figures.
+    """
+    kept = io.BytesIO()
+    np.savez_compressed(kept, **arrays)  # pyright: ignore[reportArgumentType]
+    text = "\n\n".join([*parts, f"Made by `{about['command']}`"])
+    write_bytes(folder / f"{name}.npz", kept.getvalue())
+    write_bytes(folder / f"{name}.md", (text + "\n").encode())
+    write_bytes(folder / f"{name}.html", sheet(title, page).encode())
+    told = {"version": 1, **about, **summary}
+    write_bytes(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())

@@ -1,7 +1,5 @@
 """The reports of `defuse analyze trajectories` and `defuse analyze landscape`."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from defuse.analysis.trajectories import DW, EOT, WHITE, Trajectories, flat
 from defuse.files import write_bytes
 from defuse.report.cells import cell
 from defuse.report.drawing import BLUE, INK, RUST, TEAL, png
-from defuse.report.sheet import Part, sheet
+from defuse.report.sheet import Part, write_sheet
 from defuse.report.tables import markdown
 
 COLORS = {DW: RUST, WHITE: TEAL, EOT: BLUE}
@@ -86,7 +84,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: Mapping[str, An
             *((f"height-{kind}", height) for kind, height in runs.heights.items()),
         )
     }
-    _write(folder, "trajectories", title, parts, page, about, summary, arrays)
+    write_sheet(folder, "trajectories", title, parts, page, about, summary, arrays)
     return "\n\n".join(tables)
 
 
@@ -126,27 +124,7 @@ def write_landscapes(
     write_bytes(folder / "landscape.png", drawn)
     page = [Part(said, drawn), Part(about["command"], code=True)]
     parts = [f"# {title}", "![landscape](landscape.png)", said]
-    _write(folder, "landscape", title, parts, page, about, {"models": summary}, arrays)
-
-
-def _write(
-    folder: Path,
-    name: str,
-    title: str,
-    parts: Sequence[str],
-    page: Sequence[Part],
-    about: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-) -> None:
-    kept = io.BytesIO()
-    np.savez_compressed(kept, **arrays)  # pyright: ignore[reportArgumentType]
-    text = "\n\n".join([*parts, f"Made by `{about['command']}`"])
-    write_bytes(folder / f"{name}.npz", kept.getvalue())
-    write_bytes(folder / f"{name}.md", (text + "\n").encode())
-    write_bytes(folder / f"{name}.html", sheet(title, page).encode())
-    told = {"version": 1, **about, **summary}
-    write_bytes(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
+    write_sheet(folder, "landscape", title, parts, page, about, {"models": summary}, arrays)
 
 
 def _paths(
