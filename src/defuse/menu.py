@@ -32,6 +32,7 @@ MENU: dict[str, dict[str, str]] = {
         "small-cnn": "defuse.models.build:small_cnn",
         "trained": "defuse.models.card:load_classifier",
         "wide-resnet": "defuse.models.build:wide_resnet",
+        "quick-resnet": "defuse.models.build:quick",
     },
     "denoiser": {
         "dit": "defuse.models.latent:dit",
@@ -86,7 +87,7 @@ MENU: dict[str, dict[str, str]] = {
         "addt": "defuse.training.addt:ADDT",
         "denoising": "defuse.training.objectives:Denoising",
         "pgd-at": "defuse.training.adversarial:PGDAT",
-        "plain": "defuse.training.objectives:cross_entropy",
+        "plain": "defuse.training.objectives:CrossEntropy",
         "trades": "defuse.training.adversarial:TRADES",
         "truth": "defuse.training.truth:TruthMaximization",
     },

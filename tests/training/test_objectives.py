@@ -13,7 +13,7 @@ from defuse.models.classifiers import Plain
 from defuse.noise import Noise
 from defuse.threat import Threat
 from defuse.training.adversarial import PGDAT, TRADES
-from defuse.training.objectives import Denoising, denoising_loss
+from defuse.training.objectives import CrossEntropy, Denoising, denoising_loss
 
 X = Noise.of(0, range(4)).uniform(torch.empty(4, 1, 4, 4))
 Y = torch.tensor([0, 1, 1, 0])
@@ -167,3 +167,13 @@ def test_the_search_leaves_no_trace(objective):
 def test_bad_options_are_refused(make, bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         make(**bad)
+
+
+def test_label_smoothing_spreads_a_share_of_the_label():
+    model, x = Plain(nn.Sequential(nn.Flatten(), nn.Linear(16, 4))), X
+    log = F.log_softmax(model(x, NOISE), dim=1)
+    right = log[torch.arange(4), Y]
+    loss = CrossEntropy(smoothing=0.2)(model, x, Y, NOISE)
+    assert torch.allclose(loss, -(0.8 * right + 0.2 * log.mean(1)))
+    with pytest.raises(ValueError, match="smoothing must be from 0 to below 1, not 1"):
+        CrossEntropy(1.0)

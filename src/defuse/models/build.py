@@ -8,7 +8,7 @@ from torch import nn
 
 from defuse.diffusion.denoise import Network, Prediction
 from defuse.diffusion.schedule import Schedule
-from defuse.models import cnn, resnet
+from defuse.models import cnn, quick_resnet, resnet
 from defuse.models import wide_resnet as wide
 from defuse.models.classifiers import Plain
 from defuse.models.weights import load_state, read_state
@@ -38,6 +38,18 @@ def wide_resnet(
 ) -> Plain:
     """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
     return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
+
+
+def quick(
+    widths: Sequence[int] = (64, 128, 256),
+    classes: int = 10,
+    channels: int = 3,
+    weights: Path | None = None,
+    mean: Sequence[float] = CIFAR_MEAN,
+    std: Sequence[float] = CIFAR_STD,
+) -> Plain:
+    """A small residual network that learns CIFAR-10 within two hours of one CPU core."""
+    return _plain(quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std)
 
 
 def small_cnn(

@@ -105,9 +105,25 @@ def denoising_loss(model: Network, z: Tensor, t: Tensor, y: Tensor, eps: Tensor)
     return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
 
 
-def cross_entropy(model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-    """The plain objective of a classifier: cross-entropy (B,)."""
-    return F.cross_entropy(model(x, noise).float(), y, reduction="none")
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The plain objective of a classifier.
+
+    Attributes:
+        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
+            al., 2016, section 7), from 0 to below 1.
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be from 0 to below 1, not {self.smoothing}")
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        logits = model(x, noise).float()
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:

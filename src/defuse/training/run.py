@@ -17,6 +17,7 @@ from defuse.diffusion.schedule import chain_length
 from defuse.machine import bfloat16_pays, pick_device
 from defuse.menu import MENU, SpecError
 from defuse.models import card, lora
+from defuse.models.classifiers import Plain
 from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
 from defuse.spec import Table
@@ -33,6 +34,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "rate": (float, 2e-4),
     "warmup": (int, 100),
     "weight_decay": (float, 0.0),
+    "bias_rate": (float, 1.0),
     "average": (float, 0.999),
     "clip": (float, 1.0),
     "flip": (bool, False),
@@ -61,7 +63,12 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "decay": ("cosine", "none"),
 }
-LATER = ("decay", "keep", "lora")  # left out at their defaults, as before there were such things
+LATER = (
+    "decay",
+    "keep",
+    "lora",
+    "bias_rate",
+)  # left out at their defaults, as before there were such things
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -87,7 +94,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         checked["test"] = specs.check_data(spec["test"], folder)
     options = specs.fields("training", spec["training"], OPTIONS)
     machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    for name in ("steps", "batch", "rate", "clip", "save_every"):
+    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every"):
         if not (options | machine)[name] > 0:
             raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
     for name in ("warmup", "crop", "weight_decay"):
@@ -151,6 +158,9 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     else:
         denoising = getattr(model, "network", model) if kind == "denoiser" else model
         denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
+    if isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
+        x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
+        prepare((x.to(device) - model.mean) / model.std)
     check_memory(
         model, objective, data, options["batch"], device, options["precision"] == "bfloat16"
     )

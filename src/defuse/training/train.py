@@ -41,6 +41,7 @@ def train(
     rate: float = 2e-4,
     warmup: int = 100,
     weight_decay: float = 0.0,
+    bias_rate: float = 1.0,
     average: float = 0.999,
     clip: float = 1.0,
     flip: bool = False,
@@ -70,6 +71,8 @@ def train(
         rate: The learning rate, reached after `warmup` steps.
         warmup: Steps of a linear rise of the rate.
         weight_decay: Of the optimizer.
+        bias_rate: How many times faster than weights biases learn, and decay no faster (Jordan,
+            2024, section 3.4: 64).
         average: The decay of the running average of the weights (less in the first steps).
         clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
@@ -102,7 +105,7 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         getattr(model, "network", model).compile()
-    descent = _optimizer(optimizer, model, rate, weight_decay)
+    descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
     step = _resume(checkpoint, asked, parts, set(frozen), device)
@@ -118,7 +121,7 @@ def train(
         began, first = time.monotonic(), step
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
-                group["lr"] = rate * _rate(step, steps, warmup, decay)
+                group["lr"] = rate * group.get("faster", 1) * _rate(step, steps, warmup, decay)
             seed_torch(seed, "step", step)  # dropout
             with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
                 loss = objective(model, x, y, noise).mean()
@@ -159,10 +162,16 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
 
 
 def _optimizer(
-    name: str, model: nn.Module, rate: float, weight_decay: float
+    name: str, model: nn.Module, rate: float, weight_decay: float, bias_rate: float
 ) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    if bias_rate != 1:
+        biases = [p for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad]
+        known = set(map(id, biases))
+        fast = {"faster": bias_rate, "weight_decay": weight_decay / bias_rate}
+        weights = [p for p in trained if id(p) not in known]
+        trained = [{"params": weights}, {"params": biases} | fast]
     if name == "sgd":
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
     return torch.optim.AdamW(trained, **settings)
