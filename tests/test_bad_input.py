@@ -81,6 +81,7 @@ def test_no_such_device(elsewhere, mistake):
         (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
         (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
         (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
+        (["evaluate", "blobs", "--set", "attacks.0.label=robust"], "is a row of its own"),
         (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attack.view must be a word"),
         (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
         (["evaluate", "blobs", "--set", "threat.eps=8"], "at most 1"),

@@ -56,9 +56,9 @@ def _convolve(device: str, kind: torch.dtype) -> float:
 def versions() -> dict[str, str]:
     """What made a result: the versions of this package, Python and the libraries."""
     found = {"python": platform.python_version()}
-    for name in ("defuse", "torch", "diffusers", "numpy"):
+    for name in ("defuse", "torch", "diffusers", "numpy", "transformers", "peft", "torchsde"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
+            continue
     return found

@@ -38,6 +38,7 @@ SECTIONS = (
 )
 ROLE = ("bounded", "adversarial")  # what an attack says of itself
 APART = ("adjoint", "bpda", "matched", "surrogate", "undefended")  # views that take a defence apart
+RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
 EVALUATION: dict[str, tuple[Any, Any]] = {
     "images": (int | None, None),
     "subset_seed": (int, 0),
@@ -307,7 +308,9 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
         found = menu.find("attack", row["name"])
         row |= {key: False for key in ROLE if not getattr(found, key, True)}
-        if row["label"] in ("clean", "random") or row["label"] in {c["label"] for c in checked}:
+        if row["label"] in RESERVED:
+            raise SpecError(f"{row['label']!r} is a row of its own: give the attack another `label`")
+        if row["label"] in {c["label"] for c in checked}:
             raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
         checked.append(row)
     return checked

@@ -1,0 +1,166 @@
+"""The robust accuracy of CIFAR-10 classifiers by the public AutoAttack and by ours, image by image.
+
+It needs a checkout of https://github.com/fra31/auto-attack, the files of CIFAR-10, and public
+weights: those of ResNet-20 as for `cifar-resnet`, and of the small adversarially trained networks
+of VNN-COMP 2021 (resnet2b.pth and resnet4b.pth of its benchmark `cifar10_resnet`):
+
+    python bench/agreement.py --autoattack auto-attack --data cifar10 --weights FOLDER --out agreement
+
+The folder of weights is searched for files whose names begin with resnet20, resnet2b and resnet4b.
+What is done is kept in --out: run again, it goes on. Prints a table in Markdown (docs/selftest.md
+has it): per model and size of linf, on the first images of the test split, the robust accuracy that the
+public `standard` reports, and that of our `standard` and `defuse`, with 95 % intervals (Wilson's),
+on how many images their verdicts differ, and the seconds of processor time that each took.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defuse.attacks.autoattack import AutoAttack
+from defuse.data import fetch
+from defuse.data.cifar import cifar10
+from defuse.files import write_bytes
+from defuse.models.build import cifar_resnet
+from defuse.models.classifiers import Plain
+from defuse.models.weights import load_state, read_state
+from defuse.noise import Noise
+from defuse.statistics import wilson
+from defuse.threat import Threat
+
+HEADS = (
+    "| model | linf | clean | public, standard | ours, standard | ours, defuse "
+    "| verdicts that differ | seconds |"
+)
+VERSIONS = ("public", "standard", "defuse")
+
+
+class ConvexResNet(nn.Module):
+    """The residual networks of VNN-COMP 2021, without normalization, by their number of blocks."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        first = 4 * blocks
+        self.conv1 = nn.Conv2d(3, first, 3, 2, 1)
+        self.layer1 = nn.Sequential(Block(first, 2 * first, 2), Block(2 * first, 2 * first, 1))
+        self.layer2 = nn.Sequential()
+        if blocks == 4:
+            self.layer2 = nn.Sequential(Block(32, 32, 2), Block(32, 32, 1))
+        self.linear1, self.linear2 = nn.Linear(2048 // blocks, 100), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 10) of normalized images (B, 3, 32, 32)."""
+        x = self.layer2(self.layer1(torch.relu(self.conv1(x))))
+        return self.linear2(torch.relu(self.linear1(x.flatten(1))))
+
+
+class Block(nn.Module):
+    """Two convolutions and a shortcut."""
+
+    def __init__(self, before: int, after: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, after, 3, stride, 1)
+        self.conv2 = nn.Conv2d(after, after, 3, 1, 1)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W)."""
+        return torch.relu(self.conv2(torch.relu(self.conv1(x))) + self.shortcut(x))
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    for name, meaning in {
+        "autoattack": "a checkout of the release",
+        "data": "the folder of CIFAR-10",
+        "weights": "the folder of the weights",
+        "out": "where results are kept",
+    }.items():
+        parser.add_argument(f"--{name}", type=Path, required=True, help=meaning)
+    parser.add_argument("--images", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    sys.path.insert(0, str(options.autoattack))
+    torch.set_num_threads(1)
+    x, y = fetch(cifar10(options.data), range(options.images))
+    print(HEADS, f"|{'---|' * 8}", sep="\n")
+    for name in ("resnet20", "resnet2b", "resnet4b"):
+        model = network(name, options.weights)
+        for eps in (2, 8):
+            threat = Threat("linf", eps / 255)
+            told = {}
+            for version in VERSIONS:
+                place = options.out / f"{name}-{eps}-{version}-{len(x)}-{options.seed}.json"
+                if not place.exists():
+                    told_of = judged(model, x, y, threat, version, options.seed)
+                    write_bytes(place, json.dumps(told_of).encode())
+                told[version] = json.loads(place.read_text())
+            print(line(name, eps, told), flush=True)
+
+
+def network(name: str, folder: Path) -> Plain:
+    """The classifier of that name."""
+    found = sorted(folder.rglob(f"{name}*"))
+    if not found:
+        sys.exit(f"{folder} has no weights whose name begins with {name}")
+    if name == "resnet20":
+        model = cifar_resnet(20, weights=found[0])
+    else:
+        blocks = ConvexResNet(int(name[6]))
+        load_state(blocks, read_state(found[0]), name)
+        model = Plain(blocks, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+    return model.eval().requires_grad_(False)
+
+
+def judged(
+    model: Plain, x: Tensor, y: Tensor, threat: Threat, version: str, seed: int
+) -> dict[str, Any]:
+    """Which images are right, clean and under that AutoAttack, and how long it took."""
+    noise, began = Noise.of(seed, range(len(x))), time.process_time()
+    if version == "public":
+        from autoattack import AutoAttack as Public  # pyright: ignore
+
+        attack = Public(
+            lambda images: model(images, noise), "Linf", threat.eps, seed, False, device="cpu"
+        )
+        found = attack.run_standard_evaluation(x, y, bs=len(x))
+    else:
+        attack = AutoAttack(version, eot=1, draws=4)  # pyright: ignore[reportArgumentType]
+        found = attack(model, x, y, threat, noise)
+    took = time.process_time() - began
+    inside = (found - x).abs().amax() <= threat.eps + 1e-6 and 0 <= found.min() <= found.max() <= 1
+    if not inside:
+        sys.exit(f"the images of {version} are not within the threat")
+    clean, robust = ((model(images, noise).argmax(1) == y).tolist() for images in (x, found))
+    return {"clean": clean, "robust": robust, "seconds": took}
+
+
+def line(name: str, eps: int, told: dict[str, Any]) -> str:
+    """A line of the table."""
+    n = len(told["public"]["clean"])
+    shares = [wilson(sum(told["public"]["clean"]), n)]
+    shares += [wilson(sum(told[version]["robust"]), n) for version in VERSIONS]
+    cells = [f"{100 * s.accuracy:.1f} % [{100 * s.low:.1f}, {100 * s.high:.1f}]" for s in shares]
+    differ = [
+        sum(a != b for a, b in zip(told[v]["robust"], told["public"]["robust"], strict=True))
+        for v in VERSIONS[1:]
+    ]
+    seconds = ", ".join(f"{told[version]['seconds']:.0f}" for version in VERSIONS)
+    return (
+        f"| {' | '.join([name, f'{eps}/255', *cells, ' and '.join(map(str, differ)), seconds])} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
