@@ -81,6 +81,9 @@ def unet(
         dropout=dropout,
         num_class_embeds=classes + 1 if classes else None,
     )
+    for name, module in inner.named_modules():
+        if name.endswith(("to_q", "to_k", "to_v")):
+            module.register_forward_pre_hook(_in_one_piece)
     network = PatchedUNet(inner, patch)
     shape = (channels, size, size)
     return Network(
@@ -92,3 +95,8 @@ def unet(
         time=time,
         clip=clip,
     )
+
+
+def _in_one_piece(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Of the transposed view that diffusers hands attention, torch makes slow batched products."""
+    return tuple(x.contiguous() for x in inputs)
