@@ -36,6 +36,7 @@ MENU: dict[str, dict[str, str]] = {
     },
     "denoiser": {
         "dit": "defuse.models.latent:dit",
+        "empirical": "defuse.data.empirical:empirical",
         "mixture": "defuse.data.blobs:mixture",
         "network": "defuse.models.build:denoising_network",
         "stable-diffusion": "defuse.models.latent:stable_diffusion",
