@@ -28,6 +28,7 @@ MENU: dict[str, dict[str, str]] = {
         "bayes": "defuse.data.blobs:bayes",
         "cifar-resnet": "defuse.models.build:cifar_resnet",
         "diffusion": "defuse.defenses.classifier:DiffusionClassifier",
+        "jem": "defuse.models.build:jem",
         "network": "defuse.models.build:network",
         "small-cnn": "defuse.models.build:small_cnn",
         "trained": "defuse.models.card:load_classifier",

@@ -1,5 +1,6 @@
 """What the attacker takes the defended model for. A view is a function from model to model."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,12 +69,12 @@ def undefended(model: Classifier) -> Classifier:
 
 def whole(model: Classifier) -> Classifier:
     """A diffusion classifier on the same draws without elimination, which has no steps to hide in."""
-    return _as(model, _eliminating(model).whole())
+    return _eliminating(model, lambda classifier: classifier.whole())
 
 
 def first_stage(model: Classifier) -> Classifier:
     """What a diffusion classifier ranks classes by in its first stage: the early-exit attack."""
-    return _as(model, _eliminating(model).stage(1))
+    return _eliminating(model, lambda classifier: classifier.stage(1))
 
 
 def straight_through(purifier: Purifier) -> Purifier:
@@ -136,10 +137,13 @@ def _defended(model: Classifier) -> Defended:
     return inner
 
 
-def _eliminating(model: Classifier) -> Any:
-    inner = model.model if isinstance(model, Limited) else model
-    if not hasattr(inner, "whole"):
-        raise ValueError(
-            "this view is for the classifier `diffusion`, alone and without a purifier; use `exact`"
-        )
-    return inner
+def _eliminating(model: Classifier, change: Callable[[Any], Classifier]) -> Classifier:
+    """The model with its diffusion classifier changed, which may stand behind a purifier."""
+    inner: Any = model.model if isinstance(model, Limited) else model
+    if hasattr(inner, "whole"):
+        return _as(model, change(inner))
+    if hasattr(inner, "before") and hasattr(inner.classifier, "whole"):
+        return _as(model, inner.before(change(inner.classifier)))
+    raise ValueError(
+        "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
+    )

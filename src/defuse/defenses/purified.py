@@ -32,6 +32,10 @@ class Purified(nn.Module):
         """The same classifier behind another purifier."""
         return Purified(self.classifier, purifier)
 
+    def before(self, classifier: Classifier) -> "Purified":
+        """The same purifier before another classifier."""
+        return Purified(classifier, self.purifier)
+
 
 def image_shape(purifier: object) -> tuple[int, int, int] | None:
     """(C, H, W) of the images that a purifier's denoiser was made for; None if any will do."""

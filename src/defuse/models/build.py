@@ -11,6 +11,7 @@ from defuse.diffusion.schedule import Schedule
 from defuse.models import cnn, quick_resnet, resnet
 from defuse.models import wide_resnet as wide
 from defuse.models.classifiers import Plain
+from defuse.models.jem import JEM
 from defuse.models.weights import load_state, read_state
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +39,22 @@ def wide_resnet(
 ) -> Plain:
     """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
     return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
+
+
+def jem(
+    depth: int = 28,
+    width: int = 10,
+    classes: int = 10,
+    chains: int = 1,
+    sigma: float = 0.0,
+    refine: int = 0,
+    weights: Path | None = None,
+) -> JEM:
+    """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published."""
+    model = JEM(depth, width, classes, chains=chains, sigma=sigma, refine=refine)
+    if weights is not None:
+        load_state(model, read_state(weights), str(weights))
+    return model
 
 
 def quick(
