@@ -30,6 +30,7 @@ MENU: dict[str, dict[str, str]] = {
         "diffusion": "defuse.defenses.classifier:DiffusionClassifier",
         "jem": "defuse.models.build:jem",
         "network": "defuse.models.build:network",
+        "noised-diffusion": "defuse.defenses.noised:NoisedDiffusionClassifier",
         "small-cnn": "defuse.models.build:small_cnn",
         "trained": "defuse.models.card:load_classifier",
         "wide-resnet": "defuse.models.build:wide_resnet",

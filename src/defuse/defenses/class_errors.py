@@ -54,13 +54,27 @@ class ClassErrors:
         draw, image = pairs.unbind(1)
         t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
         ratio, alpha, sigma = ((alpha / sigma).to(z), alpha.to(z), sigma.to(z))
-        clean = z[image]
         keys = tuple(self._keys_of(k)[b] for k, b in pairs.tolist())
-        x_t = alpha * clean + sigma * Noise(keys).normal(clean)  # once for all classes
+        eps = Noise(keys).normal(z[image])
+        x_t, target = self.meet(z, image, alpha, sigma, eps)  # once for all classes
         x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
         # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
-        gap = ratio[row] * (clean[row] - x_hat)
+        gap = ratio[row] * (target[row] - x_hat)
         return LOSSES[self.loss](gap).flatten(1).mean(1)
+
+    def meet(
+        self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the pairs (draw, image): x_t, and what x_hat should be, both (n, C, H, W).
+
+        Args:
+            z: All images, in the denoiser's space.
+            image: The place of each pair's image in it (n,).
+            alpha: Of each pair (n, 1, 1, 1).
+            sigma: Likewise.
+            eps: The noise of each pair (n, C, H, W).
+        """
+        return alpha * z[image] + sigma * eps, z[image]
 
     @torch.no_grad()
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:

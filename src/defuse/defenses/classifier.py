@@ -128,10 +128,14 @@ class DiffusionClassifier(nn.Module):
             )
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).fold("eps")
-        errors = ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
+        errors = self.errors(eps)
         table, taken, fallen = self._measure(errors, z.detach(), weight)
         logits = -self._scale(z) * errors.mean(table, taken, z, weight)
         return _below(logits, fallen) if self.rule else logits
+
+    def errors(self, eps: Noise) -> ClassErrors:
+        """The errors of the classes on the draws of `eps`."""
+        return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
 
     def whole(self) -> "DiffusionClassifier":
         """The same classifier, on the same draws, without elimination."""

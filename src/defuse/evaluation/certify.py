@@ -115,6 +115,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         raise SpecError(f"rows must be 1 or more, not {machine['rows']}")
     if spec.get("purifier") is not None:
         spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
+    spec = spec | {"classifier": _judge(spec, options["sigma"])}
     model = check_model(spec)
     data = {"data": specs.check_data(spec["data"], folder)}
     return data | model | {"certification": options, "machine": machine}
@@ -257,6 +258,26 @@ def _check_options(section: Any) -> Table:
             f"agree; take {least} or more"
         )
     return options
+
+
+def _judge(spec: Table, sigma: float) -> Table:
+    """The classifier's part; of one that judges noisy images, told of their noise.
+
+    Raises:
+        SpecError: It was told of another, or a purifier takes the noise off before.
+    """
+    table = specs.part("classifier", spec["classifier"])
+    if not getattr(menu.find("classifier", table["name"]), "noised", False):
+        return table
+    if spec.get("purifier") is not None:
+        raise SpecError(
+            f"the classifier {table['name']} judges the noisy image itself: leave out the purifier"
+        )
+    if table.get("sigma", sigma) != sigma:
+        raise SpecError(
+            f"classifier {table['name']}: the noise is certification.sigma; leave out `sigma`"
+        )
+    return table | {"sigma": sigma}
 
 
 def _for_noise(part: Any, sigma: float) -> Table:
