@@ -19,6 +19,7 @@ FLOORS = [
     {"cli_options"},
     {"cli_analyze"},
     {"cli"},
+    {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

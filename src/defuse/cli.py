@@ -228,14 +228,19 @@ def compare(
 def train(
     spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
 ) -> None:
-    """Train a denoiser or a classifier. To resume, run it again."""
+    """Train a denoiser or a classifier. To resume, run it again.
+
+    On several processes: torchrun --nproc-per-node N -m defuse train SPEC
+    """
     from defuse import spec as specs
     from defuse.training import run as training
+    from defuse.training.processes import numbers
 
     checked = training.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
-    typer.echo(training.run(checked, folder, quiet, command_line("train", spec, changes)))
-    typer.echo(training.result(folder))
+    training.run(checked, folder, quiet, command_line("train", spec, changes))
+    if numbers().first:
+        typer.echo(f"{folder}\n{training.result(folder)}")
 
 
 @app.command()

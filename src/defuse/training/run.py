@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,10 @@ from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
-from defuse.training.adversaries import adversaries
+from defuse.training.adversaries import Adversaries, adversaries
 from defuse.training.memory import check_memory
 from defuse.training.objectives import denoising_loss
+from defuse.training.processes import Processes, together
 from defuse.training.train import train
 from defuse.training.truth import TruthMaximization
 
@@ -44,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "precision": (str, "float32"),
     "decay": (str, "cosine"),
     "keep": (list[int], []),
+    "accumulate": (int, 1),
     "lora": (dict | None, None),
     "half": (bool, False),
 }
@@ -68,6 +70,7 @@ LATER = (
     "keep",
     "lora",
     "bias_rate",
+    "accumulate",
 )  # left out at their defaults, as before there were such things
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
@@ -94,7 +97,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         checked["test"] = specs.check_data(spec["test"], folder)
     options = specs.fields("training", spec["training"], OPTIONS)
     machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every"):
+    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every", "accumulate"):
         if not (options | machine)[name] > 0:
             raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
     for name in ("warmup", "crop", "weight_decay"):
@@ -138,11 +141,19 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     Raises:
         SpecError: A part refuses its options.
         RuntimeError: The folder holds another training, or the loss is not a number.
+        ValueError: The batch cannot be split evenly over the processes.
     """
+    device = pick_device(spec["machine"]["device"])
+    with together(device) as processes:
+        return _run(spec, folder, device, processes, quiet or not processes.first, command)
+
+
+def _run(
+    spec: Table, folder: Path, device: str, processes: Processes, quiet: bool, command: str
+) -> Path:
     kind, options = _kind(spec), dict(spec["training"])
     half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
-    device = pick_device(spec["machine"]["device"])
-    if options["precision"] == "bfloat16" and not bfloat16_pays(device):
+    if options["precision"] == "bfloat16" and not processes.agreed(bfloat16_pays(device)):
         options["precision"] = "float32"
         if not quiet:
             print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
@@ -161,14 +172,16 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     if isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
         x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
         prepare((x.to(device) - model.mean) / model.std)
-    check_memory(
-        model, objective, data, options["batch"], device, options["precision"] == "bfloat16"
-    )
+    at_once = options["batch"] // processes.count // options.get("accumulate", 1)
+    check_memory(model, objective, data, at_once, device, options["precision"] == "bfloat16")
     facts: Table = {"data": spec["data"] | {"images": len(data)}}
     if isinstance(objective, TruthMaximization):
         home = folder.parent / "adversaries"
-        data = adversaries(data, objective, spec["objective"], home, device, quiet)
-        facts["adversaries"] = data.facts()
+        for turn in (True, False):  # the first makes them, the others find them
+            if processes.first == turn:
+                data = adversaries(data, objective, spec["objective"], home, device, quiet)
+            processes.agreed(None)
+        facts["adversaries"] = cast(Adversaries, data).facts()
     facts |= {
         "objective": spec["objective"],
         "training": spec["training"] | {"precision": options["precision"]},
@@ -195,7 +208,11 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         **spec["machine"] | {"device": device},
         asked=specs.identity(spec),
         quiet=quiet,
+        processes=processes,
     )
+    if not processes.first:
+        processes.agreed(None)  # until all is written
+        return folder
     test = specs.build("data", spec["test"]) if "test" in spec else None
     save(folder, trained)
     loaded = (
@@ -206,6 +223,7 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
         save(folder, trained, metrics=metrics)
     if isinstance(loaded, Network):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
+    processes.agreed(None)
     return folder
 
 

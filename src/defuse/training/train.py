@@ -4,6 +4,11 @@ The state of a training is a number, the step; images, augmentation and noise of
 function of the seed and the step. A checkpoint holds the step, the weights, their average and the
 optimiser, and is written whole or not at all, so a training that is killed and run again ends with
 the very weights of one that was not (bit for bit on the CPU).
+
+A batch may be split, over processes and into parts one after another. Each image keeps its place in it,
+and so its augmentation, time and noise; the gradient is the mean over the whole batch. It is the same
+sum in another order, so the weights agree with those of one process to rounding. What is drawn or
+measured over images together, as dropout and the statistics of batch normalization, is of each part.
 """
 
 import json
@@ -26,6 +31,7 @@ from defuse.noise import Noise, permutation, seed_torch
 from defuse.progress import progress
 from defuse.protocols import Dataset
 from defuse.training.objectives import augmented
+from defuse.training.processes import Processes
 
 Batch = tuple[Tensor, Tensor, Noise]
 
@@ -52,12 +58,14 @@ def train(
     decay: str = "cosine",
     save_every: int = 500,
     keep: Collection[int] = (),
+    accumulate: int = 1,
     kept: Callable[[int, nn.Module], object] | None = None,
     device: str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
     asked: str = "",
     quiet: bool = False,
+    processes: Processes = Processes(),  # noqa: B008
 ) -> nn.Module:
     """Train `model` in place: those of its weights that want a gradient.
 
@@ -84,19 +92,30 @@ def train(
         save_every: Steps between checkpoints.
         keep: Steps after which `kept` is called with the step and the average, before the
             checkpoint: after a kill it may be called again, with the same bits.
+        accumulate: In how many parts, one after another, a process takes its share of a batch.
         kept: See `keep`.
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
         asked: The identity of what is trained; a checkpoint of another is refused.
         quiet: Show no progress.
+        processes: Those that share each batch (`processes.together`); the first writes.
 
     Returns:
         The running average of the weights, as a copy of the model in evaluation mode.
 
     Raises:
-        RuntimeError: The checkpoint answers to another spec, or the loss is not a number.
+        RuntimeError: The checkpoint answers to another spec, or the loss is not a number; or the
+            processes do not see the same folder.
+        ValueError: The batch cannot be split evenly.
     """
+    parts_of_batch = processes.count * accumulate
+    if batch % parts_of_batch:
+        raise ValueError(
+            f"a batch of {batch} cannot be split into {parts_of_batch} parts of one size "
+            f"({processes.count} processes, accumulate {accumulate})"
+        )
+    share = batch // processes.count
     model = model.to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -109,12 +128,16 @@ def train(
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
     step = _resume(checkpoint, asked, parts, set(frozen), device)
+    if step != processes.agreed(step):
+        raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
+    trained = [p for p in model.parameters() if p.requires_grad]
     lines = [line for line in _lines(log) if line["step"] <= step]
     recent: deque[float] = deque(maxlen=100)
     kind, half = torch.device(device).type, precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
-        places = range(step * batch, (step + 1) * batch)
+        start = step * batch + processes.rank * share
+        places = range(start, start + share)
         return _batch(data, seed, places, flip, crop, device)
 
     with progress(f"training {folder.name}", steps, step, quiet) as show:
@@ -122,12 +145,18 @@ def train(
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
                 group["lr"] = rate * group.get("faster", 1) * _rate(step, steps, warmup, decay)
-            seed_torch(seed, "step", step)  # dropout
-            with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
-                loss = objective(model, x, y, noise).mean()
             descent.zero_grad()
-            loss.backward()
-            value = float(loss.detach())  # when all is queued, lest the device wait
+            total = torch.zeros((), device=device)
+            for part in range(accumulate):
+                some = range(share)[part * share // accumulate :][: share // accumulate]
+                place = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
+                seed_torch(seed, "step", step, *place)  # dropout
+                here = slice(some.start, some.stop)
+                with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+                    loss = objective(model, x[here], y[here], noise.take(some)).mean() / accumulate
+                loss.backward()
+                total += loss.detach()
+            value = float(processes.average(trained, total))  # when all is queued
             if not math.isfinite(value):
                 raise RuntimeError(
                     f"the loss is {value} at step {step}; the last good checkpoint is "
@@ -140,6 +169,8 @@ def train(
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
+            if not processes.first:
+                continue
             if kept is not None and step in keep:
                 kept(step, mean)
             if step % save_every == 0 or step == steps:

@@ -1,0 +1,5 @@
+"""`python -m defuse`, which `torchrun -m defuse` needs."""
+
+from defuse.cli import main
+
+main()
