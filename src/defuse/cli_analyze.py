@@ -13,6 +13,10 @@ Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
 Steps = Annotated[int, typer.Option(help="Of PGD, from the image itself.")]
 StepSize = Annotated[float, typer.Option(help="Of PGD, in units of eps.")]
 Eot = Annotated[int, typer.Option(help="Draws per step of the attack with EOT.")]
+Beside = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
+]
 Held = Annotated[int, typer.Option(help="Fresh draws behind a loss.")]
 
 
@@ -85,10 +89,7 @@ def trajectories(
 def landscape(
     spec: Spec,
     changes: Set = None,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model to draw."),
-    ] = None,
+    beside: Beside = None,
     data: Data = None,
     out: Out = None,
     image: Annotated[int, typer.Option(min=0, help="Which image of the spec, from 0.")] = 0,
@@ -127,3 +128,70 @@ def landscape(
     about = {"command": command, "specs": told}
     write_landscapes(folder, found, about | options | {"image": image})
     typer.echo(f"report: {folder / 'landscape.html'}")
+
+
+@analyze.command()
+def purification(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    images: Images = 32,
+    steps: Annotated[int, typer.Option(help="Of PGD, exact gradient.")] = 20,
+    eot: Eot = 8,
+    draws: Annotated[int, typer.Option(help="Of the defence's noise, per image.")] = 4,
+    loss: Loss = "margin",
+    lpips: Annotated[bool, typer.Option(help="Measure LPIPS, where defuse[lpips] is.")] = False,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure how near purified pictures are to the clean ones, beside noise alone."""
+    from defuse.analysis.opened import opened
+    from defuse.analysis.purification import purification as look_at
+    from defuse.report.purification import write_purification
+
+    seen = opened(spec, changes or [], data, images, device)
+    options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
+    at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
+    found = look_at(*at, perceptual=lpips, quiet=quiet, **options)
+    folder = out or Path("runs") / f"{Path(spec).stem}-purification"
+    options |= {"images": images, "lpips": lpips}
+    command = command_line("analyze purification", spec, changes, **options)
+    about = {"command": command, "spec": seen.spec}
+    told = write_purification(folder, found, about | options | {"indices": seen.indices})
+    typer.echo(told.replace("\\", "") + f"\n\nreport: {folder / 'purification.html'}")
+
+
+@analyze.command()
+def samples(
+    spec: Spec,
+    changes: Set = None,
+    beside: Beside = None,
+    data: Data = None,
+    out: Out = None,
+    images: Annotated[int, typer.Option(help="Real ones of the spec, half for each side.")] = 400,
+    steps: Annotated[int, typer.Option(help="From noise to a picture (DDPM).")] = 50,
+    sets: Annotated[int, typer.Option(help="Repetitions behind an interval.")] = 3,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Compare generated pictures with real ones, before and after fine-tuning."""
+    from defuse.analysis.opened import opened, whole_chain
+    from defuse.analysis.samples import samples as generate
+    from defuse.report.samples import write_samples
+
+    wanted = [*(changes or []), f"evaluation.images={images}"]
+    seen = opened(spec, wanted, data, images, device)
+    models: dict[str, list[str]] = {"the model": []} | ({"beside": beside} if beside else {})
+    told = {n: opened(spec, [*wanted, *c], data, 2, device).spec for n, c in models.items()}
+    denoisers = {name: whole_chain(table, seen.x.device) for name, table in told.items()}
+    inner: Any = seen.model.model
+    classifier = getattr(inner, "classifier", inner)
+    options: Any = {"steps": steps, "sets": sets}
+    at = (denoisers, classifier, seen.x, seen.y, seen.noise)
+    found = generate(*at, rows=seen.model.rows, quiet=quiet, **options)
+    folder = out or Path("runs") / f"{Path(spec).stem}-samples"
+    command = command_line("analyze samples", spec, changes, beside, images=images, **options)
+    about = {"command": command, "specs": told} | options
+    table = write_samples(folder, found, about | {"indices": seen.indices})
+    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'samples.html'}")

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from defuse import spec as specs
 from defuse.attacks.views import Limited
 from defuse.data import fetch
+from defuse.diffusion.denoise import Denoiser
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.model import build_model
 from defuse.machine import pick_device
 from defuse.menu import SpecError
+from defuse.models.card import read_card
 from defuse.noise import Noise
 from defuse.threat import Threat
 
@@ -63,3 +66,22 @@ def opened(
     rows = checked["machine"]["rows"]
     threat = Threat(**checked["threat"])
     return Opened(checked, Limited(model, rows), x, y, indices, noise, threat)
+
+
+def whole_chain(spec: specs.Table, device: torch.device) -> Denoiser:
+    """The denoiser of a checked spec, if it may start from noise.
+
+    Raises:
+        SpecError: There is none, or it was trained for times below 1 only.
+    """
+    if "denoiser" not in spec:
+        raise SpecError("the spec has no denoiser: there is nothing to generate from")
+    part = spec["denoiser"]
+    if part["name"] == "trained":
+        reach = read_card(part["weights"])[1].get("objective", {}).get("t_max", 1.0)
+        if reach < 1:
+            raise SpecError(
+                f"{part['weights']} was trained up to t = {reach:g} and cannot begin at noise: name a "
+                "denoiser that was trained up to t = 1"
+            )
+    return specs.build("denoiser", part).eval().requires_grad_(False).to(device)

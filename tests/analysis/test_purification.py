@@ -1,0 +1,154 @@
+"""What purification does to pictures, on purifiers whose answer is known; and generated pictures."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from defuse.analysis.opened import opened, whole_chain
+from defuse.analysis.purification import purification
+from defuse.analysis.samples import REAL, features, frechet, samples
+from defuse.attacks.views import Limited
+from defuse.cli import run
+from defuse.defenses.purified import Purified
+from defuse.diffusion.denoise import Mixture
+from defuse.menu import SpecError
+from defuse.noise import Noise
+
+SPEC = ["purifier={name: diffpure, t: 0.3, steps: 2, sampler: ddpm}", "threat.eps=0.2"]
+SMALL = {"steps": 2, "eot": 1, "draws": 2, "quiet": True}
+
+
+def seen(*changes):
+    return opened("blobs", [*SPEC, *changes], None, images=6, device="cpu")
+
+
+def look(at, purifier=None, **options):
+    whole = at.model.model
+    model = Limited(Purified(whole.classifier, purifier), None) if purifier else at.model
+    return purification(model, at.x, at.y, at.threat, at.noise, **SMALL | options)
+
+
+def test_a_purifier_that_does_nothing_leaves_all():
+    found = look(seen(), lambda x, noise: x)
+    assert np.allclose(found.left, 1, atol=1e-5)
+    for metric in ("l2", "linf", "ssim"):
+        before, after = (found.distances[row][metric] for row in ("attacked", "attacked, purified"))
+        assert np.allclose(before, after), metric
+    assert not found.distances["clean, purified"]["l2"].any()
+    assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
+    assert found.summary()["nearer"]["l2"]["accuracy"] == 0, "as near is not nearer"
+    assert found.noise is None
+
+
+def test_a_perfect_purifier_leaves_nothing():
+    at = seen()
+    perfect = at.x.clone()
+    found = look(at, lambda x, noise: perfect + 0 * x)
+    assert not found.left.any()
+    assert not found.distances["attacked, purified"]["l2"].any()
+    assert found.summary()["nearer"]["l2"]["accuracy"] == 1
+    assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
+
+
+def test_noise_alone_is_the_forward_noise_of_the_defence():
+    at = seen()
+    found = look(at)
+    purifier = at.model.model.purifier
+    assert found.noise == pytest.approx(purifier.pixel_noise)
+    stream = at.noise.fold("held", 0).fold("purify")
+    wanted = purifier.pixel_noise * stream.fold("forward").normal(at.x)
+    noised = torch.from_numpy(found.pictures["clean, noise only"])
+    assert torch.allclose(noised, at.x + wanted, atol=1e-6)
+    assert np.allclose(
+        found.distances["clean, noise only"]["l2"][:, 0], wanted.flatten(1).norm(dim=1), atol=1e-4
+    )
+    assert np.array_equal(
+        found.distances["clean, noise only"]["l2"].shape, found.right["clean, purified"].shape
+    )
+
+
+def test_what_it_needs_is_told():
+    at = seen()
+    with pytest.raises(ValueError, match="draws must be 1"):
+        look(at, draws=0)
+    bare = Limited(at.model.model.classifier, None)
+    with pytest.raises(ValueError, match="no purifier"):
+        purification(bare, at.x, at.y, at.threat, at.noise, quiet=True)
+    with pytest.raises(SpecError, match="no denoiser"):
+        whole_chain({}, torch.device("cpu"))
+    with pytest.raises(SpecError, match=r"trained up to t = 0\.3"):
+        whole_chain(
+            {"denoiser": {"name": "trained", "weights": "cifar10-denoiser-small"}}, at.x.device
+        )
+
+
+def test_the_page_of_purification(elsewhere, capsys):
+    changes = [word for change in SPEC for word in ("--set", change)]
+    asked = ["--images", "4", "--steps", "2", "--eot", "1", "--draws", "2", "--quiet"]
+    assert run(["analyze", "purification", "blobs", *changes, *asked, "--out", "seen"]) == 0
+    assert "attacked, purified" in capsys.readouterr().out
+    told = json.loads((elsewhere / "seen" / "purification.json").read_text())
+    assert told["command"].startswith("defuse analyze purification blobs --set")
+    assert {row["row"] for row in told["rows"]} >= {"clean", "attacked", "attacked, noise only"}
+    arrays = np.load(elsewhere / "seen" / "purification.npz")
+    assert arrays["attacked, purified/l2"].shape == (4, 2)
+    for name in ("purification.html", "purification.png", "purification-pictures.png"):
+        assert (elsewhere / "seen" / name).stat().st_size
+
+
+def test_the_frechet_distance_in_closed_form():
+    one = Noise.of(0, range(200)).normal(torch.empty(200, 3)).double()
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert frechet(one, one + torch.tensor([3.0, 0, 4])) == pytest.approx(25)
+    spread = float(one.T.cov().trace())
+    away = float((one.mean(0)).square().sum())
+    assert frechet(one, 2 * one) == pytest.approx(spread + away), "C + 4 C - 2 (2 C)"
+
+
+def test_features_go_into_the_last_linear_layer():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, noise):
+            return self.network(x)
+
+    noise = Noise.of(0, range(5))
+    x = noise.normal(torch.empty(5, 1, 2, 2))
+    assert torch.equal(features(Two(), x, noise, rows=2), network[:3](x))
+    assert torch.equal(features(lambda x, noise: x.flatten(1), x, noise), x.flatten(1))
+
+
+def test_the_right_model_generates_what_is_alike():
+    means = torch.stack([torch.full((1, 2, 2), -0.5), torch.full((1, 2, 2), 0.5)])
+    noise = Noise.of(0, range(64))
+    y = torch.arange(64) % 2
+    x = (means[y] + 0.2 * noise.normal(torch.empty(64, 1, 2, 2)) + 1) / 2
+    denoisers = {"right": Mixture(means, 0.2), "wrong": Mixture(means + 0.4, 0.2)}
+    found = samples(
+        denoisers, lambda x, noise: x.flatten(1), x, y, noise, steps=20, sets=2, rows=16, quiet=True
+    )
+    assert found.size == 32
+    mean = {name: sum(values) / 2 for name, values in found.distances.items()}
+    assert mean["wrong"] > 3 * mean["right"]
+    assert mean[REAL] < mean["wrong"]
+    assert set(found.summary()["frechet"]) == {REAL, "right", "wrong"}
+    with pytest.raises(ValueError, match="sets must be 2"):
+        samples(denoisers, lambda x, noise: x.flatten(1), x, y, noise, sets=1)
+
+
+def test_the_page_of_samples(elsewhere):
+    asked = ["--images", "24", "--steps", "2", "--sets", "2", "--quiet", "--out", "seen"]
+    beside = ["--beside", "denoiser.weights=digits-denoiser"]
+    assert run(["analyze", "samples", "demo", *beside, *asked]) == 0
+    told = json.loads((elsewhere / "seen" / "samples.json").read_text())
+    assert set(told["frechet"]) == {REAL, "the model", "beside"}
+    assert told["frechet"]["beside"] == told["frechet"]["the model"], "the same model and noise"
+    assert np.load(elsewhere / "seen" / "samples.npz")["beside/pictures"].shape == (12, 1, 8, 8)
+    assert (elsewhere / "seen" / "samples.png").stat().st_size
