@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check slow clean
+.PHONY: help demo test check slow bench clean
 
 help:  ## What can be made.
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
@@ -29,6 +29,9 @@ test: check  ## All checks: format, lint, types, tests.
 
 slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and DEFUSE_WEIGHTS.
 	$(BIN)/python -m pytest -m slow
+
+bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md: minutes of one core.
+	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs
 
 clean:  ## Remove the environment and all runs.
 	rm -rf $(VENV) runs

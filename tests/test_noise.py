@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from defuse import noise
 from defuse.data.blobs import Blobs, bayes, mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.purified import Purified
@@ -265,3 +266,17 @@ def test_seed_torch_fixes_the_first_weights():
         weights.append(torch.nn.Linear(3, 3).weight.detach().clone())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+def test_threads_draw_the_same_numbers(monkeypatch):
+    """A large batch is drawn by several threads; each image has a stream of its own."""
+    keys, like = Noise.of(3, range(37)), torch.empty(37, 3, 32, 32)
+    alone = keys.normal(like), keys.uniform(like)
+    monkeypatch.setattr(noise, "PART", 2**12)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    asked = []
+    pool = noise._pool
+    monkeypatch.setattr(noise, "_pool", lambda *of: asked.append(of) or pool(*of))
+    assert torch.equal(keys.normal(like), alone[0])
+    assert torch.equal(keys.uniform(like), alone[1])
+    assert len(asked) == 2

@@ -10,12 +10,16 @@ on every device and in every precision.
 This is the only module that may draw random numbers.
 """
 
+import os
 import random
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,8 @@ import torch
 from torch import Tensor
 
 Path = int | str
+Draw = Callable[[np.random.Generator, np.ndarray], Any]
+PART = 2**16  # numbers that a thread draws at least: about a millisecond
 
 
 @dataclass(frozen=True)
@@ -147,17 +153,23 @@ class Noise:
         """Uniform numbers of [0, 1), shaped like `like` (B, ...), on its device."""
         return self._fill(like, lambda source, out: source.random(out=out, dtype="f4"))
 
-    def _fill(self, like: Tensor, draw: Callable[[np.random.Generator, np.ndarray], Any]) -> Tensor:
+    def _fill(self, like: Tensor, draw: Draw) -> Tensor:
         if len(like) != len(self.keys):
             raise ValueError(f"noise for {len(self.keys)} images, asked to fill {len(like)}")
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
-        bits = np.random.Philox(key=0)
-        source, start = np.random.Generator(bits), bits.state
-        for image, key in zip(out, self._drawn(), strict=True):
-            start["state"]["key"][0] = key
-            bits.state = start
-            draw(source, image)
-        return torch.from_numpy(out).view(like.shape).to(like)
+        keys, threads = self._drawn(), torch.get_num_threads()
+        parts = min(threads, out.size // PART)
+        if parts > 1:  # NumPy draws without the interpreter's lock
+            edges = [len(keys) * i // parts for i in range(parts + 1)]
+            spans = [slice(low, high) for low, high in pairwise(edges)]
+            pool = _pool(threads, os.getpid())
+            list(pool.map(lambda span: _write(out[span], keys[span], draw), spans))
+        else:
+            _write(out, keys, draw)
+        drawn = torch.from_numpy(out).view(like.shape)
+        if like.is_cuda:  # from pinned memory the copy waits for nothing the device still does
+            drawn = drawn.pin_memory()
+        return drawn.to(like, non_blocking=True)
 
     def _drawn(self) -> tuple[int, ...]:
         given = self.given
@@ -165,6 +177,22 @@ class Noise:
             return self.keys
         pairs = zip(given.keys, self.keys, strict=True)
         return tuple(_key(theirs, "option", own % given.options) for theirs, own in pairs)
+
+
+def _write(out: np.ndarray, keys: Sequence[int], draw: Draw) -> None:
+    """Draw into each row of `out` from the stream of its key."""
+    bits = np.random.Philox(key=0)
+    source, start = np.random.Generator(bits), bits.state
+    for image, key in zip(out, keys, strict=True):
+        start["state"]["key"][0] = key
+        bits.state = start
+        draw(source, image)
+
+
+@lru_cache
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads to draw in; a forked process has none of its parent's, and gets its own."""
+    return ThreadPoolExecutor(threads)
 
 
 def permutation(size: int, seed: int, *path: Path) -> list[int]:

@@ -1,0 +1,93 @@
+"""DiffHammer's gradient (github.com/Ka1b0/DiffHammer, defense/diffpure.py), from a checkout.
+
+What differs from a run of its own: the network is ours, frozen no more (its `.backward()` needs the
+weights' gradients), `Tensor.cuda` is the identity where there is no GPU, the classifier is a linear
+function of the image, and its `utils`, which imports every network it ships, is replaced by the two
+functions that this file uses. Its noise is its own; the sampler is DDPM, every step differentiated.
+"""
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import error
+from torch import Tensor, nn
+from variants import Case
+
+from defuse.diffusion.reverse import Ancestral, strided
+
+FOLDER = "DiffHammer"
+STEP = Ancestral()
+DEPTH = 100  # of the chain of 1000
+
+
+def times(steps: int) -> Tensor:
+    """The times of its chain."""
+    return strided(DEPTH / 1000, steps, 1000)
+
+
+class Peer:
+    """Its defence around the network of a case."""
+
+    def __init__(self, folder: Path, case: Case):
+        self.case, self.labels = case, torch.zeros(len(case.x))  # which the loss does not ask
+        if not torch.cuda.is_available():
+            torch.Tensor.cuda = lambda self, *_: self  # pyright: ignore
+        utils: Any = types.ModuleType("utils")
+        utils.register = lambda name=None, funcs="": lambda cls: cls
+        utils.set_seed = torch.random.manual_seed
+        sys.modules["utils"] = utils
+        spec = importlib.util.spec_from_file_location("theirs", folder / "defense" / "diffpure.py")
+        assert spec is not None
+        assert spec.loader is not None
+        theirs = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(theirs)
+        stride = str(DEPTH // case.steps)
+        config = {"att_max_timesteps": str(DEPTH), "att_denoising_steps": stride}
+        config |= {"def_max_timesteps": str(DEPTH), "def_denoising_steps": stride}
+        config |= {"sampling_method": "ddpm", "guided": False, "diff_attack": False, "eps": 8 / 255}
+        network = case.denoiser.get_submodule("network")
+        self.defence = theirs.DiffPureClassifier(_Answers(network), nn.Identity(), config)
+        self.weights = list(network.parameters())
+
+    def gradient(self) -> Tensor:
+        """Its gradient of the case's linear function."""
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        found = self.defence.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
+        for weight in self.weights:
+            weight.requires_grad_(False)
+            weight.grad = None
+        return found
+
+    def error(self) -> float:
+        """Its relative error to autograd through its own steps, on the same noise."""
+        defence, found = self.defence, self.gradient()
+        x = self.case.x.clone().requires_grad_()
+        torch.random.manual_seed(0)
+        state = (x - 0.5) * 2
+        state = defence.noised(state, defence.def_max_timesteps[0], torch.randn_like(x))  # noqa: TID251
+        steps = defence.defense_steps[0]
+        for k in reversed(range(len(steps))):
+            i, j = steps[k], steps[k - 1] if k else -1
+            answer = defence.diffusion(state, i * torch.ones_like(x[:, 0, 0, 0]))
+            ahead, back, fresh = defence.get_coefficient(i, j)
+            state = ahead * state + back * answer + fresh * torch.randn_like(x)  # noqa: TID251
+        return error(found, torch.autograd.grad(self._loss(state / 2 + 0.5).sum(), x)[0])
+
+    def _loss(self, images: Tensor, _: object = None) -> Tensor:
+        return (self.case.weigh * images).flatten(1).sum(1)
+
+
+class _Answers(nn.Module):
+    """The network, as DiffHammer calls it."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.network(x, time)

@@ -1,0 +1,379 @@
+"""How fast, how small and how exact the gradient through a purification is, beside other ways to it.
+
+    python bench/speed.py                            # prints the tables
+    python bench/speed.py --write docs               # and puts them and the figure into docs/speed.md
+    python bench/speed.py --peers FOLDER             # with DiffHammer and DiffBreak, cloned there
+    python bench/speed.py --device cuda              # the same on a GPU, and its throughput
+
+All variants run in one process, one after the other, again and again; a ratio is taken within a
+repetition, to one forward of the network per step (the floor); tables show its median [least, most].
+On a CPU: one thread, seconds of the process. Weights are random: they do not change what a step costs.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import measuring
+import torch
+from measuring import error, interleaved, over, shown, table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from variants import Case, base, pair, small, tiny
+
+from defuse.diffusion.denoise import Denoiser, Network
+from defuse.diffusion.execution import trials
+from defuse.diffusion.reverse import (
+    DDIM,
+    Ancestral,
+    euler_maruyama,
+    even,
+    flow,
+    reverse,
+    strided,
+)
+from defuse.diffusion.schedule import VP
+from defuse.noise import Noise
+
+MARKS = "<!-- made by bench/speed.py: begin -->", "<!-- end -->"
+LENGTHS = (1, 5, 20, 100)
+STEPS = {"sde": euler_maruyama, "ode": flow, "ddpm": Ancestral(), "ddim": DDIM(0.5)}
+PEERS = ("diffhammer", "diffbreak")
+SIZES: dict[str, tuple[Callable[[], Denoiser], int, int]] = {  # network, images, steps
+    "4.2 M parameters": (small, 4, 6),
+    "35.7 M parameters": (base, 1, 2),
+}
+CROWD = 128  # images in one batch of the throughput on a GPU
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--write", type=Path, help="the folder of speed.md")
+    parser.add_argument("--peers", type=Path, help="where DiffHammer and DiffBreak are cloned")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    device, repetitions = options.device, options.repetitions
+    if device != "cpu" and not torch.cuda.is_available():
+        sys.exit("there is no GPU here: run the part for the CPU, without --device")
+    if options.memory:
+        print(json.dumps(peaks(device)))
+        return
+    text, lines = {}, [f"Measured on {measuring.machine(device)}.", ""]
+    for part in (
+        correctness,
+        memory,
+        partial(gradients, repetitions=repetitions),
+        partial(guided, repetitions=repetitions),
+        partial(overhead, repetitions=repetitions),
+        partial(execution, repetitions=repetitions),
+        throughput,
+        partial(peers, folder=options.peers, repetitions=repetitions),
+    ):
+        made = part(device, text)
+        print("\n".join(made), flush=True)
+        lines += made
+    if options.write:
+        from drawing import draw
+
+        draw(text, options.write / "speed.png")
+        page = options.write / "speed.md"
+        page.write_text(between(page.read_text("utf-8"), lines), "utf-8")
+
+
+def between(page: str, lines: Sequence[str]) -> str:
+    """A page with other lines between its marks."""
+    head, _, rest = page.partition(MARKS[0])
+    _, mark, tail = rest.partition(MARKS[1])
+    if not mark:
+        sys.exit(f"the page lacks the marks {MARKS[0]} and {MARKS[1]}")
+    return head + "\n".join([MARKS[0], "", *lines]).rstrip() + "\n\n" + MARKS[1] + tail
+
+
+def times(step: str, steps: int) -> Tensor:
+    """Falling times from t* = 0.1."""
+    return strided(0.1, steps, 1000) if step in ("ddpm", "ddim") else even(0.1, steps)
+
+
+def correctness(device: str, told: dict[str, Any]) -> list[str]:
+    """The largest relative error of the gradient to that of plain autograd."""
+    rows, worst = [], {torch.float32: 0.0, torch.float64: 0.0}
+    for guide in (False, True):
+        for name, step in STEPS.items():
+            row: list[object] = [name + (", guided" if guide else "")]
+            for steps in LENGTHS:
+                cell = []
+                for dtype in worst:
+                    case = Case(pair(), 2, times(name, steps), step, guide, device, dtype)
+                    true = case.gradient(case.plain)
+                    ways = [partial(case.kept, k) for k in (0, None, steps // 2)]
+                    found = max(error(case.gradient(way), true) for way in ways)
+                    worst[dtype] = max(worst[dtype], found)
+                    cell.append(shown(found, 1))
+                row.append(" / ".join(cell))
+            rows.append(row)
+    heads = ["float32 / float64", *(f"N = {n}" for n in LENGTHS)]
+    return [
+        "### Is it the gradient?",
+        "",
+        "|difference| / |plain autograd|, the largest of: no graph kept, half of them, the automatic "
+        "choice; two convolutions on 8 x 8 pixels, 2 images (of U-Nets: below).",
+        "",
+        *table(heads, rows),
+    ]
+
+
+def peaks(device: str) -> dict[str, dict[str, float | None]]:
+    """The peak memory of each way, in MiB, by what it goes through."""
+    cases = {f"N = {n}": (tiny, 8, n) for n in (1, 5, 10, 20, 100)} | SIZES
+    found: dict[str, dict[str, float | None]] = {}
+    for name, (network, images, steps) in cases.items():
+        case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device)
+        once = Case(case.denoiser, images, even(0.1, 1), euler_maruyama, device=device)
+        found[name] = {
+            way: measuring.peak_mib(
+                partial(once.gradient, once.ways()[way]), partial(case.gradient, chain), device
+            )
+            for way, chain in case.ways().items()
+        }
+        found[name]["purify"] = measuring.peak_mib(once.purify, case.purify, device)
+    return found
+
+
+def memory(device: str, told: dict[str, Any]) -> list[str]:
+    """The peaks, which a process of its own measures: it must not have differentiated before."""
+    said = subprocess.run(
+        [sys.executable, __file__, "--memory", "--device", device],
+        env=os.environ | measuring.ALLOCATOR,
+        stdout=subprocess.PIPE,
+        check=True,
+    ).stdout
+    told["peaks"] = found = json.loads(said)
+    lengths = [name for name in found if name.startswith("N")]
+    rows = [[way, *(shown(found[name][way]) for name in lengths)] for way in found[lengths[0]]]
+    return [
+        "### Peak memory",
+        "",
+        "MiB beyond what was there before; a U-Net of 16 x 16 pixels with attention, 8 images.",
+        "",
+        *table(["", *lengths], rows),
+    ]
+
+
+def gradients(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+    """Time over the floor, beside error and memory."""
+    lines = ["### Time of a gradient", ""]
+    told["gradients"] = {}
+    for size, (network, images, steps) in SIZES.items():
+        case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device)
+        chains = case.ways()
+        errors = {
+            dtype: errors_of(network, images, steps, device, dtype)
+            for dtype in (torch.float32, torch.float64)
+        }
+        runs: dict[str, Any] = {"floor": case.floor, "purify": case.purify}
+        runs |= {name: partial(case.gradient, chain) for name, chain in chains.items()}
+        took = interleaved(runs, device, repetitions)
+        floor = measuring.ratio(took["floor"])
+        rows = []
+        for name in runs:
+            if name == "floor":
+                continue
+            found = over(took, name, "floor")
+            told["gradients"].setdefault(size, {})[name] = found
+            wrong = [shown(errors[d].get(name), 1) for d in errors]
+            rows.append([name, found, *wrong, shown(told["peaks"][size].get(name))])
+        count = f"batch {images}, N = {steps}, {repetitions} repetitions"
+        lines += [
+            f"{size}, {count}; the floor takes {floor.middle / steps * 1e3:.0f} ms per step.",
+            "",
+            *table(["", "x floor", "error float32", "error float64", "peak MiB"], rows),
+        ]
+    return lines
+
+
+def errors_of(
+    network: Callable[[], Denoiser], images: int, steps: int, device: str, dtype: torch.dtype
+) -> dict[str, float]:
+    """Of each way, the relative error to plain autograd."""
+    case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device, dtype=dtype)
+    true = case.gradient(case.plain)
+    return {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+
+
+def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+    """The same through a guide, with its second derivatives."""
+    case = Case(small(), 4, even(0.1, 3), euler_maruyama, guided=True, device=device)
+    runs: dict[str, Any] = {"floor": case.floor, "purify": case.purify}
+    runs |= {name: partial(case.gradient, chain) for name, chain in case.ways().items()}
+    true = case.gradient(case.plain)
+    errors = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+    took = interleaved(runs, device, repetitions)
+    rows = [
+        [name, over(took, name, "floor"), shown(errors.get(name), 1)]
+        for name in runs
+        if name != "floor"
+    ]
+    return [
+        "### Guided by a classifier (COUP)",
+        "",
+        "The network of 4.2 M parameters, batch 4, N = 3. The floor is the denoiser's forward alone; "
+        "the classifier's forward, gradient and second derivative come on top.",
+        "",
+        *table(["", "x floor", "error float32"], rows),
+    ]
+
+
+class _Nothing(Denoiser):
+    """A denoiser that costs nothing: what is left is the loop."""
+
+    schedule = VP()
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return x_t
+
+
+def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+    """What a step costs besides the network, and what of it is drawing the noise."""
+    steps, rows, free = 20, [], _Nothing()
+    for images in (1, 8, 64):
+        x, noise, when = (
+            torch.zeros(images, 3, 32, 32, device=device),
+            Noise.of(0, range(images)),
+            even(0.1, steps),
+        )
+
+        def loop(
+            x: Tensor = x, noise: Noise = noise, when: Tensor = when, step: Any = None
+        ) -> None:
+            with torch.inference_mode():
+                reverse(free, x, when, noise, step=step)
+
+        def draw(x: Tensor = x, noise: Noise = noise) -> None:
+            for i in range(steps):
+                noise.fold(i).normal(x)
+
+        def rand(x: Tensor = x) -> None:
+            for _ in range(steps):
+                torch.empty_like(x).normal_()
+
+        runs = {
+            "sde": partial(loop, step=euler_maruyama),
+            "ode": partial(loop, step=flow),
+            "drawing": draw,
+            "torch": rand,
+        }
+        took = interleaved(runs, device, repetitions)
+        found = {name: measuring.ratio([t / steps * 1e3 for t in took[name]]) for name in runs}
+        rows.append([images, *(found[name] for name in ("sde", "ode", "drawing", "torch"))])
+    return [
+        "### The loop",
+        "",
+        "Milliseconds per step around a network that does nothing, 3 x 32 x 32 pixels.",
+        "",
+        *table(["batch", "sde", "ode", "noise of a step", "by torch's own generator"], rows),
+    ]
+
+
+def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
+    """What the trial behind `machine: {execution: auto}` sees here."""
+    rows = []
+    for size, (network, _, _) in SIZES.items():
+        if network is base and device == "cpu":
+            continue  # minutes of compiling
+        denoiser = network().to(device)
+        assert isinstance(denoiser, Network)
+        found = trials(denoiser, 8, repetitions)
+        plain = found["plain"]
+        for way, trial in found.items():
+            forward, gradient = (
+                measuring.ratio([a / b for a, b in zip(mine, theirs, strict=True)])
+                for mine, theirs in (
+                    (plain.forward, trial.forward),
+                    (plain.gradient, trial.gradient),
+                )
+            )
+            row = [f"{size}, {way}", forward, gradient, shown(trial.error, 1)]
+            rows.append([*row, shown(trial.prepare)])
+    heads = ["", "forward", "forward and product", "error float32", "seconds of the first calls"]
+    return [
+        "### Ways to execute the network",
+        "",
+        "Times faster than plain, batch 8.",
+        "",
+        *table(heads, rows),
+    ]
+
+
+def throughput(device: str, told: dict[str, Any]) -> list[str]:
+    """TFLOP/s of the networks on a GPU."""
+    lines = ["### Throughput of a GPU", ""]
+    if device == "cpu":
+        return [
+            *lines,
+            "Not measured: there is none here (`--device cuda` where there is one).",
+            "",
+        ]
+    rows = []
+    for size, (network, _, _) in SIZES.items():
+        case = Case(network(), CROWD, even(0.1, 1), euler_maruyama, device=device)
+        with FlopCounterMode(display=False) as counter:
+            case.floor()
+        for compiled in (False, True):
+            if compiled:
+                case.denoiser.get_submodule("network").compile(mode="reduce-overhead")
+            for dtype in (torch.float32, torch.bfloat16):
+                with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+                    took = interleaved({"floor": case.floor}, device, 20)["floor"]
+                speed = counter.get_total_flops() / measuring.ratio(took).middle / 1e12
+                way = "compiled, CUDA graphs" if compiled else "eager"
+                rows.append([f"{size}, {way}, {str(dtype)[6:]}", f"{speed:.0f}"])
+    return [*lines, f"Batch {CROWD}.", "", *table(["", "TFLOP/s"], rows)]
+
+
+def peers(device: str, told: dict[str, Any], folder: Path | None, repetitions: int) -> list[str]:
+    """Public code for the same gradient, from checkouts of the user's own."""
+    lines, rows = ["### Public code", ""], []
+    for name in PEERS:
+        adaptor = importlib.import_module(f"peers.{name}")
+        if folder is None or not (folder / adaptor.FOLDER).is_dir():
+            lines += [f"{adaptor.FOLDER}: not measured, no checkout was named (`--peers`).", ""]
+            continue
+        try:
+            case = Case(small(), 4, adaptor.times(10), adaptor.STEP, device=device)
+            peer = adaptor.Peer(folder / adaptor.FOLDER, case)
+            runs = {
+                "floor": case.floor,
+                "ours": partial(case.gradient, partial(case.kept, 0)),
+                "theirs": peer.gradient,
+            }
+            took = interleaved(runs, device, repetitions)
+        except ImportError as missing:
+            lines += [f"{adaptor.FOLDER}: not measured, it needs {missing.name}.", ""]
+            continue
+        rows.append([adaptor.FOLDER, over(took, "theirs", "floor"), shown(peer.error(), 1)])
+        rows.append(["  defuse, one activation set", over(took, "ours", "floor"), ""])
+    if rows:
+        lines += [
+            "4.2 M parameters, batch 4, N = 10; error to plain autograd on its own noise.",
+            "",
+        ]
+        lines += table(["", "x floor", "error float32"], rows)
+    return lines
+
+
+if __name__ == "__main__":
+    main()

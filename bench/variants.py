@@ -1,0 +1,167 @@
+"""The ways to the gradient of a purification that are compared, and the networks they go through."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from defuse.defenses.coup import Confidence
+from defuse.diffusion.adjoint import reverse_adjoint
+from defuse.diffusion.denoise import Denoiser, Network
+from defuse.diffusion.gradient import keeping
+from defuse.diffusion.reverse import Guide, Step, reverse, scales_along
+from defuse.diffusion.unet import unet
+from defuse.models.build import small_cnn
+from defuse.noise import Noise, seed_torch
+
+Chain = Callable[[Tensor], Tensor]
+
+
+class Case:
+    """A chain through a network: the times, the step, the noise, and a guide if any.
+
+    Args:
+        denoiser: The network, frozen.
+        images: How many.
+        times: Falling times (N + 1,).
+        step: How to go from one to the next.
+        guided: Whether a classifier guides (COUP), which takes second derivatives.
+        device: Where.
+        dtype: In what numbers.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        images: int,
+        times: Tensor,
+        step: Step,
+        guided: bool = False,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        assert denoiser.shape is not None
+        channels, size, _ = denoiser.shape
+        self.denoiser = frozen(denoiser).to(device, dtype)
+        self.times, self.step, self.noise = times, step, Noise.of(0, range(images))
+        like = torch.empty(images, *denoiser.shape, device=device, dtype=dtype)
+        self.x = self.noise.fold("x").normal(like)
+        self.weigh = self.noise.fold("weigh").normal(like)
+        self.guide: Guide | None = None
+        if guided:
+            seed_torch(0, "classifier")
+            classifier = frozen(small_cnn(channels, size)).to(device, dtype)
+            self.guide = Confidence(classifier, denoiser, weight=1.0)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the chain has."""
+        return len(self.times) - 1
+
+    def floor(self) -> None:
+        """One forward of the network per step, and nothing else."""
+        time = torch.full((len(self.x),), 50.0).to(self.x)
+        network: nn.Module = self.denoiser.get_submodule("network")
+        with torch.inference_mode():
+            for _ in range(self.steps):
+                network(self.x, time)
+
+    def purify(self) -> Tensor:
+        """The chain without a gradient."""
+        with torch.inference_mode():
+            return self.ours(self.x)
+
+    def ours(self, x: Tensor) -> Tensor:
+        """The chain of the package."""
+        return reverse(self.denoiser, x, self.times, self.noise, step=self.step, guide=self.guide)
+
+    def kept(self, graphs: int | None, x: Tensor) -> Tensor:
+        """The chain of the package with the graphs of so many steps; None is its own choice."""
+        with keeping(graphs):
+            return self.ours(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The loop, for autograd to follow."""
+        for i in range(self.steps):
+            x = self._advance(i, x)
+        return x
+
+    def checkpointed(self, x: Tensor) -> Tensor:
+        """The loop with torch's checkpoint around each step."""
+        for i in range(self.steps):
+            x = checkpoint(partial(self._advance, i), x, use_reentrant=False)  # pyright: ignore
+        return x
+
+    def adjoint(self, x: Tensor) -> Tensor:
+        """The gradient of DiffPure's release: torchsde's adjoint, through frozen weights."""
+        return reverse_adjoint(self.denoiser, x, self.times, self.noise)
+
+    def _advance(self, i: int, x: Tensor) -> Tensor:
+        scales = scales_along(self.denoiser, self.times[i : i + 2])
+        noise = self.noise.fold(i)
+        x_hat = self.denoiser(x, scales[0].t)
+        if self.guide is not None:
+            term = self.guide(x, x_hat, *scales, noise.fold("guide"))
+            x_hat = x_hat + scales[0].sigma ** 2 / scales[0].alpha * term
+        return self.step(x, x_hat, *scales, noise)
+
+    def gradient(self, chain: Chain) -> Tensor:
+        """The gradient of a fixed linear function of what a chain ends in."""
+        x = self.x.clone().requires_grad_()
+        return torch.autograd.grad((self.weigh * chain(x)).sum(), x)[0]
+
+    def ways(self) -> dict[str, Chain]:
+        """The ways to the gradient, by name."""
+        found: dict[str, Chain] = {
+            "one activation set": partial(self.kept, 0),
+            "automatic": partial(self.kept, None),
+            "all kept": partial(self.kept, self.steps),
+            "plain autograd": self.plain,
+            "torch checkpoint": self.checkpointed,
+        }
+        if self.guide is None and find_spec("torchsde"):
+            found["torchsde adjoint"] = self.adjoint
+        return found
+
+
+def frozen(network: nn.Module) -> nn.Module:
+    """The network as it is used: it never trains."""
+    return network.eval().requires_grad_(False)
+
+
+class _Pair(nn.Module):
+    """Two convolutions that hear the time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(x) + time[:, None, None, None] / 100))
+
+
+def pair() -> Denoiser:
+    """A network of two convolutions, on 8 x 8 pixels."""
+    seed_torch(0, "pair")
+    return Network(_Pair(), shape=(3, 8, 8))
+
+
+def tiny() -> Denoiser:
+    """A U-Net of 16 x 16 pixels, with attention."""
+    seed_torch(0, "tiny")
+    return unet(size=16, widths=(16, 32), groups=8, attention=(1,))
+
+
+def small() -> Denoiser:
+    """The shape of the shipped denoiser of CIFAR-10 (4.2 M parameters)."""
+    seed_torch(0, "small")
+    return unet(widths=(64, 128, 128), patch=2, groups=16, predicts="edm")
+
+
+def base() -> Denoiser:
+    """The shape of google/ddpm-cifar10-32 (35.7 M parameters; Ho et al., 2020)."""
+    seed_torch(0, "base")
+    return unet(widths=(128, 256, 256, 256), layers=2, attention=(1,))

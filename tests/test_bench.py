@@ -1,0 +1,51 @@
+"""The benchmark: its variants take the same gradient, and its page is rewritten between its marks."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from defuse.diffusion.reverse import euler_maruyama, even
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+import measuring
+import speed
+import variants
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_every_exact_variant_takes_the_same_gradient(guided: bool):
+    case = variants.Case(
+        variants.pair(), 2, even(0.1, 4), euler_maruyama, guided, dtype=torch.float64
+    )
+    true = case.gradient(case.plain)
+    assert float(true.norm()) > 0
+    for name, chain in case.ways().items():
+        if "adjoint" not in name:
+            assert measuring.error(case.gradient(chain), true) < 1e-12, name
+
+
+def test_the_adjoint_is_seen_to_be_wrong():
+    """The error column can tell: torchsde's adjoint is not the gradient."""
+    pytest.importorskip("torchsde")
+    case = variants.Case(variants.pair(), 2, even(0.1, 4), euler_maruyama)
+    assert measuring.error(case.gradient(case.adjoint), case.gradient(case.plain)) > 0.01
+
+
+def test_variants_take_turns_and_a_ratio_is_taken_within_a_turn(monkeypatch):
+    asked = []
+    clock = {"floor": iter([1.0, 2.0]), "other": iter([3.0, 2.0])}
+    monkeypatch.setattr(measuring, "seconds", lambda run, device: next(clock[run()]))
+    runs = {name: lambda name=name: asked.append(name) or name for name in clock}
+    took = measuring.interleaved(runs, "cpu", 2, warm=False)
+    assert asked == ["other", "floor", "floor", "other"]
+    assert measuring.over(took, "other", "floor") == (1.0, 2.0, 3.0)
+
+
+def test_a_page_changes_between_its_marks_alone():
+    begin, end = speed.MARKS
+    page = f"above\n{begin}\nold\n{end}\nbelow\n"
+    assert speed.between(page, ["new"]) == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
+    with pytest.raises(SystemExit):
+        speed.between("no marks", ["new"])
