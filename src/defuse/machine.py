@@ -3,6 +3,7 @@
 import os
 import platform
 import time
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -31,6 +32,7 @@ def pick_device(name: str) -> str:
     return name
 
 
+@lru_cache
 def bfloat16_pays(device: str) -> bool:
     """Whether a convolution is faster in bfloat16 than in float32 here, by trial.
 

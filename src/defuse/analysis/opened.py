@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from defuse import spec as specs
+from defuse.attacks.parts import fitting
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.diffusion.denoise import Denoiser
@@ -64,6 +65,7 @@ def opened(
     x, y = (part.to(where) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).fold("analysis")
     rows = checked["machine"]["rows"]
+    rows = fitting(model, x) if rows == "auto" else rows
     threat = Threat(**checked["threat"])
     return Opened(checked, Limited(model, rows), x, y, indices, noise, threat)
 

@@ -1,6 +1,6 @@
 """What an attacker climbs, averaged over what he takes for the defence's noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from defuse.attacks.parts import in_parts
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 
@@ -145,11 +146,11 @@ def look(
     copies = noise.draws(turn, draws)
     images, labels = x.detach().repeat_interleave(draws, 0), y.repeat_interleave(draws)
     aims = None if target is None else target.repeat_interleave(draws)
-    losses, wrongs, gradients = [], [], []
-    for part in _parts(len(images), getattr(model, "rows", None)):
+
+    def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         batch = images[part].requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            logits = model(batch, copies.take(range(len(images))[part]))
+            logits = model(batch, copies.take(range(part.start, part.stop)))
             if aims is None:
                 value = LOSSES[loss](logits, labels[part])
             else:
@@ -160,28 +161,30 @@ def look(
                 "no gradient leads from the model's logits to the images (is something in it under "
                 "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
             )
-        if gradient:
-            gradients.append(torch.autograd.grad(total, batch)[0])
-        losses.append(value.detach())
-        wrongs.append(logits.detach().argmax(1) != labels[part])
+        slope = torch.autograd.grad(total, batch)[0] if gradient else None
+        return value.detach(), logits.detach().argmax(1) != labels[part], slope
 
-    def mean(values: list[Tensor]) -> Tensor:
+    losses, wrongs, slopes = zip(*in_parts(see, len(images), model), strict=True)
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
         joined = torch.cat(values).to(x.dtype)
         return joined.view(len(x), draws, *joined.shape[1:]).mean(1)
 
     told = mean(losses)
     if gradient and (steps := _WATCHED.get()) is not None:
         steps.append(Step((noise.keys, loss), told))
-    return Look(told, mean(wrongs), mean(gradients) if gradient else torch.zeros_like(x))
+    return Look(told, mean(wrongs), mean(slopes) if gradient else torch.zeros_like(x))
 
 
 @torch.no_grad()
 def ask(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
     """The logits (B, draws, K) of `draws` draws of the model's noise per image."""
     copies, images = noise.draws(turn, draws), x.repeat_interleave(draws, 0)
-    parts = _parts(len(images), getattr(model, "rows", None))
-    logits = [model(images[part], copies.take(range(len(images))[part])) for part in parts]
-    joined = torch.cat(logits)
+
+    def tell(part: slice) -> Tensor:
+        return model(images[part], copies.take(range(part.start, part.stop)))
+
+    joined = torch.cat(in_parts(tell, len(images), model))
     return joined.view(len(x), draws, joined.shape[1])
 
 
@@ -199,8 +202,3 @@ def _top(logits: Tensor, n: int, loss: str) -> Tensor:
             "`margin`"
         )
     return logits.topk(n, dim=1).values
-
-
-def _parts(size: int, rows: int | None) -> Iterator[slice]:
-    step = max(1, rows or size)
-    return (slice(i, min(i + step, size)) for i in range(0, size, step))

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from defuse.attacks.parts import in_parts
+from defuse.machine import bfloat16_pays
 from defuse.noise import Noise
 from defuse.protocols import Classifier, Defended, Purifier
 
@@ -32,6 +34,28 @@ def adjoint(model: Classifier) -> Classifier:
             "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
         )
     return _as(model, whole.behind(whole.purifier.adjoint()))  # pyright: ignore
+
+
+def bfloat16(model: Classifier) -> Classifier:
+    """The model with its convolutions and products in bfloat16, where that is faster.
+
+    The search alone is in it: a verdict is always in the model's own precision. Guides that ask for
+    float32 keep it.
+
+    Raises:
+        ValueError: It is slower than float32 here.
+    """
+    inner = model.model if isinstance(model, Limited) else model
+    parameters = inner.parameters() if isinstance(inner, nn.Module) else iter(())
+    device = next((str(p.device) for p in parameters), "cpu")
+    if not bfloat16_pays(device):
+        raise ValueError("the view `bfloat16` is slower here than `exact` in float32: use `exact`")
+
+    def roughly(x: Tensor, noise: Noise) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return model(x, noise).to(x)
+
+    return _as(model, roughly)
 
 
 def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
@@ -89,7 +113,10 @@ def straight_through(purifier: Purifier) -> Purifier:
 
 
 class Limited:
-    """A model that is called with at most `rows` images at a time (see `protocols.Classifier`)."""
+    """A model that is called with at most `rows` images at a time (see `protocols.Classifier`).
+
+    When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`).
+    """
 
     def __init__(self, model: Classifier, rows: int | None):
         self.model, self.rows = model, rows
@@ -105,11 +132,15 @@ class Limited:
         return self._in_parts(self.model.decide, x, noise)  # pyright: ignore
 
     def _in_parts(self, call: Classifier, x: Tensor, noise: Noise) -> Tensor:
-        step = self.rows or len(x)
-        if len(x) <= step:
+        if not len(x):
             return call(x, noise)
-        parts = (range(i, min(i + step, len(x))) for i in range(0, len(x), step))
-        return torch.cat([call(x[p.start : p.stop], noise.take(p)) for p in parts])
+
+        def part(of: slice) -> Tensor:
+            whole = of.stop - of.start == len(x)
+            return call(x, noise) if whole else call(x[of], noise.take(range(of.start, of.stop)))
+
+        found = in_parts(part, len(x), self)
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _as(model: Classifier, view: Classifier) -> Classifier:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from defuse.diffusion.denoise import Denoiser
+from defuse.diffusion.gradient import same_precision
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
 
@@ -124,7 +125,7 @@ class _Mean(torch.autograd.Function):
     def forward(
         ctx: Any, errors: ClassErrors, value: Tensor, share: Tensor, z: Tensor, *trained: Tensor
     ) -> Tensor:
-        ctx.errors = errors
+        ctx.errors, ctx.precision = errors, same_precision(z.device.type)
         ctx.save_for_backward(share, z, *trained)
         return value
 
@@ -136,7 +137,7 @@ class _Mean(torch.autograd.Function):
         total = torch.zeros_like(z)
         totals = [torch.zeros_like(p) for p in trained]
         for places, spot, part in ctx.errors._chunks(wanted != 0):
-            with torch.enable_grad():
+            with torch.enable_grad(), ctx.precision():
                 at = z.detach().requires_grad_()
                 value = ctx.errors.at(at, places) @ (wanted[spot] * part).to(z)
             back, *parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)

@@ -6,9 +6,11 @@ a function of its key. Time: one forward to go, one forward and one product per 
 whose graphs fit into free memory keep them, and need no replay: the last ones first.
 """
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,7 +69,8 @@ def chain(
     asked = _graphs.get()
     plain = asked is not None and asked >= steps
     if torch.is_grad_enabled() and (x.requires_grad or needed) and not plain:
-        learn = _Learned(owner, (*kind, x.shape[1:], x.dtype))
+        cast = torch.is_autocast_enabled(x.device.type)
+        learn = _Learned(owner, (*kind, x.shape[1:], x.dtype, cast))
         first = max(0, steps - (learn.affordable(x) if asked is None else asked))
         return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
     for i in range(steps):
@@ -101,9 +104,22 @@ class _Learned:
         _sizes.setdefault(self.owner, {})[self.kind] = kept.peak / images
 
 
-def twice_differentiable() -> AbstractContextManager[Any]:
-    """A context where attention takes the one form that has second derivatives."""
-    return sdpa_kernel(SDPBackend.MATH)
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """A context where attention takes the one form that has second derivatives.
+
+    Compiled networks, which have none, are executed as they are written.
+    """
+    compiling = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiling else nullcontext()
+    with sdpa_kernel(SDPBackend.MATH), eager:
+        yield
+
+
+def same_precision(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """A context with the autocast of now, for a replay that happens where it may be another."""
+    enabled, kind = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
+    return partial(torch.autocast, device, dtype=kind, enabled=enabled)
 
 
 class _Chain(torch.autograd.Function):
@@ -132,6 +148,7 @@ class _Chain(torch.autograd.Function):
                 ctx.kept[i] = _Chain.step(advance, i, x)
                 x = ctx.kept[i][1].detach()
         ctx.advance, ctx.learn = advance, learn
+        ctx.precision = same_precision(x.device.type)
         ctx.save_for_backward(*states, *beside)
         ctx.steps = steps
         return x if steps else x.clone()
@@ -153,7 +170,7 @@ class _Chain(torch.autograd.Function):
             if i in ctx.kept:  # its graph is gone after this; a second way back replays it
                 x, out = ctx.kept.pop(i)
             else:
-                with ctx.learn.watching(len(gradient)):
+                with ctx.learn.watching(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
             gradient, *parts = torch.autograd.grad(out, (x, *beside), gradient, allow_unused=True)
             for j, part in enumerate(parts):

@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from defuse import menu
 from defuse import spec as specs
+from defuse.attacks.parts import fitting
 from defuse.data import fetch
 from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
+from defuse.diffusion.execution import Execution, execute
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.model import build_model, check_model
 from defuse.evaluation.quality import check_perceptual
@@ -50,8 +52,9 @@ EVALUATION: dict[str, tuple[Any, Any]] = {
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
-    "rows": (int, 256),
+    "rows": (int | Literal["auto"], 256),
     "block": (int, 32),
+    "execution": (Execution, "plain"),
 }
 
 
@@ -120,7 +123,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         (machine, "rows", 1),
         (machine, "block", 1),
     ):
-        if section[name] is not None and section[name] < least:
+        if isinstance(section[name], int) and section[name] < least:
             raise SpecError(f"{name} must be {least} or more, not {section[name]}")
     if not options["survivors"]:
         del options[
@@ -187,8 +190,12 @@ class Parts(NamedTuple):
 
     def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
         """What changes only the speed."""
-        machine = spec["machine"]
-        return Machine(self.device, machine["rows"], machine["block"], shard, quiet)
+        machine, rows = spec["machine"], spec["machine"]["rows"]
+        if rows == "auto":
+            image, _ = self.data[self.indices[0]]
+            rows = fitting(self.model, image[None].to(self.device))
+        execute(self.model, machine["execution"], rows)
+        return Machine(self.device, rows, machine["block"], shard, quiet)
 
 
 def parts(spec: Table) -> Parts:

@@ -1,0 +1,177 @@
+"""Ways to execute a denoiser's network: the same numbers up to rounding, at another speed.
+
+Which way is the fastest is found by a short trial, and remembered for the machine and the shape of the
+network. Second derivatives are taken the plain way (`gradient.twice_differentiable`).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from defuse.diffusion.denoise import Network
+from defuse.files import write_bytes
+from defuse.menu import SpecError
+
+Way = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
+Execution = Way | Literal["auto"]
+TRIED: tuple[Way, ...] = ("plain", "channels_last", "compiled")
+NEAR = 1e-3  # relative: a way that is farther off than this from the plain one is not taken
+MOST = 32  # images of a trial
+
+
+class Trial(NamedTuple):
+    """What a way was found to be.
+
+    Attributes:
+        forward: Seconds of a forward, and
+        gradient: of a forward with its vector-Jacobian product, of each turn.
+        error: The relative difference of both to the plain way, the larger.
+        prepare: Seconds of the first calls.
+    """
+
+    forward: list[float]
+    gradient: list[float]
+    error: float
+    prepare: float
+
+
+def execute(model: object, way: Execution, rows: int) -> None:
+    """Let all denoisers of a model be executed that way from now on.
+
+    Args:
+        model: Anything; what is no module with a `Network` in it stays as it is.
+        way: How; `"auto"` is the fastest here, by trial or from memory.
+        rows: How many images one call will have.
+
+    Raises:
+        SpecError: CUDA graphs are asked for without a GPU.
+    """
+    if way == "plain" or not isinstance(model, nn.Module):
+        return
+    for part in [module for module in model.modules() if isinstance(module, Network)]:
+        run_as(part, choose(part, min(rows, MOST)) if way == "auto" else way)
+
+
+def run_as(denoiser: Network, way: Way) -> None:
+    """Let the network of a denoiser be executed that way from now on.
+
+    Raises:
+        SpecError: CUDA graphs are asked for without a GPU.
+    """
+    network = denoiser.network
+    if way == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
+        raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
+    if way == "channels_last":
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    elif way == "compiled":  # which lays out memory by itself
+        network.compile()
+    elif way == "cuda_graphs":
+        network.compile(mode="reduce-overhead")
+
+
+def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
+    """The way in which a step and its way back are the fastest, by `trials` or from memory.
+
+    Args:
+        denoiser: The denoiser, frozen.
+        rows: How many images one call will have.
+        memory: The file of what is known; in the user's cache folder if None.
+    """
+    if denoiser.shape is None:
+        return "plain"
+    memory, key = memory or _memory(), _fingerprint(denoiser, rows)
+    known = {}
+    with suppress(OSError, ValueError):
+        known = json.loads(memory.read_text("utf-8"))
+    if known.get(key) in TRIED:
+        return known[key]
+    print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
+    found = {way: trial for way, trial in trials(denoiser, rows).items() if trial.error <= NEAR}
+    best = min(found, key=lambda way: min(found[way].forward) + min(found[way].gradient))
+    with suppress(OSError):  # a home that cannot be written: the next run tries again
+        write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
+    return best
+
+
+def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
+    """Try the ways of `TRIED` on copies of a denoiser, those that work here; the plain one first.
+
+    Args:
+        denoiser: The denoiser, frozen.
+        rows: How many images.
+        turns: How often each is timed, one way after the other.
+    """
+    assert denoiser.shape is not None
+    weight = next(denoiser.parameters())
+    size = rows * torch.Size(denoiser.shape).numel()
+    x = torch.linspace(-1, 1, size).sin().view(rows, *denoiser.shape).to(weight)
+    copies: dict[Way, tuple[Network, float, list[Tensor]]] = {}
+    for way in TRIED:
+        copy, began = deepcopy(denoiser), time.perf_counter()
+        try:
+            run_as(copy, way)
+            told = [_forward(copy, x), _gradient(copy, x)]
+        except Exception:  # no compiler, or a network that it cannot take
+            if way == "plain":
+                raise
+            continue
+        copies[way] = copy, time.perf_counter() - began, told
+    plain = copies["plain"][2]
+    errors = {
+        way: max(float((a - b).norm() / b.norm()) for a, b in zip(told, plain, strict=True))
+        for way, (_, _, told) in copies.items()
+    }
+    found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
+    for _ in range(turns):
+        for way, (copy, _, _) in copies.items():
+            found[way].forward.append(_seconds(_forward, copy, x))
+            found[way].gradient.append(_seconds(_gradient, copy, x))
+    return found
+
+
+def _forward(denoiser: Network, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return denoiser(x, torch.tensor(0.1, dtype=torch.float64))
+
+
+def _gradient(denoiser: Network, x: Tensor) -> Tensor:
+    at = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = denoiser(at, torch.tensor(0.1, dtype=torch.float64))
+        return torch.autograd.grad(out.square().sum(), at)[0]
+
+
+def _seconds(run: Callable[[Network, Tensor], Tensor], denoiser: Network, x: Tensor) -> float:
+    """Of a CPU those of the process, as it may be shared; of a GPU those of the clock."""
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    began = clock()
+    float(run(denoiser, x).flatten()[0])  # waits for the device
+    return clock() - began
+
+
+def _memory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "defuse" / "execution.json"
+
+
+def _fingerprint(denoiser: Network, rows: int) -> str:
+    """The machine, the shape of the network, and that of the images."""
+    weight = next(denoiser.parameters())
+    if weight.is_cuda:
+        where = torch.cuda.get_device_name(weight.device)
+    else:
+        where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
+    told = [where, torch.__version__, f"{torch.get_num_threads()} {rows} {denoiser.shape}"]
+    told += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in denoiser.named_parameters()]
+    return hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,109 @@
+"""Other ways to execute a network: the same numbers, chosen by a trial that is remembered."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from defuse.diffusion import execution
+from defuse.diffusion.denoise import Network
+from defuse.diffusion.execution import Trial, choose, execute, run_as, trials
+from defuse.diffusion.gradient import twice_differentiable
+from defuse.menu import SpecError
+from defuse.noise import Noise, seed_torch
+
+
+class Wave(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 3, 1)
+
+    def forward(self, x, time):
+        return self.second(torch.sin(self.first(x)) + time[:, None, None, None] / 1000)
+
+
+def make() -> Network:
+    seed_torch(0, "wave")
+    return Network(Wave(), shape=(3, 8, 8)).eval().requires_grad_(False)
+
+
+X, T = Noise.of(0, range(2)).normal(torch.empty(2, 3, 8, 8)), torch.tensor(0.1)
+
+
+@pytest.fixture
+def backend(monkeypatch):
+    """torch.compile as far as the capture of the graph; the compiler behind it takes minutes."""
+    compile_ = nn.Module.compile
+    seen = []
+
+    def compiled(self, **options):
+        seen.append(options)
+        compile_(self, backend="aot_eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compiled)
+    return seen
+
+
+def test_channels_last_changes_the_layout_and_no_number():
+    plain, other = make(), make()
+    run_as(other, "channels_last")
+    assert other.network.first.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.allclose(plain(X, T), other(X, T), atol=1e-6)
+
+
+def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
+    plain, other = make(), make()
+    execute(nn.ModuleDict({"denoiser": other}), "compiled", rows=2)
+    assert backend == [{}]
+    gradients = []
+    for model in (plain, other):
+        x = X.clone().requires_grad_()
+        first = torch.autograd.grad(model(x, T).square().sum(), x)[0]
+        with twice_differentiable():
+            slope = torch.autograd.grad(model(x, T).square().sum(), x, create_graph=True)[0]
+        gradients.append((first, torch.autograd.grad(slope.square().sum(), x)[0]))
+    for one, two in zip(*gradients, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
+    assert list(plain.state_dict()) == list(other.state_dict())
+
+
+def test_trials_try_what_works_here(monkeypatch):
+    def broken(self, **options):
+        raise RuntimeError("there is no compiler")
+
+    monkeypatch.setattr(nn.Module, "compile", broken)
+    found = trials(make(), 2, turns=3)
+    assert list(found) == ["plain", "channels_last"]
+    for trial in found.values():
+        assert len(trial.forward) == len(trial.gradient) == 3
+        assert min(trial.forward + trial.gradient) > 0
+        assert trial.error < 1e-5
+
+
+def test_the_fastest_is_taken_and_remembered(monkeypatch, tmp_path, capsys):
+    asked = []
+    speeds = {"plain": (3.0, 0.0), "channels_last": (2.0, 1e-6), "compiled": (1.0, 0.5)}
+
+    def tried(denoiser, rows):
+        asked.append(rows)
+        return {way: Trial([s], [s], error, 0.0) for way, (s, error) in speeds.items()}
+
+    monkeypatch.setattr(execution, "trials", tried)
+    memory = tmp_path / "deep" / "execution.json"
+    for _ in range(2):  # the compiled one is faster, and its numbers are not the same
+        assert choose(make(), 8, memory) == "channels_last"
+    assert choose(make(), 4, memory) == "channels_last"
+    assert asked == [8, 4]
+    assert len(json.loads(memory.read_text())) == 2
+    assert capsys.readouterr().err.count("trying") == 2
+    memory.write_text("no json")
+    assert choose(make(), 8, memory) == "channels_last"
+    assert asked == [8, 4, 8]
+
+
+def test_cuda_graphs_need_a_gpu():
+    if not torch.cuda.is_available():
+        with pytest.raises(SpecError, match="needs a GPU"):
+            run_as(make(), "cuda_graphs")
+    execute(lambda x: x, "compiled", rows=2)  # what holds no network stays as it is
