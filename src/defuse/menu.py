@@ -78,6 +78,7 @@ MENU: dict[str, dict[str, str]] = {
     },
     "view": {
         "adjoint": "defuse.attacks.views:adjoint",
+        "bfloat16": "defuse.attacks.views:bfloat16",
         "bpda": "defuse.attacks.views:bpda",
         "exact": "defuse.attacks.views:exact",
         "first-stage": "defuse.attacks.views:first_stage",

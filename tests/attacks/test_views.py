@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import nn
 
+from defuse.attacks import views
 from defuse.attacks.losses import look
+from defuse.attacks.pgd import PGD
 from defuse.attacks.views import Limited, bpda, exact, straight_through, undefended
 from defuse.data.blobs import Blobs, bayes, mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.purified import Purified
+from defuse.models.classifiers import Plain
 from defuse.noise import Noise, seed_torch
+from defuse.threat import Threat
 
 NOISE = Noise.of(0, range(4))
 X = torch.stack([Blobs(4)[i][0] for i in range(4)]).double()
@@ -144,3 +148,24 @@ def test_any_defence_with_parts_can_be_taken_apart():
     model = Mine(lambda x, noise: x.square())
     mine = gradient(bpda(model), X)
     assert torch.allclose(mine, gradient(model.classifier, X.square()), atol=1e-13)
+
+
+def test_bfloat16_is_the_model_with_a_rough_gradient(monkeypatch):
+    """Of the search alone; and refused where it does not pay."""
+    seed_torch(0, "rough")
+    model = Plain(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    x = Noise.of(1, range(4)).uniform(torch.empty(4, 3, 2, 2))
+    monkeypatch.setattr(views, "bfloat16_pays", lambda device: False)
+    with pytest.raises(ValueError, match="slower here"):
+        views.bfloat16(model)
+    monkeypatch.setattr(views, "bfloat16_pays", lambda device: True)
+    y, threat, noise = torch.arange(4) % 3, Threat("linf", 0.1), Noise.of(0, range(4))
+    rough, fine = views.bfloat16(Limited(model, 3)), model(x, noise)
+    assert rough.rows == 3
+    said = rough(x, noise)
+    assert said.dtype == torch.float32
+    assert 0 < float((said - fine).abs().max()) < 0.05
+    x_adv = PGD(steps=3)(rough, x, y, threat, noise)
+    assert bool(threat.allows(x, x_adv).all())
+    before, after = (look(model, at, y, "margin", noise, 0, 1).loss for at in (x, x_adv))
+    assert bool((after > before).all())

@@ -333,3 +333,19 @@ def test_as_many_graphs_are_kept_as_fit(monkeypatch):
     assert forwards() == 6 + 4  # two fit
     monkeypatch.setattr(gradient, "free_bytes", lambda device: None)
     assert forwards() == 12
+
+
+def test_a_replay_has_the_precision_of_the_way_there():
+    """Under autocast that has ended when the way back begins."""
+    model, times = make().float(), even(0.1, 3)
+    x = NOISE.fold("x").normal(BLANK.float())
+
+    def slope(graphs: int, cast: bool = True):
+        at = x.clone().requires_grad_()
+        with keeping(graphs), torch.autocast("cpu", dtype=torch.bfloat16, enabled=cast):
+            out = reverse(model, at, times, NOISE, step=euler_maruyama)
+        return torch.autograd.grad(out.square().sum(), at)[0]
+
+    assert torch.equal(slope(0), slope(2))  # the last graphs are made inside
+    assert torch.equal(slope(0), slope(3))
+    assert not torch.equal(slope(0), slope(0, cast=False))

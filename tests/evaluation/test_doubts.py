@@ -102,6 +102,14 @@ def test_no_adaptive_attack_and_one_draw(doubts):
     assert "random-model-eot-1" in found
 
 
+def test_a_rough_gradient_is_named(doubts, monkeypatch):
+    monkeypatch.setattr("defuse.attacks.views.bfloat16_pays", lambda device: True)
+    found = doubts("attacks=[{name: pgd, steps: 2, view: bfloat16}, {name: pgd, steps: 2}]")
+    assert "low-precision" in found
+    assert "no-adaptive-attack" not in found
+    assert "low-precision" not in doubts("attacks=[{name: pgd, steps: 2}]")
+
+
 def test_an_attack_that_does_less_than_noise(doubts):
     # at eps 0.3 random signs average out, yet they do more than nothing
     changes = ("attacks=[{name: 'soft:still'}]", "threat={norm: l2, eps: 3}", "data.size=200")

@@ -17,8 +17,8 @@ from defuse.spec import part
 from defuse.statistics import mean_interval
 
 # views without the exact gradient of the whole model
-CHEAP = ("adjoint", "bpda", "matched", "surrogate", "undefended")
-WHOLE = ("adjoint", "bpda", "exact")  # views whose loss is that of the whole model
+CHEAP = ("adjoint", "bfloat16", "bpda", "matched", "surrogate", "undefended")
+WHOLE = ("adjoint", "bfloat16", "bpda", "exact")  # views whose loss is that of the whole model
 STILL = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
 WIDE = 0.1  # an interval of which it is asked whether the draws make it so
@@ -51,6 +51,7 @@ def all_doubts(
         *_blind_beats_gradient(outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
+        *_low_precision(attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_guessing(judged, classes),
         *_few_images(robust),
@@ -185,6 +186,17 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
             "red",
             "no attack differentiates through the defence: nothing here says how robust it is; add an "
             "attack with the view `exact`",
+        )
+
+
+def _low_precision(attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    rough = [name for name, row in attacks.items() if row["view"] == "bfloat16"]
+    if rough:
+        yield Doubt(
+            "low-precision",
+            "yellow",
+            f"the gradients of {', '.join(rough)} are computed in bfloat16, which may make the attack "
+            "weaker; the verdict on its images is not",
         )
 
 

@@ -221,6 +221,7 @@ def sees(row: dict[str, Any]) -> str:
     views = {
         "exact": "the whole model, with its exact gradient",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
+        "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "undefended": "the classifier alone, not the defence (transfer)",
         "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
