@@ -1,0 +1,166 @@
+"""How often each elimination decides as 50 / 500 does, and how many calls of the network it takes.
+
+    python bench/elimination.py --out runs/elimination
+
+Prints a table in Markdown (docs/classifier.md has it): test digits, the shipped class-conditional
+denoiser, the diffusion classifier as it comes. Rules with the same number of draws meet the same draws,
+as in one classifier whose rule is changed: what two of them ask at once is computed once, and counts for
+both. How often 50 / 500 decides as itself on other draws says what agreement means. Outcomes are kept in
+`--out`: after a stop the same command goes on. Intervals are Wilson's, 95 %.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from defuse import spec as specs
+from defuse.data import fetch
+from defuse.data.digits import digits
+from defuse.defenses.class_errors import ClassErrors
+from defuse.defenses.classifier import DiffusionClassifier, _below
+from defuse.diffusion.denoise import Denoiser
+from defuse.files import npz_bytes, write_bytes
+from defuse.noise import Noise, permutation
+from defuse.statistics import wilson
+
+HEADS = "| elimination | decides as 50 / 500 | right | digits | calls | of 50 / 500 |"
+NAMES = {"cifar10": "`cifar10` (50 / 500)", "food": "`food`, `aircraft`, `flowers`, `cifar100`"}
+BLOCK = 25  # images in a file
+
+
+class Decision(NamedTuple):
+    """What a rule decided of an image.
+
+    Attributes:
+        answer: The class.
+        label: The true one.
+        calls: Rows of the network that the rule asked for.
+    """
+
+    answer: int
+    label: int
+    calls: int
+
+
+Decisions = dict[int, Decision]  # by image
+
+
+class Job(NamedTuple):
+    """Rules that share their draws, and the images they decide.
+
+    Attributes:
+        rules: Names of eliminations.
+        seed: Of the draws.
+        images: How many test digits.
+    """
+
+    rules: tuple[str, ...]
+    seed: int
+    images: int
+
+
+class Remembered(ClassErrors):
+    """Class errors that are computed once, for all rules that ask."""
+
+    table: Tensor
+    known: Tensor
+
+    def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
+        """As `ClassErrors.fill`."""
+        if "table" not in self.__dict__:
+            self.__dict__ |= {"table": torch.zeros_like(table), "known": torch.zeros_like(wanted)}
+        super().fill(self.table, z, wanted & ~self.known)
+        self.known.logical_or_(wanted)
+        table += self.table * wanted
+
+
+def main() -> None:
+    """Run the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/elimination"))
+    parser.add_argument("--images", type=int, default=500, help="test digits, of 500")
+    parser.add_argument("--others", type=int, default=50, help="for all but `paired`; 0 for none")
+    parser.add_argument("--loss", default="l2", choices=["l2", "l1", "huber"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    part = specs.check("denoiser", {"name": "trained", "weights": "digits-conditional"})
+    denoiser = specs.build("denoiser", part).eval().requires_grad_(False)
+    few = min(options.others, options.images)
+    jobs = [
+        Job(("cifar10", "paired"), 0, options.images),
+        Job(("cifar10",), 1, few),
+        Job(("stl10", "food"), 0, few),
+        Job(("pets",), 0, few),
+        Job(("imagenet", "objectnet"), 0, few),
+    ]
+    print(HEADS, "|---|---:|---:|---:|---:|---:|", sep="\n")
+    first: Decisions = {}
+    for job in (job for job in jobs if job.images):
+        made: dict[str, Decisions] = {rule: {} for rule in job.rules}
+        for rule, image, decision in decisions(denoiser, job, options.loss, options.out):
+            made[rule][image] = decision
+        first = first or made["cifar10"]
+        for rule, outcomes in made.items():
+            name = "`cifar10` on other draws" if job.seed else NAMES.get(rule, f"`{rule}`")
+            print(line(name, outcomes, first), flush=True)
+
+
+def decisions(
+    denoiser: Denoiser, job: Job, loss: str, out: Path
+) -> Iterator[tuple[str, int, Decision]]:
+    """Rule, image and decision, of all of a job; made, or read where they were made before."""
+    data = digits("test")
+    chosen = permutation(len(data), 0, "subset")[: job.images]
+    for first in range(0, len(chosen), BLOCK):
+        indices = chosen[first : first + BLOCK]
+        path = out / f"{'-'.join(job.rules)}-{loss}-{job.seed}-{first}-{len(indices)}.npz"
+        x, y = fetch(data, indices)
+        if not path.is_file():
+            noise = Noise.of(job.seed, indices)
+            made = decide(denoiser, x, noise, job.rules, loss)
+            write_bytes(path, npz_bytes({rule: rows.numpy() for rule, rows in made.items()}))
+        with np.load(path) as table:
+            for rule in job.rules:
+                for image, label, (answer, calls) in zip(
+                    indices, y.tolist(), table[rule].tolist(), strict=True
+                ):
+                    yield rule, image, Decision(answer, label, calls)
+
+
+@torch.no_grad()
+def decide(
+    denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: str
+) -> dict[str, Tensor]:
+    """For each rule the classes and the calls (B, 2) of images (B, C, H, W)."""
+    made, errors = dict[str, Tensor](), None
+    for rule in rules:
+        draws = 500 if rule == "paired" else None
+        model = DiffusionClassifier(denoiser, draws=draws, elimination=rule, loss=loss, rows=500)  # pyright: ignore
+        errors = errors or Remembered(
+            denoiser, model.scales, noise.fold("eps"), model.loss, model.chunk
+        )
+        z = denoiser.encode(x)
+        table, taken, fallen = model._measure(errors, z, model.weight)
+        logits = _below(-errors.mean(table, taken, z, model.weight), fallen)
+        made[rule] = torch.stack((logits.argmax(1), taken.sum((1, 2))), 1)
+    return made
+
+
+def line(name: str, made: Decisions, first: Decisions) -> str:
+    """A row of the table: the decisions of a rule beside those of 50 / 500."""
+    same = wilson(sum(d.answer == first[i].answer for i, d in made.items()), len(made))
+    right = wilson(sum(d.answer == d.label for d in made.values()), len(made))
+    calls = sum(d.calls for d in made.values()) / len(made)
+    whole = sum(first[i].calls for i in made) / len(made)
+    return f"| {name} | {same} | {right} | {len(made)} | {calls:,.0f} | {calls / whole:.2f} |"
+
+
+if __name__ == "__main__":
+    main()
