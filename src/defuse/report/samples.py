@@ -49,7 +49,7 @@ def write_samples(folder: Path, found: Samples, about: Mapping[str, Any]) -> str
 
 
 def _figure(found: Samples) -> bytes:
-    figure = Figure(figsize=(9.6, 2.9 * len(found.pictures)), layout="constrained")
+    figure = Figure(figsize=(9.6, 1.7 * len(found.pictures)), layout="constrained")
     panels = np.atleast_1d(np.asarray(figure.subplots(len(found.pictures)), dtype=object))
     for panel, (name, kept) in zip(panels, found.pictures.items(), strict=True):
         few = kept[:SHOWN].cpu().numpy().transpose(0, 2, 3, 1)
