@@ -1,6 +1,6 @@
 """What an attacker climbs, averaged over what he takes for the defence's noise."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -166,7 +166,7 @@ def look(
 
     losses, wrongs, slopes = zip(*in_parts(see, len(images), model), strict=True)
 
-    def mean(values: Sequence[Tensor]) -> Tensor:
+    def mean(values: tuple[Tensor, ...]) -> Tensor:
         joined = torch.cat(values).to(x.dtype)
         return joined.view(len(x), draws, *joined.shape[1:]).mean(1)
 

@@ -59,11 +59,16 @@ def fitting(model: Classifier, x: Tensor) -> int:
         model: The model; it is differentiated twice, at one image.
         x: One image (1, C, H, W) or more.
     """
-    for _ in range(2):  # the first time, the chain itself learns what a step takes
+
+    def taken() -> int:
         at = x[:1].detach().clone().requires_grad_()
         with keeping(0), kept_by_graphs(model) as kept, torch.enable_grad():
             logits = model(at, Noise.of(0, [0]))
             if logits.requires_grad:
                 torch.autograd.grad(logits.sum(), at, allow_unused=True)
+        return kept.peak
+
+    taken()  # the first time, the chain itself learns what a step takes, and hides it
+    each = max(taken(), 1)
     free, most = free_bytes(str(x.device)), MOST[x.is_cuda]
-    return most if free is None else min(max(int(FREE * free / max(kept.peak, 1)), 1), most)
+    return most if free is None else min(max(int(FREE * free / each), 1), most)

@@ -97,6 +97,7 @@ def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
     if known.get(key) in TRIED:
         return known[key]
     print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
+    found: dict[Way, Trial]
     found = {way: trial for way, trial in trials(denoiser, rows).items() if trial.error <= NEAR}
     best = min(found, key=lambda way: min(found[way].forward) + min(found[way].gradient))
     with suppress(OSError):  # a home that cannot be written: the next run tries again
@@ -132,6 +133,7 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
         way: max(float((a - b).norm() / b.norm()) for a, b in zip(told, plain, strict=True))
         for way, (_, _, told) in copies.items()
     }
+    found: dict[Way, Trial]
     found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
     for _ in range(turns):
         for way, (copy, _, _) in copies.items():
