@@ -30,6 +30,12 @@ def evaluate(
     out: Out = None,
     shard: Shard = None,
     quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost, and do not run.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
+    ] = None,
 ) -> None:
     """Measure a defence: clean and under attack, with intervals. To resume, run it again."""
     from defuse import spec as specs
@@ -39,7 +45,16 @@ def evaluate(
 
     part = _shard(shard)
     checked = evaluation.check(specs.load(spec, changes or []), data)
-    folder = out or _folder(spec, specs.identity(checked))
+    folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
+    if dry_run or budget:
+        from defuse.evaluation import forecast
+        from defuse.report.forecast import told
+
+        checked, cost = forecast.plan(checked, folder, budget, part)
+        for line in told(cost, part[1], budget) if cost else ():
+            typer.echo(line)
+        if dry_run:
+            return
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
         print_summary(write_report(run), folder)

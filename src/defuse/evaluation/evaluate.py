@@ -5,7 +5,7 @@ has seen, and written down as it is done.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from defuse.defenses.purified import votes
 from defuse.evaluation.ledger import peak_bytes
 from defuse.evaluation.probe import probe
 from defuse.evaluation.quality import Quality, measure
-from defuse.evaluation.record import Condition, Outcome, Run
+from defuse.evaluation.record import Condition, Keeper, Outcome
 from defuse.evaluation.search import Machine, Search, besides, bounded, by_block, secret
 from defuse.noise import Noise
 from defuse.protocols import Attack, Classifier, Dataset, Defended
@@ -32,9 +32,10 @@ def evaluate(
     data: Dataset,
     attacks: Mapping[str, Attack],
     threat: Threat,
-    run: Run,
+    run: Keeper,
     *,
     indices: Sequence[int] | None = None,
+    only: Collection[int] | None = None,
     seed: int = 0,
     draws: int = 8,
     pictures: int = 8,
@@ -54,7 +55,8 @@ def evaluate(
         attacks: By name.
         threat: What they may change.
         run: Where outcomes go, and which are there.
-        indices: The images to do; all by default.
+        indices: The images of the run; all by default.
+        only: Those of them to do here; all by default.
         seed: Of all noise.
         draws: Held-out draws of each verdict.
         pictures: Of how many of the first images pictures are kept.
@@ -71,7 +73,7 @@ def evaluate(
     shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
     measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
     search = Search(Limited(model, machine.rows), attacks, threat, seed, draws, survivors)
-    judge = _Judge(search, lpips)
+    judge = Judge(search, lpips)
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
         outcomes = judge.outcomes(versions, y, block, probed, measured)
@@ -80,11 +82,13 @@ def evaluate(
         return f"robust in this block {np.mean(robust):.0%}"
 
     done = {outcome.index for outcome in run.outcomes()}
+    if only is not None:
+        done |= set(chosen) - set(only)
     by_block("evaluating images", search, data, chosen, done, machine, keep)
 
 
 @dataclass
-class _Judge:
+class Judge:
     """Judges the versions of a block of images that a search made."""
 
     search: Search
@@ -92,6 +96,7 @@ class _Judge:
 
     @property
     def model(self) -> Limited:
+        """What is judged."""
         return self.search.model
 
     def _candidates(self) -> set[str]:
@@ -143,7 +148,7 @@ class _Judge:
                     wrong=round(float(wrong[j]), 4),
                 )
         which = [i for i, index in enumerate(indices) if index in measured]
-        quality = self._quality(versions, noise.fold("quality", "purify"), which)
+        quality = self.quality(versions, noise.fold("quality", "purify"), which)
         candidates = self._candidates()
         cost = {key: count / len(y) for key, count in search.ledger.take().items()}
         seconds = round((time.perf_counter() - search.began) / len(y), 4)
@@ -179,7 +184,7 @@ class _Judge:
         return torch.stack([self.model(x, told.draws(turn)).argmax(1) for turn in turns], 1)
 
     @torch.no_grad()
-    def _quality(
+    def quality(
         self, versions: Mapping[str, Tensor], noise: Noise, which: Sequence[int]
     ) -> dict[int, dict[str, Quality]]:
         """How far the versions of the images at positions `which` are from the clean ones.

@@ -17,6 +17,7 @@ import numpy as np
 from defuse.files import npz_bytes, write_bytes
 
 VERSION = 1
+FORECAST = "forecast.json"
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "images": "of other images (the data set's contents differ)",
@@ -42,6 +43,18 @@ class Fact(Protocol):
 
 
 Kept = TypeVar("Kept", bound=Fact)
+
+
+class Keeper(Protocol):
+    """Where outcomes go: a run on disk, or what is carried to one."""
+
+    def outcomes(self) -> list["Outcome"]:
+        """Those that are there."""
+        ...
+
+    def add(self, outcomes: Sequence[Any], examples: Mapping[str, np.ndarray]) -> None:
+        """Keep those of a block, and the pictures of those that are shown."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -195,6 +208,11 @@ class Run:
                         "command again: only its images are done anew"
                     ) from error
         return [found[index] for index in sorted(found)]
+
+    def forecast(self) -> dict[str, Any] | None:
+        """What was forecast of its cost (`forecast.Forecast.keep`); None if nothing was."""
+        path = self.folder / FORECAST
+        return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
         """The pictures kept of each block, by index; only these arrays, if any are named."""

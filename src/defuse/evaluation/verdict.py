@@ -127,6 +127,7 @@ def summary(run: Run) -> dict[str, Any]:
             )
         ],
         "cost": _cost(outcomes),
+        **({"forecast": told} if (told := run.forecast()) else {}),
         "versions": run.asked["versions"],
         "defuse": __version__,
     }
@@ -231,7 +232,7 @@ def sees(row: dict[str, Any]) -> str:
     if row.get("name") in BLIND:
         views["exact"] = "the answers of the whole model; it asks for no gradient"
         views["undefended"] = "the answers of the classifier alone, not of the defence"
-    counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts"}
+    counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts", "stop": "to stop"}
     effort = [
         f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
     ]

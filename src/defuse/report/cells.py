@@ -206,9 +206,24 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     found = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
     return [
         *found,
-        ("time", _duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
+        ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
         ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
         ("peak memory", memory(cost["peak_bytes"]), ""),
+        *_against(summary),
+    ]
+
+
+def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What was forecast for as many pictures, and what it took of that."""
+    told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
+    if not told:
+        return []
+    most, part = ("at most " if told["most"] else ""), n / told["images"]
+    calls, seconds = (part * sum(told["calls"].values()), part * told["seconds"])
+    took = sum(cost[key] for key in told["calls"])
+    return [
+        ("forecast, calls", f"{most}{calls:,.0f}", f"{took / calls:.0%} taken" if calls else ""),
+        ("forecast, time", most + duration(seconds), f"{cost['seconds'] / seconds:.0%} taken"),
     ]
 
 
@@ -263,7 +278,8 @@ def _speaks(text: str, name: str) -> bool:
     return f" {name} " in f" {text.replace(',', ' ').replace(':', ' ')} "
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

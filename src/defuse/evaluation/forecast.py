@@ -1,0 +1,357 @@
+"""What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
+
+The whole evaluation of one image is rehearsed on stand-ins, which answer at once and count how they
+are asked; a few calls of the real parts then tell what one asking costs. So the forecast holds for any
+attack, a stranger's too. The stand-ins answer rightly whatever is done to the image: where an image
+that fell is left alone, the forecast is what an image costs that stands up to everything.
+"""
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from defuse.attacks.views import Limited
+from defuse.data import fetch
+from defuse.defenses.aggregate import Aggregated
+from defuse.defenses.purified import Purified
+from defuse.evaluation.evaluate import Judge
+from defuse.evaluation.ledger import Ledger
+from defuse.evaluation.record import FORECAST, Run
+from defuse.evaluation.run import Parts, parts
+from defuse.evaluation.search import Search
+from defuse.files import write_bytes
+from defuse.menu import SpecError
+from defuse.noise import Noise
+from defuse.protocols import Classifier, Defended
+from defuse.spec import Table
+from defuse.statistics import wilson
+from defuse.threat import Threat
+
+CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
+TRIAL = 1.0  # seconds: calls are timed on more and more images until one takes so long
+DERIVED = ("coarse", "adjoint", "whole", "stage")  # what views ask of a part: another part
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something costs per image.
+
+    Attributes:
+        calls: By name (`ledger.Ledger`): images through a network.
+        seconds: On the machine where it was timed.
+    """
+
+    calls: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        calls = {key: self.calls.get(key, 0) + other.calls.get(key, 0) for key in CALLS}
+        return Cost(calls, self.seconds + other.seconds)
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost({key: times * n for key, n in self.calls.items()}, times * self.seconds)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will cost.
+
+    Attributes:
+        images: How many it is for.
+        per_image: By condition, `verdict` for what judges them all, `distances` for how far
+            pictures are from the clean ones.
+        most: Images that fall are left alone before the end, and cost less than this says.
+        rows: Images in the largest call that was timed; 0 if it goes by what images took.
+        low, high: The 95 % interval of an accuracy of one half on so many images, one draw each: no
+            interval of the report will be much wider.
+    """
+
+    images: int
+    per_image: dict[str, Cost]
+    most: bool
+    rows: int
+    low: float
+    high: float
+
+    @property
+    def each(self) -> Cost:
+        """The cost of an image."""
+        return sum(self.per_image.values(), Cost())
+
+    @property
+    def total(self) -> Cost:
+        """The cost of them all."""
+        return self.each * self.images
+
+    def keep(self, folder: Path) -> None:
+        """Write it into a run folder, whose report will set it beside what the run took."""
+        table = asdict(self) | {"calls": self.total.calls, "seconds": self.total.seconds}
+        write_bytes(folder / FORECAST, (json.dumps(table, indent=1) + "\n").encode())
+
+
+def seconds_of(budget: str) -> float:
+    """The seconds of a budget of time: `2h`, `30m`, `45s`, `1h30m`.
+
+    Raises:
+        SpecError: It is not written so.
+    """
+    units = {"h": 3600, "m": 60, "s": 1}
+    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", budget):
+        raise SpecError(f"--budget is a time such as 2h, 30m or 45s, not {budget!r}")
+    return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
+
+
+def forecast(spec: Table, budget: float | None = None, made: Parts | None = None) -> Forecast:
+    """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
+
+    Args:
+        spec: What `run.check` returned.
+        budget: Seconds; at least one block of images is taken, and never more than the spec's.
+        made: What `run.parts` made of it, if it was made already.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    made = made or parts(spec)
+    asked, stands = rehearse(spec, made)
+    costs, rows = _costs(spec, made, asked, stands)
+    per_image = {
+        name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
+        for name, counts in asked.items()
+    }
+    images = whole = len(made.indices)
+    if not made.attacks:  # distances are measured for the report's pictures only
+        per_image["distances"] *= min(spec["evaluation"]["pictures"], whole) / whole
+    each = sum(per_image.values(), Cost()).seconds
+    if budget is not None:
+        images = min(whole, max(spec["machine"]["block"], int(budget / max(each, 1e-9))))
+    share = wilson(images // 2, images)
+    half = (share.high - share.low) / 2
+    return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half)
+
+
+def plan(
+    spec: Table, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
+) -> tuple[Table, Forecast | None]:
+    """A checked spec with the images that fit into a budget, and its forecast, kept in the folder.
+
+    A run that was begun with a budget goes on with the images it was begun with, and needs no
+    forecast. Where images that fall cost less and a run has begun, the forecast is what its images
+    took.
+
+    Raises:
+        SpecError: As `forecast`; or with a budget only a shard is asked for, and each would choose
+            its own number of images.
+    """
+    if budget is None:
+        found = forecast(spec)
+        found = _so_far(found, spec, folder) or found
+        found.keep(folder)
+        return spec, found
+    if shard[1] > 1:
+        raise SpecError(
+            "--budget chooses the number of images by this machine's speed, so shards would differ: "
+            "see `--dry-run --budget` for the number, and give it to all by --set evaluation.images="
+        )
+    limit, begun = seconds_of(budget), _begun(spec, folder)
+    if begun is not None:
+        return _with_images(spec, begun), None
+    found = forecast(spec, limit)
+    found.keep(folder)
+    return _with_images(spec, found.images), found
+
+
+def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
+    """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
+    if not found.most or _begun(spec, folder) is None:
+        return None
+    done = Run.open(folder).outcomes()
+    if not done:
+        return None
+    calls = {key: fmean(o.cost.get(key, 0) for o in done) for key in CALLS}
+    cost = Cost(calls, fmean(outcome.seconds for outcome in done))
+    return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, rows=0)
+
+
+def _begun(spec: Table, folder: Path) -> int | None:
+    """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
+    if not (folder / "run.json").is_file():
+        return None
+    other = Run.open(folder).asked["spec"]
+    images = other["evaluation"]["images"]
+    both = (_with_images({**each, "machine": {}}, images) for each in (other, spec))
+    return images if next(both) == next(both) else None
+
+
+def _with_images(spec: Table, images: int | None) -> Table:
+    return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
+
+
+class Asked(NamedTuple):
+    """A way to ask a part: the part's name, and how."""
+
+    part: str
+    how: str  # "forward", "gradient" or "decide"
+
+
+class StandIn:
+    """Answers for a part of a model at once, and counts the images it is asked about.
+
+    Args:
+        real: The part.
+        name: Its name.
+        answer: Images to what it answers, which leads a gradient back.
+        counts: Where it counts.
+        stands: All stand-ins, by name; those that views make of this one join it.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        name: str,
+        answer: Callable[[Tensor], Tensor],
+        counts: Counter[Asked],
+        stands: dict[str, Any],
+    ):
+        self.real, self.name, self.answer = real, name, answer
+        self.counts, self.stands = counts, stands
+        stands[name] = real
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """The answer; a gradient that goes back through it is counted, too."""
+        out, plain = self.answer(x), Asked(self.name, "forward")
+        self.counts[plain] += len(x)
+        if out.requires_grad:
+
+            def back(gradient: Tensor) -> None:
+                self.counts[plain] -= len(gradient)
+                self.counts[Asked(self.name, "gradient")] += len(gradient)
+
+            out.register_hook(back)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.real, name)
+        if name == "decide":
+
+            def decide(x: Tensor, noise: Noise) -> Tensor:
+                self.counts[Asked(self.name, "decide")] += len(x)
+                return self.answer(x).argmax(1)
+
+            return decide
+        if name in DERIVED:
+
+            def derive(*options: Any) -> StandIn:
+                told = f"{self.name} {name}{options}"
+                return StandIn(found(*options), told, self.answer, self.counts, self.stands)
+
+            return derive
+        return found
+
+
+def rehearse(spec: Table, made: Parts) -> tuple[dict[str, Counter[Asked]], dict[str, Any]]:
+    """How the evaluation of one image asks the parts of the model: by condition, `verdict`, `distances`.
+
+    Returns:
+        The counts, and the parts by name.
+    """
+    counts: Counter[Asked] = Counter()
+    stands: dict[str, Any] = {}
+    options, place = spec["evaluation"], made.indices[:1]
+    x, y = (part.to(made.device) for part in fetch(made.data, place))
+    model = _stand_in(made.model, _right(x, y, len(made.data.classes)), counts, stands)
+    search = Search(
+        Limited(model, spec["machine"]["rows"]),
+        made.attacks,
+        Threat(**spec["threat"]),
+        options["seed"],
+        options["draws"],
+        options.get("survivors", False),
+    )
+
+    def take() -> Counter[Asked]:
+        taken = +counts
+        counts.clear()
+        return taken
+
+    found, versions = {}, {}
+    for name, version in search.versions(x, y, place):
+        found[name], versions[name] = take(), version
+    judge = Judge(search, lpips=False)
+    judge.outcomes(versions, y, place, set(), set())
+    found["verdict"] = take()
+    judge.quality(versions, Noise.of(options["seed"], place), [0])
+    return found | {"distances": take()}, stands
+
+
+def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """A classifier that is right about the image `x` (1, C, H, W) whatever is done to it."""
+    pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
+    slope = torch.sin(pixels.to(x)) / len(pixels)
+    return lambda at: 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope
+
+
+def _stand_in(
+    model: Any, right: Callable[[Tensor], Tensor], counts: Counter[Asked], stands: dict[str, Any]
+) -> Classifier:
+    if isinstance(model, Aggregated):
+        inner: Any = _stand_in(model.model, right, counts, stands)
+        return Aggregated(inner, paths=model.paths, by=model.by)
+    if not isinstance(model, Defended):
+        return StandIn(model, "classifier", right, counts, stands)
+    classifier = StandIn(model.classifier, "classifier", right, counts, stands)
+    purifier = StandIn(model.purifier, "purifier", torch.clone, counts, stands)
+    return Purified(classifier, purifier)
+
+
+def _costs(
+    spec: Table, made: Parts, asked: Mapping[str, Counter[Asked]], stands: Mapping[str, Any]
+) -> tuple[dict[Asked, Cost], int]:
+    """What one image costs by each way to ask, and how many images the largest trial had."""
+    rows, found, largest = spec["machine"]["rows"], {}, 1
+    for kind in {kind for counts in asked.values() for kind in counts}:
+        size, best = 1, _trial(made, stands[kind.part], kind.how, 1)
+        while size < rows and best.seconds * size < TRIAL:
+            size = min(4 * size, rows)
+            best = _trial(made, stands[kind.part], kind.how, size)
+        found[kind], largest = best, max(largest, size)
+    return found, largest
+
+
+def _trial(made: Parts, part: Any, how: str, size: int) -> Cost:
+    """What a call of `size` images costs an image; the first call, which makes things ready, apart.
+
+    Of short calls the quickest of three counts, lest a hiccup of the machine do.
+    """
+    indices = [made.indices[i % len(made.indices)] for i in range(size)]
+    x = fetch(made.data, indices)[0].to(made.device)
+    noise, ledger, took = Noise.of(0, range(size)), Ledger(), [math.inf]
+    while len(took) < 3 or (len(took) < 5 and min(took) < TRIAL / 4):
+        ledger.take()
+        at = x.clone().requires_grad_(how == "gradient")
+        began = time.perf_counter()
+        with ledger.watching(made.model), torch.set_grad_enabled(how == "gradient"):
+            out = part.decide(at, noise) if how == "decide" else part(at, noise)
+            if how == "gradient":
+                (out,) = torch.autograd.grad(out.square().sum(), at)
+            out.flatten()[0].item()  # waits for the device
+        took.append(time.perf_counter() - began)
+    calls = {key: count / size for key, count in ledger.take().items()}
+    return Cost(calls, min(took[2:]) / size)
+
+
+def _most(spec: Table) -> bool:
+    """Whether images that fall are left alone before the end."""
+    early = any(row["name"] == "autoattack" or row.get("stop") for row in spec["attacks"])
+    return early or spec["evaluation"].get("survivors", False)

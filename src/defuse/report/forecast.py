@@ -1,0 +1,46 @@
+"""A forecast in words."""
+
+from collections.abc import Iterator
+
+from defuse.evaluation.forecast import Forecast
+from defuse.report.cells import duration
+
+TITLES = {
+    "nfe_forward": "denoiser forward",
+    "nfe_vjp": "denoiser backward",
+    "classifier_forward": "classifier forward",
+    "classifier_vjp": "classifier backward",
+}
+
+
+def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iterator[str]:
+    """A table of network calls and time by condition, and what it comes to.
+
+    Args:
+        forecast: What to tell.
+        shards: Machines that share the work.
+        budget: What the number of images was chosen for.
+    """
+    heads = ["of an image", *TITLES.values(), "time"]
+    rows = [*forecast.per_image.items(), ("in all", forecast.each)]
+    table = [heads]
+    for name, cost in rows:
+        calls = [f"{cost.calls.get(key, 0):,.0f}" for key in TITLES]
+        table.append([name, *calls, duration(cost.seconds)])
+    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
+    for row in table:
+        first, *others = (text.ljust(w) for text, w in zip(row, widths, strict=True))
+        yield "  ".join([first, *(text.strip().rjust(len(text)) for text in others)])
+    most = "at most " if forecast.most else ""
+    calls = sum(forecast.total.calls.values())
+    each = f", {duration(forecast.total.seconds / shards)} on each of {shards}"
+    for_ = f" (the most that fit into {budget}, but a block at least)" if budget else ""
+    timed = f"; timed on calls of up to {forecast.rows} images" if forecast.rows else ""
+    yield (
+        f"{forecast.images} images{for_}: {most}{calls:,.0f} network calls, {most}"
+        f"{duration(forecast.total.seconds)} on this machine{each if shards > 1 else ''}{timed}"
+    )
+    yield (
+        f"an accuracy will be known to about +-{(forecast.high - forecast.low) / 2:.1%} (95 %, "
+        "at one half; nearer where it is near 0 or 1)"
+    )

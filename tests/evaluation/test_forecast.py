@@ -1,0 +1,114 @@
+"""The forecast: the calls that a run will make, and the images that fit a budget."""
+
+import json
+
+import pytest
+
+from defuse.cli import run
+from defuse.diffusion.gradient import keeping
+from defuse.evaluation.forecast import CALLS, forecast, seconds_of
+from defuse.evaluation.record import Run
+from defuse.evaluation.run import check
+from defuse.spec import load
+
+SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.pictures=1"]
+ATTACKS = [
+    "{name: pgd, view: undefended, steps: 3}",
+    "{name: pgd, label: restarts, steps: 2, eot: 2, restarts: 2}",
+    "{name: pgd, view: bpda, steps: 2}",
+    "{name: pgd, view: {name: surrogate, steps: 2}, steps: 2}",
+    "{name: apgd, steps: 4, eot: 2, loss: margin}",
+    "{name: pgd, knows: both, steps: 2}",
+    "{name: square, queries: 5}",
+    "{name: random-search, tries: 2}",
+]
+EXACT = {
+    "attacks": [f"attacks=[{', '.join(ATTACKS)}]"],
+    "no attack": ["attacks=[]"],
+    "no defence": ["purifier=null", "attacks=[{name: fab, steps: 2}]"],
+    "paths": ["paths={count: 2, by: softmax}"],
+    "guided": ["purifier={name: coup, t: 0.1, steps: 3}"],
+}
+
+
+def command(*changes: str, out: str = "run") -> list[str]:
+    sets = [word for change in [*SMALL, *changes] for word in ("--set", change)]
+    return ["evaluate", "blobs", "--out", out, "--quiet", *sets]
+
+
+def took(folder) -> dict[str, float]:
+    outcomes = Run.open(folder).outcomes()
+    return {key: sum(o.cost.get(key, 0) for o in outcomes) for key in CALLS}
+
+
+@pytest.mark.parametrize("changes", EXACT.values(), ids=EXACT)
+def test_the_calls_are_those_of_the_run(elsewhere, changes):
+    with keeping(0):  # what fits into memory is kept, and saves calls that no one can foretell
+        told = forecast(check(load("blobs", [*SMALL, *changes])))
+        assert run(command(*changes)) == 0
+    assert not told.most
+    found = took(elsewhere / "run")
+    assert sum(found.values()) > 0
+    assert {key: told.total.calls.get(key, 0) for key in CALLS} == pytest.approx(found)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "{name: pgd, steps: 4, eot: 2, loss: margin, stop: 4}",
+        "{name: autoattack, steps: 2, eot: 1, draws: 4, queries: 10}",
+    ],
+)
+def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_are_done(
+    elsewhere, attack
+):
+    changes = [
+        f"attacks=[{{name: pgd, view: undefended, steps: 3}}, {attack}]",
+        "evaluation.survivors=true",
+        "purifier.steps=2",
+        "threat.eps=0.2",
+        "evaluation.images=24",
+        "machine.block=12",
+    ]
+    with keeping(0):
+        told = forecast(check(load("blobs", [*SMALL, *changes])))
+        assert run([*command(*changes), "--shard", "0/2"]) == 0
+        assert run([*command(*changes), "--dry-run"]) == 0
+        again = json.loads((elsewhere / "run" / "forecast.json").read_text())
+        assert run(command(*changes)) == 0
+    all_calls = sum(took(elsewhere / "run").values())
+    assert told.most
+    assert all_calls < sum(told.total.calls.values())
+    assert sum(again["calls"].values()) == pytest.approx(all_calls, rel=0.1)
+
+
+def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
+    assert run([*command(), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "4 images: " in said
+    assert "network calls" in said
+    assert "pgd-exact" in said
+    assert not (elsewhere / "run" / "outcomes").exists()
+    assert run(command()) == 0
+    report = json.loads((elsewhere / "run" / "report.json").read_text())
+    assert report["forecast"]["images"] == 4
+    assert "forecast, calls" in (elsewhere / "run" / "report.md").read_text()
+
+
+def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
+    least = ["evaluation.images=9", "machine.block=2"]
+    assert run([*command(*least), "--budget", "0.001s"]) == 0
+    assert Run.open(elsewhere / "run").asked["spec"]["evaluation"]["images"] == 2
+    assert "2 images (the most that fit into 0.001s" in capsys.readouterr().out
+    assert run([*command(*least), "--budget", "9h"]) == 0
+    assert len(Run.open(elsewhere / "run").outcomes()) == 2, "it goes on as it was begun"
+    assert run([*command(*least, out="other"), "--budget", "9h"]) == 0
+    assert len(Run.open(elsewhere / "other").outcomes()) == 9
+
+
+def test_a_budget_is_a_time(mistake):
+    assert [seconds_of(word) for word in ("2h", "30m", "45s", "1h30m")] == [7200, 1800, 45, 5400]
+    assert "2h, 30m or 45s" in mistake("evaluate", "blobs", "--budget", "soon")
+    assert "--set evaluation.images=" in mistake(
+        "evaluate", "blobs", "--budget", "1h", "--shard", "0/2"
+    )
