@@ -21,13 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measuring
 import torch
-from measuring import error, interleaved, over, shown, table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from variants import Case, base, pair, small, tiny
 
+import measuring
 from defuse.diffusion.denoise import Denoiser, Network
 from defuse.diffusion.execution import trials
 from defuse.diffusion.reverse import (
@@ -41,6 +39,8 @@ from defuse.diffusion.reverse import (
 )
 from defuse.diffusion.schedule import VP
 from defuse.noise import Noise
+from measuring import error, interleaved, over, shown, table
+from variants import Case, base, pair, small, tiny
 
 MARKS = "<!-- made by bench/speed.py: begin -->", "<!-- end -->"
 LENGTHS = (1, 5, 20, 100)

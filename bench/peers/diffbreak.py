@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import error
 from torch import Tensor
-from variants import Case
 
 from defuse.diffusion.reverse import euler_maruyama, even
+from measuring import error
+from variants import Case
 
 FOLDER = "DiffBreak"
 STEP = euler_maruyama

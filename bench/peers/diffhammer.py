@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import error
 from torch import Tensor, nn
-from variants import Case
 
 from defuse.diffusion.reverse import Ancestral, strided
+from measuring import error
+from variants import Case
 
 FOLDER = "DiffHammer"
 STEP = Ancestral()

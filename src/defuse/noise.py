@@ -105,6 +105,15 @@ class Noise:
             given = replace(given, keys=tuple(given.keys[i] for i in chosen))
         return Noise(tuple(self.keys[i] for i in chosen), given)
 
+    @classmethod
+    def join(cls, parts: Sequence["Noise"]) -> "Noise":
+        """The noise of several batches, one after the other, all told alike (`knowing`)."""
+        first, keys = parts[0], tuple(key for part in parts for key in part.keys)
+        if first.given is None:
+            return Noise(keys)
+        theirs = tuple(key for part in parts if part.given for key in part.given.keys)
+        return Noise(keys, replace(first.given, keys=theirs))
+
     def pooled(self, places: Sequence[int]) -> "Noise":
         """One of a pool of fixed paths per image: the one numbered `places[i]` for image i."""
         keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))

@@ -1,15 +1,15 @@
 """Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defence's noise."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from defuse.attacks.choice import check_ball, check_counts, choose, worth
-from defuse.attacks.losses import Look, Loss, look, rivals
+from defuse.attacks.choice import Contest, Stop, check_ball, check_counts, worth
+from defuse.attacks.losses import Loss, Query, rivals
+from defuse.attacks.queue import Search, serve_apart
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import Threat, images
@@ -38,6 +38,10 @@ class APGD:
         hold: Steps that share their draws. With 1 all are fresh, which costs a further forward pass
             a step, of the best so far; a model without noise needs none: any number above `steps`.
         compare: Draws to compare the candidates on; None is as many as `eot`.
+        stop: If above 0, the search of an image ends at an iterate that is misclassified on the draws
+            of its step and then on so many fresh ones (`choice.Stop`), and that is returned; other
+            images take its place in the calls of the model.
+        stop_share: Of these draws that must be misclassified.
     """
 
     steps: int = 100
@@ -47,6 +51,8 @@ class APGD:
     restarts: int = 1
     hold: int = 1
     compare: int | None = None
+    stop: int = 0
+    stop_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
@@ -54,6 +60,7 @@ class APGD:
         if self.targets < 0:
             raise ValueError(f"targets must be 0 (untargeted) or more, not {self.targets}")
         check_counts(self, "steps", "eot", "restarts", "hold", compare=self.compare)
+        Stop(self.stop, self.stop_share)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -64,36 +71,44 @@ class APGD:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
         check_ball("APGD", threat)
-        candidates = chain(self._candidates(model, x, y, threat, noise), [x])
-        draws = self.compare or self.eot
-        return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
-
-    def _candidates(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
-    ) -> Iterator[Tensor]:
-        aims: list[Tensor | None] = [None]
+        toward: Sequence[Tensor | None] = [None]
         if self.targets:
             found = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
-            aims = list(found.unbind(1))
+            toward = found.unbind(1)
+
+        def search(which: list[int]) -> Search[Tensor]:
+            aims = [None if aim is None else aim[which] for aim in toward]
+            return self._search(x[which], y[which], aims, threat, noise.take(which))
+
+        return serve_apart(model, search, len(x), apart=self.stop > 0)
+
+    def _search(
+        self, x: Tensor, y: Tensor, aims: Sequence[Tensor | None], threat: Threat, noise: Noise
+    ) -> Search[Tensor]:
+        contest = Contest(y, "margin", noise.fold("compare"), self.compare or self.eot)
         for i, aim in enumerate(aims):
             for restart in range(self.restarts):
-                yield from self._run(model, x, y, aim, threat, noise.fold("run", i, restart))
+                below = noise.fold("run", i, restart)
+                fell, found = yield from self._run(x, y, aim, threat, below)
+                if fell:
+                    return found[0]
+                yield from contest.meet(*found)
+        yield from contest.meet(x)
+        return contest.best
 
     def _run(
-        self,
-        model: Classifier,
-        x: Tensor,
-        y: Tensor,
-        aim: Tensor | None,
-        threat: Threat,
-        noise: Noise,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        def see(at: Tensor, i: int, gradient: bool = True) -> Look:
-            turn = i // self.hold
-            return look(model, at, y, self.loss, noise, turn, self.eot, gradient, aim)
+        self, x: Tensor, y: Tensor, aim: Tensor | None, threat: Threat, noise: Noise
+    ) -> Search[tuple[bool, list[Tensor]]]:
+        """Whether the search is over, and what it found: the image, or the candidates."""
+        stop = Stop(self.stop, self.stop_share)
+
+        def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
+            return Query(at, y, self.loss, noise, i // self.hold, self.eot, gradient, aim)
 
         x_adv = previous = threat.start(x, noise.fold("start"))
-        seen = see(x_adv, 0)
+        seen = yield ask(x_adv, 0)
+        if (yield from stop.here(ask(x_adv, 0), seen)):
+            return True, [x_adv]
         gradient = seen.gradient
         best, highest, slope = x_adv, seen.loss, gradient
         wrongest, most = x_adv, worth(seen)
@@ -108,10 +123,12 @@ class APGD:
             if i > 1:
                 step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)
             previous, x_adv = x_adv, threat.project(x, x_adv + step)
-            seen = see(x_adv, i)
+            seen = yield ask(x_adv, i)
+            if (yield from stop.here(ask(x_adv, i), seen)):
+                return True, [x_adv]
             gradient = seen.gradient
             if i % self.hold == 0:  # the draws are new
-                highest = see(best, i, gradient=False).loss
+                highest = (yield ask(best, i, gradient=False)).loss
             lead = seen.loss - highest
             rises += lead > -behind
             behind = (-lead).clamp(min=0)
@@ -130,7 +147,7 @@ class APGD:
                 gradient = torch.where(images(halved), slope, gradient)
                 rises, improved = torch.zeros_like(rises), torch.zeros_like(improved)
                 since = i
-        return x_adv, best, wrongest
+        return False, [x_adv, best, wrongest]
 
 
 def checkpoints(steps: int) -> list[int]:

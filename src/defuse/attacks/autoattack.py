@@ -54,6 +54,8 @@ class AutoAttack:
         steps: Gradient steps of a run.
         queries: Of Square.
         targets: Wrong classes that targeted attacks try.
+        stop: Of PGD and APGD: if above 0, an image leaves a stage, too, once it is misclassified on
+            all of so many fresh draws (`pgd.PGD`).
     """
 
     version: Version = "defuse"
@@ -64,6 +66,7 @@ class AutoAttack:
     steps: int = 100
     queries: int = 5000
     targets: int = 9
+    stop: int = 0
 
     def __post_init__(self) -> None:
         if self.version not in get_args(Version):
@@ -122,11 +125,17 @@ class AutoAttack:
         """The attacks of the version, in their order."""
         eot = self.eot or EOT[self.version]
         steps, queries, targets = self.steps, self.queries, self.targets
-        own = {"compare": self.draws}
+        own = {"compare": self.draws, "stop": self.stop}
         if self.version == "defuse":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
-                PGD(max(steps // 5, 1), few, loss="margin", compare=self.draws),
+                PGD(
+                    max(steps // 5, 1),
+                    few,
+                    loss="margin",
+                    compare=self.draws,
+                    stop=self.stop,
+                ),
                 APGD(max(steps // 2, 1), few, "margin", **own),
                 Square(max(queries // 10, 1), few, compare=self.draws),
                 APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),

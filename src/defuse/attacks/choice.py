@@ -1,11 +1,14 @@
 """Which of an attack's candidates is returned; and the checks that attacks share."""
 
+import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from defuse.attacks.losses import Look, Loss, look
+from defuse.attacks.losses import Look, Loss, Query
+from defuse.attacks.queue import Search, serve
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import Threat, images
@@ -40,15 +43,70 @@ def choose(
         noise: Of these draws alone.
         draws: Per candidate and image.
     """
-    several = iter(candidates)
-    best = next(several)
-    highest = worth(look(model, best, y, loss, noise, 0, draws, gradient=False))
-    for candidate in several:
-        found = worth(look(model, candidate, y, loss, noise, 0, draws, gradient=False))
-        better = found > highest
-        best = torch.where(images(better), candidate, best)
-        highest = torch.where(better, found, highest)
-    return best
+    contest = Contest(y, loss, noise, draws)
+    for candidate in candidates:
+        serve(model, [contest.meet(candidate)])
+    return contest.best
+
+
+class Contest:
+    """`choose` as a part of a search (`queue`): candidates that come one after another.
+
+    Attributes:
+        best: Of those that were met.
+    """
+
+    best: Tensor
+
+    def __init__(self, y: Tensor, loss: Loss, noise: Noise, draws: int):
+        self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
+        self._highest: Tensor | None = None
+
+    def meet(self, *candidates: Tensor) -> Search[None]:
+        """Compare with the best so far."""
+        for candidate in candidates:
+            found = worth((yield self._asked._replace(x=candidate)))
+            if self._highest is None:
+                self.best, self._highest = candidate, found
+            better = found > self._highest
+            self.best = torch.where(images(better), candidate, self.best)
+            self._highest = torch.where(better, found, self._highest)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When the search of an image may end: it is wrong on most draws, and again on fresh ones.
+
+    The answers that came with a gradient are used first, so that an image that holds costs nothing;
+    only if enough of them are wrong, fresh draws are asked, a few at a time, and no more once it is
+    settled. So no lucky draws end a search.
+
+    Attributes:
+        draws: Fresh ones; with 0 a search never ends.
+        share: Of the draws that must be wrong, both times.
+    """
+
+    draws: int = 0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.draws < 0:
+            raise ValueError(f"stop must be 0 (never) or more, not {self.draws}")
+        if not 0.5 < self.share <= 1:
+            raise ValueError(f"stop_share must be above 0.5 and at most 1, not {self.share}")
+
+    def here(self, query: Query, seen: Look) -> Search[bool]:
+        """Whether the search of one image may end where it asked last, and what it saw."""
+        noise = query.noise.fold("stop", query.turn)
+        if not self.draws or float(seen.wrong) < self.share - 1e-6:
+            return False
+        needed = math.ceil(self.share * self.draws - 1e-6)
+        wrong = asked = 0
+        while wrong < needed <= wrong + self.draws - asked:
+            few = min(max(self.draws // 5, 1), self.draws - asked)
+            told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
+            asked, wrong = asked + few, wrong + round(few * float(told.wrong))
+        return wrong >= needed
 
 
 def check_counts(attack: object, *names: str, compare: int | None = None) -> None:

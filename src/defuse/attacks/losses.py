@@ -1,6 +1,6 @@
 """What an attacker climbs, averaged over what he takes for the defence's noise."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -116,6 +116,19 @@ def watching() -> Iterator[list[Step]]:
         _WATCHED.reset(token)
 
 
+class Query(NamedTuple):
+    """What a search asks of the model: the arguments of `look`."""
+
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    noise: Noise
+    turn: int
+    draws: int
+    gradient: bool = True
+    target: Tensor | None = None
+
+
 def look(
     model: Classifier,
     x: Tensor,
@@ -143,37 +156,65 @@ def look(
         target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
             what is not the true class, either way.)
     """
-    copies = noise.draws(turn, draws)
-    images, labels = x.detach().repeat_interleave(draws, 0), y.repeat_interleave(draws)
-    aims = None if target is None else target.repeat_interleave(draws)
+    (seen,) = looks(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
+    if gradient:
+        climbed(Step((noise.keys, loss), seen.loss))
+    return seen
+
+
+def climbed(step: Step) -> None:
+    """Tell whoever is `watching` of a step."""
+    if (steps := _WATCHED.get()) is not None:
+        steps.append(step)
+
+
+def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
+    """`look` for several queries at once, which go together into one call, too.
+
+    They have the same loss, and ask for a gradient all or none, toward targets all or none.
+    """
+    first = queries[0]
+    images, labels = (
+        torch.cat([each(q).repeat_interleave(q.draws, 0) for q in queries])
+        for each in (lambda q: q.x.detach(), lambda q: q.y)
+    )
+    aims = [q.target.repeat_interleave(q.draws) for q in queries if q.target is not None]
+    toward = torch.cat(aims) if aims else None
+    copies = Noise.join([q.noise.draws(q.turn, q.draws) for q in queries])
 
     def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-        batch = images[part].requires_grad_(gradient)
-        with torch.set_grad_enabled(gradient):
+        batch = images[part].requires_grad_(first.gradient)
+        with torch.set_grad_enabled(first.gradient):
             logits = model(batch, copies.take(range(part.start, part.stop)))
-            if aims is None:
-                value = LOSSES[loss](logits, labels[part])
+            if toward is None:
+                value = LOSSES[first.loss](logits, labels[part])
             else:
-                value = TARGETED[loss](logits, labels[part], aims[part])
+                value = TARGETED[first.loss](logits, labels[part], toward[part])
             total = value.sum()
-        if gradient and not value.requires_grad:
+        if first.gradient and not value.requires_grad:
             raise RuntimeError(
                 "no gradient leads from the model's logits to the images (is something in it under "
                 "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
             )
-        slope = torch.autograd.grad(total, batch)[0] if gradient else None
+        slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
         return value.detach(), logits.detach().argmax(1) != labels[part], slope
 
-    losses, wrongs, slopes = zip(*in_parts(see, len(images), model), strict=True)
+    losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
+    rows = [len(q.x) * q.draws for q in queries]
+    told = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
+    slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
 
-    def mean(values: tuple[Tensor, ...]) -> Tensor:
-        joined = torch.cat(values).to(x.dtype)
-        return joined.view(len(x), draws, *joined.shape[1:]).mean(1)
+    def mean(values: Tensor, query: Query) -> Tensor:
+        return values.view(len(query.x), query.draws, *values.shape[1:]).mean(1)
 
-    told = mean(losses)
-    if gradient and (steps := _WATCHED.get()) is not None:
-        steps.append(Step((noise.keys, loss), told))
-    return Look(told, mean(wrongs), mean(slopes) if gradient else torch.zeros_like(x))
+    return [
+        Look(
+            mean(loss, q),
+            mean(wrong, q),
+            torch.zeros_like(q.x) if slope is None else mean(slope, q),
+        )
+        for q, loss, wrong, slope in zip(queries, *told, slopes, strict=True)
+    ]
 
 
 @torch.no_grad()

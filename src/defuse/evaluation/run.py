@@ -316,7 +316,9 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         found = menu.find("attack", row["name"])
         row |= {key: False for key in ROLE if not getattr(found, key, True)}
         if row["label"] in RESERVED:
-            raise SpecError(f"{row['label']!r} is a row of its own: give the attack another `label`")
+            raise SpecError(
+                f"{row['label']!r} is a row of its own: give the attack another `label`"
+            )
         if row["label"] in {c["label"] for c in checked}:
             raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
         checked.append(row)

@@ -1,0 +1,223 @@
+"""How many network calls the plain loop of an attack makes, and how many of them are needed.
+
+    python bench/ledger.py [--images 64] [--out runs/ledger]
+
+PGD-20 + EOT-10 on the demo's defence. The plain loop asks the model for ten gradients per step and
+image, then judges the iterate on ten more draws, to the end, and takes the last iterate that most of
+these got wrong. What it saw is written down, draw by draw, so that the calls of each saving alone can
+be counted on the same iterates. All of them together are the library's attack (`stop`) and its vote,
+run and counted by themselves. `replaying` is the plain loop with a gradient that keeps no graphs, as
+checkpointing does. Blocks of images are written as they are done; to go on, run it again.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defuse import spec as specs
+from defuse.attacks.choice import choose
+from defuse.attacks.losses import ask, look
+from defuse.attacks.pgd import PGD
+from defuse.attacks.views import Limited
+from defuse.data import fetch
+from defuse.defenses.purified import elected, majority, votes
+from defuse.diffusion.gradient import keeping
+from defuse.evaluation import run as evaluation
+from defuse.evaluation.ledger import Ledger
+from defuse.files import write_bytes
+from defuse.noise import Noise
+from defuse.statistics import wilson
+from defuse.threat import Threat
+
+STEPS, EOT, VOTES, CLASSES = 20, 10, 15, 10
+STOP, SHARE = 10, 0.9  # an image is left at 9 of 10 wrong draws of its step, and 9 of 10 fresh ones
+
+
+class Bench:
+    """One block of images through the plain loop and through the library."""
+
+    def __init__(self, made: evaluation.Parts, threat: Threat, rows: int):
+        self.made, self.threat = made, threat
+        self.model, self.ledger = Limited(made.model, rows), Ledger()
+
+    def calls(self) -> int:
+        """The network calls since this was asked last."""
+        return sum(self.ledger.take().values())
+
+    def block(self, indices: list[int]) -> dict[str, Any]:
+        """What became of the images, and what it took."""
+        x, y = fetch(self.made.data, indices)
+        noise = Noise.of(0, indices)
+        with self.ledger.watching(self.made.model):
+            told = self.plain(x, y, noise)
+            began = time.perf_counter()
+            self.calls()
+            ours = PGD(STEPS, EOT, loss="margin", stop=STOP, stop_share=SHARE)(
+                self.model, x, y, self.threat, noise.fold("search")
+            )
+            streams = [noise.fold("verdict", "vote", i) for i in range(VOTES)]
+            wrong = elected(self.model, ours, streams) != y
+            told |= {"all": self.calls(), "all_wrong": wrong.tolist()}
+            told["all_seconds"] = time.perf_counter() - began
+            with keeping(0):
+                look(self.model, x[:1], y[:1], "margin", noise.take([0]), 0, 1)
+            told["replayed"] = self.calls()
+        return told | {"images": indices}
+
+    def plain(self, x: Tensor, y: Tensor, noise: Noise) -> dict[str, Any]:
+        """The plain loop, and what it saw: of each image, by step, which draws were wrong."""
+        began, run = time.perf_counter(), noise.fold("search", "restart", 0)
+        attack, iterates, judged, certain, losses = PGD(STEPS, EOT, loss="margin"), [], [], [], []
+        gradients = forwards = 0
+        self.calls()
+        for i, (x_adv, seen) in enumerate(attack.path(self.model, x, y, self.threat, run)):
+            gradients += self.calls()
+            iterates.append(x_adv)
+            if seen is not None:
+                certain.append(seen.wrong > SHARE - 1e-6)
+                losses.append(seen.loss)
+            answers = ask(self.model, x_adv, run.fold("stop", i), 0, EOT).argmax(2)
+            judged.append(answers != y[:, None])
+            forwards += self.calls()
+        wrong = torch.stack(judged, 1)  # (B, steps + 1, draws)
+        ends = {
+            "plain": _latest(iterates, wrong.float().mean(2) > 0.5),
+            "dropping": _first(
+                iterates,
+                torch.stack(certain, 1) & (wrong[:, :STEPS].float().mean(2) > SHARE - 1e-6),
+            ),
+        }
+        left = ends["dropping"][1]
+        ends["dropping"] = (
+            torch.where((left < STEPS)[:, None, None, None], ends["dropping"][0], ends["plain"][0]),
+            left,
+        )
+        peak = torch.stack(losses, 1).argmax(1)
+        highest = torch.stack(iterates, 1)[torch.arange(len(x)), peak]
+        compare = noise.fold("search", "compare")
+        ends["reuse"] = (
+            choose(self.model, y, [iterates[-1], highest, x], "margin", compare, EOT),
+            left,
+        )
+        self.calls()
+        ballots = {
+            name: votes(self.model, end, noise.fold("verdict"), VOTES)
+            for name, (end, _) in ends.items()
+        }
+        self.calls()
+        return {
+            "gradient": gradients / (len(x) * STEPS * EOT),
+            "forward": forwards / (len(x) * (STEPS + 1) * EOT),
+            "left": left.tolist(),
+            "judged": wrong.tolist(),
+            "ballots": {name: b.tolist() for name, b in ballots.items()},
+            "wrong": {name: (majority(b, CLASSES) != y).tolist() for name, b in ballots.items()},
+            "labels": y.tolist(),
+            "plain_seconds": time.perf_counter() - began,
+        }
+
+
+def _latest(iterates: list[Tensor], fooled: Tensor) -> tuple[Tensor, Tensor]:
+    """The last iterate that fooled the model, or the last of all, of each image; and its number."""
+    numbers = torch.arange(fooled.shape[1]).expand_as(fooled)
+    last = torch.where(fooled, numbers, -1).amax(1)
+    last = torch.where(last < 0, fooled.shape[1] - 1, last)
+    return torch.stack(iterates, 1)[torch.arange(len(last)), last], last
+
+
+def _first(iterates: list[Tensor], fallen: Tensor) -> tuple[Tensor, Tensor]:
+    """The first iterate at which an image may be left, and its number; of none, the last's."""
+    numbers = torch.arange(fallen.shape[1]).expand_as(fallen)
+    first = torch.where(fallen, numbers, fallen.shape[1]).amin(1)
+    return torch.stack(iterates, 1)[torch.arange(len(first)), first], first
+
+
+def curtailed(wrong: list[bool]) -> int:
+    """Draws until it is settled whether most of them are wrong."""
+    for asked in range(1, len(wrong) + 1):
+        bad = sum(wrong[:asked])
+        good, rest = asked - bad, len(wrong) - asked
+        if bad > good + rest or good >= bad + rest:
+            return asked
+    return len(wrong)
+
+
+def elections(ballot: list[int]) -> int:
+    """Draws until the class with most votes is settled (`purified.elected`)."""
+    for asked in range(1, len(ballot) + 1):
+        counts = [ballot[:asked].count(c) for c in range(CLASSES)]
+        first, rest = counts.index(max(counts)), len(ballot) - asked
+        others = ((n + rest, -c) for c, n in enumerate(counts) if c != first)
+        if max(others) < (counts[first], -first):
+            return asked
+    return len(ballot)
+
+
+def table(blocks: list[dict[str, Any]]) -> str:
+    """The calls per image of each device, in Markdown."""
+    totals = dict.fromkeys(("replaying", "plain", "dropping", "reuse", "votes", "all"), 0.0)
+    wrong: dict[str, list[bool]] = {"plain": [], "dropping": [], "reuse": [], "all": []}
+    for b in blocks:
+        f, g = b["forward"], b["gradient"]
+        for i, left in enumerate(b["left"]):
+            steps, judged = min(left + 1, STEPS), b["judged"][i]
+            seen = steps if left < STEPS else STEPS + 1
+            totals["plain"] += EOT * (STEPS * g + (STEPS + 1) * f) + VOTES * f
+            totals["dropping"] += EOT * (steps * g + seen * f) + VOTES * f
+            totals["reuse"] += EOT * (STEPS * g + 3 * f) + VOTES * f
+            asked = sum(curtailed(draws) for draws in judged)
+            asked += elections(b["ballots"]["plain"][i])
+            totals["votes"] += EOT * STEPS * g + asked * f
+            replays = EOT * STEPS * (b["replayed"] - g)
+            totals["replaying"] += replays + EOT * (STEPS * g + (STEPS + 1) * f) + VOTES * f
+        totals["all"] += b["all"]
+        for name in ("plain", "dropping", "reuse"):
+            wrong[name] += b["wrong"][name]
+        wrong["all"] += b["all_wrong"]
+    wrong |= dict.fromkeys(("replaying", "votes"), wrong["plain"])  # the same decisions, sooner
+    n = len(wrong["plain"])
+    lines = [
+        f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
+        f"{blocks[0]['forward']:.2f}; left early {sum(x < STEPS for b in blocks for x in b['left'])}",
+        "",
+        "| what | calls an image | plain / it | right by majority | verdicts as the plain loop's |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, total in totals.items():
+        right = wilson(n - sum(wrong[name]), n)
+        same = sum(a == b for a, b in zip(wrong["plain"], wrong[name], strict=True))
+        lines.append(
+            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} | {same} of {n} |"
+        )
+    seconds = [sum(b[f"{name}_seconds"] for b in blocks) for name in ("plain", "all")]
+    return "\n".join([*lines, "", f"seconds: plain {seconds[0]:.0f}, all {seconds[1]:.0f}"])
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--block", type=int, default=16)
+    parser.add_argument("--out", type=Path, default=Path("runs/ledger"))
+    given = parser.parse_args()
+    change = f"evaluation.images={given.images}"
+    spec = evaluation.check(specs.load("demo", [change, "machine.device=cpu"]))
+    made = evaluation.parts(spec)
+    bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["rows"])
+    blocks = []
+    for first in range(0, given.images, given.block):
+        indices = made.indices[first : first + given.block]
+        place = given.out / f"{given.images}-{given.block}-{first:05}.json"
+        if not place.exists():
+            write_bytes(place, json.dumps(bench.block(indices)).encode())
+        blocks.append(json.loads(place.read_text("utf-8")))
+        print(table(blocks), "\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
