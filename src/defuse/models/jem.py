@@ -98,8 +98,8 @@ class _Features(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         z = self.conv1(z)
-        for stage in (self.layer1, self.layer2, self.layer3):
-            z = stage(z)
+        for i in (1, 2, 3):
+            z = self.get_submodule(f"layer{i}")(z)
         return F.leaky_relu(z, LEAK).mean((2, 3))
 
 
