@@ -91,9 +91,9 @@ def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
     if denoiser.shape is None:
         return "plain"
     memory, key = memory or _memory(), _fingerprint(denoiser, rows)
-    known = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(memory.read_text("utf-8"))
+    known: dict[str, Way] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(memory.read_text("utf-8")))
     if known.get(key) in TRIED:
         return known[key]
     print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
