@@ -194,6 +194,11 @@ def table(blocks: list[dict[str, Any]]) -> str:
         lines.append(
             f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} | {same} of {n} |"
         )
+    same = sum(a == b for a, b in zip(wrong["reuse"], wrong["all"], strict=True))
+    lines += [
+        "",
+        f"verdicts of `all` that are those of the same attack without `stop`: {same} of {n}",
+    ]
     seconds = [sum(b[f"{name}_seconds"] for b in blocks) for name in ("plain", "all")]
     return "\n".join([*lines, "", f"seconds: plain {seconds[0]:.0f}, all {seconds[1]:.0f}"])
 

@@ -1,7 +1,7 @@
 """An evaluation spec, from its text to a run folder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from defuse.diffusion.execution import Execution, execute
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.model import build_model, check_model
 from defuse.evaluation.quality import check_perceptual
-from defuse.evaluation.record import Run
+from defuse.evaluation.record import Keeper, Run
 from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
@@ -55,6 +55,8 @@ MACHINE: dict[str, tuple[Any, Any]] = {
     "rows": (int | Literal["auto"], 256),
     "block": (int, 32),
     "execution": (Execution, "plain"),
+    "engine": (Literal["local", "ray"], "local"),
+    "cluster": (str | None, None),
 }
 
 
@@ -150,23 +152,48 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         SpecError: A part refuses its options, or the parts do not fit each other.
         RuntimeError: The folder holds another run, or the result must not be believed.
     """
-    made, options = parts(spec), spec["evaluation"]
+    made = parts(spec)
+    if spec["machine"]["engine"] == "ray":
+        from defuse.evaluation import ray
+
+        return ray.run(spec, made, folder, shard, quiet)
     begun = Run.begin(folder, made.asked)
+    work(spec, made, begun, made.on(spec, shard, quiet))
+    return begun
+
+
+def work(
+    spec: Table,
+    made: "Parts",
+    keeper: Keeper,
+    machine: Machine,
+    only: Collection[int] | None = None,
+) -> None:
+    """Evaluate what a keeper still lacks of a checked `spec`.
+
+    Args:
+        spec: What `check` returned.
+        made: Its parts.
+        keeper: Where outcomes go.
+        machine: What changes only the speed.
+        only: The images to do; all of the run by default.
+    """
+    options = spec["evaluation"]
     evaluate(
         made.model,
         made.data,
         made.attacks,
         Threat(**spec["threat"]),
-        begun,
+        keeper,
         indices=made.indices,
+        only=only,
         seed=options["seed"],
         draws=options["draws"],
         pictures=options["pictures"],
         survivors=options.get("survivors", False),
         lpips=options["lpips"],
-        machine=made.on(spec, shard, quiet),
+        machine=machine,
     )
-    return begun
 
 
 class Parts(NamedTuple):
@@ -311,6 +338,8 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         if seen in APART and not defended:
             raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
+        if not row.get("stop"):  # so that a spec without it is what it was before, as above
+            row = {key: value for key, value in row.items() if key not in ("stop", "stop_share")}
         said = f"{row['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
         row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
         found = menu.find("attack", row["name"])

@@ -1,0 +1,117 @@
+"""An evaluation on many machines: its blocks of images as tasks of Ray, here or on a cluster.
+
+The outcomes are those of one process, because an image's noise depends on its place in the data set
+alone. They come back to the process that was started, which writes the run folder as ever; a block
+whose worker dies is done anew by another. Needs the extra `ray`.
+"""
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defuse.evaluation.record import Outcome, Run
+from defuse.evaluation.run import Parts, parts, work
+from defuse.menu import SpecError
+from defuse.progress import progress
+from defuse.spec import Table
+
+RETRIES = 5  # of a block whose worker died
+
+
+def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: bool) -> Run:
+    """Evaluate a checked `spec` by Ray, from where `folder` left off.
+
+    `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
+    that runs here, or one that is started here for this run. On other machines, this package, the
+    data and the weights must be where they are here. A task takes a processor, and a GPU if the
+    cluster has any.
+
+    Args:
+        spec: What `run.check` returned.
+        made: Its parts.
+        folder: The run folder.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: Ray is not installed, or does not start, or there is none at the address.
+        RuntimeError: The result must not be believed, or workers died again and again.
+    """
+    ray = _ray()
+    begun = Run.begin(folder, made.asked)
+    done = {outcome.index for outcome in begun.outcomes()}
+    mine = made.indices[shard[0] :: shard[1]]
+    todo, size = [i for i in mine if i not in done], spec["machine"]["block"]
+    blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
+    started = not ray.is_initialized()
+    if started:
+        try:
+            ray.init(address=spec["machine"]["cluster"], log_to_driver=False, logging_level="error")
+        except Exception as error:  # where it does not start in time, Ray raises just that
+            raise SpecError(f"machine.engine: Ray did not start: {error}") from error
+    try:
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
+        waiting = [task.remote(spec, block) for block in blocks]
+        with progress("evaluating images by Ray", len(mine), len(mine) - len(todo), quiet) as show:
+            here = len(mine) - len(todo)
+            while waiting:
+                (ready,), waiting = ray.wait(waiting)
+                outcomes, examples = ray.get(ready)
+                begun.add(outcomes, examples)
+                here += len(outcomes)
+                show(here, "")
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        said = str(error).splitlines()[0]
+        raise RuntimeError(
+            f"Ray lost a block {RETRIES + 1} times, and gave it up: {said}"
+        ) from error
+    finally:
+        if started:
+            ray.shutdown()
+    return begun
+
+
+def evaluate_block(
+    spec: Table, block: Sequence[int]
+) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
+    """The outcomes of a block of a checked spec's images, and the pictures of those that are shown."""
+    made, kept = _parts(json.dumps(spec)), _Carried()
+    work(spec, made, kept, made.on(spec, (0, 1), quiet=True), only=block)
+    return kept.found, kept.examples
+
+
+class _Carried:
+    """Outcomes of one block, on their way to the run."""
+
+    def __init__(self) -> None:
+        self.found: list[Outcome] = []
+        self.examples: Mapping[str, np.ndarray] = {}
+
+    def outcomes(self) -> list[Outcome]:
+        return self.found
+
+    def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
+        self.found, self.examples = list(outcomes), examples
+
+
+@lru_cache(maxsize=1)
+def _parts(spec: str) -> Parts:
+    """The parts of a spec, made once in each worker."""
+    return parts(json.loads(spec))
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except (ImportError, RuntimeError) as error:
+        raise SpecError(
+            "machine.engine: ray is not installed: pip install 'defuse[ray]', or leave the engine out"
+        ) from error
