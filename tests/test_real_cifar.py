@@ -5,10 +5,16 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from defuse.cli import run
+from defuse.data import fetch
+from defuse.data.cifar import cifar10
+from defuse.models.card import load_classifier
+from defuse.noise import Noise
 
 DATA, WEIGHTS = os.environ.get("DEFUSE_DATA"), os.environ.get("DEFUSE_WEIGHTS")
+ACCURACY = 0.9258  # docs/results.md
 
 
 @pytest.mark.slow
@@ -30,3 +36,14 @@ def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
     assert report["clean"]["accuracy"] > 0.85
     assert report["robust"]["mean"]["accuracy"] == 0
     assert report["doubts"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="needs the folder DEFUSE_DATA")
+def test_the_shipped_classifier_is_as_right_as_the_docs_say():
+    model, data, right = load_classifier("cifar10-quick"), cifar10(Path(str(DATA))), 0
+    for block in (range(i, i + 500) for i in range(0, len(data), 500)):
+        x, y = fetch(data, block)
+        with torch.inference_mode():
+            right += int((model(x, Noise.of(0, block)).argmax(1) == y).sum())
+    assert right / len(data) == pytest.approx(ACCURACY, abs=5e-4)

@@ -53,14 +53,15 @@ def test_the_calls_are_those_of_the_run(elsewhere, changes):
 
 
 @pytest.mark.parametrize(
-    "attack",
+    ("attack", "near"),
     [
-        "{name: pgd, steps: 4, eot: 2, loss: margin, stop: 4}",
-        "{name: autoattack, steps: 2, eot: 1, draws: 4, queries: 10}",
+        ("{name: pgd, steps: 4, eot: 2, loss: margin, stop: 4}", 0.1),
+        # on 12 images each, where they fall in a cascade differs more
+        ("{name: autoattack, steps: 2, eot: 1, draws: 4, queries: 10}", 0.2),
     ],
 )
 def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_are_done(
-    elsewhere, attack
+    elsewhere, attack, near
 ):
     changes = [
         f"attacks=[{{name: pgd, view: undefended, steps: 3}}, {attack}]",
@@ -79,7 +80,7 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
     all_calls = sum(took(elsewhere / "run").values())
     assert told.most
     assert all_calls < sum(told.total.calls.values())
-    assert sum(again["calls"].values()) == pytest.approx(all_calls, rel=0.1)
+    assert sum(again["calls"].values()) == pytest.approx(all_calls, rel=near)
 
 
 def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):

@@ -24,6 +24,7 @@ CHECKED = {
     "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
     "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
     "still-rising": "the loss of no attack still rises when its steps end",
+    "low-precision": "no attack computes its gradients in bfloat16",
     "no-adaptive-attack": "some attack differentiates through the defence",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
@@ -55,6 +56,7 @@ OF_ATTACKS = (
     "cheap-beats-exact",
     "blind-beats-gradient",
     "still-rising",
+    "low-precision",
     "no-adaptive-attack",
 )
 PROBED = (
