@@ -205,7 +205,7 @@ def table(blocks: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Run what is missing, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("runs/ledger"))

@@ -45,7 +45,8 @@ class Case:
     ):
         assert denoiser.shape is not None
         channels, size, _ = denoiser.shape
-        self.denoiser = frozen(denoiser).to(device, dtype)
+        frozen(denoiser)
+        self.denoiser = denoiser.to(device, dtype)
         self.times, self.step, self.noise = times, step, Noise.of(0, range(images))
         like = torch.empty(images, *denoiser.shape, device=device, dtype=dtype)
         self.x = self.noise.fold("x").normal(like)
@@ -104,9 +105,9 @@ class Case:
         noise = self.noise.fold(i)
         x_hat = self.denoiser(x, scales[0].t)
         if self.guide is not None:
-            term = self.guide(x, x_hat, *scales, noise.fold("guide"))
+            term = self.guide(x, x_hat, scales[0], scales[1], noise.fold("guide"))
             x_hat = x_hat + scales[0].sigma ** 2 / scales[0].alpha * term
-        return self.step(x, x_hat, *scales, noise)
+        return self.step(x, x_hat, scales[0], scales[1], noise)
 
     def gradient(self, chain: Chain) -> Tensor:
         """The gradient of a fixed linear function of what a chain ends in."""
