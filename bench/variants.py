@@ -72,7 +72,7 @@ class Case:
 
     def purify(self) -> Tensor:
         """The chain without a gradient."""
-        with torch.inference_mode():
+        with torch.inference_mode() if self.guide is None else torch.no_grad():
             return self.ours(self.x)
 
     def ours(self, x: Tensor) -> Tensor:
