@@ -55,7 +55,7 @@ def test_channels_last_changes_the_layout_and_no_number():
 def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
     plain, other = make(), make()
     execute(nn.ModuleDict({"denoiser": other}), "compiled", rows=2)
-    assert backend == [{}]
+    assert backend == [{}, {}]  # a copy first, to see that it says the same
     gradients = []
     for model in (plain, other):
         x = X.clone().requires_grad_()
@@ -107,3 +107,13 @@ def test_cuda_graphs_need_a_gpu():
         with pytest.raises(SpecError, match="needs a GPU"):
             run_as(make(), "cuda_graphs")
     execute(lambda x: x, "compiled", rows=2)  # what holds no network stays as it is
+
+
+def test_a_way_that_says_other_numbers_is_refused(monkeypatch):
+    def wrong(denoiser, way):
+        with torch.no_grad():
+            next(denoiser.parameters()).mul_(1.1)
+
+    monkeypatch.setattr(execution, "run_as", wrong)
+    with pytest.raises(SpecError, match="compiled gives other numbers than plain here"):
+        execute(nn.ModuleDict({"denoiser": make()}), "compiled", rows=2)

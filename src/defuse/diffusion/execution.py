@@ -55,12 +55,27 @@ def execute(model: object, way: Execution, rows: int) -> None:
         rows: How many images one call will have.
 
     Raises:
-        SpecError: CUDA graphs are asked for without a GPU.
+        SpecError: CUDA graphs are asked for without a GPU, or the way gives other numbers here.
     """
     if way == "plain" or not isinstance(model, nn.Module):
         return
     for part in [module for module in model.modules() if isinstance(module, Network)]:
-        run_as(part, choose(part, min(rows, MOST)) if way == "auto" else way)
+        chosen = choose(part, min(rows, MOST)) if way == "auto" else way
+        if way != "auto" and (error := off(part, way, min(rows, MOST))) > NEAR:
+            raise SpecError(
+                f"machine.execution: {way} gives other numbers than plain here (a relative error of "
+                f"{error:.1g}): use auto, or plain"
+            )
+        run_as(part, chosen)
+
+
+def off(denoiser: Network, way: Way, rows: int) -> float:
+    """How far the values and gradients of a way are from the plain one, relatively; 0 if unknown."""
+    if denoiser.shape is None:
+        return 0.0
+    copy, x = deepcopy(denoiser), _input(denoiser, rows)
+    run_as(copy, way)
+    return _apart(_told(copy, x), _told(denoiser, x))
 
 
 def run_as(denoiser: Network, way: Way) -> None:
@@ -113,26 +128,20 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
         rows: How many images.
         turns: How often each is timed, one way after the other.
     """
-    assert denoiser.shape is not None
-    weight = next(denoiser.parameters())
-    size = rows * torch.Size(denoiser.shape).numel()
-    x = torch.linspace(-1, 1, size).sin().view(rows, *denoiser.shape).to(weight)
+    x = _input(denoiser, rows)
     copies: dict[Way, tuple[Network, float, list[Tensor]]] = {}
     for way in TRIED:
         copy, began = deepcopy(denoiser), time.perf_counter()
         try:
             run_as(copy, way)
-            told = [_forward(copy, x), _gradient(copy, x)]
+            told = _told(copy, x)
         except Exception:  # no compiler, or a network that it cannot take
             if way == "plain":
                 raise
             continue
         copies[way] = copy, time.perf_counter() - began, told
     plain = copies["plain"][2]
-    errors = {
-        way: max(float((a - b).norm() / b.norm()) for a, b in zip(told, plain, strict=True))
-        for way, (_, _, told) in copies.items()
-    }
+    errors = {way: _apart(told, plain) for way, (_, _, told) in copies.items()}
     found: dict[Way, Trial]
     found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
     for _ in range(turns):
@@ -140,6 +149,21 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
             found[way].forward.append(_seconds(_forward, copy, x))
             found[way].gradient.append(_seconds(_gradient, copy, x))
     return found
+
+
+def _input(denoiser: Network, rows: int) -> Tensor:
+    assert denoiser.shape is not None
+    size = rows * torch.Size(denoiser.shape).numel()
+    x = torch.linspace(-1, 1, size).sin().view(rows, *denoiser.shape)
+    return x.to(next(denoiser.parameters()))
+
+
+def _told(denoiser: Network, x: Tensor) -> list[Tensor]:
+    return [_forward(denoiser, x), _gradient(denoiser, x)]
+
+
+def _apart(found: list[Tensor], plain: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True))
 
 
 def _forward(denoiser: Network, x: Tensor) -> Tensor:
