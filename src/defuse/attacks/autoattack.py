@@ -129,13 +129,7 @@ class AutoAttack:
         if self.version == "defuse":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
-                PGD(
-                    max(steps // 5, 1),
-                    few,
-                    loss="margin",
-                    compare=self.draws,
-                    stop=self.stop,
-                ),
+                PGD(max(steps // 5, 1), few, loss="margin", **own),
                 APGD(max(steps // 2, 1), few, "margin", **own),
                 Square(max(queries // 10, 1), few, compare=self.draws),
                 APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),
