@@ -1,7 +1,7 @@
 """Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -125,7 +125,7 @@ class AutoAttack:
         """The attacks of the version, in their order."""
         eot = self.eot or EOT[self.version]
         steps, queries, targets = self.steps, self.queries, self.targets
-        own = {"compare": self.draws, "stop": self.stop}
+        own: dict[str, Any] = {"compare": self.draws, "stop": self.stop}
         if self.version == "defuse":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
