@@ -174,6 +174,39 @@ def test_a_training_spec_is_checked():
         started(threat={})
 
 
+def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere):
+    plain = {k: v for k, v in TINY["denoiser"].items() if k != "classes"}
+    first = training.run(
+        started(denoiser=plain, training={"steps": 3, "batch": 4}), elsewhere / "first", quiet=True
+    )
+    training.seed_torch(7, "other")
+    model = training.specs.build("denoiser", specs.check("denoiser", TINY["denoiser"]))
+    lacking = card.begin(model, str(first))
+    assert [name for name in lacking if "class" not in name] == []
+    x, t = Noise.of(0, range(4)).normal(torch.zeros(4, 1, 4, 4)), torch.tensor(0.3)
+    for label in (0, 1, 2):
+        same = model.eval()(x, t, torch.full((4,), label))
+        assert torch.allclose(same, card.load_denoiser(str(first))(x, t, None), atol=1e-6)
+    options = {"steps": 2, "batch": 4, "rate": 1e-9, "start": str(first)}
+    second = training.run(started(training=options), elsewhere / "second", quiet=True)
+    before, after = weights(first), weights(second)
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
+
+
+def test_what_a_training_begins_with_is_checked():
+    with pytest.raises(SpecError, match=r"training.start: there is no folder 'nothing'"):
+        started(training={"steps": 1, "start": "nothing"})
+    with pytest.raises(SpecError, match=r"training.start names a classifier; name a denoiser"):
+        started(training={"steps": 1, "start": "digits-classifier"})
+    with pytest.raises(SpecError, match=r"digits-denoiser is trained: leave out training.start"):
+        started(
+            denoiser={"name": "trained", "weights": "digits-denoiser"},
+            training={"steps": 1, "start": "digits-denoiser"},
+        )
+    with pytest.raises(ValueError, match="no weight of digits-classifier fits"):
+        card.begin(torch.nn.Linear(2, 2), "digits-classifier")
+
+
 @pytest.mark.parametrize("harm", ["weights", "card", "kind", "none"])
 def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
     folder = training.run(started(training={"steps": 1, "batch": 2}), elsewhere / "run", quiet=True)

@@ -84,6 +84,34 @@ def network_of(part: spec.Table) -> tuple[spec.Table, spec.Table]:
     return network_of(card["part"])[0], {"began_as": part["weights"]}
 
 
+def begin(model: nn.Module, weights: str) -> list[str]:
+    """Give a network every weight of a trained one that fits it by name and shape.
+
+    What the trained one lacks stays random, except tables of labels, which become zero: a
+    class-conditional network then begins as the unconditional one it was made from.
+
+    Args:
+        model: Gets the weights, in place.
+        weights: The name of a shipped model, or a folder with a card.
+
+    Returns:
+        The names of the model's weights that were not found.
+
+    Raises:
+        ValueError: There is no such card, or not one weight fits.
+    """
+    folder, _ = read_card(weights)
+    state, own = read_state(folder / "model.safetensors"), model.state_dict()
+    found = {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
+    if not found:
+        raise ValueError(f"no weight of {weights} fits the network that is to begin with them")
+    model.load_state_dict(found, strict=False)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
+            nn.init.zeros_(module.weight)
+    return [name for name in own if name not in found]
+
+
 def load_denoiser(weights: str) -> Denoiser:
     """The denoiser of a card, frozen.
 

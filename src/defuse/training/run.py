@@ -48,6 +48,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "accumulate": (int, 1),
     "lora": (dict | None, None),
     "half": (bool, False),
+    "start": (str | None, None),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
@@ -71,6 +72,7 @@ LATER = (
     "lora",
     "bias_rate",
     "accumulate",
+    "start",
 )  # left out at their defaults, as before there were such things
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
@@ -111,6 +113,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
     if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
         raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
     part = specs.check(kind, spec[kind])
+    if options["start"] is not None:
+        _check_start(options["start"], kind, part)
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
     for name in LATER:
@@ -153,6 +157,7 @@ def _run(
 ) -> Path:
     kind, options = _kind(spec), dict(spec["training"])
     half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
+    start = options.pop("start", None)
     if options["precision"] == "bfloat16" and not processes.agreed(bfloat16_pays(device)):
         options["precision"] = "float32"
         if not quiet:
@@ -160,6 +165,8 @@ def _run(
     data: Dataset = specs.build("data", spec["data"])
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
+    if start is not None:
+        card.begin(model, start)
     objective = specs.build("objective", spec["objective"])
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
@@ -251,6 +258,18 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
     if options["half"]:
         raise SpecError("training.half would round away what LoRA learns: leave it out")
     return specs.fields("training.lora", options["lora"], LORA)
+
+
+def _check_start(start: str, kind: str, part: Table) -> None:
+    """Whether what `training.start` names can be begun with."""
+    if part["name"] == "trained":
+        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.start")
+    try:
+        began = card.read_card(start)[1]["kind"]
+    except ValueError as error:
+        raise SpecError(f"training.start: {error}") from error
+    if began != kind:
+        raise SpecError(f"training.start names a {began}; name a {kind}")
 
 
 def _with_source(objective: Any, denoiser: Any) -> Table:
