@@ -162,7 +162,7 @@ def test_corruptions_beside_an_attack_do_not_count_in_robust(elsewhere):
     assert "corruption (kind contrast, severity 5)" in report["card"]["not by an attacker"]
     assert "contrast" not in report["card"]["the attacker's view"]
     text = (elsewhere / "run" / "report.md").read_text()
-    assert "not within the threat: contrast, brightness. They do not count in `robust`" in (
+    assert "not within the threat: contrast, brightness. They do not count in the row robust" in (
         text.replace("\\", "")
     )
 

@@ -170,11 +170,13 @@ def _surfaces(found: Mapping[str, Landscape]) -> bytes:
                     markersize=2.4,
                 )  # fmt: skip
                 plane.annotate(
-                    setting, path[-1], color="white", fontsize=8, xytext=(3, 4),
-                    textcoords="offset points",
+                    setting, path[-1], color="white", fontsize=8, xytext=(-3, 5),
+                    textcoords="offset points", ha="right",
                 )  # fmt: skip
-            plane.set_xlim(0, seen.along[-1])
-            plane.set_ylim(0, seen.along[-1])
+            plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
+            ends = np.concatenate(list(seen.paths.values()))
+            plane.set_xlim(min(0, ends[:, 0].min() - 0.02), max(seen.along[-1], ends[:, 0].max()))
+            plane.set_ylim(min(0, ends[:, 1].min() - 0.02), max(seen.along[-1], ends[:, 1].max()))
             plane.set_xlabel("DW-box", fontsize=8.5, color=INK)
             plane.set_ylabel("residual of EOT", fontsize=8.5, color=INK)
             plane.tick_params(labelsize=8, colors=INK)

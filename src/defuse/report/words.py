@@ -38,7 +38,7 @@ QUALITY = (
 KNOWING = (
     "The attacker knows what noise the defence will draw, and is judged on that noise. The gap is how "
     "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
-    "the pictures (Student's t). These rows do not count in `robust`."
+    "the pictures (Student's t). These rows do not count in the row robust."
 )
 RESUBMISSION = (
     "How often all answers are right if the same picture is submitted so many times; an attacker needs "
@@ -225,14 +225,16 @@ def about_beyond(summary: Mapping[str, Any]) -> str | None:
     if not summary.get("beyond"):
         return None
     names = ", ".join(row["name"] for row in summary["beyond"])
-    return f"An attacker's, but not within the threat: {names}. They do not count in `robust`."
+    return (
+        f"An attacker's, but not within the threat: {names}. They do not count in the row robust."
+    )
 
 
 def about_corrupted(summary: Mapping[str, Any]) -> str:
     """What the rows of corruptions are."""
     names = ", ".join(row["name"] for row in summary["corruptions"])
     return (
-        f"Not by an attacker, and not within the threat: {names}. They do not count in `robust`."
+        f"Not by an attacker, and not within the threat: {names}. They do not count in the row robust."
         if summary["attacks"]
         else f"Not by an attacker: {names}."
     )
