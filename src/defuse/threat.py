@@ -41,6 +41,8 @@ class Threat:
     def steepest(self, gradient: Tensor) -> Tensor:
         """The direction of unit norm that ascends fastest, per image (0 where the gradient is).
 
+        Where the gradient is not a number it counts for 0.
+
         Raises:
             ValueError: The norm is l0, where no step is small.
         """
@@ -49,6 +51,7 @@ class Threat:
                 "the norm l0 has no small steps for a gradient: use an attack that needs none, such "
                 "as salt-and-pepper"
             )
+        gradient = gradient.nan_to_num()
         if self.norm == "linf":
             return gradient.sign()
         peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)

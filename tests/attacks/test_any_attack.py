@@ -9,7 +9,7 @@ from defuse.attacks.apgd import APGD
 from defuse.attacks.autoattack import AutoAttack
 from defuse.attacks.choice import choose
 from defuse.attacks.fab import FAB
-from defuse.attacks.pgd import fgsm
+from defuse.attacks.pgd import PGD, fgsm
 from defuse.attacks.search import RandomSearch
 from defuse.attacks.square import Square
 from defuse.attacks.stadv import StAdv
@@ -52,6 +52,26 @@ def test_it_stays_within_the_threat(name, norm):
             assert Threat(norm, eps).allows(X.float(), found).all()
 
 
+class Rooted(Linear):
+    """Finite logits, whose gradient is NaN and infinite at the black pixels."""
+
+    def half(self, x, noise):
+        return super().half(x, noise) + 1e-3 * (x.relu().sqrt() + 0 * (x * x).sqrt()).mean(
+            (1, 2, 3)
+        )
+
+
+@pytest.mark.parametrize("name", sorted({*ATTACKS, "pgd"} - {"apgd"}))  # DLR needs 3 classes
+def test_a_gradient_that_is_no_number_stops_nothing(name):
+    attack, x, threat = ATTACKS.get(name, PGD(3, start="zero")), X.clone(), THREATS["l2"]
+    x[:, 0, 0, :2] = 0
+    found = attack(Rooted(), x, Y, threat, NOISE)
+    assert threat.allows(x, found).all() or name == "stadv"
+    assert found.isfinite().all()
+    if name == "pgd":
+        assert ((found - x).flatten(1).norm(dim=1) > 0.9 * threat.eps).all()
+
+
 def test_fgsm_is_one_step_of_signs():
     threat = THREATS["linf"]
     x = X.clone().requires_grad_()
@@ -75,7 +95,7 @@ def test_of_equals_the_first_is_chosen_and_what_is_no_number_last():
         level = torch.where(x[:, 0, 0, 0] > 0.9, torch.nan, 0.0)
         return torch.stack([1 + level, level], 1)
 
-    y = torch.zeros(SIZE, dtype=torch.long)
+    y = torch.arange(SIZE) % 2  # of what is no number, the highest is said to be class 0
     first, second, broken = X, X + 0.01, images(torch.ones(SIZE)).to(X).expand_as(X)
     found = choose(model, y, [broken, first, second], "margin", NOISE, 2)
     assert torch.equal(found, first)

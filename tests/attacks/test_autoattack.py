@@ -101,6 +101,7 @@ def test_versions_are_as_published():
         ({"threshold": 0}, "threshold must be above 0"),
         ({"eot": 0}, "eot must be 1 or more"),
         ({"steps": 0}, "steps must be 1 or more"),
+        ({"stop": -1}, "stop must be 0"),
     ],
 )
 def test_mistakes_are_told(options, words: str):

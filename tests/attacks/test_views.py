@@ -130,6 +130,18 @@ def test_a_limited_model_is_the_model():
     assert torch.allclose(Limited(model, 2)(X, NOISE), model(X, NOISE), atol=1e-12)
 
 
+def test_no_class_is_made_of_what_is_no_number():
+    def model(x, noise):
+        level = torch.where(x[:, 0, 0, 0] > 0.9, torch.nan, 0.0)
+        return torch.stack([level, 1 + level], 1)
+
+    x = X.clamp(0, 0.9)
+    assert Limited(model, 2).decide(x, NOISE).tolist() == [1] * 4
+    x[2] = 1
+    with pytest.raises(RuntimeError, match="not finite on 1 of 4 images"):
+        Limited(model, 2).decide(x, NOISE)
+
+
 def test_any_defence_with_parts_can_be_taken_apart():
     """A stranger's defence, which is no `Purified`."""
 

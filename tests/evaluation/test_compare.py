@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from defuse.cli import run
-from defuse.evaluation.compare import Gate, bootstrap, compare, differences, gates
+from defuse.evaluation.compare import (
+    Comparison,
+    Gate,
+    bootstrap,
+    compare,
+    differences,
+    gates,
+)
 from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.report.compare import junit
 from defuse.statistics import Mean, mcnemar, wilson
@@ -219,6 +226,13 @@ def test_bounds_decide_the_exit_code(two, capsys, bounds, code, failed):
         cases = {case.get("name"): case.find("failure") for case in suite}
         assert [name for name, failure in cases.items() if failure is not None] == failed
         assert (suite.get("tests"), suite.get("failures")) == (str(len(cases)), str(len(failed)))
+
+
+def test_a_bound_needs_finished_runs():
+    found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []))
+    assert gates(found, None, None) == []
+    with pytest.raises(ValueError, match="5 of 80 images in common: run their evaluations"):
+        gates(found, None, 0.02)
 
 
 def test_a_failure_tells_its_numbers():

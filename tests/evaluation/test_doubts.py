@@ -5,6 +5,8 @@ import json
 import pytest
 
 from defuse.cli import run
+from defuse.evaluation.doubt import lead
+from defuse.evaluation.record import Condition, Outcome
 
 SOFT = '''
 import torch
@@ -114,6 +116,15 @@ def test_an_attack_that_does_less_than_noise(doubts):
     # at eps 0.3 random signs average out, yet they do more than nothing
     changes = ("attacks=[{name: 'soft:still'}]", "threat={norm: l2, eps: 3}", "data.size=200")
     assert "weaker-than-random" in doubts(*changes)
+
+
+@pytest.mark.parametrize(("images", "raised"), [(2, False), (8, True)])
+def test_a_lead_needs_more_than_two_images(images, raised):
+    made = {"bare": None, "size": 0.1, "wrong": 0.5}
+    versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
+    outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
+    assert (lead(outcomes, "a", "b") > 0) == raised
+    assert lead(outcomes, "b", "a") < 0
 
 
 def test_numbers_that_are_none_are_refused(doubts, mistake):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defuse.attacks.apgd import APGD
-from defuse.attacks.choice import check_ball, check_counts, choose
+from defuse.attacks.choice import Stop, check_ball, check_counts, choose
 from defuse.attacks.fab import FAB
 from defuse.attacks.losses import ask, watching
 from defuse.attacks.pgd import PGD
@@ -80,6 +80,7 @@ class AutoAttack:
         if self.eot is not None and self.eot < 1:
             raise ValueError(f"eot must be 1 or more, not {self.eot}")
         check_counts(self, "steps", "queries", "targets")
+        Stop(self.stop)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

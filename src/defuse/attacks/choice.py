@@ -17,9 +17,10 @@ from defuse.threat import Threat, images
 def worth(seen: Look) -> Tensor:
     """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
 
-    A loss that is no number counts for the lowest.
+    One whose loss is no number is below all others, whatever answers its logits seem to give.
     """
-    return seen.wrong + 1e-3 * torch.tanh(seen.loss.nan_to_num(nan=-torch.inf) / 10)
+    found = seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)
+    return found.nan_to_num(nan=-torch.inf)
 
 
 def choose(

@@ -112,10 +112,11 @@ class FAB:
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
             seen = look(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
-            missing = -seen.loss  # what the plane still asks for, from here and from the image
-            since = missing + (seen.gradient * (x_adv - x)).flatten(1).sum(1)
-            here = to_plane(x_adv, seen.gradient, missing, threat)
-            there = to_plane(x, seen.gradient, since, threat)
+            slope = seen.gradient.nan_to_num(0, 0, 0)
+            missing = -seen.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
+            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
+            here = to_plane(x_adv, slope, missing, threat)
+            there = to_plane(x, slope, since, threat)
             one, two = threat.size(here), threat.size(there)
             share = images((one / (one + two).clamp(min=1e-12)).clamp(max=PULL))
             x_adv = (1 - share) * (x_adv + BEYOND * here) + share * (x + BEYOND * there)

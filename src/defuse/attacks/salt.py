@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from defuse.attacks.choice import worth
 from defuse.attacks.losses import look
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -51,7 +52,7 @@ class SaltAndPepper:
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):
             seen = look(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
-            score = seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)  # the loss only breaks ties
+            score = worth(seen)
             better = score > highest
             best = torch.where(images(better), candidate, best)
             highest = torch.where(better, score, highest)

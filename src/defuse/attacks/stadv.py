@@ -63,7 +63,7 @@ class StAdv:
             higher = seen.loss > highest
             peak = torch.where(images(higher), x_adv.detach(), peak)
             highest = torch.where(higher, seen.loss, highest)
-            along = (seen.gradient, -torch.ones_like(penalty))
+            along = (seen.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
             (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, along)
             adam.step()
             with torch.no_grad():

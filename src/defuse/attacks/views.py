@@ -126,9 +126,20 @@ class Limited:
         return self._in_parts(self.model, x, noise)
 
     def decide(self, x: Tensor, noise: Noise) -> Tensor:
-        """The classes (B,) that the model chooses, by its own `decide` if it has one."""
+        """The classes (B,) that the model chooses, by its own `decide` if it has one.
+
+        Raises:
+            RuntimeError: Its logits are not finite: there is no highest among them.
+        """
         if not hasattr(self.model, "decide"):
-            return self(x, noise).argmax(1)
+            logits = self(x, noise)
+            if broken := int((~logits.isfinite().all(1)).sum()):
+                raise RuntimeError(
+                    f"the model returned logits that are not finite on {broken} of {len(x)} images "
+                    "(with their draws): an answer of such is no verdict; mend the model, or compute "
+                    "in a higher precision (see `defuse doctor`)"
+                )
+            return logits.argmax(1)
         return self._in_parts(self.model.decide, x, noise)  # pyright: ignore
 
     def _in_parts(self, call: Classifier, x: Tensor, noise: Noise) -> Tensor:

@@ -205,8 +205,14 @@ def gates(found: Comparison, min_robust: float | None, max_drop: float | None) -
         max_drop: By how much B may be less accurate than A, clean and robust.
 
     Raises:
-        ValueError: A bound is no share, or there is no robust accuracy to hold it against.
+        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
+            not finished: an easy first half passes.
     """
+    if (min_robust, max_drop) != (None, None) and found.n < found.of:
+        raise ValueError(
+            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
+            "common: run their evaluations to the end, or compare without a bound"
+        )
     for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
         if bound is not None and not 0 <= bound <= 1:
             raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")

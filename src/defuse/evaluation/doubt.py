@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any, Literal
 
 from defuse.attacks.autoattack import EOT
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER
+from defuse.statistics import change_of
 
 Row = Mapping[str, Any]
 
@@ -42,12 +43,14 @@ def eot(row: Row) -> int | None:
 
 
 def lead(outcomes: Sequence[Outcome], one: str, other: str) -> float:
-    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval."""
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
+
+    It has a width even if all images differ alike, so a few images raise no doubt.
+    """
     gaps = [
         mean(d == o.label for d in o.conditions[one].draws)
         - mean(d == o.label for d in o.conditions[other].draws)
         for o in outcomes
     ]
-    if len(gaps) < 2:
-        return 0.0
-    return mean(gaps) - 1.96 * stdev(gaps) / len(gaps) ** 0.5
+    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
+    return change_of(gaps, draws).low

@@ -181,7 +181,7 @@ class Judge:
             return votes(self.model, x, noise.fold("verdict"), self.search.draws)
         told = knows.told(noise.fold("verdict", "rest"), secret(noise))
         turns = range(1 if knows.certain else self.search.draws)
-        return torch.stack([self.model(x, told.draws(turn)).argmax(1) for turn in turns], 1)
+        return torch.stack([self.model.decide(x, told.draws(turn)) for turn in turns], 1)
 
     @torch.no_grad()
     def quality(
