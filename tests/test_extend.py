@@ -178,3 +178,17 @@ def test_what_an_attack_of_another_library_returns_must_be_images(strangers, mis
     said = mistake(*command, "--set", "attacks=['pairs:pair']", "--out", "out")
     assert "returned a tuple instead of images" in said
     assert run([*command, "--set", "attacks=['pairs:whole']", "--out", "out2"]) == 0
+
+
+def test_an_object_of_a_model_and_images_is_an_attack_and_its_arguments_are_named(
+    strangers, mistake
+):
+    text = "class Lift:\n    def __init__(self, by: float = 0.05):\n        self.by = by\n"
+    text += "    def __call__(self, model, x, y):\n        return (x + self.by).clamp(0, 1)\n\n\n"
+    text += "def odd(model, images, labels):\n    return images\n"
+    (strangers / "lifts.py").write_text(text)
+    command = ["evaluate", "blobs", "--set", "data.size=4", "--set", "purifier.steps=2", "--quiet"]
+    row = "attacks=[{name: 'lifts:Lift', by: 0.02}]"
+    assert run([*command, "--set", row, "--out", "out"]) == 0
+    said = mistake(*command, "--set", "attacks=['lifts:odd']", "--out", "out2")
+    assert "must be called model x y threat noise, or model x y; not model images labels" in said

@@ -103,6 +103,8 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ({"threat": 3}, "table of options"),
         ({"evaluation": {"draws": 0}}, "draws must be 1 or more"),
         ({"evaluation": {"drawz": 1}}, "did you mean 'draws'"),
+        ({"machine": {"rows": "fast"}}, "machine.rows: .*integer, .*, or .*'auto', not 'fast'"),
+        ({"machine": {"execution": "fast"}}, "machine.execution: .*'auto', 'plain'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_built(changes, said):
@@ -118,6 +120,13 @@ def test_a_missing_part_is_named():
 
 def test_a_spec_that_is_no_table(tmp_path):
     path = tmp_path / "bad.yaml"
+    with pytest.raises(
+        SpecError, match=r"bad.yaml \(no such file or directory\): name a YAML file"
+    ):
+        specs.load(path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="it is no text"):
+        specs.load(path)
     path.write_text("- a\n- b\n")
     with pytest.raises(SpecError, match="must hold a table"):
         specs.load(path)

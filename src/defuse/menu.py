@@ -178,6 +178,14 @@ def is_plain(kind: str, found: Any) -> bool:
     return tuple(inspect.signature(found).parameters)[: len(first)] == first
 
 
+def makes_plain(kind: str, made: Any) -> bool:
+    """Whether an object, made by a class of one's own, is called with fewer arguments (`PLAIN`)."""
+    if kind not in PLAIN or not callable(made) or not is_plain(kind, made):
+        return False
+    taken = inspect.signature(made).parameters.values()
+    return sum(p.default is p.empty for p in taken) < len(CALL[kind])
+
+
 def menu() -> dict[str, tuple[str, list[str]]]:
     """What a spec may name: kind to its meaning and its short names."""
     return {kind: (HELP[kind], sorted(names)) for kind, names in MENU.items()}

@@ -30,6 +30,7 @@ from defuse.menu import (
     is_itself,
     is_plain,
     kind_of,
+    makes_plain,
     shipped,
 )
 
@@ -101,6 +102,12 @@ def check(kind: str, value: Any) -> Table:
         elif key in options:
             filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
+            if key in CALL.get(kind, ()):  # of a function that is to be called with others
+                ways = [CALL[kind], *([PLAIN[kind][0]] if kind in PLAIN else [])]
+                raise SpecError(
+                    f"{kind} {table['name']}: the first arguments of a function must be called "
+                    f"{', or '.join(' '.join(way) for way in ways)}; not {' '.join(parameters)}"
+                )
             raise SpecError(f"{kind} {table['name']}: the option {key!r} is missing")
         elif _plain(parameter.default):
             filled[key] = parameter.default
@@ -147,11 +154,12 @@ def build(kind: str, table: Table, **given: Any) -> Any:
     if is_plain(kind, factory):
         return find(kind, PLAIN[kind][1])(partial(factory, **options))
     try:
-        return factory(**{k: v for k, v in given.items() if k in known}, **options)
+        made = factory(**{k: v for k, v in given.items() if k in known}, **options)
     except (ValueError, OSError) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
+    return find(kind, PLAIN[kind][1])(made) if makes_plain(kind, made) else made
 
 
 def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Table:
@@ -171,7 +179,7 @@ def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Tabl
     try:
         return model(**values).model_dump()
     except ValidationError as error:
-        raise _told(name, error) from error
+        raise _told(name, error, 1) from error
 
 
 def identity(spec: Table) -> str:
@@ -206,7 +214,11 @@ def _read(source: str | Path) -> Table:
         try:
             text = path.read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"cannot read the spec {path}: {error}") from error
+            why = "it is no text" if isinstance(error, ValueError) else str(error.strerror).lower()
+            raise SpecError(
+                f"cannot read the spec {path} ({why}): name a YAML file that is there, from "
+                f"{Path.cwd()}, or a shipped spec (`defuse menu`)"
+            ) from error
     else:
         names = shipped()
         if str(source) not in names:
@@ -286,12 +298,18 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     return str(result) if isinstance(result, Path) else result
 
 
-def _told(where: str, error: ValidationError) -> SpecError:
-    first = error.errors()[0]
-    inside = ".".join(str(step) for step in first["loc"] if not str(step).endswith("]"))
+def _told(where: str, error: ValidationError, depth: int = 0) -> SpecError:
+    """The first mistake, in words; `depth` steps of its path come before the types that may be."""
+    first, *others = error.errors()
+    path, said, given = first["loc"], [first["msg"]], first.get("input")
+    beside = [e["msg"] for e in others if e["loc"][:-1] == path[:-1] and e.get("input") == given]
+    if beside and len(path) > depth:  # several types may be, and the last step names one of them
+        path, said = path[:-1], said + beside
+    inside = ".".join(str(step) for step in path if not str(step).endswith("]"))
     place = f"{where}.{inside}" if inside and inside not in where else where
-    said = first["msg"].removeprefix("Value error, ")
-    return SpecError(f"{place}: {said[0].lower()}{said[1:]}, not {first.get('input')!r}")
+    words = [text.removeprefix("Value error, ") for text in said]
+    told = ", or ".join(text[0].lower() + text[1:] for text in words)
+    return SpecError(f"{place}: {told}, not {given!r}")
 
 
 def _by_contents(value: Any) -> Any:

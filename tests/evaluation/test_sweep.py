@@ -7,6 +7,7 @@ import yaml
 
 from defuse import spec as specs
 from defuse.cli import run
+from defuse.evaluation import run as evaluation
 from defuse.evaluation import sweep as sweeps
 from defuse.menu import SpecError
 
@@ -99,3 +100,10 @@ def test_no_combination_can_be_run(elsewhere):
 def test_evaluate_says_what_to_run(mistake, elsewhere):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC))
     assert "run it by `defuse sweep`" in mistake("evaluate", "s.yaml")
+
+
+def test_a_sweep_set_to_null_is_an_evaluation():
+    spec = specs.load(SPEC, ["sweep=null"])
+    assert "sweep" in spec
+    plain = {key: value for key, value in SPEC.items() if key != "sweep"}
+    assert evaluation.check(spec) == evaluation.check(specs.load(plain))

@@ -41,7 +41,10 @@ class Images:
             ends = pictures.ENDINGS
             self.pictures = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
             if not self.pictures:
-                raise ValueError(f"the folder {path} has no pictures ({', '.join(ends)})")
+                raise ValueError(
+                    f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
+                    "or one attack's file in it"
+                )
             return
         self.pictures, self.arrays = [], _arrays(self.path)
 

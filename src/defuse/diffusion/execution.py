@@ -24,7 +24,7 @@ from defuse.files import write_bytes
 from defuse.menu import SpecError
 
 Way = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
-Execution = Way | Literal["auto"]
+Execution = Literal["auto", Way]
 TRIED: tuple[Way, ...] = ("plain", "channels_last", "compiled")
 NEAR = 1e-3  # relative: a way that is farther off than this from the plain one is not taken
 MOST = 32  # images of a trial

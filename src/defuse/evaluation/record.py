@@ -161,7 +161,10 @@ class Run:
         """
         path = Path(folder) / "run.json"
         if not path.is_file():
-            raise RuntimeError(f"{folder} is no run: it has no run.json")
+            raise RuntimeError(
+                f"{folder} is no run: it has no run.json; name a folder that `defuse evaluate` (or "
+                "`attack`, or `certify`) was given as --out, or one in runs/"
+            )
         try:
             asked = json.loads(path.read_text("utf-8"))
         except ValueError as error:

@@ -93,8 +93,12 @@ def check(spec: Table, folder: str | None = None) -> Table:
     Raises:
         SpecError: What is wrong with it.
     """
-    if "sweep" in spec:
-        raise SpecError("this spec has a sweep: run it by `defuse sweep`, not `defuse evaluate`")
+    if spec.get("sweep") is not None:
+        raise SpecError(
+            "this spec has a sweep: run it by `defuse sweep`; or, for its values outside of the "
+            "sweep alone, by `defuse evaluate` with `--set sweep=null`"
+        )
+    spec = {key: value for key, value in spec.items() if key != "sweep"}
     if "training" in spec:
         raise SpecError("this is a training spec: run it by `defuse train`, not `defuse evaluate`")
     if "certification" in spec:

@@ -189,6 +189,7 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
     if not bool(allowed.all()):
         raise RuntimeError(
             f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images; end it with threat.project(x, x_adv)"
+            f"{int((~allowed).sum())} of {len(x)} images: let an attack of yours end with "
+            "threat.project(x, x_adv); images made before need the threat that they were made for"
         )
     return x_adv.detach()
