@@ -1,15 +1,21 @@
 """Other ways to execute a network: the same numbers, chosen by a trial that is remembered."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
+from diffusers.models.upsampling import Upsample2D
 from torch import nn
+from torch._decomp import core_aten_decompositions
+from torch._dynamo.backends.common import aot_autograd
+from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from defuse.diffusion import execution
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.execution import Trial, choose, execute, run_as, trials
 from defuse.diffusion.gradient import twice_differentiable
+from defuse.diffusion.unet import unet
 from defuse.menu import SpecError
 from defuse.noise import Noise, seed_torch
 
@@ -66,6 +72,45 @@ def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
     for one, two in zip(*gradients, strict=True):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
     assert list(plain.state_dict()) == list(other.state_dict())
+
+
+def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient():
+    seed_torch(0, "up")
+    plain = Upsample2D(4, use_conv=True).requires_grad_(False)
+    other = deepcopy(plain)
+    execution.spread(other)
+    execution.spread(other)  # once is enough
+    outs, gradients, scattered = [], [], []
+    for module in (plain, other):
+        torch._dynamo.reset()
+        traced = torch.compile(nn.Sequential(module), backend=aot_autograd(**watch(scattered)))
+        for call in (module, traced):
+            x = Noise.of(0, range(2)).normal(torch.empty(2, 4, 3, 3)).requires_grad_()
+            outs.append(call(x))
+            gradients.append(torch.autograd.grad(outs[-1].square().sum(), x)[0])
+    assert scattered == [True, False]
+    for found in (outs, gradients):
+        assert all(torch.allclose(found[0], one, rtol=1e-5, atol=1e-5) for one in found)
+
+
+def watch(scattered: list[bool]) -> dict:
+    """The compilers of a backend that notes whether a way back is summed in place by index."""
+
+    def back(graph, _):
+        scattered.append(any("index_put" in str(node.target) for node in graph.graph.nodes))
+        return make_boxed_func(graph.forward)
+
+    def there(graph, _):
+        return make_boxed_func(graph.forward)
+
+    return {"fw_compiler": there, "bw_compiler": back, "decompositions": core_aten_decompositions()}
+
+
+@pytest.mark.slow
+def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
+    seed_torch(0, "unet")
+    model = unet(size=16, widths=(16, 16, 16), groups=4, patch=2, predicts="edm")
+    assert execution.off(model.eval().requires_grad_(False), "compiled", 2) < 1e-4
 
 
 def test_trials_try_what_works_here(monkeypatch):

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -89,10 +89,30 @@ def run_as(denoiser: Network, way: Way) -> None:
         raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
     if way == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    elif way == "compiled":  # which lays out memory by itself
-        network.compile()
-    elif way == "cuda_graphs":
-        network.compile(mode="reduce-overhead")
+    elif way in ("compiled", "cuda_graphs"):  # which lay out memory by themselves
+        spread(network)
+        network.compile(**({"mode": "reduce-overhead"} if way == "cuda_graphs" else {}))
+
+
+def spread(network: nn.Module) -> None:
+    """Let the upsamplings of diffusers' networks double their pixels by a view: the same numbers.
+
+    Of the gradient of `interpolate`, which is summed in place by index, the compiler of torch 2.13
+    lets later kernels read the zeros that it begins with.
+    """
+    for module in network.modules():
+        if type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False):
+            module.interpolate = False  # pyright: ignore[reportArgumentType]
+            module.register_forward_pre_hook(_doubled)
+
+
+def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *rest = inputs
+    if rest and rest[0] is not None:  # to a size that is not double
+        return nn.functional.interpolate(x, size=rest[0], mode="nearest"), *rest
+    rows, channels, height, width = x.shape
+    twice = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return twice.reshape(rows, channels, 2 * height, 2 * width), *rest
 
 
 def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
