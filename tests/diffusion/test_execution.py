@@ -107,6 +107,7 @@ def watch(scattered: list[bool]) -> dict:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
     seed_torch(0, "unet")
     model = unet(size=16, widths=(16, 16, 16), groups=4, patch=2, predicts="edm")
