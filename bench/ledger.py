@@ -4,8 +4,9 @@
 
 PGD-20 + EOT-10 on the demo's defence. The plain loop asks the model for ten gradients per step and
 image, then judges the iterate on ten more draws, to the end, and takes the last iterate that most of
-these got wrong. What it saw is written down, draw by draw, so that the calls of each saving alone can
-be counted on the same iterates. All of them together are the library's attack (`stop`) and its vote,
+these got wrong. `asking` is the library's rule with nothing saved: the answers that it goes by are asked
+for once more, beside the gradient on the same draws. What the loop saw is written down, draw by draw, so that the calls of each saving alone
+can be counted on the same iterates. All of them together are the library's attack (`stop`) and its vote,
 run and counted by themselves. `replaying` is the plain loop with a gradient that keeps no graphs, as
 checkpointing does. Blocks of images are written as they are done; to go on, run it again.
 """
@@ -160,7 +161,8 @@ def elections(ballot: list[int]) -> int:
 
 def table(blocks: list[dict[str, Any]]) -> str:
     """The calls per image of each device, in Markdown."""
-    totals = dict.fromkeys(("replaying", "plain", "dropping", "reuse", "votes", "all"), 0.0)
+    names = ("replaying", "plain", "dropping", "votes", "asking", "reuse", "all")
+    totals = dict.fromkeys(names, 0.0)
     wrong: dict[str, list[bool]] = {"plain": [], "dropping": [], "reuse": [], "all": []}
     for b in blocks:
         f, g = b["forward"], b["gradient"]
@@ -170,6 +172,7 @@ def table(blocks: list[dict[str, Any]]) -> str:
             totals["plain"] += EOT * (STEPS * g + (STEPS + 1) * f) + VOTES * f
             totals["dropping"] += EOT * (steps * g + seen * f) + VOTES * f
             totals["reuse"] += EOT * (STEPS * g + 3 * f) + VOTES * f
+            totals["asking"] += EOT * (STEPS * (g + f) + 3 * f) + VOTES * f
             asked = sum(curtailed(draws) for draws in judged)
             asked += elections(b["ballots"]["plain"][i])
             totals["votes"] += EOT * STEPS * g + asked * f
@@ -180,25 +183,26 @@ def table(blocks: list[dict[str, Any]]) -> str:
             wrong[name] += b["wrong"][name]
         wrong["all"] += b["all_wrong"]
     wrong |= dict.fromkeys(("replaying", "votes"), wrong["plain"])  # the same decisions, sooner
+    wrong["asking"] = wrong["reuse"]  # the answers of a gradient's draws, asked for by themselves
     n = len(wrong["plain"])
     lines = [
         f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
         f"{blocks[0]['forward']:.2f}; left early {sum(x < STEPS for b in blocks for x in b['left'])}",
         "",
-        "| what | calls an image | plain / it | right by majority | verdicts as the plain loop's |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| what | calls an image | plain / it | right by majority | verdicts as the plain loop's "
+        "| as the library's, nothing saved |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, total in totals.items():
         right = wilson(n - sum(wrong[name]), n)
-        same = sum(a == b for a, b in zip(wrong["plain"], wrong[name], strict=True))
+        same = [
+            sum(a == b for a, b in zip(wrong[of], wrong[name], strict=True))
+            for of in ("plain", "asking")
+        ]
         lines.append(
-            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} | {same} of {n} |"
+            f"| {name} | {total / n:,.0f} | {totals['plain'] / total:.2f} | {right} "
+            f"| {same[0]} of {n} | {same[1]} of {n} |"
         )
-    same = sum(a == b for a, b in zip(wrong["reuse"], wrong["all"], strict=True))
-    lines += [
-        "",
-        f"verdicts of `all` that are those of the same attack without `stop`: {same} of {n}",
-    ]
     seconds = [sum(b[f"{name}_seconds"] for b in blocks) for name in ("plain", "all")]
     return "\n".join([*lines, "", f"seconds: plain {seconds[0]:.0f}, all {seconds[1]:.0f}"])
 

@@ -175,8 +175,8 @@ def _surfaces(found: Mapping[str, Landscape]) -> bytes:
                 )  # fmt: skip
             plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
             ends = np.concatenate(list(seen.paths.values()))
-            plane.set_xlim(min(0, ends[:, 0].min() - 0.02), max(seen.along[-1], ends[:, 0].max()))
-            plane.set_ylim(min(0, ends[:, 1].min() - 0.02), max(seen.along[-1], ends[:, 1].max()))
+            for limits, end in ((plane.set_xlim, ends[:, 0]), (plane.set_ylim, ends[:, 1])):
+                limits(min(0, end.min() - 0.02), max(seen.along[-1], end.max()))
             plane.set_xlabel("DW-box", fontsize=8.5, color=INK)
             plane.set_ylabel("residual of EOT", fontsize=8.5, color=INK)
             plane.tick_params(labelsize=8, colors=INK)
