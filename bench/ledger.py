@@ -1,8 +1,8 @@
 """How many network calls the plain loop of an attack makes, and how many of them are needed.
 
-    python bench/ledger.py [--images 64] [--out runs/ledger]
+    python bench/ledger.py [--images 64] [--out runs/ledger] [--spec cifar10-diffpure --data FOLDER]
 
-PGD-20 + EOT-10 on the demo's defence. The plain loop asks the model for ten gradients per step and
+PGD-20 + EOT-10 on the demo's defence, or on a spec's. The plain loop asks the model for ten gradients per step and
 image, then judges the iterate on ten more draws, to the end, and takes the last iterate that most of
 these got wrong. `asking` is the library's rule with nothing saved: the answers that it goes by are asked
 for once more, beside the gradient on the same draws. What the loop saw is written down, draw by draw,
@@ -214,15 +214,17 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--block", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path("runs/ledger"))
+    parser.add_argument("--spec", default="demo")
+    parser.add_argument("--data", help="the folder of the spec's data")
     given = parser.parse_args()
-    change = f"evaluation.images={given.images}"
-    spec = evaluation.check(specs.load("demo", [change, "machine.device=cpu"]))
+    change = [f"evaluation.images={given.images}", "machine.device=cpu"]
+    spec = evaluation.check(specs.load(given.spec, change), given.data)
     made = evaluation.parts(spec)
     bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["rows"])
     blocks = []
     for first in range(0, given.images, given.block):
         indices = made.indices[first : first + given.block]
-        place = given.out / f"{given.images}-{given.block}-{first:05}.json"
+        place = given.out / f"{given.spec}-{given.images}-{given.block}-{first:05}.json"
         if not place.exists():
             write_bytes(place, json.dumps(bench.block(indices)).encode())
         blocks.append(json.loads(place.read_text("utf-8")))

@@ -174,7 +174,7 @@ def test_a_training_spec_is_checked():
         started(threat={})
 
 
-def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere):
+def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, capsys):
     plain = {k: v for k, v in TINY["denoiser"].items() if k != "classes"}
     first = training.run(
         started(denoiser=plain, training={"steps": 3, "batch": 4}), elsewhere / "first", quiet=True
@@ -188,7 +188,8 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere):
         same = model.eval()(x, t, torch.full((4,), label))
         assert torch.allclose(same, card.load_denoiser(str(first))(x, t, None), atol=1e-6)
     options = {"steps": 2, "batch": 4, "rate": 1e-9, "start": str(first)}
-    second = training.run(started(training=options), elsewhere / "second", quiet=True)
+    second = training.run(started(training=options), elsewhere / "second")
+    assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err
     before, after = weights(first), weights(second)
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
 

@@ -166,7 +166,9 @@ def _run(
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
     if start is not None:
-        card.begin(model, start)
+        new = card.begin(model, start)
+        if new and not quiet:
+            print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
     objective = specs.build("objective", spec["objective"])
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
