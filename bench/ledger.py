@@ -2,11 +2,11 @@
 
     python bench/ledger.py [--images 64] [--out runs/ledger] [--spec cifar10-diffpure --data FOLDER]
 
-PGD-20 + EOT-10 on the demo's defence, or on a spec's. The plain loop asks the model for ten gradients per step and
-image, then judges the iterate on ten more draws, to the end, and takes the last iterate that most of
-these got wrong. `asking` is the library's rule with nothing saved: the answers that it goes by are asked
-for once more, beside the gradient on the same draws. What the loop saw is written down, draw by draw,
-so that the calls of each saving alone can be counted on the same iterates.
+PGD-20 + EOT-10 on the demo's defence, or on a spec's. The plain loop asks the model for ten gradients
+per step and image, then judges the iterate on ten more draws, to the end, and takes the last iterate
+that most of these got wrong. `asking` is the library's rule with nothing saved: the answers that it
+goes by are asked for once more, beside the gradient on the same draws. What the loop saw is written
+down, draw by draw, so that the calls of each saving alone can be counted on the same iterates.
 All of them together are the library's attack (`stop`) and its vote, run and counted by themselves.
 `replaying` is the plain loop with a gradient that keeps no graphs, as checkpointing does. Blocks of
 images are written as they are done; to go on, run it again.
