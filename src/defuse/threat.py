@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from defuse.noise import Noise
+from defuse.noise import Noise, permutation
 
 Norm = Literal["linf", "l2", "l0"]
 
@@ -149,6 +149,18 @@ class Knowledge:
             count, by_steps = int(semi[1]), bool(semi[2])
             return noise.knowing(secret, (), 0 if by_steps else count, count if by_steps else 0)
         return noise.knowing(secret, (self.word,))
+
+    def turns(self, draws: int) -> list[int]:
+        """The queries by which the defence answers `draws` times: one if nothing is left to chance.
+
+        Of a pool of paths it takes one after the other in an order of its own: an attacker begins
+        with the first ones, and these alone would be no sample of the pool.
+        """
+        semi = self._semi()
+        if semi and not semi[2]:
+            order = permutation(int(semi[1]), 0, "verdict")
+            return [order[i % len(order)] for i in range(draws)]
+        return list(range(1 if self.certain else draws))
 
     def _semi(self) -> re.Match[str] | None:
         return re.fullmatch(r"semi-([1-9][0-9]*)(-steps)?", self.word)

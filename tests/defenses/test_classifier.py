@@ -21,6 +21,8 @@ from defuse.diffusion.schedule import VP, Discrete, Scales
 from defuse.evaluation.model import build_model, check_model
 from defuse.menu import SpecError
 from defuse.noise import Noise
+from defuse.parts import Rows
+from defuse.threat import Knowledge
 
 
 class Tiny(nn.Module):
@@ -197,14 +199,14 @@ def test_the_gradient_is_that_of_plain_autograd(tiny):
     x, noise = pictures(3), keys(3)
     z = tiny.encode(x).requires_grad_()
     model = DiffusionClassifier(tiny, draws=7, weight="elbo", rows=5, scale=3.0)
-    errors = ClassErrors(tiny, model.scales, noise.fold("eps"), "l2", 10**6)
+    errors = ClassErrors(tiny, model.scales, noise.fold("eps"), "l2", Rows(10**6))
     places = torch.ones(7, 3, 4).nonzero()
     table = errors.at(z, places).view(7, 3, 4).permute(1, 2, 0)
     plain = losses_of(-3 * table @ (model.weight / model.weight.sum()))
     (wanted,) = torch.autograd.grad(plain, z)
     for rows in (5, 1000):
         x_ = x.clone().requires_grad_()
-        model.chunk = rows
+        model.chunk.rows = rows
         value = losses_of(model(x_, noise))
         torch.testing.assert_close(value, plain)
         (found,) = torch.autograd.grad(value, x_)
@@ -440,6 +442,40 @@ def test_an_attacker_who_was_told_of_the_noise_meets_the_same_draws():
     told = keys(2, 4).knowing(secret, ["eps"]).draws(5)
     assert torch.equal(model(x, told), model(x, secret))
     assert not torch.allclose(model(x, keys(2, 4).draws(5)), model(x, secret))
+
+
+def test_each_draw_may_be_one_of_few_that_are_known():
+    x, model = pictures(2, 4).float(), DiffusionClassifier(mixture(), draws=3)
+    own = [Knowledge("semi-1-steps").told(keys(2, seed), keys(2, 9)) for seed in (1, 2)]
+    one = model(x, own[0].draws(0))
+    assert all(torch.equal(model(x, told.draws(turn)), one) for told in own for turn in (0, 5))
+    two = Knowledge("semi-2-steps").told(keys(2, 1), keys(2, 9))
+    seen = {tuple(model(x, two.draws(turn))[0].tolist()) for turn in range(40)}
+    assert 4 < len(seen) <= 8  # 2 for each of 3 draws
+
+
+def test_when_memory_runs_out_fewer_rows_are_asked_at_once(tiny, monkeypatch, capsys):
+    x, noise, forward = pictures(3), keys(3), type(tiny).forward
+
+    def crowded(self, x_t, t, label):
+        if len(x_t) > 9:
+            raise torch.OutOfMemoryError("there is no room")
+        return forward(self, x_t, t, label)
+
+    def gradient(model):
+        at = x.clone().requires_grad_()
+        return torch.autograd.grad(losses_of(model(at, noise)), at)[0]
+
+    roomy = DiffusionClassifier(tiny, draws=7, rows=32)
+    wanted = roomy(x, noise), gradient(roomy)
+    model = DiffusionClassifier(tiny, draws=7, rows=32)
+    monkeypatch.setattr(type(tiny), "forward", crowded)
+    torch.testing.assert_close((model.whole()(x, noise), gradient(model)), wanted)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "out of memory with 32 rows in a call: going on with 16",
+        "out of memory with 16 rows in a call: going on with 8",
+    ]
 
 
 # ---- scale, specs, mistakes

@@ -62,6 +62,15 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
     assert torch.equal(mine[:3], mine[3:])
 
 
+def test_the_verdict_on_a_pool_does_not_begin_where_the_search_does():
+    many = Knowledge("semi-128").turns(8)
+    assert len(set(many)) == 8
+    assert max(many) > 40  # where PGD-10 + EOT-4 has never been
+    assert sorted(Knowledge("semi-3").turns(6)) == [0, 0, 1, 1, 2, 2]
+    assert Knowledge("both").turns(8) == [0]
+    assert Knowledge("semi-4-steps").turns(3) == Knowledge("forward").turns(3) == [0, 1, 2]
+
+
 def test_a_pool_for_each_draw_mixes_what_is_known():
     model = model_of("ddpm")
     one, _ = answers(model, "semi-1-steps")

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from defuse import spec as specs
-from defuse.attacks.parts import fitting
 from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.diffusion.denoise import Denoiser
@@ -17,6 +16,7 @@ from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.models.card import read_card
 from defuse.noise import Noise
+from defuse.parts import fitting
 from defuse.threat import Threat
 
 

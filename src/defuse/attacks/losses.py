@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from defuse.attacks.parts import in_parts
 from defuse.noise import Noise
+from defuse.parts import in_parts
 from defuse.protocols import Classifier
 
 Loss = Literal["ce", "margin", "dlr"]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defuse.attacks.parts import in_parts
 from defuse.machine import bfloat16_pays
 from defuse.noise import Noise
+from defuse.parts import in_parts
 from defuse.protocols import Classifier, Defended, Purifier
 
 

@@ -7,7 +7,7 @@ chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk,
 with the memory of one, and only for the classes it is asked for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,7 +20,9 @@ from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.gradient import same_precision
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
+from defuse.parts import Rows, in_parts
 
+Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]  # places, their spots, shares
 Loss = Literal["l2", "l1", "huber"]
 
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
@@ -39,15 +41,15 @@ class ClassErrors:
         scales: Of each draw, (M,) in float64.
         noise: Draw k of an image is in the stream k below this one.
         loss: Of the difference eps_hat - eps; its mean over all values of an image is the error.
-        rows: The most rows in one call of the network.
+        rows: The most rows in one call of the network; fewer once memory has run out.
     """
 
     denoiser: Denoiser
     scales: Scales
     noise: Noise
     loss: Loss
-    rows: int
-    _keys: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    rows: Rows
+    _streams: dict[int, Noise] = field(default_factory=dict)
 
     def at(self, z: Tensor, places: Tensor) -> Tensor:
         """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by their first two."""
@@ -55,8 +57,9 @@ class ClassErrors:
         draw, image = pairs.unbind(1)
         t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
         ratio, alpha, sigma = ((alpha / sigma).to(z), alpha.to(z), sigma.to(z))
-        keys = tuple(self._keys_of(k)[b] for k, b in pairs.tolist())
-        eps = Noise(keys).normal(z[image])
+        draws, counts = draw.unique_consecutive(return_counts=True)
+        parts = zip(draws.tolist(), image.split(counts.tolist()), strict=True)
+        eps = Noise.join([self._stream(k).take(of) for k, of in parts]).normal(z[image])
         x_t, target = self.meet(z, image, alpha, sigma, eps)  # once for all classes
         x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
         # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
@@ -80,8 +83,12 @@ class ClassErrors:
     @torch.no_grad()
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
         """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0."""
-        for places, spot, part in self._chunks(wanted):
-            table.index_put_(spot, (self.at(z, places) * part).to(table), accumulate=True)
+        self.each(
+            wanted,
+            lambda places, spot, part: table.index_put_(
+                spot, (self.at(z, places) * part).to(table), accumulate=True
+            ),
+        )
 
     def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
@@ -96,26 +103,29 @@ class ClassErrors:
             return value
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
-    def _chunks(self, wanted: Tensor) -> Iterator[tuple[Tensor, tuple[Tensor, ...], Tensor]]:
-        """The rows of what is wanted (B, K, M): `places`, the spots they go to, each one's share."""
-        # draws first, classes last: the classes of one x_t meet in one chunk
+    def each(self, wanted: Tensor, use: Use) -> None:
+        """Call `use` for the rows of what is wanted (B, K, M), at most `rows` at a time."""
+        # draws first, classes last: the classes of one x_t meet in one call
         places = wanted.permute(2, 0, 1).nonzero()
         classes = wanted.shape[1]
         ways = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
         ways = ways[places[:, 2]]
         spot = torch.arange(len(places), device=wanted.device).repeat_interleave(ways)
         wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
-        for first in range(0, len(spot), self.rows):
-            here = spot[first : first + self.rows]
-            draw, image, label = places[here].unbind(1)
-            told = label + (classes + 1) * wording[first : first + self.rows]
-            rows = torch.stack((draw, image, told), 1)
-            yield rows, (image, label, draw), 1 / ways[here].double()
 
-    def _keys_of(self, draw: int) -> tuple[int, ...]:
-        if draw not in self._keys:
-            self._keys[draw] = self.noise.fold(draw).keys
-        return self._keys[draw]
+        def part(of: slice) -> None:
+            here = spot[of]
+            draw, image, label = places[here].unbind(1)
+            told = label + (classes + 1) * wording[of]
+            rows = torch.stack((draw, image, told), 1)
+            use(rows, (image, label, draw), 1 / ways[here].double())
+
+        in_parts(part, len(spot), self.rows, "rows")
+
+    def _stream(self, draw: int) -> Noise:
+        if draw not in self._streams:
+            self._streams[draw] = self.noise.fold(draw)
+        return self._streams[draw]
 
 
 class _Mean(torch.autograd.Function):
@@ -136,11 +146,15 @@ class _Mean(torch.autograd.Function):
         wanted = share * gradient.double()[:, :, None]
         total = torch.zeros_like(z)
         totals = [torch.zeros_like(p) for p in trained]
-        for places, spot, part in ctx.errors._chunks(wanted != 0):
+
+        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
             with torch.enable_grad(), ctx.precision():
                 at = z.detach().requires_grad_()
                 value = ctx.errors.at(at, places) @ (wanted[spot] * part).to(z)
-            back, *parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)
-            total += back
-            totals = [a if b is None else a + b for a, b in zip(totals, parts, strict=True)]
+            parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)
+            for whole, found in zip((total, *totals), parts, strict=True):
+                if found is not None:
+                    whole.add_(found)
+
+        ctx.errors.each(wanted != 0, add)
         return None, None, None, total, *totals

@@ -20,6 +20,7 @@ from defuse.defenses.times import Grid, Weight, times_of, weights_of
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
+from defuse.parts import Rows
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -60,7 +61,8 @@ class DiffusionClassifier(nn.Module):
             times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
             `calibrate`).
         rows: The most (image, class, draw) rows in one call of the network (of a class with several
-            wordings, each is a row); only speed and memory depend on it.
+            wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
+            halved.
 
     Raises:
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
@@ -108,7 +110,7 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(f"scale must be a number above 0, not {scale}")
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
-        self.chunk = rows  # not `rows`: that would be of images (see `protocols.Classifier`)
+        self.chunk = Rows(rows)  # not `rows`: that would be of images (see `protocols.Classifier`)
         self.scale = scale
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)

@@ -180,7 +180,7 @@ class Judge:
         if knows is None:
             return votes(self.model, x, noise.fold("verdict"), self.search.draws)
         told = knows.told(noise.fold("verdict", "rest"), secret(noise))
-        turns = range(1 if knows.certain else self.search.draws)
+        turns = knows.turns(self.search.draws)
         return torch.stack([self.model.decide(x, told.draws(turn)) for turn in turns], 1)
 
     @torch.no_grad()

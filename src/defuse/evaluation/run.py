@@ -11,7 +11,6 @@ import torch
 
 from defuse import menu
 from defuse import spec as specs
-from defuse.attacks.parts import fitting
 from defuse.data import fetch
 from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
@@ -23,6 +22,7 @@ from defuse.evaluation.record import Keeper, Run
 from defuse.machine import pick_device, versions
 from defuse.menu import SpecError
 from defuse.noise import Noise, permutation
+from defuse.parts import fitting
 from defuse.protocols import Attack, Classifier, Dataset
 from defuse.spec import Table
 from defuse.threat import Knowledge, Threat

@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from defuse.attacks.losses import ask, look
-from defuse.attacks.parts import MOST, fitting
 from defuse.attacks.pgd import PGD
 from defuse.attacks.views import Limited
 from defuse.defenses.diffpure import DiffPure
@@ -13,6 +12,7 @@ from defuse.defenses.purified import Purified, votes
 from defuse.diffusion.unet import unet
 from defuse.models.build import small_cnn
 from defuse.noise import Noise, seed_torch
+from defuse.parts import MOST, fitting
 from defuse.threat import Threat
 
 
@@ -86,11 +86,11 @@ def test_how_many_fit_is_measured(monkeypatch):
     denoiser = unet(channels=1, size=8, widths=(8, 16), groups=4).eval().requires_grad_(False)
     model = Purified(small_cnn(), DiffPure(denoiser, steps=1)).eval().requires_grad_(False)
     x = torch.full((1, 1, 8, 8), 0.5)
-    monkeypatch.setattr("defuse.attacks.parts.free_bytes", lambda device: 2**40)
+    monkeypatch.setattr("defuse.parts.free_bytes", lambda device: 2**40)
     assert fitting(model, x) == MOST[0]
     found = []
     for free in (2**22, 2**24):
-        monkeypatch.setattr("defuse.attacks.parts.free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr("defuse.parts.free_bytes", lambda device, free=free: free)
         found.append(fitting(model, x))
     assert 1 <= found[0] < found[1] < MOST[0]
     assert found[1] == pytest.approx(4 * found[0], rel=0.2)

@@ -1,4 +1,4 @@
-"""Many images through a model, as many at a time as memory allows."""
+"""Many images, or rows of a network, in as many calls as memory asks for."""
 
 import sys
 from collections.abc import Callable
@@ -16,7 +16,20 @@ MOST = 256, 4096  # images in one call on a CPU, and on a GPU: more are no faste
 Found = TypeVar("Found")
 
 
-def in_parts(call: Callable[[slice], Found], size: int, model: object) -> list[Found]:
+class Rows:
+    """The most rows of a call, where several parts of a model share that number.
+
+    Attributes:
+        rows: It; `in_parts` halves it when memory runs out.
+    """
+
+    def __init__(self, rows: int):
+        self.rows = rows
+
+
+def in_parts(
+    call: Callable[[slice], Found], size: int, model: object, what: str = "images"
+) -> list[Found]:
     """What `call` returns for each part of the places 0 .. size - 1, in order.
 
     A part has `model.rows` places, or all if the model names no number. When memory runs out, that
@@ -26,6 +39,7 @@ def in_parts(call: Callable[[slice], Found], size: int, model: object) -> list[F
         call: Of a slice of the places.
         size: How many places there are.
         model: Whose `rows` count.
+        what: What these are, for what is said.
 
     Raises:
         torch.OutOfMemoryError: There is not enough for one image, or the model names no number.
@@ -44,7 +58,7 @@ def in_parts(call: Callable[[slice], Found], size: int, model: object) -> list[F
         # out of the handler, whose error holds on to what the call had allocated
         model.rows = rows // 2  # pyright: ignore[reportAttributeAccessIssue]
         print(
-            f"out of memory with {rows} images in a call: going on with {rows // 2}",
+            f"out of memory with {rows} {what} in a call: going on with {rows // 2}",
             file=sys.stderr,
         )
         if torch.cuda.is_available():
