@@ -11,6 +11,7 @@ FLOORS = [
     {"spec", "machine"},
     {"diffusion", "threat"},
     {"protocols"},
+    {"parts"},
     {"defenses", "attacks", "models"},
     {"data"},
     {"training", "evaluation"},
