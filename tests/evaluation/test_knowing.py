@@ -14,7 +14,11 @@ IMAGES = 3
 
 
 def model_of(sampler: str) -> Purified:
-    change = f"purifier={{name: diffpure, t: 0.3, steps: 4, sampler: {sampler}}}"
+    return defended_by(f"{{name: diffpure, t: 0.3, steps: 4, sampler: {sampler}}}")
+
+
+def defended_by(purifier: str) -> Purified:
+    change = f"purifier={purifier}"
     return opened("blobs", [change], None, images=2, device="cpu").model.model  # pyright: ignore
 
 
@@ -60,6 +64,32 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
     assert torch.equal(mine, theirs)
     assert len({tuple(row.flatten().tolist()) for row in mine}) == 3
     assert torch.equal(mine[:3], mine[3:])
+
+
+@pytest.mark.parametrize(
+    ("purifier", "streams"),  # of those that it draws from
+    [
+        ("{name: diffpure, t: 0.3, steps: 4, sampler: sde}", {"forward", "reverse"}),
+        ("{name: diffpure, t: 0.3, steps: 4, sampler: ode}", {"forward"}),
+        ("{name: coup, t: 0.3, steps: 4}", {"reverse"}),
+        ("{name: langevin, t: 0.3, steps: 4}", {"reverse"}),
+        ("{name: transfer, t: 0.3, steps: 4}", {"forward", "reverse"}),
+        ("{name: gdmp, t: 0.1, steps: 3, scale: 10, average: 2}", {"forward", "reverse"}),
+        ("{name: one-step, t: 0.3}", {"forward"}),
+        ("{name: gradual, passes: [[0.2, 2], [0.1, 1]]}", {"forward", "reverse"}),
+        ("{name: likelihood, steps: 2}", {"forward"}),
+    ],
+)
+def test_of_every_purifier_each_kind_of_knowledge_leaves_the_rest(purifier: str, streams: set[str]):
+    model = defended_by(purifier)
+    logits, secret = answers(model, "both", range(2))
+    assert all(torch.equal(one, secret) for one in logits)
+    for word in ("forward", "reverse"):
+        logits, secret = answers(model, word, range(2))
+        certain = not streams - {word}
+        assert certain == torch.equal(logits[0], secret) == torch.equal(*logits)
+        if word not in streams:  # nothing was told: the white box
+            assert torch.equal(logits[1], model_at(model, 1))
 
 
 def test_the_verdict_on_a_pool_does_not_begin_where_the_search_does():
