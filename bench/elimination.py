@@ -1,12 +1,14 @@
 """How often each elimination decides as 50 / 500 does, and how many calls of the network it takes.
 
     python bench/elimination.py --out runs/elimination
+    python bench/elimination.py --images 50 --others 0 --of cifar10 --data FOLDER
 
-Prints a table in Markdown (docs/classifier.md has it): test digits, the shipped class-conditional
-denoiser, the diffusion classifier as it comes. Rules with the same number of draws meet the same draws,
-as in one classifier whose rule is changed: what two of them ask at once is computed once, and counts for
-both. How often 50 / 500 decides as itself on other draws says what agreement means. Outcomes are kept in
-`--out`: after a stop the same command goes on. Intervals are Wilson's, 95 %.
+Prints a table in Markdown (docs/classifier.md has it): test digits (or images of CIFAR-10), the shipped
+class-conditional denoiser, the diffusion classifier as it comes. Rules with the same number of draws
+meet the same draws, as in one classifier whose rule is changed: what two of them ask at once is
+computed once, and counts for both. How often 50 / 500 decides as itself on other draws says what
+agreement means. Outcomes are kept in `--out`: after a stop the same command goes on. Intervals are
+Wilson's, 95 %.
 """
 
 import argparse
@@ -20,16 +22,17 @@ from torch import Tensor
 
 from defuse import spec as specs
 from defuse.data import fetch
-from defuse.data.digits import digits
 from defuse.defenses.class_errors import ClassErrors
 from defuse.defenses.classifier import DiffusionClassifier, _below
 from defuse.diffusion.denoise import Denoiser
 from defuse.files import npz_bytes, write_bytes
 from defuse.noise import Noise, permutation
+from defuse.protocols import Dataset
 from defuse.statistics import wilson
 
-HEADS = "| elimination | decides as 50 / 500 | right | digits | calls | of 50 / 500 |"
+HEADS = "| elimination | decides as 50 / 500 | right | images | calls | of 50 / 500 |"
 NAMES = {"cifar10": "`cifar10` (50 / 500)", "food": "`food`, `aircraft`, `flowers`, `cifar100`"}
+WEIGHTS = {"digits": "digits-conditional", "cifar10": "cifar10-conditional-small"}
 BLOCK = 25  # images in a file
 
 
@@ -56,7 +59,7 @@ class Job(NamedTuple):
     Attributes:
         rules: Names of eliminations.
         seed: Of the draws.
-        images: How many test digits.
+        images: How many test images.
     """
 
     rules: tuple[str, ...]
@@ -85,12 +88,17 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/elimination"))
-    parser.add_argument("--images", type=int, default=500, help="test digits, of 500")
+    parser.add_argument("--images", type=int, default=500, help="test images")
     parser.add_argument("--others", type=int, default=50, help="for all but `paired`; 0 for none")
     parser.add_argument("--loss", default="l2", choices=["l2", "l1", "huber"])
+    parser.add_argument("--of", default="digits", choices=WEIGHTS)
+    parser.add_argument("--data", help="the folder of the data")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    part = specs.check("denoiser", {"name": "trained", "weights": "digits-conditional"})
+    folder = {"folder": options.data} if options.data else {}
+    data = specs.check("data", {"name": options.of, "split": "test"} | folder)
+    test: Dataset = specs.build("data", data)
+    part = specs.check("denoiser", {"name": "trained", "weights": WEIGHTS[options.of]})
     denoiser = specs.build("denoiser", part).eval().requires_grad_(False)
     few = min(options.others, options.images)
     jobs = [
@@ -104,7 +112,9 @@ def main() -> None:
     first: Decisions = {}
     for job in (job for job in jobs if job.images):
         made: dict[str, Decisions] = {rule: {} for rule in job.rules}
-        for rule, image, decision in decisions(denoiser, job, options.loss, options.out):
+        for rule, image, decision in decisions(
+            denoiser, test, job, options.loss, options.out / options.of
+        ):
             made[rule][image] = decision
         first = first or made["cifar10"]
         for rule, outcomes in made.items():
@@ -113,10 +123,9 @@ def main() -> None:
 
 
 def decisions(
-    denoiser: Denoiser, job: Job, loss: str, out: Path
+    denoiser: Denoiser, data: Dataset, job: Job, loss: str, out: Path
 ) -> Iterator[tuple[str, int, Decision]]:
     """Rule, image and decision, of all of a job; made, or read where they were made before."""
-    data = digits("test")
     chosen = permutation(len(data), 0, "subset")[: job.images]
     for first in range(0, len(chosen), BLOCK):
         indices = chosen[first : first + BLOCK]
