@@ -1,15 +1,23 @@
 """What each attack of a run is taken for, and the words for it."""
 
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from defuse import spec as specs
+from defuse.attacks.losses import look
+from defuse.attacks.views import Limited
 from defuse.cli import run
-from defuse.evaluation import model_doubts
+from defuse.defenses.classifier import DiffusionClassifier
+from defuse.diffusion.denoise import Mixture
+from defuse.evaluation import doubts, model_doubts
 from defuse.evaluation import run as evaluation
-from defuse.evaluation.record import Run
+from defuse.evaluation.probe import probe
+from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.evaluation.roles import roles
+from defuse.noise import Noise
 from defuse.report.gallery import Gallery
 
 TOY = {
@@ -85,6 +93,62 @@ def test_an_attack_without_a_gradient_is_not_said_to_use_one(report):
     assert text.startswith("# An attacker who sees the answers of the whole model and may change")
     assert "exact gradient" not in text.split("## How to reproduce")[0]
     assert "no-adaptive-attack" in {doubt["name"] for doubt in told["doubts"]}
+
+
+DIFFUSION = {
+    "name": "diffusion",
+    "denoiser": {"name": "mixture", "side": 4},
+    "elimination": "staged",
+    "samples": [2, 4],
+    "keep": [2, 1],
+}
+
+
+@pytest.mark.parametrize("view", ["whole", "first-stage", "undefended"])
+def test_views_of_a_diffusion_classifier_go_through_the_defence(report, view):
+    row = PGD | {"view": view, "loss": "margin", "eot": 2}
+    told, text = report(row, classifier=DIFFUSION)
+    found = {doubt["name"] for doubt in told["doubts"]}
+    seen = told["card"]["the attacker's view"]
+    if view == "undefended":
+        assert "no-adaptive-attack" in found
+        return
+    assert "no-adaptive-attack" not in found
+    assert text.startswith("# An attacker who knows the whole model, its defence included,")
+    assert {"whole": "whole model without", "first-stage": "its first stage"}[view] in seen
+    assert "elimination" in seen
+    assert "exact gradient" in seen
+
+
+def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
+    (row,) = rows(PGD | {"view": "whole"})
+    attacks, probe = {"pgd": row}, {"slope": [1.0, 9.0]}
+    assert [d.name for d in model_doubts._wrong_gradient([probe], attacks)] == [
+        "gradient-disagrees"
+    ]
+    same = Condition([0, 0], None, 0.0, 0.0)
+    outcomes = [Outcome(i, 0, {"pgd": same}, "pgd", 0.0, {}) for i in range(8)]
+    rising = [replace(o, climb={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
+    assert [d.name for d in doubts._unchanged(outcomes, attacks)] == ["images-unchanged"]
+    assert [d.name for d in doubts._still_rising(rising, attacks)] == ["still-rising"]
+    early = {"pgd": row | {"view": "first-stage"}}
+    assert not list(doubts._unchanged(outcomes, early))
+    assert not list(doubts._still_rising(rising, early)), "another loss than the model's"
+
+
+def test_the_gradient_looked_at_is_that_without_elimination():
+    means = Noise.of(5, range(6)).normal(torch.empty(6, 1, 2, 2)) / 5
+    options = {"elimination": "staged", "samples": (2, 16), "keep": (2, 1)}
+    model, at = DiffusionClassifier(Mixture(means, 0.3), **options), (means + 1) / 2
+    y, noise = torch.arange(6), Noise.of(1, range(6))
+
+    def slopes(of):
+        found = probe(Limited(of, 6), at, y, noise, range(6))
+        return [found[i]["slope"] for i in range(6)]
+
+    assert slopes(model) == slopes(model.whole())
+    seen, deployed = (look(of, at, y, "margin", noise, 0, 1) for of in (model.whole(), model))
+    assert not torch.equal(seen.gradient, deployed.gradient)
 
 
 def test_a_corruption_does_not_make_an_attacker_know_more(report):

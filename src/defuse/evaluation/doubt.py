@@ -11,6 +11,7 @@ from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER
 from defuse.statistics import change_of
 
 Row = Mapping[str, Any]
+FULL = ("exact", "whole")  # views with the exact gradient of the whole model
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
     return {
         name: row
         for name, row in attacks.items()
-        if row["view"] == "exact" and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if row["view"] in FULL and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
     }
 
 

@@ -9,7 +9,7 @@ from statistics import mean, variance
 from typing import Any
 
 from defuse.evaluation.climb import right
-from defuse.evaluation.doubt import Doubt, Row, exact, lead
+from defuse.evaluation.doubt import FULL, Doubt, Row, exact, lead
 from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
@@ -18,7 +18,7 @@ from defuse.statistics import mean_interval
 
 # views without the exact gradient of the whole model
 CHEAP = ("adjoint", "bfloat16", "bpda", "matched", "surrogate", "undefended")
-WHOLE = ("adjoint", "bfloat16", "bpda", "exact")  # views whose loss is that of the whole model
+WHOLE = ("adjoint", "bfloat16", "bpda", *FULL)  # views whose loss is that of the whole model
 STILL = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
 WIDE = 0.1  # an interval of which it is asked whether the draws make it so
@@ -77,7 +77,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Itera
         stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = "more queries" if row.get("name") in BLIND else "the loss `margin`, more restarts"
-        if row["view"] == "exact" and stood and same > len(stood) / 10:
+        if row["view"] in FULL and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -121,7 +121,7 @@ def _blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if row["view"] == "exact" and row.get("name") in BLIND]
+    blind = [n for n, row in held.items() if row["view"] in FULL and row.get("name") in BLIND]
     strong = list(exact(held))
     for name, by in _beaten(outcomes, blind, strong):
         yield Doubt(
@@ -181,7 +181,8 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> It
 
 def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
-    if (spec.get("purifier") or others) and not exact(attacks):
+    early = any(row["view"] == "first-stage" for row in attacks.values())
+    if (spec.get("purifier") or others) and not (exact(attacks) or early):
         yield Doubt(
             "no-adaptive-attack",
             "red",

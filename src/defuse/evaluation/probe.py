@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from defuse.attacks.losses import look
-from defuse.attacks.views import Limited
+from defuse.attacks.views import Limited, whole
 from defuse.noise import Noise
+from defuse.protocols import Classifier
 
 DRAWS = 8  # gradients of a random model that are compared with each other
 
@@ -17,7 +18,10 @@ DRAWS = 8  # gradients of a random model that are compared with each other
 def probe(
     model: Limited, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
-    """What the doubts are about, seen on the images at positions `which`."""
+    """What the doubts are about, seen on the images at positions `which`.
+
+    Gradients are those of the model without elimination (`views.whole`), where it has any.
+    """
     if not which:
         return {}
     x, y, noise = x[which], y[which], noise.take(which).fold("probe")
@@ -30,11 +34,12 @@ def probe(
     alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)
-    single = torch.stack([look(model, x, y, "margin", noise, i, 1).gradient for i in turns])
-    peaks = {"ce": look(model, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    climbed = _climbed(model)
+    single = torch.stack([look(climbed, x, y, "margin", noise, i, 1).gradient for i in turns])
+    peaks = {"ce": look(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
     common = _agreement(single)
-    promised, found = _slope(model, x, y, noise, peaks["margin"])
+    promised, found = _slope(climbed, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),
@@ -63,8 +68,16 @@ def _agreement(gradients: Tensor) -> list[float | None]:
     return [round(s, 6) if isfinite(s) else None for s in shares.tolist()]
 
 
+def _climbed(model: Limited) -> Classifier:
+    """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
+    try:
+        return whole(model)
+    except ValueError:
+        return model
+
+
 def _slope(
-    model: Limited, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
+    model: Classifier, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
 ) -> tuple[Tensor, Tensor]:
     """How much the margin rises over a small step uphill: as the gradient says, and in fact."""
     up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)

@@ -153,9 +153,9 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
     attacker = "; ".join(f"{row['label']}: {sees(row)}" for row in attacks)
-    corruptions = [_options(_bare(row)) for row in others]
+    corruptions = [_options(row) for row in others]
     if attacks and not attacks[0].get("bounded", True):
-        change = "; ".join(_options(_bare(row)) for row in attacks) + "; no threat bounds this"
+        change = "; ".join(_options(row) for row in attacks) + "; no threat bounds this"
     defence = "none" if purifier is None else _options(purifier)
     if paths := spec.get("paths"):
         defence += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
@@ -175,7 +175,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         )
     if beyond:
         told["beyond the threat"] = "; ".join(
-            f"{row['label']}: {_options(_bare(row))}, seeing {sees(row)}" for row in beyond
+            f"{row['label']}: {_options(row)}, seeing {sees(row)}" for row in beyond
         )
     if corruptions:
         told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
@@ -221,6 +221,8 @@ def sees(row: dict[str, Any]) -> str:
         return f"another classifier, {_options(row['source'])}, never the model (transfer)"
     views = {
         "exact": "the whole model, with its exact gradient",
+        "whole": "the whole model without its elimination, with the exact gradient",
+        "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
@@ -231,6 +233,7 @@ def sees(row: dict[str, Any]) -> str:
     view = specs.part("view", row["view"])
     if row.get("name") in BLIND:
         views["exact"] = "the answers of the whole model; it asks for no gradient"
+        views["whole"] = "the answers of the whole model without its elimination; no gradient"
         views["undefended"] = "the answers of the classifier alone, not of the defence"
     counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts", "stop": "to stop"}
     effort = [
@@ -241,16 +244,12 @@ def sees(row: dict[str, Any]) -> str:
     return f"{said} ({', '.join(effort)})".replace(" ()", "")
 
 
-def _bare(row: dict[str, Any]) -> dict[str, Any]:
-    asides = ("view", "label", "bounded", "adversarial", "knows")
-    return {key: value for key, value in row.items() if key not in asides}
-
-
 def _options(part: dict[str, Any]) -> str:
+    asides = ("name", "view", "label", "bounded", "adversarial", "knows")
     options = ", ".join(
         f"{k} {_options(v) if isinstance(v, dict) and 'name' in v else v}"
         for k, v in part.items()
-        if k != "name" and v is not None
+        if k not in asides and v is not None
     )
     return f"{part['name']} ({options})" if options else part["name"]
 

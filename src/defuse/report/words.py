@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from defuse.evaluation.doubt import FULL
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
 from defuse.evaluation.verdict import eps_words
 from defuse.report.cells import cell, columns, complement, percent, weakest_bare
@@ -261,11 +262,11 @@ def _knows(spec: Mapping[str, Any]) -> str:
     if not asking:
         return "knows another classifier, but not the model,"
     views = {part("view", attack["view"])["name"] for attack in asking}
-    if all(attack["name"] in BLIND for attack in asking) and "exact" in views:
+    if all(attack["name"] in BLIND for attack in asking) and views & set(FULL):
         return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"
-    if "exact" in views:
+    if views & {*FULL, "first-stage"}:
         return "knows the whole model, its defence included,"
     if views & {"adjoint", "bpda", "matched", "surrogate"}:
         return "knows the defence but not its gradient"
