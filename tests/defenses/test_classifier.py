@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from defuse import spec as specs
 from defuse.attacks import views
+from defuse.attacks.pgd import PGD
+from defuse.attacks.transfer import Transfer
 from defuse.data.blobs import bayes, mixture
 from defuse.defenses.class_errors import ClassErrors
 from defuse.defenses.classifier import DiffusionClassifier, calibrate
 from defuse.defenses.elimination import SCHEDULES, Paired, Stages
+from defuse.defenses.purified import Purified
 from defuse.defenses.times import weights_of
 from defuse.diffusion.denoise import Mixture, Network
 from defuse.diffusion.schedule import VP, Discrete, Scales
@@ -22,7 +25,7 @@ from defuse.evaluation.model import build_model, check_model
 from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.parts import Rows
-from defuse.threat import Knowledge
+from defuse.threat import Knowledge, Threat
 
 
 class Tiny(nn.Module):
@@ -264,6 +267,7 @@ from defuse.defenses.classifier import DiffusionClassifier
 from torch import nn
 from defuse.diffusion.denoise import Network
 from defuse.noise import Noise
+from defuse.threat import Threat
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -568,3 +572,19 @@ def test_views_for_attackers():
         torch.testing.assert_close(limited(x, noise), wanted(x, noise))
         with pytest.raises(ValueError, match="for the classifier `diffusion`"):
             view(bayes())
+
+
+def test_a_transfer_from_it_climbs_it_without_elimination():
+    world, x = worlds(8)
+    source = DiffusionClassifier(world, elimination="staged", samples=(2, 16), keep=(2, 1))
+    attack, y, threat = PGD(steps=4, loss="margin"), torch.arange(8), Threat("linf", 0.1)
+
+    def made(of):
+        return attack(of, x, y, threat, keys(8))
+
+    found = Transfer(source, attack)(None, x, y, threat, keys(8))
+    assert torch.equal(found, made(source.whole()))
+    assert not torch.equal(found, made(source)), "with it, some gradients are others"
+    behind = Purified(source, lambda x, noise: x)
+    found = Transfer(behind, attack)(None, x, y, threat, keys(8))
+    assert torch.equal(found, made(behind.before(source.whole())))

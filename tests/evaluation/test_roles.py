@@ -104,6 +104,21 @@ DIFFUSION = {
 }
 
 
+def test_elimination_asks_for_an_attack_without_it():
+    def found(classifier, *attacks):
+        asked = {"classifier": classifier, "attacks": rows(*attacks)}
+        by_label = {row["label"]: row for row in roles(asked["attacks"]).attacks}
+        return [d.name for d in doubts._no_whole_view(asked, by_label)]
+
+    early = PGD | {"view": "first-stage", "label": "early"}
+    square = {"name": "square", "view": "whole"}
+    assert found(DIFFUSION, PGD, early, square) == ["no-whole-view"]
+    assert found(DIFFUSION, PGD | {"view": "whole"}, early) == []
+    assert found(DIFFUSION | {"elimination": None}, PGD) == []
+    assert found({"name": "bayes"}, PGD) == []
+    assert found(DIFFUSION) == []
+
+
 @pytest.mark.parametrize("view", ["whole", "first-stage", "undefended"])
 def test_views_of_a_diffusion_classifier_go_through_the_defence(report, view):
     row = PGD | {"view": view, "loss": "margin", "eot": 2}

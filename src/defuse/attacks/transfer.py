@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from defuse.attacks.views import to_climb
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 from defuse.threat import Threat
@@ -17,7 +18,7 @@ class Transfer:
     What a model withstands of it says little: who may ask the model attacks that.
 
     Attributes:
-        source: The classifier that is attacked.
+        source: The classifier that is attacked; of a diffusion classifier its `whole` (see `views`).
         attack: How.
     """
 
@@ -31,4 +32,4 @@ class Transfer:
         source = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False).to(x.device)
-        return self.attack(source, x, y, threat, Noise(noise.keys))
+        return self.attack(to_climb(source), x, y, threat, Noise(noise.keys))

@@ -101,6 +101,14 @@ def first_stage(model: Classifier) -> Classifier:
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
 
+def to_climb(model: Classifier) -> Classifier:
+    """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
+    try:
+        return whole(model)
+    except ValueError:
+        return model
+
+
 def straight_through(purifier: Purifier) -> Purifier:
     """A purifier with the same output, and the identity for a gradient."""
 

@@ -53,6 +53,7 @@ def all_doubts(
         *_still_rising(outcomes, attacks),
         *_low_precision(attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
+        *_no_whole_view(spec, attacks),
         *_guessing(judged, classes),
         *_few_images(robust),
         *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
@@ -188,6 +189,17 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
             "red",
             "no attack differentiates through the defence: nothing here says how robust it is; add an "
             "attack with the view `exact`",
+        )
+
+
+def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    climbed = any(row["view"] == "whole" for row in exact(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not climbed:
+        yield Doubt(
+            "no-whole-view",
+            "yellow",
+            "the classifier drops classes early, where its logits have steps that no gradient tells "
+            "of, and no attack climbs it without: add one with the view `whole`",
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from defuse.attacks.losses import look
-from defuse.attacks.views import Limited, whole
+from defuse.attacks.views import Limited, to_climb
 from defuse.noise import Noise
 from defuse.protocols import Classifier
 
@@ -34,7 +34,7 @@ def probe(
     alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)
-    climbed = _climbed(model)
+    climbed = to_climb(model)
     single = torch.stack([look(climbed, x, y, "margin", noise, i, 1).gradient for i in turns])
     peaks = {"ce": look(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
@@ -66,14 +66,6 @@ def _agreement(gradients: Tensor) -> list[float | None]:
     pairs = (flat.sum(0).square().sum(1) - square) / max(count - 1, 1)
     shares = pairs / square if count > 1 else square / square
     return [round(s, 6) if isfinite(s) else None for s in shares.tolist()]
-
-
-def _climbed(model: Limited) -> Classifier:
-    """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
-    try:
-        return whole(model)
-    except ValueError:
-        return model
 
 
 def _slope(

@@ -27,6 +27,7 @@ CHECKED = {
     "still-rising": "the loss of no attack still rises when its steps end",
     "low-precision": "no attack computes its gradients in bfloat16",
     "no-adaptive-attack": "some attack differentiates through the defence",
+    "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
     "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
@@ -59,6 +60,7 @@ OF_ATTACKS = (
     "still-rising",
     "low-precision",
     "no-adaptive-attack",
+    "no-whole-view",
 )
 PROBED = (
     "probabilities-for-logits",

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from defuse.attacks.views import to_climb
 from defuse.diffusion.denoise import Network
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -116,8 +117,7 @@ class TruthMaximization:
         source: Any = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False)
-        whole: Any = getattr(source, "whole", None)
-        return whole() if whole else source
+        return to_climb(source)
 
 
 def _of_model_space(model: Classifier) -> Classifier:
