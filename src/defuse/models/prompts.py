@@ -15,7 +15,7 @@ def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
     the Diffusion Classifier (Li et al., 2023); a class may have several rows.
 
     Args:
-        source: The name of a shipped table, or a file.
+        source: The name of a shipped table (`cifar10`: the release's), or a file.
         templates: Texts with `{class}` in them, which are told instead of the column `prompt`.
 
     Raises:
