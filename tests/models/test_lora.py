@@ -13,6 +13,7 @@ from torch import nn
 from defuse import spec as specs
 from defuse.defenses.classifier import DiffusionClassifier
 from defuse.diffusion.unet import unet
+from defuse.evaluation import run as evaluation
 from defuse.files import ADAPTER
 from defuse.menu import SpecError
 from defuse.models import card, lora
@@ -278,6 +279,38 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
     ]
     assert changed
     assert all(".to_" in name for name in changed), "neither the autoencoder nor anything else"
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(elsewhere, lora):
+    stable_diffusion(Path("sd"))
+    rows = [f"a {name},{name},{k}" for k, name in enumerate("abcdefghi")]
+    Path("nine.csv").write_text("\n".join(["prompt,classname,classidx", *rows]))
+    np.savez("ten.npz", images=np.full((4, 8, 8, 3), 99, np.uint8), labels=np.array([0, 1, 2, 9]))
+    denoiser = {"name": "stable-diffusion", "weights": "sd", "prompts": "nine.csv"}
+    spec = {
+        "data": {"name": "arrays", "path": "ten.npz"},
+        "denoiser": denoiser,
+        "objective": {"name": "denoising", "t_max": 0.5},
+        "training": {"steps": 1, "batch": 2, "lora": lora},
+    }
+    with pytest.raises(SpecError, match=r"has 10 classes.* knows 9, by its prompts nine\.csv"):
+        training.run(training.check(specs.load(spec)), Path("run"), quiet=True)
+    judged = {
+        "data": spec["data"],
+        "classifier": {"name": "diffusion", "denoiser": denoiser, "draws": 1},
+        "threat": {"norm": "linf", "eps": 0.1},
+        "attacks": [],
+    }
+    with pytest.raises(SpecError, match=r"returns \(1, 9\), .* 10 classes.* prompts"):
+        evaluation.parts(evaluation.check(specs.load(judged)))
+
+
+def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):
+    small = [f"denoiser={json.dumps(BASE | {'classes': 1})}"]
+    spec = specs.load(SPEC, [*small, "training.lora=null", "training.steps=1"])
+    with pytest.raises(SpecError, match=r"has 2 classes, the last 'bright'.* its classes 1"):
+        training.run(training.check(spec), Path("run"), quiet=True)
 
 
 class Stop(Exception):

@@ -322,7 +322,8 @@ def fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None
     if logits.ndim != 2 or logits.shape[1] < len(data.classes):
         raise SpecError(
             f"the classifier returns {tuple(logits.shape)}, and the data set has "
-            f"{len(data.classes)} classes"
+            f"{len(data.classes)} classes, the last {data.classes[-1]!r}; a diffusion classifier knows "
+            "those that its denoiser's prompts, labels or classes name"
         )
 
 

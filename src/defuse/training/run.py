@@ -74,6 +74,7 @@ LATER = (
     "accumulate",
     "start",
 )  # left out at their defaults, as before there were such things
+NAMES = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -165,6 +166,7 @@ def _run(
     data: Dataset = specs.build("data", spec["data"])
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
+    _check_classes(spec[kind], model, data)
     if start is not None:
         new = card.begin(model, start)
         if new and not quiet:
@@ -272,6 +274,17 @@ def _check_start(start: str, kind: str, part: Table) -> None:
         raise SpecError(f"training.start: {error}") from error
     if began != kind:
         raise SpecError(f"training.start names a {began}; name a {kind}")
+
+
+def _check_classes(part: Table, model: nn.Module, data: Dataset) -> None:
+    """Whether a conditional denoiser knows all classes of the data: the next label is its null."""
+    known, asked = getattr(model, "classes", 0), len(data.classes)
+    if known and known < asked:
+        by = next((f"its {key} {part[key]}" for key in NAMES if part.get(key)), "its weights")
+        raise SpecError(
+            f"the data set has {asked} classes, the last {data.classes[-1]!r}, and the denoiser knows "
+            f"{known}, by {by}: it must know them all"
+        )
 
 
 def _with_source(objective: Any, denoiser: Any) -> Table:
