@@ -118,6 +118,27 @@ def test_it_does_not_depend_on_the_batch():
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
 
 
+class Normalized(nn.Module):
+    """A guide whose answers, in training mode, depend on the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(2), nn.Linear(32, 2)
+
+    def forward(self, x, noise):
+        return self.head(self.norm(x).flatten(1))
+
+
+def test_the_guide_is_in_evaluation_mode_and_frozen():
+    model, guide = Network(Net()).eval(), Normalized().train()
+    objective = ADDT(classifier=guide, mode="eval", rounds=2)
+    whole = objective(model, X, Y, NOISE)
+    parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
+    assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
+    assert guide.norm.num_batches_tracked == 0, "the statistics have not moved"
+    assert not any(p.requires_grad for p in guide.parameters())
+
+
 def test_it_is_trained_by_the_command(elsewhere):
     import yaml
 

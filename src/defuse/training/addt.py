@@ -29,7 +29,8 @@ class ADDT:
     and EDM models alike, as alpha / sigma is 1 / sigma of EDM.
 
     Attributes:
-        classifier: The protected classifier, which guides the perturbation; it stays as it is.
+        classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
+            evaluation mode, and its weights stay as they are.
         strength: lambda per unit of alpha / sigma.
         most: The greatest lambda.
         rounds: Steps of CGPO; their gradients add up.
@@ -105,6 +106,7 @@ class ADDT:
         z, total = model.encode(x), torch.zeros_like(x)
         delta = noise.fold("start").normal(x)
         _, alpha, sigma, _ = model.schedule(t)
+        classifier = self.classifier.to(x.device).eval().requires_grad_(False)
         for i in range(self.rounds):
             here, delta = noise.fold(i), delta.detach().requires_grad_()
             eps = here.fold("noise").normal(x)
@@ -113,7 +115,6 @@ class ADDT:
                 value = denoising_loss(model, z, t, label, mixed).sum()
             else:
                 x_hat = model.estimate(alpha * z + sigma * mixed, t, label)
-                classifier = self.classifier.to(x.device)
                 logits = classifier(model.decode(x_hat), here.fold("classify"))
                 value = F.cross_entropy(logits.float(), y, reduction="sum")
             total = total + torch.autograd.grad(value, delta)[0]
