@@ -105,6 +105,25 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
     assert steps_logged == [10, 20, 30]
 
 
+def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):
+    """As the compiler loses the gradient of `interpolate`; it takes minutes and is left out here."""
+    ways = []
+
+    def compile_(network):
+        ups = [part for part in network.modules() if type(part).__name__ == "Upsample2D"]
+        ways.extend(part.interpolate for part in ups)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    short = {"steps": 2, "batch": 4}
+    plain = training.run(started(training=short), elsewhere / "plain", quiet=True)
+    other = started(training=short, machine={"compile": True})
+    found = weights(training.run(other, elsewhere / "compiled", quiet=True))
+    assert ways == [False]
+    assert list(found) == list(weights(plain))
+    for name, tensor in weights(plain).items():
+        assert torch.allclose(found[name], tensor, atol=1e-6), name
+
+
 def test_a_changed_spec_never_resumes(elsewhere, mistake):
     import yaml
 

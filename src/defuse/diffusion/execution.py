@@ -90,8 +90,18 @@ def run_as(denoiser: Network, way: Way) -> None:
     if way == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     elif way in ("compiled", "cuda_graphs"):  # which lay out memory by themselves
-        spread(network)
-        network.compile(**({"mode": "reduce-overhead"} if way == "cuda_graphs" else {}))
+        compile_network(network, **({"mode": "reduce-overhead"} if way == "cuda_graphs" else {}))
+
+
+def compile_network(network: nn.Module, **options: Any) -> None:
+    """Compile a network in place, its upsamplings `spread`; its weights keep their names.
+
+    Args:
+        network: What is called.
+        options: Of `torch.compile`.
+    """
+    spread(network)
+    network.compile(**options)
 
 
 def spread(network: nn.Module) -> None:

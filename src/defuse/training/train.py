@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from defuse.data import fetch
+from defuse.diffusion.execution import compile_network
 from defuse.files import write_bytes, write_torch
 from defuse.noise import Noise, permutation, seed_torch
 from defuse.progress import progress
@@ -123,7 +124,7 @@ def train(
     shared = {id(p): p for p in frozen.values()}  # not copied
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
-        getattr(model, "network", model).compile()
+        compile_network(getattr(model, "network", model))
     descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
