@@ -3,12 +3,13 @@
 import json
 
 import pytest
+import torch
 
 from defuse.cli import run
 from defuse.diffusion.gradient import keeping
 from defuse.evaluation.forecast import CALLS, forecast, seconds_of
 from defuse.evaluation.record import Run
-from defuse.evaluation.run import check
+from defuse.evaluation.run import check, parts
 from defuse.spec import load
 
 SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.pictures=1"]
@@ -105,6 +106,17 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
     assert len(Run.open(elsewhere / "run").outcomes()) == 2, "it goes on as it was begun"
     assert run([*command(*least, out="other"), "--budget", "9h"]) == 0
     assert len(Run.open(elsewhere / "other").outcomes()) == 9
+
+
+def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
+    monkeypatch.setattr("defuse.evaluation.forecast.TRIAL", 0.01)
+    quick = ["purifier.steps=1", "attacks=[{name: pgd, steps: 1}]", "evaluation.images=2"]
+    spec = check(load("demo", [*quick, "machine.rows=auto", "machine.execution=channels_last"]))
+    made = parts(spec)
+    told = forecast(spec, made=made)
+    assert 1 <= told.rows <= 256
+    weights = [p for p in made.model.purifier.denoiser.network.parameters() if p.ndim == 4]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 
 def test_a_budget_is_a_time(mistake):

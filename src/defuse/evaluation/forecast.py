@@ -124,8 +124,9 @@ def forecast(spec: Table, budget: float | None = None, made: Parts | None = None
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
     made = made or parts(spec)
-    asked, stands = rehearse(spec, made)
-    costs, rows = _costs(spec, made, asked, stands)
+    most = made.on(spec, (0, 1), quiet=True).rows  # the model is now executed as in the run
+    asked, stands = rehearse(spec, made, most)
+    costs, rows = _costs(made, asked, stands, most)
     per_image = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in asked.items()
@@ -260,8 +261,15 @@ class StandIn:
         return found
 
 
-def rehearse(spec: Table, made: Parts) -> tuple[dict[str, Counter[Asked]], dict[str, Any]]:
+def rehearse(
+    spec: Table, made: Parts, rows: int
+) -> tuple[dict[str, Counter[Asked]], dict[str, Any]]:
     """How the evaluation of one image asks the parts of the model: by condition, `verdict`, `distances`.
+
+    Args:
+        spec: What `run.check` returned.
+        made: Its parts.
+        rows: The most images of a call.
 
     Returns:
         The counts, and the parts by name.
@@ -272,7 +280,7 @@ def rehearse(spec: Table, made: Parts) -> tuple[dict[str, Counter[Asked]], dict[
     x, y = (part.to(made.device) for part in fetch(made.data, place))
     model = _stand_in(made.model, _right(x, y, len(made.data.classes)), counts, stands)
     search = Search(
-        Limited(model, spec["machine"]["rows"]),
+        Limited(model, rows),
         made.attacks,
         Threat(**spec["threat"]),
         options["seed"],
@@ -316,10 +324,10 @@ def _stand_in(
 
 
 def _costs(
-    spec: Table, made: Parts, asked: Mapping[str, Counter[Asked]], stands: Mapping[str, Any]
+    made: Parts, asked: Mapping[str, Counter[Asked]], stands: Mapping[str, Any], rows: int
 ) -> tuple[dict[Asked, Cost], int]:
     """What one image costs by each way to ask, and how many images the largest trial had."""
-    rows, found, largest = spec["machine"]["rows"], {}, 1
+    found, largest = {}, 1
     for kind in {kind for counts in asked.values() for kind in counts}:
         size, best = 1, _trial(made, stands[kind.part], kind.how, 1)
         while size < rows and best.seconds * size < TRIAL:
