@@ -7,7 +7,7 @@ import torch
 
 from defuse.cli import run
 from defuse.diffusion.gradient import keeping
-from defuse.evaluation.forecast import CALLS, forecast, seconds_of
+from defuse.evaluation.forecast import CALLS, forecast, plan, seconds_of
 from defuse.evaluation.record import Run
 from defuse.evaluation.run import check, parts
 from defuse.spec import load
@@ -75,13 +75,12 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
     with keeping(0):
         told = forecast(check(load("blobs", [*SMALL, *changes])))
         assert run([*command(*changes), "--shard", "0/2"]) == 0
-        assert run([*command(*changes), "--dry-run"]) == 0
-        again = json.loads((elsewhere / "run" / "forecast.json").read_text())
+        again = plan(check(load("blobs", [*SMALL, *changes])), elsewhere / "run", None)[1]
         assert run(command(*changes)) == 0
     all_calls = sum(took(elsewhere / "run").values())
     assert told.most
     assert all_calls < sum(told.total.calls.values())
-    assert sum(again["calls"].values()) == pytest.approx(all_calls, rel=near)
+    assert sum(again.total.calls.values()) == pytest.approx(all_calls, rel=near)
 
 
 def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
@@ -95,6 +94,18 @@ def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
     report = json.loads((elsewhere / "run" / "report.json").read_text())
     assert report["forecast"]["images"] == 4
     assert "forecast, calls" in (elsewhere / "run" / "report.md").read_text()
+
+
+def test_a_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
+    """That of its own images would be held against them."""
+    falls = command("attacks=[{name: pgd, steps: 1, stop: 2}]", "threat.eps=0.2")
+    assert run([*falls, "--dry-run"]) == 0
+    first = (elsewhere / "run" / "forecast.json").read_text()
+    assert run([*falls, "--shard", "0/2"]) == 0
+    capsys.readouterr()
+    assert run([*falls, "--dry-run"]) == 0
+    assert "by the 2 done" in capsys.readouterr().out
+    assert (elsewhere / "run" / "forecast.json").read_text() == first
 
 
 def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):

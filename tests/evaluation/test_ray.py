@@ -1,4 +1,4 @@
-"""The engine Ray: the outcomes of one process, also where a worker dies."""
+"""The engine Ray: the outcomes of one process, also where a worker dies; a budget for all workers."""
 
 import os
 import signal
@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 
 from defuse.cli import run
+from defuse.evaluation.forecast import forecast
+from defuse.evaluation.run import check
+from defuse.report.forecast import told
+from defuse.spec import load
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'defuse[ray]'")
 
@@ -48,9 +52,7 @@ def workers() -> list[int]:
 def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(
     elsewhere, facts, monkeypatch
 ):
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
-    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    patient(monkeypatch)
     assert run(command(elsewhere / "alone")) == 0
     killed: list[int] = []
 
@@ -78,6 +80,56 @@ def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(
         for run_ in ("ray", "alone")
     ]
     assert shown[0] == shown[1]
+
+
+FALLS = """
+import time
+from pathlib import Path
+
+
+class Falls:
+    \"\"\"The first to be asked fails; the others take a while.\"\"\"
+
+    def __init__(self, seen: str):
+        self.seen = Path(seen)
+
+    def __call__(self, model, x, y, threat, noise):
+        with self.seen.open("a") as file:
+            file.write("asked\\n")
+        if self.seen.read_text().count("asked") == 1:
+            raise ArithmeticError("it fell")
+        time.sleep(0.5)
+        return x
+"""
+
+
+def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewhere, monkeypatch):
+    patient(monkeypatch)
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "falls.py").write_text(FALLS)
+    seen, spec = elsewhere / "seen", check(load("blobs", [*SMALL, "machine.engine=ray"]))
+    attacks = f"attacks=[{{name: 'falls:Falls', seen: {seen}}}]"
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        found = forecast(spec, budget=0.001)
+        assert (found.workers, found.images) == (2, 2)
+        assert any("on each of 2" in line for line in told(found))
+        budget = 3.5 * found.each.seconds
+        again = forecast(spec, budget=budget)
+        assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))
+        with pytest.raises(ArithmeticError, match="it fell"):
+            run(command(elsewhere / "ray", "machine.engine=ray", attacks))
+        before = seen.read_text().count("asked")
+        time.sleep(2)
+        assert seen.read_text().count("asked") <= before + 1 < 12
+    finally:
+        ray.shutdown()
+
+
+def patient(monkeypatch) -> None:
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
+    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
 
 def test_an_engine_that_is_not_known_is_refused(mistake):

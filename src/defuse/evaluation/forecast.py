@@ -11,7 +11,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -75,6 +76,7 @@ class Forecast:
         rows: Images in the largest call that was timed; 0 if it goes by what images took.
         low, high: The 95 % interval of an accuracy of one half on so many images, one draw each: no
             interval of the report will be much wider.
+        workers: Of Ray, which share the time.
     """
 
     images: int
@@ -83,6 +85,7 @@ class Forecast:
     rows: int
     low: float
     high: float
+    workers: int = 1
 
     @property
     def each(self) -> Cost:
@@ -95,7 +98,9 @@ class Forecast:
         return self.each * self.images
 
     def keep(self, folder: Path) -> None:
-        """Write it into a run folder, whose report will set it beside what the run took."""
+        """Write it into a folder whose run has not begun: the report sets it beside what that took."""
+        if (folder / "run.json").is_file():
+            return
         table = asdict(self) | {"calls": self.total.calls, "seconds": self.total.seconds}
         write_bytes(folder / FORECAST, (json.dumps(table, indent=1) + "\n").encode())
 
@@ -123,10 +128,11 @@ def forecast(spec: Table, budget: float | None = None, made: Parts | None = None
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
-    made = made or parts(spec)
+    made, workers = made or parts(spec), _workers(spec)
     most = made.on(spec, (0, 1), quiet=True).rows  # the model is now executed as in the run
     asked, stands = rehearse(spec, made, most)
-    costs, rows = _costs(made, asked, stands, most)
+    with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
+        costs, rows = _costs(made, asked, stands, most)
     per_image = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in asked.items()
@@ -136,10 +142,10 @@ def forecast(spec: Table, budget: float | None = None, made: Parts | None = None
         per_image["distances"] *= min(spec["evaluation"]["pictures"], whole) / whole
     each = sum(per_image.values(), Cost()).seconds
     if budget is not None:
-        images = min(whole, max(spec["machine"]["block"], int(budget / max(each, 1e-9))))
+        images = min(whole, max(spec["machine"]["block"], int(workers * budget / max(each, 1e-9))))
     share = wilson(images // 2, images)
     half = (share.high - share.low) / 2
-    return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half)
+    return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
 
 
 def plan(
@@ -149,7 +155,7 @@ def plan(
 
     A run that was begun with a budget goes on with the images it was begun with, and needs no
     forecast. Where images that fall cost less and a run has begun, the forecast is what its images
-    took.
+    took; in the folder stays the one from before it began.
 
     Raises:
         SpecError: As `forecast`; or with a budget only a shard is asked for, and each would choose
@@ -357,6 +363,25 @@ def _trial(made: Parts, part: Any, how: str, size: int) -> Cost:
         took.append(time.perf_counter() - began)
     calls = {key: count / size for key, count in ledger.take().items()}
     return Cost(calls, min(took[2:]) / size)
+
+
+def _workers(spec: Table) -> int:
+    if spec["machine"]["engine"] != "ray":
+        return 1
+    from defuse.evaluation import ray
+
+    return ray.workers(spec)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch computes with one thread, as in a task of Ray, which takes one processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _most(spec: Table) -> bool:

@@ -7,7 +7,8 @@ whose worker dies is done anew by another. Needs the extra `ray`.
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,45 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         SpecError: Ray is not installed, or does not start, or there is none at the address.
         RuntimeError: The result must not be believed, or workers died again and again.
     """
+    with connected(spec) as ray:
+        begun = Run.begin(folder, made.asked)
+        done = {outcome.index for outcome in begun.outcomes()}
+        mine = made.indices[shard[0] :: shard[1]]
+        todo, size = [i for i in mine if i not in done], spec["machine"]["block"]
+        blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
+        waiting = [task.remote(spec, block) for block in blocks]
+        try:
+            here = len(mine) - len(todo)
+            with progress("evaluating images by Ray", len(mine), here, quiet) as show:
+                while waiting:
+                    (ready,), waiting = ray.wait(waiting)
+                    outcomes, examples = ray.get(ready)
+                    begun.add(outcomes, examples)
+                    here += len(outcomes)
+                    show(here, "")
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            said = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"Ray lost a block {RETRIES + 1} times, and gave it up: {said}"
+            ) from error
+        finally:
+            for task in waiting:  # after an error: a cluster that was joined would go on with them
+                ray.cancel(task)
+    return begun
+
+
+@contextmanager
+def connected(spec: Table) -> Iterator[Any]:
+    """Ray, joined or started as `run` says; what was started here ends with the block.
+
+    Raises:
+        SpecError: As `run`.
+    """
     ray = _ray()
-    begun = Run.begin(folder, made.asked)
-    done = {outcome.index for outcome in begun.outcomes()}
-    mine = made.indices[shard[0] :: shard[1]]
-    todo, size = [i for i in mine if i not in done], spec["machine"]["block"]
-    blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
     started = not ray.is_initialized()
     if started:
         try:
@@ -55,28 +89,21 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         except Exception as error:  # where it does not start in time, Ray raises just that
             raise SpecError(f"machine.engine: Ray did not start: {error}") from error
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
-        waiting = [task.remote(spec, block) for block in blocks]
-        with progress("evaluating images by Ray", len(mine), len(mine) - len(todo), quiet) as show:
-            here = len(mine) - len(todo)
-            while waiting:
-                (ready,), waiting = ray.wait(waiting)
-                outcomes, examples = ray.get(ready)
-                begun.add(outcomes, examples)
-                here += len(outcomes)
-                show(here, "")
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
-    except ray.exceptions.RayError as error:
-        said = str(error).splitlines()[0]
-        raise RuntimeError(
-            f"Ray lost a block {RETRIES + 1} times, and gave it up: {said}"
-        ) from error
+        yield ray
     finally:
         if started:
             ray.shutdown()
-    return begun
+
+
+def workers(spec: Table) -> int:
+    """How many blocks Ray does at a time: one for each GPU, or for each processor without any.
+
+    Raises:
+        SpecError: As `run`.
+    """
+    with connected(spec) as ray:
+        found = ray.cluster_resources()
+    return max(1, int(found.get("GPU") or found.get("CPU", 1)))
 
 
 def evaluate_block(

@@ -18,7 +18,7 @@ def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iter
 
     Args:
         forecast: What to tell.
-        shards: Machines that share the work.
+        shards: Machines that share the work, each with the workers of the forecast.
         budget: What the number of images was chosen for.
     """
     heads = ["of an image", *TITLES.values(), "time"]
@@ -33,6 +33,7 @@ def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iter
         yield "  ".join([first, *(text.strip().rjust(len(text)) for text in others)])
     most = "at most " if forecast.most else ""
     calls = sum(forecast.total.calls.values())
+    shards *= forecast.workers
     each = f", {duration(forecast.total.seconds / shards)} on each of {shards}"
     for_ = f" (the most that fit into {budget}, but a block at least)" if budget else ""
     timed = f"; timed on calls of up to {forecast.rows} images" if forecast.rows else ""
