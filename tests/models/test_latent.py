@@ -191,7 +191,18 @@ def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
 
 
 def test_prompts_are_read_and_refused_in_a_sentence(table):
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert read_prompts("cifar10") == [[f"a blurry photo of a {name}."] for name in names]
     told = read_prompts(table(THREE), ["a blurry photo of a {class}.", "one {class}"])
     assert told[2] == ["a blurry photo of a frog.", "one frog"]
