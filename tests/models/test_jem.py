@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from defuse import spec as specs
+from defuse.evaluation.ledger import Ledger
 from defuse.evaluation.model import build_model, check_model
 from defuse.menu import SpecError
 from defuse.models.jem import JEM
@@ -147,3 +148,13 @@ def test_mistakes_are_told(file, tmp_path):
             JEM(**options)
     with pytest.raises(SpecError, match="did you mean 'refine'"):
         specs.check("classifier", part(file, refin=1))
+
+
+def test_its_calls_are_counted(file):
+    model = specs.build("classifier", part(file, chains=2, refine=1, sigma=0.01)).eval()
+    ledger, x = Ledger(), X.clone().requires_grad_()
+    with ledger.watching(model.requires_grad_(False)):
+        model(x, NOISE).sum().backward()
+    made = ledger.take()
+    assert made["classifier_forward"] == 2 * 2 * len(x)  # chains, and a step of each
+    assert made["classifier_vjp"] >= 2 * 2 * len(x)

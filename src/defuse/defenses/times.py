@@ -67,7 +67,7 @@ def weights_of(
     if found.shape != sigma.shape or not bool((found > 0).all() & found.isfinite().all()):
         raise ValueError(
             f"the weights must be {len(sigma)} numbers above 0, one for each draw; leave out draws "
-            "of no weight by `span`"
+            "of no weight by `span`, and take fewer where several fall on one step of the chain"
         )
     return found
 

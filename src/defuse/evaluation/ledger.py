@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from defuse.diffusion.denoise import Denoiser
 from defuse.models.classifiers import Plain
+from defuse.models.jem import Features
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Ledger:
             for module in model.modules() if isinstance(model, nn.Module) else ():
                 if isinstance(module, Denoiser):
                     hook = module.register_forward_hook(self._counter("nfe"))
-                elif isinstance(module, Plain):
+                elif isinstance(module, Plain | Features):
                     hook = module.register_forward_hook(self._counter("classifier"))
                 else:
                     continue

@@ -57,7 +57,7 @@ class JEM(nn.Module):
         ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value}")
-        self.f = _Features((depth - 4) // 6, width)
+        self.f = Features((depth - 4) // 6, width)
         self.energy_output = nn.Linear(64 * width, 1)  # in the files; not used
         self.class_output = nn.Linear(64 * width, classes)
         self.chains, self.sigma, self.refine = chains, sigma, refine
@@ -83,7 +83,7 @@ class JEM(nn.Module):
         return self.class_output(self.f(z))
 
 
-class _Features(nn.Module):
+class Features(nn.Module):
     """The WideResNet, to its last features."""
 
     def __init__(self, blocks: int, width: int) -> None:
