@@ -97,6 +97,7 @@ class Features(nn.Module):
         self.linear = nn.Linear(widths[-1], 10)  # in the files, for 100 classes, too; not used
 
     def forward(self, z: Tensor) -> Tensor:
+        """Features (B, 64 width) of images (B, 3, H, W) in [-1, 1]."""
         z = self.conv1(z)
         for i in (1, 2, 3):
             z = self.get_submodule(f"layer{i}")(z)
