@@ -35,8 +35,10 @@ class Classifier(Protocol):
     """Any model under test, defended or not: images to logits.
 
     A model may carry a number `rows`: how many images an attack should give it in one call that is
-    differentiated, for the memory's sake. And a method `decide(x, noise)`: the class (B,) of the
-    highest logit, the lowest of equals, where that is cheaper to tell than the logits.
+    differentiated, for the memory's sake. A number `keeps`: an image is lost to it once so many wrong
+    classes are above the true one, as in a stage that keeps so many (1 if it says nothing). And a
+    method `decide(x, noise)`: the class (B,) of the highest logit, the lowest of equals, where that is
+    cheaper to tell than the logits.
     """
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...

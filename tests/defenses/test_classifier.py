@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from defuse import spec as specs
 from defuse.attacks import views
+from defuse.attacks.losses import look
 from defuse.attacks.pgd import PGD
 from defuse.attacks.transfer import Transfer
+from defuse.data import fetch
 from defuse.data.blobs import bayes, mixture
+from defuse.data.digits import digits
 from defuse.defenses.class_errors import ClassErrors
 from defuse.defenses.classifier import DiffusionClassifier, calibrate
 from defuse.defenses.elimination import SCHEDULES, Paired, Stages
@@ -23,6 +26,7 @@ from defuse.diffusion.denoise import Mixture, Network
 from defuse.diffusion.schedule import VP, Discrete, Scales
 from defuse.evaluation.model import build_model, check_model
 from defuse.menu import SpecError
+from defuse.models.card import load_denoiser
 from defuse.noise import Noise
 from defuse.parts import Rows
 from defuse.threat import Knowledge, Threat
@@ -588,3 +592,48 @@ def test_a_transfer_from_it_climbs_it_without_elimination():
     behind = Purified(source, lambda x, noise: x)
     found = Transfer(behind, attack)(None, x, y, threat, keys(8))
     assert torch.equal(found, made(behind.before(source.whole())))
+
+
+def test_an_early_exit_attack_has_the_true_class_dropped():
+    """Five others must be above it in the first stage, the last of which is climbed."""
+    model = DiffusionClassifier(
+        load_denoiser("digits-conditional").eval().requires_grad_(False),
+        elimination="staged",
+        samples=(2, 4),
+        keep=(5, 1),
+        policy="fixed",
+    )
+    x, y = fetch(digits("test"), range(3))
+    noise, attack, threat = Noise.of(0, range(3)), PGD(4, loss="margin"), Threat("linf", 0.4)
+
+    def dropped(at):
+        """Whether the deployed model ranks the true class below the five that go on."""
+        logits = model(at, noise)
+        return int(((logits > logits.gather(1, y[:, None])).sum(1) >= 5).sum())
+
+    early = views.first_stage(model)
+    found = attack(early, x, y, threat, noise)
+    assert dropped(x) == 0
+    assert dropped(found) >= 2
+    seen = look(early, found, y, "margin", noise, 0, 1, gradient=False)
+    assert int(seen.wrong.sum()) == dropped(found)
+    logits = model.stage(1)(found, noise)
+    wrong = logits.scatter(1, y[:, None], -torch.inf).topk(5).values[:, 4]
+    torch.testing.assert_close(seen.loss, wrong - logits.gather(1, y[:, None])[:, 0])
+
+
+def test_the_gradient_of_an_early_exit_attack_is_that_of_finite_differences(tiny):
+    model = DiffusionClassifier(tiny, elimination="staged", samples=(4, 8), keep=(2, 1), scale=1.0)
+    x, noise, y = pictures(2), keys(2), torch.tensor([0, 3])
+
+    def climb(at, gradient=False):
+        return look(views.first_stage(model), at, y, "margin", noise, 0, 1, gradient=gradient)
+
+    way = keys(2, 8).normal(x)
+    slope = (climb(x + 1e-6 * way).loss - climb(x - 1e-6 * way).loss) / 2e-6
+    told = (climb(x, gradient=True).gradient * way).flatten(1).sum(1)
+    torch.testing.assert_close(told, slope, rtol=1e-5, atol=1e-8)
+    assert model.stage(1).keeps == 2
+    assert (
+        model.whole().keeps == DiffusionClassifier(tiny, elimination="paired").stage(1).keeps == 1
+    )

@@ -171,9 +171,12 @@ def climbed(step: Step) -> None:
 def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
     """`look` for several queries at once, which go together into one call, too.
 
-    They have the same loss, and ask for a gradient all or none, toward targets all or none.
+    They have the same loss, and ask for a gradient all or none, toward targets all or none. Of a model
+    that keeps several classes (`protocols.Classifier`), the wrong ones that may stay above the true one
+    are left out of the logits: the loss is that of the others, and wrong is an image lost to them. (A
+    loss toward a target is of all logits.)
     """
-    first = queries[0]
+    first, keeps = queries[0], getattr(model, "keeps", 1)
     images, labels = (
         torch.cat([each(q).repeat_interleave(q.draws, 0) for q in queries])
         for each in (lambda q: q.x.detach(), lambda q: q.y)
@@ -185,11 +188,13 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
     def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
-            logits = model(batch, copies.take(range(part.start, part.stop)))
+            logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
+            if toward is not None:
+                value = TARGETED[first.loss](logits, y, toward[part])
+            if keeps > 1:
+                logits, y = _contested(logits, y, keeps)
             if toward is None:
-                value = LOSSES[first.loss](logits, labels[part])
-            else:
-                value = TARGETED[first.loss](logits, labels[part], toward[part])
+                value = LOSSES[first.loss](logits, y)
             total = value.sum()
         if first.gradient and not value.requires_grad:
             raise RuntimeError(
@@ -197,7 +202,7 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
                 "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
             )
         slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
-        return value.detach(), logits.detach().argmax(1) != labels[part], slope
+        return value.detach(), logits.detach().argmax(1) != y, slope
 
     losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
     rows = [len(q.x) * q.draws for q in queries]
@@ -234,6 +239,15 @@ def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n:
     mean = ask(model, x, noise, 0, draws).mean(1)
     wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
     return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
+
+
+def _contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
+    """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0."""
+    classes = logits.shape[1]
+    true = F.one_hot(y, classes).bool()
+    wrong = logits.masked_fill(true, -torch.inf).sort(1, descending=True).values
+    left = wrong[:, min(keeps, classes - 1) - 1 : -1]
+    return torch.cat([logits.gather(1, y[:, None]), left], 1), torch.zeros_like(y)
 
 
 def _top(logits: Tensor, n: int, loss: str) -> Tensor:

@@ -97,7 +97,11 @@ def whole(model: Classifier) -> Classifier:
 
 
 def first_stage(model: Classifier) -> Classifier:
-    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack."""
+    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
+
+    The true class is lost there once as many others are above it as the stage keeps, so attacks climb
+    the last of these (`keeps`; see `protocols.Classifier`).
+    """
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
 
@@ -121,13 +125,15 @@ def straight_through(purifier: Purifier) -> Purifier:
 
 
 class Limited:
-    """A model that is called with at most `rows` images at a time (see `protocols.Classifier`).
+    """A model that is called with at most `rows` images at a time, and `keeps` so many classes.
+
+    (See `protocols.Classifier` for both.)
 
     When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`).
     """
 
-    def __init__(self, model: Classifier, rows: int | None):
-        self.model, self.rows = model, rows
+    def __init__(self, model: Classifier, rows: int | None, keeps: int = 1):
+        self.model, self.rows, self.keeps = model, rows, keeps
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
@@ -187,13 +193,16 @@ def _defended(model: Classifier) -> Defended:
     return inner
 
 
-def _eliminating(model: Classifier, change: Callable[[Any], Classifier]) -> Classifier:
+def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
     """The model with its diffusion classifier changed, which may stand behind a purifier."""
     inner: Any = model.model if isinstance(model, Limited) else model
+    rows = getattr(model, "rows", None)
     if hasattr(inner, "whole"):
-        return _as(model, change(inner))
+        changed = change(inner)
+        return Limited(changed, rows, changed.keeps)
     if hasattr(inner, "before") and hasattr(inner.classifier, "whole"):
-        return _as(model, inner.before(change(inner.classifier)))
+        changed = change(inner.classifier)
+        return Limited(inner.before(changed), rows, changed.keeps)
     raise ValueError(
         "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
     )

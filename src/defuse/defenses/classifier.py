@@ -115,6 +115,7 @@ class DiffusionClassifier(nn.Module):
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)
         self._used = list(range(draws))  # without elimination; `stage` takes fewer
+        self.keeps = 1  # see `stage`
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
@@ -146,8 +147,8 @@ class DiffusionClassifier(nn.Module):
     def stage(self, number: int) -> "DiffusionClassifier":
         """What decides after the first `number` stages, with no class dropped before.
 
-        Its logits are what the stage ranks classes by; the true class is lost there once the stage's
-        `keep` other classes are above it.
+        Its logits are what the stage ranks classes by. Its number `keeps` tells attacks that the true
+        class is lost there once so many others are above it: the stage's `keep` (1 of `"paired"`).
 
         Raises:
             ValueError: There is no elimination, or it has not so many stages.
@@ -155,11 +156,16 @@ class DiffusionClassifier(nn.Module):
         rounds = self.rule.rounds(len(self._used)) if self.rule else []
         if not 1 <= number <= len(rounds):
             raise ValueError(f"the elimination has {len(rounds)} stages: there is no {number}")
-        return self._with(None, sorted(k for added in rounds[:number] for k in added))
+        used = sorted(k for added in rounds[:number] for k in added)
+        return self._with(
+            None, used, self.rule.keep[number - 1] if isinstance(self.rule, Stages) else 1
+        )
 
-    def _with(self, rule: Elimination | None, used: list[int]) -> "DiffusionClassifier":
+    def _with(
+        self, rule: Elimination | None, used: list[int], keeps: int = 1
+    ) -> "DiffusionClassifier":
         view = copy.copy(self)  # shallow: the networks are the same
-        view.rule, view._used = rule, used
+        view.rule, view._used, view.keeps = rule, used, keeps
         return view
 
     def _scale(self, z: Tensor) -> float:
