@@ -8,6 +8,7 @@ import torch
 from defuse import Noise, Purified
 from defuse.analysis.opened import opened
 from defuse.cli import run
+from defuse.report.cells import cell, knowing
 from defuse.threat import Knowledge
 
 IMAGES = 3
@@ -164,6 +165,9 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     assert "all noise is fixed and known (DW-box)" in told["card"]["with the noise known"]
     for name in ("report.md", "report.html"):
         assert "With the noise known" in (folder / name).read_text()
+    body = knowing(told)[1]
+    assert body[0] == ["white box", "none of the noise is known", cell(told["robust"]["mean"]), "-"]
+    assert [row[0] for row in body[1:]] == list(rows)
 
 
 def test_they_never_count_for_the_robust_accuracy(folder):

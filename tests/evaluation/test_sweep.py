@@ -10,6 +10,9 @@ from defuse.cli import run
 from defuse.evaluation import run as evaluation
 from defuse.evaluation import sweep as sweeps
 from defuse.menu import SpecError
+from defuse.report.cells import cell as share_of
+from defuse.report.sweep import write_sweep
+from defuse.report.tables import quote
 
 SPEC = {
     "data": {"name": "blobs", "size": 40},
@@ -74,6 +77,43 @@ def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     assert len(sweeps.finished(cells, elsewhere)) == 2
     again = next((sweeps.place(elsewhere, cells[0]) / "outcomes").iterdir()).stat().st_mtime_ns
     assert again == kept
+
+
+ATTACKERS = [
+    {"name": "pgd", "label": "white box", "steps": 2, "eot": 2},
+    {"name": "pgd", "label": "transfer", "view": "undefended", "steps": 2},
+    {"name": "pgd", "label": "DW-box", "knows": "both", "steps": 2},
+]
+
+
+def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhere):
+    table = SPEC | {"attacks": ATTACKERS, "sweep": {"purifier.t": [0.05, 0.06]}}
+    cells = sweeps.check(specs.load(table))
+    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
+    evaluation.run(cells[1].spec, sweeps.place(elsewhere, cells[1]), shard=(0, 3), quiet=True)
+    done = sweeps.finished(cells, elsewhere)
+    text = write_sweep(elsewhere, done, 2, "defuse sweep s.yaml")
+    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
+    heads, whole, half = lines[0], lines[2], lines[3]
+    names = ["clean", "white box", "transfer", "robust", "DW-box"]
+    assert heads[:6] == ["purifier.t", *names]
+    assert (whole[0], half[0]) == ("0.05", "0.06 (2 of 6 images)")
+    summary = done[0][1]
+    found = {row["name"]: row["robust"]["mean"] for row in summary["attacks"] + summary["knowing"]}
+    found |= {name: summary[name]["mean"] for name in ("clean", "robust")}
+    assert whole[1:6] == [quote(share_of(found[name])) for name in names]
+    page = (elsewhere / "sweep.html").read_text()
+    assert '<th scope="col">DW-box</th>' in page
+    assert "2 of 2 combinations; 6 images and 2 held-out draws each." in page
+    assert "know some of the noise" in page
+
+
+def test_of_one_attack_there_is_one_column(elsewhere):
+    table = SPEC | {"attacks": ATTACKERS[:1], "sweep": {"purifier.t": [0.05]}}
+    cells = sweeps.check(specs.load(table))
+    evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
+    text = write_sweep(elsewhere, sweeps.finished(cells, elsewhere), 1, "")
+    assert text.startswith("| purifier.t | clean | robust | network calls an image |")
 
 
 @pytest.mark.parametrize(

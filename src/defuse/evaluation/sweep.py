@@ -99,7 +99,7 @@ def run(
 
 
 def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, dict[str, Any]]]:
-    """The cells that have outcomes, with the summaries of their runs."""
+    """The cells that have outcomes, with the summaries of their runs: of `n` images `of` so many."""
     runs = [(cell, place(folder, cell)) for cell in cells]
     return [
         (cell, verdict.summary(run))

@@ -154,15 +154,25 @@ def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Accuracy with some of the noise known: headings, and a line per attack; maybe none."""
+    """Accuracy with some of the noise known: headings, and a line per attack; maybe none.
+
+    First stand the attacks, without such knowledge, that they are compared with.
+    """
+    table = summary.get("knowing", [])
+    beside = {row["beside"] for row in table if "beside" in row}
     body = [
+        [row["name"], "none of the noise is known", cell(row["robust"]["mean"]), "-"]
+        for row in summary["attacks"]
+        if row["name"] in beside
+    ]
+    body += [
         [
             row["name"],
             known_words(row["knows"]),
             cell(row["robust"]["mean"]),
             _points(row["gap"]) + f" ({row['beside']})" if "gap" in row else "-",
         ]
-        for row in summary.get("knowing", [])
+        for row in table
     ]
     return ["attack", "what is known", "right, per answer", "below that with none known"], body
 

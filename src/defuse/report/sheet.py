@@ -25,7 +25,7 @@ body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; color: #1
 h1 { font-size: 1.6rem; line-height: 1.3; font-weight: 600; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid #d9d9d4; white-space: nowrap; }
+th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid #d9d9d4; white-space: pre; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { border-bottom: 1px solid #1c1c1c; font-weight: 600; }
 img { display: block; max-width: 100%; height: auto; margin: 1.5rem 0 .5rem; }

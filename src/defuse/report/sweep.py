@@ -35,7 +35,8 @@ from defuse.report.tables import markdown, quote
 
 VERSION = 1
 COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GREY)
-MARKERS = "osvD^x"
+MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
+FIXED = {"clean": (BLUE, "o"), "robust": (RUST, "v")}
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]
 
 
@@ -58,11 +59,12 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     doubts = list(sweep_doubts(found))
     lines = _lines_below(done, found, doubts)
     title = "Accuracy over " + " and ".join(done[0][0].values)
+    images, draws = (_range(values) for values in _sizes(done))
     about = (
-        f"{len(done)} of {of} combinations; {done[0][1]['n']} images and "
-        f"{done[0][1]['clean']['k']} held-out draws each. Accuracy is per draw, in brackets 95 % "
-        "intervals over images and draws."
+        f"{len(done)} of {of} combinations; {images} images and {draws} held-out draws each. "
+        "Accuracy is per draw, in brackets 95 % intervals over images and draws."
     )
+    about += _about_columns(done)
     numbers = None not in [_first(cell) for cell, _ in done]
     drawn = _over_numbers(done) if numbers else _by_name(done)
     table = markdown(heads, rows)
@@ -70,7 +72,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     below = "\n".join(f"- {quote(line)}" for line in lines)
     parts = [f"# {title}", about, table, below, "![accuracy](sweep.png)", f"Made by `{command}`"]
     write_bytes(folder / "sweep.md", ("\n\n".join(filter(None, parts)) + "\n").encode())
-    page = [Part(about), Part(title, drawn), Part(heads=heads, rows=rows)]
+    page = [Part(about), Part(title, drawn), _part(heads, rows)]
     page += [*map(Part, lines), Part(command, code=True)]
     write_bytes(folder / "sweep.html", sheet(title, page).encode())
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
@@ -93,35 +95,88 @@ def _lines_below(done: Done, found: Sequence[Verdict], doubts: Sequence[Doubt]) 
 
 
 def _table(done: Done) -> tuple[list[str], list[list[str]]]:
-    attacked = bool(done[0][1]["attacks"])
-    heads = [*done[0][0].values, "clean", *(["robust"] if attacked else [])]
-    heads += ["network calls an image", "seconds an image"]
+    names = _conditions(done)
+    heads = [*done[0][0].values, *names, "network calls an image", "seconds an image"]
     rows = []
     for cell, summary in done:
         cost, n = summary["cost"], summary["n"]
-        calls = (cost["nfe_forward"] + cost["nfe_vjp"]) / n
-        shares = [summary["clean"]["mean"]] + ([summary["robust"]["mean"]] if attacked else [])
-        row = [*cell.values.values(), *map(share_of, shares)]
-        rows.append([*row, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
+        calls, found = (cost["nfe_forward"] + cost["nfe_vjp"]) / n, _shares(summary)
+        *values, last = cell.values.values()
+        last += f" ({n} of {summary['of']} images)" if n < summary["of"] else ""
+        shares = [share_of(found[name]) if name in found else "-" for name in names]
+        rows.append([*values, last, *shares, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
     return heads, rows
 
 
+def _about_columns(done: Done) -> str:
+    """What the columns of attacks are, where there are several."""
+    said = ""
+    if len(_conditions(done)) > 2 and any(summary["attacks"] for _, summary in done):
+        said = " In robust counts, of each image, the attack that did best on draws of its own"
+        if any(summary.get("knowing") for _, summary in done):
+            said += "; attackers who know some of the noise stand after it and do not count"
+    return said and said + "."
+
+
+def _shares(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
+    """Accuracy per draw by condition, in the order of a run's own report."""
+    found = {"clean": summary["clean"]["mean"]}
+    found |= {row["name"]: row["robust"]["mean"] for row in summary["attacks"]}
+    if summary["attacks"]:
+        found["robust"] = summary["robust"]["mean"]
+    for key in ("beyond", "knowing"):
+        found |= {row["name"]: row["robust"]["mean"] for row in summary.get(key, [])}
+    if "corrupted" in summary:
+        found["corrupted"] = summary["corrupted"]["mean"]
+    return found
+
+
+def _conditions(done: Done) -> list[str]:
+    """The conditions of all the runs; where each has one attack alone, `robust` stands for it."""
+    found = [list(_shares(summary)) for _, summary in done]
+    if all(len(names) <= 3 and ("robust" in names[2:]) for names in found):
+        return ["clean", "robust"]
+    return list(dict.fromkeys(name for names in found for name in names))
+
+
+def _sizes(done: Done) -> tuple[list[int], list[int]]:
+    """How many images were asked of each run, and how many draws."""
+    return [s["of"] for _, s in done], [s["clean"]["k"] for _, s in done]
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _part(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Part:
+    """The table for a page; of a wide one, intervals stand below their numbers."""
+    if len(heads) < 7:
+        return Part(heads=heads, rows=rows)
+    stacked = [[text.replace(" % [", " %\n[") for text in row] for row in rows]
+    return Part(heads=[head.replace(" an image", "\nan image") for head in heads], rows=stacked)
+
+
 def _by_name(done: Done) -> bytes:
-    """A row for each combination, clean and robust."""
-    figure = Figure(figsize=(WIDTH, 1 + 0.34 * len(done)), layout="constrained")
+    """A row for each combination: every condition of the table."""
+    names = _conditions(done)
+    step = 0.28 if len(names) == 2 else 0.7 / len(names)
+    height = 0.34 if len(names) == 2 else 0.12 * len(names) + 0.12
+    figure = Figure(figsize=(WIDTH, 1.2 + height * len(done)), layout="constrained")
     axes = figure.subplots()
-    kinds: list[tuple[str, float, dict[str, Any]]] = [
-        ("clean", -0.14, {"marker": "o", "color": BLUE, "markersize": 6})
-    ]
-    if done[0][1]["attacks"]:
-        style = {"marker": "v", "color": RUST, "markersize": 6.5, "markerfacecolor": "white"}
-        kinds.append(("robust", 0.14, style))
-    for key, shift, style in kinds:
+    others = zip(COLORS[2:] * len(names), MARKERS[2:] * len(names), strict=False)
+    for i, name in enumerate(names):
+        color, marker = FIXED[name] if name in FIXED else next(others)
+        style = {"color": color, "marker": marker, "markersize": 5.5}
+        style |= {} if name == "clean" else {"markerfacecolor": "white"}
+        told, shift = name, step * (i - (len(names) - 1) / 2)
         for place, (_, summary) in enumerate(done):
-            interval(axes, summary[key]["mean"], place + shift, style, None if place else key)
-    names = [", ".join(_named(path, value) for path, value in c.values.items()) for c, _ in done]
-    percent_axis(axes, names, "accuracy per draw, %")
-    legend(figure, axes, len(kinds))
+            if (share := _shares(summary).get(name)) is not None:
+                interval(axes, share, place + shift, style, told)
+                told = None
+    rows = [", ".join(_named(path, value) for path, value in c.values.items()) for c, _ in done]
+    percent_axis(axes, rows, "accuracy per draw, %")
+    legend(figure, axes, min(len(names), 5))
     return png(figure)
 
 
@@ -130,9 +185,10 @@ def _over_numbers(done: Done) -> bytes:
     first, *rest = done[0][0].values
     second, others = (rest[0] if rest else None), rest[1:]
     clean = {summary["clean"]["accuracy"] for _, summary in done}
-    readings = ["clean", "robust"] if done[0][1]["attacks"] else ["clean"]
-    if len(readings) == 2 and len(clean) == 1:  # what is swept is the attack's: a line will do
-        readings = ["robust"]
+    readings = _readings(done)
+    line = len(readings) > 1 and len(clean) == 1  # what is swept is the attack's: a line will do
+    if line:
+        readings.remove("clean")
     panels = list(dict.fromkeys(_panel(cell, others) for cell, _ in done))
     beside = len(panels) == 1  # then the readings stand side by side
     rows, columns = (1, len(readings)) if beside else (len(readings), len(panels))
@@ -148,7 +204,7 @@ def _over_numbers(done: Done) -> bytes:
             axes: Axes = grid[0, row] if beside else grid[row, column]
             here = [(cell, s) for cell, s in done if _panel(cell, others) == panel]
             _lines(axes, here, second, reading, apart)
-            if readings == ["robust"]:
+            if line:
                 level = 100 * next(iter(clean))
                 axes.axhline(level, color=GREY, linestyle=":", linewidth=1.4)
                 axes.annotate(
@@ -167,6 +223,13 @@ def _over_numbers(done: Done) -> bytes:
     return png(figure)
 
 
+def _readings(done: Done) -> list[str]:
+    """What is drawn of the conditions: all but the attacks that `robust` is chosen from, if few."""
+    attacks = {row["name"] for _, summary in done for row in summary["attacks"]}
+    found = [name for name in _conditions(done) if name not in attacks]
+    return found if len(found) <= 3 else [name for name in found if name in ("clean", "robust")]
+
+
 def _lines(
     axes: Axes,
     done: Done,
@@ -177,10 +240,11 @@ def _lines(
     kinds = list(dict.fromkeys(cell.values[second] if second else "" for cell, _ in done))
     for i, kind in enumerate(kinds):
         mine = [(c, s) for c, s in done if not second or c.values[second] == kind]
+        mine = [(c, s) for c, s in mine if reading in _shares(s)]
         mine.sort(key=lambda pair: _first(pair[0]) or 0.0)
         shift = apart * (i - (len(kinds) - 1) / 2)
         x = [(_first(cell) or 0.0) + shift for cell, _ in mine]
-        shares = [summary[reading]["mean"] for _, summary in mine]
+        shares = [_shares(summary)[reading] for _, summary in mine]
         y, low, high = ([100 * s[key] for s in shares] for key in ("accuracy", "low", "high"))
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         axes.plot(x, y, label=kind, color=color, marker=marker, markersize=5, linewidth=1.4)

@@ -47,8 +47,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
     if about := words.about_robust(summary):
         console.print(Text(f"  {about}", style="dim"))
     for name, known, right, gap in knowing(summary)[1]:
-        told = f"  {name}: {right}, as {known}; below that with none known: {gap}"
-        console.print(Text(told), soft_wrap=False)
+        below = "" if gap == "-" else f"; below that with none known: {gap}"
+        console.print(Text(f"  {name}: {right}, as {known}{below}"), soft_wrap=False)
     console.print()
     for number, doubt in enumerate(doubts(summary), 1):
         mark = Text(f"[{number}] {doubt['severity']} doubt ", SEVERITY.get(doubt["severity"], ""))
