@@ -76,6 +76,25 @@ def test_the_loss_is_that_of_the_true_class_by_hand():
     assert torch.allclose(loss, wanted)
 
 
+@pytest.mark.parametrize("predicts", ["velocity", "edm", "image"])
+def test_other_networks_learn_their_own_target_which_weighs_the_error_of_the_noise(predicts):
+    denoiser = model()
+    denoiser.predicts = predicts
+    loss = made()(denoiser, X, Y, NOISE)
+    t = 1e-3 + (1 - 1e-3) * NOISE.fold("time").uniform(X[:, :1, :1, :1])
+    eps, z = NOISE.fold("noise").normal(X), 2 * X - 1
+    _, alpha, sigma, _ = denoiser.schedule(t)
+    x_t = alpha * z + sigma * eps
+    eps_hat = (x_t - alpha * denoiser(x_t, t, Y)) / sigma
+    weight = {
+        "velocity": 1 / alpha**2,
+        "edm": 1 + 4 * (sigma / alpha) ** 2,
+        "image": (sigma / alpha) ** 2,
+    }
+    wanted = weight[predicts].flatten() * (eps_hat - eps).square().flatten(1).mean(1)
+    torch.testing.assert_close(loss, wanted, rtol=1e-3, atol=1e-5)
+
+
 def test_released_noise_is_too_large_by_exactly_its_size():
     """Given z + s e in place of alpha (z + s e): sqrt(1 + s^2) times too large."""
     denoiser = model()

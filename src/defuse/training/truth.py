@@ -1,8 +1,8 @@
 """Truth maximization (TMDC): fine-tuning a diffusion classifier's denoiser on adversarial images.
 
-The loss is the error of the noise prediction for adversarial images under their true labels, so that
-these explain them better; nothing is said of the other classes. The images are made once, before the
-training (see `adversaries`).
+The loss is the error of the network's prediction for adversarial images under their true labels, so
+that these explain them better; nothing is said of the other classes. The images are made once, before
+the training (see `adversaries`).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,10 @@ Released = Literal["range", "noise", "unattacked"]
 class TruthMaximization:
     """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
 
-    Called, it takes the images as they are given: they are adversarial after `attacked`.
+    Called, it takes the images as they are given: they are adversarial after `attacked`. The equation
+    is of a network that predicts noise; another is trained on its own target, in its own weighting:
+    the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or s^2
+    (`"image"`), with s = sigma / alpha.
 
     Attributes:
         source: The classifier that is attacked.
