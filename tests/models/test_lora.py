@@ -281,6 +281,53 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
     assert all(".to_" in name for name in changed), "neither the autoencoder nor anything else"
 
 
+def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewhere):
+    """What it adds, far below the last digit of bfloat16, is not lost: it is there in the mean."""
+    stable_diffusion(Path("sd"))
+    asked = {"name": "stable-diffusion", "weights": "sd", "precision": "bfloat16"}
+    part = specs.check("denoiser", asked)
+    model = specs.build("denoiser", part)
+    layers = lora.add(model, rank=1, layers=["conv1"])
+    host = lora.host_of(model)
+    for name in layers:
+        layer = host.get_submodule(name)
+        ways = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+        assert {way.dtype for way in ways} == {torch.float32}
+        for way in ways:
+            nn.init.constant_(way, 2e-4**0.5)
+    card.save_adapter(Path("run"), part, model)
+    assert not (Path("run") / "model.safetensors").exists()
+    loaded = card.load_denoiser("run")
+    assert {p.dtype for p in loaded.network.parameters()} == {torch.bfloat16}
+    assert loaded.network.texts.dtype == torch.bfloat16
+    whole = lora.host_of(specs.build("denoiser", part | {"precision": "float32"}))
+    gained = torch.cat([
+        (lora.host_of(loaded).get_submodule(n).weight.float() - whole.get_submodule(n).weight).flatten()
+        for n in layers
+    ])  # fmt: skip
+    assert len(gained) > 1000
+    assert float(gained.mean()) == pytest.approx(2e-4, rel=0.3)
+    other = card.read_card("run")[1] | {"base": "0"}
+    (Path("run") / "card.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="weights it stands beside have changed"):
+        card.load_denoiser("run")
+
+
+def test_weights_below_float32_are_not_trained(elsewhere):
+    stable_diffusion(Path("sd"))
+    half = {"name": "stable-diffusion", "weights": "sd", "precision": "float16"}
+    changes = [f"denoiser={json.dumps(half)}", "training.lora=null"]
+    with pytest.raises(SpecError, match="weights are in float16, which would round away"):
+        training.check(specs.load(SPEC, changes))
+    training.check(specs.load(SPEC, changes[:1]))
+    part = specs.check("denoiser", half)
+    model = specs.build("denoiser", part)
+    lora.add(model)
+    card.save_adapter(Path("base"), part, model)
+    with pytest.raises(SpecError, match="weights are in float16"):
+        training.check(specs.load(SPEC))
+
+
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(elsewhere, lora):
     stable_diffusion(Path("sd"))

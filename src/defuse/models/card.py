@@ -54,6 +54,8 @@ def save(
 def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any) -> Path:
     """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
 
+    Weights below float32 are not kept with it: they would round away what it learned.
+
     Args:
         folder: Where to; made if it is not there.
         part: The checked part of a spec that builds the denoiser as it began.
@@ -62,7 +64,8 @@ def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any)
     """
     path = folder / ADAPTER
     write_bytes(path, lora.save(model))
-    if sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED:
+    small = sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED
+    if small and all(p.dtype == torch.float32 for p in model.parameters()):
         network, began = network_of(part)
         save(folder, "denoiser", network, lora.merged(model), **began, **facts)
     else:
@@ -173,9 +176,13 @@ def _load(kind: str, weights: str) -> Any:
         raise ValueError(
             f"{path} is not the file its card describes (another sha256); copy it again"
         )
-    model = spec.build(kind, spec.check(kind, card["part"]))
+    part = card["part"]
+    precision = part.get("precision", "float32")
+    if "base" in card and precision != "float32":
+        part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
+    model = spec.build(kind, spec.check(kind, part))
     if "base" in card:
-        lora.load(model, path, base=card["base"])
+        lora.load(model, path, card["base"], precision)
         return model.eval().requires_grad_(False)
     state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
     load_state(model, state, str(path))

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from defuse.models.weights import read_state
@@ -70,13 +71,15 @@ def save(model: nn.Module) -> bytes:
     return to_bytes(state, {_METADATA: told})  # one entry: the order of two is not fixed
 
 
-def load(model: nn.Module, path: Path, base: str | None = None) -> None:
+def load(model: nn.Module, path: Path, base: str | None = None, precision: str = "float32") -> None:
     """Add what an adapter learned to the weights of a model.
 
     Args:
-        model: The denoiser that the adapter was made for; it is changed.
+        model: The denoiser that the adapter was made for; it is changed. To be in float32: half the
+            precision would round away what is added.
         path: The file, in the layout of peft or the older ones of diffusers.
         base: What `base_of` told of the model that the adapter was trained in; None if unknown.
+        precision: Of that model's network, and of this one's in the end.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -98,7 +101,7 @@ def load(model: nn.Module, path: Path, base: str | None = None) -> None:
     misfit = f"{path} is an adapter for another model"
     if strange:
         raise ValueError(f"{misfit}: this one has no layer {strange[0]}")
-    if base is not None and base_of(model, layers) != base:
+    if base is not None and base_of(model, layers, precision) != base:
         raise ValueError(f"{misfit}: the weights it stands beside have changed")
     rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
     _inject(host, rank, _alpha(path) or rank, layers)
@@ -109,6 +112,8 @@ def load(model: nn.Module, path: Path, base: str | None = None) -> None:
     if said.unexpected_keys:
         raise ValueError(f"{misfit}: it has {said.unexpected_keys[0]}")
     _merge(host)
+    if precision != "float32":
+        getattr(model, "network", model).to(getattr(torch, precision))
 
 
 def merged(model: nn.Module) -> nn.Module:
@@ -118,13 +123,19 @@ def merged(model: nn.Module) -> nn.Module:
     return copy
 
 
-def base_of(model: nn.Module, layers: Sequence[str] | None = None) -> str:
-    """A hash of the weights that an adapter stands beside; of `layers` before there is one."""
+def base_of(
+    model: nn.Module, layers: Sequence[str] | None = None, precision: str = "float32"
+) -> str:
+    """A hash of the weights that an adapter stands beside; of `layers` before there is one.
+
+    They are rounded to a `precision` first.
+    """
     host, digest = host_of(model), hashlib.sha256()
     for name in sorted(layers or _adapted(host)):
         layer: Any = host.get_submodule(name)
         weight = getattr(layer, "base_layer", layer).weight
-        digest.update(name.encode() + weight.detach().float().cpu().contiguous().numpy().tobytes())
+        rounded = weight.detach().to(getattr(torch, precision)).float().cpu().contiguous()
+        digest.update(name.encode() + rounded.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -178,6 +189,9 @@ def _inject(host: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> N
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, host)
+    for layer in _adapted(host).values():  # also beside weights in half precision
+        layer.lora_A.float()
+        layer.lora_B.float()
 
 
 def _merge(host: nn.Module) -> None:

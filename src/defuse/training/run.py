@@ -116,6 +116,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
     part = specs.check(kind, spec[kind])
     if options["start"] is not None:
         _check_start(options["start"], kind, part)
+    if kind == "denoiser":
+        _check_precision(part, options["lora"])
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
     for name in LATER:
@@ -262,6 +264,19 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
     if options["half"]:
         raise SpecError("training.half would round away what LoRA learns: leave it out")
     return specs.fields("training.lora", options["lora"], LORA)
+
+
+def _check_precision(part: Table, lora: Table | None) -> None:
+    """Whether the weights that are trained can hold what they learn."""
+    try:
+        precision = card.network_of(part)[0].get("precision", "float32")
+    except ValueError:
+        return  # there is no such card, which is told when it is built
+    if precision != "float32" and (lora is None or part["name"] == "trained"):
+        raise SpecError(
+            f"the denoiser's weights are in {precision}, which would round away what they learn: give it "
+            "precision: float32, or train a new adapter beside them by training.lora"
+        )
 
 
 def _check_start(start: str, kind: str, part: Table) -> None:
