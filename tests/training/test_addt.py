@@ -139,6 +139,97 @@ def test_the_guide_is_in_evaluation_mode_and_frozen():
     assert not any(p.requires_grad for p in guide.parameters())
 
 
+def edm(network, x, level):
+    """x_0 from x = x_0 + level n, by the formulas of Karras et al. (2022, table 1)."""
+    total = (level**2 + 0.25).sqrt()
+    return 0.25 / total**2 * x + level * 0.5 / total * network(x / total, None)
+
+
+def by_hand(network, predicts, mapping, seeks, rounds=3):
+    """ADDT's loss of each image, from the paper's formulas: x in [-1, 1], noise, gradients, ranks."""
+    t = Denoising().at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), None)
+    _, alpha, sigma, _ = Network(network).schedule(t)
+    z, cgpo = 2 * X - 1, NOISE.fold("cgpo")
+    gamma = alpha / sigma
+    share = (0.03 * gamma).clamp(0, 0.3)
+
+    def mixed(eps, delta):
+        if mapping == "linf":
+            return eps + torch.where(gamma < 10, gamma, 10.0) * delta
+        return (1 - share**2).sqrt() * eps + share * delta
+
+    def estimate(x_t):
+        if predicts == "edm":
+            return edm(network, x_t / alpha, sigma / alpha)
+        return (x_t - sigma * network(x_t, None)) / alpha
+
+    delta = torch.zeros_like(X) if mapping == "linf" else cgpo.fold("start").normal(X)
+    total = torch.zeros_like(X)
+    for i in range(rounds):
+        delta.requires_grad_()
+        eps = cgpo.fold(i, "noise").normal(X)
+        x_t = alpha * z + sigma * mixed(eps, delta)
+        if seeks == "mse":
+            value = (network(x_t, None) - eps).square().flatten(1).mean(1).sum()
+        else:
+            logits = brightness(estimate(x_t) / 2 + 0.5, None)
+            value = -logits.log_softmax(1)[range(3), Y].sum()
+        (gradient,) = torch.autograd.grad(value, delta)
+        total, numbers = total + gradient, cgpo.fold(i, "rank").normal(X)
+        if mapping == "linf":
+            delta = torch.clip(delta.detach() + 4 / 255 * gradient.sign(), -8 / 255, 8 / 255)
+            delta = torch.clip(z + delta, -1, 1) - z
+        elif mapping == "rbgm":
+            delta = torch.empty_like(X)
+            for image, channel in ((b, c) for b in range(3) for c in range(2)):
+                places = total[image, channel].flatten().argsort()
+                delta[image, channel].view(-1)[places] = numbers[image, channel].flatten().sort()[0]
+        elif mapping == "normalize":
+            delta = torch.stack([row / row.std() for row in total])
+        else:
+            delta = total.clone()
+    n = mixed(NOISE.fold("noise").normal(X), delta.detach())
+    x_t = alpha * z + sigma * n
+    if predicts == "noise":
+        error = network(x_t, None) - n
+    else:  # of the scaled network: (x_0 - c_skip x) / c_out
+        level = sigma / alpha
+        error = (z - edm(network, x_t / alpha, level)) * (level**2 + 0.25).sqrt() / (level * 0.5)
+    return error.square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("mapping", ["rbgm", "normalize", "none", "linf"])
+@pytest.mark.parametrize(("predicts", "seeks"), [("noise", "ce"), ("noise", "mse"), ("edm", "ce")])
+def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
+    model = Network(Net(), predicts=predicts).eval()
+    objective = made(mapping=mapping, seeks=seeks, rounds=3, mode="eval")
+    wanted = by_hand(model.network, predicts, mapping, seeks)
+    assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
+
+
+def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():
+    model = Network(Net()).eval()
+    t = torch.full((3, 1, 1, 1), 0.3)
+    delta = made(mapping="linf", mode="eval").perturbation(model, X.round(), Y, t, Y, NOISE)
+    assert 0 < float(delta.abs().max()) <= 8 / 255 + 1e-7
+    z = model.encode(X.round())
+    assert float((z + delta).abs().max()) <= 1
+
+
+def test_the_guide_sees_the_estimate_unclipped():
+    """Where it is clipped there is no gradient, and the perturbation would be another."""
+    plain = Network(Net()).eval()
+    clipped = Network(plain.network, clip=True).eval()
+    t = torch.full((3, 1, 1, 1), 0.5)
+    x_t = NOISE.normal(X)
+    assert not torch.allclose(clipped(x_t, t), plain(x_t, t)), "it must have been clipped"
+    found = [
+        made(rounds=2, mode="eval").perturbation(model, X, Y, t, Y, NOISE)
+        for model in (plain, clipped)
+    ]
+    assert torch.equal(*found)
+
+
 def test_it_is_trained_by_the_command(elsewhere):
     import yaml
 

@@ -15,9 +15,11 @@ from defuse.diffusion.denoise import Network
 from defuse.noise import Noise
 from defuse.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
-Mapping = Literal["rbgm", "normalize", "none"]
+Mapping = Literal["rbgm", "normalize", "none", "linf"]
 Seeks = Literal["ce", "mse"]
 Mode = Literal["train", "eval"]
+EPS, STEP = 8 / 255, 4 / 255  # of the variant linf, in the denoiser's space
+STEEPEST = 10  # alpha / sigma counts as no more there
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,13 @@ class ADDT:
         most: The greatest lambda.
         rounds: Steps of CGPO; their gradients add up.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
-            variance (`"normalize"`), or as it is.
+            variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
+            the image's own perturbation, at most 8/255 in the denoiser's space and within its box,
+            is found by PGD from 0 with steps of 4/255, whose gradients do not add up, and
+            n = eps + min(alpha / sigma, 10) delta; `strength` and `most` are not asked.
         seeks: What the perturbation makes large: the classifier's cross-entropy on the one-step
-            estimate of the image, or the denoiser's own error (`"mse"`, a control).
+            estimate of the image, or the denoiser's error (`"mse"`, a control): that of its prediction
+            of the Gaussian part eps alone, not of the whole noise n.
         mode: Of the denoiser while a perturbation is sought: `"train"` (dropout on, as released) or
             `"eval"`.
         t_min, t_max, drop, times: As `Denoising` has them.
@@ -81,7 +87,7 @@ class ADDT:
     def perturbation(
         self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
-        """Classifier-guided perturbation optimization: noise-like, shaped like `x`.
+        """Classifier-guided perturbation optimization: delta, shaped like `x`, noise-like unless linf.
 
         Args:
             model: The denoiser; its weights get no gradient.
@@ -104,25 +110,34 @@ class ADDT:
         self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
         z, total = model.encode(x), torch.zeros_like(x)
-        delta = noise.fold("start").normal(x)
+        delta = total if self.mapping == "linf" else noise.fold("start").normal(x)
         _, alpha, sigma, _ = model.schedule(t)
         classifier = self.classifier.to(x.device).eval().requires_grad_(False)
         for i in range(self.rounds):
             here, delta = noise.fold(i), delta.detach().requires_grad_()
             eps = here.fold("noise").normal(x)
             mixed = self._mix(model, t, eps, delta)
+            x_t = alpha * z + sigma * mixed
             if self.seeks == "mse":
-                value = denoising_loss(model, z, t, label, mixed).sum()
+                error = model.predict(x_t, t, label).to(z) - model.target(z, eps, t)
+                value = error.square().flatten(1).mean(1).sum()
             else:
-                x_hat = model.estimate(alpha * z + sigma * mixed, t, label)
+                x_hat = model.estimate(x_t, t, label)
                 logits = classifier(model.decode(x_hat), here.fold("classify"))
                 value = F.cross_entropy(logits.float(), y, reduction="sum")
-            total = total + torch.autograd.grad(value, delta)[0]
-            delta = self._mapped(total, here.fold("rank"))
+            gradient = torch.autograd.grad(value, delta)[0]
+            if self.mapping == "linf":
+                delta = (delta + STEP * gradient.sign()).clamp(-EPS, EPS)
+                delta = (z + delta).clamp(-1, 1) - z
+            else:
+                total = total + gradient
+                delta = self._mapped(total, here.fold("rank"))
         return delta.detach()
 
     def _mix(self, model: Network, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
         _, alpha, sigma, _ = model.schedule(t)
+        if self.mapping == "linf":
+            return eps + (alpha / sigma).clamp(max=STEEPEST) * delta
         share = (self.strength * alpha / sigma).clamp(0, self.most)
         return torch.sqrt(1 - share**2) * eps + share * delta
 
