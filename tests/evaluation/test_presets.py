@@ -68,6 +68,18 @@ def test_the_published_experiments_ask_what_they_say():
         assert 1 in weights
 
 
+@pytest.mark.parametrize("name", ["addt-cifar10-steps", "addt-cifar10-models"])
+def test_addt_is_trained_and_attacked_as_published(name):
+    trained = training.check(specs.load("addt-cifar10"), "anywhere")["training"]
+    assert (trained["betas"], trained["rate"], trained["batch"]) == ([0.95, 0.999], 2e-4, 256)
+    for cell in sweep.check(specs.load(name), "anywhere"):
+        assert cell.spec["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
+        for row in cell.spec["attacks"]:
+            assert row["step_size"] * cell.spec["threat"]["eps"] == pytest.approx(2 / 255)
+            assert (row["steps"], row["start"], row["restarts"]) == (20, "zero", 1)
+            assert row["eot"] == (1 if "knows" in row else 10)
+
+
 def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
     spec = specs.load("diffpure-imagenet", ["classifier=bayes", "denoiser=null"])
     with pytest.raises(specs.SpecError, match="needs a denoiser"):

@@ -12,6 +12,7 @@ from defuse.menu import SpecError
 from defuse.models import card
 from defuse.noise import Noise
 from defuse.training import run as training
+from defuse.training import train as loop
 from defuse.training.objectives import augmented
 from defuse.training.train import train
 
@@ -80,8 +81,6 @@ class Stop(Exception):
 
 def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
     whole = training.run(started(), elsewhere / "whole", quiet=True)
-    import defuse.training.train as loop
-
     steps, real = 0, loop._batch
 
     def dies(*arguments):
@@ -103,6 +102,20 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
         json.loads(line)["step"] for line in (resumed / "log.jsonl").read_text().splitlines()
     ]
     assert steps_logged == [10, 20, 30]
+
+
+def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
+    layer, plain = torch.nn.Linear(1, 1), {"steps": 30}
+    (group,) = loop._optimizer("adamw", layer, 0.1, 0, 1, (0.5, 0.9)).param_groups
+    assert group["betas"] == (0.5, 0.9)
+    named = started(training=plain | {"betas": [0.9, 0.999]})
+    assert specs.identity(named) == specs.identity(started(training=plain))
+    assert started(training=plain | {"betas": [0.95, 0.999]})["training"]["betas"] == [0.95, 0.999]
+    for wrong in ({"betas": [0.9]}, {"betas": [1, 0.5]}):
+        with pytest.raises(SpecError, match=r"training.betas are two numbers from 0 to below 1"):
+            started(training=plain | wrong)
+    with pytest.raises(SpecError, match=r"training.betas are AdamW's"):
+        started(training=plain | {"betas": [0.95, 0.999], "optimizer": "sgd"})
 
 
 def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):

@@ -36,6 +36,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "warmup": (int, 100),
     "weight_decay": (float, 0.0),
     "bias_rate": (float, 1.0),
+    "betas": (list[float], [0.9, 0.999]),
     "average": (float, 0.999),
     "clip": (float, 1.0),
     "flip": (bool, False),
@@ -71,6 +72,7 @@ LATER = (
     "keep",
     "lora",
     "bias_rate",
+    "betas",
     "accumulate",
     "start",
 )  # left out at their defaults, as before there were such things
@@ -111,6 +113,11 @@ def check(spec: Table, folder: str | None = None) -> Table:
             raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
     if not 0 <= options["average"] < 1:
         raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
+    betas = options["betas"]
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
+    if options["optimizer"] != "adamw" and betas != OPTIONS["betas"][1]:
+        raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
     if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
         raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
     part = specs.check(kind, spec[kind])

@@ -15,7 +15,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -49,6 +49,7 @@ def train(
     warmup: int = 100,
     weight_decay: float = 0.0,
     bias_rate: float = 1.0,
+    betas: Sequence[float] = (0.9, 0.999),
     average: float = 0.999,
     clip: float = 1.0,
     flip: bool = False,
@@ -82,6 +83,7 @@ def train(
         weight_decay: Of the optimizer.
         bias_rate: How many times faster than weights biases learn, and decay no faster (Jordan,
             2024, section 3.4: 64).
+        betas: The decays of AdamW's two running averages, of the gradient and of its square.
         average: The decay of the running average of the weights (less in the first steps).
         clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
@@ -125,7 +127,7 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate)
+    descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate, betas)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
     step = _resume(checkpoint, asked, parts, set(frozen), device)
@@ -194,7 +196,12 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
 
 
 def _optimizer(
-    name: str, model: nn.Module, rate: float, weight_decay: float, bias_rate: float
+    name: str,
+    model: nn.Module,
+    rate: float,
+    weight_decay: float,
+    bias_rate: float,
+    betas: Sequence[float] = (0.9, 0.999),
 ) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
@@ -206,7 +213,8 @@ def _optimizer(
         trained = [{"params": weights}, {"params": biases} | fast]
     if name == "sgd":
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
-    return torch.optim.AdamW(trained, **settings)
+    first, second = betas
+    return torch.optim.AdamW(trained, betas=(first, second), **settings)
 
 
 def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
