@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
+PEERS ?=
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
@@ -30,8 +31,8 @@ test: check  ## All checks: format, lint, types, tests.
 slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and DEFUSE_WEIGHTS.
 	$(BIN)/python -m pytest -m slow
 
-bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md: minutes of one core.
-	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs
+bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md; PEERS=FOLDER: public code, too.
+	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs $(if $(PEERS),--peers '$(PEERS)')
 
 clean:  ## Remove the environment and all runs.
 	rm -rf $(VENV) runs

@@ -2,7 +2,8 @@
 
     python bench/speed.py                            # prints the tables
     python bench/speed.py --write docs               # and puts them and the figure into docs/speed.md
-    python bench/speed.py --peers FOLDER             # with DiffHammer and DiffBreak, cloned there
+    python bench/speed.py --peers FOLDER             # with DiffHammer and DiffBreak, cloned there;
+                                                     # without it, the page keeps what it says of them
     python bench/speed.py --device cuda              # the same on a GPU, and its throughput
 
 All variants run in one process, one after the other, again and again; a ratio is taken within a
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,7 @@ MARKS = "<!-- made by bench/speed.py: begin -->", "<!-- end -->"
 LENGTHS = (1, 5, 20, 100)
 STEPS = {"sde": euler_maruyama, "ode": flow, "ddpm": Ancestral(), "ddim": DDIM(0.5)}
 PEERS = ("diffhammer", "diffbreak")
+PUBLIC = "### Public code"
 SIZES: dict[str, tuple[Callable[[], Denoiser], int, int]] = {  # network, images, steps
     "4.2 M parameters": (small, 4, 6),
     "35.7 M parameters": (base, 1, 2),
@@ -72,7 +75,8 @@ def main() -> None:
     if options.memory:
         print(json.dumps(peaks(device)))
         return
-    text, lines = {}, [f"Measured on {measuring.machine(device)}.", ""]
+    began, text, lines = time.monotonic(), {}, []
+    where = measuring.machine(device)
     for part in (
         correctness,
         memory,
@@ -81,18 +85,21 @@ def main() -> None:
         partial(overhead, repetitions=repetitions),
         partial(execution, repetitions=repetitions),
         throughput,
-        partial(peers, folder=options.peers, repetitions=repetitions),
+        *([partial(peers, folder=options.peers, repetitions=repetitions)] if options.peers else []),
     ):
         made = part(device, text)
         print("\n".join(made), flush=True)
         lines += made
+    said = f"Measured on {where}, in {(time.monotonic() - began) / 60:.0f} minutes."
+    print(said)
     if options.write:
         from drawing import draw
 
         draw(text, options.write / "speed.png")
         page = options.write / "speed.md"
-        shown_too = ["![Time and peak memory of a gradient](speed.png)", "", *lines]
-        page.write_text(between(page.read_text("utf-8"), shown_too), "utf-8")
+        old = page.read_text("utf-8")
+        shown_too = ["![Time and peak memory of a gradient](speed.png)", "", said, "", *lines]
+        page.write_text(between(old, shown_too + ([] if options.peers else kept(old))), "utf-8")
 
 
 def between(page: str, lines: Sequence[str]) -> str:
@@ -102,6 +109,12 @@ def between(page: str, lines: Sequence[str]) -> str:
     if not mark:
         sys.exit(f"the page lacks the marks {MARKS[0]} and {MARKS[1]}")
     return head + "\n".join([MARKS[0], "", *lines]).rstrip() + "\n\n" + MARKS[1] + tail
+
+
+def kept(page: str) -> list[str]:
+    """What a page says of public code between its marks: its last section there."""
+    _, found, rest = page.partition(MARKS[1])[0].partition(PUBLIC)
+    return (found + rest).rstrip().splitlines()
 
 
 def times(step: str, steps: int) -> Tensor:
@@ -344,13 +357,13 @@ def throughput(device: str, told: dict[str, Any]) -> list[str]:
     return [*lines, f"Batch {CROWD}.", "", *table(["", "TFLOP/s"], rows)]
 
 
-def peers(device: str, told: dict[str, Any], folder: Path | None, repetitions: int) -> list[str]:
+def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> list[str]:
     """Public code for the same gradient, from checkouts of the user's own."""
-    lines, rows = ["### Public code", ""], []
+    lines, rows = [PUBLIC, ""], []
     for name in PEERS:
         adaptor = importlib.import_module(f"peers.{name}")
-        if folder is None or not (folder / adaptor.FOLDER).is_dir():
-            lines += [f"{adaptor.FOLDER}: not measured, no checkout was named (`--peers`).", ""]
+        if not (folder / adaptor.FOLDER).is_dir():
+            lines += [f"{adaptor.FOLDER}: not measured, there is no checkout in `--peers`.", ""]
             continue
         try:
             case = Case(small(), 4, adaptor.times(10), adaptor.STEP, device=device)
@@ -368,7 +381,8 @@ def peers(device: str, told: dict[str, Any], folder: Path | None, repetitions: i
         rows.append(["  defuse, one activation set", over(took, "ours", "floor"), ""])
     if rows:
         lines += [
-            "4.2 M parameters, batch 4, N = 10; error to plain autograd on its own noise.",
+            f"4.2 M parameters, batch 4, N = 10, on {measuring.machine(device)}; error to plain "
+            "autograd on its own noise.",
             "",
         ]
         lines += table(["", "x floor", "error float32"], rows)

@@ -49,3 +49,18 @@ def test_a_page_changes_between_its_marks_alone():
     assert speed.between(page, ["new"]) == f"above\n{begin}\n\nnew\n\n{end}\nbelow\n"
     with pytest.raises(SystemExit):
         speed.between("no marks", ["new"])
+
+
+def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
+    docs = Path(__file__).parents[1] / "docs" / "speed.md"
+    section = speed.kept(docs.read_text("utf-8"))
+    assert section[0] == speed.PUBLIC
+    assert any(line.startswith("| DiffHammer | ") for line in section)
+    begin, end = speed.MARKS
+    page = f"above\n{begin}\nold\n\n" + "\n".join(section) + f"\n\n{end}\nbelow\n"
+    new = speed.between(page, ["new", "", *speed.kept(page)])
+    assert new == page.replace("old", "\nnew")
+    assert speed.kept(new) == section
+    assert speed.kept(f"{begin}\nold\n{end}\n{speed.PUBLIC}") == [], (
+        "below the marks it is not ours"
+    )
