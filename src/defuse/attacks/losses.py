@@ -189,12 +189,11 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
             logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
-            if toward is not None:
-                value = TARGETED[first.loss](logits, y, toward[part])
-            if keeps > 1:
-                logits, y = _contested(logits, y, keeps)
+            left, true = _contested(logits, y, keeps) if keeps > 1 else (logits, y)
             if toward is None:
-                value = LOSSES[first.loss](logits, y)
+                value = LOSSES[first.loss](left, true)
+            else:
+                value = TARGETED[first.loss](logits, y, toward[part])
             total = value.sum()
         if first.gradient and not value.requires_grad:
             raise RuntimeError(
@@ -202,7 +201,7 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
                 "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
             )
         slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
-        return value.detach(), logits.detach().argmax(1) != y, slope
+        return value.detach(), left.detach().argmax(1) != true, slope
 
     losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
     rows = [len(q.x) * q.draws for q in queries]
