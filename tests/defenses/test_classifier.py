@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,22 @@ def test_the_gradient_is_that_of_finite_differences(tiny, elimination):
     way = keys(2, 3).normal(x)
     above, below = (losses_of(model(x + h * way, noise)) for h in (1e-5, -1e-5))
     assert float((gradient * way).sum()) == pytest.approx(float((above - below) / 2e-5), rel=1e-5)
+
+
+def test_the_gradient_of_more_draws_comes_nearer_to_that_of_all():
+    """The cosine of an EOT gradient with that of a fixed large set of noises grows with the draws."""
+    two = Network(Tiny(2), shape=(1, 2, 2), classes=2).double().requires_grad_(False)
+    model = DiffusionClassifier(two, draws=1, rows=10**5)
+    x, y, noise = pictures(32), torch.arange(32) % 2, keys(32)
+
+    def gradient(turn, draws):
+        return look(model, x, y, "margin", noise, turn, draws).gradient.flatten(1)
+
+    whole = gradient(0, 512)
+    cosines = [float(F.cosine_similarity(gradient(n, n), whole).mean()) for n in (1, 4, 16, 64)]
+    assert all(more > less for less, more in pairwise(cosines)), cosines
+    assert cosines[0] < 0.5
+    assert cosines[-1] > 0.85
 
 
 def test_weights_in_training_get_their_gradient(tiny):

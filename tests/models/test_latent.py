@@ -222,6 +222,28 @@ def test_prompts_are_read_and_refused_in_a_sentence(table):
         read_prompts("cifar10", ["a photo"])
 
 
+def test_a_size_that_is_not_its_own(folders):
+    """Larger images in the model: they are resized to it, and the network is asked about more latents."""
+    model = stable_diffusion(folders["sd"], size=16)
+    x, noise = pictures(2).requires_grad_(), keys(2)
+    z = model.encode(x)
+    assert (model.shape, z.shape) == ((3, 16, 16), (2, 4, 8, 8))
+    mean = model.vae.encode(2 * square(x, 16) - 1).latent_dist.mean
+    torch.testing.assert_close(z, 0.18215 * mean)
+    classifier = DiffusionClassifier(model, draws=2, loss="l1", scale=1.0)
+    logits, t = classifier(x, noise), classifier.scales.t
+    total = torch.zeros_like(logits)
+    for k in range(2):
+        _, alpha, sigma, _ = (s.to(z) for s in model.schedule(t[k]))
+        eps = noise.fold("eps", k).normal(z)
+        for c in range(model.classes):
+            out = model.predict(alpha * z + sigma * eps, t[k], torch.full((2,), c))
+            total[:, c] -= (out - eps).abs().flatten(1).mean(1) / 2
+    torch.testing.assert_close(logits, total, rtol=1e-4, atol=1e-5)
+    (gradient,) = torch.autograd.grad(losses_of(logits), x)
+    assert bool((gradient.flatten(1).abs().amax(1) > 0).all())
+
+
 # ---- gradients and cost
 
 

@@ -167,6 +167,35 @@ def test_images_are_made_once(elsewhere):
     assert facts["images"] == 70
 
 
+def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
+    objective = made(images=8)
+    data = cache.adversaries(DATA, objective, ASKED | {"images": 8}, elsewhere, quiet=True)
+    x, y = fetch(data, range(8))
+    draws = [Noise.of(seed, range(8)) for seed in range(50, 66)]
+
+    @torch.no_grad()
+    def loss(denoiser):
+        return float(torch.stack([objective(denoiser, x, y, noise) for noise in draws]).mean())
+
+    denoiser = model()
+    before = loss(denoiser)
+    settings = {"steps": 20, "batch": 8, "rate": 3e-2, "warmup": 1, "decay": "none", "average": 0}
+    ended = train(denoiser, objective, data, elsewhere / "run", **settings, quiet=True)
+    assert loss(ended) < 0.7 * before
+
+
+def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
+    norms = []
+    for clip in (1.0, 1e9):
+        denoiser = model()
+        settings = {"steps": 2, "batch": 4, "clip": clip, "quiet": True}
+        train(denoiser, made(), DATA, elsewhere / str(clip), **settings)
+        grads = [p.grad for p in denoiser.parameters()]  # of the last step
+        norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
+    assert norms[0] <= 1 + 1e-6
+    assert norms[1] > 1, "there was something to clip"
+
+
 def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
     whole = cache.adversaries(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
     real = cache._made
