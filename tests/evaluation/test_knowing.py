@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from defuse import Noise, Purified
+from defuse import spec as specs
 from defuse.analysis.opened import opened
 from defuse.cli import run
+from defuse.evaluation import run as evaluation
+from defuse.menu import SpecError
 from defuse.report.cells import cell, knowing
 from defuse.threat import Knowledge
 
@@ -180,3 +183,36 @@ def test_they_never_count_for_the_robust_accuracy(folder):
 def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
     rows = "attacks=[{name: pgd, knows: everything}]"
     assert "attack.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
+
+
+DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "drawn"),
+    [
+        ({"purifier": {"name": "diffpure", "steps": 2}}, "forward", True),
+        ({"purifier": {"name": "diffpure", "steps": 2}}, "reverse", True),
+        ({"purifier": {"name": "diffpure", "steps": 2, "sampler": "ddim"}}, "reverse", False),
+        ({"purifier": {"name": "coup", "steps": 2}}, "forward", False),
+        ({"purifier": {"name": "langevin", "steps": 2}}, "forward", False),
+        ({"purifier": {"name": "langevin", "steps": 2}}, "reverse", True),
+        ({"classifier": DIFFUSION}, "forward", False),
+        ({"classifier": DIFFUSION}, "reverse", False),
+        ({"classifier": DIFFUSION}, "both", True),
+    ],
+)
+def test_who_is_told_of_noise_that_is_never_drawn_is_told_so(changes, word, drawn):
+    spec = {
+        "data": {"name": "blobs", "size": 2},
+        "classifier": "bayes",
+        "denoiser": "mixture",
+        "threat": {"norm": "linf", "eps": 0.1},
+        "attacks": [{"name": "pgd", "steps": 1, "knows": word}],
+    }
+    checked = evaluation.check(specs.load(spec | changes))
+    if drawn:
+        evaluation.parts(checked)
+        return
+    with pytest.raises(SpecError, match=f"draws no {word} noise"):
+        evaluation.parts(checked)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import stable_diffusion
+from tiny import dit, stable_diffusion
 from torch import nn
 
 from defuse import spec as specs
@@ -175,6 +175,26 @@ def test_diffusers_reads_it_and_it_reads_diffusers(elsewhere):
     read = network()
     lora.load(read, Path("old.safetensors"))
     assert torch.allclose(said(read), said(ours), atol=1e-6)
+
+
+def test_an_adapter_of_a_transformer_is_named_as_one(elsewhere):
+    """As diffusers names the part of a pipeline; and it comes back with its strength."""
+
+    def model():
+        return specs.build("denoiser", {"name": "dit", "weights": "dit"})
+
+    dit(Path("dit"))
+    ours = model()
+    lora.add(ours, rank=2, alpha=3.0)
+    learned(ours)
+    Path(ADAPTER).write_bytes(lora.save(ours))
+    assert all(name.startswith("transformer.") for name in load_file(ADAPTER))
+    read, x = model(), NOISE.uniform(torch.empty(3, 3, 8, 8))
+    begun = DiffusionClassifier(model(), draws=1)(x, NOISE)
+    lora.load(read, Path(ADAPTER))
+    found, wanted = (DiffusionClassifier(m, draws=1)(x, NOISE) for m in (read, ours))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found, begun, rtol=1e-2)
 
 
 def test_an_adapter_for_another_model_is_refused(elsewhere):

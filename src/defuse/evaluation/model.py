@@ -1,15 +1,19 @@
 """The model of a spec: a classifier, behind its purifier if it has one."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from defuse import spec as specs
 from defuse.defenses.aggregate import Aggregated, By
 from defuse.defenses.purified import Purified
 from defuse.menu import SpecError
+from defuse.noise import Noise
 from defuse.protocols import Classifier, Purifier
 from defuse.spec import Table
+from defuse.threat import Knowledge
 
 PATHS: dict[str, tuple[Any, Any]] = {"count": (int, ...), "by": (By, "softmax")}
 
@@ -64,6 +68,28 @@ def build_model(spec: Table, device: str) -> Classifier:
     if "paths" in spec:
         model = Aggregated(model, paths=spec["paths"]["count"], by=spec["paths"]["by"])
     return _frozen(model, device)
+
+
+@torch.no_grad()
+def check_known(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
+    """See to it that the model draws from the streams of noise that attackers are told of.
+
+    Args:
+        model: The defended model.
+        x: An image (1, C, H, W).
+        attacks: Checked rows of a spec.
+
+    Raises:
+        SpecError: One of them is told of a stream that changes nothing: he is in the white box.
+    """
+    told = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
+    for word in sorted(told):
+        known = [Knowledge(word).told(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
+        if torch.equal(*(model(x, noise.draws(0)) for noise in known)):
+            raise SpecError(
+                f"the defence draws no {word} noise, so that who knows it knows nothing: leave the "
+                f"attack with `knows: {word}` out, or tell it `both`"
+            )
 
 
 def build_purifier(spec: Table, device: str, classifier: Classifier | None = None) -> Purifier:

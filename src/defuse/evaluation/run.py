@@ -16,7 +16,7 @@ from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
 from defuse.diffusion.execution import Execution, execute
 from defuse.evaluation.evaluate import Machine, evaluate
-from defuse.evaluation.model import build_model, check_model
+from defuse.evaluation.model import build_model, check_known, check_model
 from defuse.evaluation.quality import check_perceptual
 from defuse.evaluation.record import Keeper, Run
 from defuse.machine import pick_device, versions
@@ -131,10 +131,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
     ):
         if isinstance(section[name], int) and section[name] < least:
             raise SpecError(f"{name} must be {least} or more, not {section[name]}")
-    if not options["survivors"]:
-        del options[
-            "survivors"
-        ]  # so that a spec without it is what it was before there was such a thing
+    if not options["survivors"]:  # so that a spec without it is what it was before there was it
+        del options["survivors"]
     return checked | {
         "threat": threat,
         "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
@@ -241,6 +239,7 @@ def parts(spec: Table) -> Parts:
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(model, data, indices, device)
+    check_known(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
         try:
             check_perceptual(data[indices[0]][0])

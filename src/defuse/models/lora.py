@@ -20,7 +20,7 @@ from defuse.models.weights import read_state
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 Layers = str | Sequence[str] | None
 
-_ROLE = "unet."  # what diffusers puts before the names of a denoising network's layers
+_ROLES = ("unet.", "transformer.")  # what diffusers puts before the names of a network's layers
 _METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
 
 
@@ -60,14 +60,15 @@ def save(model: nn.Module) -> bytes:
     from safetensors.torch import save as to_bytes
 
     host = host_of(model)
+    role = _ROLES["Transformer" in type(host).__name__]
     adapters: Any = host.peft_config
     config = adapters["default"]
     state = {
-        _ROLE + name: tensor.detach().float().cpu().contiguous()
+        role + name: tensor.detach().float().cpu().contiguous()
         for name, tensor in get_peft_model_state_dict(host).items()
     }
     told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(_adapted(host))}
-    told = json.dumps({_ROLE + key: value for key, value in told.items()})
+    told = json.dumps({role + key: value for key, value in told.items()})
     return to_bytes(state, {_METADATA: told})  # one entry: the order of two is not fixed
 
 
@@ -90,7 +91,8 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
 
     host = host_of(model)
     state: dict[str, Tensor] = convert_unet_state_dict_to_peft(read_state(path))
-    state = {name.removeprefix(_ROLE): value for name, value in state.items()}
+    for role in _ROLES:
+        state = {name.removeprefix(role): value for name, value in state.items()}
     parts = {name: re.fullmatch(r"(.+)\.lora_[AB]\.weight", name) for name in state}
     for name, part in parts.items():
         if part is None:
@@ -212,4 +214,4 @@ def _alpha(path: Path) -> float | None:
         return None
     with safe_open(path, "pt") as file:
         told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
-    return told.get(f"{_ROLE}lora_alpha", told.get("lora_alpha"))
+    return next((told[key] for role in (*_ROLES, "") if (key := f"{role}lora_alpha") in told), None)
