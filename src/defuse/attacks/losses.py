@@ -189,9 +189,9 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
             logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
-            left, true = _contested(logits, y, keeps) if keeps > 1 else (logits, y)
+            others, place = _contested(logits, y, keeps)
             if toward is None:
-                value = LOSSES[first.loss](left, true)
+                value = LOSSES[first.loss](others, place)
             else:
                 value = TARGETED[first.loss](logits, y, toward[part])
             total = value.sum()
@@ -201,7 +201,7 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
                 "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
             )
         slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
-        return value.detach(), left.detach().argmax(1) != true, slope
+        return value.detach(), others.detach().argmax(1) != place, slope
 
     losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
     rows = [len(q.x) * q.draws for q in queries]
@@ -241,8 +241,13 @@ def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n:
 
 
 def _contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
-    """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0."""
+    """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0.
+
+    Where one class is kept, nothing is left out, nor is the order changed.
+    """
     classes = logits.shape[1]
+    if keeps == 1:
+        return logits, y
     true = F.one_hot(y, classes).bool()
     wrong = logits.masked_fill(true, -torch.inf).sort(1, descending=True).values
     left = wrong[:, min(keeps, classes - 1) - 1 : -1]
