@@ -6,6 +6,7 @@ import pytest
 
 from defuse.cli import run
 from defuse.evaluation.doubt import lead
+from defuse.evaluation.doubts import _halves
 from defuse.evaluation.record import Condition, Outcome
 
 SOFT = '''
@@ -38,6 +39,12 @@ def steps(x, noise):
 def lot(x, noise):
     """A purifier that looks at the whole batch."""
     return x - x.mean(0) + 0.5
+class Rough:
+    """A purifier that does nothing but compute in the precision it is given."""
+    def __init__(self, precision: str = "float32"):
+        self.precision = getattr(torch, precision)
+    def __call__(self, x, noise):
+        return x.to(self.precision).to(x)
 def still(model, x, y, threat, noise):
     """An attack that does nothing."""
     return x
@@ -110,6 +117,14 @@ def test_a_rough_gradient_is_named(doubts, monkeypatch):
     assert "low-precision" in found
     assert "no-adaptive-attack" not in found
     assert "low-precision" not in doubts("attacks=[{name: pgd, steps: 2}]")
+
+
+def test_a_part_in_half_precision(doubts):
+    rough = "purifier={name: 'soft:Rough', precision: float16}"
+    assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.pictures=0")
+    for precision in ("bfloat16", "float32"):
+        inside = {"name": "diffusion", "denoiser": {"name": "dit", "precision": precision}}
+        assert list(_halves([inside, None])) == [precision] * (precision != "float32")
 
 
 def test_an_attack_that_does_less_than_noise(doubts):

@@ -51,7 +51,7 @@ def all_doubts(
         *_blind_beats_gradient(outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
-        *_low_precision(attacks),
+        *_low_precision(spec, attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_no_whole_view(spec, attacks),
         *_guessing(judged, classes),
@@ -203,7 +203,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
         )
 
 
-def _low_precision(attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     rough = [name for name, row in attacks.items() if row["view"] == "bfloat16"]
     if rough:
         yield Doubt(
@@ -212,6 +212,24 @@ def _low_precision(attacks: Mapping[str, Row]) -> Iterator[Doubt]:
             f"the gradients of {', '.join(rough)} are computed in bfloat16, which may make the attack "
             "weaker; the verdict on its images is not",
         )
+    model = [spec.get(name) for name in ("classifier", "denoiser", "purifier")]
+    if half := sorted(set(_halves(model))):
+        yield Doubt(
+            "low-precision",
+            "yellow",
+            f"a part of the model computes in {', '.join(half)}, its gradients and its answers, too: "
+            "the same part in float32 may answer otherwise, and be attacked better",
+        )
+
+
+def _halves(part: Any) -> Iterator[str]:
+    """The half precisions that a part of a spec asks for, or a part of it."""
+    if isinstance(part, Mapping):
+        if part.get("precision") in ("float16", "bfloat16"):
+            yield part["precision"]
+        part = list(part.values())
+    for inner in part if isinstance(part, list) else ():
+        yield from _halves(inner)
 
 
 def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:

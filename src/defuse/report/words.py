@@ -25,7 +25,7 @@ CHECKED = {
     "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
     "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
     "still-rising": "the loss of no attack still rises when its steps end",
-    "low-precision": "no attack computes its gradients in bfloat16",
+    "low-precision": "neither the model nor an attack's gradient is computed in half precision",
     "no-adaptive-attack": "some attack differentiates through the defence",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
