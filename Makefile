@@ -21,8 +21,8 @@ demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table a
 	$(BIN)/defuse evaluate demo --out runs/demo
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests bench
-	$(BIN)/ruff check src tests bench
+	$(BIN)/ruff format --check src tests bench examples
+	$(BIN)/ruff check src tests bench examples
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## All checks: format, lint, types, tests.

@@ -1,41 +1,46 @@
 """An evaluation as an array of SLURM jobs, by submitit (pip install submitit).
 
     python examples/slurm.py my.yaml --shards 8 --out runs/whole --partition gpu --gpus 1
-    python examples/slurm.py blobs --shards 2 --out runs/here --local
+    python examples/slurm.py blobs --shards 2 --out runs/here --cluster local
 
 Each job does a shard of the images and writes into the one run folder, which must be on a disk that all
 see. To go on after a kill, run it again: what is done stays done.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
 import submitit
 
+from defuse.cli import run
+
 
 def defuse(*words: str) -> None:
-    """A command of defuse, in the Python of this one."""
-    call = "from defuse.cli import main; main()"
-    subprocess.run([sys.executable, "-c", call, *words], check=True)
+    """A command of defuse; what is wrong with it is in the log of the job, too."""
+    if run(list(words)):
+        raise RuntimeError(f"defuse {' '.join(words)} failed: see the end of its log")
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Submit the shards, wait for them, and report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("spec")
     parser.add_argument("--shards", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", action="append", default=[], dest="changes")
-    parser.add_argument("--local", action="store_true", help="processes here instead of SLURM")
+    parser.add_argument(
+        "--cluster",
+        choices=("slurm", "local", "debug"),
+        default="slurm",
+        help="local: processes here; debug: one after another, in this one",
+    )
     parser.add_argument("--partition")
     parser.add_argument("--gpus", type=int, default=0, help="per shard")
     parser.add_argument("--cpus", type=int, default=4, help="per shard")
     parser.add_argument("--minutes", type=int, default=24 * 60)
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
 
-    executor = submitit.AutoExecutor(given.out / "jobs", cluster="local" if given.local else None)
+    executor = submitit.AutoExecutor(given.out / "jobs", cluster=given.cluster)
     executor.update_parameters(
         name="defuse",
         timeout_min=given.minutes,

@@ -1,0 +1,25 @@
+"""The examples run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
+import slurm
+
+SMALL = ["data.size=24", "attacks=[]", "evaluation.pictures=0", "evaluation.draws=2"]
+
+
+def test_shards_as_jobs_make_one_whole_run(elsewhere):
+    sets = [word for change in SMALL for word in ("--set", change)]
+    slurm.main(["blobs", "--shards", "2", "--out", "run", "--cluster", "debug", *sets])
+    told = json.loads((elsewhere / "run" / "report.json").read_text())
+    assert told["n"] == told["of"] == 24
+
+
+def test_a_job_that_fails_says_so(elsewhere):
+    with pytest.raises(RuntimeError, match="failed: see the end of its log"):
+        slurm.defuse("evaluate", "blobs", "--set", "purifier.steps=nothing")
