@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-pytest.importorskip("submitit", reason="submitit is not installed: pip install submitit")
 import slurm
 
 SMALL = ["data.size=24", "attacks=[]", "evaluation.pictures=0", "evaluation.draws=2"]
