@@ -16,7 +16,7 @@ from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
 from defuse.diffusion.execution import Execution, execute
 from defuse.evaluation.evaluate import Machine, evaluate
-from defuse.evaluation.model import build_model, check_known, check_model
+from defuse.evaluation.model import build_model, check_model, say_unknown
 from defuse.evaluation.quality import check_perceptual
 from defuse.evaluation.record import Keeper, Run
 from defuse.machine import pick_device, versions
@@ -239,7 +239,7 @@ def parts(spec: Table) -> Parts:
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(model, data, indices, device)
-    check_known(model, data[indices[0]][0][None].to(device), spec["attacks"])
+    say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
         try:
             check_perceptual(data[indices[0]][0])
