@@ -53,6 +53,7 @@ SIZES: dict[str, tuple[Callable[[], Denoiser], int, int]] = {  # network, images
     "4.2 M parameters": (small, 4, 6),
     "35.7 M parameters": (base, 1, 2),
 }
+GUIDED, COUP = "guided", (small, 4, 3)  # the same of what a classifier guides
 CROWD = 128  # images in one batch of the throughput on a GPU
 
 
@@ -151,11 +152,12 @@ def correctness(device: str, told: dict[str, Any]) -> list[str]:
 
 def peaks(device: str) -> dict[str, dict[str, float | None]]:
     """The peak memory of each way, in MiB, by what it goes through."""
-    cases = {f"N = {n}": (tiny, 8, n) for n in (1, 5, 10, 20, 100)} | SIZES
+    cases = {f"N = {n}": (tiny, 8, n) for n in (1, 5, 10, 20, 100)} | SIZES | {GUIDED: COUP}
     found: dict[str, dict[str, float | None]] = {}
     for name, (network, images, steps) in cases.items():
-        case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device)
-        once = Case(case.denoiser, images, even(0.1, 1), euler_maruyama, device=device)
+        kind: dict[str, Any] = {"guided": name == GUIDED, "device": device}
+        case = Case(network(), images, even(0.1, steps), euler_maruyama, **kind)
+        once = Case(case.denoiser, images, even(0.1, 1), euler_maruyama, **kind)
         found[name] = {
             way: measuring.peak_mib(
                 partial(once.gradient, once.ways()[way]), partial(case.gradient, chain), device
@@ -223,30 +225,37 @@ def errors_of(
 ) -> dict[str, float]:
     """Of each way, the relative error to plain autograd."""
     case = Case(network(), images, even(0.1, steps), euler_maruyama, device=device, dtype=dtype)
+    return errors_in(case)
+
+
+def errors_in(case: Case) -> dict[str, float]:
+    """Of each way through a case, the relative error to plain autograd; of `purify`, to the loop."""
     true = case.gradient(case.plain)
-    return {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+    found = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+    with torch.no_grad():
+        return found | {"purify": error(case.purify(), case.plain(case.x))}
 
 
 def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
     """The same through a guide, with its second derivatives."""
-    case = Case(small(), 4, even(0.1, 3), euler_maruyama, guided=True, device=device)
+    network, images, steps = COUP
+    case = Case(network(), images, even(0.1, steps), euler_maruyama, guided=True, device=device)
     runs: dict[str, Any] = {"floor": case.floor, "purify": case.purify}
     runs |= {name: partial(case.gradient, chain) for name, chain in case.ways().items()}
-    true = case.gradient(case.plain)
-    errors = {name: error(case.gradient(chain), true) for name, chain in case.ways().items()}
+    errors, peak = errors_in(case), told["peaks"][GUIDED]
     took = interleaved(runs, device, repetitions)
     rows = [
-        [name, over(took, name, "floor"), shown(errors.get(name), 1)]
+        [name, over(took, name, "floor"), shown(errors[name], 1), shown(peak.get(name))]
         for name in runs
         if name != "floor"
     ]
     return [
         "### Guided by a classifier (COUP)",
         "",
-        "The network of 4.2 M parameters, batch 4, N = 3. The floor is the denoiser's forward alone; "
-        "the classifier's forward, gradient and second derivative come on top.",
+        f"The network of 4.2 M parameters, batch {images}, N = {steps}. The floor is the denoiser's "
+        "forward alone; the classifier's forward, gradient and second derivative come on top.",
         "",
-        *table(["", "x floor", "error float32"], rows),
+        *table(["", "x floor", "error float32", "peak MiB"], rows),
     ]
 
 
