@@ -290,8 +290,8 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
     )
     assert own["objective"]["source"]["denoiser"] == own["denoiser"]
     seen = specs.build("objective", own["objective"]).seen()
-    assert isinstance(seen, DiffusionClassifier)
-    assert seen.rule is None, "an attack climbs the whole classifier"
+    assert isinstance(seen.model, DiffusionClassifier)
+    assert seen.model.rule is None, "an attack climbs the whole classifier"
     folder = training.run(own, elsewhere / "runs" / "own", quiet=True)
     told = card.read_card(str(folder))[1]
     assert told["adversaries"]["images"] == 8
