@@ -8,7 +8,7 @@ from defuse import spec as specs
 from defuse.cli import run
 from defuse.diffusion.denoise import Network
 from defuse.models import card
-from defuse.noise import Noise
+from defuse.noise import Noise, seed_torch
 from defuse.training.addt import ADDT, rank_map
 from defuse.training.objectives import Denoising
 
@@ -31,6 +31,11 @@ def test_rank_mapping_keeps_the_numbers_and_the_order():
     assert torch.equal(out.flatten(2).sort(2).values, numbers.flatten(2).sort(2).values)
     assert torch.equal(out.flatten(2).argsort(2), values.flatten(2).argsort(2))
     assert torch.equal(rank_map(1e-9 * values**3, numbers), out), "only the order matters"
+
+
+@pytest.fixture(autouse=True)
+def _the_same_weights():
+    seed_torch(0, "addt")
 
 
 class Net(nn.Module):
