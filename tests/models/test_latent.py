@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from defuse import spec as specs
 from defuse.cli import run
+from defuse.data import cifar
 from defuse.defenses.classifier import DiffusionClassifier
 from defuse.defenses.diffpure import DiffPure
 from defuse.defenses.resized import Resized
@@ -191,19 +192,7 @@ def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
 
 
 def test_prompts_are_read_and_refused_in_a_sentence(table):
-    names = [
-        "airplane",
-        "automobile",
-        "bird",
-        "cat",
-        "deer",
-        "dog",
-        "frog",
-        "horse",
-        "ship",
-        "truck",
-    ]
-    assert read_prompts("cifar10") == [[f"a blurry photo of a {name}."] for name in names]
+    assert read_prompts("cifar10") == [[f"a blurry photo of a {name}."] for name in cifar.CLASSES]
     told = read_prompts(table(THREE), ["a blurry photo of a {class}.", "one {class}"])
     assert told[2] == ["a blurry photo of a frog.", "one frog"]
     for rows, said in (
