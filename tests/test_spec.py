@@ -61,6 +61,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
     same = specs.identity(checked())
     assert specs.identity(checked(machine={"rows": 3, "device": "cpu"})) == same
     assert specs.identity(checked(evaluation={"draws": 8})) == same, "a default said aloud"
+    assert specs.identity(checked(evaluation={"images": 9})) == same, "a run may grow"
     assert specs.identity(checked(evaluation={"draws": 9})) != same
     assert specs.identity(checked(threat={"norm": "l2", "eps": "8/255"})) != same
     one, two = tmp_path / "one.pt", tmp_path / "two.pt"

@@ -183,12 +183,15 @@ def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Tabl
 
 
 def identity(spec: Table) -> str:
-    """A name for what `spec` asks, the same on every machine and for every batch size.
+    """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
-    `machine` is no part of it, nor where a file lies: of `weights`, `path` and `prompts` only what is
-    in them counts, and of data its name and options.
+    `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of
+    `weights`, `path` and `prompts` only what is in them counts, and of data its name and options.
     """
     asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
+    for section in ("evaluation", "certification"):
+        if section in asked:
+            asked[section] = {k: v for k, v in asked[section].items() if k != "images"}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 

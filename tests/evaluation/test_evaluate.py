@@ -132,6 +132,32 @@ def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch)
     assert "other code" in mistake(*command, "a")
 
 
+def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, facts, whole):
+    out = elsewhere / "grown"
+    assert run(toy(out, "evaluation.images=5")) == 0
+    before = {path: path.stat().st_mtime_ns for path in (out / "outcomes").iterdir()}
+    assert len(facts(out)) == 5
+    assert run(toy(out, "evaluation.images=9")) == 0
+    assert len(facts(out)) == 9
+    assert json.loads((out / "report.json").read_text())["of"] == 9
+    assert run(toy(out)) == 0
+    assert facts(out) == whole
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    said = mistake(*toy(out, "evaluation.images=9"))
+    assert "holds a run on 24 images, and this asks for 9 of them" in said
+    assert "of another spec" in mistake(
+        *toy(out, "evaluation.images=9", "evaluation.subset_seed=1")
+    )
+
+
+def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
+    out = elsewhere / "grown"
+    assert run(toy(out, "evaluation.images=5")) == 0
+    asked = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(asked | {"images": "0" * 64}))
+    assert "of other images" in mistake(*toy(out, "evaluation.images=9"))
+
+
 def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):
     assert "steps must be 1 or more" in mistake(*toy(elsewhere / "r", "attacks.0.steps=0"))
     assert run(toy(elsewhere / "r")) == 0

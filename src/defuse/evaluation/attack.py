@@ -84,7 +84,8 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         raise SpecError("the spec has no attacks: there is nothing to make")
     made, options, threat = parts(spec), spec["evaluation"], Threat(**spec["threat"])
     identity = specs.identity({"kind": KIND, **spec})
-    begun = Run.begin(folder, {**made.asked, "identity": identity, "kind": KIND})
+    asked = {**made.asked, "identity": identity, "kind": KIND}
+    begun = Run.begin(folder, asked, made.fingerprint)
     machine = made.on(spec, shard, quiet)
     search = Search(
         Limited(made.model, machine.rows),

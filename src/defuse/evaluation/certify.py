@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from defuse.evaluation.evaluate import Machine
 from defuse.evaluation.ledger import Ledger, peak_bytes
 from defuse.evaluation.model import build_model, check_model
 from defuse.evaluation.record import Run
-from defuse.evaluation.run import fits, question, subset
+from defuse.evaluation.run import fingerprint, fits, question, subset
 from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.noise import Noise
@@ -143,7 +144,8 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     noisy = Noisy(model, options["sigma"]).eval()
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(noisy, data, indices, device)
-    begun = Run.begin(folder, question(spec, data, indices) | {"kind": KIND})
+    images = partial(fingerprint, data)
+    begun = Run.begin(folder, question(spec, data, indices, images) | {"kind": KIND}, images)
     certify(
         noisy,
         data,

@@ -44,7 +44,7 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         RuntimeError: The result must not be believed, or workers died again and again.
     """
     with connected(spec) as ray:
-        begun = Run.begin(folder, made.asked)
+        begun = Run.begin(folder, made.asked, made.fingerprint)
         done = {outcome.index for outcome in begun.outcomes()}
         mine = made.indices[shard[0] :: shard[1]]
         todo, size = [i for i in mine if i not in done], spec["machine"]["block"]

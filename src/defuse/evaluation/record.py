@@ -133,21 +133,45 @@ class Run:
         return self.asked.get("kind", "evaluation")
 
     @classmethod
-    def begin(cls, folder: Path, asked: Mapping[str, Any]) -> "Run":
+    def begin(
+        cls,
+        folder: Path,
+        asked: Mapping[str, Any],
+        fingerprint: Callable[[Sequence[int]], str] | None = None,
+    ) -> "Run":
         """Open the run at `folder`, or start it.
 
+        Args:
+            folder: Where it is.
+            asked: What it is asked.
+            fingerprint: The hash of the images at some indices (`images` of what is asked). With it, a
+                run on fewer of the same images grows to those that are asked, and keeps its outcomes.
+
         Raises:
-            RuntimeError: The folder holds a run of another spec, on other images, or by other code.
+            RuntimeError: The folder holds a run of another spec, on other images, on more of them, or
+                by other code.
             OSError: The folder cannot be written.
         """
         if (folder / "run.json").exists() and any((folder / "outcomes").glob("*.jsonl")):
             run = cls.open(folder)
+            held, wanted = (set(told.get("indices", ())) for told in (run.asked, asked))
+            if wanted < held and run.asked.get("identity") == asked.get("identity"):
+                raise RuntimeError(
+                    f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
+                    "them; ask for as many or more, or name another folder with --out"
+                )
+            grows = (
+                fingerprint is not None
+                and held < wanted
+                and run.asked["images"] == fingerprint(run.asked["indices"])
+            )
             for key, what in SAME.items():
-                if run.asked.get(key) != asked.get(key):
+                if run.asked.get(key) != asked.get(key) and not (grows and key == "images"):
                     raise RuntimeError(
                         f"{folder} holds a run {what}; name another folder with --out"
                     )
-            return run
+            if not grows:
+                return run
         run = cls(folder, {"version": VERSION, **asked})
         write_bytes(folder / "run.json", (json.dumps(run.asked, indent=1) + "\n").encode())
         return run

@@ -1,7 +1,7 @@
 """An evaluation spec, from its text to a run folder."""
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,15 +122,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
     options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    for section, name, least in (
-        (options, "images", 1),
-        (options, "draws", 1),
-        (options, "pictures", 0),
-        (machine, "rows", 1),
-        (machine, "block", 1),
-    ):
-        if isinstance(section[name], int) and section[name] < least:
-            raise SpecError(f"{name} must be {least} or more, not {section[name]}")
+    for name, value in (options | machine).items():
+        least = {"images": 1, "draws": 1, "pictures": 0, "rows": 1, "block": 1}.get(name)
+        if least is not None and isinstance(value, int) and value < least:
+            raise SpecError(f"{name} must be {least} or more, not {value}")
     if not options["survivors"]:  # so that a spec without it is what it was before there was it
         del options["survivors"]
     return checked | {
@@ -159,7 +154,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         from defuse.evaluation import ray
 
         return ray.run(spec, made, folder, shard, quiet)
-    begun = Run.begin(folder, made.asked)
+    begun = Run.begin(folder, made.asked, made.fingerprint)
     work(spec, made, begun, made.on(spec, shard, quiet))
     return begun
 
@@ -208,6 +203,7 @@ class Parts(NamedTuple):
         indices: The images of the run.
         device: Where to compute.
         asked: What the run is asked (`question`).
+        fingerprint: The hash of the images at some indices.
     """
 
     model: Classifier
@@ -216,6 +212,7 @@ class Parts(NamedTuple):
     indices: list[int]
     device: str
     asked: Table
+    fingerprint: Callable[[Sequence[int]], str]
 
     def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
         """What changes only the speed."""
@@ -245,21 +242,22 @@ def parts(spec: Table) -> Parts:
             check_perceptual(data[indices[0]][0])
         except ValueError as error:
             raise SpecError(f"evaluation.lpips: {error}") from error
-    asked = question(spec, data, indices)
     for label, attack in attacks.items():
         attack.view(model)  # so that one that does not fit is told before the work begins
         if isinstance(attack.attack, Images):
-            given = attack.attack.over(data, indices)
-            attacks[label] = replace(attack, attack=given)
-            asked["images"] += given.digest  # of a folder of pictures, the spec tells only its name
-    return Parts(model, data, attacks, indices, device, asked)
+            attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
+    made = partial(fingerprint, data, attacks=attacks)
+    asked = question(spec, data, indices, made)
+    return Parts(model, data, attacks, indices, device, asked, made)
 
 
-def question(spec: Table, data: Dataset, indices: Sequence[int]) -> Table:
+def question(
+    spec: Table, data: Dataset, indices: Sequence[int], of: Callable[[Sequence[int]], str]
+) -> Table:
     """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
     return {
         "identity": specs.identity(spec),
-        "images": fingerprint(data, indices),
+        "images": of(indices),
         "code": specs.code(spec),
         "spec": spec,
         "indices": list(indices),
@@ -282,8 +280,10 @@ def subset(size: int, images: int | None, seed: int) -> list[int]:
     return sorted(permutation(size, seed, "subset")[:images])
 
 
-def fingerprint(data: Dataset, indices: Sequence[int]) -> str:
-    """A hash of the images and labels at `indices`."""
+def fingerprint(
+    data: Dataset, indices: Sequence[int], attacks: Mapping[str, Viewed] | None = None
+) -> str:
+    """A hash of the images and labels at `indices`, and of what was made of them before the run."""
     digest = hashlib.sha256()
     for first in range(0, len(indices), 256):
         x, y = fetch(data, indices[first : first + 256])
@@ -293,7 +293,8 @@ def fingerprint(data: Dataset, indices: Sequence[int]) -> str:
                 f"{int(y.max())}"
             )
         digest.update(x.numpy().tobytes() + y.numpy().tobytes())
-    return digest.hexdigest()
+    given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, Images)]
+    return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
 
 
 @torch.no_grad()
