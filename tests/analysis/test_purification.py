@@ -1,6 +1,7 @@
 """What purification does to pictures, on purifiers whose answer is known; and generated pictures."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -101,11 +102,18 @@ def test_the_page_of_purification(elsewhere, capsys):
 
 def test_the_frechet_distance_in_closed_form():
     one = Noise.of(0, range(200)).normal(torch.empty(200, 3)).double()
-    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-6)
     assert frechet(one, one + torch.tensor([3.0, 0, 4])) == pytest.approx(25)
     spread = float(one.T.cov().trace())
     away = float((one.mean(0)).square().sum())
     assert frechet(one, 2 * one) == pytest.approx(spread + away), "C + 4 C - 2 (2 C)"
+
+
+def test_without_torchmetrics_it_is_told_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
+    x, noise = torch.zeros(4, 1, 2, 2), Noise.of(0, range(4))
+    with pytest.raises(ValueError, match=r"defuse\[metrics\]"):
+        samples({}, lambda x, noise: pytest.fail("asked"), x, torch.zeros(4), noise)
 
 
 def test_features_go_into_the_last_linear_layer():

@@ -72,12 +72,13 @@ def samples(
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: A number is out of range, or torchmetrics is not here.
     """
     size = len(x) // 2
     for name, value, least in (("sets", sets, 2), ("half of the pictures", size, 2)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
+    _metric(1)  # so that a package that lacks is told before the work
     found: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
     kept: dict[str, Tensor] = {}
     real = features(classifier, x, noise, rows)
@@ -98,12 +99,15 @@ def samples(
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two sets of features (N, F) and (M, F)."""
-    (m, c), (n, d) = (_moments(features.double()) for features in (one, other))
-    values, vectors = torch.linalg.eigh(c)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ d @ root).clamp(min=0).sqrt().sum()
-    return float((m - n).square().sum() + c.trace() + d.trace() - 2 * cross)
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two sets of features (N, F) and (M, F).
+
+    Raises:
+        ValueError: torchmetrics, which computes it, is not here.
+    """
+    metric = _metric(one.shape[1])
+    metric.update(one.double(), real=True)
+    metric.update(other.double(), real=False)
+    return float(metric.compute())
 
 
 @torch.no_grad()
@@ -148,5 +152,15 @@ def _generated(
     )
 
 
-def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    return features.mean(0), features.T.cov()
+def _metric(size: int) -> Any:
+    """The distance of FID, over features of so many numbers that are given as they are."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except (ImportError, RuntimeError) as error:  # the latter beside a torchvision that is broken
+        raise ValueError(
+            "the distance of samples needs torchmetrics: pip install 'defuse[metrics]' "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    given = nn.Identity()
+    given.num_features = size  # pyright: ignore[reportArgumentType]
+    return FrechetInceptionDistance(feature=given).set_dtype(torch.float64)

@@ -138,10 +138,15 @@ class _Chain(torch.autograd.Function):
         x: Tensor,
         *beside: Tensor,
     ) -> Tensor:
-        states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
+        x = x.detach()  # here gradients are off, and nothing should seem to need one
+        states = x.new_empty(steps, *x.shape)  # in one piece, which takes less than one by one
         ctx.kept = {}
         for i in range(steps):
-            states.append(x)
+            if x.dtype != states.dtype:
+                raise TypeError(
+                    f"a step of {states.dtype} made {x.dtype}; steps keep the precision"
+                )
+            states[i] = x
             if i < first:
                 x = advance(i, x)
             else:
@@ -149,7 +154,7 @@ class _Chain(torch.autograd.Function):
                 x = ctx.kept[i][1].detach()
         ctx.advance, ctx.learn = advance, learn
         ctx.precision = same_precision(x.device.type)
-        ctx.save_for_backward(*states, *beside)
+        ctx.save_for_backward(states, *beside)
         ctx.steps = steps
         return x if steps else x.clone()
 
@@ -163,8 +168,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        saved = ctx.saved_tensors
-        states, beside = saved[: ctx.steps], saved[ctx.steps :]
+        states, *beside = ctx.saved_tensors
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
             if i in ctx.kept:  # its graph is gone after this; a second way back replays it
