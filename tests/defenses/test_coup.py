@@ -19,7 +19,7 @@ from defuse.menu import SpecError
 from defuse.models.classifiers import Plain
 from defuse.noise import Noise, seed_torch
 
-SAMPLERS = ["sde", "ddpm", "ddim", "ode"]
+SAMPLERS = ["sde", "ddpm", "ddim", "ode", "heun"]
 NOISE = Noise.of(0, range(4))
 
 
@@ -309,7 +309,7 @@ def test_samplers_are_those_of_diffpure():
         ({"t": 0}, "t is a time from 0.0001 to 1"),
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"sampler": "ddpm", "steps": 101}, "steps must be at most 100"),
-        ({"sampler": "euler"}, "sampler is one of sde, ddpm, ddim, ode, not 'euler'"),
+        ({"sampler": "euler"}, "sampler is one of sde, ddpm, ddim, ode, heun, not 'euler'"),
         ({"clamp": "hard"}, "clamp is one of none, released, straight, not 'hard'"),
         ({"weight": -1}, "weight .* must be a number from 0 upward, not -1"),
         ({"weight": float("nan")}, "weight .* must be a number from 0 upward, not nan"),

@@ -9,7 +9,7 @@ from probe import Probe, blobs, mean_and_deviation, world
 from defuse.data.blobs import mixture
 from defuse.defenses.diffpure import DiffPure
 from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.reverse import DDIM, Ancestral, euler_maruyama, even, flow, reverse
+from defuse.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, even, flow, reverse
 from defuse.diffusion.schedule import VP, Discrete
 from defuse.noise import Noise
 
@@ -21,6 +21,8 @@ SAMPLERS = {
     "ddim": {"sampler": "ddim"},
     "ddim half": {"sampler": "ddim", "eta": 0.5},
     "ode": {"sampler": "ode"},
+    "heun": {"sampler": "heun"},
+    "heun noised": {"sampler": "heun", "eta": 1.0},
 }
 
 
@@ -122,6 +124,13 @@ def test_samplers_are_the_steps_they_are_named_after():
     assert step(sampler="ddpm") == Ancestral("small")
     assert step(sampler="ddpm", variance="large") == Ancestral("large")
     assert step(sampler="ddim", eta=0.3) == DDIM(0.3)
+    assert step(sampler="heun") == Heun(VP())
+    assert step(sampler="heun", eta=1.0).raised
+
+
+def test_heun_has_no_coarser_view():
+    with pytest.raises(ValueError, match="use `exact`"):
+        DiffPure(mixture(), sampler="heun").coarse()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
@@ -131,7 +140,7 @@ def test_a_step_costs_one_call_of_the_network(name: str, steps: int):
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))
     DiffPure(model, steps=steps, **SAMPLERS[name])(blobs(2).float(), Noise.of(0, range(2)))
-    assert len(calls) == steps
+    assert len(calls) == (2 * steps - 1 if name.startswith("heun") else steps)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -211,6 +220,8 @@ def test_mistakes_are_told(options, words: str):
 def test_the_chain_of_the_denoiser_limits_the_steps():
     with pytest.raises(ValueError, match="at most 5: the chain of 50"):
         DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=6)
+    with pytest.raises(ValueError, match="has not the 50 levels of noise of `heun`"):
+        DiffPure(mixture(schedule=Discrete()), sampler="heun", steps=50)
     out = DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=5)
     assert out(blobs(1), Noise.of(0, [0])).isfinite().all()
 

@@ -10,9 +10,12 @@ from defuse.diffusion.gradient import chain, keeping
 from defuse.diffusion.reverse import (
     DDIM,
     Ancestral,
+    Heun,
+    churned,
     euler_maruyama,
     even,
     flow,
+    karras,
     reverse,
     scales_along,
     strided,
@@ -53,7 +56,17 @@ SAMPLERS = {
     "ddim": (DDIM(0.0), Discrete()),
     "ddim half": (DDIM(0.5), VP()),
     "ode": (flow, VP()),
+    "heun": (Heun, VP()),
 }
+
+
+def way_of(name: str, steps: int):
+    """A step, its schedule and the times."""
+    step, schedule = SAMPLERS[name]
+    if step is not Heun:
+        return step, schedule, times_of(schedule, steps)
+    times = karras(schedule, 0.1, steps)
+    return Heun(schedule, churned(schedule, times, 1.0)), schedule, times
 
 
 def times_of(schedule, steps: int) -> torch.Tensor:
@@ -65,12 +78,18 @@ def plainly(model, x, times, step, guide=None, label=None):
     scales = scales_along(model, times)
     for i in range(len(times) - 1):
         now, then, noise = scales[i], scales[i + 1], NOISE.fold(i)
-        x_hat = model(x, now.t, label)
-        if guide is not None:
-            x_hat = x_hat + now.sigma**2 / now.alpha * guide(
-                x, x_hat, now, then, noise.fold("guide")
-            )
-        x = step(x, x_hat, now, then, noise)
+
+        def estimate(x, at, then=then, noise=noise):
+            x_hat = model(x, at.t, label)
+            if guide is None:
+                return x_hat
+            term = guide(x, x_hat, at, then, noise.fold("guide"))
+            return x_hat + at.sigma**2 / at.alpha * term
+
+        if isinstance(step, Heun):
+            x = step.solve(estimate, x, now, then, noise)
+        else:
+            x = step(x, estimate(x, now), now, then, noise)
     return x
 
 
@@ -83,8 +102,8 @@ def same(one, other) -> bool:
 def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
     """With respect to the image, the trained weights, the labels' embedding and what a guide looks
     at: here something computed from the first image, as in COUP."""
-    step, schedule = SAMPLERS[name]
-    model, times = make(schedule, trained=True, classes=2), times_of(schedule, steps)
+    step, schedule, times = way_of(name, steps)
+    model = make(schedule, trained=True, classes=2)
     start, weigh = NOISE.fold("x").normal(BLANK), NOISE.fold("weigh").normal(BLANK)
     label = torch.tensor([0, 1, 2])
 
@@ -117,8 +136,8 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_gradient_is_the_slope(name: str):
     """Central differences in float64, along random directions of image, weights and guide."""
-    step, schedule = SAMPLERS[name]
-    model, times = make(schedule, trained=True), times_of(schedule, 6)
+    step, schedule, times = way_of(name, 6)
+    model = make(schedule, trained=True)
     anchor = NOISE.fold("anchor").normal(BLANK).requires_grad_()
     x = NOISE.fold("x").normal(BLANK).requires_grad_()
     weigh = NOISE.fold("weigh").normal(BLANK)

@@ -16,15 +16,18 @@ from defuse.diffusion.denoise import Mixture, Network
 from defuse.diffusion.reverse import (
     DDIM,
     Ancestral,
+    Heun,
+    churned,
     euler_maruyama,
     even,
     flow,
+    karras,
     reverse,
     scales_along,
     strided,
     walk,
 )
-from defuse.diffusion.schedule import VP, Discrete, Scales
+from defuse.diffusion.schedule import VP, Discrete, Scales, time_of_noise
 from defuse.noise import Noise
 
 SHAPE = (2, 3, 3)
@@ -260,6 +263,60 @@ def test_flow_converges_to_its_closed_form_at_first_order(mean: float, spread: f
     assert ratios == pytest.approx([2, 2, 2], rel=0.15)
 
 
+@pytest.mark.parametrize(("mean", "spread"), [(0.2, 0.5), (-0.4, 0.2)])
+def test_heun_converges_to_its_closed_form_at_second_order(mean: float, spread: float):
+    model = Mixture(torch.full_like(X[:1], mean), spread)
+    errors = []
+    for steps in (10, 20, 40, 80):
+        times = karras(VP(), 0.5, steps)
+        start, end = (VP()(times[i]) for i in (0, -1))
+        out = reverse(model, X, times, NOISE, step=Heun(VP()))
+        errors.append(float((out - closed_form(X, mean, spread, start, end)).abs().max()))
+    assert errors[-1] < 1e-3
+    assert all(a / b > 3.4 for a, b in pairwise(errors))
+
+
+@pytest.mark.parametrize("steps", [2, 7, 50])
+def test_heun_is_the_published_algorithm(steps: int):
+    """Algorithm 2 of Karras et al., 2022, by hand, with the numbers of DPEDM."""
+    model, start = Network(Wavy()), time_of_noise(VP(), 0.25)
+    z = VP()(torch.tensor(start, dtype=torch.float64))
+    top = float(z.sigma / z.alpha)
+    assert top == pytest.approx(0.5, abs=1e-4)
+    ends = top ** (1 / 7), 0.002 ** (1 / 7)
+    sizes = [(ends[0] + i / (steps - 1) * (ends[1] - ends[0])) ** 7 for i in range(steps)] + [0.0]
+
+    def answer(x, size: float):
+        t = (math.sqrt(0.01 + 39.8 * math.log(1 + size**2)) - 0.1) / 19.9
+        alpha = (1 + size**2) ** -0.5
+        return model(alpha * x, torch.tensor(t, dtype=torch.float64))
+
+    x = X / z.alpha
+    drawn = 0
+    for i, (size, then) in enumerate(pairwise(sizes)):
+        gamma = min(6 / steps, math.sqrt(2) - 1) if 0.01 <= size <= 0.46 else 0.0
+        drawn += gamma > 0
+        more = size * (1 + gamma)
+        x = x + 1.007 * math.sqrt(more**2 - size**2) * NOISE.fold(i).normal(x)
+        slope = (x - answer(x, more)) / more
+        ahead = x + (then - more) * slope
+        if then:
+            ahead = x + (then - more) * (slope + (ahead - answer(ahead, then)) / then) / 2
+        x = ahead
+    times = karras(VP(), start, steps)
+    step = Heun(VP(), churned(VP(), times, 1.0))
+    assert len(step.raised) == drawn > 0 or steps == 2
+    assert torch.allclose(reverse(model, X, times, NOISE, step=step), x, rtol=1e-9, atol=1e-9)
+    assert not churned(VP(), times, 0.0)
+
+
+def test_karras_times_on_a_chain_are_its_steps():
+    times = karras(Discrete(), 0.1, 6)
+    assert torch.allclose((times * 1000).round(), times * 1000, atol=1e-9)
+    assert (float(times[0]), float(times[-2]), float(times[-1])) == (0.1, 0.001, 0.0)
+    assert (times.diff() < 0).all()
+
+
 def test_ddim_solves_the_same_flow():
     model = Mixture(torch.full_like(X[:1], 0.2), 0.5, Discrete())
     start, end = pair(500, 0)
@@ -293,6 +350,19 @@ def test_every_sampler_carries_noised_data_back_to_the_data(step, chain: bool):
     out = reverse(model, x_t, times, noise, step=step)
     assert float(out.mean()) == pytest.approx(0.2, abs=0.03)
     assert float(out.std()) == pytest.approx(0.5, rel=0.035)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_heun_carries_noised_data_back_to_the_data(share: float):
+    noise, size = Noise.of(0, [0]), 10_000
+    data = 0.2 + 0.5 * noise.fold("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
+    model = Mixture(torch.full_like(data, 0.2), 0.5)
+    times = karras(VP(), 0.3, 20)
+    x_t = model.perturb(data, times[0], noise.fold("forward"))
+    step = Heun(VP(), churned(VP(), times, share), inflation=1.0)
+    out = reverse(model, x_t, times, noise, step=step)
+    assert float(out.mean()) == pytest.approx(0.2, abs=0.02)
+    assert float(out.std()) == pytest.approx(0.5, rel=0.02)
 
 
 # ------------------------------------------------------------------------------------- guidance

@@ -1,9 +1,11 @@
 """Training: it learns, it resumes bit for bit, and it refuses what it should."""
 
+import copy
 import json
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 
 from defuse import spec as specs
 from defuse.cli import run
@@ -116,6 +118,58 @@ def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
             started(training=plain | wrong)
     with pytest.raises(SpecError, match=r"training.betas are AdamW's"):
         started(training=plain | {"betas": [0.95, 0.999], "optimizer": "sgd"})
+
+
+def test_the_average_warms_up_as_diffusers_does(tmp_path):
+    layer = torch.nn.Linear(2, 1)
+
+    class Plain(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+    seen, model = [], Plain()
+    theirs = EMAModel(model.parameters(), decay=0.5, use_ema_warmup=True, power=0.75)
+
+    def objective(model, x, y, noise):
+        seen.append(copy.deepcopy(model))
+        return (model.layer(x.flatten(1)[:, :2]) - 1).square().mean(1)
+
+    mean = loop.train(
+        model,
+        objective,
+        Blobs(size=8),
+        tmp_path,
+        steps=4,
+        batch=4,
+        rate=0.1,
+        average=0.5,
+        average_power=0.75,
+        quiet=True,
+    )
+    for after in (*seen[1:], model):
+        theirs.step(after.parameters())
+    theirs.copy_to(model.parameters())
+    for ours, other in zip(mean.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours, other, atol=1e-6)
+
+
+def test_dropout_is_forced_in_training_alone(elsewhere):
+    short = {"steps": 2, "batch": 4}
+    plain, dropped = (
+        training.run(started(training=short | more), elsewhere / name, quiet=True)
+        for name, more in (("plain", {}), ("dropped", {"dropout": 0.5}))
+    )
+    one, other = weights(plain), weights(dropped)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+    loaded = card.load_denoiser(str(dropped))
+    assert {m.p for m in loaded.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    with pytest.raises(SpecError, match=r"training.dropout must be from 0 to below 1"):
+        started(training=short | {"dropout": 1})
+    with pytest.raises(SpecError, match=r"training.average_power must be above 0"):
+        started(training=short | {"average_power": 0})
+    with pytest.raises(SpecError, match="this network has no dropout"):
+        training._drop(torch.nn.Linear(1, 1), 0.1)
 
 
 def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):

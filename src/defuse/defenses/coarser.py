@@ -4,7 +4,7 @@ from copy import copy
 from typing import Any
 
 from defuse.diffusion.coarse import Along, Groups, groups_of, kept
-from defuse.diffusion.reverse import scales_along
+from defuse.diffusion.reverse import Heun, scales_along
 from defuse.protocols import Purifier
 
 
@@ -17,8 +17,10 @@ def coarser(purifier: Any, steps: int | None, matched: bool) -> Purifier:
         matched: On the same path of noise (see `diffusion.coarse`), or on noise of its own.
 
     Raises:
-        ValueError: It has not so many.
+        ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has.
     """
+    if isinstance(purifier.step, Heun):
+        raise ValueError("a defence that goes back by `heun` has no coarser view; use `exact`")
     which = kept(len(purifier.times) - 1, steps)
     shorter = copy(purifier)  # it shares the networks
     shorter.times, shorter.steps = purifier.times[which], len(which) - 1

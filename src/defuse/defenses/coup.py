@@ -83,9 +83,9 @@ class COUP(nn.Module):
         t: t*, the time to begin at, in (0, 1]: 0.1 for linf 8/255, 0.075 for l2 0.5 on CIFAR-10.
         steps: How many steps lead back; 1000 t* in the paper.
         weight: lambda, the weight of the guide.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"` or `"ode"`.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"` or `"heun"`.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
         detach: Leave the second derivatives out of the gradient, as the release does; purified
             images are the same. An attack on it is then not exact.
         clamp: `"none"`; `"released"` clamps the image before and the purified one after to [0, 1],

@@ -18,18 +18,18 @@ Forward = Literal["continuous", "discrete"]
 
 
 class DiffPure(nn.Module):
-    """Forward noise to t*, then back by the reverse SDE, DDPM, DDIM or the flow ODE.
+    """Forward noise to t*, then back by the reverse SDE, DDPM, DDIM, the flow ODE or Heun's steps.
 
     It draws from the streams `forward` and `reverse`. Nothing is clipped, as in the release.
 
     Args:
         denoiser: The diffusion model.
         t: t*, the time to noise to, in (0, 1]; 0.1 is 100 of 1000 steps.
-        steps: How many steps lead back, each one call of the network. Of DDPM and DDIM no more than
-            the chain has below t*.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"` or `"ode"`.
+        steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
+            Of DDPM and DDIM no more than the chain has below t*.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"` or `"heun"`.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
         forward: `"continuous"` noises by the denoiser's own schedule, as the paper writes;
             `"discrete"` by the linear chain of 1000 steps, as the released code does (sigma 0.3209
             instead of 0.3221 at t* = 0.1).

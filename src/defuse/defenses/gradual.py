@@ -22,9 +22,9 @@ class Gradual(nn.Module):
         denoiser: The diffusion model.
         passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
             of 10 purifications (`aggregate.Aggregated`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"` or `"ode"`.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
     Raises:
         ValueError: There is no pass, or one is out of range.

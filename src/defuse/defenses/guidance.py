@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defuse.diffusion.reverse import Ancestral, Step, ascent
+from defuse.diffusion.reverse import Ancestral, Heun, Step, ascent
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -63,7 +63,7 @@ class Descent:
     distance: Distance
     anchor: Tensor
     weight: Callable[[Scales], Tensor | float]
-    step: Step
+    step: Step | Heun
     noised: bool = False
     deep: bool = False
 
@@ -85,7 +85,7 @@ class Descent:
         return -self.weight(now) * _share(self.step, now, then) * ascent(potential, x_t)
 
 
-def _share(step: Step, now: Scales, then: Scales) -> Tensor | float:
+def _share(step: Step | Heun, now: Scales, then: Scales) -> Tensor | float:
     """How much of a term g of the score makes the mean of a DDPM step move by its variance times g.
 
     As a term of the score, g moves it by beta / sqrt(1 - beta), with 1 - beta = (alpha / alpha')^2.

@@ -10,15 +10,18 @@ from defuse.diffusion.reverse import (
     DDIM,
     END,
     Ancestral,
+    Heun,
     Step,
+    churned,
     euler_maruyama,
     even,
     flow,
+    karras,
     strided,
 )
 from defuse.diffusion.schedule import Discrete, chain_length
 
-Sampler = Literal["sde", "ddpm", "ddim", "ode"]
+Sampler = Literal["sde", "ddpm", "ddim", "ode", "heun"]
 Variance = Literal["small", "large"]
 
 
@@ -31,7 +34,7 @@ class Way(NamedTuple):
     """
 
     times: Tensor
-    step: Step
+    step: Step | Heun
 
 
 def way_back(
@@ -47,11 +50,12 @@ def way_back(
     Args:
         denoiser: The diffusion model.
         t: t*, the time to begin at, in (0, 1]; 0.1 is 100 of 1000 steps.
-        steps: How many steps, each one call of the network. Of DDPM and DDIM no more than the chain
-            has below t*.
-        sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"` or `"ode"` (the probability flow).
+        steps: How many steps, each one call of the network (of `"heun"` two, but the last). Of DDPM
+            and DDIM no more than the chain has below t*.
+        sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"`, `"ode"` (the probability flow) or
+            `"heun"` (the flow by EDM's second-order steps).
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
     Raises:
         ValueError: One of these is out of range, or the chain has not so many steps.
@@ -73,6 +77,11 @@ def way_back(
         )
     if not jumps and t / steps <= END:
         raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
+    if sampler == "heun":
+        times = karras(denoiser.schedule, t, steps)
+        if not bool((times.diff() < 0).all()):
+            raise ValueError(f"the chain of {chain} has not the {steps} levels of noise of `heun`")
+        return Way(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
     choices: dict[Sampler, Step] = {
         "sde": euler_maruyama,
         "ddpm": Ancestral(variance),

@@ -51,9 +51,9 @@ class DistributionTransfer(nn.Module):
         at: What D looks at: `"x_t"`, as equation 11 reads, or `"x_hat"`, the estimate of the clean
             image, with the gradient through the denoiser.
         anchor: What D_in compares with: x_adv itself (`"image"`), or x_adv noised to t (`"noised"`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"` or `"ode"`.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"`: the share of fresh noise, 0 to 1.
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
     Raises:
         ValueError: An option is out of range, options do not go together, or there is no classifier.

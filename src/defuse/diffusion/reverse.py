@@ -5,9 +5,9 @@ A `Step` is a pure function from the state and the denoiser's estimate of x_0 to
 times and some guide.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -15,10 +15,19 @@ from torch import Tensor
 
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.gradient import chain, twice_differentiable
-from defuse.diffusion.schedule import Scales
+from defuse.diffusion.schedule import (
+    Discrete,
+    Scales,
+    Schedule,
+    chain_length,
+    pixel_noise,
+    time_of_noise,
+)
 from defuse.noise import Noise
 
 END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
+LEAST, POWER = 0.002, 7  # of EDM's times: the last noise above 0, in [-1, 1] units, and rho
+CHURN, CHURNED = 6, (0.01, 0.46)  # of DPEDM: how much noise is added on the way, and where
 
 
 class Guide(Protocol):
@@ -39,6 +48,9 @@ class Step(Protocol):
     def __call__(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
     ) -> Tensor: ...
+
+
+Estimate = Callable[[Tensor, Scales], Tensor]
 
 
 def euler_maruyama(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
@@ -97,13 +109,49 @@ class DDIM:
         return then.alpha * x_hat + kept * eps + fresh * noise.normal(x_t)
 
 
+@dataclass(frozen=True)
+class Heun:
+    """A step of the stochastic Heun sampler (Karras et al., 2022, algorithm 2), of any model.
+
+    It noises x_t up to the time `raised[t]`, if there is one, and takes a second-order step of the
+    flow from there, in EDM's variables x / alpha and sigma / alpha. It asks the denoiser twice, but
+    once for the last step to a clean image; so it is no `Step`, which is told one answer.
+
+    Attributes:
+        schedule: The denoiser's.
+        raised: Times to later times; none of them, and it draws nothing.
+        inflation: The standard deviation of the noise (S_noise).
+    """
+
+    schedule: Schedule
+    raised: Mapping[float, float] = field(default_factory=dict)
+    inflation: float = 1.007
+
+    def solve(
+        self, estimate: Estimate, x_t: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The state at the scales `then`, given x_t at `now` and who answers E[x_0 | x_t]."""
+        z, at = x_t / now.alpha, now
+        if (later := self.raised.get(float(now.t))) is not None:
+            at = self.schedule(torch.tensor(later, dtype=torch.float64))
+            more = torch.square(at.sigma / at.alpha) - torch.square(now.sigma / now.alpha)
+            z = z + self.inflation * torch.sqrt(more) * noise.normal(x_t)
+        size, least = at.sigma / at.alpha, then.sigma / then.alpha
+        slope = (z - estimate(at.alpha * z, at)) / size
+        ahead = z + (least - size) * slope
+        if bool(least > 0):
+            second = (ahead - estimate(then.alpha * ahead, then)) / least
+            ahead = z + (least - size) / 2 * (slope + second)
+        return then.alpha * ahead
+
+
 def reverse(
     denoiser: Denoiser,
     x: Tensor,
     times: Tensor,
     noise: Noise,
     *,
-    step: Step,
+    step: Step | Heun,
     guide: Guide | None = None,
     label: Tensor | None = None,
     beside: tuple[Tensor, ...] = (),
@@ -140,7 +188,7 @@ def walk(
     times: Tensor,
     noise: Noise,
     *,
-    step: Step,
+    step: Step | Heun,
     guide: Guide | None = None,
     label: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
@@ -167,6 +215,37 @@ def even(start: float, steps: int, end: float = END) -> Tensor:
     return times
 
 
+def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
+    """The times of EDM (Karras et al., 2022, equation 5): from `start` to the noise LEAST, then 0.
+
+    Between them sigma / alpha falls evenly to the power 1 / 7. On a discrete chain, each is the first
+    step with at least that noise, and none is below its first.
+    """
+    first = 1 / chain_length(schedule) if isinstance(schedule, Discrete) else 0.0
+    least = max(LEAST, 2 * pixel_noise(schedule, first))
+    top, end = (2 * pixel_noise(schedule, start)) ** (1 / POWER), least ** (1 / POWER)
+    parts = [i / max(steps - 1, 1) for i in range(1, steps)]
+    sizes = [(top + part * (end - top)) ** POWER for part in parts]
+    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]  # rounded up
+    return torch.tensor([start, *times, 0.0], dtype=torch.float64)
+
+
+def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, float]:
+    """Of each time at which noise is added, the later time at which there is that much.
+
+    As DPEDM (Liu et al., 2025, for CIFAR-10): where sigma / alpha is from 0.01 to 0.46, it is made
+    larger by `share` times 6 / N, at most by sqrt(2) - 1.
+    """
+    more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
+    sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}
+    low, high = CHURNED
+    return {
+        t: time_of_noise(schedule, size * (1 + more) / 2)
+        for t, size in sizes.items()
+        if more and low <= size <= high
+    }
+
+
 def strided(start: float, steps: int, chain: int) -> Tensor:
     """The times of a discrete chain of `chain` steps, from `start` to the clean image at 0.
 
@@ -183,22 +262,40 @@ def _advance(
     now: Scales,
     then: Scales,
     noise: Noise,
-    step: Step,
+    step: Step | Heun,
     guide: Guide | None,
     label: Tensor | None,
 ) -> Tensor:
-    if guide is None:
-        return step(x_t, denoiser(x_t, now.t, label), now, then, noise)
+    def estimate(x_t: Tensor, at: Scales) -> Tensor:
+        if guide is None:
+            return denoiser(x_t, at.t, label)
+        return _guided(denoiser, x_t, at, then, noise.fold("guide"), guide, label)
+
+    if isinstance(step, Heun):
+        return step.solve(estimate, x_t, now, then, noise)
+    return step(x_t, estimate(x_t, now), now, then, noise)
+
+
+def _guided(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    now: Scales,
+    then: Scales,
+    noise: Noise,
+    guide: Guide,
+    label: Tensor | None,
+) -> Tensor:
+    """The estimate of x_0, moved by the guide."""
     kept, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
     with torch.set_grad_enabled(kept or deep):
         at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
         with twice_differentiable() if deep else nullcontext():
             x_hat = denoiser(at, now.t, label)
-    term = guide(at, x_hat, now, then, noise.fold("guide"))
+    term = guide(at, x_hat, now, then, noise)
     if not kept:
         x_hat, term = x_hat.detach(), term.detach()
     # a term g of the score moves x_hat by sigma^2 / alpha g
-    return step(x_t, x_hat + now.sigma**2 / now.alpha * term, now, then, noise)
+    return x_hat + now.sigma**2 / now.alpha * term
 
 
 def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:

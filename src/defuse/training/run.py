@@ -38,6 +38,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "bias_rate": (float, 1.0),
     "betas": (list[float], [0.9, 0.999]),
     "average": (float, 0.999),
+    "average_power": (float | None, None),
+    "dropout": (float | None, None),
     "clip": (float, 1.0),
     "flip": (bool, False),
     "crop": (int, 0),
@@ -73,6 +75,8 @@ LATER = (
     "lora",
     "bias_rate",
     "betas",
+    "average_power",
+    "dropout",
     "accumulate",
     "start",
 )  # left out at their defaults, as before there were such things
@@ -113,6 +117,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
             raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
     if not 0 <= options["average"] < 1:
         raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
+    if (power := options["average_power"]) is not None and not 0 < power <= 1:
+        raise SpecError(f"training.average_power must be above 0 and at most 1, not {power}")
+    if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
+        raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
     betas = options["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
@@ -167,7 +175,7 @@ def _run(
 ) -> Path:
     kind, options = _kind(spec), dict(spec["training"])
     half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
-    start = options.pop("start", None)
+    start, dropped = options.pop("start", None), options.pop("dropout", None)
     if options["precision"] == "bfloat16" and not processes.agreed(bfloat16_pays(device)):
         options["precision"] = "float32"
         if not quiet:
@@ -180,6 +188,8 @@ def _run(
         new = card.begin(model, start)
         if new and not quiet:
             print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
+    if dropped is not None:
+        _drop(model, dropped)
     objective = specs.build("objective", spec["objective"])
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
@@ -296,6 +306,15 @@ def _check_start(start: str, kind: str, part: Table) -> None:
         raise SpecError(f"training.start: {error}") from error
     if began != kind:
         raise SpecError(f"training.start names a {began}; name a {kind}")
+
+
+def _drop(model: nn.Module, share: float) -> None:
+    """Let all dropout of a model drop this share (ADDT's release forces 0.1)."""
+    found = [part for part in model.modules() if isinstance(part, nn.Dropout)]
+    if not found:
+        raise SpecError("training.dropout: this network has no dropout; leave it out")
+    for part in found:
+        part.p = share
 
 
 def _check_classes(part: Table, model: nn.Module, data: Dataset) -> None:

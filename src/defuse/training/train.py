@@ -51,6 +51,7 @@ def train(
     bias_rate: float = 1.0,
     betas: Sequence[float] = (0.9, 0.999),
     average: float = 0.999,
+    average_power: float | None = None,
     clip: float = 1.0,
     flip: bool = False,
     crop: int = 0,
@@ -84,7 +85,10 @@ def train(
         bias_rate: How many times faster than weights biases learn, and decay no faster (Jordan,
             2024, section 3.4: 64).
         betas: The decays of AdamW's two running averages, of the gradient and of its square.
-        average: The decay of the running average of the weights (less in the first steps).
+        average: The decay of the running average of the weights; after k steps at most
+            k / (9 + k).
+        average_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
+            which ADDT was released with 3/4).
         clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
         crop: By up to how many pixels images are moved.
@@ -167,8 +171,9 @@ def train(
                 )
             nn.utils.clip_grad_norm_(model.parameters(), clip)
             descent.step()
-            blend(mean, model, min(average, (1 + step) / (10 + step)))
             step += 1
+            most = step / (9 + step) if average_power is None else 1 - step**-average_power
+            blend(mean, model, min(average, most))
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
