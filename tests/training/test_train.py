@@ -419,3 +419,16 @@ def test_the_forecast_counts_what_a_step_keeps():
     fixed, each = forecast(model, objective, Blobs(size=4), "cpu", half=False)
     assert fixed == 8 * 5 * 64 * 64 * 4
     assert 4 * 5 * 64 * 4 <= 4 * each <= 4 * 7 * 64 * 4
+
+
+def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mistake):
+    few = ["train", "digits-classifier", "--quiet", "--set", "classifier.classes=5"]
+    said = mistake(*few, "--out", "few")
+    assert "10 classes, the last 'nine'" in said or "10 classes, the last '9'" in said
+    assert "the classifier knows 5, by what it returns" in said
+    other = ["train", "digits-denoiser", "--quiet", "--set", "denoiser.size=16"]
+    assert "the images are 1 x 8 x 8 and the denoiser is made for 1 x 16 x 16" in mistake(
+        *other, "--out", "other"
+    )
+    channels = ["train", "digits-classifier", "--quiet", "--set", "classifier.channels=3"]
+    assert "the classifier does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")

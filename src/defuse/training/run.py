@@ -23,6 +23,7 @@ from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
 from defuse.training.adversaries import Adversaries, adversaries
+from defuse.training.fit import check_fit
 from defuse.training.memory import check_memory
 from defuse.training.objectives import denoising_loss
 from defuse.training.processes import Processes, together
@@ -80,7 +81,6 @@ LATER = (
     "accumulate",
     "start",
 )  # left out at their defaults, as before there were such things
-NAMES = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
@@ -183,7 +183,7 @@ def _run(
     data: Dataset = specs.build("data", spec["data"])
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
-    _check_classes(spec[kind], model, data)
+    check_fit(kind, spec[kind], model.eval(), data)
     if start is not None:
         new = card.begin(model, start)
         if new and not quiet:
@@ -315,17 +315,6 @@ def _drop(model: nn.Module, share: float) -> None:
         raise SpecError("training.dropout: this network has no dropout; leave it out")
     for part in found:
         part.p = share
-
-
-def _check_classes(part: Table, model: nn.Module, data: Dataset) -> None:
-    """Whether a conditional denoiser knows all classes of the data: the next label is its null."""
-    known, asked = getattr(model, "classes", 0), len(data.classes)
-    if known and known < asked:
-        by = next((f"its {key} {part[key]}" for key in NAMES if part.get(key)), "its weights")
-        raise SpecError(
-            f"the data set has {asked} classes, the last {data.classes[-1]!r}, and the denoiser knows "
-            f"{known}, by {by}: it must know them all"
-        )
 
 
 def _with_source(objective: Any, denoiser: Any) -> Table:
