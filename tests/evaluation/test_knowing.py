@@ -38,8 +38,9 @@ def test_with_all_noise_known_the_model_is_deterministic():
     assert all(torch.equal(one, secret) for one in logits)
 
 
-def test_of_ddim_the_forward_noise_is_all_there_is():
-    model = model_of("ddim")
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "ode"])
+def test_without_noise_on_the_way_back_the_forward_noise_is_all_there_is(sampler: str):
+    model = model_of(sampler)
     forward, secret = answers(model, "forward")
     assert all(torch.equal(one, secret) for one in forward)  # DW-Fwd is DW-box
     reverse, _ = answers(model, "reverse")
@@ -53,9 +54,10 @@ def model_at(model, turn: int):
     return model(x, Noise.of(1, range(IMAGES)).draws(turn))
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "heun, eta: 1"])
 @pytest.mark.parametrize("word", ["forward", "reverse"])
-def test_of_ddpm_either_noise_leaves_the_other_random(word: str):
-    logits, secret = answers(model_of("ddpm"), word)
+def test_of_ddpm_either_noise_leaves_the_other_random(word: str, sampler: str):
+    logits, secret = answers(model_of(sampler), word)
     assert not torch.equal(logits[0], secret)
     assert not torch.equal(logits[0], logits[1])
 
@@ -193,6 +195,12 @@ DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}
         ({"purifier": {"name": "diffpure", "steps": 2}}, "forward", True),
         ({"purifier": {"name": "diffpure", "steps": 2}}, "reverse", True),
         ({"purifier": {"name": "diffpure", "steps": 2, "sampler": "ddim"}}, "reverse", False),
+        ({"purifier": {"name": "diffpure", "steps": 3, "sampler": "heun"}}, "reverse", False),
+        (
+            {"purifier": {"name": "diffpure", "steps": 3, "sampler": "heun", "eta": 1}},
+            "reverse",
+            True,
+        ),
         ({"purifier": {"name": "coup", "steps": 2}}, "forward", False),
         ({"purifier": {"name": "langevin", "steps": 2}}, "forward", False),
         ({"purifier": {"name": "langevin", "steps": 2}}, "reverse", True),
