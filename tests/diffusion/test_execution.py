@@ -40,14 +40,18 @@ X, T = Noise.of(0, range(2)).normal(torch.empty(2, 3, 8, 8)), torch.tensor(0.1)
 @pytest.fixture
 def backend(monkeypatch):
     """torch.compile as far as the capture of the graph; the compiler behind it takes minutes."""
-    compile_ = nn.Module.compile
-    seen = []
+    compile_, seen = torch.compile, []
 
-    def compiled(self, **options):
-        seen.append(options)
-        compile_(self, backend="aot_eager")
+    def compiled(forward, options):
+        fast = compile_(forward, backend="aot_eager")
 
-    monkeypatch.setattr(nn.Module, "compile", compiled)
+        def run(*args):
+            seen.append(options)
+            return fast(*args)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
     return seen
 
 
@@ -61,7 +65,17 @@ def test_channels_last_changes_the_layout_and_no_number():
 def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
     plain, other = make(), make()
     execute(nn.ModuleDict({"denoiser": other}), "compiled", rows=2)
-    assert backend == [{}, {}]  # a copy first, to see that it says the same
+    assert len(backend) == 1  # of a copy, to see that it says the same
+    assert torch.allclose(plain(X, T), other(X, T), atol=1e-6)
+    assert backend == [{"freezing": True, "max_autotune": True}], "gradients are on"
+    with torch.no_grad():
+        assert torch.allclose(plain(X, T), other(X, T), atol=1e-6)
+        assert len(backend) == 2
+        copy, before = deepcopy(other), other(X, T)
+        copy.network.second.bias.add_(1)
+        assert not torch.equal(copy(X, T), before), "a copy has its own weights"
+        assert torch.equal(other(X, T), before)
+    assert len(backend) == 4, "and is executed as it is written"
     gradients = []
     for model in (plain, other):
         x = X.clone().requires_grad_()
@@ -111,14 +125,18 @@ def watch(scattered: list[bool]) -> dict:
 def test_the_gradient_of_a_compiled_unet_is_that_of_the_plain_one():
     seed_torch(0, "unet")
     model = unet(size=16, widths=(16, 16, 16), groups=4, patch=2, predicts="edm")
-    assert execution.off(model.eval().requires_grad_(False), "compiled", 2) < 1e-4
+    plain = model.eval().requires_grad_(False)
+    assert execution.off(plain, "compiled", 2) < 1e-4
+    compiled, x = deepcopy(plain), execution._input(plain, 2)
+    execution.compile_network(compiled.network)  # as on a GPU, and in training
+    assert execution._apart(execution._told(compiled, x), execution._told(plain, x)) < 1e-4
 
 
 def test_trials_try_what_works_here(monkeypatch):
-    def broken(self, **options):
+    def broken(forward, **options):
         raise RuntimeError("there is no compiler")
 
-    monkeypatch.setattr(nn.Module, "compile", broken)
+    monkeypatch.setattr(torch, "compile", broken)
     found = trials(make(), 2, turns=3)
     assert list(found) == ["plain", "channels_last"]
     for trial in found.values():

@@ -89,8 +89,33 @@ def run_as(denoiser: Network, way: Way) -> None:
         raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
     if way == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    elif way in ("compiled", "cuda_graphs"):  # which lay out memory by themselves
-        compile_network(network, **({"mode": "reduce-overhead"} if way == "cuda_graphs" else {}))
+    elif way == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
+        compile_network(network, mode="reduce-overhead")
+    elif way == "compiled" and any(p.is_cuda for p in network.parameters()):
+        compile_network(network)
+    elif way == "compiled":
+        network.forward = _Compiled(network)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Compiled:
+    """The forward of a frozen network on a CPU, compiled where no gradient is asked for.
+
+    There the weights become constants, laid out for the products ahead of time. With gradients
+    compiled code is slower than the network as it is written, and that is what answers then. A copy
+    of the network is executed as it is written.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.plain = network.forward
+        options = {"freezing": True, "max_autotune": True}
+        self.compiled = torch.compile(network.forward, options=options)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        run = self.plain if torch.is_grad_enabled() else self.compiled
+        return run(*args, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return deepcopy(self.plain, memo)
 
 
 def compile_network(network: nn.Module, **options: Any) -> None:
