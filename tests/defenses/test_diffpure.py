@@ -135,7 +135,7 @@ def test_heun_has_no_coarser_view():
 
 @pytest.mark.parametrize("steps", [1, 7, 100])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_a_step_costs_one_call_of_the_network(name: str, steps: int):
+def test_a_step_costs_one_call_of_the_network_and_heun_s_two(name: str, steps: int):
     model = mixture()
     calls = []
     model.register_forward_hook(lambda *_: calls.append(1))

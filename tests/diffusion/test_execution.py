@@ -14,7 +14,8 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from defuse.diffusion import execution
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.execution import Trial, choose, execute, run_as, trials
-from defuse.diffusion.gradient import twice_differentiable
+from defuse.diffusion.gradient import keeping, twice_differentiable
+from defuse.diffusion.reverse import even, flow, reverse
 from defuse.diffusion.unet import unet
 from defuse.menu import SpecError
 from defuse.noise import Noise, seed_torch
@@ -86,6 +87,21 @@ def test_a_compiled_network_says_the_same_and_has_second_derivatives(backend):
     for one, two in zip(*gradients, strict=True):
         assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
     assert list(plain.state_dict()) == list(other.state_dict())
+
+
+def test_a_chain_that_is_replayed_is_executed_one_way(backend):
+    model, found = make(), []
+    run_as(model, "compiled")
+    for graphs in (0, 2, 3):
+        x = X.clone().requires_grad_()
+        with keeping(graphs):
+            out = reverse(model, x, even(0.1, 3), Noise.of(0, range(2)), step=flow)
+        found.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert not backend
+    assert all(torch.equal(found[0], one) for one in found)
+    with torch.no_grad():
+        reverse(model, X, even(0.1, 3), Noise.of(0, range(2)), step=flow)
+    assert len(backend) == 3
 
 
 def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient():

@@ -354,6 +354,28 @@ def test_as_many_graphs_are_kept_as_fit(monkeypatch):
     assert forwards() == 12
 
 
+def test_of_steps_that_differ_the_largest_is_learned():
+    """Of Heun's the last asks once and the others twice."""
+    step, _, times = way_of("heun", 4)
+    learned = []
+    for end in (None, -1):  # all, and all but the last
+        denoiser, x = make(), BLANK.clone().requires_grad_()
+        reverse(denoiser, x, times[:end], NOISE, step=step).sum().backward()
+        learned.extend(gradient._sizes[denoiser].values())
+    assert learned[0] == learned[1] > 0
+
+
+def test_a_step_may_change_the_precision():
+    x = BLANK.float().requires_grad_()
+
+    def go(graphs: int):
+        with keeping(graphs):
+            out = chain(lambda i, x_t: torch.sin(x_t.double() + i), x, 3)
+        return torch.autograd.grad(out.sum(), x)[0]
+
+    assert torch.equal(go(0), go(3))
+
+
 def test_a_replay_has_the_precision_of_the_way_there():
     """Under autocast that has ended when the way back begins."""
     model, times = make().float(), even(0.1, 3)

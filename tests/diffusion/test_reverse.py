@@ -27,7 +27,7 @@ from defuse.diffusion.reverse import (
     strided,
     walk,
 )
-from defuse.diffusion.schedule import VP, Discrete, Scales, time_of_noise
+from defuse.diffusion.schedule import VP, Discrete, Scales, pixel_noise, time_of_noise
 from defuse.noise import Noise
 
 SHAPE = (2, 3, 3)
@@ -305,9 +305,22 @@ def test_heun_is_the_published_algorithm(steps: int):
         x = ahead
     times = karras(VP(), start, steps)
     step = Heun(VP(), churned(VP(), times, 1.0))
-    assert len(step.raised) == drawn > 0 or steps == 2
+    assert len(step.raised) == drawn
+    assert drawn or steps == 2
     assert torch.allclose(reverse(model, X, times, NOISE, step=step), x, rtol=1e-9, atol=1e-9)
     assert not churned(VP(), times, 0.0)
+
+
+def test_on_a_chain_noise_is_added_to_the_nearest_step():
+    times = karras(Discrete(), 0.1, 6)
+    assert not churned(Discrete(), times, 1e-6), "where that is the same one, none is"
+    sizes = {t: 2 * pixel_noise(Discrete(), t) for t in (i / 1000 for i in range(1001))}
+    more = min(6 / 6, math.sqrt(2) - 1)
+    found = churned(Discrete(), times, 1.0)
+    assert found
+    for t, later in found.items():
+        wanted = sizes[t] * (1 + more)
+        assert later == pytest.approx(min(sizes, key=lambda at: abs(sizes[at] - wanted)))
 
 
 def test_karras_times_on_a_chain_are_its_steps():

@@ -143,6 +143,10 @@ def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, f
     assert run(toy(out)) == 0
     assert facts(out) == whole
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+    five = elsewhere / "five"
+    assert run(toy(five, "evaluation.images=5")) == 0
+    said = mistake("merge", five, out, "--out", elsewhere / "sum")
+    assert "one is of another number of images" in said
     said = mistake(*toy(out, "evaluation.images=9"))
     assert "holds a run on 24 images, and this asks for 9 of them" in said
     assert "of another spec" in mistake(

@@ -15,6 +15,7 @@ from defuse.models import card
 from defuse.noise import Noise
 from defuse.training import run as training
 from defuse.training import train as loop
+from defuse.training.fit import check_fit
 from defuse.training.objectives import augmented
 from defuse.training.train import train
 
@@ -432,3 +433,8 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
     )
     channels = ["train", "digits-classifier", "--quiet", "--set", "classifier.channels=3"]
     assert "the classifier does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
+
+
+def test_a_classifier_gives_a_row_of_numbers():
+    with pytest.raises(SpecError, match=r"returns \(1,\), not a row of numbers per image"):
+        check_fit("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))

@@ -105,8 +105,8 @@ def frechet(one: Tensor, other: Tensor) -> float:
         ValueError: torchmetrics, which computes it, is not here.
     """
     metric = _metric(one.shape[1])
-    metric.update(one.double(), real=True)
-    metric.update(other.double(), real=False)
+    metric.update(one.cpu().double(), real=True)
+    metric.update(other.cpu().double(), real=False)
     return float(metric.compute())
 
 

@@ -74,8 +74,8 @@ class COUP(nn.Module):
 
     There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it
     draws, from `classify` below it. A step costs one call of the denoiser and one forward and
-    backward of the classifier; with `weight` 0 the guide is left out (the paper's "COUP w/o
-    guidance").
+    backward of the classifier (of `"heun"` two, but the last); with `weight` 0 the guide is left out
+    (the paper's "COUP w/o guidance").
 
     Args:
         denoiser: The diffusion model.

@@ -41,8 +41,8 @@ class DistributionTransfer(nn.Module):
         denoiser: The diffusion model.
         classifier: f, the protected classifier, frozen.
         t: t*, n / T: the time to noise to, in (0, 1]. The paper's n is 470, its T is not told.
-        steps: How many steps lead back, each one call of the network. Of DDPM and DDIM no more than
-            the chain has below t*.
+        steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
+            Of DDPM and DDIM no more than the chain has below t*.
         output: D_out.
         input: D_in.
         scale: s, from 0 upward.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from defuse.diffusion.denoise import Network
+from defuse.diffusion.gradient import replayed
 from defuse.files import write_bytes
 from defuse.menu import SpecError
 
@@ -28,6 +29,7 @@ Execution = Literal["auto", Way]
 TRIED: tuple[Way, ...] = ("plain", "channels_last", "compiled")
 NEAR = 1e-3  # relative: a way that is farther off than this from the plain one is not taken
 MOST = 32  # images of a trial
+WAYS = 2  # counts up when a way becomes another, so that it is tried anew
 
 
 class Trial(NamedTuple):
@@ -101,8 +103,8 @@ class _Compiled:
     """The forward of a frozen network on a CPU, compiled where no gradient is asked for.
 
     There the weights become constants, laid out for the products ahead of time. With gradients
-    compiled code is slower than the network as it is written, and that is what answers then. A copy
-    of the network is executed as it is written.
+    compiled code is slower than the network as it is written, and that is what answers then, and on
+    the way there, too, so that a replay meets what it did. A copy is executed as it is written.
     """
 
     def __init__(self, network: nn.Module):
@@ -111,7 +113,8 @@ class _Compiled:
         self.compiled = torch.compile(network.forward, options=options)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        run = self.plain if torch.is_grad_enabled() else self.compiled
+        plain = torch.is_grad_enabled() or replayed.get()
+        run = self.plain if plain else self.compiled
         return run(*args, **options)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -253,6 +256,11 @@ def _fingerprint(denoiser: Network, rows: int) -> str:
         where = torch.cuda.get_device_name(weight.device)
     else:
         where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
-    told = [where, torch.__version__, f"{torch.get_num_threads()} {rows} {denoiser.shape}"]
+    told = [
+        f"ways {WAYS}",
+        where,
+        torch.__version__,
+        f"{torch.get_num_threads()} {rows} {denoiser.shape}",
+    ]
     told += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in denoiser.named_parameters()]
     return hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()

@@ -26,6 +26,7 @@ Kind = tuple[Any, ...]
 FREE = 0.25  # the share of free memory that the graphs of a chain may take
 CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
 _graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
+replayed = ContextVar("replayed", default=False)  # whether this is a step that will be replayed
 _sizes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
@@ -83,6 +84,7 @@ class _Learned:
 
     def __init__(self, owner: nn.Module | None, kind: Kind):
         self.owner, self.kind = owner, kind
+        self.known = owner is None or kind in _sizes.get(owner, {})
 
     def affordable(self, x: Tensor) -> int:
         """How many steps may keep their graphs."""
@@ -95,13 +97,23 @@ class _Learned:
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
-        """Learn from the graphs of one step that are made inside."""
-        if self.owner is None or self.kind in _sizes.get(self.owner, {}):
+        """Learn from the graphs of one step that are made inside, the largest of a first way back."""
+        if self.known or self.owner is None:
             yield
             return
         with kept_by_graphs(self.owner) as kept:
             yield
-        _sizes.setdefault(self.owner, {})[self.kind] = kept.peak / images
+        sizes = _sizes.setdefault(self.owner, {})
+        sizes[self.kind] = max(sizes.get(self.kind, 0), kept.peak / images)
+
+
+@contextmanager
+def _as_replayed() -> Iterator[None]:
+    token = replayed.set(True)
+    try:
+        yield
+    finally:
+        replayed.reset(token)
 
 
 @contextmanager
@@ -138,23 +150,20 @@ class _Chain(torch.autograd.Function):
         x: Tensor,
         *beside: Tensor,
     ) -> Tensor:
-        x = x.detach()  # here gradients are off, and nothing should seem to need one
-        states = x.new_empty(steps, *x.shape)  # in one piece, which takes less than one by one
+        states, x = [], x.detach()  # here gradients are off, and nothing should seem to need one
+        places = x.new_empty(steps, *x.shape)  # in one piece, which takes less than one by one
         ctx.kept = {}
         for i in range(steps):
-            if x.dtype != states.dtype:
-                raise TypeError(
-                    f"a step of {states.dtype} made {x.dtype}; steps keep the precision"
-                )
-            states[i] = x
+            states.append(places[i].copy_(x) if x.dtype == places.dtype else x)
             if i < first:
-                x = advance(i, x)
+                with _as_replayed():
+                    x = advance(i, x)
             else:
                 ctx.kept[i] = _Chain.step(advance, i, x)
                 x = ctx.kept[i][1].detach()
         ctx.advance, ctx.learn = advance, learn
         ctx.precision = same_precision(x.device.type)
-        ctx.save_for_backward(states, *beside)
+        ctx.save_for_backward(*states, *beside)
         ctx.steps = steps
         return x if steps else x.clone()
 
@@ -168,7 +177,8 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
-        states, *beside = ctx.saved_tensors
+        saved = ctx.saved_tensors
+        states, beside = saved[: ctx.steps], saved[ctx.steps :]
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
             if i in ctx.kept:  # its graph is gone after this; a second way back replays it

@@ -33,7 +33,8 @@ CHURN, CHURNED = 6, (0.01, 0.46)  # of DPEDM: how much noise is added on the way
 class Guide(Protocol):
     """What is added to the score at x_t, shaped like `x_t`.
 
-    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`.
+    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`; by
+    `Heun` a second time, with the same noise, when it is there: `now` is then `then`.
     A guide with a true attribute `deep` may differentiate `x_hat` with respect to `x_t`.
     """
 
@@ -234,16 +235,28 @@ def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, floa
     """Of each time at which noise is added, the later time at which there is that much.
 
     As DPEDM (Liu et al., 2025, for CIFAR-10): where sigma / alpha is from 0.01 to 0.46, it is made
-    larger by `share` times 6 / N, at most by sqrt(2) - 1.
+    larger by `share` times 6 / N, at most by sqrt(2) - 1; on a discrete chain, at the nearest step,
+    and not at all where that is the same one.
     """
     more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
     sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}
     low, high = CHURNED
-    return {
-        t: time_of_noise(schedule, size * (1 + more) / 2)
+    later = {
+        t: _time_near(schedule, size * (1 + more) / 2)
         for t, size in sizes.items()
-        if more and low <= size <= high
+        if low <= size <= high
     }
+    return {t: then for t, then in later.items() if then > t + 1e-9}
+
+
+def _time_near(schedule: Schedule, sigma: float) -> float:
+    """The time whose pixel noise is the nearest to `sigma`."""
+    t = time_of_noise(schedule, sigma)
+    if not isinstance(schedule, Discrete):
+        return t
+    before = t - 1 / schedule.steps
+    gaps = {at: abs(pixel_noise(schedule, at) - sigma) for at in (before, t)}
+    return min(gaps, key=lambda at: gaps[at])
 
 
 def strided(start: float, steps: int, chain: int) -> Tensor:

@@ -144,8 +144,8 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     noisy = Noisy(model, options["sigma"]).eval()
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(noisy, data, indices, device)
-    images = partial(fingerprint, data)
-    begun = Run.begin(folder, question(spec, data, indices, images) | {"kind": KIND}, images)
+    asked = question(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
+    begun = Run.begin(folder, asked, partial(fingerprint, data))
     certify(
         noisy,
         data,

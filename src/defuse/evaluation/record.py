@@ -20,6 +20,7 @@ VERSION = 1
 FORECAST = "forecast.json"
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
+    "indices": "of another number of images, or of others of the data set",
     "images": "of other images (the data set's contents differ)",
     "code": "by other code (a module that the spec names has changed)",
 }
@@ -160,13 +161,13 @@ class Run:
                     f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
                     "them; ask for as many or more, or name another folder with --out"
                 )
-            grows = (
-                fingerprint is not None
-                and held < wanted
-                and run.asked["images"] == fingerprint(run.asked["indices"])
+            grows = held < wanted and run.asked["images"] == _told(
+                fingerprint, run.asked["indices"]
             )
             for key, what in SAME.items():
-                if run.asked.get(key) != asked.get(key) and not (grows and key == "images"):
+                if (key == "indices" and held < wanted) or (key == "images" and grows):
+                    continue
+                if run.asked.get(key) != asked.get(key):
                     raise RuntimeError(
                         f"{folder} holds a run {what}; name another folder with --out"
                     )
@@ -246,6 +247,14 @@ class Run:
         for path in sorted((self.folder / "examples").glob("*.npz")):
             with np.load(path) as file:
                 yield {name: file[name] for name in names or file}
+
+
+def _told(fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]) -> str | None:
+    """The hash of the images at `indices`; None if it cannot be told of these alone."""
+    try:
+        return None if fingerprint is None else fingerprint(indices)
+    except ValueError:  # pictures that go by their order, not by `indices`
+        return None
 
 
 @dataclass(frozen=True)

@@ -246,18 +246,18 @@ def parts(spec: Table) -> Parts:
         attack.view(model)  # so that one that does not fit is told before the work begins
         if isinstance(attack.attack, Images):
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
+    given = (attack.attack for attack in attacks.values())
+    brought = "".join(images.digest for images in given if isinstance(images, Images))
+    asked = question(spec, data, indices, fingerprint(data, indices) + brought)
     made = partial(fingerprint, data, attacks=attacks)
-    asked = question(spec, data, indices, made)
     return Parts(model, data, attacks, indices, device, asked, made)
 
 
-def question(
-    spec: Table, data: Dataset, indices: Sequence[int], of: Callable[[Sequence[int]], str]
-) -> Table:
+def question(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
     """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
     return {
         "identity": specs.identity(spec),
-        "images": of(indices),
+        "images": images,
         "code": specs.code(spec),
         "spec": spec,
         "indices": list(indices),

@@ -50,6 +50,8 @@ def check(spec: Table, folder: str | None = None) -> list[Cell]:
             "`sweep: {purifier.t: [0.05, 0.1]}`; run other specs by `defuse evaluate`"
         )
     for path, values in axes.items():
+        if path == "evaluation.images":
+            raise SpecError("sweep: a run grows to more images; run the sweep once for each number")
         if not isinstance(values, list) or not values:
             raise SpecError(f"sweep: {path} needs a list of values, not {values!r}")
         names = [name_of(value) for value in values]

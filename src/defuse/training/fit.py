@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from defuse.data import fetch
+from defuse.diffusion.denoise import Denoiser
 from defuse.menu import SpecError
 from defuse.noise import Noise
 from defuse.protocols import Dataset
@@ -29,7 +30,7 @@ def check_fit(kind: str, part: Table, model: nn.Module, data: Dataset) -> None:
     """
     x, _ = fetch(data, [0])
     size = " x ".join(map(str, x.shape[1:]))
-    wanted = getattr(model, "shape", None)
+    wanted = getattr(model, "shape", None) if isinstance(model, Denoiser) else None
     if wanted is not None and tuple(wanted) != tuple(x.shape[1:]) and not model.resizes:
         made = " x ".join(map(str, wanted))
         raise SpecError(f"the images are {size} and the denoiser is made for {made}")
@@ -51,4 +52,10 @@ def _known(kind: str, part: Table, model: Any, x: torch.Tensor, size: str) -> tu
     except Exception as error:  # a stranger's network may raise anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise SpecError(f"the classifier does not take images of {size} ({said})") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:
+        raise SpecError(f"the classifier returns {_shape(logits)}, not a row of numbers per image")
     return logits.shape[1], "what it returns"
+
+
+def _shape(found: Any) -> str:
+    return str(tuple(found.shape)) if isinstance(found, torch.Tensor) else type(found).__name__

@@ -189,7 +189,7 @@ def _run(
         if new and not quiet:
             print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
     if dropped is not None:
-        _drop(model, dropped)
+        _drop(getattr(model, "network", model), dropped)
     objective = specs.build("objective", spec["objective"])
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
@@ -199,7 +199,8 @@ def _run(
     else:
         denoising = getattr(model, "network", model) if kind == "denoiser" else model
         denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
-    if isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
+    new = start is None and spec[kind]["name"] != "trained"
+    if new and isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
         x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
         prepare((x.to(device) - model.mean) / model.std)
     at_once = options["batch"] // processes.count // options.get("accumulate", 1)
