@@ -141,6 +141,13 @@ def test_who_was_told_nothing_draws_afresh_at_each_turn_and_copy():
     assert noise.draws(2, 4) == noise.draws(2, 4)
 
 
+def test_who_knows_a_stream_knows_its_copies():
+    secret, own = Noise.of(0, [0, 1]), Noise.of(1, [0, 1])
+    told = own.knowing(secret, ["forward"]).draws(3)
+    assert told.repeat(3).fold("forward").keys == secret.repeat(3).fold("forward").keys
+    assert len(set(told.repeat(3).fold("reverse").keys)) == 6
+
+
 def streams(noise: Noise) -> dict[str, Noise]:
     """What a defence draws from, as `Purified` with `DiffPure` does."""
     inner = noise.fold("purify")

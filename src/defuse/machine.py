@@ -15,15 +15,17 @@ from defuse.menu import SpecError
 def pick_device(name: str) -> str:
     """The device of that name, made ready; `"auto"` is the GPU where there is one.
 
+    `"cuda"` and `"auto"` are, under torchrun, the GPU of this process.
+
     Convolutions and products are computed in full float32, not in TF32.
 
     Raises:
         SpecError: There is no such device here.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    if name == "auto":
-        if not torch.cuda.is_available():
-            return "cpu"
+    if name == "auto" and not torch.cuda.is_available():
+        return "cpu"
+    if name == "auto" or (name == "cuda" and torch.cuda.is_available()):
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
         torch.empty(1, device=name)

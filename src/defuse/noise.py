@@ -91,11 +91,12 @@ class Noise:
 
     def repeat(self, copies: int) -> "Noise":
         """Every image `copies` times in a row, each copy with a stream of its own."""
-        keys = tuple(_key(k, "copy", i) for k in self.keys for i in range(copies))
         given = self.given
-        if given is not None:
+        if given is not None and given.live:  # the defence's own copies
+            given = replace(given, keys=_copies(given.keys, copies))
+        elif given is not None:
             given = replace(given, keys=tuple(k for k in given.keys for _ in range(copies)))
-        return Noise(keys, given)
+        return Noise(_copies(self.keys, copies), given)
 
     def take(self, which: Iterable[int] | Tensor) -> "Noise":
         """The noise of the images at positions `which` of this batch."""
@@ -231,6 +232,10 @@ def seeded(noise: Noise) -> Iterator[None]:
         finally:
             np.random.set_state(theirs)  # noqa: NPY002
             random.setstate(ours)
+
+
+def _copies(keys: Sequence[int], copies: int) -> tuple[int, ...]:
+    return tuple(_key(key, "copy", i) for key in keys for i in range(copies))
 
 
 def _key(*path: Path) -> int:

@@ -72,6 +72,18 @@ def test_cosines_are_those_of_the_ends():
     pairs = {tuple(row["between"]): row["cosine"]["mean"] for row in told["cosines"]}
     assert len(pairs) == 5  # DW-box has one run, which is not compared with itself
     assert all(-1 <= value <= 1.0001 for value in pairs.values())
+    runs = follow(seen()).runs
+    within, between = [], []
+    for image in range(4):
+        ends = {name: runs[name].ends[image] for name in (EOT, WHITE)}
+        within += [[cosine(ends[EOT][i], ends[EOT][j]) for i in range(3) for j in range(i)]]
+        between += [[cosine(one, other) for one in ends[EOT] for other in ends[WHITE]]]
+    assert pairs[EOT, EOT] == pytest.approx(np.mean(within), abs=1e-5)
+    assert pairs[WHITE, EOT] == pytest.approx(np.mean(between), abs=1e-5)
+
+
+def cosine(one, other):
+    return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
 
 
 def around(at, **options):
@@ -128,7 +140,17 @@ def test_the_commands_write_pages(elsewhere, mistake):
     assert "--eot 2" in told["command"]
     for name in ("trajectories.png", "trajectories-tsne.png"):
         assert (elsewhere / "t" / name).read_bytes()[1:4] == b"PNG"
-    assert "DW-box/ends" in np.load(elsewhere / "t" / "trajectories.npz")
+    arrays = np.load(elsewhere / "t" / "trajectories.npz")
+    assert "DW-box/ends" in arrays
+    rows = {row["setting"]: row for row in told["settings"]}
+    for name in (DW, WHITE, EOT):
+        assert arrays[f"{name}/loss-fresh"].mean() == pytest.approx(
+            rows[name]["loss"]["fresh"]["mean"]
+        )
+        assert arrays[f"{name}/right-known"].shape == arrays[f"{name}/loss-known"].shape
+    for figure in ("trajectories", "trajectories-tsne"):
+        drawn = arrays[f"{figure}/{DW}/0"]
+        assert drawn.shape == (arrays[f"{DW}/paths"].shape[2], 2)
     words = ["analyze", "landscape", "demo", "--set", *DIGITS, *few, "--grid", "3", "--image", "1"]
     assert run([*words, "--beside", "purifier.t=0.1", "--out", "l"]) == 0
     told = json.loads((elsewhere / "l" / "landscape.json").read_text())

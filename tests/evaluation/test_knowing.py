@@ -10,6 +10,7 @@ from defuse import spec as specs
 from defuse.analysis.opened import opened
 from defuse.cli import run
 from defuse.evaluation import run as evaluation
+from defuse.evaluation.record import Run
 from defuse.report.cells import cell, knowing
 from defuse.threat import Knowledge
 
@@ -83,6 +84,11 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
         ("{name: one-step, t: 0.3}", {"forward"}),
         ("{name: gradual, passes: [[0.2, 2], [0.1, 1]]}", {"forward", "reverse"}),
         ("{name: likelihood, steps: 2}", {"forward"}),
+        ("{name: densepure, t: 0.3, steps: 3}", {"forward", "reverse"}),
+        (
+            "{name: resized, size: 4, purifier: {name: diffpure, t: 0.3, steps: 2}}",
+            {"forward", "reverse"},
+        ),
     ],
 )
 def test_of_every_purifier_each_kind_of_knowledge_leaves_the_rest(purifier: str, streams: set[str]):
@@ -151,6 +157,25 @@ def folder(tmp_path_factory):
     words = [word for change in sets for word in ("--set", change)]
     assert run(["evaluate", "blobs", *words, "--out", str(made / "run"), "--quiet"]) == 0
     return made / "run"
+
+
+def test_shards_and_blocks_change_nothing_of_what_is_known(elsewhere):
+    known = {"forward": 2, "both": 1, "semi-4": 2}
+    rows = [
+        f"{{name: pgd, label: {w}-, knows: {w}, steps: 2, eot: {eot}}}" for w, eot in known.items()
+    ]
+    words = ["evaluate", "blobs", "--quiet", "--set", "data.size=7", "--set", "purifier.steps=3"]
+    words += ["--set", "evaluation.draws=3", "--set", f"attacks=[{', '.join(rows)}]"]
+    plans = {"whole": [[]], "parts": [["--shard", f"{i}/2"] for i in range(2)]}
+    plans["alone"] = [["--set", "machine.block=1"]]
+    found = {}
+    for name, plan in plans.items():
+        for more in plan:
+            assert run([*words, *more, "--out", str(elsewhere / name)]) == 0
+        outcomes = Run.open(elsewhere / name).outcomes()
+        found[name] = [{k: c.draws for k, c in o.conditions.items()} for o in outcomes]
+    assert len(found["whole"]) == 7
+    assert found["whole"] == found["parts"] == found["alone"]
 
 
 def test_the_report_sets_them_beside_the_white_box(folder):

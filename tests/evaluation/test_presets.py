@@ -72,6 +72,13 @@ def test_the_published_experiments_ask_what_they_say():
 def test_addt_is_trained_and_attacked_as_published(name):
     trained = training.check(specs.load("addt-cifar10"), "anywhere")["training"]
     assert (trained["betas"], trained["rate"], trained["batch"]) == ([0.95, 0.999], 2e-4, 256)
+    assert (trained["steps"], trained["decay"], trained["warmup"]) == (
+        50 * 196,
+        "none",
+        0,
+    )
+    assert (trained["weight_decay"], trained["dropout"], trained["clip"]) == (1e-6, 0.1, 1)
+    assert (trained["average"], trained["average_power"]) == (0.9999, 0.75)
     for cell in sweep.check(specs.load(name), "anywhere"):
         assert cell.spec["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
         for row in cell.spec["attacks"]:

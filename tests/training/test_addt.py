@@ -7,6 +7,7 @@ from torch import nn
 from defuse import spec as specs
 from defuse.cli import run
 from defuse.diffusion.denoise import Network
+from defuse.diffusion.schedule import Discrete
 from defuse.models import card
 from defuse.noise import Noise, seed_torch
 from defuse.training.addt import ADDT, rank_map
@@ -150,10 +151,11 @@ def edm(network, x, level):
     return 0.25 / total**2 * x + level * 0.5 / total * network(x / total, None)
 
 
-def by_hand(network, predicts, mapping, seeks, rounds=3):
+def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
     """ADDT's loss of each image, from the paper's formulas: x in [-1, 1], noise, gradients, ranks."""
-    t = Denoising().at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), None)
-    _, alpha, sigma, _ = Network(network).schedule(t)
+    model = Network(network, schedule=schedule)
+    t = Denoising().at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model)
+    _, alpha, sigma, _ = model.schedule(t)
     z, cgpo = 2 * X - 1, NOISE.fold("cgpo")
     gamma = alpha / sigma
     share = (0.03 * gamma).clamp(0, 0.3)
@@ -210,6 +212,20 @@ def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
     objective = made(mapping=mapping, seeks=seeks, rounds=3, mode="eval")
     wanted = by_hand(model.network, predicts, mapping, seeks)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
+
+
+def test_the_loss_on_a_chain_is_that_of_a_loop_by_hand():
+    chain = Discrete(1000)
+    model = Network(Net(), schedule=chain, time="index").eval()
+    objective = made(rounds=3, mode="eval")
+    wanted = by_hand(model.network, "noise", "rbgm", "ce", schedule=chain)
+    assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
+
+
+def test_of_equal_values_the_first_is_the_smaller():
+    values = torch.tensor([[[[1.0, 0.0], [1.0, 0.0]]]])
+    gaussian = torch.tensor([[[[3.0, 1.0], [4.0, 2.0]]]])
+    assert rank_map(values, gaussian).flatten().tolist() == [3, 1, 4, 2]
 
 
 def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():

@@ -82,8 +82,12 @@ def write_trajectories(folder: Path, found: Trajectories, about: Mapping[str, An
             ("ends", runs.ends),
             ("paths", runs.paths),
             *((f"height-{kind}", height) for kind, height in runs.heights.items()),
+            *((f"loss-{kind}", loss) for kind, loss in runs.losses.items()),
+            *((f"right-{kind}", rate) for kind, rate in runs.right.items()),
         )
     }
+    for figure, (drawn, _) in figures.items():
+        arrays |= {f"{figure}/{name}/{number}": drawn[rows] for name, number, rows in where}
     write_sheet(folder, "trajectories", title, parts, page, about, summary, arrays)
     return "\n\n".join(tables)
 

@@ -81,13 +81,14 @@ class ADDT:
         plain = Denoising(self.t_min, self.t_max, self.drop, self.times)
         t, label = time_and_label(plain, model, x, y, noise)
         delta = self.perturbation(model, x, y, t, label, noise.fold("cgpo"))
-        mixed = self._mix(model, t, noise.fold("noise").normal(x), delta)
-        return denoising_loss(model, model.encode(x), t, label, mixed)
+        z = model.encode(x)
+        mixed = self._mix(model, t, noise.fold("noise").normal(z), delta)
+        return denoising_loss(model, z, t, label, mixed)
 
     def perturbation(
         self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
-        """Classifier-guided perturbation optimization: delta, shaped like `x`, noise-like unless linf.
+        """Classifier-guided perturbation optimization: delta (B, ...), noise-like unless linf.
 
         Args:
             model: The denoiser; its weights get no gradient.
@@ -109,13 +110,14 @@ class ADDT:
     def _search(
         self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
-        z, total = model.encode(x), torch.zeros_like(x)
-        delta = total if self.mapping == "linf" else noise.fold("start").normal(x)
+        z = model.encode(x)
+        total = torch.zeros_like(z)
+        delta = total if self.mapping == "linf" else noise.fold("start").normal(z)
         _, alpha, sigma, _ = model.schedule(t)
         classifier = self.classifier.to(x.device).eval().requires_grad_(False)
         for i in range(self.rounds):
             here, delta = noise.fold(i), delta.detach().requires_grad_()
-            eps = here.fold("noise").normal(x)
+            eps = here.fold("noise").normal(z)
             mixed = self._mix(model, t, eps, delta)
             x_t = alpha * z + sigma * mixed
             if self.seeks == "mse":
