@@ -173,9 +173,10 @@ def _surfaces(found: Mapping[str, Landscape]) -> bytes:
                     path[:, 0], path[:, 1], style, color="white", linewidth=1.4, marker="o",
                     markersize=2.4,
                 )  # fmt: skip
+                left = path[-1, 0] < seen.along[-1] / 2
                 plane.annotate(
-                    setting, path[-1], color="white", fontsize=8, xytext=(-3, 5),
-                    textcoords="offset points", ha="right",
+                    setting, path[-1], color="white", fontsize=8, xytext=(5 if left else -3, 5),
+                    textcoords="offset points", ha="left" if left else "right",
                 )  # fmt: skip
             plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
             ends = np.concatenate(list(seen.paths.values()))
