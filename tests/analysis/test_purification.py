@@ -71,6 +71,20 @@ def test_noise_alone_is_the_forward_noise_of_the_defence():
     )
 
 
+@pytest.mark.parametrize("sampler", ["ode", "ddim", "heun"])
+def test_of_a_deterministic_purifier_all_draws_are_the_same(sampler: str):
+    found = look(seen(f"purifier={{name: coup, t: 0.3, steps: 3, sampler: {sampler}}}"))
+    assert found.noise is None
+    assert list(found.distances) == ["attacked", "clean, purified", "attacked, purified"]
+    for told in (
+        found.left,
+        found.right["attacked, purified"],
+        found.distances["attacked, purified"]["l2"],
+    ):
+        assert told.shape == (6, 2)
+        assert np.array_equal(told[:, 0], told[:, 1])
+
+
 def test_what_it_needs_is_told():
     at = seen()
     with pytest.raises(ValueError, match="draws must be 1"):
