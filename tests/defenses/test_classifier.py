@@ -595,6 +595,27 @@ def test_views_for_attackers():
             view(bayes())
 
 
+def test_an_attacker_may_climb_few_of_the_draws(tiny, calls):
+    """All of them are `whole`; K' are its own draws, and cost K' calls for each class."""
+    model = DiffusionClassifier(tiny, elimination="staged", samples=(4, 12), keep=(2, 1), scale=1.0)
+    x, noise, rows = pictures(3), keys(3), calls(tiny)
+
+    def gradient(of):
+        at = x.clone().requires_grad_()
+        return torch.autograd.grad(losses_of(of(at, noise)), at)[0]
+
+    assert torch.equal(gradient(views.whole(model, 12)), gradient(views.whole(model)))
+    rows.clear()
+    few = views.whole(model, 5)(x, noise)
+    assert sum(rows) == 3 * 5 * 4
+    errors = ClassErrors(tiny, model.scales, noise.fold("eps"), "l2", Rows(10**6))
+    table = errors.at(tiny.encode(x), torch.ones(12, 3, 4).nonzero()).view(12, 3, 4)
+    torch.testing.assert_close(few, -table[[1, 3, 6, 8, 10]].mean(0))
+    for draws in (0, 13):
+        with pytest.raises(ValueError, match=f"from 1 to the classifier's own 12, not {draws}"):
+            views.whole(model, draws)
+
+
 def test_a_transfer_from_it_climbs_it_without_elimination():
     world, x = worlds(8)
     source = DiffusionClassifier(world, elimination="staged", samples=(2, 16), keep=(2, 1))

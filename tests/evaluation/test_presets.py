@@ -144,6 +144,8 @@ def test_a_bare_view_is_the_table_with_its_defaults():
 
     assert view("matched") == view("{name: matched, steps: null}")
     assert view("exact") == view("{name: exact}") == "exact"
+    assert view("whole") == view("{name: whole, draws: null}") == "whole"
+    assert view("{name: whole, draws: 5}") == {"name": "whole", "draws": 5}
     again = specs.load("blobs", ["attacks=[{name: pgd, view: {name: matched, steps: 3}}]"])
     checked = evaluation.check(again)
     assert evaluation.check(checked) == checked

@@ -114,6 +114,8 @@ def test_elimination_asks_for_an_attack_without_it():
     square = {"name": "square", "view": "whole"}
     assert found(DIFFUSION, PGD, early, square) == ["no-whole-view"]
     assert found(DIFFUSION, PGD | {"view": "whole"}, early) == []
+    few = PGD | {"view": {"name": "whole", "draws": 5}}
+    assert found(DIFFUSION, few, early) == []
     assert found(DIFFUSION | {"elimination": None}, PGD) == []
     assert found({"name": "bayes"}, PGD) == []
     assert found(DIFFUSION) == []

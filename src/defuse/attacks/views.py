@@ -91,9 +91,18 @@ def undefended(model: Classifier) -> Classifier:
     return _as(model, _defended(model).classifier)
 
 
-def whole(model: Classifier) -> Classifier:
-    """A diffusion classifier on the same draws without elimination, which has no steps to hide in."""
-    return _eliminating(model, lambda classifier: classifier.whole())
+def whole(model: Classifier, draws: int | None = None) -> Classifier:
+    """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
+
+    Args:
+        model: The classifier `diffusion`, alone or behind a purifier.
+        draws: How many of its draws, evenly spread over them, with their own noise: a step costs
+            less, and the verdict is on all. None is all.
+
+    Raises:
+        ValueError: It is another model, or has not so many draws.
+    """
+    return _eliminating(model, lambda classifier: classifier.whole(draws))
 
 
 def first_stage(model: Classifier) -> Classifier:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from defuse.defenses.class_errors import ClassErrors, Loss
-from defuse.defenses.elimination import Elimination, Stages, rule_of
+from defuse.defenses.elimination import Elimination, Stages, rule_of, spread
 from defuse.defenses.sampling import one_of
 from defuse.defenses.times import Grid, Weight, times_of, weights_of
 from defuse.diffusion.denoise import Denoiser
@@ -140,9 +140,22 @@ class DiffusionClassifier(nn.Module):
         """The errors of the classes on the draws of `eps`."""
         return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
 
-    def whole(self) -> "DiffusionClassifier":
-        """The same classifier, on the same draws, without elimination."""
-        return self._with(None, self._used)
+    def whole(self, draws: int | None = None) -> "DiffusionClassifier":
+        """The same classifier, on the same draws, without elimination.
+
+        Args:
+            draws: On so many of them alone, evenly spread over all; None is all.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        if draws is None:
+            return self._with(None, self._used)
+        if not 1 <= draws <= len(self._used):
+            raise ValueError(
+                f"draws must be from 1 to the classifier's own {len(self._used)}, not {draws}"
+            )
+        return self._with(None, [self._used[k] for k in spread(len(self._used), draws)])
 
     def stage(self, number: int) -> "DiffusionClassifier":
         """What decides after the first `number` stages, with no class dropped before.

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from defuse.attacks.autoattack import EOT
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER
+from defuse.spec import part
 from defuse.statistics import change_of
 
 Row = Mapping[str, Any]
@@ -34,8 +35,13 @@ def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
     return {
         name: row
         for name, row in attacks.items()
-        if row["view"] in FULL and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if seen(row) in FULL and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
     }
+
+
+def seen(row: Row) -> str:
+    """The name of what the attacker takes the model for, whatever its options."""
+    return part("view", row["view"])["name"]
 
 
 def eot(row: Row) -> int | None:

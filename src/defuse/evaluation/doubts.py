@@ -9,11 +9,10 @@ from statistics import mean, variance
 from typing import Any
 
 from defuse.evaluation.climb import right
-from defuse.evaluation.doubt import FULL, Doubt, Row, exact, lead
+from defuse.evaluation.doubt import FULL, Doubt, Row, exact, lead, seen
 from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
-from defuse.spec import part
 from defuse.statistics import mean_interval
 
 # views without the exact gradient of the whole model
@@ -78,7 +77,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Itera
         stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = "more queries" if row.get("name") in BLIND else "the loss `margin`, more restarts"
-        if row["view"] in FULL and stood and same > len(stood) / 10:
+        if seen(row) in FULL and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -102,9 +101,7 @@ def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row])
 def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
-        name
-        for name, row in attacks.items()
-        if part("view", row["view"])["name"] in CHEAP or row.get("name") in TRANSFER
+        name for name, row in attacks.items() if seen(row) in CHEAP or row.get("name") in TRANSFER
     ]
     strong = list(exact(attacks))
     for name, by in _beaten(outcomes, [*cheap, *given], strong):
@@ -122,7 +119,7 @@ def _blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if row["view"] in FULL and row.get("name") in BLIND]
+    blind = [n for n, row in held.items() if seen(row) in FULL and row.get("name") in BLIND]
     strong = list(exact(held))
     for name, by in _beaten(outcomes, blind, strong):
         yield Doubt(
@@ -162,7 +159,7 @@ def _beaten(
 
 def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if part("view", row["view"])["name"] not in WHOLE:
+        if seen(row) not in WHOLE:
             continue
         stood = [outcome for outcome in outcomes if right(outcome, name)]
         curves = [curve for o in stood if len(curve := o.climb.get(name, [])) > 2]
@@ -182,7 +179,7 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> It
 
 def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
-    early = any(row["view"] == "first-stage" for row in attacks.values())
+    early = any(seen(row) == "first-stage" for row in attacks.values())
     if (spec.get("purifier") or others) and not (exact(attacks) or early):
         yield Doubt(
             "no-adaptive-attack",
@@ -193,7 +190,7 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
 
 
 def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
-    climbed = any(row["view"] == "whole" for row in exact(attacks).values())
+    climbed = any(seen(row) == "whole" for row in exact(attacks).values())
     if spec["classifier"].get("elimination") and attacks and not climbed:
         yield Doubt(
             "no-whole-view",
@@ -204,7 +201,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
 
 
 def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
-    rough = [name for name, row in attacks.items() if row["view"] == "bfloat16"]
+    rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
     if rough:
         yield Doubt(
             "low-precision",

@@ -376,7 +376,8 @@ def _check_view(view: Any) -> Any:
     if len(table) == 1 and not menu.is_itself("view", menu.find("view", table["name"])):
         return table["name"]  # a class of one's own, made from the model alone
     checked = specs.check("view", table)
-    return checked if len(checked) > 1 else checked["name"]
+    bare = len(checked) == 1 or checked == {"name": "whole", "draws": None}  # known by it for long
+    return checked["name"] if bare else checked
 
 
 def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
