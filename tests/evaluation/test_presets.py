@@ -11,6 +11,7 @@ from defuse.evaluation import certify, sweep, verdict
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.model import build_purifier
 from defuse.menu import shipped
+from defuse.report.sweep import _first
 from defuse.training import run as training
 
 NAMED = [
@@ -52,6 +53,17 @@ def test_every_shipped_spec_checks(name):
         assert certify.check(spec, "anywhere")["certification"]["sigma"] > 0
     else:
         assert evaluation.check(spec, "anywhere")["attacks"]
+
+
+@pytest.mark.parametrize("name", ["digits-tmdc", "cifar10-tmdc", "cifar10-sd2"])
+def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
+    """From the denoiser before the training, 0, to the last kept; a number, so a line is drawn."""
+    cells = sweep.check(specs.load(f"{name}-checkpoints"), "anywhere")
+    weights = {_first(cell): cell.spec["classifier"]["denoiser"]["weights"] for cell in cells}
+    assert list(weights) == sorted(weights)
+    assert [step for step, folder in weights.items() if "/steps/" not in folder] == [0]
+    assert all(f.endswith(f"/steps/{step:.0f}") for step, f in weights.items() if step)
+    assert len({cell.values["evaluation.subset_seed"] for cell in cells}) >= 3
 
 
 def test_the_published_experiments_ask_what_they_say():
