@@ -99,6 +99,16 @@ def test_addt_is_trained_and_attacked_as_published(name):
             assert row["eot"] == (1 if "knows" in row else 10)
 
 
+@pytest.mark.parametrize(
+    "name", ["tmdc-tables", "tmdc-checkpoints", "sd2-tables", "sd2-checkpoints"]
+)
+def test_tmdc_s_transfer_takes_the_published_steps(name):
+    for cell in sweep.check(specs.load(f"cifar10-{name}"), "anywhere"):
+        (row,) = (row for row in cell.spec["attacks"] if row["label"] == "PGD by transfer")
+        assert row["attack"]["steps"] == 40
+        assert row["attack"]["step_size"] * 0.05 == pytest.approx(2 / 255, rel=2e-3)
+
+
 def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
     spec = specs.load("diffpure-imagenet", ["classifier=bayes", "denoiser=null"])
     with pytest.raises(specs.SpecError, match="needs a denoiser"):
