@@ -100,6 +100,32 @@ def test_the_layers_are_those_that_are_asked():
         lora.add(model)
 
 
+def test_dropout_is_the_adapter_s_alone_and_of_training_alone(base):
+    model = made()
+    lora.add(model, dropout=0.5)
+    learned(model)
+    plain = made()
+    lora.add(plain)
+    assert torch.equal(logits(model), logits(learned(plain))), "none in use"
+    torch.manual_seed(0)  # noqa: TID251
+    assert not torch.equal(logits(model.train()), logits(plain))
+    assert torch.equal(logits(lora.merged(model).eval()), logits(lora.merged(plain)))
+    for share in (0, 0.5):
+        asked = started(steps=1, lora=f"{{rank: 2, dropout: {share}}}")
+        training.run(asked, Path(f"run{share}"), quiet=True)
+    first, second = ((Path(f"run{share}") / ADAPTER).read_bytes() for share in (0, 0.5))
+    assert first != second
+    with pytest.raises(ValueError, match=r"from 0 to below 1, not -0\.1"):
+        lora.add(made(), dropout=-0.1)
+
+
+def test_no_dropout_is_the_spec_it_was(base):
+    asked, none = (
+        started(lora=said)["training"]["lora"] for said in ("{rank: 2}", "{rank: 2, dropout: 0}")
+    )
+    assert asked == none == {"rank": 2, "alpha": None, "layers": None}
+
+
 def test_names_are_whole_names():
     """`proj` at the root is not `block.proj`, whatever ends alike."""
     inner = nn.Sequential()
@@ -409,6 +435,7 @@ def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
         (["training.half=true"], "round away"),
         (["training.lora.ranks=3"], "did you mean 'rank'"),
         (["training.lora.rank=many"], "rank"),
+        (["training.lora.dropout=1"], "lora.dropout must be from 0 to below 1, not 1"),
     ],
 )
 def test_a_spec_that_does_not_fit_is_told(base, changes, said):

@@ -25,7 +25,11 @@ _METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
 
 
 def add(
-    model: nn.Module, rank: int = 4, alpha: float | None = None, layers: Layers = None
+    model: nn.Module,
+    rank: int = 4,
+    alpha: float | None = None,
+    layers: Layers = None,
+    dropout: float = 0.0,
 ) -> list[str]:
     """Put an adapter beside layers of a denoiser's network; nothing else gets a gradient.
 
@@ -36,6 +40,7 @@ def add(
         layers: `"attention"` (queries, keys, values and outputs), `"convolutions"`, or names of
             linear and convolutional layers, whole or from a dot on; None is the attention, or
             where there is none the convolutions.
+        dropout: The share of what goes into the adapter that is dropped while it is trained.
 
     Returns:
         The names of the layers, within the network.
@@ -47,10 +52,12 @@ def add(
         raise ValueError(
             f"lora needs a rank of 1 or more and an alpha above 0, not {rank}, {alpha}"
         )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"lora.dropout must be from 0 to below 1, not {dropout}")
     host = host_of(model)
     names = _chosen(host, layers)
     model.requires_grad_(False)
-    _inject(host, rank, alpha or rank, names)
+    _inject(host, rank, alpha or rank, names, dropout)
     return names
 
 
@@ -177,7 +184,9 @@ def _chosen(host: nn.Module, layers: Layers) -> list[str]:
     return names
 
 
-def _inject(host: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> None:
+def _inject(
+    host: nn.Module, rank: int, alpha: float, names: Sequence[str], dropout: float = 0.0
+) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except (ImportError, RuntimeError) as error:
@@ -187,6 +196,7 @@ def _inject(host: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> N
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore
+        lora_dropout=dropout,
         target_modules="|".join(map(re.escape, names)),  # a pattern for these names alone
         init_lora_weights="gaussian",
     )
@@ -194,6 +204,7 @@ def _inject(host: nn.Module, rank: int, alpha: float, names: Sequence[str]) -> N
     for layer in _adapted(host).values():  # also beside weights in half precision
         layer.lora_A.float()
         layer.lora_B.float()
+        layer.train(host.training)  # new parts begin in training, with their dropout on
 
 
 def _merge(host: nn.Module) -> None:

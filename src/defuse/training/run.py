@@ -64,6 +64,7 @@ LORA: dict[str, tuple[Any, Any]] = {
     "rank": (int, 4),
     "alpha": (float | None, None),
     "layers": (str | list[str] | None, None),
+    "dropout": (float, 0.0),
 }
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
@@ -281,7 +282,11 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
         )
     if options["half"]:
         raise SpecError("training.half would round away what LoRA learns: leave it out")
-    return specs.fields("training.lora", options["lora"], LORA)
+    asked = specs.fields("training.lora", options["lora"], LORA)
+    if not 0 <= asked["dropout"] < 1:
+        raise SpecError(f"training.lora.dropout must be from 0 to below 1, not {asked['dropout']}")
+    # left out at its default, as before there was such a thing
+    return {key: value for key, value in asked.items() if (key, value) != ("dropout", 0)}
 
 
 def _check_precision(part: Table, lora: Table | None) -> None:
