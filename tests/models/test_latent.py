@@ -250,6 +250,19 @@ def test_the_gradient_is_that_of_finite_differences(folders, kind):
     assert float((gradient * way).sum()) == pytest.approx(float((above - below) / 2e-5), rel=1e-6)
 
 
+def test_the_one_product_through_the_encoder_is_that_of_plain_autograd(folders, table):
+    model = stable_diffusion(folders["sd"], table(THREE)).double()
+    x, noise = pictures(2).double().requires_grad_(), keys(2)
+    classifier = DiffusionClassifier(model, draws=3, rows=7, scale=1.0)
+    (found,) = torch.autograd.grad(losses_of(classifier(x, noise)), x)
+    z = 0.18215 * model.vae.encode(2 * square(x, 8) - 1).latent_dist.mean
+    errors = classifier.errors(noise.fold("eps"))
+    table_ = errors.at(z, torch.ones(3, 2, 3).nonzero()).view(3, 2, 3)  # draws, images, classes
+    (plain,) = torch.autograd.grad(losses_of(-table_.mean(0)), x)
+    torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12)
+    assert bool((plain.flatten(1).abs().amax(1) > 0).all())
+
+
 def test_an_image_is_encoded_once_and_a_text_never_again(folders, table):
     model = stable_diffusion(folders["sd"], table(THREE))
     encoded, told = [], []

@@ -23,6 +23,7 @@ from defuse.training import train as loop
 
 NOISE = Noise.of(0, range(3))
 X = NOISE.uniform(torch.empty(3, 1, 4, 4))
+RGB = NOISE.uniform(torch.empty(3, 3, 8, 8))
 BASE = {
     "name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4, "attention": [1],
     "classes": 2,
@@ -57,8 +58,8 @@ def learned(model, seed=1):
 
 
 @torch.no_grad()
-def logits(denoiser):
-    return DiffusionClassifier(denoiser, draws=4)(X, NOISE)
+def logits(denoiser, x=X):
+    return DiffusionClassifier(denoiser, draws=4)(x, NOISE)
 
 
 @pytest.fixture
@@ -78,6 +79,16 @@ def test_it_begins_exactly_as_the_model(layers):
         "lora_A",
         "lora_B",
     }
+
+
+def test_beside_stable_diffusion_it_begins_as_nothing(elsewhere):
+    stable_diffusion(Path("sd"))
+    plain, model = (
+        specs.build("denoiser", {"name": "stable-diffusion", "weights": "sd"}) for _ in "ab"
+    )
+    lora.add(model)
+    assert torch.equal(logits(model, RGB), logits(plain, RGB))
+    assert not torch.equal(logits(learned(model), RGB), logits(plain, RGB))
 
 
 def test_the_layers_are_those_that_are_asked():
@@ -310,9 +321,17 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
             "attack": {"name": "pgd", "steps": 1},
             "t_max": 0.5,
         },
-        "training": {"steps": 2, "batch": 2, "lora": {"rank": 2}},
+        "training": {"steps": 2, "batch": 2, "rate": 0.05, "warmup": 1, "average": 0},
     }
+    spec["training"]["lora"] = {"rank": 2}
     monkeypatch.setattr(card, "MERGED", 0)
+    kept, save = [], card.save_adapter
+
+    def watched(folder, part, model, **facts):
+        kept.append(model)
+        return save(folder, part, model, **facts)
+
+    monkeypatch.setattr(card, "save_adapter", watched)
     training.run(training.check(specs.load(spec)), Path("run"), quiet=True)
     names = load_file(Path("run") / ADAPTER)
     assert any(name.endswith("attn2.to_k.lora_A.weight") for name in names)
@@ -323,6 +342,10 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
         for name, value in ended.state_dict().items()
         if not torch.equal(value, begun.state_dict()[name])
     ]
+    in_memory = logits(kept[-1], RGB)
+    torch.testing.assert_close(logits(ended, RGB), in_memory, rtol=1e-4, atol=1e-3)
+    assert torch.equal(logits(ended, RGB), logits(lora.merged(kept[-1]), RGB))
+    assert float((logits(begun, RGB) - in_memory).abs().max()) > 1
     assert changed
     assert all(".to_" in name for name in changed), "neither the autoencoder nor anything else"
 

@@ -102,9 +102,9 @@ def test_released_noise_is_too_large_by_exactly_its_size():
     made(released=["noise"])(denoiser, X, Y, NOISE)
     (right, t, _), (released, then, _) = denoiser.network.seen
     assert torch.equal(t, then)
-    time = ((t + 1) / 1000)[:, None, None, None]
+    time = 1e-3 + (1 - 1e-3) * NOISE.fold("time").uniform(X[:, :1, :1, :1])
     _, alpha, sigma, _ = denoiser.schedule(time)
-    assert torch.allclose(released, right * (1 + (sigma / alpha) ** 2).sqrt(), rtol=2e-3)
+    assert torch.allclose(released, right * (1 + (sigma / alpha) ** 2).sqrt(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_attack_stays_within_the_threat():
@@ -318,6 +318,39 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
             assert torch.equal(value, kept[name]), name
     with pytest.raises(SpecError, match="keep holds steps from 1 to 2, not 7"):
         training.check(specs.load(SPEC, ["training.keep=[1, 7]"]))
+
+
+def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path):
+    """The release's attacks seed torch at every call, and so repeat what is drawn after them."""
+
+    def reseeding(model, x, y, threat, noise):
+        torch.manual_seed(2024)  # noqa: TID251
+        return x
+
+    class Same:
+        classes = ("dark", "bright")
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return X[0], 0
+
+    truth = made(attack=reseeding)
+
+    def objective(model, x, y, noise):
+        return truth(model, truth.attacked(x, y, noise), y, noise)
+
+    denoiser = model()
+    train(denoiser, objective, Same(), tmp_path, steps=3, batch=4, quiet=True)
+    given = [seen for seen in denoiser.network.seen if len(seen[0]) == 4]
+    assert len(given) == 3
+    t = torch.cat([time for _, time, _ in given]).double()
+    _, alpha, sigma, _ = denoiser.schedule(((t + 1) / 1000)[:, None, None, None])
+    eps = (torch.cat([x_t for x_t, _, _ in given]) - alpha * (2 * X[0] - 1)) / sigma
+    assert len(t.unique()) == 12, "of each image and step"
+    alike = torch.corrcoef(eps.flatten(1)) - torch.eye(12)
+    assert float(alike.abs().max()) < 0.95
 
 
 def test_a_constant_rate_stays():
