@@ -109,7 +109,7 @@ class _Compiled:
 
     def __init__(self, network: nn.Module):
         self.plain = network.forward
-        options = {"freezing": True, "max_autotune": True}
+        options: dict[str, Any] = {"freezing": True, "max_autotune": True}
         self.compiled = torch.compile(network.forward, options=options)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
