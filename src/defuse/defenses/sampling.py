@@ -80,7 +80,10 @@ def way_back(
     if sampler == "heun":
         times = karras(denoiser.schedule, t, steps)
         if not bool((times.diff() < 0).all()):
-            raise ValueError(f"the chain of {chain} has not the {steps} levels of noise of `heun`")
+            raise ValueError(
+                f"the chain of {chain} has not the {steps} levels of noise of `heun` below t = {t}: "
+                "take fewer steps, or a greater t"
+            )
         return Way(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
     choices: dict[Sampler, Step] = {
         "sde": euler_maruyama,

@@ -26,7 +26,7 @@ Kind = tuple[Any, ...]
 FREE = 0.25  # the share of free memory that the graphs of a chain may take
 CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
 _graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
-replayed = ContextVar("replayed", default=False)  # whether this is a step that will be replayed
+replayed = ContextVar("replayed", default=False)  # whether steps may be replayed
 _sizes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
@@ -73,7 +73,8 @@ def chain(
         cast = torch.is_autocast_enabled(x.device.type)
         learn = _Learned(owner, (*kind, x.shape[1:], x.dtype, cast))
         first = max(0, steps - (learn.affordable(x) if asked is None else asked))
-        return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
+        with _as_replayed():
+            return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
     for i in range(steps):
         x = advance(i, x)
     return x
@@ -156,8 +157,7 @@ class _Chain(torch.autograd.Function):
         for i in range(steps):
             states.append(places[i].copy_(x) if x.dtype == places.dtype else x)
             if i < first:
-                with _as_replayed():
-                    x = advance(i, x)
+                x = advance(i, x)
             else:
                 ctx.kept[i] = _Chain.step(advance, i, x)
                 x = ctx.kept[i][1].detach()

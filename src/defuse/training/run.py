@@ -200,8 +200,8 @@ def _run(
     else:
         denoising = getattr(model, "network", model) if kind == "denoiser" else model
         denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
-    new = start is None and spec[kind]["name"] != "trained"
-    if new and isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
+    fresh = start is None and spec[kind]["name"] != "trained"
+    if fresh and isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
         x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
         prepare((x.to(device) - model.mean) / model.std)
     at_once = options["batch"] // processes.count // options.get("accumulate", 1)
