@@ -24,6 +24,7 @@ from defuse.defenses.elimination import SCHEDULES, Paired, Stages
 from defuse.defenses.purified import Purified
 from defuse.defenses.times import weights_of
 from defuse.diffusion.denoise import Mixture, Network
+from defuse.diffusion.gradient import keeping
 from defuse.diffusion.schedule import VP, Discrete, Scales
 from defuse.evaluation.model import build_model, check_model
 from defuse.menu import SpecError
@@ -281,14 +282,48 @@ def test_classes_that_a_loss_leaves_out_cost_nothing_on_the_way_back(tiny, calls
     assert sum(rows) == 2 * 2 * 10, "two images, two classes"
 
 
+def test_graphs_are_kept_only_where_a_loss_needs_nearly_all_classes(tiny, calls):
+    """And the gradient is the same to the last bit, also in float32 sums."""
+    rows = calls(tiny)
+    x, noise = pictures(3), keys(3)
+    model = DiffusionClassifier(tiny, draws=10, rows=16)  # 120 rows in 8 calls
+
+    def back(loss):
+        x_ = x.clone().requires_grad_()
+        value = loss(model(x_, noise))
+        rows.clear()
+        return torch.autograd.grad(value, x_, retain_graph=True)[0], len(rows), value, x_
+
+    def margin(logits):
+        return (logits[:, 2] - logits[:, 0]).sum()
+
+    with keeping(0):
+        wanted, calls_back, *_ = back(losses_of)
+    assert calls_back == 8
+    for graphs, left in ((3, 5), (100, 0)):
+        with keeping(graphs):
+            found, calls_back, value, x_ = back(losses_of)
+            assert calls_back == left
+            assert torch.equal(found, wanted)
+            (again,) = torch.autograd.grad(value, x_)
+            assert torch.equal(again, wanted), "a second way back has no graphs, and replays"
+    assert back(losses_of)[1] == 0, "the first way back has shown what a graph takes"
+    few, calls_back, *_ = back(margin)
+    assert calls_back == 4, "60 rows, whatever was kept"
+    assert back(losses_of)[1] == 8, "after which nothing is kept until it pays again"
+    assert back(losses_of)[1] == 0
+    with keeping(0):
+        assert torch.equal(back(margin)[0], few)
+
+
 CODE = """
 import sys, torch
 torch.set_num_threads(1)
 from defuse.defenses.classifier import DiffusionClassifier
 from torch import nn
 from defuse.diffusion.denoise import Network
+from defuse.diffusion.gradient import keeping
 from defuse.noise import Noise
-from defuse.threat import Threat
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
@@ -303,7 +338,8 @@ def high():
 def peak(draws):
     x_ = x.clone().requires_grad_()
     model = DiffusionClassifier(net, draws=draws, rows=16)
-    model(x_, Noise.of(0, range(2))).square().sum().backward()
+    with keeping(0):
+        model(x_, Noise.of(0, range(2))).square().sum().backward()
     return high()
 with torch.no_grad():
     DiffusionClassifier(net, draws=4, rows=16)(x, Noise.of(0, range(2)))

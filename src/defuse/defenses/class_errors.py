@@ -3,11 +3,13 @@
 A draw is a time and a noise image; it is shared by all classes of an image, so that the differences
 between classes, which are all that counts, are free of the noise they have in common. Of a class
 that can be told in several wordings, the mean over them counts. Work goes through the network in
-chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk,
-with the memory of one, and only for the classes it is asked for.
+chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk, with the memory of one,
+and only for the classes it is asked for; where it is asked for nearly all of them, as many chunks as
+fit into free memory keep their graphs instead.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,13 +19,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from defuse.diffusion.denoise import Denoiser
-from defuse.diffusion.gradient import same_precision
+from defuse.diffusion.gradient import Learned, same_precision
 from defuse.diffusion.schedule import Scales
 from defuse.noise import Noise
 from defuse.parts import Rows, in_parts
 
 Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]  # places, their spots, shares
 Loss = Literal["l2", "l1", "huber"]
+_Kept = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # where a graph begins and ends, and its spots
 
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
@@ -50,6 +53,7 @@ class ClassErrors:
     loss: Loss
     rows: Rows
     _streams: dict[int, Noise] = field(default_factory=dict)
+    _kept: list[_Kept] = field(default_factory=list)
 
     def at(self, z: Tensor, places: Tensor) -> Tensor:
         """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by their first two."""
@@ -80,15 +84,34 @@ class ClassErrors:
         """
         return alpha * z[image] + sigma * eps, z[image]
 
-    @torch.no_grad()
     def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
-        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0."""
-        self.each(
-            wanted,
-            lambda places, spot, part: table.index_put_(
-                spot, (self.at(z, places) * part).to(table), accumulate=True
-            ),
-        )
+        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0.
+
+        If a gradient is asked for, graphs may be kept for the way back of `mean`.
+        """
+        back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
+        # the wordings of one error may be in two chunks, which are not taken apart
+        most = self.learned(z).graphs(self.rows.rows, z.device) if back else 0
+        most = 0 if self.denoiser.wordings else most
+
+        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
+            keep, at = len(self._kept) < most, z.detach()
+            with torch.set_grad_enabled(keep):
+                value = self.at(at.requires_grad_(keep), places)
+            if keep:
+                self._kept.append((at, value, spot))
+            table.index_put_(spot, (value.detach() * part).to(table), accumulate=True)
+
+        self.each(wanted, add)
+
+    def trained(self) -> list[Tensor]:
+        """The denoiser's weights that are in training."""
+        return [p for p in self.denoiser.parameters() if p.requires_grad]
+
+    def learned(self, z: Tensor) -> Learned:
+        """What the graph of a row takes."""
+        cast = torch.is_autocast_enabled(z.device.type)
+        return Learned(self.denoiser, (type(self), self.loss, z.shape[1:], z.dtype, cast))
 
     def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
         """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
@@ -98,7 +121,7 @@ class ClassErrors:
         share = taken * weight
         share = share / share.sum(2, keepdim=True)
         value = (table.double() * share).sum(2).to(z)
-        trained = [p for p in self.denoiser.parameters() if p.requires_grad]
+        trained = self.trained()
         if not torch.is_grad_enabled() or not (z.requires_grad or trained):
             return value
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
@@ -143,18 +166,32 @@ class _Mean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
         share, z, *trained = ctx.saved_tensors
-        wanted = share * gradient.double()[:, :, None]
+        errors, wanted = ctx.errors, share * gradient.double()[:, :, None]
         total = torch.zeros_like(z)
         totals = [torch.zeros_like(p) for p in trained]
 
-        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
-            with torch.enable_grad(), ctx.precision():
-                at = z.detach().requires_grad_()
-                value = ctx.errors.at(at, places) @ (wanted[spot] * part).to(z)
-            parts = torch.autograd.grad(value, (at, *trained), allow_unused=True)
+        def back(at: Tensor, value: Tensor, told: Tensor) -> None:
+            parts = torch.autograd.grad(value, (at, *trained), told, allow_unused=True)
             for whole, found in zip((total, *totals), parts, strict=True):
                 if found is not None:
                     whole.add_(found)
 
-        ctx.errors.each(wanted != 0, add)
+        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
+            watched = learned.watching(len(places)) if most else nullcontext()
+            with torch.enable_grad(), ctx.precision(), watched:
+                at = z.detach().requires_grad_()
+                value = errors.at(at, places)
+            back(at, value, (wanted[spot] * part).to(value))
+
+        left, learned = wanted != 0, errors.learned(z)
+        # a product costs two forwards: to replay what is asked for, three, or all that is kept, two
+        most = 3 * int(left.sum()) >= 2 * int((share != 0).sum())
+        if not most:
+            learned.forget()
+        while errors._kept:  # a second way back replays
+            at, value, spot = errors._kept.pop(0)
+            if most:
+                back(at, value, wanted[spot].to(value))
+                left[spot] = False
+        errors.each(left, add)
         return None, None, None, total, *totals

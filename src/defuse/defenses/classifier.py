@@ -132,7 +132,7 @@ class DiffusionClassifier(nn.Module):
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).fold("eps")
         errors = self.errors(eps)
-        table, taken, fallen = self._measure(errors, z.detach(), weight)
+        table, taken, fallen = self._measure(errors, z, weight)
         logits = -self._scale(z) * errors.mean(table, taken, z, weight)
         return _below(logits, fallen) if self.rule else logits
 

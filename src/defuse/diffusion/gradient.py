@@ -71,8 +71,8 @@ def chain(
     plain = asked is not None and asked >= steps
     if torch.is_grad_enabled() and (x.requires_grad or needed) and not plain:
         cast = torch.is_autocast_enabled(x.device.type)
-        learn = _Learned(owner, (*kind, x.shape[1:], x.dtype, cast))
-        first = max(0, steps - (learn.affordable(x) if asked is None else asked))
+        learn = Learned(owner, (*kind, x.shape[1:], x.dtype, cast))
+        first = max(0, steps - learn.graphs(len(x), x.device))
         with _as_replayed():
             return _Chain.apply(advance, steps, first, learn, x, *needed)  # pyright: ignore
     for i in range(steps):
@@ -80,21 +80,33 @@ def chain(
     return x
 
 
-class _Learned:
-    """What the graph of a step takes, per image, as the last way back has shown."""
+class Learned:
+    """What the graph of a step takes, per image, as the first way back has shown.
+
+    Args:
+        owner: The network of the steps, with which it is remembered; None for nothing.
+        kind: What else it depends on.
+    """
 
     def __init__(self, owner: nn.Module | None, kind: Kind):
         self.owner, self.kind = owner, kind
         self.known = owner is None or kind in _sizes.get(owner, {})
 
-    def affordable(self, x: Tensor) -> int:
-        """How many steps may keep their graphs."""
+    def graphs(self, images: int, device: torch.device) -> int:
+        """How many graphs of so many images are kept: as many as fit, or as `keeping` says."""
+        if (asked := _graphs.get()) is not None:
+            return asked
         size = _sizes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
-        free = free_bytes(str(x.device))
+        free = free_bytes(str(device))
         if size is None or free is None:
             return 0
-        most = FREE * free if x.is_cuda else min(FREE * free, CPU)
-        return int(most / max(size * len(x), 1))
+        most = FREE * free if device.type == "cuda" else min(FREE * free, CPU)
+        return int(most / max(size * images, 1))
+
+    def forget(self) -> None:
+        """Keep no graphs until another way back has shown what they take."""
+        if self.owner is not None:
+            _sizes.get(self.owner, {}).pop(self.kind, None)
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
@@ -147,7 +159,7 @@ class _Chain(torch.autograd.Function):
         advance: Advance,
         steps: int,
         first: int,
-        learn: _Learned,
+        learn: Learned,
         x: Tensor,
         *beside: Tensor,
     ) -> Tensor:
