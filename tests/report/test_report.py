@@ -300,6 +300,14 @@ def test_any_number_of_attacks(tmp_path, attacks):
         assert all(f"strong-{i}" in shown for i in range(attacks))
 
 
+def test_attacks_that_all_know_the_noise_are_not_said_to_be_none(tmp_path):
+    summary = write_report(a_run(tmp_path, attacks=[{**ATTACKS[0], "knows": "both"}]))
+    _, text, page = read(tmp_path)
+    for shown in (text, page.text, printed(summary, tmp_path)):
+        assert "Every attack knew of the noise" in shown
+        assert "No attack was tried" not in shown
+
+
 def test_doubts_are_told_where_the_numbers_are(tmp_path):
     summary = write_report(a_run(tmp_path, attacks=[ATTACKS[1]]))
     _, text, page = read(tmp_path)

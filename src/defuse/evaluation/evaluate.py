@@ -79,7 +79,10 @@ def evaluate(
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
         robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
-        return f"robust in this block {np.mean(robust):.0%}"
+        told = f"robust in this block {np.mean(robust):.0%}"
+        return (
+            told if judge.candidates() - {"clean", "random"} else f"{told}, to random noise alone"
+        )
 
     done = {outcome.index for outcome in run.outcomes()}
     if only is not None:
@@ -99,7 +102,7 @@ class Judge:
         """What is judged."""
         return self.search.model
 
-    def _candidates(self) -> set[str]:
+    def candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
 
         Those within the threat; if there are none, the other attackers'; if there are none of these
@@ -149,7 +152,7 @@ class Judge:
                 )
         which = [i for i, index in enumerate(indices) if index in measured]
         quality = self.quality(versions, noise.fold("quality", "purify"), which)
-        candidates = self._candidates()
+        candidates = self.candidates()
         cost = {key: count / len(y) for key, count in search.ledger.take().items()}
         seconds = round((time.perf_counter() - search.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]

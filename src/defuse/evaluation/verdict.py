@@ -163,7 +163,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     if attacks or not corruptions:
         told = {
             "the attacker may change": change,
-            "the attacker's view": attacker,
+            "the attacker's view": attacker or "none was tried",
             "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
             "verdict"
             if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks

@@ -88,6 +88,8 @@ def headline(summary: Mapping[str, Any]) -> str:
         kinds, right = len(summary["corruptions"]), summary["corrupted"]["mean"]["accuracy"]
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
         return f"Under {over} the model is right {percent(right)} of the time."
+    if not summary["attacks"] and roles(summary["spec"]["attacks"]).knowing:
+        return "Every attack knew of the noise: this run says nothing of an attacker who does not."
     if not summary["attacks"]:
         return "No attack was tried: this run says nothing about robustness."
     threat = summary["threat"]
