@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -384,6 +385,17 @@ def test_the_run_is_of_the_weights_not_of_their_place(spec, folders, tmp_path):
     assert identity(other) != identity(folders["dit"])
 
 
+def test_the_run_is_of_the_adapter_s_content_not_of_its_place(elsewhere, folders):
+    spec = {"denoiser": {"name": "dit", "weights": str(folders["dit"]), "adapter": "one"}}
+    for name, content in (("one", b"1"), ("other", b"1")):
+        Path(name).write_bytes(content)
+    asked = specs.identity(spec)
+    spec["denoiser"]["adapter"] = "other"
+    assert specs.identity(spec) == asked
+    Path("other").write_bytes(b"2")
+    assert specs.identity(spec) != asked
+
+
 # ---- files
 
 
@@ -461,6 +473,36 @@ def test_files_of_the_first_releases_are_read(folders, tmp_path):
     x, model, same = pictures(2), stable_diffusion(other), stable_diffusion(folders["sd"])
     torch.testing.assert_close(model.encode(x), same.encode(x))
     torch.testing.assert_close(model.network.texts, same.network.texts)
+
+
+def test_weights_of_torch_are_read_where_there_are_no_others_and_run_no_code(folders, tmp_path):
+    from safetensors.torch import load_file
+
+    other = tmp_path / "bin"
+    shutil.copytree(folders["sd"], other)
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        path = other / part / f"{name}.safetensors"
+        theirs = path.with_name(f"{'pytorch_model' if name == 'model' else name}.bin")
+        torch.save(load_file(path), theirs)
+        path.unlink()
+    model, same = stable_diffusion(other), stable_diffusion(folders["sd"])
+    torch.testing.assert_close(model.state_dict(), same.state_dict())
+    torch.testing.assert_close(model.network.texts, same.network.texts)
+    trap, mark = other / "unet" / "diffusion_pytorch_model.bin", tmp_path / "mark"
+    trap.write_bytes(pickle.dumps(Trap(mark), protocol=2))
+    with pytest.raises(ValueError, match="cannot be read as a UNet2DConditionModel"):
+        stable_diffusion(other)
+    assert not mark.exists()
+    pickle.loads(trap.read_bytes())
+    assert mark.exists(), "as a pickle that is trusted it would have run"
+
+
+class Trap:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.touch, (self.mark,)
 
 
 def test_repositories_are_tried_in_turn(folders, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """LoRA: it begins as nothing, learns beside frozen weights, and is kept in the layout of diffusers."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,11 @@ def test_an_adapter_for_another_model_is_refused(elsewhere):
     save_file({"weight": torch.ones(1)}, "other.safetensors")
     with pytest.raises(ValueError, match="no LoRA adapter of a denoiser: it holds weight"):
         lora.load(made(), Path("other.safetensors"))
+    state = load_file(ADAPTER)
+    gone = next(name for name in state if ".lora_B." in name)
+    save_file({k: v for k, v in state.items() if k != gone}, "other.safetensors")
+    with pytest.raises(ValueError, match=f"no whole LoRA adapter: it lacks {gone[5:]}"):
+        lora.load(made(), Path("other.safetensors"))
     with pytest.raises(FileNotFoundError, match="no file none"):
         lora.load(made(), Path("none.safetensors"))
 
@@ -380,6 +386,50 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     (Path("run") / "card.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="weights it stands beside have changed"):
         card.load_denoiser("run")
+
+
+@pytest.mark.parametrize("kind", [stable_diffusion, dit])
+def test_a_latent_model_takes_an_adapter_s_file_without_a_card(elsewhere, kind):
+    part = {"name": kind.__name__.replace("_", "-"), "weights": str(kind(Path("model")))}
+
+    def model(**options):
+        return specs.build("denoiser", specs.check("denoiser", part | options))
+
+    ours = model()
+    lora.add(ours, rank=2, alpha=3.0)
+    learned(ours)
+    Path("published.safetensors").write_bytes(lora.save(ours))
+    read = model(adapter="published.safetensors")
+    assert torch.equal(logits(read, RGB), logits(lora.merged(ours), RGB))
+    assert not torch.allclose(logits(read, RGB), logits(model(), RGB), rtol=1e-2)
+    assert not any(weight.requires_grad for weight in read.parameters())
+    half = model(adapter="published.safetensors", precision="bfloat16")
+    rounded = {n: p.bfloat16() for n, p in read.network.state_dict().items()}
+    torch.testing.assert_close(half.network.state_dict(), rounded, rtol=0, atol=0)
+
+
+def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere, monkeypatch):
+    stable_diffusion(Path("sd"))
+    other = made()
+    lora.add(other)
+    Path("other.safetensors").write_bytes(lora.save(learned(other)))
+    save_file({"weight": torch.ones(1)}, "weights.safetensors")
+    Path("text.safetensors").write_text("not found")
+    for name, said in (
+        ("none", "stable-diffusion: there is no file none.safetensors; name a file of weights"),
+        ("weights", "weights.safetensors is no LoRA adapter of a denoiser: it holds weight"),
+        ("text", "text.safetensors .9 bytes. cannot be read"),
+        ("other", "other.safetensors is an adapter for another model: "),
+    ):
+        part = {"name": "stable-diffusion", "weights": "sd", "adapter": f"{name}.safetensors"}
+        with pytest.raises(SpecError, match=said):
+            specs.build("denoiser", specs.check("denoiser", part))
+    right = specs.build("denoiser", part | {"adapter": None})
+    lora.add(right)
+    Path("right.safetensors").write_bytes(lora.save(right))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SpecError, match=r"needs the library peft: pip install defuse.lora."):
+        specs.build("denoiser", part | {"adapter": "right.safetensors"})
 
 
 def test_weights_below_float32_are_not_trained(elsewhere):

@@ -18,6 +18,7 @@ from defuse.diffusion.latent import Latent, Numbered, Prompted, factor_of
 from defuse.diffusion.schedule import Discrete
 from defuse.files import weights_in
 from defuse.machine import pick_device
+from defuse.models import lora
 from defuse.models.prompts import read_prompts
 
 Predicts = Literal["noise", "velocity", "image"]
@@ -37,6 +38,7 @@ def stable_diffusion(
     predicts: Predicts | None = None,
     size: int | None = None,
     precision: Precision = "float32",
+    adapter: Path | None = None,
     download: Sequence[str] = (),
 ) -> Latent:
     """Stable Diffusion 2 (Rombach et al., 2022), told each class by prompts; its null is the empty text.
@@ -50,18 +52,21 @@ def stable_diffusion(
         predicts: What the network says; None is what its scheduler's settings tell.
         size: Of its images, in pixels; None is what the network was trained for.
         precision: Of the U-Net. The autoencoder and the text encoder are in float32.
+        adapter: A file of a LoRA adapter of the U-Net, whose part is added to its weights before they
+            are rounded to `precision` (see `lora.load`).
         download: Repositories to fetch the folder from if it is not complete, `owner/name` or
             `https://mirror/owner/name`, tried in turn.
 
     Raises:
-        ValueError: A file is missing or does not fit, or the prompts are not in order.
+        FileNotFoundError: There is no file `adapter`.
+        ValueError: Another file is missing or does not fit, or the prompts are not in order.
     """
     told = read_prompts(prompts, templates)
     weights = Path(weights)
     _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    unet = _load(UNet2DConditionModel, weights / "unet", precision)
+    unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
     texts = ["", *(text for ways in told for text in ways)]
     embedded = _embedded(weights, texts)
     wide = unet.config["cross_attention_dim"]
@@ -81,6 +86,7 @@ def dit(
     predicts: Predicts | None = None,
     size: int | None = None,
     precision: Precision = "float32",
+    adapter: Path | None = None,
     download: Sequence[str] = (),
 ) -> Latent:
     """A class-conditional DiT (Peebles and Xie, 2023).
@@ -91,16 +97,18 @@ def dit(
         predicts: What the network says; None is what its scheduler's settings tell.
         size: Of its images, in pixels; None is what the network was trained for.
         precision: Of the transformer. The autoencoder is in float32.
+        adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
         download: Where to fetch the folder from if it is not complete (see `stable_diffusion`).
 
     Raises:
-        ValueError: A file is missing or does not fit, or there is no such label.
+        FileNotFoundError: There is no file `adapter`.
+        ValueError: Another file is missing or does not fit, or there is no such label.
     """
     weights = Path(weights)
     _complete(weights, ("transformer", "vae"), (), download)
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    transformer = _load(DiTTransformer2DModel, weights / "transformer", precision)
+    transformer = _adapted(DiTTransformer2DModel, weights / "transformer", precision, adapter)
     classes = transformer.config["num_embeds_ada_norm"]
     numbers = list(range(classes)) if labels is None else list(labels)
     if wrong := [n for n in numbers if not 0 <= n < classes]:
@@ -183,6 +191,15 @@ def _embedded(weights: Path, texts: Sequence[str]) -> Tensor:
     )
     parts = told.input_ids.to(encoder.device).split(32)
     return torch.cat([encoder(part)[0].cpu() for part in parts])
+
+
+def _adapted(kind: Any, part: Path, precision: Precision, adapter: Path | None) -> Any:
+    """A network with what an adapter learned, if there is one, in its weights."""
+    if adapter is None:
+        return _load(kind, part, precision)
+    network = _load(kind, part, "float32")  # until the adapter is in
+    lora.load(network, Path(adapter), precision=precision)
+    return network
 
 
 def _load(kind: Any, part: Path, precision: Precision) -> Any:
@@ -268,7 +285,8 @@ def _lacking(folder: Path, networks: Sequence[str], others: Sequence[str]) -> li
     needed = [f"{part}/config.json" for part in networks] + ["scheduler/scheduler_config.json"]
     lacks = [name for name in needed if not (folder / name).is_file()]
     lacks += [
-        f"{part}/{'diffusion_pytorch_model' if part != 'text_encoder' else 'model'}.safetensors"
+        f"{part}/{'diffusion_pytorch_model' if part != 'text_encoder' else 'model'}.safetensors "
+        "(or .bin)"
         for part in networks
         if weights_in(folder / part) is None
     ]

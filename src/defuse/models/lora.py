@@ -91,10 +91,9 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no adapter, or one for another model.
+        ValueError: The file holds no adapter, or one for another model, or peft is missing.
     """
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-    from peft import set_peft_model_state_dict
 
     host = host_of(model)
     state: dict[str, Tensor] = convert_unet_state_dict_to_peft(read_state(path))
@@ -105,6 +104,9 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
         if part is None:
             raise ValueError(f"{path} is no LoRA adapter of a denoiser: it holds {name}")
     layers = sorted({part[1] for part in parts.values() if part})
+    halves = (f"{layer}.lora_{half}.weight" for layer in layers for half in "AB")
+    if lacks := [name for name in halves if name not in state]:
+        raise ValueError(f"{path} is no whole LoRA adapter: it lacks {lacks[0]}")
     own = dict(host.named_modules())
     strange = [name for name in layers if not isinstance(own.get(name), nn.Linear | nn.Conv2d)]
     misfit = f"{path} is an adapter for another model"
@@ -114,6 +116,8 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
         raise ValueError(f"{misfit}: the weights it stands beside have changed")
     rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
     _inject(host, rank, _alpha(path) or rank, layers)
+    from peft import set_peft_model_state_dict
+
     try:
         said = set_peft_model_state_dict(host, state)
     except RuntimeError as error:
