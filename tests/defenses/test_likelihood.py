@@ -6,6 +6,7 @@ import torch
 from defuse.data.blobs import Blobs, mixture
 from defuse.defenses.likelihood import LikelihoodMaximization
 from defuse.diffusion.denoise import Mixture
+from defuse.diffusion.gradient import keeping
 from defuse.diffusion.schedule import VP, time_of_noise
 from defuse.diffusion.unet import unet
 from defuse.noise import Noise, seed_torch
@@ -13,6 +14,8 @@ from defuse.noise import Noise, seed_torch
 X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
 NOISE = Noise.of(0, range(3))
 GAUSSIAN = Mixture(torch.full((1, 1, 4, 4), 0.2, dtype=torch.float64), 0.5)
+DARK = Mixture(torch.full((1, 1, 4, 4), -1.2, dtype=torch.float64), 0.5)  # draws images below 0
+LIGHT = Mixture(-DARK.means, 0.5)
 
 
 def loss_gradient(z: torch.Tensor) -> torch.Tensor:
@@ -25,7 +28,7 @@ def loss_gradient(z: torch.Tensor) -> torch.Tensor:
     return 2 * (k * alpha - 1) * miss
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "gradient"])
+@pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
 def test_one_step_in_closed_form(optimizer):
     options = {"steps": 1, "low": 0.25, "high": 0.25, "rate": 0.01, "optimizer": optimizer}
     out = LikelihoodMaximization(GAUSSIAN, **options)(X, NOISE)
@@ -61,18 +64,79 @@ def test_adam_is_torch_s():
     assert len({float(t) for stack in times for t in stack}) == 9  # of each image and step
 
 
+def test_momentum_in_a_ball_is_written_out():
+    """Four steps by hand, where some pixels meet the ball, some the edge of [0, 1], and some neither."""
+    options = {"steps": 4, "low": 0.25, "high": 0.25, "rate": 0.012, "optimizer": "momentum"}
+    x = X.clone()
+    x[:, :, 0], x[:, :, 1] = 0.0, 0.02
+    out = LikelihoodMaximization(DARK, eta=0.03, **options)(x, NOISE)
+    t, moment, at = torch.tensor(time_of_noise(VP(), 0.25)).double(), 0.0, x
+    for i in range(4):
+        z = (2 * at - 1).requires_grad_()
+        x_t = DARK.perturb(z, t, NOISE.fold("forward", i))
+        (gradient,) = torch.autograd.grad((DARK(x_t, t) - z).square().sum(), z)
+        moment = 0.9 * moment + gradient
+        at = (at - 0.012 * moment.sign()).clamp(x - 0.03, x + 0.03).clamp(0, 1)
+    assert torch.allclose(out, at, atol=1e-9)
+    moved = (out - x).abs()
+    assert bool((moved > 0.0299).any())
+    assert bool((out == 0).any())
+    assert bool(((moved < 0.0299) & (out > 0)).any())
+
+
+@pytest.mark.parametrize("world", [DARK, LIGHT])
+@pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
+def test_in_a_ball_an_image_stays_near_itself_and_an_image(optimizer, world):
+    x = X.clone()
+    for row, value in enumerate((0.0, 1.0, 0.01, 0.99)):
+        x[:, :, row, :3] = value
+    with torch.no_grad():
+        near, far = (
+            LikelihoodMaximization(world, optimizer=optimizer, rate=0.1, eta=eta)(x, NOISE)
+            for eta in (8 / 255, None)
+        )
+    assert float((near - x).abs().max()) == pytest.approx(8 / 255, abs=1e-6)
+    assert float((far - x).abs().max()) > 0.05
+    edge = float(world is LIGHT)
+    assert bool((near == edge).any())
+    assert bool(((near >= 0) & (near <= 1)).all())
+    assert bool(((far < 0) | (far > 1)).any())
+
+
+def test_the_paper_s_form_makes_an_image_likelier():
+    """Blobs with pixels turned by 8/255: log p of the mixture, in closed form, for each of 16."""
+    data, model, noise = Blobs(16), mixture(), Noise.of(0, range(16))
+    x = torch.stack([data[i][0] for i in range(16)])
+    x = (x + 8 / 255 * noise.normal(x).sign()).clamp(0, 1)
+
+    def likelihood(x):
+        gap = (2 * x - 1)[:, None] - model.means
+        return (-gap.square() / (2 * model.spread**2)).flatten(2).sum(2).logsumexp(1)
+
+    paper = {"steps": 5, "rate": 2 / 255, "optimizer": "momentum", "eta": 8 / 255}
+    out = LikelihoodMaximization(model, **paper)(x, noise)
+    gained = likelihood(out) - likelihood(x)
+    assert float((gained > 0).double().mean()) > 0.9
+    assert float(gained.mean()) > 1
+
+
 def test_an_image_comes_nearer_to_the_data():
     far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # data: 0.6 +- 0.25
     out = LikelihoodMaximization(GAUSSIAN, steps=10, rate=0.02)(far, NOISE)
     assert (out.mean((1, 2, 3)) < 0.9).all()
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "gradient"])
-def test_gradients_are_exact(optimizer):
-    pure = LikelihoodMaximization(mixture(side=3), steps=3, optimizer=optimizer)
+@pytest.mark.parametrize("eta", [None, 0.06])
+@pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
+def test_gradients_are_exact(optimizer, eta):
+    """Against plain autograd, and against finite differences."""
+    pure = LikelihoodMaximization(mixture(side=3), steps=3, optimizer=optimizer, eta=eta)
     x = X[:, :, :3, :3].clone().requires_grad_()
     aim = NOISE.fold("aim").normal(x)
     (gradient,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
+    with keeping(3):
+        (plain,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
+    assert torch.allclose(gradient, plain, rtol=1e-12)
     way, h = NOISE.fold("way").normal(x), 1e-6
     with torch.no_grad():
         up, down = (pure(x + sign * h * way, NOISE) for sign in (1, -1))
@@ -106,9 +170,30 @@ def test_a_network_with_attention_works():
         ({"rate": -0.1}, "rate must be a number from 0 upward"),
         ({"low": 0.4}, "low must be at most high"),
         ({"high": 100.0}, "sigma is a noise above 0 and up to 76"),
-        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient"),
+        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient, momentum"),
+        ({"eta": 0.0}, "eta must be a number above 0"),
     ],
 )
 def test_mistakes_are_told(options, words: str):
     with pytest.raises(ValueError, match=words):
         LikelihoodMaximization(mixture(), **options)
+
+
+def test_a_ball_of_pixels_is_refused_where_there_are_none():
+    latent = mixture()
+    latent.resizes = True
+    with pytest.raises(ValueError, match="eta is a distance of pixels"):
+        LikelihoodMaximization(latent, eta=8 / 255)
+
+
+def test_the_gradient_of_momentum_is_that_of_the_identity():
+    """As the page says: 1 for a pixel, and 0 for one that a clamp holds at 0 or 1."""
+    x = X.clone()
+    x[:, :, 0], x[:, :, 1] = 0.0, 1.0
+    x.requires_grad_()
+    pure = LikelihoodMaximization(DARK, optimizer="momentum", eta=8 / 255)
+    out = pure(x, NOISE)
+    (gradient,) = torch.autograd.grad(out.sum(), x)
+    held = (out == 0) | (out == 1)
+    assert bool(held.any())
+    assert torch.equal(gradient, (~held).double())
