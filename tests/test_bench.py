@@ -9,6 +9,7 @@ import torch
 from defuse.diffusion.reverse import euler_maruyama, even
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+import bayes
 import measuring
 import speed
 import variants
@@ -64,3 +65,14 @@ def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
     assert speed.kept(f"{begin}\nold\n{end}\n{speed.PUBLIC}") == [], (
         "below the marks it is not ours"
     )
+
+
+def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
+    assert bayes.measure(200, 60, 0, (0.05, 0.6))[0].accuracy > 0.98
+    faint = bayes.measure(200, 20, 0, (0.0, 0.02))  # where the draws of noise hide the class
+    assert faint[0].accuracy < 0.95
+    asked = ["--points", "200", "--draws", "20", "--span", "0", "0.02"]
+    monkeypatch.setattr(sys, "argv", ["bayes.py", *asked])
+    bayes.main()
+    *_, row = capsys.readouterr().out.splitlines()
+    assert row == f"| 20 | {' | '.join(map(str, faint))} | 200 | 0 |"

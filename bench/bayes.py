@@ -1,0 +1,79 @@
+"""How often the diffusion classifier decides as Bayes' rule does, in a world where that is known.
+
+    python bench/bayes.py
+
+The world: 5 classes, each a Gaussian (standard deviation 0.22 in every direction) around a mean of its
+own in 4 dimensions; points are drawn from all classes alike. Bayes' rule is the nearest mean, and gets
+some of them wrong. The diffusion classifier has the exact denoiser of that world and knows nothing else:
+what it decides otherwise is due to its finite draws and span of times. Prints rows in Markdown
+(docs/classifier.md has them); intervals are Wilson's, 95 %.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from defuse.defenses.classifier import DiffusionClassifier
+from defuse.diffusion.denoise import Mixture
+from defuse.noise import Noise
+from defuse.statistics import Share, wilson
+
+HEADS = "| draws | decides as Bayes' rule | right | Bayes' rule is right | points | seed |"
+CLASSES, SPREAD = 5, 0.22
+
+
+def main() -> None:
+    """Print a row for each number of draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--points", type=int, default=2000)
+    parser.add_argument("--draws", type=int, nargs="+", default=[30, 120, 500])
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the world, its points and the draws"
+    )
+    parser.add_argument(
+        "--span", type=float, nargs=2, default=(0.05, 0.6), help="the first time and the last"
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(HEADS, "|---:|---:|---:|---:|---:|---:|", sep="\n")
+    for draws in options.draws:
+        shares = " | ".join(map(str, measure(options.points, draws, options.seed, options.span)))
+        print(f"| {draws} | {shares} | {options.points:,} | {options.seed} |", flush=True)
+
+
+@torch.no_grad()
+def measure(
+    points: int, draws: int, seed: int, span: Sequence[float]
+) -> tuple[Share, Share, Share]:
+    """How often the diffusion classifier decides as Bayes' rule, and how often each is right."""
+    means, z, y = world(points, seed)
+    bayes = (z[:, None] - means).square().flatten(2).sum(2).argmin(1)
+    model = DiffusionClassifier(
+        Mixture(means, SPREAD), draws=draws, weight="elbo", span=(span[0], span[1]), rows=10**5
+    )
+    noise = Noise.of(seed, range(points)).fold("draws")
+    found = torch.cat(
+        [
+            model((part + 1) / 2, noise.take(range(first, first + len(part)))).argmax(1)
+            for first, part in zip(range(0, points, 500), z.split(500), strict=True)
+        ]
+    )
+    same, right, best = (int(hits.sum()) for hits in (found == bayes, found == y, bayes == y))
+    return wilson(same, points), wilson(right, points), wilson(best, points)
+
+
+def world(points: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The means (5, 1, 2, 2), points (B, 1, 2, 2) of [-1, 1] space, and their classes (B,)."""
+    like = torch.empty(1, 2, 2)
+    means = 0.5 * Noise.of(seed, range(CLASSES)).fold("means").normal(like.expand(CLASSES, 1, 2, 2))
+    y = torch.arange(points) % CLASSES
+    scatter = Noise.of(seed, range(points)).fold("points").normal(like.expand(points, 1, 2, 2))
+    return means, means[y] + SPREAD * scatter, y
+
+
+if __name__ == "__main__":
+    main()
