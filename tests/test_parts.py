@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from defuse.attacks import views
 from defuse.attacks.losses import ask, look
 from defuse.attacks.pgd import PGD
 from defuse.attacks.views import Limited
@@ -71,6 +72,15 @@ def test_an_attack_survives_it_and_finds_the_same():
     ]
     assert torch.allclose(*found, rtol=1e-12, atol=1e-15)
     assert not torch.equal(found[0], X)
+
+
+def test_views_share_what_was_learned(capsys):
+    inner = Crowded(6, False)
+    whole = Limited(Purified(inner, lambda x, noise: x), 64)
+    for _ in range(2):
+        views.undefended(whole)(X, NOISE)
+    assert whole.rows == 5
+    assert len(capsys.readouterr().err.splitlines()) == 1, "it is found out once"
 
 
 def test_when_one_image_is_too_much_it_is_said():

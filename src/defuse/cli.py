@@ -48,10 +48,10 @@ def evaluate(
     folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
     if dry_run or budget:
         from defuse.evaluation import forecast
-        from defuse.report.forecast import told
+        from defuse.report.forecast import so_far, told
 
         checked, cost = forecast.plan(checked, folder, budget, part)
-        for line in told(cost, part[1], budget) if cost else ():
+        for line in (*(told(cost, part[1], budget) if cost else ()), *so_far(checked, folder)):
             typer.echo(line)
         if dry_run:
             return

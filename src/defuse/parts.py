@@ -17,13 +17,13 @@ Found = TypeVar("Found")
 
 
 class Rows:
-    """The most rows of a call, where several parts of a model share that number.
+    """The most rows of a call, where several parts or views of a model share that number.
 
     Attributes:
-        rows: It; `in_parts` halves it when memory runs out.
+        rows: It, or None for any; `in_parts` halves it when memory runs out.
     """
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int | None):
         self.rows = rows
 
 

@@ -13,6 +13,7 @@ import torch
 from defuse.cli import run
 from defuse.data import pictures
 from defuse.data.blobs import Blobs
+from defuse.defenses.diffpure import DiffPure
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.record import Run, merge
 from defuse.noise import Noise
@@ -55,6 +56,33 @@ def test_every_image_is_judged_under_every_condition(whole):
 def test_the_batch_does_not_matter(elsewhere, facts, whole, change):
     assert run(toy(elsewhere / "other", change)) == 0
     assert facts(elsewhere / "other") == whole
+
+
+def test_when_memory_runs_out_the_run_goes_on_pictures_and_all(
+    elsewhere, facts, monkeypatch, capsys
+):
+    """With fewer images in a call, and to the same outcomes and pictures."""
+    small = "evaluation.images=6", "machine.block=6", "evaluation.pictures=6"
+    assert run(toy(elsewhere / "roomy", *small)) == 0
+    plain = DiffPure.walk
+
+    def crowded(self, x, noise):
+        if len(x) > 4:
+            raise torch.OutOfMemoryError("there is no room")
+        return plain(self, x, noise)
+
+    monkeypatch.setattr(DiffPure, "walk", crowded)
+    assert run(toy(elsewhere / "narrow", *small)) == 0
+    assert "out of memory with 6 images in a call: going on with 3" in capsys.readouterr().err
+    assert facts(elsewhere / "narrow") == facts(elsewhere / "roomy")
+    found = [
+        {name: table[name] for name in table.files}
+        for out in ("roomy", "narrow")
+        for table in [np.load(next((elsewhere / out / "examples").glob("*.npz")))]
+    ]
+    assert found[0].keys() == found[1].keys() >= {"times", "clean", "attacked_sure"}
+    for name, wanted in found[0].items():
+        np.testing.assert_allclose(found[1][name], wanted, atol=1e-5)
 
 
 def test_shards_in_one_folder_and_in_several_make_the_whole(elsewhere, facts, whole):

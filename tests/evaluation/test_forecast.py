@@ -108,6 +108,42 @@ def test_a_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
     assert (elsewhere / "run" / "forecast.json").read_text() == first
 
 
+def test_no_trial_is_larger_than_the_largest_call_of_the_run():
+    spec = check(load("blobs", [*SMALL, "machine.block=2", "attacks=[{name: pgd, eot: 5}]"]))
+    assert forecast(spec).rows == 2 * 5
+    assert forecast({**spec, "machine": {**spec["machine"], "rows": 8}}).rows == 8
+
+
+def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
+    spec = check(load("blobs", SMALL))
+    made = parts(spec)
+    plain = forecast(spec, made=made)
+    purify, classify = made.model.purifier.forward, made.model.classifier.forward
+
+    def crowded(inner):
+        def call(x, *others):
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("there is no room")
+            return inner(x, *others)
+
+        return call
+
+    monkeypatch.setattr(made.model.purifier, "forward", crowded(purify))
+    monkeypatch.setattr(made.model.classifier, "forward", crowded(classify))
+    told = forecast(spec, made=made)
+    assert told.rows == 4 < plain.rows
+    assert told.total.calls == plain.total.calls
+
+
+def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
+    assert run([*command(), "--shard", "0/2"]) == 0
+    for more in ([], ["--budget", "1h"]):
+        capsys.readouterr()
+        assert run([*command(), "--dry-run", *more]) == 0
+        said = capsys.readouterr().out
+        assert "begun with 4 images, of which 2 are done" in said
+
+
 def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
     least = ["evaluation.images=9", "machine.block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from defuse.machine import bfloat16_pays
 from defuse.noise import Noise
-from defuse.parts import in_parts
+from defuse.parts import Rows, in_parts
 from defuse.protocols import Classifier, Defended, Purifier
 
 
@@ -138,11 +138,22 @@ class Limited:
 
     (See `protocols.Classifier` for both.)
 
-    When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`).
+    When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`). Given another
+    model, it has its number of rows, and they learn from each other.
     """
 
-    def __init__(self, model: Classifier, rows: int | None, keeps: int = 1):
-        self.model, self.rows, self.keeps = model, rows, keeps
+    def __init__(self, model: Classifier, rows: "int | Limited | None", keeps: int = 1):
+        self.model, self.keeps = model, keeps
+        self._rows = rows._rows if isinstance(rows, Limited) else Rows(rows)
+
+    @property
+    def rows(self) -> int | None:
+        """The most images in a call; None for any number."""
+        return self._rows.rows
+
+    @rows.setter
+    def rows(self, rows: int | None) -> None:
+        self._rows.rows = rows
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
@@ -178,8 +189,12 @@ class Limited:
 
 
 def _as(model: Classifier, view: Classifier) -> Classifier:
-    rows = getattr(model, "rows", None)
+    rows = _rows(model)
     return view if rows is None else Limited(view, rows)
+
+
+def _rows(model: Classifier) -> "int | Limited | None":
+    return model if isinstance(model, Limited) else getattr(model, "rows", None)
 
 
 def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
@@ -205,7 +220,7 @@ def _defended(model: Classifier) -> Defended:
 def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
     """The model with its diffusion classifier changed, which may stand behind a purifier."""
     inner: Any = model.model if isinstance(model, Limited) else model
-    rows = getattr(model, "rows", None)
+    rows = _rows(model)
     if hasattr(inner, "whole"):
         changed = change(inner)
         return Limited(changed, rows, changed.keeps)

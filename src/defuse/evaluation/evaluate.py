@@ -21,6 +21,7 @@ from defuse.evaluation.quality import Quality, measure
 from defuse.evaluation.record import Condition, Keeper, Outcome
 from defuse.evaluation.search import Machine, Search, besides, bounded, by_block, secret
 from defuse.noise import Noise
+from defuse.parts import in_parts
 from defuse.protocols import Attack, Classifier, Dataset, Defended
 from defuse.threat import Knowledge, Threat
 
@@ -201,7 +202,7 @@ class Judge:
         for name, version in versions.items():
             seen = {} if name == "clean" else {"before": version[which]}
             if isinstance(model, Defended):
-                seen["after"] = Limited(model.purifier, self.model.rows)(version[which], noise)
+                seen["after"] = Limited(model.purifier, self.model)(version[which], noise)
             for when, pictures in seen.items():
                 for i, told in zip(which, measure(pictures, clean, self.lpips), strict=True):
                     found[i].setdefault(name, {})[when] = told
@@ -211,7 +212,7 @@ class Judge:
         """What the classifier without its defence answers; None if there is no defence."""
         if not isinstance(self.model.model, Defended):
             return [None] * len(x)
-        bare = Limited(self.model.model.classifier, self.model.rows)
+        bare = Limited(self.model.model.classifier, self.model)
         return votes(bare, x, noise, 1)[:, 0].tolist()
 
     def examples(
@@ -228,7 +229,15 @@ class Judge:
         indices = [outcomes[i].index for i in which]
         x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
         x, noise = versions["clean"][which], Noise.of(self.search.seed, indices)
-        return _examples(self.model.model, x, x_adv, y[which], noise, indices)
+
+        def part(of: slice) -> dict[str, np.ndarray]:
+            given = x[of], x_adv[of], y[which][of], noise.take(range(of.start, of.stop))
+            return _examples(self.model.model, *given, indices[of])
+
+        found = in_parts(part, len(which), self.model)
+        along = found[0].pop("times", None)  # the same for all images
+        kept = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        return kept if along is None else kept | {"times": along}
 
 
 @torch.no_grad()

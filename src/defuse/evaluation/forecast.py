@@ -1,47 +1,35 @@
 """What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
 
-The whole evaluation of one image is rehearsed on stand-ins, which answer at once and count how they
-are asked; a few calls of the real parts then tell what one asking costs. So the forecast holds for any
-attack, a stranger's too. The stand-ins answer rightly whatever is done to the image: where an image
-that fell is left alone, the forecast is what an image costs that stands up to everything.
+The whole evaluation of one image is rehearsed on stand-ins (`rehearsal`); a few calls of the real parts,
+as large as those of the run, then tell what one asking costs.
 """
 
 import json
 import math
 import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
-from defuse.attacks.views import Limited
 from defuse.data import fetch
-from defuse.defenses.aggregate import Aggregated
-from defuse.defenses.purified import Purified
-from defuse.evaluation.evaluate import Judge
 from defuse.evaluation.ledger import Ledger
 from defuse.evaluation.record import FORECAST, Run
+from defuse.evaluation.rehearsal import Asked, Rehearsal, rehearse
 from defuse.evaluation.run import Parts, parts
-from defuse.evaluation.search import Search
 from defuse.files import write_bytes
 from defuse.menu import SpecError
 from defuse.noise import Noise
-from defuse.protocols import Classifier, Defended
 from defuse.spec import Table
 from defuse.statistics import wilson
-from defuse.threat import Threat
 
 CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
 TRIAL = 1.0  # seconds: calls are timed on more and more images until one takes so long
-DERIVED = ("coarse", "adjoint", "whole", "stage")  # what views ask of a part: another part
 
 
 @dataclass(frozen=True)
@@ -130,12 +118,12 @@ def forecast(spec: Table, budget: float | None = None, made: Parts | None = None
     """
     made, workers = made or parts(spec), _workers(spec)
     most = made.on(spec, (0, 1), quiet=True).rows  # the model is now executed as in the run
-    asked, stands = rehearse(spec, made, most)
+    played = rehearse(spec, made, most)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
-        costs, rows = _costs(made, asked, stands, most)
+        costs, rows = _costs(made, played, spec["machine"]["block"], most)
     per_image = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
-        for name, counts in asked.items()
+        for name, counts in played.asked.items()
     }
     images = whole = len(made.indices)
     if not made.attacks:  # distances are measured for the report's pictures only
@@ -171,9 +159,9 @@ def plan(
             "--budget chooses the number of images by this machine's speed, so shards would differ: "
             "see `--dry-run --budget` for the number, and give it to all by --set evaluation.images="
         )
-    limit, begun = seconds_of(budget), _begun(spec, folder)
-    if begun is not None:
-        return _with_images(spec, begun), None
+    limit, images = seconds_of(budget), begun(spec, folder)
+    if images is not None:
+        return _with_images(spec, images), None
     found = forecast(spec, limit)
     found.keep(folder)
     return _with_images(spec, found.images), found
@@ -181,7 +169,7 @@ def plan(
 
 def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
     """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
-    if not found.most or _begun(spec, folder) is None:
+    if not found.most or begun(spec, folder) is None:
         return None
     done = Run.open(folder).outcomes()
     if not done:
@@ -191,7 +179,7 @@ def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
     return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, rows=0)
 
 
-def _begun(spec: Table, folder: Path) -> int | None:
+def begun(spec: Table, folder: Path) -> int | None:
     """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
     if not (folder / "run.json").is_file():
         return None
@@ -205,140 +193,18 @@ def _with_images(spec: Table, images: int | None) -> Table:
     return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
 
 
-class Asked(NamedTuple):
-    """A way to ask a part: the part's name, and how."""
-
-    part: str
-    how: str  # "forward", "gradient" or "decide"
-
-
-class StandIn:
-    """Answers for a part of a model at once, and counts the images it is asked about.
-
-    Args:
-        real: The part.
-        name: Its name.
-        answer: Images to what it answers, which leads a gradient back.
-        counts: Where it counts.
-        stands: All stand-ins, by name; those that views make of this one join it.
-    """
-
-    def __init__(
-        self,
-        real: Any,
-        name: str,
-        answer: Callable[[Tensor], Tensor],
-        counts: Counter[Asked],
-        stands: dict[str, Any],
-    ):
-        self.real, self.name, self.answer = real, name, answer
-        self.counts, self.stands = counts, stands
-        stands[name] = real
-
-    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        """The answer; a gradient that goes back through it is counted, too."""
-        out, plain = self.answer(x), Asked(self.name, "forward")
-        self.counts[plain] += len(x)
-        if out.requires_grad:
-
-            def back(gradient: Tensor) -> None:
-                self.counts[plain] -= len(gradient)
-                self.counts[Asked(self.name, "gradient")] += len(gradient)
-
-            out.register_hook(back)
-        return out
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.real, name)
-        if name == "decide":
-
-            def decide(x: Tensor, noise: Noise) -> Tensor:
-                self.counts[Asked(self.name, "decide")] += len(x)
-                return self.answer(x).argmax(1)
-
-            return decide
-        if name in DERIVED:
-
-            def derive(*options: Any) -> StandIn:
-                told = f"{self.name} {name}{options}"
-                return StandIn(found(*options), told, self.answer, self.counts, self.stands)
-
-            return derive
-        return found
-
-
-def rehearse(
-    spec: Table, made: Parts, rows: int
-) -> tuple[dict[str, Counter[Asked]], dict[str, Any]]:
-    """How the evaluation of one image asks the parts of the model: by condition, `verdict`, `distances`.
-
-    Args:
-        spec: What `run.check` returned.
-        made: Its parts.
-        rows: The most images of a call.
-
-    Returns:
-        The counts, and the parts by name.
-    """
-    counts: Counter[Asked] = Counter()
-    stands: dict[str, Any] = {}
-    options, place = spec["evaluation"], made.indices[:1]
-    x, y = (part.to(made.device) for part in fetch(made.data, place))
-    model = _stand_in(made.model, _right(x, y, len(made.data.classes)), counts, stands)
-    search = Search(
-        Limited(model, rows),
-        made.attacks,
-        Threat(**spec["threat"]),
-        options["seed"],
-        options["draws"],
-        options.get("survivors", False),
-    )
-
-    def take() -> Counter[Asked]:
-        taken = +counts
-        counts.clear()
-        return taken
-
-    found, versions = {}, {}
-    for name, version in search.versions(x, y, place):
-        found[name], versions[name] = take(), version
-    judge = Judge(search, lpips=False)
-    judge.outcomes(versions, y, place, set(), set())
-    found["verdict"] = take()
-    judge.quality(versions, Noise.of(options["seed"], place), [0])
-    return found | {"distances": take()}, stands
-
-
-def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
-    """A classifier that is right about the image `x` (1, C, H, W) whatever is done to it."""
-    pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
-    slope = torch.sin(pixels.to(x)) / len(pixels)
-    return lambda at: 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope
-
-
-def _stand_in(
-    model: Any, right: Callable[[Tensor], Tensor], counts: Counter[Asked], stands: dict[str, Any]
-) -> Classifier:
-    if isinstance(model, Aggregated):
-        inner: Any = _stand_in(model.model, right, counts, stands)
-        return Aggregated(inner, paths=model.paths, by=model.by)
-    if not isinstance(model, Defended):
-        return StandIn(model, "classifier", right, counts, stands)
-    classifier = StandIn(model.classifier, "classifier", right, counts, stands)
-    purifier = StandIn(model.purifier, "purifier", torch.clone, counts, stands)
-    return Purified(classifier, purifier)
-
-
-def _costs(
-    made: Parts, asked: Mapping[str, Counter[Asked]], stands: Mapping[str, Any], rows: int
-) -> tuple[dict[Asked, Cost], int]:
+def _costs(made: Parts, played: Rehearsal, block: int, rows: int) -> tuple[dict[Asked, Cost], int]:
     """What one image costs by each way to ask, and how many images the largest trial had."""
     found, largest = {}, 1
-    for kind in {kind for counts in asked.values() for kind in counts}:
-        size, best = 1, _trial(made, stands[kind.part], kind.how, 1)
-        while size < rows and best.seconds * size < TRIAL:
-            size = min(4 * size, rows)
-            best = _trial(made, stands[kind.part], kind.how, size)
+    for kind in {kind for counts in played.asked.values() for kind in counts}:
+        most = min(rows, block * played.most[kind])  # no call of the run is larger
+        size, best = 1, _trial(made, played.parts[kind.part], kind.how, 1)
+        while size < most and best.seconds * size < TRIAL:
+            try:
+                best = _trial(made, played.parts[kind.part], kind.how, min(4 * size, most))
+            except torch.OutOfMemoryError:
+                break  # the run will find out, and go on with fewer images in a call
+            size = min(4 * size, most)
         found[kind], largest = best, max(largest, size)
     return found, largest
 

@@ -1,9 +1,12 @@
 """A forecast in words."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from defuse.evaluation.forecast import Forecast
+from defuse.evaluation.forecast import Forecast, begun
+from defuse.evaluation.record import Run
 from defuse.report.cells import duration
+from defuse.spec import Table
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -11,6 +14,13 @@ TITLES = {
     "classifier_forward": "classifier forward",
     "classifier_vjp": "classifier backward",
 }
+
+
+def so_far(spec: Table, folder: Path) -> Iterator[str]:
+    """How much of a run of a checked spec is done, if it was begun in the folder."""
+    if (images := begun(spec, folder)) is not None:
+        done = len(Run.open(folder).outcomes())
+        yield f"the run was begun with {images} images, of which {done} are done"
 
 
 def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iterator[str]:
