@@ -281,7 +281,7 @@ def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
         def loop(
             x: Tensor = x, noise: Noise = noise, when: Tensor = when, step: Any = None
         ) -> None:
-            with torch.inference_mode():
+            with torch.no_grad():
                 reverse(free, x, when, noise, step=step)
 
         def draw(x: Tensor = x, noise: Noise = noise) -> None:

@@ -66,13 +66,13 @@ class Case:
         """One forward of the network per step, and nothing else."""
         time = torch.full((len(self.x),), 50.0).to(self.x)
         network: nn.Module = self.denoiser.get_submodule("network")
-        with torch.inference_mode():
+        with torch.no_grad():
             for _ in range(self.steps):
                 network(self.x, time)
 
     def purify(self) -> Tensor:
         """The chain without a gradient."""
-        with torch.inference_mode() if self.guide is None else torch.no_grad():
+        with torch.no_grad():
             return self.ours(self.x)
 
     def ours(self, x: Tensor) -> Tensor:

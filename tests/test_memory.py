@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from defuse.graphs import left_by_groups
+
 CODE = """
 import sys, torch
 torch.set_num_threads(1)
@@ -44,3 +46,26 @@ def test_a_hundred_steps_take_hardly_more_than_ten():
         peaks.append(int(out.stdout))
     assert peaks[0] > 1000, "KiB; the measurement saw nothing"
     assert peaks[1] <= 1.3 * peaks[0], peaks
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_what_the_groups_of_the_process_leave(tmp_path, version):
+    """Of 100 in its own group 30 are taken, of which 10 can be had back; the one above leaves less."""
+    told, root = tmp_path / "cgroup", tmp_path / "root"
+    told.write_text(
+        "3:cpu:/other\n" + ("0::/job/step\n" if version == 2 else "5:memory:/job/step\n")
+    )
+    base = root if version == 2 else root / "memory"
+    limit, used, spare = (
+        ("memory.max", "memory.current", "inactive_file")
+        if version == 2
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    )
+    none = "max" if version == 2 else str(2**63 - 4096)
+    for place, most, taken in (("job/step", "100", 30), ("job", "50", 40), ("", none, 99)):
+        (base / place).mkdir(parents=True, exist_ok=True)
+        (base / place / limit).write_text(f"{most}\n")
+        (base / place / used).write_text(f"{taken}\n")
+        (base / place / "memory.stat").write_text(f"anon 5\n{spare} 10\n")
+    assert list(left_by_groups(told, root)) == [80, 20]
+    assert list(left_by_groups(tmp_path / "none", root)) == []

@@ -3,8 +3,9 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -56,14 +57,51 @@ def kept_by_graphs(model: object) -> Iterator[Kept]:
 
 
 def free_bytes(device: str) -> int | None:
-    """The memory that is free on a device; None if it cannot be told."""
+    """The memory that is free on a device; None if it cannot be told.
+
+    Of a CPU's, what the machine has and what the limits of the process leave (containers, SLURM).
+    """
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + spare
     try:
         with open("/proc/meminfo", encoding="ascii") as source:
             facts = dict(line.split(":", 1) for line in source)
-        return int(facts["MemAvailable"].split()[0]) * 1024
+        free = int(facts["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError, ValueError):
         pages = "SC_AVPHYS_PAGES"
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages in os.sysconf_names else None
+    return min([free, *left_by_groups()])
+
+
+def left_by_groups(
+    told: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
+) -> Iterator[int]:
+    """What each control group of this process that has a limit of memory leaves, in bytes.
+
+    Args:
+        told: Names the groups.
+        root: Where their files are.
+    """
+    try:
+        lines = told.read_text().splitlines()
+    except OSError:
+        return
+    for number, kinds, place in (line.split(":", 2) for line in lines):
+        if number == "0":  # version 2
+            base, limit, used, spare = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in kinds.split(","):
+            base, spare = root / "memory", "total_inactive_file"
+            limit, used = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = base / place.lstrip("/")
+        for folder in (group, *group.parents):  # each within the limits of those above
+            with suppress(OSError, ValueError):  # no limit ("max"), or not seen from here
+                most = int((folder / limit).read_text())
+                if most < 2**60:  # of version 1 such a number says that there is none
+                    stat = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                    taken = int((folder / used).read_text()) - int(stat.get(spare, 0))
+                    yield max(0, most - taken)
+            if folder == base:
+                break

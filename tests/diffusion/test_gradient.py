@@ -354,6 +354,30 @@ def test_as_many_graphs_are_kept_as_fit(monkeypatch):
     assert forwards() == 12
 
 
+def test_chains_share_the_memory_for_graphs(monkeypatch):
+    """As the paths of a vote and the passes of a gradual purifier do before any of them goes back."""
+    denoiser, times = make(), times_of(VP(), 6)
+    calls = []
+    denoiser.network.register_forward_hook(lambda *_: calls.append(1))
+
+    def forwards(chains: int) -> int:
+        calls.clear()
+        starts = [BLANK.clone().requires_grad_() for _ in range(chains)]
+        outs = [reverse(denoiser, x, times, NOISE, step=euler_maruyama) for x in starts]
+        sum(out.square().sum() for out in outs).backward()
+        return len(calls)
+
+    assert forwards(1) == 12
+    (size,) = gradient._sizes[denoiser].values()
+    monkeypatch.setattr(gradient, "CPU", 8.5 * size * len(BLANK))
+    assert forwards(1) == 6
+    assert forwards(3) == 3 * 12 - 8, "six of the first, and two of the second"
+    assert forwards(1) == 6, "what is gone back is free again"
+    out = reverse(denoiser, BLANK.clone().requires_grad_(), times, NOISE, step=euler_maruyama)
+    del out
+    assert forwards(1) == 6, "and what never will be, too"
+
+
 def test_of_steps_that_differ_the_largest_is_learned():
     """Of Heun's the last asks once and the others twice."""
     step, _, times = way_of("heun", 4)

@@ -26,7 +26,8 @@ from defuse.parts import Rows, in_parts
 
 Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]  # places, their spots, shares
 Loss = Literal["l2", "l1", "huber"]
-_Kept = tuple[Tensor, Tensor, tuple[Tensor, ...]]  # where a graph begins and ends, and its spots
+# where a graph begins and ends, its spots, and what holds the memory that is counted for it
+_Kept = tuple[Tensor, Tensor, tuple[Tensor, ...], object]
 
 LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
     "l2": torch.square,
@@ -91,7 +92,8 @@ class ClassErrors:
         """
         back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
         # the wordings of one error may be in two chunks, which are not taken apart
-        most = self.learned(z).graphs(self.rows.rows, z.device) if back else 0
+        learned = self.learned(z)
+        most = learned.graphs(self.rows.rows or len(z), z.device) if back else 0
         most = 0 if self.denoiser.wordings else most
 
         def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
@@ -99,7 +101,7 @@ class ClassErrors:
             with torch.set_grad_enabled(keep):
                 value = self.at(at.requires_grad_(keep), places)
             if keep:
-                self._kept.append((at, value, spot))
+                self._kept.append((at, value, spot, learned.held(len(places))))
             table.index_put_(spot, (value.detach() * part).to(table), accumulate=True)
 
         self.each(wanted, add)
@@ -189,7 +191,7 @@ class _Mean(torch.autograd.Function):
         if not most:
             learned.forget()
         while errors._kept:  # a second way back replays
-            at, value, spot = errors._kept.pop(0)
+            at, value, spot, _ = errors._kept.pop(0)
             if most:
                 back(at, value, wanted[spot].to(value))
                 left[spot] = False

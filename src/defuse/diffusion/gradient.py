@@ -34,7 +34,7 @@ _sizes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 def keeping(graphs: int | None) -> Iterator[None]:
     """Inside this block, chains keep the graphs of their last `graphs` steps, and replay the others.
 
-    None, as outside of it, is as many as fit into a quarter of the free memory.
+    None, as outside of it, is as many as fit into a quarter of the free memory, all chains together.
 
     A step that is kept takes its activations' memory and saves a forward pass of the way back. With
     all steps kept it is plain autograd, which may be differentiated again.
@@ -100,8 +100,15 @@ class Learned:
         free = free_bytes(str(device))
         if size is None or free is None:
             return 0
-        most = FREE * free if device.type == "cuda" else min(FREE * free, CPU)
-        return int(most / max(size * images, 1))
+        held = _Held.all  # which other chains keep, until their way back
+        most = FREE * (free + held)
+        most = (most if device.type == "cuda" else min(most, CPU)) - held
+        return max(0, int(most / max(size * images, 1)))
+
+    def held(self, images: int) -> "_Held":
+        """To be kept beside a graph of so many images for as long as that is."""
+        size = _sizes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
+        return _Held(size * images)
 
     def forget(self) -> None:
         """Keep no graphs until another way back has shown what they take."""
@@ -118,6 +125,23 @@ class Learned:
             yield
         sizes = _sizes.setdefault(self.owner, {})
         sizes[self.kind] = max(sizes.get(self.kind, 0), kept.peak / images)
+
+
+class _Held:
+    """Bytes that a graph takes which is kept.
+
+    Attributes:
+        all: Those of all such graphs.
+    """
+
+    all = 0.0
+
+    def __init__(self, size: float):
+        self.size = size
+        _Held.all += size
+
+    def __del__(self) -> None:
+        _Held.all -= self.size
 
 
 @contextmanager
@@ -171,7 +195,7 @@ class _Chain(torch.autograd.Function):
             if i < first:
                 x = advance(i, x)
             else:
-                ctx.kept[i] = _Chain.step(advance, i, x)
+                ctx.kept[i] = (*_Chain.step(advance, i, x), learn.held(len(x)))
                 x = ctx.kept[i][1].detach()
         ctx.advance, ctx.learn = advance, learn
         ctx.precision = same_precision(x.device.type)
@@ -194,7 +218,7 @@ class _Chain(torch.autograd.Function):
         totals: list[Tensor | None] = [None] * len(beside)
         for i in reversed(range(ctx.steps)):
             if i in ctx.kept:  # its graph is gone after this; a second way back replays it
-                x, out = ctx.kept.pop(i)
+                x, out, _ = ctx.kept.pop(i)
             else:
                 with ctx.learn.watching(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
