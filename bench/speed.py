@@ -33,9 +33,13 @@ from defuse.diffusion.execution import trials
 from defuse.diffusion.reverse import (
     DDIM,
     Ancestral,
+    Heun,
+    Step,
+    churned,
     euler_maruyama,
     even,
     flow,
+    karras,
     reverse,
     strided,
 )
@@ -46,7 +50,7 @@ from variants import Case, base, pair, small, tiny
 
 MARKS = "<!-- made by bench/speed.py: begin -->", "<!-- end -->"
 LENGTHS = (1, 5, 20, 100)
-STEPS = {"sde": euler_maruyama, "ode": flow, "ddpm": Ancestral(), "ddim": DDIM(0.5)}
+STEPS = {"sde": euler_maruyama, "ode": flow, "ddpm": Ancestral(), "ddim": DDIM(0.5), "heun": None}
 PEERS = ("diffhammer", "diffbreak")
 PUBLIC = "### Public code"
 SIZES: dict[str, tuple[Callable[[], Denoiser], int, int]] = {  # network, images, steps
@@ -118,21 +122,24 @@ def kept(page: str) -> list[str]:
     return (found + rest).rstrip().splitlines()
 
 
-def times(step: str, steps: int) -> Tensor:
-    """Falling times from t* = 0.1."""
-    return strided(0.1, steps, 1000) if step in ("ddpm", "ddim") else even(0.1, steps)
+def way(name: str, steps: int) -> tuple[Tensor, Step | Heun]:
+    """Falling times from t* = 0.1, and the step between them."""
+    if (step := STEPS[name]) is None:
+        at = karras(VP(), 0.1, steps)
+        return at, Heun(VP(), churned(VP(), at, 1.0))
+    return strided(0.1, steps, 1000) if name in ("ddpm", "ddim") else even(0.1, steps), step
 
 
 def correctness(device: str, told: dict[str, Any]) -> list[str]:
     """The largest relative error of the gradient to that of plain autograd."""
     rows = []
     for guide in (False, True):
-        for name, step in STEPS.items():
+        for name in STEPS:
             row: list[object] = [name + (", guided" if guide else "")]
             for steps in LENGTHS:
                 cell = []
                 for dtype in (torch.float32, torch.float64):
-                    case = Case(pair(), 2, times(name, steps), step, guide, device, dtype)
+                    case = Case(pair(), 2, *way(name, steps), guide, device, dtype)
                     true = case.gradient(case.plain)
                     ways = [partial(case.kept, k) for k in (0, steps // 2)]
                     found = max(error(case.gradient(way), true) for way in ways)
@@ -366,6 +373,13 @@ def throughput(device: str, told: dict[str, Any]) -> list[str]:
     return [*lines, f"Batch {CROWD}.", "", *table(["", "TFLOP/s"], rows)]
 
 
+def revision(folder: Path) -> str:
+    """The commit of a checkout, in words; empty if git cannot tell."""
+    asked = ["git", "-C", str(folder), "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(asked, capture_output=True, text=True)
+    return f", commit {found.stdout.strip()}" if found.returncode == 0 else ""
+
+
 def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> list[str]:
     """Public code for the same gradient, from checkouts of the user's own."""
     lines, rows = [PUBLIC, ""], []
@@ -386,7 +400,13 @@ def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> 
         except ImportError as missing:
             lines += [f"{adaptor.FOLDER}: not measured, it needs {missing.name}.", ""]
             continue
-        rows.append([adaptor.FOLDER, over(took, "theirs", "floor"), shown(peer.error(), 1)])
+        rows.append(
+            [
+                f"{adaptor.FOLDER}{revision(folder / adaptor.FOLDER)}",
+                over(took, "theirs", "floor"),
+                shown(peer.error(), 1),
+            ]
+        )
         rows.append(["  defuse, one activation set", over(took, "ours", "floor"), ""])
     if rows:
         lines += [

@@ -12,7 +12,8 @@ from defuse.defenses.coup import Confidence
 from defuse.diffusion.adjoint import reverse_adjoint
 from defuse.diffusion.denoise import Denoiser, Network
 from defuse.diffusion.gradient import keeping
-from defuse.diffusion.reverse import Guide, Step, reverse, scales_along
+from defuse.diffusion.reverse import Guide, Heun, Step, reverse, scales_along
+from defuse.diffusion.schedule import Scales
 from defuse.diffusion.unet import unet
 from defuse.models.build import small_cnn
 from defuse.noise import Noise, seed_torch
@@ -38,7 +39,7 @@ class Case:
         denoiser: Denoiser,
         images: int,
         times: Tensor,
-        step: Step,
+        step: Step | Heun,
         guided: bool = False,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -101,13 +102,19 @@ class Case:
         return reverse_adjoint(self.denoiser, x, self.times, self.noise)
 
     def _advance(self, i: int, x: Tensor) -> Tensor:
-        scales = scales_along(self.denoiser, self.times[i : i + 2])
+        now, then = scales_along(self.denoiser, self.times[i : i + 2])
         noise = self.noise.fold(i)
-        x_hat = self.denoiser(x, scales[0].t)
-        if self.guide is not None:
-            term = self.guide(x, x_hat, scales[0], scales[1], noise.fold("guide"))
-            x_hat = x_hat + scales[0].sigma ** 2 / scales[0].alpha * term
-        return self.step(x, x_hat, scales[0], scales[1], noise)
+
+        def estimate(x_t: Tensor, at: Scales) -> Tensor:
+            x_hat = self.denoiser(x_t, at.t)
+            if self.guide is None:
+                return x_hat
+            term = self.guide(x_t, x_hat, at, then, noise.fold("guide"))
+            return x_hat + at.sigma**2 / at.alpha * term
+
+        if isinstance(self.step, Heun):
+            return self.step.solve(estimate, x, now, then, noise)
+        return self.step(x, estimate(x, now), now, then, noise)
 
     def gradient(self, chain: Chain) -> Tensor:
         """The gradient of a fixed linear function of what a chain ends in."""
