@@ -11,7 +11,7 @@ from defuse.evaluation import certify, sweep, verdict
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.model import build_purifier
 from defuse.menu import shipped
-from defuse.report.sweep import _first
+from defuse.report.lines import number
 from defuse.training import run as training
 
 NAMED = [
@@ -59,7 +59,10 @@ def test_every_shipped_spec_checks(name):
 def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
     """From the denoiser before the training, 0, to the last kept; a number, so a line is drawn."""
     cells = sweep.check(specs.load(f"{name}-checkpoints"), "anywhere")
-    weights = {_first(cell): cell.spec["classifier"]["denoiser"]["weights"] for cell in cells}
+    weights = {
+        number(next(iter(cell.values.values()))): cell.spec["classifier"]["denoiser"]["weights"]
+        for cell in cells
+    }
     assert list(weights) == sorted(weights)
     assert [step for step, folder in weights.items() if "/steps/" not in folder] == [0]
     assert all(f.endswith(f"/steps/{step:.0f}") for step, f in weights.items() if step)
