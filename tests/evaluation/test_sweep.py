@@ -9,8 +9,11 @@ from defuse import spec as specs
 from defuse.cli import run
 from defuse.evaluation import run as evaluation
 from defuse.evaluation import sweep as sweeps
+from defuse.evaluation.pool import pool
+from defuse.evaluation.record import Run
 from defuse.menu import SpecError
 from defuse.report.cells import cell as share_of
+from defuse.report.lines import Point, figure
 from defuse.report.sweep import write_sweep
 from defuse.report.tables import quote
 
@@ -106,6 +109,52 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
     assert '<th scope="col">DW-box</th>' in page
     assert "2 of 2 combinations; 6 images and 2 held-out draws each." in page
     assert "know some of the noise" in page
+
+
+def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
+    axes = {"purifier.t": [0.05], "evaluation.subset_seed": [0, 1]}
+    table = SPEC | {"attacks": ATTACKERS, "sweep": axes}
+    table |= {"data": {"name": "blobs", "size": 8}, "purifier": SPEC["purifier"] | {"steps": 1}}
+    cells = sweeps.check(specs.load(table))
+    runs = [each for _, each in sweeps.run(cells, elsewhere, quiet=True) if isinstance(each, Run)]
+    done = sweeps.finished(cells, elsewhere)
+    for (cell, summary), made in zip(done, runs, strict=True):  # alone, a run is what it was
+        (alone,) = pool([(cell, made)])
+        found = {row["name"]: row["robust"]["mean"] for row in summary["attacks"]}
+        found |= {row["name"]: row["robust"]["mean"] for row in summary["knowing"]}
+        found |= {name: summary[name]["mean"] for name in ("clean", "robust")}
+        assert alone.shares == found
+    text = write_sweep(elsewhere, done, 2, "")
+    told = json.loads((elsewhere / "sweep.json").read_text())["pooled"]
+    places = [{o.index for o in made.outcomes()} for made in runs]
+    distinct = len(places[0] | places[1])
+    assert 6 < distinct <= 8  # of 8 images, 6 each: at least 4 are the same
+    (row,) = told
+    assert (row["values"], row["runs"], row["images"]) == ({"purifier.t": "0.05"}, 2, distinct)
+    names = ["clean", "white box", "transfer", "robust", "DW-box"]
+    drawn = figure([Point(row["values"], row["shares"])], names, names[1:3])
+    assert (elsewhere / "sweep.png").read_bytes() == drawn
+    below = text.split("\n\n")[1].splitlines()
+    assert below[0] == f"| purifier.t | {' | '.join(names)} | runs | distinct images |"
+    shares = " | ".join(quote(share_of(row["shares"][name])) for name in names)
+    assert below[2] == f"| 0.05 | {shares} | 2 | {distinct} |"
+    page = (elsewhere / "sweep.html").read_text()
+    assert "Accuracy over purifier.t, pooled over evaluation.subset_seed" in page
+    assert f"2 runs and {distinct} distinct images in each row" in page
+
+
+def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
+    defence = {"name": "diffusion", "policy": "fixed", "draws": 2}
+    table = {key: value for key, value in SPEC.items() if key not in ("denoiser", "purifier")}
+    table |= {"classifier": defence | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
+    cells = sweeps.check(specs.load(table))
+    assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
+    text = write_sweep(elsewhere, sweeps.finished(cells, elsewhere), 2, "")
+    assert "They take these values of classifier.seed as they are" in text
+    assert "2 runs and 6 distinct images" in text
+    assert (
+        (elsewhere / "sweep.md").read_text().startswith("# Accuracy, pooled over classifier.seed")
+    )
 
 
 def test_of_one_attack_there_is_one_column(elsewhere):

@@ -1,4 +1,4 @@
-"""The report of a sweep: a table of its cells, and the figure."""
+"""The report of a sweep: a table of its cells, one that pools them over seeds, and the figure."""
 
 import json
 from collections import Counter
@@ -10,6 +10,7 @@ from typing import Any
 from defuse.evaluation import sweep as sweeps
 from defuse.evaluation.converged import Verdict, sweep_doubts, told, verdicts
 from defuse.evaluation.doubt import Doubt
+from defuse.evaluation.pool import Pooled, is_seed, pool
 from defuse.evaluation.record import Run
 from defuse.evaluation.sweep import Cell
 from defuse.files import write_bytes
@@ -32,7 +33,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
         command: How to make it again.
 
     Returns:
-        The table, in Markdown, and the verdicts below it.
+        The tables, in Markdown, and the verdicts below them.
     """
     runs = [Run.open(sweeps.place(folder, cell)) for cell, _ in done]
     found = verdicts(
@@ -40,15 +41,20 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     )
     doubts = list(sweep_doubts(found))
     lines = _lines_below(done, found, doubts)
-    points = [Point(cell.values, _shares(summary)) for cell, summary in done]
+    pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
+    pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
+    points = [Point(each.values, each.shares) for each in pooled]
+    points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
     names, attacks = _conditions(done), _attacks(done)
-    drawn, title = (
-        figure(points, names, attacks),
-        "Accuracy over " + " and ".join(done[0][0].values),
-    )
+    drawn, title = figure(points, names, attacks), _title(done, pooled)
     about = _about(done, of) + _about_columns(done) + _about_figure(points, names, attacks)
     heads, rows = _table(done)
     text, page = [markdown(heads, rows)], [_part(heads, rows)]
+    if pooled:
+        heads, rows = _pooled_table(pooled, names)
+        note = _about_pooled(done, pooled)
+        text += [markdown(heads, rows), quote(note)]
+        page = [_part(heads, rows), Part(note), *page]
     text.append("\n".join(f"- {quote(line)}" for line in lines))
     said = "\n\n".join(filter(None, text))
     parts = [f"# {title}", about, said, "![accuracy](sweep.png)", f"Made by `{command}`"]
@@ -58,10 +64,23 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     write_bytes(folder / "sweep.html", sheet(title, page).encode())
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     whole = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    whole |= {"pooled": [asdict(each) for each in pooled]}
     whole |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
     whole |= {"doubts": [asdict(doubt) for doubt in doubts]}
     write_bytes(folder / "sweep.json", (json.dumps(whole, indent=1) + "\n").encode())
     return said
+
+
+def _title(done: Done, pooled: Sequence[Pooled]) -> str:
+    paths = list(done[0][0].values)
+    if not pooled:
+        return "Accuracy over " + " and ".join(paths)
+    over = " and ".join(pooled[0].values)
+    return f"Accuracy{over and f' over {over}'}, pooled over {_seeds(done)}"
+
+
+def _seeds(done: Done) -> str:
+    return " and ".join(path for path in done[0][0].values if is_seed(path))
 
 
 def _about(done: Done, of: int) -> str:
@@ -77,7 +96,36 @@ def _about_figure(points: Sequence[Point], names: Sequence[str], attacks: Sequen
     left = len(legible(points, names, attacks, len(names))) - len(legible(points, names, attacks))
     if not (left and over_numbers(points)):
         return ""
-    return f" The figure leaves out the {left} attacks of the highest accuracy."
+    return f" The figure leaves out {left} of the attacks, those of the highest accuracy."
+
+
+def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
+    """How the pooled table came about, and what its intervals do not hold."""
+    paths = [path for path in done[0][0].values if is_seed(path)]
+    models = [path for path in paths if not path.startswith(("evaluation.", "data."))]
+    images = _range([each.images for each in pooled])
+    said = (
+        f"Pooled over {_seeds(done)}: {_range([each.runs for each in pooled])} runs and {images} "
+        "distinct images in each row. An image that several runs have counts once, with the mean of "
+        "its draws, and a draw of the same noise once; so the intervals are over distinct images "
+        "and their draws."
+    )
+    if models:
+        said += (
+            f" They take these values of {' and '.join(models)} as they are: what another would "
+            "change of all images together is not in them."
+        )
+    return said
+
+
+def _pooled_table(
+    pooled: Sequence[Pooled], names: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for each in pooled:
+        shares = [share_of(each.shares[n]) if n in each.shares else "-" for n in names]
+        rows.append([*each.values.values(), *shares, str(each.runs), str(each.images)])
+    return [*pooled[0].values, *names, "runs", "distinct images"], rows
 
 
 def _lines_below(done: Done, found: Sequence[Verdict], doubts: Sequence[Doubt]) -> list[str]:
