@@ -101,19 +101,23 @@ def sweep(
     cells = sweeps.check(specs.load(spec, changes or []), data)
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
-    table = ""
+    before = {sweeps.place(folder, cell): told for cell, told in sweeps.finished(cells, folder)}
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
         if isinstance(run, Exception):
             typer.echo(f"{number}/{len(cells)}  {told}: {run}")
             continue
-        summary = write_report(run)
+        summary = before.get(run.folder, {})
+        page = run.folder / "report.html"
+        if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
+            summary = write_report(run)
         said = f"clean {summary['clean']['mean']['accuracy']:.1%}"
         if summary["attacks"]:
             said += f", robust {summary['robust']['mean']['accuracy']:.1%}"
         typer.echo(f"{number}/{len(cells)}  {told}: {said}")
-        done = sweeps.finished(cells, folder)
-        table = write_sweep(folder, done, len(cells), command)
+        if new:  # for who looks while it runs
+            write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
+    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
     plain = table.replace("\\", "")  # what Markdown needs quoted
     typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
 

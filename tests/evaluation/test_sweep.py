@@ -70,6 +70,21 @@ def test_from_command_to_page(elsewhere, capsys):
         assert (elsewhere / "made" / name).stat().st_size
 
 
+def test_again_only_what_is_new_is_reported_anew(elsewhere, capsys):
+    (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    again = ["sweep", "s.yaml", "--out", "made", "--quiet"]
+    assert run(again) == 0
+    said = capsys.readouterr().out
+    pages = sorted((elsewhere / "made" / "cells").glob("*/report.html"))
+    then = [page.stat().st_mtime_ns for page in pages]
+    assert run(again) == 0
+    assert capsys.readouterr().out == said
+    assert [page.stat().st_mtime_ns for page in pages] == then
+    pages[0].unlink()
+    assert run([*again, "--set", "evaluation.images=7"]) == 0
+    assert all(page.stat().st_mtime_ns > old for page, old in zip(pages, then, strict=True))
+
+
 def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.t": [0.05, 0.06]}}))
     runs = sweeps.run(cells, elsewhere, quiet=True)
