@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from defuse.evaluation.evaluate import Machine
 from defuse.evaluation.record import Outcome, Run
 from defuse.evaluation.run import Parts, parts, work
 from defuse.menu import SpecError
@@ -110,8 +111,8 @@ def evaluate_block(
     spec: Table, block: Sequence[int]
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
     """The outcomes of a block of a checked spec's images, and the pictures of those that are shown."""
-    made, kept = _parts(json.dumps(spec)), _Carried()
-    work(spec, made, kept, made.on(spec, (0, 1), quiet=True), only=block)
+    (made, machine), kept = _prepared(json.dumps(spec)), _Carried()
+    work(spec, made, kept, machine, only=block)
     return kept.found, kept.examples
 
 
@@ -130,9 +131,11 @@ class _Carried:
 
 
 @lru_cache(maxsize=1)
-def _parts(spec: str) -> Parts:
-    """The parts of a spec, made once in each worker."""
-    return parts(json.loads(spec))
+def _prepared(text: str) -> tuple[Parts, Machine]:
+    """The parts of a spec and how they are executed, made once in each worker."""
+    spec = json.loads(text)
+    made = parts(spec)
+    return made, made.on(spec, (0, 1), quiet=True)
 
 
 def _ray() -> Any:
