@@ -2,8 +2,13 @@
 
 import importlib
 
-from defuse.evaluation.ray import evaluate_block
-from defuse.evaluation.run import check
+import pytest
+import torch
+
+from defuse.evaluation.ray import evaluate_block, told
+from defuse.evaluation.run import check, parts
+from defuse.menu import SpecError
+from defuse.models import card
 from defuse.spec import load
 
 SMALL = ["data.size=8", "purifier=null", "denoiser=null", "attacks=[]", "evaluation.draws=2"]
@@ -26,11 +31,35 @@ class Counts:
 """
 
 
+def test_a_worker_with_other_weights_refuses(elsewhere):
+    model = card.load_classifier("digits-classifier")
+    part = card.read_card("digits-classifier")[1]["part"]
+    card.save(elsewhere / "mine", "classifier", part, model)
+    changes = ["classifier.weights=mine", "purifier=null", "denoiser=null", "attacks=[]"]
+    spec = check(load("demo", [*changes, "evaluation.draws=1"]))
+    driver = told(parts(spec).asked)
+    assert len(evaluate_block(spec, [5], driver)[0]) == 1
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    card.save(elsewhere / "mine", "classifier", part, model)
+    assert len(evaluate_block(spec, [5], told(parts(spec).asked))[0]) == 1, "a run of its own"
+    with pytest.raises(SpecError, match=r"differs .* in its weights, or .* let both have the same"):
+        evaluate_block(spec, [5], driver)
+
+
+def test_a_worker_with_other_images_and_version_says_both(elsewhere):
+    spec = check(load("blobs", SMALL))
+    driver = told(parts(spec).asked) | {"images": "0" * 64, "version": "0.0"}
+    with pytest.raises(SpecError, match="in its version of defuse, and in its images or labels:"):
+        evaluate_block(spec, [0], driver)
+
+
 def test_a_worker_is_made_ready_once_for_all_its_blocks(elsewhere, monkeypatch):
     monkeypatch.syspath_prepend(elsewhere)
     (elsewhere / "counts.py").write_text(COUNTS)
     counts = importlib.import_module("counts")
     spec = check(load("blobs", [*SMALL, "classifier='counts:Counts'", "machine.rows=auto"]))
-    found = [evaluate_block(spec, block)[0] for block in ([0, 1], [2, 3], [4])]
+    driver = told(parts(spec).asked)
+    found = [evaluate_block(spec, block, driver)[0] for block in ([0, 1], [2, 3], [4])]
     assert [[o.index for o in outcomes] for outcomes in found] == [[0, 1], [2, 3], [4]]
     assert counts.measured == [1, 1]  # to find how many rows fit: the second call counts

@@ -7,6 +7,7 @@ whose worker dies is done anew by another. Needs the extra `ray`.
 
 import importlib
 import json
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -23,6 +24,12 @@ from defuse.progress import progress
 from defuse.spec import Table
 
 RETRIES = 5  # of a block whose worker died
+SAME = {  # what a worker must have as the machine has that started the run
+    "version": "version of defuse",
+    "identity": "weights, or another file that the spec names",
+    "images": "images or labels",
+    "code": "code of a module that the spec names",
+}
 
 
 def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: bool) -> Run:
@@ -30,8 +37,8 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
 
     `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
     that runs here, or one that is started here for this run. On other machines, this package, the
-    data and the weights must be where they are here. A task takes a processor, and a GPU if the
-    cluster has any.
+    data and the weights must be where they are here; a worker that has others refuses. A task takes a
+    processor, and a GPU if the cluster has any.
 
     Args:
         spec: What `run.check` returned.
@@ -41,7 +48,8 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         quiet: Show no progress.
 
     Raises:
-        SpecError: Ray is not installed, or does not start, or there is none at the address.
+        SpecError: Ray is not installed, or does not start, or there is none at the address; or a
+            worker has other weights, images or code than there are here.
         RuntimeError: The result must not be believed, or workers died again and again.
     """
     with connected(spec) as ray:
@@ -52,7 +60,7 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
-        waiting = [task.remote(spec, block) for block in blocks]
+        waiting = [task.remote(spec, block, told(made.asked)) for block in blocks]
         try:
             here = len(mine) - len(todo)
             with progress("evaluating images by Ray", len(mine), here, quiet) as show:
@@ -107,11 +115,26 @@ def workers(spec: Table) -> int:
     return max(1, int(found.get("GPU") or found.get("CPU", 1)))
 
 
+def told(asked: Table) -> dict[str, Any]:
+    """What tells a run (`Parts.asked`) from one of other contents, by the keys of `SAME`."""
+    found = asked | {"version": asked["versions"].get("defuse")}
+    return {key: found[key] for key in SAME}
+
+
 def evaluate_block(
-    spec: Table, block: Sequence[int]
+    spec: Table, block: Sequence[int], driver: Mapping[str, Any]
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
-    """The outcomes of a block of a checked spec's images, and the pictures of those that are shown."""
-    (made, machine), kept = _prepared(json.dumps(spec)), _Carried()
+    """The outcomes of a block of a checked spec's images, and the pictures of those that are shown.
+
+    Args:
+        spec: What `run.check` returned.
+        block: Which images.
+        driver: What tells the run (`told`) where it was started.
+
+    Raises:
+        SpecError: The run is another here.
+    """
+    (made, machine), kept = _prepared(json.dumps(spec), json.dumps(driver)), _Carried()
     work(spec, made, kept, machine, only=block)
     return kept.found, kept.examples
 
@@ -131,10 +154,17 @@ class _Carried:
 
 
 @lru_cache(maxsize=1)
-def _prepared(text: str) -> tuple[Parts, Machine]:
-    """The parts of a spec and how they are executed, made once in each worker."""
-    spec = json.loads(text)
+def _prepared(text: str, driver: str) -> tuple[Parts, Machine]:
+    """The parts of a spec and how they are executed, made once in each worker, and found the same."""
+    spec, there = json.loads(text), json.loads(driver)
     made = parts(spec)
+    here = told(made.asked)
+    if others := [what for key, what in SAME.items() if here[key] != there[key]]:
+        raise SpecError(
+            f"machine.engine: a worker of Ray on {socket.gethostname()} differs from where the run was "
+            f"started, in its {', and in its '.join(others)}: let both have the same, and run the same "
+            "command again"
+        )
     return made, made.on(spec, (0, 1), quiet=True)
 
 
