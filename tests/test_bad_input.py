@@ -92,6 +92,12 @@ def test_no_such_device(elsewhere, mistake):
         ),
         (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be above 0"),
         (["train", "digits-denoiser", "--set", "machine.device=gpu"], "cannot be used here"),
+        (["evaluate", "blobs", "--set", "machine.cluster=ray://head:1"], "add machine.engine=ray"),
+        (["attack", "blobs", "--set", "machine.engine=ray"], "use --set machine.engine=local"),
+        (
+            ["analyze", "gradients", "blobs", "--set", "machine.engine=ray"],
+            "an analysis is done by",
+        ),
         (["classify", "none.png", "--rows", "0"], "--rows"),
         (["classify", "none.png", "--spec", "blobs"], "no file none.png"),
     ],

@@ -11,6 +11,7 @@ from defuse.attacks.views import Limited
 from defuse.data import fetch
 from defuse.diffusion.denoise import Denoiser
 from defuse.evaluation import run as evaluation
+from defuse.evaluation.engine import refuse_ray
 from defuse.evaluation.model import build_model
 from defuse.machine import pick_device
 from defuse.menu import SpecError
@@ -48,13 +49,14 @@ def opened(
     """The defence of an evaluation spec, with `images` of the images that it evaluates.
 
     Raises:
-        SpecError: The spec is wrong, or there are not so many images.
+        SpecError: The spec is wrong, its engine is Ray, or there are not so many images.
     """
     if images < 2:
         raise SpecError(f"--images must be 2 or more, not {images}")
     table = specs.load(spec, changes)
     table.pop("sweep", None)
     checked = evaluation.check(table, folder)
+    refuse_ray(checked["machine"], "an analysis")
     options, where = checked["evaluation"], pick_device(device)
     data = specs.build("data", checked["data"])
     model = build_model(checked, where)

@@ -18,6 +18,7 @@ from defuse import spec as specs
 from defuse.attacks.views import Limited
 from defuse.data import pictures
 from defuse.data.made import digests, toward
+from defuse.evaluation.engine import refuse_ray
 from defuse.evaluation.record import Run
 from defuse.evaluation.run import parts
 from defuse.evaluation.search import Search, by_block
@@ -77,11 +78,13 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         quiet: Show no progress.
 
     Raises:
-        SpecError: It has no attacks, a part refuses its options, or the parts do not fit each other.
+        SpecError: It has no attacks, or the engine Ray; a part refuses its options, or the parts do not
+            fit each other.
         RuntimeError: The folder holds something else, or an attack left the threat.
     """
     if not spec["attacks"]:
         raise SpecError("the spec has no attacks: there is nothing to make")
+    refuse_ray(spec["machine"], "making adversarial images")
     made, options, threat = parts(spec), spec["evaluation"], Threat(**spec["threat"])
     identity = specs.identity({"kind": KIND, **spec})
     asked = {**made.asked, "identity": identity, "kind": KIND}

@@ -7,12 +7,14 @@ whose worker dies is done anew by another. Needs the extra `ray`.
 
 import importlib
 import json
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -24,6 +26,7 @@ from defuse.progress import progress
 from defuse.spec import Table
 
 RETRIES = 5  # of a block whose worker died
+KNOCK = 5  # seconds until a host is taken for dead
 SAME = {  # what a worker must have as the machine has that started the run
     "version": "version of defuse",
     "identity": "weights, or another file that the spec names",
@@ -93,6 +96,7 @@ def connected(spec: Table) -> Iterator[Any]:
     ray = _ray()
     started = not ray.is_initialized()
     if started:
+        _knock(spec["machine"]["cluster"] or os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address=spec["machine"]["cluster"], log_to_driver=False, logging_level="error")
         except Exception as error:  # where it does not start in time, Ray raises just that
@@ -166,6 +170,23 @@ def _prepared(text: str, driver: str) -> tuple[Parts, Machine]:
             "command again"
         )
     return made, made.on(spec, (0, 1), quiet=True)
+
+
+def _knock(address: str) -> None:
+    """Try the address of a Ray, where it has a host and a port: Ray itself would try for minutes.
+
+    Raises:
+        SpecError: Nobody answers.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.hostname and place.port:  # unlike `auto` and `local`
+            socket.create_connection((place.hostname, place.port), KNOCK).close()
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"machine.cluster: there is no Ray at {address} ({error}): start it there by `ray start "
+            "--head`, or name another address (also in RAY_ADDRESS), or none"
+        ) from error
 
 
 def _ray() -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,7 +14,8 @@ from defuse import spec as specs
 from defuse.data import fetch
 from defuse.data.made import Images
 from defuse.defenses.purified import image_shape
-from defuse.diffusion.execution import Execution, execute
+from defuse.diffusion.execution import execute
+from defuse.evaluation.engine import check_machine
 from defuse.evaluation.evaluate import Machine, evaluate
 from defuse.evaluation.model import build_model, check_model, say_unknown
 from defuse.evaluation.quality import check_perceptual
@@ -49,14 +50,6 @@ EVALUATION: dict[str, tuple[Any, Any]] = {
     "pictures": (int, 8),
     "survivors": (bool, False),
     "lpips": (bool, False),
-}
-MACHINE: dict[str, tuple[Any, Any]] = {
-    "device": (str, "auto"),
-    "rows": (int | Literal["auto"], 256),
-    "block": (int, 32),
-    "execution": (Execution, "plain"),
-    "engine": (Literal["local", "ray"], "local"),
-    "cluster": (str | None, None),
 }
 
 
@@ -121,7 +114,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
     options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
-    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
+    machine = check_machine(spec.get("machine", {}))
     for name, value in (options | machine).items():
         least = {"images": 1, "draws": 1, "pictures": 0, "rows": 1, "block": 1}.get(name)
         if least is not None and isinstance(value, int) and value < least:
