@@ -26,7 +26,7 @@ check: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## All checks: format, lint, types, tests.
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
 slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and DEFUSE_WEIGHTS.
 	$(BIN)/python -m pytest -m slow

@@ -5,19 +5,30 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from defuse.cli import run
+from defuse.evaluation import run as evaluation
 from defuse.evaluation.forecast import forecast
+from defuse.evaluation.record import Run
 from defuse.evaluation.run import check
 from defuse.report.forecast import told
 from defuse.spec import load
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'defuse[ray]'")
 
+pytestmark = pytest.mark.xdist_group("ray")  # so that one process of the tests starts Ray, once
 SMALL = ["data.size=24", "purifier.steps=4", "evaluation.draws=4", "machine.block=2"]
+
+
+def evaluated(out: Path, *changes: str, shard: tuple[int, int] = (0, 1)) -> Run:
+    """A run without a report."""
+    spec = check(load("blobs", [*SMALL, *changes]))
+    return evaluation.run(spec, out, shard, quiet=True)
 
 
 def command(out: Path, *changes: str) -> list[str]:
@@ -27,34 +38,58 @@ def command(out: Path, *changes: str) -> list[str]:
 
 def workers() -> list[int]:
     """The processes that do a block now, among those that this one has started."""
-    parents, busy = {}, []
+    busy = []
     for place in Path("/proc").glob("[0-9]*"):
-        try:
-            fields = dict(
-                line.split(":", 1) for line in (place / "status").read_text().splitlines()
-            )
-            parents[int(place.name)] = int(fields["PPid"])
+        with suppress(OSError):
             if b"ray::evaluate_block" in (place / "cmdline").read_bytes():
                 busy.append(int(place.name))
-        except (OSError, KeyError):
-            continue
 
     def ours(process: int) -> bool:
-        while process > 1:
-            if process == os.getpid():
-                return True
-            process = parents.get(process, 0)
-        return False
+        while process > 1 and process != os.getpid():
+            try:
+                status = Path(f"/proc/{process}/status").read_text()
+            except OSError:
+                return False
+            process = int(status.partition("PPid:")[2].split()[0])
+        return process == os.getpid()
 
     return [process for process in busy if ours(process)]
 
 
+def test_an_engine_that_is_not_known_is_refused(mistake):
+    assert "machine.engine" in mistake("evaluate", "blobs", "--set", "machine.engine=dask")
+
+
+def test_an_address_where_nobody_answers_is_told_at_once(elsewhere, mistake, monkeypatch):
+    with socket.socket() as taken:  # bound, and it does not listen
+        taken.bind(("127.0.0.1", 0))
+        address, began = f"127.0.0.1:{taken.getsockname()[1]}", time.monotonic()
+        ask = ["evaluate", "blobs", "--set", "machine.engine=ray"]
+        said = mistake(*ask, "--set", f"machine.cluster=ray://{address}")
+        assert f"there is no Ray at ray://{address}" in said
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert f"there is no Ray at {address}" in mistake(*ask, "--dry-run")
+    assert time.monotonic() - began < 30
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A Ray of two processors, begun in the folder that is returned, from which its workers import."""
+    folder = tmp_path_factory.mktemp("modules")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
+        patch.setenv("RAY_agent_register_timeout_ms", "300000")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.syspath_prepend(folder)
+        patch.chdir(folder)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield folder
+        ray.shutdown()
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="finds workers by /proc")
-def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(
-    elsewhere, facts, monkeypatch
-):
-    patient(monkeypatch)
-    assert run(command(elsewhere / "alone")) == 0
+def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(elsewhere, facts, two):
+    alone = evaluated(elsewhere / "alone")
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -64,27 +99,37 @@ def test_a_worker_is_killed_and_the_outcomes_are_those_of_one_process(
                 for process in workers()[:1]:
                     os.kill(process, signal.SIGKILL)
                     killed.append(process)
-            time.sleep(0.001)
+            time.sleep(0.005)
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        killer = threading.Thread(target=kill_one)
-        killer.start()
-        assert run(command(elsewhere / "ray", "machine.engine=ray")) == 0
-        killer.join()
-    finally:
-        ray.shutdown()
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    spread = evaluated(elsewhere / "ray", "machine.engine=ray")
+    killer.join()
     assert killed, "a worker was to die in the middle"
     assert facts(elsewhere / "ray") == facts(elsewhere / "alone")
-    shown = [
-        sorted(path.name for path in (elsewhere / run_ / "figures").iterdir())
-        for run_ in ("ray", "alone")
-    ]
-    assert shown[0] == shown[1]
+    shown = [list(each.examples()) for each in (spread, alone)]
+    assert sum(len(block["index"]) for block in shown[0]) == 8
+    for one, other in zip(*shown, strict=True):
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_shard_is_begun_and_the_whole_resumed_with_a_short_last_block(elsewhere, facts, two):
+    changes = ["data.size=7", "machine.engine=ray"]
+    evaluated(elsewhere / "alone", changes[0])
+    begun = evaluated(elsewhere / "ray", *changes, shard=(1, 3))
+    assert [outcome.index for outcome in begun.outcomes()] == [1, 4]
+    first = {p: p.stat().st_mtime_ns for p in (elsewhere / "ray" / "outcomes").iterdir()}
+    evaluated(elsewhere / "ray", *changes)
+    blocks = sorted((elsewhere / "ray" / "outcomes").iterdir())
+    assert [len(path.read_text().splitlines()) for path in blocks] == [2, 2, 2, 1]
+    assert {path: path.stat().st_mtime_ns for path in first} == first, "what was done is kept"
+    assert facts(elsewhere / "ray") == facts(elsewhere / "alone")
 
 
 FALLS = """
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -104,46 +149,18 @@ class Falls:
 """
 
 
-def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewhere, monkeypatch):
-    patient(monkeypatch)
-    monkeypatch.syspath_prepend(elsewhere)
-    (elsewhere / "falls.py").write_text(FALLS)
+def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewhere, two):
+    (two / "falls.py").write_text(FALLS)
     seen, spec = elsewhere / "seen", check(load("blobs", [*SMALL, "machine.engine=ray"]))
     attacks = f"attacks=[{{name: 'falls:Falls', seen: {seen}}}]"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        found = forecast(spec, budget=0.001)
-        assert (found.workers, found.images) == (2, 2)
-        assert any("on each of 2" in line for line in told(found))
-        budget = 3.5 * found.each.seconds
-        again = forecast(spec, budget=budget)
-        assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))
-        with pytest.raises(ArithmeticError, match="it fell"):
-            run(command(elsewhere / "ray", "machine.engine=ray", attacks))
-        before = seen.read_text().count("asked")
-        time.sleep(2)
-        assert seen.read_text().count("asked") <= before + 1 < 12
-    finally:
-        ray.shutdown()
-
-
-def patient(monkeypatch) -> None:
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "300")  # a busy machine is slow to start it
-    monkeypatch.setenv("RAY_agent_register_timeout_ms", "300000")
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-
-
-def test_an_engine_that_is_not_known_is_refused(mistake):
-    assert "machine.engine" in mistake("evaluate", "blobs", "--set", "machine.engine=dask")
-
-
-def test_an_address_where_nobody_answers_is_told_at_once(elsewhere, mistake, monkeypatch):
-    with socket.socket() as taken:  # bound, and it does not listen
-        taken.bind(("127.0.0.1", 0))
-        address, began = f"127.0.0.1:{taken.getsockname()[1]}", time.monotonic()
-        ask = ["evaluate", "blobs", "--set", "machine.engine=ray"]
-        said = mistake(*ask, "--set", f"machine.cluster=ray://{address}")
-        assert f"there is no Ray at ray://{address}" in said
-        monkeypatch.setenv("RAY_ADDRESS", address)
-        assert f"there is no Ray at {address}" in mistake(*ask, "--dry-run")
-    assert time.monotonic() - began < 30
+    found = forecast(spec, budget=0.001)
+    assert (found.workers, found.images) == (2, 2)
+    assert any("on each of 2" in line for line in told(found))
+    budget = 3.5 * found.each.seconds
+    again = forecast(spec, budget=budget)
+    assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))
+    with pytest.raises(ArithmeticError, match="it fell"):
+        run(command(elsewhere / "ray", "machine.engine=ray", attacks))
+    before = seen.read_text().count("asked")
+    time.sleep(2)
+    assert seen.read_text().count("asked") <= before + 1 < 12
