@@ -1,5 +1,6 @@
 """How much memory the graphs of autograd keep, on any device, and how much is free."""
 
+import contextvars
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+_processes = contextvars.ContextVar("processes", default=1)  # that share a CPU's memory
 
 
 class Kept:
@@ -56,6 +59,16 @@ def kept_by_graphs(model: object) -> Iterator[Kept]:
         yield kept
 
 
+@contextmanager
+def shared_by(processes: int) -> Iterator[None]:
+    """Inside this block, of a CPU's free memory each of so many processes like this one has its part."""
+    token = _processes.set(processes)
+    try:
+        yield
+    finally:
+        _processes.reset(token)
+
+
 def free_bytes(device: str) -> int | None:
     """The memory that is free on a device; None if it cannot be told.
 
@@ -64,6 +77,10 @@ def free_bytes(device: str) -> int | None:
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + spare
+    if (processes := _processes.get()) > 1:
+        with shared_by(1):
+            whole = free_bytes(device)
+        return whole and whole // processes
     try:
         with open("/proc/meminfo", encoding="ascii") as source:
             facts = dict(line.split(":", 1) for line in source)

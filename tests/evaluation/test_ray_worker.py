@@ -1,30 +1,34 @@
 """What a worker of Ray does with its blocks; here without Ray."""
 
 import importlib
+import sys
 
 import pytest
 import torch
 
 from defuse.evaluation.ray import evaluate_block, told
 from defuse.evaluation.run import check, parts
+from defuse.graphs import free_bytes
 from defuse.menu import SpecError
 from defuse.models import card
 from defuse.spec import load
 
 SMALL = ["data.size=8", "purifier=null", "denoiser=null", "attacks=[]", "evaluation.draws=2"]
 COUNTS = """
+from defuse.graphs import free_bytes
 from defuse.menu import find
 
-measured = []
+measured, free = [], []
 
 
 class Counts:
-    \"\"\"The exact classifier; it notes the calls that lead a gradient back.\"\"\"
+    \"\"\"The exact classifier; it notes the free memory, and calls that lead a gradient back.\"\"\"
 
     def __init__(self):
         self.inner = find("classifier", "bayes")()
 
     def __call__(self, x, noise):
+        free.append(free_bytes("cpu"))
         if x.requires_grad:
             measured.append(len(x))
         return self.inner(x, noise)
@@ -38,28 +42,47 @@ def test_a_worker_with_other_weights_refuses(elsewhere):
     changes = ["classifier.weights=mine", "purifier=null", "denoiser=null", "attacks=[]"]
     spec = check(load("demo", [*changes, "evaluation.draws=1"]))
     driver = told(parts(spec).asked)
-    assert len(evaluate_block(spec, [5], driver)[0]) == 1
+    assert len(evaluate_block(spec, [5], driver, 1)[0]) == 1
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     card.save(elsewhere / "mine", "classifier", part, model)
-    assert len(evaluate_block(spec, [5], told(parts(spec).asked))[0]) == 1, "a run of its own"
+    assert len(evaluate_block(spec, [5], told(parts(spec).asked), 1)[0]) == 1, "a run of its own"
     with pytest.raises(SpecError, match=r"differs .* in its weights, or .* let both have the same"):
-        evaluate_block(spec, [5], driver)
+        evaluate_block(spec, [5], driver, 1)
 
 
 def test_a_worker_with_other_images_and_version_says_both(elsewhere):
     spec = check(load("blobs", SMALL))
     driver = told(parts(spec).asked) | {"images": "0" * 64, "version": "0.0"}
     with pytest.raises(SpecError, match="in its version of defuse, and in its images or labels:"):
-        evaluate_block(spec, [0], driver)
+        evaluate_block(spec, [0], driver, 1)
 
 
-def test_a_worker_is_made_ready_once_for_all_its_blocks(elsewhere, monkeypatch):
+@pytest.fixture
+def counts(elsewhere, monkeypatch):
     monkeypatch.syspath_prepend(elsewhere)
     (elsewhere / "counts.py").write_text(COUNTS)
-    counts = importlib.import_module("counts")
-    spec = check(load("blobs", [*SMALL, "classifier='counts:Counts'", "machine.rows=auto"]))
+    monkeypatch.delitem(sys.modules, "counts", raising=False)
+    return importlib.import_module("counts")
+
+
+def counted(seed):
+    classifier = ["classifier='counts:Counts'", "machine.rows=auto", f"evaluation.seed={seed}"]
+    return check(load("blobs", [*SMALL, *classifier]))
+
+
+def test_a_worker_is_made_ready_once_for_all_its_blocks(counts):
+    spec = counted(seed=1)
     driver = told(parts(spec).asked)
-    found = [evaluate_block(spec, block, driver)[0] for block in ([0, 1], [2, 3], [4])]
+    found = [evaluate_block(spec, block, driver, 1)[0] for block in ([0, 1], [2, 3], [4])]
     assert [[o.index for o in outcomes] for outcomes in found] == [[0, 1], [2, 3], [4]]
     assert counts.measured == [1, 1]  # to find how many rows fit: the second call counts
+
+
+def test_workers_on_one_machine_share_its_memory(counts):
+    spec = counted(seed=2)
+    driver = told(parts(spec).asked)
+    counts.free.clear()
+    evaluate_block(spec, [0], driver, 1000)
+    assert len(counts.free) > 3
+    assert 0 < max(counts.free) < free_bytes("cpu") / 500

@@ -21,6 +21,7 @@ import numpy as np
 from defuse.evaluation.evaluate import Machine
 from defuse.evaluation.record import Outcome, Run
 from defuse.evaluation.run import Parts, parts, work
+from defuse.graphs import shared_by
 from defuse.menu import SpecError
 from defuse.progress import progress
 from defuse.spec import Table
@@ -63,7 +64,9 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
-        waiting = [task.remote(spec, block, told(made.asked)) for block in blocks]
+        most = max(node["Resources"].get("GPU" if gpus else "CPU", 0) for node in ray.nodes())
+        given = told(made.asked), max(1, min(int(most), len(blocks)))
+        waiting = [task.remote(spec, block, *given) for block in blocks]
         try:
             here = len(mine) - len(todo)
             with progress("evaluating images by Ray", len(mine), here, quiet) as show:
@@ -126,7 +129,7 @@ def told(asked: Table) -> dict[str, Any]:
 
 
 def evaluate_block(
-    spec: Table, block: Sequence[int], driver: Mapping[str, Any]
+    spec: Table, block: Sequence[int], driver: Mapping[str, Any], beside: int
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
     """The outcomes of a block of a checked spec's images, and the pictures of those that are shown.
 
@@ -134,12 +137,15 @@ def evaluate_block(
         spec: What `run.check` returned.
         block: Which images.
         driver: What tells the run (`told`) where it was started.
+        beside: How many such tasks share the machine and its memory.
 
     Raises:
         SpecError: The run is another here.
     """
-    (made, machine), kept = _prepared(json.dumps(spec), json.dumps(driver)), _Carried()
-    work(spec, made, kept, machine, only=block)
+    kept = _Carried()
+    with shared_by(beside):
+        made, machine = _prepared(json.dumps(spec), json.dumps(driver))
+        work(spec, made, kept, machine, only=block)
     return kept.found, kept.examples
 
 
