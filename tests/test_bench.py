@@ -56,7 +56,7 @@ def test_what_is_said_of_public_code_stays_on_a_page_that_is_measured_without():
     docs = Path(__file__).parents[1] / "docs" / "speed.md"
     section = speed.kept(docs.read_text("utf-8"))
     assert section[0] == speed.PUBLIC
-    assert any(line.startswith("| DiffHammer | ") for line in section)
+    assert any(line.startswith("| DiffHammer, commit ") for line in section)
     begin, end = speed.MARKS
     page = f"above\n{begin}\nold\n\n" + "\n".join(section) + f"\n\n{end}\nbelow\n"
     new = speed.between(page, ["new", "", *speed.kept(page)])
