@@ -115,7 +115,7 @@ def sweep(
         if summary["attacks"]:
             said += f", robust {summary['robust']['mean']['accuracy']:.1%}"
         typer.echo(f"{number}/{len(cells)}  {told}: {said}")
-        if new:  # for who looks while it runs
+        if new and number < len(cells):  # for who looks while it runs
             write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
     table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
     plain = table.replace("\\", "")  # what Markdown needs quoted

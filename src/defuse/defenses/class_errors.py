@@ -92,9 +92,8 @@ class ClassErrors:
         """
         back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
         # the wordings of one error may be in two chunks, which are not taken apart
-        learned = self.learned(z)
-        most = learned.graphs(self.rows.rows or len(z), z.device) if back else 0
-        most = 0 if self.denoiser.wordings else most
+        keeps, learned = back and not self.denoiser.wordings, self.learned(z)
+        most = learned.graphs(self.rows.rows or len(z), z.device) if keeps else 0
 
         def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
             keep, at = len(self._kept) < most, z.detach()

@@ -97,8 +97,7 @@ class Learned:
         if (asked := _graphs.get()) is not None:
             return asked
         size = _sizes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
-        free = free_bytes(str(device))
-        if size is None or free is None:
+        if size is None or (free := free_bytes(str(device))) is None:
             return 0
         held = _Held.all  # which other chains keep, until their way back
         most = FREE * (free + held)
