@@ -39,6 +39,13 @@ def test_more_classes_than_the_classifier_has(npz, mistake):
     assert "the data set has 7 classes" in mistake("evaluate", "blobs", "--set", data)
 
 
+def test_a_source_of_transfer_with_fewer_classes(mistake):
+    source = "{name: small-cnn, channels: 1, size: 8, classes: 5}"
+    attack = f"attacks=[{{name: transfer, source: {source}, attack: {{name: pgd, steps: 1}}}}]"
+    said = mistake("evaluate", "demo", "--set", attack, *ALL)
+    assert "the source of the attack transfer-exact: the classifier returns (1, 5)" in said
+
+
 def test_more_images_than_there_are(elsewhere, mistake):
     said = mistake("evaluate", "blobs", "--set", "data.size=4", "--set", "evaluation.images=9")
     assert "has 4, not 9" in said

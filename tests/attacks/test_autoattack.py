@@ -5,6 +5,8 @@ import torch
 from analytic import NOISE, SIZE, THREATS, Bent, Blurred, Coin, Linear, X, Y, accuracy, many, worst
 
 from defuse.attacks.autoattack import AutoAttack
+from defuse.attacks.views import Limited
+from defuse.noise import Noise
 from defuse.threat import Threat
 
 RIGHT = torch.zeros(SIZE, dtype=torch.long)
@@ -112,3 +114,16 @@ def test_mistakes_are_told(options, words: str):
 def test_too_few_classes_are_told_before_the_work():
     with pytest.raises(ValueError, match="version standard needs 4 classes for its loss DLR"):
         AutoAttack("standard")(Linear(), X, Y, THREATS["linf"], NOISE)
+
+
+@pytest.mark.parametrize("version", ["defuse", "rand"])
+def test_where_a_stage_keeps_several_classes_one_above_the_true_one_is_no_end(version):
+    def network(x, noise):
+        """Class 1 is always above the true one, 0; class 2 only once it is attacked."""
+        return torch.stack([0 * x[:, 0, 0, 0], 0 * x[:, 0, 0, 0] + 1, x.mean((1, 2, 3)) - 0.55], 1)
+
+    x, y = torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
+    model, noise = Limited(network, 256, keeps=2), Noise.of(0, range(4))
+    attack = AutoAttack(version, steps=10, queries=20, draws=4, eot=2)
+    found = attack(model, x, y, Threat("linf", 0.1), noise)
+    assert bool((network(found, noise)[:, 2] > 0).all())

@@ -446,7 +446,7 @@ def test_paired_elimination_decides_as_all_draws_do():
     for turn, added in enumerate(rule.rounds(draws)):
         unsure = alive & (alive.sum(1, keepdim=True) > 1)
         cost += int(unsure.sum()) * len(added)
-        seen += added
+        seen = sorted(seen + added)
         living = rule.living(errors[..., seen], torch.ones(len(seen)).double(), unsure, turn, draws)
         alive = torch.where(unsure, living, alive)
     assert sorted(seen) == list(range(500))
@@ -454,6 +454,14 @@ def test_paired_elimination_decides_as_all_draws_do():
     lost = int((~alive[torch.arange(400), best]).sum())
     assert lost <= 400 * 0.005
     assert cost < 400 * 2750 / 3, "the cost of 50 / 500, divided by three"
+
+
+def test_that_a_difference_changes_with_the_time_does_not_make_it_unsure():
+    rule, worse, t = Paired(), torch.arange(10).double(), torch.linspace(0, 1, 500).double()
+    errors = worse[:, None] * torch.exp(-t / 0.15) + simulated(1, 10, 500, 0.0)[0] / 100
+    seen, alive = sorted(rule.rounds(500)[0]), torch.ones(1, 10, dtype=torch.bool)
+    left = rule.living(errors[None, :, seen], torch.ones(len(seen)).double(), alive, 0, 500)
+    assert left.tolist() == [[True] + [False] * 9]
 
 
 def test_a_tie_is_never_broken_by_paired_elimination():

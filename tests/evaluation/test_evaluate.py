@@ -377,3 +377,21 @@ def test_without_survivors_a_spec_is_the_one_it_was():
     assert plain == off
     assert "survivors" not in plain["evaluation"]
     assert specs.identity(on) != specs.identity(plain)
+
+
+def test_one_unlucky_draw_gives_no_image_up(elsewhere):
+    tried = []
+
+    def coin(x, noise):
+        """Right on every second draw."""
+        side = noise.fold("coin").normal(x).mean((1, 2, 3)) + 1e-6 * x.mean((1, 2, 3))
+        return torch.stack([side, -side], 1)
+
+    def attack(model, x, y, threat, noise):
+        tried.extend(noise.keys)
+        return x
+
+    run_, data = Run.begin(elsewhere / "run", {"identity": "x"}), Blobs(size=40)
+    threat, machine = Threat("linf", 0.1), Machine(quiet=True)
+    evaluate(coin, data, {"a": attack}, threat, run_, draws=1, machine=machine, survivors=True)
+    assert len(tried) >= 38, "of 40; 8 wrong draws in a row are 1 in 256"

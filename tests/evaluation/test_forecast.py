@@ -144,6 +144,27 @@ def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
         assert "begun with 4 images, of which 2 are done" in said
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["evaluation.images=null", "data.size=4"],
+        ["classifier={name: diffusion, denoiser: mixture, draws: 2, span: [0.1, 0.9]}"],
+    ],
+    ids=["all images", "an option that is a tuple"],
+)
+def test_a_begun_run_is_known_by_what_it_asks(elsewhere, capsys, changes):
+    asked = [*command(*changes, "attacks=[]"), "--shard", "0/2"]
+    assert run(asked) == 0
+    assert run([*command(*changes, "attacks=[]"), "--dry-run"]) == 0
+    assert "begun with 4 images, of which 2 are done" in capsys.readouterr().out
+
+
+def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):
+    Run.begin(elsewhere / "run", {"identity": "x", "spec": {"certification": {}}, "indices": [0]})
+    assert run([*command("attacks=[]"), "--dry-run"]) == 0
+    assert "was begun" not in capsys.readouterr().out
+
+
 def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
     least = ["evaluation.images=9", "machine.block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0

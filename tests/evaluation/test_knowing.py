@@ -189,6 +189,7 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     for row in rows.values():
         gap = white - row["robust"]["mean"]["accuracy"]
         assert row["gap"]["mean"] == pytest.approx(gap)
+        assert row["gap"]["low"] < row["gap"]["mean"] < row["gap"]["high"]
         assert row["beside"] == "white box"
     assert rows["DW-box"]["gap"]["mean"] >= 0
     assert "all noise is fixed and known (DW-box)" in told["card"]["with the noise known"]

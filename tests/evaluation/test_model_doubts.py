@@ -10,9 +10,10 @@ from defuse.attacks.pgd import PGD
 from defuse.attacks.square import Square
 from defuse.data.blobs import Blobs
 from defuse.evaluation import verdict
-from defuse.evaluation.climb import curves
+from defuse.evaluation.climb import curves, summarize
 from defuse.evaluation.evaluate import Machine, evaluate
-from defuse.evaluation.record import Run
+from defuse.evaluation.model_doubts import _no_gradient
+from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.noise import Noise
 from defuse.threat import Threat
 
@@ -167,3 +168,29 @@ def dark(x, noise):
 
 def three(x, noise):
     return torch.cat([mean(x, noise), torch.zeros(len(x), 1)], 1)
+
+
+def test_a_search_that_ended_early_is_no_whole_climb():
+    def made(index, curve, right):
+        draws = [0] if right else [1]
+        conditions = {"pgd": Condition(draws, None, 0.1, 0.0)}
+        return Outcome(index, 0, conditions, "pgd", 0.0, {}, climb={"pgd": curve})
+
+    whole = [made(0, [0.0, 1.0, 2.0], True), made(1, [1.0, 2.0, 3.0], True)]
+    ended = [made(2, [5.0, 6.0], False), made(3, [], False)]
+    (told,) = summarize([*whole, *ended], ["pgd"])
+    assert told["right"]["n"] == 2
+    assert told["right"]["mean"] == [0.5, 1.5, 2.5]
+    assert told["wrong"]["n"] == 0
+    assert summarize(ended[1:], ["pgd"]) == []
+
+
+@pytest.mark.parametrize(("loss", "gradient"), [("dlr", 0.0), ("ce", float("inf"))])
+def test_a_gradient_that_is_none_is_doubted_whatever_the_loss(loss, gradient):
+    seen = {"ce": 1.0, "margin": 1.0} | {"margin" if loss == "dlr" else loss: gradient}
+    found = _no_gradient([{"gradients": seen}], {"pgd": FULL | {"loss": loss, "name": "pgd"}})
+    assert [doubt.name for doubt in found] == ["zero-gradient"]
+    sound = {"ce": 1.0, "margin": 1.0}
+    assert not list(
+        _no_gradient([{"gradients": sound}], {"pgd": FULL | {"loss": loss, "name": "pgd"}})
+    )

@@ -219,3 +219,15 @@ def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
         == "other: another classifier, bayes (side 4), never the model (transfer)"
     )
     assert "knows another classifier, but not the model," in text
+
+
+def test_the_last_rung_of_a_ladder_is_what_counts_whatever_is_tried(report):
+    knowing = {"name": "pgd", "steps": 1, "label": "box", "knows": "both"}
+    for attacks in ((STADV,), (STADV, knowing), (PGD, STADV), (PGD, knowing)):
+        told, _ = report(*attacks, **{"threat": {"norm": "linf", "eps": 0.4}})
+        assert told["ladder"][-1]["robust"]["mean"] == told["robust"]["mean"], attacks
+        own = json.dumps(told["robust"])
+        if attacks == (STADV,):
+            alone = own
+        if attacks == (STADV, knowing):
+            assert own == alone, "who knows the noise is no choice of the others"

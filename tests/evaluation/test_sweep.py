@@ -211,3 +211,12 @@ def test_a_sweep_set_to_null_is_an_evaluation():
     assert "sweep" in spec
     plain = {key: value for key, value in SPEC.items() if key != "sweep"}
     assert evaluation.check(spec) == evaluation.check(specs.load(plain))
+
+
+def test_an_attack_that_refuses_the_model_ends_no_sweep(elsewhere):
+    pgd = {"attacks": [{"name": "pgd", "steps": 1}], "purifier": None, "denoiser": None}
+    axes = {"sweep": {"attacks.0.loss": ["dlr", "margin"]}}
+    cells = sweeps.check(specs.load(SPEC | pgd | axes))
+    (_, refused), (_, done) = sweeps.run(cells, elsewhere, quiet=True)
+    assert "the loss dlr needs 3 classes" in str(refused)
+    assert isinstance(done, Run)

@@ -433,6 +433,25 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
     )
     channels = ["train", "digits-classifier", "--quiet", "--set", "classifier.channels=3"]
     assert "the classifier does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
+    guide = "objective.classifier={name: small-cnn, channels: 1, size: 8, classes: 5}"
+    said = mistake("train", "digits-addt", "--quiet", "--set", guide, "--out", "guide")
+    assert "objective.classifier: the data set has 10 classes" in said
+
+
+@pytest.mark.parametrize(
+    ("spec", "objective", "said"),
+    [
+        (
+            "digits-classifier",
+            "denoising",
+            "the objective denoising trains a denoiser, and the spec has",
+        ),
+        ("digits-denoiser", "plain", "name a classifier, or one of denoising, addt, truth"),
+        ("digits-denoiser", "pgd-at", "the objective pgd-at trains a classifier"),
+    ],
+)
+def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objective, said):
+    assert said in mistake("train", spec, "--quiet", "--set", f"objective={objective}")
 
 
 def test_a_classifier_gives_a_row_of_numbers():

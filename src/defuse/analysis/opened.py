@@ -12,6 +12,7 @@ from defuse.data import fetch
 from defuse.diffusion.denoise import Denoiser
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.engine import refuse_ray
+from defuse.evaluation.fit import fits
 from defuse.evaluation.model import build_model
 from defuse.machine import pick_device
 from defuse.menu import SpecError
@@ -63,7 +64,7 @@ def opened(
     indices = evaluation.subset(len(data), options["images"], options["subset_seed"])[:images]
     if len(indices) < images:
         raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
-    evaluation.fits(model, data, indices, where)
+    fits(model, data, indices, where)
     x, y = (part.to(where) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).fold("analysis")
     rows = checked["machine"]["rows"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from defuse.attacks.apgd import APGD
 from defuse.attacks.choice import Stop, check_ball, check_counts, choose
 from defuse.attacks.fab import FAB
-from defuse.attacks.losses import ask, watching
+from defuse.attacks.losses import ask, contested, watching
 from defuse.attacks.pgd import PGD
 from defuse.attacks.square import Square
 from defuse.noise import Noise
@@ -107,7 +107,13 @@ class AutoAttack:
                     f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, and "
                     f"the model has {logits.shape[2]}: use the version defuse"
                 )
-            alive = alive[~self.broken(logits, y[alive])]
+            others, place = contested(
+                logits.flatten(0, 1),
+                y[alive].repeat_interleave(self.draws),
+                getattr(model, "keeps", 1),
+            )
+            left = others.view(len(alive), self.draws, -1)
+            alive = alive[~self.broken(left, place[:: self.draws])]
             if not len(alive):
                 break
         return best

@@ -189,7 +189,7 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
             logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
-            others, place = _contested(logits, y, keeps)
+            others, place = contested(logits, y, keeps)
             if toward is None:
                 value = LOSSES[first.loss](others, place)
             else:
@@ -240,7 +240,7 @@ def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n:
     return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
 
 
-def _contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
+def contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
     """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0.
 
     Where one class is kept, nothing is left out, nor is the order changed.

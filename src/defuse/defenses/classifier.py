@@ -202,7 +202,7 @@ class DiffusionClassifier(nn.Module):
             wanted = torch.zeros_like(taken)
             wanted[..., added] = unsure[..., None]
             errors.fill(table, z, wanted)
-            taken, seen = taken | wanted, seen + added
+            taken, seen = taken | wanted, sorted(seen + added)
             if self.rule:
                 far = table[..., seen].double()
                 living = self.rule.living(far, weight[seen], unsure, turn, draws)

@@ -38,7 +38,8 @@ class Elimination(Protocol):
         """Which classes (B, K) live on after round `turn`.
 
         Args:
-            errors: Of the n draws so far (B, K, n); of classes that are not alive, anything.
+            errors: Of the n draws so far (B, K, n), in the order of their times; of classes that are
+                not alive, anything.
             weight: Of these draws (n,).
             alive: The classes (B, K) that were alive before.
             turn: The number of the round, from 0.
@@ -100,13 +101,14 @@ class Stages:
 class Paired:
     """Give up a class as soon as it is surely worse than the best one, judged on the same draws.
 
-    After every round, the number of draws doubled, each class's errors are compared with those of the
-    best, draw by draw. The class goes if the mean difference is above 0 by more than Student's t
-    allows, at the level `risk` shared out evenly among the rounds and the K - 1 rivals; draws are a
-    sample without replacement from the full set, so the deviation shrinks to 0 as they run out. So
-    the class that is best on the full set is lost with a probability of at most `risk` for an image,
-    as far as the mean difference is normal. Rounds are even over the times, which makes the true
-    deviation smaller than the one reckoned with.
+    After every round, which adds half as many draws again, each class's errors are compared with
+    those of the best, draw by draw. The class goes if the mean difference is above 0 by more than
+    Student's t allows, at the level `risk` shared out evenly among the rounds and the K - 1 rivals.
+    Rounds are even over the times, so how the difference changes with the time does not make its mean
+    uncertain: the deviation is that of draws at neighboring times, by their successive differences
+    (Wolter, 2007, chapter 8). Draws are a sample without replacement from the full set, so it shrinks
+    to 0 as they run out. So the class that is best on the full set is lost with a probability of at
+    most `risk` for an image, as far as the mean difference is normal.
 
     Attributes:
         risk: The budget of error for an image, above 0 and below 1.
@@ -123,7 +125,7 @@ class Paired:
             raise ValueError(f"first must be 2 or more draws, not {self.first}")
 
     def rounds(self, draws: int) -> list[list[int]]:
-        """16, 16, 32, 64, ... draws in an order that is even over the times from the start on."""
+        """16, 8, 12, 18, ... draws in an order that is even over the times from the start on."""
         order = scattered(draws)
         ends = self._ends(draws)
         return [order[a:b] for a, b in zip([0, *ends], ends, strict=False)]
@@ -138,15 +140,17 @@ class Paired:
         best = _means(errors, weight).masked_fill(~alive, torch.inf).argmin(1)
         gap = errors - errors[torch.arange(len(errors)), best][:, None]
         mean = _means(gap, weight)
-        spread = ((gap - mean[..., None]) * (used * weight / weight.sum())).square().sum(2)
-        deviation = torch.sqrt(spread / (used - 1) / used * (1 - used / draws))
+        rest = (gap - mean[..., None]) * (used * weight / weight.sum())
+        variance = rest.diff(dim=2).square().mean(2) / 2
+        deviation = torch.sqrt(variance / used * (1 - used / draws))
         level = self.risk / (rounds * max(1, alive.shape[1] - 1))
-        return alive & ~(mean > float(stats.t.isf(level, used - 1)) * deviation)
+        freedom = 2 / 3 * (used - 1)  # of successive differences, which overlap
+        return alive & ~(mean > float(stats.t.isf(level, freedom)) * deviation)
 
     def _ends(self, draws: int) -> list[int]:
         ends = [min(self.first, draws)]
         while ends[-1] < draws:
-            ends.append(min(2 * ends[-1], draws))
+            ends.append(min(ends[-1] + (ends[-1] + 1) // 2, draws))
         return ends
 
 

@@ -22,7 +22,7 @@ from defuse.evaluation.engine import refuse_ray
 from defuse.evaluation.record import Run
 from defuse.evaluation.run import parts
 from defuse.evaluation.search import Search, by_block
-from defuse.evaluation.verdict import sees
+from defuse.evaluation.threat_model import sees
 from defuse.files import npz_bytes, write_bytes
 from defuse.menu import SpecError
 from defuse.spec import Table

@@ -22,10 +22,11 @@ from defuse import spec as specs
 from defuse.data import fetch
 from defuse.evaluation.certificate import KIND, Count, reach
 from defuse.evaluation.evaluate import Machine
+from defuse.evaluation.fit import fits
 from defuse.evaluation.ledger import Ledger, peak_bytes
 from defuse.evaluation.model import build_model, check_model
 from defuse.evaluation.record import Run
-from defuse.evaluation.run import fingerprint, fits, question, subset
+from defuse.evaluation.run import fingerprint, question, subset
 from defuse.machine import pick_device
 from defuse.menu import SpecError
 from defuse.noise import Noise

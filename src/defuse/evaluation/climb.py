@@ -49,7 +49,9 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[st
     """
     found = []
     for name in names:
-        kept = [outcome for outcome in outcomes if len(outcome.climb.get(name, [])) > 1]
+        longest = max(len(outcome.climb.get(name, [])) for outcome in outcomes)
+        # where a whole block ended early (`stop`), one image has a curve that is shorter
+        kept = [o for o in outcomes if len(o.climb.get(name, [])) == longest > 1]
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]
         if kept:

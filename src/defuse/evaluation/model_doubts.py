@@ -1,7 +1,7 @@
 """Doubts about the model itself, by what `probe` saw of it on a few images."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import ceil
+from math import ceil, inf
 from statistics import mean
 from typing import Any
 
@@ -42,7 +42,8 @@ def _no_gradient(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
 ) -> Iterator[Doubt]:
     for loss in sorted({row.get("loss", "margin") for row in exact(attacks).values()}):
-        dead = sum(not probe["gradients"].get(loss, 1) > FAINT for probe in probes)
+        seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
+        dead = sum(not FAINT < gradient < inf for gradient in seen)
         if dead:
             yield Doubt(
                 "zero-gradient",

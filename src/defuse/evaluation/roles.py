@@ -36,3 +36,13 @@ def roles(rows: Sequence[Row]) -> Roles:
     if not held:
         held, beyond = beyond, []
     return Roles(held, beyond, corruptions, knowing)
+
+
+def given_to(played: Roles) -> list[str]:
+    """What an attacker has before he attacks: the image, and random noise unless all he has is beyond.
+
+    As `evaluate.Judge.candidates`, of the rows of a spec.
+    """
+    held = any(row.get("bounded", True) for row in played.attacks)
+    alone = played.knowing and not (played.attacks or played.corruptions)
+    return ["clean", *(["random"] if held or alone else [])]

@@ -7,16 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from defuse import menu
 from defuse import spec as specs
 from defuse.data import fetch
 from defuse.data.made import Images
-from defuse.defenses.purified import image_shape
 from defuse.diffusion.execution import execute
 from defuse.evaluation.engine import check_machine
 from defuse.evaluation.evaluate import Machine, evaluate
+from defuse.evaluation.fit import fits, fits_sources
 from defuse.evaluation.model import build_model, check_model, say_unknown
 from defuse.evaluation.quality import check_perceptual
 from defuse.evaluation.record import Keeper, Run
@@ -229,6 +227,7 @@ def parts(spec: Table) -> Parts:
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
     fits(model, data, indices, device)
+    fits_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
         try:
@@ -288,36 +287,6 @@ def fingerprint(
         digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, Images)]
     return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
-
-
-@torch.no_grad()
-def fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
-    """Try one image, so that parts that do not fit are told before the work begins.
-
-    Raises:
-        SpecError: Model and images do not fit each other.
-    """
-    image, _ = data[indices[0]]
-    shape = tuple(image.shape)
-    wanted = image_shape(getattr(model, "purifier", None))
-    if wanted is not None and tuple(wanted) != shape:
-        raise SpecError(
-            f"the images are {_size(shape)} and the denoiser was made for {_size(wanted)}; "
-            "choose a data set and a denoiser of the same size"
-        )
-    try:
-        logits = model(image[None].to(device), Noise.of(0, [0]))
-    except Exception as error:  # a stranger's part may raise anything
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise SpecError(f"the model does not take images of {_size(shape)} ({said})") from error
-    if not bool(logits.isfinite().all()):
-        raise SpecError("the model returns logits that are not finite; see `defuse doctor`")
-    if logits.ndim != 2 or logits.shape[1] < len(data.classes):
-        raise SpecError(
-            f"the classifier returns {tuple(logits.shape)}, and the data set has "
-            f"{len(data.classes)} classes, the last {data.classes[-1]!r}; a diffusion classifier knows "
-            "those that its denoiser's prompts, labels or classes name"
-        )
 
 
 def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
@@ -386,7 +355,3 @@ def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
         seen = Viewed(attack, partial(see, **options) if options else see, knows)
         made.append((row["label"], seen))
     return made
-
-
-def _size(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -21,6 +21,7 @@ from defuse.progress import progress
 from defuse.protocols import Attack, Dataset
 from defuse.threat import Threat
 
+LEAST = 8  # draws by which an image is given up: by fewer, luck decides
 Keep = Callable[[Sequence[int], Tensor, Mapping[str, Tensor]], str]
 
 
@@ -52,7 +53,7 @@ class Search:
         attacks: By name.
         threat: What they may change.
         seed: Of all noise.
-        draws: Of the attacker's own, by which `survivors` are told.
+        draws: Of the attacker's own, by which `survivors` are told; 8 where these are fewer.
         survivors: Attack only images that nothing before made wrong on all of these.
         ledger: Of network calls.
         began: When the block began.
@@ -117,7 +118,7 @@ class Search:
         if not (self.survivors and todo):
             return {}
         select = noise.take(todo).fold("select")
-        self.seen[name] = votes(self.model, version[todo], select, self.draws)
+        self.seen[name] = votes(self.model, version[todo], select, max(self.draws, LEAST))
         wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
         return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 

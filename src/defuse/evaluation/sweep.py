@@ -72,7 +72,7 @@ def check(spec: Table, folder: str | None = None) -> list[Cell]:
 
 def run(
     cells: Sequence[Cell], folder: Path, quiet: bool = False
-) -> Iterator[tuple[Cell, Run | SpecError]]:
+) -> Iterator[tuple[Cell, Run | ValueError]]:
     """Evaluate each cell in turn, from where `folder` left off.
 
     Args:
@@ -85,14 +85,14 @@ def run(
         steps on a stretch of 25).
 
     Raises:
-        SpecError: No cell can be run; the reason of the last.
+        ValueError: No cell can be run; the reason of the last.
         RuntimeError: A folder holds another run, or a result must not be believed.
     """
     refused = 0
     for cell in cells:
         try:
             done = evaluation.run(cell.spec, place(folder, cell), quiet=quiet)
-        except SpecError as error:
+        except ValueError as error:  # of a part that does not fit, or an attack the model
             refused += 1
             if refused == len(cells):
                 raise

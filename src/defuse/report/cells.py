@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from defuse.evaluation.verdict import known_words
+from defuse.evaluation.threat_model import known_words
 
 Share = Mapping[str, float]
 

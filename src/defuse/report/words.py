@@ -5,7 +5,7 @@ from typing import Any
 
 from defuse.evaluation.doubt import FULL
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
-from defuse.evaluation.verdict import eps_words
+from defuse.evaluation.threat_model import eps_words
 from defuse.report.cells import cell, columns, complement, percent, weakest_bare
 from defuse.spec import part
 

@@ -12,7 +12,44 @@ from defuse.noise import Noise
 from defuse.protocols import Dataset
 from defuse.spec import Table
 
+TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
+    "denoising": "denoiser",
+    "addt": "denoiser",
+    "truth": "denoiser",
+    "plain": "classifier",
+    "pgd-at": "classifier",
+    "trades": "classifier",
+}
 NAMES = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
+
+
+def check_objective(kind: str, name: str) -> None:
+    """Whether the objective `name` trains a model of this `kind`.
+
+    Raises:
+        SpecError: It does not.
+    """
+    if (wanted := TRAINED.get(name, kind)) != kind:
+        others = ", ".join(other for other, trained in TRAINED.items() if trained == kind)
+        raise SpecError(
+            f"the objective {name} trains a {wanted}, and the spec has a {kind}: name a {wanted}, or "
+            f"one of {others}"
+        )
+
+
+def check_guide(objective: Any, data: Dataset) -> None:
+    """Whether the classifier that an objective goes by, if any, takes the images and knows all classes.
+
+    Raises:
+        SpecError: It does not.
+    """
+    for name in ("classifier", "source"):
+        guide = getattr(objective, name, None)
+        if isinstance(guide, nn.Module):
+            try:
+                check_fit("classifier", {}, guide.eval(), data)
+            except SpecError as error:
+                raise SpecError(f"objective.{name}: {error}") from error
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
 from defuse.training.adversaries import Adversaries, adversaries
-from defuse.training.fit import check_fit
+from defuse.training.fit import check_fit, check_guide, check_objective
 from defuse.training.memory import check_memory
 from defuse.training.objectives import denoising_loss
 from defuse.training.processes import Processes, together
@@ -139,11 +139,11 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for name in LATER:
         if options[name] == OPTIONS[name][1]:
             del options[name]
+    objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
+    check_objective(kind, objective["name"])
     return checked | {
         kind: part,
-        "objective": specs.check(
-            "objective", _with_source(spec["objective"], spec.get("denoiser"))
-        ),
+        "objective": objective,
         "training": options,
         "machine": machine,
     }
@@ -192,6 +192,7 @@ def _run(
     if dropped is not None:
         _drop(getattr(model, "network", model), dropped)
     objective = specs.build("objective", spec["objective"])
+    check_guide(objective, data)
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
         seed_torch(seed, "lora")
