@@ -16,7 +16,7 @@ from defuse.evaluation import doubts, model_doubts
 from defuse.evaluation import run as evaluation
 from defuse.evaluation.probe import probe
 from defuse.evaluation.record import Condition, Outcome, Run
-from defuse.evaluation.roles import roles
+from defuse.evaluation.roles import given_to, roles
 from defuse.noise import Noise
 from defuse.report.gallery import Gallery
 
@@ -30,6 +30,7 @@ TOY = {
 }
 PGD = {"name": "pgd", "steps": 1, "label": "pgd"}
 STADV = {"name": "stadv", "steps": 2, "label": "moved"}
+BOX = {"name": "pgd", "steps": 1, "label": "box", "knows": "both"}
 FOG = {"name": "corruption", "kind": "fog", "label": "fog"}
 
 
@@ -221,13 +222,20 @@ def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
     assert "knows another classifier, but not the model," in text
 
 
-def test_the_last_rung_of_a_ladder_is_what_counts_whatever_is_tried(report):
-    knowing = {"name": "pgd", "steps": 1, "label": "box", "knows": "both"}
-    for attacks in ((STADV,), (STADV, knowing), (PGD, STADV), (PGD, knowing)):
-        told, _ = report(*attacks, **{"threat": {"norm": "linf", "eps": 0.4}})
-        assert told["ladder"][-1]["robust"]["mean"] == told["robust"]["mean"], attacks
-        own = json.dumps(told["robust"])
-        if attacks == (STADV,):
-            alone = own
-        if attacks == (STADV, knowing):
-            assert own == alone, "who knows the noise is no choice of the others"
+@pytest.mark.parametrize("attacks", [(STADV,), (STADV, BOX), (PGD, STADV), (PGD, BOX)])
+def test_the_last_rung_of_a_ladder_is_what_counts(report, attacks):
+    told, _ = report(*attacks, threat={"norm": "linf", "eps": 0.4})
+    assert told["ladder"][-1]["robust"]["mean"] == told["robust"]["mean"]
+
+
+def test_random_noise_is_a_choice_where_the_threat_allows_it():
+    for attacks, noise in (
+        ([STADV], False),
+        ([STADV, BOX], False),
+        ([PGD, STADV], True),
+        ([BOX], True),
+        ([FOG], False),
+        ([], False),
+    ):
+        given = given_to(roles(rows(*attacks) if attacks else []))
+        assert given == ["clean", *(["random"] if noise else [])], attacks
