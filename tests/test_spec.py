@@ -150,7 +150,7 @@ def test_a_checked_spec_is_a_spec_of_the_same_run():
 
 def test_every_shipped_spec_is_sound():
     from defuse.evaluation import certify, sweep
-    from defuse.training import run as training
+    from defuse.training import spec as training
 
     kinds = {"training": training, "certification": certify, "sweep": sweep}
     for name, text in menu.shipped().items():

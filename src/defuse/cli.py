@@ -254,8 +254,9 @@ def train(
     from defuse import spec as specs
     from defuse.training import run as training
     from defuse.training.processes import numbers
+    from defuse.training.spec import check
 
-    checked = training.check(specs.load(spec, changes or []), data)
+    checked = check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
     training.run(checked, folder, quiet, command_line("train", spec, changes))
     if numbers().first:

@@ -35,9 +35,25 @@ from defuse.menu import (
 )
 
 Table = dict[str, Any]
-FILES = ("weights", "adapter", "path", "prompts")  # of which the contents count, not the place
+FILES = (
+    "weights",
+    "adapter",
+    "path",
+    "prompts",
+    "start",
+)  # of which the contents count, not the place
 ASIDE = ("folder", "download", "pictures", "lpips")  # no part of what a spec asks
-WORDS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device")  # never numbers
+WORDS = (
+    "name",
+    "label",
+    "view",
+    "weights",
+    "adapter",
+    "path",
+    "folder",
+    "device",
+    "start",
+)  # never numbers
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
@@ -186,8 +202,8 @@ def identity(spec: Table) -> str:
     """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
     `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of
-    `weights`, `adapter`, `path` and `prompts` only what is in them counts, and of data its name and
-    options.
+    `weights`, `start`, `adapter`, `path` and `prompts` only what is in them counts, and of data its
+    name and options.
     """
     asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     for section in ("evaluation", "certification"):

@@ -112,7 +112,7 @@ def test_no_adaptive_attack_and_one_draw(doubts):
 
 
 def test_a_rough_gradient_is_named(doubts, monkeypatch):
-    monkeypatch.setattr("defuse.attacks.views.bfloat16_pays", lambda device: True)
+    monkeypatch.setattr("defuse.attacks.views.bfloat16_costs", lambda device: 0.5)
     found = doubts("attacks=[{name: pgd, steps: 2, view: bfloat16}, {name: pgd, steps: 2}]")
     assert "low-precision" in found
     assert "no-adaptive-attack" not in found

@@ -12,7 +12,7 @@ from defuse.evaluation import run as evaluation
 from defuse.evaluation.model import build_purifier
 from defuse.menu import shipped
 from defuse.report.lines import number
-from defuse.training import run as training
+from defuse.training.spec import check
 
 NAMED = [
     "classifier=bayes",
@@ -48,7 +48,7 @@ def test_every_shipped_spec_checks(name):
         cells = sweep.check(spec, "anywhere")
         assert len(cells) > 1
     elif "training" in spec:
-        assert training.check(spec, "anywhere")["training"]["steps"] > 0
+        assert check(spec, "anywhere")["training"]["steps"] > 0
     elif "certification" in spec:
         assert certify.check(spec, "anywhere")["certification"]["sigma"] > 0
     else:
@@ -85,7 +85,7 @@ def test_the_published_experiments_ask_what_they_say():
 
 @pytest.mark.parametrize("name", ["addt-cifar10-steps", "addt-cifar10-models"])
 def test_addt_is_trained_and_attacked_as_published(name):
-    trained = training.check(specs.load("addt-cifar10"), "anywhere")["training"]
+    trained = check(specs.load("addt-cifar10"), "anywhere")["training"]
     assert (trained["betas"], trained["rate"], trained["batch"]) == ([0.95, 0.999], 2e-4, 256)
     assert (trained["steps"], trained["decay"], trained["warmup"]) == (
         50 * 196,

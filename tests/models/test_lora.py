@@ -21,6 +21,7 @@ from defuse.models import card, lora
 from defuse.noise import Noise
 from defuse.training import run as training
 from defuse.training import train as loop
+from defuse.training.spec import check
 
 NOISE = Noise.of(0, range(3))
 X = NOISE.uniform(torch.empty(3, 1, 4, 4))
@@ -264,7 +265,7 @@ def test_an_adapter_for_another_model_is_refused(elsewhere):
 
 
 def started(**changes):
-    return training.check(specs.load(SPEC, [f"training.{k}={v}" for k, v in changes.items()]))
+    return check(specs.load(SPEC, [f"training.{k}={v}" for k, v in changes.items()]))
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -307,7 +308,7 @@ def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
 def test_what_it_began_as_may_be_an_adapter(base):
     training.run(started(steps=1), Path("one"), quiet=True)
     again = specs.load(SPEC, ["denoiser.weights=one", "training.steps=1"])
-    training.run(training.check(again), Path("two"), quiet=True)
+    training.run(check(again), Path("two"), quiet=True)
     told = card.read_card("two")[1]
     assert told["part"]["name"] == "unet"
     assert told["began_as"] == "one"
@@ -338,7 +339,7 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
         return save(folder, part, model, **facts)
 
     monkeypatch.setattr(card, "save_adapter", watched)
-    training.run(training.check(specs.load(spec)), Path("run"), quiet=True)
+    training.run(check(specs.load(spec)), Path("run"), quiet=True)
     names = load_file(Path("run") / ADAPTER)
     assert any(name.endswith("attn2.to_k.lora_A.weight") for name in names)
     assert all(name.startswith(("unet.down", "unet.mid", "unet.up")) for name in names)
@@ -437,14 +438,14 @@ def test_weights_below_float32_are_not_trained(elsewhere):
     half = {"name": "stable-diffusion", "weights": "sd", "precision": "float16"}
     changes = [f"denoiser={json.dumps(half)}", "training.lora=null"]
     with pytest.raises(SpecError, match="weights are in float16, which would round away"):
-        training.check(specs.load(SPEC, changes))
-    training.check(specs.load(SPEC, changes[:1]))
+        check(specs.load(SPEC, changes))
+    check(specs.load(SPEC, changes[:1]))
     part = specs.check("denoiser", half)
     model = specs.build("denoiser", part)
     lora.add(model)
     card.save_adapter(Path("base"), part, model)
     with pytest.raises(SpecError, match="weights are in float16"):
-        training.check(specs.load(SPEC))
+        check(specs.load(SPEC))
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
@@ -461,7 +462,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "training": {"steps": 1, "batch": 2, "lora": lora},
     }
     with pytest.raises(SpecError, match=r"has 10 classes.* knows 9, by its prompts nine\.csv"):
-        training.run(training.check(specs.load(spec)), Path("run"), quiet=True)
+        training.run(check(specs.load(spec)), Path("run"), quiet=True)
     judged = {
         "data": spec["data"],
         "classifier": {"name": "diffusion", "denoiser": denoiser, "draws": 1},
@@ -476,7 +477,7 @@ def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):
     small = [f"denoiser={json.dumps(BASE | {'classes': 1})}"]
     spec = specs.load(SPEC, [*small, "training.lora=null", "training.steps=1"])
     with pytest.raises(SpecError, match=r"has 2 classes, the last 'bright'.* its classes 1"):
-        training.run(training.check(spec), Path("run"), quiet=True)
+        training.run(check(spec), Path("run"), quiet=True)
 
 
 class Stop(Exception):
@@ -513,4 +514,4 @@ def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
 )
 def test_a_spec_that_does_not_fit_is_told(base, changes, said):
     with pytest.raises(SpecError, match=said):
-        training.check(specs.load(SPEC, changes))
+        check(specs.load(SPEC, changes))

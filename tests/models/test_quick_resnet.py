@@ -10,6 +10,7 @@ from defuse.models.card import load_classifier, read_card
 from defuse.models.quick_resnet import QuickResNet
 from defuse.noise import Noise
 from defuse.training import run as training
+from defuse.training.spec import check
 from defuse.training.train import _optimizer
 
 X = Noise.of(0, range(6)).normal(torch.empty(6, 3, 16, 16))
@@ -62,7 +63,7 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
         "training": {"steps": 40, "batch": 64, "rate": 0.1, "warmup": 10, "weight_decay": 1e-3}
         | {"bias_rate": 64, "optimizer": "sgd", "average": 0.9, "clip": 100},
     }
-    folder = training.run(training.check(spec.load(asks)), elsewhere / "run", quiet=True)
+    folder = training.run(check(spec.load(asks)), elsewhere / "run", quiet=True)
     trained = load_classifier(str(folder))
     assert read_card(str(folder))[1]["metrics"]["accuracy"] > 0.7
     assert not torch.equal(trained.network.whitening.flatten(1), torch.eye(4))

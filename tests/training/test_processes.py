@@ -20,6 +20,7 @@ from defuse.models import card
 from defuse.training import run as training
 from defuse.training import train as loop
 from defuse.training.processes import Processes
+from defuse.training.spec import check
 
 SPEC = {
     "data": {"name": "digits", "split": "train"},
@@ -40,7 +41,7 @@ SPEC = {
 
 def trained(folder, **options):
     spec = SPEC | {"training": SPEC["training"] | options}
-    return training.run(training.check(specs.load(spec)), folder, quiet=True)
+    return training.run(check(specs.load(spec)), folder, quiet=True)
 
 
 def weights(folder):
@@ -110,8 +111,8 @@ def test_parts_one_after_another_equal_the_whole(tmp_path, whole):
     parts = weights(trained(tmp_path / "parts", accumulate=4))
     assert gap(parts, whole) < 2e-6
     spec = {"training": SPEC["training"] | {"accumulate": 1}}
-    plain = training.check(specs.load(SPEC))
-    assert specs.identity(training.check(specs.load(SPEC | spec))) == specs.identity(plain)
+    plain = check(specs.load(SPEC))
+    assert specs.identity(check(specs.load(SPEC | spec))) == specs.identity(plain)
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):

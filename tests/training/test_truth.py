@@ -19,6 +19,7 @@ from defuse.statistics import wilson
 from defuse.threat import Threat
 from defuse.training import adversaries as cache
 from defuse.training import run as training
+from defuse.training.spec import check
 from defuse.training.train import train
 from defuse.training.truth import TruthMaximization
 
@@ -283,9 +284,9 @@ SPEC = {
 
 
 def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
-    objective = training.check(specs.load(SPEC))["objective"]
+    objective = check(specs.load(SPEC))["objective"]
     assert objective["source"] == {"name": "trained", "weights": "digits-classifier"}
-    own = training.check(
+    own = check(
         specs.load(SPEC, ["objective.source={name: diffusion, draws: 2, elimination: paired}"])
     )
     assert own["objective"]["source"]["denoiser"] == own["denoiser"]
@@ -297,12 +298,12 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
     assert told["adversaries"]["images"] == 8
     assert (elsewhere / "runs" / "adversaries" / told["adversaries"]["key"]).is_dir()
     with pytest.raises(SpecError, match="no folder 'nowhere'"):
-        training.run(training.check(specs.load(SPEC, ["objective.source=nowhere"])), elsewhere)
+        training.run(check(specs.load(SPEC, ["objective.source=nowhere"])), elsewhere)
 
 
 def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
     """They are those of a training that ends there (the rate is still rising: no other is asked)."""
-    asks = training.check(
+    asks = check(
         specs.load(SPEC, ["training.steps=4", "training.keep=[1, 3]", "training.average=0"])
     )
     folder = training.run(asks, elsewhere / "run", quiet=True)
@@ -317,7 +318,7 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         for name, value in ended.state_dict().items():
             assert torch.equal(value, kept[name]), name
     with pytest.raises(SpecError, match="keep holds steps from 1 to 2, not 7"):
-        training.check(specs.load(SPEC, ["training.keep=[1, 7]"]))
+        check(specs.load(SPEC, ["training.keep=[1, 7]"]))
 
 
 def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path):
@@ -362,7 +363,7 @@ def test_a_constant_rate_stays():
 
 def test_older_specs_are_asked_as_before():
     """New options at their defaults leave the identity of a training, and so its checkpoint, alone."""
-    asked = training.check(specs.load(SPEC))["training"]
+    asked = check(specs.load(SPEC))["training"]
     assert not {"lora", "keep", "decay"} & set(asked)
 
 

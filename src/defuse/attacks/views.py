@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defuse.machine import bfloat16_pays
+from defuse.machine import bfloat16_costs
 from defuse.noise import Noise
 from defuse.parts import Rows, in_parts
 from defuse.protocols import Classifier, Defended, Purifier
@@ -48,7 +48,7 @@ def bfloat16(model: Classifier) -> Classifier:
     inner = model.model if isinstance(model, Limited) else model
     parameters = inner.parameters() if isinstance(inner, nn.Module) else iter(())
     device = next((str(p.device) for p in parameters), "cpu")
-    if not bfloat16_pays(device):
+    if bfloat16_costs(device) >= 1:
         raise ValueError("the view `bfloat16` is slower here than `exact` in float32: use `exact`")
 
     def roughly(x: Tensor, noise: Noise) -> Tensor:

@@ -5,6 +5,7 @@ how well it does, and the sha256 of the weights; nothing else is needed to load 
 large for that, a LoRA adapter is kept alone, and the card's part builds what it stands beside.
 """
 
+import inspect
 import json
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 from defuse import __version__, spec
 from defuse.diffusion.denoise import Denoiser
 from defuse.files import ADAPTER, write_bytes
+from defuse.menu import find
 from defuse.models import lora
 from defuse.models.classifiers import Plain
 from defuse.models.weights import load_state, read_state, sha256
@@ -36,6 +38,9 @@ def save(
         model: What it built, trained.
         half: Whether weights are stored in float16 (they are float32 again when loaded).
         facts: What else the card should say: data, command, metrics, ...
+
+    Raises:
+        ValueError: Its weights are not finite; nothing is written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -44,6 +49,11 @@ def save(
     }
     if half:
         state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        where = " in float16" if half else ""
+        raise ValueError(
+            f"the weights are not finite{where}, and not written to {folder}: train at a lower rate"
+        )
     path = folder / "model.safetensors"
     write_bytes(path, to_bytes(state))
     facts = {"dtype": "float16" if half else "float32", "sha256": sha256(path), **facts}
@@ -66,7 +76,7 @@ def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any)
     write_bytes(path, lora.save(model))
     small = sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED
     if small and all(p.dtype == torch.float32 for p in model.parameters()):
-        network, began = network_of(part)
+        network, began = network_of("denoiser", part)
         save(folder, "denoiser", network, lora.merged(model), **began, **facts)
     else:
         began = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_of(model)}
@@ -74,17 +84,21 @@ def save_adapter(folder: Path, part: spec.Table, model: nn.Module, **facts: Any)
     return path
 
 
-def network_of(part: spec.Table) -> tuple[spec.Table, spec.Table]:
+def network_of(kind: str, part: spec.Table) -> tuple[spec.Table, spec.Table]:
     """The part that builds the network of a model, with what its card should say of its beginning.
 
     Args:
+        kind: `"denoiser"` or `"classifier"`.
         part: A checked part of a spec; that of a trained model says where it began, and not what
             builds its network.
     """
-    if part["name"] != "trained":
-        return part, {}
-    _, card = read_card(part["weights"])
-    return network_of(card["part"])[0], {"began_as": part["weights"]}
+    if part["name"] == "trained":
+        _, card = read_card(part["weights"])
+        return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
+    takes = inspect.signature(find(kind, part["name"])).parameters
+    if part.get("weights") and takes["weights"].default is None:  # it is built without them, too
+        return part | {"weights": None}, {"began_as": part["weights"]}
+    return part, {}
 
 
 def begin(model: nn.Module, weights: str) -> list[str]:
@@ -101,10 +115,10 @@ def begin(model: nn.Module, weights: str) -> list[str]:
         The names of the model's weights that were not found.
 
     Raises:
-        ValueError: There is no such card, or not one weight fits.
+        ValueError: There is no such card, the weights are not those it describes, or not one fits.
     """
-    folder, _ = read_card(weights)
-    state, own = read_state(folder / "model.safetensors"), model.state_dict()
+    folder, card = read_card(weights)
+    state, own = read_state(_file(folder, card)), model.state_dict()
     found = {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
     if not found:
         raise ValueError(f"no weight of {weights} fits the network that is to begin with them")
@@ -169,14 +183,7 @@ def _load(kind: str, weights: str) -> Any:
     folder, card = read_card(weights)
     if card.get("kind") != kind:
         raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
-    path = folder / (ADAPTER if "base" in card else "model.safetensors")
-    if not path.is_file():
-        raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
-    if sha256(path) != card.get("sha256"):
-        raise ValueError(
-            f"{path} is not the file its card describes (another sha256); copy it again"
-        )
-    part = card["part"]
+    path, part = _file(folder, card), card["part"]
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
         part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
@@ -187,6 +194,22 @@ def _load(kind: str, weights: str) -> Any:
     state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
     load_state(model, state, str(path))
     return model.eval().requires_grad_(False)
+
+
+def _file(folder: Path, card: spec.Table) -> Path:
+    """The weights that a card describes, or the adapter.
+
+    Raises:
+        ValueError: They are not there, or others are.
+    """
+    path = folder / (ADAPTER if "base" in card else "model.safetensors")
+    if not path.is_file():
+        raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
+    if sha256(path) != card.get("sha256"):
+        raise ValueError(
+            f"{path} is not the file its card describes (another sha256); copy it again"
+        )
+    return path
 
 
 def _write(folder: Path, kind: str, part: spec.Table, model: nn.Module, facts: spec.Table) -> None:

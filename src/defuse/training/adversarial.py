@@ -1,6 +1,7 @@
 """Adversarial training of a classifier: PGD-AT and TRADES."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -75,10 +76,9 @@ class TRADES:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
-        mode, threat = model.training, Threat(self.norm, self.eps)
-        with torch.no_grad():
-            clean = model.eval()(x, noise).float().softmax(1)
-        model.train(mode)
+        threat = Threat(self.norm, self.eps)
+        with _frozen(model):
+            clean = model(x, noise).float().softmax(1)
 
         def loss(logits: Tensor) -> Tensor:
             return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
@@ -101,21 +101,32 @@ def _worst(
     noise: Noise,
 ) -> Tensor:
     """PGD on `loss` of the logits, from `start`; the weights get no gradient."""
-    mode, x_adv = model.training, start
-    wanted = [p.requires_grad for p in model.parameters()]
-    model.eval().requires_grad_(False)
-    try:
+    x_adv = start
+    with _frozen(model):
         for i in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             value = loss(model(x_adv, noise.fold("attack", i)).float())
             (gradient,) = torch.autograd.grad(value, x_adv)
             step = threat.eps * step_size * threat.steepest(gradient)
             x_adv = threat.project(x, x_adv.detach() + step)
+    return x_adv.detach()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, a model in evaluation mode, whose weights want no gradient.
+
+    Under `no_grad`, autocast would keep casts of weights that do want one, without their graph, for
+    the training pass that follows.
+    """
+    mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
     finally:
         model.train(mode)
         for parameter, want in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(want)
-    return x_adv.detach()
 
 
 def _check(steps: int, step_size: float) -> None:

@@ -79,6 +79,30 @@ def check_fit(kind: str, part: Table, model: nn.Module, data: Dataset) -> None:
         )
 
 
+def check_test(kind: str, part: Table, model: nn.Module, data: Dataset, test: Dataset) -> None:
+    """Whether a model can be measured on `test` when it has been trained on `data`.
+
+    Args:
+        kind: `"denoiser"` or `"classifier"`.
+        part: The part of a spec that built it.
+        model: In evaluation mode, on the CPU.
+        data: What it is to be trained on.
+        test: What it is to be measured on.
+
+    Raises:
+        SpecError: It cannot.
+    """
+    sizes = [" x ".join(map(str, fetch(each, [0])[0].shape[1:])) for each in (data, test)]
+    if sizes[0] != sizes[1]:
+        raise SpecError(f"test: its images are {sizes[1]}, and those of data {sizes[0]}")
+    if kind == "classifier" and len(test.classes) != len(data.classes):
+        raise SpecError(f"test: it has {len(test.classes)} classes, and data {len(data.classes)}")
+    try:
+        check_fit(kind, part, model, test)
+    except SpecError as error:
+        raise SpecError(f"test: {error}") from error
+
+
 def _known(kind: str, part: Table, model: Any, x: torch.Tensor, size: str) -> tuple[int, str]:
     """How many classes a model knows, and by what; 0 of an unconditional denoiser."""
     if kind == "denoiser":

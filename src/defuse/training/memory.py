@@ -1,5 +1,6 @@
 """How much memory a training will take, told before it starts."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +13,48 @@ from defuse.noise import Noise
 from defuse.protocols import Dataset
 
 TRIED = 2  # images of the trial
+BESIDE = 8  # times the weights: their gradient, two moments, the average, a checkpoint on its way to disk
+BACKWARD = (
+    1.7  # times what the graph keeps: gradients and workspaces (measured at batch 512 to 2,048)
+)
+
+
+def check_weights(build: Callable[[], nn.Module], device: str) -> None:
+    """Refuse a network whose weights alone, with what training keeps beside them, cannot fit.
+
+    It is built without its numbers; one that cannot be built so says itself what it lacks.
+
+    Args:
+        build: Makes the network.
+        device: Where it will be trained.
+
+    Raises:
+        SpecError: It needs more memory than there is.
+    """
+    try:
+        with torch.device("meta"):
+            weights = list(build().parameters())
+    except Exception:  # a stranger's network may raise anything
+        return
+    needed, free = (
+        (1 + BESIDE) * sum(p.numel() * p.element_size() for p in weights),
+        free_bytes(device),
+    )
+    if free is not None and needed > free:
+        raise SpecError(
+            f"to train {sum(p.numel() for p in weights):,} weights takes at least {needed / 2**30:.1f} "
+            f"GiB, and {device} has {free / 2**30:.1f} GiB free: choose a smaller network"
+        )
 
 
 def check_memory(
-    model: nn.Module, objective: Any, data: Dataset, batch: int, device: str, half: bool
+    model: nn.Module,
+    objective: Any,
+    data: Dataset,
+    batch: int,
+    parts: int,
+    device: str,
+    half: bool,
 ) -> None:
     """Refuse a training that cannot fit.
 
@@ -26,6 +65,7 @@ def check_memory(
         objective: The loss.
         data: What it is trained on.
         batch: Images of a step.
+        parts: How many parts a batch is split into, over processes and one after another.
         device: Where it will be trained.
         half: Whether products are computed in bfloat16.
 
@@ -33,13 +73,17 @@ def check_memory(
         SpecError: It needs more memory than there is.
     """
     fixed, each = forecast(model, objective, data, device, half)
-    needed, free = fixed + each * batch, free_bytes(device)
+    at_once, free = batch // parts, free_bytes(device)
+    needed = fixed + each * at_once
     if free is None or needed <= free:
         return
     fits = int((free - fixed) // each)
-    cure = f"set training.batch to {fits} or less" if fits > 0 else "choose a smaller network"
+    cure = "choose a smaller network"
+    if fits > 0:
+        share = f", or training.accumulate to split it into {-(-batch // fits)} parts or more"
+        cure = f"set training.batch to {fits * parts} or less{share}"
     raise SpecError(
-        f"a step of {batch} images takes about {needed / 2**30:.1f} GiB, and {device} has "
+        f"a step of {at_once} images takes about {needed / 2**30:.1f} GiB, and {device} has "
         f"{free / 2**30:.1f} GiB free: {cure}"
     )
 
@@ -61,5 +105,4 @@ def forecast(
         for buffer, was in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(was)
     parameters = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    # the gradient, two moments of the optimizer, the average, and a checkpoint on its way to disk
-    return 8 * parameters, kept.peak // size
+    return BESIDE * parameters, int(BACKWARD * kept.peak / size)

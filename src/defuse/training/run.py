@@ -14,139 +14,23 @@ from defuse.data.pictures import grid
 from defuse.diffusion.denoise import Network
 from defuse.diffusion.reverse import Ancestral, reverse, strided
 from defuse.diffusion.schedule import chain_length
-from defuse.machine import bfloat16_pays, pick_device
-from defuse.menu import MENU, SpecError
+from defuse.machine import bfloat16_costs, pick_device
+from defuse.menu import SpecError
 from defuse.models import card, lora
 from defuse.models.classifiers import Plain
 from defuse.noise import Noise, seed_torch
 from defuse.protocols import Dataset
 from defuse.spec import Table
 from defuse.statistics import wilson
+from defuse.training import checkpoint
 from defuse.training.adversaries import Adversaries, adversaries
-from defuse.training.fit import check_fit, check_guide, check_objective
-from defuse.training.memory import check_memory
+from defuse.training.fit import check_fit, check_guide, check_test
+from defuse.training.memory import check_memory, check_weights
 from defuse.training.objectives import denoising_loss
 from defuse.training.processes import Processes, together
+from defuse.training.spec import kind_of
 from defuse.training.train import train
 from defuse.training.truth import TruthMaximization
-
-OPTIONS: dict[str, tuple[Any, Any]] = {
-    "steps": (int, ...),
-    "batch": (int, 64),
-    "rate": (float, 2e-4),
-    "warmup": (int, 100),
-    "weight_decay": (float, 0.0),
-    "bias_rate": (float, 1.0),
-    "betas": (list[float], [0.9, 0.999]),
-    "average": (float, 0.999),
-    "average_power": (float | None, None),
-    "dropout": (float | None, None),
-    "clip": (float, 1.0),
-    "flip": (bool, False),
-    "crop": (int, 0),
-    "seed": (int, 0),
-    "optimizer": (str, "adamw"),
-    "precision": (str, "float32"),
-    "decay": (str, "cosine"),
-    "keep": (list[int], []),
-    "accumulate": (int, 1),
-    "lora": (dict | None, None),
-    "half": (bool, False),
-    "start": (str | None, None),
-}
-MACHINE: dict[str, tuple[Any, Any]] = {
-    "device": (str, "auto"),
-    "save_every": (int, 500),
-    "channels_last": (bool, False),
-    "compile": (bool, False),
-}
-LORA: dict[str, tuple[Any, Any]] = {
-    "rank": (int, 4),
-    "alpha": (float | None, None),
-    "layers": (str | list[str] | None, None),
-    "dropout": (float, 0.0),
-}
-CHOICES = {
-    "optimizer": ("adamw", "sgd"),
-    "precision": ("float32", "bfloat16"),
-    "decay": ("cosine", "none"),
-}
-LATER = (
-    "decay",
-    "keep",
-    "lora",
-    "bias_rate",
-    "betas",
-    "average_power",
-    "dropout",
-    "accumulate",
-    "start",
-)  # left out at their defaults, as before there were such things
-SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
-
-
-def check(spec: Table, folder: str | None = None) -> Table:
-    """A training spec with every option checked and filled in.
-
-    Raises:
-        SpecError: What is wrong with it.
-    """
-    if "attacks" in spec:
-        raise SpecError(
-            "this is an evaluation spec: run it by `defuse evaluate`, not `defuse train`"
-        )
-    for key in spec:
-        if key not in SECTIONS:
-            raise SpecError(f"a training spec has no {key!r}; it has: {', '.join(SECTIONS)}")
-    kind = _kind(spec)
-    for key in ("data", "objective", "training"):
-        if key not in spec:
-            raise SpecError(f"a training spec needs {key!r}")
-    checked: Table = {"data": specs.check_data(spec["data"], folder)}
-    if "test" in spec:
-        checked["test"] = specs.check_data(spec["test"], folder)
-    options = specs.fields("training", spec["training"], OPTIONS)
-    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every", "accumulate"):
-        if not (options | machine)[name] > 0:
-            raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
-    for name in ("warmup", "crop", "weight_decay"):
-        if options[name] < 0:
-            raise SpecError(f"{name} must be 0 or more, not {options[name]}")
-    for name, words in CHOICES.items():
-        if options[name] not in words:
-            raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
-    if not 0 <= options["average"] < 1:
-        raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
-    if (power := options["average_power"]) is not None and not 0 < power <= 1:
-        raise SpecError(f"training.average_power must be above 0 and at most 1, not {power}")
-    if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
-        raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
-    betas = options["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
-    if options["optimizer"] != "adamw" and betas != OPTIONS["betas"][1]:
-        raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
-    if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
-        raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
-    part = specs.check(kind, spec[kind])
-    if options["start"] is not None:
-        _check_start(options["start"], kind, part)
-    if kind == "denoiser":
-        _check_precision(part, options["lora"])
-    if options["lora"] is not None:
-        options["lora"] = _check_lora(options, kind, part)
-    for name in LATER:
-        if options[name] == OPTIONS[name][1]:
-            del options[name]
-    objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
-    check_objective(kind, objective["name"])
-    return checked | {
-        kind: part,
-        "objective": objective,
-        "training": options,
-        "machine": machine,
-    }
 
 
 def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Path:
@@ -174,17 +58,25 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
 def _run(
     spec: Table, folder: Path, device: str, processes: Processes, quiet: bool, command: str
 ) -> Path:
-    kind, options = _kind(spec), dict(spec["training"])
+    kind, options = kind_of(spec), dict(spec["training"])
     half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
     start, dropped = options.pop("start", None), options.pop("dropout", None)
-    if options["precision"] == "bfloat16" and not processes.agreed(bfloat16_pays(device)):
-        options["precision"] = "float32"
-        if not quiet:
-            print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
     data: Dataset = specs.build("data", spec["data"])
+    test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
+    asked = checkpoint.question(spec, data)
+    if processes.first:
+        checkpoint.prepare(folder)
+    processes.agreed(None)  # until the folder is there
+    begun = checkpoint.read(folder, asked)
+    if options["precision"] == "bfloat16":
+        options["precision"] = processes.agreed(_precision(device, begun, quiet))
+    if not spec[kind].get("weights"):
+        check_weights(lambda: specs.build(kind, spec[kind]), device)
     seed_torch(seed, "weights")
     model: nn.Module = specs.build(kind, spec[kind])
     check_fit(kind, spec[kind], model.eval(), data)
+    if test is not None:
+        check_test(kind, spec[kind], model, data, test)
     if start is not None:
         new = card.begin(model, start)
         if new and not quiet:
@@ -201,12 +93,13 @@ def _run(
     else:
         denoising = getattr(model, "network", model) if kind == "denoiser" else model
         denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
-    fresh = start is None and spec[kind]["name"] != "trained"
+    fresh = start is None and spec[kind]["name"] != "trained" and not spec[kind].get("weights")
     if fresh and isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
         x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
         prepare((x.to(device) - model.mean) / model.std)
-    at_once = options["batch"] // processes.count // options.get("accumulate", 1)
-    check_memory(model, objective, data, at_once, device, options["precision"] == "bfloat16")
+    parts = processes.count * options.get("accumulate", 1)
+    half_products = options["precision"] == "bfloat16"
+    check_memory(model, objective, data, options["batch"], parts, device, half_products)
     facts: Table = {"data": spec["data"] | {"images": len(data)}}
     if isinstance(objective, TruthMaximization):
         home = folder.parent / "adversaries"
@@ -228,7 +121,7 @@ def _run(
         if adapter is not None:
             card.save_adapter(folder, spec[kind], trained, **facts, **more)
         else:
-            network, began = card.network_of(spec[kind])
+            network, began = card.network_of(kind, spec[kind])
             card.save(folder, kind, network, trained, half, **began, **facts, **more)
 
     trained = train(
@@ -239,14 +132,13 @@ def _run(
         **options,
         kept=lambda step, mean: save(folder / "steps" / str(step), mean, step=step),
         **spec["machine"] | {"device": device},
-        asked=specs.identity(spec),
+        asked=asked,
         quiet=quiet,
         processes=processes,
     )
     if not processes.first:
         processes.agreed(None)  # until all is written
         return folder
-    test = specs.build("data", spec["test"]) if "test" in spec else None
     save(folder, trained)
     loaded = (
         card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
@@ -274,45 +166,18 @@ def result(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _check_lora(options: Table, kind: str, part: Table) -> Table:
-    """What `training.lora` asks, checked."""
-    if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
-        raise SpecError(
-            "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
-            "trained, weights: ...}"
-        )
-    if options["half"]:
-        raise SpecError("training.half would round away what LoRA learns: leave it out")
-    asked = specs.fields("training.lora", options["lora"], LORA)
-    if not 0 <= asked["dropout"] < 1:
-        raise SpecError(f"training.lora.dropout must be from 0 to below 1, not {asked['dropout']}")
-    # left out at its default, as before there was such a thing
-    return {key: value for key, value in asked.items() if (key, value) != ("dropout", 0)}
+def _precision(device: str, begun: Table | None, quiet: bool) -> str:
+    """bfloat16 where it pays; a training that was begun goes on as it was, to the same bits.
 
-
-def _check_precision(part: Table, lora: Table | None) -> None:
-    """Whether the weights that are trained can hold what they learn."""
-    try:
-        precision = card.network_of(part)[0].get("precision", "float32")
-    except ValueError:
-        return  # there is no such card, which is told when it is built
-    if precision != "float32" and (lora is None or part["name"] == "trained"):
-        raise SpecError(
-            f"the denoiser's weights are in {precision}, which would round away what they learn: give it "
-            "precision: float32, or train a new adapter beside them by training.lora"
-        )
-
-
-def _check_start(start: str, kind: str, part: Table) -> None:
-    """Whether what `training.start` names can be begun with."""
-    if part["name"] == "trained":
-        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.start")
-    try:
-        began = card.read_card(start)[1]["kind"]
-    except ValueError as error:
-        raise SpecError(f"training.start: {error}") from error
-    if began != kind:
-        raise SpecError(f"training.start names a {began}; name a {kind}")
+    But not in bfloat16 on another machine that lacks it.
+    """
+    costs = bfloat16_costs(device)
+    before = (begun or {}).get("precision", "bfloat16" if costs < 1 else "float32")
+    if before == "bfloat16" and costs < (4 if begun else 1):
+        return "bfloat16"
+    if not quiet:
+        print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
+    return "float32"
 
 
 def _drop(model: nn.Module, share: float) -> None:
@@ -322,27 +187,6 @@ def _drop(model: nn.Module, share: float) -> None:
         raise SpecError("training.dropout: this network has no dropout; leave it out")
     for part in found:
         part.p = share
-
-
-def _with_source(objective: Any, denoiser: Any) -> Table:
-    """An objective whose source may be a trained model, or the diffusion classifier of the denoiser."""
-    table = dict(specs.part("objective", objective))
-    source = table.get("source")
-    if isinstance(source, str) and ":" not in source and source not in MENU["classifier"]:
-        source = {"name": "trained", "weights": source}
-    if source is not None:
-        source = specs.part("classifier", source)
-        if source["name"] == "diffusion" and denoiser is not None:
-            source = {"denoiser": denoiser} | source
-        table["source"] = source
-    return table
-
-
-def _kind(spec: Table) -> str:
-    kinds = [kind for kind in ("denoiser", "classifier") if kind in spec]
-    if len(kinds) != 1:
-        raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
-    return kinds[0]
 
 
 @torch.inference_mode()

@@ -11,11 +11,10 @@ sum in another order, so the weights agree with those of one process to rounding
 measured over images together, as dropout and the statistics of batch normalization, is of each part.
 """
 
-import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -27,10 +26,10 @@ from torch import Tensor, nn
 
 from defuse.data import fetch
 from defuse.diffusion.execution import compile_network
-from defuse.files import write_bytes, write_torch
 from defuse.noise import Noise, permutation, seed_torch
 from defuse.progress import progress
 from defuse.protocols import Dataset
+from defuse.training import checkpoint
 from defuse.training.objectives import augmented
 from defuse.training.processes import Processes
 
@@ -66,7 +65,7 @@ def train(
     device: str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
-    asked: str = "",
+    asked: Mapping[str, str] | None = None,
     quiet: bool = False,
     processes: Processes = Processes(),  # noqa: B008
 ) -> nn.Module:
@@ -104,7 +103,7 @@ def train(
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
-        asked: The identity of what is trained; a checkpoint of another is refused.
+        asked: What is trained (`checkpoint.question`); a checkpoint of another is refused.
         quiet: Show no progress.
         processes: Those that share each batch (`processes.together`); the first writes.
 
@@ -133,12 +132,13 @@ def train(
         compile_network(getattr(model, "network", model))
     descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate, betas)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
-    checkpoint, log = folder / "latest.pt", folder / "log.jsonl"
-    step = _resume(checkpoint, asked, parts, set(frozen), device)
+    asked = dict(asked or {})
+    saved = checkpoint.read(folder, asked, device)
+    step = checkpoint.restore(saved, parts, frozen) if saved else 0
     if step != processes.agreed(step):
         raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
     trained = [p for p in model.parameters() if p.requires_grad]
-    lines = [line for line in _lines(log) if line["step"] <= step]
+    lines = checkpoint.logged(folder, step)
     recent: deque[float] = deque(maxlen=100)
     kind, half = torch.device(device).type, precision == "bfloat16"
 
@@ -163,13 +163,16 @@ def train(
                     loss = objective(model, x[here], y[here], noise.take(some)).mean() / accumulate
                 loss.backward()
                 total += loss.detach()
-            value = float(processes.average(trained, total))  # when all is queued
-            if not math.isfinite(value):
+            lost = processes.average(trained, total)
+            size = nn.utils.clip_grad_norm_(trained, clip)
+            value, size = torch.stack([lost, size.to(lost)]).tolist()  # waits for the device
+            if not (math.isfinite(value) and math.isfinite(size)):
+                what = "gradient" if math.isfinite(value) else "loss"
                 raise RuntimeError(
-                    f"the loss is {value} at step {step}; the last good checkpoint is "
-                    f"{_place(checkpoint)}; lower the rate and start in another folder"
+                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the last "
+                    f"good checkpoint is {checkpoint.last(folder)}; lower the rate and start in "
+                    "another folder"
                 )
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
             descent.step()
             step += 1
             most = step / (9 + step) if average_power is None else 1 - step**-average_power
@@ -184,9 +187,8 @@ def train(
             if step % save_every == 0 or step == steps:
                 pace = (step - first) * batch / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
-                states = {name: _state(part, frozen) for name, part in parts.items()}
-                write_torch(checkpoint, {"step": step, "asked": asked} | states)
-                write_bytes(log, "".join(json.dumps(line) + "\n" for line in lines).encode())
+                more = {"step": step, "asked": asked, "precision": precision}
+                checkpoint.write(folder, lines, parts, frozen, **more)
     return mean
 
 
@@ -268,38 +270,3 @@ def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
     if decay == "none":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-def _state(part: Any, frozen: Collection[str]) -> dict[str, Any]:
-    """What a checkpoint holds of a part: all but the weights that are not trained."""
-    state = part.state_dict()
-    return {n: v for n, v in state.items() if not (isinstance(part, nn.Module) and n in frozen)}
-
-
-def _resume(
-    checkpoint: Path, asked: str, parts: dict[str, Any], frozen: set[str], device: str
-) -> int:
-    if not checkpoint.exists():
-        return 0
-    try:
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        raise RuntimeError(f"{checkpoint} is damaged; delete it to start again") from error
-    if saved["asked"] != asked:
-        raise RuntimeError(
-            f"{checkpoint} belongs to another spec; name another folder with --out, or delete it"
-        )
-    for name, part in parts.items():
-        if not isinstance(part, nn.Module):
-            part.load_state_dict(saved[name])
-        elif set(part.load_state_dict(saved[name], strict=False).missing_keys) - frozen:
-            raise RuntimeError(f"{checkpoint} lacks weights; delete it to start again")
-    return saved["step"]
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def _place(checkpoint: Path) -> str:
-    return str(checkpoint) if checkpoint.exists() else "none yet"

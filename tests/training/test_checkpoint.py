@@ -1,0 +1,311 @@
+"""Checkpoints, and what a training refuses before it begins or before it loses what was done."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from defuse import spec as specs
+from defuse.cli import run
+from defuse.data.blobs import Blobs
+from defuse.menu import SpecError
+from defuse.models import card
+from defuse.noise import Noise
+from defuse.training import checkpoint, memory
+from defuse.training import run as training
+from defuse.training import train as loop
+from defuse.training.objectives import Denoising, time_and_label
+from defuse.training.spec import check
+from defuse.training.train import train
+
+TINY = {
+    "data": {"name": "blobs", "size": 32},
+    "denoiser": {"name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4},
+    "objective": {"name": "denoising", "t_max": 0.5},
+    "training": {"steps": 4, "batch": 4},
+    "machine": {"save_every": 2},
+}
+OWN = """
+def loss(model, x, y, noise):
+    return {sign} * model.predict(x, x.new_tensor(0.3), y).square().flatten(1).mean(1)
+"""
+
+
+def started(*changes, **parts):
+    return check(specs.load(TINY | parts, changes))
+
+
+def linear(model, x, y, noise):
+    return model(x[:, 0, 0, :1]).square()[:, 0]
+
+
+class Mirrored(Blobs):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.flip(-1), label
+
+
+def test_other_data_never_resume(elsewhere):
+    training.run(started(), elsewhere / "run", quiet=True)
+    asked = checkpoint.question(started(), Blobs(size=32))
+    assert checkpoint.read(elsewhere / "run", asked)["step"] == 4
+    for data in (Blobs(size=31), Mirrored(size=32)):
+        with pytest.raises(RuntimeError, match=r"belongs to other data; name another folder"):
+            checkpoint.read(elsewhere / "run", checkpoint.question(started(), data))
+
+
+def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
+    (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY | {"objective": "own_loss:loss"}))
+    (elsewhere / "own_loss.py").write_text(OWN.format(sign=1))
+    command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
+    assert run(command) == 0
+    (elsewhere / "own_loss.py").write_text(OWN.format(sign=-1))
+    assert "latest.pt belongs to other code of your own" in mistake(*command)
+
+
+def test_a_training_begun_with_other_weights_is_another(elsewhere):
+    first = training.run(started(), elsewhere / "first", quiet=True)
+    then = started(training={"steps": 2, "batch": 4, "start": str(first)})
+    before = specs.identity(then)
+    shutil.move(first, elsewhere / "moved")
+    moved = started(training={"steps": 2, "batch": 4, "start": str(elsewhere / "moved")})
+    assert specs.identity(moved) == before, "only its place is another"
+    training.run(started("training.seed=1"), elsewhere / "again", quiet=True)
+    again = started(training={"steps": 2, "batch": 4, "start": str(elsewhere / "again")})
+    assert specs.identity(again) != before
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_gradient_that_is_no_number_stops_with_the_step(elsewhere, step):
+    """With a finite loss; at step 4 it would be the last, and its weights the result."""
+    calls = 0
+
+    def objective(model, x, y, noise):
+        nonlocal calls
+        calls += 1
+        loss = linear(model, x, y, noise)
+        return torch.sqrt(loss * 0) if calls == step else loss  # 0, of gradient 0 / 0
+
+    said = rf"the gradient is nan at step {step - 1}; the last good checkpoint is"
+    with pytest.raises(RuntimeError, match=said):
+        train(
+            nn.Linear(1, 1), objective, Blobs(size=8), elsewhere, steps=4, batch=4, save_every=2,
+            quiet=True,
+        )  # fmt: skip
+    if step == 4:
+        saved = torch.load(elsewhere / "latest.pt", weights_only=True)
+        assert saved["step"] == 2
+        assert all(bool(tensor.isfinite().all()) for tensor in saved["now"].values())
+
+
+def test_weights_that_are_not_finite_are_not_shipped(tmp_path):
+    part = {"name": "small-cnn", "channels": 1, "size": 8, "classes": 10, "width": 4}
+    model = specs.build("classifier", specs.check("classifier", part))
+    with torch.no_grad():
+        next(model.parameters()).fill_(1e5)
+    card.save(tmp_path / "whole", "classifier", part, model)
+    with pytest.raises(ValueError, match="the weights are not finite in float16, and not written"):
+        card.save(tmp_path / "half", "classifier", part, model, half=True)
+    assert not (tmp_path / "half").exists()
+
+
+def test_a_folder_with_a_model_and_no_checkpoint_is_left_alone(elsewhere, mistake):
+    finished = training.run(started(), elsewhere / "run", quiet=True)
+    (finished / "latest.pt").unlink()
+    before = (finished / "model.safetensors").read_bytes()
+    said = mistake("train", "digits-classifier", "--out", "run", "--quiet")
+    assert "run holds a model, and no latest.pt to go on from: name another folder" in said
+    assert (finished / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [{"a": torch.zeros(1)}, [1], torch.zeros(2), b"\x80cut"])
+def test_a_damaged_checkpoint_is_told(elsewhere, content):
+    if isinstance(content, bytes):
+        (elsewhere / "latest.pt").write_bytes(content)
+    else:
+        torch.save(content, elsewhere / "latest.pt")
+    with pytest.raises(RuntimeError, match=r"latest.pt is damaged; delete it to start again"):
+        training.run(started(), elsewhere, quiet=True)
+
+
+def test_a_damaged_log_is_told(elsewhere):
+    training.run(started(), elsewhere / "run", quiet=True)
+    (elsewhere / "run" / "log.jsonl").write_text('{"step": 1, "lo')
+    with pytest.raises(RuntimeError, match=r"log.jsonl is damaged; delete it to go on without it"):
+        training.run(started(), elsewhere / "run", quiet=True)
+
+
+def test_what_killed_writes_left_is_cleared(elsewhere):
+    (elsewhere / ".latest.pt.123.tmp").write_bytes(b"half a checkpoint")
+    training.run(started(), elsewhere, quiet=True)
+    assert [path.name for path in elsewhere.glob(".*.tmp")] == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(elsewhere, monkeypatch):
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it began"))
+    (elsewhere / "file").write_text("not a folder")
+    with pytest.raises(FileExistsError):
+        training.run(started(), elsewhere / "file", quiet=True)
+
+
+def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch, capsys):
+    """Though a busy machine's trial may come out otherwise; but not in one that this machine lacks."""
+    asks = started("training.precision=bfloat16")
+    real = loop._batch
+
+    def dies(*arguments):
+        if arguments[2].start == 8:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    for number, (costs, then, precision) in enumerate(
+        [(0.5, 0.5, "bfloat16"), (0.5, 1.5, "bfloat16"), (2, 0.5, "float32"), (0.5, 9, "float32")]
+    ):
+        folder = elsewhere / str(number)
+        monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
+        monkeypatch.setattr(loop, "_batch", dies)
+        with pytest.raises(KeyboardInterrupt):
+            training.run(asks, folder, quiet=True)
+        monkeypatch.setattr(loop, "_batch", real)
+        monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=then: costs)
+        training.run(asks, folder)
+        assert json.loads((folder / "card.json").read_text())["training"]["precision"] == precision
+        assert ("training in float32" in capsys.readouterr().err) is (precision == "float32")
+
+
+@pytest.mark.parametrize(
+    ("test", "said"),
+    [
+        ({"name": "blobs"}, "test: its images are 1 x 4 x 4, and those of data 1 x 8 x 8"),
+        ({"name": "blobs", "side": 8}, "test: it has 2 classes, and data 10"),
+        ({"name": "folder", "folder": "/nowhere"}, "/nowhere"),
+    ],
+)
+def test_a_test_set_that_does_not_fit_is_told_before_the_first_step(
+    elsewhere, monkeypatch, test, said
+):
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("it began"))
+    asks = check(specs.load("digits-classifier") | {"test": test})
+    with pytest.raises(SpecError, match=said):
+        training.run(asks, elsewhere / "run", quiet=True)
+
+
+def test_a_network_whose_weights_cannot_fit_is_told_before_it_is_built(elsewhere):
+    wide = started("denoiser.widths=[262144,262144]")
+    with pytest.raises(
+        SpecError, match=r"to train [\d,]+ weights takes at least .* smaller network"
+    ):
+        training.run(wide, elsewhere / "run", quiet=True)
+
+
+def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
+    """The batch that is told fits, and so does the one asked for in as many parts as are told."""
+    _, each = memory.forecast(*forecasted())
+    free = memory.BESIDE * parameters() + 10 * each + 1
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    with pytest.raises(SpecError, match=r"batch to 20 or less, or .*accumulate .* into 6 parts"):
+        memory.check_memory(*forecasted()[:3], 60, 2, "cpu", False)
+    memory.check_memory(*forecasted()[:3], 20, 2, "cpu", False)
+    memory.check_memory(*forecasted()[:3], 60, 6, "cpu", False)
+
+
+def forecasted():
+    model = specs.build("denoiser", started()["denoiser"])
+    return model, Denoising(), Blobs(size=8), "cpu", False
+
+
+def parameters():
+    return sum(p.numel() * p.element_size() for p in forecasted()[0].parameters())
+
+
+def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
+    """Its whitening is kept, and its card needs the file no more."""
+    part = {"name": "quick-resnet", "channels": 1, "widths": [8, 8], "mean": [0.5], "std": [0.5]}
+    own = specs.build("classifier", specs.check("classifier", part))
+    whitening = own.network.whitening + 0.5
+    own.network.whitening.copy_(whitening)
+    torch.save(own.network.state_dict(), "own.pt")
+    spec = {
+        "data": {"name": "digits", "split": "train"},
+        "classifier": part | {"weights": "own.pt"},
+        "objective": "plain",
+        "training": {"steps": 1, "batch": 4},
+    }
+    folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
+    (elsewhere / "own.pt").unlink()
+    assert torch.equal(card.load_classifier(str(folder)).network.whitening, whitening)
+    assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
+
+
+def test_what_a_training_begins_with_means_the_same(elsewhere):
+    first = training.run(started(), elsewhere / "first", quiet=True)
+    options = {"steps": 1, "batch": 4, "start": str(first)}
+    with pytest.raises(
+        SpecError, match=r"the predicts of .* is noise, and that of the denoiser image"
+    ):
+        started("denoiser.predicts=image", training=options)
+    (first / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ValueError, match="not the file its card describes"):
+        training.run(started(training=options), elsewhere / "second", quiet=True)
+
+
+def test_labels_are_dropped_for_the_null_class():
+    model = specs.build("denoiser", specs.check("denoiser", TINY["denoiser"] | {"classes": 2}))
+    x, y = torch.zeros(400, 1, 4, 4), torch.arange(400) % 2
+    noise = Noise.of(0, range(400))
+    for drop in (0.0, 0.25, 1.0):
+        _, told = time_and_label(Denoising(drop=drop), model, x, y, noise)
+        share = float((told == 2).float().mean())
+        assert share == pytest.approx(drop, abs=0.1)
+        assert torch.equal(told[told != 2], y[told != 2])
+
+
+def test_each_epoch_is_another_order_of_all_images():
+    first, second = (loop._indices(50, 0, range(i * 50, i * 50 + 50)) for i in range(2))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert len({tuple(first), tuple(second), tuple(range(50))}) == 3
+
+
+def test_a_batch_is_mirrored_half_of_the_time():
+    data = Blobs(size=64)
+    plain, *_ = loop._batch(data, 0, range(64), False, 0, "cpu")
+    flipped, *_ = loop._batch(data, 0, range(64), True, 0, "cpu")
+    same = (flipped == plain).flatten(1).all(1)
+    assert torch.equal(flipped[~same], plain[~same].flip(3))
+    assert 16 < int(same.sum()) < 48
+
+
+def test_the_average_is_of_the_last_tenth(tmp_path):
+    """After k steps its decay is k / (9 + k) at most."""
+    seen = []
+
+    class One(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+    def objective(model, x, y, noise):
+        seen.append(float(model.weight))
+        return model.weight.square().expand(len(x))
+
+    model = One()
+    mean = train(
+        model, objective, Blobs(size=8), tmp_path, steps=6, batch=4, rate=0.1, warmup=0, quiet=True
+    )
+    average = seen[0]
+    for step, weight in enumerate([*seen[1:], float(model.weight)], 1):
+        average += (1 - step / (9 + step)) * (weight - average)
+    assert float(mean.weight) == pytest.approx(average, rel=1e-5)
+    assert abs(average - seen[0]) > 0.05
+
+
+def test_shipped_weights_stay_small():
+    sizes = [
+        sum(file.stat().st_size for file in card.read_card(name)[0].iterdir())
+        for name in card.shipped()
+    ]
+    assert max(sizes) < 20e6
+    assert sum(sizes) < 48e6
