@@ -108,7 +108,7 @@ def landscape(
     from defuse.analysis.opened import opened
     from defuse.report.trajectories import write_landscapes
 
-    found, told = {}, {}
+    found = {}
     options: Any = {
         "steps": steps,
         "step_size": step_size,
@@ -118,14 +118,14 @@ def landscape(
     }
     options |= {"loss": loss, "clip": clip}
     models: dict[str, list[str]] = {"the model": []} | ({"beside": beside} if beside else {})
-    for name, other in models.items():
-        seen = opened(spec, [*(changes or []), *other], data, max(2, image + 1), device)
-        x, y, noise = seen.x[[image]], seen.y[[image]], seen.noise.take([image])
-        told[name] = seen.spec
-        found[name] = look_around(seen.model, x, y, seen.threat, noise, quiet=quiet, **options)
+    wanted = {name: [*(changes or []), *other] for name, other in models.items()}
+    every = {n: opened(spec, own, data, None, device, image=image) for n, own in wanted.items()}
+    for name, seen in every.items():
+        at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
+        found[name] = look_around(*at, quiet=quiet, **options)
     folder = out or Path("runs") / f"{Path(spec).stem}-landscape"
     command = command_line("analyze landscape", spec, changes, beside, image=image, **options)
-    about = {"command": command, "specs": told}
+    about = {"command": command, "specs": {name: seen.spec for name, seen in every.items()}}
     write_landscapes(folder, found, about | options | {"image": image})
     typer.echo(f"report: {folder / 'landscape.html'}")
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from defuse.analysis.opened import opened, whole_chain
-from defuse.analysis.purification import purification
-from defuse.analysis.samples import REAL, features, frechet, samples
+from defuse.analysis.purification import Purification, purification
+from defuse.analysis.samples import REAL, Samples, features, frechet, samples
+from defuse.attacks.pgd import PGD
 from defuse.attacks.views import Limited
 from defuse.cli import run
+from defuse.defenses import distances
 from defuse.defenses.purified import Purified
 from defuse.diffusion.denoise import Mixture
 from defuse.menu import SpecError
@@ -98,6 +100,28 @@ def test_what_it_needs_is_told():
         whole_chain(
             {"denoiser": {"name": "trained", "weights": "cifar10-denoiser-small"}}, at.x.device
         )
+
+
+def test_without_lpips_it_is_told_before_the_work(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    distances._lpips.cache_clear()
+    monkeypatch.setattr(PGD, "__call__", lambda *args: pytest.fail("attacked"))
+    with pytest.raises(ValueError, match=r"defuse\[lpips\]"):
+        look(seen(), perceptual=True)
+
+
+def test_intervals_stay_within_what_a_distance_can_be():
+    far = {REAL: [0.0, 10.0]}
+    told = Samples(far, {}, 2).summary()["frechet"][REAL]
+    assert (told["mean"], told["low"]) == (5, 0)
+    assert told["high"] > 10
+    two = np.array([[0.0], [1.0]])
+    rows = {name: {"l2": two, "ssim": two} for name in ("attacked", "attacked, purified")}
+    right = {name: two for name in rows}
+    summary = Purification(rows, right, two, None, {}).summary()
+    row = summary["rows"][0]
+    assert row["l2"]["low"] == summary["left"]["low"] == 0
+    assert row["ssim"] == {"mean": 0.5, "low": -1, "high": 1}
 
 
 def test_the_page_of_purification(elsewhere, capsys):

@@ -1,16 +1,29 @@
 """Paths of attacks with the noise known and not, and the landscape they run over."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from PIL import Image
 
-from defuse.analysis.landscape import landscape
+from defuse.analysis.landscape import Landscape, landscape
 from defuse.analysis.opened import opened
-from defuse.analysis.trajectories import DW, EOT, WHITE, flat, trajectories
+from defuse.analysis.trajectories import (
+    DW,
+    EOT,
+    WHITE,
+    Runs,
+    Trajectories,
+    flat,
+    trajectories,
+)
 from defuse.attacks.losses import LOSSES
 from defuse.cli import run
+from defuse.report import drawing
+from defuse.report import trajectories as report
 
 SPEC = ["purifier={name: diffpure, t: 0.3, steps: 4, sampler: ddpm}", "threat.eps=0.2"]
 DIGITS = ["purifier.steps=2"]
@@ -159,3 +172,64 @@ def test_the_commands_write_pages(elsewhere, mistake):
     assert "beside/known" in np.load(elsewhere / "l" / "landscape.npz")
     assert "runs must be 1" in mistake("analyze", "trajectories", "blobs", "--runs", "0")
     assert "--image" in mistake("analyze", "landscape", "demo", "--image", "-1")
+
+
+def test_an_interval_stays_within_what_a_cosine_can_be():
+    ends = np.array([[[1.0, 0.0], [1.0, 0.0]], [[1.0, 0.0], [0.0, 1.0]]])  # cosines 1 and 0
+    runs = Runs(ends, ends, {}, {"known": ends[:, :, 0]}, {"known": ends[:, :, 0]})
+    (row,) = Trajectories({EOT: runs}, 1).summary()["cosines"]
+    assert row["cosine"] == {"mean": pytest.approx(0.5), "low": -1, "high": 1}
+
+
+def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monkeypatch):
+    at = "defuse.analysis.landscape.landscape"
+    monkeypatch.setattr(at, lambda *args, **options: pytest.fail("drawn"))
+    words = ["analyze", "landscape", "demo", "--device", "cpu"]
+    assert "'purifier'" in mistake(*words, "--beside", "purifer.t=0.1")
+    said = mistake(*words, "--image", "99", "--set", "evaluation.images=80")
+    assert "--image 99: the spec evaluates 80, from 0 to 79" in said
+
+
+def test_one_image_is_opened_as_among_others():
+    one, many = (opened("blobs", SPEC, None, n, device="cpu", image=1) for n in (None, 3))
+    assert one.indices == many.indices[1:2]
+    assert torch.equal(one.x, many.x[1:2])
+    assert torch.equal(one.y, many.y[1:2])
+    assert torch.equal(one.noise.normal(one.x), many.noise.take([1]).normal(one.x))
+
+
+def test_attacks_of_the_spec_are_not_looked_at():
+    changes = ["purifier=null", "attacks=[{name: pgd, view: bpda}]"]
+    assert opened("blobs", changes, None, 2, device="cpu").spec["attacks"] == []
+
+
+def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
+    ends = {DW: (1, 0), EOT: (1.5, 1)}
+    paths = {name: np.linspace((0, 0), end, 9) for name, end in ends.items()}
+    plane = np.arange(9.0).reshape(3, 3)
+    along = np.array([0, 0.8, 1.6])
+    found = Landscape(along, plane, plane, paths, {}, np.zeros((2, 1, 1, 1)))
+    figures = []
+    monkeypatch.setattr(report, "png", lambda figure: figures.append(figure) or b"")
+    report._surfaces({"the model": found})
+    drawing.png(figures[0])  # which lays it out
+    names = 0
+    for axes in figures[0].axes:
+        for text in axes.texts:
+            if text.get_text() in paths:
+                names += 1
+                box, shown = text.get_window_extent(), axes.transData.transform
+                many = np.linspace((0, 0), ends[text.get_text()], 500)
+                assert not any(box.contains(*point) for point in shown(many)), text.get_text()
+                assert axes.bbox.x0 < box.x0 < box.x1 < axes.bbox.x1
+                assert text.get_path_effects(), "white on yellow is faint"
+    assert names == 4
+
+
+def test_the_figure_of_the_docs_has_its_colors():
+    path = Path(__file__).parents[2] / "docs" / "trajectories.png"
+    assert path.stat().st_size < 250_000
+    pixels = np.asarray(Image.open(path).convert("RGB"), dtype=int)
+    for name, color in report.COLORS.items():
+        gap = np.abs(pixels - 255 * np.array(to_rgb(color))).max(2)
+        assert (gap < 12).sum() > 200, name

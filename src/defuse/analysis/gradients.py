@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from defuse.analysis.means import bounded
 from defuse.attacks import views
 from defuse.attacks.losses import LOSSES, Loss, look
 from defuse.diffusion.gradient import keeping
@@ -22,7 +23,6 @@ from defuse.graphs import kept_by_graphs
 from defuse.noise import Noise
 from defuse.progress import progress
 from defuse.protocols import Classifier
-from defuse.statistics import mean_interval
 from defuse.threat import images as per_image
 
 EXACT = "exact"
@@ -115,10 +115,10 @@ class Gradients:
                 {
                     "way": way.name,
                     "meaning": way.meaning,
-                    "cosine": _told(cosines[i, 0], -1, 1),
-                    "sign": _told(signs[i], 0, 1),
-                    "error": _told(errors[i], 0),
-                    "slope_error": _told(slopes[i], 0),
+                    "cosine": bounded(cosines[i, 0], -1, 1),
+                    "sign": bounded(signs[i], 0, 1),
+                    "error": bounded(errors[i], 0),
+                    "slope_error": bounded(slopes[i], 0),
                     "seconds": float(self.seconds[i]),
                     "forwards": float(self.seconds[i] / self.forward),
                     "kept": float(self.kept[i]),
@@ -270,8 +270,3 @@ def _unit(x: Tensor) -> Tensor:
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     length = np.maximum(np.linalg.norm(one, axis=2), np.linalg.norm(other, axis=2))
     return np.linalg.norm(one - other, axis=2) / np.maximum(length, 1e-30)
-
-
-def _told(values: np.ndarray, least: float, most: float = np.inf) -> dict[str, float]:
-    mean, low, high = mean_interval(values.tolist())
-    return {"mean": mean, "low": max(low, least), "high": min(high, most)}

@@ -45,25 +45,46 @@ class Opened(NamedTuple):
 
 
 def opened(
-    spec: str, changes: Sequence[str], folder: str | None, images: int, device: str = "auto"
+    spec: str,
+    changes: Sequence[str],
+    folder: str | None,
+    images: int | None,
+    device: str = "auto",
+    *,
+    image: int = 0,
 ) -> Opened:
-    """The defence of an evaluation spec, with `images` of the images that it evaluates.
+    """The defence of an evaluation spec, with some of the images that it evaluates.
+
+    The spec's attacks are not looked at: no analysis runs them.
+
+    Args:
+        spec: Its name or path.
+        changes: Of its values.
+        folder: Where data sets are read from.
+        images: How many, the first ones; None is one alone.
+        device: Where to compute.
+        image: Which one, from 0, if it is one alone.
 
     Raises:
         SpecError: The spec is wrong, its engine is Ray, or there are not so many images.
     """
-    if images < 2:
+    if images is not None and images < 2:
         raise SpecError(f"--images must be 2 or more, not {images}")
     table = specs.load(spec, changes)
     table.pop("sweep", None)
+    table["attacks"] = []
     checked = evaluation.check(table, folder)
     refuse_ray(checked["machine"], "an analysis")
     options, where = checked["evaluation"], pick_device(device)
     data = specs.build("data", checked["data"])
     model = build_model(checked, where)
-    indices = evaluation.subset(len(data), options["images"], options["subset_seed"])[:images]
-    if len(indices) < images:
+    indices = evaluation.subset(len(data), options["images"], options["subset_seed"])
+    if images is None and image >= len(indices):
+        count = len(indices)
+        raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")
+    if images is not None and len(indices) < images:
         raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
+    indices = [indices[image]] if images is None else indices[:images]
     fits(model, data, indices, where)
     x, y = (part.to(where) for part in fetch(data, indices))
     noise = Noise.of(options["seed"], indices).fold("analysis")

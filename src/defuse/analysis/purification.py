@@ -13,19 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defuse.analysis.means import bounded
 from defuse.attacks.losses import Loss
 from defuse.attacks.pgd import PGD
 from defuse.attacks.views import Limited
-from defuse.evaluation.quality import measure
+from defuse.evaluation.quality import check_perceptual, measure
 from defuse.noise import Noise
 from defuse.progress import progress
 from defuse.protocols import Defended
-from defuse.statistics import mean_interval, mean_of, wilson
+from defuse.statistics import mean_of, wilson
 from defuse.threat import Threat
 
 CLEAN, ATTACKED = "clean", "attacked"
 NOISED, PURE = "noise only", "purified"
-METRICS = ("l2", "linf", "ssim", "lpips")
+RANGES = {"l2": (0, np.inf), "linf": (0, np.inf), "ssim": (-1, 1), "lpips": (0, np.inf)}
+METRICS = tuple(RANGES)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Purification:
         rows = []
         for name, right in self.right.items():
             measured = self.distances.get(name, {})
-            means = {m: mean_interval(v.mean(1).tolist())._asdict() for m, v in measured.items()}
+            means = {m: bounded(v.mean(1), *RANGES[m]) for m, v in measured.items()}
             share = mean_of(right.mean(1).tolist(), right.shape[1])
             rows.append({"row": name, **means, "right": share._asdict()})
         nearer = {}
@@ -70,7 +72,7 @@ class Purification:
             "pixel_noise": self.noise,
             "rows": rows,
             "nearer": nearer,
-            "left": mean_interval(self.left.mean(1).tolist())._asdict(),
+            "left": bounded(self.left.mean(1), 0),
         }
 
 
@@ -106,13 +108,16 @@ def purification(
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, the model has no purifier, or LPIPS is not here.
+        ValueError: A number is out of range, the model has no purifier, or LPIPS is not here or
+            does not take such images.
     """
     if draws < 1:
         raise ValueError(f"draws must be 1 or more, not {draws}")
     whole = model.model
     if not isinstance(whole, Defended):
         raise ValueError("the spec has no purifier: there is nothing to look at")
+    if perceptual:
+        check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)
     purify = Limited(whole.purifier, model.rows)
     classify = Limited(whole.classifier, model.rows)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defuse.analysis.means import bounded
 from defuse.attacks.views import Limited
 from defuse.diffusion.denoise import Denoiser
 from defuse.diffusion.reverse import Ancestral, reverse, strided
@@ -19,7 +20,6 @@ from defuse.diffusion.schedule import chain_length
 from defuse.noise import Noise, permutation
 from defuse.progress import progress
 from defuse.protocols import Classifier
-from defuse.statistics import mean_interval
 
 REAL = "other real pictures"
 
@@ -40,7 +40,7 @@ class Samples:
 
     def summary(self) -> dict[str, Any]:
         """Means over sets with 95 % intervals."""
-        rows = {name: mean_interval(d)._asdict() for name, d in self.distances.items()}
+        rows = {name: bounded(d, 0) for name, d in self.distances.items()}
         return {"size": self.size, "sets": len(self.distances[REAL]), "frechet": rows}
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from defuse.analysis.means import bounded
 from defuse.attacks.losses import Loss, look
 from defuse.attacks.pgd import PGD
 from defuse.noise import Noise
@@ -71,14 +72,12 @@ class Trajectories:
             )
             for other, others in self.runs.items():
                 if (other, name) not in cosines and (name != other or runs.ends.shape[1] > 1):
-                    cosines[name, other] = mean_interval(_cosines(runs.ends, others.ends).tolist())
+                    cosines[name, other] = bounded(_cosines(runs.ends, others.ends), -1, 1)
         return {
             "images": len(next(iter(self.runs.values())).ends),
             "draws": self.draws,
             "settings": rows,
-            "cosines": [
-                {"between": list(pair), "cosine": mean._asdict()} for pair, mean in cosines.items()
-            ],
+            "cosines": [{"between": list(p), "cosine": mean} for p, mean in cosines.items()],
         }
 
 

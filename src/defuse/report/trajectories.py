@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
@@ -173,10 +174,11 @@ def _surfaces(found: Mapping[str, Landscape]) -> bytes:
                     path[:, 0], path[:, 1], style, color="white", linewidth=1.4, marker="o",
                     markersize=2.4,
                 )  # fmt: skip
-                left = path[-1, 0] < seen.along[-1] / 2
+                room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1 of 1.6
                 plane.annotate(
-                    setting, path[-1], color="white", fontsize=8, xytext=(5 if left else -3, 5),
-                    textcoords="offset points", ha="left" if left else "right",
+                    setting, path[-1], color="white", fontsize=8, xytext=(7 if room else -7, 4),
+                    textcoords="offset points", ha="left" if room else "right",
+                    path_effects=[withStroke(linewidth=2, foreground=INK)],
                 )  # fmt: skip
             plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
             ends = np.concatenate(list(seen.paths.values()))
