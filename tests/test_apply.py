@@ -109,3 +109,37 @@ def test_undefended_specs_convert_pictures_too(images, capsys):
 def test_without_a_purifier_there_is_nothing_to_purify_with(images, mistake):
     said = mistake("purify", images / "grey.png", "--spec", "blobs", "--set", "purifier=null")
     assert "has no purifier" in said
+
+
+def test_pictures_stand_as_their_camera_says(tmp_path):
+    """A telephone stores them sideways, with a note."""
+    upright = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    noted = Image.Exif()
+    noted[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(upright).rotate(90, expand=True).save(tmp_path / "phone.png", exif=noted)
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    assert torch.equal(
+        pictures.read(tmp_path / "phone.png"), pictures.read(tmp_path / "upright.png")
+    )
+
+
+def test_colours_that_are_lost_are_told(images, capsys):
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    said = capsys.readouterr().err
+    assert "wide.jpg loses its colours: the model knows grey alone" in said
+    assert "grey.png" not in said
+
+
+def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
+    alone = ["--spec", "blobs", "--set", "purifier=null", "--votes", "1"]
+    assert run(["classify", str(images / "grey.png"), *alone]) == 0
+    assert "not known" not in capsys.readouterr().err
+    assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
+    assert (
+        "resized: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in capsys.readouterr().err
+    )
+    photographs = [*alone, "--set", "data={name: cifar10}"]
+    assert run(["classify", str(images / "some.npz"), *photographs]) == 0
+    assert "the size of the classifier's images is not known" in capsys.readouterr().err
+    said = mistake("classify", images / "grey.png", *photographs, "--data", "/nowhere")
+    assert "/nowhere" in said

@@ -13,6 +13,11 @@ from defuse.noise import Noise, permutation, seed_torch
 SHAPE = (1, 5, 5)
 
 
+def test_noise_is_taken_of_images_there_are():
+    with pytest.raises(ValueError, match="noise for 3 images, asked for image 3"):
+        Noise.of(0, range(3)).take(range(4))
+
+
 def blank(size: int, *shape: int) -> torch.Tensor:
     return torch.zeros(size, *(shape or SHAPE))
 

@@ -85,7 +85,8 @@ def classify_files(
         changes: Changes to it, `path.to.key=value`.
         draws: Passes that vote.
         seed: Of the noise.
-        folder: Where data sets lie: the class names are the data set's, numbers without it.
+        folder: Where data sets lie: the class names are the data set's, numbers without it; and so is
+            the size that pictures get, if no purifier has one.
         device: Where to compute.
         rows: Images in one call of the model.
 
@@ -99,8 +100,15 @@ def classify_files(
     model = build_model(check_model(table), pick_device(device))
     names, shape = _told_by_data(table, folder)
     shape = image_shape(getattr(model, "purifier", None)) or shape
+    if shape is None:
+        print(
+            "defuse: the size of the classifier's images is not known, so pictures keep theirs: name the "
+            "folder of the spec's data by --data",
+            file=sys.stderr,
+        )
     for path, _ in _found(files):
         x, _ = _images(path, shape)
+        _tell_resized(x, shape, "resized: the image and the model")
         x = _resized(x, shape).to(pick_device(device))
         noise = Noise.of(seed, range(place, place + len(x))).fold("apply")
         chosen = votes(Limited(model, rows), x, noise, draws)
@@ -128,11 +136,17 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
 def _told_by_data(
     table: Table, folder: str | None
 ) -> tuple[Sequence[str], tuple[int, int, int] | None]:
-    """The classes and the size of images of a spec's data set, if it can be had."""
+    """The classes and the size of images of a spec's data set, if it can be had.
+
+    Raises:
+        SpecError: A folder was named, and it is not there.
+    """
     try:
         data = specs.build("data", specs.check_data(table["data"], folder))
         channels, height, width = data[0][0].shape
     except (SpecError, KeyError, ValueError):
+        if folder is not None and "data" in table:
+            raise
         return (), None
     return data.classes, (channels, height, width)
 
@@ -180,7 +194,10 @@ _ENDINGS = (*pictures.ENDINGS, ".npz")
 def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Table | None]:
     """The images of a file, (B, C, H, W); and for an npz, how they were stored."""
     if path.suffix.lower() != ".npz":
-        return pictures.read(path, grey=shape is not None and shape[0] == 1)[None], None
+        x, grey = pictures.read(path), shape is not None and shape[0] == 1
+        if grey and bool((x != x[:1]).any()):
+            print(f"defuse: {path} loses its colours: the model knows grey alone", file=sys.stderr)
+        return (pictures.read(path, grey=True) if grey else x)[None], None
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -211,9 +228,7 @@ def _purified(
     rows: int,
 ) -> Tensor:
     size, channels = x.shape[2:], x.shape[1]
-    if shape is not None and x.shape[1:] != shape:
-        told = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
-        print(f"defuse: resized, and back: the image and the denoiser are {told}", file=sys.stderr)
+    _tell_resized(x, shape, "resized, and back: the image and the denoiser")
     x, parts = _resized(x, shape), []
     with torch.no_grad():
         for first in range(0, len(x), rows):
@@ -225,6 +240,12 @@ def _purified(
     if pure.shape[1] != channels:
         pure = pure.expand(-1, channels, -1, -1) if channels == 3 else pure.mean(1, keepdim=True)
     return pure.clamp(0, 1)
+
+
+def _tell_resized(x: Tensor, shape: tuple[int, int, int] | None, what: str) -> None:
+    if shape is not None and x.shape[1:] != shape:
+        told = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        print(f"defuse: {what} are {told}", file=sys.stderr)
 
 
 def _resized(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from defuse.cli_analyze import analyze
-from defuse.cli_options import Data, Device, Out, Quiet, Set, Shard, Spec, command_line
+from defuse.cli_options import Data, Device, Out, Quiet, Set, Shard, Spec, command_line, shard_of
 
 app = typer.Typer(
     name="defuse",
@@ -43,7 +43,7 @@ def evaluate(
     from defuse.report.tables import print_summary
     from defuse.report.write import write_report
 
-    part = _shard(shard)
+    part = shard_of(shard)
     checked = evaluation.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
     if dry_run or budget:
@@ -78,7 +78,7 @@ def attack(
     from defuse.evaluation import attack as attacks
     from defuse.evaluation import run as evaluation
 
-    part, kind = _shard(shard), attacks.check_format(form)
+    part, kind = shard_of(shard), attacks.check_format(form)
     checked = evaluation.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked) + "-images")
     run = attacks.run(checked, folder, part, quiet)
@@ -102,10 +102,12 @@ def sweep(
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): told for cell, told in sweeps.finished(cells, folder)}
+    failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
         told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
         if isinstance(run, Exception):
-            typer.echo(f"{number}/{len(cells)}  {told}: {run}")
+            failed.append(f"{told}: {run}")
+            typer.echo(f"{number}/{len(cells)}  {failed[-1]}")
             continue
         summary = before.get(run.folder, {})
         page = run.folder / "report.html"
@@ -117,9 +119,8 @@ def sweep(
         typer.echo(f"{number}/{len(cells)}  {told}: {said}")
         if new and number < len(cells):  # for who looks while it runs
             write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
-    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
-    plain = table.replace("\\", "")  # what Markdown needs quoted
-    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
+    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command, failed)
+    typer.echo(f"{table.replace(chr(92), '')}\n\nreport: {folder / 'sweep.html'}")  # not quoted
 
 
 @app.command()
@@ -135,7 +136,7 @@ def certify(
     from defuse import spec as specs
     from defuse.evaluation import certify as certification
 
-    part = _shard(shard)
+    part = shard_of(shard)
     checked = certification.check(specs.load(spec, changes or []), data)
     folder = out or _folder(spec, specs.identity(checked))
     run = certification.run(checked, folder, part, quiet)
@@ -330,9 +331,9 @@ def run(arguments: list[str]) -> int:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(args=arguments, prog_name="defuse", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            return _told("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
-    except KeyboardInterrupt:
-        return _told("stopped; run the same command again to go on", 130)
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("DEFUSE_DEBUG"):
             raise
@@ -378,20 +379,3 @@ def _report(run: Any) -> None:
 
 def _folder(spec: str, identity: str) -> Path:
     return Path("runs") / f"{Path(spec).stem}-{identity}"
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    from defuse.menu import SpecError
-
-    ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    if text is None and ranks == (None, None):
-        return 0, 1
-    if text is None and None in ranks:
-        raise SpecError("RANK and WORLD_SIZE must both be set, or neither; or use --shard i/n")
-    what, text = (
-        ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
-    )
-    part, _, whole = text.partition("/")
-    if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
-        raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
-    return int(part), int(whole)

@@ -1,5 +1,6 @@
 """What the commands share: their options, and how a command is told."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,3 +44,25 @@ def command_line(
         elif value is not None:
             words += [f"--{flag}", str(value)]
     return shlex.join(["defuse", *words])
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """The part of a run, and of how many, that `--shard` or the environment names.
+
+    Raises:
+        SpecError: It is not such a part.
+    """
+    from defuse.menu import SpecError
+
+    ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if text is None and ranks == (None, None):
+        return 0, 1
+    if text is None and None in ranks:
+        raise SpecError("RANK and WORLD_SIZE must both be set, or neither; or use --shard i/n")
+    what, text = (
+        ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
+    )
+    part, _, whole = text.partition("/")
+    if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
+        raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
+    return int(part), int(whole)

@@ -99,8 +99,14 @@ class Noise:
         return Noise(_copies(self.keys, copies), given)
 
     def take(self, which: Iterable[int] | Tensor) -> "Noise":
-        """The noise of the images at positions `which` of this batch."""
+        """The noise of the images at positions `which` of this batch.
+
+        Raises:
+            ValueError: There are not so many images.
+        """
         chosen = [int(i) for i in which]
+        if chosen and max(chosen) >= len(self.keys):
+            raise ValueError(f"noise for {len(self.keys)} images, asked for image {max(chosen)}")
         given = self.given
         if given is not None:
             given = replace(given, keys=tuple(given.keys[i] for i in chosen))

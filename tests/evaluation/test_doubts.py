@@ -6,7 +6,7 @@ import pytest
 
 from defuse.cli import run
 from defuse.evaluation.doubt import lead
-from defuse.evaluation.doubts import _halves
+from defuse.evaluation.doubts import _halves, _unchanged
 from defuse.evaluation.record import Condition, Outcome
 
 SOFT = '''
@@ -109,6 +109,24 @@ def test_no_adaptive_attack_and_one_draw(doubts):
     found = doubts("attacks=[{name: pgd, steps: 2}]")
     assert "no-adaptive-attack" not in found
     assert "random-model-eot-1" in found
+
+
+def test_an_attack_of_one_s_own_is_not_known(doubts):
+    """It may ask for no gradient, or take one draw a step."""
+    for changes in ((), ("purifier=null",)):
+        found = doubts("attacks=[{name: 'soft:still'}]", *changes)
+        assert "unknown-attack" in found
+        assert "no-adaptive-attack" not in found
+    beside = "attacks=[{name: 'soft:still'}, {name: pgd, steps: 2}]"
+    assert "unknown-attack" not in doubts(beside)
+
+
+def test_what_may_help_is_something_the_attack_has():
+    row = {"label": "a", "view": "exact", "name": "stadv", "steps": 3, "eot": 1}
+    alike = Condition(draws=[0, 0], bare=None, size=0.0, wrong=0.0)
+    outcomes = [Outcome(i, 0, {"a": alike}, "a", 0.0, {}) for i in range(8)]
+    (doubt,) = _unchanged(outcomes, {"a": row})
+    assert doubt.why.endswith("try more `steps`, more draws (`eot`)")
 
 
 def test_a_rough_gradient_is_named(doubts, monkeypatch):

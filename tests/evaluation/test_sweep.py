@@ -56,8 +56,12 @@ def test_from_command_to_page(elsewhere, capsys):
         "2/4  purifier.t 0.005, purifier.steps 10: purifier diffpure: steps must be at most 5"
         in said
     )
+    why = "not run: purifier.t 0.005, purifier.steps 10: purifier diffpure: steps must be at most 5"
+    assert f"- {why}" in said
+    assert f"- {why}" in (elsewhere / "made" / "sweep.md").read_text()
     told = json.loads((elsewhere / "made" / "sweep.json").read_text())
     assert [cell["values"]["purifier.steps"] for cell in told["cells"]] == ["2", "2", "10"]
+    assert [each[:9] for each in told["failed"]] == ["purifier."]
     for cell in told["cells"]:
         summary, steps = cell["summary"], int(cell["values"]["purifier.steps"])
         assert summary["n"] == 6

@@ -64,6 +64,11 @@ def test_what_is_no_logits_is_refused(answer: object, found: str):
         Plain(Says(answer))(X, NOISE)
 
 
+def test_one_number_is_for_all_channels():
+    for mean, std in ((0.5, 0.25), ([0.5], [0.25]), ([0.5] * 3, [0.25] * 3)):
+        assert torch.equal(Plain(nn.Flatten(), mean, std)(X, NOISE), ((X - 0.5) / 0.25).flatten(1))
+
+
 def test_wrong_normalization_is_refused():
     with pytest.raises(ValueError, match="mean has 3 numbers for 1 channels"):
         Plain(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)

@@ -1,7 +1,12 @@
 """Checkpoints, and what a training refuses before it begins or before it loses what was done."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -309,3 +314,22 @@ def test_shipped_weights_stay_small():
     ]
     assert max(sizes) < 20e6
     assert sum(sizes) < 48e6
+
+
+def test_ctrl_c_says_how_to_go_on(elsewhere):
+    long = TINY | {"training": {"steps": 100_000, "batch": 4}}
+    (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(long))
+    command = [sys.executable, "-m", "defuse", "train", "tiny.yaml", "--quiet", "--out", "run"]
+    process = subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while not (elsewhere / "run" / "latest.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert said.strip().splitlines()[-1] == "defuse: stopped; run the same command again to go on"
+    assert process.returncode == 130

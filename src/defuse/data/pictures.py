@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from defuse.files import write_bytes
@@ -25,7 +25,7 @@ def read(path: Path, grey: bool = False) -> Tensor:
 
 
 def decode(path: Path, grey: bool = False) -> Image.Image:
-    """A picture as Pillow has it, in colour or grey.
+    """A picture as Pillow has it, in colour or grey, and upright as its camera says.
 
     Raises:
         ValueError: It is no picture, a broken one, or one of more than 8 bits.
@@ -34,7 +34,7 @@ def decode(path: Path, grey: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-            return opened.convert("L" if grey else "RGB")
+            return ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"the picture {path} cannot be read ({error}): mend it, or take it away"

@@ -31,12 +31,21 @@ class Doubt:
 
 
 def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
-    """Those of `attacks` that climb the exact gradient of the whole model, by label."""
+    """Those of `attacks` that climb the exact gradient of the whole model, by label.
+
+    Not one of somebody's own, of which nobody here knows what it asks for.
+    """
     return {
         name: row
         for name, row in attacks.items()
         if seen(row) in FULL and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if not own(row)
     }
+
+
+def own(row: Row) -> bool:
+    """Whether an attack is not of the menu, but of a module that the spec names."""
+    return ":" in row.get("name", "")
 
 
 def seen(row: Row) -> str:

@@ -9,7 +9,7 @@ from statistics import mean, variance
 from typing import Any
 
 from defuse.evaluation.climb import right
-from defuse.evaluation.doubt import FULL, Doubt, Row, exact, lead, seen
+from defuse.evaluation.doubt import FULL, Doubt, Row, exact, lead, own, seen
 from defuse.evaluation.model_doubts import model_doubts
 from defuse.evaluation.record import Outcome
 from defuse.evaluation.roles import BLIND, ELSEWHERE, TRANSFER, roles
@@ -18,6 +18,14 @@ from defuse.statistics import mean_interval
 # views without the exact gradient of the whole model
 CHEAP = ("adjoint", "bfloat16", "bpda", "matched", "surrogate", "undefended")
 WHOLE = ("adjoint", "bfloat16", "bpda", *FULL)  # views whose loss is that of the whole model
+STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
+MORE = {  # what may help an attack that has such an option
+    "queries": "more `queries`",
+    "loss": "the `loss` margin",
+    "restarts": "more `restarts`",
+    "steps": "more `steps`",
+    "eot": "more draws (`eot`)",
+}
 STILL = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
 WIDE = 0.1  # an interval of which it is asked whether the draws make it so
@@ -76,13 +84,13 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Itera
             continue
         stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
-        more = "more queries" if row.get("name") in BLIND else "the loss `margin`, more restarts"
+        more = ", ".join(words for option, words in MORE.items() if option in row)
         if seen(row) in FULL and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
                 f"{name} gave back {same} of the {len(stood)} images that it did not break as they "
-                f"were: it found no way uphill; try {more}, or more draws",
+                f"were: it found no way uphill; try {more or 'another attack'}",
             )
 
 
@@ -135,7 +143,7 @@ def _known_is_harder(
     spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
 ) -> Iterator[Doubt]:
     told = {row["label"]: row for row in roles(spec["attacks"]).knowing if row["knows"] == "both"}
-    for name in exact(told):
+    for name in (name for name, row in told.items() if name in exact(told) or own(row)):
         by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
         if by > 0:
             yield Doubt(
@@ -180,12 +188,23 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> It
 def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
     early = any(seen(row) == "first-stage" for row in attacks.values())
-    if (spec.get("purifier") or others) and not (exact(attacks) or early):
+    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in FULL]
+    if exact(attacks) or early:
+        return
+    if theirs:
+        yield Doubt(
+            "unknown-attack",
+            "yellow",
+            f"whether {', '.join(theirs)}, which is not of defuse, differentiates through the model, "
+            f"and over how many draws, is not known here; put beside it {STRONG}",
+        )
+    elif spec.get("purifier") or others:
+        add = STRONG if spec["threat"]["norm"] != "l0" else "one in another norm: l0 has none here"
         yield Doubt(
             "no-adaptive-attack",
             "red",
-            "no attack differentiates through the defence: nothing here says how robust it is; add an "
-            "attack with the view `exact`",
+            "no attack differentiates through the defence: nothing here says how robust it is; add "
+            f"{add}",
         )
 
 
@@ -235,9 +254,10 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
         yield Doubt(
             "no-better-than-guessing",
             "red",
-            f"on clean images the classifier is right {clean.accuracy:.1%} of the time, and guessing "
-            f"would be {1 / classes:.1%}: are its weights loaded, its classes in the order of the data "
-            "set's, and its `mean` and `std` those of its training?",
+            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
+            f"{clean.high:.1%}] of the time, and guessing would be {1 / classes:.1%}: are its weights "
+            "loaded, its classes in the order of the data set's, and its `mean` and `std` those of "
+            "its training?",
         )
 
 

@@ -16,7 +16,7 @@ class Plain(nn.Module):
 
     Args:
         network: Normalized images (B, C, H, W) to logits (B, K).
-        mean: What is subtracted, one number per channel or one for all; None for nothing.
+        mean: What is subtracted, a number per channel or one for all; None for nothing.
         std: What the difference is divided by, likewise.
 
     Raises:
@@ -29,11 +29,11 @@ class Plain(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
     ) -> None:
         super().__init__()
-        mean, std = mean or (0.0,), std or (1.0,)
+        mean, std = _numbers(mean, 0.0), _numbers(std, 1.0)
         if min(std) <= 0:
             raise ValueError(f"std must be above 0, not {tuple(std)}")
         self.network = network
@@ -56,3 +56,9 @@ class Plain(nn.Module):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the network must give logits ({len(x)}, K), and gave {found}")
         return logits
+
+
+def _numbers(given: Sequence[float] | float | None, unit: float) -> Sequence[float]:
+    if given is None or isinstance(given, int | float):
+        return [unit if given is None else given]
+    return given or [unit]

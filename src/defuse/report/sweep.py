@@ -23,7 +23,7 @@ VERSION = 1
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]
 
 
-def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
+def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()) -> str:
     """Write `sweep.json`, `sweep.md`, `sweep.html` and `sweep.png` into the folder of a sweep.
 
     Args:
@@ -31,6 +31,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
         done: The cells that are done, with the summaries of their runs.
         of: How many cells there are in all.
         command: How to make it again.
+        failed: Of each cell that cannot be run, its values and the reason.
 
     Returns:
         The tables, in Markdown, and the verdicts below them.
@@ -40,7 +41,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
         [(cell, run, summary) for (cell, summary), run in zip(done, runs, strict=True)]
     )
     doubts = list(sweep_doubts(found))
-    lines = _lines_below(done, found, doubts)
+    lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
     points = [Point(each.values, each.shares) for each in pooled]
@@ -64,6 +65,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str) -> str:
     write_bytes(folder / "sweep.html", sheet(title, page).encode())
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     whole = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    whole |= {"failed": list(failed)}
     whole |= {"pooled": [asdict(each) for each in pooled]}
     whole |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
     whole |= {"doubts": [asdict(doubt) for doubt in doubts]}

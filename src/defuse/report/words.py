@@ -27,6 +27,7 @@ CHECKED = {
     "still-rising": "the loss of no attack still rises when its steps end",
     "low-precision": "neither the model nor an attack's gradient is computed in half precision",
     "no-adaptive-attack": "some attack differentiates through the defence",
+    "unknown-attack": "attacks that are not of defuse have one beside them that is",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
@@ -60,6 +61,7 @@ OF_ATTACKS = (
     "still-rising",
     "low-precision",
     "no-adaptive-attack",
+    "unknown-attack",
     "no-whole-view",
 )
 PROBED = (
