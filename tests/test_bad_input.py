@@ -2,6 +2,10 @@
 
 import numpy as np
 import pytest
+import torch
+
+from defuse.cli import run
+from defuse.data import pictures
 
 ALL = ("--set", "evaluation.images=null")
 
@@ -46,6 +50,32 @@ def test_a_source_of_transfer_with_fewer_classes(mistake):
     assert "the source of the attack transfer-exact: the classifier returns (1, 5)" in said
 
 
+def test_a_bare_network_for_a_classifier(elsewhere, mistake, monkeypatch):
+    monkeypatch.syspath_prepend(elsewhere)
+    text = "from torch import nn\n\n\ndef make():\n"
+    text += "    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
+    (elsewhere / "bare_nets.py").write_text(text)
+    bare = "classifier=bare_nets:make"
+    for more in ("purifier={name: diffpure, steps: 2}", "purifier=null"):
+        said = mistake("evaluate", "blobs", "--set", bare, "--set", "attacks=[]", "--set", more)
+        assert "put a network (images to logits) into {name: network, network: ...}" in said
+
+
+def test_a_folder_of_one_class(elsewhere, mistake, capsys):
+    """It is refused where labels matter, and nowhere else."""
+    for name in ("a_dark", "b_bright"):
+        pictures.write(elsewhere / "photos" / f"{name}.png", torch.full((1, 4, 4), 0.3))
+    command = ["evaluate", "blobs", "--quiet", "--set", "attacks=[]", "--data", "photos"]
+    command += ["--set", "data={name: folder, grey: true}"]
+    said = mistake(*command)
+    assert "the pictures of the folder are all of one class, 'photos'" in said
+    assert "into a sub-folder" in said
+    assert "data.label=name" in said
+    assert run([*command, "--set", "data.label=name", "--out", "out"]) == 0
+    assert run(["purify", "photos", "--spec", "blobs", "--out", "pure"]) == 0
+    assert run(["classify", "photos", "--spec", "blobs"]) == 0
+
+
 def test_more_images_than_there_are(elsewhere, mistake):
     said = mistake("evaluate", "blobs", "--set", "data.size=4", "--set", "evaluation.images=9")
     assert "has 4, not 9" in said
@@ -62,8 +92,6 @@ def test_missing_and_truncated_files(elsewhere, mistake):
 
 
 def test_weights_of_another_network(elsewhere, mistake):
-    import torch
-
     torch.save({"conv.weight": torch.zeros(1)}, elsewhere / "other.pt")
     said = mistake("evaluate", "demo", "--set", "classifier={name: small-cnn, weights: other.pt}")
     assert "other.pt does not fit the network" in said

@@ -6,8 +6,9 @@ from torch import nn
 
 from defuse import doctor
 from defuse.cli import run
-from defuse.data import fetch
+from defuse.data import fetch, pictures
 from defuse.data.blobs import Blobs, bayes
+from defuse.defenses.purified import Purified
 from defuse.models.classifiers import Plain
 
 X, Y = fetch(Blobs(size=32), range(32))
@@ -77,6 +78,63 @@ def test_a_sound_model_has_none():
     findings = doctor.examine(Noisy().eval(), X, Y, 2)
     assert not [f for f in findings if f.mark == "FAIL"]
     assert any("random" in f.what for f in findings)
+
+
+class Few(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise)[:, :1]
+
+
+class Many(nn.Module):
+    def forward(self, x, noise):
+        return torch.cat([bayes()(x, noise), torch.full((len(x), 2), -1e4)], 1)
+
+
+class Pair(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise), noise
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Few(), "returns (32, 1) for 32 images of 2 classes"),
+        (Pair(), "must return logits (32, K), and returned tuple"),
+        (Bare(), "put a network (images to logits) into {name: network, network: ...}"),
+        (Purified(Bare(), lambda x, noise: x), "the classifier takes images alone"),
+        (Purified(bayes(), Bare()), "the model does not take images of 1 x 4 x 4 (TypeError"),
+        (Plain(nn.Linear(3, 2)), "the model does not take images of 1 x 4 x 4 (RuntimeError"),
+    ],
+)
+def test_what_cannot_be_examined_is_told_in_a_sentence(model, said):
+    (finding,) = doctor.examine(model.eval(), X, Y, 2)
+    assert finding.mark == "FAIL"
+    assert said in finding.what
+
+
+def test_more_classes_than_the_data_has_are_a_note():
+    """As in `evaluate`, which cannot tell whether those of the data come first."""
+    findings = doctor.examine(Many().eval(), X, Y, 2)
+    assert not [f for f in findings if f.mark == "FAIL"]
+    assert "check that these are the classifier's first 2" in findings[0].what
+    assert findings[0].mark == "note"
+
+
+def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
+    for i in range(4):
+        pictures.write(elsewhere / "photos" / f"{i}.png", X[i])
+    command = ["doctor", "blobs", "--data", "photos", "--set"]
+    assert run([*command, "data={name: folder, grey: true}"]) == 1
+    assert "FAIL  the pictures of the folder are all of one class" in capsys.readouterr().out
 
 
 def test_the_command(elsewhere, capsys):

@@ -1,10 +1,15 @@
 """A stranger's purifier, attack, data set and backbone: each under 20 lines, from a spec alone."""
 
+import inspect
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from defuse import menu
 from defuse.cli import run
 
 PURIFIER = '''
@@ -97,6 +102,14 @@ def strangers(elsewhere, monkeypatch):
     images = (np.arange(6 * 16).reshape(6, 1, 4, 4) * 2).astype(np.uint8)
     np.save(elsewhere / "images.npy", images)
     return elsewhere
+
+
+def test_the_page_tells_every_option_of_every_data_set():
+    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", page, re.M))
+    for name in menu.MENU["data"]:
+        for option in inspect.signature(menu.find("data", name)).parameters:
+            assert option == "folder" or re.search(rf"`{option}\b", rows[name]), (name, option)
 
 
 def test_each_is_under_twenty_lines():

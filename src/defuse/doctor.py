@@ -15,6 +15,7 @@ from defuse import __version__
 from defuse import spec as specs
 from defuse.attacks.losses import look
 from defuse.data import fetch
+from defuse.evaluation.fit import answer, check_classes
 from defuse.evaluation.model import build_model, check_model
 from defuse.machine import pick_device
 from defuse.menu import SpecError
@@ -87,7 +88,12 @@ def model(
     data = specs.build("data", specs.check_data(table["data"], folder))
     made = build_model(check_model(table), where)
     x, y = fetch(data, range(min(32, len(data))))
-    return examine(made, x.to(where), y.to(where), len(data.classes))
+    found = examine(made, x.to(where), y.to(where), len(data.classes))
+    try:
+        check_classes(data)
+    except SpecError as error:
+        found.append(Finding("FAIL", str(error)))
+    return found
 
 
 def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[Finding]:
@@ -98,12 +104,22 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         found.append(Finding("ok", good) if fine else Finding(mark, bad))
 
     with torch.no_grad():
-        logits, again, other = (model(x, noise.fold(k)) for k in ("a", "a", "b"))
+        try:
+            logits = answer(model, x, noise.fold("a"))
+        except SpecError as error:
+            return [Finding("FAIL", str(error))]
+        knows = logits.shape[1]
+        if knows < classes:
+            what = f"returns {tuple(logits.shape)} for {len(x)} images of {classes} classes"
+            return [Finding("FAIL", what)]
+        again, other = (model(x, noise.fold(k)) for k in ("a", "b"))
         alone = model(x[:2], noise.take([0, 1]).fold("a"))
     say(
-        logits.shape == (len(x), classes),
+        knows == classes,
         f"logits of {classes} classes",
-        f"returns {tuple(logits.shape)} for {len(x)} images of {classes} classes",
+        f"logits of {knows} classes, and the data set has {classes}: check that these are the "
+        f"classifier's first {classes}, in its order",
+        "note",
     )
     say(bool(logits.isfinite().all()), "logits are finite", "logits are not finite")
     sums = (logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-3).all()

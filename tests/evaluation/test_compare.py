@@ -268,12 +268,25 @@ def changed(section, **values):
 @pytest.mark.parametrize(
     ("other", "said"),
     [
-        ({"right": [4] * 5}, "same evaluation.images and evaluation.subset_seed"),
+        (
+            {"right": [4] * 5} | changed("evaluation", images=5),
+            "same evaluation.images and evaluation.subset_seed",
+        ),
+        ({"right": [4] * 5}, "the contents or labels of the data sets differ"),
+        (
+            {"right": [4] * 5, "data": {"name": "mnist", "folder": "a"}},
+            "about other data sets (mine:Data and mnist): evaluate both on the same",
+        ),
+        (
+            {"asked": {"images": "xyz"}} | changed("data", split="train"),
+            "other data sets (mine:Data with split None and mine:Data with split train)",
+        ),
         ({"asked": {"images": "xyz"}}, "evaluate both on the same data"),
         (changed("evaluation", seed=1), "evaluation.seed 0 and 1"),
         (changed("evaluation", draws=8), "evaluation.draws 4 and 8"),
         (changed("threat", eps=0.2), "other threats (linf 0.1 and linf 0.2)"),
         ({"done": [3]}, "no image in common yet"),
+        ({"done": [3]} | changed("data", split="of the same images"), "no image in common yet"),
         ({"asked": {"kind": "certification"}}, "holds a certification"),
     ],
 )

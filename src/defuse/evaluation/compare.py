@@ -11,7 +11,7 @@ from defuse.evaluation.record import Condition, Outcome, Run
 from defuse.evaluation.roles import roles
 from defuse.evaluation.verdict import judge, summary, winner
 from defuse.noise import Noise
-from defuse.spec import ASIDE
+from defuse.spec import ASIDE, FILES
 from defuse.statistics import Mean, Share, mcnemar
 from defuse.threat import Threat
 
@@ -272,13 +272,22 @@ def _comparable(a: Run, b: Run) -> None:
     """Refuse runs that have nothing in common that can be compared."""
     specs, runs = [run.asked["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
-    if a.asked["indices"] != b.asked["indices"]:
-        counts = [len(run.asked["indices"]) for run in (a, b)]
+    places = [run.asked["indices"] for run in (a, b)]
+    images = [run.asked["images"][:HEX] for run in (a, b)]
+    if places[0] != places[1] or images[0] != images[1]:
+        sets = _data_sets([spec["data"] for spec in specs])
+        if sets[0] != sets[1]:
+            raise RuntimeError(
+                f"{runs} are about other data sets ({sets[0]} and {sets[1]}): evaluate both on the same"
+            )
+    drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
+    if places[0] != places[1] and drawn[0] != drawn[1]:
+        counts = [len(indices) for indices in places]
         raise RuntimeError(
             f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
             "both with the same evaluation.images and evaluation.subset_seed"
         )
-    if a.asked["images"][:HEX] != b.asked["images"][:HEX]:
+    if places[0] != places[1] or images[0] != images[1]:
         raise RuntimeError(
             f"{runs} are about other images (the contents or labels of the data sets differ): "
             "evaluate both on the same data"
@@ -298,6 +307,16 @@ def _comparable(a: Run, b: Run) -> None:
         raise RuntimeError(
             f"{runs} are under other threats ({said[0]} and {said[1]}): evaluate both with the same"
         )
+
+
+def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data of two specs in words: their names, or, of one name, the options that differ."""
+    asked = [{k: v for k, v in part.items() if k not in (*ASIDE, *FILES)} for part in parts]
+    if asked[0]["name"] != asked[1]["name"]:
+        return [part["name"] for part in asked]
+    other = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
+    options = [", ".join(f"{key} {part.get(key)}" for key in other) for part in asked]
+    return [f"{part['name']} with {said}" for part, said in zip(asked, options, strict=True)]
 
 
 def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from defuse.files import npz_bytes, write_bytes
+from defuse.spec import ASIDE
 
 VERSION = 1
 FORECAST = "forecast.json"
@@ -164,12 +165,13 @@ class Run:
             grows = held < wanted and run.asked["images"] == _told(
                 fingerprint, run.asked["indices"]
             )
-            for key, what in SAME.items():
+            for key in SAME:
                 if (key == "indices" and held < wanted) or (key == "images" and grows):
                     continue
                 if run.asked.get(key) != asked.get(key):
                     raise RuntimeError(
-                        f"{folder} holds a run {what}; name another folder with --out"
+                        f"{folder} holds a run {_other(key, run.asked, asked)}; name another "
+                        "folder with --out"
                     )
             if not grows:
                 return run
@@ -257,6 +259,25 @@ def _told(fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[
         return None
 
 
+def _other(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+    """What two runs that differ in `key` are of, told apart from one another."""
+    if key == "identity" and _words(a) == _words(b):
+        return "of other weights or images (a file that the spec names has changed)"
+    return SAME[key]
+
+
+def _words(asked: Mapping[str, Any]) -> Any:
+    """What a run was asked in words: its kind and spec, less what is no part of an identity."""
+    spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
+    kept = {
+        key: {k: v for k, v in part.items() if k not in (*ASIDE, "images")}
+        if isinstance(part, dict)
+        else part
+        for key, part in spec.items()
+    }
+    return asked.get("kind"), kept
+
+
 @dataclass(frozen=True)
 class _Told:
     """A fact of any kind of run, as it was written."""
@@ -276,8 +297,9 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
-        for key, what in SAME.items():
+        for key in SAME:
             if run.asked.get(key) != runs[0].asked.get(key):
+                what = _other(key, run.asked, runs[0].asked)
                 raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is {what}")
     whole = Run.begin(out, runs[0].asked)
     facts: dict[int, tuple[Path, Any]] = {}
