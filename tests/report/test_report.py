@@ -321,6 +321,12 @@ def test_doubts_are_told_where_the_numbers_are(tmp_path):
     assert "knows the classifier but not its defence" in page.text
 
 
+def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
+    summary = write_report(a_run(tmp_path, attacks=[]))
+    assert summary["doubts"]
+    assert re.search(r"clean \[1\].*%", printed(summary, tmp_path))
+
+
 def test_every_doubt_has_its_words():
     source = inspect.getsource(doubts) + inspect.getsource(model_doubts)
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))

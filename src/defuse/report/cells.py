@@ -276,8 +276,9 @@ def _one_reading(summary: Mapping[str, Any]) -> bool:
 
 
 def _marks(summary: Mapping[str, Any], name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
-    """The doubts about a row: all of them about the robust one, else those that speak of it."""
-    if name == "robust" and summary["attacks"]:
+    """The doubts about a row: all of them about the one that counts, else those that speak of it."""
+    without = "corrupted" if summary.get("corruptions") else "clean"
+    if name == ("robust" if summary["attacks"] else without):
         return tuple(range(1, len(summary["doubts"]) + 1))
     attack = any(attack["name"] == name for attack in summary["attacks"])
     said = enumerate(doubts(summary), 1)
