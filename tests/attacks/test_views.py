@@ -167,10 +167,10 @@ def test_bfloat16_is_the_model_with_a_rough_gradient(monkeypatch):
     seed_torch(0, "rough")
     model = Plain(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
     x = Noise.of(1, range(4)).uniform(torch.empty(4, 3, 2, 2))
-    monkeypatch.setattr(views, "bfloat16_pays", lambda device: False)
+    monkeypatch.setattr(views, "bfloat16_costs", lambda device: 2.0)
     with pytest.raises(ValueError, match="slower here"):
         views.bfloat16(model)
-    monkeypatch.setattr(views, "bfloat16_pays", lambda device: True)
+    monkeypatch.setattr(views, "bfloat16_costs", lambda device: 0.5)
     y, threat, noise = torch.arange(4) % 3, Threat("linf", 0.1), Noise.of(0, range(4))
     rough, fine = views.bfloat16(Limited(model, 3)), model(x, noise)
     assert rough.rows == 3
