@@ -67,9 +67,9 @@ def _run(
     if processes.first:
         checkpoint.prepare(folder)
     processes.agreed(None)  # until the folder is there
-    begun = checkpoint.read(folder, asked)
+    before = (checkpoint.read(folder, asked) or {}).get("precision")
     if options["precision"] == "bfloat16":
-        options["precision"] = processes.agreed(_precision(device, begun, quiet))
+        options["precision"] = processes.agreed(_precision(device, before, quiet))
     if not spec[kind].get("weights"):
         check_weights(lambda: specs.build(kind, spec[kind]), device)
     seed_torch(seed, "weights")
@@ -166,14 +166,13 @@ def result(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _precision(device: str, begun: Table | None, quiet: bool) -> str:
+def _precision(device: str, before: str | None, quiet: bool) -> str:
     """bfloat16 where it pays; a training that was begun goes on as it was, to the same bits.
 
     But not in bfloat16 on another machine that lacks it.
     """
     costs = bfloat16_costs(device)
-    before = (begun or {}).get("precision", "bfloat16" if costs < 1 else "float32")
-    if before == "bfloat16" and costs < (4 if begun else 1):
+    if before != "float32" and costs < (4 if before else 1):
         return "bfloat16"
     if not quiet:
         print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
