@@ -175,7 +175,8 @@ def _precision(device: str, before: str | None, quiet: bool) -> str:
     if before != "float32" and costs < (4 if before else 1):
         return "bfloat16"
     if not quiet:
-        print("bfloat16 is slower than float32 here: training in float32", file=sys.stderr)
+        why = "bfloat16 is slower here" if costs >= 1 else "as it began"
+        print(f"training in float32: {why}", file=sys.stderr)
     return "float32"
 
 
