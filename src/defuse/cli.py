@@ -120,7 +120,8 @@ def sweep(
         if new and number < len(cells):  # for who looks while it runs
             write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
     table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command, failed)
-    typer.echo(f"{table.replace(chr(92), '')}\n\nreport: {folder / 'sweep.html'}")  # not quoted
+    plain = table.replace("\\", "")  # what Markdown needs quoted
+    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
 
 
 @app.command()

@@ -35,25 +35,11 @@ from defuse.menu import (
 )
 
 Table = dict[str, Any]
-FILES = (
-    "weights",
-    "adapter",
-    "path",
-    "prompts",
-    "start",
-)  # of which the contents count, not the place
+# of which the contents count, not the place
+FILES = ("weights", "adapter", "path", "prompts", "start")
 ASIDE = ("folder", "download", "pictures", "lpips")  # no part of what a spec asks
-WORDS = (
-    "name",
-    "label",
-    "view",
-    "weights",
-    "adapter",
-    "path",
-    "folder",
-    "device",
-    "start",
-)  # never numbers
+# never numbers
+WORDS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "start")
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:

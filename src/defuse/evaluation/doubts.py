@@ -143,7 +143,7 @@ def _known_is_harder(
     spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
 ) -> Iterator[Doubt]:
     told = {row["label"]: row for row in roles(spec["attacks"]).knowing if row["knows"] == "both"}
-    for name in (name for name, row in told.items() if name in exact(told) or own(row)):
+    for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
         by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
         if by > 0:
             yield Doubt(

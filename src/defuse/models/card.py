@@ -95,8 +95,8 @@ def network_of(kind: str, part: spec.Table) -> tuple[spec.Table, spec.Table]:
     if part["name"] == "trained":
         _, card = read_card(part["weights"])
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
-    takes = inspect.signature(find(kind, part["name"])).parameters
-    if part.get("weights") and takes["weights"].default is None:  # it is built without them, too
+    weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
+    if part.get("weights") and weights and weights.default is None:  # it is built without, too
         return part | {"weights": None}, {"began_as": part["weights"]}
     return part, {}
 

@@ -13,10 +13,9 @@ from defuse.noise import Noise
 from defuse.protocols import Dataset
 
 TRIED = 2  # images of the trial
-BESIDE = 8  # times the weights: their gradient, two moments, the average, a checkpoint on its way to disk
-BACKWARD = (
-    1.7  # times what the graph keeps: gradients and workspaces (measured at batch 512 to 2,048)
-)
+# times the weights: their gradient, two moments, the average, and a checkpoint on its way to disk
+BESIDE = 8
+BACKWARD = 1.7  # times what a graph keeps: gradients and workspaces (measured, batch 512 to 2,048)
 
 
 def check_weights(build: Callable[[], nn.Module], device: str) -> None:
@@ -36,10 +35,8 @@ def check_weights(build: Callable[[], nn.Module], device: str) -> None:
             weights = list(build().parameters())
     except Exception:  # a stranger's network may raise anything
         return
-    needed, free = (
-        (1 + BESIDE) * sum(p.numel() * p.element_size() for p in weights),
-        free_bytes(device),
-    )
+    needed = (1 + BESIDE) * sum(p.numel() * p.element_size() for p in weights)
+    free = free_bytes(device)
     if free is not None and needed > free:
         raise SpecError(
             f"to train {sum(p.numel() for p in weights):,} weights takes at least {needed / 2**30:.1f} "
