@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from defuse.attacks.choice import Contest, Stop, check_ball, check_counts, check_images, worth
+from defuse.attacks.choice import Contest, Stop, check_ball, check_counts, worth
 from defuse.attacks.losses import Loss, Query, rivals
 from defuse.attacks.queue import Search, serve_apart
 from defuse.noise import Noise
@@ -68,10 +68,8 @@ class APGD:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: `x` is not within [0, 1], the threat's norm is l0, or the model has too few
-                classes for the loss.
+            ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
-        check_images(x)
         check_ball("APGD", threat)
         toward: Sequence[Tensor | None] = [None]
         if self.targets:

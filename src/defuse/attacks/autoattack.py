@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from defuse.attacks.apgd import APGD
-from defuse.attacks.choice import Stop, check_ball, check_counts, check_images, choose
+from defuse.attacks.choice import Stop, check_ball, check_counts, choose
 from defuse.attacks.fab import FAB
 from defuse.attacks.losses import ask, contested, watching
 from defuse.attacks.pgd import PGD
@@ -88,10 +88,8 @@ class AutoAttack:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: `x` is not within [0, 1], the threat's norm is l0, or the version needs more
-                classes than there are.
+            ValueError: The threat's norm is l0, or the version needs more classes than there are.
         """
-        check_images(x)
         check_ball("AutoAttack", threat)
         best = x.clone()
         alive = torch.arange(len(x), device=x.device)

@@ -134,17 +134,3 @@ def check_ball(attack: str, threat: Threat) -> None:
             f"{attack} is for the norms linf and l2, not {threat.norm}: use salt-and-pepper or "
             "random-search"
         )
-
-
-def check_images(x: Tensor) -> None:
-    """Refuse what are no images of [0, 1].
-
-    Raises:
-        ValueError: A value is outside, or no number.
-    """
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):
-        raise ValueError(
-            f"attacks take images of [0, 1], not from {low:.4g} to {high:.4g}: divide those of 0 to 255 "
-            "by 255; what your network normalizes belongs into the model (Plain's mean and std)"
-        )

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from defuse.attacks.choice import check_ball, check_counts, check_images, choose
+from defuse.attacks.choice import check_ball, check_counts, choose
 from defuse.attacks.losses import look, rivals
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -53,9 +53,8 @@ class FAB:
         """Adversarial images, shaped like `x`; the image itself where none was found within eps.
 
         Raises:
-            ValueError: `x` is not within [0, 1], or the threat's norm is l0.
+            ValueError: The threat's norm is l0.
         """
-        check_images(x)
         check_ball("FAB", threat)
         candidates = chain([x], self._candidates(model, x, y, threat, noise))
         draws = self.compare or self.eot
@@ -69,9 +68,8 @@ class FAB:
         Of the threat, only the norm counts (and eps for the random starts of `restarts`).
 
         Raises:
-            ValueError: `x` is not within [0, 1], or the threat's norm is l0.
+            ValueError: The threat's norm is l0.
         """
-        check_images(x)
         check_ball("FAB", threat)
         best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for found, _ in self._runs(model, x, y, threat, noise):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from defuse.attacks.choice import check_images, worth
+from defuse.attacks.choice import worth
 from defuse.attacks.losses import look
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -42,9 +42,8 @@ class SaltAndPepper:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: `x` is not within [0, 1], or the threat's norm is not l0.
+            ValueError: The threat's norm is not l0.
         """
-        check_images(x)
         if threat.norm != "l0":
             raise ValueError(
                 f"salt-and-pepper changes a few places by much, which the norm {threat.norm} does not "

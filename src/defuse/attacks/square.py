@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from defuse.attacks.choice import check_ball, check_counts, check_images, choose
+from defuse.attacks.choice import check_ball, check_counts, choose
 from defuse.attacks.losses import look
 from defuse.noise import Noise
 from defuse.protocols import Classifier
@@ -49,9 +49,8 @@ class Square:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: `x` is not within [0, 1], or the threat's norm is l0.
+            ValueError: The threat's norm is l0.
         """
-        check_images(x)
         check_ball("Square", threat)
 
         def loss(at: Tensor, i: int) -> Tensor:
