@@ -280,14 +280,13 @@ def _comparable(a: Run, b: Run) -> None:
             raise RuntimeError(
                 f"{runs} are about other data sets ({sets[0]} and {sets[1]}): evaluate both on the same"
             )
-    drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
-    if places[0] != places[1] and drawn[0] != drawn[1]:
-        counts = [len(indices) for indices in places]
-        raise RuntimeError(
-            f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
-            "both with the same evaluation.images and evaluation.subset_seed"
-        )
-    if places[0] != places[1] or images[0] != images[1]:
+        drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
+        if places[0] != places[1] and drawn[0] != drawn[1]:
+            counts = [len(indices) for indices in places]
+            raise RuntimeError(
+                f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
+                "both with the same evaluation.images and evaluation.subset_seed"
+            )
         raise RuntimeError(
             f"{runs} are about other images (the contents or labels of the data sets differ): "
             "evaluate both on the same data"

@@ -1,14 +1,13 @@
 """How far pictures are from the clean ones, before and after purification."""
 
 from collections.abc import Mapping, Sequence
-from statistics import mean, stdev
 from typing import Any
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from defuse.defenses.distances import lpips, mse, ssim
+from defuse.statistics import mean_interval
 
 Quality = dict[str, dict[str, float]]  # "before" and "after" purification: metric to value
 METRICS = ("psnr", "ssim", "l2", "linf", "lpips")
@@ -85,8 +84,6 @@ def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) 
 
 
 def _interval(values: Sequence[float]) -> dict[str, float | None]:
-    middle, n = mean(values), len(values)
-    if n < 2:
-        return {"mean": middle, "low": None, "high": None}
-    half = float(stats.t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
-    return {"mean": middle, "low": middle - half, "high": middle + half}
+    if len(values) < 2:
+        return {"mean": values[0], "low": None, "high": None}
+    return mean_interval(values)._asdict()
