@@ -45,12 +45,13 @@ def follow(at, which=slice(None), **options):
 
 
 def test_known_noise_is_attacked_best_on_that_noise():
-    found = follow(seen(8))
-    losses = {name: runs.losses["known"].mean() for name, runs in found.runs.items()}
-    assert losses[DW] > losses[WHITE]
-    assert losses[DW] > losses[EOT]
+    """On digits: among blobs all three attacks reach the same corner, so nothing can be told apart."""
+    found = follow(opened("demo", DIGITS, None, images=6, device="cpu"))
+    known = {name: runs.losses["known"].mean() for name, runs in found.runs.items()}
+    assert known[DW] > known[WHITE] + 5  # about 10 against -3 and -1
+    assert known[DW] > known[EOT] + 5
     fresh = {name: runs.losses["fresh"].mean() for name, runs in found.runs.items()}
-    assert fresh[EOT] >= fresh[WHITE] - 0.05
+    assert fresh[EOT] > fresh[DW]
 
 
 def test_shapes_starts_and_bounds():
