@@ -18,7 +18,7 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table and report in runs/demo/.
-	$(BIN)/defuse evaluate demo --out runs/demo
+	$(BIN)/unfool evaluate demo --out runs/demo
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests bench examples
@@ -28,7 +28,7 @@ check: $(READY)
 test: check  ## All checks: format, lint, types, tests.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
 
-slow: $(READY)  ## The tests that take minutes, on the data in DEFUSE_DATA and DEFUSE_WEIGHTS.
+slow: $(READY)  ## The tests that take minutes, on the data in UNFOOL_DATA and UNFOOL_WEIGHTS.
 	$(BIN)/python -m pytest -m slow
 
 bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md; PEERS=FOLDER: public code, too.

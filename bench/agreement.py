@@ -9,7 +9,7 @@ of VNN-COMP 2021 (resnet2b.pth and resnet4b.pth of its benchmark `cifar10_resnet
 The folder of weights is searched for files whose names begin with resnet20, resnet2b and resnet4b.
 What is done is kept in --out: run again, it goes on. Prints a table in Markdown (docs/selftest.md
 has it): per model and size of linf, on the first images of the test split, the robust accuracy that the
-public `standard` reports, and that of our `standard` and `defuse`, with 95 % intervals (Wilson's),
+public `standard` reports, and that of our `standard` and `unfool`, with 95 % intervals (Wilson's),
 on how many images their verdicts differ, and the seconds of processor time that each took.
 """
 
@@ -23,22 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defuse.attacks.autoattack import AutoAttack
-from defuse.data import fetch
-from defuse.data.cifar import cifar10
-from defuse.files import write_bytes
-from defuse.models.build import cifar_resnet
-from defuse.models.classifiers import Plain
-from defuse.models.weights import load_state, read_state
-from defuse.noise import Noise
-from defuse.statistics import wilson
-from defuse.threat import Threat
+from unfool.attacks.autoattack import AutoAttack
+from unfool.data import fetch
+from unfool.data.cifar import cifar10
+from unfool.models.build import cifar_resnet
+from unfool.models.checkpoints import load_state, read_state
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise
+from unfool.runtime.files import write_bytes
+from unfool.statistics import wilson
+from unfool.threat import Threat
 
 HEADS = (
-    "| model | linf | clean | public, standard | ours, standard | ours, defuse "
+    "| model | linf | clean | public, standard | ours, standard | ours, unfool "
     "| verdicts that differ | seconds |"
 )
-VERSIONS = ("public", "standard", "defuse")
+VERSIONS = ("public", "standard", "unfool")
 
 
 class ConvexResNet(nn.Module):

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from defuse.defenses.classifier import DiffusionClassifier
-from defuse.diffusion.denoise import Mixture
-from defuse.noise import Noise
-from defuse.statistics import Share, wilson
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
+from unfool.diffusion.denoiser import Mixture
+from unfool.noise import Noise
+from unfool.statistics import Share, wilson
 
 HEADS = "| draws | decides as Bayes' rule | right | Bayes' rule is right | points | seed |"
 CLASSES, SPREAD = 5, 0.22

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defuse import spec as specs
-from defuse.data import fetch
-from defuse.defenses.class_errors import ClassErrors
-from defuse.defenses.classifier import DiffusionClassifier, _below
-from defuse.diffusion.denoise import Denoiser
-from defuse.files import npz_bytes, write_bytes
-from defuse.noise import Noise, permutation
-from defuse.protocols import Dataset
-from defuse.statistics import wilson
+from unfool import spec as specs
+from unfool.data import fetch
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _below
+from unfool.defenses.diffusion_classifier.errors import ClassErrors
+from unfool.diffusion.denoiser import Denoiser
+from unfool.noise import Noise, permutation
+from unfool.protocols import Dataset
+from unfool.runtime.files import npz_bytes, write_bytes
+from unfool.statistics import wilson
 
 HEADS = "| elimination | decides as 50 / 500 | right | images | calls | of 50 / 500 |"
 NAMES = {"cifar10": "`cifar10` (50 / 500)", "food": "`food`, `aircraft`, `flowers`, `cifar100`"}

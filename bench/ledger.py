@@ -21,20 +21,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defuse import spec as specs
-from defuse.attacks.choice import choose
-from defuse.attacks.losses import ask, look
-from defuse.attacks.pgd import PGD
-from defuse.attacks.views import Limited
-from defuse.data import fetch
-from defuse.defenses.purified import elected, majority, votes
-from defuse.diffusion.gradient import keeping
-from defuse.evaluation import run as evaluation
-from defuse.evaluation.ledger import Ledger
-from defuse.files import write_bytes
-from defuse.noise import Noise
-from defuse.statistics import wilson
-from defuse.threat import Threat
+from unfool import spec as specs
+from unfool.attacks.candidates import choose
+from unfool.attacks.losses import ask, look
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.data import fetch
+from unfool.defenses.purified import elected, majority, votes
+from unfool.diffusion.gradient import keeping
+from unfool.evaluation import prepare
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.cost import Ledger
+from unfool.noise import Noise
+from unfool.runtime.files import write_bytes
+from unfool.statistics import wilson
+from unfool.threat import Threat
 
 STEPS, EOT, VOTES, CLASSES = 20, 10, 15, 10
 STOP, SHARE = 10, 0.9  # an image is left at 9 of 10 wrong draws of its step, and 9 of 10 fresh ones
@@ -43,7 +44,7 @@ STOP, SHARE = 10, 0.9  # an image is left at 9 of 10 wrong draws of its step, an
 class Bench:
     """One block of images through the plain loop and through the library."""
 
-    def __init__(self, made: evaluation.Parts, threat: Threat, rows: int):
+    def __init__(self, made: prepare.Parts, threat: Threat, rows: int):
         self.made, self.threat = made, threat
         self.model, self.ledger = Limited(made.model, rows), Ledger()
 
@@ -219,7 +220,7 @@ def main() -> None:
     given = parser.parse_args()
     change = [f"evaluation.images={given.images}", "machine.device=cpu"]
     spec = evaluation.check(specs.load(given.spec, change), given.data)
-    made = evaluation.parts(spec)
+    made = prepare.parts(spec)
     bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["rows"])
     blocks = []
     for first in range(0, given.images, given.block):

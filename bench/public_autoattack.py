@@ -1,4 +1,4 @@
-"""What the public AutoAttack reports on models whose worst case is known, beside what defuse does.
+"""What the public AutoAttack reports on models whose worst case is known, beside what unfool does.
 
 It needs a checkout of https://github.com/fra31/auto-attack, which is not part of this package:
 
@@ -6,9 +6,9 @@ It needs a checkout of https://github.com/fra31/auto-attack, which is not part o
     python bench/public_autoattack.py --autoattack auto-attack
 
 Prints a table in Markdown (docs/selftest.md has one). The models are those of
-`defuse.evaluation.known`; each call of a random one meets fresh noise. Columns: the least accuracy per
+`unfool.toy.linear_models`; each call of a random one meets fresh noise. Columns: the least accuracy per
 draw that any attack can leave, in closed form; the robust accuracy that the public release reports; the
-accuracy per draw, in closed form, on the images it returns; then the same of defuse, whose report is on
+accuracy per draw, in closed form, on the images it returns; then the same of unfool, whose report is on
 held-out draws. Intervals are 95 %, over images (the public one: Wilson's).
 """
 
@@ -23,17 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defuse.attacks.autoattack import AutoAttack
-from defuse.data import fetch
-from defuse.defenses.purified import votes
-from defuse.evaluation import known
-from defuse.noise import Noise
-from defuse.statistics import Share, mean_of, wilson
-from defuse.threat import Threat
+from unfool.attacks.autoattack import AutoAttack
+from unfool.data import fetch
+from unfool.defenses.purified import votes
+from unfool.noise import Noise
+from unfool.statistics import Share, mean_of, wilson
+from unfool.threat import Threat
+from unfool.toy import linear_models
 
 HEADS = (
     "| model | threat | public version | truth | public AutoAttack reports | on its images "
-    "| defuse reports | on its images |"
+    "| unfool reports | on its images |"
 )
 LEFT = Callable[[Tensor, Tensor], Tensor]  # the true accuracy on images, each
 
@@ -69,22 +69,40 @@ def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
         return torch.full((len(x),), p)
 
     def noisy(threat: Threat, x: Tensor, y: Tensor) -> Tensor:
-        return known.accuracy(known.worst(x, y, threat), y)
+        return linear_models.accuracy(linear_models.worst(x, y, threat), y)
 
     def stairs(x: Tensor, y: Tensor) -> Tensor:
-        return (known.worst_rounded(x, y, coarse.eps) > 0).double()
+        return (linear_models.worst_rounded(x, y, coarse.eps) > 0).double()
 
     def plane(x: Tensor, y: Tensor) -> Tensor:
-        return (known.leads(known.worst(x, y, coarse), y) > 0).double()
+        return (linear_models.leads(linear_models.worst(x, y, coarse), y) > 0).double()
 
-    noise, stair, huge = known.noisy_plane(), known.rounded_plane(), known.Plane(1e6)
+    noise, stair, huge = (
+        linear_models.noisy_plane(),
+        linear_models.rounded_plane(),
+        linear_models.Plane(1e6),
+    )
     return [
         *(
-            (f"coin of {p}", known.Coin(p), linf, ("rand",), partial(coin, p), partial(coin, p))
+            (
+                f"coin of {p}",
+                linear_models.Coin(p),
+                linf,
+                ("rand",),
+                partial(coin, p),
+                partial(coin, p),
+            )
             for p in (0.5, 0.7, 0.9)
         ),
         *(
-            ("plane behind noise", noise, threat, ("rand",), known.accuracy, partial(noisy, threat))
+            (
+                "plane behind noise",
+                noise,
+                threat,
+                ("rand",),
+                linear_models.accuracy,
+                partial(noisy, threat),
+            )
             for threat in (linf, l2)
         ),
         (
@@ -109,13 +127,15 @@ def compare(
     images: int,
     seed: int,
 ) -> str:
-    """The lines of a model: a public version each, beside the version `defuse` of ours."""
-    x, y = fetch(known.Points(images, one_class=isinstance(model, known.Coin)), range(images))
+    """The lines of a model: a public version each, beside the version `unfool` of ours."""
+    x, y = fetch(
+        linear_models.Points(images, one_class=isinstance(model, linear_models.Coin)), range(images)
+    )
     noise, began = Noise.of(seed, range(images)), time.perf_counter()
     random = name.startswith("coin") or name.endswith("noise")
     # on a model without noise one draw says all
     attack = (
-        AutoAttack("defuse", "mean") if random else AutoAttack("defuse", "mean", eot=1, draws=4)
+        AutoAttack("unfool", "mean") if random else AutoAttack("unfool", "mean", eot=1, draws=4)
     )
     ours = attack(model, x, y, threat, noise.fold("search"))
     draws = 20 if random else 1
@@ -126,7 +146,7 @@ def compare(
         began = time.perf_counter()
         reported, theirs = public(model, x, y, threat, version, noise.fold("public"), seed)
         print(
-            f"{name}: defuse {took:.0f} s, {version} {time.perf_counter() - began:.0f} s",
+            f"{name}: unfool {took:.0f} s, {version} {time.perf_counter() - began:.0f} s",
             file=sys.stderr,
         )
         cells = [

@@ -28,9 +28,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import measuring
-from defuse.diffusion.denoise import Denoiser, Network
-from defuse.diffusion.execution import trials
-from defuse.diffusion.reverse import (
+from measuring import error, interleaved, over, shown, table
+from unfool.diffusion.denoiser import Denoiser, Network
+from unfool.diffusion.execution import trials
+from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
     Heun,
@@ -43,9 +44,8 @@ from defuse.diffusion.reverse import (
     reverse,
     strided,
 )
-from defuse.diffusion.schedule import VP, Scales
-from defuse.noise import Noise
-from measuring import error, interleaved, over, shown, table
+from unfool.diffusion.schedule import VP, Scales
+from unfool.noise import Noise
 from variants import Case, base, pair, small, tiny
 
 MARKS = "<!-- made by bench/speed.py: begin -->", "<!-- end -->"
@@ -437,7 +437,7 @@ def peers(device: str, told: dict[str, Any], folder: Path, repetitions: int) -> 
                 shown(peer.error(), 1),
             ]
         )
-        rows.append(["  defuse, one activation set", over(took, "ours", "floor"), ""])
+        rows.append(["  unfool, one activation set", over(took, "ours", "floor"), ""])
     if rows:
         lines += [
             f"4.2 M parameters, batch 4, N = 10, on {measuring.machine(device)}; error to plain "

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from defuse.defenses.coup import Confidence
-from defuse.diffusion.adjoint import reverse_adjoint
-from defuse.diffusion.denoise import Denoiser, Network
-from defuse.diffusion.gradient import keeping
-from defuse.diffusion.reverse import Guide, Heun, Step, reverse, scales_along
-from defuse.diffusion.schedule import Scales
-from defuse.diffusion.unet import unet
-from defuse.models.build import small_cnn
-from defuse.noise import Noise, seed_torch
+from unfool.defenses.coup import Confidence
+from unfool.diffusion.adjoint import reverse_adjoint
+from unfool.diffusion.denoiser import Denoiser, Network
+from unfool.diffusion.gradient import keeping
+from unfool.diffusion.reverse import Guide, Heun, Step, reverse, scales_along
+from unfool.diffusion.schedule import Scales
+from unfool.models.build import small_cnn
+from unfool.models.unet import unet
+from unfool.noise import Noise, seed_torch
 
 Chain = Callable[[Tensor], Tensor]
 

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import submitit
 
-from defuse.cli import run
+from unfool.cli.main import run
 
 
-def defuse(*words: str) -> None:
-    """A command of defuse; what is wrong with it is in the log of the job, too."""
+def unfool(*words: str) -> None:
+    """A command of unfool; what is wrong with it is in the log of the job, too."""
     if run(list(words)):
-        raise RuntimeError(f"defuse {' '.join(words)} failed: see the end of its log")
+        raise RuntimeError(f"unfool {' '.join(words)} failed: see the end of its log")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     executor = submitit.AutoExecutor(given.out / "jobs", cluster=given.cluster)
     executor.update_parameters(
-        name="defuse",
+        name="unfool",
         timeout_min=given.minutes,
         cpus_per_task=given.cpus,
         gpus_per_node=given.gpus,
@@ -53,10 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     words += [word for change in given.changes for word in ("--set", change)]
     shards = [[*words, "--shard", f"{i}/{given.shards}"] for i in range(given.shards)]
     with executor.batch():
-        jobs = [executor.submit(defuse, *shard) for shard in shards]
+        jobs = [executor.submit(unfool, *shard) for shard in shards]
     for job in jobs:
         job.result()  # raises if the shard failed, with its error
-    defuse("report", str(given.out))
+    unfool("report", str(given.out))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from defuse.cli import run
-from defuse.evaluation.record import Run
+from unfool.cli.main import run
+from unfool.results.run_folder import Run
 
 torch.set_num_threads(1)
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """An empty folder to work in, without shards or data folders from the environment."""
-    for name in ("RANK", "WORLD_SIZE", "DEFUSE_DATA"):
+    for name in ("RANK", "WORLD_SIZE", "UNFOOL_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -44,7 +44,7 @@ def killed():
 
     def start_and_kill(arguments: list[str], folder: Path, blocks: int) -> dict[Path, int]:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from defuse.cli import main; main()", *arguments],
+            [sys.executable, "-c", "from unfool.cli.main import main; main()", *arguments],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
         )
@@ -67,7 +67,7 @@ def mistake(capsys):
         assert run([str(argument) for argument in arguments]) == 2
         said = capsys.readouterr().err.strip().splitlines()
         sentence = said[-1]
-        assert sentence.startswith("defuse: ")
+        assert sentence.startswith("unfool: ")
         assert "Traceback" not in "".join(said)
         assert len(sentence) < 500
         return sentence

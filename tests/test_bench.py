@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from defuse.diffusion.reverse import euler_maruyama, even
+from unfool.diffusion.reverse import euler_maruyama, even
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import bayes

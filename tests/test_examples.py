@@ -21,4 +21,4 @@ def test_shards_as_jobs_make_one_whole_run(elsewhere):
 
 def test_a_job_that_fails_says_so(elsewhere):
     with pytest.raises(RuntimeError, match="failed: see the end of its log"):
-        slurm.defuse("evaluate", "blobs", "--set", "purifier.steps=nothing")
+        slurm.unfool("evaluate", "blobs", "--set", "purifier.steps=nothing")

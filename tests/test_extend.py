@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from defuse import menu
-from defuse.cli import run
+from unfool.cli.main import run
+from unfool.spec import menu
 
 PURIFIER = '''
 from torch.nn import functional as F

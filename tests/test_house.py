@@ -5,20 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-HOUSE = Path(__file__).parents[1] / "src" / "defuse"
+HOUSE = Path(__file__).parents[1] / "src" / "unfool"
 FLOORS = [
-    {"noise", "menu", "statistics", "progress", "files", "graphs"},
-    {"spec", "machine"},
+    {"errors"},
+    {"noise", "statistics", "runtime", "networks"},
+    {"spec"},
     {"diffusion", "threat"},
     {"protocols"},
-    {"parts"},
-    {"defenses", "attacks", "models"},
+    {"batching"},
     {"data"},
-    {"training", "evaluation"},
+    {"defenses", "attacks", "models"},
+    {"toy"},
+    {"training", "results"},
+    {"evaluation"},
+    {"certification"},
     {"analysis"},
-    {"report", "apply", "doctor"},
-    {"cli_options"},
-    {"cli_analyze"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]
@@ -29,12 +31,12 @@ def imports(path: Path) -> set[str]:
     tree = ast.walk(ast.parse(path.read_text()))
     found = set()
     for node in tree:
-        if isinstance(node, ast.ImportFrom) and node.module == "defuse":
+        if isinstance(node, ast.ImportFrom) and node.module == "unfool":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("defuse."):
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unfool."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("defuse.")}
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("unfool.")}
     return found - {"__version__"}
 
 
@@ -58,19 +60,19 @@ def test_files_are_small():
 
 
 def test_importing_the_package_or_its_command_does_not_load_torch():
-    code = "import sys, defuse, defuse.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, unfool, unfool.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_public_names_are_there():
-    import defuse
+    import unfool
 
-    for name in defuse.__all__:
-        assert getattr(defuse, name) is not None
+    for name in unfool.__all__:
+        assert getattr(unfool, name) is not None
 
 
 def test_nothing_is_named_that_the_menu_does_not_find():
-    from defuse import menu
+    from unfool.spec import menu
 
     for kind, names in menu.MENU.items():
         for name in names:

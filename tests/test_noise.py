@@ -4,11 +4,11 @@ import pytest
 import torch
 from scipy import stats
 
-from defuse import noise
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified
-from defuse.noise import Noise, permutation, seed_torch
+from unfool import noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified
+from unfool.noise import Noise, permutation, seed_torch
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 SHAPE = (1, 5, 5)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from defuse import menu
-from defuse.cli import app
-from defuse.cli_analyze import analyze
-from defuse.data import fetch
-from defuse.data.digits import digits
-from defuse.models.cnn import small_cnn
+from unfool.cli.analyze import analyze
+from unfool.cli.main import app
+from unfool.data import fetch
+from unfool.data.digits import digits
+from unfool.networks.cnn import small_cnn
+from unfool.spec import menu
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -37,7 +37,7 @@ def test_commands_and_specs_exist(page):
     commands = app.registered_commands + analyze.registered_commands
     verbs = {command.callback.__name__ for command in commands if command.callback}
     for verb, spec in re.findall(
-        r"^\$ (?:.venv/bin/)?defuse (?:analyze )?(\w+) ?([\w-]*)", page.read_text(), re.M
+        r"^\$ (?:.venv/bin/)?unfool (?:analyze )?(\w+) ?([\w-]*)", page.read_text(), re.M
     ):
         assert verb in verbs
         named = ("evaluate", "train", "doctor", "gradients", "trajectories", "landscape", "sweep")
@@ -46,7 +46,7 @@ def test_commands_and_specs_exist(page):
 
 
 def test_every_doubt_has_a_paragraph():
-    files = (ROOT / "src/defuse/evaluation").glob("*.py")
+    files = (ROOT / "src/unfool/results").glob("*.py")
     source = "".join(file.read_text() for file in files)
     raised = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert raised == set(

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from defuse.cli import run
-from defuse.data import fetch
-from defuse.data.cifar import cifar10
-from defuse.models.card import load_classifier
-from defuse.noise import Noise
+from unfool.cli.main import run
+from unfool.data import fetch
+from unfool.data.cifar import cifar10
+from unfool.models.card import load_classifier
+from unfool.noise import Noise
 
-DATA, WEIGHTS = os.environ.get("DEFUSE_DATA"), os.environ.get("DEFUSE_WEIGHTS")
+DATA, WEIGHTS = os.environ.get("UNFOOL_DATA"), os.environ.get("UNFOOL_WEIGHTS")
 ACCURACY = {  # docs/results.md
     "cifar10-quick": 0.9258,
     "cifar10-classifier": 0.9301,
@@ -23,7 +23,7 @@ ACCURACY = {  # docs/results.md
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not (DATA and WEIGHTS), reason="needs the folders DEFUSE_DATA and DEFUSE_WEIGHTS"
+    not (DATA and WEIGHTS), reason="needs the folders UNFOOL_DATA and UNFOOL_WEIGHTS"
 )
 def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
     weights = next(Path(str(WEIGHTS)).rglob("resnet20*"))
@@ -43,7 +43,7 @@ def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA, reason="needs the folder DEFUSE_DATA")
+@pytest.mark.skipif(not DATA, reason="needs the folder UNFOOL_DATA")
 @pytest.mark.parametrize("name", ACCURACY)
 def test_the_shipped_classifiers_are_as_right_as_the_docs_say(name):
     model, data, right = load_classifier(name), cifar10(Path(str(DATA))), 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from defuse.noise import Noise
-from defuse.statistics import mean_of, resubmissions, wilson
+from unfool.noise import Noise
+from unfool.statistics import mean_of, resubmissions, wilson
 
 Z = 1.959963984540054
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from scipy import stats
 
-from defuse.noise import Noise
-from defuse.threat import Threat, images
+from unfool.noise import Noise
+from unfool.threat import Threat, images
 
 NORMS = ["linf", "l2"]
 SHAPE = (3, 4, 4)

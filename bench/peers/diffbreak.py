@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from defuse.diffusion.reverse import euler_maruyama, even
 from measuring import error
+from unfool.diffusion.reverse import euler_maruyama, even
 from variants import Case
 
 FOLDER = "DiffBreak"

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from defuse.diffusion.reverse import Ancestral, strided
 from measuring import error
+from unfool.diffusion.reverse import Ancestral, strided
 from variants import Case
 
 FOLDER = "DiffHammer"

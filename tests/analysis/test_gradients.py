@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from defuse import Noise, Purified
-from defuse.analysis.gradients import compare
-from defuse.analysis.opened import opened
-from defuse.cli import run
+from unfool import Noise, Purified
+from unfool.analysis.gradients import compare
+from unfool.analysis.setup import opened
+from unfool.cli.main import run
 
 SDE = ["purifier={name: diffpure, t: 0.3, steps: 8, sampler: sde}"]
 
@@ -99,7 +99,7 @@ def test_the_command_writes_a_page(elsewhere, mistake):
     assert run([*words, "--quiet", "--set", *SDE]) == 0
     told = json.loads((elsewhere / "g" / "gradients.json").read_text())
     assert told["images"] == 3
-    assert told["command"].startswith("defuse analyze gradients blobs --set")
+    assert told["command"].startswith("unfool analyze gradients blobs --set")
     assert "--loss margin --draws 4 --images 3" in told["command"]
     assert (elsewhere / "g" / "gradients.png").read_bytes()[1:4] == b"PNG"
     assert "finite differences" in (elsewhere / "g" / "gradients.html").read_text()

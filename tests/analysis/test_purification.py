@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.analysis.opened import opened, whole_chain
-from defuse.analysis.purification import Purification, purification
-from defuse.analysis.samples import REAL, Samples, features, frechet, samples
-from defuse.attacks.pgd import PGD
-from defuse.attacks.views import Limited
-from defuse.cli import run
-from defuse.defenses import distances
-from defuse.defenses.purified import Purified
-from defuse.diffusion.denoise import Mixture
-from defuse.menu import SpecError
-from defuse.noise import Noise
+from unfool.analysis.purification import Purification, purification
+from unfool.analysis.samples import REAL, Samples, features, frechet, samples
+from unfool.analysis.setup import opened, whole_chain
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.cli.main import run
+from unfool.defenses import distances
+from unfool.defenses.purified import Purified
+from unfool.diffusion.denoiser import Mixture
+from unfool.errors import SpecError
+from unfool.noise import Noise
 
 SPEC = ["purifier={name: diffpure, t: 0.3, steps: 2, sampler: ddpm}", "threat.eps=0.2"]
 SMALL = {"steps": 2, "eot": 1, "draws": 2, "quiet": True}
@@ -106,7 +106,7 @@ def test_without_lpips_it_is_told_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     distances._lpips.cache_clear()
     monkeypatch.setattr(PGD, "__call__", lambda *args: pytest.fail("attacked"))
-    with pytest.raises(ValueError, match=r"defuse\[lpips\]"):
+    with pytest.raises(ValueError, match=r"unfool\[lpips\]"):
         look(seen(), perceptual=True)
 
 
@@ -130,7 +130,7 @@ def test_the_page_of_purification(elsewhere, capsys):
     assert run(["analyze", "purification", "blobs", *changes, *asked, "--out", "seen"]) == 0
     assert "attacked, purified" in capsys.readouterr().out
     told = json.loads((elsewhere / "seen" / "purification.json").read_text())
-    assert told["command"].startswith("defuse analyze purification blobs --set")
+    assert told["command"].startswith("unfool analyze purification blobs --set")
     assert {row["row"] for row in told["rows"]} >= {"clean", "attacked", "attacked, noise only"}
     arrays = np.load(elsewhere / "seen" / "purification.npz")
     assert arrays["attacked, purified/l2"].shape == (4, 2)
@@ -150,7 +150,7 @@ def test_the_frechet_distance_in_closed_form():
 def test_without_torchmetrics_it_is_told_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     x, noise = torch.zeros(4, 1, 2, 2), Noise.of(0, range(4))
-    with pytest.raises(ValueError, match=r"defuse\[metrics\]"):
+    with pytest.raises(ValueError, match=r"unfool\[metrics\]"):
         samples({}, lambda x, noise: pytest.fail("asked"), x, torch.zeros(4), noise)
 
 

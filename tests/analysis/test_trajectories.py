@@ -9,21 +9,13 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from defuse.analysis.landscape import Landscape, landscape
-from defuse.analysis.opened import opened
-from defuse.analysis.trajectories import (
-    DW,
-    EOT,
-    WHITE,
-    Runs,
-    Trajectories,
-    flat,
-    trajectories,
-)
-from defuse.attacks.losses import LOSSES
-from defuse.cli import run
-from defuse.report import drawing
-from defuse.report import trajectories as report
+from unfool.analysis.landscape import Landscape, landscape
+from unfool.analysis.setup import opened
+from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
+from unfool.attacks.losses import LOSSES
+from unfool.cli.main import run
+from unfool.report import style
+from unfool.report import trajectories as report
 
 SPEC = ["purifier={name: diffpure, t: 0.3, steps: 4, sampler: ddpm}", "threat.eps=0.2"]
 DIGITS = ["purifier.steps=2"]
@@ -183,7 +175,7 @@ def test_an_interval_stays_within_what_a_cosine_can_be():
 
 
 def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monkeypatch):
-    at = "defuse.analysis.landscape.landscape"
+    at = "unfool.analysis.landscape.landscape"
     monkeypatch.setattr(at, lambda *args, **options: pytest.fail("drawn"))
     words = ["analyze", "landscape", "demo", "--device", "cpu"]
     assert "'purifier'" in mistake(*words, "--beside", "purifer.t=0.1")
@@ -213,7 +205,7 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     figures = []
     monkeypatch.setattr(report, "png", lambda figure: figures.append(figure) or b"")
     report._surfaces({"the model": found})
-    drawing.png(figures[0])  # which lays it out
+    style.png(figures[0])  # which lays it out
     names = 0
     for axes in figures[0].axes:
         for text in axes.texts:

@@ -4,8 +4,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from defuse.noise import Noise
-from defuse.threat import Threat, images
+from unfool.noise import Noise
+from unfool.threat import Threat, images
 
 SIZE, SHAPE = 6, (3, 4, 4)
 NOISE = Noise.of(0, range(SIZE))

@@ -4,17 +4,17 @@ import pytest
 import torch
 from analytic import NOISE, SIZE, THREATS, Linear, Shaken, X, Y
 
-from defuse import menu
-from defuse.attacks.apgd import APGD
-from defuse.attacks.autoattack import AutoAttack
-from defuse.attacks.choice import choose
-from defuse.attacks.fab import FAB
-from defuse.attacks.pgd import PGD, fgsm
-from defuse.attacks.search import RandomSearch
-from defuse.attacks.square import Square
-from defuse.attacks.stadv import StAdv
-from defuse.attacks.views import Limited
-from defuse.threat import Threat, images
+from unfool.attacks.apgd import APGD
+from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.candidates import choose
+from unfool.attacks.fab import FAB
+from unfool.attacks.pgd import PGD, fgsm
+from unfool.attacks.random_search import RandomSearch
+from unfool.attacks.square import Square
+from unfool.attacks.stadv import StAdv
+from unfool.attacks.views import Limited
+from unfool.spec import menu
+from unfool.threat import Threat, images
 
 ATTACKS = {
     "apgd": APGD(4, eot=2, loss="dlr"),

@@ -16,9 +16,9 @@ from analytic import (
     worst,
 )
 
-from defuse.attacks.apgd import APGD, checkpoints
-from defuse.attacks.losses import LOSSES
-from defuse.threat import Threat
+from unfool.attacks.apgd import APGD, checkpoints
+from unfool.attacks.losses import LOSSES
+from unfool.threat import Threat
 
 
 @pytest.mark.parametrize("norm", THREATS)

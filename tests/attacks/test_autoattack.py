@@ -4,10 +4,10 @@ import pytest
 import torch
 from analytic import NOISE, SIZE, THREATS, Bent, Blurred, Coin, Linear, X, Y, accuracy, many, worst
 
-from defuse.attacks.autoattack import AutoAttack
-from defuse.attacks.views import Limited
-from defuse.noise import Noise
-from defuse.threat import Threat
+from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.views import Limited
+from unfool.noise import Noise
+from unfool.threat import Threat
 
 RIGHT = torch.zeros(SIZE, dtype=torch.long)
 SMALL = {"steps": 3, "queries": 4, "targets": 2, "eot": 2, "draws": 16}
@@ -19,7 +19,7 @@ def cost(coin: Coin, **options) -> float:
     return coin.rows_seen / SIZE
 
 
-@pytest.mark.parametrize("version", ["defuse", "rand", "standard"])
+@pytest.mark.parametrize("version", ["unfool", "rand", "standard"])
 @pytest.mark.parametrize("criterion", ["mean", "majority"])
 def test_a_coin_that_falls_wrong_now_and_then_is_no_broken_model(version, criterion):
     options = {"version": version, "criterion": criterion}
@@ -49,7 +49,7 @@ def test_votes_decide_what_is_broken():
         assert bool(AutoAttack(draws=16).broken(seen, y)) is majority
 
 
-@pytest.mark.parametrize("version", ["standard", "plus", "rand", "defuse"])
+@pytest.mark.parametrize("version", ["standard", "plus", "rand", "unfool"])
 def test_without_noise_it_decides_as_one_attack_after_another_would(version):
     x, y, noise = many(12)
     threat, model = Threat("linf", 0.03), Bent(classes=4)
@@ -116,7 +116,7 @@ def test_too_few_classes_are_told_before_the_work():
         AutoAttack("standard")(Linear(), X, Y, THREATS["linf"], NOISE)
 
 
-@pytest.mark.parametrize("version", ["defuse", "rand"])
+@pytest.mark.parametrize("version", ["unfool", "rand"])
 def test_where_a_stage_keeps_several_classes_one_above_the_true_one_is_no_end(version):
     def network(x, noise):
         """Class 1 is always above the true one, 0; class 2 only once it is attacked."""

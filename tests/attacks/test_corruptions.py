@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.attacks.corruptions import KINDS, Corruption, corrupt
-from defuse.noise import Noise
-from defuse.threat import Threat
+from unfool.attacks.corruptions import KINDS, Corruption, corrupt
+from unfool.noise import Noise
+from unfool.threat import Threat
 
 GRAIN = Noise.of(9, range(4)).uniform(torch.empty(4, 3, 32, 32))
 SMOOTH = torch.nn.functional.avg_pool2d(GRAIN, 9, 1, 4, count_include_pad=False)

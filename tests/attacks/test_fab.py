@@ -5,8 +5,8 @@ import torch
 from analytic import NOISE, THREATS, WEIGHT, Blurred, Linear, X, Y, accuracy, lead, many, worst
 from scipy.optimize import linprog, minimize
 
-from defuse.attacks.fab import BEYOND, FAB, stretched, to_plane
-from defuse.threat import Threat
+from unfool.attacks.fab import BEYOND, FAB, stretched, to_plane
+from unfool.threat import Threat
 
 GAIN = torch.tensor([0.3, -0.3, 1.0, -1.0, 0.05, 0.0], dtype=torch.float64)
 

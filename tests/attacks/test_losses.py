@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks.losses import (
+from unfool.attacks.losses import (
     LOSSES,
     TARGETED,
     ask,
@@ -17,7 +17,7 @@ from defuse.attacks.losses import (
     toward_dlr,
     toward_margin,
 )
-from defuse.noise import Noise
+from unfool.noise import Noise
 
 SIZE, CLASSES = 4, 5
 NOISE = Noise.of(0, range(SIZE))

@@ -7,15 +7,15 @@ import torch
 from scipy import stats
 from torch import nn
 
-from defuse.attacks.losses import look
-from defuse.attacks.pgd import PGD
-from defuse.attacks.views import Limited
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified, votes
-from defuse.noise import Noise
-from defuse.statistics import wilson
-from defuse.threat import Threat, images
+from unfool.attacks.losses import look
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified, votes
+from unfool.noise import Noise
+from unfool.statistics import wilson
+from unfool.threat import Threat, images
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 SIZE, SHAPE = 6, (3, 4, 4)
 PIXELS = 48

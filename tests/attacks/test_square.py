@@ -17,9 +17,9 @@ from analytic import (
     worst,
 )
 
-from defuse.attacks.apgd import APGD
-from defuse.attacks.square import Square, bumps
-from defuse.threat import Threat
+from unfool.attacks.apgd import APGD
+from unfool.attacks.square import Square, bumps
+from unfool.threat import Threat
 
 
 class Masked(Linear):

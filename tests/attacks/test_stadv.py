@@ -4,7 +4,7 @@ import pytest
 import torch
 from analytic import NOISE, SIZE, THREATS, X, Y
 
-from defuse.attacks.stadv import StAdv, roughness, warp
+from unfool.attacks.stadv import StAdv, roughness, warp
 
 STILL = torch.zeros(SIZE, 4, 4, 2, dtype=torch.float64)
 RIGHT = torch.tensor([1.0, 0.0], dtype=torch.float64)

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks import views
-from defuse.attacks.losses import look
-from defuse.attacks.pgd import PGD
-from defuse.attacks.views import Limited, bpda, exact, straight_through, undefended
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified
-from defuse.models.classifiers import Plain
-from defuse.noise import Noise, seed_torch
-from defuse.threat import Threat
+from unfool.attacks import views
+from unfool.attacks.losses import look
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited, bpda, exact, straight_through, undefended
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise, seed_torch
+from unfool.threat import Threat
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 NOISE = Noise.of(0, range(4))
 X = torch.stack([Blobs(4)[i][0] for i in range(4)]).double()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from defuse.data.arrays import Arrays, npz
+from unfool.data.arrays import Arrays, npz
 
 BYTES = (np.arange(2 * 5 * 4 * 3) % 256).astype(np.uint8).reshape(2, 5, 4, 3)
 LABELS = np.array([1, 0])

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.data import cifar
-from defuse.data.cifar import cifar10
+from unfool.data import cifar
+from unfool.data.cifar import cifar10
 
 N = 6
 LABELS = np.array([3, 0, 9, 1, 2, 7], np.uint8)
@@ -94,7 +94,7 @@ def test_files_pickled_again_by_python_3_are_read(tmp_path: Path, protocol: int)
 
 def test_what_is_missing_is_told(tmp_path: Path):
     with pytest.raises(
-        FileNotFoundError, match=r"CIFAR-10 is not in .*--data FOLDER or DEFUSE_DATA"
+        FileNotFoundError, match=r"CIFAR-10 is not in .*--data FOLDER or UNFOOL_DATA"
     ):
         cifar10(tmp_path)
     binary(tmp_path)
@@ -202,9 +202,9 @@ def test_failed_downloads_are_told_and_leave_nothing(
 
 def test_real_files(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()  # files of their true length
-    folder = os.environ.get("DEFUSE_DATA")
+    folder = os.environ.get("UNFOOL_DATA")
     if not folder:
-        pytest.skip("set DEFUSE_DATA to a folder with CIFAR-10 to test on the real files")
+        pytest.skip("set UNFOOL_DATA to a folder with CIFAR-10 to test on the real files")
     test = cifar10(Path(folder))
     assert len(test) == 10_000
     assert test.labels.bincount().tolist() == [1000] * 10

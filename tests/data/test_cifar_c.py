@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from defuse.data.cifar_c import cifar10_c
+from unfool.data.cifar_c import cifar10_c
 
 
 def write(folder, kind="fog", shape=(50_000, 32, 32, 3), dtype=np.uint8):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from defuse.data.digits import digits
+from unfool.data.digits import digits
 
 
 def test_split_is_fixed_and_complete():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from defuse.data import fetch
-from defuse.data.arrays import Arrays
+from unfool.data import fetch
+from unfool.data.arrays import Arrays
 
 
 class Given:

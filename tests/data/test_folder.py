@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from defuse.data import fetch
-from defuse.data.folder import Folder
+from unfool.data import fetch
+from unfool.data.folder import Folder
 
 
 def paint(
@@ -126,7 +126,7 @@ def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
 
 def test_wrong_folders_and_options_are_told(tmp_path: Path):
     with pytest.raises(
-        FileNotFoundError, match=r"there is no folder .*--data FOLDER or DEFUSE_DATA"
+        FileNotFoundError, match=r"there is no folder .*--data FOLDER or UNFOOL_DATA"
     ):
         Folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="there are no pictures"):
@@ -140,9 +140,9 @@ def test_wrong_folders_and_options_are_told(tmp_path: Path):
 
 
 def test_real_photos():
-    root = os.environ.get("DEFUSE_DATA")
+    root = os.environ.get("UNFOOL_DATA")
     if not root or not (Path(root) / "photos").is_dir():
-        pytest.skip("set DEFUSE_DATA to a folder with `photos` to test on real pictures")
+        pytest.skip("set UNFOOL_DATA to a folder with `photos` to test on real pictures")
     data = Folder(Path(root) / "photos", size=64, label="name")
     x, y = fetch(data, range(len(data)))
     assert x.shape == (24, 3, 64, 64)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.data import mnist as module
-from defuse.data.mnist import mnist
+from unfool.data import mnist as module
+from unfool.data.mnist import mnist
 
 PIXELS = np.arange(4 * 5 * 6, dtype=np.uint8).reshape(4, 5, 6)
 LABELS = np.array([7, 2, 1, 0], np.uint8)
@@ -40,7 +40,7 @@ def test_every_layout_is_read(tmp_path: Path, ending: str, inside: str):
 
 
 def test_what_is_missing_is_told(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"MNIST is not in .*--data FOLDER or DEFUSE_DATA"):
+    with pytest.raises(FileNotFoundError, match=r"MNIST is not in .*--data FOLDER or UNFOOL_DATA"):
         mnist(tmp_path)
     write(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
@@ -104,9 +104,9 @@ def test_download_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_real_files():
-    folder = os.environ.get("DEFUSE_DATA")
+    folder = os.environ.get("UNFOOL_DATA")
     if not folder:
-        pytest.skip("set DEFUSE_DATA to a folder with MNIST to test on the real files")
+        pytest.skip("set UNFOOL_DATA to a folder with MNIST to test on the real files")
     train, test = mnist(Path(folder), "train"), mnist(Path(folder), "test")
     for data, count, first in ((train, 60_000, 5), (test, 10_000, 7)):
         assert len(data) == count

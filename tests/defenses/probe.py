@@ -7,8 +7,8 @@ batch, the first image meets no noise at all, and the one after the j-th draw me
 
 import torch
 
-from defuse.data.blobs import Blobs
-from defuse.diffusion.denoise import Mixture
+from unfool.diffusion.denoiser import Mixture
+from unfool.toy.blobs import Blobs
 
 
 class Probe:

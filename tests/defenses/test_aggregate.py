@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks.views import Limited, bpda, undefended
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.aggregate import Aggregated, aggregate
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified, elected, majority, votes
-from defuse.noise import Noise
-from defuse.protocols import Defended
+from unfool.attacks.views import Limited, bpda, undefended
+from unfool.defenses.aggregate import Aggregated, aggregate
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified, elected, majority, votes
+from unfool.noise import Noise
+from unfool.protocols import Defended
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 LOGITS = torch.tensor([[[4.0, 0.0, 0.0]], [[0.0, 1.0, 0.0]], [[0.0, 1.0, 0.0]]])  # (R, B, K)
 

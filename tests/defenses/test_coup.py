@@ -7,17 +7,18 @@ import torch
 from probe import Probe, blobs, mean_and_deviation, world
 from torch import nn
 
-from defuse.data.blobs import bayes, mixture
-from defuse.defenses.coup import COUP, Confidence
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified
-from defuse.diffusion.reverse import euler_maruyama, even, flow, reverse
-from defuse.diffusion.schedule import VP
-from defuse.evaluation.ledger import Ledger
-from defuse.evaluation.model import build_model, build_purifier, check_model
-from defuse.menu import SpecError
-from defuse.models.classifiers import Plain
-from defuse.noise import Noise, seed_torch
+from unfool.defenses.coup import COUP, Confidence
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified
+from unfool.diffusion.reverse import euler_maruyama, even, flow, reverse
+from unfool.diffusion.schedule import VP
+from unfool.errors import SpecError
+from unfool.evaluation.cost import Ledger
+from unfool.evaluation.prepare import build_model, build_purifier
+from unfool.evaluation.spec import check_model
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise, seed_torch
+from unfool.toy.blobs import bayes, mixture
 
 SAMPLERS = ["sde", "ddpm", "ddim", "ode", "heun"]
 NOISE = Noise.of(0, range(4))

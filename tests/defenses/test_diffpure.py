@@ -6,12 +6,12 @@ import pytest
 import torch
 from probe import Probe, blobs, mean_and_deviation, world
 
-from defuse.data.blobs import mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, even, flow, reverse
-from defuse.diffusion.schedule import VP, Discrete
-from defuse.noise import Noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, even, flow, reverse
+from unfool.diffusion.schedule import VP, Discrete
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
 
 SAMPLERS = {
     "sde": {},

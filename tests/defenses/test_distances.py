@@ -9,8 +9,8 @@ from scipy.ndimage import correlate1d
 from scipy.special import rel_entr
 from scipy.stats import entropy as scipy_entropy
 
-from defuse.defenses.distances import INPUT, OUTPUT, lpips, ssim
-from defuse.noise import Noise
+from unfool.defenses.distances import INPUT, OUTPUT, lpips, ssim
+from unfool.noise import Noise
 
 NOISE = Noise.of(0, range(4))
 X = NOISE.fold("x").uniform(torch.zeros(4, 3, 16, 14, dtype=torch.float64))
@@ -93,5 +93,5 @@ def test_a_sure_classifier_still_has_a_slope():
 
 def test_lpips_tells_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=r"pip install defuse\[lpips\]"):
+    with pytest.raises(ValueError, match=r"pip install unfool\[lpips\]"):
         lpips(X, Y)

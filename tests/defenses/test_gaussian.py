@@ -15,14 +15,14 @@ import torch
 from probe import Probe, mean_and_deviation, world
 from torch import nn
 
-from defuse.defenses.coup import COUP
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.gdmp import GDMP
-from defuse.defenses.gradual import Gradual
-from defuse.defenses.langevin import Langevin
-from defuse.defenses.smoothing import DensePure
-from defuse.defenses.transfer import DistributionTransfer
-from defuse.models.classifiers import Plain
+from unfool.defenses.coup import COUP
+from unfool.defenses.denoised_smoothing import DensePure
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.distribution_transfer import DistributionTransfer
+from unfool.defenses.gdmp import GDMP
+from unfool.defenses.gradual import Gradual
+from unfool.defenses.langevin import Langevin
+from unfool.models.classifiers import Plain
 
 CENTRE, SPREAD, IMAGE = 0.2, 0.5, 0.8
 ANY = Plain(nn.Sequential(nn.Flatten(), nn.Linear(1, 2).double()))

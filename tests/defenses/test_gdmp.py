@@ -4,12 +4,12 @@ import pytest
 import torch
 from probe import blobs
 
-from defuse.data.blobs import mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.gdmp import GDMP
-from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.schedule import Discrete
-from defuse.noise import Noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.gdmp import GDMP
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import Discrete
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
 
 SHORT = {"t": 0.036, "steps": 3, "passes": 2}
 

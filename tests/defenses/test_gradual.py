@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from defuse.data.blobs import Blobs, mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.gradual import CIFAR, Gradual
-from defuse.noise import Noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.gradual import CIFAR, Gradual
+from unfool.noise import Noise
+from unfool.toy.blobs import Blobs, mixture
 
 X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
 NOISE = Noise.of(0, range(3))

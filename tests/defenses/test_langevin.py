@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from defuse.data.blobs import mixture
-from defuse.defenses.langevin import Langevin
-from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.schedule import VP
-from defuse.noise import Noise
+from unfool.defenses.langevin import Langevin
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import VP
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
 
 CURVED = Mixture(0.3 * Noise.of(3, range(5)).normal(torch.empty(5, 1, 2, 2)).double(), 0.1)
 X = 0.5 + 0.1 * Noise.of(0, range(4)).normal(torch.empty(4, 1, 2, 2)).double()

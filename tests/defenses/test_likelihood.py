@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from defuse.data.blobs import Blobs, mixture
-from defuse.defenses.likelihood import LikelihoodMaximization
-from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.gradient import keeping
-from defuse.diffusion.schedule import VP, time_of_noise
-from defuse.diffusion.unet import unet
-from defuse.noise import Noise, seed_torch
+from unfool.defenses.likelihood import LikelihoodMaximization
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.gradient import keeping
+from unfool.diffusion.schedule import VP, time_of_noise
+from unfool.models.unet import unet
+from unfool.noise import Noise, seed_torch
+from unfool.toy.blobs import Blobs, mixture
 
 X = torch.stack([Blobs(3)[i][0] for i in range(3)]).double()
 NOISE = Noise.of(0, range(3))

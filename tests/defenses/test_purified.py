@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.attacks.views import Limited
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.purified import Purified, majority, votes
-from defuse.noise import Noise
-from defuse.protocols import Defended
+from unfool.attacks.views import Limited
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified, majority, votes
+from unfool.noise import Noise
+from unfool.protocols import Defended
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 NOISE = Noise.of(0, range(3))
 X = NOISE.fold("x").uniform(torch.zeros(3, 1, 4, 4))

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from defuse.data.blobs import mixture
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.resized import Resized
-from defuse.noise import Noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.resized import Resized
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
 
 NOISE = Noise.of(0, range(3))
 X = 0.5 + 0.1 * Noise.of(1, range(3)).normal(torch.empty(3, 1, 7, 7)).double()

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from defuse.data.blobs import Blobs, bayes, mixture
-from defuse.defenses.coup import COUP
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.gdmp import GDMP
-from defuse.defenses.gradual import Gradual
-from defuse.defenses.langevin import Langevin
-from defuse.defenses.likelihood import LikelihoodMaximization
-from defuse.defenses.resized import Resized
-from defuse.defenses.smoothing import DensePure
-from defuse.defenses.transfer import DistributionTransfer
-from defuse.noise import Noise
+from unfool.defenses.coup import COUP
+from unfool.defenses.denoised_smoothing import DensePure
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.distribution_transfer import DistributionTransfer
+from unfool.defenses.gdmp import GDMP
+from unfool.defenses.gradual import Gradual
+from unfool.defenses.langevin import Langevin
+from unfool.defenses.likelihood import LikelihoodMaximization
+from unfool.defenses.resized import Resized
+from unfool.noise import Noise
+from unfool.toy.blobs import Blobs, bayes, mixture
 
 NOISE = Noise.of(0, range(2))
 X = torch.stack([Blobs(2)[i][0] for i in range(2)])

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity
 
-from defuse.defenses.diffpure import DiffPure
-from defuse.diffusion.adjoint import reverse_adjoint
-from defuse.diffusion.denoise import Mixture
-from defuse.diffusion.reverse import euler_maruyama, even, reverse
-from defuse.noise import Noise
+from unfool.defenses.diffpure import DiffPure
+from unfool.diffusion.adjoint import reverse_adjoint
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.reverse import euler_maruyama, even, reverse
+from unfool.noise import Noise
 
 CURVED = Mixture(0.15 * Noise.of(3, range(12)).normal(torch.empty(12, 1, 3, 3)).double(), 0.05)
 PULL = Noise.of(9, [1]).normal(torch.empty(1, 1, 3, 3)).double()
@@ -68,5 +68,5 @@ def test_without_torchsde_it_says_what_to_install(monkeypatch):
         raise ImportError(name) if name == "torchsde" else builtins.__import__(name)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ValueError, match=r"pip install 'defuse\[adjoint\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'unfool\[adjoint\]'"):
         DiffPure(CURVED).adjoint()

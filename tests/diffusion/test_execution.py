@@ -11,14 +11,14 @@ from torch._decomp import core_aten_decompositions
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
-from defuse.diffusion import execution
-from defuse.diffusion.denoise import Network
-from defuse.diffusion.execution import Trial, choose, execute, run_as, trials
-from defuse.diffusion.gradient import keeping, twice_differentiable
-from defuse.diffusion.reverse import even, flow, reverse
-from defuse.diffusion.unet import unet
-from defuse.menu import SpecError
-from defuse.noise import Noise, seed_torch
+from unfool.diffusion import execution
+from unfool.diffusion.denoiser import Network
+from unfool.diffusion.execution import Trial, choose, execute, run_as, trials
+from unfool.diffusion.gradient import keeping, twice_differentiable
+from unfool.diffusion.reverse import even, flow, reverse
+from unfool.errors import SpecError
+from unfool.models.unet import unet
+from unfool.noise import Noise, seed_torch
 
 
 class Wave(nn.Module):

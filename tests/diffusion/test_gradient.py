@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from defuse.diffusion import gradient
-from defuse.diffusion.denoise import Network
-from defuse.diffusion.gradient import chain, keeping
-from defuse.diffusion.reverse import (
+from unfool.diffusion import gradient
+from unfool.diffusion.denoiser import Network
+from unfool.diffusion.gradient import chain, keeping
+from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
     Heun,
@@ -20,8 +20,8 @@ from defuse.diffusion.reverse import (
     scales_along,
     strided,
 )
-from defuse.diffusion.schedule import VP, Discrete
-from defuse.noise import Noise, seed_torch
+from unfool.diffusion.schedule import VP, Discrete
+from unfool.noise import Noise, seed_torch
 
 SHAPE = (2, 4, 4)
 NOISE = Noise.of(0, range(3))

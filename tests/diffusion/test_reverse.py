@@ -12,8 +12,8 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from defuse.diffusion.denoise import Mixture, Network
-from defuse.diffusion.reverse import (
+from unfool.diffusion.denoiser import Mixture, Network
+from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
     Heun,
@@ -27,8 +27,8 @@ from defuse.diffusion.reverse import (
     strided,
     walk,
 )
-from defuse.diffusion.schedule import VP, Discrete, Scales, pixel_noise, time_of_noise
-from defuse.noise import Noise
+from unfool.diffusion.schedule import VP, Discrete, Scales, pixel_noise, time_of_noise
+from unfool.noise import Noise
 
 SHAPE = (2, 3, 3)
 NOISE = Noise.of(0, range(4))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.diffusion.schedule import VP, Discrete, pixel_noise, time_of_noise
+from unfool.diffusion.schedule import VP, Discrete, pixel_noise, time_of_noise
 
 
 def at(t: float | list[float]) -> torch.Tensor:

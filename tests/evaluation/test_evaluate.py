@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from defuse.cli import run
-from defuse.data import pictures
-from defuse.data.blobs import Blobs
-from defuse.defenses.diffpure import DiffPure
-from defuse.evaluation.evaluate import Machine, evaluate
-from defuse.evaluation.record import Run, merge
-from defuse.noise import Noise
-from defuse.threat import Threat
+from unfool.cli.main import run
+from unfool.data import image_files
+from unfool.defenses.diffpure import DiffPure
+from unfool.evaluation.evaluate import Machine, evaluate
+from unfool.noise import Noise
+from unfool.results.run_folder import Run, merge
+from unfool.threat import Threat
+from unfool.toy.blobs import Blobs
 
 TOY = [
     "evaluate",
@@ -141,7 +141,7 @@ def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch)
     for place, level in (("a", 40), ("b", 200)):
         for label in ("x", "y"):
             picture = torch.full((1, 4, 4), level / 255)
-            pictures.write(elsewhere / place / label / "1.png", picture)
+            image_files.write(elsewhere / place / label / "1.png", picture)
     (elsewhere / "own.py").write_text("def shift(x, noise):\n    return x\n")
     command = [
         "evaluate",
@@ -235,7 +235,7 @@ def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
     command = [
         sys.executable,
         "-c",
-        "from defuse.cli import main; main()",
+        "from unfool.cli.main import main; main()",
         *toy(out, "machine.block=12"),
     ]
     full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
@@ -290,8 +290,8 @@ def test_search_never_sees_the_noise_of_the_verdict():
             self.place.update(noise.keys)
             return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
-    from defuse.attacks.pgd import PGD
-    from defuse.defenses.purified import votes
+    from unfool.attacks.pgd import PGD
+    from unfool.defenses.purified import votes
 
     spy, data = Spy(), Blobs(size=4)
     x = torch.stack([data[i][0] for i in range(4)])
@@ -367,8 +367,8 @@ def test_survivors_do_not_depend_on_the_block(elsewhere, facts):
 
 
 def test_without_survivors_a_spec_is_the_one_it_was():
-    from defuse import spec as specs
-    from defuse.evaluation import run as evaluation
+    from unfool import spec as specs
+    from unfool.evaluation import run as evaluation
 
     plain, off, on = (
         evaluation.check(specs.load("blobs", changes))

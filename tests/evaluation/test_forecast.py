@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 
-from defuse.cli import run
-from defuse.diffusion.gradient import keeping
-from defuse.evaluation.forecast import CALLS, forecast, plan, seconds_of
-from defuse.evaluation.record import Run
-from defuse.evaluation.run import check, parts
-from defuse.spec import load
+from unfool.cli.main import run
+from unfool.diffusion.gradient import keeping
+from unfool.evaluation.forecast import CALLS, forecast, plan, seconds_of
+from unfool.evaluation.prepare import parts
+from unfool.evaluation.spec import check
+from unfool.results.run_folder import Run
+from unfool.spec import load
 
 SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.pictures=1"]
 ATTACKS = [
@@ -177,7 +178,7 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
 
 
 def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
-    monkeypatch.setattr("defuse.evaluation.forecast.TRIAL", 0.01)
+    monkeypatch.setattr("unfool.evaluation.forecast.TRIAL", 0.01)
     quick = ["purifier.steps=1", "attacks=[{name: pgd, steps: 1}]", "evaluation.images=2"]
     spec = check(load("demo", [*quick, "machine.rows=auto", "machine.execution=channels_last"]))
     made = parts(spec)

@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 
-from defuse import Noise, Purified
-from defuse import spec as specs
-from defuse.analysis.opened import opened
-from defuse.cli import run
-from defuse.evaluation import run as evaluation
-from defuse.evaluation.record import Run
-from defuse.report.cells import cell, knowing
-from defuse.threat import Knowledge
+from unfool import Noise, Purified
+from unfool import spec as specs
+from unfool.analysis.setup import opened
+from unfool.cli.main import run
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.prepare import parts
+from unfool.report.rows import cell, knowing
+from unfool.results.run_folder import Run
+from unfool.threat import Knowledge
 
 IMAGES = 3
 
@@ -244,6 +245,6 @@ def test_who_is_told_of_noise_that_is_never_drawn_is_told_so(changes, word, draw
         "attacks": [{"name": "pgd", "steps": 1, "knows": word}],
     }
     checked = evaluation.check(specs.load(spec | changes))
-    evaluation.parts(checked)
+    parts(checked)
     said = f"draws no {word} noise: `knows: {word}` is the white box here"
     assert (said in capsys.readouterr().err) is not drawn

@@ -1,7 +1,7 @@
 """What changes the speed of a run is no part of what it is asked."""
 
-from defuse import spec as specs
-from defuse.evaluation import run as evaluation
+from unfool import spec as specs
+from unfool.evaluation import run as evaluation
 
 SMALL = [
     "data.size=4",

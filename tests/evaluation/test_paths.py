@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from defuse import spec
-from defuse.defenses.aggregate import Aggregated
-from defuse.evaluation import run as evaluation
-from defuse.evaluation.model import build_model
-from defuse.evaluation.verdict import summary
-from defuse.menu import SpecError
-from defuse.noise import Noise
+from unfool import spec as specs
+from unfool.defenses.aggregate import Aggregated
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.prepare import build_model
+from unfool.noise import Noise
+from unfool.results.summary import summarize_run
 
 SMALL = [
     "evaluation={images: 2, draws: 2, pictures: 1}",
@@ -20,13 +20,13 @@ SMALL = [
 
 
 def test_a_spec_asks_for_paths(tmp_path):
-    checked = evaluation.check(spec.load("blobs", SMALL))
+    checked = evaluation.check(specs.load("blobs", SMALL))
     assert checked["paths"] == {"count": 3, "by": "votes"}
     model = build_model(checked, "cpu")
     assert isinstance(model, Aggregated)
     shares = model(torch.full((2, 1, 4, 4), 0.5), Noise.of(0, range(2)))
     assert torch.allclose(3 * shares, (3 * shares).round(), atol=1e-5)
-    found = summary(evaluation.run(checked, tmp_path, quiet=True))
+    found = summarize_run(evaluation.run(checked, tmp_path, quiet=True))
     assert "3 purifications of each image, aggregated by votes" in found["card"]["the defence"]
 
 
@@ -40,9 +40,11 @@ def test_a_spec_asks_for_paths(tmp_path):
 )
 def test_mistakes_are_told(change: str, words: str):
     with pytest.raises(SpecError, match=words):
-        evaluation.check(spec.load("blobs", [change]))
+        evaluation.check(specs.load("blobs", [change]))
 
 
 def test_paths_need_a_purifier():
     with pytest.raises(SpecError, match="add a purifier, or leave them out"):
-        evaluation.check(spec.load("blobs", ["purifier=null", "paths={count: 2}", "attacks=[pgd]"]))
+        evaluation.check(
+            specs.load("blobs", ["purifier=null", "paths={count: 2}", "attacks=[pgd]"])
+        )

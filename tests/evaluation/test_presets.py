@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from defuse import spec as specs
-from defuse.evaluation import certify, sweep, verdict
-from defuse.evaluation import run as evaluation
-from defuse.evaluation.model import build_purifier
-from defuse.menu import shipped
-from defuse.report.lines import number
-from defuse.training.spec import check
+from unfool import spec as specs
+from unfool.certification import certify
+from unfool.evaluation import run as evaluation
+from unfool.evaluation import sweep
+from unfool.evaluation.prepare import build_purifier
+from unfool.report.sweep_figure import number
+from unfool.results.summary import summarize_run
+from unfool.spec.menu import shipped
+from unfool.training.spec import check
 
 NAMED = [
     "classifier=bayes",
@@ -148,7 +150,7 @@ def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
         {"name": "matched", "steps": None},
         "exact",
     ]
-    told = verdict.summary(evaluation.run(checked, elsewhere / "run", quiet=True))
+    told = summarize_run(evaluation.run(checked, elsewhere / "run", quiet=True))
     rungs = told["ladder"]
     assert [rung["name"] for rung in rungs] == [row["label"] for row in checked["attacks"]]
     attacked = [rung["attacked"] for rung in rungs]

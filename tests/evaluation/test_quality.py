@@ -6,12 +6,13 @@ import sys
 import pytest
 import torch
 
-from defuse.cli import run
-from defuse.defenses import distances
-from defuse.evaluation import quality
-from defuse.evaluation.quality import measure, summarize
-from defuse.evaluation.record import Outcome, Run
-from defuse.noise import Noise
+from unfool.cli.main import run
+from unfool.defenses import distances
+from unfool.evaluation import image_quality as quality
+from unfool.evaluation.image_quality import measure
+from unfool.noise import Noise
+from unfool.results.quality import summarize
+from unfool.results.run_folder import Outcome, Run
 
 CLEAN = 0.5 + 0.1 * Noise.of(0, range(3)).normal(torch.empty(3, 1, 12, 12))
 
@@ -121,7 +122,7 @@ def test_what_it_lacks_is_told_before_the_work(elsewhere, mistake, monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
     distances._lpips.cache_clear()
     asked = (*TOY, "--set", "evaluation.lpips=true", "--out", elsewhere / "run")
-    assert "pip install defuse[lpips]" in mistake(*asked)
+    assert "pip install unfool[lpips]" in mistake(*asked)
     assert not (elsewhere / "run").exists()
 
     def network(x, y):

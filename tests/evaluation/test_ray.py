@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defuse.cli import run
-from defuse.evaluation import run as evaluation
-from defuse.evaluation.forecast import forecast
-from defuse.evaluation.record import Run
-from defuse.evaluation.run import check
-from defuse.report.forecast import told
-from defuse.spec import load
+from unfool.cli.main import run
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.forecast import forecast
+from unfool.evaluation.spec import check
+from unfool.report.forecast import told
+from unfool.results.run_folder import Run
+from unfool.spec import load
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'defuse[ray]'")
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'unfool[ray]'")
 
 pytestmark = pytest.mark.xdist_group("ray")  # so that one process of the tests starts Ray, once
 SMALL = ["data.size=24", "purifier.steps=4", "evaluation.draws=4", "machine.block=2"]

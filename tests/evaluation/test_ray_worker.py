@@ -6,17 +6,18 @@ import sys
 import pytest
 import torch
 
-from defuse.evaluation.ray import evaluate_block, told
-from defuse.evaluation.run import check, parts
-from defuse.graphs import free_bytes
-from defuse.menu import SpecError
-from defuse.models import card
-from defuse.spec import load
+from unfool.errors import SpecError
+from unfool.evaluation.prepare import parts
+from unfool.evaluation.ray import evaluate_block, told
+from unfool.evaluation.spec import check
+from unfool.models import card
+from unfool.runtime.memory import free_bytes
+from unfool.spec import load
 
 SMALL = ["data.size=8", "purifier=null", "denoiser=null", "attacks=[]", "evaluation.draws=2"]
 COUNTS = """
-from defuse.graphs import free_bytes
-from defuse.menu import find
+from unfool.runtime.memory import free_bytes
+from unfool.spec.menu import find
 
 measured, free = [], []
 
@@ -54,7 +55,7 @@ def test_a_worker_with_other_weights_refuses(elsewhere):
 def test_a_worker_with_other_images_and_version_says_both(elsewhere):
     spec = check(load("blobs", SMALL))
     driver = told(parts(spec).asked) | {"images": "0" * 64, "version": "0.0"}
-    with pytest.raises(SpecError, match="in its version of defuse, and in its images or labels:"):
+    with pytest.raises(SpecError, match="in its version of unfool, and in its images or labels:"):
         evaluate_block(spec, [0], driver, 1)
 
 

@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from defuse.attacks.apgd import APGD
-from defuse.attacks.fab import FAB
-from defuse.attacks.pgd import PGD
-from defuse.cli import run
-from defuse.evaluation import doubts, evaluate, selftest, verdict
-from defuse.report.selftest import headline
-from defuse.statistics import Share, wilson
+from unfool.attacks.apgd import APGD
+from unfool.attacks.fab import FAB
+from unfool.attacks.pgd import PGD
+from unfool.cli.main import run
+from unfool.evaluation import evaluate, selftest
+from unfool.report.selftest import headline
+from unfool.results import doubts, summary
+from unfool.statistics import Share, wilson
 
 QUICK = {"steps": 3, "queries": 4000}
 FEW = [{"name": "pgd", "steps": 1, "eot": 1}]
@@ -77,9 +78,9 @@ def test_a_wrong_interval_is_told(monkeypatch):
     monkeypatch.setattr(selftest, "RUNS", 100)
     assert oks(selftest.images_cover()) == [True]
     assert oks(selftest.coin_covers(0.7)) == [True, True, True]
-    monkeypatch.setattr(verdict, "mean_of", as_coins)
+    monkeypatch.setattr(summary, "mean_of", as_coins)
     assert oks(selftest.images_cover()) == [False]
-    monkeypatch.setattr(verdict, "mean_of", wide)
+    monkeypatch.setattr(summary, "mean_of", wide)
     assert oks(selftest.coin_covers(0.7)) == [False, True, True]
 
 
@@ -92,7 +93,7 @@ def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
     monkeypatch.setattr(selftest, "wilson", wald)
     assert oks(selftest.wilson_covers()) == [False]
     monkeypatch.setattr(selftest, "RUNS", 100)
-    monkeypatch.setattr(verdict, "wilson", lambda hits, total: Share(hits / total, 0.4, 0.5))
+    monkeypatch.setattr(summary, "wilson", lambda hits, total: Share(hits / total, 0.4, 0.5))
     assert oks(selftest.coin_covers(0.7)) == [True, False, False]
 
 

@@ -5,17 +5,17 @@ import json
 import pytest
 import yaml
 
-from defuse import spec as specs
-from defuse.cli import run
-from defuse.evaluation import run as evaluation
-from defuse.evaluation import sweep as sweeps
-from defuse.evaluation.pool import pool
-from defuse.evaluation.record import Run
-from defuse.menu import SpecError
-from defuse.report.cells import cell as share_of
-from defuse.report.lines import Point, figure
-from defuse.report.sweep import write_sweep
-from defuse.report.tables import quote
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+from unfool.evaluation import sweep as sweeps
+from unfool.report.rows import cell as share_of
+from unfool.report.sweep import write_sweep
+from unfool.report.sweep_figure import Point, figure
+from unfool.report.tables import quote
+from unfool.results.run_folder import Run
+from unfool.results.seed_pooling import pool
 
 SPEC = {
     "data": {"name": "blobs", "size": 40},
@@ -114,7 +114,7 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
     evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
     evaluation.run(cells[1].spec, sweeps.place(elsewhere, cells[1]), shard=(0, 3), quiet=True)
     done = sweeps.finished(cells, elsewhere)
-    text = write_sweep(elsewhere, done, 2, "defuse sweep s.yaml")
+    text = write_sweep(elsewhere, done, 2, "unfool sweep s.yaml")
     lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
     heads, whole, half = lines[0], lines[2], lines[3]
     names = ["clean", "white box", "transfer", "robust", "DW-box"]
@@ -207,7 +207,7 @@ def test_no_combination_can_be_run(elsewhere):
 
 def test_evaluate_says_what_to_run(mistake, elsewhere):
     (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC))
-    assert "run it by `defuse sweep`" in mistake("evaluate", "s.yaml")
+    assert "run it by `unfool sweep`" in mistake("evaluate", "s.yaml")
 
 
 def test_a_sweep_set_to_null_is_an_evaluation():

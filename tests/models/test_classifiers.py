@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defuse.models.classifiers import Plain
-from defuse.noise import Noise, seed_torch
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise, seed_torch
 
 
 class Says(nn.Module):

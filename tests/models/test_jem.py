@@ -5,12 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from defuse import spec as specs
-from defuse.evaluation.ledger import Ledger
-from defuse.evaluation.model import build_model, check_model
-from defuse.menu import SpecError
-from defuse.models.jem import JEM
-from defuse.noise import Noise, seed_torch
+from unfool import spec as specs
+from unfool.errors import SpecError
+from unfool.evaluation.cost import Ledger
+from unfool.evaluation.prepare import build_model
+from unfool.evaluation.spec import check_model
+from unfool.models.jem import JEM
+from unfool.noise import Noise, seed_torch
 
 # the smallest network, in the names of the release
 BLOCK = ["conv1", "conv2", "shortcut.0"]

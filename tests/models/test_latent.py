@@ -15,17 +15,17 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-from defuse import spec as specs
-from defuse.cli import run
-from defuse.data import cifar
-from defuse.defenses.classifier import DiffusionClassifier
-from defuse.defenses.diffpure import DiffPure
-from defuse.defenses.resized import Resized
-from defuse.diffusion.latent import square
-from defuse.diffusion.schedule import Discrete
-from defuse.models.latent import dit, stable_diffusion
-from defuse.models.prompts import read_prompts
-from defuse.noise import Noise
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.data import cifar
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
+from unfool.defenses.resized import Resized
+from unfool.diffusion.latent_space import square
+from unfool.diffusion.schedule import Discrete
+from unfool.models.latent import dit, stable_diffusion
+from unfool.models.prompts import read_prompts
+from unfool.noise import Noise
 
 pytest.importorskip("transformers")
 
@@ -421,7 +421,7 @@ def test_a_missing_file_is_named(folders, tmp_path, spec, mistake):
 
 def test_a_missing_package_is_named(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"pip install 'defuse\[latent\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'unfool\[latent\]'"):
         stable_diffusion(folders["sd"])
 
 

@@ -11,17 +11,18 @@ from safetensors.torch import load_file, save_file
 from tiny import dit, stable_diffusion
 from torch import nn
 
-from defuse import spec as specs
-from defuse.defenses.classifier import DiffusionClassifier
-from defuse.diffusion.unet import unet
-from defuse.evaluation import run as evaluation
-from defuse.files import ADAPTER
-from defuse.menu import SpecError
-from defuse.models import card, lora
-from defuse.noise import Noise
-from defuse.training import run as training
-from defuse.training import train as loop
-from defuse.training.spec import check
+from unfool import spec as specs
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.prepare import parts
+from unfool.models import card, lora
+from unfool.models.unet import unet
+from unfool.noise import Noise
+from unfool.runtime.files import ADAPTER
+from unfool.training import run as training
+from unfool.training import train as loop
+from unfool.training.spec import check
 
 NOISE = Noise.of(0, range(3))
 X = NOISE.uniform(torch.empty(3, 1, 4, 4))
@@ -429,7 +430,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
     lora.add(right)
     Path("right.safetensors").write_bytes(lora.save(right))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(SpecError, match=r"needs the library peft: pip install defuse.lora."):
+    with pytest.raises(SpecError, match=r"needs the library peft: pip install unfool.lora."):
         specs.build("denoiser", part | {"adapter": "right.safetensors"})
 
 
@@ -470,7 +471,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "attacks": [],
     }
     with pytest.raises(SpecError, match=r"returns \(1, 9\), .* 10 classes.* prompts"):
-        evaluation.parts(evaluation.check(specs.load(judged)))
+        parts(evaluation.check(specs.load(judged)))
 
 
 def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):

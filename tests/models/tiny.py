@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from defuse.noise import Noise, seed_torch
+from unfool.noise import Noise, seed_torch
 
 
 def _autoencoder():

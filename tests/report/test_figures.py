@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from defuse.report import figures
-from defuse.report.gallery import Gallery
-from defuse.statistics import resubmissions, wilson
+from unfool.report import figures
+from unfool.report.examples import Gallery
+from unfool.statistics import resubmissions, wilson
 
 TIMES = np.array([0.1, 0.05, 0.0])
 

@@ -15,13 +15,13 @@ from PIL import Image
 from rich.console import Console
 from scipy import stats
 
-from defuse import spec as specs
-from defuse.evaluation import doubts, model_doubts
-from defuse.evaluation import run as running
-from defuse.evaluation.record import Condition, Outcome, Run
-from defuse.report import words
-from defuse.report.tables import print_summary, quote
-from defuse.report.write import write_report
+from unfool import spec as specs
+from unfool.evaluation import run as running
+from unfool.report import sentences
+from unfool.report.tables import print_summary, quote
+from unfool.report.write import write_report
+from unfool.results import doubts, model_doubts
+from unfool.results.run_folder import Condition, Outcome, Run
 
 K = 4
 ATTACKS = [
@@ -330,7 +330,7 @@ def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
 def test_every_doubt_has_its_words():
     source = inspect.getsource(doubts) + inspect.getsource(model_doubts)
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
-    assert names == set(words.CHECKED)
+    assert names == set(sentences.CHECKED)
 
 
 def test_the_spec_shown_is_the_spec_run(standard):
@@ -339,7 +339,7 @@ def test_the_spec_shown_is_the_spec_run(standard):
     found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert found
     assert yaml.safe_load(found[1]) == Run.open(folder).asked["spec"]
-    assert "defuse evaluate spec.yaml --out" in text
+    assert "unfool evaluate spec.yaml --out" in text
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6), (2, 5, 5)])

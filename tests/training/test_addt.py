@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from defuse import spec as specs
-from defuse.cli import run
-from defuse.diffusion.denoise import Network
-from defuse.diffusion.schedule import Discrete
-from defuse.models import card
-from defuse.noise import Noise, seed_torch
-from defuse.training.addt import ADDT, rank_map
-from defuse.training.objectives import Denoising
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.diffusion.denoiser import Network
+from unfool.diffusion.schedule import Discrete
+from unfool.models import card
+from unfool.noise import Noise, seed_torch
+from unfool.training.addt import ADDT, rank_map
+from unfool.training.objectives import Denoising
 
 X = Noise.of(0, range(3)).uniform(torch.empty(3, 2, 4, 4))
 Y = torch.tensor([0, 1, 1])
@@ -75,7 +75,7 @@ def test_without_strength_it_is_plain_denoising():
 @pytest.mark.parametrize(("t", "share"), [(0.026, 0.3), (0.05, 0.17), (0.1, 0.088), (0.5, 0.0087)])
 def test_the_strength_is_as_published(t, share):
     """The values of the release's schedule, at 26, 50, 100 and 500 of 1000 steps."""
-    from defuse.diffusion.schedule import Discrete
+    from unfool.diffusion.schedule import Discrete
 
     model = Network(Net(), schedule=Discrete(1000))
     time = torch.full((3, 1, 1, 1), t)

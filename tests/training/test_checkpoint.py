@@ -13,18 +13,18 @@ import torch
 import yaml
 from torch import nn
 
-from defuse import spec as specs
-from defuse.cli import run
-from defuse.data.blobs import Blobs
-from defuse.menu import SpecError
-from defuse.models import card
-from defuse.noise import Noise
-from defuse.training import checkpoint, memory
-from defuse.training import run as training
-from defuse.training import train as loop
-from defuse.training.objectives import Denoising, time_and_label
-from defuse.training.spec import check
-from defuse.training.train import train
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.errors import SpecError
+from unfool.models import card
+from unfool.noise import Noise
+from unfool.toy.blobs import Blobs
+from unfool.training import checkpoint, memory_forecast
+from unfool.training import run as training
+from unfool.training import train as loop
+from unfool.training.objectives import Denoising, time_and_label
+from unfool.training.spec import check
+from unfool.training.train import train
 
 TINY = {
     "data": {"name": "blobs", "size": 32},
@@ -208,13 +208,13 @@ def test_a_network_whose_weights_cannot_fit_is_told_before_it_is_built(elsewhere
 
 def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
     """The batch that is told fits, and so does the one asked for in as many parts as are told."""
-    _, each = memory.forecast(*forecasted())
-    free = memory.BESIDE * parameters() + 10 * each + 1
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free)
+    _, each = memory_forecast.forecast(*forecasted())
+    free = memory_forecast.BESIDE * parameters() + 10 * each + 1
+    monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: free)
     with pytest.raises(SpecError, match=r"batch to 20 or less, or .*accumulate .* into 6 parts"):
-        memory.check_memory(*forecasted()[:3], 60, 2, "cpu", False)
-    memory.check_memory(*forecasted()[:3], 20, 2, "cpu", False)
-    memory.check_memory(*forecasted()[:3], 60, 6, "cpu", False)
+        memory_forecast.check_memory(*forecasted()[:3], 60, 2, "cpu", False)
+    memory_forecast.check_memory(*forecasted()[:3], 20, 2, "cpu", False)
+    memory_forecast.check_memory(*forecasted()[:3], 60, 6, "cpu", False)
 
 
 def forecasted():
@@ -319,7 +319,7 @@ def test_shipped_weights_stay_small():
 def test_ctrl_c_says_how_to_go_on(elsewhere):
     long = TINY | {"training": {"steps": 100_000, "batch": 4}}
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(long))
-    command = [sys.executable, "-m", "defuse", "train", "tiny.yaml", "--quiet", "--out", "run"]
+    command = [sys.executable, "-m", "unfool", "train", "tiny.yaml", "--quiet", "--out", "run"]
     process = subprocess.Popen(
         command,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -331,5 +331,5 @@ def test_ctrl_c_says_how_to_go_on(elsewhere):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert said.strip().splitlines()[-1] == "defuse: stopped; run the same command again to go on"
+    assert said.strip().splitlines()[-1] == "unfool: stopped; run the same command again to go on"
     assert process.returncode == 130

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from defuse.diffusion.denoise import SIGMA_DATA, Network
-from defuse.diffusion.schedule import VP
-from defuse.models.classifiers import Plain
-from defuse.noise import Noise
-from defuse.threat import Threat
-from defuse.training.adversarial import PGDAT, TRADES
-from defuse.training.objectives import CrossEntropy, Denoising, denoising_loss
+from unfool.diffusion.denoiser import SIGMA_DATA, Network
+from unfool.diffusion.schedule import VP
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise
+from unfool.threat import Threat
+from unfool.training.adversarial import PGDAT, TRADES
+from unfool.training.objectives import CrossEntropy, Denoising, denoising_loss
 
 X = Noise.of(0, range(4)).uniform(torch.empty(4, 1, 4, 4))
 Y = torch.tensor([0, 1, 1, 0])

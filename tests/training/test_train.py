@@ -7,18 +7,18 @@ import pytest
 import torch
 from diffusers.training_utils import EMAModel
 
-from defuse import spec as specs
-from defuse.cli import run
-from defuse.data.blobs import Blobs
-from defuse.menu import SpecError
-from defuse.models import card
-from defuse.noise import Noise
-from defuse.training import run as training
-from defuse.training import train as loop
-from defuse.training.fit import check_fit
-from defuse.training.objectives import augmented
-from defuse.training.spec import check
-from defuse.training.train import train
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.errors import SpecError
+from unfool.models import card
+from unfool.noise import Noise
+from unfool.toy.blobs import Blobs
+from unfool.training import run as training
+from unfool.training import train as loop
+from unfool.training.compatibility import check_fit
+from unfool.training.objectives import augmented
+from unfool.training.spec import check
+from unfool.training.train import train
 
 TINY = {
     "data": {"name": "blobs", "size": 32},
@@ -331,7 +331,7 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
 
     tiny = TINY | {"training": TINY["training"] | {"steps": 60}, "machine": {"save_every": 4}}
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(tiny))
-    code = "import sys; from defuse.cli import run; sys.exit(run(sys.argv[1:]))"
+    code = "import sys; from unfool.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", "tiny.yaml", "--quiet", "--out"]
     assert run(["train", "tiny.yaml", "--quiet", "--out", "whole"]) == 0
     checkpoint = elsewhere / "killed" / "latest.pt"
@@ -348,7 +348,7 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
 
 
 def test_batches_made_ahead_are_the_same():
-    from defuse.training.train import _ahead
+    from unfool.training.train import _ahead
 
     def make(step):
         return torch.tensor(step), torch.tensor(-step), Noise.of(0, [step])
@@ -359,7 +359,7 @@ def test_batches_made_ahead_are_the_same():
 
 
 def test_a_batch_that_cannot_be_made_is_told_from_ahead():
-    from defuse.training.train import _ahead
+    from unfool.training.train import _ahead
 
     def make(step):
         if step == 5:
@@ -401,9 +401,9 @@ def test_channels_last_changes_the_layout_only(elsewhere):
 
 
 def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
-    from defuse.training import memory
+    from unfool.training import memory_forecast
 
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
+    monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: 2**20)
     asks = started(training={"steps": 1, "batch": 4096})
     with pytest.raises(SpecError, match=r"4096 images takes about .* set training.batch to \d+ or"):
         training.run(asks, elsewhere / "run", quiet=True)
@@ -412,7 +412,7 @@ def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
 
 def test_the_forecast_counts_what_a_step_keeps():
     """Against the bytes of a network of known size: a stack of linear maps keeps each input once."""
-    from defuse.training.memory import BACKWARD, forecast
+    from unfool.training.memory_forecast import BACKWARD, forecast
 
     model = torch.nn.Sequential(*(torch.nn.Linear(64, 64, bias=False) for _ in range(5)))
 

@@ -1,1 +1,0 @@
-"""Specs that come with the package; `defuse menu` lists them."""

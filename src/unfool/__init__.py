@@ -1,0 +1,37 @@
+"""Defence by diffusion: defend an image classifier, and learn honestly what that is worth.
+
+The public names are loaded when first used, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Noise": "unfool.noise",
+    "Threat": "unfool.threat",
+    "Denoiser": "unfool.diffusion.denoiser",
+    "DiffPure": "unfool.defenses.diffpure",
+    "Purified": "unfool.defenses.purified",
+    "Plain": "unfool.models.classifiers",
+    "PGD": "unfool.attacks.pgd",
+    "SpecError": "unfool.spec.menu",
+    "as_module": "unfool.attacks.interop",
+    "evaluate": "unfool.evaluation.evaluate",
+    "load_classifier": "unfool.models.card",
+    "load_denoiser": "unfool.models.card",
+    "train": "unfool.training.train",
+    "votes": "unfool.defenses.purified",
+}
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'unfool' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

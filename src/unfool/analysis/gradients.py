@@ -1,0 +1,272 @@
+"""The gradients an attacker may take for that of a defence, against each other and finite differences.
+
+All see the same images and the same draws of the defence's noise.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unfool.analysis.means import bounded
+from unfool.attacks import views
+from unfool.attacks.losses import LOSSES, Loss, look
+from unfool.diffusion.gradient import keeping
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.runtime.memory import kept_by_graphs
+from unfool.runtime.progress import progress
+from unfool.threat import images as per_image
+
+EXACT = "exact"
+ALL = 10**9  # steps
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a gradient is come by.
+
+    Attributes:
+        name: What it is called.
+        meaning: What it is, in a few words.
+        view: What the model is taken for.
+        graphs: How many steps of a chain keep their graph.
+    """
+
+    name: str
+    meaning: str
+    view: Callable[..., Classifier]
+    graphs: int = 0
+
+
+WAYS = (
+    Way(EXACT, "the whole defence, one step's graph at a time", views.exact),
+    Way("exact, whole graph", "the same by plain autograd", views.exact, ALL),
+    Way("adjoint", "that of DiffPure's release", views.adjoint),
+    Way("matched", "fewer steps on the same path of noise", views.matched),
+    Way("surrogate", "fewer steps on noise of its own", views.surrogate),
+    Way("bpda", "the identity for the purifier's", views.bpda),
+    Way("undefended", "the classifier without its purifier", views.undefended),
+)
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What was found.
+
+    Attributes:
+        ways: Those that the model has.
+        missing: Those it has not: name to the reason.
+        gradients: Of the mean loss over the draws (W, B, C, H, W).
+        directions: Unit vectors (D, B, C, H, W).
+        slopes: Of the loss along the directions by finite differences (B, D).
+        precise: Whether the finite differences are of the model in float64.
+        seconds: Of each way, per image and draw (W,): the least of the repetitions.
+        forward: The same for the model without a gradient.
+        kept: Bytes that the graphs of each way kept at the peak, per image and draw (W,).
+    """
+
+    ways: tuple[Way, ...]
+    missing: dict[str, str]
+    gradients: np.ndarray
+    directions: np.ndarray
+    slopes: np.ndarray
+    precise: bool
+    seconds: np.ndarray
+    forward: float
+    kept: np.ndarray
+
+    def cosines(self) -> np.ndarray:
+        """Of the gradients of each two ways, image by image (W, W, B); of a zero one, 0."""
+        flat = self._flat()
+        length = np.linalg.norm(flat, axis=2)
+        dots = np.einsum("ibp,jbp->ijb", flat, flat)
+        return dots / np.maximum(length[:, None] * length[None], 1e-30)
+
+    def signs(self) -> np.ndarray:
+        """The share of pixels at which a way and the exact gradient have the same sign (W, B)."""
+        flat = np.sign(self._flat())
+        return (flat == flat[:1]).mean(2)
+
+    def errors(self) -> np.ndarray:
+        """How far each gradient is from the exact one, in lengths of the longer of the two (W, B)."""
+        flat = self._flat()
+        return _apart(flat, flat[:1])
+
+    def slope_errors(self) -> np.ndarray:
+        """The same of the slopes that each promises, and those of finite differences (W, B)."""
+        vectors = self.directions.reshape(*self.directions.shape[:2], -1)
+        return _apart(np.einsum("wbp,dbp->wbd", self._flat(), vectors), self.slopes[None])
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images with 95 % intervals, way by way."""
+        cosines, signs = self.cosines(), self.signs()
+        errors, slopes = self.errors(), self.slope_errors()
+        rows = []
+        for i, way in enumerate(self.ways):
+            rows.append(
+                {
+                    "way": way.name,
+                    "meaning": way.meaning,
+                    "cosine": bounded(cosines[i, 0], -1, 1),
+                    "sign": bounded(signs[i], 0, 1),
+                    "error": bounded(errors[i], 0),
+                    "slope_error": bounded(slopes[i], 0),
+                    "seconds": float(self.seconds[i]),
+                    "forwards": float(self.seconds[i] / self.forward),
+                    "kept": float(self.kept[i]),
+                }
+            )
+        return {
+            "images": self.gradients.shape[1],
+            "ways": rows,
+            "missing": self.missing,
+            "cosines": cosines.mean(2).tolist(),
+            "directions": len(self.directions),
+            "precise": self.precise,
+            "forward_seconds": self.forward,
+        }
+
+    def _flat(self) -> np.ndarray:
+        return self.gradients.reshape(*self.gradients.shape[:2], -1)
+
+
+def compare(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    noise: Noise,
+    *,
+    loss: Loss = "margin",
+    draws: int = 4,
+    directions: int = 8,
+    repeats: int = 3,
+    coarse: int | None = None,
+    ways: Sequence[Way] = WAYS,
+    quiet: bool = False,
+) -> Gradients:
+    """Every gradient that `ways` give of a defence.
+
+    Args:
+        model: A classifier, behind a purifier or not.
+        x: Images (B, C, H, W) in [0, 1].
+        y: Labels (B,).
+        noise: Of the defence's draws, the same for all ways, and of the directions.
+        loss: Whose mean over `draws` is differentiated.
+        draws: Of the defence's noise, per image.
+        directions: Random directions for finite differences.
+        repeats: Times that each way is run, in turn with the others; the least time counts.
+        coarse: Steps of the surrogates; None is their own choice.
+        ways: To be tried; those that the model has not are told.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, or no gradient leads through the model.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+    for name, value in (("draws", draws), ("directions", directions), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    found, missing = [], {}
+    for way in ways:
+        view = partial(way.view, steps=coarse) if way.name in ("matched", "surrogate") else way.view
+        try:
+            found.append((way, view(model)))
+        except ValueError as error:
+            missing[way.name] = str(error)
+    rounds = repeats * (1 + len(found))
+    gradients: dict[str, Tensor] = {}
+    seconds: dict[str, list[float]] = {way.name: [] for way, _ in found} | {"": []}
+    kept: dict[str, int] = {}
+    done = 0
+    with progress("comparing gradients", rounds + 1, 0, quiet) as show:
+        for _ in range(repeats):
+            _, took = _timed(look, model, x, y, loss, noise, 0, draws, gradient=False)
+            seconds[""].append(took)
+            for way, seen in found:
+                counting: AbstractContextManager[Any] = (
+                    nullcontext() if way.name in kept else kept_by_graphs(model)
+                )
+                with keeping(way.graphs), counting as held:
+                    out, took = _timed(look, seen, x, y, loss, noise, 0, draws)
+                if held is not None:
+                    kept[way.name], gradients[way.name] = held.peak, out.gradient
+                if held is None or repeats == 1:
+                    seconds[way.name].append(took)  # counting takes time of its own
+                done += 1
+                show(done, way.name)
+        vectors = torch.stack(
+            [_unit(noise.fold("direction", i).normal(x)) for i in range(directions)]
+        )
+        slopes, precise = _slopes(model, x, y, noise, loss, draws, vectors)
+    each = len(x) * draws
+    return Gradients(
+        tuple(way for way, _ in found),
+        missing,
+        torch.stack([gradients[way.name] for way, _ in found]).double().cpu().numpy(),
+        vectors.double().cpu().numpy(),
+        slopes.double().cpu().numpy(),
+        precise,
+        np.array([min(seconds[way.name]) / each for way, _ in found]),
+        min(seconds[""]) / each,
+        np.array([kept[way.name] / each for way, _ in found]),
+    )
+
+
+def _slopes(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    noise: Noise,
+    loss: Loss,
+    draws: int,
+    directions: Tensor,
+) -> tuple[Tensor, bool]:
+    """Central differences of the mean loss along each direction (B, D); and whether in float64."""
+    double = _in_float64(model, x, noise)
+    step = 1e-5 if double else 1e-2
+    exact, x = (double, x.double()) if double else (model, x)
+    slopes = []
+    for direction in directions.to(x):
+        sides = [
+            look(exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False).loss
+            for side in (1, -1)
+        ]
+        slopes.append((sides[0] - sides[1]) / (2 * step))
+    return torch.stack(slopes, 1), double is not None
+
+
+@torch.no_grad()
+def _in_float64(model: Classifier, x: Tensor, noise: Noise) -> Classifier | None:
+    whole = model.model if isinstance(model, views.Limited) else model
+    if not isinstance(whole, nn.Module):
+        return None
+    try:
+        double = views.Limited(deepcopy(whole).double(), getattr(model, "rows", None))
+        return double if double(x[:1].double(), noise.take([0])).dtype == torch.float64 else None
+    except (RuntimeError, TypeError, ValueError):  # a stranger's part may know float32 only
+        return None
+
+
+def _timed(call: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, float]:
+    began = time.perf_counter()
+    out = call(*args, **options)
+    float(out.loss.sum())  # waits for the device
+    return out, time.perf_counter() - began
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / per_image(x.flatten(1).norm(dim=1))
+
+
+def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    length = np.maximum(np.linalg.norm(one, axis=2), np.linalg.norm(other, axis=2))
+    return np.linalg.norm(one - other, axis=2) / np.maximum(length, 1e-30)

@@ -1,0 +1,127 @@
+"""The loss around an image, over the plane of two attacks: with the noise known, and not.
+
+One axis is the perturbation that DW-box ends with, the other what is left of that of white box with EOT
+(Liu et al., 2024, figure 1).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.analysis.trajectories import DW, EOT
+from unfool.attacks.losses import Loss, look
+from unfool.attacks.pgd import PGD
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.runtime.progress import progress
+from unfool.threat import Threat
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """The loss over the plane x + a u + b r.
+
+    Attributes:
+        along: The values of a, and of b (N,).
+        known: The loss on the noise that DW-box knows (N, N), b by a.
+        fresh: The mean loss over fresh draws (N, N).
+        paths: The iterates of both attacks in the plane: setting to (S + 1, 2) of (a, b).
+        outside: How much of the last perturbation lies outside the plane: setting to its share of
+            the length.
+        directions: u and r, in pixels (2, C, H, W).
+    """
+
+    along: np.ndarray
+    known: np.ndarray
+    fresh: np.ndarray
+    paths: dict[str, np.ndarray]
+    outside: dict[str, float]
+    directions: np.ndarray
+
+
+def landscape(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    noise: Noise,
+    *,
+    steps: int = 20,
+    step_size: float = 0.25,
+    eot: int = 10,
+    draws: int = 16,
+    grid: int = 17,
+    reach: float = 1.6,
+    loss: Loss = "margin",
+    clip: bool = True,
+    quiet: bool = False,
+) -> Landscape:
+    """The landscape around one image.
+
+    Args:
+        model: The defence.
+        x: The image (1, C, H, W) in [0, 1].
+        y: Its label (1,).
+        threat: What an attacker may change.
+        noise: Of everything; the noise that DW-box knows is its stream `defence`.
+        steps: Of PGD, from the image itself.
+        step_size: In units of eps.
+        eot: Draws per step of the attack with EOT.
+        draws: Fresh draws behind a loss.
+        grid: Points along each axis.
+        reach: How far the axes go, where 1 is the end of the attack.
+        loss: That is climbed, and shown.
+        clip: Whether images are kept in [0, 1].
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, or an attack did not move.
+    """
+    for name, value, least in (("draws", draws, 1), ("grid", grid, 2), ("steps", steps, 1)):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    if len(x) != 1:
+        raise ValueError(f"a landscape is around one image, not {len(x)}")
+    secret, held, deltas = noise.fold("defence"), noise.fold("held"), {}
+    with progress("attacking and looking", grid + 2, 0, quiet) as show:
+        for done, (name, per_step) in enumerate(((DW, 1), (EOT, eot)), 1):
+            own = noise.fold(name)
+            attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
+            told = own.knowing(secret) if name == DW else own
+            path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, told)]
+            deltas[name] = torch.cat(path).flatten(1).double()
+            show(done, name)
+        u = deltas[DW][-1]
+        if not float(u.norm()):
+            raise ValueError("the attack with known noise did not move; try the loss `margin`")
+        r = deltas[EOT][-1] - (deltas[EOT][-1] @ u) / (u @ u) * u
+        if not float(r.norm()):
+            raise ValueError("the two attacks end at the same image: there is no second direction")
+        along = torch.linspace(0, reach, grid, dtype=torch.float64)
+        surfaces: dict[str, list[Tensor]] = {"known": [], "fresh": []}
+        for done, b in enumerate(along, 3):
+            moved = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
+            row = (x + moved).clamp(0, 1) if clip else x + moved
+            labels, same = y.expand(grid), [0] * grid
+            known = secret.take(same)
+            told = known.knowing(known)
+            for kind, stream, count in (("known", told, 1), ("fresh", held.take(same), draws)):
+                seen = look(model, row, labels, loss, stream, 0, count, gradient=False)
+                surfaces[kind].append(seen.loss.cpu())
+            show(done, "looking")
+    plane = torch.stack([u / (u @ u), r / (r @ r)], 1)  # (P, 2)
+    paths = {name: (path @ plane).cpu().numpy() for name, path in deltas.items()}
+    outside = {}
+    for name, path in deltas.items():
+        rest = path[-1] - paths[name][-1][0] * u - paths[name][-1][1] * r
+        outside[name] = float(rest.norm() / path[-1].norm())
+    return Landscape(
+        along.numpy(),
+        torch.stack(surfaces["known"]).numpy(),
+        torch.stack(surfaces["fresh"]).numpy(),
+        paths,
+        outside,
+        torch.stack([u, r]).view(2, *x.shape[1:]).cpu().numpy(),
+    )

@@ -1,0 +1,171 @@
+"""How near a purified picture is to the clean one, beside noise alone (Liu et al., 2025, section 3).
+
+A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
+that adds noise and takes noise away may end farther off, and still be right: then it is not purity
+that makes it robust. Three controls stand beside: the clean picture purified; noise put on and not
+taken away; and what is left of the perturbation on the very same draw of the defence's noise.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.analysis.means import bounded
+from unfool.attacks.losses import Loss
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.evaluation.image_quality import check_perceptual, measure
+from unfool.noise import Noise
+from unfool.protocols import Defended
+from unfool.runtime.progress import progress
+from unfool.statistics import mean_of, wilson
+from unfool.threat import Threat
+
+CLEAN, ATTACKED = "clean", "attacked"
+NOISED, PURE = "noise only", "purified"
+RANGES = {"l2": (0, np.inf), "linf": (0, np.inf), "ssim": (-1, 1), "lpips": (0, np.inf)}
+METRICS = tuple(RANGES)
+
+
+@dataclass(frozen=True)
+class Purification:
+    """What was found; B images, D draws of the defence's noise, or 1 where nothing is drawn.
+
+    Attributes:
+        distances: To the clean picture: row to metric to (B, D). The rows are `"clean, purified"`,
+            `"attacked"` and so on; metrics are l2, linf, ssim (1 for equal ones) and maybe lpips.
+        right: How often the classifier is right there (B, D): of purified pictures, the defence.
+        left: The length of the perturbation after purification over that before, on the same draw (B, D).
+        noise: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
+        pictures: Of the first images, what each row looks like on the first draw: row to (N, C, H, W).
+    """
+
+    distances: dict[str, dict[str, np.ndarray]]
+    right: dict[str, np.ndarray]
+    left: np.ndarray
+    noise: float | None
+    pictures: dict[str, np.ndarray]
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images with 95 % intervals."""
+        rows = []
+        for name, right in self.right.items():
+            measured = self.distances.get(name, {})
+            means = {m: bounded(v.mean(1), *RANGES[m]) for m, v in measured.items()}
+            share = mean_of(right.mean(1).tolist(), right.shape[1])
+            rows.append({"row": name, **means, "right": share._asdict()})
+        nearer = {}
+        for metric in METRICS:
+            before, after = (
+                self.distances[name].get(metric) for name in (ATTACKED, f"{ATTACKED}, {PURE}")
+            )
+            if before is not None and after is not None:
+                gain = before.mean(1) - after.mean(1)
+                gain = -gain if metric == "ssim" else gain
+                nearer[metric] = wilson(int((gain > 0).sum()), len(gain))._asdict()
+        return {
+            "images": len(self.left),
+            "draws": self.left.shape[1],
+            "pixel_noise": self.noise,
+            "rows": rows,
+            "nearer": nearer,
+            "left": bounded(self.left.mean(1), 0),
+        }
+
+
+def purification(
+    model: Limited,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    noise: Noise,
+    *,
+    steps: int = 20,
+    eot: int = 8,
+    loss: Loss = "margin",
+    draws: int = 4,
+    perceptual: bool = False,
+    shown: int = 6,
+    quiet: bool = False,
+) -> Purification:
+    """Attack each image with the exact gradient, purify it on fresh noise, and measure.
+
+    Args:
+        model: A classifier behind a purifier.
+        x: Images (B, C, H, W) in [0, 1].
+        y: Labels (B,).
+        threat: What an attacker may change.
+        noise: Of everything; the attack's draws are its own.
+        steps: Of PGD, from a random start.
+        eot: Draws per step.
+        loss: That is climbed.
+        draws: Of the defence's noise, per image; the same for clean and attacked ones.
+        perceptual: Measure LPIPS, too.
+        shown: Of how many images pictures are kept.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, the model has no purifier, or LPIPS is not here or
+            does not take such images.
+    """
+    if draws < 1:
+        raise ValueError(f"draws must be 1 or more, not {draws}")
+    whole = model.model
+    if not isinstance(whole, Defended):
+        raise ValueError("the spec has no purifier: there is nothing to look at")
+    if perceptual:
+        check_perceptual(x[0])  # so that a package that lacks is told before the work
+    sigma = getattr(whole.purifier, "pixel_noise", None)
+    purify = Limited(whole.purifier, model.rows)
+    classify = Limited(whole.classifier, model.rows)
+    with torch.no_grad(), progress("purifying", draws + 1, 0, quiet) as show:
+        with torch.enable_grad():
+            attack = PGD(steps, eot, loss=loss)
+            starts = {CLEAN: x, ATTACKED: attack(model, x, y, threat, noise.fold("attack"))}
+        show(1, "attacked")
+        pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
+        right = {
+            name: [classify(start, noise.fold("classify")).argmax(1) == y]
+            for name, start in starts.items()
+        }
+        for draw in range(draws):
+            stream = noise.fold("held", draw)
+            forward = stream.fold("purify").fold("forward").normal(x)
+            for name, start in starts.items():
+                ways = {NOISED: start + sigma * forward} if sigma else {}
+                ways[PURE] = purify(start, stream.fold("purify"))
+                for way, picture in ways.items():
+                    row = f"{name}, {way}"
+                    pictures.setdefault(row, []).append(picture)
+                    correct = classify(picture, stream.fold("classify")).argmax(1) == y
+                    right.setdefault(row, []).append(correct)
+            show(draw + 2, "purified")
+        distances = {
+            row: _distances(kept, x, perceptual) for row, kept in pictures.items() if row != CLEAN
+        }
+        gap = [
+            (dirty - clean).flatten(1).norm(dim=1)
+            for dirty, clean in zip(
+                pictures[f"{ATTACKED}, {PURE}"], pictures[f"{CLEAN}, {PURE}"], strict=True
+            )
+        ]
+    before = (starts[ATTACKED] - x).flatten(1).norm(dim=1).clamp(min=1e-12)
+    return Purification(
+        distances,
+        {row: torch.stack(found, 1).double().cpu().numpy() for row, found in right.items()},
+        (torch.stack(gap, 1) / before[:, None]).cpu().numpy(),
+        None if sigma is None else float(sigma),
+        {row: kept[0][:shown].cpu().numpy() for row, kept in pictures.items()},
+    )
+
+
+def _distances(pictures: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
+    told = [measure(picture, x, perceptual) for picture in pictures]
+    return {
+        metric: np.array([[image[metric] for image in draw] for draw in told]).T
+        for metric in METRICS
+        if metric in told[0][0]
+    }

@@ -1,0 +1,166 @@
+"""How alike generated and real pictures are, by the features of the classifier at hand.
+
+The Fréchet distance of two Gaussians fitted to features, as in FID (Heusel et al., 2017), but not FID:
+the features are those before the last linear layer of the user's own classifier, not of Inception. So
+numbers compare only for the same classifier, the same real pictures and the same number of them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.analysis.means import bounded
+from unfool.attacks.views import Limited
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import Ancestral, reverse, strided
+from unfool.diffusion.schedule import chain_length
+from unfool.noise import Noise, permutation
+from unfool.protocols import Classifier
+from unfool.runtime.progress import progress
+
+REAL = "other real pictures"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What was found.
+
+    Attributes:
+        distances: To real pictures, set by set: of other real pictures, and of each model (S,).
+        pictures: Of the first set, by model (N, C, H, W).
+        size: Pictures on each side of a distance.
+    """
+
+    distances: dict[str, list[float]]
+    pictures: dict[str, Tensor]
+    size: int
+
+    def summary(self) -> dict[str, Any]:
+        """Means over sets with 95 % intervals."""
+        rows = {name: bounded(d, 0) for name, d in self.distances.items()}
+        return {"size": self.size, "sets": len(self.distances[REAL]), "frechet": rows}
+
+
+def samples(
+    denoisers: Mapping[str, Denoiser],
+    classifier: Classifier,
+    x: Tensor,
+    y: Tensor,
+    noise: Noise,
+    *,
+    steps: int = 50,
+    sets: int = 3,
+    rows: int | None = None,
+    quiet: bool = False,
+) -> Samples:
+    """Generate pictures from each denoiser, from the same noise, and compare them with half of `x`.
+
+    Each set splits the real pictures anew; the other half, compared with the first, is the floor.
+
+    Args:
+        denoisers: By what they are called; trained up to t = 1.
+        classifier: Whose features are compared.
+        x: Real images (2 N, C, H, W) in [0, 1]; of an odd number the last is left out.
+        y: Their labels, of which a conditional denoiser is told those of the first half.
+        noise: Of everything.
+        steps: Of the chain (DDPM) from noise to a picture.
+        sets: Repetitions behind an interval, 2 or more.
+        rows: Pictures in one call.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, or torchmetrics is not here.
+    """
+    size = len(x) // 2
+    for name, value, least in (("sets", sets, 2), ("half of the pictures", size, 2)):
+        if value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+    _metric(1)  # so that a package that lacks is told before the work
+    found: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
+    kept: dict[str, Tensor] = {}
+    real = features(classifier, x, noise, rows)
+    with progress("generating", sets * len(denoisers), 0, quiet) as show:
+        done = 0
+        for number in range(sets):
+            order = permutation(len(x), number, "samples")
+            one, other = order[:size], order[size : 2 * size]
+            stream = noise.take(range(size)).fold("samples", number)
+            found[REAL].append(frechet(real[one], real[other]))
+            for name, denoiser in denoisers.items():
+                drawn = _generated(denoiser, x[one], y[one], stream, steps, rows)
+                kept.setdefault(name, drawn)
+                found[name].append(frechet(real[one], features(classifier, drawn, stream, rows)))
+                done += 1
+                show(done, name)
+    return Samples(found, kept, size)
+
+
+def frechet(one: Tensor, other: Tensor) -> float:
+    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two sets of features (N, F) and (M, F).
+
+    Raises:
+        ValueError: torchmetrics, which computes it, is not here.
+    """
+    metric = _metric(one.shape[1])
+    metric.update(one.cpu().double(), real=True)
+    metric.update(other.cpu().double(), real=False)
+    return float(metric.compute())
+
+
+@torch.no_grad()
+def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None = None) -> Tensor:
+    """What goes into the last linear layer of a classifier (B, F); its logits if it has none."""
+    linear: Sequence[nn.Module] = (
+        [part for part in classifier.modules() if isinstance(part, nn.Linear)]
+        if isinstance(classifier, nn.Module)
+        else []
+    )
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen.append(given[0].detach().flatten(1))
+
+    hooks = [linear[-1].register_forward_pre_hook(keep)] if linear else []
+    try:
+        logits = Limited(classifier, rows)(x, noise)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(seen) if seen else logits
+
+
+@torch.no_grad()
+def _generated(
+    denoiser: Denoiser, x: Tensor, y: Tensor, noise: Noise, steps: int, rows: int | None
+) -> Tensor:
+    """Pictures (B, C, H, W) of [0, 1] from noise, by the chain."""
+    times = strided(1, steps, chain_length(denoiser.schedule))
+
+    def generate(x: Tensor, noise: Noise, y: Tensor) -> Tensor:
+        start = noise.fold("start").normal(denoiser.encode(x))
+        back = noise.fold("reverse")
+        drawn = reverse(denoiser, start, times, back, step=Ancestral(), label=y)
+        return denoiser.decode(drawn).clamp(0, 1)
+
+    step = rows or len(x)
+    blocks = (range(i, min(i + step, len(x))) for i in range(0, len(x), step))
+    return torch.cat(
+        [generate(x[b.start : b.stop], noise.take(b), y[b.start : b.stop]) for b in blocks]
+    )
+
+
+def _metric(size: int) -> Any:
+    """The distance of FID, over features of so many numbers that are given as they are."""
+    try:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+    except (ImportError, RuntimeError) as error:  # the latter beside a torchvision that is broken
+        raise ValueError(
+            "the distance of samples needs torchmetrics: pip install 'unfool[metrics]' "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    given = nn.Identity()
+    given.num_features = size  # pyright: ignore[reportArgumentType]
+    return FrechetInceptionDistance(feature=given).set_dtype(torch.float64)

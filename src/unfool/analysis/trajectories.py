@@ -1,0 +1,212 @@
+"""The paths of attacks on a random defence: with its noise known, and not (Liu et al., 2024).
+
+From the same image, PGD is run against the defence on one draw of its noise that the attacker knows
+(DW-box), on a fresh draw at every step (white box), and on the mean over several (white box with EOT).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.analysis.means import bounded
+from unfool.attacks.losses import Loss, look
+from unfool.attacks.pgd import PGD
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.runtime.progress import progress
+from unfool.statistics import Share, mean_interval, mean_of
+from unfool.threat import Threat
+
+DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of one setting; B images, R runs of each, S steps, P numbers of an image.
+
+    Attributes:
+        ends: The last perturbations (B, R, P).
+        paths: Of the first images, those after every step, from none (shown, R, S + 1, P).
+        heights: The loss there: `"known"` on the noise that is known in DW-box, `"fresh"` the mean
+            over fresh draws (shown, R, S + 1).
+        losses: The same at the ends (B, R).
+        right: How often the model is right there (B, R): on the known noise, and on fresh draws.
+    """
+
+    ends: np.ndarray
+    paths: np.ndarray
+    heights: dict[str, np.ndarray]
+    losses: dict[str, np.ndarray]
+    right: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """What was found.
+
+    Attributes:
+        runs: By setting.
+        draws: Fresh draws behind a loss.
+    """
+
+    runs: dict[str, Runs]
+    draws: int
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images with 95 % intervals: losses, accuracy, and cosines of the ends."""
+        rows, cosines = [], {}
+        for name, runs in self.runs.items():
+            rows.append(
+                {
+                    "setting": name,
+                    "runs": runs.ends.shape[1],
+                    "loss": {key: _mean(loss) for key, loss in runs.losses.items()},
+                    "right": {
+                        key: _share(key, rate, self.draws) for key, rate in runs.right.items()
+                    },
+                }
+            )
+            for other, others in self.runs.items():
+                if (other, name) not in cosines and (name != other or runs.ends.shape[1] > 1):
+                    cosines[name, other] = bounded(_cosines(runs.ends, others.ends), -1, 1)
+        return {
+            "images": len(next(iter(self.runs.values())).ends),
+            "draws": self.draws,
+            "settings": rows,
+            "cosines": [{"between": list(p), "cosine": mean} for p, mean in cosines.items()],
+        }
+
+
+def trajectories(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    noise: Noise,
+    *,
+    steps: int = 20,
+    step_size: float = 0.25,
+    eot: int = 10,
+    runs: int = 6,
+    draws: int = 16,
+    loss: Loss = "margin",
+    shown: int = 1,
+    quiet: bool = False,
+) -> Trajectories:
+    """Attack each image once in DW-box, and `runs` times in white box without and with EOT.
+
+    All runs begin at the image itself.
+
+    Args:
+        model: The defence.
+        x: Images (B, C, H, W) in [0, 1].
+        y: Labels (B,).
+        threat: What an attacker may change.
+        noise: Of everything; the noise that DW-box knows is its stream `defence`.
+        steps: Of PGD.
+        step_size: In units of eps; 2/255 of 8/255 is the paper's.
+        eot: Draws per step, with EOT.
+        runs: Of each image.
+        draws: Fresh draws behind a loss and an accuracy.
+        loss: That is climbed, and told.
+        shown: Of how many images the whole paths are kept.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    for name, value in (("runs", runs), ("draws", draws)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    secret, found = noise.fold("defence"), {}
+    plan = {DW: (1, 1), WHITE: (1, runs), EOT: (eot, runs)}  # draws per step, runs
+    total = sum((steps + 1) * copies for _, copies in plan.values())
+    with progress("attacking", total, 0, quiet) as show:
+        done = 0
+        for name, (per_step, copies) in plan.items():
+            attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
+            own = noise.fold(name).repeat(copies)
+            whose = [i for i in range(len(x)) for _ in range(copies)]
+            known, held = secret.take(whose), noise.fold("held").take(whose)
+            if name == DW:
+                own = own.knowing(known)
+            many, labels = x[whose], y[whose]
+            where = [i for i, image in enumerate(whose) if image < shown]
+            streams = known.take(where), held.take(where)
+            deltas, heights, last = [], [], many
+            for last, _ in attack.path(model, many, labels, threat, own):
+                deltas.append((last - many)[where].flatten(1).cpu())
+                heights.append(_told(model, last[where], labels[where], loss, *streams, draws))
+                done += copies
+                show(done, name)
+            ends = _told(model, last, labels, loss, known, held, draws)
+            shape = (len(x), copies)
+            paths = torch.stack(deltas, 1).view(min(shown, len(x)), copies, steps + 1, -1)
+            found[name] = Runs(
+                (last - many).flatten(1).view(*shape, -1).cpu().numpy(),
+                paths.numpy(),
+                {
+                    key: np.stack([at[key][0] for at in heights], 1).reshape(-1, copies, steps + 1)
+                    for key in ("known", "fresh")
+                },
+                {key: values[0].reshape(shape) for key, values in ends.items()},
+                {key: values[1].reshape(shape) for key, values in ends.items()},
+            )
+    return Trajectories(found, draws)
+
+
+def flat(paths: Mapping[str, Runs], image: int) -> tuple[np.ndarray, list[tuple[str, int, slice]]]:
+    """All iterates of all runs from one image (N, P), and which rows are of which run."""
+    rows: list[np.ndarray] = []
+    where: list[tuple[str, int, slice]] = []
+    for name, runs in paths.items():
+        for number, path in enumerate(runs.paths[image]):
+            begin = sum(map(len, rows))
+            rows.append(path)
+            where.append((name, number, slice(begin, begin + len(path))))
+    return np.concatenate(rows), where
+
+
+def _told(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    known: Noise,
+    held: Noise,
+    draws: int,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Loss and share of right answers (B,) on the known noise, and on fresh draws."""
+    one = look(model, x, y, loss, known.knowing(known), 0, 1, gradient=False)
+    many = look(model, x, y, loss, held, 0, draws, gradient=False)
+    return {
+        key: (seen.loss.cpu().numpy(), 1 - seen.wrong.cpu().numpy())
+        for key, seen in (("known", one), ("fresh", many))
+    }
+
+
+def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The mean cosine of each image's ends of two settings (B,); of one setting, of different runs."""
+    unit, others = (
+        ends / np.maximum(np.linalg.norm(ends, axis=2, keepdims=True), 1e-30)
+        for ends in (one, other)
+    )
+    pairs = np.einsum("brp,bsp->brs", unit, others)
+    if one is not other:
+        return pairs.mean((1, 2))
+    count = pairs.shape[1]
+    return (pairs.sum((1, 2)) - np.trace(pairs, axis1=1, axis2=2)) / (count * (count - 1))
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    return mean_interval(values.mean(1).tolist())._asdict()
+
+
+def _share(key: str, rates: np.ndarray, draws: int) -> dict[str, float]:
+    each = rates.shape[1] * (draws if key == "fresh" else 1)
+    share: Share = mean_of(rates.mean(1).tolist(), each)
+    return share._asdict()

@@ -1,0 +1,160 @@
+"""Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defence's noise."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.batch_queue import Search, serve_apart
+from unfool.attacks.candidates import Contest, Stop, check_ball, check_counts, worth
+from unfool.attacks.losses import Loss, Query, rivals
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+MOMENTUM = 0.75  # the share of a step that is the gradient's
+RISES = 0.75  # the share of steps that must rise, lest the step size be halved
+
+
+@dataclass(frozen=True)
+class APGD:
+    """Gradient ascent with momentum, whose step size is halved where it stops to pay.
+
+    Without noise these are the published steps. With it, what decides is never one lucky draw: the
+    best image so far meets the same draws as each new one, and loses its place only to what is
+    better on them; whether a step rose is told by the two leads over the best, which are such
+    paired differences, too. The last image, the best, and the one that was wrong most often are
+    then compared, with all other runs' and the image itself, on draws of their own.
+
+    Attributes:
+        steps: Gradient steps of a run.
+        eot: Draws of the defence's noise per step and image.
+        loss: `"ce"`, `"margin"` or `"dlr"` (needs 3 classes; targeted, 4).
+        targets: Runs toward this many wrong classes, those of the highest mean logits first; 0 is
+            one run away from the true class.
+        restarts: Independent runs (of each target).
+        hold: Steps that share their draws. With 1 all are fresh, which costs a further forward pass
+            a step, of the best so far; a model without noise needs none: any number above `steps`.
+        compare: Draws to compare the candidates on; None is as many as `eot`.
+        stop: If above 0, the search of an image ends at an iterate that is misclassified on the draws
+            of its step and then on so many fresh ones (`choice.Stop`), and that is returned; other
+            images take its place in the calls of the model.
+        stop_share: Of these draws that must be misclassified.
+    """
+
+    steps: int = 100
+    eot: int = 1
+    loss: Loss = "ce"
+    targets: int = 0
+    restarts: int = 1
+    hold: int = 1
+    compare: int | None = None
+    stop: int = 0
+    stop_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise ValueError(f"loss is one of {get_args(Loss)}, not {self.loss!r}")
+        if self.targets < 0:
+            raise ValueError(f"targets must be 0 (untargeted) or more, not {self.targets}")
+        check_counts(self, "steps", "eot", "restarts", "hold", compare=self.compare)
+        Stop(self.stop, self.stop_share)
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is l0, or the model has too few classes for the loss.
+        """
+        check_ball("APGD", threat)
+        toward: Sequence[Tensor | None] = [None]
+        if self.targets:
+            found = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
+            toward = found.unbind(1)
+
+        def search(which: list[int]) -> Search[Tensor]:
+            aims = [None if aim is None else aim[which] for aim in toward]
+            return self._search(x[which], y[which], aims, threat, noise.take(which))
+
+        return serve_apart(model, search, len(x), apart=self.stop > 0)
+
+    def _search(
+        self, x: Tensor, y: Tensor, aims: Sequence[Tensor | None], threat: Threat, noise: Noise
+    ) -> Search[Tensor]:
+        contest = Contest(y, "margin", noise.fold("compare"), self.compare or self.eot)
+        for i, aim in enumerate(aims):
+            for restart in range(self.restarts):
+                below = noise.fold("run", i, restart)
+                fell, found = yield from self._run(x, y, aim, threat, below)
+                if fell:
+                    return found[0]
+                yield from contest.meet(*found)
+        yield from contest.meet(x)
+        return contest.best
+
+    def _run(
+        self, x: Tensor, y: Tensor, aim: Tensor | None, threat: Threat, noise: Noise
+    ) -> Search[tuple[bool, list[Tensor]]]:
+        """Whether the search is over, and what it found: the image, or the candidates."""
+        stop = Stop(self.stop, self.stop_share)
+
+        def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
+            return Query(at, y, self.loss, noise, i // self.hold, self.eot, gradient, aim)
+
+        x_adv = previous = threat.start(x, noise.fold("start"))
+        seen = yield ask(x_adv, 0)
+        if (yield from stop.here(ask(x_adv, 0), seen)):
+            return True, [x_adv]
+        gradient = seen.gradient
+        best, highest, slope = x_adv, seen.loss, gradient
+        wrongest, most = x_adv, worth(seen)
+        behind = torch.zeros_like(highest)  # how far x_adv is below the best
+        stride = torch.full_like(highest, 2 * threat.eps)
+        rises = torch.zeros_like(highest)
+        improved, halved = highest > highest, highest == highest  # none, all
+        since, checks = 0, checkpoints(self.steps)
+        for i in range(1, self.steps + 1):
+            way = images(stride) * threat.steepest(gradient)
+            step = threat.project(x, x_adv + way) - x_adv
+            if i > 1:
+                step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)
+            previous, x_adv = x_adv, threat.project(x, x_adv + step)
+            seen = yield ask(x_adv, i)
+            if (yield from stop.here(ask(x_adv, i), seen)):
+                return True, [x_adv]
+            gradient = seen.gradient
+            if i % self.hold == 0:  # the draws are new
+                highest = (yield ask(best, i, gradient=False)).loss
+            lead = seen.loss - highest
+            rises += lead > -behind
+            behind = (-lead).clamp(min=0)
+            better = lead > 0
+            improved = improved | better
+            best = torch.where(images(better), x_adv, best)
+            slope = torch.where(images(better), gradient, slope)
+            highest = torch.where(better, seen.loss, highest)
+            more = worth(seen) > most
+            wrongest = torch.where(images(more), x_adv, wrongest)
+            most = torch.where(more, worth(seen), most)
+            if i in checks:
+                halved = (rises <= RISES * (i - since)) | ~(halved | improved)
+                stride = torch.where(halved, stride / 2, stride)
+                x_adv = torch.where(images(halved), best, x_adv)
+                gradient = torch.where(images(halved), slope, gradient)
+                rises, improved = torch.zeros_like(rises), torch.zeros_like(improved)
+                since = i
+        return False, [x_adv, best, wrongest]
+
+
+def checkpoints(steps: int) -> list[int]:
+    """After which steps the step size is thought over: 22 %, then in periods that shrink to 6 %."""
+    period, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
+    found = [period]
+    while found[-1] < steps:
+        period = max(period - less, least)
+        found.append(found[-1] + period)
+    return found[:-1] if found[-1] > steps else found

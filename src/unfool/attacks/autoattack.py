@@ -1,0 +1,164 @@
+"""Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.attacks.apgd import APGD
+from unfool.attacks.candidates import Stop, check_ball, check_counts, choose
+from unfool.attacks.fab import FAB
+from unfool.attacks.losses import ask, contested, watching
+from unfool.attacks.pgd import PGD
+from unfool.attacks.square import Square
+from unfool.noise import Noise
+from unfool.protocols import Attack, Classifier
+from unfool.threat import Threat
+
+Version = Literal["standard", "plus", "rand", "unfool"]
+Criterion = Literal["mean", "majority"]
+EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # if not told otherwise
+
+
+@dataclass(frozen=True)
+class AutoAttack:
+    """One attack after another, each on the images that stood up to all before it.
+
+    What an attack found is compared with what there was, on draws that are the same for both, and
+    the one that is wrong more often is kept. Whether the image is then done with is decided on
+    fresh draws: never on one lucky draw, as in the release, which takes a coin that falls wrong
+    once for a broken model and, for that, keeps the weak images of its first minutes. On a model
+    without noise all this comes to the published rule: misclassified images are done with.
+
+    The versions:
+
+    - `standard`: APGD on the cross-entropy; targeted APGD on DLR; targeted FAB; Square.
+    - `plus`: APGD on the cross-entropy and on DLR, FAB, each of 5 restarts; Square; then targeted
+      APGD and FAB of one. (The release's first FAB is untargeted; this one is targeted, too.)
+    - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step.
+    - `unfool`: cheap first, strong last, with the scale-free choice of a margin, which needs no
+      more than 2 classes: PGD and APGD of few draws; Square, which a masked gradient cannot stop;
+      then targeted APGD, and APGD of all draws.
+
+    Attributes:
+        version: As above.
+        criterion: Of when an image is done with. `"mean"`: the share of wrong draws is at least
+            `threshold`. `"majority"`: some wrong class has more draws than the true one by two
+            standard errors (2 sqrt(draws)). None is majority for `unfool`, else mean.
+        draws: On which candidates are compared, and images judged; 4 at least.
+        threshold: Of the criterion mean.
+        eot: Draws per step; None is 20 for `rand` and `unfool`, else 1, which is for models without
+            noise.
+        steps: Gradient steps of a run.
+        queries: Of Square.
+        targets: Wrong classes that targeted attacks try.
+        stop: Of PGD and APGD: if above 0, an image leaves a stage, too, once it is misclassified on
+            all of so many fresh draws (`pgd.PGD`).
+    """
+
+    version: Version = "unfool"
+    criterion: Criterion | None = None
+    draws: int = 20
+    threshold: float = 1.0
+    eot: int | None = None
+    steps: int = 100
+    queries: int = 5000
+    targets: int = 9
+    stop: int = 0
+
+    def __post_init__(self) -> None:
+        if self.version not in get_args(Version):
+            raise ValueError(f"version is one of {get_args(Version)}, not {self.version!r}")
+        if self.criterion not in (None, *get_args(Criterion)):
+            raise ValueError(f"criterion is one of {get_args(Criterion)}, not {self.criterion!r}")
+        if self.draws < 4:
+            raise ValueError(f"draws must be 4 or more, lest luck decide; not {self.draws}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, not {self.threshold}")
+        if self.eot is not None and self.eot < 1:
+            raise ValueError(f"eot must be 1 or more, not {self.eot}")
+        check_counts(self, "steps", "queries", "targets")
+        Stop(self.stop)
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is l0, or the version needs more classes than there are.
+        """
+        check_ball("AutoAttack", threat)
+        best = x.clone()
+        alive = torch.arange(len(x), device=x.device)
+        for i, attack in enumerate([None, *self.stages()]):
+            stage = noise.take(alive).fold("stage", i)
+            if attack is not None:
+                with watching():  # several searches, on fewer and fewer images, are no one climb
+                    found = attack(model, x[alive], y[alive], threat, stage.fold("search"))
+                pair, compare = (best[alive], found), stage.fold("compare")
+                best[alive] = choose(model, y[alive], pair, "margin", compare, self.draws)
+            logits = ask(model, best[alive], stage.fold("survive"), 0, self.draws)
+            needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
+            if logits.shape[2] < needed:
+                raise ValueError(
+                    f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, and "
+                    f"the model has {logits.shape[2]}: use the version unfool"
+                )
+            others, place = contested(
+                logits.flatten(0, 1),
+                y[alive].repeat_interleave(self.draws),
+                getattr(model, "keeps", 1),
+            )
+            left = others.view(len(alive), self.draws, -1)
+            alive = alive[~self.broken(left, place[:: self.draws])]
+            if not len(alive):
+                break
+        return best
+
+    def broken(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Which images are done with, (B,) of bool, from logits (B, draws, K)."""
+        counts = F.one_hot(logits.argmax(2), logits.shape[2]).sum(1)  # (B, K)
+        right = counts.gather(1, y[:, None])[:, 0]
+        criterion = self.criterion or ("majority" if self.version == "unfool" else "mean")
+        if criterion == "mean":
+            return (self.draws - right) >= self.threshold * self.draws
+        ahead = counts.masked_fill(F.one_hot(y, logits.shape[2]).bool(), 0).amax(1) - right
+        return ahead >= 2 * self.draws**0.5
+
+    def stages(self) -> list[Attack]:
+        """The attacks of the version, in their order."""
+        eot = self.eot or EOT[self.version]
+        steps, queries, targets = self.steps, self.queries, self.targets
+        own: dict[str, Any] = {"compare": self.draws, "stop": self.stop}
+        if self.version == "unfool":
+            few, fewer = max(eot // 5, 1), max(eot // 2, 1)
+            return [
+                PGD(max(steps // 5, 1), few, loss="margin", **own),
+                APGD(max(steps // 2, 1), few, "margin", **own),
+                Square(max(queries // 10, 1), few, compare=self.draws),
+                APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),
+                APGD(steps, eot, "ce", **own),
+                APGD(steps, eot, "margin", restarts=2, **own),
+            ]
+        # As published, draws are held for a model without noise, and else fresh at every step.
+        own |= {"hold": steps + 1 if eot == 1 else 1}
+        if self.version == "rand":
+            return [APGD(steps, eot, "ce", **own), APGD(steps, eot, "dlr", **own)]
+        restarts = 5 if self.version == "plus" else 1
+        square = Square(queries, eot, compare=self.draws, hold=queries if eot == 1 else 1)
+        toward = APGD(steps, eot, "dlr", targets, **own)
+        fab = FAB(steps, eot, targets, compare=self.draws)
+        first = APGD(steps, eot, "ce", restarts=restarts, **own)
+        if self.version == "standard":
+            return [first, toward, fab, square]
+        return [
+            first,
+            APGD(steps, eot, "dlr", restarts=restarts, **own),
+            FAB(steps, eot, targets, restarts, compare=self.draws),
+            square,
+            toward,
+            fab,
+        ]

@@ -1,0 +1,105 @@
+"""One queue for many searches: calls of the model stay full, whatever becomes of single images.
+
+A search is a generator: it yields what it asks of the model, is sent the answer, and returns what it
+found. It may be that of a batch or of one image, which is free to end early. The queue packs what all
+of them ask into calls of the model's `rows`, and starts the next search as soon as there is room.
+What a search is told does not depend on the others, as an image's noise is its own.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.losses import Look, Query, Step, climbed, looks
+from unfool.protocols import Classifier
+
+Found = TypeVar("Found")
+Search = Generator[Query, Look, Found]
+
+
+def serve(model: Classifier, searches: Iterable[Search[Found]]) -> list[Found]:
+    """What the searches find, in their order.
+
+    Where somebody is `watching`, he sees their steps as those of one batch; of a search that ended
+    early, no numbers for the steps it left out.
+
+    Args:
+        model: The model, as the attacker sees it; called with its `rows` at a time, if it has any.
+        searches: Each is started when there is room for it.
+    """
+    waiting = iter(enumerate(searches))
+    asked: dict[tuple[Any, ...], deque[tuple[int, Search[Found], Query]]] = {}
+    found: dict[int, Found] = {}
+    steps: dict[int, list[Step]] = {}
+    rows = getattr(model, "rows", None) or math.inf
+
+    def go_on(number: int, search: Search[Found], seen: Any) -> None:
+        try:
+            query = search.send(seen)
+        except StopIteration as end:
+            found[number] = end.value
+            return
+        kind = (query.loss, query.gradient, query.target is None)
+        asked.setdefault(kind, deque()).append((number, search, query))
+
+    def most() -> deque[tuple[int, Search[Found], Query]]:
+        return max(asked.values(), key=_size, default=deque())
+
+    while True:
+        while _size(most()) < rows and (fresh := next(waiting, None)):
+            steps[fresh[0]] = []
+            go_on(*fresh, None)
+        line = most()
+        if not line:
+            break
+        batch = [line.popleft()]
+        size = _rows(batch[0][2])
+        while line and size + _rows(line[0][2]) <= rows:
+            size += _rows(line[0][2])
+            batch.append(line.popleft())
+        answers = looks(model, [query for _, _, query in batch])
+        for (number, search, query), seen in zip(batch, answers, strict=True):
+            if query.gradient:
+                steps[number].append(Step((query.noise.keys, query.loss), seen.loss))
+            go_on(number, search, seen)
+    _tell(list(steps.values()))
+    return [found[number] for number in sorted(found)]
+
+
+def serve_apart(
+    model: Classifier, search: Callable[[list[int]], Search[Tensor]], size: int, apart: bool
+) -> Tensor:
+    """What a search finds of a batch of `size` images: of each, or of all of them together.
+
+    Args:
+        model: The model, as the attacker sees it.
+        search: Begins the search of the images at some places.
+        size: How many images there are.
+        apart: A search for each image, so that it may end early; else one for all.
+    """
+    groups = [[i] for i in range(size)] if apart else [list(range(size))]
+    return torch.cat(serve(model, (search(group) for group in groups)))
+
+
+def _rows(query: Query) -> int:
+    return len(query.x) * query.draws
+
+
+def _size(line: Iterable[tuple[int, Any, Query]]) -> int:
+    return sum(_rows(query) for _, _, query in line)
+
+
+def _tell(searches: Sequence[Sequence[Step]]) -> None:
+    """Tell of the steps of several searches as of one batch's."""
+    longest = max(searches, key=len, default=[])
+    for i, step in enumerate(longest):
+        told = [
+            steps[i].loss if i < len(steps) else torch.full_like(steps[0].loss, math.nan)
+            for steps in searches
+            if steps
+        ]
+        climbed(Step(step.run, torch.cat(told)))

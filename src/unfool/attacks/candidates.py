@@ -1,0 +1,136 @@
+"""Which of an attack's candidates is returned; and the checks that attacks share."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.batch_queue import Search, serve
+from unfool.attacks.losses import Look, Loss, Query
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+
+def worth(seen: Look) -> Tensor:
+    """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
+
+    One whose loss is no number is below all others, whatever answers its logits seem to give.
+    """
+    found = seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)
+    return found.nan_to_num(nan=-torch.inf)
+
+
+def choose(
+    model: Classifier,
+    y: Tensor,
+    candidates: Iterable[Tensor],
+    loss: Loss,
+    noise: Noise,
+    draws: int,
+) -> Tensor:
+    """The candidate of each image that is misclassified most often; of equals, the first.
+
+    All meet the same draws, on which none of them was made: a candidate that was lucky on its own
+    draws has nothing of it here.
+
+    Args:
+        model: The model, as the attacker sees it.
+        y: Labels (B,).
+        candidates: Images (B, C, H, W) each, one at least.
+        loss: What ranks candidates that are misclassified equally often.
+        noise: Of these draws alone.
+        draws: Per candidate and image.
+    """
+    contest = Contest(y, loss, noise, draws)
+    for candidate in candidates:
+        serve(model, [contest.meet(candidate)])
+    return contest.best
+
+
+class Contest:
+    """`choose` as a part of a search (`queue`): candidates that come one after another.
+
+    Attributes:
+        best: Of those that were met.
+    """
+
+    best: Tensor
+
+    def __init__(self, y: Tensor, loss: Loss, noise: Noise, draws: int):
+        self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
+        self._highest: Tensor | None = None
+
+    def meet(self, *candidates: Tensor) -> Search[None]:
+        """Compare with the best so far."""
+        for candidate in candidates:
+            found = worth((yield self._asked._replace(x=candidate)))
+            if self._highest is None:
+                self.best, self._highest = candidate, found
+            better = found > self._highest
+            self.best = torch.where(images(better), candidate, self.best)
+            self._highest = torch.where(better, found, self._highest)
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When the search of an image may end: it is wrong on most draws, and again on fresh ones.
+
+    The answers that came with a gradient are used first, so that an image that holds costs nothing;
+    only if enough of them are wrong, fresh draws are asked, a few at a time, and no more once it is
+    settled. So no lucky draws end a search.
+
+    Attributes:
+        draws: Fresh ones; with 0 a search never ends.
+        share: Of the draws that must be wrong, both times.
+    """
+
+    draws: int = 0
+    share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.draws < 0:
+            raise ValueError(f"stop must be 0 (never) or more, not {self.draws}")
+        if not 0.5 < self.share <= 1:
+            raise ValueError(f"stop_share must be above 0.5 and at most 1, not {self.share}")
+
+    def here(self, query: Query, seen: Look) -> Search[bool]:
+        """Whether the search of one image may end where it asked last, and what it saw."""
+        noise = query.noise.fold("stop", query.turn)
+        if not self.draws or float(seen.wrong) < self.share - 1e-6:
+            return False
+        needed = math.ceil(self.share * self.draws - 1e-6)
+        wrong = asked = 0
+        while wrong < needed <= wrong + self.draws - asked:
+            few = min(max(self.draws // 5, 1), self.draws - asked)
+            told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
+            asked, wrong = asked + few, wrong + round(few * float(told.wrong))
+        return wrong >= needed
+
+
+def check_counts(attack: object, *names: str, compare: int | None = None) -> None:
+    """Refuse an attack that has an attribute of `names` below 1, or such a `compare`.
+
+    Raises:
+        ValueError: It has.
+    """
+    for name in names:
+        if getattr(attack, name) < 1:
+            raise ValueError(f"{name} must be 1 or more, not {getattr(attack, name)}")
+    if compare is not None and compare < 1:
+        raise ValueError(f"compare must be 1 or more, not {compare}")
+
+
+def check_ball(attack: str, threat: Threat) -> None:
+    """Refuse a threat that is neither linf nor l2.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if threat.norm not in ("linf", "l2"):
+        raise ValueError(
+            f"{attack} is for the norms linf and l2, not {threat.norm}: use salt-and-pepper or "
+            "random-search"
+        )

@@ -1,0 +1,171 @@
+"""The fast adaptive boundary attack (Croce and Hein, 2020b), targeted, over the defence's noise."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import check_ball, check_counts, choose
+from unfool.attacks.losses import look, rivals
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+BEYOND = 1.05  # how far over the plane a step goes
+PULL = 0.1  # the largest share of a step that starts at the original image
+BACK = 0.9  # how much of the way is kept once an image is misclassified
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Steps to the boundary with one class after another, as near to the image as it can.
+
+    Where the mean logits of the true and the target class meet is taken for a plane, by the mean
+    gradient over the draws; an image counts as across if most draws of the next step are wrong.
+
+    Published, the nearest image across is the answer if it is within eps. A random model is there
+    wrong about half of the time only, and more often further on. So the nearest image across, and
+    the way over the last plane, each at the length of eps, are candidates, too: compared on draws of
+    their own. An image that is itself across on most draws is taken away from the plane, not to it.
+
+    Attributes:
+        steps: Of a run.
+        eot: Draws of the defence's noise per step and image, for the gradient and again to judge.
+        targets: Runs toward this many wrong classes, those of the highest mean logits first.
+        restarts: Runs of each target; the first starts at the image, others at random.
+        compare: Draws to compare the candidates on; None is as many as `eot`.
+    """
+
+    steps: int = 100
+    eot: int = 1
+    targets: int = 9
+    restarts: int = 1
+    compare: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "eot", "targets", "restarts", compare=self.compare)
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`; the image itself where none was found within eps.
+
+        Raises:
+            ValueError: The threat's norm is l0.
+        """
+        check_ball("FAB", threat)
+        candidates = chain([x], self._candidates(model, x, y, threat, noise))
+        draws = self.compare or self.eot
+        return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
+
+    def nearest(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """The nearest images across that any run found, at whatever length; `x` where none was.
+
+        Of the threat, only the norm counts (and eps for the random starts of `restarts`).
+
+        Raises:
+            ValueError: The threat's norm is l0.
+        """
+        check_ball("FAB", threat)
+        best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        for found, _ in self._runs(model, x, y, threat, noise):
+            way = threat.size(found - x)
+            closer = (way > 0) & (way < least)
+            best = torch.where(images(closer), found, best)
+            least = torch.where(closer, way, least)
+        return best
+
+    def _candidates(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Iterator[Tensor]:
+        for nearest, last in self._runs(model, x, y, threat, noise):
+            near = threat.size(nearest - x) <= threat.eps
+            yield torch.where(images(near), nearest, x)
+            yield stretched(x, nearest, threat)
+            yield stretched(x, last, threat)
+
+    def _runs(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        aims = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
+        for i, aim in enumerate(aims.unbind(1)):
+            for restart in range(self.restarts):
+                below = noise.fold("run", i, restart)
+                start = threat.start(x, below.fold("start")) if restart else x
+                yield self._run(model, x, y, aim, start, threat, below)
+
+    def _run(
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        aim: Tensor,
+        x_adv: Tensor,
+        threat: Threat,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest image across, and one away from the true class; `x` where none was across."""
+        nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        for i in range(self.steps):
+            seen = look(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
+            slope = seen.gradient.nan_to_num(0, 0, 0)
+            missing = -seen.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
+            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
+            here = to_plane(x_adv, slope, missing, threat)
+            there = to_plane(x, slope, since, threat)
+            one, two = threat.size(here), threat.size(there)
+            share = images((one / (one + two).clamp(min=1e-12)).clamp(max=PULL))
+            x_adv = (1 - share) * (x_adv + BEYOND * here) + share * (x + BEYOND * there)
+            x_adv = x_adv.clamp(0, 1)
+            judged = look(model, x_adv, y, "margin", noise, i + 1, self.eot, gradient=False)
+            across, way = judged.wrong > 0.5, threat.size(x_adv - x)
+            closer = across & (way < least)
+            nearest = torch.where(images(closer), x_adv, nearest)
+            least = torch.where(closer, way, least)
+            away = images(since.sign()) * there  # from the true class, on either side
+            last = torch.where(images(across | (since < 0)), x + away, last)
+            x_adv = torch.where(images(across), x + BACK * (x_adv - x), x_adv)
+        return nearest, last
+
+
+def stretched(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
+    """The allowed image in the direction of `x_adv`, at the length of eps."""
+    size = threat.size(x_adv - x).clamp(min=1e-12)
+    return threat.project(x, x + images(threat.eps / size) * (x_adv - x))
+
+
+def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
+    """The shortest d, in the threat's norm, with <normal, d> = gain and x + d of [0, 1].
+
+    Every pixel moves at a speed of its own (1 for linf, |normal| for l2) until it meets the box; the
+    time that reaches `gain` is found among the sorted times of these meetings (Croce and Hein,
+    2020b). Where the box forbids it, as far as it allows.
+
+    Args:
+        x: Images (B, C, H, W) of [0, 1].
+        normal: Shaped like `x`.
+        gain: (B,), of any sign.
+        threat: Its norm is linf or l2.
+    """
+    pull = normal.flatten(1)
+    scale = pull.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+    pull, wanted = pull / scale, gain[:, None] / scale
+    way = wanted.sign() * pull.sign()
+    room = torch.where(way > 0, 1 - x.flatten(1), x.flatten(1)) * way.abs()
+    speed = pull.abs() if threat.norm == "l2" else (pull != 0).to(x)
+    meets = torch.where(speed > 0, room / speed.clamp(min=torch.finfo(x.dtype).tiny), 0)
+    meets, order = meets.sort(1)
+    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by the pixels that met the box
+    slopes = (pull.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of all the others
+    zero = torch.zeros_like(wanted)
+    before = torch.cat([zero, gained], 1)
+    slopes = torch.cat([slopes, zero], 1)
+    met = (before[:, 1:] + slopes[:, 1:] * meets < wanted.abs()).sum(1, keepdim=True)
+    rest = wanted.abs() - before.gather(1, met)
+    time = rest / slopes.gather(1, met).clamp(min=torch.finfo(x.dtype).tiny)
+    time = torch.where(met == meets.shape[1], meets[:, -1:], time)
+    return (way * torch.minimum(time * speed, room)).view_as(x)

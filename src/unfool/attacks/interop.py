@@ -1,0 +1,124 @@
+"""The way out and in: our models for attacks of other libraries, and such attacks as ours.
+
+torchattacks, foolbox, ART and the public AutoAttack take a model for a function of an image, f(x). A
+random defence is none: whoever hands it over must say what noise a call meets.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from inspect import signature
+from itertools import count
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfool.attacks.views import Limited
+from unfool.noise import Noise, seeded
+from unfool.protocols import Classifier
+from unfool.threat import Threat
+
+
+def as_module(
+    model: Classifier, noise: Literal["fresh"] | int | Noise = "fresh", votes: int = 1
+) -> nn.Module:
+    """A model as a plain module, images (B, C, H, W) of [0, 1] to logits (B, K); gradients pass.
+
+    Args:
+        model: Any classifier, defended or not.
+        noise: `"fresh"`: new draws in every call, which cannot be repeated. A whole number, a seed:
+            one draw for all images of all calls, so that the logits of an image depend on it alone.
+            A `Noise`: the image at position i always meets key i; for one who attacks a whole batch,
+            in order, at every call.
+        votes: If above 1, a call takes so many draws of each image, and returns the logarithm of
+            their mean probability. Memory and time are that many times as much.
+
+    Raises:
+        ValueError: `noise` is none of these, or `votes` below 1.
+    """
+    if votes < 1:
+        raise ValueError(f"votes must be 1 or more, not {votes}")
+    if isinstance(noise, Noise):
+        return Module(model, lambda size: _at(noise, size), votes)
+    if isinstance(noise, int):
+        return Module(model, lambda size: Noise.of(noise, [0] * size), votes)
+    if noise != "fresh":
+        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}")
+    return Module(model, Noise.fresh, votes)
+
+
+class Module(nn.Module):
+    """A classifier, with a function that says what noise a call of so many images meets."""
+
+    def __init__(self, model: Classifier, draw: Callable[[int], Noise], votes: int = 1):
+        super().__init__()
+        self.model, self.draw, self.votes = model, draw, votes
+        self.inner = (
+            model.model if isinstance(model, Limited) else None
+        )  # its weights show a device
+        self.training = False  # as it is, the networks inside too: attacks put back what they found
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        noise = self.draw(len(x))
+        if self.votes == 1:
+            return self.model(x, noise)
+        logits = self.model(x.repeat_interleave(self.votes, 0), noise.repeat(self.votes))
+        chances = logits.view(len(x), self.votes, -1).log_softmax(2)
+        return chances.logsumexp(1) - math.log(self.votes)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A function `f(model, x, y)` as an attack; `threat` and `noise` are given, too, if it names them.
+
+    Its model is a plain module (`as_module`) that meets the attacker's own noise, fresh in every call.
+    torch's, NumPy's and Python's global generators are seeded by the attacker's noise, so that the
+    same images in one batch become the same again; but what becomes of an image may depend on its
+    batch, as other attacks' images do not.
+
+    Attributes:
+        function: Returns adversarial images, a tensor or an array, shaped like `x`.
+    """
+
+    function: Callable[..., Any]
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The function returned something else.
+        """
+        turns = count()
+
+        def draw(size: int) -> Noise:
+            if noise.given is not None:
+                _at(noise, size)  # what he was told is of these images, in this order
+            copies = -(-size // len(noise))
+            return noise.draws(next(turns), copies).take(range(size))
+
+        named = signature(self.function).parameters
+        asked = {k: v for k, v in (("threat", threat), ("noise", noise)) if k in named}
+        with seeded(noise):
+            made = self.function(Module(model, draw), x.clone(), y.clone(), **asked)
+        try:
+            return torch.as_tensor(made).detach().to(x)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"an attack returned a {type(made).__name__} instead of images: let your function "
+                "return a tensor or an array, shaped like x, and nothing beside it"
+            ) from error
+
+
+def _at(noise: Noise, size: int) -> Noise:
+    """Noise for a call of `size` images, which must be those that it is for."""
+    if size != len(noise):
+        raise ValueError(
+            f"a call with {size} images, and the noise is fixed for {len(noise)}: which image is which "
+            "is told by its position, so call with all of them in order, or fix the noise by a seed "
+            "(a whole number), which is the same for every image"
+        )
+    return noise

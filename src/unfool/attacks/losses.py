@@ -1,0 +1,263 @@
+"""What an attacker climbs, averaged over what he takes for the defence's noise."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.batching import in_parts
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+
+Loss = Literal["ce", "margin", "dlr"]
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy (B,) of logits (B, K) and labels (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """How far the best wrong class is above the true one (B,); positive is misclassified."""
+    true = F.one_hot(y, logits.shape[1]).bool()
+    wrong = logits.masked_fill(true, -torch.inf).amax(1)
+    return wrong - logits.gather(1, y[:, None])[:, 0]
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """The margin over the gap from the first to the third logit, (B,) (Croce and Hein, 2020).
+
+    It does not change when logits are scaled or shifted.
+
+    Raises:
+        ValueError: There are fewer than 3 classes.
+    """
+    top = _top(logits, 3, "dlr")
+    return margin(logits, y) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def toward_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """The log-probability of the class `target`, (B,)."""
+    return -cross_entropy(logits, target)
+
+
+def toward_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """How far the class `target` is above the true one, (B,)."""
+    return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+
+
+def toward_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """`toward_margin` over a gap among the first four logits, (B,) (Croce and Hein, 2020).
+
+    Raises:
+        ValueError: There are fewer than 4 classes.
+    """
+    top = _top(logits, 4, "targeted dlr")
+    gap = top[:, 0] - (top[:, 2] + top[:, 3]) / 2
+    return toward_margin(logits, y, target) / (gap + 1e-12)
+
+
+LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+}
+TARGETED: dict[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "ce": toward_cross_entropy,
+    "margin": toward_margin,
+    "dlr": toward_dlr,
+}
+
+
+class Look(NamedTuple):
+    """What an attacker saw of each image, averaged over his draws.
+
+    Attributes:
+        loss: The mean loss (B,).
+        wrong: The share of draws that were misclassified (B,).
+        gradient: Of the mean loss at the images (B, C, H, W); zeros if it was not asked for.
+    """
+
+    loss: Tensor
+    wrong: Tensor
+    gradient: Tensor
+
+
+class Step(NamedTuple):
+    """What a search that asked for a gradient was told of its loss.
+
+    Attributes:
+        run: What its steps have in common: the keys of the noise, and the loss.
+        loss: The mean loss (B,).
+    """
+
+    run: tuple[tuple[int, ...], str]
+    loss: Tensor
+
+
+_WATCHED: ContextVar[list[Step] | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def watching() -> Iterator[list[Step]]:
+    """Every look with a gradient inside the `with`, in order; of one inside another, not the outer's.
+
+    So a search is watched without being told of it.
+    """
+    steps: list[Step] = []
+    token = _WATCHED.set(steps)
+    try:
+        yield steps
+    finally:
+        _WATCHED.reset(token)
+
+
+class Query(NamedTuple):
+    """What a search asks of the model: the arguments of `look`."""
+
+    x: Tensor
+    y: Tensor
+    loss: Loss
+    noise: Noise
+    turn: int
+    draws: int
+    gradient: bool = True
+    target: Tensor | None = None
+
+
+def look(
+    model: Classifier,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss,
+    noise: Noise,
+    turn: int,
+    draws: int,
+    gradient: bool = True,
+    target: Tensor | None = None,
+) -> Look:
+    """Query the model at `x` with `draws` draws of its noise per image (EOT, Athalye et al., 2018).
+
+    Images and draws go together into one call, up to `model.rows` at a time.
+
+    Args:
+        model: The model, as the attacker sees it.
+        x: Images (B, C, H, W).
+        y: Labels (B,).
+        loss: What to average.
+        noise: The attacker's noise.
+        turn: The number of this query; the same turn meets the same draws.
+        draws: Per image.
+        gradient: Whether to ask for the gradient.
+        target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
+            what is not the true class, either way.)
+    """
+    (seen,) = looks(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
+    if gradient:
+        climbed(Step((noise.keys, loss), seen.loss))
+    return seen
+
+
+def climbed(step: Step) -> None:
+    """Tell whoever is `watching` of a step."""
+    if (steps := _WATCHED.get()) is not None:
+        steps.append(step)
+
+
+def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
+    """`look` for several queries at once, which go together into one call, too.
+
+    They have the same loss, and ask for a gradient all or none, toward targets all or none. Of a model
+    that keeps several classes (`protocols.Classifier`), the wrong ones that may stay above the true one
+    are left out of the logits: the loss is that of the others, and wrong is an image lost to them. (A
+    loss toward a target is of all logits.)
+    """
+    first, keeps = queries[0], getattr(model, "keeps", 1)
+    images, labels = (
+        torch.cat([each(q).repeat_interleave(q.draws, 0) for q in queries])
+        for each in (lambda q: q.x.detach(), lambda q: q.y)
+    )
+    aims = [q.target.repeat_interleave(q.draws) for q in queries if q.target is not None]
+    toward = torch.cat(aims) if aims else None
+    copies = Noise.join([q.noise.draws(q.turn, q.draws) for q in queries])
+
+    def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+        batch = images[part].requires_grad_(first.gradient)
+        with torch.set_grad_enabled(first.gradient):
+            logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
+            others, place = contested(logits, y, keeps)
+            if toward is None:
+                value = LOSSES[first.loss](others, place)
+            else:
+                value = TARGETED[first.loss](logits, y, toward[part])
+            total = value.sum()
+        if first.gradient and not value.requires_grad:
+            raise RuntimeError(
+                "no gradient leads from the model's logits to the images (is something in it under "
+                "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
+            )
+        slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
+        return value.detach(), others.detach().argmax(1) != place, slope
+
+    losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
+    rows = [len(q.x) * q.draws for q in queries]
+    told = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
+    slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
+
+    def mean(values: Tensor, query: Query) -> Tensor:
+        return values.view(len(query.x), query.draws, *values.shape[1:]).mean(1)
+
+    return [
+        Look(
+            mean(loss, q),
+            mean(wrong, q),
+            torch.zeros_like(q.x) if slope is None else mean(slope, q),
+        )
+        for q, loss, wrong, slope in zip(queries, *told, slopes, strict=True)
+    ]
+
+
+@torch.no_grad()
+def ask(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
+    """The logits (B, draws, K) of `draws` draws of the model's noise per image."""
+    copies, images = noise.draws(turn, draws), x.repeat_interleave(draws, 0)
+
+    def tell(part: slice) -> Tensor:
+        return model(images[part], copies.take(range(part.start, part.stop)))
+
+    joined = torch.cat(in_parts(tell, len(images), model))
+    return joined.view(len(x), draws, joined.shape[1])
+
+
+def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n: int) -> Tensor:
+    """The `n` wrong classes of the highest mean logits, (B, n), the highest first; fewer of few."""
+    mean = ask(model, x, noise, 0, draws).mean(1)
+    wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
+    return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
+
+
+def contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
+    """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0.
+
+    Where one class is kept, nothing is left out, nor is the order changed.
+    """
+    classes = logits.shape[1]
+    if keeps == 1:
+        return logits, y
+    true = F.one_hot(y, classes).bool()
+    wrong = logits.masked_fill(true, -torch.inf).sort(1, descending=True).values
+    left = wrong[:, min(keeps, classes - 1) - 1 : -1]
+    return torch.cat([logits.gather(1, y[:, None]), left], 1), torch.zeros_like(y)
+
+
+def _top(logits: Tensor, n: int, loss: str) -> Tensor:
+    if logits.shape[1] < n:
+        raise ValueError(
+            f"the loss {loss} needs {n} classes, and the model has {logits.shape[1]}: use the loss "
+            "`margin`"
+        )
+    return logits.topk(n, dim=1).values

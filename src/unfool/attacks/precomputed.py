@@ -1,0 +1,167 @@
+"""Adversarial images that are kept: as arrays, as pictures, and read again as an attack."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from copy import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+from torch import Tensor
+
+from unfool.data import fetch, image_files
+from unfool.data.arrays import channels_first, check_images, read
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Dataset
+from unfool.threat import Threat
+
+NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
+
+
+class Images:
+    """Gives each image of a run what was made of it before, here or elsewhere. It asks the model nothing.
+
+    Args:
+        path: What `unfool attack` keeps; or any .npz or .safetensors file with `images` or `x_adv`
+            (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data set as
+            `indices` (N,), without which they must be in the order of the run's images; `labels`
+            and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of pictures,
+            in that order by name.
+
+    Raises:
+        ValueError: The file cannot be read, or lacks images.
+    """
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._of: dict[tuple[bytes, int], Tensor] = {}
+        if self.path.is_dir():
+            ends = image_files.ENDINGS
+            self.pictures = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
+            if not self.pictures:
+                raise ValueError(
+                    f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
+                    "or one attack's file in it"
+                )
+            return
+        self.pictures, self.arrays = [], _arrays(self.path)
+
+    def over(self, data: Dataset, indices: Sequence[int]) -> "Images":
+        """The same, for the images at `indices` of `data`.
+
+        Raises:
+            ValueError: It lacks some of them, or was made of other images.
+        """
+        x_adv, places = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
+        if places is None and len(x_adv) != len(indices):
+            raise ValueError(
+                f"{self.path} has {len(x_adv)} images and the run {len(indices)}: without `indices`, "
+                "which no folder of pictures has, they must be those of the run, in its order"
+            )
+        places = list(indices) if places is None else [int(place) for place in places]
+        row = {place: i for i, place in enumerate(places)}
+        if lacking := [index for index in indices if index not in row]:
+            raise ValueError(
+                f"{self.path} lacks {len(lacking)} of the run's {len(indices)} images (the first: "
+                f"{lacking[0]}); make them with the same evaluation.images and subset_seed"
+            )
+        labels, clean = self._array("labels"), self._array("clean_blake2b")
+        bound = copy(self)
+        bound._of = {}
+        for index in indices:
+            x, y = fetch(data, [index])
+            i, told = row[index], digest(x[0])
+            other = labels is not None and int(labels[i]) != int(y)
+            if other or (clean is not None and clean[i].tobytes() != told):
+                raise ValueError(
+                    f"{self.path} was made of other images: what it has for image {index} was not "
+                    "made of that image of this data set, or has another label"
+                )
+            bound._of[told, int(y)] = x_adv[i]
+        return bound
+
+    @property
+    def digest(self) -> str:
+        """A hash of the images that are given."""
+        told = hashlib.sha256()
+        for (clean, _), x_adv in self._of.items():
+            told.update(clean + x_adv.numpy().tobytes())
+        return told.hexdigest()
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """What was made of `x`.
+
+        Raises:
+            ValueError: It was not told of which data set `x` is (`over`).
+        """
+        try:
+            found = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]
+        except KeyError:
+            raise ValueError(
+                f"{self.path} has nothing for an image: say which images it is for by "
+                "`over(data, indices)`"
+            ) from None
+        return torch.stack(found).to(x)
+
+    def _array(self, name: str) -> np.ndarray | None:
+        """An array of the file, one entry per image; None if it has none."""
+        found = None if self.pictures else self.arrays.get(name)
+        if found is not None and len(found) != self._size():
+            raise ValueError(f"{self.path} has {self._size()} images but {len(found)} `{name}`")
+        return found
+
+    def _size(self) -> int:
+        return len(self.arrays["images"])
+
+    def _images(self, grey: bool) -> Tensor:
+        if self.pictures:
+            read_in = [image_files.read(picture, grey) for picture in self.pictures]
+            if len({picture.shape for picture in read_in}) > 1:
+                raise ValueError(f"the pictures in {self.path} differ in size")
+            return torch.stack(read_in)
+        try:
+            check_images(x_adv := channels_first(self.arrays["images"]))
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
+        return x_adv.float() / 255 if x_adv.dtype == torch.uint8 else x_adv
+
+
+def digest(image: Tensor) -> bytes:
+    """16 bytes that tell an image (C, H, W) of float32 from others."""
+    content = np.ascontiguousarray(image.detach().cpu().numpy(), dtype="<f4").tobytes()
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def digests(images: Tensor) -> np.ndarray:
+    """The digests of images (N, C, H, W), (N, 16) of uint8."""
+    return np.stack([np.frombuffer(digest(image), dtype=np.uint8) for image in images])
+
+
+def toward(x: Tensor, x_adv: Tensor) -> Tensor:
+    """`x_adv` in 8 bits (a multiple of 1/255), each value rounded toward that of `x`.
+
+    Where `x` has 8 bits, no value comes to lie further from it than before.
+    """
+    level, near = x_adv.double() * 255, 1e-4  # so near a level, it is that level
+    down, up = (level + near).floor(), (level - near).ceil()
+    rounded = torch.where(x_adv > x, down, torch.where(x_adv < x, up, level.round()))
+    return (rounded / 255).clamp(0, 1).to(x_adv)
+
+
+def _arrays(path: Path) -> Mapping[str, np.ndarray]:
+    if path.suffix.lower() != ".safetensors":
+        found = read(path, NAMES)
+    elif not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; name one of adversarial images")
+    else:
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
+    if "images" not in found and "x_adv" not in found:
+        raise ValueError(f"{path} has neither `images` nor `x_adv`")
+    return {**found, "images": found.get("images", found.get("x_adv"))}  # pyright: ignore

@@ -1,0 +1,35 @@
+"""The best of many random points: what an attack must beat."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from unfool.attacks.candidates import check_counts, choose
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat
+
+
+@dataclass(frozen=True)
+class RandomSearch:
+    """The worst of the image and of random images of the whole budget, on the same draws for all.
+
+    Attributes:
+        tries: Random images.
+        eot: Draws of the defence's noise per try and image.
+    """
+
+    tries: int = 100
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        check_counts(self, "tries", "eot")
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`."""
+        points = (
+            x if not i else threat.edge(x, noise.fold("try", i)) for i in range(self.tries + 1)
+        )
+        return choose(model, y, points, "margin", noise.fold("compare"), self.eot)

@@ -1,0 +1,68 @@
+"""Salt-and-pepper noise (Zhang et al., 2024, appendix E.1): places of an image turn black or white."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import worth
+from unfool.attacks.losses import look
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+
+@dataclass(frozen=True)
+class SaltAndPepper:
+    """Growing shares of random places turned black or white, for a threat of the norm l0.
+
+    It needs no gradient. Each try grows in even steps to the whole budget, and keeps the places it
+    has. Of all candidates and the image itself, the one that is misclassified most often on the
+    attacker's draws (the same for all) is returned; of equals, that of the higher loss.
+
+    Attributes:
+        tries: Independent orders of places.
+        shares: Steps in which a try grows.
+        eot: Draws of the defence's noise per candidate and image.
+    """
+
+    tries: int = 4
+    shares: int = 5
+    eot: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tries", "shares", "eot"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is not l0.
+        """
+        if threat.norm != "l0":
+            raise ValueError(
+                f"salt-and-pepper changes a few places by much, which the norm {threat.norm} does not "
+                "measure: set threat.norm to l0, with eps the share of places (0.1, say)"
+            )
+        best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
+        for candidate in self._candidates(x, threat, noise):
+            seen = look(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
+            score = worth(seen)
+            better = score > highest
+            best = torch.where(images(better), candidate, best)
+            highest = torch.where(better, score, highest)
+        return best
+
+    def _candidates(self, x: Tensor, threat: Threat, noise: Noise) -> list[Tensor]:
+        grown = [
+            replace(threat, eps=threat.eps * share / self.shares)
+            for share in range(1, self.shares + 1)
+        ]
+        return [x] + [
+            smaller.edge(x, noise.fold("try", i)) for i in range(self.tries) for smaller in grown
+        ]

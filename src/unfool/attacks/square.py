@@ -1,0 +1,181 @@
+"""The Square attack (Andriushchenko et al., 2020): random search that needs no gradient."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import check_ball, check_counts, choose
+from unfool.attacks.losses import look
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of squares, per 10 000
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares of the image are moved to the edge of the budget, and kept if the mean margin rises.
+
+    The best image and each proposal are compared on the same draws, so that no lucky draw decides;
+    at the end the best and the image itself, on draws of their own.
+
+    Attributes:
+        queries: Proposals, the start among them.
+        eot: Draws of the defence's noise per proposal and image.
+        share: Of the pixels that the first squares cover.
+        hold: Proposals that share their draws. With 1 all are fresh, which costs a second look at
+            the best image for every proposal; a model without noise needs none: any number from
+            `queries` upward.
+        compare: Draws to compare the candidates on; None is as many as `eot`.
+    """
+
+    queries: int = 5000
+    eot: int = 1
+    share: float = 0.8
+    hold: int = 1
+    compare: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, "queries", "eot", "hold", compare=self.compare)
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
+
+    @torch.no_grad()
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is l0.
+        """
+        check_ball("Square", threat)
+
+        def loss(at: Tensor, i: int) -> Tensor:
+            turn = i // self.hold
+            return look(model, at, y, "margin", noise, turn, self.eot, gradient=False).loss
+
+        propose = _stripes if threat.norm == "linf" else _tiles
+        best = propose(x, threat, noise.fold("start"))
+        highest = loss(best, 0)
+        for i in range(1, self.queries):
+            fresh = noise.fold("square", i)
+            if threat.norm == "linf":
+                proposal = _square(x, best, self._side(x, i, 1), threat, fresh)
+            else:
+                proposal = _two_squares(x, best, self._side(x, i, 3), threat, fresh)
+            if i % self.hold == 0:  # the draws are new
+                highest = loss(best, i)
+            found = loss(proposal, i)
+            better = found > highest
+            best = torch.where(images(better), proposal, best)
+            highest = torch.where(better, found, highest)
+        draws = self.compare or self.eot
+        return choose(model, y, [best, x], "margin", noise.fold("compare"), draws)
+
+    def _side(self, x: Tensor, i: int, least: int) -> int:
+        done = 10_000 * i / self.queries
+        share = self.share / 2 ** sum(done > after for after in HALVINGS)
+        height, width = x.shape[2:]
+        side = max(round((share * height * width) ** 0.5), least)
+        return min(side, height, width)
+
+
+def _stripes(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
+    return threat.project(x, x + threat.eps * _signs(x[:, :, :1], noise))
+
+
+def _square(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
+    inside = _inside(_corner(x, side, noise.fold("corner")), side, x)
+    moved = x + threat.eps * _signs(x[:, :, :1, :1], noise.fold("signs"))
+    return threat.project(x, torch.where(inside, moved, best))
+
+
+def _tiles(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
+    height, width = x.shape[2:]
+    side = max(min(height, width) // 5, 1)
+    rows, columns = -(-height // side), -(-width // side)
+    signs = _signs(x.new_empty(len(x), x.shape[1], rows, columns), noise)
+    signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)
+    delta = signs * bumps(side).to(x).repeat(rows, columns)
+    return _at_edge(x, delta[:, :, :height, :width], threat)
+
+
+def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
+    """What two squares and the slack hold of the budget goes into one of them; the other is cleared."""
+    side -= 1 - side % 2  # odd
+    delta = best - x
+    corner = _corner(x, side, noise.fold("corner"))
+    one, two = _inside(corner, side, x), _inside(_corner(x, side, noise.fold("other")), side, x)
+    both = _channel(torch.where(one | two, delta, 0)).square()
+    slack = (threat.eps**2 - threat.size(delta).square()).clamp(min=0) / x.shape[1]
+    kept = torch.where(one, delta, 0)
+    kept = kept / images(threat.size(kept)).clamp(min=1e-12)
+    turned = noise.fold("turn").uniform(x[:, :1, :1, :1]) < 0.5
+    pattern = bumps(side).to(x)
+    bump = torch.where(turned, _placed(pattern.T, corner, x), _placed(pattern, corner, x))
+    fresh = kept + bump * _signs(x[:, :, :1, :1], noise.fold("signs"))
+    fresh = fresh / _channel(fresh).clamp(min=1e-12) * (images(slack) + both).sqrt()
+    return _at_edge(x, torch.where(one, fresh, torch.where(two, 0, delta)), threat)
+
+
+def bumps(side: int) -> Tensor:
+    """A bump over a dent (side, side) of unit length (Andriushchenko et al., 2020).
+
+    Of an odd side the dent is the larger; each half has the same length, as in the release.
+    """
+    upper = side // 2
+    halves = [_bump(upper, side)] if upper else []
+    pattern = torch.cat([*halves, -_bump(side - upper, side)])
+    return pattern / pattern.norm()
+
+
+def _bump(height: int, width: int) -> Tensor:
+    reach = max(height // 2, width // 2) + 1
+    steps = 1 / torch.arange(1, reach + 1, dtype=torch.float64).square()
+    heights = steps.flip(0).cumsum(0).flip(0)  # at each distance from the middle
+    row = (torch.arange(height) - height // 2).abs()
+    column = (torch.arange(width) - width // 2).abs()
+    bump = heights[torch.maximum(row[:, None], column)]
+    return bump / bump.norm()
+
+
+def _corner(x: Tensor, side: int, noise: Noise) -> Tensor:
+    """The upper left corner (B, 2) of a square, at random."""
+    places = torch.tensor(x.shape[2:], device=x.device) - side + 1
+    return (noise.uniform(x[:, 0, 0, :1].expand(-1, 2)) * places).long().minimum(places - 1)
+
+
+def _inside(corner: Tensor, side: int, x: Tensor) -> Tensor:
+    row, column = _offsets(corner, x)
+    rows, columns = (row >= 0) & (row < side), (column >= 0) & (column < side)
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _placed(pattern: Tensor, corner: Tensor, x: Tensor) -> Tensor:
+    """The pattern at each image's corner, 0 elsewhere, (B, 1, H, W)."""
+    side = len(pattern)
+    row, column = (offset.clamp(0, side - 1) for offset in _offsets(corner, x))
+    spread = pattern[row[:, :, None], column[:, None, :]][:, None]
+    return torch.where(_inside(corner, side, x), spread, 0)
+
+
+def _offsets(corner: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    row = torch.arange(x.shape[2], device=x.device) - corner[:, :1]
+    column = torch.arange(x.shape[3], device=x.device) - corner[:, 1:]
+    return row, column
+
+
+def _signs(like: Tensor, noise: Noise) -> Tensor:
+    return 2 * noise.uniform(like).round() - 1
+
+
+def _channel(delta: Tensor) -> Tensor:
+    """The length of every channel, (B, C, 1, 1)."""
+    return delta.flatten(2).norm(dim=2)[:, :, None, None]
+
+
+def _at_edge(x: Tensor, delta: Tensor, threat: Threat) -> Tensor:
+    return threat.project(x, x + threat.eps * threat.steepest(delta))

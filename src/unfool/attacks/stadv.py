@@ -1,0 +1,92 @@
+"""Spatially transformed images (Xiao et al., 2018): pixels are moved, not changed."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.attacks.candidates import check_counts, choose
+from unfool.attacks.losses import look
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+
+
+@dataclass(frozen=True)
+class StAdv:
+    """A field of small shifts, found by Adam on the mean margin, that is held to a bound of its own.
+
+    The settings are those of DiffPure's evaluation (Nie et al., 2022), which takes 20
+    draws. The last image, that of the highest mean margin and the image itself are compared on
+    draws of their own. The spec's threat, which measures pixel values, does not bound it.
+
+    Attributes:
+        steps: Of Adam.
+        eot: Draws of the defence's noise per step and image.
+        bound: The largest shift along an axis, the image being 2 wide (0.05 is 0.8 of 32 pixels).
+        rate: Of Adam, in the unit of `bound`.
+        smoothness: The weight of the field's roughness, times `bound`.
+        compare: Draws to compare the candidates on; None is as many as `eot`.
+        bounded: Whether images are held to the threat.
+    """
+
+    steps: int = 100
+    eot: int = 1
+    bound: float = 0.05
+    rate: float = 0.01
+    smoothness: float = 0.0025
+    compare: int | None = None
+    bounded: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "eot", compare=self.compare)
+        for name in ("bound", "rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not self.smoothness >= 0:
+            raise ValueError(f"smoothness must be 0 or more, not {self.smoothness}")
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`."""
+        flow = x.new_zeros(len(x), *x.shape[2:], 2).requires_grad_()
+        adam = torch.optim.Adam([flow], lr=self.rate, maximize=True)
+        peak, highest = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        for i in range(self.steps):
+            with torch.enable_grad():
+                x_adv = warp(x, flow)
+                penalty = self.smoothness / self.bound * roughness(flow).sum()
+            seen = look(model, x_adv, y, "margin", noise, i, self.eot)
+            higher = seen.loss > highest
+            peak = torch.where(images(higher), x_adv.detach(), peak)
+            highest = torch.where(higher, seen.loss, highest)
+            along = (seen.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
+            (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, along)
+            adam.step()
+            with torch.no_grad():
+                flow.clamp_(-self.bound, self.bound)
+        candidates = (warp(x, flow.detach()), peak, x)
+        draws = self.compare or self.eot
+        return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
+
+
+def warp(x: Tensor, flow: Tensor) -> Tensor:
+    """Images (B, C, H, W) seen at places shifted by `flow` (B, H, W, 2), as (right, down).
+
+    A shift of 2 is the whole width or height; between pixels it is bilinear, and beyond the border
+    the border's.
+    """
+    still = torch.eye(2, 3, dtype=x.dtype, device=x.device).expand(len(x), 2, 3)
+    grid = F.affine_grid(still, list(x.shape), align_corners=False)
+    moved = F.grid_sample(x, grid + flow, padding_mode="border", align_corners=False)
+    return moved.clamp(0, 1)  # of rounding
+
+
+def roughness(flow: Tensor) -> Tensor:
+    """How much the shifts (B, H, W, 2) of neighbours differ, summed (Xiao et al., 2018)."""
+    down, right = flow[:, 1:] - flow[:, :-1], flow[:, :, 1:] - flow[:, :, :-1]
+    lengths = (d.square().sum(3).add(1e-10).sqrt().flatten(1).sum(1) for d in (down, right))
+    return sum(lengths, flow.new_zeros(len(flow)))

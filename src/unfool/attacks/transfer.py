@@ -1,0 +1,35 @@
+"""Transfer: images made to fool another classifier, by one who never asks the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from unfool.attacks.views import to_climb
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """An attack on a source classifier, whose images are then shown to the model.
+
+    What a model withstands of it says little: who may ask the model attacks that.
+
+    Attributes:
+        source: The classifier that is attacked; of a diffusion classifier its `whole` (see `views`).
+        attack: How.
+    """
+
+    source: Any
+    attack: Any
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`."""
+        source = self.source
+        if isinstance(source, nn.Module):
+            source.eval().requires_grad_(False).to(x.device)
+        return self.attack(to_climb(source), x, y, threat, Noise(noise.keys))

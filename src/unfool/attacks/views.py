@@ -1,0 +1,232 @@
+"""What the attacker takes the defended model for. A view is a function from model to model."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.batching import Rows, in_parts
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Defended, Purifier
+from unfool.runtime.device import bfloat16_costs
+
+
+def exact(model: Classifier) -> Classifier:
+    """The model itself, with its exact gradient."""
+    return model
+
+
+def bpda(model: Classifier) -> Classifier:
+    """The model, with the purifier's gradient taken for the identity's (Athalye et al., 2018)."""
+    whole = _defended(model)
+    return _as(model, whole.behind(straight_through(whole.purifier)))
+
+
+def adjoint(model: Classifier) -> Classifier:
+    """The model, with the gradient of DiffPure's release for the purifier's: not the exact one.
+
+    It is here to compare with published numbers, which it makes look more robust than they are.
+    """
+    whole = _defended(model)
+    if not hasattr(whole.purifier, "adjoint"):
+        raise ValueError(
+            "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
+        )
+    return _as(model, whole.behind(whole.purifier.adjoint()))  # pyright: ignore
+
+
+def bfloat16(model: Classifier) -> Classifier:
+    """The model with its convolutions and products in bfloat16, where that is faster.
+
+    The search alone is in it: a verdict is always in the model's own precision. Guides that ask for
+    float32 keep it.
+
+    Raises:
+        ValueError: It is slower than float32 here.
+    """
+    inner = model.model if isinstance(model, Limited) else model
+    parameters = inner.parameters() if isinstance(inner, nn.Module) else iter(())
+    device = next((str(p.device) for p in parameters), "cpu")
+    if bfloat16_costs(device) >= 1:
+        raise ValueError("the view `bfloat16` is slower here than `exact` in float32: use `exact`")
+
+    def roughly(x: Tensor, noise: Noise) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16):
+            return model(x, noise).to(x)
+
+    return _as(model, roughly)
+
+
+def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
+    """The model with fewer of the purifier's steps, on noise of its own (Lee and Kim, 2023).
+
+    Args:
+        model: A classifier behind a purifier that goes step by step.
+        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+
+    Raises:
+        ValueError: The purifier does not say how to leave out steps, or has not so many.
+    """
+    return _coarse(model, steps, matched=False)
+
+
+def matched(model: Classifier, steps: int | None = None) -> Classifier:
+    """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
+
+    A step's noise is made of that of the steps it goes over; with all of them it is the model.
+
+    Args:
+        model: A classifier behind a purifier that goes step by step.
+        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+
+    Raises:
+        ValueError: The purifier does not say how to leave out steps, or has not so many.
+    """
+    return _coarse(model, steps, matched=True)
+
+
+def undefended(model: Classifier) -> Classifier:
+    """The classifier alone, as one sees it who does not know of the defence (transfer attack)."""
+    return _as(model, _defended(model).classifier)
+
+
+def whole(model: Classifier, draws: int | None = None) -> Classifier:
+    """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
+
+    Args:
+        model: The classifier `diffusion`, alone or behind a purifier.
+        draws: How many of its draws, evenly spread over them, with their own noise: a step costs
+            less, and the verdict is on all. None is all.
+
+    Raises:
+        ValueError: It is another model, or has not so many draws.
+    """
+    return _eliminating(model, lambda classifier: classifier.whole(draws))
+
+
+def first_stage(model: Classifier) -> Classifier:
+    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
+
+    The true class is lost there once as many others are above it as the stage keeps, so attacks climb
+    the last of these (`keeps`; see `protocols.Classifier`).
+    """
+    return _eliminating(model, lambda classifier: classifier.stage(1))
+
+
+def to_climb(model: Classifier) -> Classifier:
+    """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
+    try:
+        return whole(model)
+    except ValueError:
+        return model
+
+
+def straight_through(purifier: Purifier) -> Purifier:
+    """A purifier with the same output, and the identity for a gradient."""
+
+    def purify(x: Tensor, noise: Noise) -> Tensor:
+        with torch.no_grad():
+            change = purifier(x, noise) - x
+        return x + change
+
+    return purify
+
+
+class Limited:
+    """A model that is called with at most `rows` images at a time, and `keeps` so many classes.
+
+    (See `protocols.Classifier` for both.)
+
+    When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`). Given another
+    model, it has its number of rows, and they learn from each other.
+    """
+
+    def __init__(self, model: Classifier, rows: "int | Limited | None", keeps: int = 1):
+        self.model, self.keeps = model, keeps
+        self._rows = rows._rows if isinstance(rows, Limited) else Rows(rows)
+
+    @property
+    def rows(self) -> int | None:
+        """The most images in a call; None for any number."""
+        return self._rows.rows
+
+    @rows.setter
+    def rows(self, rows: int | None) -> None:
+        self._rows.rows = rows
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """The logits of the model."""
+        return self._in_parts(self.model, x, noise)
+
+    def decide(self, x: Tensor, noise: Noise) -> Tensor:
+        """The classes (B,) that the model chooses, by its own `decide` if it has one.
+
+        Raises:
+            RuntimeError: Its logits are not finite: there is no highest among them.
+        """
+        if not hasattr(self.model, "decide"):
+            logits = self(x, noise)
+            if broken := int((~logits.isfinite().all(1)).sum()):
+                raise RuntimeError(
+                    f"the model returned logits that are not finite on {broken} of {len(x)} images "
+                    "(with their draws): an answer of such is no verdict; mend the model, or compute "
+                    "in a higher precision (see `unfool doctor`)"
+                )
+            return logits.argmax(1)
+        return self._in_parts(self.model.decide, x, noise)  # pyright: ignore
+
+    def _in_parts(self, call: Classifier, x: Tensor, noise: Noise) -> Tensor:
+        if not len(x):
+            return call(x, noise)
+
+        def part(of: slice) -> Tensor:
+            whole = of.stop - of.start == len(x)
+            return call(x, noise) if whole else call(x[of], noise.take(range(of.start, of.stop)))
+
+        found = in_parts(part, len(x), self)
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def _as(model: Classifier, view: Classifier) -> Classifier:
+    rows = _rows(model)
+    return view if rows is None else Limited(view, rows)
+
+
+def _rows(model: Classifier) -> "int | Limited | None":
+    return model if isinstance(model, Limited) else getattr(model, "rows", None)
+
+
+def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
+    whole = _defended(model)
+    if not hasattr(whole.purifier, "coarse"):
+        raise ValueError(
+            "the views `surrogate` and `matched` leave out steps of the purifier, and this one does "
+            "not say how; use `bpda` or `exact`"
+        )
+    return _as(model, whole.behind(whole.purifier.coarse(steps, matched)))  # pyright: ignore
+
+
+def _defended(model: Classifier) -> Defended:
+    inner = model.model if isinstance(model, Limited) else model
+    if not isinstance(inner, Defended):
+        raise ValueError(
+            "this view takes a defence apart, and the model is no classifier behind a purifier; "
+            "use the view `exact`"
+        )
+    return inner
+
+
+def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
+    """The model with its diffusion classifier changed, which may stand behind a purifier."""
+    inner: Any = model.model if isinstance(model, Limited) else model
+    rows = _rows(model)
+    if hasattr(inner, "whole"):
+        changed = change(inner)
+        return Limited(changed, rows, changed.keeps)
+    if hasattr(inner, "before") and hasattr(inner.classifier, "whole"):
+        changed = change(inner.classifier)
+        return Limited(inner.before(changed), rows, changed.keeps)
+    raise ValueError(
+        "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
+    )

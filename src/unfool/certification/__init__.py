@@ -1,0 +1,1 @@
+"""Certified l2 radii by randomized smoothing."""

@@ -1,0 +1,174 @@
+"""Certificates: what was counted of an image under noise, and what that proves of it.
+
+A certificate says that the smoothed classifier gives the same answer on every image nearer than its
+radius, in Euclidean length (Cohen et al., 2019, theorem 1). It is wrong with a chance of at most
+alpha, over the draws of the noise. All here is a pure function of the counts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy import stats
+
+from unfool import __version__
+from unfool.results.run_folder import Run
+from unfool.statistics import Share, lower_bound, mean_of, wilson
+
+VERSION = 1
+KIND = "certification"
+RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # those of the report's table
+
+
+@dataclass(frozen=True)
+class Count:
+    """The answers to the noisy draws of one image.
+
+    Attributes:
+        index: Its place in the data set.
+        label: Its class.
+        selected: How often each class was chosen in the draws that choose the answer.
+        estimated: And in the draws, apart from these, that measure how sure the answer is.
+        seconds: Time spent on it.
+        cost: Network calls spent on it.
+        made_by: The versions of what did it.
+    """
+
+    index: int
+    label: int
+    selected: dict[int, int]
+    estimated: dict[int, int]
+    seconds: float
+    cost: dict[str, float]
+    made_by: str = ""
+
+    @classmethod
+    def of(cls, table: dict[str, Any]) -> "Count":
+        """The count that `dataclasses.asdict` wrote."""
+        counts = {
+            name: {int(label): int(hits) for label, hits in table[name].items()}
+            for name in ("selected", "estimated")
+        }
+        return cls(**{**table, **counts})
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What the counts of one image prove.
+
+    Attributes:
+        answer: The class of the smoothed classifier; None if it abstains.
+        rate: What the answer's share of all noise exceeds, but for a chance of alpha.
+        radius: Every image nearer than this, in the Euclidean length of [0, 1] pixels, has the same
+            answer; 0 if it abstains.
+    """
+
+    answer: int | None
+    rate: float
+    radius: float
+
+
+def certificate(count: Count, sigma: float, alpha: float) -> Certificate:
+    """The certificate of an image (Cohen et al., 2019, `Certify`).
+
+    Args:
+        count: Its answers under noise.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels.
+        alpha: The chance that the certificate may be wrong.
+    """
+    answer, total = _leader(count.selected), sum(count.estimated.values())
+    rate = lower_bound(count.estimated.get(answer, 0), total, alpha)
+    if rate <= 0.5:
+        return Certificate(None, rate, 0.0)
+    return Certificate(answer, rate, sigma * float(stats.norm.ppf(rate)))
+
+
+def reach(sigma: float, n: int, alpha: float) -> float:
+    """The largest radius that `n` draws can prove: when all agree; 0 if they prove nothing."""
+    rate = lower_bound(n, n, alpha)
+    return sigma * float(stats.norm.ppf(rate)) if rate > 0.5 else 0.0
+
+
+def certified_at(radius: float, images: Sequence[dict[str, Any]]) -> Share:
+    """How many of a summary's `images` are rightly answered up to `radius`, for certain."""
+    return wilson(sum(_right(row) and row["radius"] >= radius for row in images), len(images))
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """What `report.json` holds of a certification, finished or not.
+
+    Raises:
+        RuntimeError: The run is no certification, has nothing yet, or a file of it is damaged.
+    """
+    if run.kind != KIND:
+        raise RuntimeError(f"{run.folder} holds an {run.kind}, not a {KIND}")
+    counts = run.read(Count.of)
+    if not counts:
+        raise RuntimeError(f"{run.folder} has no images yet; run the certification first")
+    spec = run.asked["spec"]
+    options = spec["certification"]
+    sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
+    images = [_image(count, certificate(count, sigma, alpha)) for count in counts]
+    mean_radius = sum(row["radius"] for row in images if _right(row)) / len(images)
+
+    def share(holds: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
+        return wilson(sum(map(holds, images)), len(images))._asdict()
+
+    return {
+        "version": VERSION,
+        "kind": KIND,
+        "run": run.asked["identity"],
+        "spec": spec,
+        "n": len(counts),
+        "of": len(run.asked["indices"]),
+        "certified": [{"radius": r} | certified_at(r, images)._asdict() for r in RADII],
+        "clean": share(lambda row: row["most"] == row["label"]),
+        "one_draw": mean_of([row["share"] for row in images], n)._asdict(),
+        "abstained": share(lambda row: row["answer"] is None),
+        "wrong": share(lambda row: row["answer"] not in (None, row["label"])),
+        "mean_radius": mean_radius,
+        "reach": reach(sigma, n, alpha),
+        "images": images,
+        "cost": _cost(counts),
+        "versions": run.asked["versions"],
+        "made_by": sorted({count.made_by for count in counts}),
+        "unfool": __version__,
+    }
+
+
+def _image(count: Count, found: Certificate) -> dict[str, Any]:
+    """A row of `report.json`: `most` is the class of most estimation draws, None of equals."""
+    first, *others = sorted(count.estimated.values(), reverse=True)
+    tied = bool(others) and others[0] == first
+    return {
+        "index": count.index,
+        "label": count.label,
+        "answer": found.answer,
+        "radius": found.radius,
+        "rate": found.rate,
+        "most": None if tied else _leader(count.estimated),
+        "share": count.estimated.get(count.label, 0) / sum(count.estimated.values()),
+    }
+
+
+def _right(row: dict[str, Any]) -> bool:
+    return row["answer"] == row["label"]
+
+
+def _leader(counts: dict[int, int]) -> int:
+    """The class chosen most often; of equals, the lowest number."""
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def _cost(counts: Sequence[Count]) -> dict[str, float]:
+    seconds = sum(count.seconds for count in counts)
+    calls = {
+        name: round(sum(count.cost.get(name, 0) for count in counts))
+        for name in ("nfe_forward", "classifier_forward")
+    }
+    return {
+        **calls,
+        "seconds": round(seconds, 2),
+        "seconds_per_image": round(seconds / len(counts), 4),
+        "peak_bytes": int(max(count.cost.get("peak_bytes", 0) for count in counts)),
+    }

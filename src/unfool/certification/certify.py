@@ -1,0 +1,308 @@
+"""Certification by randomised smoothing (Cohen et al., 2019), from a spec to a run folder.
+
+The function that is smoothed is classify(denoise(x + sigma eps)): noise of standard deviation sigma
+on the pixels, not clipped; then a purifier that takes it off, if there is one; then the classifier.
+Its answers are counted here; what the counts prove is said by `evaluation.certificate`.
+"""
+
+import inspect
+import math
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool import __version__
+from unfool import spec as specs
+from unfool.certification.certificate import KIND, Count, reach
+from unfool.data import fetch
+from unfool.errors import SpecError
+from unfool.evaluation.compatibility import fits
+from unfool.evaluation.cost import Ledger, peak_bytes
+from unfool.evaluation.evaluate import Machine
+from unfool.evaluation.prepare import build_model, fingerprint, question, subset
+from unfool.evaluation.spec import check_model
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Dataset, Defended
+from unfool.results.run_folder import Run
+from unfool.runtime.device import pick_device
+from unfool.runtime.progress import progress
+from unfool.spec import Table, menu
+
+SECTIONS = ("data", "classifier", "denoiser", "purifier", "paths", "certification", "machine")
+CERTIFICATION: dict[str, tuple[Any, Any]] = {
+    "sigma": (float, ...),
+    "n0": (int, 100),
+    "n": (int, 10_000),
+    "alpha": (float, 0.001),
+    "images": (int | None, None),
+    "subset_seed": (int, 0),
+    "seed": (int, 0),
+}
+MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "rows": (int, 256)}
+
+
+class Denoising(nn.Module):
+    """A purifier that takes off noise of a known size, and puts none on.
+
+    Args:
+        purifier: With a method `denoise(x, sigma, noise)`.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels.
+    """
+
+    def __init__(self, purifier: Any, sigma: float):
+        super().__init__()
+        self.purifier, self.sigma = purifier, sigma
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Images without their noise, shaped like `x` (B, C, H, W)."""
+        return self.purifier.denoise(x, self.sigma, noise)
+
+
+class Noisy(nn.Module):
+    """The function that is smoothed: a noisy draw of an image, denoised and classified.
+
+    The noise comes from the stream `smooth`, apart from those of the model. Several paths of a
+    purifier see the same noisy image, and only then vote (DensePure; Xiao et al., 2022).
+
+    Args:
+        model: The classifier alone, or behind a purifier with a method `denoise`.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels.
+    """
+
+    def __init__(self, model: Classifier, sigma: float):
+        super().__init__()
+        self.sigma, self.purifier = sigma, None
+        if isinstance(model, Defended):
+            self.purifier = model.purifier
+            model = model.behind(Denoising(model.purifier, sigma))
+        self.model = model
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (B, K), each for one noisy draw of an image (B, C, H, W) in [0, 1].
+
+        Raises:
+            RuntimeError: The logits are not finite.
+        """
+        logits = self.model(x + self.sigma * noise.fold("smooth").normal(x), noise)
+        if not bool(logits.isfinite().all()):
+            raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
+        return logits
+
+
+def check(spec: Table, folder: str | None = None) -> Table:
+    """A certification spec with every option checked and filled in.
+
+    Args:
+        spec: What `spec.load` read.
+        folder: Where data sets are read from.
+
+    Raises:
+        SpecError: What is wrong with it.
+    """
+    for key in spec:
+        if key not in SECTIONS:
+            raise SpecError(f"a certification spec has no {key!r}; {menu.hint(key, SECTIONS)}")
+    for key in ("data", "classifier", "certification"):
+        if key not in spec:
+            raise SpecError(f"a certification spec needs {key!r}")
+    options = _check_options(spec["certification"])
+    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
+    if machine["rows"] < 1:
+        raise SpecError(f"rows must be 1 or more, not {machine['rows']}")
+    if spec.get("purifier") is not None:
+        spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
+    spec = spec | {"classifier": _judge(spec, options["sigma"])}
+    model = check_model(spec)
+    data = {"data": specs.check_data(spec["data"], folder)}
+    return data | model | {"certification": options, "machine": machine}
+
+
+def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
+    """Certify what a checked `spec` asks, from where `folder` left off.
+
+    Args:
+        spec: What `check` returned.
+        folder: The run folder.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+        RuntimeError: The folder holds another run, or the model returns no numbers.
+    """
+    options, machine = spec["certification"], spec["machine"]
+    device = pick_device(machine["device"])
+    data: Dataset = specs.build("data", spec["data"])
+    model = build_model(spec, device)
+    if isinstance(model, Defended):
+        _denoises(spec["purifier"]["name"], model.purifier)
+    noisy = Noisy(model, options["sigma"]).eval()
+    indices = subset(len(data), options["images"], options["subset_seed"])
+    fits(noisy, data, indices, device)
+    asked = question(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
+    begun = Run.begin(folder, asked, partial(fingerprint, data))
+    certify(
+        noisy,
+        data,
+        begun,
+        indices=indices,
+        n0=options["n0"],
+        n=options["n"],
+        seed=options["seed"],
+        machine=Machine(device, machine["rows"], shard=shard, quiet=quiet),
+    )
+    return begun
+
+
+def certify(
+    model: Classifier,
+    data: Dataset,
+    run: Run,
+    *,
+    indices: Sequence[int],
+    n0: int = 100,
+    n: int = 10_000,
+    seed: int = 0,
+    machine: Machine | None = None,
+) -> None:
+    """Count what `run` still lacks, and write down each image as it is done.
+
+    Args:
+        model: The function that is smoothed: images and noise to logits (`Noisy`).
+        data: Images with labels.
+        run: Where counts go, and which are there.
+        indices: The images to do.
+        n0: Draws that choose the answer.
+        n: Draws, apart from these, that measure how sure it is.
+        seed: Of all noise.
+        machine: What changes only speed; `rows` is how many draws go into one call.
+    """
+    machine = machine or Machine()
+    done = {count.index for count in run.read(Count.of)}
+    rank, ranks = machine.shard
+    mine = indices[rank::ranks]
+    todo = [index for index in mine if index not in done]
+    behind, each, ledger = len(mine) - len(todo), n0 + n, Ledger()
+    bar = progress("draws", len(mine) * each, behind * each, machine.quiet)
+    with ledger.watching(model), bar as show:
+        for place, index in enumerate(todo, behind):
+            began, drawn, counts = time.perf_counter(), place * each, []
+            x, y = fetch(data, [index])
+            x, noise = x.to(machine.device), Noise.of(seed, [index])
+            for stage, draws in (("select", n0), ("estimate", n)):
+                counts.append(Counter[int]())
+                for chosen in answers(model, x, draws, noise.fold(stage), machine.rows):
+                    counts[-1].update(chosen)
+                    drawn += len(chosen)
+                    show(drawn, f"image {place + 1} of {len(mine)}")
+            found = Count(
+                index=index,
+                label=int(y[0]),
+                selected=dict(sorted(counts[0].items())),
+                estimated=dict(sorted(counts[1].items())),
+                seconds=round(time.perf_counter() - began, 4),
+                cost={**ledger.take(), "peak_bytes": peak_bytes()},
+                made_by=f"unfool {__version__}, torch {torch.__version__}",
+            )
+            run.add([found], {})
+
+
+def answers(
+    model: Classifier, x: Tensor, draws: int, noise: Noise, rows: int = 256
+) -> Iterator[list[int]]:
+    """The class that `model` chooses at each of `draws` draws of one image; of equals, the lowest.
+
+    Args:
+        model: The function that is smoothed (`Noisy`).
+        x: The image (1, C, H, W).
+        draws: How many.
+        noise: Of the image; draw i has a stream of its own, whatever `rows` is.
+        rows: Draws in one call of the model.
+
+    Yields:
+        The classes of the draws of one call.
+    """
+    streams = noise.repeat(draws)
+    for first in range(0, draws, rows):
+        which = range(first, min(first + rows, draws))
+        with torch.no_grad():
+            logits = model(x.expand(len(which), -1, -1, -1), streams.take(which))
+        yield logits.argmax(1).tolist()
+
+
+def _check_options(section: Any) -> Table:
+    if isinstance(section, dict) and "sigma" not in section:
+        raise SpecError(
+            "certification needs `sigma`, the standard deviation of the noise in units of [0, 1] "
+            "pixels (0.25, say)"
+        )
+    options = specs.fields("certification", section, CERTIFICATION)
+    sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
+    if not 0 < sigma < math.inf:
+        raise SpecError(f"certification.sigma must be above 0, in [0, 1] pixels, not {sigma}")
+    if not 0 < alpha < 0.5:
+        raise SpecError(
+            "certification.alpha is the chance that a certificate may be wrong, above 0 and below "
+            f"0.5 (0.001, say), not {alpha}"
+        )
+    for name in ("n0", "n", "images"):
+        if options[name] is not None and options[name] < 1:
+            raise SpecError(f"certification.{name} must be 1 or more, not {options[name]}")
+    if not reach(sigma, n, alpha):
+        least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
+        raise SpecError(
+            f"certification.n: {n} draws cannot certify anything at alpha {alpha:g}, even if all "
+            f"agree; take {least} or more"
+        )
+    return options
+
+
+def _judge(spec: Table, sigma: float) -> Table:
+    """The classifier's part; of one that judges noisy images, told of their noise.
+
+    Raises:
+        SpecError: It was told of another, or a purifier takes the noise off before.
+    """
+    table = specs.part("classifier", spec["classifier"])
+    if not getattr(menu.find("classifier", table["name"]), "noised", False):
+        return table
+    if spec.get("purifier") is not None:
+        raise SpecError(
+            f"the classifier {table['name']} judges the noisy image itself: leave out the purifier"
+        )
+    if table.get("sigma", sigma) != sigma:
+        raise SpecError(
+            f"classifier {table['name']}: the noise is certification.sigma; leave out `sigma`"
+        )
+    return table | {"sigma": sigma}
+
+
+def _for_noise(part: Any, sigma: float) -> Table:
+    """A purifier's part, its own noise set to that of the certification."""
+    table = specs.part("purifier", part)
+    found = menu.find("purifier", table["name"])
+    if inspect.isclass(found) or menu.is_itself("purifier", found):
+        _denoises(table["name"], found)
+    if "sigma" not in specs.takes("purifier", table):
+        return table
+    if table.get("t") is not None or table.get("sigma", sigma) != sigma:
+        raise SpecError(
+            f"purifier {table['name']}: the noise is certification.sigma; leave out `sigma` and `t`"
+        )
+    return table | {"sigma": sigma}
+
+
+def _denoises(name: str, purifier: Any) -> None:
+    if not hasattr(purifier, "denoise"):
+        able = [n for n in menu.MENU["purifier"] if hasattr(menu.find("purifier", n), "denoise")]
+        raise SpecError(
+            f"the purifier {name} cannot be certified: it has no method `denoise(x, sigma, noise)` "
+            f"for an image that carries noise of a known size; {', '.join(able) or 'none'} can, and "
+            "so can the classifier alone (`purifier: null`)"
+        )

@@ -1,0 +1,382 @@
+"""The command line. It parses and prints; what a command does is a public function of the package."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfool.cli.analyze import analyze
+from unfool.cli.options import Data, Device, Out, Quiet, Set, Shard, Spec, command_line, shard_of
+
+app = typer.Typer(
+    name="unfool",
+    help="Defend an image classifier with a diffusion model, and learn what that is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(analyze, name="analyze")
+
+
+@app.command()
+def evaluate(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    shard: Shard = None,
+    quiet: Quiet = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it will cost, and do not run.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
+    ] = None,
+) -> None:
+    """Measure a defence: clean and under attack, with intervals. To resume, run it again."""
+    from unfool import spec as specs
+    from unfool.evaluation import run as evaluation
+    from unfool.report.tables import print_summary
+    from unfool.report.write import write_report
+
+    part = shard_of(shard)
+    checked = evaluation.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
+    if dry_run or budget:
+        from unfool.evaluation import forecast
+        from unfool.report.forecast import so_far, told
+
+        checked, cost = forecast.plan(checked, folder, budget, part)
+        for line in (*(told(cost, part[1], budget) if cost else ()), *so_far(checked, folder)):
+            typer.echo(line)
+        if dry_run:
+            return
+    run = evaluation.run(checked, folder, part, quiet)
+    if run.outcomes():  # a shard may have no images
+        print_summary(write_report(run), folder)
+
+
+@app.command()
+def attack(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
+    png: Annotated[
+        bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
+    ] = False,
+    shard: Shard = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
+    from unfool import spec as specs
+    from unfool.evaluation import export as attacks
+    from unfool.evaluation import run as evaluation
+
+    part, kind = shard_of(shard), attacks.check_format(form)
+    checked = evaluation.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked) + "-images")
+    run = attacks.run(checked, folder, part, quiet)
+    if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
+        command = command_line("attack", spec, changes, format=form, png=png)
+        for made in attacks.write_images(run, kind, png, command):
+            typer.echo(made)
+
+
+@app.command()
+def sweep(
+    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+) -> None:
+    """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
+    from unfool import spec as specs
+    from unfool.evaluation import sweep as sweeps
+    from unfool.report.sweep import write_sweep
+    from unfool.report.write import write_report
+
+    cells = sweeps.check(specs.load(spec, changes or []), data)
+    folder = out or Path("runs") / Path(spec).stem
+    command = command_line("sweep", spec, changes)
+    before = {sweeps.place(folder, cell): told for cell, told in sweeps.finished(cells, folder)}
+    failed: list[str] = []
+    for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
+        told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
+        if isinstance(run, Exception):
+            failed.append(f"{told}: {run}")
+            typer.echo(f"{number}/{len(cells)}  {failed[-1]}")
+            continue
+        summary = before.get(run.folder, {})
+        page = run.folder / "report.html"
+        if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
+            summary = write_report(run)
+        said = f"clean {summary['clean']['mean']['accuracy']:.1%}"
+        if summary["attacks"]:
+            said += f", robust {summary['robust']['mean']['accuracy']:.1%}"
+        typer.echo(f"{number}/{len(cells)}  {told}: {said}")
+        if new and number < len(cells):  # for who looks while it runs
+            write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
+    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command, failed)
+    plain = table.replace("\\", "")  # what Markdown needs quoted
+    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
+
+
+@app.command()
+def certify(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    shard: Shard = None,
+    quiet: Quiet = False,
+) -> None:
+    """Certify answers in l2 by randomised smoothing. To resume, run it again."""
+    from unfool import spec as specs
+    from unfool.certification import certify as certification
+
+    part = shard_of(shard)
+    checked = certification.check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked))
+    run = certification.run(checked, folder, part, quiet)
+    if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
+        _report(run)
+
+
+@app.command()
+def purify(
+    images: Annotated[
+        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+    ],
+    spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
+    changes: Set = None,
+    out: Out = None,
+    seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
+    device: Device = "auto",
+    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
+) -> None:
+    """Purify pictures: PNG in, PNG out; npz in, npz out.
+
+    The noise of an image depends on the seed and on its place among all images given.
+    """
+    from unfool.cli.files import purify_files
+
+    for made in purify_files(
+        images, spec, changes or [], out or Path("purified"), seed, device, rows
+    ):
+        typer.echo(made)
+
+
+@app.command()
+def classify(
+    images: Annotated[
+        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+    ],
+    spec: Annotated[str, typer.Option(help="The spec whose classifier and defence to use.")],
+    changes: Set = None,
+    votes: Annotated[int, typer.Option(min=1, help="Passes through the defence that vote.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the defence's noise.")] = 0,
+    data: Data = None,
+    device: Device = "auto",
+    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
+) -> None:
+    """Predict the classes of pictures through a defence, with the vote."""
+    from unfool.cli.files import classify_files
+
+    for line in classify_files(images, spec, changes or [], votes, seed, data, device, rows):
+        typer.echo(line)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Make the report of a run anew, finished or not."""
+    from unfool.results.run_folder import Run
+
+    _report(Run.open(run))
+
+
+@app.command()
+def merge(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same spec.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for the whole.")],
+) -> None:
+    """Put the shards of a run, made in different folders, into one, and report on it."""
+    from unfool.results.run_folder import merge as merge_runs
+
+    _report(merge_runs(runs, out))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
+    min_robust: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
+    ] = None,
+    out: Out = None,
+) -> None:
+    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
+    from unfool.report import compare as told
+    from unfool.results import compare as comparing
+    from unfool.results.run_folder import Run
+    from unfool.runtime.files import write_bytes
+
+    found = comparing.compare(Run.open(a), Run.open(b))
+    kept = comparing.gates(found, min_robust, max_drop)
+    if junit is not None:
+        write_bytes(junit, told.junit(kept))
+    told.print_comparison(found, kept)
+    if out is not None:
+        bounds: Any = {"min_robust": min_robust, "max_drop": max_drop}
+        command = command_line("compare", [str(a), str(b)], None, **bounds)
+        told.write_comparison(out, found, kept, command)
+        typer.echo(f"report: {out / 'compare.html'}")
+    if not all(gate.ok for gate in kept):
+        raise typer.Exit(1)
+
+
+@app.command()
+def train(
+    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+) -> None:
+    """Train a denoiser or a classifier. To resume, run it again.
+
+    On several processes: torchrun --nproc-per-node N -m unfool train SPEC
+    """
+    from unfool import spec as specs
+    from unfool.training import run as training
+    from unfool.training.distributed import numbers
+    from unfool.training.spec import check
+
+    checked = check(specs.load(spec, changes or []), data)
+    folder = out or _folder(spec, specs.identity(checked))
+    training.run(checked, folder, quiet, command_line("train", spec, changes))
+    if numbers().first:
+        typer.echo(f"{folder}\n{training.result(folder)}")
+
+
+@app.command()
+def menu() -> None:
+    """Print what a spec may name, and the specs that are shipped."""
+    from unfool.models.card import shipped
+    from unfool.spec import menu as menus
+
+    for kind, (meaning, names) in menus.menu().items():
+        typer.echo(f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}")
+    typer.echo(f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}")
+    typer.echo("specs")
+    for name, text in menus.shipped().items():
+        typer.echo(f"{'':12}{name:26}{text}")
+
+
+@app.command()
+def doctor(
+    spec: Annotated[
+        str | None, typer.Argument(help="A spec whose classifier and defence to examine.")
+    ] = None,
+    changes: Set = None,
+    data: Data = None,
+    device: Device = "auto",
+) -> None:
+    """Say what is installed, and whether a model keeps its contract."""
+    from unfool.cli import doctor as examine
+
+    findings = examine.installed()
+    if spec is not None:
+        findings += examine.model(spec, changes or [], data, device)
+    for finding in findings:
+        typer.echo(f"{finding.mark:6}{finding.what}")
+    if any(finding.mark == "FAIL" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> None:
+    """Prove attacks and intervals right on models whose answers are known (a minute)."""
+    import time
+
+    from unfool.evaluation import selftest as known
+    from unfool.report.selftest import print_selftest, write_selftest
+    from unfool.runtime.device import pick_device
+
+    began, where = time.perf_counter(), pick_device(device)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before the work, if it cannot be
+    checks = known.run(where, quiet)
+    print_selftest(checks)
+    if out is not None:
+        took = round(time.perf_counter() - began)
+        write_selftest(out, checks, {"device": where, "seconds": took})
+        typer.echo(f"report: {out / 'selftest.md'}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code."""
+    command: Callable[..., Any] = typer.main.get_command(app)
+    try:
+        code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        if code == 130:  # what typer makes of Ctrl-C
+            return _told("stopped; run the same command again to go on", 130)
+        return code if isinstance(code, int) else 0
+    except (ValueError, RuntimeError, OSError) as error:
+        if os.environ.get("UNFOOL_DEBUG"):
+            raise
+        return _told(_sentence(error), 2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: a wrong option or argument
+            return _told(error.format_message(), 2)  # pyright: ignore
+        raise
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return (
+            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
+            "and run the same command again"
+        )
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _told(sentence: str, code: int) -> int:
+    print(f"unfool: {sentence}", file=sys.stderr)
+    return code
+
+
+def _report(run: Any) -> None:
+    """Write the report of a run of any kind, and print what it says."""
+    if run.kind == "certification":
+        from unfool.report.certified import print_certificates, write_certificates
+
+        print_certificates(write_certificates(run), run.folder)
+    elif run.kind == "collection":
+        from unfool.evaluation.export import write_images
+
+        for made in write_images(run):
+            typer.echo(made)
+    else:
+        from unfool.report.tables import print_summary
+        from unfool.report.write import write_report
+
+        print_summary(write_report(run), run.folder)
+
+
+def _folder(spec: str, identity: str) -> Path:
+    return Path("runs") / f"{Path(spec).stem}-{identity}"

@@ -1,0 +1,68 @@
+"""What the commands share: their options, and how a command is told."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Spec = Annotated[str, typer.Argument(help="A shipped spec (see `unfool menu`) or a YAML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change the spec; may be repeated."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", envvar="UNFOOL_DATA", help="The folder that data sets are read from."),
+]
+Out = Annotated[Path | None, typer.Option("--out", help="The folder for what is made.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, ...; auto is the GPU where there is one.")]
+Shard = Annotated[
+    str | None,
+    typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def command_line(
+    name: str,
+    given: str | Sequence[str],
+    changes: list[str] | None,
+    beside: list[str] | None = None,
+    **options: Any,
+) -> str:
+    """What made a result, to be written beside it."""
+    words = [*name.split(), *([given] if isinstance(given, str) else given)]
+    for flag, values in (("--set", changes), ("--beside", beside)):
+        words += [word for value in values or [] for word in (flag, value)]
+    for key, value in options.items():
+        flag = key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", str(value)]
+    return shlex.join(["unfool", *words])
+
+
+def shard_of(text: str | None) -> tuple[int, int]:
+    """The part of a run, and of how many, that `--shard` or the environment names.
+
+    Raises:
+        SpecError: It is not such a part.
+    """
+    from unfool.errors import SpecError
+
+    ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
+    if text is None and ranks == (None, None):
+        return 0, 1
+    if text is None and None in ranks:
+        raise SpecError("RANK and WORLD_SIZE must both be set, or neither; or use --shard i/n")
+    what, text = (
+        ("--shard", text) if text is not None else ("RANK/WORLD_SIZE", "/".join(map(str, ranks)))
+    )
+    part, _, whole = text.partition("/")
+    if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
+        raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
+    return int(part), int(whole)

@@ -1,0 +1,46 @@
+"""Data sets: images of [0, 1] with labels, reached by index.
+
+Nothing is fetched unasked: files are read from the folder that the user names.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from unfool.protocols import Dataset
+
+
+def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+    """The images and labels of `data` at `indices`, as a batch.
+
+    Returns:
+        Images (B, C, H, W) in [0, 1], float32, and labels (B,), int64.
+
+    Raises:
+        ValueError: No index was given, the images differ in size, or the data set breaks its
+            promise of float32 images in [0, 1].
+    """
+    images, labels = [], []
+    for index in indices:
+        image, label = data[int(index)]
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"image {index} is {_size(image)} and the first of its batch {_size(images[0])}: "
+                "give the data set a `size` that all its images get"
+            )
+        images.append(image)
+        labels.append(label)
+    if not images:
+        raise ValueError("a batch needs at least one index")
+    x = torch.stack(images)
+    if x.ndim != 4 or x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
+        raise ValueError(
+            "a data set must give float32 images (C, H, W) in [0, 1]; this one gave "
+            f"{x.dtype} {tuple(x.shape[1:])} from {x.min():.4g} to {x.max():.4g}"
+        )
+    return x, torch.tensor(labels, dtype=torch.int64)
+
+
+def _size(image: Tensor) -> str:
+    return "x".join(str(side) for side in image.shape)

@@ -1,0 +1,34 @@
+"""The handwritten digits of scikit-learn: the data set that needs no files and no network."""
+
+from typing import cast
+
+import numpy as np
+import torch
+
+from unfool.data.arrays import Arrays
+from unfool.data.download import Split, check_split
+from unfool.noise import permutation
+
+_TEST = 500
+
+
+def digits(split: Split = "test") -> Arrays:
+    """The digits (Alpaydin and Kaynak, 1998): 1,297 train or 500 test images (1, 8, 8).
+
+    Pixels are whole numbers from 0 to 16, divided by 16. The split is ours and fixed: of
+    `permutation(1797, 0)` the last 500 images are for the test, the others for training.
+
+    Args:
+        split: `"train"` or `"test"`.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    from sklearn.datasets import load_digits
+
+    check_split(split)
+    pixels, labels = cast(tuple[np.ndarray, np.ndarray], load_digits(return_X_y=True))
+    order = permutation(len(pixels), seed=0)
+    chosen = order[-_TEST:] if split == "test" else order[:-_TEST]
+    images = torch.from_numpy((pixels[chosen] / 16).astype(np.float32)).view(-1, 1, 8, 8)
+    return Arrays(images, torch.from_numpy(labels[chosen].astype(np.int64)), tuple("0123456789"))

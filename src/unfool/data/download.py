@@ -1,0 +1,87 @@
+"""The official files of public data sets: where they lie, and how they get there when asked for.
+
+A download is whole or not at all: it is checked before it gets its name.
+"""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Literal, get_args
+from urllib.request import urlopen
+
+Split = Literal["train", "test"]
+
+
+def check_split(split: str) -> None:
+    """Refuse what is not a split.
+
+    Raises:
+        ValueError: It is neither `"train"` nor `"test"`.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+
+
+def find(
+    what: str, folder: Path, inside: Sequence[str], sets: Sequence[Sequence[str]]
+) -> list[Path]:
+    """The first complete set of files.
+
+    Args:
+        what: The data set's name, for the message.
+        folder: The folder that the user named.
+        inside: Sub-folders to look in, in this order; `"."` is the folder itself.
+        sets: Names of files that belong together, one set per layout.
+
+    Raises:
+        FileNotFoundError: No set is complete.
+    """
+    candidates = [[folder / sub / name for name in names] for sub in inside for names in sets]
+    for files in candidates:
+        if all(file.is_file() for file in files):
+            return files
+    for files in candidates:
+        if any(file.is_file() for file in files):
+            missing = next(file for file in files if not file.is_file())
+            raise FileNotFoundError(
+                f"{what}: {missing} is missing beside the others; complete the folder, or set "
+                "`download: true`"
+            )
+    firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
+    looked = ", ".join(str(sub) for sub in inside if str(sub) not in ("", "."))
+    raise FileNotFoundError(
+        f"{what} is not in {folder}: looked for {firsts} there and in {looked}; name its folder with "
+        "--data FOLDER or UNFOOL_DATA, or set `download: true`"
+    )
+
+
+def fetch_file(url: str, md5: str, target: Path) -> None:
+    """Fetch `url` to `target`, if its contents are the expected ones.
+
+    Raises:
+        FileNotFoundError: It could not be fetched.
+        ValueError: What came is not the official file.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
+        part = Path(scratch) / target.name
+        try:
+            with urlopen(url, timeout=60) as source, part.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+        except (OSError, HTTPException) as error:
+            raise FileNotFoundError(
+                f"could not download {url} ({getattr(error, 'reason', error)}): try again, or fetch "
+                "the data set yourself and name its folder with --data FOLDER or UNFOOL_DATA"
+            ) from error
+        with part.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != md5:
+            raise ValueError(
+                f"what came from {url} is not the official file: md5 {found} instead of {md5}, "
+                f"{part.stat().st_size} bytes; try again"
+            )
+        os.replace(part, target)

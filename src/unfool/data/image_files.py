@@ -1,0 +1,64 @@
+"""Pictures in and out: PNG and JPEG files to images of [0, 1], and images to PNG files."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from unfool.runtime.files import write_bytes
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def read(path: Path, grey: bool = False) -> Tensor:
+    """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `grey`.
+
+    Raises:
+        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+    """
+    pixels = np.array(decode(path, grey))
+    return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
+
+
+def decode(path: Path, grey: bool = False) -> Image.Image:
+    """A picture as Pillow has it, in colour or grey, and upright as its camera says.
+
+    Raises:
+        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+    """
+    try:
+        with Image.open(path) as opened:
+            if opened.mode.startswith(("I", "F")):
+                raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+            return ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"the picture {path} cannot be read ({error}): mend it, or take it away"
+        ) from error
+
+
+def png(image: Tensor, enlarge: int = 1) -> bytes:
+    """An image (C, H, W) as a PNG file, values outside [0, 1] cut."""
+    pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu()
+    pixels = pixels.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
+    array = pixels.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(path: Path, image: Tensor) -> None:
+    """Save an image (C, H, W) as a PNG file, whole or not at all."""
+    write_bytes(path, png(image))
+
+
+def grid(path: Path, rows: Sequence[Tensor], height: int = 64) -> None:
+    """Save rows of images, each (B, C, H, W), as one PNG file; small images are enlarged."""
+    enlarge = max(1, height // rows[0].shape[2])
+    padded = [torch.nn.functional.pad(row, (0, 1, 0, 1), value=1.0) for row in rows]
+    lines = [torch.cat(list(row), dim=2) for row in padded]
+    write_bytes(path, png(torch.cat(lines, dim=1), enlarge))

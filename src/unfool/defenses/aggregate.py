@@ -1,0 +1,84 @@
+"""Several purifications of one image, and one answer: by mean logits, mean softmax or votes."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfool.defenses.purified import Purified, elected
+from unfool.defenses.sampling import one_of
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Purifier
+
+By = Literal["logits", "softmax", "votes"]
+
+
+class Aggregated(nn.Module):
+    """A classifier behind a purifier that is asked `paths` times for each image.
+
+    Path 0 draws from the streams of `Purified`, path i from the same streams below ("path", i). The
+    paths are taken one after the other, so that memory for purification is that of one.
+
+    Args:
+        model: A classifier behind a purifier.
+        paths: How many independent purifications; 10 for GDMP, DensePure and gradual purification.
+        by: How logits become one answer (see `aggregate`).
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    def __init__(self, model: Purified, *, paths: int = 10, by: By = "softmax"):
+        super().__init__()
+        one_of("by", by, By)
+        if paths < 1:
+            raise ValueError(f"paths must be 1 or more, not {paths}")
+        self.model, self.paths = model, paths
+        self.by: By = by
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier alone."""
+        return self.model.classifier
+
+    @property
+    def purifier(self) -> Purifier:
+        """The purifier alone."""
+        return self.model.purifier
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """The aggregate (B, K) for images (B, C, H, W) in [0, 1]."""
+        logits = [self.model(x, stream) for stream in self._streams(noise)]
+        return aggregate(torch.stack(logits), self.by)
+
+    def decide(self, x: Tensor, noise: Noise) -> Tensor:
+        """The class (B,) of the highest aggregate; by votes, no path that cannot change it is taken."""
+        if self.by == "votes":
+            return elected(self.model, x, self._streams(noise))
+        return self(x, noise).argmax(1)
+
+    def _streams(self, noise: Noise) -> list[Noise]:
+        return [noise, *(noise.fold("path", i) for i in range(1, self.paths))]
+
+    def behind(self, purifier: Purifier) -> "Aggregated":
+        """The same behind another purifier."""
+        return Aggregated(self.model.behind(purifier), paths=self.paths, by=self.by)
+
+
+def aggregate(logits: Tensor, by: By) -> Tensor:
+    """One answer (B, K) of the logits (R, B, K) of R paths.
+
+    Args:
+        logits: Of each path.
+        by: `"logits"`: their mean; `"softmax"`: the logarithm of the mean probability; `"votes"`:
+            the share of the paths that choose a class, whose gradient, which is 0 in truth, is taken
+            for that of the mean probability, so that an attack has something to go by.
+    """
+    if by == "logits":
+        return logits.mean(0)
+    if by == "softmax":
+        return logits.log_softmax(2).logsumexp(0) - torch.tensor(len(logits)).log().to(logits)
+    mean = logits.softmax(2).mean(0)
+    shares = F.one_hot(logits.argmax(2), logits.shape[2]).to(logits).mean(0)
+    return shares + (mean - mean.detach())

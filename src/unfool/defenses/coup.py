@@ -1,0 +1,153 @@
+"""COUP (Zhang et al., 2024): run the model back from the image itself, guided by the classifier."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfool.defenses.fewer_steps import coarser
+from unfool.defenses.guidance import asked, sloped
+from unfool.defenses.sampling import Sampler, Variance, one_of, way_back
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import ascent, reverse, walk
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Purifier
+
+Clamp = Literal["none", "released", "straight"]
+
+
+class Confidence(nn.Module):
+    """The guide weight * grad_{x_t} log max_y p(y | x_t), a term of the score (section 4.1.2).
+
+    The classifier sees x_t itself, as an image, with its own stream `classify`. The class is the one
+    it is surest of at that moment, and may change from step to step. All is computed in float32, or
+    in the images' float64, never in less: the term is small beside the score (appendix D.2).
+
+    Args:
+        classifier: The protected classifier, frozen.
+        denoiser: Whose space x_t lives in.
+        weight: lambda, from 0 upward; 1 weighs classifier and denoiser alike.
+        detach: Take the term for a constant on the way back of a gradient, as the release does. By
+            default the gradient goes through it, and is exact.
+    """
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        denoiser: Denoiser,
+        *,
+        weight: float = 1.0,
+        detach: bool = False,
+    ):
+        super().__init__()
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight (lambda) must be a number from 0 upward, not {weight}")
+        self.classifier, self.denoiser = asked(classifier), denoiser
+        self.weight, self.detach = weight, detach
+
+    def forward(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The term at `x_t` (B, C, H, W), of each image by itself, shaped like it.
+
+        Raises:
+            ValueError: The classifier has no gradient.
+        """
+        see, double = noise.fold("classify"), x_t.dtype == torch.float64
+
+        def potential(at: Tensor) -> Tensor:
+            images = self.denoiser.decode(at if double else at.float())
+            logits = sloped(self.classifier(images, see))
+            return _log_surest(logits if double else logits.float())
+
+        through = torch.is_grad_enabled() and x_t.requires_grad and not self.detach
+        exact = torch.autocast(x_t.device.type, enabled=False)
+        with torch.set_grad_enabled(through), exact:
+            return self.weight * ascent(potential, x_t)
+
+
+class COUP(nn.Module):
+    """Take the image itself for x_{t*}, and go back under the classifier's guidance.
+
+    There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it
+    draws, from `classify` below it. A step costs one call of the denoiser and one forward and
+    backward of the classifier (of `"heun"` two, but the last); with `weight` 0 the guide is left out
+    (the paper's "COUP w/o guidance").
+
+    Args:
+        denoiser: The diffusion model.
+        classifier: The classifier that is protected, frozen; it also guides.
+        t: t*, the time to begin at, in (0, 1]: 0.1 for linf 8/255, 0.075 for l2 0.5 on CIFAR-10.
+        steps: How many steps lead back; 1000 t* in the paper.
+        weight: lambda, the weight of the guide.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"` or `"heun"`.
+        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+        detach: Leave the second derivatives out of the gradient, as the release does; purified
+            images are the same. An attack on it is then not exact.
+        clamp: `"none"`; `"released"` clamps the image before and the purified one after to [0, 1],
+            and with that the gradient of saturated pixels to 0; `"straight"` gives the same images,
+            with the gradient of no clamp.
+
+    Raises:
+        ValueError: An option is out of range, or there is no classifier.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifier: Classifier,
+        *,
+        t: float = 0.1,
+        steps: int = 100,
+        weight: float = 1.0,
+        sampler: Sampler = "sde",
+        variance: Variance = "small",
+        eta: float = 0.0,
+        detach: bool = False,
+        clamp: Clamp = "none",
+    ):
+        super().__init__()
+        one_of("clamp", clamp, Clamp)
+        guide = Confidence(classifier, denoiser, weight=weight, detach=detach)
+        self.denoiser, self.t, self.steps, self.clamp = denoiser, t, steps, clamp
+        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
+        self.guide = guide if weight else None
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        z, back = self.denoiser.encode(self._clamped(x)), noise.fold("reverse")
+        z = reverse(self.denoiser, z, self.times, back, step=self.step, guide=self.guide)
+        return self._clamped(self.denoiser.decode(z))
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`: (time, image) from the image at t* to the purified one."""
+        z, back = self.denoiser.encode(self._clamped(x)), noise.fold("reverse")
+        end = float(self.times[-1])
+        for t, state in walk(self.denoiser, z, self.times, back, step=self.step, guide=self.guide):
+            image = self.denoiser.decode(state)
+            yield t, self._clamped(image) if t == end else image
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
+
+    def _clamped(self, x: Tensor) -> Tensor:
+        if self.clamp == "none":
+            return x
+        clamped = x.clamp(0, 1)
+        return clamped if self.clamp == "released" else x + (clamped - x).detach()
+
+
+def _log_surest(logits: Tensor) -> Tensor:
+    """The logarithm of max_y p(y), (B,), of logits (B, K), from the gaps between them.
+
+    The log of a softmax, as released, and a log-softmax both lose 1 - p of a sure classifier to
+    rounding, and with it half of the gradient.
+    """
+    top = logits.max(1, keepdim=True)
+    gaps = (logits - top.values).scatter(1, top.indices, -torch.inf)
+    return -nn.functional.softplus(gaps.logsumexp(1))

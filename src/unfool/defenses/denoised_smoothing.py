@@ -1,0 +1,159 @@
+"""Denoised smoothing: Gaussian noise of a known size on the pixels, then a denoiser that removes it.
+
+Randomized smoothing certifies a classifier of images with Gaussian noise on them; a denoiser before
+it makes an ordinary classifier into such a one. Here the noise is a standard deviation in units of
+[0, 1] pixels, and an image that carries it, scaled by alpha, is the x_t of the time where sigma_t /
+alpha_t / 2 is that noise. The method `denoise` is for certification: it adds no noise of that kind.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import Ancestral, reverse, strided, walk
+from unfool.diffusion.schedule import chain_length, pixel_noise, time_of_noise
+from unfool.noise import Noise
+
+
+class _Smoothing(nn.Module):
+    """A purifier that puts noise on, and takes it off again by its method `denoise`."""
+
+    def __init__(self, denoiser: Denoiser, sigma: float | None, t: float | None):
+        super().__init__()
+        self.denoiser, self.pixel_noise = denoiser, _noise_of(denoiser, sigma, t)
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        return self.denoise(self._noised(x, noise), self.pixel_noise, noise)
+
+    def _noised(self, x: Tensor, noise: Noise) -> Tensor:
+        return x + self.pixel_noise * noise.fold("forward").normal(x)
+
+    def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
+        """Images without the noise that they carry."""
+        raise NotImplementedError
+
+
+class OneStep(_Smoothing):
+    """Diffusion denoised smoothing (Carlini et al., 2023): one call of the network, x_hat at t*.
+
+    As a purifier it puts the noise on first, drawn from the stream `forward`. The released code
+    clips x_hat to [-1, 1]: an option of the denoiser (`clip`).
+
+    Args:
+        denoiser: A diffusion model of pixels.
+        sigma: The noise it puts on, in units of [0, 1] pixels; 0.25, 0.5 and 1 are the paper's.
+        t: The same as a time in (0, 1]; give this or `sigma`.
+
+    Raises:
+        ValueError: Both or neither of `sigma` and `t`, or more noise than the schedule has.
+    """
+
+    def __init__(self, denoiser: Denoiser, *, sigma: float | None = None, t: float | None = None):
+        super().__init__(denoiser, sigma, t)
+
+    def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
+        """Images without the noise that they carry; nothing is drawn.
+
+        Args:
+            x: Images (B, C, H, W) of [0, 1] plus Gaussian noise, not clipped.
+            sigma: The standard deviation of that noise, in units of [0, 1] pixels.
+            noise: Not used here.
+
+        Raises:
+            ValueError: `sigma` is not above 0, or more noise than the schedule has.
+        """
+        x_t, t = _as_state(self.denoiser, x, sigma)
+        return self.denoiser.decode(self.denoiser(x_t, t))
+
+
+class DensePure(_Smoothing):
+    """DensePure's purifier (Xiao et al., 2022): the reverse chain in K steps, drawn at random.
+
+    The paper takes the majority of the classes of R reverse chains of the same noised image: certify
+    with R paths, or, for an attack, see `aggregate.Aggregated`. The streams are `forward` and
+    `reverse`.
+
+    Args:
+        denoiser: A diffusion model of pixels.
+        sigma: The noise it puts on as a purifier, in units of [0, 1] pixels.
+        t: The same as a time in (0, 1]; give this or `sigma`.
+        steps: K, how many steps of the chain lead back, each one call of the network.
+        variance: Of a step: `"small"` (posterior) or `"large"` (forward). The release's network
+            learned its own, between the two.
+
+    Raises:
+        ValueError: As `OneStep`; or the chain has fewer steps than `steps` at this noise.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        sigma: float | None = None,
+        t: float | None = None,
+        steps: int = 10,
+        variance: str = "small",
+    ):
+        super().__init__(denoiser, sigma, t)
+        if variance not in ("small", "large"):
+            raise ValueError(f"variance is one of small, large; not {variance!r}")
+        self.steps, self.step = steps, Ancestral("small" if variance == "small" else "large")
+        self._times(time_of_noise(denoiser.schedule, self.pixel_noise))
+
+    def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
+        """Images without the noise that they carry: one draw of the reverse chain.
+
+        Args:
+            x: Images (B, C, H, W) of [0, 1] plus Gaussian noise, not clipped.
+            sigma: The standard deviation of that noise, in units of [0, 1] pixels.
+            noise: The chain draws from its stream `reverse`.
+
+        Raises:
+            ValueError: `sigma` is not above 0, or more noise than the schedule has, or so little
+                that the chain has fewer steps than K.
+        """
+        x_t, times, back = self._start(x, sigma, noise)
+        return self.denoiser.decode(reverse(self.denoiser, x_t, times, back, step=self.step))
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        x_t, times, back = self._start(self._noised(x, noise), self.pixel_noise, noise)
+        for t, state in walk(self.denoiser, x_t, times, back, step=self.step):
+            yield t, self.denoiser.decode(state)
+
+    def _start(self, x: Tensor, sigma: float, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
+        """x_t, the times of the way back, and its noise."""
+        x_t, t = _as_state(self.denoiser, x, sigma)
+        return x_t, self._times(float(t)), noise.fold("reverse")
+
+    def _times(self, t: float) -> Tensor:
+        chain = chain_length(self.denoiser.schedule)
+        if not 1 <= self.steps <= round(t * chain):
+            raise ValueError(
+                f"steps must be from 1 to {round(t * chain)}, the steps of the chain of {chain} "
+                f"below t = {t:.4g}; not {self.steps}"
+            )
+        times = strided(t, self.steps, chain)
+        times[0] = t  # a continuous schedule has the noise exactly
+        return times
+
+
+def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
+    if (sigma is None) == (t is None):
+        raise ValueError("give either sigma, the noise in units of [0, 1] pixels, or t, its time")
+    if t is not None and not 1e-4 <= t <= 1:
+        raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
+    if sigma is None:
+        assert t is not None
+        return pixel_noise(denoiser.schedule, t)
+    time_of_noise(denoiser.schedule, sigma)  # refuses what the schedule does not have
+    return sigma
+
+
+def _as_state(denoiser: Denoiser, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """x_t, and its time in float64, of images (B, C, H, W) that carry the pixel noise `sigma`."""
+    t = torch.tensor(time_of_noise(denoiser.schedule, sigma), dtype=torch.float64)
+    return denoiser.schedule(t).alpha * denoiser.encode(x), t

@@ -1,0 +1,255 @@
+"""The diffusion classifier (Li et al., 2023): the class under which the denoiser errs least.
+
+A conditional denoiser bounds log p(x | c) by its errors, so that by Bayes' rule it classifies. Every
+class of an image is judged on the same draws of times and noise; classes may be given up early.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfool.batching import Rows
+from unfool.defenses.diffusion_classifier.elimination import Elimination, Stages, rule_of, spread
+from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
+from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_of, weights_of
+from unfool.defenses.sampling import one_of
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+
+Policy = Literal["fresh", "fixed", "image"]
+
+
+class DiffusionClassifier(nn.Module):
+    """Logits are minus the mean errors of the denoiser's noise prediction, times a scale.
+
+    Draw k of an image is in the stream ("eps", k). What an eliminated class gets is its own logit
+    over the draws it was given, or 1 less than the lowest of the classes that outlived it, whichever
+    is lower.
+
+    Attacks should climb `whole()`, which has a gradient everywhere, and be scored on the model
+    itself; `stage(1)` is for those that want the true class dropped early.
+
+    Args:
+        denoiser: A denoiser with classes.
+        draws: M, how many draws; None is what the elimination asks for, or else 100.
+        times: The grid of times: `"even"`, the middles of M even parts of the chain (Li et al.), or
+            `"sigma"`, M even values of sigma / alpha (Chen et al., 2024).
+        span: The first and the last of it: of `"even"` a time, 0 to 1 in all; of `"sigma"` a noise,
+            1e-4 to 3 in all. To begin at 0.5 costs accuracy, and robust classes are worth more.
+        weight: Of a draw's error, up to a factor: `"uniform"`; `"elbo"`, the bound on the likelihood
+            for any grid; `"edm"`, what EDM trains with (Karras et al., 2022; Chen et al., 2024), or
+            `"rdc"`, the same with the slip in its release's density; `"snr"`, (alpha / sigma)^2;
+            `"image"`, its inverse, which makes it an error of x_hat; M numbers; or a function from
+            the scales (M,) to these.
+        loss: `"l2"`, `"l1"` or `"huber"`.
+        elimination: `"paired"`, `"staged"`, or a schedule of the Diffusion Classifier's release by
+            the name of its data set (see `elimination`); None for none.
+        samples: Of `"staged"`: the draws of each stage.
+        keep: Of `"staged"`: the classes each stage keeps.
+        risk: Of `"paired"`: the chance, for an image, to lose the best class.
+        policy: `"fresh"`: every query draws from its noise. `"fixed"`: the draws are those of `seed`,
+            the same for all images, and every query has the same answer. `"image"`: they are those of
+            `seed` and of the picture, rounded to 8 bits.
+        seed: Of the last two. An attacker knows it.
+        scale: Of the logits; None is the number of values in an image, in the denoiser's space,
+            times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
+            `calibrate`).
+        rows: The most (image, class, draw) rows in one call of the network (of a class with several
+            wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
+            halved.
+
+    Raises:
+        ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        draws: int | None = None,
+        times: Grid = "even",
+        span: tuple[float, float] | None = None,
+        weight: Weight | Sequence[float] | Callable[[Scales], Tensor] = "uniform",
+        loss: Loss = "l2",
+        elimination: str | None = None,
+        samples: Sequence[int] | None = None,
+        keep: Sequence[int] | None = None,
+        risk: float = 0.005,
+        policy: Policy = "fresh",
+        seed: int = 0,
+        scale: float | None = None,
+        rows: int = 256,
+    ):
+        super().__init__()
+        for name, value, kinds in (
+            ("times", times, Grid),
+            ("loss", loss, Loss),
+            ("policy", policy, Policy),
+        ):
+            one_of(name, value, kinds)
+        if denoiser.classes < 2:
+            raise ValueError(
+                "a diffusion classifier needs a denoiser that is conditional on 2 or more classes, "
+                f"and this one knows {denoiser.classes}; train one with the option `classes`"
+            )
+        self.rule = rule_of(elimination, samples, keep, risk)
+        asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
+        draws = draws or asked or 100
+        for name, value in (("draws", draws), ("rows", rows)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if asked is not None and draws != asked:
+            raise ValueError(f"the elimination takes {asked} draws: leave out draws = {draws}")
+        if scale is not None and not 0 < scale < math.inf:
+            raise ValueError(f"scale must be a number above 0, not {scale}")
+        self.denoiser, self.policy, self.seed = denoiser, policy, seed
+        self.loss: Loss = loss
+        self.chunk = Rows(rows)  # not `rows`: that would be of images (see `protocols.Classifier`)
+        self.scale = scale
+        self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
+        self.weight = weights_of(weight, self.scales)
+        self._used = list(range(draws))  # without elimination; `stage` takes fewer
+        self.keeps = 1  # see `stage`
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: The images are not of the denoiser's shape.
+        """
+        shape = None if self.denoiser.resizes else self.denoiser.shape
+        if shape is not None and tuple(x.shape[1:]) != tuple(shape):
+            raise ValueError(
+                f"the denoiser was made for images {tuple(shape)}, and these are "
+                f"{tuple(x.shape[1:])}"
+            )
+        z, weight = self.denoiser.encode(x), self.weight.to(x.device)
+        eps = self._noise(x, noise).fold("eps")
+        errors = self.errors(eps)
+        table, taken, fallen = self._measure(errors, z, weight)
+        logits = -self._scale(z) * errors.mean(table, taken, z, weight)
+        return _below(logits, fallen) if self.rule else logits
+
+    def errors(self, eps: Noise) -> ClassErrors:
+        """The errors of the classes on the draws of `eps`."""
+        return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
+
+    def whole(self, draws: int | None = None) -> "DiffusionClassifier":
+        """The same classifier, on the same draws, without elimination.
+
+        Args:
+            draws: On so many of them alone, evenly spread over all; None is all.
+
+        Raises:
+            ValueError: There are not so many.
+        """
+        if draws is None:
+            return self._with(None, self._used)
+        if not 1 <= draws <= len(self._used):
+            raise ValueError(
+                f"draws must be from 1 to the classifier's own {len(self._used)}, not {draws}"
+            )
+        return self._with(None, [self._used[k] for k in spread(len(self._used), draws)])
+
+    def stage(self, number: int) -> "DiffusionClassifier":
+        """What decides after the first `number` stages, with no class dropped before.
+
+        Its logits are what the stage ranks classes by. Its number `keeps` tells attacks that the true
+        class is lost there once so many others are above it: the stage's `keep` (1 of `"paired"`).
+
+        Raises:
+            ValueError: There is no elimination, or it has not so many stages.
+        """
+        rounds = self.rule.rounds(len(self._used)) if self.rule else []
+        if not 1 <= number <= len(rounds):
+            raise ValueError(f"the elimination has {len(rounds)} stages: there is no {number}")
+        used = sorted(k for added in rounds[:number] for k in added)
+        return self._with(
+            None, used, self.rule.keep[number - 1] if isinstance(self.rule, Stages) else 1
+        )
+
+    def _with(
+        self, rule: Elimination | None, used: list[int], keeps: int = 1
+    ) -> "DiffusionClassifier":
+        view = copy.copy(self)  # shallow: the networks are the same
+        view.rule, view._used, view.keeps = rule, used, keeps
+        return view
+
+    def _scale(self, z: Tensor) -> float:
+        logs = (self.scales.sigma / self.scales.alpha).log()
+        return self.scale or z[0].numel() * (float(logs[-1] - logs[0]) or 1.0)
+
+    def _measure(
+        self, errors: ClassErrors, z: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The errors and which were taken, (B, K, M), and when each class was dropped (B, K)."""
+        draws, classes = len(weight), self.denoiser.classes
+        table = z.new_zeros((len(z), classes, draws))
+        taken = torch.zeros_like(table, dtype=torch.bool)
+        alive = torch.ones_like(taken[..., 0])
+        rounds = self.rule.rounds(draws) if self.rule else [self._used]
+        fallen, seen = torch.full_like(alive, len(rounds), dtype=torch.long), list[int]()
+        for turn, added in enumerate(rounds):
+            unsure = alive & (alive.sum(1, keepdim=True) > 1)
+            if not bool(unsure.any()):
+                break
+            wanted = torch.zeros_like(taken)
+            wanted[..., added] = unsure[..., None]
+            errors.fill(table, z, wanted)
+            taken, seen = taken | wanted, sorted(seen + added)
+            if self.rule:
+                far = table[..., seen].double()
+                living = self.rule.living(far, weight[seen], unsure, turn, draws)
+                dropped = unsure & ~living
+                fallen[dropped], alive = turn, alive & ~dropped
+        return table, taken, fallen
+
+    def _noise(self, x: Tensor, noise: Noise) -> Noise:
+        if self.policy == "fixed":
+            return Noise.of(self.seed, [0] * len(x))
+        if self.policy == "image":
+            pictures = (x.detach().double() * 255).round().int().cpu().numpy()
+            marks = (blake2b(picture.tobytes(), digest_size=8).digest() for picture in pictures)
+            return Noise.of(self.seed, (int.from_bytes(mark, "little") for mark in marks))
+        return noise
+
+
+def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) -> float:
+    """The scale of the logits that makes the cross-entropy on held-out images least.
+
+    It is sought, without elimination, from 1e-4 to 1e4 times the scale the model has; where all
+    images are classified rightly and more is always better, the last is returned.
+
+    Args:
+        model: The classifier; it is not changed.
+        x: Images (B, C, H, W) in [0, 1] that neither training nor evaluation sees.
+        y: Their labels (B,).
+        noise: For the draws.
+    """
+    with torch.no_grad():
+        logits = model.whole()(x, noise).double()
+        scale = model._scale(model.denoiser.encode(x[:1]))
+    logits = logits - logits.gather(1, y[:, None])
+
+    def slope(scale: float) -> float:  # of the cross-entropy, which is convex in the scale
+        return float(((scale * logits).softmax(1) * logits).sum(1).mean())
+
+    low, high = math.log(1e-4), math.log(1e4)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
+    return math.exp(high) * scale
+
+
+def _below(logits: Tensor, fallen: Tensor) -> Tensor:
+    """Logits (B, K) where who fell in an earlier round is below all who outlived it."""
+    for turn in range(int(fallen.max()) - 1, -1, -1):
+        later = logits.masked_fill(fallen <= turn, torch.inf).amin(1, keepdim=True)
+        logits = torch.where(fallen == turn, torch.minimum(logits, later - 1), logits)
+    return logits

@@ -1,0 +1,198 @@
+"""How well a denoiser explains images as each class: its errors, and their exact gradient.
+
+A draw is a time and a noise image; it is shared by all classes of an image, so that the differences
+between classes, which are all that counts, are free of the noise they have in common. Of a class
+that can be told in several wordings, the mean over them counts. Work goes through the network in
+chunks of (draw, image, label) rows. The gradient recomputes chunk by chunk, with the memory of one,
+and only for the classes it is asked for; where it is asked for nearly all of them, as many chunks as
+fit into free memory keep their graphs instead.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from unfool.batching import Rows, in_parts
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.gradient import Learned, same_precision
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+
+Use = Callable[[Tensor, tuple[Tensor, ...], Tensor], object]  # places, their spots, shares
+Loss = Literal["l2", "l1", "huber"]
+# where a graph begins and ends, its spots, and what holds the memory that is counted for it
+_Kept = tuple[Tensor, Tensor, tuple[Tensor, ...], object]
+
+LOSSES: dict[Loss, Callable[[Tensor], Tensor]] = {
+    "l2": torch.square,
+    "l1": torch.abs,
+    "huber": lambda gap: F.huber_loss(gap, torch.zeros_like(gap), reduction="none"),
+}
+
+
+@dataclass(frozen=True)
+class ClassErrors:
+    """The errors of a denoiser's noise prediction, by image, class and draw.
+
+    Attributes:
+        denoiser: A conditional one.
+        scales: Of each draw, (M,) in float64.
+        noise: Draw k of an image is in the stream k below this one.
+        loss: Of the difference eps_hat - eps; its mean over all values of an image is the error.
+        rows: The most rows in one call of the network; fewer once memory has run out.
+    """
+
+    denoiser: Denoiser
+    scales: Scales
+    noise: Noise
+    loss: Loss
+    rows: Rows
+    _streams: dict[int, Noise] = field(default_factory=dict)
+    _kept: list[_Kept] = field(default_factory=list)
+
+    def at(self, z: Tensor, places: Tensor) -> Tensor:
+        """The errors (n,) at (draw, image, label) `places` (n, 3), sorted by their first two."""
+        pairs, row = torch.unique_consecutive(places[:, :2], dim=0, return_inverse=True)
+        draw, image = pairs.unbind(1)
+        t, alpha, sigma, _ = (s.to(z.device)[draw, None, None, None] for s in self.scales)
+        ratio, alpha, sigma = ((alpha / sigma).to(z), alpha.to(z), sigma.to(z))
+        draws, counts = draw.unique_consecutive(return_counts=True)
+        parts = zip(draws.tolist(), image.split(counts.tolist()), strict=True)
+        eps = Noise.join([self._stream(k).take(of) for k, of in parts]).normal(z[image])
+        x_t, target = self.meet(z, image, alpha, sigma, eps)  # once for all classes
+        x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
+        # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
+        gap = ratio[row] * (target[row] - x_hat)
+        return LOSSES[self.loss](gap).flatten(1).mean(1)
+
+    def meet(
+        self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Of the pairs (draw, image): x_t, and what x_hat should be, both (n, C, H, W).
+
+        Args:
+            z: All images, in the denoiser's space.
+            image: The place of each pair's image in it (n,).
+            alpha: Of each pair (n, 1, 1, 1).
+            sigma: Likewise.
+            eps: The noise of each pair (n, C, H, W).
+        """
+        return alpha * z[image] + sigma * eps, z[image]
+
+    def fill(self, table: Tensor, z: Tensor, wanted: Tensor) -> None:
+        """Write the errors that are `wanted` (B, K, M), a mask, into `table` (B, K, M): there 0.
+
+        If a gradient is asked for, graphs may be kept for the way back of `mean`.
+        """
+        back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
+        # the wordings of one error may be in two chunks, which are not taken apart
+        keeps, learned = back and not self.denoiser.wordings, self.learned(z)
+        most = learned.graphs(self.rows.rows or len(z), z.device) if keeps else 0
+
+        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
+            keep, at = len(self._kept) < most, z.detach()
+            with torch.set_grad_enabled(keep):
+                value = self.at(at.requires_grad_(keep), places)
+            if keep:
+                self._kept.append((at, value, spot, learned.held(len(places))))
+            table.index_put_(spot, (value.detach() * part).to(table), accumulate=True)
+
+        self.each(wanted, add)
+
+    def trained(self) -> list[Tensor]:
+        """The denoiser's weights that are in training."""
+        return [p for p in self.denoiser.parameters() if p.requires_grad]
+
+    def learned(self, z: Tensor) -> Learned:
+        """What the graph of a row takes."""
+        cast = torch.is_autocast_enabled(z.device.type)
+        return Learned(self.denoiser, (type(self), self.loss, z.shape[1:], z.dtype, cast))
+
+    def mean(self, table: Tensor, taken: Tensor, z: Tensor, weight: Tensor) -> Tensor:
+        """The weighted mean error (B, K) of the draws `taken`, a mask, of a filled `table`.
+
+        It leads a gradient to `z`, and to the denoiser's weights where they are trained.
+        """
+        share = taken * weight
+        share = share / share.sum(2, keepdim=True)
+        value = (table.double() * share).sum(2).to(z)
+        trained = self.trained()
+        if not torch.is_grad_enabled() or not (z.requires_grad or trained):
+            return value
+        return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
+
+    def each(self, wanted: Tensor, use: Use) -> None:
+        """Call `use` for the rows of what is wanted (B, K, M), at most `rows` at a time."""
+        # draws first, classes last: the classes of one x_t meet in one call
+        places = wanted.permute(2, 0, 1).nonzero()
+        classes = wanted.shape[1]
+        ways = torch.tensor(self.denoiser.wordings or (1,) * classes, device=wanted.device)
+        ways = ways[places[:, 2]]
+        spot = torch.arange(len(places), device=wanted.device).repeat_interleave(ways)
+        wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
+
+        def part(of: slice) -> None:
+            here = spot[of]
+            draw, image, label = places[here].unbind(1)
+            told = label + (classes + 1) * wording[of]
+            rows = torch.stack((draw, image, told), 1)
+            use(rows, (image, label, draw), 1 / ways[here].double())
+
+        in_parts(part, len(spot), self.rows, "rows")
+
+    def _stream(self, draw: int) -> Noise:
+        if draw not in self._streams:
+            self._streams[draw] = self.noise.fold(draw)
+        return self._streams[draw]
+
+
+class _Mean(torch.autograd.Function):
+    """Means that are known, with a gradient that is computed on the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, errors: ClassErrors, value: Tensor, share: Tensor, z: Tensor, *trained: Tensor
+    ) -> Tensor:
+        ctx.errors, ctx.precision = errors, same_precision(z.device.type)
+        ctx.save_for_backward(share, z, *trained)
+        return value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        share, z, *trained = ctx.saved_tensors
+        errors, wanted = ctx.errors, share * gradient.double()[:, :, None]
+        total = torch.zeros_like(z)
+        totals = [torch.zeros_like(p) for p in trained]
+
+        def back(at: Tensor, value: Tensor, told: Tensor) -> None:
+            parts = torch.autograd.grad(value, (at, *trained), told, allow_unused=True)
+            for whole, found in zip((total, *totals), parts, strict=True):
+                if found is not None:
+                    whole.add_(found)
+
+        def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
+            watched = learned.watching(len(places)) if most else nullcontext()
+            with torch.enable_grad(), ctx.precision(), watched:
+                at = z.detach().requires_grad_()
+                value = errors.at(at, places)
+            back(at, value, (wanted[spot] * part).to(value))
+
+        left, learned = wanted != 0, errors.learned(z)
+        # a product costs two forwards: to replay what is asked for, three, or all that is kept, two
+        most = 3 * int(left.sum()) >= 2 * int((share != 0).sum())
+        if not most:
+            learned.forget()
+        while errors._kept:  # a second way back replays
+            at, value, spot, _ = errors._kept.pop(0)
+            if most:
+                back(at, value, wanted[spot].to(value))
+                left[spot] = False
+        errors.each(left, add)
+        return None, None, None, total, *totals

@@ -1,0 +1,122 @@
+"""The noised diffusion classifier (Chen et al., 2024b): it judges an image that carries Gaussian noise.
+
+That makes it a base classifier for randomized smoothing, which certifies it. The noise is a standard
+deviation in units of [0, 1] pixels, and the image is not clipped.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, Policy
+from unfool.defenses.diffusion_classifier.errors import ClassErrors
+from unfool.defenses.diffusion_classifier.timesteps import Weight
+from unfool.defenses.sampling import one_of
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.schedule import Scales, time_of_noise
+from unfool.noise import Noise
+
+Posterior = Literal["approximate", "exact"]
+MOST = 3.0  # sigma / alpha of the last draw, as the release's
+
+
+class NoisedDiffusionClassifier(DiffusionClassifier):
+    """A diffusion classifier of the noisy image z = x + s_0 e itself, s_0 = 2 `sigma` in [-1, 1].
+
+    Draw k brings z to a greater noise s: x_s = z + sqrt(s^2 - s_0^2) eps. The error of class c is
+    |x_hat(x_s, c) - target|^2. The target of the exact posterior (EPNDC) bounds log p(z | c): it is
+    x_s - s^2 / sqrt(s^2 - s_0^2) eps, the mean of x_0 that the score of x_s given z tells. (The release
+    compares means of the step below, which is the same as steps get small.) That of the approximate one
+    (APNDC) is x_hat(z), the unconditional answer at s_0.
+
+    Args:
+        denoiser: A denoiser of pixels with classes, and an unconditional answer for `"approximate"`.
+        sigma: The noise that the image carries, in units of [0, 1] pixels.
+        posterior: `"approximate"` or `"exact"`.
+        draws: How many noises s, even from s_0 to 3; the exact posterior leaves out the first 4 %, where
+            its target grows beyond bounds, as the release does.
+        weight: Of an error (see `DiffusionClassifier`); `"elbo"` with the exact posterior is the bound.
+        elimination: `"paired"`; None for none.
+        risk: Of it.
+        policy: See `DiffusionClassifier`.
+        seed: Of it.
+        scale: Of the logits.
+        rows: The most (image, class, draw) rows in one call of the network.
+
+    Raises:
+        ValueError: An option is out of range, the denoiser knows fewer than 2 classes or does not work
+            in pixels, or `sigma` leaves no room below 3.
+    """
+
+    noised = True  # `unfool certify` sets its sigma
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        sigma: float,
+        posterior: Posterior = "approximate",
+        draws: int = 126,
+        weight: Weight = "edm",
+        elimination: Literal["paired"] | None = None,
+        risk: float = 0.005,
+        policy: Policy = "fresh",
+        seed: int = 0,
+        scale: float | None = None,
+        rows: int = 256,
+    ):
+        one_of("posterior", posterior, Posterior)
+        if not 0 < 2 * sigma < MOST:
+            raise ValueError(f"sigma must be above 0 and below {MOST / 2}, not {sigma}")
+        if type(denoiser).encode is not Denoiser.encode:
+            raise ValueError("the noise is one of pixels: take a denoiser that works in pixels")
+        first = 2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MOST - 2 * sigma)
+        super().__init__(
+            denoiser,
+            draws=draws,
+            times="sigma",
+            span=(first, MOST),
+            weight=weight,
+            elimination=elimination,
+            risk=risk,
+            policy=policy,
+            seed=seed,
+            scale=scale,
+            rows=rows,
+        )
+        self.sigma, self.posterior = sigma, posterior
+        start = torch.tensor(time_of_noise(denoiser.schedule, sigma), dtype=torch.float64)
+        self.start = denoiser.schedule(start)
+
+    def errors(self, eps: Noise) -> ClassErrors:
+        """The errors of the classes on the draws of `eps`."""
+        given = self.denoiser, self.scales, eps, self.loss, self.chunk
+        return _NoisedErrors(*given, start=self.start, exact=self.posterior == "exact")
+
+
+@dataclass(frozen=True)
+class _NoisedErrors(ClassErrors):
+    """Errors on images that carry noise.
+
+    Attributes:
+        start: The scales of that noise.
+        exact: Whether the posterior's target is the exact one.
+    """
+
+    start: Scales = field(kw_only=True)
+    exact: bool = field(kw_only=True)
+
+    def meet(
+        self, z: Tensor, image: Tensor, alpha: Tensor, sigma: Tensor, eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """x_t, and what x_hat should be."""
+        s, s_0 = sigma / alpha, float(self.start.sigma / self.start.alpha)
+        more = (s**2 - s_0**2).clamp(min=0).sqrt()
+        x_s = z[image] + more * eps
+        if self.exact:
+            return alpha * x_s, x_s - s**2 / more * eps
+        images, place = image.unique(return_inverse=True)
+        x_0 = self.denoiser(self.start.alpha.to(z) * z[images], self.start.t.to(z.device))
+        return alpha * x_s, x_0[place].to(z)

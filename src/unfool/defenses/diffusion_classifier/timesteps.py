@@ -1,0 +1,97 @@
+"""Which times a diffusion classifier looks at, and how much each counts."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.defenses.diffusion_classifier.elimination import spread
+from unfool.defenses.sampling import one_of
+from unfool.diffusion.denoiser import SIGMA_DATA
+from unfool.diffusion.schedule import Discrete, Scales, Schedule, chain_length, time_of_noise
+
+Grid = Literal["even", "sigma"]
+Weight = Literal["uniform", "elbo", "edm", "rdc", "snr", "image"]
+
+
+def times_of(
+    schedule: Schedule, grid: Grid, draws: int, span: tuple[float, float] | None
+) -> Tensor:
+    """The rising times (M,) of the draws, in float64."""
+    if grid == "sigma":
+        low, high = span or (1e-4, 3.0)
+        if not 0 < low < high:
+            raise ValueError(f"span is two values of sigma / alpha, 0 < low < high, not {span}")
+        return _times_of_noise(schedule, torch.linspace(low, high, draws, dtype=torch.float64))
+    low, high = span or (0.0, 1.0)
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"span is two times, 0 <= low < high <= 1, not {span}")
+    chain = chain_length(schedule)
+    first, last = round(low * chain), round(high * chain)
+    if draws > last - first:
+        raise ValueError(
+            f"draws must be at most {last - first}, the steps of the chain in the span"
+        )
+    steps = [first + k + 1 for k in spread(last - first, draws)]  # index k is k + 1 steps of noise
+    return torch.tensor(steps, dtype=torch.float64) / chain
+
+
+def _times_of_noise(schedule: Schedule, sigmas: Tensor) -> Tensor:
+    """The times (M,) at which sigma / alpha is `sigmas` (M,), all at once."""
+    most = time_of_noise(schedule, float(sigmas[-1]) / 2)  # in units of [0, 1] pixels; may refuse
+    if isinstance(schedule, Discrete):
+        return torch.tensor([time_of_noise(schedule, s / 2) for s in sigmas.tolist()]).double()
+    low, high = torch.zeros_like(sigmas), torch.full_like(sigmas, most)
+    for _ in range(60):
+        middle = (low + high) / 2
+        scales = schedule(middle)
+        less = scales.sigma / scales.alpha < sigmas
+        low, high = torch.where(less, middle, low), torch.where(less, high, middle)
+    return high
+
+
+def weights_of(
+    weight: Weight | Sequence[float] | Callable[[Scales], Tensor], scales: Scales
+) -> Tensor:
+    """The weights (M,) in float64 of the errors of the noise."""
+    sigma = scales.sigma / scales.alpha
+    if isinstance(weight, str):
+        one_of("weight", weight, Weight)
+        found = WEIGHTS[weight](sigma)
+    elif callable(weight):
+        found = torch.as_tensor(weight(scales)).double()
+    else:
+        found = torch.tensor(list(weight), dtype=torch.float64)
+    if found.shape != sigma.shape or not bool((found > 0).all() & found.isfinite().all()):
+        raise ValueError(
+            f"the weights must be {len(sigma)} numbers above 0, one for each draw; leave out draws "
+            "of no weight by `span`, and take fewer where several fall on one step of the chain"
+        )
+    return found
+
+
+def _edm(sigma: Tensor, power: int) -> Tensor:
+    """The weight and the density of EDM's training (Karras et al., 2022, table 1), of the noise."""
+    gap = ((sigma.log() + 1.2) / 1.2**power).square() / 2
+    # of x_hat the weight is (sigma^2 + data^2) / (sigma data)^2, of the noise sigma^2 times that
+    return (sigma**2 + SIGMA_DATA**2) * torch.exp(-gap) / sigma * _widths(sigma)
+
+
+def _widths(values: Tensor) -> Tensor:
+    """What each of rising values stands for in the trapezoidal rule."""
+    if len(values) == 1:
+        return torch.ones_like(values)
+    gaps = values.diff()
+    return (F.pad(gaps, (1, 0)) + F.pad(gaps, (0, 1))) / 2
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": torch.ones_like,
+    "elbo": lambda sigma: _widths(sigma.log()),  # half of the integral of d log(sigma^2)
+    "edm": lambda sigma: _edm(sigma, 1),
+    "rdc": lambda sigma: _edm(sigma, -1),
+    "snr": lambda sigma: sigma**-2,
+    "image": torch.square,
+}

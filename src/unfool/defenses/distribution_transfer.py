@@ -1,0 +1,151 @@
+"""Distribution transfer (arXiv 2311.13841): DiffPure, guided by the protected model's output.
+
+The paper's equations 8 to 11 leave much open, and no code was released; every reading is an option,
+and none is the paper's own (see docs/purifiers.md).
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from unfool.defenses.distances import INPUT, OUTPUT, Input, Output
+from unfool.defenses.fewer_steps import coarser
+from unfool.defenses.guidance import Descent, asked
+from unfool.defenses.sampling import Sampler, Variance, one_of, way_back
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import reverse, walk
+from unfool.diffusion.schedule import pixel_noise
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Purifier
+
+At = Literal["x_t", "x_hat"]
+Anchor = Literal["image", "noised"]
+
+
+class DistributionTransfer(nn.Module):
+    """Noise the image to t*, then back, down D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
+
+    The guide is - scale * grad_{x_t} D, for each image by itself; with `scale` 0 this is DiffPure.
+    Gradients are exact, through the guide and its anchor. The streams are `forward` and `reverse`;
+    the classifier, if it draws, has `classify`: for x_adv below the purifier's own stream, for x_t
+    below a step's.
+
+    D_out, of logits: `kl` KL(p(x_adv) || p(x_t)); `l2` of the probabilities; `confidence`
+    - log max p(x_t); `entropy` of p(x_t); `repel` - kl; `none`. D_in, of images of [0, 1]: `mse` and
+    `l1` (means over pixels), `ssim` (1 - SSIM), `lpips`; `none`.
+
+    Args:
+        denoiser: The diffusion model.
+        classifier: f, the protected classifier, frozen.
+        t: t*, n / T: the time to noise to, in (0, 1]. The paper's n is 470, its T is not told.
+        steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
+            Of DDPM and DDIM no more than the chain has below t*.
+        output: D_out.
+        input: D_in.
+        scale: s, from 0 upward.
+        weight: lambda, from 0 upward. A mean over pixels has a small gradient: a weight of the order
+            of their number makes D_in as strong as a Gaussian log-likelihood of variance 1/2.
+        at: What D looks at: `"x_t"`, as equation 11 reads, or `"x_hat"`, the estimate of the clean
+            image, with the gradient through the denoiser.
+        anchor: What D_in compares with: x_adv itself (`"image"`), or x_adv noised to t (`"noised"`).
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
+        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+
+    Raises:
+        ValueError: An option is out of range, options do not go together, or there is no classifier.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        classifier: Classifier,
+        *,
+        t: float = 0.058,
+        steps: int = 58,
+        output: Output | Literal["none"] = "kl",
+        input: Input | Literal["none"] = "mse",
+        scale: float = 1.0,
+        weight: float = 100.0,
+        at: At = "x_t",
+        anchor: Anchor = "image",
+        sampler: Sampler = "ddpm",
+        variance: Variance = "small",
+        eta: float = 0.0,
+    ):
+        super().__init__()
+        one_of("output", output, Literal["kl", "l2", "confidence", "entropy", "repel", "none"])
+        one_of("input", input, Literal["mse", "ssim", "l1", "lpips", "none"])
+        one_of("at", at, At)
+        one_of("anchor", anchor, Anchor)
+        for name, value in (("scale", scale), ("weight", weight)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a number from 0 upward, not {value}")
+        if at == "x_hat" and anchor == "noised":
+            raise ValueError(
+                "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "
+                "at: x_t, or anchor: image"
+            )
+        self.denoiser, self.classifier, self.t, self.steps = denoiser, asked(classifier), t, steps
+        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
+        self.scale, self.weight, self.at, self.anchor = scale, weight, at, anchor
+        self._output, self._input = OUTPUT.get(output), INPUT.get(input) if weight else None
+        self._guided = bool(scale and (self._output or self._input))
+        self._refers = self._guided and output in ("kl", "l2", "repel")
+
+    @property
+    def pixel_noise(self) -> float:
+        """The noise put on the image, in units of [0, 1] pixels."""
+        return pixel_noise(self.denoiser.schedule, self.t)
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        x_t, guide, beside = self._start(x, noise)
+        back = noise.fold("reverse")
+        z = reverse(
+            self.denoiser, x_t, self.times, back, step=self.step, guide=guide, beside=beside
+        )
+        return self.denoiser.decode(z)
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way back of `forward`: (time, image) from the noised image to the purified one."""
+        x_t, guide, _ = self._start(x, noise)
+        back = noise.fold("reverse")
+        for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide):
+            yield t, self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
+
+    def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Descent | None, tuple[Tensor, ...]]:
+        """x_t at t*, the guide, and what the guide uses that may need a gradient."""
+        z = self.denoiser.encode(x)
+        x_t = self.denoiser.perturb(z, self.times[0], noise.fold("forward"))
+        if not self._guided:
+            return x_t, None, ()
+        reference = self.classifier(x, noise.fold("classify")) if self._refers else None
+        guide = Descent(
+            partial(self._distance, reference),
+            z,
+            lambda now: self.scale,
+            self.step,
+            noised=self.anchor == "noised",
+            deep=self.at == "x_hat",
+        )
+        return x_t, guide, (z,) if reference is None else (z, reference)
+
+    def _distance(
+        self, reference: Tensor | None, state: Tensor, anchor: Tensor, noise: Noise
+    ) -> Tensor:
+        image = self.denoiser.decode(state)
+        parts = []
+        if self._output is not None:
+            logits = self.classifier(image, noise.fold("classify"))
+            parts.append(self._output(logits, logits if reference is None else reference))
+        if self._input is not None:
+            parts.append(self.weight * self._input(image, self.denoiser.decode(anchor)))
+        return sum(parts[1:], parts[0])

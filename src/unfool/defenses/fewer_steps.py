@@ -1,0 +1,40 @@
+"""A purifier with fewer of its own steps: what an attacker differentiates to save time."""
+
+from copy import copy
+from typing import Any
+
+from unfool.diffusion.fewer_steps import Along, Groups, groups_of, kept
+from unfool.diffusion.reverse import Heun, scales_along
+from unfool.protocols import Purifier
+
+
+def coarser(purifier: Any, steps: int | None, matched: bool) -> Purifier:
+    """A purifier with fewer of its own steps back, at times among its own.
+
+    Args:
+        purifier: It goes from one of its `times` to the next by its `step`, on its stream `reverse`.
+        steps: How many are left; None is a tenth, but at least 5 (or all, of fewer).
+        matched: On the same path of noise (see `diffusion.coarse`), or on noise of its own.
+
+    Raises:
+        ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has.
+    """
+    if isinstance(purifier.step, Heun):
+        raise ValueError("a defence that goes back by `heun` has no coarser view; use `exact`")
+    which = kept(len(purifier.times) - 1, steps)
+    shorter = copy(purifier)  # it shares the networks
+    shorter.times, shorter.steps = purifier.times[which], len(which) - 1
+    if not matched:
+        return apart(shorter)
+    scales = scales_along(purifier.denoiser, purifier.times)
+    return along(shorter, groups_of(purifier.step, scales, which))
+
+
+def along(purifier: Purifier, groups: Groups) -> Purifier:
+    """A purifier of few steps on the path of noise of one with more."""
+    return lambda x, noise: purifier(x, Along(noise.keys, noise.given, groups))
+
+
+def apart(purifier: Purifier) -> Purifier:
+    """A purifier on noise of its own, unrelated to that of the model it stands in for."""
+    return lambda x, noise: purifier(x, noise.fold("surrogate"))

@@ -1,0 +1,149 @@
+"""GDMP (Wang et al., 2022): noise a little and go back, several times, held to the image given."""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Literal
+
+from torch import Tensor, nn
+
+from unfool.defenses.distances import mse, ssim
+from unfool.defenses.fewer_steps import coarser
+from unfool.defenses.guidance import Descent
+from unfool.defenses.sampling import Variance, in_turn, one_of, way_back
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import reverse, walk
+from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
+from unfool.noise import Noise
+from unfool.protocols import Purifier
+
+Held = Literal["mse", "ssim", "none"]
+Anchor = Literal["image", "noised"]
+
+
+class GDMP(nn.Module):
+    """M passes of DDPM, guided by c_t grad_{x_t} S(x_t, y_t), S being - MSE or SSIM.
+
+    c_t = 3 scale sigma_t / (2 eps alpha_t), as released, and S is a mean over pixels, in the
+    denoiser's range [-1, 1]. The released S is a mean over the batch too, so that guidance there
+    fades as batches grow; here an image's S is divided by the fixed number `average` and depends on
+    nothing but the image, unless `batch_mean` asks for the released form.
+
+    Pass i draws from the streams `forward` and `reverse` below ("pass", i). The release aggregates
+    10 purifications: see `aggregate.Aggregated`. Its DDPM clips x_hat (an option of the denoiser),
+    its SSIM pads images with zeros (here windows stay inside), and its `default.yml` does not guide.
+
+    Args:
+        denoiser: The diffusion model.
+        t: The time that each pass noises to; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet: 0.18.
+        steps: Of a pass, each one call of the network. ImageNet: 45.
+        passes: M. ImageNet: 1.
+        distance: S: `"mse"`, `"ssim"`, or `"none"` for passes without a guide.
+        scale: The release's guide_scale: 60000 of MSE, 70000 of SSIM; 1000 of SSIM on ImageNet.
+        eps: The perturbation that scale was chosen for, in units of [0, 1] pixels.
+        anchor: y_t: the image noised to t, afresh at each step (`"noised"`, as for CIFAR-10), or the
+            image itself (`"image"`, as for ImageNet).
+        average: What S is divided by: the number of images of the batches that scale was chosen for.
+        batch_mean: Divide by the number of images in the call instead, as released. The outcome then
+            depends on the batch: runs are not reproducible at another batch size.
+        late: Noise to one step beyond t, as the release does on CIFAR-10 (index 36, back from 35).
+        variance: Of a step: `"small"` (posterior) or `"large"` (forward; the release's on CIFAR-10).
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        t: float = 0.036,
+        steps: int = 36,
+        passes: int = 4,
+        distance: Held = "mse",
+        scale: float = 60000.0,
+        eps: float = 8 / 255,
+        anchor: Anchor = "noised",
+        average: int = 100,
+        batch_mean: bool = False,
+        late: bool = False,
+        variance: Variance = "large",
+    ):
+        super().__init__()
+        one_of("distance", distance, Held)
+        one_of("anchor", anchor, Anchor)
+        for name, value in (("passes", passes), ("average", average)):
+            if value < 1:
+                raise ValueError(f"{name} must be 1 or more, not {value}")
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scale must be a number from 0 upward, not {scale}")
+        if not 0 < eps <= 1:
+            raise ValueError(f"eps is above 0 and at most 1, in units of [0, 1] pixels, not {eps}")
+        self.times, self.step = way_back(denoiser, t, steps, "ddpm", variance)
+        self.denoiser, self.t, self.steps, self.passes = denoiser, t, steps, passes
+        self.distance, self.scale, self.eps, self.anchor = distance, scale, eps, anchor
+        self.average, self.batch_mean = average, batch_mean
+        self._noised_to = self.times[0] + (1 / chain_length(denoiser.schedule) if late else 0)
+
+    @property
+    def pixel_noise(self) -> float:
+        """The noise put on the image in each pass, in units of [0, 1] pixels."""
+        return pixel_noise(self.denoiser.schedule, float(self._noised_to))
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        z = given = self.denoiser.encode(x)
+        guide = self._guide(given)
+        for i in range(self.passes):
+            x_t, back = self._noised(z, noise.fold("pass", i))
+            z = reverse(
+                self.denoiser,
+                x_t,
+                self.times,
+                back,
+                step=self.step,
+                guide=guide,
+                beside=(given,),
+            )
+        return self.denoiser.decode(z)
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        z = self.denoiser.encode(x)
+        guide = self._guide(z)
+
+        def once(own: Noise, z: Tensor) -> Iterator[tuple[float, Tensor]]:
+            x_t, back = self._noised(z, own)
+            return walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide)
+
+        ways = [(self.t, partial(once, noise.fold("pass", i))) for i in range(self.passes)]
+        for t, state in in_turn(z, ways):
+            yield t, self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps each pass, on the same path of noise or not (`coarser`)."""
+        return coarser(self, steps, matched)
+
+    def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:
+        """What a pass begins with, and the noise of its way back."""
+        x_t = self.denoiser.perturb(z, self._noised_to, own.fold("forward"))
+        return x_t, own.fold("reverse")
+
+    def _guide(self, given: Tensor) -> Descent | None:
+        if not self.scale or self.distance == "none":
+            return None
+        share = 3 * self.scale / (2 * self.eps) / (len(given) if self.batch_mean else self.average)
+        return Descent(
+            self._distance,
+            given,
+            lambda now: share * _rate(now),
+            self.step,
+            noised=self.anchor == "noised",
+        )
+
+    def _distance(self, state: Tensor, anchor: Tensor, noise: Noise) -> Tensor:
+        return mse(state, anchor) if self.distance == "mse" else 1 - ssim(state, anchor)
+
+
+def _rate(now: Scales) -> Tensor:
+    return now.sigma / now.alpha

@@ -1,0 +1,71 @@
+"""Gradual purification (Lee and Kim, 2023): DiffPure several times, with more noise each time."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+from torch import Tensor, nn
+
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.sampling import Sampler, Variance, in_turn
+from unfool.diffusion.denoiser import Denoiser
+from unfool.noise import Noise
+
+CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
+
+
+class Gradual(nn.Module):
+    """DiffPure by a list of passes, each noising what the one before made of the image.
+
+    Pass i draws from the streams `forward` and `reverse` below ("pass", i).
+
+    Args:
+        denoiser: The diffusion model.
+        passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
+            of 10 purifications (`aggregate.Aggregated`).
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
+        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+
+    Raises:
+        ValueError: There is no pass, or one is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        passes: Sequence[tuple[float, int]] = CIFAR,
+        sampler: Sampler = "ddpm",
+        variance: Variance = "small",
+        eta: float = 0.0,
+    ):
+        super().__init__()
+        if not passes:
+            raise ValueError("passes is a list of (t, steps), with one pass or more")
+        self.denoiser = denoiser
+        self.passes = nn.ModuleList()
+        for i, (t, steps) in enumerate(passes):
+            options = {"sampler": sampler, "variance": variance, "eta": eta}
+            try:
+                self.passes.append(DiffPure(denoiser, t=t, steps=steps, **options))
+            except ValueError as error:
+                raise ValueError(f"pass {i}: {error}") from error
+
+    @property
+    def pixel_noise(self) -> float:
+        """The most noise put on the image in a pass, in units of [0, 1] pixels."""
+        return max(purify.pixel_noise for purify in self.passes)  # pyright: ignore
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        for i, purify in enumerate(self.passes):
+            x = purify(x, noise.fold("pass", i))
+        return x
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`, pass after pass: (time left of all passes, image)."""
+        ways = [
+            (purify.t, partial(purify.walk, noise=noise.fold("pass", i)))  # pyright: ignore
+            for i, purify in enumerate(self.passes)
+        ]
+        return in_turn(x, ways)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,132 @@
+"""The Langevin-like purifier of DiffPure's release (`ldsde`): no forward noise, an anchor instead."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unfool.defenses.fewer_steps import along, apart
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.reverse import reverse, walk
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+from unfool.protocols import Purifier
+
+
+class Langevin(nn.Module):
+    """dx = -lambda/2 [-s(x, score_t) + (x - x_init) / sigma2] dt + eta sqrt(lambda) dw, from x_init.
+
+    The score is that of slightly noised images at every step; the anchor pulls back to the image
+    that came in. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and
+    goes through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
+    deviation 0.126 of the range [-1, 1].
+
+    Args:
+        denoiser: The diffusion model.
+        t: How long to run, in (0, 1].
+        steps: How many steps, each one call of the network; 10 in the release.
+        sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds.
+        rate: lambda.
+        eta: The scale of the noise.
+        score_t: The time at which the score is asked for.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        t: float = 0.1,
+        steps: int = 10,
+        sigma2: float = 1e-3,
+        rate: float = 1e-2,
+        eta: float = 5.0,
+        score_t: float = 0.01,
+    ):
+        super().__init__()
+        for name, value in (("t", t), ("score_t", score_t)):
+            if not 1e-4 <= value <= 1:
+                raise ValueError(f"{name} is a time from 0.0001 to 1, not {value}")
+        if steps < 1:
+            raise ValueError(f"steps must be 1 or more, not {steps}")
+        for name, value in (("sigma2", sigma2), ("rate", rate)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        if not 0 <= eta < math.inf:
+            raise ValueError(f"eta must be 0 or more, not {eta}")
+        if t / steps * rate / (2 * sigma2) > 2:
+            raise ValueError(
+                f"the anchor overshoots: t / steps * rate / (2 sigma2) must be at most 2; take more "
+                f"steps than {steps}"
+            )
+        self.denoiser, self.t, self.steps = denoiser, t, steps
+        self.sigma2, self.rate, self.eta, self.score_t = sigma2, rate, eta, score_t
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        z = self.denoiser.encode(x)
+        noise, step = noise.fold("reverse"), self._step(z)
+        return self.denoiser.decode(
+            reverse(self.denoiser, z, self._times(), noise, step=step, beside=(z,))
+        )
+
+    def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of `forward`: (time left, image) from the image to the purified one."""
+        z = self.denoiser.encode(x)
+        noise, step = noise.fold("reverse"), self._step(z)
+        states = walk(self.denoiser, z, self._times(), noise, step=step)
+        for i, (_, state) in enumerate(states):
+            yield self.t * (1 - i / self.steps), self.denoiser.decode(state)
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """The same purifier in fewer steps, on the same path of noise or on noise of its own.
+
+        Raises:
+            ValueError: `steps` does not divide its own, or the anchor overshoots.
+        """
+        taken = len(kept(self.steps, steps)) - 1
+        if self.steps % taken:
+            raise ValueError(
+                f"langevin's {self.steps} steps have one length: those of a view divide them, and "
+                f"{taken} does not"
+            )
+        shorter = Langevin(
+            self.denoiser,
+            t=self.t,
+            steps=taken,
+            sigma2=self.sigma2,
+            rate=self.rate,
+            eta=self.eta,
+            score_t=self.score_t,
+        )
+        if not matched:
+            return apart(shorter)
+        each = self.steps // taken
+        return along(shorter, ((each**-0.5,) * each,) * taken)
+
+    def _times(self) -> Tensor:
+        """The model is asked at the same time all along."""
+        return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
+
+    def _step(self, anchor: Tensor) -> "_Pulled":
+        return _Pulled(anchor, self.t / self.steps, self.sigma2, self.rate, self.eta)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pulled:
+    """An Euler-Maruyama step of length `h`, pulled back to `anchor`."""
+
+    anchor: Tensor
+    h: float
+    sigma2: float
+    rate: float
+    eta: float
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        score = (now.alpha * x_hat - x_t) / now.sigma**2
+        drift = -0.5 * self.rate * (-score + (x_t - self.anchor) / self.sigma2)
+        return x_t + self.h * drift + self.eta * math.sqrt(self.rate * self.h) * noise.normal(x_t)

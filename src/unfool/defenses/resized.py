@@ -1,0 +1,80 @@
+"""A purifier for images of another size than its denoiser's: up to it, and back."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfool.defenses.purified import image_shape
+from unfool.noise import Noise
+from unfool.protocols import Purifier
+
+
+class Resized(nn.Module):
+    """Resize, purify, resize back (bilinear), as DiffPure's release does on ImageNet: 224, 256, 224.
+
+    The gradient goes through both.
+
+    Args:
+        purifier: Any purifier.
+        size: Height and width at which it works; None is the size that its denoiser was made for.
+
+    Raises:
+        ValueError: Its denoiser is for another size, or for any and `size` was not given.
+    """
+
+    def __init__(self, purifier: Purifier, *, size: int | None = None):
+        super().__init__()
+        shape = image_shape(purifier)
+        if size is None:
+            if shape is None:
+                raise ValueError("give `size`: the denoiser was made for no size of its own")
+            self.size = shape[1:]
+        elif size < 1:
+            raise ValueError(f"size must be 1 or more, not {size}")
+        else:
+            self.size = (size, size)
+        if shape is not None and shape[1:] != self.size:
+            told = " x ".join(map(str, shape[1:]))
+            raise ValueError(f"the denoiser was made for {told}; leave `size` out, or give that")
+        self.purifier = purifier
+        if hasattr(purifier, "walk"):
+            self.walk = self._walk
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        return _to(x.shape[2:], self.purifier(_to(self.size, x), noise))
+
+    def adjoint(self) -> Purifier:
+        """This purifier with the adjoint gradient of the one inside.
+
+        Raises:
+            ValueError: It has none.
+        """
+        if not hasattr(self.purifier, "adjoint"):
+            raise ValueError("the purifier inside has no adjoint gradient; use the view `exact`")
+        return Resized(self.purifier.adjoint(), size=self.size[0])  # pyright: ignore
+
+    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+        """This purifier with the one inside in fewer steps.
+
+        Raises:
+            ValueError: That does not say how, or has not so many.
+        """
+        if not hasattr(self.purifier, "coarse"):
+            raise ValueError(
+                "the purifier inside does not say how to leave out steps; use the view `exact`"
+            )
+        inside = self.purifier.coarse(steps, matched)  # pyright: ignore
+        return Resized(inside, size=self.size[0])
+
+    def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
+        """The way of the purifier inside, at the size of `x`."""
+        for t, state in self.purifier.walk(_to(self.size, x), noise):  # pyright: ignore
+            yield t, _to(x.shape[2:], state)
+
+
+def _to(size: tuple[int, ...], x: Tensor) -> Tensor:
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

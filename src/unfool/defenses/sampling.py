@@ -1,0 +1,123 @@
+"""How a purifier goes back: a sampler's name to its times and its step."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import (
+    DDIM,
+    END,
+    Ancestral,
+    Heun,
+    Step,
+    churned,
+    euler_maruyama,
+    even,
+    flow,
+    karras,
+    strided,
+)
+from unfool.diffusion.schedule import Discrete, chain_length
+
+Sampler = Literal["sde", "ddpm", "ddim", "ode", "heun"]
+Variance = Literal["small", "large"]
+
+
+class Way(NamedTuple):
+    """A way back.
+
+    Attributes:
+        times: Falling times (N + 1,) from t*.
+        step: How to go from one to the next.
+    """
+
+    times: Tensor
+    step: Step | Heun
+
+
+def way_back(
+    denoiser: Denoiser,
+    t: float,
+    steps: int,
+    sampler: Sampler,
+    variance: Variance = "small",
+    eta: float = 0.0,
+) -> Way:
+    """The way from `t` to a clean image.
+
+    Args:
+        denoiser: The diffusion model.
+        t: t*, the time to begin at, in (0, 1]; 0.1 is 100 of 1000 steps.
+        steps: How many steps, each one call of the network (of `"heun"` two, but the last). Of DDPM
+            and DDIM no more than the chain has below t*.
+        sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"`, `"ode"` (the probability flow) or
+            `"heun"` (the flow by EDM's second-order steps).
+        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
+        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+
+    Raises:
+        ValueError: One of these is out of range, or the chain has not so many steps.
+    """
+    if not 1e-4 <= t <= 1:
+        raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
+    one_of("sampler", sampler, Sampler)
+    one_of("variance", variance, Variance)
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, not {steps}")
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1, not {eta}")
+    chain = chain_length(denoiser.schedule)
+    jumps = sampler in ("ddpm", "ddim")
+    if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
+        raise ValueError(
+            f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
+            f"t = {t}, not {steps}"
+        )
+    if not jumps and t / steps <= END:
+        raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
+    if sampler == "heun":
+        times = karras(denoiser.schedule, t, steps)
+        if not bool((times.diff() < 0).all()):
+            raise ValueError(
+                f"the chain of {chain} has not the {steps} levels of noise of `heun` below t = {t}: "
+                "take fewer steps, or a greater t"
+            )
+        return Way(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
+    choices: dict[Sampler, Step] = {
+        "sde": euler_maruyama,
+        "ddpm": Ancestral(variance),
+        "ddim": DDIM(eta),
+        "ode": flow,
+    }
+    return Way(strided(t, steps, chain) if jumps else even(t, steps), choices[sampler])
+
+
+Walk = Callable[[Tensor], Iterator[tuple[float, Tensor]]]
+
+
+def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[float, Tensor]]:
+    """The states of passes that each begin where the one before ended, as (time left, state).
+
+    Args:
+        x: What the first begins with.
+        walks: Of each pass the time it takes, and its own way: from where it begins to pairs of the
+            time left of it and the state.
+    """
+    left = sum(length for length, _ in walks)
+    for length, walk in walks:
+        left -= length
+        for t, state in walk(x):
+            x = state
+            yield left + t, x
+
+
+def one_of(name: str, value: str, kinds: Any) -> None:
+    """Refuse a word that is none of the literal type `kinds`.
+
+    Raises:
+        ValueError: It is another.
+    """
+    if value not in get_args(kinds):
+        raise ValueError(f"{name} is one of {', '.join(get_args(kinds))}, not {value!r}")

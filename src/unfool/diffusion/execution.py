@@ -1,0 +1,266 @@
+"""Ways to execute a denoiser's network: the same numbers up to rounding, at another speed.
+
+Which way is the fastest is found by a short trial, and remembered for the machine and the shape of the
+network. Second derivatives are taken the plain way (`gradient.twice_differentiable`).
+"""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unfool.diffusion.denoiser import Network
+from unfool.diffusion.gradient import replayed
+from unfool.errors import SpecError
+from unfool.runtime.files import write_bytes
+
+Way = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
+Execution = Literal["auto", Way]
+TRIED: tuple[Way, ...] = ("plain", "channels_last", "compiled")
+NEAR = 1e-3  # relative: a way that is farther off than this from the plain one is not taken
+MOST = 32  # images of a trial
+WAYS = 2  # counts up when a way becomes another, so that it is tried anew
+
+
+class Trial(NamedTuple):
+    """What a way was found to be.
+
+    Attributes:
+        forward: Seconds of a forward, and
+        gradient: of a forward with its vector-Jacobian product, of each turn.
+        error: The relative difference of both to the plain way, the larger.
+        prepare: Seconds of the first calls.
+    """
+
+    forward: list[float]
+    gradient: list[float]
+    error: float
+    prepare: float
+
+
+def execute(model: object, way: Execution, rows: int) -> None:
+    """Let all denoisers of a model be executed that way from now on.
+
+    Args:
+        model: Anything; what is no module with a `Network` in it stays as it is.
+        way: How; `"auto"` is the fastest here, by trial or from memory.
+        rows: How many images one call will have.
+
+    Raises:
+        SpecError: CUDA graphs are asked for without a GPU, or the way gives other numbers here.
+    """
+    if way == "plain" or not isinstance(model, nn.Module):
+        return
+    for part in [module for module in model.modules() if isinstance(module, Network)]:
+        chosen = choose(part, min(rows, MOST)) if way == "auto" else way
+        if way != "auto" and (error := off(part, way, min(rows, MOST))) > NEAR:
+            raise SpecError(
+                f"machine.execution: {way} gives other numbers than plain here (a relative error of "
+                f"{error:.1g}): use auto, or plain"
+            )
+        run_as(part, chosen)
+
+
+def off(denoiser: Network, way: Way, rows: int) -> float:
+    """How far the values and gradients of a way are from the plain one, relatively; 0 if unknown."""
+    if denoiser.shape is None:
+        return 0.0
+    copy, x = deepcopy(denoiser), _input(denoiser, rows)
+    run_as(copy, way)
+    return _apart(_told(copy, x), _told(denoiser, x))
+
+
+def run_as(denoiser: Network, way: Way) -> None:
+    """Let the network of a denoiser be executed that way from now on.
+
+    Raises:
+        SpecError: CUDA graphs are asked for without a GPU.
+    """
+    network = denoiser.network
+    if way == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
+        raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
+    if way == "channels_last":
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    elif way == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
+        compile_network(network, mode="reduce-overhead")
+    elif way == "compiled" and any(p.is_cuda for p in network.parameters()):
+        compile_network(network)
+    elif way == "compiled":
+        network.forward = _Compiled(network)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Compiled:
+    """The forward of a frozen network on a CPU, compiled where no gradient is asked for.
+
+    There the weights become constants, laid out for the products ahead of time. With gradients
+    compiled code is slower than the network as it is written, and that is what answers then, and on
+    the way there, too, so that a replay meets what it did. A copy is executed as it is written.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.plain = network.forward
+        options: dict[str, Any] = {"freezing": True, "max_autotune": True}
+        self.compiled = torch.compile(network.forward, options=options)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        plain = torch.is_grad_enabled() or replayed.get()
+        run = self.plain if plain else self.compiled
+        return run(*args, **options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return deepcopy(self.plain, memo)
+
+
+def compile_network(network: nn.Module, **options: Any) -> None:
+    """Compile a network in place, its upsamplings `spread`; its weights keep their names.
+
+    Args:
+        network: What is called.
+        options: Of `torch.compile`.
+    """
+    spread(network)
+    network.compile(**options)
+
+
+def spread(network: nn.Module) -> None:
+    """Let the upsamplings of diffusers' networks double their pixels by a view: the same numbers.
+
+    Of the gradient of `interpolate`, which is summed in place by index, the compiler of torch 2.13
+    lets later kernels read the zeros that it begins with.
+    """
+    for module in network.modules():
+        if type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False):
+            module.interpolate = False  # pyright: ignore[reportArgumentType]
+            module.register_forward_pre_hook(_doubled)
+
+
+def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *rest = inputs
+    if rest and rest[0] is not None:  # to a size that is not double
+        return nn.functional.interpolate(x, size=rest[0], mode="nearest"), *rest
+    rows, channels, height, width = x.shape
+    twice = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+    return twice.reshape(rows, channels, 2 * height, 2 * width), *rest
+
+
+def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
+    """The way in which a step and its way back are the fastest, by `trials` or from memory.
+
+    Args:
+        denoiser: The denoiser, frozen.
+        rows: How many images one call will have.
+        memory: The file of what is known; in the user's cache folder if None.
+    """
+    if denoiser.shape is None:
+        return "plain"
+    memory, key = memory or _memory(), _fingerprint(denoiser, rows)
+    known: dict[str, Way] = {}
+    with suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(memory.read_text("utf-8")))
+    if known.get(key) in TRIED:
+        return known[key]
+    print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
+    found: dict[Way, Trial]
+    found = {way: trial for way, trial in trials(denoiser, rows).items() if trial.error <= NEAR}
+    best = min(found, key=lambda way: min(found[way].forward) + min(found[way].gradient))
+    with suppress(OSError):  # a home that cannot be written: the next run tries again
+        write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
+    return best
+
+
+def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
+    """Try the ways of `TRIED` on copies of a denoiser, those that work here; the plain one first.
+
+    Args:
+        denoiser: The denoiser, frozen.
+        rows: How many images.
+        turns: How often each is timed, one way after the other.
+    """
+    x = _input(denoiser, rows)
+    copies: dict[Way, tuple[Network, float, list[Tensor]]] = {}
+    for way in TRIED:
+        copy, began = deepcopy(denoiser), time.perf_counter()
+        try:
+            run_as(copy, way)
+            told = _told(copy, x)
+        except Exception:  # no compiler, or a network that it cannot take
+            if way == "plain":
+                raise
+            continue
+        copies[way] = copy, time.perf_counter() - began, told
+    plain = copies["plain"][2]
+    errors = {way: _apart(told, plain) for way, (_, _, told) in copies.items()}
+    found: dict[Way, Trial]
+    found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
+    for _ in range(turns):
+        for way, (copy, _, _) in copies.items():
+            found[way].forward.append(_seconds(_forward, copy, x))
+            found[way].gradient.append(_seconds(_gradient, copy, x))
+    return found
+
+
+def _input(denoiser: Network, rows: int) -> Tensor:
+    assert denoiser.shape is not None
+    size = rows * torch.Size(denoiser.shape).numel()
+    x = torch.linspace(-1, 1, size).sin().view(rows, *denoiser.shape)
+    return x.to(next(denoiser.parameters()))
+
+
+def _told(denoiser: Network, x: Tensor) -> list[Tensor]:
+    return [_forward(denoiser, x), _gradient(denoiser, x)]
+
+
+def _apart(found: list[Tensor], plain: list[Tensor]) -> float:
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True))
+
+
+def _forward(denoiser: Network, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return denoiser(x, torch.tensor(0.1, dtype=torch.float64))
+
+
+def _gradient(denoiser: Network, x: Tensor) -> Tensor:
+    at = x.clone().requires_grad_()
+    with torch.enable_grad():
+        out = denoiser(at, torch.tensor(0.1, dtype=torch.float64))
+        return torch.autograd.grad(out.square().sum(), at)[0]
+
+
+def _seconds(run: Callable[[Network, Tensor], Tensor], denoiser: Network, x: Tensor) -> float:
+    """Of a CPU those of the process, as it may be shared; of a GPU those of the clock."""
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    began = clock()
+    float(run(denoiser, x).flatten()[0])  # waits for the device
+    return clock() - began
+
+
+def _memory() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "unfool" / "execution.json"
+
+
+def _fingerprint(denoiser: Network, rows: int) -> str:
+    """The machine, the shape of the network, and that of the images."""
+    weight = next(denoiser.parameters())
+    if weight.is_cuda:
+        where = torch.cuda.get_device_name(weight.device)
+    else:
+        where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
+    told = [
+        f"ways {WAYS}",
+        where,
+        torch.__version__,
+        f"{torch.get_num_threads()} {rows} {denoiser.shape}",
+    ]
+    told += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in denoiser.named_parameters()]
+    return hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,328 @@
+"""The reverse process: from x_t back to x_0, one step at a time, differentiable end to end.
+
+A `Step` is a pure function from the state and the denoiser's estimate of x_0 to the next state; a
+`Guide` adds a term to the score. Every purifier of the package is this loop with some step, some
+times and some guide.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.gradient import chain, twice_differentiable
+from unfool.diffusion.schedule import (
+    Discrete,
+    Scales,
+    Schedule,
+    chain_length,
+    pixel_noise,
+    time_of_noise,
+)
+from unfool.noise import Noise
+
+END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
+LEAST, POWER = 0.002, 7  # of EDM's times: the last noise above 0, in [-1, 1] units, and rho
+CHURN, CHURNED = 6, (0.01, 0.46)  # of DPEDM: how much noise is added on the way, and where
+
+
+class Guide(Protocol):
+    """What is added to the score at x_t, shaped like `x_t`.
+
+    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`; by
+    `Heun` a second time, with the same noise, when it is there: `now` is then `then`.
+    A guide with a true attribute `deep` may differentiate `x_hat` with respect to `x_t`.
+    """
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
+
+
+class Step(Protocol):
+    """x at the scales `then`, given x_t at `now` and the estimate `x_hat` of x_0."""
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
+
+
+Estimate = Callable[[Tensor, Scales], Tensor]
+
+
+def euler_maruyama(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
+    """A step of the reverse SDE, as DiffPure takes it (Nie et al., 2022, equation 6)."""
+    h = now.t - then.t
+    drift = now.beta * (0.5 * x_t + _score(x_t, x_hat, now))
+    return x_t + h * drift + torch.sqrt(now.beta * h) * noise.normal(x_t)
+
+
+def flow(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
+    """An Euler step of the probability-flow ODE (Song et al., 2021); it draws nothing."""
+    return x_t + (now.t - then.t) * 0.5 * now.beta * (x_t + _score(x_t, x_hat, now))
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """A DDPM step (Ho et al., 2020, section 3.2), over any stretch of the chain.
+
+    Attributes:
+        variance: `"small"` is the posterior's, `"large"` that of the forward step.
+    """
+
+    variance: Literal["small", "large"] = "small"
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The posterior mean, and noise unless `then` is the clean image."""
+        kept = now.alpha / then.alpha
+        beta = 1 - kept**2
+        mean = (beta * then.alpha * x_hat + then.sigma**2 * kept * x_t) / now.sigma**2
+        if not bool((then.sigma > 0).any()):
+            return mean
+        deviation = torch.sqrt(beta)
+        if self.variance == "small":
+            deviation = deviation * then.sigma / now.sigma
+        return mean + deviation * noise.normal(x_t)
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """A DDIM step (Song et al., 2021, equation 12): `eta` 0 draws nothing, 1 is ancestral."""
+
+    eta: float = 0.0
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """x_hat, noised again along the direction that the model saw in x_t."""
+        eps = (x_t - now.alpha * x_hat) / now.sigma
+        if not self.eta:
+            return then.alpha * x_hat + then.sigma * eps
+        ratio = (now.alpha / then.alpha) ** 2
+        fresh = self.eta * then.sigma / now.sigma * torch.sqrt((1 - ratio).clamp(min=0))
+        kept = torch.sqrt((then.sigma**2 - fresh**2).clamp(min=0))
+        return then.alpha * x_hat + kept * eps + fresh * noise.normal(x_t)
+
+
+@dataclass(frozen=True)
+class Heun:
+    """A step of the stochastic Heun sampler (Karras et al., 2022, algorithm 2), of any model.
+
+    It noises x_t up to the time `raised[t]`, if there is one, and takes a second-order step of the
+    flow from there, in EDM's variables x / alpha and sigma / alpha. It asks the denoiser twice, but
+    once for the last step to a clean image; so it is no `Step`, which is told one answer.
+
+    Attributes:
+        schedule: The denoiser's.
+        raised: Times to later times; none of them, and it draws nothing.
+        inflation: The standard deviation of the noise (S_noise).
+    """
+
+    schedule: Schedule
+    raised: Mapping[float, float] = field(default_factory=dict)
+    inflation: float = 1.007
+
+    def solve(
+        self, estimate: Estimate, x_t: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The state at the scales `then`, given x_t at `now` and who answers E[x_0 | x_t]."""
+        z, at = x_t / now.alpha, now
+        if (later := self.raised.get(float(now.t))) is not None:
+            at = self.schedule(torch.tensor(later, dtype=torch.float64))
+            more = torch.square(at.sigma / at.alpha) - torch.square(now.sigma / now.alpha)
+            z = z + self.inflation * torch.sqrt(more) * noise.normal(x_t)
+        size, least = at.sigma / at.alpha, then.sigma / then.alpha
+        slope = (z - estimate(at.alpha * z, at)) / size
+        ahead = z + (least - size) * slope
+        if bool(least > 0):
+            second = (ahead - estimate(then.alpha * ahead, then)) / least
+            ahead = z + (least - size) / 2 * (slope + second)
+        return then.alpha * ahead
+
+
+def reverse(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    step: Step | Heun,
+    guide: Guide | None = None,
+    label: Tensor | None = None,
+    beside: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Carry `x` through `times`, from the first to the last.
+
+    The gradient is exact, and its memory does not grow with the number of steps
+    (`diffusion.gradient`). It reaches `x`, the denoiser's weights where they are trained, and the
+    tensors in `beside`, which a guide may use; not what a guide holds otherwise.
+
+    Args:
+        denoiser: The model.
+        x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
+        times: Falling times (N + 1,), for N steps.
+        noise: Step i draws from `noise.fold(i)`.
+        step: How to go from one time to the next.
+        guide: A term of the score.
+        label: Class labels (B,) for a conditional denoiser.
+        beside: Tensors a guide uses that may need a gradient.
+    """
+    scales = scales_along(denoiser, times)
+
+    def advance(i: int, x_t: Tensor) -> Tensor:
+        return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+
+    weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
+    kind = (type(step), type(guide))
+    return chain(advance, x, len(scales) - 1, (*beside, *weights), denoiser, kind)
+
+
+def walk(
+    denoiser: Denoiser,
+    x: Tensor,
+    times: Tensor,
+    noise: Noise,
+    *,
+    step: Step | Heun,
+    guide: Guide | None = None,
+    label: Tensor | None = None,
+) -> Iterator[tuple[float, Tensor]]:
+    """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
+    scales = scales_along(denoiser, times)
+    yield float(times[0]), x
+    for i in range(len(scales) - 1):
+        x = _advance(denoiser, x, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+        yield float(times[i + 1]), x
+
+
+def scales_along(denoiser: Denoiser, times: Tensor) -> list[Scales]:
+    """The scales at each time, as float64 numbers on the CPU.
+
+    Shaped (), they keep the type of the images they meet, and meet them on any device.
+    """
+    return [denoiser.schedule(time) for time in times.double().cpu()]
+
+
+def even(start: float, steps: int, end: float = END) -> Tensor:
+    """The times of DiffPure: `steps` even steps from `start` to 0, the last one cut at `end`."""
+    times = start * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+    times[-1] = end
+    return times
+
+
+def karras(schedule: Schedule, start: float, steps: int) -> Tensor:
+    """The times of EDM (Karras et al., 2022, equation 5): from `start` to the noise LEAST, then 0.
+
+    Between them sigma / alpha falls evenly to the power 1 / 7. On a discrete chain, each is the first
+    step with at least that noise, and none is below its first.
+    """
+    first = 1 / chain_length(schedule) if isinstance(schedule, Discrete) else 0.0
+    least = max(LEAST, 2 * pixel_noise(schedule, first))
+    top, end = (2 * pixel_noise(schedule, start)) ** (1 / POWER), least ** (1 / POWER)
+    parts = [i / max(steps - 1, 1) for i in range(1, steps)]
+    sizes = [(top + part * (end - top)) ** POWER for part in parts]
+    times = [time_of_noise(schedule, size / 2 * (1 - 1e-12)) for size in sizes]  # rounded up
+    return torch.tensor([start, *times, 0.0], dtype=torch.float64)
+
+
+def churned(schedule: Schedule, times: Tensor, share: float) -> dict[float, float]:
+    """Of each time at which noise is added, the later time at which there is that much.
+
+    As DPEDM (Liu et al., 2025, for CIFAR-10): where sigma / alpha is from 0.01 to 0.46, it is made
+    larger by `share` times 6 / N, at most by sqrt(2) - 1; on a discrete chain, at the nearest step,
+    and not at all where that is the same one.
+    """
+    more = min(share * CHURN / (len(times) - 1), 2**0.5 - 1)
+    sizes = {float(t): 2 * pixel_noise(schedule, float(t)) for t in times[:-1]}
+    low, high = CHURNED
+    later = {
+        t: _time_near(schedule, size * (1 + more) / 2)
+        for t, size in sizes.items()
+        if low <= size <= high
+    }
+    return {t: then for t, then in later.items() if then > t + 1e-9}
+
+
+def _time_near(schedule: Schedule, sigma: float) -> float:
+    """The time whose pixel noise is the nearest to `sigma`."""
+    t = time_of_noise(schedule, sigma)
+    if not isinstance(schedule, Discrete):
+        return t
+    before = t - 1 / schedule.steps
+    gaps = {at: abs(pixel_noise(schedule, at) - sigma) for at in (before, t)}
+    return min(gaps, key=lambda at: gaps[at])
+
+
+def strided(start: float, steps: int, chain: int) -> Tensor:
+    """The times of a discrete chain of `chain` steps, from `start` to the clean image at 0.
+
+    `steps` of them are kept, evenly and from the noisy end; each costs one call of the network.
+    """
+    length = round(start * chain)
+    kept = (length * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)).round()
+    return kept / chain
+
+
+def _advance(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    now: Scales,
+    then: Scales,
+    noise: Noise,
+    step: Step | Heun,
+    guide: Guide | None,
+    label: Tensor | None,
+) -> Tensor:
+    def estimate(x_t: Tensor, at: Scales) -> Tensor:
+        if guide is None:
+            return denoiser(x_t, at.t, label)
+        return _guided(denoiser, x_t, at, then, noise.fold("guide"), guide, label)
+
+    if isinstance(step, Heun):
+        return step.solve(estimate, x_t, now, then, noise)
+    return step(x_t, estimate(x_t, now), now, then, noise)
+
+
+def _guided(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    now: Scales,
+    then: Scales,
+    noise: Noise,
+    guide: Guide,
+    label: Tensor | None,
+) -> Tensor:
+    """The estimate of x_0, moved by the guide."""
+    kept, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
+    with torch.set_grad_enabled(kept or deep):
+        at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
+        with twice_differentiable() if deep else nullcontext():
+            x_hat = denoiser(at, now.t, label)
+    term = guide(at, x_hat, now, then, noise)
+    if not kept:
+        x_hat, term = x_hat.detach(), term.detach()
+    # a term g of the score moves x_hat by sigma^2 / alpha g
+    return x_hat + now.sigma**2 / now.alpha * term
+
+
+def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
+    """The gradient, with respect to `x_t`, of a potential (B,) of each image; shaped like `x_t`.
+
+    It may be differentiated again wherever gradients are on (the second derivatives of a guided
+    chain), and keeps no graph where they are off.
+    """
+    again = torch.is_grad_enabled()
+    with torch.enable_grad(), twice_differentiable():
+        at = x_t if x_t.requires_grad else x_t.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(potential(at).sum(), at, create_graph=again)
+    return gradient if again else gradient.detach()
+
+
+def _score(x_t: Tensor, x_hat: Tensor, now: Scales) -> Tensor:
+    return (now.alpha * x_hat - x_t) / now.sigma**2

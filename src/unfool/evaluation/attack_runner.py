@@ -1,0 +1,196 @@
+"""The attacker's side of a run: the versions of each image, a block of images at a time.
+
+What a search draws, no verdict sees; and what it makes depends on the seed, the image's place in the
+data set, and the attack's name, whatever becomes of the image then.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from unfool.attacks.losses import watching
+from unfool.attacks.views import Limited
+from unfool.data import fetch
+from unfool.defenses.purified import votes
+from unfool.evaluation.cost import Ledger
+from unfool.noise import Noise
+from unfool.protocols import Attack, Dataset
+from unfool.results.loss_curves import curves
+from unfool.runtime.progress import progress
+from unfool.threat import Threat
+
+LEAST = 8  # draws by which an image is given up: by fewer, luck decides
+Keep = Callable[[Sequence[int], Tensor, Mapping[str, Tensor]], str]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What changes the speed of an evaluation and nothing else.
+
+    Attributes:
+        device: `"cpu"`, `"cuda"`, ...
+        rows: The most images (with their draws) in one call of the model.
+        block: Images that are attacked together and written together.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+    """
+
+    device: str = "cpu"
+    rows: int = 256
+    block: int = 32
+    shard: tuple[int, int] = (0, 1)
+    quiet: bool = False
+
+
+@dataclass
+class Search:
+    """Makes the versions of a block of images.
+
+    Attributes:
+        model: What is attacked.
+        attacks: By name.
+        threat: What they may change.
+        seed: Of all noise.
+        draws: Of the attacker's own, by which `survivors` are told; 8 where these are fewer.
+        survivors: Attack only images that nothing before made wrong on all of these.
+        ledger: Of network calls.
+        began: When the block began.
+        kept: By attack, the places of images left to an earlier one, and which.
+        seen: By version, what the attacker's own draws say, as far as they were asked.
+        climbs: By attack and place, the loss over its steps.
+    """
+
+    model: Limited
+    attacks: Mapping[str, Attack]
+    threat: Threat
+    seed: int
+    draws: int
+    survivors: bool
+    ledger: Ledger = field(default_factory=Ledger)
+    began: float = 0.0
+    kept: dict[str, dict[int, str]] = field(default_factory=dict)
+    seen: dict[str, Tensor] = field(default_factory=dict)
+    climbs: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+
+    def versions(
+        self, x: Tensor, y: Tensor, indices: Sequence[int]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """The images as they are; and, if there are attacks, under random noise and each attack."""
+        noise = Noise.of(self.seed, indices)
+        self.began = time.perf_counter()
+        self.ledger.take()
+        self.kept, self.seen, self.climbs = {}, {}, {}
+        broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
+        before = {"clean": x}
+        if self.attacks:
+            before["random"] = self.threat.edge(x, noise.fold("control"))
+        for name, version in before.items():
+            yield name, version
+            broken = self._broken(name, version, y, noise, ()) | broken
+        for name, attack in self.attacks.items():
+            held = self.threat if bounded(attack) else None
+            knows = getattr(attack, "knows", None)
+            done = broken if held and not knows else {}
+            version, todo = x.clone(), besides(done, len(x))
+            for i, (_, earlier) in done.items():
+                version[i] = earlier
+            if todo:
+                search = noise.take(todo).fold("search", name)
+                if knows:
+                    search = knows.told(search, secret(noise.take(todo)))
+                with watching() as steps:
+                    x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
+                risen = zip(todo, curves(steps, len(todo)), strict=True)
+                self.climbs[name] = {i: curve for i, curve in risen if curve}
+                version[todo] = _allowed(name, x_adv, x[todo], held)
+            self.kept[name] = {i: by for i, (by, _) in done.items()}
+            yield name, version
+            if held and not knows:
+                broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
+
+    def _broken(
+        self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
+    ) -> dict[int, tuple[str, Tensor]]:
+        """Of the images that are not done, those that are wrong on all of the attacker's own draws."""
+        todo = besides(done, len(y))
+        if not (self.survivors and todo):
+            return {}
+        select = noise.take(todo).fold("select")
+        self.seen[name] = votes(self.model, version[todo], select, max(self.draws, LEAST))
+        wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
+        return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
+
+
+def by_block(
+    what: str,
+    search: Search,
+    data: Dataset,
+    indices: Sequence[int],
+    done: Collection[int],
+    machine: Machine,
+    keep: Keep,
+) -> None:
+    """Make the versions of the images that are not done, and give each block to `keep`.
+
+    Args:
+        what: Words for the progress.
+        search: Makes them.
+        data: Images with labels.
+        indices: All images of the run; this shard's are taken.
+        done: Those that are written already.
+        machine: How many at once, and where.
+        keep: Given the block's indices, labels and versions by name; returns words to show.
+
+    Raises:
+        RuntimeError: An attack returned images outside the threat.
+    """
+    rank, ranks = machine.shard
+    mine = indices[rank::ranks]
+    todo = [index for index in mine if index not in done]
+    bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet)
+    with search.ledger.watching(search.model.model), bar as show:
+        for first in range(0, len(todo), machine.block):
+            block, here = todo[first : first + machine.block], len(mine) - len(todo) + first
+            x, y = (part.to(machine.device) for part in fetch(data, block))
+            versions = {}
+            for name, version in search.versions(x, y, block):
+                versions[name] = version
+                show(here, name)
+            show(here + len(block), keep(block, y, versions))
+
+
+def secret(noise: Noise) -> Noise:
+    """The noise that is told to who knows some: that of the verdict's first draw."""
+    return noise.fold("verdict", "vote", 0)
+
+
+def besides(done: Collection[int], size: int) -> list[int]:
+    """The numbers 0 .. size - 1 without those in `done`."""
+    return [i for i in range(size) if i not in done]
+
+
+def bounded(attack: Attack) -> bool:
+    """Whether an attack is held to the threat; one that is not says so by `bounded`."""
+    return getattr(attack, "bounded", True)
+
+
+def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
+    """What an attack returned, if it is images, and within the threat if it is held to one."""
+    if x_adv.shape != x.shape:
+        raise RuntimeError(
+            f"the attack {name} returned images shaped {tuple(x_adv.shape)}, given {tuple(x.shape)}"
+        )
+    if threat is None:
+        if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
+            raise RuntimeError(f"the attack {name} returned what is no image of [0, 1]")
+        return x_adv.detach()
+    allowed = threat.allows(x, x_adv)
+    if not bool(allowed.all()):
+        raise RuntimeError(
+            f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
+            f"{int((~allowed).sum())} of {len(x)} images: let an attack of yours end with "
+            "threat.project(x, x_adv); images made before need the threat that they were made for"
+        )
+    return x_adv.detach()

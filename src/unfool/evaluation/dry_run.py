@@ -1,0 +1,181 @@
+"""A rehearsal of an evaluation: how it asks the parts of a model, found out without asking them.
+
+Stand-ins take the places of the parts, answer at once and count how they are asked. So it holds for any
+attack, a stranger's too. They answer rightly whatever is done to the image: where an image that fell is
+left alone, the rehearsal is that of an image that stands up to everything.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.attacks.views import Limited
+from unfool.data import fetch
+from unfool.defenses.aggregate import Aggregated
+from unfool.defenses.purified import Purified
+from unfool.evaluation.attack_runner import Search
+from unfool.evaluation.evaluate import Judge
+from unfool.evaluation.prepare import Parts
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Defended
+from unfool.spec import Table
+from unfool.threat import Threat
+
+DERIVED = ("coarse", "adjoint", "whole", "stage")  # what views ask of a part: another part
+
+
+class Asked(NamedTuple):
+    """A way to ask a part: the part's name, and how."""
+
+    part: str
+    how: str  # "forward", "gradient" or "decide"
+
+
+@dataclass
+class Count:
+    """How the parts were asked.
+
+    Attributes:
+        asked: Images, in all.
+        most: Images, in one call.
+    """
+
+    asked: Counter[Asked] = field(default_factory=Counter)
+    most: dict[Asked, int] = field(default_factory=dict)
+
+    def add(self, kind: Asked, images: int) -> None:
+        """Count a call."""
+        self.asked[kind] += images
+        self.most[kind] = max(images, self.most.get(kind, 0))
+
+    def take(self) -> Counter[Asked]:
+        """What was asked since the last time."""
+        taken = +self.asked
+        self.asked.clear()
+        return taken
+
+
+class Rehearsal(NamedTuple):
+    """How the evaluation of one image asks the parts of a model.
+
+    Attributes:
+        asked: How often, by condition, `verdict`, `distances`.
+        most: For how many answers at once.
+        parts: The parts by name.
+    """
+
+    asked: dict[str, Counter[Asked]]
+    most: dict[Asked, int]
+    parts: dict[str, Any]
+
+
+class StandIn:
+    """Answers for a part of a model at once, and counts the images it is asked about.
+
+    Args:
+        real: The part.
+        name: Its name.
+        answer: Images to what it answers, which leads a gradient back.
+        count: Where it counts.
+        stands: All stand-ins, by name; those that views make of this one join it.
+    """
+
+    def __init__(
+        self,
+        real: Any,
+        name: str,
+        answer: Callable[[Tensor], Tensor],
+        count: Count,
+        stands: dict[str, Any],
+    ):
+        self.real, self.name, self.answer = real, name, answer
+        self.count, self.stands = count, stands
+        stands[name] = real
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """The answer; a gradient that goes back through it is counted, too."""
+        out, plain = self.answer(x), Asked(self.name, "forward")
+        self.count.add(plain, len(x))
+        if out.requires_grad:
+
+            def back(gradient: Tensor) -> None:
+                self.count.asked[plain] -= len(gradient)
+                self.count.add(Asked(self.name, "gradient"), len(gradient))
+
+            out.register_hook(back)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self.real, name)
+        if name == "decide":
+
+            def decide(x: Tensor, noise: Noise) -> Tensor:
+                self.count.add(Asked(self.name, "decide"), len(x))
+                return self.answer(x).argmax(1)
+
+            return decide
+        if name in DERIVED:
+
+            def derive(*options: Any) -> StandIn:
+                told = f"{self.name} {name}{options}"
+                return StandIn(found(*options), told, self.answer, self.count, self.stands)
+
+            return derive
+        return found
+
+
+def rehearse(spec: Table, made: Parts, rows: int) -> Rehearsal:
+    """How the evaluation of one image asks the parts of the model.
+
+    Args:
+        spec: What `run.check` returned.
+        made: Its parts.
+        rows: The most images of a call.
+    """
+    count = Count()
+    stands: dict[str, Any] = {}
+    options, place = spec["evaluation"], made.indices[:1]
+    x, y = (part.to(made.device) for part in fetch(made.data, place))
+    model = _stand_in(made.model, _right(x, y, len(made.data.classes)), count, stands)
+    search = Search(
+        Limited(model, rows),
+        made.attacks,
+        Threat(**spec["threat"]),
+        options["seed"],
+        options["draws"],
+        options.get("survivors", False),
+    )
+
+    found, versions = {}, {}
+    for name, version in search.versions(x, y, place):
+        found[name], versions[name] = count.take(), version
+    judge = Judge(search, lpips=False)
+    judge.outcomes(versions, y, place, set(), set())
+    found["verdict"] = count.take()
+    judge.quality(versions, Noise.of(options["seed"], place), [0])
+    return Rehearsal(found | {"distances": count.take()}, count.most, stands)
+
+
+def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+    """A classifier that is right about the image `x` (1, C, H, W) whatever is done to it."""
+    pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
+    slope = torch.sin(pixels.to(x)) / len(pixels)
+    return lambda at: 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope
+
+
+def _stand_in(
+    model: Any, right: Callable[[Tensor], Tensor], count: Count, stands: dict[str, Any]
+) -> Classifier:
+    if isinstance(model, Aggregated):
+        inner: Any = _stand_in(model.model, right, count, stands)
+        return Aggregated(inner, paths=model.paths, by=model.by)
+    if not isinstance(model, Defended):
+        return StandIn(model, "classifier", right, count, stands)
+    classifier = StandIn(model.classifier, "classifier", right, count, stands)
+    purifier = StandIn(model.purifier, "purifier", torch.clone, count, stands)
+    return Purified(classifier, purifier)

@@ -1,0 +1,278 @@
+"""The evaluation, image by image.
+
+Every image is taken clean, under random noise and under each attack, judged on noise that no search
+has seen, and written down as it is done.
+"""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool import __version__
+from unfool.attacks.views import Limited
+from unfool.batching import in_parts
+from unfool.defenses.purified import votes
+from unfool.evaluation.attack_runner import Machine, Search, besides, bounded, by_block, secret
+from unfool.evaluation.cost import peak_bytes
+from unfool.evaluation.image_quality import measure
+from unfool.evaluation.sanity_checks import probe
+from unfool.noise import Noise
+from unfool.protocols import Attack, Classifier, Dataset, Defended
+from unfool.results.quality import Quality
+from unfool.results.run_folder import Condition, Keeper, Outcome
+from unfool.threat import Knowledge, Threat
+
+PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
+
+
+def evaluate(
+    model: Classifier,
+    data: Dataset,
+    attacks: Mapping[str, Attack],
+    threat: Threat,
+    run: Keeper,
+    *,
+    indices: Sequence[int] | None = None,
+    only: Collection[int] | None = None,
+    seed: int = 0,
+    draws: int = 8,
+    pictures: int = 8,
+    survivors: bool = False,
+    lpips: bool = False,
+    machine: Machine | None = None,
+) -> None:
+    """Evaluate what `run` still lacks.
+
+    The verdict on an image is the class the model chooses at each of `draws` held-out draws of its
+    noise, the same draws clean and attacked. Which attack counts is chosen on other draws, as the
+    attacker would have to.
+
+    Args:
+        model: The classifier, defended or not.
+        data: Images with labels.
+        attacks: By name.
+        threat: What they may change.
+        run: Where outcomes go, and which are there.
+        indices: The images of the run; all by default.
+        only: Those of them to do here; all by default.
+        seed: Of all noise.
+        draws: Held-out draws of each verdict.
+        pictures: Of how many of the first images pictures are kept.
+        survivors: Attack only images that nothing before made wrong on all of the attacker's own
+            draws: what they are then is kept.
+        lpips: Measure this distance to the clean images, too.
+        machine: What changes only speed.
+
+    Raises:
+        RuntimeError: An attack returned images outside the threat, or the model no numbers.
+    """
+    machine = machine or Machine()
+    chosen = list(range(len(data)) if indices is None else indices)
+    shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
+    measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
+    search = Search(Limited(model, machine.rows), attacks, threat, seed, draws, survivors)
+    judge = Judge(search, lpips)
+
+    def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
+        outcomes = judge.outcomes(versions, y, block, probed, measured)
+        run.add(outcomes, judge.examples(versions, outcomes, y, shown))
+        robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
+        told = f"robust in this block {np.mean(robust):.0%}"
+        return (
+            told if judge.candidates() - {"clean", "random"} else f"{told}, to random noise alone"
+        )
+
+    done = {outcome.index for outcome in run.outcomes()}
+    if only is not None:
+        done |= set(chosen) - set(only)
+    by_block("evaluating images", search, data, chosen, done, machine, keep)
+
+
+@dataclass
+class Judge:
+    """Judges the versions of a block of images that a search made."""
+
+    search: Search
+    lpips: bool
+
+    @property
+    def model(self) -> Limited:
+        """What is judged."""
+        return self.search.model
+
+    def candidates(self) -> set[str]:
+        """The conditions that the attacker chooses from.
+
+        Those within the threat; if there are none, the other attackers'; if there are none of these
+        either, the corruptions.
+        """
+        plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
+        held = {name for name, attack in plain.items() if bounded(attack)}
+        if held or not plain:
+            return {"clean", "random", *held}
+        own = {n for n, attack in plain.items() if getattr(attack, "adversarial", True)}
+        return {"clean", *(own or plain)}
+
+    def outcomes(
+        self,
+        versions: Mapping[str, Tensor],
+        y: Tensor,
+        indices: Sequence[int],
+        probed: set[int],
+        measured: set[int],
+    ) -> list[Outcome]:
+        """The verdict on each image of a block."""
+        search = self.search
+        noise, clean = Noise.of(search.seed, indices), versions["clean"]
+        table: list[dict[str, Condition]] = [{} for _ in indices]
+        for name, version in versions.items():
+            kept = search.kept.get(name, {})
+            for i, earlier in kept.items():
+                table[i][name] = replace(table[i][earlier], of=earlier)
+            own = besides(kept, len(y))
+            if not own:
+                continue
+            x, private = version[own], noise.take(own)
+            knows = getattr(search.attacks.get(name), "knows", None)
+            judged = self._judged(x, private, knows)
+            seen = search.seen.get(name, judged)
+            if search.attacks and name not in search.seen and not knows:  # else there is no choice
+                seen = votes(self.model, x, private.fold("select"), search.draws)
+            wrong = (seen != y[own, None]).float().mean(1)
+            bare = self._bare(x, private.fold("bare"))
+            size = search.threat.size(x - clean[own])
+            for j, i in enumerate(own):
+                table[i][name] = Condition(
+                    draws=judged[j].tolist(),
+                    bare=bare[j],
+                    size=round(float(size[j]), 6),
+                    wrong=round(float(wrong[j]), 4),
+                )
+        which = [i for i, index in enumerate(indices) if index in measured]
+        quality = self.quality(versions, noise.fold("quality", "purify"), which)
+        candidates = self.candidates()
+        cost = {key: count / len(y) for key, count in search.ledger.take().items()}
+        seconds = round((time.perf_counter() - search.began) / len(y), 4)
+        which = [i for i, index in enumerate(indices) if index in probed]
+        probes = probe(self.model, versions["random"], y, noise, which) if search.attacks else {}
+        return [
+            Outcome(
+                index=index,
+                label=int(y[i]),
+                conditions=row,
+                # of equals, the attack that comes last: it is the strongest as a rule
+                chosen=max(
+                    (name for name in reversed(row) if name in candidates and not row[name].of),
+                    key=lambda name, row=row: row[name].wrong,
+                ),
+                seconds=seconds,
+                cost=cost | {"peak_bytes": peak_bytes()},
+                made_by=f"unfool {__version__}, torch {torch.__version__}",
+                probe=probes.get(i, {}),
+                quality=quality.get(i, {}),
+                climb={name: of[i] for name, of in search.climbs.items() if i in of},
+            )
+            for i, (index, row) in enumerate(zip(indices, table, strict=True))
+        ]
+
+    @torch.no_grad()
+    def _judged(self, x: Tensor, noise: Noise, knows: Knowledge | None) -> Tensor:
+        """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
+        if knows is None:
+            return votes(self.model, x, noise.fold("verdict"), self.search.draws)
+        told = knows.told(noise.fold("verdict", "rest"), secret(noise))
+        turns = knows.turns(self.search.draws)
+        return torch.stack([self.model.decide(x, told.draws(turn)) for turn in turns], 1)
+
+    @torch.no_grad()
+    def quality(
+        self, versions: Mapping[str, Tensor], noise: Noise, which: Sequence[int]
+    ) -> dict[int, dict[str, Quality]]:
+        """How far the versions of the images at positions `which` are from the clean ones.
+
+        Before purification and after it; the one draw of the purifier is the same for all versions.
+        """
+        found: dict[int, dict[str, Quality]] = {i: {} for i in which}
+        if not which:
+            return found
+        clean, model, noise = versions["clean"][which], self.model.model, noise.take(which)
+        for name, version in versions.items():
+            seen = {} if name == "clean" else {"before": version[which]}
+            if isinstance(model, Defended):
+                seen["after"] = Limited(model.purifier, self.model)(version[which], noise)
+            for when, pictures in seen.items():
+                for i, told in zip(which, measure(pictures, clean, self.lpips), strict=True):
+                    found[i].setdefault(name, {})[when] = told
+        return found
+
+    def _bare(self, x: Tensor, noise: Noise) -> list[int | None]:
+        """What the classifier without its defence answers; None if there is no defence."""
+        if not isinstance(self.model.model, Defended):
+            return [None] * len(x)
+        bare = Limited(self.model.model.classifier, self.model)
+        return votes(bare, x, noise, 1)[:, 0].tolist()
+
+    def examples(
+        self,
+        versions: Mapping[str, Tensor],
+        outcomes: Sequence[Outcome],
+        y: Tensor,
+        shown: set[int],
+    ) -> dict[str, np.ndarray]:
+        """Pictures of those images of a block that are shown."""
+        which = [i for i, outcome in enumerate(outcomes) if outcome.index in shown]
+        if not which:
+            return {}
+        indices = [outcomes[i].index for i in which]
+        x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
+        x, noise = versions["clean"][which], Noise.of(self.search.seed, indices)
+
+        def part(of: slice) -> dict[str, np.ndarray]:
+            given = x[of], x_adv[of], y[which][of], noise.take(range(of.start, of.stop))
+            return _examples(self.model.model, *given, indices[of])
+
+        found = in_parts(part, len(which), self.model)
+        along = found[0].pop("times", None)  # the same for all images
+        kept = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        return kept if along is None else kept | {"times": along}
+
+
+@torch.no_grad()
+def _examples(
+    model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise, indices: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Images clean and attacked, and what the model makes of them."""
+    noise = noise.fold("verdict", "vote", 0)  # the first draw of the verdict
+    kept = {"index": np.array(indices), "label": _array(y)}
+    kept |= {"clean": _array(x), "attacked": _array(x_adv)}
+    fooled = y
+    if isinstance(model, Defended):
+        fooled = model.classifier(x_adv, noise).argmax(1)  # what the attack makes of it, undefended
+    for name, version in (("clean", x), ("attacked", x_adv)):
+        kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
+        if not isinstance(model, Defended):
+            continue
+        kept[f"{name}_bare"] = _array(model.classifier(version, noise).argmax(1))
+        purify, see = noise.fold("purify"), noise.fold("classify")
+        if not hasattr(model.purifier, "walk"):
+            kept[f"{name}_purified"] = _array(model.purifier(version, purify))
+            continue
+        times, seen, state = [], [], version
+        for t, state in model.purifier.walk(version, purify):  # pyright: ignore
+            times.append(t)
+            seen.append(model.classifier(state, see).softmax(1))
+        along = torch.stack(seen, 1)  # (B, N + 1, K)
+        kept[f"{name}_purified"] = _array(state)
+        for key, label in (("sure", y), ("fooled", fooled)):
+            which = label[:, None, None].expand(-1, len(times), 1)
+            kept[f"{name}_{key}"] = _array(along.gather(2, which)[:, :, 0])
+        kept["times"], kept[f"{name}_surest"] = np.array(times), _array(along.amax(2))
+    return kept
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

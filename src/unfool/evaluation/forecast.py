@@ -1,0 +1,255 @@
+"""What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
+
+The whole evaluation of one image is rehearsed on stand-ins (`rehearsal`); a few calls of the real parts,
+as large as those of the run, then tell what one asking costs.
+"""
+
+import json
+import math
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from unfool import spec as specs
+from unfool.data import fetch
+from unfool.errors import SpecError
+from unfool.evaluation.cost import Ledger
+from unfool.evaluation.dry_run import Asked, Rehearsal, rehearse
+from unfool.evaluation.prepare import Parts, parts
+from unfool.noise import Noise
+from unfool.results.run_folder import FORECAST, Run
+from unfool.runtime.files import write_bytes
+from unfool.spec import Table
+from unfool.statistics import wilson
+
+CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
+TRIAL = 1.0  # seconds: calls are timed on more and more images until one takes so long
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something costs per image.
+
+    Attributes:
+        calls: By name (`ledger.Ledger`): images through a network.
+        seconds: On the machine where it was timed.
+    """
+
+    calls: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        calls = {key: self.calls.get(key, 0) + other.calls.get(key, 0) for key in CALLS}
+        return Cost(calls, self.seconds + other.seconds)
+
+    def __mul__(self, times: float) -> "Cost":
+        return Cost({key: times * n for key, n in self.calls.items()}, times * self.seconds)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will cost.
+
+    Attributes:
+        images: How many it is for.
+        per_image: By condition, `verdict` for what judges them all, `distances` for how far
+            pictures are from the clean ones.
+        most: Images that fall are left alone before the end, and cost less than this says.
+        rows: Images in the largest call that was timed; 0 if it goes by what images took.
+        low, high: The 95 % interval of an accuracy of one half on so many images, one draw each: no
+            interval of the report will be much wider.
+        workers: Of Ray, which share the time.
+    """
+
+    images: int
+    per_image: dict[str, Cost]
+    most: bool
+    rows: int
+    low: float
+    high: float
+    workers: int = 1
+
+    @property
+    def each(self) -> Cost:
+        """The cost of an image."""
+        return sum(self.per_image.values(), Cost())
+
+    @property
+    def total(self) -> Cost:
+        """The cost of them all."""
+        return self.each * self.images
+
+    def keep(self, folder: Path) -> None:
+        """Write it into a folder whose run has not begun: the report sets it beside what that took."""
+        if (folder / "run.json").is_file():
+            return
+        table = asdict(self) | {"calls": self.total.calls, "seconds": self.total.seconds}
+        write_bytes(folder / FORECAST, (json.dumps(table, indent=1) + "\n").encode())
+
+
+def seconds_of(budget: str) -> float:
+    """The seconds of a budget of time: `2h`, `30m`, `45s`, `1h30m`.
+
+    Raises:
+        SpecError: It is not written so.
+    """
+    units = {"h": 3600, "m": 60, "s": 1}
+    if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", budget):
+        raise SpecError(f"--budget is a time such as 2h, 30m or 45s, not {budget!r}")
+    return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
+
+
+def forecast(spec: Table, budget: float | None = None, made: Parts | None = None) -> Forecast:
+    """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
+
+    Args:
+        spec: What `run.check` returned.
+        budget: Seconds; at least one block of images is taken, and never more than the spec's.
+        made: What `run.parts` made of it, if it was made already.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    made, workers = made or parts(spec), _workers(spec)
+    most = made.on(spec, (0, 1), quiet=True).rows  # the model is now executed as in the run
+    played = rehearse(spec, made, most)
+    with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
+        costs, rows = _costs(made, played, spec["machine"]["block"], most)
+    per_image = {
+        name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
+        for name, counts in played.asked.items()
+    }
+    images = whole = len(made.indices)
+    if not made.attacks:  # distances are measured for the report's pictures only
+        per_image["distances"] *= min(spec["evaluation"]["pictures"], whole) / whole
+    each = sum(per_image.values(), Cost()).seconds
+    if budget is not None:
+        images = min(whole, max(spec["machine"]["block"], int(workers * budget / max(each, 1e-9))))
+    share = wilson(images // 2, images)
+    half = (share.high - share.low) / 2
+    return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
+
+
+def plan(
+    spec: Table, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
+) -> tuple[Table, Forecast | None]:
+    """A checked spec with the images that fit into a budget, and its forecast, kept in the folder.
+
+    A run that was begun with a budget goes on with the images it was begun with, and needs no
+    forecast. Where images that fall cost less and a run has begun, the forecast is what its images
+    took; in the folder stays the one from before it began.
+
+    Raises:
+        SpecError: As `forecast`; or with a budget only a shard is asked for, and each would choose
+            its own number of images.
+    """
+    if budget is None:
+        found = forecast(spec)
+        found = _so_far(found, spec, folder) or found
+        found.keep(folder)
+        return spec, found
+    if shard[1] > 1:
+        raise SpecError(
+            "--budget chooses the number of images by this machine's speed, so shards would differ: "
+            "see `--dry-run --budget` for the number, and give it to all by --set evaluation.images="
+        )
+    limit, images = seconds_of(budget), begun(spec, folder)
+    if images is not None:
+        return _with_images(spec, images), None
+    found = forecast(spec, limit)
+    found.keep(folder)
+    return _with_images(spec, found.images), found
+
+
+def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
+    """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
+    if not found.most or begun(spec, folder) is None:
+        return None
+    done = Run.open(folder).outcomes()
+    if not done:
+        return None
+    calls = {key: fmean(o.cost.get(key, 0) for o in done) for key in CALLS}
+    cost = Cost(calls, fmean(outcome.seconds for outcome in done))
+    return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, rows=0)
+
+
+def begun(spec: Table, folder: Path) -> int | None:
+    """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
+    if not (folder / "run.json").is_file():
+        return None
+    asked = Run.open(folder).asked
+    return len(asked["indices"]) if asked["identity"] == specs.identity(spec) else None
+
+
+def _with_images(spec: Table, images: int | None) -> Table:
+    return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
+
+
+def _costs(made: Parts, played: Rehearsal, block: int, rows: int) -> tuple[dict[Asked, Cost], int]:
+    """What one image costs by each way to ask, and how many images the largest trial had."""
+    found, largest = {}, 1
+    for kind in {kind for counts in played.asked.values() for kind in counts}:
+        most = min(rows, block * played.most[kind])  # no call of the run is larger
+        size, best = 1, _trial(made, played.parts[kind.part], kind.how, 1)
+        while size < most and best.seconds * size < TRIAL:
+            try:
+                best = _trial(made, played.parts[kind.part], kind.how, min(4 * size, most))
+            except torch.OutOfMemoryError:
+                break  # the run will find out, and go on with fewer images in a call
+            size = min(4 * size, most)
+        found[kind], largest = best, max(largest, size)
+    return found, largest
+
+
+def _trial(made: Parts, part: Any, how: str, size: int) -> Cost:
+    """What a call of `size` images costs an image; the first call, which makes things ready, apart.
+
+    Of short calls the quickest of three counts, lest a hiccup of the machine do.
+    """
+    indices = [made.indices[i % len(made.indices)] for i in range(size)]
+    x = fetch(made.data, indices)[0].to(made.device)
+    noise, ledger, took = Noise.of(0, range(size)), Ledger(), [math.inf]
+    while len(took) < 3 or (len(took) < 5 and min(took) < TRIAL / 4):
+        ledger.take()
+        at = x.clone().requires_grad_(how == "gradient")
+        began = time.perf_counter()
+        with ledger.watching(made.model), torch.set_grad_enabled(how == "gradient"):
+            out = part.decide(at, noise) if how == "decide" else part(at, noise)
+            if how == "gradient":
+                (out,) = torch.autograd.grad(out.square().sum(), at)
+            out.flatten()[0].item()  # waits for the device
+        took.append(time.perf_counter() - began)
+    calls = {key: count / size for key, count in ledger.take().items()}
+    return Cost(calls, min(took[2:]) / size)
+
+
+def _workers(spec: Table) -> int:
+    if spec["machine"]["engine"] != "ray":
+        return 1
+    from unfool.evaluation import ray
+
+    return ray.workers(spec)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, torch computes with one thread, as in a task of Ray, which takes one processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _most(spec: Table) -> bool:
+    """Whether images that fall are left alone before the end."""
+    early = any(row["name"] == "autoattack" or row.get("stop") for row in spec["attacks"])
+    return early or spec["evaluation"].get("survivors", False)

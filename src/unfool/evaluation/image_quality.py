@@ -1,0 +1,51 @@
+"""How far pictures are from the clean ones, before and after purification."""
+
+import torch
+from torch import Tensor
+
+from unfool.defenses.distances import lpips, mse, ssim
+
+LEAST = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
+
+
+def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str, float]]:
+    """The distances of each image to its clean one.
+
+    Args:
+        x: Images (B, C, H, W), meant to be in [0, 1]; what a purifier left outside counts as it is.
+        clean: The clean images.
+        perceptual: Measure LPIPS, too.
+
+    Returns:
+        Of each image `psnr` in dB (100 for equal images), `ssim` (1 for equal ones), and the norms
+        `l2` and `linf` of the difference; and `lpips` if it was asked for (0 for equal ones).
+
+    Raises:
+        ValueError: What LPIPS needs is not here.
+    """
+    x, clean = x.detach().double(), clean.detach().double()
+    gap = (x - clean).flatten(1)
+    found = {
+        "psnr": -10 * torch.log10(mse(x, clean).clamp(min=LEAST)),
+        "ssim": ssim(x, clean),
+        "l2": gap.norm(dim=1),
+        "linf": gap.abs().amax(1),
+    }
+    if perceptual:
+        found["lpips"] = lpips(x.float(), clean.float())
+    return [{name: round(float(of[i]), 4) for name, of in found.items()} for i in range(len(x))]
+
+
+def check_perceptual(image: Tensor) -> None:
+    """Try LPIPS on an image (C, H, W).
+
+    Raises:
+        ValueError: What it needs is not here, or the image is too small for it.
+    """
+    try:
+        lpips(image[None], image[None])
+    except RuntimeError as error:
+        size = " x ".join(map(str, image.shape))
+        raise ValueError(
+            f"LPIPS does not take images of {size}: they must be grey or RGB, 31 or more pixels a side"
+        ) from error

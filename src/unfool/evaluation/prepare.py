@@ -1,0 +1,263 @@
+"""From a checked evaluation spec to what it names: model, data and attacks, found to fit together."""
+
+import hashlib
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unfool import spec as specs
+from unfool.attacks.precomputed import Images
+from unfool.batching import fitting
+from unfool.data import fetch
+from unfool.defenses.aggregate import Aggregated
+from unfool.defenses.purified import Purified
+from unfool.diffusion.execution import execute
+from unfool.errors import SpecError
+from unfool.evaluation.compatibility import fits, fits_sources
+from unfool.evaluation.evaluate import Machine, evaluate
+from unfool.evaluation.image_quality import check_perceptual
+from unfool.evaluation.spec import ROLE
+from unfool.noise import Noise, permutation
+from unfool.protocols import Attack, Classifier, Dataset, Purifier
+from unfool.results.run_folder import Keeper
+from unfool.runtime.device import pick_device, versions
+from unfool.spec import Table, menu
+from unfool.threat import Knowledge, Threat
+
+
+@dataclass(frozen=True)
+class Viewed:
+    """An attack on what the attacker takes the model for."""
+
+    attack: Attack
+    view: Any
+    knows: Knowledge | None = None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether it is held to the threat."""
+        return getattr(self.attack, "bounded", True)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether its images are chosen to fool the model."""
+        return getattr(self.attack, "adversarial", True)
+
+    def __call__(self, model: Classifier, x: Any, y: Any, threat: Threat, noise: Noise) -> Any:
+        """Adversarial images, shaped like `x`."""
+        return self.attack(self.view(model), x, y, threat, noise)
+
+
+def work(
+    spec: Table,
+    made: "Parts",
+    keeper: Keeper,
+    machine: Machine,
+    only: Collection[int] | None = None,
+) -> None:
+    """Evaluate what a keeper still lacks of a checked `spec`.
+
+    Args:
+        spec: What `check` returned.
+        made: Its parts.
+        keeper: Where outcomes go.
+        machine: What changes only the speed.
+        only: The images to do; all of the run by default.
+    """
+    options = spec["evaluation"]
+    evaluate(
+        made.model,
+        made.data,
+        made.attacks,
+        Threat(**spec["threat"]),
+        keeper,
+        indices=made.indices,
+        only=only,
+        seed=options["seed"],
+        draws=options["draws"],
+        pictures=options["pictures"],
+        survivors=options.get("survivors", False),
+        lpips=options["lpips"],
+        machine=machine,
+    )
+
+
+class Parts(NamedTuple):
+    """What a checked spec names, made, and found to fit together.
+
+    Attributes:
+        model: The classifier, behind its purifier if it has one.
+        data: Images with labels.
+        attacks: By label.
+        indices: The images of the run.
+        device: Where to compute.
+        asked: What the run is asked (`question`).
+        fingerprint: The hash of the images at some indices.
+    """
+
+    model: Classifier
+    data: Dataset
+    attacks: dict[str, Viewed]
+    indices: list[int]
+    device: str
+    asked: Table
+    fingerprint: Callable[[Sequence[int]], str]
+
+    def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
+        """What changes only the speed."""
+        machine, rows = spec["machine"], spec["machine"]["rows"]
+        if rows == "auto":
+            image, _ = self.data[self.indices[0]]
+            rows = fitting(self.model, image[None].to(self.device))
+        execute(self.model, machine["execution"], rows)
+        return Machine(self.device, rows, machine["block"], shard, quiet)
+
+
+def parts(spec: Table) -> Parts:
+    """What a checked evaluation spec names.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    options, device = spec["evaluation"], pick_device(spec["machine"]["device"])
+    data: Dataset = specs.build("data", spec["data"])
+    model = build_model(spec, device)
+    attacks = dict(_attacks(spec["attacks"]))
+    indices = subset(len(data), options["images"], options["subset_seed"])
+    fits(model, data, indices, device)
+    fits_sources(attacks, data, indices, device)
+    say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
+    if options["lpips"]:
+        try:
+            check_perceptual(data[indices[0]][0])
+        except ValueError as error:
+            raise SpecError(f"evaluation.lpips: {error}") from error
+    for label, attack in attacks.items():
+        attack.view(model)  # so that one that does not fit is told before the work begins
+        if isinstance(attack.attack, Images):
+            attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
+    given = (attack.attack for attack in attacks.values())
+    brought = "".join(images.digest for images in given if isinstance(images, Images))
+    asked = question(spec, data, indices, fingerprint(data, indices) + brought)
+    made = partial(fingerprint, data, attacks=attacks)
+    return Parts(model, data, attacks, indices, device, asked, made)
+
+
+def question(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
+    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
+    return {
+        "identity": specs.identity(spec),
+        "images": images,
+        "code": specs.code(spec),
+        "spec": spec,
+        "indices": list(indices),
+        "classes": list(data.classes),
+        "shape": list(data[indices[0]][0].shape),
+        "versions": versions(),
+    }
+
+
+def subset(size: int, images: int | None, seed: int) -> list[int]:
+    """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
+
+    Raises:
+        SpecError: There are not so many.
+    """
+    if images is None:
+        return list(range(size))
+    if images > size:
+        raise SpecError(f"images: the data set has {size}, not {images}; null takes them all")
+    return sorted(permutation(size, seed, "subset")[:images])
+
+
+def fingerprint(
+    data: Dataset, indices: Sequence[int], attacks: Mapping[str, Viewed] | None = None
+) -> str:
+    """A hash of the images and labels at `indices`, and of what was made of them before the run."""
+    digest = hashlib.sha256()
+    for first in range(0, len(indices), 256):
+        x, y = fetch(data, indices[first : first + 256])
+        if int(y.min()) < 0 or int(y.max()) >= len(data.classes):
+            raise SpecError(
+                f"the data set has {len(data.classes)} classes, and labels from {int(y.min())} to "
+                f"{int(y.max())}"
+            )
+        digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, Images)]
+    return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
+
+
+def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
+    made = []
+    for row in rows:
+        asides = ("view", "label", "knows", *ROLE)
+        table = {key: value for key, value in row.items() if key not in asides}
+        attack = specs.build("attack", table)
+        view = specs.part("view", row["view"])
+        options = {key: value for key, value in view.items() if key != "name"}
+        see = menu.find("view", view["name"])
+        knows = Knowledge(row["knows"]) if "knows" in row else None
+        seen = Viewed(attack, partial(see, **options) if options else see, knows)
+        made.append((row["label"], seen))
+    return made
+
+
+def build_model(spec: Table, device: str) -> Classifier:
+    """The classifier of a checked spec, behind its purifier if it has one; frozen, on `device`.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+    """
+    model: Any = specs.build("classifier", spec["classifier"])
+    if "purifier" in spec:
+        model = Purified(model, build_purifier(spec, device, model))
+    if "paths" in spec:
+        model = Aggregated(model, paths=spec["paths"]["count"], by=spec["paths"]["by"])
+    return _frozen(model, device)
+
+
+@torch.no_grad()
+def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
+    """Say which attackers are told of a stream of noise from which the model never draws.
+
+    Args:
+        model: The defended model.
+        x: An image (1, C, H, W).
+        attacks: Checked rows of a spec.
+    """
+    told = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
+    for word in sorted(told):
+        known = [Knowledge(word).told(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
+        if torch.equal(*(model(x, noise.draws(0)) for noise in known)):
+            print(
+                f"the defence draws no {word} noise: `knows: {word}` is the white box here",
+                file=sys.stderr,
+            )
+
+
+def build_purifier(spec: Table, device: str, classifier: Classifier | None = None) -> Purifier:
+    """The purifier of a checked spec, with its denoiser; frozen, on `device`.
+
+    Args:
+        spec: What `check_purifier` or `check_model` returned.
+        device: Where to compute.
+        classifier: For a purifier that is guided by one.
+
+    Raises:
+        SpecError: A part refuses its options.
+    """
+    denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
+    given = {"denoiser": denoiser, "classifier": classifier}
+    return _frozen(specs.build("purifier", spec["purifier"], **given), device)
+
+
+def _frozen(part: Any, device: str) -> Any:
+    """A part that never trains, if it holds a network; a plain function as it is."""
+    if isinstance(part, nn.Module):
+        part = part.eval().requires_grad_(False).to(device)
+    return part

@@ -1,0 +1,33 @@
+"""Run an evaluation spec into a run folder."""
+
+from pathlib import Path
+
+from unfool.evaluation.prepare import parts, work
+from unfool.evaluation.spec import check
+from unfool.results.run_folder import Run
+from unfool.spec import Table
+
+__all__ = ["check", "run"]
+
+
+def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
+    """Evaluate what a checked `spec` asks, from where `folder` left off.
+
+    Args:
+        spec: What `check` returned.
+        folder: The run folder.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: A part refuses its options, or the parts do not fit each other.
+        RuntimeError: The folder holds another run, or the result must not be believed.
+    """
+    made = parts(spec)
+    if spec["machine"]["engine"] == "ray":
+        from unfool.evaluation import ray
+
+        return ray.run(spec, made, folder, shard, quiet)
+    begun = Run.begin(folder, made.asked, made.fingerprint)
+    work(spec, made, begun, made.on(spec, shard, quiet))
+    return begun

@@ -1,0 +1,80 @@
+"""A look at the model itself, on a few images: what the doubts about it go by."""
+
+from collections.abc import Sequence
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.losses import look
+from unfool.attacks.views import Limited, to_climb
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+
+DRAWS = 8  # gradients of a random model that are compared with each other
+
+
+def probe(
+    model: Limited, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
+) -> dict[int, dict[str, Any]]:
+    """What the doubts are about, seen on the images at positions `which`.
+
+    Gradients are those of the model without elimination (`views.whole`), where it has any.
+    """
+    if not which:
+        return {}
+    x, y, noise = x[which], y[which], noise.take(which).fold("probe")
+    with torch.no_grad():
+        logits, again = model(x, noise.fold(0)), model(x, noise.fold(1))
+        alone = model(x[:1], noise.take([0]).fold(0))
+    if not bool(logits.isfinite().all()):
+        raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
+    probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
+    alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
+    random = (logits != again).any(1)
+    turns = range(DRAWS if bool(random.any()) else 1)
+    climbed = to_climb(model)
+    single = torch.stack([look(climbed, x, y, "margin", noise, i, 1).gradient for i in turns])
+    peaks = {"ce": look(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    clamped = (single == 0).all(0).flatten(1).double().mean(1)
+    common = _agreement(single)
+    promised, found = _slope(climbed, x, y, noise, peaks["margin"])
+    return {
+        i: {
+            "probabilities": bool(probabilities[j]),
+            "random": bool(random[j]),
+            "alike": alike,
+            "gradients": {loss: float(peak[j].abs().max()) for loss, peak in peaks.items()},
+            "slope": [float(promised[j]), float(found[j])],
+            "clamped": round(float(clamped[j]), 4),
+            "agreement": common[j],
+        }
+        for j, i in enumerate(which)
+    }
+
+
+def _agreement(gradients: Tensor) -> list[float | None]:
+    """How much the gradients (D, B, C, H, W) of D draws have in common, of each image.
+
+    The mean inner product of two of them over the mean square of one: without bias, the share of a
+    gradient's mean square that is that of the mean over all draws. 1 if they are all the same; None
+    if there is no gradient.
+    """
+    flat = gradients.flatten(2).double()
+    count, square = len(flat), flat.square().sum((0, 2))  # summed over draws
+    pairs = (flat.sum(0).square().sum(1) - square) / max(count - 1, 1)
+    shares = pairs / square if count > 1 else square / square
+    return [round(s, 6) if isfinite(s) else None for s in shares.tolist()]
+
+
+def _slope(
+    model: Classifier, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
+) -> tuple[Tensor, Tensor]:
+    """How much the margin rises over a small step uphill: as the gradient says, and in fact."""
+    up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
+    promised = (gradient * (up - down)).flatten(1).sum(1)
+    above, below = (
+        look(model, side, y, "margin", noise, 0, 1, gradient=False).loss for side in (up, down)
+    )
+    return promised, above - below

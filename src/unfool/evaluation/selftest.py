@@ -1,0 +1,345 @@
+"""Is this installation right? Intervals, attacks and verdicts on models whose answers are known.
+
+Every check sets what was found against a closed form (`evaluation.known`). All noise is keyed, so what
+passes here passes again, on any machine.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from scipy import stats
+from torch import Tensor
+
+from unfool.attacks.apgd import APGD
+from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.fab import FAB
+from unfool.attacks.pgd import PGD
+from unfool.attacks.square import Square
+from unfool.data import fetch
+from unfool.defenses.purified import votes
+from unfool.evaluation import run as evaluation
+from unfool.noise import Noise
+from unfool.protocols import Attack
+from unfool.results.run_folder import Condition, Outcome
+from unfool.results.summary import Judged, judge, summarize_run
+from unfool.runtime.progress import progress
+from unfool.spec import Table
+from unfool.statistics import wilson
+from unfool.threat import Threat
+from unfool.toy import linear_models
+
+Unit = Literal["accuracy", "coverage", "times", "images", "yes"]
+TOLERANCE = 0.01  # of an accuracy under attack
+COVERED = (0.92, 0.99)  # how often intervals that promise 95 % may cover, in `RUNS` runs
+RUNS = 400
+IMAGES = 48
+COINS = (0.5, 0.7, 0.9)
+BUDGETS = {"linf": 0.035, "l2": 0.2}  # of the noisy plane
+COVER = "coverage of 95 %"
+HERE = "unfool.toy.linear_models:"
+
+EFFORT: dict[str, Any] = {"steps": 20, "eot": 10}
+AGAINST_NOISE: dict[str, Attack] = {
+    "PGD": PGD(**EFFORT),
+    "APGD": APGD(**EFFORT),
+    "FAB": FAB(**EFFORT, targets=1, compare=40),
+    "Square": Square(800, eot=4, compare=40),
+    "AutoAttack rand": AutoAttack("rand", **EFFORT),
+    "AutoAttack unfool": AutoAttack("unfool", "mean", **EFFORT, queries=1000, targets=1),
+}
+AGAINST_COINS: list[Table] = [
+    {"name": "pgd", "steps": 5, "eot": 4},
+    {"name": "apgd", "steps": 5, "eot": 4},
+    {"name": "fab", "steps": 5, "eot": 4, "targets": 1},
+    {"name": "square", "queries": 20, "eot": 4},
+    {"name": "autoattack", "version": "rand", "steps": 5, "eot": 4, "label": "rand"},
+    {"name": "autoattack", "steps": 5, "eot": 4, "queries": 100, "targets": 1},
+]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that is known, and what was found.
+
+    Attributes:
+        part: The model, or the interval.
+        what: What was measured on it.
+        unit: Of the numbers.
+        truth: By the closed form.
+        found: By this installation.
+        low: The least that may be found.
+        high: The most that may be found.
+    """
+
+    part: str
+    what: str
+    unit: Unit
+    truth: float
+    found: float
+    low: float
+    high: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether what was found is allowed; what is no number is not."""
+        return self.low <= self.found <= self.high
+
+
+Job = Callable[[], Iterator[Check]]
+
+
+def run(device: str = "cpu", quiet: bool = False) -> list[Check]:
+    """All checks.
+
+    Args:
+        device: Where the models compute.
+        quiet: Show no progress.
+
+    Raises:
+        RuntimeError: An evaluation broke off.
+    """
+    found: list[Check] = []
+    todo = jobs(device)
+    with progress("checking", len(todo), quiet=quiet) as show:
+        for done, job in enumerate(todo, 1):
+            found += job()
+            show(done, "" if all(check.ok for check in found) else "a check failed")
+    return found
+
+
+def jobs(device: str) -> list[Job]:
+    """What there is to check, a few checks at a time."""
+    # Square's moves under l2 are bumps of 3 pixels at least, which do not add up to any direction.
+    tried = [
+        (norm, {name: attack})
+        for norm in BUDGETS
+        for name, attack in AGAINST_NOISE.items()
+        if (norm, name) != ("l2", "Square")
+    ]
+    return [
+        wilson_covers,
+        images_cover,
+        *(partial(coin_covers, p, device) for p in COINS),
+        *(partial(coin_holds, p, device) for p in COINS),
+        *(partial(noisy_plane, norm, attack, device) for norm, attack in tried),
+        *(partial(nearest, norm, device) for norm in BUDGETS),
+        partial(rounded, device),
+        partial(saturated, device),
+    ]
+
+
+def wilson_covers(n: int = 80) -> Iterator[Check]:
+    """Wilson's interval, by the exact sum over all outcomes of `n` throws, for 97 coins."""
+    intervals, covered = [wilson(hits, n) for hits in range(n + 1)], 0.0
+    coins = [i / 98 for i in range(1, 98)]
+    for p in coins:
+        chances = stats.binom.pmf(range(n + 1), n, p)
+        covered += sum(c for c, s in zip(chances, intervals, strict=True) if s.low <= p <= s.high)
+    share = float(covered) / len(coins)
+    yield Check(f"97 coins: {COVER}", "Wilson", "coverage", 0.95, share, 0.94, 0.96)
+
+
+def images_cover(n: int = 60, draws: int = 10) -> Iterator[Check]:
+    """The interval of the mean, where images differ: half of them are always right, half rarely."""
+    truth, covered = (1 + 0.1) / 2, 0
+    for seed in range(RUNS):
+        noise = Noise.of(seed, range(n))
+        hard = noise.fold("hard").uniform(torch.zeros(n, 1)) < 0.5
+        rates = torch.where(hard, 0.1, 1.0)
+        share = _judged(noise.fold("draws").uniform(torch.zeros(n, draws)) < rates).mean
+        covered += share.low <= truth <= share.high
+    yield _coverage("images that differ", "per draw", covered)
+
+
+def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Iterator[Check]:
+    """The three readings of a coin, over evaluations of other seeds."""
+    coin, (x, y) = linear_models.Coin(p), _points(n, device, one_class=True)
+    truths, covered = _readings(p, k), dict.fromkeys(_readings(p, k), 0)
+    for seed in range(RUNS):
+        chosen = votes(coin, x, Noise.of(seed, range(n)).fold("verdict"), k)
+        judged = _judged((chosen == y[:, None]).cpu())
+        for name, truth in truths.items():
+            share = getattr(judged, name)
+            covered[name] += share.low <= truth <= share.high
+    for name in truths:
+        yield _coverage(_coin(p), _title(name, k), covered[name])
+
+
+def coin_holds(
+    p: float, device: str = "cpu", attacks: list[Table] | None = None, k: int = 9
+) -> Iterator[Check]:
+    """What an evaluation says of a coin under attack: the intervals hold the truth.
+
+    Of the mean per draw, the attack that reports the least counts.
+    """
+    rows = AGAINST_COINS if attacks is None else attacks
+    spec = {
+        "data": {"name": f"{HERE}Points", "size": 2 * IMAGES, "one_class": True},
+        "classifier": {"name": f"{HERE}Coin", "p": p},
+        "threat": {"norm": "linf", "eps": 0.1},
+        "attacks": rows,
+        "evaluation": {"draws": k},
+    }
+    told = _evaluated(spec, device)
+    readings = [told["robust"], *(attack["robust"] for attack in told["attacks"])]
+    for name, truth in _readings(p, k).items():
+        share = min((r[name] for r in readings), key=lambda s: s["accuracy"])
+        found = share["accuracy"]
+        low, high = truth - (share["high"] - found), truth + (found - share["low"])
+        part = f"{_coin(p)} under {len(rows)} attacks"
+        yield Check(part, _title(name, k), "accuracy", truth, found, low, high)
+
+
+def noisy_plane(
+    norm: str, attacks: Mapping[str, Attack], device: str = "cpu", seed: int = 0
+) -> Iterator[Check]:
+    """The expected accuracy per draw that each attack leaves, against the least possible.
+
+    It is computed at the images that the attack returned, so no luck is in it.
+    """
+    threat = Threat(norm, BUDGETS[norm])  # pyright: ignore
+    (x, y), model = _points(IMAGES, device), linear_models.noisy_plane().to(device)
+    best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
+    for name, attack in attacks.items():
+        found = attack(model, x, y, threat, Noise.of(seed, range(len(x))))
+        left = float(linear_models.accuracy(found, y).mean())
+        if not bool(threat.allows(x, found).all()):
+            left = float("nan")
+        yield _optimum("plane behind noise", f"{name}, {norm}", best, left)
+
+
+def nearest(
+    norm: str,
+    device: str = "cpu",
+    fab: FAB | None = None,
+    apgd: Attack | None = None,
+) -> Iterator[Check]:
+    """The distance to the nearest adversarial image, and which images break within a budget."""
+    model = linear_models.Planes().to(device)
+    noise = Noise.of(0, range(200))
+    x = 0.35 + 0.3 * noise.fold("x").uniform(torch.zeros(200, *linear_models.SHAPE, device=device))
+    far = model.distances(x, norm)
+    eps = round(float(far.median()), 4)
+    clear = ((far > eps / 5) & ((far / eps - 1).abs() > 0.01)).nonzero()[:IMAGES, 0]
+    x, far, noise = x[clear], far[clear], noise.take(clear)
+    y, threat = model(x, noise).argmax(1), Threat(norm, eps)  # pyright: ignore
+    fab = fab or FAB(20, targets=4)
+    apgd = apgd or APGD(20, loss="margin", targets=4, hold=21)
+
+    way = threat.size(fab.nearest(model, x, y, threat, noise) - x) / far
+    off = float(way[(way - 1).abs().argmax()])
+    part = "five planes"
+    yield Check(part, f"FAB, {norm}: distance, at worst", "times", 1, off, 1 - 1e-4, 1.01)
+    fell = model(apgd(model, x, y, threat, noise), noise).argmax(1) != y
+    wrong = int((fell != (far < eps)).sum())
+    yield Check(part, f"APGD, {norm}: misjudged of {len(x)}", "images", 0, wrong, 0, 0)
+
+
+def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
+    """A gradient that rounding masks: others than gradient attacks get through, and a doubt says so."""
+    spec = _plane(eps) | {
+        "purifier": {"name": f"{HERE}Stairs"},
+        "attacks": [
+            {"name": "pgd", "loss": "margin", "label": "PGD"},
+            {"name": "pgd", "loss": "margin", "view": "bpda", "label": "PGD through BPDA"},
+            {"name": "square", "queries": 600, "hold": 600, "label": "Square"},
+            {"name": "autoattack", **EFFORT, "eot": 1, "targets": 1, "label": "AutoAttack unfool"},
+        ],
+    }
+    x, y = _points(IMAGES, device)
+    best = float((linear_models.worst_rounded(x, y, eps) > 0).float().mean())
+    yield from _masked("plane behind rounding", spec, device, best)
+
+
+def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
+    """A cross-entropy that has no gradient left, for the logits are huge; the margin has."""
+    spec = _plane(eps) | {
+        "attacks": [
+            {"name": "pgd", "label": "PGD"},
+            {"name": "pgd", "loss": "margin", "label": "PGD on the margin"},
+            {"name": "autoattack", **EFFORT, "eot": 1, "targets": 1, "label": "AutoAttack unfool"},
+        ],
+    }
+    spec["classifier"] = {"name": f"{HERE}Plane", "scale": 1e6}
+    x, y = _points(IMAGES, device)
+    best = float(
+        (linear_models.leads(linear_models.worst(x, y, Threat("linf", eps)), y) > 0).float().mean()
+    )
+    yield from _masked("plane of huge logits", spec, device, best)
+
+
+def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]:
+    """The first attack is stopped, and a doubt says so; all others reach the optimum."""
+    told = _evaluated(spec, device)
+    left = {row["name"]: row["robust"]["mean"]["accuracy"] for row in told["attacks"]}
+    stopped = left.pop("PGD") > best + TOLERANCE
+    left["what the evaluation reports"] = told["robust"]["mean"]["accuracy"]
+    for name, found in left.items():
+        yield _optimum(part, name, best, found)
+    said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
+    what = "PGD stops, and a doubt says so"
+    yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
+
+
+def _plane(eps: float) -> Table:
+    return {
+        "data": {"name": f"{HERE}Points", "size": IMAGES},
+        "classifier": {"name": f"{HERE}Plane"},
+        "threat": {"norm": "linf", "eps": eps},
+        "evaluation": {"draws": 1},
+    }
+
+
+def _evaluated(spec: Table, device: str) -> dict[str, Any]:
+    """What an evaluation reports, by the way of any other; the run is not kept."""
+    checked = evaluation.check({**spec, "machine": {"device": device, "rows": 4096, "block": 128}})
+    with tempfile.TemporaryDirectory() as folder:
+        return summarize_run(evaluation.run(checked, Path(folder), quiet=True))
+
+
+def _points(size: int, device: str, one_class: bool = False) -> tuple[Tensor, Tensor]:
+    x, y = fetch(linear_models.Points(size, one_class=one_class), range(size))
+    return x.to(device), y.to(device)
+
+
+def _judged(right: Tensor) -> Judged:
+    """The verdict on images of class 0, of which `right` (n, k) says which draws were right."""
+    rows = (1 - right.long()).tolist()
+    outcomes = [
+        Outcome(
+            index=i,
+            label=0,
+            conditions={"clean": Condition(draws=draws, bare=None, size=0.0, wrong=0.0)},
+            chosen="clean",
+            seconds=0.0,
+            cost={},
+        )
+        for i, draws in enumerate(rows)
+    ]
+    return judge("clean", outcomes, lambda outcome: outcome.conditions["clean"])
+
+
+def _readings(p: float, k: int) -> dict[str, float]:
+    """What is true of a coin: per draw, of the majority of k (a tie is wrong), and of all k."""
+    return {"mean": p, "majority": float(stats.binom.sf(k // 2, k, p)), "worst": p**k}
+
+
+def _title(reading: str, k: int) -> str:
+    return {"mean": "per draw", "majority": f"majority of {k}", "worst": f"all {k} right"}[reading]
+
+
+def _coin(p: float) -> str:
+    return f"coin of {p:g}"
+
+
+def _coverage(part: str, what: str, covered: int) -> Check:
+    return Check(f"{part}: {COVER}", what, "coverage", 0.95, covered / RUNS, *COVERED)
+
+
+def _optimum(part: str, what: str, best: float, left: float) -> Check:
+    return Check(part, what, "accuracy", best, left, best - 1e-4, best + TOLERANCE)

@@ -1,0 +1,124 @@
+"""Sweeps: an evaluation for every combination of some values, each a run of its own.
+
+A sweep is an evaluation spec with a section `sweep`, which names paths of the spec and the values
+they take. What is done is not done again: a run is found by its identity, in a folder of its own.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unfool import spec as specs
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+from unfool.results.cell import Cell
+from unfool.results.run_folder import Run
+from unfool.results.summary import summarize_run
+from unfool.spec import Table
+
+
+def check(spec: Table, folder: str | None = None) -> list[Cell]:
+    """Every combination of a sweep, checked.
+
+    Args:
+        spec: What `spec.load` read: an evaluation spec with a section `sweep`.
+        folder: Where data sets are read from.
+
+    Raises:
+        SpecError: What is wrong with it.
+    """
+    axes = spec.get("sweep")
+    if not isinstance(axes, dict) or not axes:
+        raise SpecError(
+            "a sweep needs a section `sweep` of paths and lists of values, such as "
+            "`sweep: {purifier.t: [0.05, 0.1]}`; run other specs by `unfool evaluate`"
+        )
+    for path, values in axes.items():
+        if path == "evaluation.images":
+            raise SpecError("sweep: a run grows to more images; run the sweep once for each number")
+        if not isinstance(values, list) or not values:
+            raise SpecError(f"sweep: {path} needs a list of values, not {values!r}")
+        names = [name_of(value) for value in values]
+        if len(set(names)) < len(names):
+            raise SpecError(f"sweep: two values of {path} are called alike: {', '.join(names)}")
+    plain = {key: value for key, value in spec.items() if key != "sweep"}
+    cells = []
+    for chosen in product(*axes.values()):
+        changes = [f"{path}={_yaml(value)}" for path, value in zip(axes, chosen, strict=True)]
+        values = {path: name_of(value) for path, value in zip(axes, chosen, strict=True)}
+        try:
+            changed = specs.load(plain, changes)
+        except SpecError as error:
+            raise SpecError(str(error).replace("--set ", "sweep: ", 1)) from error
+        cells.append(Cell(values, evaluation.check(changed, folder)))
+    return cells
+
+
+def run(
+    cells: Sequence[Cell], folder: Path, quiet: bool = False
+) -> Iterator[tuple[Cell, Run | ValueError]]:
+    """Evaluate each cell in turn, from where `folder` left off.
+
+    Args:
+        cells: What `check` returned.
+        folder: Holds a run folder for each cell.
+        quiet: Show no progress.
+
+    Yields:
+        Each cell with its run, as soon as it is done; or with the reason why there is none (as 50
+        steps on a stretch of 25).
+
+    Raises:
+        ValueError: No cell can be run; the reason of the last.
+        RuntimeError: A folder holds another run, or a result must not be believed.
+    """
+    refused = 0
+    for cell in cells:
+        try:
+            done = evaluation.run(cell.spec, place(folder, cell), quiet=quiet)
+        except ValueError as error:  # of a part that does not fit, or an attack the model
+            refused += 1
+            if refused == len(cells):
+                raise
+            done = error
+        yield cell, done
+
+
+def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """The cells that have outcomes, with the summaries of their runs: of `n` images `of` so many."""
+    runs = [(cell, place(folder, cell)) for cell in cells]
+    return [
+        (cell, summarize_run(run))
+        for cell, path in runs
+        if (path / "run.json").is_file() and (run := Run.open(path)).outcomes()
+    ]
+
+
+def place(folder: Path, cell: Cell) -> Path:
+    """The run folder of a cell."""
+    return folder / "cells" / specs.identity(cell.spec)
+
+
+def name_of(value: Any) -> str:
+    """What a reader calls a swept value; of a part its `label`, or its name and weights."""
+    if isinstance(value, dict) and "label" in value:
+        return str(value["label"])
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if not isinstance(value, dict):
+        return "/".join(map(name_of, value)) if isinstance(value, list) else str(value)
+    named = [str(value.get("name", ""))]
+    if "weights" in value:
+        named = [*(n for n in named if n != "trained"), Path(str(value["weights"])).stem]
+    return " ".join(named).strip() or _yaml(value)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        value = {key: v for key, v in value.items() if key != "label"}
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("...\n").strip()

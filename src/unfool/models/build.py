@@ -1,0 +1,118 @@
+"""What a spec's `classifier` and `denoiser` may name: networks with their weights and input range."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from unfool.diffusion.denoiser import Network, Prediction
+from unfool.diffusion.schedule import Schedule
+from unfool.models.checkpoints import load_state, read_state
+from unfool.models.classifiers import Plain
+from unfool.models.jem import JEM
+from unfool.networks import cifar_resnet as resnet
+from unfool.networks import cnn, quick_resnet
+from unfool.networks import wide_resnet as wide
+
+CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def cifar_resnet(
+    depth: Literal[20, 32, 44, 56] = 20,
+    classes: int = 10,
+    weights: Path | None = None,
+    mean: Sequence[float] = CIFAR_MEAN,
+    std: Sequence[float] = CIFAR_STD,
+) -> Plain:
+    """A CIFAR ResNet of He et al. (2016), random or with the public weights."""
+    return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std)
+
+
+def wide_resnet(
+    depth: int = 28,
+    width: int = 10,
+    classes: int = 10,
+    dropout: float = 0.0,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> Plain:
+    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
+    return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
+
+
+def jem(
+    depth: int = 28,
+    width: int = 10,
+    classes: int = 10,
+    chains: int = 1,
+    sigma: float = 0.0,
+    refine: int = 0,
+    weights: Path | None = None,
+) -> JEM:
+    """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published."""
+    model = JEM(depth, width, classes, chains=chains, sigma=sigma, refine=refine)
+    if weights is not None:
+        load_state(model, read_state(weights), str(weights))
+    return model
+
+
+def quick(
+    widths: Sequence[int] = (64, 128, 256),
+    classes: int = 10,
+    channels: int = 3,
+    weights: Path | None = None,
+    mean: Sequence[float] = CIFAR_MEAN,
+    std: Sequence[float] = CIFAR_STD,
+) -> Plain:
+    """A small residual network that learns CIFAR-10 within two hours of one CPU core."""
+    return _plain(quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std)
+
+
+def small_cnn(
+    channels: int = 1,
+    size: int = 8,
+    classes: int = 10,
+    width: int = 32,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.5,),
+    std: Sequence[float] = (0.5,),
+) -> Plain:
+    """A small convolutional network, for digits and MNIST."""
+    return _plain(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
+
+
+def network(
+    network: nn.Module,
+    weights: Path | None = None,
+    mean: Sequence[float] = (0.0,),
+    std: Sequence[float] = (1.0,),
+) -> Plain:
+    """Your own network as a classifier: called with normalised images, it returns logits."""
+    return _plain(network, weights, mean, std)
+
+
+def denoising_network(
+    network: nn.Module,
+    schedule: Schedule | None = None,
+    predicts: Prediction = "noise",
+    classes: int = 0,
+    time: Literal["scaled", "score_sde", "index"] = "scaled",
+    clip: bool = False,
+    weights: Path | None = None,
+) -> Network:
+    """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes."""
+    if weights is not None:
+        load_state(network, read_state(weights), str(weights))
+    return Network(
+        network, schedule=schedule, predicts=predicts, classes=classes, time=time, clip=clip
+    )
+
+
+def _plain(
+    network: nn.Module, weights: Path | None, mean: Sequence[float], std: Sequence[float]
+) -> Plain:
+    if weights is not None:
+        load_state(network, read_state(Path(weights)), str(weights))
+    return Plain(network, tuple(mean), tuple(std))

@@ -1,0 +1,227 @@
+"""Weights with a card: a folder of `model.safetensors` and `card.json`, which says what it is.
+
+A card holds the part of a spec that builds the network, what it was trained on, by which command,
+how well it does, and the sha256 of the weights; nothing else is needed to load it. Of a model too
+large for that, a LoRA adapter is kept alone, and the card's part builds what it stands beside.
+"""
+
+import inspect
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unfool import __version__
+from unfool import spec as specs
+from unfool.diffusion.denoiser import Denoiser
+from unfool.models import lora
+from unfool.models.checkpoints import load_state, read_state, sha256
+from unfool.models.classifiers import Plain
+from unfool.runtime.files import ADAPTER, write_bytes
+from unfool.spec.menu import find
+
+VERSION = 1
+MERGED = 20_000_000  # bytes up to which an adapter is kept merged, too
+
+
+def save(
+    folder: Path, kind: str, part: specs.Table, model: nn.Module, half: bool = False, **facts: Any
+) -> Path:
+    """Write a model and its card to `folder`.
+
+    Args:
+        folder: Where to; made if it is not there.
+        kind: `"denoiser"` or `"classifier"`.
+        part: The checked part of a spec that builds it.
+        model: What it built, trained.
+        half: Whether weights are stored in float16 (they are float32 again when loaded).
+        facts: What else the card should say: data, command, metrics, ...
+
+    Raises:
+        ValueError: Its weights are not finite; nothing is written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
+    }
+    if half:
+        state = {n: t.half() if t.dtype == torch.float32 else t for n, t in state.items()}
+    if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
+        where = " in float16" if half else ""
+        raise ValueError(
+            f"the weights are not finite{where}, and not written to {folder}: train at a lower rate"
+        )
+    path = folder / "model.safetensors"
+    write_bytes(path, to_bytes(state))
+    facts = {"dtype": "float16" if half else "float32", "sha256": sha256(path), **facts}
+    _write(folder, kind, part, model, facts)
+    return path
+
+
+def save_adapter(folder: Path, part: specs.Table, model: nn.Module, **facts: Any) -> Path:
+    """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
+
+    Weights below float32 are not kept with it: they would round away what it learned.
+
+    Args:
+        folder: Where to; made if it is not there.
+        part: The checked part of a spec that builds the denoiser as it began.
+        model: What it built, with a trained adapter (see `lora`).
+        facts: What else the card should say.
+    """
+    path = folder / ADAPTER
+    write_bytes(path, lora.save(model))
+    small = sum(p.numel() * p.element_size() for p in model.parameters()) <= MERGED
+    if small and all(p.dtype == torch.float32 for p in model.parameters()):
+        network, began = network_of("denoiser", part)
+        save(folder, "denoiser", network, lora.merged(model), **began, **facts)
+    else:
+        began = {"dtype": "float32", "sha256": sha256(path), "base": lora.base_of(model)}
+        _write(folder, "denoiser", part, model, began | facts)
+    return path
+
+
+def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
+    """The part that builds the network of a model, with what its card should say of its beginning.
+
+    Args:
+        kind: `"denoiser"` or `"classifier"`.
+        part: A checked part of a spec; that of a trained model says where it began, and not what
+            builds its network.
+    """
+    if part["name"] == "trained":
+        _, card = read_card(part["weights"])
+        return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
+    weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
+    if part.get("weights") and weights and weights.default is None:  # it is built without, too
+        return part | {"weights": None}, {"began_as": part["weights"]}
+    return part, {}
+
+
+def begin(model: nn.Module, weights: str) -> list[str]:
+    """Give a network every weight of a trained one that fits it by name and shape.
+
+    What the trained one lacks stays random, except tables of labels, which become zero: a
+    class-conditional network then begins as the unconditional one it was made from.
+
+    Args:
+        model: Gets the weights, in place.
+        weights: The name of a shipped model, or a folder with a card.
+
+    Returns:
+        The names of the model's weights that were not found.
+
+    Raises:
+        ValueError: There is no such card, the weights are not those it describes, or not one fits.
+    """
+    folder, card = read_card(weights)
+    state, own = read_state(_file(folder, card)), model.state_dict()
+    found = {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
+    if not found:
+        raise ValueError(f"no weight of {weights} fits the network that is to begin with them")
+    model.load_state_dict(found, strict=False)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
+            nn.init.zeros_(module.weight)
+    return [name for name in own if name not in found]
+
+
+def load_denoiser(weights: str) -> Denoiser:
+    """The denoiser of a card, frozen.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card.
+
+    Raises:
+        ValueError: There is no such card, or the weights are not those it describes.
+    """
+    return _load("denoiser", weights)
+
+
+def load_classifier(weights: str) -> Plain:
+    """The classifier of a card, frozen.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card.
+
+    Raises:
+        ValueError: There is no such card, or the weights are not those it describes.
+    """
+    return _load("classifier", weights)
+
+
+def read_card(weights: str) -> tuple[Path, specs.Table]:
+    """The folder of a card, and what it says.
+
+    Raises:
+        ValueError: There is no such card, or it cannot be read.
+    """
+    for folder in (Path(weights), Path(str(resources.files("unfool.weights").joinpath(weights)))):
+        path = folder / "card.json"
+        if path.is_file():
+            try:
+                return folder, json.loads(path.read_text("utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{path} is not a card: {error}") from error
+    names = ", ".join(shipped()) or "none"
+    raise ValueError(
+        f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
+        f"(there are: {names})"
+    )
+
+
+def shipped() -> list[str]:
+    """The names of the models that come with the package."""
+    home = resources.files("unfool.weights")
+    return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
+
+
+def _load(kind: str, weights: str) -> Any:
+    folder, card = read_card(weights)
+    if card.get("kind") != kind:
+        raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
+    path, part = _file(folder, card), card["part"]
+    precision = part.get("precision", "float32")
+    if "base" in card and precision != "float32":
+        part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
+    model = specs.build(kind, specs.check(kind, part))
+    if "base" in card:
+        lora.load(model, path, card["base"], precision)
+        return model.eval().requires_grad_(False)
+    state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
+    load_state(model, state, str(path))
+    return model.eval().requires_grad_(False)
+
+
+def _file(folder: Path, card: specs.Table) -> Path:
+    """The weights that a card describes, or the adapter.
+
+    Raises:
+        ValueError: They are not there, or others are.
+    """
+    path = folder / (ADAPTER if "base" in card else "model.safetensors")
+    if not path.is_file():
+        raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
+    if sha256(path) != card.get("sha256"):
+        raise ValueError(
+            f"{path} is not the file its card describes (another sha256); copy it again"
+        )
+    return path
+
+
+def _write(
+    folder: Path, kind: str, part: specs.Table, model: nn.Module, facts: specs.Table
+) -> None:
+    card = {
+        "version": VERSION,
+        "kind": kind,
+        "part": part,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **facts,
+        "unfool": __version__,
+    }
+    write_bytes(folder / "card.json", (json.dumps(card, indent=2) + "\n").encode())

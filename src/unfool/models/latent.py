@@ -1,0 +1,293 @@
+"""Latent models from a folder in the diffusers layout: Stable Diffusion and DiT.
+
+Of diffusers and transformers only the networks and the settings are taken; what is missing in the
+folder is fetched only from where the user said.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unfool.diffusion.latent_space import Latent, Numbered, Prompted, factor_of
+from unfool.diffusion.schedule import Discrete
+from unfool.models import lora
+from unfool.models.prompts import read_prompts
+from unfool.runtime.device import pick_device
+from unfool.runtime.files import weights_in
+
+Predicts = Literal["noise", "velocity", "image"]
+Precision = Literal["float32", "float16", "bfloat16"]
+
+TERMS: dict[str, Predicts] = {
+    "epsilon": "noise",
+    "v_prediction": "velocity",
+    "sample": "image",
+}
+
+
+def stable_diffusion(
+    weights: Path,
+    prompts: str = "cifar10",
+    templates: Sequence[str] = (),
+    predicts: Predicts | None = None,
+    size: int | None = None,
+    precision: Precision = "float32",
+    adapter: Path | None = None,
+    download: Sequence[str] = (),
+) -> Latent:
+    """Stable Diffusion 2 (Rombach et al., 2022), told each class by prompts; its null is the empty text.
+
+    The texts are embedded here, once, by the text encoder, which is then let go.
+
+    Args:
+        weights: A folder in the diffusers layout.
+        prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
+        templates: Texts with `{class}` in them, told instead of the table's own prompts.
+        predicts: What the network says; None is what its scheduler's settings tell.
+        size: Of its images, in pixels; None is what the network was trained for.
+        precision: Of the U-Net. The autoencoder and the text encoder are in float32.
+        adapter: A file of a LoRA adapter of the U-Net, whose part is added to its weights before they
+            are rounded to `precision` (see `lora.load`).
+        download: Repositories to fetch the folder from if it is not complete, `owner/name` or
+            `https://mirror/owner/name`, tried in turn.
+
+    Raises:
+        FileNotFoundError: There is no file `adapter`.
+        ValueError: Another file is missing or does not fit, or the prompts are not in order.
+    """
+    told = read_prompts(prompts, templates)
+    weights = Path(weights)
+    _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
+    texts = ["", *(text for ways in told for text in ways)]
+    embedded = _embedded(weights, texts)
+    wide = unet.config["cross_attention_dim"]
+    if embedded.shape[2] != wide:
+        raise ValueError(
+            f"the texts of {weights} are embedded in {embedded.shape[2]} numbers, and its U-Net takes "
+            f"{wide}: unet and text_encoder are not of one model"
+        )
+    network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
+    wordings = tuple(len(ways) for ways in told)
+    return _latent(network, unet, weights, predicts, size, len(told), wordings)
+
+
+def dit(
+    weights: Path,
+    labels: Sequence[int] | None = None,
+    predicts: Predicts | None = None,
+    size: int | None = None,
+    precision: Precision = "float32",
+    adapter: Path | None = None,
+    download: Sequence[str] = (),
+) -> Latent:
+    """A class-conditional DiT (Peebles and Xie, 2023).
+
+    Args:
+        weights: A folder in the diffusers layout.
+        labels: The number, in the network, of each class of the data set; None takes all in order.
+        predicts: What the network says; None is what its scheduler's settings tell.
+        size: Of its images, in pixels; None is what the network was trained for.
+        precision: Of the transformer. The autoencoder is in float32.
+        adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
+        download: Where to fetch the folder from if it is not complete (see `stable_diffusion`).
+
+    Raises:
+        FileNotFoundError: There is no file `adapter`.
+        ValueError: Another file is missing or does not fit, or there is no such label.
+    """
+    weights = Path(weights)
+    _complete(weights, ("transformer", "vae"), (), download)
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    transformer = _adapted(DiTTransformer2DModel, weights / "transformer", precision, adapter)
+    classes = transformer.config["num_embeds_ada_norm"]
+    numbers = list(range(classes)) if labels is None else list(labels)
+    if wrong := [n for n in numbers if not 0 <= n < classes]:
+        raise ValueError(f"labels are numbers from 0 to {classes - 1}, not {wrong[0]}")
+    for part in transformer.modules():
+        if hasattr(part, "token_drop"):
+            part.dropout_prob = 0.0  # in training it would draw null labels by itself
+    network = Numbered(transformer, torch.tensor([*numbers, classes]))
+    return _latent(network, transformer, weights, predicts, size, len(numbers))
+
+
+def _latent(
+    network: Prompted | Numbered,
+    inner: Any,
+    weights: Path,
+    predicts: Predicts | None,
+    size: int | None,
+    classes: int,
+    wordings: tuple[int, ...] = (),
+) -> Latent:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    vae = _load(AutoencoderKL, weights / "vae", "float32")
+    schedule, told = _schedule(weights / "scheduler" / "scheduler_config.json")
+    latent = Latent(
+        network,
+        vae,
+        size=size or inner.config["sample_size"] * factor_of(vae),
+        schedule=schedule,
+        predicts=predicts or told,
+        classes=classes,
+        wordings=wordings if set(wordings) - {1} else (),
+    )
+    return latent.eval().requires_grad_(False)
+
+
+def _schedule(path: Path) -> tuple[Discrete, Predicts]:
+    """The chain that a scheduler's settings describe, and what the network says by them."""
+    settings = json.loads(path.read_text("utf-8"))
+    kind = settings.get("beta_schedule", "linear")
+    if kind not in ("linear", "scaled_linear"):
+        raise ValueError(f"{path}: the beta_schedule {kind!r} is not linear or scaled_linear")
+    for name in ("trained_betas", "rescale_betas_zero_snr"):
+        if settings.get(name):
+            raise ValueError(f"{path}: a schedule with {name} is not known here")
+    told = settings.get("prediction_type", "epsilon")
+    if told not in TERMS:
+        raise ValueError(f"{path}: the prediction_type {told!r} is none of {', '.join(TERMS)}")
+    steps = settings.get("num_train_timesteps", 1000)
+    low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
+    return Discrete(steps, kind, low * steps, high * steps), TERMS[told]
+
+
+def _places(ways: Sequence[int]) -> Tensor:
+    """Which text is told for each label (see `Denoiser.wordings`): the null text first, then by class."""
+    classes = len(ways)
+    places = torch.zeros(max(ways), classes + 1, dtype=torch.long)
+    first = 1
+    for k, count in enumerate(ways):
+        places[:count, k] = torch.arange(first, first + count)
+        first += count
+    return places.flatten()
+
+
+@torch.no_grad()
+def _embedded(weights: Path, texts: Sequence[str]) -> Tensor:
+    """What the text encoder makes of the texts: its last states (P, L, D), on the CPU."""
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            "stable-diffusion needs the package transformers: pip install 'unfool[latent]' "
+            f"({error})"
+        ) from error
+    tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer", local_files_only=True)
+    encoder = _load(CLIPTextModel, weights / "text_encoder", "float32").to(pick_device("auto"))
+    most = encoder.config.max_position_embeddings
+    told = tokenizer(
+        list(texts), padding="max_length", max_length=most, truncation=True, return_tensors="pt"
+    )
+    parts = told.input_ids.to(encoder.device).split(32)
+    return torch.cat([encoder(part)[0].cpu() for part in parts])
+
+
+def _adapted(kind: Any, part: Path, precision: Precision, adapter: Path | None) -> Any:
+    """A network with what an adapter learned, if there is one, in its weights."""
+    if adapter is None:
+        return _load(kind, part, precision)
+    network = _load(kind, part, "float32")  # until the adapter is in
+    lora.load(network, Path(adapter), precision=precision)
+    return network
+
+
+def _load(kind: Any, part: Path, precision: Precision) -> Any:
+    """A network of diffusers or transformers from its part of the folder, with all its weights."""
+    file = weights_in(part) or part
+    options: dict[str, Any] = {
+        "local_files_only": True,
+        "output_loading_info": True,
+        "use_safetensors": file.suffix == ".safetensors",
+        "variant": "fp16" if ".fp16." in file.name else None,
+        "dtype" if kind.__module__.startswith("transformers") else "torch_dtype": getattr(
+            torch, precision
+        ),
+    }
+    try:
+        with _silence(kind):
+            model, info = kind.from_pretrained(str(part), **options)
+    except Exception as error:  # a damaged or foreign file may raise anything
+        told = " ".join(str(error).split())[:200]
+        raise ValueError(f"{file} cannot be read as a {kind.__name__}: {told}") from error
+    if lacks := sorted(info["missing_keys"]):
+        raise ValueError(
+            f"{file} does not fit its config.json: it lacks {len(lacks)} weights ({lacks[0]}, ...)"
+        )
+    return model
+
+
+@contextmanager
+def _silence(kind: Any) -> Iterator[None]:
+    """No warnings or bars of the library that `kind` is from: what matters is checked here."""
+    log = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
+    said = log.get_verbosity()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(said)
+        log.enable_progress_bar()
+
+
+def _complete(
+    folder: Path, networks: Sequence[str], others: Sequence[str], download: Sequence[str]
+) -> None:
+    """See to it that a diffusers folder has what is read of it.
+
+    Raises:
+        ValueError: It has not, and it could not be fetched.
+    """
+    lacks = _lacking(folder, networks, others)
+    failed = []
+    for address in download if lacks else ():
+        from huggingface_hub import snapshot_download
+
+        server, name = address.rsplit("/", 2)[:-2], "/".join(address.rsplit("/", 2)[-2:])
+        wanted = [f"{part}/*.json" for part in (*networks, *others, "scheduler")]
+        wanted += [f"{part}/*.txt" for part in others]
+        wanted += [f"{part}/{stem}.safetensors" for part in networks
+                   for stem in ("diffusion_pytorch_model", "model")]  # fmt: skip
+        try:
+            snapshot_download(
+                name,
+                endpoint=server[0] if server else None,
+                local_dir=folder,
+                allow_patterns=wanted,
+            )
+        except Exception as error:  # of the network, or of the hub
+            failed.append(f"{address} ({' '.join(str(error).split())[:80]})")
+        lacks = _lacking(folder, networks, others)
+        if not lacks:
+            return
+    if failed:
+        raise ValueError(f"{folder} lacks {lacks[0]}, and it was not fetched: {'; '.join(failed)}")
+    if lacks:
+        parts = ", ".join((*networks, *others, "scheduler"))
+        raise ValueError(
+            f"{folder} lacks {lacks[0]}: put a model in the diffusers layout there (the folders "
+            f"{parts}), or name the repositories to fetch it from by `download`"
+        )
+
+
+def _lacking(folder: Path, networks: Sequence[str], others: Sequence[str]) -> list[str]:
+    needed = [f"{part}/config.json" for part in networks] + ["scheduler/scheduler_config.json"]
+    lacks = [name for name in needed if not (folder / name).is_file()]
+    lacks += [
+        f"{part}/{'diffusion_pytorch_model' if part != 'text_encoder' else 'model'}.safetensors "
+        "(or .bin)"
+        for part in networks
+        if weights_in(folder / part) is None
+    ]
+    return lacks + [part for part in others if not (folder / part).is_dir()]

@@ -1,0 +1,232 @@
+"""LoRA (Hu et al., 2022): few weights beside a frozen network, by the library peft.
+
+Beside the matrix W of a layer stand A and B of a low rank; the layer computes (W + alpha / rank B A) x.
+B begins as 0, so that the network begins as it was. Adapters are kept in the layout of diffusers.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.models.checkpoints import read_state
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+Layers = str | Sequence[str] | None
+
+_ROLES = ("unet.", "transformer.")  # what diffusers puts before the names of a network's layers
+_METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
+
+
+def add(
+    model: nn.Module,
+    rank: int = 4,
+    alpha: float | None = None,
+    layers: Layers = None,
+    dropout: float = 0.0,
+) -> list[str]:
+    """Put an adapter beside layers of a denoiser's network; nothing else gets a gradient.
+
+    Args:
+        model: A denoiser, or any module; it is changed.
+        rank: Of the adapter.
+        alpha: Its strength; None is the rank.
+        layers: `"attention"` (queries, keys, values and outputs), `"convolutions"`, or names of
+            linear and convolutional layers, whole or from a dot on; None is the attention, or
+            where there is none the convolutions.
+        dropout: The share of what goes into the adapter that is dropped while it is trained.
+
+    Returns:
+        The names of the layers, within the network.
+
+    Raises:
+        ValueError: There are no such layers, an option is out of range, or peft is missing.
+    """
+    if rank < 1 or not (alpha is None or alpha > 0):
+        raise ValueError(
+            f"lora needs a rank of 1 or more and an alpha above 0, not {rank}, {alpha}"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"lora.dropout must be from 0 to below 1, not {dropout}")
+    host = host_of(model)
+    names = _chosen(host, layers)
+    model.requires_grad_(False)
+    _inject(host, rank, alpha or rank, names, dropout)
+    return names
+
+
+def save(model: nn.Module) -> bytes:
+    """The adapter of a model that has one, as the content of a `pytorch_lora_weights.safetensors`."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save as to_bytes
+
+    host = host_of(model)
+    role = _ROLES["Transformer" in type(host).__name__]
+    adapters: Any = host.peft_config
+    config = adapters["default"]
+    state = {
+        role + name: tensor.detach().float().cpu().contiguous()
+        for name, tensor in get_peft_model_state_dict(host).items()
+    }
+    told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(_adapted(host))}
+    told = json.dumps({role + key: value for key, value in told.items()})
+    return to_bytes(state, {_METADATA: told})  # one entry: the order of two is not fixed
+
+
+def load(model: nn.Module, path: Path, base: str | None = None, precision: str = "float32") -> None:
+    """Add what an adapter learned to the weights of a model.
+
+    Args:
+        model: The denoiser that the adapter was made for; it is changed. To be in float32: half the
+            precision would round away what is added.
+        path: The file, in the layout of peft or the older ones of diffusers.
+        base: What `base_of` told of the model that the adapter was trained in; None if unknown.
+        precision: Of that model's network, and of this one's in the end.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds no adapter, or one for another model, or peft is missing.
+    """
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    host = host_of(model)
+    state: dict[str, Tensor] = convert_unet_state_dict_to_peft(read_state(path))
+    for role in _ROLES:
+        state = {name.removeprefix(role): value for name, value in state.items()}
+    parts = {name: re.fullmatch(r"(.+)\.lora_[AB]\.weight", name) for name in state}
+    for name, part in parts.items():
+        if part is None:
+            raise ValueError(f"{path} is no LoRA adapter of a denoiser: it holds {name}")
+    layers = sorted({part[1] for part in parts.values() if part})
+    halves = (f"{layer}.lora_{half}.weight" for layer in layers for half in "AB")
+    if lacks := [name for name in halves if name not in state]:
+        raise ValueError(f"{path} is no whole LoRA adapter: it lacks {lacks[0]}")
+    own = dict(host.named_modules())
+    strange = [name for name in layers if not isinstance(own.get(name), nn.Linear | nn.Conv2d)]
+    misfit = f"{path} is an adapter for another model"
+    if strange:
+        raise ValueError(f"{misfit}: this one has no layer {strange[0]}")
+    if base is not None and base_of(model, layers, precision) != base:
+        raise ValueError(f"{misfit}: the weights it stands beside have changed")
+    rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
+    _inject(host, rank, _alpha(path) or rank, layers)
+    from peft import set_peft_model_state_dict
+
+    try:
+        said = set_peft_model_state_dict(host, state)
+    except RuntimeError as error:
+        raise ValueError(f"{misfit}: a layer has another size ({str(error)[-80:]})") from error
+    if said.unexpected_keys:
+        raise ValueError(f"{misfit}: it has {said.unexpected_keys[0]}")
+    _merge(host)
+    if precision != "float32":
+        getattr(model, "network", model).to(getattr(torch, precision))
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a model with the adapter in its weights: a network like the one it began as."""
+    copy = deepcopy(model)
+    _merge(host_of(copy))
+    return copy
+
+
+def base_of(
+    model: nn.Module, layers: Sequence[str] | None = None, precision: str = "float32"
+) -> str:
+    """A hash of the weights that an adapter stands beside; of `layers` before there is one.
+
+    They are rounded to a `precision` first.
+    """
+    host, digest = host_of(model), hashlib.sha256()
+    for name in sorted(layers or _adapted(host)):
+        layer: Any = host.get_submodule(name)
+        weight = getattr(layer, "base_layer", layer).weight
+        rounded = weight.detach().to(getattr(torch, precision)).float().cpu().contiguous()
+        digest.update(name.encode() + rounded.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def host_of(model: nn.Module) -> nn.Module:
+    """The network whose layers are named: of a denoiser, diffusers' one if there is one."""
+    from diffusers.models.modeling_utils import ModelMixin
+
+    network = getattr(model, "network", model)
+    return next((part for part in network.modules() if isinstance(part, ModelMixin)), network)
+
+
+def _chosen(host: nn.Module, layers: Layers) -> list[str]:
+    found = {n: m for n, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+    def ending(ends: Sequence[str]) -> list[str]:
+        return [n for n in found if any(n == end or n.endswith(f".{end}") for end in ends)]
+
+    convolutions = [name for name, layer in found.items() if isinstance(layer, nn.Conv2d)]
+    if layers is None:
+        names = ending(ATTENTION) or convolutions
+    elif isinstance(layers, str):
+        if layers not in ("attention", "convolutions"):
+            raise ValueError(
+                f"lora.layers is attention, convolutions or a list of names, not {layers!r}"
+            )
+        names = ending(ATTENTION) if layers == "attention" else convolutions
+    else:
+        lost = [end for end in layers if not ending([end])]
+        if lost:
+            raise ValueError(
+                f"lora: the network has no linear or convolutional layer {lost[0]!r}; it has "
+                f"{', '.join(list(found)[:4])}, ..."
+            )
+        names = ending(layers)
+    if not names:
+        raise ValueError(f"lora: the network has no {layers or 'linear or convolutional'} layers")
+    return names
+
+
+def _inject(
+    host: nn.Module, rank: int, alpha: float, names: Sequence[str], dropout: float = 0.0
+) -> None:
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except (ImportError, RuntimeError) as error:
+        raise ValueError("LoRA needs the library peft: pip install unfool[lora]") from error
+    if _adapted(host):
+        raise ValueError("the network has an adapter already")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # pyright: ignore
+        lora_dropout=dropout,
+        target_modules="|".join(map(re.escape, names)),  # a pattern for these names alone
+        init_lora_weights="gaussian",
+    )
+    inject_adapter_in_model(config, host)
+    for layer in _adapted(host).values():  # also beside weights in half precision
+        layer.lora_A.float()
+        layer.lora_B.float()
+        layer.train(host.training)  # new parts begin in training, with their dropout on
+
+
+def _merge(host: nn.Module) -> None:
+    for name, layer in _adapted(host).items():
+        layer.merge()
+        host.set_submodule(name, layer.get_base_layer())
+    del host.peft_config  # pyright: ignore
+
+
+def _adapted(host: nn.Module) -> dict[str, Any]:
+    return {n: m for n, m in host.named_modules() if hasattr(m, "lora_A") and hasattr(m, "merge")}
+
+
+def _alpha(path: Path) -> float | None:
+    from safetensors import safe_open
+
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        told = json.loads((file.metadata() or {}).get(_METADATA, "{}"))
+    return next((told[key] for role in (*_ROLES, "") if (key := f"{role}lora_alpha") in told), None)

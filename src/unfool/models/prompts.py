@@ -1,0 +1,68 @@
+"""What a latent model is told of each class: prompts from a table, or from templates."""
+
+import csv
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+COLUMNS = ("prompt", "classname", "classidx")
+
+
+def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
+    """The prompts of each class, one or more.
+
+    A table is a CSV file with the columns `prompt`, `classname` and `classidx`, as in the release of
+    the Diffusion Classifier (Li et al., 2023); a class may have several rows.
+
+    Args:
+        source: The name of a shipped table (`cifar10`: the release's), or a file.
+        templates: Texts with `{class}` in them, which are told instead of the column `prompt`.
+
+    Raises:
+        ValueError: There is no such table, it cannot be read, or a class has no prompt.
+    """
+    for template in templates:
+        if "{class}" not in template:
+            raise ValueError(f"a template has {{class}} where the class is named, not {template!r}")
+    found: dict[int, list[str]] = {}
+    for number, row in enumerate(_rows(source), 2):
+        try:
+            label = int(row["classidx"])
+        except (TypeError, ValueError):
+            label = -1
+        texts = [t.replace("{class}", row["classname"] or "") for t in templates] or [row["prompt"]]
+        if label < 0 or not row["classname"] or not row["prompt"]:
+            raise ValueError(
+                f"line {number} of the prompts {source} needs a prompt, a class name and a class "
+                "number from 0"
+            )
+        told = found.setdefault(label, [])
+        told.extend(text for text in texts if text not in told)
+    missing = [k for k in range(max(found, default=0) + 1) if k not in found]
+    if missing:
+        raise ValueError(
+            f"the prompts {source} have none for class {missing[0]}: classes are counted from 0 "
+            "without a gap, each with a row or more"
+        )
+    return [found[k] for k in range(len(found))]
+
+
+def _rows(source: str) -> list[dict[str, str]]:
+    shipped = resources.files("unfool.prompts")
+    path = Path(source) if Path(source).is_file() else shipped.joinpath(f"{source}.csv")
+    if not path.is_file():
+        names = sorted(f.name[:-4] for f in shipped.iterdir() if f.name.endswith(".csv"))
+        raise ValueError(
+            f"there is no file {source!r} of prompts, and no shipped one of that name (there are: "
+            f"{', '.join(names)})"
+        )
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts {source}: {error}") from error
+    reader = csv.DictReader(lines, skipinitialspace=True)
+    if not set(COLUMNS) <= set(reader.fieldnames or ()):
+        raise ValueError(
+            f"the prompts {source} must be a CSV file with the columns {', '.join(COLUMNS)}"
+        )
+    return list(reader)

@@ -1,0 +1,1 @@
+"""Torch modules of networks; nothing of diffusion or attacks."""

@@ -1,0 +1,91 @@
+"""The seams. Read this page first.
+
+Everything that can be swapped is a callable with one of these signatures. Images are (B, C, H, W) in
+[0, 1], labels (B,) whole numbers, logits (B, K); `noise` is all the randomness a callable may use.
+Inside `diffusion/` images are in the denoiser's own space (for pixel models [-1, 1]), and times are
+tensors shaped () or (B, 1, 1, 1).
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.reverse import Guide, Step
+from unfool.diffusion.schedule import Schedule
+from unfool.noise import Noise
+from unfool.threat import Threat
+
+__all__ = [
+    "Attack",
+    "Classifier",
+    "Dataset",
+    "Defended",
+    "Denoiser",
+    "Guide",
+    "Objective",
+    "Purifier",
+    "Schedule",
+    "Step",
+]
+
+
+class Classifier(Protocol):
+    """Any model under test, defended or not: images to logits.
+
+    A model may carry a number `rows`: how many images an attack should give it in one call that is
+    differentiated, for the memory's sake. A number `keeps`: an image is lost to it once so many wrong
+    classes are above the true one, as in a stage that keeps so many (1 if it says nothing). And a
+    method `decide(x, noise)`: the class (B,) of the highest logit, the lowest of equals, where that is
+    cheaper to tell than the logits.
+    """
+
+    def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
+
+
+class Purifier(Protocol):
+    """Images to images, of the same shape and range."""
+
+    def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
+
+
+@runtime_checkable
+class Defended(Protocol):
+    """A classifier behind a purifier, which an attacker may look at in parts."""
+
+    classifier: Classifier
+    purifier: Purifier
+
+    def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
+
+    def behind(self, purifier: Purifier) -> Classifier:
+        """The same classifier behind another purifier, on the same streams of noise."""
+        ...
+
+
+class Attack(Protocol):
+    """Images to adversarial images, each allowed by the threat.
+
+    One that knows no threat says so by a false attribute `bounded`; one that nobody chose to fool the
+    model, such as a corruption, by a false attribute `adversarial`, too.
+    """
+
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, /
+    ) -> Tensor: ...
+
+
+class Objective(Protocol):
+    """The loss of each image (B,) that training brings down."""
+
+    def __call__(self, model: Denoiser, x: Tensor, y: Tensor, noise: Noise, /) -> Tensor: ...
+
+
+class Dataset(Protocol):
+    """Images (C, H, W) of [0, 1] in float32 with labels, reached by index."""
+
+    classes: Sequence[str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...

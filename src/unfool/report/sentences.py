@@ -1,0 +1,289 @@
+"""What a summary says, in sentences that a reader who knows no diffusion model understands."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from unfool.report.rows import cell, columns, complement, percent, weakest_bare
+from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.doubt import FULL
+from unfool.results.threat_model import eps_words
+from unfool.spec import part
+
+# What each doubt asks, no more than it asks; told where none was raised.
+CHECKED = {
+    "probabilities-for-logits": "the classifier returns logits, not probabilities",
+    "zero-gradient": "the gradient that attacks climb is finite and not nearly zero",
+    "gradient-disagrees": "over a small step the loss rises as the gradient says",
+    "clamped": "on most pictures, all but a tenth of the pixels have some gradient",
+    "batch-matters": "an answer does not depend on the batch",
+    "mixed-versions": "all pictures were done by the same versions",
+    "images-unchanged": "attacks that see the whole model changed the pictures they did not break",
+    "random-model-eot-1": "attacks on a random model average over more than one draw",
+    "eot-gradients-disagree": "the draws of a step (EOT) are enough for its gradient to be no noise",
+    "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
+    "cheap-beats-exact": "no cheaper view beats the exact gradient (paired)",
+    "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
+    "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
+    "still-rising": "the loss of no attack still rises when its steps end",
+    "low-precision": "neither the model nor an attack's gradient is computed in half precision",
+    "no-adaptive-attack": "some attack differentiates through the defence",
+    "unknown-attack": "attacks that are not of unfool have one beside them that is",
+    "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
+    "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
+    "few-images": "the interval of the robust accuracy is at most 20 points wide",
+    "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
+}
+QUALITY = (
+    "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer a picture is to the "
+    "clean one (100 dB, 1 and 0 for the same picture); means over the pictures, at one draw of the "
+    "purifier. In brackets: 95 % intervals (Student's t)."
+)
+KNOWING = (
+    "The attacker knows what noise the defence will draw, and is judged on that noise. The gap is how "
+    "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
+    "the pictures (Student's t). These rows do not count in the row robust."
+)
+RESUBMISSION = (
+    "How often all answers are right if the same picture is submitted so many times; an attacker needs "
+    "one that is wrong. What clean pictures lose in this way is no attacker's doing: only what lies "
+    "below them is. In brackets: 95 % intervals over pictures and draws."
+)
+OF_ATTACKS = (
+    "zero-gradient",
+    "gradient-disagrees",
+    "clamped",
+    "images-unchanged",
+    "random-model-eot-1",
+    "eot-gradients-disagree",
+    "weaker-than-random",
+    "cheap-beats-exact",
+    "blind-beats-gradient",
+    "still-rising",
+    "low-precision",
+    "no-adaptive-attack",
+    "unknown-attack",
+    "no-whole-view",
+)
+PROBED = (
+    "probabilities-for-logits",
+    "zero-gradient",
+    "gradient-disagrees",
+    "clamped",
+    "batch-matters",
+    "random-model-eot-1",
+    "eot-gradients-disagree",
+)
+
+
+def kicker(summary: Mapping[str, Any]) -> str:
+    """What was evaluated: the defence, the classifier and the data, by name."""
+    spec = summary["spec"]
+    model = str(spec["classifier"].get("weights") or spec["classifier"]["name"])
+    if spec.get("purifier"):
+        model = f"{spec['purifier']['name']} before {model}"
+    return f"{model}, on {spec['data']['name']}"
+
+
+def headline(summary: Mapping[str, Any]) -> str:
+    """The result in one sentence."""
+    if not summary["attacks"] and summary.get("corruptions"):
+        kinds, right = len(summary["corruptions"]), summary["corrupted"]["mean"]["accuracy"]
+        over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
+        return f"Under {over} the model is right {percent(right)} of the time."
+    if not summary["attacks"] and roles(summary["spec"]["attacks"]).knowing:
+        return "Every attack knew of the noise: this run says nothing of an attacker who does not."
+    if not summary["attacks"]:
+        return "No attack was tried: this run says nothing about robustness."
+    threat = summary["threat"]
+    change = {
+        "linf": f"change every pixel by up to {eps_words(threat['eps'])}",
+        "l2": f"change the picture by up to {threat['eps']:.4g} in Euclidean length",
+        "l0": f"change up to {100 * threat['eps']:.4g} % of the pixels at will",
+    }[threat["norm"]]
+    attacks = roles(summary["spec"]["attacks"]).attacks
+    if not attacks[0].get("bounded", True):
+        change = "change the picture as " + " or ".join(row["name"] for row in attacks) + " does"
+    through = complement(summary["robust"]["mean"])["accuracy"]
+    what = "pictures" if _single(summary) else "attempts"
+    knows = _knows(summary["spec"])
+    return f"An attacker who {knows} and may {change} gets through on {percent(through)} of {what}."
+
+
+def basis(summary: Mapping[str, Any]) -> str:
+    """What the headline rests on: its interval and the number of pictures."""
+    n, k = summary["n"], summary["robust"]["k"]
+    answers = "" if k == 1 else f", {k} held-out answers to each"
+    if not summary["attacks"] and summary.get("corruptions"):
+        right = summary["corrupted"]["mean"]
+        interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
+        return f"95 % interval {interval}; {_pictures(n)}{answers}."
+    if not summary["attacks"]:
+        return f"{_pictures(n)}{answers}."
+    through = complement(summary["robust"]["mean"])
+    interval = f"{100 * through['low']:.1f} to {100 * through['high']:.1f} %"
+    return f"95 % interval {interval}; {_pictures(n)}{answers}."
+
+
+def lead(summary: Mapping[str, Any]) -> list[str]:
+    """What else a reader must know before quoting the headline, a sentence each."""
+    robust, clean = summary["robust"], summary["clean"]["mean"]
+    if not summary["attacks"]:
+        said = [f"On clean pictures the model is right {cell(clean)} of the time."]
+        if summary.get("corruptions"):
+            if bare := summary["corrupted"].get("bare"):
+                said.append(
+                    "Without its defence the classifier is right on "
+                    f"{cell(summary['clean']['bare'])} of the clean pictures and {cell(bare)} of the "
+                    "corrupted ones."
+                )
+            said.append(
+                "No attacker chose these pictures: they say nothing about robustness to one."
+            )
+        return said
+    said = [
+        f"Without an attack the model is right {cell(clean)} of the time, under attack "
+        f"{cell(robust['mean'])}."
+    ]
+    if not _single(summary):
+        k = robust["k"]
+        worst, majority = complement(robust["worst"]), complement(robust["majority"])
+        idle = cell(complement(summary["clean"]["worst"]))
+        said.append(
+            f"An attacker who may submit the same picture {k} times gets through on {cell(worst)} of "
+            f"the pictures (with clean ones, on {idle}); if the class with most of {k} "
+            f"draws is the answer (a tie is none), he gets through on {cell(majority)}."
+        )
+    if "bare" in robust:
+        name, bare = weakest_bare(summary)
+        said.append(
+            f"The classifier without its defence is wrong on {cell(complement(bare))} of the pictures "
+            f"under {name}."
+        )
+    said.append("These are the attacks that were tried: a better one can only raise the number.")
+    return said
+
+
+def warning(summary: Mapping[str, Any]) -> str | None:
+    """What stands beside the headline when it must not be quoted as it is."""
+    red = sum(doubt["severity"] == "red" for doubt in summary["doubts"])
+    if not red:
+        return None
+    told = "One red doubt is" if red == 1 else f"{red} red doubts are"
+    return (
+        f"{told} raised: the numbers are not what they seem. Do not quote them before reading it."
+    )
+
+
+def unfinished(summary: Mapping[str, Any]) -> str | None:
+    """What stands at the top of the report of a run that is not done."""
+    if summary["n"] >= summary["of"]:
+        return None
+    return (
+        f"This run is not finished: {summary['n']} of {summary['of']} pictures are done. The numbers "
+        "are of those alone. Run the same command again to go on where it stopped; if it is one of "
+        "several shards, merge it with the others."
+    )
+
+
+def scatter(summary: Mapping[str, Any]) -> str | None:
+    """How far the model contradicts itself; None if it always answers alike."""
+    if _single(summary):
+        return None
+    flips = cell(summary["flip_rate"])
+    return (
+        f"On clean pictures, {flips} of the answers differ from most answers to the same picture."
+    )
+
+
+def broken(summary: Mapping[str, Any]) -> str | None:
+    """Which attack broke how many pictures; None without attacks."""
+    if not summary["attacks"]:
+        return None
+    each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
+    return (
+        "Pictures answered rightly by the majority when clean and wrongly under the attack that "
+        f"counts: {each}."
+    )
+
+
+def about_ladder(summary: Mapping[str, Any]) -> str:
+    """What the table of one attack after another says."""
+    said = (
+        "After each attack, of that one and all before it: of each picture, what did best on the "
+        "attacker's own draws."
+    )
+    if all(rung["attacked"] == summary["n"] for rung in summary["ladder"]):
+        return said
+    return (
+        f"{said} An attack was tried only on pictures that nothing before had made wrong on all of "
+        "these draws; of the others, its row under Accuracy has what had."
+    )
+
+
+def about_robust(summary: Mapping[str, Any]) -> str | None:
+    """What the row `robust` is; None without attacks."""
+    if not summary["attacks"]:
+        return None
+    return "robust: of each picture, the attack that did best on the attacker's own draws"
+
+
+def about_beyond(summary: Mapping[str, Any]) -> str | None:
+    """What the rows of attacks beyond the threat are; None if there are none beside others."""
+    if not summary.get("beyond"):
+        return None
+    names = ", ".join(row["name"] for row in summary["beyond"])
+    return (
+        f"An attacker's, but not within the threat: {names}. They do not count in the row robust."
+    )
+
+
+def about_corrupted(summary: Mapping[str, Any]) -> str:
+    """What the rows of corruptions are."""
+    names = ", ".join(row["name"] for row in summary["corruptions"])
+    return (
+        f"Not by an attacker, and not within the threat: {names}. They do not count in the row robust."
+        if summary["attacks"]
+        else f"Not by an attacker: {names}."
+    )
+
+
+def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """What was checked, and what could not be, as the run looked at the model on no picture yet."""
+    asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
+    if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
+        del asked["weaker-than-random"]
+    if not summary["attacks"]:
+        asked["few-images"] = "the interval of the accuracy is at most 20 points wide"
+    if summary["probed"]:
+        return list(asked.values()), []
+    done = [text for name, text in asked.items() if name not in PROBED]
+    return done, [text for name, text in asked.items() if name in PROBED]
+
+
+def _knows(spec: Mapping[str, Any]) -> str:
+    attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
+    if not attacks:
+        return "had the pictures made elsewhere"
+    asking = [row for row in attacks if row["name"] not in TRANSFER]
+    if not asking:
+        return "knows another classifier, but not the model,"
+    views = {part("view", attack["view"])["name"] for attack in asking}
+    if all(attack["name"] in BLIND for attack in asking) and views & set(FULL):
+        return "sees the answers of the whole model"
+    if not spec.get("purifier"):
+        return "knows the whole model"
+    if views & {*FULL, "first-stage"}:
+        return "knows the whole model, its defence included,"
+    if views & {"adjoint", "bpda", "matched", "surrogate"}:
+        return "knows the defence but not its gradient"
+    if views == {"undefended"}:
+        return "knows the classifier but not its defence"
+    return f"sees the model as {', '.join(sorted(views - {'undefended'}))}"
+
+
+def _single(summary: Mapping[str, Any]) -> bool:
+    return all(column.key != "worst" for column in columns(summary))
+
+
+def _pictures(n: int) -> str:
+    return "1 picture" if n == 1 else f"{n} pictures"

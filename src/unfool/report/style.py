@@ -1,0 +1,56 @@
+"""What the figures share: colors, intervals, axes."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from unfool.report.rows import Share
+
+INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
+WIDTH = 7.4
+
+
+def interval(
+    axes: Axes, share: Share, place: float, style: Mapping[str, Any], label: str | None
+) -> None:
+    """A point with its 95 % interval, at a height."""
+    low, middle, high = (100 * share[key] for key in ("low", "accuracy", "high"))
+    axes.plot([low, high], [place, place], color=style["color"], linewidth=1.3, zorder=2)
+    axes.plot([middle], [place], linestyle="", label=label, zorder=3, clip_on=False, **style)
+
+
+def percent_axis(axes: Axes, names: list[str], title: str) -> None:
+    """An axis from 0 to 100 %, with a row for each name."""
+    axes.set_yticks(range(len(names)), names, fontsize=9, color=INK, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlim(0, 100)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel(title, fontsize=9, color=INK)
+    axes.grid(axis="x", color="#e2e2e0", linewidth=0.7)
+    tidy(axes)
+
+
+def tidy(axes: Axes) -> None:
+    """No frame, no ticks, and the grid behind."""
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0, labelsize=9, colors=INK)
+    for side in axes.spines.values():
+        side.set_visible(False)
+
+
+def legend(figure: Figure, axes: Axes, count: int) -> None:
+    """A legend above the figure, in `count` columns."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=count, frameon=False, fontsize=9
+    )
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    return buffer.getvalue()

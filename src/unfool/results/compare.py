@@ -1,0 +1,340 @@
+"""Two runs beside each other, image by image: on the same images, and on the same held-out draws."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from unfool.noise import Noise
+from unfool.results.attack_roles import roles
+from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.summary import judge, summarize_run, winner
+from unfool.spec import ASIDE, FILES
+from unfool.statistics import Mean, Share, mcnemar
+from unfool.threat import Threat
+
+RESAMPLES = 10_000
+AT_ONCE = 1 << 22  # numbers that are drawn at once
+HEX = 64  # digits of the data's hash; after it may come that of adversarial images made before
+SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What two models answer under one condition, on the same images.
+
+    Attributes:
+        name: The condition; `robust` is the attack that counts, chosen of each image in each run.
+        a: How often one answer of the first model is right.
+        b: Of the second.
+        change: By how much `b` is more than `a`, with a paired interval over images.
+        only_a: Images on which the majority of the draws is right in the first run alone.
+        only_b: In the second alone.
+        p: McNemar's, of these two counts.
+    """
+
+    name: str
+    a: Share
+    b: Share
+    change: Mean
+    only_a: int
+    only_b: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs beside each other.
+
+    Attributes:
+        folders: Of the first run, A, and the second, B.
+        n: Images that both have.
+        of: Images that both were asked for.
+        draws: Held-out draws per image.
+        rows: The conditions that both have.
+        differs: What differs between what they were asked: {path: (in A, in B)}.
+        doubts: Of each run, as in its report.
+    """
+
+    folders: tuple[str, str]
+    n: int
+    of: int
+    draws: int
+    rows: list[Paired]
+    differs: dict[str, tuple[Any, Any]]
+    doubts: tuple[list[dict[str, str]], list[dict[str, str]]]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on what was found, and whether it is kept.
+
+    Attributes:
+        name: `min-robust` or `max-drop`.
+        of: The condition that it is about.
+        bound: What may be at least (`min-robust`: B's accuracy) or at most (`max-drop`: what A has
+            more than B).
+        found: What is, with its interval. The bound is held against `found.mean`.
+    """
+
+    name: str
+    of: str
+    bound: float
+    found: Mean
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound is kept."""
+        return self._keeps(self.found.mean)
+
+    @property
+    def sure(self) -> bool:
+        """Whether the whole interval says the same."""
+        return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
+
+    def _keeps(self, value: float) -> bool:
+        if self.name == "min-robust":
+            return value >= self.bound - SLACK
+        return value <= self.bound + SLACK
+
+
+def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
+    """Set B beside A, on the images that both have done.
+
+    Args:
+        a: The first run, the baseline.
+        b: The second.
+        resamples: Of the bootstrap behind the intervals.
+
+    Raises:
+        RuntimeError: One is no evaluation, or they have nothing that can be compared: other images,
+            threats, seeds or numbers of draws.
+    """
+    done = [{outcome.index: outcome for outcome in run.outcomes()} for run in (a, b)]
+    _comparable(a, b)
+    both = [(done[0][index], done[1][index]) for index in done[0] if index in done[1]]
+    if not both:
+        raise RuntimeError(
+            f"{a.folder} and {b.folder} have no image in common yet; run their evaluations to the "
+            "end, or merge their shards first"
+        )
+    names = _shared(a.asked["spec"], b.asked["spec"])
+    options = a.asked["spec"]["evaluation"]
+    return Comparison(
+        folders=(str(a.folder), str(b.folder)),
+        n=len(both),
+        of=len(a.asked["indices"]),
+        draws=options["draws"],
+        rows=paired(both, names, options["seed"], resamples),
+        differs=differences(a.asked, b.asked),
+        doubts=(summarize_run(a)["doubts"], summarize_run(b)["doubts"]),
+    )
+
+
+def paired(
+    both: Sequence[tuple[Outcome, Outcome]],
+    names: Sequence[str],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> list[Paired]:
+    """The conditions `names` of the same images in two runs.
+
+    Args:
+        both: Of each image, what became of it in the one run and in the other.
+        names: Of conditions that both have, or `robust`.
+        seed: Of the bootstrap.
+        resamples: Of the bootstrap.
+    """
+    sides: list[tuple[Outcome, ...]] = list(zip(*both, strict=True))
+    rates, judged, won = {}, {}, {}
+    for name in names:
+        pick = _pick(name)
+        for side, outcomes in enumerate(sides):
+            rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
+            rates[name, side] = np.array([draws.count(y) / len(draws) for draws, y in rows])
+            won[name, side] = np.array([winner(draws) == y for draws, y in rows])
+            judged[name, side] = judge(name, outcomes, pick)
+    gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
+    changes = bootstrap(gaps, [judged[name, 0].k for name in names], seed, resamples)
+    found = []
+    for name, change in zip(names, changes, strict=True):
+        right = won[name, 0], won[name, 1]
+        only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
+        shares = judged[name, 0].mean, judged[name, 1].mean
+        found.append(Paired(name, *shares, change, only_a, only_b, mcnemar(only_a, only_b)))
+    return found
+
+
+def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int) -> list[Mean]:
+    """Means over images of paired differences, with 95 % intervals by resampling the images.
+
+    To the images two more are added, on either side of their mean, by as much as those of
+    `statistics.change_of` differ from 0: so an interval has a width even if no image differs, and
+    covers what few images do not show. It is from the 2.5th to the 97.5th percentile of the means of
+    the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions are resampled alike.
+
+    Args:
+        gaps: (images, conditions), each the mean of `draws` differences of what is 0 or 1.
+        draws: Per image, of each condition.
+        seed: The resamples depend on it and on the number of images alone.
+        resamples: How many.
+    """
+    middle, more = gaps.mean(0), (2 * np.asarray(draws, dtype=float)) ** -0.5
+    values = np.vstack([gaps, middle + more, middle - more])
+    size, means = len(values), []
+    step = max(1, AT_ONCE // size)
+    for first in range(0, resamples, step):
+        count = min(step, resamples - first)
+        noise = Noise.of(seed, range(first, first + count)).fold("bootstrap")
+        places = (noise.uniform(torch.zeros(count, size)).double() * size).long().numpy()
+        places += size * np.arange(count)[:, None]
+        times = np.bincount(places.ravel(), minlength=count * size).reshape(count, size)
+        means.append(times @ values / size)
+    ends = np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).clip(-1, 1)
+    return [Mean(float(m), float(x), float(y)) for m, x, y in zip(middle, *ends, strict=True)]
+
+
+def gates(found: Comparison, min_robust: float | None, max_drop: float | None) -> list[Gate]:
+    """The bounds that are asked for, held against what was found.
+
+    Args:
+        found: The comparison.
+        min_robust: The least robust accuracy per draw of B.
+        max_drop: By how much B may be less accurate than A, clean and robust.
+
+    Raises:
+        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
+            not finished: an easy first half passes.
+    """
+    if (min_robust, max_drop) != (None, None) and found.n < found.of:
+        raise ValueError(
+            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
+            "common: run their evaluations to the end, or compare without a bound"
+        )
+    for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
+        if bound is not None and not 0 <= bound <= 1:
+            raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")
+    rows, made = {row.name: row for row in found.rows}, []
+    if min_robust is not None:
+        if "robust" not in rows:
+            raise ValueError("--min-robust needs runs with attacks; leave it out, or add attacks")
+        made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b)))
+    if max_drop is not None:
+        for name in ("clean", "robust"):
+            if name in rows:
+                mean, low, high = rows[name].change
+                made.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low)))
+    return made
+
+
+def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What differs between what two runs were asked and made by: {path: (in A, in B)}.
+
+    Attacks are told apart by their labels. What is no part of what a spec asks is left out; so is
+    everything of specs that ask the same though their files lie elsewhere. None is for what one of
+    them does not have.
+    """
+    found = {}
+    if a["identity"] != b["identity"]:
+        specs = [{k: v for k, v in run["spec"].items() if k != "machine"} for run in (a, b)]
+        found = dict(_differ(specs[0], specs[1], ""))
+        if not found:
+            found["contents of a file that both name:"] = (a["identity"], b["identity"])
+    if a["images"] != b["images"]:  # beyond the data themselves, which are the same
+        brought = [run["images"][HEX:][:8] or None for run in (a, b)]
+        found["images that were made before:"] = (brought[0], brought[1])
+    if a.get("code") != b.get("code"):
+        found["code of one's own:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
+    return found | dict(_differ(a.get("versions"), b.get("versions"), "versions"))
+
+
+def _differ(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    a, b = _by_label(a), _by_label(b)
+    tables = isinstance(a, dict) and isinstance(b, dict)
+    if not tables or (path and a.get("name") != b.get("name")):
+        if a != b:
+            yield path, (a, b)
+        return
+    for key in [*a, *(key for key in b if key not in a)]:
+        if key not in ASIDE:
+            yield from _differ(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
+
+
+def _by_label(value: Any) -> Any:
+    if isinstance(value, list) and all(isinstance(row, dict) and "label" in row for row in value):
+        return {row["label"]: row for row in value}
+    return value
+
+
+def _comparable(a: Run, b: Run) -> None:
+    """Refuse runs that have nothing in common that can be compared."""
+    specs, runs = [run.asked["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
+    first, second = (spec["evaluation"] for spec in specs)
+    places = [run.asked["indices"] for run in (a, b)]
+    images = [run.asked["images"][:HEX] for run in (a, b)]
+    if places[0] != places[1] or images[0] != images[1]:
+        sets = _data_sets([spec["data"] for spec in specs])
+        if sets[0] != sets[1]:
+            raise RuntimeError(
+                f"{runs} are about other data sets ({sets[0]} and {sets[1]}): evaluate both on the same"
+            )
+        drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
+        if places[0] != places[1] and drawn[0] != drawn[1]:
+            counts = [len(indices) for indices in places]
+            raise RuntimeError(
+                f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
+                "both with the same evaluation.images and evaluation.subset_seed"
+            )
+        raise RuntimeError(
+            f"{runs} are about other images (the contents or labels of the data sets differ): "
+            "evaluate both on the same data"
+        )
+    for key, why in (
+        ("seed", "the models did not meet the same noise"),
+        ("draws", "majorities of so many draws are not alike"),
+    ):
+        if first[key] != second[key]:
+            raise RuntimeError(
+                f"{runs} have evaluation.{key} {first[key]} and {second[key]}, so {why}: evaluate "
+                "both with the same"
+            )
+    threats = [Threat(**spec["threat"]) for spec in specs]
+    if all(spec["attacks"] for spec in specs) and threats[0] != threats[1]:
+        said = [f"{threat.norm} {threat.eps:.4g}" for threat in threats]
+        raise RuntimeError(
+            f"{runs} are under other threats ({said[0]} and {said[1]}): evaluate both with the same"
+        )
+
+
+def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The data of two specs in words: their names, or, of one name, the options that differ."""
+    asked = [{k: v for k, v in part.items() if k not in (*ASIDE, *FILES)} for part in parts]
+    if asked[0]["name"] != asked[1]["name"]:
+        return [part["name"] for part in asked]
+    other = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]
+    options = [", ".join(f"{key} {part.get(key)}" for key in other) for part in asked]
+    return [f"{part['name']} with {said}" for part, said in zip(asked, options, strict=True)]
+
+
+def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The conditions that two specs both have, in the order of a report."""
+    first, second = _parts(a), _parts(b)
+    return [name for name, part in first.items() if second.get(name) == part]
+
+
+def _parts(spec: Mapping[str, Any]) -> dict[str, str]:
+    """The conditions of a spec, and the part each plays."""
+    attacks, beyond, corruptions, knowing = roles(spec["attacks"])
+    found = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
+    found |= {row["label"]: "attack" for row in attacks}
+    if attacks:
+        found["robust"] = "bounded" if attacks[0].get("bounded", True) else "unbounded"
+    found |= {row["label"]: f"knows {row['knows']}" for row in knowing}
+    found |= {row["label"]: "beyond" for row in beyond}
+    return found | {row["label"]: "corruption" for row in corruptions}
+
+
+def _pick(name: str) -> Callable[[Outcome], Condition]:
+    return lambda outcome: outcome.conditions[outcome.chosen if name == "robust" else name]

@@ -1,0 +1,163 @@
+"""Whether the numbers of a sweep have come to rest: in steps, in draws, in restarts, in eps.
+
+A verdict is of the two largest values of what was swept, on the same images and the same draws.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from unfool.results.cell import Cell
+from unfool.results.doubt import Doubt
+from unfool.results.run_folder import Outcome, Run
+from unfool.statistics import Mean, change_of
+
+EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger
+CLOSE = 0.02  # a change that is none
+GREY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
+Done = Sequence[tuple[Cell, Run, Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of an accuracy between the two largest values of a path of the spec.
+
+    Attributes:
+        path: What was swept.
+        at: The values of the other paths, in the reader's words.
+        values: The largest value but one, and the largest.
+        accuracy: `"clean"` or `"robust"`.
+        change: Of the accuracy from the one to the other, with its paired interval.
+        verdict: `"plateau"`: within 2 points either way; `"falling"` or `"rising"`: not so, and not
+            by chance; `"undecided"`: there may be a change or none. Of eps: `"reaches guessing"`,
+            `"stays above"`, or `"not asked"`: of a budget that leaves images apart.
+    """
+
+    path: str
+    at: dict[str, str]
+    values: tuple[str, str]
+    accuracy: str
+    change: Mean
+    verdict: str
+
+
+def verdicts(done: Done) -> list[Verdict]:
+    """The verdicts on the cells that are done, each with its run and the summary of it.
+
+    A path is judged at each combination of the others; but of those which say how hard an attack
+    tries, at the largest value alone.
+    """
+    found = []
+    for path in done[0][0].values if done else ():
+        if not (_effort(path) or path in ("purifier.steps", "threat.eps")):
+            continue
+        others = [other for other in done[0][0].values if other != path]
+        here = [row for row in done if _number(row[0], path) is not None]
+        for other in filter(_effort, others):
+            most = max((_number(cell, other) or 0 for cell, *_ in here), default=0)
+            here = [row for row in here if (_number(row[0], other) or 0) == most]
+        at = lambda row, others=others: [row[0].values[other] for other in others]  # noqa: E731
+        for _, rows in groupby(sorted(here, key=at), at):
+            found += _judged(path, others, sorted(rows, key=lambda row: _number(row[0], path) or 0))
+    return found
+
+
+def sweep_doubts(found: Sequence[Verdict]) -> Iterator[Doubt]:
+    """The doubts that follow from the verdicts on a sweep."""
+    for each in found:
+        if each.verdict in ("falling", "rising"):
+            yield Doubt(
+                "not-converged",
+                "yellow",
+                f"{told(each)}: the number is that of {each.path} {each.values[1]}, not the limit; "
+                "sweep on to larger values",
+            )
+        if each.verdict == "stays above":
+            yield Doubt(
+                "accuracy-does-not-reach-zero",
+                "red",
+                f"{told(each)}: with so large a budget any image can be made any other, so the "
+                "attacks fail where they cannot fail: their gradients are masked, or they stop too "
+                "early",
+            )
+
+
+def told(each: Verdict) -> str:
+    """A verdict in one sentence, without its full stop."""
+    at = "".join(f", {path} {value}" for path, value in each.at.items())
+    change = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in each.change))
+    said = {
+        "plateau": "plateau",
+        "falling": "still falling",
+        "rising": "still rising",
+        "undecided": "undecided, which more images or draws would tell",
+        "reaches guessing": "down to guessing at the largest",
+        "stays above": "above guessing at the largest",
+        "not asked": "that it comes down to guessing is asked only of a budget that can make all "
+        "images the same (linf 0.5)",
+    }[each.verdict]
+    below, top = each.values
+    return f"{each.path} {below} to {top}{at}: {each.accuracy} accuracy changes by {change}: {said}"
+
+
+def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Verdict]:
+    if len(rows) < 2:
+        return
+    (below, before, _), (top, after, summary) = rows[-2:]
+    at = {other: top.values[other] for other in others}
+    values = (below.values[path], top.values[path])
+    attacked = bool(summary["attacks"])
+    kinds = ["clean"] if path == "purifier.steps" or not attacked else []
+    for kind in [*kinds, *(["robust"] if attacked else [])]:
+        first, second = ({o.index: o for o in run.outcomes()} for run in (before, after))
+        both = [(first[i], second[i]) for i in first if i in second]
+        if len(both) < 2:
+            continue
+        gaps = [_rate(late, kind) - _rate(early, kind) for early, late in both]
+        change = change_of(gaps, summary["clean"]["k"])
+        said = _verdict(change)
+        if path == "threat.eps":
+            share, guess = summary["robust"]["mean"], 1 / summary["number_of_classes"]
+            said = "stays above" if share["low"] > guess else "reaches guessing"
+            if not _all_alike(top.spec["threat"], after) and said == "stays above":
+                said = "not asked"
+        if path != "threat.eps" or kind == "robust":
+            yield Verdict(path, at, values, kind, change, said)
+
+
+def _verdict(change: Mean) -> str:
+    if max(abs(change.low), abs(change.high)) <= CLOSE:
+        return "plateau"
+    if change.low <= 0 <= change.high:
+        return "undecided"
+    return "falling" if change.high < 0 else "rising"
+
+
+def _rate(outcome: Outcome, kind: str) -> float:
+    draws = outcome.conditions["clean" if kind == "clean" else outcome.chosen].draws
+    return draws.count(outcome.label) / len(draws)
+
+
+def _all_alike(threat: Mapping[str, Any], run: Run) -> bool:
+    """Whether the threat allows to make every image the same grey."""
+    values = 1
+    for size in run.asked.get("shape", [0]):
+        values *= size
+    least = GREY.get(threat["norm"]) or (0.5 * values**0.5 if values else float("inf"))
+    return threat["eps"] >= least
+
+
+def _effort(path: str) -> bool:
+    return path.startswith("attacks.") and path.rpartition(".")[2] in EFFORT
+
+
+def _number(cell: Cell, path: str) -> float | None:
+    """The number at `path` of a cell's spec; None if there is none."""
+    value: Any = cell.spec
+    for key in path.split("."):
+        try:
+            value = value[int(key) if isinstance(value, list) else key]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return None
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,306 @@
+"""Doubts: reasons not to believe a result, each a function of what the run recorded.
+
+docs/doubts.md has a paragraph on each: when it is raised, what it means, what to do.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil
+from statistics import mean, variance
+from typing import Any
+
+from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.doubt import FULL, Doubt, Row, exact, lead, own, seen
+from unfool.results.loss_curves import right
+from unfool.results.model_doubts import model_doubts
+from unfool.results.run_folder import Outcome
+from unfool.statistics import mean_interval
+
+# views without the exact gradient of the whole model
+CHEAP = ("adjoint", "bfloat16", "bpda", "matched", "surrogate", "undefended")
+WHOLE = ("adjoint", "bfloat16", "bpda", *FULL)  # views whose loss is that of the whole model
+STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
+MORE = {  # what may help an attack that has such an option
+    "queries": "more `queries`",
+    "loss": "the `loss` margin",
+    "restarts": "more `restarts`",
+    "steps": "more `steps`",
+    "eot": "more draws (`eot`)",
+}
+STILL = 0.05  # of the whole rise of a loss, in its last part of a search
+ENOUGH = 5  # images to judge a rise by
+WIDE = 0.1  # an interval of which it is asked whether the draws make it so
+
+
+def all_doubts(
+    spec: Mapping[str, Any],
+    outcomes: Sequence[Outcome],
+    judged: Mapping[str, Any],
+    robust: Any,
+    classes: int,
+) -> list[Doubt]:
+    """Every doubt about a run.
+
+    Args:
+        spec: What was asked.
+        outcomes: What came of each image.
+        judged: `verdict.Judged` of each condition, by name.
+        robust: `verdict.Judged` of the attack that counts.
+        classes: How many classes the data set has.
+    """
+    probes = [outcome.probe for outcome in outcomes if outcome.probe]
+    attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
+    return [
+        *model_doubts(probes, attacks),
+        *_versions(outcomes),
+        *(_unchanged(outcomes, attacks) if spec["threat"]["eps"] else ()),
+        *_weaker_than_random(outcomes, attacks),
+        *_cheap_beats_exact(outcomes, attacks),
+        *_blind_beats_gradient(outcomes, attacks),
+        *_known_is_harder(spec, outcomes, attacks),
+        *_still_rising(outcomes, attacks),
+        *_low_precision(spec, attacks),
+        *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
+        *_no_whole_view(spec, attacks),
+        *_guessing(judged, classes),
+        *_few_images(robust),
+        *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
+    ]
+
+
+def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
+    made_by = sorted({outcome.made_by for outcome in outcomes})
+    if len(made_by) > 1:
+        yield Doubt(
+            "mixed-versions",
+            "yellow",
+            f"parts of the run were made by different versions ({'; '.join(made_by)}): numbers drawn "
+            "and computed may differ between them",
+        )
+
+
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    for name, row in attacks.items():
+        if row.get("name") in ELSEWHERE:
+            continue
+        stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
+        same = sum(o.conditions[name].size == 0 for o in stood)
+        more = ", ".join(words for option, words in MORE.items() if option in row)
+        if seen(row) in FULL and stood and same > len(stood) / 10:
+            yield Doubt(
+                "images-unchanged",
+                "red",
+                f"{name} gave back {same} of the {len(stood)} images that it did not break as they "
+                f"were: it found no way uphill; try {more or 'another attack'}",
+            )
+
+
+def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    for name, row in attacks.items():
+        by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        if by > 0:
+            yield Doubt(
+                "weaker-than-random",
+                "red",
+                f"{name} leaves more images right than random noise of the same size, by at least "
+                f"{by:.1%} on the same images and draws: the attack does not work",
+            )
+
+
+def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
+    cheap = [
+        name for name, row in attacks.items() if seen(row) in CHEAP or row.get("name") in TRANSFER
+    ]
+    strong = list(exact(attacks))
+    for name, by in _beaten(outcomes, [*cheap, *given], strong):
+        how = "was made elsewhere" if name in given else "does not use the exact gradient"
+        yield Doubt(
+            "cheap-beats-exact",
+            "red",
+            f"{name}, which {how}, leaves fewer images right than "
+            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: give the "
+            "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
+        )
+
+
+def _blind_beats_gradient(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
+    blind = [n for n, row in held.items() if seen(row) in FULL and row.get("name") in BLIND]
+    strong = list(exact(held))
+    for name, by in _beaten(outcomes, blind, strong):
+        yield Doubt(
+            "blind-beats-gradient",
+            "red",
+            f"{name}, which asks for no gradient, leaves fewer images right than "
+            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: the gradients "
+            "are masked; try the loss `margin`, the view `bpda`, or more queries without gradients",
+        )
+
+
+def _known_is_harder(
+    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    told = {row["label"]: row for row in roles(spec["attacks"]).knowing if row["knows"] == "both"}
+    for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
+        by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
+        if by > 0:
+            yield Doubt(
+                "known-noise-is-harder",
+                "red",
+                f"{name}, which knows all of the defence's noise, leaves more images right than an "
+                f"attack that knows none, by at least {by:.1%} on the same images: it is too weak; give "
+                "it as many steps and restarts, and the loss `margin`",
+            )
+
+
+def _beaten(
+    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
+) -> Iterator[tuple[str, float]]:
+    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
+    for name in weak if strong else ():
+        by = min(lead(outcomes, other, name) for other in strong)
+        if by > 0:
+            yield name, by
+
+
+def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    for name, row in attacks.items():
+        if seen(row) not in WHOLE:
+            continue
+        stood = [outcome for outcome in outcomes if right(outcome, name)]
+        curves = [curve for o in stood if len(curve := o.climb.get(name, [])) > 2]
+        if len(curves) < ENOUGH:
+            continue
+        whole, last = (mean(c[-1] - c[since] for c in curves) for since in (0, -2))
+        late = [c[-1] - c[-2] - STILL * (c[-1] - c[0]) for c in curves]
+        if whole > 0 and mean_interval(late).low > 0:
+            yield Doubt(
+                "still-rising",
+                "yellow",
+                f"on the {len(curves)} images that {name} left right, its loss still rises when it "
+                f"ends: {last / whole:.0%} of the whole rise came in the last "
+                f"{1 / len(curves[0]):.0%} of its steps; give it more steps, or longer ones",
+            )
+
+
+def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    others = any(row.get("name") in TRANSFER for row in attacks.values())
+    early = any(seen(row) == "first-stage" for row in attacks.values())
+    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in FULL]
+    if exact(attacks) or early:
+        return
+    if theirs:
+        yield Doubt(
+            "unknown-attack",
+            "yellow",
+            f"whether {', '.join(theirs)}, which is not of unfool, differentiates through the model, "
+            f"and over how many draws, is not known here; put beside it {STRONG}",
+        )
+    elif spec.get("purifier") or others:
+        add = STRONG if spec["threat"]["norm"] != "l0" else "one in another norm: l0 has none here"
+        yield Doubt(
+            "no-adaptive-attack",
+            "red",
+            "no attack differentiates through the defence: nothing here says how robust it is; add "
+            f"{add}",
+        )
+
+
+def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    climbed = any(seen(row) == "whole" for row in exact(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not climbed:
+        yield Doubt(
+            "no-whole-view",
+            "yellow",
+            "the classifier drops classes early, where its logits have steps that no gradient tells "
+            "of, and no attack climbs it without: add one with the view `whole`",
+        )
+
+
+def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
+    if rough:
+        yield Doubt(
+            "low-precision",
+            "yellow",
+            f"the gradients of {', '.join(rough)} are computed in bfloat16, which may make the attack "
+            "weaker; the verdict on its images is not",
+        )
+    model = [spec.get(name) for name in ("classifier", "denoiser", "purifier")]
+    if half := sorted(set(_halves(model))):
+        yield Doubt(
+            "low-precision",
+            "yellow",
+            f"a part of the model computes in {', '.join(half)}, its gradients and its answers, too: "
+            "the same part in float32 may answer otherwise, and be attacked better",
+        )
+
+
+def _halves(part: Any) -> Iterator[str]:
+    """The half precisions that a part of a spec asks for, or a part of it."""
+    if isinstance(part, Mapping):
+        if part.get("precision") in ("float16", "bfloat16"):
+            yield part["precision"]
+        part = list(part.values())
+    for inner in part if isinstance(part, list) else ():
+        yield from _halves(inner)
+
+
+def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
+    clean = judged["clean"].bare or judged["clean"].mean
+    if clean.low <= 1 / classes:
+        yield Doubt(
+            "no-better-than-guessing",
+            "red",
+            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
+            f"{clean.high:.1%}] of the time, and guessing would be {1 / classes:.1%}: are its weights "
+            "loaded, its classes in the order of the data set's, and its `mean` and `std` those of "
+            "its training?",
+        )
+
+
+def _few_images(robust: Any) -> Iterator[Doubt]:
+    if robust.mean.high - robust.mean.low > 0.2:
+        yield Doubt(
+            "few-images",
+            "yellow",
+            f"the interval of the {robust.name} accuracy is "
+            f"{100 * (robust.mean.high - robust.mean.low):.0f} points wide: "
+            "evaluate more images",
+        )
+
+
+def _few_draws(
+    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+) -> Iterator[Doubt]:
+    width, k, n = robust.mean.high - robust.mean.low, robust.k, len(outcomes)
+    if width <= WIDE or n < 2:
+        return
+    said = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
+    if k == 1:
+        if any(probe["random"] for probe in probes):
+            yield Doubt(
+                "few-draws",
+                "yellow",
+                f"{said}, the model is random, and one draw of an image does not tell its randomness "
+                "from the difference between images: set evaluation.draws to 8 or more",
+            )
+        return
+    rates = [mean(d == o.label for d in o.conditions[o.chosen].draws) for o in outcomes]
+    whole = variance(rates)
+    within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # what k draws add to it
+    if within <= whole / 2:
+        return
+    share = min(within / whole, 1) if whole else 1.0
+    if share > 3 / 4:
+        advice = f"about {ceil(k * share / (share - 3 / 4))} would halve it"
+    else:
+        advice = f"{4 * k}, and {1 + 3 * (1 - share):.1f} times as many images, would halve it"
+    yield Doubt(
+        "few-draws",
+        "yellow",
+        f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
+        f"the images: raise evaluation.draws ({advice})",
+    )

@@ -1,0 +1,73 @@
+"""How an attack's loss rose over its steps: what tells whether it had come to an end."""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from statistics import mean
+from typing import Any
+
+import torch
+
+from unfool.attacks.losses import Step
+from unfool.results.run_folder import Outcome
+from unfool.statistics import mean_interval
+
+BINS = 16  # the most numbers that are kept of a search
+
+
+def curves(steps: Sequence[Step], size: int) -> list[list[float]]:
+    """The mean loss of each of `size` images over the steps of a search, in up to 16 equal bins.
+
+    The steps of a run are those in a row on the same noise; runs (restarts, targets) are averaged.
+    The first bin holds what is left over, too. Nothing is kept of what is no climb of the whole
+    batch: a cascade, runs of different lengths or losses.
+
+    Args:
+        steps: What was seen (`losses.watching`).
+        size: Images of the batch.
+    """
+    runs = [[step.loss for step in run] for _, run in groupby(steps, lambda step: step.run)]
+    losses, lengths = {step.run[1] for step in steps}, {len(run) for run in runs}
+    if len(losses) != 1 or len(lengths) != 1 or any(len(step.loss) != size for step in steps):
+        return [[] for _ in range(size)]
+    table = torch.stack([torch.stack(run) for run in runs]).double().mean(0)  # (steps, images)
+    width = -(-len(table) // BINS)
+    bins = [table[max(end - width, 0) : end] for end in range(len(table), 0, -width)][::-1]
+    if len(bins) > 1 and len(bins[0]) < width:
+        bins[:2] = [torch.cat(bins[:2])]
+    means = torch.stack([each.mean(0) for each in bins], 1)
+    finite = means.isfinite().all(1).tolist()
+    return [
+        [float(f"{value:.5g}") for value in row] if whole else []
+        for row, whole in zip(means.tolist(), finite, strict=True)
+    ]
+
+
+def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[str, Any]]:
+    """What `report.json` holds of the curves of the attacks `names`: means with 95 % intervals.
+
+    Apart for the images that the attack left right on most draws, and the others.
+    """
+    found = []
+    for name in names:
+        longest = max(len(outcome.climb.get(name, [])) for outcome in outcomes)
+        # where a whole block ended early (`stop`), one image has a curve that is shorter
+        kept = [o for o in outcomes if len(o.climb.get(name, [])) == longest > 1]
+        groups = {"right": [o for o in kept if right(o, name)]}
+        groups["wrong"] = [o for o in kept if not right(o, name)]
+        if kept:
+            told = {key: _band([o.climb[name] for o in few]) for key, few in groups.items()}
+            found.append({"name": name, **told})
+    return found
+
+
+def right(outcome: Outcome, name: str) -> bool:
+    """Whether an image under the condition `name` is answered rightly on most draws."""
+    return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
+
+
+def _band(climbs: Sequence[Sequence[float]]) -> Mapping[str, Any]:
+    if len(climbs) < 2:
+        return {"n": len(climbs), "mean": list(climbs[0]) if climbs else [], "low": [], "high": []}
+    bins = [mean_interval(values) for values in zip(*climbs, strict=True)]
+    table = {key: [getattr(b, key) for b in bins] for key in ("mean", "low", "high")}
+    return {"n": len(climbs), **table}

@@ -1,0 +1,133 @@
+"""Doubts about the model itself, by what `probe` saw of it on a few images."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import ceil, inf
+from statistics import mean
+from typing import Any
+
+from unfool.results.doubt import Doubt, Row, eot, exact
+
+FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
+COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
+FEW = 10_000  # draws; no attack takes more
+SHARE = 0.1  # of the pixels, without any gradient
+
+
+def model_doubts(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    """Every doubt about the model that `attacks`, by label, are tried on."""
+    if not probes:
+        return
+    yield from _probabilities(probes)
+    yield from _no_gradient(probes, attacks)
+    yield from _wrong_gradient(probes, attacks)
+    yield from _clamped(probes, attacks)
+    yield from _batch_matters(probes)
+    yield from _one_draw(probes, attacks)
+    yield from _draws_disagree(probes, attacks)
+
+
+def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
+    if all(probe["probabilities"] for probe in probes):
+        yield Doubt(
+            "probabilities-for-logits",
+            "red",
+            "the classifier returns probabilities, not logits: the attacks' losses saturate and their "
+            "gradients vanish; remove its softmax",
+        )
+
+
+def _no_gradient(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    for loss in sorted({row.get("loss", "margin") for row in exact(attacks).values()}):
+        seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
+        dead = sum(not FAINT < gradient < inf for gradient in seen)
+        if dead:
+            yield Doubt(
+                "zero-gradient",
+                "red" if dead > len(probes) / 2 else "yellow",
+                f"the gradient of the loss `{loss}` is below {FAINT:g} or not finite on {dead} of "
+                f"{len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
+                "clipping in the model, and try the loss `margin` and the view `bpda`",
+            )
+
+
+def _wrong_gradient(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    slopes = [probe["slope"] for probe in probes]
+    off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
+    if exact(attacks) and off > len(slopes) / 2:
+        yield Doubt(
+            "gradient-disagrees",
+            "red",
+            f"over a small step the loss does not rise as the gradient says on {off} of "
+            f"{len(slopes)} images (less than half of it, or more than twice): the gradient is wrong, "
+            "or masked by rounding or clipping; add an attack with the view `bpda`",
+        )
+
+
+def _clamped(probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    # where all of the gradient is gone, `zero-gradient` says so
+    alive = [probe for probe in probes if probe["gradients"]["margin"] > FAINT]
+    shares = [probe.get("clamped", 0) for probe in alive]
+    without = [share for share in shares if share > SHARE]
+    if exact(attacks) and len(without) > len(probes) / 2:
+        yield Doubt(
+            "clamped",
+            "yellow",
+            f"on {len(without)} of {len(probes)} images, {mean(without):.0%} of the pixels have a "
+            "gradient of exactly 0 at every draw: the model clips there, or does not look at them; "
+            "an attack learns nothing about them; add one with the view `bpda`, or `square`",
+        )
+
+
+def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
+    if not all(probe["alike"] for probe in probes):
+        yield Doubt(
+            "batch-matters",
+            "red",
+            "the model answers otherwise for an image alone than in a batch: is it in eval mode, and "
+            "does it draw only from its `noise`?",
+        )
+
+
+def _one_draw(probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+    random = any(probe["random"] for probe in probes)
+    lazy = [n for n, row in attacks.items() if eot(row) == 1 and row["view"] != "undefended"]
+    if random and lazy:
+        yield Doubt(
+            "random-model-eot-1",
+            "yellow",
+            f"the model is random, and {', '.join(lazy)} averages over one draw per step: raise `eot`",
+        )
+
+
+def _draws_disagree(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+) -> Iterator[Doubt]:
+    seen = [p["agreement"] for p in probes if p.get("agreement") is not None]
+    taken = {name: eot(row) or 0 for name, row in exact(attacks).items()}
+    draws = max(taken.values(), default=0)
+    if not seen or not draws:
+        return
+    # Of a gradient's mean square the share `common` is that of the mean over all draws; of the mean
+    # over some draws, common / (common + (1 - common) / draws), which is the square of its cosine.
+    common = max(mean(seen), 0.0)
+    cosine = (common / (common + (1 - common) / draws)) ** 0.5 if common else 0.0
+    if cosine < COSINE:
+        needed = (1 - common) / common / (COSINE**-2 - 1) if common else FEW + 1
+        advice = (
+            f"about {ceil(needed)} draws (`eot`) would make it {COSINE:g}"
+            if needed <= FEW
+            else f"not {FEW} draws (`eot`) would make it {COSINE:g}; look for what makes them differ"
+        )
+        strongest = ", ".join(name for name, count in taken.items() if count == draws)
+        yield Doubt(
+            "eot-gradients-disagree",
+            "yellow",
+            f"the gradients of different draws have little in common: the mean of {draws}, which "
+            f"{strongest} climbs, has a cosine of {cosine:.2f} with that of all draws; {advice}",
+        )

@@ -1,0 +1,41 @@
+"""Means over images of how far images are from the clean ones, before and after purification."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unfool.statistics import mean_interval
+
+Quality = dict[str, dict[str, float]]  # "before" and "after" purification: metric to value
+METRICS = ("psnr", "ssim", "l2", "linf", "lpips")
+
+
+def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[Any]:
+    """The means over images, with 95 % intervals of Student's t, of the conditions `names`.
+
+    Args:
+        qualities: Of each image, by condition.
+        names: The conditions, in order.
+
+    Returns:
+        Of each condition `name`, and under `before` and `after`, as far as it was measured, each
+        metric's `mean`, `low` and `high` (None for a single image).
+    """
+    table = []
+    for name in names:
+        row: dict[str, Any] = {"name": name}
+        for when in ("before", "after"):
+            measured = [q[name][when] for q in qualities if when in q.get(name, {})]
+            if measured:
+                known = [m for m in METRICS if any(m in image for image in measured)]
+                row[when] = {
+                    m: _interval([image[m] for image in measured if m in image]) for m in known
+                }
+        if len(row) > 1:
+            table.append(row)
+    return table
+
+
+def _interval(values: Sequence[float]) -> dict[str, float | None]:
+    if len(values) < 2:
+        return {"mean": values[0], "low": None, "high": None}
+    return mean_interval(values)._asdict()

@@ -1,0 +1,288 @@
+"""The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
+from typing import Any
+
+from unfool import __version__
+from unfool.results import doubts, loss_curves
+from unfool.results.attack_roles import given_to, roles
+from unfool.results.quality import summarize
+from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.threat_model import card
+from unfool.statistics import Share, change_of, mean_of, resubmissions, wilson
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How often the model is right under one condition, in three readings, each with an interval.
+
+    Attributes:
+        name: The condition.
+        mean: Over images and draws: how often one query is answered rightly.
+        majority: Over images: how often the true class has more of the k draws than any other; a
+            tie is wrong.
+        worst: Over images: how often all k draws are right (an attacker may submit k times).
+        k: Draws per image.
+        bare: How often the classifier without its defence is right (of the attack that counts: right
+            under every condition); None if there is no defence.
+    """
+
+    name: str
+    mean: Share
+    majority: Share
+    worst: Share
+    k: int
+    bare: Share | None
+
+
+def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition]) -> Judged:
+    """Judge the condition that `pick` takes of each outcome.
+
+    Raises:
+        ValueError: There are no outcomes.
+    """
+    rows = [(pick(outcome), outcome.label) for outcome in outcomes]
+    k, n = len(rows[0][0].draws), len(rows)
+    right = [row.draws.count(label) for row, label in rows]
+    won = sum(winner(row.draws) == label for row, label in rows)
+    has_bare = rows[0][0].bare is not None
+    return Judged(
+        name=name,
+        mean=mean_of([hits / k for hits in right], k),
+        majority=wilson(won, n),
+        worst=wilson(sum(hits == k for hits in right), n),
+        k=k,
+        bare=wilson(sum(row.bare == label for row, label in rows), n) if has_bare else None,
+    )
+
+
+def summarize_run(run: Run) -> dict[str, Any]:
+    """What `report.json` holds of a run, finished or not.
+
+    Raises:
+        RuntimeError: The run has no outcomes yet, or a file of it is damaged.
+    """
+    outcomes = run.outcomes()
+    if not outcomes:
+        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+    spec = run.asked["spec"]
+    played = roles(spec["attacks"])
+    labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
+    names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
+    by_name = {name: judge(name, outcomes, _named(name)) for name in names}
+    given = given_to(played)
+    submitted = _submitted([*given, *(labels or corruptions)])
+    robust = judge("robust", outcomes, submitted)
+    corrupted = _over(outcomes, corruptions) if corruptions else None
+    fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
+    return {
+        "version": VERSION,
+        "run": run.asked["identity"],
+        "spec": spec,
+        "n": len(outcomes),
+        "of": len(run.asked["indices"]),
+        "clean": by_name["clean"].mean._asdict() | _readings(by_name["clean"]),
+        "robust": _readings(robust),
+        **({"random": _readings(by_name["random"])} if "random" in by_name else {}),
+        "resubmission": _resubmission(
+            outcomes,
+            {
+                "clean": _named("clean"),
+                **({"random": _named("random")} if spec["attacks"] else {}),
+                **({"robust": submitted} if labels else {}),
+            },
+        ),
+        "flip_rate": flip_rate(outcomes)._asdict(),
+        "probed": sum(bool(outcome.probe) for outcome in outcomes),
+        "attacks": [
+            {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
+            for name in labels
+        ],
+        "beyond": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
+        "knowing": _knowing(spec, outcomes),
+        "ladder": _ladder(outcomes, given, labels),
+        "climb": loss_curves.summarize(outcomes, [*labels, *beyond]),
+        "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
+        **({"corrupted": _readings(corrupted)} if corrupted else {}),
+        "quality": summarize([outcome.quality for outcome in outcomes], names),
+        "classes": _by_class(outcomes, run.asked["classes"], submitted),
+        "number_of_classes": len(run.asked["classes"]),
+        "threat": spec["threat"],
+        "card": card(spec),
+        "doubts": [
+            asdict(doubt)
+            for doubt in doubts.all_doubts(
+                spec,
+                outcomes,
+                by_name,
+                corrupted if not labels and corrupted else robust,
+                len(run.asked["classes"]),
+            )
+        ],
+        "cost": _cost(outcomes),
+        **({"forecast": told} if (told := run.forecast()) else {}),
+        "versions": run.asked["versions"],
+        "unfool": __version__,
+    }
+
+
+def flip_rate(outcomes: Sequence[Outcome]) -> Share:
+    """On clean images: how often a draw disagrees with most draws of the same image."""
+    rates = []
+    for outcome in outcomes:
+        draws = outcome.conditions["clean"].draws
+        rates.append(1 - max(Counter(draws).values()) / len(draws))
+    return mean_of(rates, len(outcomes[0].conditions["clean"].draws))
+
+
+def _readings(judged: Judged) -> dict[str, Any]:
+    found = {name: getattr(judged, name)._asdict() for name in ("mean", "majority", "worst")}
+    found["k"] = judged.k
+    if judged.bare is not None:
+        found["bare"] = judged.bare._asdict()
+    return found
+
+
+def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
+    """All of the conditions `names` together: the mean over them, of each image."""
+    k = len(outcomes[0].conditions[names[0]].draws)
+    tables = [
+        [(o.conditions[name].draws, o.conditions[name].bare, o.label) for name in names]
+        for o in outcomes
+    ]
+
+    def mean(right: Callable[[Any], float], draws: int) -> Share:
+        return mean_of([fmean(right(row) for row in table) for table in tables], draws)
+
+    has_bare, count = tables[0][0][1] is not None, len(names)
+    return Judged(
+        name="corrupted",
+        mean=mean(lambda row: row[0].count(row[2]) / k, k * count),
+        majority=mean(lambda row: winner(row[0]) == row[2], count),
+        worst=mean(lambda row: row[0].count(row[2]) == k, count),
+        k=k,
+        bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
+    )
+
+
+def _knowing(spec: dict[str, Any], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Accuracy with some of the noise known, and how far it lies below that with none known.
+
+    The one with none known is the attack of the same name and view that is tried last.
+    """
+    found, plain = [], roles(spec["attacks"]).attacks
+    for row in roles(spec["attacks"]).knowing:
+        name = row["label"]
+        told = {"name": name, "knows": row["knows"]}
+        told["robust"] = _readings(judge(name, outcomes, _named(name)))
+        alike = [other for other in plain if other["view"] == row["view"]]
+        alike = [other for other in alike if other["name"] == row["name"]] or alike
+        if alike:
+            other = alike[-1]["label"]
+            gaps = [_rate(o, other) - _rate(o, name) for o in outcomes]
+            draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
+            told |= {"beside": other, "gap": change_of(gaps, draws)._asdict()}
+        found.append(told)
+    return found
+
+
+def _rate(outcome: Outcome, name: str) -> float:
+    draws = outcome.conditions[name].draws
+    return draws.count(outcome.label) / len(draws)
+
+
+def _ladder(
+    outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]
+) -> list[dict[str, Any]]:
+    """What the attacker has after each attack: how many images it was tried on, and the accuracy.
+
+    He begins with what is `given`.
+
+    The last rung is the attack that counts, chosen among all.
+    """
+    rungs = []
+    for i, name in enumerate(labels):
+        tried = [*given, *labels[: i + 1]]
+        judged = judge(name, outcomes, lambda o, tried=tried: _best(o, tried))
+        attacked = sum(not outcome.conditions[name].of for outcome in outcomes)
+        rungs.append({"name": name, "attacked": attacked, "robust": _readings(judged)})
+    return rungs
+
+
+def _resubmission(
+    outcomes: Sequence[Outcome], picks: Mapping[str, Callable[[Outcome], Condition]]
+) -> dict[str, Any]:
+    """How often the model is right every time, if the same image is submitted 1 .. k times."""
+    found: dict[str, Any] = {}
+    for name, pick in picks.items():
+        rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
+        curve = resubmissions([draws.count(label) for draws, label in rows], len(rows[0][0]))
+        found["submissions"] = list(range(1, len(curve) + 1))
+        found[name] = [share._asdict() for share in curve]
+    return found
+
+
+def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
+    """Of some conditions, the one the attacker would submit, as `evaluate` chooses it of all."""
+    tried = [outcome.conditions[name] for name in reversed(names)]
+    chosen = max((condition for condition in tried if not condition.of), key=lambda c: c.wrong)
+    return replace(chosen, bare=None)
+
+
+def _by_class(
+    outcomes: Sequence[Outcome],
+    classes: Sequence[str],
+    submitted: Callable[[Outcome], Condition],
+) -> list[dict[str, Any]]:
+    rows = []
+    for label, name in enumerate(classes):
+        of_class = [outcome for outcome in outcomes if outcome.label == label]
+        if of_class:
+            clean = judge("clean", of_class, _named("clean")).mean
+            robust = judge("robust", of_class, submitted).mean
+            row = {"name": name, "n": len(of_class)}
+            rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
+    return rows
+
+
+def _cost(outcomes: Sequence[Outcome]) -> dict[str, int | float]:
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    names = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
+    totals = {name: round(sum(o.cost.get(name, 0) for o in outcomes)) for name in names}
+    return {
+        **totals,
+        "seconds": round(seconds, 2),
+        "images_per_second": round(len(outcomes) / seconds, 4) if seconds else 0.0,
+        "peak_bytes": int(max(outcome.cost.get("peak_bytes", 0) for outcome in outcomes)),
+    }
+
+
+def _named(name: str) -> Callable[[Outcome], Condition]:
+    return lambda outcome: outcome.conditions[name]
+
+
+def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
+    """What the attacker would submit; the undefended classifier has the worst of `names`."""
+
+    def pick(outcome: Outcome) -> Condition:
+        tried = [outcome.conditions[name] for name in names if name in outcome.conditions]
+        wrong = [c.bare for c in tried if c.bare not in (None, outcome.label)]
+        chosen = outcome.conditions[outcome.chosen]
+        return replace(chosen, bare=wrong[0]) if wrong else chosen
+
+    return pick
+
+
+def _right(outcome: Outcome, name: str) -> bool:
+    return winner(outcome.conditions[name].draws) == outcome.label
+
+
+def winner(draws: Sequence[int]) -> int | None:
+    """The class that was chosen most often; None if several were."""
+    first, *others = Counter(draws).most_common(2)
+    return None if others and others[0][1] == first[1] else first[0]

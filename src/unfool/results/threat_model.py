@@ -1,0 +1,119 @@
+"""The threat model of a checked spec, in plain words."""
+
+from typing import Any
+
+from unfool import spec as specs
+from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.threat import Threat
+
+
+def card(spec: dict[str, Any]) -> dict[str, str]:
+    """The threat model in plain words."""
+    threat, options = Threat(**spec["threat"]), spec["evaluation"]
+    purifier = spec.get("purifier")
+    change = {
+        "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
+        "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
+        "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
+    }[threat.norm]
+    attacks, beyond, others, knowing = roles(spec["attacks"])
+    attacker = "; ".join(f"{row['label']}: {sees(row)}" for row in attacks)
+    corruptions = [_options(row) for row in others]
+    if attacks and not attacks[0].get("bounded", True):
+        change = "; ".join(_options(row) for row in attacks) + "; no threat bounds this"
+    defence = "none" if purifier is None else _options(purifier)
+    if paths := spec.get("paths"):
+        defence += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
+    told = {}
+    if attacks or not corruptions:
+        told = {
+            "the attacker may change": change,
+            "the attacker's view": attacker or "none was tried",
+            "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
+            "verdict"
+            if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+            else "not told: the images were made elsewhere",
+        }
+    if knowing:
+        told["with the noise known"] = "; ".join(
+            f"{row['label']}: {known_words(row['knows'])}, seeing {sees(row)}" for row in knowing
+        )
+    if beyond:
+        told["beyond the threat"] = "; ".join(
+            f"{row['label']}: {_options(row)}, seeing {sees(row)}" for row in beyond
+        )
+    if corruptions:
+        told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
+    return told | {
+        "the defence": defence,
+        "the verdict": f"{options['draws']} held-out draws per image, the same for all its versions"
+        + ("; the attack that counts is chosen per image on other draws" if attacks else "")
+        + (
+            "; no attack was tried on what was already wrong on all of these"
+            if options.get("survivors")
+            else ""
+        ),
+        "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "
+        f"seed {options['subset_seed']}; noise of seed {options['seed']}",
+    }
+
+
+def eps_words(eps: float) -> str:
+    """A budget as it is usually written: 8/255 rather than 0.0314."""
+    n = eps * 255
+    return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and 1 <= n < 50 else f"{eps:.4g}"
+
+
+def known_words(word: str) -> str:
+    """What an attacker knows of the defence's noise (`threat.Knowledge`), in words."""
+    plain = {
+        "forward": "the forward noise is fixed and known (DW-Fwd)",
+        "reverse": "the noise of the way back is fixed and known (DW-Rev)",
+        "both": "all noise is fixed and known (DW-box)",
+    }
+    if word in plain:
+        return plain[word]
+    count, steps = word.split("-")[1], word.endswith("-steps")
+    what = "number that the defence draws is one of" if steps else "path of noise is one of"
+    return f"each {what} {count}, which are known (semi-{count})"
+
+
+def sees(row: dict[str, Any]) -> str:
+    """What the attacker of a checked spec's row took the model for, in words."""
+    if row.get("name") in ELSEWHERE:
+        return f"nothing of this run: images made elsewhere ({row['path']})"
+    if row.get("name") in TRANSFER:
+        return f"another classifier, {_options(row['source'])}, never the model (transfer)"
+    views = {
+        "exact": "the whole model, with its exact gradient",
+        "whole": "the whole model without its elimination, with the exact gradient",
+        "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
+        "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
+        "bfloat16": "the whole model, with its gradient computed in bfloat16",
+        "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
+        "undefended": "the classifier alone, not the defence (transfer)",
+        "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
+        "matched": "the whole model with fewer steps of its purifier, on the same paths of noise",
+    }
+    view = specs.part("view", row["view"])
+    if row.get("name") in BLIND:
+        views["exact"] = "the answers of the whole model; it asks for no gradient"
+        views["whole"] = "the answers of the whole model without its elimination; no gradient"
+        views["undefended"] = "the answers of the classifier alone, not of the defence"
+    counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts", "stop": "to stop"}
+    effort = [
+        f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
+    ]
+    options = [f"its {key} {value}" for key, value in view.items() if key != "name" and value]
+    said = ", ".join([views.get(view["name"]) or str(view["name"]), *options])
+    return f"{said} ({', '.join(effort)})".replace(" ()", "")
+
+
+def _options(part: dict[str, Any]) -> str:
+    asides = ("name", "view", "label", "bounded", "adversarial", "knows")
+    options = ", ".join(
+        f"{k} {_options(v) if isinstance(v, dict) and 'name' in v else v}"
+        for k, v in part.items()
+        if k not in asides and v is not None
+    )
+    return f"{part['name']} ({options})" if options else part["name"]

@@ -1,0 +1,201 @@
+"""Parts of a spec: their options checked against what they name, and the objects built.
+
+A part is a table with a `name` (see `menu`) and options, or the bare name. Options are checked
+against the signature of what is named, by pydantic, before anything heavy is loaded.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+
+from unfool.errors import SpecError
+from unfool.spec.load import Table
+from unfool.spec.menu import (
+    CALL,
+    GIVEN,
+    PLAIN,
+    choices,
+    find,
+    hint,
+    is_itself,
+    is_plain,
+    kind_of,
+    makes_plain,
+)
+
+
+def part(kind: str, value: Any) -> Table:
+    """A part of a spec as a table with a name.
+
+    Raises:
+        SpecError: It is neither a name nor a table with one.
+    """
+    table = {"name": value} if isinstance(value, str) else value
+    if not isinstance(table, dict) or not isinstance(table.get("name"), str):
+        raise SpecError(f"{kind} needs a name; choose from: {choices(kind)}")
+    return table
+
+
+def check(kind: str, value: Any) -> Table:
+    """A part with its options checked and its defaults filled in; nothing is built.
+
+    Args:
+        kind: A row of the menu.
+        value: The part, as it stands in the spec.
+
+    Raises:
+        SpecError: An unknown name or option, or a value that does not fit.
+    """
+    table = part(kind, value)
+    factory = find(kind, table["name"])
+    options = {key: v for key, v in table.items() if key != "name"}
+    called = is_itself(kind, factory) or is_plain(kind, factory)
+    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if called else ()))
+    signature = inspect.signature(factory).parameters
+    parameters = {key: p for key, p in signature.items() if key not in filled_in}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    for key in options:
+        if key not in named and not open_ended:
+            takes = ", ".join(named) or "no options"
+            raise SpecError(
+                f"{kind} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
+            )
+    hints = _hints(factory)
+    filled: Table = {"name": table["name"]}
+    for key, parameter in named.items():
+        inner = kind_of(key)
+        if inner and options.get(key) is not None:
+            filled[key] = check(inner, options[key])
+        elif key in options:
+            filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
+        elif parameter.default is parameter.empty:
+            if key in CALL.get(kind, ()):  # of a function that is to be called with others
+                ways = [CALL[kind], *([PLAIN[kind][0]] if kind in PLAIN else [])]
+                raise SpecError(
+                    f"{kind} {table['name']}: the first arguments of a function must be called "
+                    f"{', or '.join(' '.join(way) for way in ways)}; not {' '.join(parameters)}"
+                )
+            raise SpecError(f"{kind} {table['name']}: the option {key!r} is missing")
+        elif _plain(parameter.default):
+            filled[key] = parameter.default
+    if open_ended:
+        filled |= {key: v for key, v in options.items() if key not in named}
+    return filled
+
+
+def check_data(value: Any, folder: str | None) -> Table:
+    """A `data` part, checked, with the folder that the user named where it needs one.
+
+    Raises:
+        SpecError: As `check`; or it needs a folder and none was named.
+    """
+    table = part("data", value)
+    takes = inspect.signature(find("data", table["name"])).parameters
+    if "folder" in takes and "folder" not in table:
+        if not folder:
+            raise SpecError(
+                f"data {table['name']} is read from a folder: name it by --data FOLDER or in the "
+                "environment as UNFOOL_DATA"
+            )
+        table = {**table, "folder": folder}
+    return check("data", table)
+
+
+def build(kind: str, table: Table, **given: Any) -> Any:
+    """Make the `kind` that a checked `table` names, from its options and what is `given`.
+
+    Raises:
+        SpecError: What it names refuses the options, in its own words.
+    """
+    factory = find(kind, table["name"])
+    options = {
+        key: build(inner, value, **given)
+        if (inner := kind_of(key)) and isinstance(value, dict)
+        else value
+        for key, value in table.items()
+        if key != "name"
+    }
+    known = inspect.signature(factory).parameters
+    if is_itself(kind, factory):
+        return partial(factory, **options)
+    if is_plain(kind, factory):
+        return find(kind, PLAIN[kind][1])(partial(factory, **options))
+    try:
+        made = factory(**{k: v for k, v in given.items() if k in known}, **options)
+    except (ValueError, OSError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise SpecError(f"{kind} {table['name']}: {error}") from error
+    return find(kind, PLAIN[kind][1])(made) if makes_plain(kind, made) else made
+
+
+def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Table:
+    """A plain section of a spec (no `name`), checked: {key: (type, default)}; `...` is required.
+
+    Raises:
+        SpecError: An unknown key or a value that does not fit.
+    """
+    if not isinstance(values, dict):
+        raise SpecError(f"{name} must be a table of options: {', '.join(kinds)}")
+    for key in values:
+        if key not in kinds:
+            raise SpecError(
+                f"{name}: there is no option {key!r}; {hint(key, kinds, ', '.join(kinds))}"
+            )
+    model = create_model(name, __config__=ConfigDict(extra="forbid"), **kinds)  # pyright: ignore
+    try:
+        return model(**values).model_dump()
+    except ValidationError as error:
+        raise _told(name, error, 1) from error
+
+
+def takes(kind: str, table: Table) -> list[str]:
+    """The names of the arguments of what a part names, and of such parts inside it."""
+    names = list(inspect.signature(find(kind, table["name"])).parameters)
+    return names + (takes(kind, table[kind]) if isinstance(table.get(kind), dict) else [])
+
+
+def _fit(where: str, kind: Any, value: Any) -> Any:
+    if kind is inspect.Parameter.empty:
+        return value
+    try:
+        fitted = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
+    except TypeError:
+        fitted = TypeAdapter(kind)
+    except Exception:  # a type that pydantic cannot describe takes what it is given
+        return value
+    try:
+        result = fitted.validate_python(value)
+    except ValidationError as error:
+        raise _told(where, error) from error
+    return str(result) if isinstance(result, Path) else result
+
+
+def _told(where: str, error: ValidationError, depth: int = 0) -> SpecError:
+    """The first mistake, in words; `depth` steps of its path come before the types that may be."""
+    first, *others = error.errors()
+    path, said, given = first["loc"], [first["msg"]], first.get("input")
+    beside = [e["msg"] for e in others if e["loc"][:-1] == path[:-1] and e.get("input") == given]
+    if beside and len(path) > depth:  # several types may be, and the last step names one of them
+        path, said = path[:-1], said + beside
+    inside = ".".join(str(step) for step in path if not str(step).endswith("]"))
+    place = f"{where}.{inside}" if inside and inside not in where else where
+    words = [text.removeprefix("Value error, ") for text in said]
+    told = ", or ".join(text[0].lower() + text[1:] for text in words)
+    return SpecError(f"{place}: {told}, not {given!r}")
+
+
+def _hints(factory: Any) -> Table:
+    try:
+        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | list | tuple | None)

@@ -1,0 +1,107 @@
+"""Read a spec: a YAML file, or a shipped one, with changes from the command line."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unfool.errors import SpecError
+from unfool.spec.menu import hint, kind_of, shipped
+
+Table = dict[str, Any]
+# never numbers
+WORDS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "start")
+
+
+def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
+    """Read a spec and apply `path.to.key=value` changes to it.
+
+    Args:
+        source: The name of a shipped spec, the path of a YAML file, or a table.
+        changes: What to change; values are YAML, and a number in a path counts into a list.
+
+    Raises:
+        SpecError: There is no such spec, it is no YAML table, or a change does not fit.
+    """
+    spec = json.loads(json.dumps(source)) if isinstance(source, Mapping) else _read(source)
+    for change in changes:
+        _change(spec, change)
+    return _numbers(spec)
+
+
+def _read(source: str | Path) -> Table:
+    path = Path(source)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        try:
+            text = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = "it is no text" if isinstance(error, ValueError) else str(error.strerror).lower()
+            raise SpecError(
+                f"cannot read the spec {path} ({why}): name a YAML file that is there, from "
+                f"{Path.cwd()}, or a shipped spec (`unfool menu`)"
+            ) from error
+    else:
+        names = shipped()
+        if str(source) not in names:
+            listed = ", ".join(names)
+            raise SpecError(f"there is no spec {str(source)!r}; {hint(str(source), names, listed)}")
+        text = resources.files("unfool.specs").joinpath(f"{source}.yaml").read_text("utf-8")
+    try:
+        spec = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(spec, dict):
+        raise SpecError(f"{source} must hold a table of parts (data, classifier, ...)")
+    return spec
+
+
+def _change(spec: Table, change: str) -> None:
+    path, equals, value = change.partition("=")
+    if not equals or not path:
+        raise SpecError(f"--set takes path.to.key=value, not {change!r}")
+    try:
+        value = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from error
+    *parents, last = path.split(".")
+    place: Any = spec
+    for step in parents:
+        at = _at(change, step, place)
+        if isinstance(place, dict):
+            place.setdefault(at, {})
+        if isinstance(place[at], str) and (isinstance(place, list) or kind_of(at)):
+            place[at] = {"name": place[at]}  # a bare name gets options
+        place = place[at]
+    place[_at(change, last, place)] = value
+
+
+def _at(change: str, step: str, place: Any) -> Any:
+    """What `step` is in `place`: a key of a table, or a number of a list."""
+    if isinstance(place, dict):
+        return step
+    if not isinstance(place, list):
+        raise SpecError(f"--set {change}: {step!r} is sought in {place!r}, which has no parts")
+    if not step.isdigit() or int(step) >= len(place):
+        raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(place) - 1}")
+    return int(step)
+
+
+def _numbers(value: Any) -> Any:
+    """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
+    if isinstance(value, dict):
+        return {key: v if key in WORDS else _numbers(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_numbers(v) for v in value]
+    if isinstance(value, str):
+        if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*", value):
+            above, below = map(float, match.groups())
+            if below == 0:
+                raise SpecError(f"{value} divides by zero")
+            return above / below
+        if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+", value):
+            return float(value)
+    return value

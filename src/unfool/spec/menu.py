@@ -1,0 +1,201 @@
+"""The menu: the short names that a spec may use, and how any name is found.
+
+A short name comes from the literal table below; `module:attribute` is its own address, and needs no
+registration.
+"""
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from unfool.errors import SpecError
+
+MENU: dict[str, dict[str, str]] = {
+    "data": {
+        "arrays": "unfool.data.arrays:npz",
+        "blobs": "unfool.toy.blobs:Blobs",
+        "cifar10": "unfool.data.cifar:cifar10",
+        "cifar10-c": "unfool.data.cifar_c:cifar10_c",
+        "digits": "unfool.data.digits:digits",
+        "folder": "unfool.data.folder:Folder",
+        "mnist": "unfool.data.mnist:mnist",
+    },
+    "classifier": {
+        "bayes": "unfool.toy.blobs:bayes",
+        "cifar-resnet": "unfool.models.build:cifar_resnet",
+        "diffusion": "unfool.defenses.diffusion_classifier.classifier:DiffusionClassifier",
+        "jem": "unfool.models.build:jem",
+        "network": "unfool.models.build:network",
+        "noised-diffusion": "unfool.defenses.diffusion_classifier.noised:NoisedDiffusionClassifier",
+        "small-cnn": "unfool.models.build:small_cnn",
+        "trained": "unfool.models.card:load_classifier",
+        "wide-resnet": "unfool.models.build:wide_resnet",
+        "quick-resnet": "unfool.models.build:quick",
+    },
+    "denoiser": {
+        "dit": "unfool.models.latent:dit",
+        "empirical": "unfool.toy.empirical_data:empirical",
+        "mixture": "unfool.toy.blobs:mixture",
+        "network": "unfool.models.build:denoising_network",
+        "stable-diffusion": "unfool.models.latent:stable_diffusion",
+        "trained": "unfool.models.card:load_denoiser",
+        "unet": "unfool.models.unet:unet",
+    },
+    "network": {},
+    "schedule": {
+        "discrete": "unfool.diffusion.schedule:Discrete",
+        "vp": "unfool.diffusion.schedule:VP",
+    },
+    "purifier": {
+        "coup": "unfool.defenses.coup:COUP",
+        "densepure": "unfool.defenses.denoised_smoothing:DensePure",
+        "diffpure": "unfool.defenses.diffpure:DiffPure",
+        "gdmp": "unfool.defenses.gdmp:GDMP",
+        "gradual": "unfool.defenses.gradual:Gradual",
+        "langevin": "unfool.defenses.langevin:Langevin",
+        "likelihood": "unfool.defenses.likelihood:LikelihoodMaximization",
+        "one-step": "unfool.defenses.denoised_smoothing:OneStep",
+        "resized": "unfool.defenses.resized:Resized",
+        "transfer": "unfool.defenses.distribution_transfer:DistributionTransfer",
+    },
+    "attack": {
+        "apgd": "unfool.attacks.apgd:APGD",
+        "autoattack": "unfool.attacks.autoattack:AutoAttack",
+        "corruption": "unfool.attacks.corruptions:Corruption",
+        "fab": "unfool.attacks.fab:FAB",
+        "fgsm": "unfool.attacks.pgd:fgsm",
+        "images": "unfool.attacks.precomputed:Images",
+        "pgd": "unfool.attacks.pgd:PGD",
+        "random-search": "unfool.attacks.random_search:RandomSearch",
+        "salt-and-pepper": "unfool.attacks.salt_and_pepper:SaltAndPepper",
+        "square": "unfool.attacks.square:Square",
+        "stadv": "unfool.attacks.stadv:StAdv",
+        "transfer": "unfool.attacks.transfer:Transfer",
+    },
+    "view": {
+        "adjoint": "unfool.attacks.views:adjoint",
+        "bfloat16": "unfool.attacks.views:bfloat16",
+        "bpda": "unfool.attacks.views:bpda",
+        "exact": "unfool.attacks.views:exact",
+        "first-stage": "unfool.attacks.views:first_stage",
+        "matched": "unfool.attacks.views:matched",
+        "surrogate": "unfool.attacks.views:surrogate",
+        "undefended": "unfool.attacks.views:undefended",
+        "whole": "unfool.attacks.views:whole",
+    },
+    "objective": {
+        "addt": "unfool.training.addt:ADDT",
+        "denoising": "unfool.training.objectives:Denoising",
+        "pgd-at": "unfool.training.adversarial:PGDAT",
+        "plain": "unfool.training.objectives:CrossEntropy",
+        "trades": "unfool.training.adversarial:TRADES",
+        "truth": "unfool.training.truth_maximization:TruthMaximization",
+    },
+}
+
+HELP = {
+    "data": "images with labels",
+    "classifier": "images to logits",
+    "denoiser": "the diffusion model",
+    "network": "your own torch module, inside a classifier or denoiser of the name `network`",
+    "schedule": "of a denoiser: times to noise levels",
+    "purifier": "images to images",
+    "attack": "images to adversarial images",
+    "view": "of an attack: what the attacker takes the model for",
+    "objective": "of a training: the loss",
+}
+
+# What the caller fills in, which a spec may not. A class named in a spec is filled with its options;
+# a function that takes the arguments of a call is the thing itself.
+CALL: dict[str, tuple[str, ...]] = {
+    "attack": ("model", "x", "y", "threat", "noise"),
+    "classifier": ("x", "noise"),
+    "objective": ("model", "x", "y", "noise"),
+    "purifier": ("x", "noise"),
+    "view": ("model",),
+}
+# A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
+# the other arguments of the call, too.
+PLAIN: dict[str, tuple[tuple[str, ...], str]] = {
+    "attack": (("model", "x", "y"), "unfool.attacks.interop:Outside"),
+}
+# Parts inside a part that are not called after their kind.
+ROLES = {"source": "classifier"}
+GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
+
+
+def shipped() -> dict[str, str]:
+    """The specs that come with the package: name to the first line of its text."""
+    files = sorted(resources.files("unfool.specs").iterdir(), key=lambda file: file.name)
+    found = [(Path(f.name).stem, f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")]
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in found}
+
+
+def find(kind: str, name: str) -> Any:
+    """What `name` stands for: from the menu, or imported from `module:attribute`.
+
+    Raises:
+        SpecError: The menu has no such name, or the import fails.
+    """
+    target = name if ":" in name else MENU[kind].get(name)
+    if target is None:
+        raise SpecError(f"{kind}: there is no {name!r}; {hint(name, MENU[kind], choices(kind))}")
+    module, _, attribute = target.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # a stranger's module may raise anything
+        raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+
+
+def kind_of(key: str) -> str | None:
+    """The kind of thing that an option of that name is, if it is a part of its own."""
+    return key if key in MENU else ROLES.get(key)
+
+
+def is_itself(kind: str, found: Any) -> bool:
+    """Whether what a part names is a function to be called as it is, not one that makes it."""
+    call = CALL.get(kind)
+    if call is None or inspect.isclass(found):
+        return False
+    return tuple(inspect.signature(found).parameters)[: len(call)] == call
+
+
+def is_plain(kind: str, found: Any) -> bool:
+    """Whether what a part names is a function of fewer arguments than a call's (see `PLAIN`)."""
+    first, _ = PLAIN.get(kind, ((), ""))
+    if not first or inspect.isclass(found) or is_itself(kind, found):
+        return False
+    return tuple(inspect.signature(found).parameters)[: len(first)] == first
+
+
+def makes_plain(kind: str, made: Any) -> bool:
+    """Whether an object, made by a class of one's own, is called with fewer arguments (`PLAIN`)."""
+    if kind not in PLAIN or not callable(made) or not is_plain(kind, made):
+        return False
+    taken = inspect.signature(made).parameters.values()
+    return sum(p.default is p.empty for p in taken) < len(CALL[kind])
+
+
+def menu() -> dict[str, tuple[str, list[str]]]:
+    """What a spec may name: kind to its meaning and its short names."""
+    return {kind: (HELP[kind], sorted(names)) for kind, names in MENU.items()}
+
+
+def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Half a sentence: which of the known words was meant, or else what there is to choose from."""
+    words = list(known)
+    near = get_close_matches(word, words, 1)
+    return f"did you mean {near[0]!r}?" if near else f"choose from: {otherwise or ', '.join(words)}"
+
+
+def choices(kind: str) -> str:
+    """What a part of that kind may be named."""
+    return ", ".join([*sorted(MENU[kind]), "your own module:attribute"])

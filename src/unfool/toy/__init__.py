@@ -1,0 +1,1 @@
+"""Toy worlds with closed-form answers."""

@@ -1,0 +1,61 @@
+"""A toy world with closed-form answers.
+
+Gaussian classes of tiny images, their exact denoiser and their Bayes classifier: tests and tours run
+on it from command to report.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import Schedule
+from unfool.models.classifiers import Plain
+from unfool.noise import Noise
+
+CLASSES = ("dark", "bright")
+SPREAD = 0.2  # standard deviation of a class, in [-1, 1] units
+
+
+class Blobs:
+    """Two Gaussian classes of `side` x `side` grey images, dark and bright in turn.
+
+    Args:
+        size: How many images.
+        side: Their height and width in pixels.
+    """
+
+    classes = CLASSES
+
+    def __init__(self, size: int = 256, side: int = 4):
+        if size < 1 or side < 1:
+            raise ValueError(f"size and side must be 1 or more, not {size} and {side}")
+        self.size, self.means = size, _means(side)
+        self.shape = (1, side, side)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = index % 2
+        z = self.means[label] + SPREAD * Noise.of(0, [index]).normal(self.means[:1])[0]
+        return ((z + 1) / 2).clamp(0, 1), label
+
+
+def mixture(side: int = 4, schedule: Schedule | None = None) -> Mixture:
+    """The exact denoiser of `Blobs`."""
+    return Mixture(_means(side), SPREAD, schedule)
+
+
+def bayes(side: int = 4) -> Plain:
+    """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share."""
+    means = _means(side).flatten(1)
+    linear = nn.Linear(means.shape[1], len(means))
+    with torch.no_grad():
+        linear.weight.copy_(means / SPREAD**2)
+        linear.bias.copy_(-means.square().sum(1) / (2 * SPREAD**2))
+    network = nn.Sequential(nn.Flatten(), linear).requires_grad_(False)
+    return Plain(network, mean=(0.5,), std=(0.5,))
+
+
+def _means(side: int) -> Tensor:
+    return torch.stack([torch.full((1, side, side), level) for level in (-0.25, 0.25)])

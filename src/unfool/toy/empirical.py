@@ -1,0 +1,81 @@
+"""The exact denoiser of a finite set of images: the optimum that every training on it aims at."""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from unfool.diffusion.denoiser import Denoiser, _exact
+from unfool.diffusion.schedule import VP, Schedule
+
+
+class Empirical(Denoiser):
+    """E[x_0 | x_t] where x_0 is one of the given images, each as likely, in closed form.
+
+    It is their mean, weighted by a softmax of -|x_t - alpha x_i|^2 / (2 sigma^2); under a label, over the
+    images of that class alone (the optimal diffusion classifier of Chen et al., 2024, whose release
+    divides by 2 sigma). With a spread, an image is a Gaussian around one of them: a kernel density.
+
+    Args:
+        points: The images (N, C, H, W), in [-1, 1].
+        labels: Their classes (N,), from 0, none of them empty.
+        spread: The standard deviation around an image, in [-1, 1] units.
+        schedule: The noise schedule; `VP()` if None.
+
+    Raises:
+        ValueError: A class has no image, or an option is out of range.
+    """
+
+    points: Tensor
+    labels: Tensor
+
+    def __init__(
+        self, points: Tensor, labels: Tensor, spread: float = 0.0, schedule: Schedule | None = None
+    ):
+        super().__init__()
+        if len(points) != len(labels) or not len(points):
+            raise ValueError(f"{len(points)} images with {len(labels)} labels; give one to each")
+        if spread < 0:
+            raise ValueError(f"spread must be 0 or more, not {spread}")
+        found = labels.unique().tolist()
+        if found != list(range(len(found))):
+            raise ValueError(f"every class needs an image, and there are only those of {found}")
+        self.register_buffer("points", points)
+        self.register_buffer("labels", labels)
+        self.spread, self.schedule = spread, schedule or VP()
+        _, *shape = points.shape
+        self.shape, self.classes = (shape[0], shape[1], shape[2]), len(found)
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], in closed form."""
+        alpha, variance = self._scales(x_t, t)
+        log = self._log(x_t, alpha, variance)
+        if label is not None:
+            log = log.masked_fill(label[:, None] != self.labels, -torch.inf)
+        flat = (log.softmax(1).to(self.points) @ self.points.flatten(1)).view_as(x_t).to(x_t)
+        pull = (alpha * self.spread**2 / variance).to(x_t)[..., None, None]
+        return flat + pull * (x_t - alpha.to(x_t)[..., None, None] * flat)
+
+    def evidence(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Bayes' rule at time `t`: log p(x_t | c), less what the classes share, (B, K) in float64.
+
+        Args:
+            x_t: Noisy images (B, C, H, W), in the denoiser's space.
+            t: Times in [0, 1], shaped () or (B, 1, 1, 1); above 0, if there is no spread.
+        """
+        log = self._log(x_t, *self._scales(x_t, t))
+        member = nn.functional.one_hot(self.labels, self.classes).T.bool()
+        each = log[:, None].masked_fill(~member, -torch.inf).logsumexp(2)
+        return each - member.sum(1).log()
+
+    def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Of x_t, alpha and its variance around a point, (1, 1) or (B, 1) in float64."""
+        _, alpha, sigma, _ = (s.double().reshape(-1, 1) for s in self.schedule(_exact(t, x_t)))
+        variance = (alpha * self.spread) ** 2 + sigma**2
+        return alpha, variance.clamp(min=torch.finfo(torch.float64).tiny ** 0.5)
+
+    def _log(self, x_t: Tensor, alpha: Tensor, variance: Tensor) -> Tensor:
+        """-|x_t - alpha x_i|^2 / (2 variance), less what all have in common, (B, N)."""
+        points = self.points.flatten(1).double()
+        near = x_t.flatten(1).double() @ points.T - alpha * points.square().sum(1) / 2
+        return cast(Tensor, alpha * near / variance)

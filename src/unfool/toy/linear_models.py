@@ -1,0 +1,200 @@
+"""Models whose worst case has a closed form: what attacks, intervals and verdicts are held to.
+
+All but the coin are planes through grey, of tiny images that lie at known distances from them. A spec
+may name them, as `unfool.toy.linear_models:Coin`, to try an attack of one's own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unfool.defenses.purified import Purified
+from unfool.noise import Noise
+from unfool.threat import Threat
+
+SHAPE = (3, 4, 4)
+GREY = 0.5
+CLASSES = ("right", "left", "low", "lowest")
+
+
+class Coin(nn.Module):
+    """Right with probability `p`, whatever the image. The right class is 0 for every image.
+
+    Per draw its accuracy is `p` under every attack; the majority of k draws is right as often as a
+    binomial says, and all k are right with probability p^k.
+    """
+
+    def __init__(self, p: float = 0.9):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"p is a probability, from 0 to 1, not {p}")
+        self.p = p
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (B, 4) of images (B, C, H, W), whose gradient is 0."""
+        right = noise.fold("coin").uniform(x[:, 0, 0, 0]) < self.p
+        logits = torch.zeros_like(x[:, 0, 0, :1]).repeat(1, len(CLASSES))
+        logits[:, 0] = torch.where(right, 1.0, -1.0).to(x)
+        logits[:, 1] = -logits[:, 0]
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+class Plane(nn.Module):
+    """Class 0 on one side of a plane through grey, class 1 on the other; the others stay far below.
+
+    Args:
+        scale: Of the logits; the answers do not depend on it.
+    """
+
+    weight: Tensor
+
+    def __init__(self, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.register_buffer("weight", normal_vector())
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (B, 4) of images (B, C, H, W): twice the lead of class 0 is between the first two."""
+        lead = ((x - GREY) * self.weight.to(x)).flatten(1).sum(1)
+        low = torch.full_like(lead, -3.0)
+        return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
+
+
+class Planes(nn.Module):
+    """A linear classifier of `classes` classes without noise: what is nearest to an image is known."""
+
+    weights: Tensor
+
+    def __init__(self, classes: int = 5):
+        super().__init__()
+        if classes < 2:
+            raise ValueError(f"classes must be 2 or more, not {classes}")
+        like = torch.zeros(classes, *SHAPE)
+        self.register_buffer("weights", Noise.of(1, range(classes)).fold("plane").normal(like))
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        return (x - GREY).flatten(1) @ self.weights.to(x).flatten(1).T
+
+    def distances(self, x: Tensor, norm: str) -> Tensor:
+        """How far each image is from the nearest of another class, (B,), the box aside."""
+        logits = self(x, Noise(()))
+        own = logits.argmax(1)
+        apart = (self.weights[own][:, None] - self.weights[None]).flatten(2).to(x)  # (B, K, D)
+        dual = apart.abs().sum(2) if norm == "linf" else apart.norm(dim=2)
+        gap = logits.gather(1, own[:, None]) - logits
+        return (gap / dual).scatter(1, own[:, None], torch.inf).amin(1)
+
+
+class Grain(nn.Module):
+    """A purifier that adds Gaussian noise and takes nothing off. It does not clip.
+
+    Args:
+        sigma: The standard deviation, in units of [0, 1] pixels.
+    """
+
+    def __init__(self, sigma: float = 0.2):
+        super().__init__()
+        if not sigma > 0:
+            raise ValueError(f"sigma must be above 0, not {sigma}")
+        self.sigma = sigma
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Noisy images, shaped like `x`."""
+        return x + self.sigma * noise.normal(x)
+
+
+class Stairs(nn.Module):
+    """A purifier that rounds pixels to `levels` steps; its gradient is 0 everywhere."""
+
+    def __init__(self, levels: int = 8):
+        super().__init__()
+        if levels < 1:
+            raise ValueError(f"levels must be 1 or more, not {levels}")
+        self.levels = levels
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Rounded images, shaped like `x`."""
+        return (x * self.levels).round() / self.levels
+
+
+def noisy_plane(sigma: float = 0.2) -> Purified:
+    """A plane behind Gaussian noise."""
+    return Purified(Plane(), Grain(sigma))
+
+
+def rounded_plane(levels: int = 8) -> Purified:
+    """A plane behind rounding, which masks its gradient."""
+    return Purified(Plane(), Stairs(levels))
+
+
+class Points:
+    """Images near grey, of class 0 and 1 in turn, at even distances from the plane.
+
+    Args:
+        size: How many.
+        nearest: The lead of the first over the plane, in Euclidean length.
+        farthest: That of the last.
+        one_class: Label all of them 0, as for the coin, which asks no image.
+    """
+
+    classes: Sequence[str] = CLASSES
+
+    def __init__(
+        self,
+        size: int = 32,
+        nearest: float = 0.02,
+        farthest: float = 0.5,
+        one_class: bool = False,
+    ):
+        if size < 2:
+            raise ValueError(f"size must be 2 or more, not {size}")
+        self.size, self.nearest, self.farthest, self.one_class = size, nearest, farthest, one_class
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        normal, label = normal_vector(), index % 2
+        spread = 0.2 * (Noise.of(2, [index]).uniform(normal[None])[0] - 0.5)
+        along = (spread * normal).sum()
+        lead = self.nearest + (self.farthest - self.nearest) * index / (self.size - 1)
+        x = GREY + spread + ((1 - 2 * label) * lead - along) * normal
+        return x, 0 if self.one_class else label
+
+
+def normal_vector() -> Tensor:
+    """The unit normal of the plane, shaped SHAPE."""
+    normal = Noise.of(0, [0]).fold("plane").normal(torch.zeros(1, *SHAPE))[0]
+    return normal / normal.norm()
+
+
+def leads(x: Tensor, y: Tensor) -> Tensor:
+    """By how much the true class leads over the plane, (B,), in Euclidean length."""
+    lead = ((x - GREY) * normal_vector().to(x)).flatten(1).sum(1)
+    return (1 - 2 * y) * lead
+
+
+def accuracy(x: Tensor, y: Tensor, sigma: float = 0.2) -> Tensor:
+    """How often `noisy_plane(sigma)` is right on each image, (B,), in closed form."""
+    return torch.special.ndtr(leads(x.double(), y) / sigma)
+
+
+def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
+    """The worst allowed images of a plane, noisy or not, as long as the box is far.
+
+    The lead falls by eps times the dual norm of the plane's normal.
+    """
+    normal = normal_vector().to(x)
+    away = (2 * y - 1).to(x)[:, None, None, None] * normal
+    return x + threat.eps * threat.steepest(away)
+
+
+def worst_rounded(x: Tensor, y: Tensor, eps: float, levels: int = 8) -> Tensor:
+    """The least lead of `rounded_plane(levels)` within `eps` of linf, (B,).
+
+    Rounding keeps order, so each pixel goes as far as it may against the plane.
+    """
+    reached = worst(x, y, Threat("linf", eps))
+    return leads(Stairs(levels)(reached, Noise(())), y)

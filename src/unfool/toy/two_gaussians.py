@@ -1,0 +1,127 @@
+"""Two Gaussians on a line (Zhang et al., 2024, section 5.3.2): does guidance keep a label?
+
+The data are N(mean, spread^2) and N(-mean, spread^2) in equal parts, the denoiser is exact, and the
+very purifier of `defenses.coup` runs from a point of the upper class. A run whose end has the other
+sign has lost its label.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.defenses.coup import COUP
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.schedule import VP
+from unfool.noise import Noise
+
+
+class Line(Denoiser):
+    """The exact denoiser of two Gaussians on a line. Every pixel is a world of its own."""
+
+    def __init__(self, mean: float = 1.0, spread: float = 0.5):
+        super().__init__()
+        self.mean, self.spread, self.schedule = mean, spread, VP()
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], in closed form."""
+        _, alpha, sigma, _ = self.schedule(t.double() if t.ndim == 0 else t)
+        variance = (alpha * self.spread) ** 2 + sigma**2
+        centre = self.mean * torch.tanh(alpha * self.mean / variance * x_t)
+        return centre + alpha * self.spread**2 / variance * (x_t - alpha * centre)
+
+
+@dataclass(frozen=True, eq=False)
+class Mistaken:
+    """The Bayes classifier of `Line`, of each pixel, but for an error of its log-odds.
+
+    An error of its own for each run, the same at every step, stands for a classifier whose boundary
+    an attacker has moved.
+
+    Attributes:
+        world: Whose classes.
+        error: What is added to the log-odds of the upper class, (pixels,); 0 is the Bayes classifier.
+    """
+
+    world: Line
+    error: Tensor
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (pixels, 2) of one image (1, 1, 1, pixels): of -mean, and of mean."""
+        odds = 2 * self.world.mean / self.world.spread**2 * self.world.encode(x).flatten()
+        odds = odds + self.error
+        return torch.stack([-odds / 2, odds / 2], 1)
+
+
+class Ends(NamedTuple):
+    """What became of runs (N,) from a point above 0.
+
+    Attributes:
+        end: Where they ended.
+        crossed: Whether they were ever below 0 on the way (the label flip of proposition 1).
+    """
+
+    end: Tensor
+    crossed: Tensor
+
+
+def ends(
+    weight: float,
+    level: float = 0.0,
+    *,
+    world: Line | None = None,
+    start: float = 0.2,
+    t: float = 0.1,
+    steps: int = 100,
+    runs: int = 10000,
+    seed: int = 0,
+) -> Ends:
+    """Run COUP from `start`, `runs` times.
+
+    The same seed means the same draws for every weight and level.
+
+    Args:
+        weight: lambda, of the guide.
+        level: The standard deviation of the classifier's error (see `Mistaken`).
+        world: The two Gaussians; mean 1 and spread 0.5 by default.
+        start: Where to begin, above 0.
+        t: t*.
+        steps: Euler-Maruyama steps.
+        runs: How many.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+    if not start > 0 or runs < 1 or not level >= 0:
+        raise ValueError(
+            f"start must be above 0, runs 1 or more, level 0 or more; not {start}, {runs}, {level}"
+        )
+    world = world or Line()
+    z, noise = torch.full((1, 1, 1, runs), start, dtype=torch.float64), Noise.of(seed, [0])
+    error = level * noise.fold("error").normal(z).flatten()
+    purifier = COUP(world, Mistaken(world, error), t=t, steps=steps, weight=weight)
+    crossed = torch.zeros(runs, dtype=torch.bool)
+    with torch.no_grad():
+        for _, image in purifier.walk(world.decode(z), noise):
+            z = world.encode(image)
+            crossed |= z.flatten() < 0
+    return Ends(z.flatten(), crossed)
+
+
+def label_flips(
+    weights: Sequence[float], levels: Sequence[float], *, runs: int = 10000, **options: Any
+) -> np.ndarray:
+    """The probability that a run ends with the other label, (levels, weights).
+
+    Args:
+        weights: Guidance weights.
+        levels: Standard deviations of the classifier's error.
+        runs: Behind each number.
+        options: As of `ends`.
+    """
+    rows = [[ends(w, level, runs=runs, **options).end for w in weights] for level in levels]
+    return np.array([[float((end < 0).double().mean()) for end in row] for row in rows])

@@ -1,0 +1,166 @@
+"""ADDT: adversarial denoising diffusion training (Liu et al., 2025, "A stochastic perspective").
+
+A part of the forward noise is replaced, keeping its variance, by a perturbation that the classifier
+finds hard (CGPO) and that is made to look Gaussian (RBGM). The denoiser learns to take it away.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.diffusion.denoiser import Network
+from unfool.noise import Noise
+from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+
+Mapping = Literal["rbgm", "normalize", "none", "linf"]
+Seeks = Literal["ce", "mse"]
+Mode = Literal["train", "eval"]
+EPS, STEP = 8 / 255, 4 / 255  # of the variant linf, in the denoiser's space
+STEEPEST = 10  # alpha / sigma counts as no more there
+
+
+@dataclass(frozen=True)
+class ADDT:
+    """The error of the denoiser on noise that is in part adversarial (section 4 and algorithm 1).
+
+    Noise of the strength lambda = clip(strength alpha / sigma, 0, most) is exchanged:
+    n = sqrt(1 - lambda^2) eps + lambda delta, and the prediction is of n. For discrete, continuous
+    and EDM models alike, as alpha / sigma is 1 / sigma of EDM.
+
+    Attributes:
+        classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
+            evaluation mode, and its weights stay as they are.
+        strength: lambda per unit of alpha / sigma.
+        most: The greatest lambda.
+        rounds: Steps of CGPO; their gradients add up.
+        mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
+            variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
+            the image's own perturbation, at most 8/255 in the denoiser's space and within its box,
+            is found by PGD from 0 with steps of 4/255, whose gradients do not add up, and
+            n = eps + min(alpha / sigma, 10) delta; `strength` and `most` are not asked.
+        seeks: What the perturbation makes large: the classifier's cross-entropy on the one-step
+            estimate of the image, or the denoiser's error (`"mse"`, a control): that of its prediction
+            of the Gaussian part eps alone, not of the whole noise n.
+        mode: Of the denoiser while a perturbation is sought: `"train"` (dropout on, as released) or
+            `"eval"`.
+        t_min, t_max, drop, times: As `Denoising` has them.
+    """
+
+    classifier: Any
+    strength: float = 0.03
+    most: float = 0.3
+    rounds: int = 5
+    mapping: Mapping = "rbgm"
+    seeks: Seeks = "ce"
+    mode: Mode = "train"
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    drop: float = 0.1
+    times: Times = "uniform"
+
+    def __post_init__(self) -> None:
+        Denoising(self.t_min, self.t_max, self.drop, self.times)
+        for name, words in (("mapping", Mapping), ("seeks", Seeks), ("mode", Mode)):
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(
+                    f"{name} is {' or '.join(get_args(words))}, not {getattr(self, name)!r}"
+                )
+        if self.strength < 0 or not 0 <= self.most <= 1:
+            raise ValueError(
+                "strength must be 0 or more and most from 0 to 1, not "
+                f"{self.strength} and {self.most}"
+            )
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be 1 or more, not {self.rounds}")
+
+    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        plain = Denoising(self.t_min, self.t_max, self.drop, self.times)
+        t, label = time_and_label(plain, model, x, y, noise)
+        delta = self.perturbation(model, x, y, t, label, noise.fold("cgpo"))
+        z = model.encode(x)
+        mixed = self._mix(model, t, noise.fold("noise").normal(z), delta)
+        return denoising_loss(model, z, t, label, mixed)
+
+    def perturbation(
+        self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
+    ) -> Tensor:
+        """Classifier-guided perturbation optimization: delta (B, ...), noise-like unless linf.
+
+        Args:
+            model: The denoiser; its weights get no gradient.
+            x: Clean images (B, C, H, W) in [0, 1].
+            y: Their classes (B,).
+            t: Times (B, 1, 1, 1).
+            label: What a conditional denoiser is told (B,).
+            noise: Of every round.
+        """
+        mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
+        model.train(self.mode == "train").requires_grad_(False)
+        try:
+            return self._search(model, x, y, t, label, noise)
+        finally:
+            model.train(mode)
+            for parameter, want in zip(model.parameters(), wanted, strict=True):
+                parameter.requires_grad_(want)
+
+    def _search(
+        self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
+    ) -> Tensor:
+        z = model.encode(x)
+        total = torch.zeros_like(z)
+        delta = total if self.mapping == "linf" else noise.fold("start").normal(z)
+        _, alpha, sigma, _ = model.schedule(t)
+        classifier = self.classifier.to(x.device).eval().requires_grad_(False)
+        for i in range(self.rounds):
+            here, delta = noise.fold(i), delta.detach().requires_grad_()
+            eps = here.fold("noise").normal(z)
+            mixed = self._mix(model, t, eps, delta)
+            x_t = alpha * z + sigma * mixed
+            if self.seeks == "mse":
+                error = model.predict(x_t, t, label).to(z) - model.target(z, eps, t)
+                value = error.square().flatten(1).mean(1).sum()
+            else:
+                x_hat = model.estimate(x_t, t, label)
+                logits = classifier(model.decode(x_hat), here.fold("classify"))
+                value = F.cross_entropy(logits.float(), y, reduction="sum")
+            gradient = torch.autograd.grad(value, delta)[0]
+            if self.mapping == "linf":
+                delta = (delta + STEP * gradient.sign()).clamp(-EPS, EPS)
+                delta = (z + delta).clamp(-1, 1) - z
+            else:
+                total = total + gradient
+                delta = self._mapped(total, here.fold("rank"))
+        return delta.detach()
+
+    def _mix(self, model: Network, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
+        _, alpha, sigma, _ = model.schedule(t)
+        if self.mapping == "linf":
+            return eps + (alpha / sigma).clamp(max=STEEPEST) * delta
+        share = (self.strength * alpha / sigma).clamp(0, self.most)
+        return torch.sqrt(1 - share**2) * eps + share * delta
+
+    def _mapped(self, gradient: Tensor, noise: Noise) -> Tensor:
+        if self.mapping == "rbgm":
+            return rank_map(gradient, noise.normal(gradient))
+        if self.mapping == "normalize":
+            scale = gradient.flatten(1).std(1).clamp(min=1e-30)
+            return gradient / scale[:, None, None, None]
+        return gradient
+
+
+def rank_map(values: Tensor, gaussian: Tensor) -> Tensor:
+    """Rank-based Gaussian mapping: Gaussian numbers in the order of the values.
+
+    In each channel of each image the largest number goes where the largest value is, and so on; of
+    equal values the first counts as the smaller.
+
+    Args:
+        values: What gives the order, (B, C, H, W).
+        gaussian: The numbers, of the same shape.
+    """
+    ranks = values.flatten(2).argsort(dim=2, stable=True).argsort(2)
+    return gaussian.flatten(2).sort(2).values.gather(2, ranks).view(values.shape)

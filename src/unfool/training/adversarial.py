@@ -1,0 +1,136 @@
+"""Adversarial training of a classifier: PGD-AT and TRADES."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfool.noise import Noise
+from unfool.threat import Threat
+
+
+@dataclass(frozen=True)
+class PGDAT:
+    """Cross-entropy of the worst images that PGD finds (Madry et al., 2018, section 2.1).
+
+    The attack sees the model in evaluation mode, the loss in training mode.
+
+    Attributes:
+        norm: `"linf"` or `"l2"`.
+        eps: The budget, in units of [0, 1] images.
+        steps: Of PGD, from a random start; 0 for the random start alone.
+        step_size: In units of eps.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 8 / 255
+    steps: int = 7
+    step_size: float = 0.25
+
+    def __post_init__(self) -> None:
+        Threat(self.norm, self.eps)
+        _check(self.steps, self.step_size)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.cross_entropy(logits, y, reduction="sum")
+
+        threat = Threat(self.norm, self.eps)
+        start = threat.start(x, noise.fold("start"))
+        x_adv = _worst(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        return F.cross_entropy(model(x_adv, noise).float(), y, reduction="none")
+
+
+@dataclass(frozen=True)
+class TRADES:
+    """Cross-entropy of the image, and how far an attack can move the answer (Zhang et al., 2019).
+
+    Cross-entropy(f(x), y) + beta KL(f(x) || f(x')), x' from PGD on that divergence (equation 5 and
+    algorithm 1).
+
+    Attributes:
+        norm: `"linf"` or `"l2"`.
+        eps: The budget, in units of [0, 1] images.
+        steps: Of PGD, from a small normal step away (0.001, as published).
+        step_size: In units of eps.
+        beta: The weight of the divergence (1 / lambda of the paper).
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 8 / 255
+    steps: int = 10
+    step_size: float = 0.25
+    beta: float = 6.0
+
+    def __post_init__(self) -> None:
+        Threat(self.norm, self.eps)
+        _check(self.steps, self.step_size)
+        if self.beta < 0:
+            raise ValueError(f"beta must be 0 or more, not {self.beta}")
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        threat = Threat(self.norm, self.eps)
+        with _frozen(model):
+            clean = model(x, noise).float().softmax(1)
+
+        def loss(logits: Tensor) -> Tensor:
+            return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
+
+        start = threat.project(x, x + 0.001 * noise.fold("start").normal(x))
+        x_adv = _worst(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        logits, moved = model(x, noise).float(), model(x_adv, noise).float()
+        drift = F.kl_div(moved.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
+        return F.cross_entropy(logits, y, reduction="none") + self.beta * drift
+
+
+def _worst(
+    model: nn.Module,
+    loss: Callable[[Tensor], Tensor],
+    x: Tensor,
+    start: Tensor,
+    threat: Threat,
+    steps: int,
+    step_size: float,
+    noise: Noise,
+) -> Tensor:
+    """PGD on `loss` of the logits, from `start`; the weights get no gradient."""
+    x_adv = start
+    with _frozen(model):
+        for i in range(steps):
+            x_adv = x_adv.detach().requires_grad_()
+            value = loss(model(x_adv, noise.fold("attack", i)).float())
+            (gradient,) = torch.autograd.grad(value, x_adv)
+            step = threat.eps * step_size * threat.steepest(gradient)
+            x_adv = threat.project(x, x_adv.detach() + step)
+    return x_adv.detach()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, a model in evaluation mode, whose weights want no gradient.
+
+    Under `no_grad`, autocast would keep casts of weights that do want one, without their graph, for
+    the training pass that follows.
+    """
+    mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(mode)
+        for parameter, want in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(want)
+
+
+def _check(steps: int, step_size: float) -> None:
+    if steps < 0:
+        raise ValueError(f"steps must be 0 or more, not {steps}")
+    if not step_size > 0:
+        raise ValueError(f"step_size must be above 0 (in units of eps), not {step_size}")

@@ -1,0 +1,157 @@
+"""Checkpoints of a training: written whole or not at all, and taken up by the training they are of."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from unfool import spec as specs
+from unfool.data import fetch
+from unfool.protocols import Dataset
+from unfool.runtime.files import write_bytes, write_torch
+from unfool.spec import Table
+
+NAME, LOG = "latest.pt", "log.jsonl"
+LOOKED = 256  # images by which data are known again
+MEANT = {"spec": "another spec", "data": "other data", "code": "other code of your own"}
+
+
+def question(spec: Table, data: Dataset) -> dict[str, str]:
+    """What a training is asked, by hashes: its spec, its data and the modules of one's own.
+
+    Of the data count how many there are, their classes, and at most 256 images spread over them.
+
+    Args:
+        spec: A checked training spec.
+        data: What its data part builds.
+    """
+    size = len(data)
+    x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
+    digest = hashlib.sha256(json.dumps([size, list(data.classes)]).encode())
+    digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code(spec)}
+
+
+def prepare(folder: Path) -> None:
+    """Make `folder` ready to be written to, and clear what killed writes of checkpoints left there.
+
+    Raises:
+        OSError: It cannot be written to.
+        RuntimeError: It holds a model and no checkpoint to go on from.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "card.json").exists() and not (folder / NAME).exists():
+        raise RuntimeError(
+            f"{folder} holds a model, and no {NAME} to go on from: name another folder with --out"
+        )
+    for draft in folder.glob(f".{NAME}.*.tmp"):
+        draft.unlink(missing_ok=True)
+    log = folder / LOG
+    write_bytes(log, log.read_bytes() if log.exists() else b"")
+
+
+def read(
+    folder: Path, asked: Mapping[str, str], device: str | None = None
+) -> dict[str, Any] | None:
+    """The checkpoint of a folder, if there is one.
+
+    Args:
+        folder: Of the training.
+        asked: See `question`.
+        device: Where its tensors go; None to look at it only, and leave them in the file.
+
+    Raises:
+        RuntimeError: It is damaged, or belongs to something else.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return None
+    try:
+        saved = torch.load(
+            path, map_location=device or "cpu", weights_only=True, mmap=device is None
+        )
+        before, _ = saved["asked"], int(saved["step"])
+    except Exception as error:  # a damaged file may raise anything
+        raise RuntimeError(f"{path} is damaged; delete it to start again") from error
+    if before != asked:
+        known = before if isinstance(before, dict) else {}
+        changed = [what for key, what in MEANT.items() if known.get(key) != asked.get(key)]
+        raise RuntimeError(
+            f"{path} belongs to {changed[0]}; name another folder with --out, or delete it"
+        )
+    return saved
+
+
+def restore(saved: Mapping[str, Any], parts: Mapping[str, Any], frozen: Collection[str]) -> int:
+    """Give the model, its average and the optimizer what a checkpoint holds of them.
+
+    Args:
+        saved: What `read` returned.
+        parts: What to restore, in place, by name.
+        frozen: The names of weights that are not trained.
+
+    Returns:
+        The step.
+
+    Raises:
+        RuntimeError: It lacks weights.
+    """
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            part.load_state_dict(saved[name])
+        elif set(part.load_state_dict(saved[name], strict=False).missing_keys) - set(frozen):
+            raise RuntimeError(f"the checkpoint {NAME} lacks weights; delete it to start again")
+    return saved["step"]
+
+
+def write(
+    folder: Path,
+    lines: Sequence[Mapping[str, Any]],
+    parts: Mapping[str, Any],
+    frozen: Collection[str],
+    **more: Any,
+) -> None:
+    """Write a checkpoint, and the log up to it.
+
+    Args:
+        folder: Of the training.
+        lines: Of the log.
+        parts: What it holds the states of, but for the weights that are not trained.
+        frozen: The names of those.
+        more: What else it holds: the step, what is asked, ...
+
+    Raises:
+        OSError: The folder cannot be written, or the disk is full; what was there is as it was.
+    """
+    states = {name: _state(part, frozen) for name, part in parts.items()}
+    write_torch(folder / NAME, {**more, **states})
+    write_bytes(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def logged(folder: Path, step: int) -> list[dict[str, Any]]:
+    """The lines of a log up to `step`.
+
+    Raises:
+        RuntimeError: It is damaged.
+    """
+    log = folder / LOG
+    try:
+        lines = map(json.loads, log.read_text("utf-8").splitlines() if log.exists() else [])
+        return [line for line in lines if line["step"] <= step]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeError(f"{log} is damaged; delete it to go on without it") from error
+
+
+def last(folder: Path) -> str:
+    """Where the last checkpoint is, in words."""
+    return str(folder / NAME) if (folder / NAME).exists() else "none yet"
+
+
+def _state(part: Any, frozen: Collection[str]) -> dict[str, Any]:
+    """What a checkpoint holds of a part: all but the weights that are not trained."""
+    state = part.state_dict()
+    return {n: v for n, v in state.items() if not (isinstance(part, nn.Module) and n in frozen)}

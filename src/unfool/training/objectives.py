@@ -1,0 +1,140 @@
+"""Training objectives: a model, images and labels to the loss of each image."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.diffusion.denoiser import Network
+from unfool.diffusion.schedule import Schedule
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import images
+
+Times = Literal["uniform", "lognormal"]
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Denoising score matching: the squared error of the prediction (Ho et al., 2020, equation 14).
+
+    Attributes:
+        t_min: The least time of training, above 0.
+        t_max: The greatest; a purifier at t* never needs more than t*.
+        drop: How often a label is replaced by the null class, for a conditional denoiser.
+        times: How often each time is met: all alike (`"uniform"`), or such that the logarithm of
+            sigma / alpha is normal (`"lognormal"`; Karras et al., 2022, table 1), cut to the range.
+        centre: The mean of that logarithm.
+        spread: Its standard deviation.
+        min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
+            al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    drop: float = 0.1
+    times: Times = "uniform"
+    centre: float = -1.2
+    spread: float = 1.2
+    min_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.t_max <= 1:
+            raise ValueError(
+                f"times must satisfy 0 < t_min < t_max <= 1, not {self.t_min} and {self.t_max}"
+            )
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"drop is a share, from 0 to 1, not {self.drop}")
+        if self.times not in get_args(Times):
+            raise ValueError(f"times is one of {get_args(Times)}, not {self.times!r}")
+        if not self.spread > 0:
+            raise ValueError(f"spread must be above 0, not {self.spread}")
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ValueError(f"min_snr must be above 0, not {self.min_snr}")
+
+    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,), with a time of its own for each."""
+        t, label = time_and_label(self, model, x, y, noise)
+        z = model.encode(x)
+        loss = denoising_loss(model, z, t, label, noise.fold("noise").normal(z))
+        if self.min_snr is None:
+            return loss
+        _, alpha, sigma, _ = model.schedule(t)
+        wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
+        return loss * (wanted / model.sharpness(t)).flatten()
+
+    def at(self, share: Tensor, schedule: Schedule) -> Tensor:
+        """The times below which lies this `share` of them all."""
+        if self.times == "uniform":
+            return self.t_min + (self.t_max - self.t_min) * share
+        grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
+        _, alpha, sigma, _ = schedule(grid)
+        normal = torch.distributions.Normal(self.centre, self.spread)
+        below = normal.cdf((sigma / alpha).log())
+        below = (below - below[0]) / (below[-1] - below[0])
+        times = np.interp(share.cpu().double().numpy(), below.numpy(), grid.numpy())
+        return torch.from_numpy(times).to(share)
+
+
+def time_and_label(
+    objective: Denoising, model: Network, x: Tensor, y: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """A time (B, 1, 1, 1) for each image, and what a conditional denoiser is told of it (B,)."""
+    t = objective.at(noise.fold("time").uniform(x[:, :1, :1, :1]), model.schedule)
+    if not model.classes:
+        return t, y
+    dropped = noise.fold("drop").uniform(x[:, 0, 0, 0]) < objective.drop
+    return t, torch.where(dropped, model.classes, y)
+
+
+def denoising_loss(model: Network, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+    """The mean squared error of what the network predicts of x_t, (B,).
+
+    Args:
+        model: The denoiser.
+        z: Clean images (B, C, H, W) in the denoiser's space.
+        t: Times, shaped () or (B, 1, 1, 1).
+        y: Labels (B,), of which an unconditional denoiser takes no notice.
+        eps: The noise in x_t, shaped like `z`.
+    """
+    _, alpha, sigma, _ = model.schedule(t)
+    out = model.predict(alpha * z + sigma * eps, t, y)
+    return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The plain objective of a classifier.
+
+    Attributes:
+        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
+            al., 2016, section 7), from 0 to below 1.
+    """
+
+    smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing must be from 0 to below 1, not {self.smoothing}")
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        logits = model(x, noise).float()
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
+
+
+def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
+    """Images mirrored half of the time, and moved by up to `crop` pixels (grey outside)."""
+    if flip:
+        x = torch.where(images(noise.fold("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
+    if crop:
+        padded = F.pad(x, (crop,) * 4, value=0.5)
+        places = (noise.fold("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
+        high, wide = x.shape[2:]
+        x = torch.stack(
+            [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]
+        )
+    return x

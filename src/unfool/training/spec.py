@@ -1,0 +1,203 @@
+"""A training spec, checked, with every option filled in."""
+
+from typing import Any
+
+from unfool import spec as specs
+from unfool.errors import SpecError
+from unfool.models import card
+from unfool.spec import Table
+from unfool.spec.menu import MENU
+from unfool.training.compatibility import check_objective
+
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "steps": (int, ...),
+    "batch": (int, 64),
+    "rate": (float, 2e-4),
+    "warmup": (int, 100),
+    "weight_decay": (float, 0.0),
+    "bias_rate": (float, 1.0),
+    "betas": (list[float], [0.9, 0.999]),
+    "average": (float, 0.999),
+    "average_power": (float | None, None),
+    "dropout": (float | None, None),
+    "clip": (float, 1.0),
+    "flip": (bool, False),
+    "crop": (int, 0),
+    "seed": (int, 0),
+    "optimizer": (str, "adamw"),
+    "precision": (str, "float32"),
+    "decay": (str, "cosine"),
+    "keep": (list[int], []),
+    "accumulate": (int, 1),
+    "lora": (dict | None, None),
+    "half": (bool, False),
+    "start": (str | None, None),
+}
+MACHINE: dict[str, tuple[Any, Any]] = {
+    "device": (str, "auto"),
+    "save_every": (int, 500),
+    "channels_last": (bool, False),
+    "compile": (bool, False),
+}
+LORA: dict[str, tuple[Any, Any]] = {
+    "rank": (int, 4),
+    "alpha": (float | None, None),
+    "layers": (str | list[str] | None, None),
+    "dropout": (float, 0.0),
+}
+CHOICES = {
+    "optimizer": ("adamw", "sgd"),
+    "precision": ("float32", "bfloat16"),
+    "decay": ("cosine", "none"),
+}
+LATER = (
+    "decay",
+    "keep",
+    "lora",
+    "bias_rate",
+    "betas",
+    "average_power",
+    "dropout",
+    "accumulate",
+    "start",
+)  # left out at their defaults, as before there were such things
+MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
+SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
+
+
+def check(spec: Table, folder: str | None = None) -> Table:
+    """A training spec with every option checked and filled in.
+
+    Raises:
+        SpecError: What is wrong with it.
+    """
+    if "attacks" in spec:
+        raise SpecError(
+            "this is an evaluation spec: run it by `unfool evaluate`, not `unfool train`"
+        )
+    for key in spec:
+        if key not in SECTIONS:
+            raise SpecError(f"a training spec has no {key!r}; it has: {', '.join(SECTIONS)}")
+    kind = kind_of(spec)
+    for key in ("data", "objective", "training"):
+        if key not in spec:
+            raise SpecError(f"a training spec needs {key!r}")
+    checked: Table = {"data": specs.check_data(spec["data"], folder)}
+    if "test" in spec:
+        checked["test"] = specs.check_data(spec["test"], folder)
+    options = specs.fields("training", spec["training"], OPTIONS)
+    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
+    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every", "accumulate"):
+        if not (options | machine)[name] > 0:
+            raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
+    for name in ("warmup", "crop", "weight_decay"):
+        if options[name] < 0:
+            raise SpecError(f"{name} must be 0 or more, not {options[name]}")
+    for name, words in CHOICES.items():
+        if options[name] not in words:
+            raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
+    if not 0 <= options["average"] < 1:
+        raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
+    if (power := options["average_power"]) is not None and not 0 < power <= 1:
+        raise SpecError(f"training.average_power must be above 0 and at most 1, not {power}")
+    if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
+        raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
+    betas = options["betas"]
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
+    if options["optimizer"] != "adamw" and betas != OPTIONS["betas"][1]:
+        raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
+    if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
+        raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
+    part = specs.check(kind, spec[kind])
+    if options["start"] is not None:
+        _check_start(options["start"], kind, part)
+    if kind == "denoiser":
+        _check_precision(part, options["lora"])
+    if options["lora"] is not None:
+        options["lora"] = _check_lora(options, kind, part)
+    for name in LATER:
+        if options[name] == OPTIONS[name][1]:
+            del options[name]
+    objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
+    check_objective(kind, objective["name"])
+    return checked | {
+        kind: part,
+        "objective": objective,
+        "training": options,
+        "machine": machine,
+    }
+
+
+def kind_of(spec: Table) -> str:
+    """`"denoiser"` or `"classifier"`: what a spec trains.
+
+    Raises:
+        SpecError: It trains neither, or both.
+    """
+    kinds = [kind for kind in ("denoiser", "classifier") if kind in spec]
+    if len(kinds) != 1:
+        raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
+    return kinds[0]
+
+
+def _check_lora(options: Table, kind: str, part: Table) -> Table:
+    """What `training.lora` asks, checked."""
+    if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
+        raise SpecError(
+            "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
+            "trained, weights: ...}"
+        )
+    if options["half"]:
+        raise SpecError("training.half would round away what LoRA learns: leave it out")
+    asked = specs.fields("training.lora", options["lora"], LORA)
+    if not 0 <= asked["dropout"] < 1:
+        raise SpecError(f"training.lora.dropout must be from 0 to below 1, not {asked['dropout']}")
+    # left out at its default, as before there was such a thing
+    return {key: value for key, value in asked.items() if (key, value) != ("dropout", 0)}
+
+
+def _check_precision(part: Table, lora: Table | None) -> None:
+    """Whether the weights that are trained can hold what they learn."""
+    try:
+        precision = card.network_of("denoiser", part)[0].get("precision", "float32")
+    except ValueError:
+        return  # there is no such card, which is told when it is built
+    if precision != "float32" and (lora is None or part["name"] == "trained"):
+        raise SpecError(
+            f"the denoiser's weights are in {precision}, which would round away what they learn: give it "
+            "precision: float32, or train a new adapter beside them by training.lora"
+        )
+
+
+def _check_start(start: str, kind: str, part: Table) -> None:
+    """Whether what `training.start` names can be begun with."""
+    if part["name"] == "trained":
+        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.start")
+    try:
+        told = card.read_card(start)[1]
+    except ValueError as error:
+        raise SpecError(f"training.start: {error}") from error
+    if told["kind"] != kind:
+        raise SpecError(f"training.start names a {told['kind']}; name a {kind}")
+    began = card.network_of(kind, told["part"])[0]
+    for key in MEANING:
+        if key in began and key in part and began[key] != part[key]:
+            raise SpecError(
+                f"training.start: the {key} of {start} is {began[key]}, and that of the {kind} "
+                f"{part[key]}: weights of the one mean nothing to the other"
+            )
+
+
+def _with_source(objective: Any, denoiser: Any) -> Table:
+    """An objective whose source may be a trained model, or the diffusion classifier of the denoiser."""
+    table = dict(specs.part("objective", objective))
+    source = table.get("source")
+    if isinstance(source, str) and ":" not in source and source not in MENU["classifier"]:
+        source = {"name": "trained", "weights": source}
+    if source is not None:
+        source = specs.part("classifier", source)
+        if source["name"] == "diffusion" and denoiser is not None:
+            source = {"denoiser": denoiser} | source
+        table["source"] = source
+    return table

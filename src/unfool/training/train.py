@@ -1,0 +1,272 @@
+"""Training: one loop for every objective, resumed exactly where it stopped.
+
+The state of a training is a number, the step; images, augmentation and noise of a step are a
+function of the seed and the step. A checkpoint holds the step, the weights, their average and the
+optimiser, and is written whole or not at all, so a training that is killed and run again ends with
+the very weights of one that was not (bit for bit on the CPU).
+
+A batch may be split, over processes and into parts one after another. Each image keeps its place in it,
+and so its augmentation, time and noise; the gradient is the mean over the whole batch. It is the same
+sum in another order, so the weights agree with those of one process to rounding. What is drawn or
+measured over images together, as dropout and the statistics of batch normalization, is of each part.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.data import fetch
+from unfool.diffusion.execution import compile_network
+from unfool.noise import Noise, permutation, seed_torch
+from unfool.protocols import Dataset
+from unfool.runtime.progress import progress
+from unfool.training import checkpoint
+from unfool.training.distributed import Processes
+from unfool.training.objectives import augmented
+
+Batch = tuple[Tensor, Tensor, Noise]
+
+
+def train(
+    model: nn.Module,
+    objective: Any,
+    data: Dataset,
+    folder: Path,
+    *,
+    steps: int,
+    batch: int = 64,
+    rate: float = 2e-4,
+    warmup: int = 100,
+    weight_decay: float = 0.0,
+    bias_rate: float = 1.0,
+    betas: Sequence[float] = (0.9, 0.999),
+    average: float = 0.999,
+    average_power: float | None = None,
+    clip: float = 1.0,
+    flip: bool = False,
+    crop: int = 0,
+    seed: int = 0,
+    optimizer: str = "adamw",
+    precision: str = "float32",
+    decay: str = "cosine",
+    save_every: int = 500,
+    keep: Collection[int] = (),
+    accumulate: int = 1,
+    kept: Callable[[int, nn.Module], object] | None = None,
+    device: str = "cpu",
+    channels_last: bool = False,
+    compile: bool = False,
+    asked: Mapping[str, str] | None = None,
+    quiet: bool = False,
+    processes: Processes = Processes(),  # noqa: B008
+) -> nn.Module:
+    """Train `model` in place: those of its weights that want a gradient.
+
+    Args:
+        model: A `Denoiser` or a classifier.
+        objective: The loss (see `protocols.Objective`).
+        data: Images with labels.
+        folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
+        steps: How many batches; those done before, as the folder says, count.
+        batch: Images of a step.
+        rate: The learning rate, reached after `warmup` steps.
+        warmup: Steps of a linear rise of the rate.
+        weight_decay: Of the optimizer.
+        bias_rate: How many times faster than weights biases learn, and decay no faster (Jordan,
+            2024, section 3.4: 64).
+        betas: The decays of AdamW's two running averages, of the gradient and of its square.
+        average: The decay of the running average of the weights; after k steps at most
+            k / (9 + k).
+        average_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
+            which ADDT was released with 3/4).
+        clip: The greatest norm of a step's gradient.
+        flip: Whether images are mirrored half of the time.
+        crop: By up to how many pixels images are moved.
+        seed: Of everything random.
+        optimizer: `"adamw"`, or `"sgd"` with Nesterov's momentum of 0.9.
+        precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
+        decay: `"cosine"`: the rate then falls to 0; `"none"`: it stays.
+        save_every: Steps between checkpoints.
+        keep: Steps after which `kept` is called with the step and the average, before the
+            checkpoint: after a kill it may be called again, with the same bits.
+        accumulate: In how many parts, one after another, a process takes its share of a batch.
+        kept: See `keep`.
+        device: Where to train.
+        channels_last: Lay images out with the channels last, which some devices prefer.
+        compile: Compile the network by torch.compile.
+        asked: What is trained (`checkpoint.question`); a checkpoint of another is refused.
+        quiet: Show no progress.
+        processes: Those that share each batch (`processes.together`); the first writes.
+
+    Returns:
+        The running average of the weights, as a copy of the model in evaluation mode.
+
+    Raises:
+        RuntimeError: The checkpoint answers to another spec, or the loss is not a number; or the
+            processes do not see the same folder.
+        ValueError: The batch cannot be split evenly.
+    """
+    parts_of_batch = processes.count * accumulate
+    if batch % parts_of_batch:
+        raise ValueError(
+            f"a batch of {batch} cannot be split into {parts_of_batch} parts of one size "
+            f"({processes.count} processes, accumulate {accumulate})"
+        )
+    share = batch // processes.count
+    model = model.to(device).train()
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    shared = {id(p): p for p in frozen.values()}  # not copied
+    mean = deepcopy(model, shared).eval().requires_grad_(False)
+    if compile:
+        compile_network(getattr(model, "network", model))
+    descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate, betas)
+    parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
+    asked = dict(asked or {})
+    saved = checkpoint.read(folder, asked, device)
+    step = checkpoint.restore(saved, parts, frozen) if saved else 0
+    if step != processes.agreed(step):
+        raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    lines = checkpoint.logged(folder, step)
+    recent: deque[float] = deque(maxlen=100)
+    kind, half = torch.device(device).type, precision == "bfloat16"
+
+    def batch_at(step: int) -> Batch:
+        start = step * batch + processes.rank * share
+        places = range(start, start + share)
+        return _batch(data, seed, places, flip, crop, device)
+
+    with progress(f"training {folder.name}", steps, step, quiet) as show:
+        began, first = time.monotonic(), step
+        for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
+            for group in descent.param_groups:
+                group["lr"] = rate * group.get("faster", 1) * _rate(step, steps, warmup, decay)
+            descent.zero_grad()
+            total = torch.zeros((), device=device)
+            for part in range(accumulate):
+                some = range(share)[part * share // accumulate :][: share // accumulate]
+                place = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
+                seed_torch(seed, "step", step, *place)  # dropout
+                here = slice(some.start, some.stop)
+                with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
+                    loss = objective(model, x[here], y[here], noise.take(some)).mean() / accumulate
+                loss.backward()
+                total += loss.detach()
+            lost = processes.average(trained, total)
+            size = nn.utils.clip_grad_norm_(trained, clip)
+            value, size = torch.stack([lost, size.to(lost)]).tolist()  # waits for the device
+            if not (math.isfinite(value) and math.isfinite(size)):
+                what = "gradient" if math.isfinite(value) else "loss"
+                raise RuntimeError(
+                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the last "
+                    f"good checkpoint is {checkpoint.last(folder)}; lower the rate and start in "
+                    "another folder"
+                )
+            descent.step()
+            step += 1
+            most = step / (9 + step) if average_power is None else 1 - step**-average_power
+            blend(mean, model, min(average, most))
+            recent.append(value)
+            loss_now = sum(recent) / len(recent)
+            show(step, f"loss {loss_now:.4f}")
+            if not processes.first:
+                continue
+            if kept is not None and step in keep:
+                kept(step, mean)
+            if step % save_every == 0 or step == steps:
+                pace = (step - first) * batch / (time.monotonic() - began)
+                lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
+                more = {"step": step, "asked": asked, "precision": precision}
+                checkpoint.write(folder, lines, parts, frozen, **more)
+    return mean
+
+
+@torch.no_grad()
+def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
+    """Move a running average of weights towards those of `now`; buffers are copied."""
+    for slow, fast in zip(average.parameters(), now.parameters(), strict=True):
+        if slow is not fast:
+            slow.lerp_(fast, 1 - decay)
+    for slow, fast in zip(average.buffers(), now.buffers(), strict=True):
+        slow.copy_(fast)
+
+
+def _optimizer(
+    name: str,
+    model: nn.Module,
+    rate: float,
+    weight_decay: float,
+    bias_rate: float,
+    betas: Sequence[float] = (0.9, 0.999),
+) -> torch.optim.Optimizer:
+    settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
+    trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
+    if bias_rate != 1:
+        biases = [p for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad]
+        known = set(map(id, biases))
+        fast = {"faster": bias_rate, "weight_decay": weight_decay / bias_rate}
+        weights = [p for p in trained if id(p) not in known]
+        trained = [{"params": weights}, {"params": biases} | fast]
+    if name == "sgd":
+        return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
+    first, second = betas
+    return torch.optim.AdamW(trained, betas=(first, second), **settings)
+
+
+def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
+    """The images at `places` of the endless shuffled data set, augmented, and their noise."""
+    x, y = fetch(data, _indices(len(data), seed, places))
+    noise = Noise.of(seed, places).fold("train")
+    x = augmented(x, noise.fold("augment"), flip, crop)
+    if device != "cpu":
+        x, y = x.pin_memory(), y.pin_memory()
+    return x.to(device, non_blocking=True), y.to(device, non_blocking=True), noise
+
+
+def _ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> Iterator[Batch]:
+    """The batches of `steps`; with a helper, four are made while the device works."""
+    if not helper:
+        yield from map(make, steps)
+        return
+    with ThreadPoolExecutor(4) as pool:
+        waiting: deque[Future[Batch]] = deque()
+        try:
+            for step in steps:
+                waiting.append(pool.submit(make, step))
+                if len(waiting) > 4:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _indices(size: int, seed: int, places: range) -> list[int]:
+    epochs = {place // size for place in places}
+    orders = {epoch: _order(size, seed, epoch) for epoch in epochs}
+    return [orders[place // size][place % size] for place in places]
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> list[int]:
+    return permutation(size, seed, "epoch", epoch)
+
+
+def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    if decay == "none":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

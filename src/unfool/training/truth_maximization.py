@@ -1,0 +1,128 @@
+"""Truth maximization (TMDC): fine-tuning a diffusion classifier's denoiser on adversarial images.
+
+The loss is the error of the network's prediction for adversarial images under their true labels, so
+that these explain them better; nothing is said of the other classes. The images are made once, before
+the training (see `adversaries`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from unfool.attacks.views import to_climb
+from unfool.diffusion.denoiser import Network
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.threat import Threat, images
+from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+
+Released = Literal["range", "noise", "unattacked"]
+
+
+@dataclass(frozen=True)
+class TruthMaximization:
+    """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
+
+    Called, it takes the images as they are given: they are adversarial after `attacked`. The equation
+    is of a network that predicts noise; another is trained on its own target, in its own weighting:
+    the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or s^2
+    (`"image"`), with s = sigma / alpha.
+
+    Attributes:
+        source: The classifier that is attacked.
+        attack: How.
+        norm: `"linf"` or `"l2"`.
+        eps: The budget, in units of [0, 1] images.
+        images: How many images of the data set are attacked and trained on, chosen by `seed`; None
+            for all.
+        seed: Of the attack.
+        released: Deviations of the released code to follow. `"range"`: the attack runs on 2x - 1 as
+            if that were in [0, 1], and all below mid-grey becomes mid-grey. `"noise"`: the noised
+            image is given without its factor alpha, as of a variance-exploding process.
+            `"unattacked"`: an image stays clean if the source was wrong about it before, or is not
+            fooled after.
+        t_min, t_max, times: As `Denoising` has them.
+    """
+
+    source: Any
+    attack: Any
+    norm: Literal["linf", "l2"] = "linf"
+    eps: float = 8 / 255
+    images: int | None = None
+    seed: int = 0
+    released: Sequence[Released] = ()
+    t_min: float = 1e-3
+    t_max: float = 1.0
+    times: Times = "uniform"
+
+    def __post_init__(self) -> None:
+        Denoising(self.t_min, self.t_max, 0.0, self.times)
+        Threat(self.norm, self.eps)
+        for name in self.released:
+            if name not in get_args(Released):
+                raise ValueError(f"released holds {', '.join(get_args(Released))}, not {name!r}")
+        if self.images is not None and self.images < 1:
+            raise ValueError(f"images must be 1 or more, or null for all, not {self.images}")
+
+    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,).
+
+        Raises:
+            ValueError: The denoiser knows no classes.
+        """
+        if not model.classes:
+            raise ValueError(
+                "truth maximization needs a denoiser that is conditional on classes; train one with "
+                "the option `classes`"
+            )
+        plain = Denoising(self.t_min, self.t_max, 0.0, self.times)
+        t, label = time_and_label(plain, model, x, y, noise)
+        z = model.encode(x)
+        eps = noise.fold("noise").normal(z)
+        if "noise" not in self.released:
+            return denoising_loss(model, z, t, label, eps)
+        _, alpha, sigma, _ = model.schedule(t)
+        out = model.predict(z + sigma / alpha * eps, t, label)
+        return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
+
+    def attacked(self, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """Adversarial images, shaped like `x` and in [0, 1].
+
+        Args:
+            x: Images (B, C, H, W) in [0, 1].
+            y: Their labels (B,).
+            noise: For the attack.
+
+        Raises:
+            RuntimeError: The attack left what the threat allows.
+        """
+        model, threat = self.seen(), Threat(self.norm, self.eps)
+        start = x
+        if "range" in self.released:
+            model, start = _of_model_space(model), 2 * x - 1
+        x_adv = self.attack(model, start, y, threat, noise.fold("attack"))
+        if "range" in self.released:
+            x_adv = x_adv.clamp(0, 1)
+        elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
+            raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
+        if "unattacked" in self.released:
+            told = noise.fold("unattacked")
+            with torch.no_grad():
+                fooled = (model(start, told).argmax(1) == y) & (model(x_adv, told).argmax(1) != y)
+            x_adv = torch.where(images(fooled), x_adv, start)
+        return (x_adv + 1) / 2 if "range" in self.released else x_adv
+
+    def seen(self) -> Classifier:
+        """The source as the attack sees it: a diffusion classifier without its elimination."""
+        source: Any = self.source
+        if isinstance(source, nn.Module):
+            source.eval().requires_grad_(False)
+        return to_climb(source)
+
+
+def _of_model_space(model: Classifier) -> Classifier:
+    """The classifier as a function of images in [-1, 1]."""
+    return lambda z, noise: model((z + 1) / 2, noise)

@@ -1,0 +1,140 @@
+"""One queue for many searches: full calls, and nothing that an image is told changes."""
+
+import pytest
+import torch
+
+from unfool.attacks.apgd import APGD
+from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.batch_queue import serve, serve_apart
+from unfool.attacks.losses import Query, look, watching
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.data import fetch
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.purified import Purified, votes
+from unfool.noise import Noise
+from unfool.results.loss_curves import curves
+from unfool.threat import Threat
+from unfool.toy.blobs import Blobs, bayes, mixture
+
+SIZE = 8
+MODEL = Purified(bayes(), DiffPure(mixture(), t=0.1, steps=2))
+X, Y = fetch(Blobs(SIZE), range(SIZE))
+NOISE = Noise.of(3, range(SIZE))
+THREAT = Threat("linf", 0.2)
+ATTACKS = {
+    "pgd": PGD(steps=4, eot=3, loss="margin", restarts=2, stop=4, stop_share=0.75),
+    "apgd": APGD(steps=5, eot=3, loss="margin", stop=4),
+    "targets": APGD(steps=2, eot=2, loss="margin", targets=1, restarts=2, stop=4),
+}
+
+
+class Counted(Limited):
+    """It keeps the sizes of its calls."""
+
+    def __init__(self, model, rows):
+        super().__init__(model, rows)
+        self.calls: list[tuple[int, bool]] = []
+
+    def __call__(self, x, noise):
+        self.calls.append((len(x), x.requires_grad))
+        return self.model(x, noise)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("rows", [5, None])
+def test_what_an_image_becomes_depends_on_no_other_and_not_on_the_size_of_calls(name, rows):
+    attack = ATTACKS[name]
+    found = attack(Limited(MODEL, rows), X, Y, THREAT, NOISE)
+    for i in (0, 5):
+        alone = attack(MODEL, X[[i]], Y[[i]], THREAT, NOISE.take([i]))
+        assert torch.allclose(found[[i]], alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=5, eot=2, loss="margin"), APGD(5, 2, "margin")])
+def test_image_by_image_is_the_batch(attack):
+    """Without `stop` one search has all images: the queue makes of it what a search for each is."""
+    whole = attack(MODEL, X, Y, THREAT, NOISE)
+    if isinstance(attack, PGD):
+        searches = (attack._search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
+    else:
+        searches = (
+            attack._search(X[[i]], Y[[i]], [None], THREAT, NOISE.take([i])) for i in range(SIZE)
+        )
+    apart = torch.cat(serve(Limited(MODEL, 5), searches))
+    assert torch.allclose(whole, apart, atol=1e-6)
+
+
+def test_calls_are_full_until_no_image_is_left_to_begin():
+    model = Counted(MODEL, 8)
+    PGD(steps=6, eot=2, loss="margin", stop=4)(model, X, Y, THREAT, NOISE)
+    climbing = [size for size, gradient in model.calls if gradient]
+    assert max(size for size, _ in model.calls) == 8
+    waiting = climbing[: len(climbing) // 3]
+    assert waiting == [8] * len(waiting)
+
+
+def test_an_image_that_falls_costs_no_more_and_is_as_wrong():
+    full, short = (PGD(steps=10, eot=4, loss="margin", stop=stop) for stop in (0, 8))
+    calls, wrong = [], []
+    for attack in (full, short):
+        model = Counted(MODEL, 16)
+        found = attack(model, X, Y, THREAT, NOISE)
+        assert THREAT.allows(X, found).all()
+        calls.append(sum(size * (3 if gradient else 1) for size, gradient in model.calls))
+        share = (votes(MODEL, found, NOISE.fold("verdict"), 15) != Y[:, None]).float().mean(1)
+        wrong.append(share > 0.5)
+    assert torch.equal(*wrong)
+    assert bool(wrong[0].any())
+    assert calls[1] < 0.9 * calls[0]
+
+
+def test_one_lucky_draw_ends_no_search():
+    """A coin that is wrong half of the time, whatever the image, is searched to the end."""
+
+    def coin(x, noise):
+        heads = (noise.uniform(x[:, 0, 0, 0]) < 0.5).to(x) - 0.5
+        return torch.stack([heads, -heads], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    model = Counted(coin, None)
+    PGD(steps=20, eot=1, stop=20)(model, X, Y, THREAT, NOISE)
+    assert sum(size for size, gradient in model.calls if gradient) == 20 * SIZE
+
+
+def test_the_climb_of_the_images_that_hold_is_kept():
+    full, short = (PGD(steps=10, eot=4, loss="margin", stop=stop) for stop in (0, 8))
+    kept = []
+    for attack in (full, short):
+        with watching() as steps:
+            attack(Limited(MODEL, 16), X, Y, THREAT, NOISE)
+        kept.append(curves(steps, SIZE))
+    held = [i for i in range(SIZE) if kept[1][i]]
+    assert 0 < len(held) < SIZE
+    for i in held:
+        assert kept[1][i] == pytest.approx(kept[0][i], abs=1e-4)
+
+
+def test_a_cascade_takes_it_too():
+    found = AutoAttack(steps=5, eot=2, draws=8, queries=10, stop=8)(MODEL, X, Y, THREAT, NOISE)
+    assert THREAT.allows(X, found).all()
+
+
+def test_a_search_is_sent_what_look_says():
+    queries = [Query(X[:4], Y[:4], "margin", NOISE.take(range(4)), turn, 3) for turn in (0, 1)]
+
+    def search(query):
+        return (yield query)
+
+    told = serve(Limited(MODEL, 5), [search(query) for query in queries])
+    for query, seen in zip(queries, told, strict=True):
+        for ours, theirs in zip(seen, look(MODEL, *query), strict=True):
+            assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_serve_apart_keeps_the_order():
+    def search(which):
+        yield Query(X[which], Y[which], "ce", NOISE.take(which), 0, 1, False)
+        return X[which]
+
+    for apart in (True, False):
+        assert torch.equal(serve_apart(Limited(MODEL, 4), search, SIZE, apart), X)

@@ -1,0 +1,186 @@
+"""Our models in the hands of other libraries, and their attacks in ours."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from analytic import NOISE, SIZE, Blurred, Linear, Shaken, X, Y
+from torch.nn import functional as F
+
+from unfool import as_module
+from unfool.attacks.interop import Outside
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Limited
+from unfool.noise import Noise
+from unfool.threat import Knowledge, Threat
+
+EPS, STEPS, STRIDE = 0.1, 10, 0.03
+LINF, L2 = Threat("linf", EPS), Threat("l2", EPS)
+
+
+class Bent(torch.nn.Module):
+    """A network without noise, of three classes, smooth and curved."""
+
+    def __init__(self):
+        super().__init__()
+        weight = Noise.of(3, range(3)).normal(torch.zeros(3, X[0].numel(), dtype=torch.float64))
+        self.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x, noise):
+        return torch.tanh((4 * x).sin().flatten(1) @ self.weight.T / 4)
+
+
+def ours(threat):
+    pgd = PGD(steps=STEPS, step_size=STRIDE / EPS, start="zero")
+    *_, (last, _) = pgd.path(Bent(), X, Y, threat, NOISE)
+    return last
+
+
+def test_fresh_noise_is_new_in_every_call():
+    f = as_module(Shaken())
+    assert not torch.equal(f(X), f(X))
+
+
+def test_a_seed_is_one_draw_for_every_image_wherever_it_stands():
+    f = as_module(Blurred(), noise=3)
+    whole = f(X)
+    assert torch.equal(f(X), whole)
+    assert torch.equal(f(X[[4, 1]]), whole[[4, 1]])
+    assert torch.equal(f(X.flip(0)), whole.flip(0))
+    assert not torch.equal(as_module(Blurred(), noise=4)(X), whole)
+
+
+def test_a_noise_is_a_key_for_each_position_and_no_other_batch_will_do():
+    f = as_module(Blurred(), noise=NOISE)
+    assert torch.equal(f(X), Blurred()(X, NOISE))
+    with pytest.raises(ValueError, match="call with all of them in order"):
+        f(X[:2])
+
+
+def test_votes_are_the_mean_probability_of_so_many_draws():
+    found = as_module(Shaken(), noise=NOISE, votes=7)(X)
+    copies = Shaken()(X.repeat_interleave(7, 0), NOISE.repeat(7)).softmax(1)
+    mean = copies.view(SIZE, 7, -1).mean(1)
+    assert torch.allclose(found.exp(), mean)
+    assert torch.allclose(found.exp().sum(1), torch.ones(SIZE, dtype=X.dtype))
+
+
+def test_gradients_pass_and_are_those_of_the_model():
+    x = X.clone().requires_grad_()
+    (through,) = torch.autograd.grad(as_module(Shaken(), noise=NOISE)(x)[:, 0].sum(), x)
+    (direct,) = torch.autograd.grad(Shaken()(x, NOISE)[:, 0].sum(), x)
+    assert torch.equal(through, direct)
+    assert through.abs().max() > 0
+
+
+def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
+    model = Bent().eval()
+    for f in (as_module(model), as_module(Limited(model, 2))):
+        assert [p is model.weight for p in f.parameters()] == [True]
+        assert not f.training
+    assert not model.training
+
+
+@pytest.mark.parametrize(("noise", "votes"), [("frsh", 1), (None, 1), ("fresh", 0)])
+def test_odd_options_are_refused(noise, votes):
+    with pytest.raises(ValueError, match=r"noise is|votes must"):
+        as_module(Bent(), noise, votes)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+def test_pgd_is_that_of_torchattacks(threat):
+    theirs = pytest.importorskip("torchattacks", exc_type=ImportError)
+    f, options = as_module(Bent()), {"eps": EPS, "alpha": STRIDE, "steps": STEPS}
+    attack = theirs.PGD if threat.norm == "linf" else theirs.PGDL2
+    x_adv = attack(f, **options, random_start=False)(X, Y)
+    assert torch.allclose(x_adv, ours(threat), atol=1e-7)
+    assert (x_adv - X).abs().max() > EPS / 4
+
+
+@pytest.mark.parametrize("threat", [LINF, L2], ids=lambda threat: threat.norm)
+def test_pgd_is_that_of_foolbox(threat):
+    theirs = pytest.importorskip("foolbox", exc_type=ImportError)
+    f = theirs.PyTorchModel(as_module(Bent()), bounds=(0, 1), device="cpu")
+    attack = theirs.attacks.LinfPGD if threat.norm == "linf" else theirs.attacks.L2PGD
+    pgd = attack(abs_stepsize=STRIDE, steps=STEPS, random_start=False)
+    x_adv = pgd.run(f, X, theirs.criteria.Misclassification(Y), epsilon=EPS)
+    assert torch.allclose(x_adv, ours(threat), atol=1e-7)
+
+
+def test_pgd_is_that_of_art():
+    pytest.importorskip("art", exc_type=ImportError)
+    from art.attacks.evasion import ProjectedGradientDescentPyTorch
+    from art.estimators.classification import PyTorchClassifier
+
+    f = PyTorchClassifier(
+        as_module(Bent().float()),
+        torch.nn.CrossEntropyLoss(),
+        tuple(X.shape[1:]),
+        3,
+        clip_values=(0, 1),
+        device_type="cpu",
+    )
+    pgd = ProjectedGradientDescentPyTorch(
+        f, norm=np.inf, eps=EPS, eps_step=STRIDE, max_iter=STEPS, num_random_init=0, verbose=False
+    )
+    x_adv = torch.from_numpy(pgd.generate(X.float().numpy(), Y.numpy()))
+    assert (x_adv - ours(LINF)).abs().max() < 1e-5  # of float32
+
+
+def test_their_attack_on_a_random_model_stays_within_the_threat_and_repeats_itself():
+    theirs = pytest.importorskip("torchattacks", exc_type=ImportError)
+    threat = Threat("linf", 0.1)
+    attack = Outside(lambda model, x, y: theirs.PGD(model, eps=0.1, alpha=0.02, steps=3)(x, y))
+    x, model = X.float(), Limited(Blurred(), 4)
+    found = attack(model, x, Y, threat, NOISE)
+    assert bool(threat.allows(x, found).all())
+    assert torch.equal(attack(model, x, Y, threat, NOISE), found)
+    assert not torch.equal(attack(model, x, Y, threat, NOISE.fold("other")), found)
+    loss = (F.cross_entropy(Linear()(version, NOISE), Y) for version in (x, found))
+    assert next(loss) < next(loss)
+
+
+def test_an_outside_attack_sees_fresh_noise_in_every_call_for_any_batch():
+    seen = []
+
+    def look(model, x, y):
+        seen.extend([model(x), model(x), model(x.repeat(2, 1, 1, 1)), model(x[:2])])
+        return x
+
+    same = X[:1].repeat(SIZE, 1, 1, 1)
+    Outside(look)(Blurred(), same, Y, LINF, NOISE)
+    logits = torch.cat(seen)[:, 0]
+    assert len(logits.unique()) == len(logits) == 4 * SIZE + 2
+
+
+def test_told_noise_is_the_defences_own_and_needs_the_whole_batch():
+    secret, found = Noise.of(5, range(SIZE)), []
+
+    def look(model, x, y):
+        found.append(model(x))
+        return x
+
+    told = Knowledge("both").told(NOISE, secret)
+    Outside(look)(Blurred(), X, Y, LINF, told)
+    assert torch.equal(found[0], Blurred()(X, secret))
+    with pytest.raises(ValueError, match="all of them in order"):
+        Outside(lambda model, x, y: model(x[:1]))(Blurred(), X, Y, LINF, told)
+
+
+def test_global_generators_are_as_they_were():
+    def draw(model, x, y, noise):
+        assert len(noise) == len(x)
+        kept.append((float(torch.rand(1)), np.random.rand(), random.random()))  # noqa: NPY002, TID251
+        return x
+
+    kept: list[tuple[float, float, float]] = []
+    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    for noise in (NOISE, NOISE, NOISE.fold("other")):
+        Outside(draw)(Linear(), X, Y, LINF, noise)
+    assert kept[0] == kept[1]
+    assert all(not math.isclose(a, b) for a, b in zip(kept[0], kept[2], strict=True))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert random.getstate() == states[2]

@@ -1,0 +1,81 @@
+"""Salt-and-pepper noise: what it changes, and what it finds."""
+
+import pytest
+import torch
+
+from unfool.attacks.pgd import PGD
+from unfool.attacks.salt_and_pepper import SaltAndPepper
+from unfool.noise import Noise
+from unfool.threat import Threat
+
+NOISE = Noise.of(0, range(4))
+X = Noise.of(1, range(4)).uniform(torch.zeros(4, 3, 8, 8)) * 0.8 + 0.1
+Y = torch.zeros(4, dtype=torch.long)
+
+
+def counts(x, noise):
+    """Logits that fall to the other class once 7 places or more are black or white in all channels."""
+    extreme = ((x == 0) | (x == 1)).all(1).flatten(1).sum(1)
+    return torch.stack([torch.full_like(extreme, 6.5, dtype=torch.float), extreme.float()], 1)
+
+
+def test_it_turns_places_black_or_white_within_the_share():
+    threat = Threat("l0", 0.25)
+    x_adv = SaltAndPepper()(counts, X, Y, threat, NOISE)
+    changed = (x_adv != X).any(1)
+    assert threat.allows(X, x_adv, slack=0).all()
+    assert (changed.flatten(1).sum(1) == 16).all()  # the whole budget: the loss rises with each
+    for image, where in zip(x_adv, changed, strict=True):
+        levels = image[:, where]
+        assert set(levels.flatten().tolist()) == {0.0, 1.0}
+        assert (levels == levels[:1]).all()  # all channels of a place alike
+
+
+@pytest.mark.parametrize(("share", "broken"), [(6 / 64, False), (7 / 64, True), (0.5, True)])
+def test_it_breaks_what_so_many_places_break(share: float, broken: bool):
+    x_adv = SaltAndPepper()(counts, X, Y, Threat("l0", share), NOISE)
+    assert ((counts(x_adv, NOISE).argmax(1) == 1) == broken).all()
+
+
+def test_it_grows_and_returns_the_worst_share_not_the_last():
+    """A model that only falls to about half of the budget."""
+
+    def middle(x, noise):
+        extreme = ((x == 0) | (x == 1)).all(1).flatten(1).sum(1)
+        falls = ((extreme > 9) & (extreme < 16)).float()
+        return torch.stack([1 - falls, falls], 1)
+
+    x_adv = SaltAndPepper(tries=1, shares=5)(middle, X, Y, Threat("l0", 0.4), NOISE)
+    assert middle(x_adv, NOISE).argmax(1).tolist() == [1] * 4
+    assert ((x_adv != X).any(1).flatten(1).sum(1) == 10).all()  # two fifths of 25 places
+
+
+def test_an_image_it_cannot_hurt_comes_back_as_it_is():
+    def better(x, noise):
+        flat = (x - 0.5).abs().flatten(1).sum(1)  # the more extreme, the surer of the true class
+        return torch.stack([flat, torch.zeros_like(flat)], 1)
+
+    assert torch.equal(SaltAndPepper()(better, X, Y, Threat("l0", 0.3), NOISE), X)
+
+
+def test_an_image_s_attack_is_its_own():
+    def noisy(x, noise):
+        logits = torch.stack([x[:, 0].flatten(1).mean(1), x[:, 1].flatten(1).mean(1)], 1)
+        return logits + 0.05 * noise.normal(logits)
+
+    attack, threat = SaltAndPepper(tries=2, eot=2), Threat("l0", 0.2)
+    whole = attack(noisy, X, Y, threat, NOISE)
+    order = [2, 0, 3]
+    part = attack(noisy, X[order], Y[order], threat, NOISE.take(order))
+    assert torch.equal(part, whole[order])
+    assert not torch.equal(attack(noisy, X, Y, threat, Noise.of(9, range(4))), whole)
+
+
+def test_other_norms_and_other_attacks_are_told():
+    with pytest.raises(ValueError, match="the norm linf does not measure: set threat"):
+        SaltAndPepper()(counts, X, Y, Threat("linf", 0.1), NOISE)
+    with pytest.raises(ValueError, match="use an attack that needs none, such as salt-and-pepper"):
+        PGD()(lambda x, noise: x.flatten(1)[:, :2], X, Y, Threat("l0", 0.1), NOISE)
+    for option in ("tries", "shares", "eot"):
+        with pytest.raises(ValueError, match=f"{option} must be 1 or more, not 0"):
+            SaltAndPepper(**{option: 0})

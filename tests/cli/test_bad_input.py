@@ -1,0 +1,143 @@
+"""Parts that do not fit each other: one sentence that says what to do, exit code 2."""
+
+import numpy as np
+import pytest
+import torch
+
+from unfool.cli.main import run
+from unfool.data import image_files
+
+ALL = ("--set", "evaluation.images=null")
+
+
+@pytest.fixture
+def npz(elsewhere):
+    def make(images, labels=(0, 1), name="data.npz"):
+        np.savez(elsewhere / name, images=np.asarray(images), labels=np.asarray(labels))
+        return f"data={{name: arrays, path: '{elsewhere / name}'}}"
+
+    return make
+
+
+def test_images_of_another_size_than_the_denoiser(npz, mistake):
+    said = mistake("evaluate", "demo", "--set", npz(np.zeros((2, 12, 12, 1), np.uint8)), *ALL)
+    assert "the images are 1 x 12 x 12 and the denoiser was made for 1 x 8 x 8" in said
+
+
+def test_images_of_another_size_than_the_classifier(npz, mistake):
+    data = npz(np.zeros((2, 5, 5, 1), np.uint8))
+    said = mistake(
+        "evaluate", "blobs", "--set", data, "--set", "purifier=null", "--set", "attacks=[pgd]"
+    )
+    assert "the model does not take images of 1 x 5 x 5" in said
+
+
+def test_images_that_are_no_numbers(npz, mistake):
+    images = np.zeros((2, 8, 8, 1), np.float32)
+    images[1, 2, 3] = np.nan
+    assert "nan" in mistake("evaluate", "demo", "--set", npz(images), *ALL).lower()
+
+
+def test_more_classes_than_the_classifier_has(npz, mistake):
+    data = npz(np.zeros((2, 4, 4, 1), np.uint8), labels=(0, 6))
+    assert "the data set has 7 classes" in mistake("evaluate", "blobs", "--set", data)
+
+
+def test_a_source_of_transfer_with_fewer_classes(mistake):
+    source = "{name: small-cnn, channels: 1, size: 8, classes: 5}"
+    attack = f"attacks=[{{name: transfer, source: {source}, attack: {{name: pgd, steps: 1}}}}]"
+    said = mistake("evaluate", "demo", "--set", attack, *ALL)
+    assert "the source of the attack transfer-exact: the classifier returns (1, 5)" in said
+
+
+def test_a_bare_network_for_a_classifier(elsewhere, mistake, monkeypatch):
+    monkeypatch.syspath_prepend(elsewhere)
+    text = "from torch import nn\n\n\ndef make():\n"
+    text += "    return nn.Sequential(nn.Flatten(), nn.Linear(16, 2))\n"
+    (elsewhere / "bare_nets.py").write_text(text)
+    bare = "classifier=bare_nets:make"
+    for more in ("purifier={name: diffpure, steps: 2}", "purifier=null"):
+        said = mistake("evaluate", "blobs", "--set", bare, "--set", "attacks=[]", "--set", more)
+        assert "put a network (images to logits) into {name: network, network: ...}" in said
+
+
+def test_a_folder_of_one_class(elsewhere, mistake, capsys):
+    """It is refused where labels matter, and nowhere else."""
+    for name in ("a_dark", "b_bright"):
+        image_files.write(elsewhere / "photos" / f"{name}.png", torch.full((1, 4, 4), 0.3))
+    command = ["evaluate", "blobs", "--quiet", "--set", "attacks=[]", "--data", "photos"]
+    command += ["--set", "data={name: folder, grey: true}"]
+    said = mistake(*command)
+    assert "the pictures of the folder are all of one class, 'photos'" in said
+    assert "into a sub-folder" in said
+    assert "data.label=name" in said
+    assert run([*command, "--set", "data.label=name", "--out", "out"]) == 0
+    assert run(["purify", "photos", "--spec", "blobs", "--out", "pure"]) == 0
+    assert run(["classify", "photos", "--spec", "blobs"]) == 0
+
+
+def test_more_images_than_there_are(elsewhere, mistake):
+    said = mistake("evaluate", "blobs", "--set", "data.size=4", "--set", "evaluation.images=9")
+    assert "has 4, not 9" in said
+
+
+def test_missing_and_truncated_files(elsewhere, mistake):
+    said = mistake("evaluate", "blobs", "--set", "data=cifar10", "--data", elsewhere)
+    assert str(elsewhere) in said
+    (elsewhere / "test_batch.bin").write_bytes(b"\x00" * 5000)
+    said = mistake("evaluate", "blobs", "--set", "data=cifar10", "--data", elsewhere)
+    assert "5000" in said or "5,000" in said
+    said = mistake("evaluate", "blobs", "--set", "data={name: arrays, path: none.npz}")
+    assert "none.npz" in said
+
+
+def test_weights_of_another_network(elsewhere, mistake):
+    torch.save({"conv.weight": torch.zeros(1)}, elsewhere / "other.pt")
+    said = mistake("evaluate", "demo", "--set", "classifier={name: small-cnn, weights: other.pt}")
+    assert "other.pt does not fit the network" in said
+    assert "conv.weight" in said
+
+
+def test_no_such_device(elsewhere, mistake):
+    assert "cannot be used here" in mistake("evaluate", "blobs", "--set", "machine.device=gpu7")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evaluat"], "Did you mean 'evaluate'"),
+        (["evaluate", "blobs", "--oot", "x"], "--out"),
+        (["evaluate", "blobs", "--shard", "3/2"], "i/n with i from 0 to n - 1"),
+        (["evaluate"], "Missing argument 'spec'"),
+        (["report", "nowhere"], "is no run"),
+        (["merge", "nowhere", "--out", "x"], "is no run"),
+        (["evaluate", "digits-denoiser"], "training spec: run it by `unfool train`"),
+        (["train", "demo"], "evaluation spec: run it by `unfool evaluate`"),
+        (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
+        (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
+        (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
+        (["evaluate", "blobs", "--set", "attacks.0.label=robust"], "is a row of its own"),
+        (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attack.view must be a word"),
+        (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
+        (["evaluate", "blobs", "--set", "threat.eps=8"], "at most 1"),
+        (["doctor", "digits-denoiser"], "needs 'classifier'"),
+        (
+            ["train", "digits-denoiser", "--set", "machine.save_every=0"],
+            "save_every must be above 0",
+        ),
+        (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be above 0"),
+        (["train", "digits-denoiser", "--set", "machine.device=gpu"], "cannot be used here"),
+        (["evaluate", "blobs", "--set", "machine.cluster=ray://head:1"], "add machine.engine=ray"),
+        (["attack", "blobs", "--set", "machine.engine=ray"], "use --set machine.engine=local"),
+        (
+            ["analyze", "gradients", "blobs", "--set", "machine.engine=ray"],
+            "an analysis is done by",
+        ),
+        (["classify", "none.png", "--rows", "0"], "--rows"),
+        (["classify", "none.png", "--spec", "blobs"], "no file none.png"),
+    ],
+)
+def test_wrong_words_on_the_command_line(elsewhere, mistake, arguments, said):
+    if said == "at most":
+        arguments = [*arguments, "--set", "purifier.steps=500"]
+    assert said in mistake(*arguments)

@@ -1,0 +1,146 @@
+"""The doctor: it finds what is wrong with a model, and nothing where nothing is."""
+
+import pytest
+import torch
+from torch import nn
+
+from unfool.cli import doctor
+from unfool.cli.main import run
+from unfool.data import fetch, image_files
+from unfool.defenses.purified import Purified
+from unfool.models.classifiers import Plain
+from unfool.toy.blobs import Blobs, bayes
+
+X, Y = fetch(Blobs(size=32), range(32))
+
+
+class Probability(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise).softmax(1)
+
+
+class Secret(nn.Module):
+    def forward(self, x, noise):
+        own = torch.rand(len(x), 1)  # noqa: TID251
+        return bayes()(x, noise) + own
+
+
+class Batch(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x - x.mean(0) + 0.5, noise)
+
+
+class Stair(nn.Module):
+    def forward(self, x, noise):
+        return bayes()((x * 255).round() / 255, noise)
+
+
+class Cut(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise).detach()
+
+
+class Wide(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x / 255, noise)
+
+
+class Noisy(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x + 0.1 * noise.normal(x), noise)
+
+
+def failed(model):
+    return " | ".join(f.what for f in doctor.examine(model, X, Y, 2) if f.mark == "FAIL")
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Probability(), "returns probabilities"),
+        (Secret(), "draws numbers of its own"),
+        (Batch(), "depends on the batch"),
+        (Stair(), "gradient is zero on 32 of 32"),
+        (Cut(), "no gradient"),
+        (Wide(), "when they are in [0, 255]"),
+        (
+            Plain(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))).train(),
+            "training mode",
+        ),
+    ],
+)
+def test_each_fault_is_found(model, said):
+    assert said in failed(model.eval() if said != "training mode" else model)
+
+
+def test_a_sound_model_has_none():
+    assert failed(bayes().eval()) == ""
+    findings = doctor.examine(Noisy().eval(), X, Y, 2)
+    assert not [f for f in findings if f.mark == "FAIL"]
+    assert any("random" in f.what for f in findings)
+
+
+class Few(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise)[:, :1]
+
+
+class Many(nn.Module):
+    def forward(self, x, noise):
+        return torch.cat([bayes()(x, noise), torch.full((len(x), 2), -1e4)], 1)
+
+
+class Pair(nn.Module):
+    def forward(self, x, noise):
+        return bayes()(x, noise), noise
+
+
+class Bare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.linear(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Few(), "returns (32, 1) for 32 images of 2 classes"),
+        (Pair(), "must return logits (32, K), and returned tuple"),
+        (Bare(), "put a network (images to logits) into {name: network, network: ...}"),
+        (Purified(Bare(), lambda x, noise: x), "the classifier takes images alone"),
+        (Purified(bayes(), Bare()), "the model does not take images of 1 x 4 x 4 (TypeError"),
+        (Plain(nn.Linear(3, 2)), "the model does not take images of 1 x 4 x 4 (RuntimeError"),
+    ],
+)
+def test_what_cannot_be_examined_is_told_in_a_sentence(model, said):
+    (finding,) = doctor.examine(model.eval(), X, Y, 2)
+    assert finding.mark == "FAIL"
+    assert said in finding.what
+
+
+def test_more_classes_than_the_data_has_are_a_note():
+    """As in `evaluate`, which cannot tell whether those of the data come first."""
+    findings = doctor.examine(Many().eval(), X, Y, 2)
+    assert not [f for f in findings if f.mark == "FAIL"]
+    assert "check that these are the classifier's first 2" in findings[0].what
+    assert findings[0].mark == "note"
+
+
+def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
+    for i in range(4):
+        image_files.write(elsewhere / "photos" / f"{i}.png", X[i])
+    command = ["doctor", "blobs", "--data", "photos", "--set"]
+    assert run([*command, "data={name: folder, grey: true}"]) == 1
+    assert "FAIL  the pictures of the folder are all of one class" in capsys.readouterr().out
+
+
+def test_the_command(elsewhere, capsys):
+    assert run(["doctor", "blobs"]) == 0
+    out = capsys.readouterr().out
+    assert "unfool 0.1.0" in out
+    assert "logits of 2 classes" in out
+    assert run(["menu"]) == 0
+    assert "diffpure" in capsys.readouterr().out

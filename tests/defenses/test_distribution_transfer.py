@@ -1,0 +1,186 @@
+"""Distribution transfer: its guide against the formula, its gradient against slopes."""
+
+import pytest
+import torch
+from probe import blobs
+from torch import nn
+
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.distances import INPUT, OUTPUT
+from unfool.defenses.distribution_transfer import DistributionTransfer
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.schedule import Discrete
+from unfool.models.classifiers import Plain
+from unfool.models.unet import unet
+from unfool.noise import Noise, seed_torch
+from unfool.toy.blobs import bayes, mixture
+
+READINGS = {
+    "as written": {},
+    "l2, l1": {"output": "l2", "input": "l1"},
+    "confidence": {"output": "confidence", "input": "none"},
+    "entropy, ssim": {"output": "entropy", "input": "ssim"},
+    "repel": {"output": "repel", "scale": 0.2},
+    "noised anchor": {"anchor": "noised", "output": "none"},
+    "x_hat": {"at": "x_hat"},
+    "x_hat, sde": {"at": "x_hat", "sampler": "sde"},
+    "ddim": {"sampler": "ddim"},
+    "large": {"variance": "large", "anchor": "noised"},
+}
+SHORT = {"t": 0.1, "steps": 3}
+
+
+def curved(side: int = 4) -> Plain:
+    """A small classifier with second derivatives, in float64."""
+    seed_torch(0, "curved")
+    net = nn.Sequential(nn.Flatten(), nn.Linear(side**2, 6), nn.Tanh(), nn.Linear(6, 3))
+    return Plain(net.double().requires_grad_(False))
+
+
+@pytest.mark.parametrize("options", [{"scale": 0.0}, {"output": "none", "input": "none"}])
+def test_without_its_guide_it_is_diffpure(options):
+    x, noise = blobs(3), Noise.of(0, range(3))
+    plain = DiffPure(mixture(), **SHORT, sampler="ddpm")
+    transfer = DistributionTransfer(mixture(), curved(), **SHORT, **options)
+    assert torch.equal(transfer(x, noise), plain(x, noise))
+    assert transfer.pixel_noise == plain.pixel_noise
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("output", sorted(OUTPUT))
+def test_a_guided_step_is_equation_10(output: str, variance: str):
+    """The mean moves by - s Sigma grad [D_out + lambda D_in]; the gradient by central differences."""
+    model, see = mixture(schedule=Discrete()), curved()
+    x, noise = blobs(2), Noise.of(0, range(2))
+    options = {"t": 0.1, "steps": 2, "variance": variance}
+    guided = DistributionTransfer(model, see, output=output, scale=0.7, weight=30.0, **options)
+    plain = DiffPure(model, sampler="ddpm", **options)
+    (_, x_t), (_, found), _ = guided.walk(x, noise)
+    _, (_, without), _ = plain.walk(x, noise)
+
+    def distance(image):
+        logits, reference = see(image, noise), see(x, noise)
+        return OUTPUT[output](logits, reference) + 30.0 * INPUT["mse"](image, x)
+
+    gradient, h = torch.zeros_like(x_t), 1e-5
+    for pixel in range(16):
+        nudge = torch.zeros(1, 1, 4, 4).double()
+        nudge.view(-1)[pixel] = h
+        slope = (distance(x_t + nudge) - distance(x_t - nudge)) / (2 * h)
+        gradient.view(2, -1)[:, pixel] = slope / 2  # of images to x_t in [-1, 1]
+    abar = Discrete().abar
+    beta = 1 - abar[100] / abar[50]
+    sigma2 = beta if variance == "large" else beta * (1 - abar[50]) / (1 - abar[100])
+    moved = 2 * (found - without)
+    assert torch.allclose(moved, -0.7 * sigma2 * gradient, rtol=1e-5, atol=1e-10)
+    assert float(moved.detach().abs().max()) > 1e-4
+
+
+def test_the_estimate_s_gradient_goes_through_the_denoiser():
+    """Where x_hat is linear in x_t, with slope k, D_in(x_hat) pulls k times its own gradient."""
+    model = Mixture(torch.zeros(1, 1, 4, 4).double(), 0.5, Discrete())
+    x, noise = blobs(2), Noise.of(0, range(2))
+    options = {"t": 0.1, "steps": 2, "output": "none", "variance": "large"}
+    plain = DistributionTransfer(model, curved(), scale=0.0, **options)
+    guided = DistributionTransfer(model, curved(), at="x_hat", weight=16.0, **options)
+    (_, x_t), (_, found), _ = guided.walk(x, noise)
+    _, (_, without), _ = plain.walk(x, noise)
+    abar = Discrete().abar
+    slope = abar[100].sqrt() * 0.25 / (abar[100] * 0.25 + 1 - abar[100])
+    x_hat = (slope * (2 * x_t - 1) + 1) / 2
+    expected = -(1 - abar[100] / abar[50]) * slope * 2 * (x_hat - x) / 2
+    assert torch.allclose(2 * (found - without), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_gradients_are_exact(name: str):
+    """Against central differences: through x_t, the guide, its anchor and its reference."""
+    pure = DistributionTransfer(mixture(side=3), curved(3), **(SHORT | READINGS[name]))
+    x, noise = blobs(2, 3).requires_grad_(), Noise.of(0, range(2))
+    aim = noise.fold("aim").normal(x)
+    (gradient,) = torch.autograd.grad((aim * pure(x, noise)).sum(), x)
+    for turn in range(2):
+        way, h = noise.fold("way", turn).normal(x), 1e-5
+        with torch.no_grad():
+            up, down = (pure(x + sign * h * way, noise) for sign in (1, -1))
+        slope = float((aim * (up - down)).sum() / (2 * h))
+        assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", ["as written", "noised anchor", "x_hat"])
+def test_gradients_are_those_of_plain_autograd(name: str):
+    pure = DistributionTransfer(mixture(), curved(), **(SHORT | READINGS[name]))
+    x, noise = blobs(2).requires_grad_(), Noise.of(0, range(2))
+    (exact,) = torch.autograd.grad(pure(x, noise).square().sum(), x)
+    *_, (_, out) = pure.walk(x, noise)
+    (plain,) = torch.autograd.grad(out.square().sum(), x)
+    assert torch.allclose(exact, plain, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", READINGS)
+def test_images_depend_on_nothing_but_image_and_noise(name: str):
+    pure = DistributionTransfer(mixture(), curved(), **(SHORT | READINGS[name]))
+    x, noise = blobs(4), Noise.of(0, range(4))
+    whole = pure(x, noise)
+    alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(4)])
+    assert torch.allclose(alone, whole, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(pure(x, noise), whole)
+    assert torch.equal(pure(x.clone().requires_grad_(), noise).detach(), whole)
+    *_, (_, last) = pure.walk(x, noise)
+    assert torch.equal(last, whole)
+
+
+def test_guidance_holds_the_image_and_its_answer():
+    """Down MSE the outcome is nearer to the image given; down KL nearer to its answer; up, not."""
+    x, noise = blobs(8), Noise.of(0, range(8))
+
+    def far(**options):
+        pure = DistributionTransfer(mixture(), bayes().double(), t=0.3, steps=20, **options)
+        out = pure(x, noise)
+        logits, reference = (bayes().double()(image, noise) for image in (out, x))
+        found = INPUT["mse"](out, x).mean(), OUTPUT["kl"](logits, reference).mean()
+        return [float(value.detach()) for value in found]
+
+    free, held = far(scale=0.0), far(output="none", weight=50.0)
+    assert held[0] < 0.8 * free[0]
+    assert far(weight=0.0, scale=0.5)[1] < free[1]
+    assert far(output="repel", weight=0.0, scale=0.02)[1] > free[1]
+
+
+def test_attention_is_differentiated_twice():
+    seed_torch(0, "attention")
+    model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
+    see = Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    pure = DistributionTransfer(model, see, t=0.1, steps=2, at="x_hat")
+    x = torch.full((1, 1, 8, 8), 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(pure(x, Noise.of(0, [0])).sum(), x)
+    assert float(gradient.abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"classifier": None}, "the guide asks the classifier"),
+        ({"output": "kll"}, "output is one of kl, l2, confidence, entropy, repel, none, not 'kll'"),
+        ({"input": "psnr"}, "input is one of mse, ssim, l1, lpips, none, not 'psnr'"),
+        ({"at": "x_0"}, "at is one of x_t, x_hat"),
+        ({"anchor": "clean"}, "anchor is one of image, noised"),
+        ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),
+        ({"scale": -1.0}, "scale must be a number from 0 upward"),
+        ({"weight": float("nan")}, "weight must be a number from 0 upward"),
+        ({"t": 470}, "t is a time from 0.0001 to 1"),
+        ({"steps": 59}, "steps must be at most 58"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        DistributionTransfer(mixture(), **({"classifier": curved()} | options))
+
+
+def test_a_classifier_without_a_gradient_is_told():
+    pure = DistributionTransfer(
+        mixture(), lambda x, noise: x.detach().flatten(1), **SHORT, weight=0
+    )
+    with pytest.raises(ValueError, match="no gradient leads from the classifier's logits"):
+        pure(blobs(1), Noise.of(0, [0]))

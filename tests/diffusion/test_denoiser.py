@@ -1,0 +1,165 @@
+"""Denoisers: every adapter says E[x_0 | x_t], and the toy one says it exactly."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from unfool.diffusion.denoiser import Mixture, Network
+from unfool.diffusion.schedule import VP, Discrete
+from unfool.noise import Noise
+
+SHAPE = (2, 3, 3)
+NOISE = Noise.of(0, range(5))
+BLANK = torch.zeros(5, *SHAPE, dtype=torch.float64)
+Z = NOISE.fold("z").uniform(BLANK) * 2 - 1
+EPS = NOISE.fold("eps").normal(BLANK)
+
+
+class Oracle(nn.Module):
+    """Says what it was told to say, and remembers what it was asked."""
+
+    def __init__(self, answer: torch.Tensor, wrap: bool = False):
+        super().__init__()
+        self.answer, self.wrap, self.asked = answer, wrap, []
+
+    def forward(self, x, time, label=None):
+        self.asked.append((x, time, label))
+        return SimpleNamespace(sample=self.answer) if self.wrap else self.answer
+
+
+@pytest.mark.parametrize("schedule", [VP(), Discrete(), Discrete(100, "cosine")])
+@pytest.mark.parametrize("time", [0.02, 0.1, 0.5, 0.93])
+@pytest.mark.parametrize("wrap", [False, True])
+def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bool):
+    """From (x_0, noise) to x_t to the network's answer and back to x_0, for every parametrization
+    and every shape of times; and the score is the same by all."""
+    for t in (torch.tensor(time), torch.full((5, 1, 1, 1), time, dtype=torch.float64)):
+        _, alpha, sigma, _ = schedule(t.double())
+        x_t = alpha * Z + sigma * EPS
+        answers = {"noise": EPS, "image": Z, "velocity": alpha * EPS - sigma * Z}
+        for predicts, answer in answers.items():
+            model = Network(Oracle(answer, wrap), schedule=schedule, predicts=predicts)
+            assert torch.allclose(model(x_t, t), Z, atol=1e-12 / float(alpha.min()))
+            assert torch.allclose(model.target(Z, EPS, t.double()), answer, atol=1e-14)
+            assert torch.equal(model.predict(x_t, t), answer)
+            score = (alpha * model(x_t, t) - x_t) / sigma**2
+            assert torch.allclose(score, -EPS / sigma, atol=1e-10 / float(alpha.min()))
+
+
+def test_perturb_is_x_t():
+    model = Network(Oracle(Z), predicts="image")
+    t = torch.tensor(0.3, dtype=torch.float64)
+    _, alpha, sigma, _ = VP()(t)
+    assert torch.equal(model.perturb(Z, t, NOISE), alpha * Z + sigma * NOISE.normal(Z))
+    other = Discrete(10)
+    _, alpha, sigma, _ = other(t)
+    assert torch.equal(model.perturb(Z, t, NOISE, other), alpha * Z + sigma * NOISE.normal(Z))
+
+
+@pytest.mark.parametrize(
+    ("time", "schedule", "told"),
+    [
+        ("scaled", VP(), 99.0),
+        ("score_sde", VP(), 99.9),
+        ("index", VP(), 99.0),
+        ("scaled", Discrete(1000), 99.0),
+        ("index", Discrete(1000), 99.0),
+        ("index", Discrete(50), 4.0),
+        ("scaled", Discrete(4000, "cosine"), 399.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_how_a_network_is_told_the_time(time, schedule, told: float, dtype):
+    oracle = Oracle(Z.to(dtype))
+    model = Network(oracle, schedule=schedule, predicts="image", time=time)
+    for t in (torch.tensor(0.1), torch.full((5, 1, 1, 1), 0.1)):
+        model(Z.to(dtype), t)
+        _, asked, label = oracle.asked[-1]
+        assert asked.shape == (5,)
+        assert asked.dtype == dtype
+        assert label is None
+        assert asked.tolist() == pytest.approx([told] * 5, rel=1e-6)
+
+
+def test_every_index_is_a_whole_number_in_float32():
+    oracle = Oracle(Z.float())
+    model = Network(oracle, schedule=Discrete(), predicts="image", time="index")
+    for n in range(1, 1001):
+        model(Z.float(), torch.tensor(n / 1000, dtype=torch.float32))
+    asked = [int(time[0]) for _, time, _ in oracle.asked]
+    assert asked == list(range(1000))
+    assert all(float(time[0]) == int(time[0]) for _, time, _ in oracle.asked)
+
+
+def test_images_of_one_batch_may_be_at_times_of_their_own():
+    t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)[:, None, None, None]
+    oracle = Oracle(EPS)
+    whole = Network(oracle)(Z, t)
+    assert oracle.asked[-1][1].tolist() == pytest.approx([99, 199, 299, 399, 499])
+    for i in range(5):
+        alone = Network(Oracle(EPS[i : i + 1]))(Z[i : i + 1], t[i, 0, 0, 0])
+        assert torch.allclose(whole[i], alone[0], atol=1e-14)
+
+
+def test_images_without_a_label_have_the_null_class():
+    oracle = Oracle(Z)
+    model = Network(oracle, predicts="image", classes=10)
+    model(Z, torch.tensor(0.1))
+    assert oracle.asked[-1][2].tolist() == [10] * 5
+    model(Z, torch.tensor(0.1), torch.arange(5))
+    assert oracle.asked[-1][2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_clip_is_off_unless_asked_for():
+    wide = 3 * Z
+    t = torch.tensor(0.1)
+    assert torch.equal(Network(Oracle(wide), predicts="image")(Z, t), wide)
+    clipped = Network(Oracle(wide), predicts="image", clip=True)(Z, t)
+    assert torch.equal(clipped, wide.clamp(-1, 1))
+
+
+def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
+    model = Network(Oracle(Z))
+    x = torch.tensor([[[[-0.5, 0.0, 0.25, 1.0, 2.0]]]])
+    assert model.encode(x).flatten().tolist() == [-2, -1, -0.5, 1, 3]
+    assert torch.equal(model.decode(model.encode(x)), x)
+
+
+def test_an_unknown_prediction_is_refused():
+    with pytest.raises(ValueError, match="noise, image, velocity, edm; not 'score'"):
+        Network(Oracle(Z), predicts="score")
+
+
+MEANS = Noise.of(1, range(3)).uniform(BLANK[:3]) * 2 - 1
+
+
+@pytest.mark.parametrize("schedule", [VP(), Discrete()])
+@pytest.mark.parametrize("time", [0.01, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("label", [None, torch.tensor([0, 1, 2, 2, 0])])
+def test_mixture_is_tweedie_s_of_the_exact_density(schedule, time: float, label):
+    """x_hat = (x_t + sigma^2 grad log p(x_t)) / alpha, with the density written down here."""
+    spread, t = 0.3, torch.tensor(time, dtype=torch.float64)
+    _, alpha, sigma, _ = schedule(t)
+    x_t = (alpha * MEANS[[0, 1, 2, 0, 1]] + sigma * EPS).requires_grad_()
+    variance = alpha**2 * spread**2 + sigma**2
+    logs = torch.stack(
+        [-(x_t - alpha * m).square().flatten(1).sum(1) / (2 * variance) for m in MEANS], 1
+    )
+    log_p = logs.logsumexp(1) if label is None else logs.gather(1, label[:, None])[:, 0]
+    (score,) = torch.autograd.grad(log_p.sum(), x_t)
+    model = Mixture(MEANS, spread, schedule)
+    expected = (x_t + sigma**2 * score) / alpha
+    assert torch.allclose(model(x_t, t, label), expected, atol=1e-11 / float(alpha) ** 2)
+    each = t.expand(5, 1, 1, 1)
+    assert torch.allclose(model(x_t, each, label), expected, atol=1e-11 / float(alpha) ** 2)
+
+
+def test_mixture_of_images_at_times_of_their_own():
+    model = Mixture(MEANS, 0.3)
+    t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.9], dtype=torch.float64)[:, None, None, None]
+    alone = torch.cat([model(EPS[i : i + 1], t[i, 0, 0, 0]) for i in range(5)])
+    assert torch.allclose(model(EPS, t), alone, atol=1e-14)
+    assert model.shape == SHAPE
+    assert model.classes == 3

@@ -1,0 +1,150 @@
+"""Weights from files."""
+
+import hashlib
+import io
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from unfool.models.checkpoints import load_state, read_state, sha256
+from unfool.noise import seed_torch
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    seed_torch(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("table", ["", "state_dict", "model_state_dict", "model", "net"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_wrapping_is_taken_off(
+    tmp_path: Path, network: nn.Sequential, table: str, prefix: str, zipped: bool
+):
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    file = tmp_path / "a.pt"
+    content = {table: state, "epoch": 3} if table else state
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    assert same(read_state(file), dict(network.state_dict()))
+
+
+def test_safetensors_are_read(tmp_path: Path, network: nn.Sequential):
+    save_file(network.state_dict(), tmp_path / "a.safetensors")
+    assert same(read_state(tmp_path / "a.safetensors"), dict(network.state_dict()))
+
+
+def test_a_prefix_that_only_some_names_have_stays(tmp_path: Path):
+    state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    torch.save(state, tmp_path / "a.pt")
+    assert read_state(tmp_path / "a.pt").keys() == state.keys()
+
+
+class Evil:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_runs_no_code(tmp_path: Path, network: nn.Sequential, zipped: bool):
+    file = tmp_path / "a.pt"
+    content = {"state_dict": network.state_dict(), "more": Evil(tmp_path / "ran")}
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"a\.pt was refused, .* \((posix|nt)\.mkdir\)"):
+        read_state(file)
+    file.write_bytes(pickle.dumps(Evil(tmp_path / "ran"), 4))
+    with pytest.raises(ValueError, match=r"a\.pt .* cannot be read"):
+        read_state(file)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_whole_network_is_refused(tmp_path: Path, network: nn.Sequential):
+    torch.save(network, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"was refused, .* save its weights as \.safetensors"):
+        read_state(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("content", [[1], {}, {"a": 1}, {"model": {"a": "b"}}, {3: torch.zeros(1)}])
+def test_a_file_without_weights_is_told(tmp_path: Path, content: object):
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match="holds no table of weights by name"):
+        read_state(tmp_path / "a.pt")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("kind", ["zipped", "old", "safetensors"])
+def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequential, kind: str):
+    file = tmp_path / ("a.safetensors" if kind == "safetensors" else "a.pt")
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_state(file)
+    if kind == "safetensors":
+        save_file(network.state_dict(), file)
+    else:
+        buffer = io.BytesIO()
+        torch.save(network.state_dict(), buffer, _use_new_zipfile_serialization=kind == "zipped")
+        file.write_bytes(buffer.getvalue())
+    whole = file.read_bytes()
+    parts = [whole[:n] for n in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4)]
+    for part in (*parts, b"<!doctype html>", bytes(range(256))):
+        file.write_bytes(part)
+        with pytest.raises(ValueError, match=r"cannot be read|was refused, .* or is damaged"):
+            read_state(file)
+
+
+def test_weights_arrive(network: nn.Sequential):
+    state = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
+    load_state(network, state, "it")
+    assert same(dict(network.state_dict()), state)
+
+
+def test_files_older_than_the_counter_of_batches_fit(network: nn.Sequential):
+    state = {n: v for n, v in network.state_dict().items() if "num_batches" not in n}
+    load_state(network, state, "it")
+
+
+def test_a_misfit_is_told_in_one_sentence(network: nn.Sequential):
+    state = dict(network.state_dict())
+    del state["0.bias"]
+    with pytest.raises(ValueError, match=r"^w\.pt does not fit .* it lacks 1 \(0\.bias\)$"):
+        load_state(network, state, "w.pt")
+    more = {f"x{i}": torch.zeros(1) for i in range(5)}
+    told = r"lacks 1 \(0\.bias\) and has unexpected 5 \(x0, x1, x2, \.\.\.\)$"
+    with pytest.raises(ValueError, match=told):
+        load_state(network, state | more, "w.pt")
+    wrong = dict(network.state_dict()) | {"2.weight": torch.zeros(5, 4)}
+    with pytest.raises(
+        ValueError, match=r"2\.weight is \(5, 4\) there and \(2, 4\) in the network"
+    ):
+        load_state(network, wrong, "w.pt")
+
+
+def test_sha256(tmp_path: Path):
+    (tmp_path / "a").write_bytes(b"content")
+    assert sha256(tmp_path / "a") == hashlib.sha256(b"content").hexdigest()
+
+
+def test_real_files():
+    folder = os.environ.get("UNFOOL_WEIGHTS")
+    if not folder:
+        pytest.skip("set UNFOOL_WEIGHTS to a folder with weights to test on real files")
+    files = [f for f in sorted(Path(folder).glob("*/*")) if f.suffix in (".th", ".pth", ".model")]
+    assert files
+    for file in files:
+        state = read_state(file)
+        assert not any(name.startswith("module.") for name in state)
+        head = file.stem.partition("-")[2]
+        assert sha256(file).startswith(head)

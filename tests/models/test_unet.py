@@ -1,0 +1,88 @@
+"""The U-Net of the package."""
+
+import pytest
+import torch
+from torch import nn
+
+from unfool.models.unet import PatchedUNet, unet
+from unfool.noise import Noise, seed_torch
+
+TINY = {"size": 8, "widths": (8, 16), "groups": 4}
+NOISE = Noise.of(0, range(2))
+
+
+def make(**options):
+    seed_torch(0)
+    return unet(**{**TINY, **options}).eval()
+
+
+def images(channels: int = 3, size: int = 8) -> torch.Tensor:
+    return NOISE.normal(torch.zeros(2, channels, size, size))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"channels": 1}, {"patch": 2}, {"attention": (1,)}, {"layers": 2}, {"widths": (8,)}],
+)
+def test_it_denoises_images_of_its_shape(options):
+    model, channels = make(**options), options.get("channels", 3)
+    x = images(channels).requires_grad_()
+    out = model(x, torch.tensor(0.1))
+    assert out.shape == x.shape
+    assert model.shape == (channels, 8, 8)
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_images_do_not_see_each_other():
+    model, x = make(attention=(1,)), images()
+    together = model(x, torch.tensor(0.1))
+    alone = torch.cat([model(x[i : i + 1], torch.tensor(0.1)) for i in range(2)])
+    assert torch.allclose(together, alone, atol=1e-5)
+
+
+def test_time_and_label_matter():
+    model, x = make(classes=3), images()
+    t = torch.tensor(0.1)
+    none, zero, one = (model(x, t, y) for y in (None, torch.zeros(2).long(), torch.ones(2).long()))
+    null = model(x, t, torch.full((2,), 3))
+    assert torch.equal(none, null)
+    assert not torch.allclose(none, zero)
+    assert not torch.allclose(one, zero)
+    assert not torch.allclose(model.predict(x, t), model.predict(x, torch.tensor(0.5)))
+
+
+def test_attention_is_only_where_it_is_asked_for():
+    def heads(model: nn.Module) -> int:
+        return sum("Attention" in type(part).__name__ for part in model.modules())
+
+    assert heads(make()) == 0
+    assert heads(make(attention=(1,))) > 0
+    assert heads(make(attention=(0, 1))) > heads(make(attention=(1,)))
+
+
+class Scale(nn.Module):
+    """A stand-in for the U-Net, which multiplies each channel by a number of its own."""
+
+    def forward(self, x, time, label, return_dict):
+        return (x * torch.arange(x.shape[1])[None, :, None, None],)
+
+
+def test_patches_are_pixels_of_their_places():
+    x = images(1, 4)
+    out = PatchedUNet(Scale(), 2)(x, torch.zeros(2))
+    places = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(2, 2)  # of a pixel in its patch
+    assert torch.equal(out, x * places)
+
+
+def test_the_first_weights_are_the_seed_s():
+    one, other = make(), make()
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="multiple of patch x 2"):
+        unet(size=10, widths=(8, 16, 32), groups=4)
+    with pytest.raises(ValueError, match="multiple of groups = 32"):
+        unet(widths=(48, 64))

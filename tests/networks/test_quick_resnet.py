@@ -1,0 +1,92 @@
+"""The network that learns CIFAR-10 quickly."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unfool import spec as specs
+from unfool.models.card import load_classifier, read_card
+from unfool.networks.quick_resnet import QuickResNet
+from unfool.noise import Noise
+from unfool.training import run as training
+from unfool.training.spec import check
+from unfool.training.train import _optimizer
+
+X = Noise.of(0, range(6)).normal(torch.empty(6, 3, 16, 16))
+SMALL = (8, 8)
+
+
+def test_it_gives_logits_for_any_size_and_takes_its_own_weights():
+    network, other = QuickResNet(SMALL, 4).eval(), QuickResNet(SMALL, 4).eval()
+    network.prepare(X)
+    assert network(X).shape == (6, 4)
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other(X), network(X))
+
+
+def test_the_whitened_patches_have_unit_covariance():
+    """Of colours and neighbours that hang together strongly before."""
+    x = X.cumsum(3).cumsum(1)
+    network = QuickResNet(SMALL)
+    network.prepare(x)
+    out = F.conv2d(x, network.whitening).transpose(0, 1).flatten(1)
+    assert torch.allclose(out.cov(), torch.eye(12), atol=2e-2)
+    raw = F.unfold(x, 2).transpose(0, 1).flatten(1).cov()
+    assert not torch.allclose(raw / raw[0, 0], torch.eye(12), atol=0.5)
+
+
+def test_a_convolution_starts_as_the_identity():
+    stage = QuickResNet(SMALL).stages[1]
+    x = X[:, :1].expand(-1, 8, -1, -1)
+    assert torch.equal(stage.conv2(x), x)
+
+
+def test_scales_are_not_learned_and_shifts_are():
+    names = [name for name, _ in QuickResNet(SMALL).named_parameters()]
+    assert "stages.0.norm1.bias" in names
+    assert "stages.0.norm1.weight" not in names
+
+
+def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
+    asks = {
+        "data": {"name": "digits", "split": "train"},
+        "test": {"name": "digits", "split": "test"},
+        "classifier": {
+            "name": "quick-resnet",
+            "channels": 1,
+            "widths": [16, 32],
+            "mean": [0.5],
+            "std": [0.5],
+        },
+        "objective": {"name": "plain", "smoothing": 0.1},
+        "training": {"steps": 40, "batch": 64, "rate": 0.1, "warmup": 10, "weight_decay": 1e-3}
+        | {"bias_rate": 64, "optimizer": "sgd", "average": 0.9, "clip": 100},
+    }
+    folder = training.run(check(specs.load(asks)), elsewhere / "run", quiet=True)
+    trained = load_classifier(str(folder))
+    assert read_card(str(folder))[1]["metrics"]["accuracy"] > 0.7
+    assert not torch.equal(trained.network.whitening.flatten(1), torch.eye(4))
+
+
+def test_biases_learn_faster_and_decay_no_faster():
+    """One step of plain descent, with the gradients set to zero and to one."""
+    for gradient in (0.0, 1.0):
+        layer = nn.Linear(1, 1)
+        nn.init.ones_(layer.weight), nn.init.ones_(layer.bias)
+        descent = _optimizer("sgd", layer, 0.01, 0.1, bias_rate=4)
+        for group in descent.param_groups:
+            group["lr"] = 0.01 * group.get("faster", 1)
+        for p in layer.parameters():
+            p.grad = torch.full_like(p, gradient)
+        descent.step()
+        moved = [1 - p.item() for p in layer.parameters()]
+        # Nesterov's first step is 1.9 gradients long.
+        assert moved[0] == pytest.approx(1.9 * 0.01 * (gradient + 0.1), rel=1e-3)
+        assert moved[1] == pytest.approx(1.9 * 0.01 * (4 * gradient + 0.1), rel=1e-3)
+
+
+@pytest.mark.parametrize("widths", [(), (8, 0)])
+def test_impossible_widths_are_refused(widths):
+    with pytest.raises(ValueError, match="widths must be numbers from 1"):
+        QuickResNet(widths)

@@ -1,0 +1,119 @@
+"""The figure of a sweep: which lines it has, where they stand, and that they are told apart."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from unfool.report.sweep_figure import MOST, Point, drawn, figure, legible
+from unfool.statistics import wilson
+
+NAMES = ["clean", "transfer", "white box", "robust", "DW-box"]
+ATTACKS = ["transfer", "white box"]
+HITS = {"clean": 95, "transfer": 60, "white box": 12, "robust": 10, "DW-box": 5}
+
+
+def points(names: list[str], hits: dict[str, int], *others: dict[str, str]) -> list[Point]:
+    """Of each of the other values, three numbers; of which the last has one right answer more."""
+    return [
+        Point(
+            {"steps": str(x), **other},
+            {name: wilson(hits[name] + x // 200, 100)._asdict() for name in names},
+        )
+        for x in (0, 100, 200)
+        for other in others or ({},)
+    ]
+
+
+def lines(axes: Axes) -> dict[str, np.ndarray]:
+    return {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.get_visible()]
+
+
+def test_every_attack_has_a_line_and_each_point_its_interval():
+    shown = drawn(points(NAMES, HITS), NAMES, ATTACKS)
+    (axes,) = shown.axes
+    found = lines(axes)
+    assert list(found) == NAMES
+    for name, heights in found.items():
+        assert heights == pytest.approx([HITS[name], HITS[name], HITS[name] + 1])
+    styles = {(line.get_color(), line.get_marker()) for line in axes.lines}
+    assert len(styles) == len(NAMES)
+    bounds = [wilson(12, 100), wilson(12, 100), wilson(13, 100)]
+    bars = [np.asarray(bar.get_segments()) for bar in axes.collections]  # pyright: ignore
+    ends = bars[NAMES.index("white box")][:, :, 1]
+    assert ends == pytest.approx(np.array([[100 * b.low, 100 * b.high] for b in bounds]))
+
+
+def test_lines_stand_beside_each_other_so_that_intervals_do_not_hide():
+    (axes,) = drawn(points(NAMES, HITS), NAMES, ATTACKS).axes
+    places = sorted(float(np.asarray(line.get_xdata())[1]) for line in axes.lines)
+    assert len(set(places)) == len(NAMES)
+    assert max(places) - min(places) < 50  # and nearer to their own number than to the next
+    assert np.mean(places) == pytest.approx(100)
+
+
+def test_the_legend_is_beside_the_lines_or_below():
+    for others in ([], [{"threat.norm": "linf"}, {"threat.norm": "l2"}]):
+        shown = drawn(points(NAMES, HITS, *others), NAMES, ATTACKS)
+        shown.draw_without_rendering()
+        (legend,) = shown.legends
+        assert [text.get_text() for text in legend.get_texts()] == NAMES
+        for axes in shown.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_the_other_paths_are_panels():
+    others = [{"threat.norm": norm} for norm in ("linf", "l2")]
+    shown = drawn(points(NAMES, HITS, *others), NAMES, ATTACKS)
+    assert [axes.get_title() for axes in panels(shown)] == ["linf", "l2"]
+    assert all(list(lines(axes)) == NAMES for axes in panels(shown))
+    five = [{"draws": str(n)} for n in range(5)]
+    assert len(panels(drawn(points(NAMES, HITS, *five), NAMES, ATTACKS))) == 5
+
+
+def test_of_clean_and_robust_alone_the_second_path_are_lines():
+    names, others = ["clean", "robust"], [{"weight": "0"}, {"weight": "8"}]
+    shown = drawn(points(names, HITS, *others), names, ["pgd"])
+    assert [axes.get_ylabel() for axes in shown.axes] == ["clean accuracy, %", "robust accuracy, %"]
+    assert all(list(lines(axes)) == ["0", "8"] for axes in shown.axes)
+
+
+def test_robust_is_left_out_where_it_is_the_one_attack():
+    names = ["clean", "white box", "robust", "DW-box"]
+    same = points(names, HITS | {"robust": HITS["white box"]})
+    assert legible(same, names, ["white box"]) == ["clean", "white box", "DW-box"]
+    assert legible(points(names, HITS), names, ["white box"]) == names  # it is another's here
+    alone = ["clean", "robust"]  # as the table calls the one attack
+    assert legible(points(alone, HITS), alone, ["white box"]) == alone
+
+
+def test_of_many_attacks_the_lowest_are_drawn():
+    attacks = [f"attack {i}" for i in range(9)]
+    names = ["clean", *attacks, "robust", "DW-box"]
+    hits = {name: 90 - 7 * i for i, name in enumerate(attacks)} | HITS
+    (axes,) = drawn(points(names, hits), names, attacks).axes
+    assert list(lines(axes)) == ["clean", *attacks[4:], "robust", "DW-box"]
+    assert len(lines(axes)) == MOST
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == MOST
+
+
+def test_a_word_or_a_single_number_is_no_axis():
+    for values in (["0.1"], ["DDPM", "DDIM"]):
+        shares = points(NAMES, HITS)[0].shares
+        shown = drawn([Point({"purifier": value}, shares) for value in values], NAMES, ATTACKS)
+        ticks = [tick.get_text() for tick in shown.axes[0].get_yticklabels()]
+        assert ticks == (["purifier 0.1"] if len(values) == 1 else values)
+        assert shown.axes[0].get_xlabel() == "accuracy per draw, %"
+
+
+def test_a_sweep_of_seeds_alone_is_one_row():
+    (point, *_) = points(NAMES, HITS)
+    png = figure([Point({}, point.shares)], NAMES, ATTACKS)
+    assert imread(io.BytesIO(png)).std() > 0.01

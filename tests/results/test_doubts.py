@@ -1,0 +1,181 @@
+"""Doubts: each is raised where it should be, and not elsewhere."""
+
+import json
+
+import pytest
+
+from unfool.cli.main import run
+from unfool.results.doubt import lead
+from unfool.results.doubts import _halves, _unchanged
+from unfool.results.run_folder import Condition, Outcome
+
+SOFT = '''
+import torch
+from torch import nn
+class Soft(nn.Module):
+    """A classifier that returns probabilities."""
+    def forward(self, x):
+        m = (x.mean((1, 2, 3)) - 0.5) * 8
+        return torch.stack([-m, m], 1).softmax(1)
+class Stair(nn.Module):
+    """A classifier without a gradient."""
+    def forward(self, x):
+        m = ((x * 255).round() / 255 - 0.5).mean((1, 2, 3))
+        return torch.stack([-m, m], 1)
+class Broken(nn.Module):
+    def forward(self, x):
+        return torch.full((len(x), 2), torch.nan)
+class Wrong(nn.Module):
+    """A classifier with its classes in another order."""
+    def forward(self, x):
+        m = (x.mean((1, 2, 3)) - 0.5) * 40
+        return torch.stack([m, -m], 1)
+def masked(x, noise):
+    """A purifier whose gradient is zero, although it does let attacks through."""
+    return (x * 16).round() / 16 + 0 * x
+def steps(x, noise):
+    """A purifier whose gradient is not that of what it does."""
+    return x + ((x * 4).round() / 4 - x) * 0.98
+def lot(x, noise):
+    """A purifier that looks at the whole batch."""
+    return x - x.mean(0) + 0.5
+class Rough:
+    """A purifier that does nothing but compute in the precision it is given."""
+    def __init__(self, precision: str = "float32"):
+        self.precision = getattr(torch, precision)
+    def __call__(self, x, noise):
+        return x.to(self.precision).to(x)
+def still(model, x, y, threat, noise):
+    """An attack that does nothing."""
+    return x
+'''
+
+
+@pytest.fixture
+def doubts(elsewhere, monkeypatch):
+    (elsewhere / "soft.py").write_text(SOFT)
+    monkeypatch.syspath_prepend(elsewhere)
+
+    def names(*changes):
+        words = [word for change in changes for word in ("--set", change)]
+        out = elsewhere / f"run{len(list(elsewhere.iterdir()))}"
+        common = [
+            "--set",
+            "data.size=32",
+            "--set",
+            "purifier.steps=3",
+            "--set",
+            "evaluation.draws=2",
+        ]
+        assert run(["evaluate", "blobs", "--out", str(out), "--quiet", *common, *words]) == 0
+        return {doubt["name"] for doubt in json.loads((out / "report.json").read_text())["doubts"]}
+
+    return names
+
+
+def test_probabilities(doubts):
+    assert "probabilities-for-logits" in doubts(
+        "classifier={name: network, network: {name: 'soft:Soft'}}"
+    )
+    assert "probabilities-for-logits" not in doubts()
+
+
+def test_no_gradient(doubts):
+    assert "zero-gradient" in doubts(
+        "classifier={name: network, network: {name: 'soft:Stair'}}", "attacks=[pgd]"
+    )
+
+
+def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
+    attack = "attacks=[{name: pgd, loss: margin, steps: 10, restarts: 5}]"
+    assert "zero-gradient" in doubts("purifier={name: 'soft:masked'}", attack)
+    assert "gradient-disagrees" in doubts("purifier={name: 'soft:steps'}", attack)
+    sound = doubts("attacks=[{name: pgd, loss: margin, eot: 2}]")
+    assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
+
+
+def test_guessing(doubts):
+    wrong = "classifier={name: network, network: {name: 'soft:Wrong'}}"
+    assert "no-better-than-guessing" in doubts(wrong)
+    assert "no-better-than-guessing" not in doubts()
+
+
+def test_a_model_that_looks_at_the_batch(doubts):
+    assert "batch-matters" in doubts("purifier={name: 'soft:lot'}")
+
+
+def test_no_adaptive_attack_and_one_draw(doubts):
+    assert "no-adaptive-attack" in doubts("attacks=[{name: pgd, view: undefended}]")
+    found = doubts("attacks=[{name: pgd, steps: 2}]")
+    assert "no-adaptive-attack" not in found
+    assert "random-model-eot-1" in found
+
+
+def test_an_attack_of_one_s_own_is_not_known(doubts):
+    """It may ask for no gradient, or take one draw a step."""
+    for changes in ((), ("purifier=null",)):
+        found = doubts("attacks=[{name: 'soft:still'}]", *changes)
+        assert "unknown-attack" in found
+        assert "no-adaptive-attack" not in found
+    beside = "attacks=[{name: 'soft:still'}, {name: pgd, steps: 2}]"
+    assert "unknown-attack" not in doubts(beside)
+
+
+def test_what_may_help_is_something_the_attack_has():
+    row = {"label": "a", "view": "exact", "name": "stadv", "steps": 3, "eot": 1}
+    alike = Condition(draws=[0, 0], bare=None, size=0.0, wrong=0.0)
+    outcomes = [Outcome(i, 0, {"a": alike}, "a", 0.0, {}) for i in range(8)]
+    (doubt,) = _unchanged(outcomes, {"a": row})
+    assert doubt.why.endswith("try more `steps`, more draws (`eot`)")
+
+
+def test_a_rough_gradient_is_named(doubts, monkeypatch):
+    monkeypatch.setattr("unfool.attacks.views.bfloat16_costs", lambda device: 0.5)
+    found = doubts("attacks=[{name: pgd, steps: 2, view: bfloat16}, {name: pgd, steps: 2}]")
+    assert "low-precision" in found
+    assert "no-adaptive-attack" not in found
+    assert "low-precision" not in doubts("attacks=[{name: pgd, steps: 2}]")
+
+
+def test_a_part_in_half_precision(doubts):
+    rough = "purifier={name: 'soft:Rough', precision: float16}"
+    assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.pictures=0")
+    for precision in ("bfloat16", "float32"):
+        inside = {"name": "diffusion", "denoiser": {"name": "dit", "precision": precision}}
+        assert list(_halves([inside, None])) == [precision] * (precision != "float32")
+
+
+def test_an_attack_that_does_less_than_noise(doubts):
+    # at eps 0.3 random signs average out, yet they do more than nothing
+    changes = ("attacks=[{name: 'soft:still'}]", "threat={norm: l2, eps: 3}", "data.size=200")
+    assert "weaker-than-random" in doubts(*changes)
+
+
+@pytest.mark.parametrize(("images", "raised"), [(2, False), (8, True)])
+def test_a_lead_needs_more_than_two_images(images, raised):
+    made = {"bare": None, "size": 0.1, "wrong": 0.5}
+    versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
+    outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
+    assert (lead(outcomes, "a", "b") > 0) == raised
+    assert lead(outcomes, "b", "a") < 0
+
+
+def test_numbers_that_are_none_are_refused(doubts, mistake):
+    said = mistake(
+        "evaluate",
+        "blobs",
+        "--set",
+        "classifier={name: network, network: {name: 'soft:Broken'}}",
+        "--out",
+        "x",
+    )
+    assert "not finite" in said
+
+
+def test_who_knows_the_noise_must_do_better(doubts):
+    rows = "{{name: pgd, label: white box, loss: margin, steps: 5, eot: 2}}, {}"
+    told = "{name: pgd, label: DW-box, knows: both, loss: margin, steps: 5}"
+    idle = "{name: 'soft:still', label: DW-box, knows: both}"
+    strong = "threat.eps=0.3"
+    assert "known-noise-is-harder" in doubts(f"attacks=[{rows.format(idle)}]", strong)
+    assert "known-noise-is-harder" not in doubts(f"attacks=[{rows.format(told)}]", strong)

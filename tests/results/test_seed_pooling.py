@@ -1,0 +1,102 @@
+"""Cells that differ in seeds alone: every image counts once, however many seeds chose it."""
+
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+
+from unfool.results.cell import Cell
+from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.seed_pooling import Pooled, pool
+from unfool.statistics import mean_of
+
+ROWS = [
+    {"name": "pgd", "label": "a"},
+    {"name": "pgd", "label": "b"},
+    {"name": "pgd", "label": "DW-box", "knows": "both"},
+]
+SUBSET, SEED = "evaluation.subset_seed", "evaluation.seed"
+
+
+def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
+    """An image of class 1: its clean answers as told, right under `a` alone."""
+    draws = {"clean": clean, "random": [0, 0], "a": [1, 1], "b": [0, 0], "DW-box": [0]}
+    made = {name: Condition(row, None, 0.0, 0.0) for name, row in draws.items()}
+    return Outcome(index, 1, made, chosen, 0.0, {})
+
+
+def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple[Cell, Run]:
+    run = Run(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
+    run.add(outcomes, {})
+    return Cell(values, {}), run
+
+
+def both(folder: Path, path: str, first: dict[int, list[int]], second: dict[int, list[int]]):
+    """The pool of two cells of another seed, each with its images and their clean answers."""
+    (found,) = pool(
+        [
+            cell(folder, {"purifier.t": "0.1", path: seed}, [outcome(*row) for row in rows.items()])
+            for seed, rows in (("0", first), ("1", second))
+        ]
+    )
+    return found
+
+
+def interval(found: Pooled) -> tuple[float, float]:
+    return found.shares["clean"]["low"], found.shares["clean"]["high"]
+
+
+def test_an_image_of_two_subsets_counts_once(tmp_path):
+    half, right, wrong = [1, 0], [1, 1], [0, 0]
+    found = both(tmp_path, SUBSET, {0: right, 1: half, 2: wrong}, {1: half, 2: wrong, 3: right})
+    assert (found.values, found.runs, found.images) == ({"purifier.t": "0.1"}, 2, 4)
+    # of the images 1, 1/2, 0, 1: not (1 + 1/2 + 0 + 1/2 + 0 + 1) / 6
+    assert found.shares["clean"]["accuracy"] == pytest.approx(2.5 / 4)
+    # The variance is 11/64, drawn to a coin's 15/64 as if by four more: 13/64. So the images are
+    # worth 15/13 coins each, and Wilson's interval is that of 60/13 trials.
+    n, p, z = 60 / 13, 0.625, 1.959964
+    middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half_width = z / (1 + z**2 / n) * (p * (1 - p) / n + z**2 / (4 * n**2)) ** 0.5
+    expected = (middle - half_width, middle + half_width)
+    assert interval(found) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_same_images_again_are_no_news(tmp_path):
+    rows = {i: [i % 2, 1] for i in range(8)}
+    once = mean_of([fmean(row) for row in rows.values()], 2)
+    assert interval(both(tmp_path, SUBSET, rows, rows)) == (once.low, once.high)
+
+
+def test_other_noise_on_the_same_images_is_more_draws(tmp_path):
+    found = both(tmp_path, SEED, {5: [1, 1], 6: [1, 0]}, {5: [0, 0], 6: [1, 1]})
+    assert found.images == 2
+    assert found.shares["clean"] == mean_of([0.5, 0.75], 4)._asdict()
+
+
+def test_a_measurement_that_is_repeated_does_not_outweigh_the_other_noise(tmp_path):
+    grid = {("0", "0"): [1, 1], ("1", "0"): [1, 1], ("0", "1"): [0, 0]}
+    (found,) = pool(
+        [
+            cell(tmp_path, {SUBSET: subset, SEED: seed}, [outcome(7, draws)])
+            for (subset, seed), draws in grid.items()
+        ]
+    )
+    assert (found.values, found.runs, found.images) == ({}, 3, 1)
+    assert found.shares["clean"]["accuracy"] == 0.5  # and not 2/3
+
+
+def test_images_of_data_made_by_another_seed_are_other_images(tmp_path):
+    assert both(tmp_path, "data.seed", {0: [1]}, {0: [1]}).images == 2
+
+
+def test_what_is_no_seed_is_not_pooled(tmp_path):
+    cells = [cell(tmp_path, {"t": t, SUBSET: "0"}, [outcome(0, [1, 1])]) for t in ("1", "2")]
+    assert [each.values for each in pool(cells)] == [{"t": "1"}, {"t": "2"}]
+
+
+def test_every_condition_is_pooled_and_robust_is_the_one_that_was_chosen(tmp_path):
+    rows = [outcome(0, [1, 1], "a"), outcome(1, [1, 1], "b")]
+    (found,) = pool([cell(tmp_path, {SUBSET: "0"}, rows)])
+    accuracy = {name: share["accuracy"] for name, share in found.shares.items()}
+    assert accuracy == {"clean": 1, "a": 1, "b": 0, "robust": 0.5, "DW-box": 0}
+    assert list(accuracy) == ["clean", "a", "b", "robust", "DW-box"]

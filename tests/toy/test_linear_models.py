@@ -1,0 +1,96 @@
+"""The closed forms hold: by sampling, by hand, and against every other image that was tried."""
+
+import pytest
+import torch
+from scipy import stats
+
+from unfool.data import fetch
+from unfool.defenses.purified import votes
+from unfool.noise import Noise
+from unfool.threat import Threat
+from unfool.toy import linear_models
+
+SIZE = 24
+X, Y = fetch(linear_models.Points(SIZE), range(SIZE))
+NOISE = Noise.of(0, range(SIZE))
+THREATS = [Threat("linf", 0.05), Threat("l2", 0.3)]
+
+
+def test_points_lie_at_the_distances_that_they_say():
+    assert torch.allclose(linear_models.leads(X, Y), torch.linspace(0.02, 0.5, SIZE), atol=1e-5)
+    assert Y.tolist() == [0, 1] * (SIZE // 2)
+    assert fetch(linear_models.Points(4, one_class=True), range(4))[1].tolist() == [0] * 4
+    assert ((X > 0.15) & (X < 0.85)).all()
+
+
+def test_a_coin_asks_nothing_but_its_noise():
+    chosen = votes(linear_models.Coin(0.7), X, NOISE, 400)
+    assert torch.equal(chosen, votes(linear_models.Coin(0.7), 1 - X, NOISE, 400))
+    share = float((chosen == 0).double().mean())
+    assert stats.binomtest(round(share * chosen.numel()), chosen.numel(), 0.7).pvalue > 0.01
+    for p, share in ((0.0, 0), (1.0, 1)):
+        assert (votes(linear_models.Coin(p), X, NOISE, 8) == 0).double().mean() == share
+
+
+def test_the_accuracy_of_a_noisy_plane_is_what_draws_say():
+    right = (votes(linear_models.noisy_plane(), X, NOISE, 500) == Y[:, None]).double().mean(1)
+    truth = linear_models.accuracy(X, Y)
+    assert ((right - truth).abs() < 4.5 * (truth * (1 - truth) / 500).sqrt() + 1e-9).all()
+    assert truth[0] < 0.55
+    assert truth[-1] > 0.99
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
+def test_nothing_allowed_is_worse_than_the_worst(threat):
+    worst = linear_models.worst(X, Y, threat)
+    assert threat.allows(X, worst).all()
+    least = linear_models.leads(worst, Y)
+    fall = threat.eps * (linear_models.normal_vector().abs().sum() if threat.norm == "linf" else 1)
+    assert torch.allclose(least, linear_models.leads(X, Y) - fall, atol=1e-5)
+    for i in range(50):
+        assert (linear_models.leads(threat.edge(X, NOISE.fold(i)), Y) > least).all()
+
+
+def test_nothing_allowed_is_worse_than_the_worst_rounded():
+    threat, model = THREATS[0], linear_models.rounded_plane()
+    least = linear_models.worst_rounded(X, Y, threat.eps)
+    assert (linear_models.worst_rounded(X, Y, 0.0) > least).all()
+    reached = model.purifier(linear_models.worst(X, Y, threat), NOISE)
+    assert torch.allclose(linear_models.leads(reached, Y), least)
+    for i in range(50):
+        tried = model.purifier(threat.edge(X, NOISE.fold(i)), NOISE)
+        assert (linear_models.leads(tried, Y) > least).all()
+
+
+@pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
+def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
+    model = linear_models.Planes(4)
+    x = 0.35 + 0.3 * NOISE.fold("x").uniform(X)
+    far, logits = model.distances(x, threat.norm), model(x, NOISE)
+    own = logits.argmax(1)
+    nearest = torch.full_like(far, torch.inf)
+    for other in range(4):  # step along the steepest way, by hand
+        way = Threat(threat.norm, 1).steepest(model.weights[other] - model.weights[own])
+        gain = ((model.weights[other] - model.weights[own]) * way).flatten(1).sum(1)
+        gap = logits.gather(1, own[:, None])[:, 0] - logits[:, other]
+        reach = torch.where(own == other, torch.inf, gap / gain)
+        over = model(x + 1.001 * reach.nan_to_num(posinf=0)[:, None, None, None] * way, NOISE)
+        passed = over[:, other] > over.gather(1, own[:, None])[:, 0]
+        assert (passed | (own == other)).all()
+        nearest = nearest.minimum(reach)
+    assert torch.allclose(far, nearest, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: linear_models.Coin(1.5), "p is a probability"),
+        (lambda: linear_models.Grain(0.0), "sigma must be above 0"),
+        (lambda: linear_models.Stairs(0), "levels must be 1 or more"),
+        (lambda: linear_models.Planes(1), "classes must be 2 or more"),
+        (lambda: linear_models.Points(1), "size must be 2 or more"),
+    ],
+)
+def test_mistakes_are_told(make, words: str):
+    with pytest.raises(ValueError, match=words):
+        make()
