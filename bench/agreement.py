@@ -28,7 +28,7 @@ from unfool.data import fetch
 from unfool.data.cifar import cifar10
 from unfool.models.build import cifar_resnet
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
 from unfool.runtime.files import write_bytes
 from unfool.statistics import wilson
@@ -109,7 +109,7 @@ def main() -> None:
             print(line(name, eps, told), flush=True)
 
 
-def network(name: str, folder: Path) -> Plain:
+def network(name: str, folder: Path) -> NormalizedClassifier:
     """The classifier of that name."""
     found = sorted(folder.rglob(f"{name}*"))
     if not found:
@@ -119,12 +119,12 @@ def network(name: str, folder: Path) -> Plain:
     else:
         blocks = ConvexResNet(int(name[6]))
         load_state(blocks, read_state(found[0]), name)
-        model = Plain(blocks, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
+        model = NormalizedClassifier(blocks, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616))
     return model.eval().requires_grad_(False)
 
 
 def judged(
-    model: Plain, x: Tensor, y: Tensor, threat: Threat, version: str, seed: int
+    model: NormalizedClassifier, x: Tensor, y: Tensor, threat: Threat, version: str, seed: int
 ) -> dict[str, Any]:
     """Which images are right, clean and under that AutoAttack, and how long it took."""
     noise, began = Noise.of(seed, range(len(x))), time.process_time()

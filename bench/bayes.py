@@ -53,9 +53,13 @@ def measure(
     means, z, y = world(points, seed)
     bayes = (z[:, None] - means).square().flatten(2).sum(2).argmin(1)
     model = DiffusionClassifier(
-        Mixture(means, SPREAD), draws=draws, weight="elbo", span=(span[0], span[1]), rows=10**5
+        Mixture(means, SPREAD),
+        draws=draws,
+        weight="elbo",
+        span=(span[0], span[1]),
+        batch_size=10**5,
     )
-    noise = Noise.of(seed, range(points)).fold("draws")
+    noise = Noise.of(seed, range(points)).child("draws")
     found = torch.cat(
         [
             model((part + 1) / 2, noise.take(range(first, first + len(part)))).argmax(1)
@@ -69,9 +73,11 @@ def measure(
 def world(points: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The means (5, 1, 2, 2), points (B, 1, 2, 2) of [-1, 1] space, and their classes (B,)."""
     like = torch.empty(1, 2, 2)
-    means = 0.5 * Noise.of(seed, range(CLASSES)).fold("means").normal(like.expand(CLASSES, 1, 2, 2))
+    means = 0.5 * Noise.of(seed, range(CLASSES)).child("means").normal(
+        like.expand(CLASSES, 1, 2, 2)
+    )
     y = torch.arange(points) % CLASSES
-    scatter = Noise.of(seed, range(points)).fold("points").normal(like.expand(points, 1, 2, 2))
+    scatter = Noise.of(seed, range(points)).child("points").normal(like.expand(points, 1, 2, 2))
     return means, means[y] + SPREAD * scatter, y
 
 

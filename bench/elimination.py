@@ -23,7 +23,7 @@ from torch import Tensor
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, _below
-from unfool.defenses.diffusion_classifier.errors import ClassErrors
+from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise, permutation
 from unfool.protocols import Dataset
@@ -123,7 +123,7 @@ def main() -> None:
 
 
 def decisions(
-    denoiser: Denoiser, data: Dataset, job: Job, loss: str, out: Path
+    denoiser: Denoiser, data: Dataset, job: Job, loss: Loss, out: Path
 ) -> Iterator[tuple[str, int, Decision]]:
     """Rule, image and decision, of all of a job; made, or read where they were made before."""
     chosen = permutation(len(data), 0, "subset")[: job.images]
@@ -145,15 +145,17 @@ def decisions(
 
 @torch.no_grad()
 def decide(
-    denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: str
+    denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: Loss
 ) -> dict[str, Tensor]:
     """For each rule the classes and the calls (B, 2) of images (B, C, H, W)."""
     made, errors = dict[str, Tensor](), None
     for rule in rules:
         draws = 500 if rule == "paired" else None
-        model = DiffusionClassifier(denoiser, draws=draws, elimination=rule, loss=loss, rows=500)  # pyright: ignore
+        model = DiffusionClassifier(
+            denoiser, draws=draws, elimination=rule, loss=loss, batch_size=500
+        )
         errors = errors or Remembered(
-            denoiser, model.scales, noise.fold("eps"), model.loss, model.chunk
+            denoiser, model.scales, noise.child("eps"), model.loss, model.chunk
         )
         z = denoiser.encode(x)
         table, taken, fallen = model._measure(errors, z, model.weight)

@@ -2,7 +2,7 @@
 
     python bench/ledger.py [--images 64] [--out runs/ledger] [--spec cifar10-diffpure --data FOLDER]
 
-PGD-20 + EOT-10 on the demo's defence, or on a spec's. The plain loop asks the model for ten gradients
+PGD-20 + EOT-10 on the demo's defense, or on a spec's. The plain loop asks the model for ten gradients
 per step and image, then judges the iterate on ten more draws, to the end, and takes the last iterate
 that most of these got wrong. `asking` is the library's rule with nothing saved: the answers that it
 goes by are asked for once more, beside the gradient on the same draws. What the loop saw is written
@@ -23,15 +23,15 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.attacks.candidates import choose
-from unfool.attacks.losses import ask, look
+from unfool.attacks.losses import query_logits, query_model
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.data import fetch
-from unfool.defenses.purified import elected, majority, votes
+from unfool.defenses.purified import majority_class, majority_vote, predict_draws
 from unfool.diffusion.gradient import keeping
 from unfool.evaluation import prepare
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.cost import Ledger
+from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.runtime.files import write_bytes
 from unfool.statistics import wilson
@@ -44,9 +44,9 @@ STOP, SHARE = 10, 0.9  # an image is left at 9 of 10 wrong draws of its step, an
 class Bench:
     """One block of images through the plain loop and through the library."""
 
-    def __init__(self, made: prepare.Parts, threat: Threat, rows: int):
+    def __init__(self, made: prepare.Prepared, threat: Threat, rows: int):
         self.made, self.threat = made, threat
-        self.model, self.ledger = Limited(made.model, rows), Ledger()
+        self.model, self.ledger = Batched(made.model, rows), CallCounter()
 
     def calls(self) -> int:
         """The network calls since this was asked last."""
@@ -60,21 +60,21 @@ class Bench:
             told = self.plain(x, y, noise)
             began = time.perf_counter()
             self.calls()
-            ours = PGD(STEPS, EOT, loss="margin", stop=STOP, stop_share=SHARE)(
-                self.model, x, y, self.threat, noise.fold("search")
+            ours = PGD(STEPS, EOT, loss="margin", early_stop=STOP, early_stop_share=SHARE)(
+                self.model, x, y, self.threat, noise.child("search")
             )
-            streams = [noise.fold("verdict", "vote", i) for i in range(VOTES)]
-            wrong = elected(self.model, ours, streams) != y
+            streams = [noise.child("verdict", "vote", i) for i in range(VOTES)]
+            wrong = majority_vote(self.model, ours, streams) != y
             told |= {"all": self.calls(), "all_wrong": wrong.tolist()}
             told["all_seconds"] = time.perf_counter() - began
             with keeping(0):
-                look(self.model, x[:1], y[:1], "margin", noise.take([0]), 0, 1)
+                query_model(self.model, x[:1], y[:1], "margin", noise.take([0]), 0, 1)
             told["replayed"] = self.calls()
         return told | {"images": indices}
 
     def plain(self, x: Tensor, y: Tensor, noise: Noise) -> dict[str, Any]:
         """The plain loop, and what it saw: of each image, by step, which draws were wrong."""
-        began, run = time.perf_counter(), noise.fold("search", "restart", 0)
+        began, run = time.perf_counter(), noise.child("search", "restart", 0)
         attack, iterates, judged, certain, losses = PGD(STEPS, EOT, loss="margin"), [], [], [], []
         gradients = forwards = 0
         self.calls()
@@ -82,9 +82,9 @@ class Bench:
             gradients += self.calls()
             iterates.append(x_adv)
             if seen is not None:
-                certain.append(seen.wrong > SHARE - 1e-6)
+                certain.append(seen.error_rate > SHARE - 1e-6)
                 losses.append(seen.loss)
-            answers = ask(self.model, x_adv, run.fold("stop", i), 0, EOT).argmax(2)
+            answers = query_logits(self.model, x_adv, run.child("stop", i), 0, EOT).argmax(2)
             judged.append(answers != y[:, None])
             forwards += self.calls()
         wrong = torch.stack(judged, 1)  # (B, steps + 1, draws)
@@ -102,14 +102,14 @@ class Bench:
         )
         peak = torch.stack(losses, 1).argmax(1)
         highest = torch.stack(iterates, 1)[torch.arange(len(x)), peak]
-        compare = noise.fold("search", "compare")
+        compare = noise.child("search", "compare")
         ends["reuse"] = (
             choose(self.model, y, [iterates[-1], highest, x], "margin", compare, EOT),
             left,
         )
         self.calls()
         ballots = {
-            name: votes(self.model, end, noise.fold("verdict"), VOTES)
+            name: predict_draws(self.model, end, noise.child("verdict"), VOTES)
             for name, (end, _) in ends.items()
         }
         self.calls()
@@ -119,7 +119,9 @@ class Bench:
             "left": left.tolist(),
             "judged": wrong.tolist(),
             "ballots": {name: b.tolist() for name, b in ballots.items()},
-            "wrong": {name: (majority(b, CLASSES) != y).tolist() for name, b in ballots.items()},
+            "wrong": {
+                name: (majority_class(b, CLASSES) != y).tolist() for name, b in ballots.items()
+            },
             "labels": y.tolist(),
             "plain_seconds": time.perf_counter() - began,
         }
@@ -220,8 +222,8 @@ def main() -> None:
     given = parser.parse_args()
     change = [f"evaluation.images={given.images}", "machine.device=cpu"]
     spec = evaluation.check(specs.load(given.spec, change), given.data)
-    made = prepare.parts(spec)
-    bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["rows"])
+    made = prepare.prepare(spec)
+    bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["batch_size"])
     blocks = []
     for first in range(0, given.images, given.block):
         indices = made.indices[first : first + given.block]

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unfool.attacks.autoattack import AutoAttack
 from unfool.data import fetch
-from unfool.defenses.purified import votes
+from unfool.defenses.purified import predict_draws
 from unfool.noise import Noise
 from unfool.statistics import Share, mean_of, wilson
 from unfool.threat import Threat
@@ -80,13 +80,13 @@ def rows() -> list[tuple[str, Any, Threat, tuple[str, ...], LEFT, LEFT]]:
     noise, stair, huge = (
         linear_models.noisy_plane(),
         linear_models.rounded_plane(),
-        linear_models.Plane(1e6),
+        linear_models.LinearClassifier(1e6),
     )
     return [
         *(
             (
                 f"coin of {p}",
-                linear_models.Coin(p),
+                linear_models.RandomGuess(p),
                 linf,
                 ("rand",),
                 partial(coin, p),
@@ -129,7 +129,8 @@ def compare(
 ) -> str:
     """The lines of a model: a public version each, beside the version `unfool` of ours."""
     x, y = fetch(
-        linear_models.Points(images, one_class=isinstance(model, linear_models.Coin)), range(images)
+        linear_models.Points(images, one_class=isinstance(model, linear_models.RandomGuess)),
+        range(images),
     )
     noise, began = Noise.of(seed, range(images)), time.perf_counter()
     random = name.startswith("coin") or name.endswith("noise")
@@ -137,14 +138,14 @@ def compare(
     attack = (
         AutoAttack("unfool", "mean") if random else AutoAttack("unfool", "mean", eot=1, draws=4)
     )
-    ours = attack(model, x, y, threat, noise.fold("search"))
+    ours = attack(model, x, y, threat, noise.child("search"))
     draws = 20 if random else 1
-    right = votes(model, ours, noise.fold("verdict"), draws) == y[:, None]
+    right = predict_draws(model, ours, noise.child("verdict"), draws) == y[:, None]
     share = mean_of(right.double().mean(1).tolist(), draws)
     took, lines = time.perf_counter() - began, []
     for version in versions:
         began = time.perf_counter()
-        reported, theirs = public(model, x, y, threat, version, noise.fold("public"), seed)
+        reported, theirs = public(model, x, y, threat, version, noise.child("public"), seed)
         print(
             f"{name}: unfool {took:.0f} s, {version} {time.perf_counter() - began:.0f} s",
             file=sys.stderr,
@@ -169,7 +170,7 @@ def public(
     def network(images: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        here = noise.take([i % len(noise) for i in range(len(images))]).fold(calls)
+        here = noise.take([i % len(noise) for i in range(len(images))]).child(calls)
         return model(images, here)
 
     norm = {"linf": "Linf", "l2": "L2"}[threat.norm]

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import measuring
 from measuring import error, interleaved, over, shown, table
-from unfool.diffusion.denoiser import Denoiser, Network
+from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.execution import trials
 from unfool.diffusion.reverse import (
     DDIM,
@@ -310,7 +310,7 @@ def overhead(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
 
         def draw(x: Tensor = x, noise: Noise = noise) -> None:
             for i in range(steps):
-                noise.fold(i).normal(x)
+                noise.child(i).normal(x)
 
         def rand(x: Tensor = x) -> None:
             for _ in range(steps):
@@ -354,7 +354,7 @@ def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
         if network is base and device == "cpu":
             continue  # minutes of compiling
         denoiser = network().to(device)
-        assert isinstance(denoiser, Network)
+        assert isinstance(denoiser, NetworkDenoiser)
         found = trials(denoiser, 8, repetitions)
         plain = found["plain"]
         for way, trial in found.items():

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from unfool.defenses.coup import Confidence
 from unfool.diffusion.adjoint import reverse_adjoint
-from unfool.diffusion.denoiser import Denoiser, Network
+from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.reverse import Guide, Heun, Step, reverse, scales_along
 from unfool.diffusion.schedule import Scales
@@ -50,8 +50,8 @@ class Case:
         self.denoiser = denoiser.to(device, dtype)
         self.times, self.step, self.noise = times, step, Noise.of(0, range(images))
         like = torch.empty(images, *denoiser.shape, device=device, dtype=dtype)
-        self.x = self.noise.fold("x").normal(like)
-        self.weigh = self.noise.fold("weigh").normal(like)
+        self.x = self.noise.child("x").normal(like)
+        self.weigh = self.noise.child("weigh").normal(like)
         self.guide: Guide | None = None
         if guided:
             seed_torch(0, "classifier")
@@ -103,13 +103,13 @@ class Case:
 
     def _advance(self, i: int, x: Tensor) -> Tensor:
         now, then = scales_along(self.denoiser, self.times[i : i + 2])
-        noise = self.noise.fold(i)
+        noise = self.noise.child(i)
 
         def estimate(x_t: Tensor, at: Scales) -> Tensor:
             x_hat = self.denoiser(x_t, at.t)
             if self.guide is None:
                 return x_hat
-            term = self.guide(x_t, x_hat, at, then, noise.fold("guide"))
+            term = self.guide(x_t, x_hat, at, then, noise.child("guide"))
             return x_hat + at.sigma**2 / at.alpha * term
 
         if isinstance(self.step, Heun):
@@ -154,7 +154,7 @@ class _Pair(nn.Module):
 def pair() -> Denoiser:
     """A network of two convolutions, on 8 x 8 pixels."""
     seed_torch(0, "pair")
-    return Network(_Pair(), shape=(3, 8, 8))
+    return NetworkDenoiser(_Pair(), shape=(3, 8, 8))
 
 
 def tiny() -> Denoiser:

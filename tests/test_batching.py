@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from unfool.attacks import views
-from unfool.attacks.losses import ask, look
+from unfool.attacks.losses import query_logits, query_model
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
-from unfool.batching import MOST, fitting
+from unfool.attacks.views import Batched
+from unfool.batching import MAX_BATCH, fitting
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, votes
+from unfool.defenses.purified import Purified, predict_draws
 from unfool.models.build import small_cnn
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
@@ -46,12 +46,12 @@ NOISE = Noise.of(0, range(10))
 
 @pytest.mark.parametrize("back", [False, True])
 def test_when_memory_runs_out_smaller_parts_give_the_same(back: bool, capsys):
-    roomy, narrow = Limited(Crowded(1000, back), 64), Crowded(6, back)
-    limited = Limited(narrow, 64)
-    mine, wanted = (look(m, X, Y, "margin", NOISE, 0, 2) for m in (limited, roomy))
+    roomy, narrow = Batched(Crowded(1000, back), 64), Crowded(6, back)
+    limited = Batched(narrow, 64)
+    mine, wanted = (query_model(m, X, Y, "margin", NOISE, 0, 2) for m in (limited, roomy))
     for one, other in zip(mine, wanted, strict=True):
         assert torch.allclose(one, other, rtol=1e-12, atol=1e-15)
-    assert limited.rows == 5  # of 20, half of a half
+    assert limited.batch_size == 5  # of 20, half of a half
     assert narrow.asked[-4:] == [5] * 4
     said = capsys.readouterr().err.splitlines()
     assert said == [
@@ -59,15 +59,17 @@ def test_when_memory_runs_out_smaller_parts_give_the_same(back: bool, capsys):
         "out of memory with 10 images in a call: going on with 5",
     ]
     narrow.asked.clear()
-    assert torch.equal(votes(limited, X, NOISE, 3), votes(roomy, X, NOISE, 3))
+    assert torch.equal(predict_draws(limited, X, NOISE, 3), predict_draws(roomy, X, NOISE, 3))
     assert max(narrow.asked) == 5  # what was learned is kept
-    assert torch.allclose(ask(limited, X, NOISE, 0, 2), ask(roomy, X, NOISE, 0, 2), rtol=1e-12)
+    assert torch.allclose(
+        query_logits(limited, X, NOISE, 0, 2), query_logits(roomy, X, NOISE, 0, 2), rtol=1e-12
+    )
 
 
 def test_an_attack_survives_it_and_finds_the_same():
     threat = Threat("linf", 0.1)
     found = [
-        PGD(steps=3, eot=4)(Limited(Crowded(most, True), 64), X, Y, threat, NOISE)
+        PGD(steps=3, eot=4)(Batched(Crowded(most, True), 64), X, Y, threat, NOISE)
         for most in (7, 1000)
     ]
     assert torch.allclose(*found, rtol=1e-12, atol=1e-15)
@@ -76,18 +78,18 @@ def test_an_attack_survives_it_and_finds_the_same():
 
 def test_views_share_what_was_learned(capsys):
     inner = Crowded(6, False)
-    whole = Limited(Purified(inner, lambda x, noise: x), 64)
+    whole = Batched(Purified(inner, lambda x, noise: x), 64)
     for _ in range(2):
-        views.undefended(whole)(X, NOISE)
-    assert whole.rows == 5
+        views.classifier_only(whole)(X, NOISE)
+    assert whole.batch_size == 5
     assert len(capsys.readouterr().err.splitlines()) == 1, "it is found out once"
 
 
 def test_when_one_image_is_too_much_it_is_said():
     with pytest.raises(torch.OutOfMemoryError):
-        votes(Limited(Crowded(0, False), 64), X, NOISE, 1)
+        predict_draws(Batched(Crowded(0, False), 64), X, NOISE, 1)
     with pytest.raises(torch.OutOfMemoryError):  # nobody said how many it may be
-        look(Crowded(4, False), X, Y, "ce", NOISE, 0, 1)
+        query_model(Crowded(4, False), X, Y, "ce", NOISE, 0, 1)
 
 
 def test_how_many_fit_is_measured(monkeypatch):
@@ -97,10 +99,10 @@ def test_how_many_fit_is_measured(monkeypatch):
     model = Purified(small_cnn(), DiffPure(denoiser, steps=1)).eval().requires_grad_(False)
     x = torch.full((1, 1, 8, 8), 0.5)
     monkeypatch.setattr("unfool.batching.free_bytes", lambda device: 2**40)
-    assert fitting(model, x) == MOST[0]
+    assert fitting(model, x) == MAX_BATCH[0]
     found = []
     for free in (2**22, 2**24):
         monkeypatch.setattr("unfool.batching.free_bytes", lambda device, free=free: free)
         found.append(fitting(model, x))
-    assert 1 <= found[0] < found[1] < MOST[0]
+    assert 1 <= found[0] < found[1] < MAX_BATCH[0]
     assert found[1] == pytest.approx(4 * found[0], rel=0.2)

@@ -9,7 +9,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import slurm
 
-SMALL = ["data.size=24", "attacks=[]", "evaluation.pictures=0", "evaluation.draws=2"]
+SMALL = ["data.size=24", "attacks=[]", "evaluation.examples=0", "evaluation.draws=2"]
 
 
 def test_shards_as_jobs_make_one_whole_run(elsewhere):

@@ -15,7 +15,7 @@ from unfool.spec import menu
 PURIFIER = '''
 from torch.nn import functional as F
 class Blur:
-    """Purify by looking at the average of neighbours, with a little noise."""
+    """Purify by looking at the average of neighbors, with a little noise."""
     def __init__(self, size: int = 3, strength: float = 0.02):
         self.size, self.strength = size, strength
     def __call__(self, x, noise):
@@ -65,9 +65,9 @@ class Dice:
     def __call__(self, model, x, y, threat, noise):
         best, least = x, torch.full((len(x),), torch.inf)
         for i in range(self.tries):
-            x_adv = threat.start(x, noise.fold("try", i))
+            x_adv = threat.start(x, noise.child("try", i))
             with torch.no_grad():
-                sure = model(x_adv, noise.draws(i)).log_softmax(1).gather(1, y[:, None])[:, 0]
+                sure = model(x_adv, noise.for_query(i)).log_softmax(1).gather(1, y[:, None])[:, 0]
             best = torch.where((sure < least)[:, None, None, None], x_adv, best)
             least = torch.minimum(sure, least)
         return best

@@ -24,11 +24,11 @@ def blank(size: int, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("draw", [Noise.normal, Noise.uniform])
 def test_an_image_meets_the_same_numbers_in_any_company(draw):
-    alone = torch.cat([draw(Noise.of(3, [i]).fold("a", 1), blank(1)) for i in range(6)])
-    together = Noise.of(3, range(6)).fold("a", 1)
+    alone = torch.cat([draw(Noise.of(3, [i]).child("a", 1), blank(1)) for i in range(6)])
+    together = Noise.of(3, range(6)).child("a", 1)
     assert torch.equal(draw(together, blank(6)), alone)
     order = [4, 0, 5, 5, 2]
-    assert torch.equal(draw(Noise.of(3, order).fold("a", 1), blank(5)), alone[order])
+    assert torch.equal(draw(Noise.of(3, order).child("a", 1), blank(5)), alone[order])
     assert torch.equal(draw(together.take(order), blank(5)), alone[order])
     assert torch.equal(draw(together.take(torch.tensor(order)), blank(5)), alone[order])
     assert torch.equal(draw(together, blank(6)), alone)  # and again
@@ -54,10 +54,10 @@ def test_memory_format_of_the_images_does_not_matter():
 
 def test_names_are_paths():
     noise = Noise.of(0, [0, 1])
-    assert noise.fold("a", 1, "b") == noise.fold("a").fold(1).fold("b")
-    assert noise.fold() == noise
+    assert noise.child("a", 1, "b") == noise.child("a").child(1).child("b")
+    assert noise.child() == noise
     paths = [(), ("a",), (1,), ("1",), ("a", 1), (1, "a"), ("a1",), ("a", "1"), ("copy", 0)]
-    keys = {key for path in paths for key in noise.fold(*path).keys}
+    keys = {key for path in paths for key in noise.child(*path).keys}
     assert len(keys) == 2 * len(paths)
 
 
@@ -67,10 +67,10 @@ def test_streams_have_keys_of_their_own():
         noise = Noise.of(seed, range(20))
         found += noise.keys + noise.repeat(4).keys
         for turn in range(4):
-            found += noise.draws(turn, 3).keys
-            found += noise.fold("restart", turn).keys
-            found += noise.fold(turn).keys
-            found += noise.fold(turn, "guide").keys
+            found += noise.for_query(turn, 3).keys
+            found += noise.child("restart", turn).keys
+            found += noise.child(turn).keys
+            found += noise.child(turn, "guide").keys
     assert len(set(found)) == len(found) == 5 * 20 * (1 + 4 + 4 * (3 + 3))
 
 
@@ -85,11 +85,11 @@ def test_streams_are_independent():
     streams = [
         base,
         Noise.of(1, range(40)),
-        base.fold("forward"),
-        base.fold("reverse", 0),
-        base.fold("reverse", 1),
-        base.draws(0),
-        base.draws(1),
+        base.child("forward"),
+        base.child("reverse", 0),
+        base.child("reverse", 1),
+        base.for_query(0),
+        base.for_query(1),
         base.take(range(10)).repeat(4),
     ]
     size = 4000
@@ -136,41 +136,41 @@ def test_sizes_must_agree():
     with pytest.raises(ValueError, match="noise for 2 images, asked to fill 3"):
         noise.normal(blank(3))
     with pytest.raises(ValueError, match="noise of 2 images, told of noise of 1"):
-        noise.knowing(Noise.of(0, [0]))
+        noise.with_known_noise(Noise.of(0, [0]))
 
 
 def test_who_was_told_nothing_draws_afresh_at_each_turn_and_copy():
     noise = Noise.of(0, [0, 1])
-    keys = [key for turn in range(5) for key in noise.draws(turn, 4).keys]
+    keys = [key for turn in range(5) for key in noise.for_query(turn, 4).keys]
     assert len(set(keys)) == len(keys) == 5 * 4 * 2
-    assert noise.draws(2, 4) == noise.draws(2, 4)
+    assert noise.for_query(2, 4) == noise.for_query(2, 4)
 
 
 def test_who_knows_a_stream_knows_its_copies():
     secret, own = Noise.of(0, [0, 1]), Noise.of(1, [0, 1])
-    told = own.knowing(secret, ["forward"]).draws(3)
-    assert told.repeat(3).fold("forward").keys == secret.repeat(3).fold("forward").keys
-    assert len(set(told.repeat(3).fold("reverse").keys)) == 6
+    told = own.with_known_noise(secret, ["forward"]).for_query(3)
+    assert told.repeat(3).child("forward").keys == secret.repeat(3).child("forward").keys
+    assert len(set(told.repeat(3).child("reverse").keys)) == 6
 
 
 def streams(noise: Noise) -> dict[str, Noise]:
-    """What a defence draws from, as `Purified` with `DiffPure` does."""
-    inner = noise.fold("purify")
+    """What a defense draws from, as `Purified` with `DiffPure` does."""
+    inner = noise.child("purify")
     return {
-        "forward": inner.fold("forward"),
-        "reverse 0": inner.fold("reverse").fold(0),
-        "reverse 1": inner.fold("reverse").fold(1),
-        "classify": noise.fold("classify"),
+        "forward": inner.child("forward"),
+        "reverse 0": inner.child("reverse").child(0),
+        "reverse 1": inner.child("reverse").child(1),
+        "classify": noise.child("classify"),
     }
 
 
 @pytest.mark.parametrize("told", ["forward", "reverse"])
 def test_who_knows_a_stream_meets_exactly_it_and_fresh_others(told: str):
-    secret = Noise.of(0, [0, 1, 2]).fold("verdict")
-    attacker = Noise.of(0, [0, 1, 2]).fold("search").knowing(secret, [told])
+    secret = Noise.of(0, [0, 1, 2]).child("verdict")
+    attacker = Noise.of(0, [0, 1, 2]).child("search").with_known_noise(secret, [told])
     theirs, seen = streams(secret), []
     for turn in range(3):
-        mine = streams(attacker.draws(turn, copies=2))
+        mine = streams(attacker.for_query(turn, copies=2))
         for name, stream in mine.items():
             if name.startswith(told):
                 assert stream.take([0, 2, 4]) == theirs[name]
@@ -185,27 +185,27 @@ def test_who_knows_a_stream_meets_exactly_it_and_fresh_others(told: str):
 
 
 def test_what_is_told_survives_take_and_what_an_attacker_folds_before():
-    secret = Noise.of(0, [0, 1, 2]).fold("verdict")
-    plain = Noise.of(1, [0, 1, 2]).knowing(secret, ["forward"])
+    secret = Noise.of(0, [0, 1, 2]).child("verdict")
+    plain = Noise.of(1, [0, 1, 2]).with_known_noise(secret, ["forward"])
     for attacker in (
-        plain.fold("restart", 3),
-        plain.fold("forward"),  # his own name for something, not the defence's stream
-        plain.fold("purify", "forward", "reverse"),
+        plain.child("restart", 3),
+        plain.child("forward"),  # his own name for something, not the defense's stream
+        plain.child("purify", "forward", "reverse"),
     ):
-        drawn = attacker.draws(4).fold("purify", "forward")
-        assert drawn == secret.fold("purify", "forward")
+        drawn = attacker.for_query(4).child("purify", "forward")
+        assert drawn == secret.child("purify", "forward")
         assert attacker.keys != plain.keys
-    drawn = plain.take([2, 0]).draws(0, 2).take([1, 2]).fold("purify", "forward")
-    assert drawn == secret.take([2, 0]).fold("purify", "forward")
-    # his own numbers, for a start say, are not those of the defence
-    assert plain.fold("forward").keys != secret.fold("forward").keys
+    drawn = plain.take([2, 0]).for_query(0, 2).take([1, 2]).child("purify", "forward")
+    assert drawn == secret.take([2, 0]).child("purify", "forward")
+    # his own numbers, for a start say, are not those of the defense
+    assert plain.child("forward").keys != secret.child("forward").keys
 
 
 def test_names_below_a_stream_that_is_not_told_are_found():
     secret, mine = Noise.of(0, [0]), Noise.of(1, [0])
-    drawn = mine.knowing(secret, ["guide"]).draws(0).fold("purify", "reverse", 7)
-    assert drawn.fold("guide") == secret.fold("purify", "reverse", 7, "guide")
-    assert drawn.keys != secret.fold("purify", "reverse", 7).keys
+    drawn = mine.with_known_noise(secret, ["guide"]).for_query(0).child("purify", "reverse", 7)
+    assert drawn.child("guide") == secret.child("purify", "reverse", 7, "guide")
+    assert drawn.keys != secret.child("purify", "reverse", 7).keys
 
 
 @pytest.fixture(scope="module")
@@ -217,50 +217,50 @@ def defended():
 
 def test_who_knows_all_sees_a_deterministic_model(defended):
     model, x = defended
-    secret = Noise.of(0, range(4)).fold("verdict")
-    attacker = Noise.of(0, range(4)).fold("search").knowing(secret)
+    secret = Noise.of(0, range(4)).child("verdict")
+    attacker = Noise.of(0, range(4)).child("search").with_known_noise(secret)
     truth = model(x, secret)
     for turn in range(3):
-        assert torch.equal(model(x, attacker.fold("restart", turn).draws(turn)), truth)
-    copies = model(x.repeat_interleave(3, 0), attacker.draws(5, copies=3))
+        assert torch.equal(model(x, attacker.child("restart", turn).for_query(turn)), truth)
+    copies = model(x.repeat_interleave(3, 0), attacker.for_query(5, copies=3))
     assert torch.equal(copies, truth.repeat_interleave(3, 0))
-    ignorant = Noise.of(0, range(4)).fold("search")
-    assert not torch.equal(model(x, ignorant.draws(0)), truth)
-    assert not torch.equal(model(x, ignorant.draws(0)), model(x, ignorant.draws(1)))
+    ignorant = Noise.of(0, range(4)).child("search")
+    assert not torch.equal(model(x, ignorant.for_query(0)), truth)
+    assert not torch.equal(model(x, ignorant.for_query(0)), model(x, ignorant.for_query(1)))
 
 
 def test_who_knows_both_streams_of_diffpure_knows_all_of_it(defended):
     model, x = defended
-    secret = Noise.of(0, range(4)).fold("verdict")
-    attacker = Noise.of(1, range(4)).knowing(secret, ["forward", "reverse"])
-    assert torch.equal(model(x, attacker.draws(9)), model(x, secret))
-    half = Noise.of(1, range(4)).knowing(secret, ["forward"])
-    assert not torch.equal(model(x, half.draws(9)), model(x, secret))
+    secret = Noise.of(0, range(4)).child("verdict")
+    attacker = Noise.of(1, range(4)).with_known_noise(secret, ["forward", "reverse"])
+    assert torch.equal(model(x, attacker.for_query(9)), model(x, secret))
+    half = Noise.of(1, range(4)).with_known_noise(secret, ["forward"])
+    assert not torch.equal(model(x, half.for_query(9)), model(x, secret))
 
 
 @pytest.mark.parametrize("copies", [1, 2, 3, 5])
 def test_a_pool_has_exactly_its_size(copies: int):
-    secret = Noise.of(0, [0, 1]).fold("verdict")
-    attacker = Noise.of(1, [0, 1]).knowing(secret, pool=4)
+    secret = Noise.of(0, [0, 1]).child("verdict")
+    attacker = Noise.of(1, [0, 1]).with_known_noise(secret, pool=4)
     met: list[set[int]] = [set(), set()]
     for turn in range(12):
-        drawn = attacker.draws(turn, copies)
+        drawn = attacker.for_query(turn, copies)
         assert drawn.given is None
         for i in range(2):
             met[i] |= set(drawn.keys[i * copies : (i + 1) * copies])
-    allowed = [set(secret.take([i]).fold("pool", p).keys[0] for p in range(4)) for i in range(2)]
+    allowed = [set(secret.take([i]).child("pool", p).keys[0] for p in range(4)) for i in range(2)]
     assert met == allowed
     assert not met[0] & met[1]
 
 
 def test_a_pool_of_one_stream_leaves_the_others_fresh():
-    secret = Noise.of(0, [0]).fold("verdict")
-    attacker = Noise.of(1, [0]).knowing(secret, ["forward"], pool=3)
-    drawn = [attacker.draws(turn) for turn in range(9)]
-    assert {n.fold("purify", "forward") for n in drawn} == {
-        secret.fold("pool", p, "purify", "forward") for p in range(3)
+    secret = Noise.of(0, [0]).child("verdict")
+    attacker = Noise.of(1, [0]).with_known_noise(secret, ["forward"], pool=3)
+    drawn = [attacker.for_query(turn) for turn in range(9)]
+    assert {n.child("purify", "forward") for n in drawn} == {
+        secret.child("pool", p, "purify", "forward") for p in range(3)
     }
-    assert len({n.fold("purify", "reverse").keys for n in drawn}) == 9
+    assert len({n.child("purify", "reverse").keys for n in drawn}) == 9
 
 
 def test_permutation_is_one_and_depends_on_all_arguments():

@@ -38,7 +38,7 @@ def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
     assert run(["evaluate", str(tmp_path / "spec.yaml"), "--out", str(tmp_path / "run")]) == 0
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["clean"]["accuracy"] > 0.85
-    assert report["robust"]["mean"]["accuracy"] == 0
+    assert report["robust"]["per_draw"]["accuracy"] == 0
     assert report["doubts"] == []
 
 

@@ -71,9 +71,9 @@ def test_between_the_bounds_the_scatter_decides():
 def test_width_is_between_that_of_images_and_that_of_draws(draws: int):
     n = 50
     for a in (0.05, 1.0, 30.0, 3000.0):
-        noise = Noise.of(0, range(n)).fold(str(a))
+        noise = Noise.of(0, range(n)).child(str(a))
         p = stats.beta.ppf(noise.uniform(torch.zeros(n, 1)).double().numpy(), a, a)
-        throws = noise.fold("throws").uniform(torch.zeros(n, draws)).double().numpy() < p
+        throws = noise.child("throws").uniform(torch.zeros(n, draws)).double().numpy() < p
         share = mean_of(throws.mean(1).tolist(), draws)
         widest, tightest = by_hand(share.accuracy, n), by_hand(share.accuracy, n * draws)
         assert share.accuracy == pytest.approx(throws.mean())
@@ -96,10 +96,10 @@ def test_interval_covers_the_truth_as_often_as_it_says(world: str, n: int, draws
     """Images with rates of their own (Beta), each seen `draws` times: 95 % of intervals cover."""
     runs, (a, b) = 400, WORLDS[world]
     table = stats.beta.ppf(np.linspace(0, 1, 20_001), a, b)  # of the quantiles, for speed
-    noise = Noise.of(7, range(runs)).fold(world)
+    noise = Noise.of(7, range(runs)).child(world)
     u = noise.uniform(torch.zeros(runs, n)).double().numpy()
     p = np.interp(u, np.linspace(0, 1, len(table)), table)
-    throws = noise.fold("throws").uniform(torch.zeros(runs, n, draws)).double().numpy()
+    throws = noise.child("throws").uniform(torch.zeros(runs, n, draws)).double().numpy()
     rates = (throws < p[..., None]).mean(2)
 
     truth, covered, naive = a / (a + b), 0, 0
@@ -147,7 +147,7 @@ def test_resubmissions_are_unbiased_and_their_intervals_cover():
     n, k, runs = 60, 6, 300
     noise = Noise.of(5, range(runs))
     chance = noise.uniform(torch.empty(runs, n, 1)).sqrt()
-    hits = (noise.fold("draws").uniform(torch.empty(runs, n, k)) < chance).sum(2).tolist()
+    hits = (noise.child("draws").uniform(torch.empty(runs, n, k)) < chance).sum(2).tolist()
     curves = [resubmissions(row, k) for row in hits]
     for m in range(1, k + 1):
         shares, truth = [curve[m - 1] for curve in curves], 2 / (m + 2)

@@ -12,11 +12,11 @@ SHAPE = (3, 4, 4)
 
 
 def draw(size: int, name: str = "x") -> torch.Tensor:
-    return Noise.of(0, range(size)).fold(name).uniform(torch.zeros(size, *SHAPE))
+    return Noise.of(0, range(size)).child(name).uniform(torch.zeros(size, *SHAPE))
 
 
 def gauss(size: int, name: str = "g") -> torch.Tensor:
-    return Noise.of(0, range(size)).fold(name).normal(torch.zeros(size, *SHAPE))
+    return Noise.of(0, range(size)).child(name).normal(torch.zeros(size, *SHAPE))
 
 
 def test_size_is_the_norm():

@@ -30,7 +30,7 @@ def times(steps: int) -> Tensor:
 
 
 class Peer:
-    """Its defence around the network of a case."""
+    """Its defense around the network of a case."""
 
     def __init__(self, folder: Path, case: Case):
         self.case, self.labels = case, torch.zeros(len(case.x))  # which the loss does not ask
@@ -50,14 +50,14 @@ class Peer:
         config |= {"def_max_timesteps": str(DEPTH), "def_denoising_steps": stride}
         config |= {"sampling_method": "ddpm", "guided": False, "diff_attack": False, "eps": 8 / 255}
         network = case.denoiser.get_submodule("network")
-        self.defence = theirs.DiffPureClassifier(_Answers(network), nn.Identity(), config)
+        self.defense = theirs.DiffPureClassifier(_Answers(network), nn.Identity(), config)
         self.weights = list(network.parameters())
 
     def gradient(self) -> Tensor:
         """Its gradient of the case's linear function."""
         for weight in self.weights:
             weight.requires_grad_(True)
-        found = self.defence.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
+        found = self.defense.gradient(self.case.x, self.labels, self._loss, seeds=0)[0]
         for weight in self.weights:
             weight.requires_grad_(False)
             weight.grad = None
@@ -65,16 +65,16 @@ class Peer:
 
     def error(self) -> float:
         """Its relative error to autograd through its own steps, on the same noise."""
-        defence, found = self.defence, self.gradient()
+        defense, found = self.defense, self.gradient()
         x = self.case.x.clone().requires_grad_()
         torch.random.manual_seed(0)
         state = (x - 0.5) * 2
-        state = defence.noised(state, defence.def_max_timesteps[0], torch.randn_like(x))  # noqa: TID251
-        steps = defence.defense_steps[0]
+        state = defense.noised(state, defense.def_max_timesteps[0], torch.randn_like(x))  # noqa: TID251
+        steps = defense.defense_steps[0]
         for k in reversed(range(len(steps))):
             i, j = steps[k], steps[k - 1] if k else -1
-            answer = defence.diffusion(state, i * torch.ones_like(x[:, 0, 0, 0]))
-            ahead, back, fresh = defence.get_coefficient(i, j)
+            answer = defense.diffusion(state, i * torch.ones_like(x[:, 0, 0, 0]))
+            ahead, back, fresh = defense.get_coefficient(i, j)
             state = ahead * state + back * answer + fresh * torch.randn_like(x)  # noqa: TID251
         return error(found, torch.autograd.grad(self._loss(state / 2 + 0.5).sum(), x)[0])
 

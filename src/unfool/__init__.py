@@ -1,4 +1,4 @@
-"""Defence by diffusion: defend an image classifier, and learn honestly what that is worth.
+"""Defense by diffusion: defend an image classifier, and learn honestly what that is worth.
 
 The public names are loaded when first used, so that importing the package costs nothing.
 """
@@ -14,15 +14,15 @@ _HOME = {
     "Denoiser": "unfool.diffusion.denoiser",
     "DiffPure": "unfool.defenses.diffpure",
     "Purified": "unfool.defenses.purified",
-    "Plain": "unfool.models.classifiers",
+    "NormalizedClassifier": "unfool.models.classifiers",
     "PGD": "unfool.attacks.pgd",
     "SpecError": "unfool.spec.menu",
     "as_module": "unfool.attacks.interop",
-    "evaluate": "unfool.evaluation.evaluate",
+    "evaluate_into": "unfool.evaluation.evaluate",
     "load_classifier": "unfool.models.card",
     "load_denoiser": "unfool.models.card",
     "train": "unfool.training.train",
-    "votes": "unfool.defenses.purified",
+    "predict_draws": "unfool.defenses.purified",
 }
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 

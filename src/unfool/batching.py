@@ -12,19 +12,19 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
-MOST = 256, 4096  # images in one call on a CPU, and on a GPU: more are no faster
+MAX_BATCH = 256, 4096  # images in one call on a CPU, and on a GPU: more are no faster
 Found = TypeVar("Found")
 
 
-class Rows:
+class BatchLimit:
     """The most rows of a call, where several parts or views of a model share that number.
 
     Attributes:
-        rows: It, or None for any; `in_parts` halves it when memory runs out.
+        batch_size: It, or None for any; `in_parts` halves it when memory runs out.
     """
 
     def __init__(self, rows: int | None):
-        self.rows = rows
+        self.batch_size = rows
 
 
 def in_parts(
@@ -32,13 +32,13 @@ def in_parts(
 ) -> list[Found]:
     """What `call` returns for each part of the places 0 .. size - 1, in order.
 
-    A part has `model.rows` places, or all if the model names no number. When memory runs out, that
+    A part has `model.batch_size` places, or all if the model names no number. When memory runs out, that
     number is halved, which is said, and the same places are asked again.
 
     Args:
         call: Of a slice of the places.
         size: How many places there are.
-        model: Whose `rows` count.
+        model: Whose `batch_size` count.
         what: What these are, for what is said.
 
     Raises:
@@ -46,17 +46,17 @@ def in_parts(
     """
     found, first = [], 0
     while first < size:
-        rows = min(getattr(model, "rows", None) or size, size - first)
+        rows = min(getattr(model, "batch_size", None) or size, size - first)
         try:
             found.append(call(slice(first, first + rows)))
         except torch.OutOfMemoryError:
-            if rows == 1 or not getattr(model, "rows", None):
+            if rows == 1 or not getattr(model, "batch_size", None):
                 raise
         else:
             first += rows
             continue
         # out of the handler, whose error holds on to what the call had allocated
-        model.rows = rows // 2  # pyright: ignore[reportAttributeAccessIssue]
+        model.batch_size = rows // 2  # pyright: ignore[reportAttributeAccessIssue]
         print(
             f"out of memory with {rows} {what} in a call: going on with {rows // 2}",
             file=sys.stderr,
@@ -84,5 +84,5 @@ def fitting(model: Classifier, x: Tensor) -> int:
 
     taken()  # the first time, the chain itself learns what a step takes, and hides it
     each = max(taken(), 1)
-    free, most = free_bytes(str(x.device)), MOST[x.is_cuda]
+    free, most = free_bytes(str(x.device)), MAX_BATCH[x.is_cuda]
     return most if free is None else min(max(int(FREE * free / each), 1), most)

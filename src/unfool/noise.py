@@ -26,18 +26,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Path = int | str
+StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
 PART = 2**16  # numbers that a thread draws at least: about a millisecond
 
 
 @dataclass(frozen=True)
-class Given:
-    """What an attacker was told of the defence's noise: the streams `names` of `keys`.
+class KnownNoise:
+    """What an attacker was told of the defense's noise: the streams `names` of `keys`.
 
-    With no names he was told all of it. With `pool`, the defence draws from `pool` fixed paths, and
-    he knows these; with `options`, each single draw of the defence is one of so many, which he knows,
-    and which of them it is he does not. `live` turns on where the defence begins to draw (see
+    With no names he was told all of it. With `pool`, the defense draws from `pool` fixed paths, and
+    he knows these; with `options`, each single draw of the defense is one of so many, which he knows,
+    and which of them it is he does not. `live` turns on where the defense begins to draw (see
     `Noise.draws`).
     """
 
@@ -58,7 +58,7 @@ class Noise:
     """
 
     keys: tuple[int, ...]
-    given: Given | None = None
+    given: KnownNoise | None = None
 
     @classmethod
     def of(cls, seed: int, indices: Iterable[int]) -> "Noise":
@@ -73,14 +73,14 @@ class Noise:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def fold(self, *path: Path) -> "Noise":
+    def child(self, *path: StreamName) -> "Noise":
         """The stream named `path` below this one."""
         noise = self
         for name in path:
             noise = noise._step(name)
         return noise
 
-    def _step(self, name: Path) -> "Noise":
+    def _step(self, name: StreamName) -> "Noise":
         given = self.given
         if given is not None and given.live:
             theirs = tuple(_key(key, name) for key in given.keys)
@@ -92,7 +92,7 @@ class Noise:
     def repeat(self, copies: int) -> "Noise":
         """Every image `copies` times in a row, each copy with a stream of its own."""
         given = self.given
-        if given is not None and given.live:  # the defence's own copies
+        if given is not None and given.live:  # the defense's own copies
             given = replace(given, keys=_copies(given.keys, copies))
         elif given is not None:
             given = replace(given, keys=tuple(k for k in given.keys for _ in range(copies)))
@@ -114,7 +114,7 @@ class Noise:
 
     @classmethod
     def join(cls, parts: Sequence["Noise"]) -> "Noise":
-        """The noise of several batches, one after the other, all told alike (`knowing`)."""
+        """The noise of several batches, one after the other, all told alike (`with_known_noise`)."""
         first, keys = parts[0], tuple(key for part in parts for key in part.keys)
         if first.given is None:
             return Noise(keys)
@@ -126,30 +126,30 @@ class Noise:
         keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))
         return Noise(tuple(keys))
 
-    def knowing(
+    def with_known_noise(
         self, secret: "Noise", names: Collection[str] = (), pool: int = 0, options: int = 0
     ) -> "Noise":
-        """The noise of an attacker who was told part of `secret`, the defence's own noise.
+        """The noise of an attacker who was told part of `secret`, the defense's own noise.
 
         Args:
-            secret: The very noise that the defence will be called with, for the same images.
+            secret: The very noise that the defense will be called with, for the same images.
             names: The streams he knows (`"forward"`, `"reverse"`, ...); none means all of them.
-            pool: If positive, the defence draws from this many fixed paths (`pooled`), all known
+            pool: If positive, the defense draws from this many fixed paths (`pooled`), all known
                 to him.
-            options: If positive, the defence draws each of its numbers from this many fixed ones.
+            options: If positive, the defense draws each of its numbers from this many fixed ones.
         """
         if len(secret) != len(self):
             raise ValueError(f"noise of {len(self)} images, told of noise of {len(secret)}")
-        return replace(self, given=Given(secret.keys, frozenset(names), pool, options))
+        return replace(self, given=KnownNoise(secret.keys, frozenset(names), pool, options))
 
-    def draws(self, turn: int, copies: int = 1) -> "Noise":
-        """What an attacker takes for the defence's noise in his query number `turn`.
+    def for_query(self, turn: int, copies: int = 1) -> "Noise":
+        """What an attacker takes for the defense's noise in his query number `turn`.
 
-        Every image `copies` times in a row. Whatever he was not told (`knowing`) is fresh for each
-        turn and copy; what he was told is the defence's own. It is, too, how a defence draws whose
-        noise is partly fixed: for its own answers, with turns of their own.
+        Every image `copies` times in a row. Whatever he was not told (`with_known_noise`) is fresh
+        for each turn and copy; what he was told is the defense's own. It is, too, how a defense
+        draws whose noise is partly fixed: for its own answers, with turns of their own.
         """
-        own = self.fold("draw", turn).repeat(copies)
+        own = self.child("draw", turn).repeat(copies)
         given = own.given
         if given is None:
             return own
@@ -211,13 +211,13 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def permutation(size: int, seed: int, *path: Path) -> list[int]:
+def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
     """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
     source = torch.Generator().manual_seed(_key(seed, *path))
     return torch.randperm(size, generator=source).tolist()
 
 
-def seed_torch(seed: int, *path: Path) -> None:
+def seed_torch(seed: int, *path: StreamName) -> None:
     """Seed torch's global generators: for the first weights of a network and for dropout."""
     torch.manual_seed(_key(seed, *path))
 
@@ -244,5 +244,5 @@ def _copies(keys: Sequence[int], copies: int) -> tuple[int, ...]:
     return tuple(_key(key, "copy", i) for key in keys for i in range(copies))
 
 
-def _key(*path: Path) -> int:
+def _key(*path: StreamName) -> int:
     return int.from_bytes(blake2b(repr(path).encode(), digest_size=8).digest(), "little")

@@ -59,7 +59,7 @@ class Defended(Protocol):
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
 
-    def behind(self, purifier: Purifier) -> Classifier:
+    def with_purifier(self, purifier: Purifier) -> Classifier:
         """The same classifier behind another purifier, on the same streams of noise."""
         ...
 

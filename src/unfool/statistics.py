@@ -123,9 +123,9 @@ def mean_of(rates: Sequence[float], draws: float) -> Share:
     if scatter > 0:
         n = min(max(n, coin / scatter * n), n * draws)
     z = float(stats.norm.ppf(0.975))
-    centre = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
+    center = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * (coin / n + z**2 / (4 * n**2)) ** 0.5
-    return Share(mean, max(0.0, centre - half), min(1.0, centre + half))
+    return Share(mean, max(0.0, center - half), min(1.0, center + half))
 
 
 def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:

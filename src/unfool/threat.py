@@ -78,11 +78,11 @@ class Threat:
         Of l0: the whole budget of places, at random, with uniform values.
         """
         if self.norm == "l0":
-            places = self._places(noise.fold("places").uniform(x[:, :1]))
+            places = self._places(noise.child("places").uniform(x[:, :1]))
             return torch.where(places, noise.uniform(x), x)
         if self.norm == "linf":
             return self.project(x, x + self.eps * (2 * noise.uniform(x) - 1))
-        radius = noise.fold("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
+        radius = noise.child("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
         return self.project(x, x + self.eps * radius * self.steepest(noise.normal(x)))
 
     def edge(self, x: Tensor, noise: Noise) -> Tensor:
@@ -92,7 +92,7 @@ class Threat:
         the places of a smaller budget are among those of a larger one.
         """
         if self.norm == "l0":
-            places = self._places(noise.fold("places").uniform(x[:, :1]))
+            places = self._places(noise.child("places").uniform(x[:, :1]))
             return torch.where(places, noise.uniform(x[:, :1]).round(), x)
         return self.project(x, x + self.eps * self.steepest(noise.normal(x)))
 
@@ -116,11 +116,11 @@ def images(per_image: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What an attacker knows of the noise that a random defence will draw (Liu et al., 2025).
+    """What an attacker knows of the noise that a random defense will draw (Liu et al., 2025).
 
     Attributes:
         word: `"forward"` (the forward noise: DW-Fwd), `"reverse"` (that of the way back: DW-Rev),
-            `"both"` (all noise: DW-box), `"semi-128"` (the defence draws one of 128 paths, which he
+            `"both"` (all noise: DW-box), `"semi-128"` (the defense draws one of 128 paths, which he
             knows) or `"semi-128-steps"` (it draws each of its numbers from 128); any number will do.
     """
 
@@ -135,23 +135,25 @@ class Knowledge:
 
     @property
     def certain(self) -> bool:
-        """Whether nothing that the defence draws is unknown."""
+        """Whether nothing that the defense draws is unknown."""
         return self.word == "both"
 
-    def told(self, noise: Noise, secret: Noise) -> Noise:
+    def reveal(self, noise: Noise, secret: Noise) -> Noise:
         """The noise of who knows this of `secret`, and draws the rest from `noise`.
 
-        Attackers search with it; and the defence answers with its `draws`.
+        Attackers search with it; and the defense answers with its `draws`.
         """
         if self.word == "both":
-            return noise.knowing(secret)
+            return noise.with_known_noise(secret)
         if semi := self._semi():
             count, by_steps = int(semi[1]), bool(semi[2])
-            return noise.knowing(secret, (), 0 if by_steps else count, count if by_steps else 0)
-        return noise.knowing(secret, (self.word,))
+            return noise.with_known_noise(
+                secret, (), 0 if by_steps else count, count if by_steps else 0
+            )
+        return noise.with_known_noise(secret, (self.word,))
 
     def turns(self, draws: int) -> list[int]:
-        """The queries by which the defence answers `draws` times: one if nothing is left to chance.
+        """The queries by which the defense answers `draws` times: one if nothing is left to chance.
 
         Of a pool of paths it takes one after the other in an order of its own: an attacker begins
         with the first ones, and these alone would be no sample of the pool.

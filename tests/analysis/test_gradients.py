@@ -8,14 +8,14 @@ import torch
 
 from unfool import Noise, Purified
 from unfool.analysis.gradients import compare
-from unfool.analysis.setup import opened
+from unfool.analysis.setup import load_inputs
 from unfool.cli.main import run
 
 SDE = ["purifier={name: diffpure, t: 0.3, steps: 8, sampler: sde}"]
 
 
 def found(changes=(), **options):
-    seen = opened("blobs", list(changes), None, images=4, device="cpu")
+    seen = load_inputs("blobs", list(changes), None, images=4, device="cpu")
     settings = {"draws": 2, "directions": 3, "repeats": 1, "quiet": True} | options
     return compare(seen.model, seen.x, seen.y, seen.noise, **settings)
 
@@ -32,9 +32,9 @@ def test_only_the_exact_gradient_is_that_of_finite_differences():
     assert told["exact"]["slope_error"]["mean"] < 1e-4
     assert told["exact, whole graph"]["error"]["mean"] < 1e-4
     assert told["exact"]["cosine"]["mean"] == pytest.approx(1)
-    for way in ("matched", "surrogate", "bpda", "undefended"):
+    for way in ("surrogate-same-noise", "surrogate", "bpda", "undefended"):
         assert told[way]["slope_error"]["mean"] > 0.01, way
-    assert told["matched"]["error"]["mean"] < told["surrogate"]["error"]["mean"]
+    assert told["surrogate-same-noise"]["error"]["mean"] < told["surrogate"]["error"]["mean"]
     assert told["exact"]["kept"] < told["exact, whole graph"]["kept"]
 
 
@@ -52,7 +52,7 @@ def test_what_a_model_has_not_is_told():
     assert "adjoint" in gradients.missing
     assert "`sde`" in gradients.missing["adjoint"]
     bare = found(["purifier=null", "attacks=[]"])
-    assert [way.name for way in bare.ways] == ["exact", "exact, whole graph"]
+    assert [way.name for way in bare.variants] == ["exact", "exact, whole graph"]
 
 
 class Rounding(torch.nn.Module):
@@ -61,7 +61,7 @@ class Rounding(torch.nn.Module):
 
 
 def test_a_gradient_masked_by_rounding_is_found_out():
-    seen = opened("blobs", [], None, images=4, device="cpu")
+    seen = load_inputs("blobs", [], None, images=4, device="cpu")
     model = Purified(seen.model.model.classifier, Rounding())  # pyright: ignore
     gradients = compare(
         model, seen.x, seen.y, seen.noise, draws=1, directions=4, repeats=1, quiet=True
@@ -87,7 +87,7 @@ def test_a_model_of_float32_only_is_compared_in_float32():
 
 
 def test_an_image_alone_has_the_same_gradients():
-    seen = opened("blobs", SDE, None, images=3, device="cpu")
+    seen = load_inputs("blobs", SDE, None, images=3, device="cpu")
     options = {"draws": 2, "directions": 2, "repeats": 1, "quiet": True}
     both = compare(seen.model, seen.x, seen.y, seen.noise, **options)
     alone = compare(seen.model, seen.x[1:2], seen.y[1:2], seen.noise.take([1]), **options)

@@ -10,9 +10,9 @@ from torch import nn
 
 from unfool.analysis.purification import Purification, purification
 from unfool.analysis.samples import REAL, Samples, features, frechet, samples
-from unfool.analysis.setup import opened, whole_chain
+from unfool.analysis.setup import load_inputs, whole_chain
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.cli.main import run
 from unfool.defenses import distances
 from unfool.defenses.purified import Purified
@@ -25,12 +25,12 @@ SMALL = {"steps": 2, "eot": 1, "draws": 2, "quiet": True}
 
 
 def seen(*changes):
-    return opened("blobs", [*SPEC, *changes], None, images=6, device="cpu")
+    return load_inputs("blobs", [*SPEC, *changes], None, images=6, device="cpu")
 
 
 def look(at, purifier=None, **options):
     whole = at.model.model
-    model = Limited(Purified(whole.classifier, purifier), None) if purifier else at.model
+    model = Batched(Purified(whole.classifier, purifier), None) if purifier else at.model
     return purification(model, at.x, at.y, at.threat, at.noise, **SMALL | options)
 
 
@@ -56,13 +56,13 @@ def test_a_perfect_purifier_leaves_nothing():
     assert np.abs(found.distances["attacked"]["linf"] - 0.2).max() < 0.2
 
 
-def test_noise_alone_is_the_forward_noise_of_the_defence():
+def test_noise_alone_is_the_forward_noise_of_the_defense():
     at = seen()
     found = look(at)
     purifier = at.model.model.purifier
     assert found.noise == pytest.approx(purifier.pixel_noise)
-    stream = at.noise.fold("held", 0).fold("purify")
-    wanted = purifier.pixel_noise * stream.fold("forward").normal(at.x)
+    stream = at.noise.child("held", 0).child("purify")
+    wanted = purifier.pixel_noise * stream.child("forward").normal(at.x)
     noised = torch.from_numpy(found.pictures["clean, noise only"])
     assert torch.allclose(noised, at.x + wanted, atol=1e-6)
     assert np.allclose(
@@ -91,7 +91,7 @@ def test_what_it_needs_is_told():
     at = seen()
     with pytest.raises(ValueError, match="draws must be 1"):
         look(at, draws=0)
-    bare = Limited(at.model.model.classifier, None)
+    bare = Batched(at.model.model.classifier, None)
     with pytest.raises(ValueError, match="no purifier"):
         purification(bare, at.x, at.y, at.threat, at.noise, quiet=True)
     with pytest.raises(SpecError, match="no denoiser"):
@@ -191,7 +191,7 @@ def test_the_right_model_generates_what_is_alike():
 
 def test_the_page_of_samples(elsewhere):
     asked = ["--images", "24", "--steps", "2", "--sets", "2", "--quiet", "--out", "seen"]
-    beside = ["--beside", "denoiser.weights=digits-denoiser"]
+    beside = ["--compare-with", "denoiser.weights=digits-denoiser"]
     assert run(["analyze", "samples", "demo", *beside, *asked]) == 0
     told = json.loads((elsewhere / "seen" / "samples.json").read_text())
     assert set(told["frechet"]) == {REAL, "the model", "beside"}

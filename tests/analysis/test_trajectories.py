@@ -10,7 +10,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from unfool.analysis.landscape import Landscape, landscape
-from unfool.analysis.setup import opened
+from unfool.analysis.setup import load_inputs
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
 from unfool.attacks.losses import LOSSES
 from unfool.cli.main import run
@@ -23,11 +23,11 @@ SMALL = {"steps": 5, "eot": 4, "draws": 8, "quiet": True}
 
 
 def seen(images=4):
-    return opened("blobs", SPEC, None, images=images, device="cpu")
+    return load_inputs("blobs", SPEC, None, images=images, device="cpu")
 
 
 def digits():
-    return opened("demo", DIGITS, None, images=2, device="cpu")
+    return load_inputs("demo", DIGITS, None, images=2, device="cpu")
 
 
 def follow(at, which=slice(None), **options):
@@ -38,7 +38,7 @@ def follow(at, which=slice(None), **options):
 
 def test_known_noise_is_attacked_best_on_that_noise():
     """On digits: among blobs all three attacks reach the same corner, so nothing can be told apart."""
-    found = follow(opened("demo", DIGITS, None, images=6, device="cpu"))
+    found = follow(load_inputs("demo", DIGITS, None, images=6, device="cpu"))
     known = {name: runs.losses["known"].mean() for name, runs in found.runs.items()}
     assert known[DW] > known[WHITE] + 5  # about 10 against -3 and -1
     assert known[DW] > known[EOT] + 5
@@ -111,7 +111,7 @@ def test_the_landscape_has_the_attacks_where_it_says():
     assert np.allclose(found.paths[DW][-1], [1, 0], atol=1e-5)
     assert found.paths[EOT][-1][1] == pytest.approx(1, abs=1e-5)
     assert found.outside[DW] < 1e-4
-    secret = at.noise.take([0]).fold("defence")
+    secret = at.noise.take([0]).child("defense")
     u = torch.from_numpy(found.directions[0])
     for a, b in ((0, 0), (1, 0), (2, 0)):
         with torch.no_grad():
@@ -158,10 +158,10 @@ def test_the_commands_write_pages(elsewhere, mistake):
         drawn = arrays[f"{figure}/{DW}/0"]
         assert drawn.shape == (arrays[f"{DW}/paths"].shape[2], 2)
     words = ["analyze", "landscape", "demo", "--set", *DIGITS, *few, "--grid", "3", "--image", "1"]
-    assert run([*words, "--beside", "purifier.t=0.1", "--out", "l"]) == 0
+    assert run([*words, "--compare-with", "purifier.t=0.1", "--out", "l"]) == 0
     told = json.loads((elsewhere / "l" / "landscape.json").read_text())
     assert list(told["models"]) == ["the model", "beside"]
-    assert "--beside purifier.t=0.1" in told["command"]
+    assert "--compare-with purifier.t=0.1" in told["command"]
     assert "beside/known" in np.load(elsewhere / "l" / "landscape.npz")
     assert "runs must be 1" in mistake("analyze", "trajectories", "blobs", "--runs", "0")
     assert "--image" in mistake("analyze", "landscape", "demo", "--image", "-1")
@@ -178,13 +178,13 @@ def test_a_landscape_opens_every_model_before_it_draws(elsewhere, mistake, monke
     at = "unfool.analysis.landscape.landscape"
     monkeypatch.setattr(at, lambda *args, **options: pytest.fail("drawn"))
     words = ["analyze", "landscape", "demo", "--device", "cpu"]
-    assert "'purifier'" in mistake(*words, "--beside", "purifer.t=0.1")
+    assert "'purifier'" in mistake(*words, "--compare-with", "purifer.t=0.1")
     said = mistake(*words, "--image", "99", "--set", "evaluation.images=80")
     assert "--image 99: the spec evaluates 80, from 0 to 79" in said
 
 
 def test_one_image_is_opened_as_among_others():
-    one, many = (opened("blobs", SPEC, None, n, device="cpu", image=1) for n in (None, 3))
+    one, many = (load_inputs("blobs", SPEC, None, n, device="cpu", image=1) for n in (None, 3))
     assert one.indices == many.indices[1:2]
     assert torch.equal(one.x, many.x[1:2])
     assert torch.equal(one.y, many.y[1:2])
@@ -193,7 +193,7 @@ def test_one_image_is_opened_as_among_others():
 
 def test_attacks_of_the_spec_are_not_looked_at():
     changes = ["purifier=null", "attacks=[{name: pgd, view: bpda}]"]
-    assert opened("blobs", changes, None, 2, device="cpu").spec["attacks"] == []
+    assert load_inputs("blobs", changes, None, 2, device="cpu").spec["attacks"] == []
 
 
 def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):

@@ -10,7 +10,7 @@ from unfool.threat import Threat, images
 SIZE, SHAPE = 6, (3, 4, 4)
 NOISE = Noise.of(0, range(SIZE))
 WEIGHT = Noise.of(9, [0]).normal(torch.zeros(1, *SHAPE, dtype=torch.float64))[0] / 5
-X = 0.35 + 0.3 * NOISE.fold("x").uniform(torch.zeros(SIZE, *SHAPE, dtype=torch.float64))
+X = 0.35 + 0.3 * NOISE.child("x").uniform(torch.zeros(SIZE, *SHAPE, dtype=torch.float64))
 Y = (((X - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long()  # which noise aside is right
 THREATS = {"linf": Threat("linf", 0.1), "l2": Threat("l2", 0.3)}
 
@@ -37,7 +37,7 @@ class Blurred(Linear):
     width = 0.3
 
     def half(self, x, noise):
-        return super().half(x, noise) + self.width * noise.fold("blur").normal(x[:, 0, 0, 0])
+        return super().half(x, noise) + self.width * noise.child("blur").normal(x[:, 0, 0, 0])
 
 
 class Bent(Linear):
@@ -49,14 +49,14 @@ class Bent(Linear):
 
     def half(self, x, noise):
         bent = (torch.sin(9 * x) * WEIGHT.to(x)).flatten(1).sum(1)
-        return bent + self.luck * noise.fold("luck").normal(x[:, 0, 0, 0])
+        return bent + self.luck * noise.child("luck").normal(x[:, 0, 0, 0])
 
 
 class Shaken(nn.Module):
     """Three classes, nonlinear, and no two draws have the same gradient."""
 
     def forward(self, x, noise):
-        x = x + 0.1 * noise.fold("blur").normal(x)
+        x = x + 0.1 * noise.child("blur").normal(x)
         return torch.stack([torch.sin((7 + k) * x).flatten(1).sum(1) for k in range(3)], 1)
 
 
@@ -69,7 +69,7 @@ class Coin(nn.Module):
 
     def forward(self, x, noise):
         self.rows_seen += len(x)
-        right = noise.fold("coin").uniform(x[:, 0, 0, 0]) < self.p
+        right = noise.child("coin").uniform(x[:, 0, 0, 0]) < self.p
         logits = x.new_zeros(len(x), self.classes) + 0 * x.flatten(1).sum(1, keepdim=True)
         logits[:, 0] += torch.where(right, 1.0, -1.0)
         return logits
@@ -100,5 +100,5 @@ def accuracy(at, y):
 def many(size):
     """Images with labels, most of them right, and their noise."""
     noise = Noise.of(1, range(size))
-    x = 0.35 + 0.3 * noise.fold("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
+    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
     return x, (((x - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long(), noise

@@ -12,13 +12,13 @@ from unfool.attacks.pgd import PGD, fgsm
 from unfool.attacks.random_search import RandomSearch
 from unfool.attacks.square import Square
 from unfool.attacks.stadv import StAdv
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.spec import menu
 from unfool.threat import Threat, images
 
 ATTACKS = {
     "apgd": APGD(4, eot=2, loss="dlr"),
-    "apgd-t": APGD(3, eot=2, loss="margin", targets=2, hold=2),
+    "apgd-t": APGD(3, eot=2, loss="margin", targets=2, steps_per_draw=2),
     "fab": FAB(3, eot=2, restarts=2, targets=1),
     "square": Square(6, eot=2),
     "fgsm": fgsm(eot=2),
@@ -33,7 +33,7 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
     attack, threat = ATTACKS[name], THREATS["l2"]  # no sign turns a rounding error into a step
     whole = attack(Shaken(), X, Y, threat, NOISE)
     assert not torch.equal(whole, X)
-    assert torch.allclose(attack(Limited(Shaken(), 4), X, Y, threat, NOISE), whole, atol=1e-9)
+    assert torch.allclose(attack(Batched(Shaken(), 4), X, Y, threat, NOISE), whole, atol=1e-9)
     order = [5, 0, 2]
     part = attack(Shaken(), X[order], Y[order], threat, NOISE.take(order))
     assert torch.allclose(part, whole[order], atol=1e-9)
@@ -83,7 +83,7 @@ def test_fgsm_is_one_step_of_signs():
 
 def test_random_search_returns_the_worst_of_its_points():
     threat, model = THREATS["l2"], Linear()
-    points = [X, *(threat.edge(X, NOISE.fold("try", i)) for i in range(1, 9))]
+    points = [X, *(threat.edge(X, NOISE.child("try", i)) for i in range(1, 9))]
     leads = torch.stack([model(p, NOISE).gather(1, Y[:, None])[:, 0] for p in points])
     found = RandomSearch(8)(model, X, Y, threat, NOISE)
     assert torch.equal(found, torch.stack(points)[leads.argmin(0), torch.arange(SIZE)])

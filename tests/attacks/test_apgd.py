@@ -56,7 +56,7 @@ def test_the_step_size_shrinks_to_a_peak_inside(norm):
 def test_the_optimum_of_a_noisy_linear_model_is_reached(loss):
     threat = Threat("l2", 0.15)
     x, y, noise = many(24)
-    found = APGD(16, 4, loss)(Blurred(), x, y, threat, noise.fold("search"))
+    found = APGD(16, 4, loss)(Blurred(), x, y, threat, noise.child("search"))
     best = accuracy(worst(threat, x, y), y)
     assert accuracy(x, y) - best > 0.2
     assert accuracy(found, y) < best + 0.01
@@ -64,8 +64,8 @@ def test_the_optimum_of_a_noisy_linear_model_is_reached(loss):
 
 @pytest.mark.parametrize("hold", [1, 4])
 def test_luck_that_all_images_share_changes_nothing(hold: int):
-    """What is compared meets the same draws, so a lucky draw favours nobody."""
-    threat, attack = THREATS["linf"], APGD(20, loss="margin", hold=hold)
+    """What is compared meets the same draws, so a lucky draw favors nobody."""
+    threat, attack = THREATS["linf"], APGD(20, loss="margin", steps_per_draw=hold)
     still = attack(Bent(), X, Y, threat, NOISE)
     shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
     assert torch.allclose(shaken, still, atol=1e-9)
@@ -78,10 +78,10 @@ def test_held_draws_are_all_that_a_model_without_noise_needs():
         calls.append(torch.is_grad_enabled())
         return Bent()(x, noise)
 
-    one = APGD(12, hold=1)(model, X, Y, threat, NOISE)
+    one = APGD(12, steps_per_draw=1)(model, X, Y, threat, NOISE)
     fresh = calls.copy()
     calls.clear()
-    assert torch.equal(APGD(12, hold=13)(model, X, Y, threat, NOISE), one)
+    assert torch.equal(APGD(12, steps_per_draw=13)(model, X, Y, threat, NOISE), one)
     assert fresh.count(True) == calls.count(True) == 13
     assert fresh.count(False) == 12 + 4
     assert calls.count(False) == 4  # three candidates and the image
@@ -105,8 +105,8 @@ def test_targets_are_tried_in_their_order():
     ("options", "words"),
     [
         ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"hold": 0}, "hold must be 1 or more"),
-        ({"compare": 0}, "compare must be 1 or more"),
+        ({"steps_per_draw": 0}, "steps_per_draw must be 1 or more"),
+        ({"selection_draws": 0}, "selection_draws must be 1 or more"),
         ({"targets": -1}, "targets must be 0"),
         ({"loss": "mse"}, "loss is one of"),
     ],

@@ -5,7 +5,7 @@ import torch
 from analytic import NOISE, SIZE, THREATS, Bent, Blurred, Coin, Linear, X, Y, accuracy, many, worst
 
 from unfool.attacks.autoattack import AutoAttack
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.noise import Noise
 from unfool.threat import Threat
 
@@ -59,7 +59,7 @@ def test_without_noise_it_decides_as_one_attack_after_another_would(version):
     assert threat.allows(x, found).all()
     robust = torch.arange(len(x))
     for i, stage in enumerate(attack.stages(), 1):
-        search = noise.fold("stage", i, "search").take(robust)
+        search = noise.child("stage", i, "search").take(robust)
         tried = stage(model, x[robust], y[robust], threat, search)
         stands = model(tried, noise.take(robust)).argmax(1) == y[robust]
         robust = robust[stands]
@@ -74,7 +74,7 @@ def test_a_noisy_linear_model_is_brought_to_its_optimum():
     threat = Threat("l2", 0.15)
     x, y, noise = many(24)
     attack = AutoAttack(steps=12, queries=10, targets=1, eot=4, criterion="mean")
-    found = attack(Blurred(), x, y, threat, noise.fold("search"))
+    found = attack(Blurred(), x, y, threat, noise.child("search"))
     assert accuracy(found, y) < accuracy(worst(threat, x, y), y) + 0.01
 
 
@@ -103,7 +103,7 @@ def test_versions_are_as_published():
         ({"threshold": 0}, "threshold must be above 0"),
         ({"eot": 0}, "eot must be 1 or more"),
         ({"steps": 0}, "steps must be 1 or more"),
-        ({"stop": -1}, "stop must be 0"),
+        ({"early_stop": -1}, "early_stop must be 0"),
     ],
 )
 def test_mistakes_are_told(options, words: str):
@@ -123,7 +123,7 @@ def test_where_a_stage_keeps_several_classes_one_above_the_true_one_is_no_end(ve
         return torch.stack([0 * x[:, 0, 0, 0], 0 * x[:, 0, 0, 0] + 1, x.mean((1, 2, 3)) - 0.55], 1)
 
     x, y = torch.full((4, 3, 2, 2), 0.5), torch.zeros(4, dtype=torch.long)
-    model, noise = Limited(network, 256, keeps=2), Noise.of(0, range(4))
+    model, noise = Batched(network, 256, classes_kept=2), Noise.of(0, range(4))
     attack = AutoAttack(version, steps=10, queries=20, draws=4, eot=2)
     found = attack(model, x, y, Threat("linf", 0.1), noise)
     assert bool((network(found, noise)[:, 2] > 0).all())

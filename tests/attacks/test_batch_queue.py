@@ -6,12 +6,12 @@ import torch
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
 from unfool.attacks.batch_queue import serve, serve_apart
-from unfool.attacks.losses import Query, look, watching
+from unfool.attacks.losses import Query, query_model, recording_losses
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, votes
+from unfool.defenses.purified import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves
 from unfool.threat import Threat
@@ -23,13 +23,13 @@ X, Y = fetch(Blobs(SIZE), range(SIZE))
 NOISE = Noise.of(3, range(SIZE))
 THREAT = Threat("linf", 0.2)
 ATTACKS = {
-    "pgd": PGD(steps=4, eot=3, loss="margin", restarts=2, stop=4, stop_share=0.75),
-    "apgd": APGD(steps=5, eot=3, loss="margin", stop=4),
-    "targets": APGD(steps=2, eot=2, loss="margin", targets=1, restarts=2, stop=4),
+    "pgd": PGD(steps=4, eot=3, loss="margin", restarts=2, early_stop=4, early_stop_share=0.75),
+    "apgd": APGD(steps=5, eot=3, loss="margin", early_stop=4),
+    "targets": APGD(steps=2, eot=2, loss="margin", targets=1, restarts=2, early_stop=4),
 }
 
 
-class Counted(Limited):
+class Counted(Batched):
     """It keeps the sizes of its calls."""
 
     def __init__(self, model, rows):
@@ -45,7 +45,7 @@ class Counted(Limited):
 @pytest.mark.parametrize("rows", [5, None])
 def test_what_an_image_becomes_depends_on_no_other_and_not_on_the_size_of_calls(name, rows):
     attack = ATTACKS[name]
-    found = attack(Limited(MODEL, rows), X, Y, THREAT, NOISE)
+    found = attack(Batched(MODEL, rows), X, Y, THREAT, NOISE)
     for i in (0, 5):
         alone = attack(MODEL, X[[i]], Y[[i]], THREAT, NOISE.take([i]))
         assert torch.allclose(found[[i]], alone, atol=1e-6)
@@ -61,13 +61,13 @@ def test_image_by_image_is_the_batch(attack):
         searches = (
             attack._search(X[[i]], Y[[i]], [None], THREAT, NOISE.take([i])) for i in range(SIZE)
         )
-    apart = torch.cat(serve(Limited(MODEL, 5), searches))
+    apart = torch.cat(serve(Batched(MODEL, 5), searches))
     assert torch.allclose(whole, apart, atol=1e-6)
 
 
 def test_calls_are_full_until_no_image_is_left_to_begin():
     model = Counted(MODEL, 8)
-    PGD(steps=6, eot=2, loss="margin", stop=4)(model, X, Y, THREAT, NOISE)
+    PGD(steps=6, eot=2, loss="margin", early_stop=4)(model, X, Y, THREAT, NOISE)
     climbing = [size for size, gradient in model.calls if gradient]
     assert max(size for size, _ in model.calls) == 8
     waiting = climbing[: len(climbing) // 3]
@@ -75,14 +75,16 @@ def test_calls_are_full_until_no_image_is_left_to_begin():
 
 
 def test_an_image_that_falls_costs_no_more_and_is_as_wrong():
-    full, short = (PGD(steps=10, eot=4, loss="margin", stop=stop) for stop in (0, 8))
+    full, short = (PGD(steps=10, eot=4, loss="margin", early_stop=stop) for stop in (0, 8))
     calls, wrong = [], []
     for attack in (full, short):
         model = Counted(MODEL, 16)
         found = attack(model, X, Y, THREAT, NOISE)
         assert THREAT.allows(X, found).all()
         calls.append(sum(size * (3 if gradient else 1) for size, gradient in model.calls))
-        share = (votes(MODEL, found, NOISE.fold("verdict"), 15) != Y[:, None]).float().mean(1)
+        share = (
+            (predict_draws(MODEL, found, NOISE.child("verdict"), 15) != Y[:, None]).float().mean(1)
+        )
         wrong.append(share > 0.5)
     assert torch.equal(*wrong)
     assert bool(wrong[0].any())
@@ -97,16 +99,16 @@ def test_one_lucky_draw_ends_no_search():
         return torch.stack([heads, -heads], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
 
     model = Counted(coin, None)
-    PGD(steps=20, eot=1, stop=20)(model, X, Y, THREAT, NOISE)
+    PGD(steps=20, eot=1, early_stop=20)(model, X, Y, THREAT, NOISE)
     assert sum(size for size, gradient in model.calls if gradient) == 20 * SIZE
 
 
 def test_the_climb_of_the_images_that_hold_is_kept():
-    full, short = (PGD(steps=10, eot=4, loss="margin", stop=stop) for stop in (0, 8))
+    full, short = (PGD(steps=10, eot=4, loss="margin", early_stop=stop) for stop in (0, 8))
     kept = []
     for attack in (full, short):
-        with watching() as steps:
-            attack(Limited(MODEL, 16), X, Y, THREAT, NOISE)
+        with recording_losses() as steps:
+            attack(Batched(MODEL, 16), X, Y, THREAT, NOISE)
         kept.append(curves(steps, SIZE))
     held = [i for i in range(SIZE) if kept[1][i]]
     assert 0 < len(held) < SIZE
@@ -115,7 +117,9 @@ def test_the_climb_of_the_images_that_hold_is_kept():
 
 
 def test_a_cascade_takes_it_too():
-    found = AutoAttack(steps=5, eot=2, draws=8, queries=10, stop=8)(MODEL, X, Y, THREAT, NOISE)
+    found = AutoAttack(steps=5, eot=2, draws=8, queries=10, early_stop=8)(
+        MODEL, X, Y, THREAT, NOISE
+    )
     assert THREAT.allows(X, found).all()
 
 
@@ -125,9 +129,9 @@ def test_a_search_is_sent_what_look_says():
     def search(query):
         return (yield query)
 
-    told = serve(Limited(MODEL, 5), [search(query) for query in queries])
+    told = serve(Batched(MODEL, 5), [search(query) for query in queries])
     for query, seen in zip(queries, told, strict=True):
-        for ours, theirs in zip(seen, look(MODEL, *query), strict=True):
+        for ours, theirs in zip(seen, query_model(MODEL, *query), strict=True):
             assert torch.allclose(ours, theirs, atol=1e-6)
 
 
@@ -137,4 +141,4 @@ def test_serve_apart_keeps_the_order():
         return X[which]
 
     for apart in (True, False):
-        assert torch.equal(serve_apart(Limited(MODEL, 4), search, SIZE, apart), X)
+        assert torch.equal(serve_apart(Batched(MODEL, 4), search, SIZE, apart), X)

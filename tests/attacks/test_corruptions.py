@@ -33,7 +33,7 @@ def test_an_image_s_corruption_is_its_own(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 12)])
-def test_other_sizes_and_grey_images_work(kind, shape):
+def test_other_sizes_and_gray_images_work(kind, shape):
     x = Noise.of(3, [0]).uniform(torch.empty(1, *shape))
     for severity in (1, 5):
         assert corrupt(x, kind, severity, Noise.of(0, [0])).shape == x.shape

@@ -24,8 +24,8 @@ def shortest(x, normal, gain, norm):
 
 @pytest.mark.parametrize("norm", THREATS)
 def test_the_way_to_a_plane_is_the_shortest_in_the_box(norm):
-    x = NOISE.fold("p").uniform(X[:, :1, :2, :3])
-    normal = NOISE.fold("w").normal(x)
+    x = NOISE.child("p").uniform(X[:, :1, :2, :3])
+    normal = NOISE.child("w").normal(x)
     way = to_plane(x, normal, GAIN, THREATS[norm])
     assert float((x + way).min()) >= 0
     assert float((x + way).max()) <= 1
@@ -38,7 +38,7 @@ def test_the_way_to_a_plane_is_the_shortest_in_the_box(norm):
 @pytest.mark.parametrize("norm", THREATS)
 def test_where_the_box_forbids_it_the_way_goes_as_far_as_it_can(norm):
     far = torch.full_like(GAIN, 1e6)
-    normal = NOISE.fold("w").normal(X)
+    normal = NOISE.child("w").normal(X)
     corner = (normal > 0).to(X)
     assert torch.allclose(X + to_plane(X, normal, far, THREATS[norm]), corner)
     still = to_plane(X, torch.zeros_like(X), far, THREATS[norm])
@@ -47,7 +47,7 @@ def test_where_the_box_forbids_it_the_way_goes_as_far_as_it_can(norm):
 
 @pytest.mark.parametrize("norm", THREATS)
 def test_scales_do_not_matter(norm):
-    normal = NOISE.fold("w").normal(X)
+    normal = NOISE.child("w").normal(X)
     way = to_plane(X, normal, GAIN, THREATS[norm])
     tiny = to_plane(X.float(), 1e-30 * normal.float(), 1e-30 * GAIN.float(), THREATS[norm])
     assert torch.allclose(tiny.double(), way, atol=1e-5)
@@ -112,7 +112,7 @@ def test_a_random_model_is_brought_to_its_worst():
     """Just across the boundary it would still be right half of the time."""
     threat = Threat("l2", 0.3)
     x, y, noise = many(24)
-    found = FAB(8, eot=8, compare=20)(Blurred(), x, y, threat, noise.fold("search"))
+    found = FAB(8, eot=8, selection_draws=20)(Blurred(), x, y, threat, noise.child("search"))
     best = accuracy(worst(threat, x, y), y)
     assert best < 0.4
     assert accuracy(found, y) < best + 0.01

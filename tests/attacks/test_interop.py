@@ -10,9 +10,9 @@ from analytic import NOISE, SIZE, Blurred, Linear, Shaken, X, Y
 from torch.nn import functional as F
 
 from unfool import as_module
-from unfool.attacks.interop import Outside
+from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.noise import Noise
 from unfool.threat import Knowledge, Threat
 
@@ -77,7 +77,7 @@ def test_gradients_pass_and_are_those_of_the_model():
 
 def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
     model = Bent().eval()
-    for f in (as_module(model), as_module(Limited(model, 2))):
+    for f in (as_module(model), as_module(Batched(model, 2))):
         assert [p is model.weight for p in f.parameters()] == [True]
         assert not f.training
     assert not model.training
@@ -132,12 +132,14 @@ def test_pgd_is_that_of_art():
 def test_their_attack_on_a_random_model_stays_within_the_threat_and_repeats_itself():
     theirs = pytest.importorskip("torchattacks", exc_type=ImportError)
     threat = Threat("linf", 0.1)
-    attack = Outside(lambda model, x, y: theirs.PGD(model, eps=0.1, alpha=0.02, steps=3)(x, y))
-    x, model = X.float(), Limited(Blurred(), 4)
+    attack = ExternalAttack(
+        lambda model, x, y: theirs.PGD(model, eps=0.1, alpha=0.02, steps=3)(x, y)
+    )
+    x, model = X.float(), Batched(Blurred(), 4)
     found = attack(model, x, Y, threat, NOISE)
     assert bool(threat.allows(x, found).all())
     assert torch.equal(attack(model, x, Y, threat, NOISE), found)
-    assert not torch.equal(attack(model, x, Y, threat, NOISE.fold("other")), found)
+    assert not torch.equal(attack(model, x, Y, threat, NOISE.child("other")), found)
     loss = (F.cross_entropy(Linear()(version, NOISE), Y) for version in (x, found))
     assert next(loss) < next(loss)
 
@@ -150,23 +152,23 @@ def test_an_outside_attack_sees_fresh_noise_in_every_call_for_any_batch():
         return x
 
     same = X[:1].repeat(SIZE, 1, 1, 1)
-    Outside(look)(Blurred(), same, Y, LINF, NOISE)
+    ExternalAttack(look)(Blurred(), same, Y, LINF, NOISE)
     logits = torch.cat(seen)[:, 0]
     assert len(logits.unique()) == len(logits) == 4 * SIZE + 2
 
 
-def test_told_noise_is_the_defences_own_and_needs_the_whole_batch():
+def test_told_noise_is_the_defenses_own_and_needs_the_whole_batch():
     secret, found = Noise.of(5, range(SIZE)), []
 
     def look(model, x, y):
         found.append(model(x))
         return x
 
-    told = Knowledge("both").told(NOISE, secret)
-    Outside(look)(Blurred(), X, Y, LINF, told)
+    told = Knowledge("both").reveal(NOISE, secret)
+    ExternalAttack(look)(Blurred(), X, Y, LINF, told)
     assert torch.equal(found[0], Blurred()(X, secret))
     with pytest.raises(ValueError, match="all of them in order"):
-        Outside(lambda model, x, y: model(x[:1]))(Blurred(), X, Y, LINF, told)
+        ExternalAttack(lambda model, x, y: model(x[:1]))(Blurred(), X, Y, LINF, told)
 
 
 def test_global_generators_are_as_they_were():
@@ -177,8 +179,8 @@ def test_global_generators_are_as_they_were():
 
     kept: list[tuple[float, float, float]] = []
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    for noise in (NOISE, NOISE, NOISE.fold("other")):
-        Outside(draw)(Linear(), X, Y, LINF, noise)
+    for noise in (NOISE, NOISE, NOISE.child("other")):
+        ExternalAttack(draw)(Linear(), X, Y, LINF, noise)
     assert kept[0] == kept[1]
     assert all(not math.isclose(a, b) for a, b in zip(kept[0], kept[2], strict=True))
     assert torch.equal(torch.get_rng_state(), states[0])

@@ -7,12 +7,12 @@ from torch import nn
 from unfool.attacks.losses import (
     LOSSES,
     TARGETED,
-    ask,
     cross_entropy,
     dlr,
-    look,
     margin,
-    rivals,
+    query_logits,
+    query_model,
+    runner_up_classes,
     toward_cross_entropy,
     toward_dlr,
     toward_margin,
@@ -22,7 +22,7 @@ from unfool.noise import Noise
 SIZE, CLASSES = 4, 5
 NOISE = Noise.of(0, range(SIZE))
 BLANK = torch.zeros(SIZE, 1, 3, 3, dtype=torch.float64)
-X = NOISE.fold("x").uniform(BLANK)
+X = NOISE.child("x").uniform(BLANK)
 Y = torch.tensor([0, 1, 4, 1])
 
 
@@ -33,11 +33,11 @@ class Crooked(nn.Module):
         super().__init__()
         self.sizes: list[int] = []
         if rows is not None:
-            self.rows = rows
+            self.batch_size = rows
 
     def forward(self, x, noise):
         self.sizes.append(len(x))
-        weight = noise.fold("weight").normal(x.new_zeros(len(x), CLASSES, 9))
+        weight = noise.child("weight").normal(x.new_zeros(len(x), CLASSES, 9))
         return torch.einsum("bkd,bd->bk", weight, torch.sin(3 * x.flatten(1)))
 
 
@@ -65,7 +65,7 @@ def test_margin_never_takes_the_true_class_for_the_best_wrong_one():
 
 def one_by_one(loss: str, turn: int, draws: int):
     """Loss, error and gradient of every image in every draw, one model call each."""
-    copies, model, out = NOISE.draws(turn, draws), Crooked(), []
+    copies, model, out = NOISE.for_query(turn, draws), Crooked(), []
     for i in range(SIZE):
         for c in range(draws):
             x = X[i : i + 1].clone().requires_grad_()
@@ -82,7 +82,7 @@ def one_by_one(loss: str, turn: int, draws: int):
 @pytest.mark.parametrize("draws", [1, 6])
 def test_look_is_the_mean_of_single_draws(loss, rows, draws: int):
     model = Crooked(rows)
-    seen = look(model, X, Y, loss, NOISE, 3, draws)
+    seen = query_model(model, X, Y, loss, NOISE, 3, draws)
     for mine, expected in zip(seen, one_by_one(loss, 3, draws), strict=True):
         assert mine.shape == expected.shape
         assert torch.allclose(mine, expected, atol=1e-13)
@@ -91,9 +91,9 @@ def test_look_is_the_mean_of_single_draws(loss, rows, draws: int):
 
 
 def test_turns_meet_draws_of_their_own_and_the_same_turn_the_same():
-    first, second = (look(Crooked(), X, Y, "ce", NOISE, turn, 2) for turn in (0, 1))
+    first, second = (query_model(Crooked(), X, Y, "ce", NOISE, turn, 2) for turn in (0, 1))
     assert (first.loss != second.loss).all()
-    again = look(Crooked(), X, Y, "ce", NOISE, 0, 2)
+    again = query_model(Crooked(), X, Y, "ce", NOISE, 0, 2)
     assert torch.equal(first.gradient, again.gradient)
 
 
@@ -105,7 +105,7 @@ def test_more_draws_converge_to_the_expectation():
         return torch.cat([-z, z], 1)
 
     y = torch.zeros(SIZE, dtype=torch.long)
-    seen = look(model, X, y, "margin", NOISE, 0, 3000)
+    seen = query_model(model, X, y, "margin", NOISE, 0, 3000)
     assert torch.allclose(seen.gradient, torch.full_like(X, 2.0), atol=4 * 6 / 3000**0.5)
     expected = 2 * X.flatten(1).sum(1)
     assert ((seen.loss - expected).abs() < 4 * 3 * expected / 3000**0.5).all()
@@ -118,25 +118,25 @@ def test_without_a_gradient_none_is_computed():
         asked.append((torch.is_grad_enabled(), x.requires_grad))
         return x.flatten(1)
 
-    with_it = look(model, X, Y, "ce", NOISE, 0, 2)
-    without = look(model, X, Y, "ce", NOISE, 0, 2, gradient=False)
+    with_it = query_model(model, X, Y, "ce", NOISE, 0, 2)
+    without = query_model(model, X, Y, "ce", NOISE, 0, 2, gradient=False)
     assert asked == [(True, True), (False, False)]
     assert torch.equal(with_it.loss, without.loss)
-    assert torch.equal(with_it.wrong, without.wrong)
+    assert torch.equal(with_it.error_rate, without.error_rate)
     assert (without.gradient == 0).all()
     assert without.gradient.shape == X.shape
 
 
 def test_a_gradient_is_had_even_where_the_caller_has_none_enabled():
     with torch.no_grad():
-        seen = look(Crooked(), X, Y, "ce", NOISE, 0, 2)
+        seen = query_model(Crooked(), X, Y, "ce", NOISE, 0, 2)
     assert (seen.gradient.flatten(1).norm(dim=1) > 0).all()
 
 
 def test_looking_leaves_no_trace():
     x = X.clone().requires_grad_()
     layer = nn.Linear(9, CLASSES).double()
-    look(lambda x, noise: layer(x.flatten(1)), x, Y, "ce", NOISE, 0, 2)
+    query_model(lambda x, noise: layer(x.flatten(1)), x, Y, "ce", NOISE, 0, 2)
     assert x.grad is None
     assert layer.weight.grad is None
     assert torch.equal(x.detach(), X)
@@ -151,8 +151,8 @@ def test_a_missing_gradient_is_told_rather_than_taken_for_robustness(spoil):
             return spoil(x).flatten(1)
 
     with pytest.raises(RuntimeError, match="no gradient leads from the model's logits"):
-        look(model, X, Y, "ce", NOISE, 0, 2)
-    assert look(model, X, Y, "ce", NOISE, 0, 2, gradient=False).loss.isfinite().all()
+        query_model(model, X, Y, "ce", NOISE, 0, 2)
+    assert query_model(model, X, Y, "ce", NOISE, 0, 2, gradient=False).loss.isfinite().all()
 
 
 # ------------------------------------------------------------------------- DLR, and toward a class
@@ -186,23 +186,23 @@ def test_dlr_of_too_few_classes_is_refused():
 @pytest.mark.parametrize("loss", TARGETED)
 def test_a_look_toward_a_class_has_the_target_of_each_image(loss):
     aims = torch.tensor([2, 3, 0, 0])
-    seen = look(Crooked(3), X, Y, loss, NOISE, 3, 4, target=aims)
+    seen = query_model(Crooked(3), X, Y, loss, NOISE, 3, 4, target=aims)
     for i in range(SIZE):
         x = X[i : i + 1].repeat_interleave(4, 0).requires_grad_()
-        logits = Crooked()(x, NOISE.draws(3, 4).take(range(4 * i, 4 * i + 4)))
+        logits = Crooked()(x, NOISE.for_query(3, 4).take(range(4 * i, 4 * i + 4)))
         value = TARGETED[loss](logits, Y[i].expand(4), aims[i].expand(4)).mean()
         (gradient,) = torch.autograd.grad(value, x)
         assert torch.allclose(seen.loss[i], value)
         assert torch.allclose(seen.gradient[i], gradient.sum(0))
-    assert torch.equal(seen.wrong, look(Crooked(), X, Y, "ce", NOISE, 3, 4).wrong)
+    assert torch.equal(seen.error_rate, query_model(Crooked(), X, Y, "ce", NOISE, 3, 4).error_rate)
 
 
 def test_asking_shows_the_logits_of_each_draw():
     for rows in (None, 1, 5):
-        logits = ask(Crooked(rows), X, NOISE, 2, 3)
+        logits = query_logits(Crooked(rows), X, NOISE, 2, 3)
         assert logits.shape == (SIZE, 3, CLASSES)
         wrong = (logits.argmax(2) != Y[:, None]).double().mean(1)
-        assert torch.equal(wrong, look(Crooked(), X, Y, "ce", NOISE, 2, 3).wrong)
+        assert torch.equal(wrong, query_model(Crooked(), X, Y, "ce", NOISE, 2, 3).error_rate)
 
 
 def test_rivals_are_the_wrong_classes_in_their_order():
@@ -211,5 +211,5 @@ def test_rivals_are_the_wrong_classes_in_their_order():
 
     y = torch.tensor([1, 0, 3, 2])
     expected = [[3, 0, 2], [1, 3, 2], [1, 0, 2], [1, 3, 0]]
-    assert rivals(model, X, y, NOISE, 2, 9).tolist() == expected
-    assert rivals(model, X, y, NOISE, 2, 2).tolist() == [row[:2] for row in expected]
+    assert runner_up_classes(model, X, y, NOISE, 2, 9).tolist() == expected
+    assert runner_up_classes(model, X, y, NOISE, 2, 2).tolist() == [row[:2] for row in expected]

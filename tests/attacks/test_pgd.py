@@ -7,11 +7,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from unfool.attacks.losses import look
+from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, votes
+from unfool.defenses.purified import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.statistics import wilson
 from unfool.threat import Threat, images
@@ -21,7 +21,7 @@ SIZE, SHAPE = 6, (3, 4, 4)
 PIXELS = 48
 NOISE = Noise.of(0, range(SIZE))
 BLANK = torch.zeros(SIZE, *SHAPE, dtype=torch.float64)
-X = 0.35 + 0.3 * NOISE.fold("x").uniform(BLANK)
+X = 0.35 + 0.3 * NOISE.child("x").uniform(BLANK)
 Y = torch.tensor([0, 1, 0, 1, 1, 0])
 WEIGHT = Noise.of(9, [0]).normal(BLANK[:1])[0] / 5
 
@@ -122,7 +122,7 @@ class Bent(nn.Module):
     """Nonlinear, noisy, with many local maxima."""
 
     def forward(self, x, noise):
-        blurred = x + 0.1 * noise.fold("blur").normal(x)
+        blurred = x + 0.1 * noise.child("blur").normal(x)
         return torch.stack([torch.sin((7 + k) * blurred).flatten(1).sum(1) for k in range(3)], 1)
 
 
@@ -153,7 +153,7 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(model):
     whole = attack(victim, x, y, threat, NOISE)
     assert torch.equal(attack(victim, x, y, threat, NOISE), whole)
     for rows in (1, 4, 18, 1000):
-        limited = attack(Limited(victim, rows), x, y, threat, NOISE)
+        limited = attack(Batched(victim, rows), x, y, threat, NOISE)
         assert torch.allclose(limited, whole, atol=1e-9)
     order = [5, 0, 2]
     part = attack(victim, x[order], y[order], threat, NOISE.take(order))
@@ -169,7 +169,7 @@ class Blurred(Linear):
     width = 0.3
 
     def extra(self, x, noise):
-        return self.width * noise.fold("blur").normal(x[:, 0, 0, 0])
+        return self.width * noise.child("blur").normal(x[:, 0, 0, 0])
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
@@ -178,7 +178,7 @@ def test_the_optimum_of_a_noisy_linear_model_is_reached(norm, loss):
     """Per-draw accuracy is Phi(lead / width), and the best attack brings it to a known number."""
     threat, size, draws = THREATS[norm], 40, 100
     noise = Noise.of(1, range(size))
-    x = 0.35 + 0.3 * noise.fold("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
+    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
     y = (((x - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long()  # which noise aside is right
     y = y ^ (lead(x, y).argsort().argsort() < 4)  # all but for some
 
@@ -186,11 +186,11 @@ def test_the_optimum_of_a_noisy_linear_model_is_reached(norm, loss):
         return float(stats.norm.cdf((lead(at, y) / Blurred.width).numpy()).mean())
 
     attack = PGD(steps=20, eot=8, loss=loss, step_size=0.25)
-    found = attack(Blurred(), x, y, threat, noise.fold("search"))
+    found = attack(Blurred(), x, y, threat, noise.child("search"))
     best, before = accuracy(worst(threat, x, y)), accuracy(x)
     assert before - best > 0.2  # there was something to win
     assert accuracy(found) == pytest.approx(best, abs=0.01)
-    fresh = votes(Blurred(), found, noise.fold("verdict"), draws) == y[:, None]
+    fresh = predict_draws(Blurred(), found, noise.child("verdict"), draws) == y[:, None]
     assert float(fresh.double().mean()) == pytest.approx(best, abs=0.01 + 3 * 0.5 / 4000**0.5)
 
 
@@ -201,7 +201,7 @@ class Rippled(Linear):
     height, length = 0.02, 0.02
 
     def extra(self, x, noise):
-        phase = 2 * math.pi * noise.fold("phase").uniform(x)
+        phase = 2 * math.pi * noise.child("phase").uniform(x)
         return self.height * torch.cos(x / self.length + phase).flatten(1).sum(1)
 
 
@@ -209,7 +209,7 @@ def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
     threat = THREATS["linf"]
 
     def share(eot: int) -> float:
-        attack = PGD(steps=20, eot=eot, loss="margin", compare=50)
+        attack = PGD(steps=20, eot=eot, loss="margin", selection_draws=50)
         found = attack(Rippled(), X, Y, threat, NOISE)
         return float(share_of_the_way(found, threat).mean())
 
@@ -222,7 +222,7 @@ def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
 def test_every_step_meets_new_draws():
     """A single draw per step still adds up over many small steps, unless the draws repeat."""
     threat = THREATS["linf"]
-    patient = PGD(steps=300, loss="margin", step_size=0.05, start="zero", compare=200)
+    patient = PGD(steps=300, loss="margin", step_size=0.05, start="zero", selection_draws=200)
     found = patient(Rippled(), X, Y, threat, NOISE)
     assert float(share_of_the_way(found, threat).mean()) > 0.75
 
@@ -245,7 +245,7 @@ class Listening:
 
 def test_candidates_are_compared_on_draws_of_their_own_the_same_for_all():
     model = Listening(Bent())
-    PGD(steps=5, eot=3, restarts=2, compare=4)(model, X, Y, THREATS["linf"], NOISE)
+    PGD(steps=5, eot=3, restarts=2, selection_draws=4)(model, X, Y, THREATS["linf"], NOISE)
     assert len(model.searched) == 5 * 2
     assert len(model.compared) == 2 * 2 + 1  # the image itself once
     searched = [key for keys in model.searched for key in keys]
@@ -268,7 +268,7 @@ class Coin(nn.Module):
     p = 0.7
 
     def forward(self, x, noise):
-        u = noise.fold("coin").uniform(x[:, 0, 0, 0])
+        u = noise.child("coin").uniform(x[:, 0, 0, 0])
         digits = (x * 1e4).flatten(1).sum(1)
         right = torch.where((u + digits) % 1 < self.p, 1.0, -1.0).to(x)
         smooth = 0.01 * torch.sin(digits)  # a gradient, which leads nowhere
@@ -280,24 +280,26 @@ def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
     the best of many candidates on the search's. Against who was told the draws, it is not."""
     size, draws = 200, 20
     noise = Noise.of(3, range(size))
-    x = 0.35 + 0.3 * noise.fold("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
+    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
     y = torch.zeros(size, dtype=torch.long)
-    attack, threat = PGD(steps=4, restarts=4, compare=1, loss="margin"), THREATS["linf"]
+    attack, threat = PGD(steps=4, restarts=4, selection_draws=1, loss="margin"), THREATS["linf"]
 
     def right(found, secret, count: int) -> int:
-        return int((votes(Coin(), found, secret, count) == 0).sum())
+        return int((predict_draws(Coin(), found, secret, count) == 0).sum())
 
-    found = attack(Coin(), x, y, threat, noise.fold("search"))
-    share = wilson(right(found, noise.fold("verdict"), draws), size * draws)
+    found = attack(Coin(), x, y, threat, noise.child("search"))
+    share = wilson(right(found, noise.child("verdict"), draws), size * draws)
     assert share.low - 0.01 < Coin.p < share.high + 0.01
-    on_search = look(Coin(), found, y, "margin", noise.fold("search", "compare"), 0, 1, False)
-    assert float(1 - on_search.wrong.mean()) < 0.2  # what he believes he won
+    on_search = query_model(
+        Coin(), found, y, "margin", noise.child("search", "compare"), 0, 1, False
+    )
+    assert float(1 - on_search.error_rate.mean()) < 0.2  # what he believes he won
 
-    verdict = noise.fold("verdict")
-    told = noise.fold("search").knowing(verdict.fold("vote", 0))
+    verdict = noise.child("verdict")
+    told = noise.child("search").with_known_noise(verdict.child("vote", 0))
     found = attack(Coin(), x, y, threat, told)
     assert right(found, verdict, 1) / size < 0.2
-    share = wilson(right(found, noise.fold("other"), draws), size * draws)
+    share = wilson(right(found, noise.child("other"), draws), size * draws)
     assert share.low - 0.01 < Coin.p < share.high + 0.01
 
 
@@ -305,8 +307,8 @@ def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
 
 
 def on_compare(x: torch.Tensor, draws: int) -> torch.Tensor:
-    seen = look(Bent(), x, Y, "ce", NOISE.fold("compare"), 0, draws, gradient=False)
-    return seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)
+    seen = query_model(Bent(), x, Y, "ce", NOISE.child("compare"), 0, draws, gradient=False)
+    return seen.error_rate + 1e-3 * torch.tanh(seen.loss / 10)
 
 
 @pytest.mark.parametrize("norm", THREATS)
@@ -314,7 +316,7 @@ def test_more_restarts_never_make_it_worse_by_its_own_lights(norm):
     threat, before = THREATS[norm], on_compare(X, 4)
     scores = []
     for restarts in (1, 2, 3, 6):
-        found = PGD(steps=3, compare=4, restarts=restarts)(Bent(), X, Y, threat, NOISE)
+        found = PGD(steps=3, selection_draws=4, restarts=restarts)(Bent(), X, Y, threat, NOISE)
         scores.append(on_compare(found, 4))
         assert (scores[-1] >= before).all()  # nor worse than nothing
         before = scores[-1]
@@ -324,7 +326,7 @@ def test_more_restarts_never_make_it_worse_by_its_own_lights(norm):
 def test_the_best_of_all_candidates_is_returned():
     """Wrong most often; of equals, of the higher loss. The candidates of a run are its last image,
     its peak and the image itself."""
-    threat, attack = THREATS["linf"], PGD(steps=4, eot=2, restarts=3, compare=4)
+    threat, attack = THREATS["linf"], PGD(steps=4, eot=2, restarts=3, selection_draws=4)
     model = Listening(Bent())
     shown: list[torch.Tensor] = []
 
@@ -363,7 +365,7 @@ def test_being_wrong_more_often_counts_for_more_than_a_higher_loss():
     class Tempting(nn.Module):
         def forward(self, x, noise):
             gone = (x - X[:1]).flatten(1).mean(1) / 0.1  # from 0 at the image to 1 at the edge
-            seldom = noise.fold("luck").uniform(x[:, 0, 0, 0]) < 0.25
+            seldom = noise.child("luck").uniform(x[:, 0, 0, 0]) < 0.25
             half = (1 - gone) * 0.05 + gone * torch.where(seldom, 50.0, -0.5).to(x)
             return torch.stack([-half, half], 1)
 
@@ -373,18 +375,18 @@ def test_being_wrong_more_often_counts_for_more_than_a_higher_loss():
     assert torch.equal(found, x)
 
 
-def test_it_breaks_a_real_defence_more_than_chance_does():
+def test_it_breaks_a_real_defense_more_than_chance_does():
     """DiffPure on blobs: PGD with EOT against the random edge, on held-out draws."""
     size, threat = 48, Threat("l2", 0.8)
     data, noise = Blobs(size), Noise.of(0, range(size))
     x = torch.stack([data[i][0] for i in range(size)])
     y = torch.tensor([data[i][1] for i in range(size)])
     model = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5))
-    found = PGD(steps=10, eot=4)(model, x, y, threat, noise.fold("search"))
-    control = threat.edge(x, noise.fold("control"))
+    found = PGD(steps=10, eot=4)(model, x, y, threat, noise.child("search"))
+    control = threat.edge(x, noise.child("control"))
 
     def accuracy(at):
-        chosen = votes(model, at, noise.fold("verdict"), 8)
+        chosen = predict_draws(model, at, noise.child("verdict"), 8)
         return float((chosen == y[:, None]).double().mean())
 
     assert accuracy(found) < accuracy(control) - 0.15
@@ -396,7 +398,7 @@ def test_it_breaks_a_real_defence_more_than_chance_does():
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"eot": 0}, "eot must be 1 or more"),
         ({"restarts": 0}, "restarts must be 1 or more"),
-        ({"compare": 0}, "compare must be 1 or more"),
+        ({"selection_draws": 0}, "selection_draws must be 1 or more"),
         ({"step_size": 0}, "step_size must be above 0"),
         ({"step_size": -1}, "in units of eps"),
         ({"step_size": float("nan")}, "step_size must be above 0"),

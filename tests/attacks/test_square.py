@@ -44,7 +44,7 @@ def test_a_masked_gradient_does_not_stop_it():
 def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_gone(norm, share: float):
     """(The windows of l2, of bumps at least 3 wide, are no match for 4 x 4 pixels of white noise.)"""
     threat = THREATS[norm]
-    found = Square(200, hold=200)(Linear(), X, Y, threat, NOISE)
+    found = Square(200, steps_per_draw=200)(Linear(), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
     assert float(progress(found, threat).mean()) > share
 
@@ -52,7 +52,7 @@ def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_gone(norm, share: f
 def test_a_noisy_model_is_attacked_nearly_as_well():
     threat = Threat("linf", 0.05)
     x, y, noise = many(24)
-    found = Square(120, eot=4)(Blurred(), x, y, threat, noise.fold("search"))
+    found = Square(120, eot=4)(Blurred(), x, y, threat, noise.child("search"))
     best = accuracy(worst(threat, x, y), y)
     assert accuracy(x, y) - best > 0.3
     assert accuracy(found, y) < best + 0.1
@@ -60,7 +60,7 @@ def test_a_noisy_model_is_attacked_nearly_as_well():
 
 @pytest.mark.parametrize("hold", [1, 5])
 def test_luck_that_all_images_share_changes_nothing(hold: int):
-    attack, threat = Square(40, hold=hold), THREATS["linf"]
+    attack, threat = Square(40, steps_per_draw=hold), THREATS["linf"]
     still = attack(Bent(), X, Y, threat, NOISE)
     shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
     assert torch.allclose(shaken, still, atol=1e-9)
@@ -75,7 +75,7 @@ def test_it_asks_for_no_gradient_and_for_no_more_than_it_says():
 
     for hold, looks in ((1, 19), (10, 10)):  # the start, then 9 proposals, with the best or without
         calls.clear()
-        Square(10, hold=hold)(model, X, Y, THREATS["l2"], NOISE)
+        Square(10, steps_per_draw=hold)(model, X, Y, THREATS["l2"], NOISE)
         assert set(calls) == {(False, False)}
         assert len(calls) == looks + 2  # the best and the image, at the end
 

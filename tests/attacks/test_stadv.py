@@ -25,7 +25,7 @@ def test_a_shift_by_one_pixel_is_a_shift_by_one_pixel():
 def test_roughness_by_hand():
     assert float(roughness(STILL).max()) < 1e-3
     flow = STILL.clone()
-    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unlike its 4 neighbours, by 5
+    flow[:, 1, 1] = torch.tensor([3.0, 4.0], dtype=torch.float64)  # unlike its 4 neighbors, by 5
     assert torch.allclose(roughness(flow), torch.full_like(X[:, 0, 0, 0], 20), atol=1e-3)
 
 
@@ -38,7 +38,7 @@ def test_the_worst_shift_of_a_ramp_is_found():
         return torch.stack([-bright, bright], 1)
 
     bound = 0.1
-    attack = StAdv(40, bound=bound, rate=0.02)
+    attack = StAdv(40, bound=bound, learning_rate=0.02)
     found = attack(model, x, torch.zeros(2, dtype=torch.long), THREATS["linf"], NOISE.take([0, 1]))
     expected = warp(x, bound * RIGHT.expand(2, 9, 9, 2))
     assert torch.allclose(found[..., :-1], expected[..., :-1], atol=2e-3)
@@ -47,7 +47,7 @@ def test_the_worst_shift_of_a_ramp_is_found():
     )
 
 
-def test_no_pixel_is_a_colour_that_was_not_there():
+def test_no_pixel_is_a_color_that_was_not_there():
     def model(x, noise):
         return torch.stack([torch.sin(9 * x).flatten(1).sum(1), 0 * x.flatten(1).sum(1)], 1)
 
@@ -57,7 +57,7 @@ def test_no_pixel_is_a_colour_that_was_not_there():
     assert float(found.max()) <= float(X.max())
 
 
-@pytest.mark.parametrize("name", ["bound", "rate", "smoothness", "steps"])
+@pytest.mark.parametrize("name", ["bound", "learning_rate", "smoothness", "steps"])
 def test_mistakes_are_told(name):
     with pytest.raises(ValueError, match=f"{name} must be"):
         StAdv(**{name: -1})

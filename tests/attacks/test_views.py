@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from unfool.attacks import views
-from unfool.attacks.losses import look
+from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited, bpda, exact, straight_through, undefended
+from unfool.attacks.views import Batched, bpda, classifier_only, exact, straight_through
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.purified import Purified
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs, bayes, mixture
@@ -30,7 +30,7 @@ class Curved(nn.Module):
         self.double()
 
     def forward(self, x, noise):
-        return self.layers(x + 0.1 * noise.fold("blur").normal(x))
+        return self.layers(x + 0.1 * noise.child("blur").normal(x))
 
 
 def defended() -> Purified:
@@ -49,14 +49,14 @@ def test_exact_is_the_model():
 
 def test_bpda_is_the_classifier_s_gradient_at_the_purified_image():
     model = defended()
-    pure = model.purifier(X, NOISE.fold("purify")).detach()
-    at_pure = gradient(model.classifier, pure, NOISE.fold("classify"))
+    pure = model.purifier(X, NOISE.child("purify")).detach()
+    at_pure = gradient(model.classifier, pure, NOISE.child("classify"))
     mine = gradient(bpda(model), X)
     assert torch.allclose(mine, at_pure, rtol=1e-9, atol=1e-12)
     # and neither the model's own gradient nor the classifier's at the image
     assert not torch.allclose(mine, gradient(model, X), rtol=0.05)
     assert not torch.allclose(
-        mine, gradient(model.classifier, X, NOISE.fold("classify")), rtol=0.05
+        mine, gradient(model.classifier, X, NOISE.child("classify")), rtol=0.05
     )
 
 
@@ -83,7 +83,7 @@ def test_straight_through_is_the_identity_to_gradients():
     x = X.clone().requires_grad_()
     out = purify(x, NOISE)
     assert torch.allclose(out, X.square() + NOISE.normal(X), atol=1e-14)
-    weigh = NOISE.fold("weigh").normal(X)
+    weigh = NOISE.child("weigh").normal(X)
     (found,) = torch.autograd.grad((weigh * out).sum(), x)
     assert torch.equal(found, weigh)
 
@@ -93,20 +93,20 @@ def test_undefended_ignores_the_purifier():
         raise AssertionError("the attacker does not know of the purifier")
 
     model = Purified(Curved(), purifier)
-    assert torch.equal(undefended(model)(X, NOISE), model.classifier(X, NOISE))
-    assert torch.equal(gradient(undefended(model), X), gradient(model.classifier, X))
+    assert torch.equal(classifier_only(model)(X, NOISE), model.classifier(X, NOISE))
+    assert torch.equal(gradient(classifier_only(model), X), gradient(model.classifier, X))
 
 
-@pytest.mark.parametrize("view", [bpda, undefended])
-def test_what_is_no_defence_cannot_be_taken_apart(view):
-    for model in (bayes(), Limited(bayes(), 3), lambda x, noise: x):
+@pytest.mark.parametrize("view", [bpda, classifier_only])
+def test_what_is_no_defense_cannot_be_taken_apart(view):
+    for model in (bayes(), Batched(bayes(), 3), lambda x, noise: x):
         with pytest.raises(
             ValueError, match="no classifier behind a purifier; use the view `exact"
         ):
             view(model)
 
 
-@pytest.mark.parametrize("view", [bpda, undefended])
+@pytest.mark.parametrize("view", [bpda, classifier_only])
 def test_a_view_takes_as_many_images_at_once_as_the_model(view):
     sizes = []
 
@@ -116,18 +116,18 @@ def test_a_view_takes_as_many_images_at_once_as_the_model(view):
 
     whole = Purified(Curved(), purifier)
     whole.classifier.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    seen = view(Limited(whole, 3))
-    assert seen.rows == 3
-    limited = look(seen, X, Y, "ce", NOISE, 0, 2)
+    seen = view(Batched(whole, 3))
+    assert seen.batch_size == 3
+    limited = query_model(seen, X, Y, "ce", NOISE, 0, 2)
     assert max(sizes) == 3
-    at_once = look(view(whole), X, Y, "ce", NOISE, 0, 2)
+    at_once = query_model(view(whole), X, Y, "ce", NOISE, 0, 2)
     assert max(sizes) == 8
     assert torch.allclose(limited.gradient, at_once.gradient, atol=1e-13)
 
 
 def test_a_limited_model_is_the_model():
     model = defended()
-    assert torch.allclose(Limited(model, 2)(X, NOISE), model(X, NOISE), atol=1e-12)
+    assert torch.allclose(Batched(model, 2)(X, NOISE), model(X, NOISE), atol=1e-12)
 
 
 def test_no_class_is_made_of_what_is_no_number():
@@ -136,14 +136,14 @@ def test_no_class_is_made_of_what_is_no_number():
         return torch.stack([level, 1 + level], 1)
 
     x = X.clamp(0, 0.9)
-    assert Limited(model, 2).decide(x, NOISE).tolist() == [1] * 4
+    assert Batched(model, 2).decide(x, NOISE).tolist() == [1] * 4
     x[2] = 1
     with pytest.raises(RuntimeError, match="not finite on 1 of 4 images"):
-        Limited(model, 2).decide(x, NOISE)
+        Batched(model, 2).decide(x, NOISE)
 
 
-def test_any_defence_with_parts_can_be_taken_apart():
-    """A stranger's defence, which is no `Purified`."""
+def test_any_defense_with_parts_can_be_taken_apart():
+    """A stranger's defense, which is no `Purified`."""
 
     class Mine:
         def __init__(self, purifier):
@@ -152,7 +152,7 @@ def test_any_defence_with_parts_can_be_taken_apart():
         def __call__(self, x, noise):
             return self.classifier(self.purifier(x, noise), noise)
 
-        def behind(self, purifier):
+        def with_purifier(self, purifier):
             other = Mine(purifier)
             other.classifier = self.classifier
             return other
@@ -165,19 +165,19 @@ def test_any_defence_with_parts_can_be_taken_apart():
 def test_bfloat16_is_the_model_with_a_rough_gradient(monkeypatch):
     """Of the search alone; and refused where it does not pay."""
     seed_torch(0, "rough")
-    model = Plain(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
+    model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
     x = Noise.of(1, range(4)).uniform(torch.empty(4, 3, 2, 2))
     monkeypatch.setattr(views, "bfloat16_costs", lambda device: 2.0)
     with pytest.raises(ValueError, match="slower here"):
         views.bfloat16(model)
     monkeypatch.setattr(views, "bfloat16_costs", lambda device: 0.5)
     y, threat, noise = torch.arange(4) % 3, Threat("linf", 0.1), Noise.of(0, range(4))
-    rough, fine = views.bfloat16(Limited(model, 3)), model(x, noise)
-    assert rough.rows == 3
+    rough, fine = views.bfloat16(Batched(model, 3)), model(x, noise)
+    assert rough.batch_size == 3
     said = rough(x, noise).detach()
     assert said.dtype == torch.float32
     assert 0 < float((said - fine.detach()).abs().max()) < 0.05
     x_adv = PGD(steps=3)(rough, x, y, threat, noise)
     assert bool(threat.allows(x, x_adv).all())
-    before, after = (look(model, at, y, "margin", noise, 0, 1).loss for at in (x, x_adv))
+    before, after = (query_model(model, at, y, "margin", noise, 0, 1).loss for at in (x, x_adv))
     assert bool((after > before).all())

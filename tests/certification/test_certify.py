@@ -10,7 +10,13 @@ from scipy import stats
 
 from unfool import spec as specs
 from unfool.certification import certify as certification
-from unfool.certification.certificate import Certificate, Count, certificate, certified_at, reach
+from unfool.certification.certificate import (
+    Certificate,
+    ClassCounts,
+    certificate,
+    certified_at,
+    reach,
+)
 from unfool.certification.certify import Noisy, answers
 from unfool.cli.main import run
 from unfool.defenses.aggregate import Aggregated
@@ -38,14 +44,17 @@ def linear(x, noise=None):
 
 def counted(model, x, n0, n, noise, rows=256):
     def votes(draws, stage):
-        chosen = [c for part in answers(model, x, draws, noise.fold(stage), rows) for c in part]
+        chosen = [c for part in answers(model, x, draws, noise.child(stage), rows) for c in part]
         return dict(Counter(chosen))
 
-    return Count(0, 0, votes(n0, "select"), votes(n, "estimate"), 0.0, {})
+    return ClassCounts(0, 0, votes(n0, "select"), votes(n, "estimate"), 0.0, {})
 
 
 def counts(folder):
-    return [(c.index, c.label, c.selected, c.estimated) for c in Run.open(folder).read(Count.of)]
+    return [
+        (c.index, c.label, c.selected, c.estimated)
+        for c in Run.open(folder).read(ClassCounts.from_dict)
+    ]
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (1, 10), (7, 10), (10, 10), (9_990, 10_000)])
@@ -56,7 +65,9 @@ def test_the_bound_is_that_of_clopper_and_pearson(hits, total, alpha):
 
 
 def test_the_radius_by_hand():
-    found = certificate(Count(0, 3, {3: 9, 1: 1}, {3: 90, 1: 10}, 0.0, {}), sigma=0.5, alpha=0.05)
+    found = certificate(
+        ClassCounts(0, 3, {3: 9, 1: 1}, {3: 90, 1: 10}, 0.0, {}), sigma=0.5, alpha=0.05
+    )
     low = stats.binomtest(90, 100, alternative="greater").proportion_ci(0.95, "exact").low
     assert found.answer == 3
     assert found.radius == pytest.approx(0.5 * stats.norm.ppf(low))
@@ -74,7 +85,7 @@ def test_the_radius_by_hand():
     ],
 )
 def test_without_proof_it_abstains(selected, estimated):
-    found = certificate(Count(0, 1, selected, estimated, 0.0, {}), sigma=0.5, alpha=0.001)
+    found = certificate(ClassCounts(0, 1, selected, estimated, 0.0, {}), sigma=0.5, alpha=0.001)
     assert found == Certificate(None, found.rate, 0.0)
     assert found.rate <= 0.5
 
@@ -210,7 +221,9 @@ def test_every_draw_is_counted(whole):
     assert len({str(row[3]) for row in whole}) > 1
 
 
-@pytest.mark.parametrize("change", ["machine.rows=1", "machine.rows=7", "machine.rows=1000"])
+@pytest.mark.parametrize(
+    "change", ["machine.batch_size=1", "machine.batch_size=7", "machine.batch_size=1000"]
+)
 def test_the_batch_does_not_matter(spec, whole, change):
     assert run(toy(spec / "other", change)) == 0
     assert counts(spec / "other") == whole
@@ -244,7 +257,7 @@ def test_shards_in_one_folder_and_in_several_make_the_whole(spec, whole, capsys)
 def test_kill_9_and_run_again(spec, killed):
     assert run(toy(spec / "calm", n=100)) == 0
     out = spec / "killed"
-    before = killed(toy(out, "machine.rows=1", n=100), out, 2)
+    before = killed(toy(out, "machine.batch_size=1", n=100), out, 2)
     done = counts(out)
     assert 2 <= len(done) < 6, "it was to be killed in the middle"
     assert run(toy(out, n=100)) == 0
@@ -276,7 +289,7 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
         (["certification.alpha=0.6"], "alpha is the chance"),
         (["certification.images=7"], "has 6, not 7"),
         (["certification.image=7"], "did you mean 'images'?"),
-        (["machine.rows=0"], "rows must be 1 or more"),
+        (["machine.batch_size=0"], "rows must be 1 or more"),
         (["purifier=diffpure"], "densepure, one-step can"),
         (["purifier={name: one-step, sigma: 0.1}"], "the noise is certification.sigma"),
         (["purifier={name: one-step, t: 0.1}"], "the noise is certification.sigma"),
@@ -364,7 +377,7 @@ def test_the_library_does_it_too(tmp_path):
         n=20,
         machine=Machine(quiet=True),
     )
-    assert [count.index for count in run_.read(Count.of)] == [0, 1]
+    assert [count.index for count in run_.read(ClassCounts.from_dict)] == [0, 1]
 
 
 def test_specs_that_are_shipped():

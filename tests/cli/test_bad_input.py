@@ -66,7 +66,7 @@ def test_a_folder_of_one_class(elsewhere, mistake, capsys):
     for name in ("a_dark", "b_bright"):
         image_files.write(elsewhere / "photos" / f"{name}.png", torch.full((1, 4, 4), 0.3))
     command = ["evaluate", "blobs", "--quiet", "--set", "attacks=[]", "--data", "photos"]
-    command += ["--set", "data={name: folder, grey: true}"]
+    command += ["--set", "data={name: folder, gray: true}"]
     said = mistake(*command)
     assert "the pictures of the folder are all of one class, 'photos'" in said
     assert "into a sub-folder" in said
@@ -133,7 +133,7 @@ def test_no_such_device(elsewhere, mistake):
             ["analyze", "gradients", "blobs", "--set", "machine.engine=ray"],
             "an analysis is done by",
         ),
-        (["classify", "none.png", "--rows", "0"], "--rows"),
+        (["classify", "none.png", "--batch-size", "0"], "--batch-size"),
         (["classify", "none.png", "--spec", "blobs"], "no file none.png"),
     ],
 )

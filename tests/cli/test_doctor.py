@@ -8,7 +8,7 @@ from unfool.cli import doctor
 from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.defenses.purified import Purified
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.toy.blobs import Blobs, bayes
 
 X, Y = fetch(Blobs(size=32), range(32))
@@ -64,7 +64,9 @@ def failed(model):
         (Cut(), "no gradient"),
         (Wide(), "when they are in [0, 255]"),
         (
-            Plain(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))).train(),
+            NormalizedClassifier(
+                nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2))
+            ).train(),
             "training mode",
         ),
     ],
@@ -112,7 +114,10 @@ class Bare(nn.Module):
         (Bare(), "put a network (images to logits) into {name: network, network: ...}"),
         (Purified(Bare(), lambda x, noise: x), "the classifier takes images alone"),
         (Purified(bayes(), Bare()), "the model does not take images of 1 x 4 x 4 (TypeError"),
-        (Plain(nn.Linear(3, 2)), "the model does not take images of 1 x 4 x 4 (RuntimeError"),
+        (
+            NormalizedClassifier(nn.Linear(3, 2)),
+            "the model does not take images of 1 x 4 x 4 (RuntimeError",
+        ),
     ],
 )
 def test_what_cannot_be_examined_is_told_in_a_sentence(model, said):
@@ -133,7 +138,7 @@ def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
     for i in range(4):
         image_files.write(elsewhere / "photos" / f"{i}.png", X[i])
     command = ["doctor", "blobs", "--data", "photos", "--set"]
-    assert run([*command, "data={name: folder, grey: true}"]) == 1
+    assert run([*command, "data={name: folder, gray: true}"]) == 1
     assert "FAIL  the pictures of the folder are all of one class" in capsys.readouterr().out
 
 

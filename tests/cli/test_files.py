@@ -1,4 +1,4 @@
-"""Pictures and arrays through a defence: purify and classify."""
+"""Pictures and arrays through a defense: purify and classify."""
 
 import numpy as np
 import pytest
@@ -16,9 +16,9 @@ TOY = ["--spec", "blobs", "--set", "purifier.steps=3"]
 def images(elsewhere):
     data = Blobs(size=5)
     stack = torch.stack([data[i][0] for i in range(5)])
-    image_files.write(elsewhere / "in" / "grey.png", stack[0])
-    colours = (np.arange(20 * 30 * 3).reshape(20, 30, 3) % 256).astype(np.uint8)
-    Image.fromarray(colours).save(elsewhere / "in" / "wide.jpg")
+    image_files.write(elsewhere / "in" / "gray.png", stack[0])
+    colors = (np.arange(20 * 30 * 3).reshape(20, 30, 3) % 256).astype(np.uint8)
+    Image.fromarray(colors).save(elsewhere / "in" / "wide.jpg")
     np.savez(
         elsewhere / "in" / "some.npz", images=stack.permute(0, 2, 3, 1).numpy(), labels=np.arange(5)
     )
@@ -28,8 +28,8 @@ def images(elsewhere):
 def test_every_form_comes_back_in_its_own_size(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     made = capsys.readouterr().out.split()
-    assert made == ["out/grey.png", "out/some.npz", "out/wide.png"]
-    assert image_files.read(images.parent / "out/grey.png", grey=True).shape == (1, 4, 4)
+    assert made == ["out/gray.png", "out/some.npz", "out/wide.png"]
+    assert image_files.read(images.parent / "out/gray.png", gray=True).shape == (1, 4, 4)
     assert image_files.read(images.parent / "out/wide.png").shape == (3, 20, 30)
     with np.load(images.parent / "out/some.npz") as file:
         assert file["images"].shape == (5, 4, 4, 1)
@@ -42,7 +42,8 @@ def test_purified_images_do_not_depend_on_the_batch(images):
     for rows in (1, 64):
         out = f"out{rows}"
         assert (
-            run(["purify", str(images / "some.npz"), *TOY, "--out", out, "--rows", str(rows)]) == 0
+            run(["purify", str(images / "some.npz"), *TOY, "--out", out, "--batch-size", str(rows)])
+            == 0
         )
     one, many = (np.load(images.parent / f"out{rows}" / "some.npz")["images"] for rows in (1, 64))
     assert np.allclose(one, many, atol=1e-5)
@@ -73,9 +74,9 @@ def test_files_that_are_no_images_are_told(images, mistake, verb):
 
 
 def test_a_picture_is_never_written_over(images, mistake):
-    before = (images / "grey.png").read_bytes()
-    assert "name another folder" in mistake("purify", images / "grey.png", *TOY, "--out", images)
-    assert (images / "grey.png").read_bytes() == before
+    before = (images / "gray.png").read_bytes()
+    assert "name another folder" in mistake("purify", images / "gray.png", *TOY, "--out", images)
+    assert (images / "gray.png").read_bytes() == before
 
 
 def test_folders_keep_their_shape_and_nothing_is_lost(images, capsys, mistake):
@@ -107,7 +108,7 @@ def test_undefended_specs_convert_pictures_too(images, capsys):
 
 
 def test_without_a_purifier_there_is_nothing_to_purify_with(images, mistake):
-    said = mistake("purify", images / "grey.png", "--spec", "blobs", "--set", "purifier=null")
+    said = mistake("purify", images / "gray.png", "--spec", "blobs", "--set", "purifier=null")
     assert "has no purifier" in said
 
 
@@ -123,16 +124,16 @@ def test_pictures_stand_as_their_camera_says(tmp_path):
     )
 
 
-def test_colours_that_are_lost_are_told(images, capsys):
+def test_colors_that_are_lost_are_told(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     said = capsys.readouterr().err
-    assert "wide.jpg loses its colours: the model knows grey alone" in said
-    assert "grey.png" not in said
+    assert "wide.jpg loses its colors: the model knows gray alone" in said
+    assert "gray.png" not in said
 
 
 def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     alone = ["--spec", "blobs", "--set", "purifier=null", "--votes", "1"]
-    assert run(["classify", str(images / "grey.png"), *alone]) == 0
+    assert run(["classify", str(images / "gray.png"), *alone]) == 0
     assert "not known" not in capsys.readouterr().err
     assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
     assert (
@@ -141,5 +142,5 @@ def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     photographs = [*alone, "--set", "data={name: cifar10}"]
     assert run(["classify", str(images / "some.npz"), *photographs]) == 0
     assert "the size of the classifier's images is not known" in capsys.readouterr().err
-    said = mistake("classify", images / "grey.png", *photographs, "--data", "/nowhere")
+    said = mistake("classify", images / "gray.png", *photographs, "--data", "/nowhere")
     assert "/nowhere" in said

@@ -52,13 +52,13 @@ def test_pixels_are_those_of_the_file(tmp_path: Path):
     assert Folder(tmp_path).shape == (3, 4, 6)
 
 
-def test_grey_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
+def test_gray_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
         Image.new(mode, (5, 5)).save(tmp_path / f"{mode}.{ending}")
     x, _ = fetch(Folder(tmp_path), range(6))
     assert x.shape == (6, 3, 5, 5)
-    x, _ = fetch(Folder(tmp_path, grey=True), range(6))
+    x, _ = fetch(Folder(tmp_path, gray=True), range(6))
     assert x.shape == (6, 1, 5, 5)
 
 

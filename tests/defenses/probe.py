@@ -17,7 +17,7 @@ class Probe:
     def __init__(self, path: tuple = (), drawn: list | None = None):
         self.path, self.drawn = path, [] if drawn is None else drawn
 
-    def fold(self, *path) -> "Probe":
+    def child(self, *path) -> "Probe":
         return Probe(self.path + path, self.drawn)
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from unfool.attacks.views import Limited, bpda, undefended
+from unfool.attacks.views import Batched, bpda, classifier_only
 from unfool.defenses.aggregate import Aggregated, aggregate
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, elected, majority, votes
+from unfool.defenses.purified import Purified, majority_class, majority_vote, predict_draws
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.toy.blobs import Blobs, bayes, mixture
@@ -45,7 +45,7 @@ def test_paths_are_independent_and_the_first_is_the_plain_one():
     x, noise = images(4), Noise.of(0, range(4))
     single = model(1, "logits")
     assert torch.equal(single(x, noise), single.model(x, noise))
-    paths = [single.model(x, noise), *(single.model(x, noise.fold("path", i)) for i in (1, 2))]
+    paths = [single.model(x, noise), *(single.model(x, noise.child("path", i)) for i in (1, 2))]
     assert not torch.equal(paths[0], paths[1])
     assert not torch.equal(paths[1], paths[2])
     assert torch.equal(model(3, "logits")(x, noise), torch.stack(paths).mean(0))
@@ -61,8 +61,8 @@ def test_attackers_can_take_it_apart():
     x, noise, whole = images(2), Noise.of(0, range(2)), model(3)
     assert isinstance(whole, Defended)
     assert torch.allclose(bpda(whole)(x, noise), whole(x, noise), atol=1e-5)
-    assert torch.equal(undefended(whole)(x, noise), bayes()(x, noise))
-    same = whole.behind(whole.purifier)
+    assert torch.equal(classifier_only(whole)(x, noise), bayes()(x, noise))
+    same = whole.with_purifier(whole.purifier)
     assert (same.paths, same.by) == (3, "softmax")
     assert torch.equal(same(x, noise), whole(x, noise))
 
@@ -73,13 +73,13 @@ def test_who_knows_the_reverse_noise_knows_that_of_every_path():
 
     class Spy(nn.Module):
         def forward(self, x, noise):
-            seen.append(noise.fold("reverse").keys)
+            seen.append(noise.child("reverse").keys)
             return x
 
     spied = Aggregated(Purified(bayes(), Spy()), paths=3)
     spied(x, secret)
     theirs, seen[:] = list(seen), []
-    spied(x, Noise.of(1, range(2)).knowing(secret, ["reverse"]).draws(0))
+    spied(x, Noise.of(1, range(2)).with_known_noise(secret, ["reverse"]).for_query(0))
     assert seen == theirs
     assert len(set(theirs)) == 3
 
@@ -117,15 +117,15 @@ class Ballots:
 def test_a_curtailed_vote_decides_as_the_whole_one_whatever_the_ballots(draws):
     table = torch.cartesian_prod(*[torch.arange(3)] * draws).view(-1, draws)  # every one there is
     ballots = Ballots(table, 3)
-    chosen = elected(ballots, torch.zeros(len(table), 1, 1, 1), ballots.streams())
-    assert torch.equal(chosen, majority(table, 3))
+    chosen = majority_vote(ballots, torch.zeros(len(table), 1, 1, 1), ballots.streams())
+    assert torch.equal(chosen, majority_class(table, 3))
     assert ballots.asked < table.numel() or draws == 1
 
 
 def test_a_unanimous_image_is_asked_no_more_than_half():
     for draws, first, needed in ((10, 0, 5), (10, 2, 6), (9, 0, 5), (9, 2, 5)):
         ballots = Ballots(torch.full((1, draws), first), 3)
-        elected(ballots, torch.zeros(1, 1, 1, 1), ballots.streams())
+        majority_vote(ballots, torch.zeros(1, 1, 1, 1), ballots.streams())
         assert ballots.asked == needed  # of equals the lowest class wins, so half is enough for it
 
 
@@ -134,11 +134,11 @@ def test_a_model_that_deploys_a_vote_is_judged_alike_in_fewer_calls():
     x, noise = images(6), Noise.of(0, range(6))
     calls = []
     voting.model.classifier.register_forward_hook(lambda _, given, out: calls.append(len(out)))
-    whole = torch.stack([voting(x, noise.fold("vote", i)).argmax(1) for i in range(3)], 1)
+    whole = torch.stack([voting(x, noise.child("vote", i)).argmax(1) for i in range(3)], 1)
     dear = sum(calls)
-    for judged in (voting, Limited(voting, 4)):
+    for judged in (voting, Batched(voting, 4)):
         calls.clear()
-        assert torch.equal(votes(judged, x, noise, 3), whole)
+        assert torch.equal(predict_draws(judged, x, noise, 3), whole)
         assert sum(calls) < 0.8 * dear
     mean = model(3, "logits")
     assert torch.equal(mean.decide(x, noise), mean(x, noise).argmax(1))

@@ -13,10 +13,10 @@ from unfool.defenses.purified import Purified
 from unfool.diffusion.reverse import euler_maruyama, even, flow, reverse
 from unfool.diffusion.schedule import VP
 from unfool.errors import SpecError
-from unfool.evaluation.cost import Ledger
+from unfool.evaluation.cost import CallCounter
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.toy.blobs import bayes, mixture
 
@@ -24,21 +24,21 @@ SAMPLERS = ["sde", "ddpm", "ddim", "ode", "heun"]
 NOISE = Noise.of(0, range(4))
 
 
-def curved(dtype: torch.dtype = torch.float64) -> Plain:
+def curved(dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
     """A classifier of 4 x 4 images that is curved and never sure."""
     seed_torch(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
-    model = Plain(network.to(dtype)).requires_grad_(False).eval()
+    model = NormalizedClassifier(network.to(dtype)).requires_grad_(False).eval()
     for weight in model.parameters():
         weight.mul_(3)
     return model
 
 
-def linear(slope: float, dtype: torch.dtype = torch.float64) -> Plain:
+def linear(slope: float, dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
     """Two classes of images of one pixel z of [-1, 1], with log-odds slope * z."""
     layer = nn.Linear(1, 2, bias=False).to(dtype).requires_grad_(False)
     layer.weight.copy_(torch.tensor([[0.0], [slope]]))
-    return Plain(nn.Sequential(nn.Flatten(), layer), mean=(0.5,), std=(0.5,))
+    return NormalizedClassifier(nn.Sequential(nn.Flatten(), layer), mean=(0.5,), std=(0.5,))
 
 
 def scales(t: float):
@@ -64,12 +64,12 @@ def test_without_guidance_the_image_itself_goes_back():
 def test_without_guidance_it_is_the_reverse_sde_to_the_bit():
     x = blobs()
     expected = reverse(
-        mixture(), 2 * x - 1, even(0.1, 7), NOISE.fold("reverse"), step=euler_maruyama
+        mixture(), 2 * x - 1, even(0.1, 7), NOISE.child("reverse"), step=euler_maruyama
     )
     assert torch.equal(COUP(mixture(), curved(), steps=7, weight=0)(x, NOISE), (expected + 1) / 2)
     zero = Confidence(curved(), mixture(), weight=0)  # the guide itself, weighed with nothing
     guided = reverse(
-        mixture(), 2 * x - 1, even(0.1, 7), NOISE.fold("reverse"), step=euler_maruyama, guide=zero
+        mixture(), 2 * x - 1, even(0.1, 7), NOISE.child("reverse"), step=euler_maruyama, guide=zero
     )
     assert torch.allclose(guided, expected, atol=1e-14)
 
@@ -136,7 +136,7 @@ def test_the_gradient_goes_through_the_guidance(sampler):
 def test_the_detached_gradient_is_that_of_frozen_guidance():
     """Against central differences of the chain whose guidance is what it was at the image."""
     x, way = blobs(), Noise.of(5, range(4)).normal(blobs())
-    look, times, back = Noise.of(6, range(4)).normal(x), even(0.1, 5), NOISE.fold("reverse")
+    look, times, back = Noise.of(6, range(4)).normal(x), even(0.1, 5), NOISE.child("reverse")
     guide, frozen = Confidence(curved(), mixture(), weight=4.0), []
 
     def recorded(*seen):
@@ -235,7 +235,11 @@ def test_clamps():
 
 
 def test_a_step_costs_one_call_of_the_denoiser_and_one_of_the_classifier_there_and_back():
-    model, ledger, x = Purified(curved(), COUP(mixture(), curved(), steps=7)), Ledger(), blobs()
+    model, ledger, x = (
+        Purified(curved(), COUP(mixture(), curved(), steps=7)),
+        CallCounter(),
+        blobs(),
+    )
     with ledger.watching(model), torch.no_grad():
         model.purifier(x, NOISE)
     assert ledger.take() == {
@@ -261,7 +265,7 @@ def test_the_classifier_sees_the_image_of_x_t_with_a_stream_of_its_own():
     assert len(seen) == 3
     for i, (image, noise) in enumerate(seen):
         assert torch.equal(image, states[i])
-        assert noise == NOISE.fold("reverse", i, "guide", "classify")
+        assert noise == NOISE.child("reverse", i, "guide", "classify")
 
 
 @pytest.mark.parametrize("odds", [30.0, 80.0, 1e4, 1e30])

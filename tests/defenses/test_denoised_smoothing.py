@@ -50,7 +50,7 @@ def test_densepure_s_steps_are_the_paper_s():
 def test_as_a_purifier_it_puts_the_noise_on_itself(name: str):
     pure = {"one-step": OneStep, "densepure": DensePure}[name](mixture(), sigma=0.2)
     x, noise = blobs(3), Noise.of(0, range(3))
-    noisy = x + 0.2 * noise.fold("forward").normal(x)
+    noisy = x + 0.2 * noise.child("forward").normal(x)
     whole = pure(x, noise)
     assert torch.equal(whole, pure.denoise(noisy, 0.2, noise))
     alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(3)])

@@ -110,7 +110,7 @@ def test_forward_noise(forward, schedule, alpha: float, sigma: float):
     purify = DiffPure(mixture(schedule=schedule), t=0.1, steps=5, forward=forward)
     x, noise = blobs(3), Noise.of(0, range(3))
     _, noised = next(purify.walk(x, noise))
-    expected = alpha * (2 * x - 1) + sigma * noise.fold("forward").normal(x)
+    expected = alpha * (2 * x - 1) + sigma * noise.child("forward").normal(x)
     assert torch.allclose(2 * noised - 1, expected, atol=5e-5)
     assert purify.pixel_noise == pytest.approx(sigma / alpha / 2, rel=1e-4)
 
@@ -130,7 +130,7 @@ def test_samplers_are_the_steps_they_are_named_after():
 
 def test_heun_has_no_coarser_view():
     with pytest.raises(ValueError, match="use `exact`"):
-        DiffPure(mixture(), sampler="heun").coarse()
+        DiffPure(mixture(), sampler="heun").with_fewer_steps()
 
 
 @pytest.mark.parametrize("steps", [1, 7, 100])

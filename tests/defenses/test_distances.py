@@ -13,9 +13,9 @@ from unfool.defenses.distances import INPUT, OUTPUT, lpips, ssim
 from unfool.noise import Noise
 
 NOISE = Noise.of(0, range(4))
-X = NOISE.fold("x").uniform(torch.zeros(4, 3, 16, 14, dtype=torch.float64))
-Y = (X + 0.1 * NOISE.fold("y").normal(X)).clamp(0, 1)
-A, B = (NOISE.fold(name).normal(torch.zeros(4, 5, dtype=torch.float64)) for name in "ab")
+X = NOISE.child("x").uniform(torch.zeros(4, 3, 16, 14, dtype=torch.float64))
+Y = (X + 0.1 * NOISE.child("y").normal(X)).clamp(0, 1)
+A, B = (NOISE.child(name).normal(torch.zeros(4, 5, dtype=torch.float64)) for name in "ab")
 
 
 def reference_ssim(x: np.ndarray, y: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from unfool.defenses.distances import INPUT, OUTPUT
 from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Discrete
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 from unfool.toy.blobs import bayes, mixture
@@ -30,11 +30,11 @@ READINGS = {
 SHORT = {"t": 0.1, "steps": 3}
 
 
-def curved(side: int = 4) -> Plain:
+def curved(side: int = 4) -> NormalizedClassifier:
     """A small classifier with second derivatives, in float64."""
     seed_torch(0, "curved")
     net = nn.Sequential(nn.Flatten(), nn.Linear(side**2, 6), nn.Tanh(), nn.Linear(6, 3))
-    return Plain(net.double().requires_grad_(False))
+    return NormalizedClassifier(net.double().requires_grad_(False))
 
 
 @pytest.mark.parametrize("options", [{"scale": 0.0}, {"output": "none", "input": "none"}])
@@ -97,10 +97,10 @@ def test_gradients_are_exact(name: str):
     """Against central differences: through x_t, the guide, its anchor and its reference."""
     pure = DistributionTransfer(mixture(side=3), curved(3), **(SHORT | READINGS[name]))
     x, noise = blobs(2, 3).requires_grad_(), Noise.of(0, range(2))
-    aim = noise.fold("aim").normal(x)
+    aim = noise.child("aim").normal(x)
     (gradient,) = torch.autograd.grad((aim * pure(x, noise)).sum(), x)
     for turn in range(2):
-        way, h = noise.fold("way", turn).normal(x), 1e-5
+        way, h = noise.child("way", turn).normal(x), 1e-5
         with torch.no_grad():
             up, down = (pure(x + sign * h * way, noise) for sign in (1, -1))
         slope = float((aim * (up - down)).sum() / (2 * h))
@@ -151,7 +151,7 @@ def test_guidance_holds_the_image_and_its_answer():
 def test_attention_is_differentiated_twice():
     seed_torch(0, "attention")
     model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
-    see = Plain(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    see = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     pure = DistributionTransfer(model, see, t=0.1, steps=2, at="x_hat")
     x = torch.full((1, 1, 8, 8), 0.5, requires_grad=True)
     (gradient,) = torch.autograd.grad(pure(x, Noise.of(0, [0])).sum(), x)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unfool.attacks.losses import look
-from unfool.attacks.views import Limited, matched, surrogate
+from unfool.attacks.losses import query_model
+from unfool.attacks.views import Batched, surrogate, surrogate_same_noise
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.coup import COUP
 from unfool.defenses.diffpure import DiffPure
@@ -43,7 +43,7 @@ def distance(one, other):
 
 
 def gradient(purifier, noise=NOISE):
-    weigh = NOISE.fold("weigh").normal(X)
+    weigh = NOISE.child("weigh").normal(X)
     x = X.clone().requires_grad_()
     quarters = (weigh * purifier(x, noise)).view(SIZE, 4, -1).sum(2)
     return torch.autograd.grad((8 * quarters).logsumexp(1).sum(), x)[0]
@@ -53,7 +53,7 @@ def gradient(purifier, noise=NOISE):
 def test_the_matched_way_nears_the_whole_one_as_its_steps_rise(name):
     fine = PURIFIERS[name](40)
     whole = fine(X, NOISE)
-    errors = [distance(fine.coarse(n)(X, NOISE), whole).mean() for n in (5, 10, 20, 40)]
+    errors = [distance(fine.with_fewer_steps(n)(X, NOISE), whole).mean() for n in (5, 10, 20, 40)]
     assert errors[0] > 1.3 * errors[1] > 1.3**2 * errors[2] > 0
     assert errors[3] == 0
 
@@ -62,8 +62,8 @@ def test_the_matched_way_nears_the_whole_one_as_its_steps_rise(name):
 def test_image_by_image_it_is_nearer_than_on_noise_of_its_own(name):
     fine = PURIFIERS[name](40)
     whole = fine(X, NOISE)
-    near = distance(fine.coarse(10)(X, NOISE), whole)
-    far = distance(fine.coarse(10, matched=False)(X, NOISE), whole)
+    near = distance(fine.with_fewer_steps(10)(X, NOISE), whole)
+    far = distance(fine.with_fewer_steps(10, matched=False)(X, NOISE), whole)
     assert (near < 0.6 * far).all()
 
 
@@ -78,8 +78,8 @@ CURVED = {
 def test_its_gradients_point_where_the_exact_ones_do(name):
     fine = CURVED[name]()
     exact = gradient(fine).flatten(1)
-    near = F.cosine_similarity(gradient(fine.coarse(20)).flatten(1), exact)
-    far = F.cosine_similarity(gradient(fine.coarse(20, matched=False)).flatten(1), exact)
+    near = F.cosine_similarity(gradient(fine.with_fewer_steps(20)).flatten(1), exact)
+    far = F.cosine_similarity(gradient(fine.with_fewer_steps(20, matched=False)).flatten(1), exact)
     assert near.median() > 0.97
     assert near.mean() > far.mean() + 0.03
 
@@ -87,16 +87,16 @@ def test_its_gradients_point_where_the_exact_ones_do(name):
 @pytest.mark.parametrize("name", PURIFIERS)
 def test_with_all_steps_it_is_the_purifier_to_the_bit(name):
     fine = PURIFIERS[name](10)
-    same = fine.coarse(10)
+    same = fine.with_fewer_steps(10)
     assert torch.equal(same(X, NOISE), fine(X, NOISE))
     assert torch.equal(gradient(same), gradient(fine))
-    assert not torch.equal(fine.coarse(10, matched=False)(X, NOISE), fine(X, NOISE))
+    assert not torch.equal(fine.with_fewer_steps(10, matched=False)(X, NOISE), fine(X, NOISE))
 
 
 def test_the_purifier_itself_is_left_as_it_was():
     fine = PURIFIERS["sde"](10)
     before, times = fine(X, NOISE), fine.times
-    fine.coarse(2)(X, NOISE)
+    fine.with_fewer_steps(2)(X, NOISE)
     assert fine.times is times
     assert fine.steps == 10
     assert torch.equal(fine(X, NOISE), before)
@@ -108,7 +108,7 @@ def test_in_distribution_the_two_are_one(name):
     model = Mixture(torch.full((1, 1, 200, 200), 0.2, dtype=torch.float64), 0.5)
     fine = DiffPure(model, t=0.3, steps=12, sampler=name)
     x, noise = torch.full((1, 1, 200, 200), 0.9).double(), Noise.of(3, [0])
-    near, far = (fine.coarse(4, matched)(x, noise) for matched in (True, False))
+    near, far = (fine.with_fewer_steps(4, matched)(x, noise) for matched in (True, False))
     assert float(near.mean()) == pytest.approx(float(far.mean()), abs=4 * 0.3 / 200 * 2**0.5)
     assert float(near.std()) == pytest.approx(float(far.std()), rel=4 / 200)
     correlation = torch.corrcoef(torch.stack([near.flatten(), far.flatten()]))[0, 1]
@@ -118,13 +118,13 @@ def test_in_distribution_the_two_are_one(name):
 @pytest.mark.parametrize("matched", [True, False])
 @pytest.mark.parametrize("name", ["sde", "coup", "gdmp", "langevin"])
 def test_an_image_does_not_depend_on_its_company(name, matched):
-    purify = PURIFIERS[name](20).coarse(5, matched)
+    purify = PURIFIERS[name](20).with_fewer_steps(5, matched)
     whole, order = purify(X, NOISE), [5, 0, 3]
     part = purify(X[order], NOISE.take(order))
     assert torch.allclose(part, whole[order], atol=1e-12)
 
 
-@pytest.mark.parametrize("view", [matched, surrogate])
+@pytest.mark.parametrize("view", [surrogate_same_noise, surrogate])
 def test_a_view_costs_as_many_calls_as_it_has_steps(view):
     model = Purified(bayes(), DiffPure(mixture(), t=0.1, steps=30))
     calls = []
@@ -138,21 +138,23 @@ def test_a_view_costs_as_many_calls_as_it_has_steps(view):
 def test_a_view_keeps_the_classifier_s_noise_the_paths_and_the_rows():
     plain = Purified(bayes().double(), DiffPure(mixture(), t=0.1, steps=6))
     model = Aggregated(plain, paths=3, by="logits")
-    assert torch.equal(matched(model, 6)(X, NOISE), model(X, NOISE))
-    seen = matched(Limited(plain, 3), 2)
-    assert seen.rows == 3
+    assert torch.equal(surrogate_same_noise(model, 6)(X, NOISE), model(X, NOISE))
+    seen = surrogate_same_noise(Batched(plain, 3), 2)
+    assert seen.batch_size == 3
     y = torch.arange(SIZE) % 2
-    one = look(seen, X, y, "ce", NOISE, 0, 2).gradient
-    assert torch.allclose(one, look(matched(plain, 2), X, y, "ce", NOISE, 0, 2).gradient)
+    one = query_model(seen, X, y, "ce", NOISE, 0, 2).gradient
+    assert torch.allclose(
+        one, query_model(surrogate_same_noise(plain, 2), X, y, "ce", NOISE, 0, 2).gradient
+    )
 
 
 def test_an_attacker_who_was_told_the_noise_comes_near_with_few_steps():
     model = Purified(lambda x, noise: x.flatten(1), DiffPure(mixture(), t=0.1, steps=40))
     secret = Noise.of(9, range(SIZE))
-    told = NOISE.knowing(secret, ["forward", "reverse"]).draws(0)
+    told = NOISE.with_known_noise(secret, ["forward", "reverse"]).for_query(0)
     whole = model(X, secret)
     assert torch.allclose(model(X, told), whole, atol=1e-12)
-    near = (matched(model, 10)(X, told) - whole).norm(dim=1)
+    near = (surrogate_same_noise(model, 10)(X, told) - whole).norm(dim=1)
     far = (surrogate(model, 10)(X, told) - whole).norm(dim=1)
     assert (near < 0.4 * far).all()
 
@@ -166,16 +168,16 @@ def test_which_times_are_kept():
 
 @pytest.mark.parametrize("steps", [0, 11])
 def test_more_steps_than_there_are_and_none_are_refused(steps):
-    with pytest.raises(ValueError, match=f"from 1 to the defence's own 10, not {steps}"):
-        PURIFIERS["sde"](10).coarse(steps)
+    with pytest.raises(ValueError, match=f"from 1 to the defense's own 10, not {steps}"):
+        PURIFIERS["sde"](10).with_fewer_steps(steps)
 
 
 def test_what_has_no_such_steps_is_told():
     with pytest.raises(ValueError, match=r"5 steps have one length.* 2 does not"):
-        Langevin(mixture(), steps=5).coarse(2)
+        Langevin(mixture(), steps=5).with_fewer_steps(2)
     with pytest.raises(ValueError, match="inside does not say how to leave out steps"):
-        Resized(lambda x, noise: x, size=4).coarse()
+        Resized(lambda x, noise: x, size=4).with_fewer_steps()
     with pytest.raises(ValueError, match="this one does not say how; use `bpda` or `exact`"):
-        matched(Purified(bayes(), Gradual(mixture())))
+        surrogate_same_noise(Purified(bayes(), Gradual(mixture())))
     with pytest.raises(ValueError, match="no classifier behind a purifier"):
         surrogate(bayes())

@@ -22,10 +22,10 @@ from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 
 CENTRE, SPREAD, IMAGE = 0.2, 0.5, 0.8
-ANY = Plain(nn.Sequential(nn.Flatten(), nn.Linear(1, 2).double()))
+ANY = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1, 2).double()))
 
 
 def scales(t: float) -> tuple[float, float, float]:
@@ -160,7 +160,15 @@ CASES = {
         gdmp(0.036, 2),
     ),
     "gdmp, a step late": (
-        GDMP(world(SPREAD), t=0.036, steps=3, passes=2, scale=600.0, anchor="image", late=True),
+        GDMP(
+            world(SPREAD),
+            t=0.036,
+            steps=3,
+            passes=2,
+            scale=600.0,
+            anchor="image",
+            extra_noise_step=True,
+        ),
         gdmp(0.037, 2),
     ),
     "gradual": (Gradual(world(SPREAD), passes=[(0.03, 3), (0.05, 2)]), gradual()),

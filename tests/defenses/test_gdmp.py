@@ -18,7 +18,7 @@ SHORT = {"t": 0.036, "steps": 3, "passes": 2}
 def test_without_guidance_it_is_diffpure_several_times(options):
     x, noise = blobs(3), Noise.of(0, range(3))
     once = DiffPure(mixture(), t=0.036, steps=3, sampler="ddpm", variance="large")
-    twice = once(once(x, noise.fold("pass", 0)), noise.fold("pass", 1))
+    twice = once(once(x, noise.child("pass", 0)), noise.child("pass", 1))
     assert torch.allclose(GDMP(mixture(), **SHORT, **options)(x, noise), twice, atol=1e-12)
 
 
@@ -28,9 +28,14 @@ def test_the_pull_of_the_release():
     x = torch.full((1, 3, 32, 32), 0.6, dtype=torch.float64)
     y, noise = 2 * x - 1, Noise.of(0, [0])
     for batch_mean, average, pull in ((False, 100, 0.0019), (False, 1, 0.19), (True, 100, 0.19)):
-        options = {"passes": 1, "anchor": "image", "average": average, "batch_mean": batch_mean}
+        options = {
+            "passes": 1,
+            "anchor": "image",
+            "reference_batch_size": average,
+            "batch_mean": batch_mean,
+        }
         free, held = (GDMP(model, scale=s, **options) for s in (0.0, 60000.0))
-        x_t = model.perturb(y, free.times[0], noise.fold("pass", 0, "forward"))
+        x_t = model.perturb(y, free.times[0], noise.child("pass", 0, "forward"))
         free.times = held.times = free.times[:2]  # the first step alone, from n = 36 to 35
         moved = 2 * (held(x, noise) - free(x, noise))
         assert float((moved / (y - x_t)).mean()) == pytest.approx(pull, rel=0.03)
@@ -45,7 +50,9 @@ def test_images_do_not_depend_on_their_batch_unless_asked():
         assert torch.allclose(alone, pure(x, noise), atol=1e-12)
     legacy = GDMP(mixture(), **SHORT, scale=3e5, batch_mean=True)
     assert torch.allclose(
-        legacy(x, noise), GDMP(mixture(), **SHORT, scale=3e5, average=4)(x, noise), atol=1e-12
+        legacy(x, noise),
+        GDMP(mixture(), **SHORT, scale=3e5, reference_batch_size=4)(x, noise),
+        atol=1e-12,
     )
     alone = torch.cat([legacy(x[i : i + 1], noise.take([i])) for i in range(4)])
     assert not torch.allclose(alone, legacy(x, noise), atol=1e-3)
@@ -67,9 +74,9 @@ def test_guidance_holds_the_image(distance: str, scale: float):
 def test_gradients_are_exact(distance: str, anchor: str):
     pure = GDMP(mixture(side=3), **SHORT, distance=distance, anchor=anchor)
     x, noise = blobs(2)[:, :, :3, :3].clone().requires_grad_(), Noise.of(0, range(2))
-    aim = noise.fold("aim").normal(x)
+    aim = noise.child("aim").normal(x)
     (gradient,) = torch.autograd.grad((aim * pure(x, noise)).sum(), x)
-    way, h = noise.fold("way").normal(x), 1e-5
+    way, h = noise.child("way").normal(x), 1e-5
     with torch.no_grad():
         up, down = (pure(x + sign * h * way, noise) for sign in (1, -1))
     slope = float((aim * (up - down)).sum() / (2 * h))
@@ -77,7 +84,9 @@ def test_gradients_are_exact(distance: str, anchor: str):
 
 
 def test_the_release_s_start_is_one_step_late():
-    early, late = (GDMP(mixture(schedule=Discrete()), late=late) for late in (False, True))
+    early, late = (
+        GDMP(mixture(schedule=Discrete()), extra_noise_step=late) for late in (False, True)
+    )
     assert early.pixel_noise == pytest.approx(0.0638, abs=5e-5)
     assert late.pixel_noise == pytest.approx(0.0654, abs=5e-5)
     assert torch.equal(early.times, late.times)
@@ -91,7 +100,7 @@ def test_the_release_s_start_is_one_step_late():
         ({"distance": "lpips"}, "distance is one of mse, ssim, none"),
         ({"anchor": "x_t"}, "anchor is one of image, noised"),
         ({"passes": 0}, "passes must be 1 or more"),
-        ({"average": 0}, "average must be 1 or more"),
+        ({"reference_batch_size": 0}, "reference_batch_size must be 1 or more"),
         ({"scale": -1.0}, "scale must be a number from 0 upward"),
         ({"eps": 8.0}, "eps is above 0 and at most 1"),
         ({"t": 36}, "t is a time from 0.0001 to 1"),

@@ -18,7 +18,7 @@ def test_it_is_diffpure_after_diffpure():
         DiffPure(mixture(), t=t, steps=steps, sampler="ddim", eta=0.5)
         for t, steps in ((0.03, 2), (0.1, 5))
     )
-    expected = second(first(X, NOISE.fold("pass", 0)), NOISE.fold("pass", 1))
+    expected = second(first(X, NOISE.child("pass", 0)), NOISE.child("pass", 1))
     assert torch.equal(pure(X, NOISE), expected)
     assert pure.pixel_noise == second.pixel_noise
     alone = torch.cat([pure(X[i : i + 1], NOISE.take([i])) for i in range(3)])

@@ -24,7 +24,7 @@ def test_the_release_s_recursion_where_data_are_one_gaussian():
     z = anchor = 2 * X - 1
     for i in range(10):
         pull = 0.005 * ((now.alpha * 0.2 - z) / variance - (z - anchor) / 1e-3)
-        z = z + 0.01 * pull + 5 * math.sqrt(1e-2 * 0.01) * NOISE.fold("reverse", i).normal(z)
+        z = z + 0.01 * pull + 5 * math.sqrt(1e-2 * 0.01) * NOISE.child("reverse", i).normal(z)
     assert torch.allclose(purify(X, NOISE), (z + 1) / 2, atol=1e-12)
 
 

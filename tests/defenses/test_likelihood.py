@@ -23,14 +23,14 @@ def loss_gradient(z: torch.Tensor) -> torch.Tensor:
     t = torch.tensor(time_of_noise(VP(), 0.25), dtype=torch.float64)
     _, alpha, sigma, _ = VP()(t)
     k = alpha * 0.25 / (alpha**2 * 0.25 + sigma**2)
-    eps = NOISE.fold("forward", 0).normal(z)
+    eps = NOISE.child("forward", 0).normal(z)
     miss = 0.2 + k * (alpha * z + sigma * eps - alpha * 0.2) - z
     return 2 * (k * alpha - 1) * miss
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
 def test_one_step_in_closed_form(optimizer):
-    options = {"steps": 1, "low": 0.25, "high": 0.25, "rate": 0.01, "optimizer": optimizer}
+    options = {"steps": 1, "low": 0.25, "high": 0.25, "step_size": 0.01, "optimizer": optimizer}
     out = LikelihoodMaximization(GAUSSIAN, **options)(X, NOISE)
     gradient = loss_gradient(2 * X - 1)
     move = gradient if optimizer == "gradient" else gradient.sign()
@@ -47,13 +47,13 @@ def test_adam_is_torch_s():
             states.append(x_t)
             return super().forward(x_t, t, label)
 
-    pure = LikelihoodMaximization(Spy(GAUSSIAN.means, 0.5), steps=3, rate=0.02)
+    pure = LikelihoodMaximization(Spy(GAUSSIAN.means, 0.5), steps=3, step_size=0.02)
     with torch.no_grad():
         out = pure(X, NOISE)
     z = (2 * X - 1).clone().requires_grad_()
     adam = torch.optim.Adam([z], lr=0.04)
     for i, t in enumerate(times):
-        x_t = GAUSSIAN.perturb(z, t, NOISE.fold("forward", i))
+        x_t = GAUSSIAN.perturb(z, t, NOISE.child("forward", i))
         assert torch.allclose(x_t.detach(), states[i].detach(), atol=1e-6)
         loss = (GAUSSIAN(x_t, t) - z).square().flatten(1).mean(1).sum()
         (z.grad,) = torch.autograd.grad(loss, z)
@@ -66,14 +66,14 @@ def test_adam_is_torch_s():
 
 def test_momentum_in_a_ball_is_written_out():
     """Four steps by hand, where some pixels meet the ball, some the edge of [0, 1], and some neither."""
-    options = {"steps": 4, "low": 0.25, "high": 0.25, "rate": 0.012, "optimizer": "momentum"}
+    options = {"steps": 4, "low": 0.25, "high": 0.25, "step_size": 0.012, "optimizer": "momentum"}
     x = X.clone()
     x[:, :, 0], x[:, :, 1] = 0.0, 0.02
     out = LikelihoodMaximization(DARK, eta=0.03, **options)(x, NOISE)
     t, moment, at = torch.tensor(time_of_noise(VP(), 0.25)).double(), 0.0, x
     for i in range(4):
         z = (2 * at - 1).requires_grad_()
-        x_t = DARK.perturb(z, t, NOISE.fold("forward", i))
+        x_t = DARK.perturb(z, t, NOISE.child("forward", i))
         (gradient,) = torch.autograd.grad((DARK(x_t, t) - z).square().sum(), z)
         moment = 0.9 * moment + gradient
         at = (at - 0.012 * moment.sign()).clamp(x - 0.03, x + 0.03).clamp(0, 1)
@@ -92,7 +92,7 @@ def test_in_a_ball_an_image_stays_near_itself_and_an_image(optimizer, world):
         x[:, :, row, :3] = value
     with torch.no_grad():
         near, far = (
-            LikelihoodMaximization(world, optimizer=optimizer, rate=0.1, eta=eta)(x, NOISE)
+            LikelihoodMaximization(world, optimizer=optimizer, step_size=0.1, eta=eta)(x, NOISE)
             for eta in (8 / 255, None)
         )
     assert float((near - x).abs().max()) == pytest.approx(8 / 255, abs=1e-6)
@@ -113,7 +113,7 @@ def test_the_paper_s_form_makes_an_image_likelier():
         gap = (2 * x - 1)[:, None] - model.means
         return (-gap.square() / (2 * model.spread**2)).flatten(2).sum(2).logsumexp(1)
 
-    paper = {"steps": 5, "rate": 2 / 255, "optimizer": "momentum", "eta": 8 / 255}
+    paper = {"steps": 5, "step_size": 2 / 255, "optimizer": "momentum", "eta": 8 / 255}
     out = LikelihoodMaximization(model, **paper)(x, noise)
     gained = likelihood(out) - likelihood(x)
     assert float((gained > 0).double().mean()) > 0.9
@@ -122,7 +122,7 @@ def test_the_paper_s_form_makes_an_image_likelier():
 
 def test_an_image_comes_nearer_to_the_data():
     far = torch.full((3, 1, 4, 4), 0.95, dtype=torch.float64)  # data: 0.6 +- 0.25
-    out = LikelihoodMaximization(GAUSSIAN, steps=10, rate=0.02)(far, NOISE)
+    out = LikelihoodMaximization(GAUSSIAN, steps=10, step_size=0.02)(far, NOISE)
     assert (out.mean((1, 2, 3)) < 0.9).all()
 
 
@@ -132,12 +132,12 @@ def test_gradients_are_exact(optimizer, eta):
     """Against plain autograd, and against finite differences."""
     pure = LikelihoodMaximization(mixture(side=3), steps=3, optimizer=optimizer, eta=eta)
     x = X[:, :, :3, :3].clone().requires_grad_()
-    aim = NOISE.fold("aim").normal(x)
+    aim = NOISE.child("aim").normal(x)
     (gradient,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
     with keeping(3):
         (plain,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
     assert torch.allclose(gradient, plain, rtol=1e-12)
-    way, h = NOISE.fold("way").normal(x), 1e-6
+    way, h = NOISE.child("way").normal(x), 1e-6
     with torch.no_grad():
         up, down = (pure(x + sign * h * way, NOISE) for sign in (1, -1))
     slope = float((aim * (up - down)).sum() / (2 * h))
@@ -167,7 +167,7 @@ def test_a_network_with_attention_works():
     ("options", "words"),
     [
         ({"steps": 0}, "steps must be 1 or more"),
-        ({"rate": -0.1}, "rate must be a number from 0 upward"),
+        ({"step_size": -0.1}, "step_size must be a number from 0 upward"),
         ({"low": 0.4}, "low must be at most high"),
         ({"high": 100.0}, "sigma is a noise above 0 and up to 76"),
         ({"optimizer": "sgd"}, "optimizer is one of adam, gradient, momentum"),

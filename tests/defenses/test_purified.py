@@ -1,18 +1,18 @@
-"""A defence is a classifier; its votes depend on images and draws alone."""
+"""A defense is a classifier; its votes depend on images and draws alone."""
 
 import pytest
 import torch
 from torch import nn
 
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, majority, votes
+from unfool.defenses.purified import Purified, majority_class, predict_draws
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.toy.blobs import Blobs, bayes, mixture
 
 NOISE = Noise.of(0, range(3))
-X = NOISE.fold("x").uniform(torch.zeros(3, 1, 4, 4))
+X = NOISE.child("x").uniform(torch.zeros(3, 1, 4, 4))
 
 
 class Recorder:
@@ -35,19 +35,19 @@ def test_streams_have_the_names_they_are_known_by():
     ((pure, classify),) = classifier.asked
     assert torch.equal(seen, X)
     assert torch.equal(pure, X + 1)
-    assert purify == NOISE.fold("purify")
-    assert classify == NOISE.fold("classify")
+    assert purify == NOISE.child("purify")
+    assert classify == NOISE.child("classify")
 
 
 def test_behind_another_purifier_it_is_the_same_classifier():
     classifier = Recorder(lambda x, noise: x.flatten(1))
     model = Purified(classifier, Recorder(lambda x, noise: x + 1))
-    other = model.behind(lambda x, noise: x + noise.normal(x))
+    other = model.with_purifier(lambda x, noise: x + noise.normal(x))
     assert isinstance(other, Defended)
     assert other.classifier is classifier
-    expected = (X + NOISE.fold("purify").normal(X)).flatten(1)
+    expected = (X + NOISE.child("purify").normal(X)).flatten(1)
     assert torch.equal(other(X, NOISE), expected)
-    assert classifier.asked[-1][1] == NOISE.fold("classify")
+    assert classifier.asked[-1][1] == NOISE.child("classify")
 
 
 def test_parts_that_are_modules_are_found_as_such():
@@ -64,18 +64,18 @@ class Noisy(nn.Module):
         super().__init__()
         self.sizes: list[int] = []
         if rows is not None:
-            self.rows = rows
+            self.batch_size = rows
 
     def forward(self, x, noise):
         self.sizes.append(len(x))
-        return x.flatten(1)[:, :3] + noise.fold("classify").normal(x.flatten(1)[:, :3])
+        return x.flatten(1)[:, :3] + noise.child("classify").normal(x.flatten(1)[:, :3])
 
 
 def test_vote_i_is_the_choice_on_stream_i():
-    chosen = votes(Noisy(), X, NOISE, 9)
+    chosen = predict_draws(Noisy(), X, NOISE, 9)
     assert chosen.shape == (3, 9)
     for i in range(9):
-        logits = Noisy()(X, NOISE.fold("vote", i))
+        logits = Noisy()(X, NOISE.child("vote", i))
         assert torch.equal(chosen[:, i], logits.argmax(1))
     assert len(chosen.unique()) == 3  # the draws do differ
 
@@ -83,18 +83,20 @@ def test_vote_i_is_the_choice_on_stream_i():
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 7, 100])
 def test_votes_do_not_depend_on_how_many_go_together(rows: int):
     model = Noisy()
-    assert torch.equal(votes(Limited(model, rows), X, NOISE, 10), votes(Noisy(), X, NOISE, 10))
+    assert torch.equal(
+        predict_draws(Batched(model, rows), X, NOISE, 10), predict_draws(Noisy(), X, NOISE, 10)
+    )
     assert sum(model.sizes) == 30
     assert max(model.sizes) <= rows
 
 
 def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
-    chosen = votes(Noisy(), X, NOISE, 10)
+    chosen = predict_draws(Noisy(), X, NOISE, 10)
     order = [2, 0]
-    assert torch.equal(votes(Noisy(), X[order], NOISE.take(order), 10), chosen[order])
-    assert torch.equal(votes(Noisy(), X, NOISE, 4), chosen[:, :4])
+    assert torch.equal(predict_draws(Noisy(), X[order], NOISE.take(order), 10), chosen[order])
+    assert torch.equal(predict_draws(Noisy(), X, NOISE, 4), chosen[:, :4])
     for i in range(3):
-        assert torch.equal(votes(Noisy(2), X[i : i + 1], NOISE.take([i]), 10)[0], chosen[i])
+        assert torch.equal(predict_draws(Noisy(2), X[i : i + 1], NOISE.take([i]), 10)[0], chosen[i])
 
 
 def test_a_purifier_that_changes_the_shape_is_told():
@@ -103,17 +105,17 @@ def test_a_purifier_that_changes_the_shape_is_told():
         model(torch.zeros(2, 1, 4, 4), Noise.of(0, range(2)))
 
 
-def test_votes_of_a_real_defence_do_not_depend_on_the_batch_either():
+def test_votes_of_a_real_defense_do_not_depend_on_the_batch_either():
     data = Blobs(6)
     x = torch.stack([data[i][0] for i in range(6)])
     x = 0.5 + 0.02 * (x - 0.5)  # nearly on the border, so that draws disagree
     model, noise = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5)), Noise.of(0, range(6))
-    chosen = votes(model, x, noise, 12)
+    chosen = predict_draws(model, x, noise, 12)
     assert 0.1 < float(chosen.double().mean()) < 0.9
-    model.rows = 12
-    assert torch.equal(votes(model, x, noise, 12), chosen)
+    model.batch_size = 12
+    assert torch.equal(predict_draws(model, x, noise, 12), chosen)
     order = [5, 2, 3]
-    assert torch.equal(votes(model, x[order], noise.take(order), 12), chosen[order])
+    assert torch.equal(predict_draws(model, x[order], noise.take(order), 12), chosen[order])
 
 
 def test_votes_keep_no_graph():
@@ -123,7 +125,7 @@ def test_votes_keep_no_graph():
         seen.append(torch.is_grad_enabled())
         return x.flatten(1)
 
-    votes(model, X.clone().requires_grad_(), NOISE, 2)
+    predict_draws(model, X.clone().requires_grad_(), NOISE, 2)
     assert seen
     assert not any(seen)
 
@@ -138,6 +140,6 @@ def test_majority():
             [0, 3, 3, 0],
         ]
     )
-    assert majority(chosen, 4).tolist() == [2, 1, 0, 3, 0]
-    assert majority(chosen, 7).tolist() == [2, 1, 0, 3, 0]
-    assert majority(chosen[:, :1], 4).tolist() == [2, 1, 3, 3, 0]
+    assert majority_class(chosen, 4).tolist() == [2, 1, 0, 3, 0]
+    assert majority_class(chosen, 7).tolist() == [2, 1, 0, 3, 0]
+    assert majority_class(chosen[:, :1], 4).tolist() == [2, 1, 3, 3, 0]

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from unfool.diffusion.denoiser import Mixture, Network
+from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.schedule import VP, Discrete
 from unfool.noise import Noise
 
 SHAPE = (2, 3, 3)
 NOISE = Noise.of(0, range(5))
 BLANK = torch.zeros(5, *SHAPE, dtype=torch.float64)
-Z = NOISE.fold("z").uniform(BLANK) * 2 - 1
-EPS = NOISE.fold("eps").normal(BLANK)
+Z = NOISE.child("z").uniform(BLANK) * 2 - 1
+EPS = NOISE.child("eps").normal(BLANK)
 
 
 class Oracle(nn.Module):
@@ -40,7 +40,7 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
         x_t = alpha * Z + sigma * EPS
         answers = {"noise": EPS, "image": Z, "velocity": alpha * EPS - sigma * Z}
         for predicts, answer in answers.items():
-            model = Network(Oracle(answer, wrap), schedule=schedule, predicts=predicts)
+            model = NetworkDenoiser(Oracle(answer, wrap), schedule=schedule, predicts=predicts)
             assert torch.allclose(model(x_t, t), Z, atol=1e-12 / float(alpha.min()))
             assert torch.allclose(model.target(Z, EPS, t.double()), answer, atol=1e-14)
             assert torch.equal(model.predict(x_t, t), answer)
@@ -49,7 +49,7 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
 
 
 def test_perturb_is_x_t():
-    model = Network(Oracle(Z), predicts="image")
+    model = NetworkDenoiser(Oracle(Z), predicts="image")
     t = torch.tensor(0.3, dtype=torch.float64)
     _, alpha, sigma, _ = VP()(t)
     assert torch.equal(model.perturb(Z, t, NOISE), alpha * Z + sigma * NOISE.normal(Z))
@@ -73,7 +73,7 @@ def test_perturb_is_x_t():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_how_a_network_is_told_the_time(time, schedule, told: float, dtype):
     oracle = Oracle(Z.to(dtype))
-    model = Network(oracle, schedule=schedule, predicts="image", time=time)
+    model = NetworkDenoiser(oracle, schedule=schedule, predicts="image", time=time)
     for t in (torch.tensor(0.1), torch.full((5, 1, 1, 1), 0.1)):
         model(Z.to(dtype), t)
         _, asked, label = oracle.asked[-1]
@@ -85,7 +85,7 @@ def test_how_a_network_is_told_the_time(time, schedule, told: float, dtype):
 
 def test_every_index_is_a_whole_number_in_float32():
     oracle = Oracle(Z.float())
-    model = Network(oracle, schedule=Discrete(), predicts="image", time="index")
+    model = NetworkDenoiser(oracle, schedule=Discrete(), predicts="image", time="index")
     for n in range(1, 1001):
         model(Z.float(), torch.tensor(n / 1000, dtype=torch.float32))
     asked = [int(time[0]) for _, time, _ in oracle.asked]
@@ -96,16 +96,16 @@ def test_every_index_is_a_whole_number_in_float32():
 def test_images_of_one_batch_may_be_at_times_of_their_own():
     t = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5], dtype=torch.float64)[:, None, None, None]
     oracle = Oracle(EPS)
-    whole = Network(oracle)(Z, t)
+    whole = NetworkDenoiser(oracle)(Z, t)
     assert oracle.asked[-1][1].tolist() == pytest.approx([99, 199, 299, 399, 499])
     for i in range(5):
-        alone = Network(Oracle(EPS[i : i + 1]))(Z[i : i + 1], t[i, 0, 0, 0])
+        alone = NetworkDenoiser(Oracle(EPS[i : i + 1]))(Z[i : i + 1], t[i, 0, 0, 0])
         assert torch.allclose(whole[i], alone[0], atol=1e-14)
 
 
 def test_images_without_a_label_have_the_null_class():
     oracle = Oracle(Z)
-    model = Network(oracle, predicts="image", classes=10)
+    model = NetworkDenoiser(oracle, predicts="image", classes=10)
     model(Z, torch.tensor(0.1))
     assert oracle.asked[-1][2].tolist() == [10] * 5
     model(Z, torch.tensor(0.1), torch.arange(5))
@@ -115,13 +115,13 @@ def test_images_without_a_label_have_the_null_class():
 def test_clip_is_off_unless_asked_for():
     wide = 3 * Z
     t = torch.tensor(0.1)
-    assert torch.equal(Network(Oracle(wide), predicts="image")(Z, t), wide)
-    clipped = Network(Oracle(wide), predicts="image", clip=True)(Z, t)
+    assert torch.equal(NetworkDenoiser(Oracle(wide), predicts="image")(Z, t), wide)
+    clipped = NetworkDenoiser(Oracle(wide), predicts="image", clip_x0=True)(Z, t)
     assert torch.equal(clipped, wide.clamp(-1, 1))
 
 
 def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
-    model = Network(Oracle(Z))
+    model = NetworkDenoiser(Oracle(Z))
     x = torch.tensor([[[[-0.5, 0.0, 0.25, 1.0, 2.0]]]])
     assert model.encode(x).flatten().tolist() == [-2, -1, -0.5, 1, 3]
     assert torch.equal(model.decode(model.encode(x)), x)
@@ -129,7 +129,7 @@ def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
 
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match="noise, image, velocity, edm; not 'score'"):
-        Network(Oracle(Z), predicts="score")
+        NetworkDenoiser(Oracle(Z), predicts="score")
 
 
 MEANS = Noise.of(1, range(3)).uniform(BLANK[:3]) * 2 - 1

@@ -12,7 +12,7 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch._aot_autograd.utils import make_boxed_func
 
 from unfool.diffusion import execution
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.execution import Trial, choose, execute, run_as, trials
 from unfool.diffusion.gradient import keeping, twice_differentiable
 from unfool.diffusion.reverse import even, flow, reverse
@@ -30,9 +30,9 @@ class Wave(nn.Module):
         return self.second(torch.sin(self.first(x)) + time[:, None, None, None] / 1000)
 
 
-def make() -> Network:
+def make() -> NetworkDenoiser:
     seed_torch(0, "wave")
-    return Network(Wave(), shape=(3, 8, 8)).eval().requires_grad_(False)
+    return NetworkDenoiser(Wave(), shape=(3, 8, 8)).eval().requires_grad_(False)
 
 
 X, T = Noise.of(0, range(2)).normal(torch.empty(2, 3, 8, 8)), torch.tensor(0.1)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from unfool.diffusion import gradient
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.gradient import chain, keeping
 from unfool.diffusion.reverse import (
     DDIM,
@@ -43,10 +43,10 @@ class Small(nn.Module):
         return self.second(torch.tanh(self.first(x) + shift))
 
 
-def make(schedule=None, trained: bool = False, classes: int = 0, width: int = 4) -> Network:
+def make(schedule=None, trained: bool = False, classes: int = 0, width: int = 4) -> NetworkDenoiser:
     seed_torch(0, "small", width)
     network = Small(width).double().requires_grad_(trained)
-    return Network(network, schedule=schedule, classes=classes)
+    return NetworkDenoiser(network, schedule=schedule, classes=classes)
 
 
 SAMPLERS = {
@@ -77,13 +77,13 @@ def plainly(model, x, times, step, guide=None, label=None):
     """The loop of `reverse`, with nothing clever about it, for autograd to follow."""
     scales = scales_along(model, times)
     for i in range(len(times) - 1):
-        now, then, noise = scales[i], scales[i + 1], NOISE.fold(i)
+        now, then, noise = scales[i], scales[i + 1], NOISE.child(i)
 
         def estimate(x, at, then=then, noise=noise):
             x_hat = model(x, at.t, label)
             if guide is None:
                 return x_hat
-            term = guide(x, x_hat, at, then, noise.fold("guide"))
+            term = guide(x, x_hat, at, then, noise.child("guide"))
             return x_hat + at.sigma**2 / at.alpha * term
 
         if isinstance(step, Heun):
@@ -104,7 +104,7 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
     at: here something computed from the first image, as in COUP."""
     step, schedule, times = way_of(name, steps)
     model = make(schedule, trained=True, classes=2)
-    start, weigh = NOISE.fold("x").normal(BLANK), NOISE.fold("weigh").normal(BLANK)
+    start, weigh = NOISE.child("x").normal(BLANK), NOISE.child("weigh").normal(BLANK)
     label = torch.tensor([0, 1, 2])
 
     def run(go, inside: bool):
@@ -138,9 +138,9 @@ def test_gradient_is_the_slope(name: str):
     """Central differences in float64, along random directions of image, weights and guide."""
     step, schedule, times = way_of(name, 6)
     model = make(schedule, trained=True)
-    anchor = NOISE.fold("anchor").normal(BLANK).requires_grad_()
-    x = NOISE.fold("x").normal(BLANK).requires_grad_()
-    weigh = NOISE.fold("weigh").normal(BLANK)
+    anchor = NOISE.child("anchor").normal(BLANK).requires_grad_()
+    x = NOISE.child("x").normal(BLANK).requires_grad_()
+    weigh = NOISE.child("weigh").normal(BLANK)
     wanted = [x, anchor, *model.network.first.parameters()]
 
     def value():
@@ -189,7 +189,7 @@ def test_an_image_that_is_also_what_the_guide_looks_at():
     model, times = make(), even(0.1, 4)
 
     def run(go):
-        x = NOISE.fold("x").normal(BLANK).requires_grad_()
+        x = NOISE.child("x").normal(BLANK).requires_grad_()
         return torch.autograd.grad(go(x, lambda x_t, *_: torch.sin(x - x_t)).sum(), x)[0]
 
     mine = run(lambda x, g: reverse(model, x, times, NOISE, step=flow, guide=g, beside=(x,)))
@@ -202,7 +202,7 @@ def test_a_tensor_that_is_listed_twice_counts_once():
     bias = model.network.second.bias
 
     def run(go):
-        x = NOISE.fold("x").normal(BLANK)
+        x = NOISE.child("x").normal(BLANK)
         guide = lambda x_t, *_: bias[:, None, None] * x_t  # noqa: E731
         return torch.autograd.grad(go(x, guide).sum(), bias)[0]
 
@@ -273,7 +273,7 @@ class Meter(torch.autograd.graph.saved_tensors_hooks):
 def kept(go, steps: int, width: int) -> tuple[int, int]:
     """What is kept between forward and backward, and at most."""
     model, meter = make(width=width), Meter()
-    x = NOISE.fold("x").normal(BLANK).requires_grad_()
+    x = NOISE.child("x").normal(BLANK).requires_grad_()
     torch.autograd.grad(go(model, x, even(0.1, 1)).sum(), x)  # what a step takes is counted once
     with keeping(0), meter:
         out = go(model, x, even(0.1, steps))
@@ -403,7 +403,7 @@ def test_a_step_may_change_the_precision():
 def test_a_replay_has_the_precision_of_the_way_there():
     """Under autocast that has ended when the way back begins."""
     model, times = make().float(), even(0.1, 3)
-    x = NOISE.fold("x").normal(BLANK.float())
+    x = NOISE.child("x").normal(BLANK.float())
 
     def slope(graphs: int, cast: bool = True):
         at = x.clone().requires_grad_()

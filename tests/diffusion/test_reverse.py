@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
-from unfool.diffusion.denoiser import Mixture, Network
+from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
@@ -33,7 +33,7 @@ from unfool.noise import Noise
 SHAPE = (2, 3, 3)
 NOISE = Noise.of(0, range(4))
 BLANK = torch.zeros(4, *SHAPE, dtype=torch.float64)
-X = NOISE.fold("x").normal(BLANK)
+X = NOISE.child("x").normal(BLANK)
 
 
 class Wavy(nn.Module):
@@ -99,7 +99,7 @@ def theirs(kind, **options):
 
 
 def ours(times: torch.Tensor, step) -> list[torch.Tensor]:
-    model = Network(Wavy(), schedule=Discrete(), time="index")
+    model = NetworkDenoiser(Wavy(), schedule=Discrete(), time="index")
     states = [x for _, x in walk(model, X, times, NOISE, step=step)]
     assert torch.equal(states[-1], reverse(model, X, times, NOISE, step=step))
     return states[1:]
@@ -119,7 +119,7 @@ def test_ancestral_is_diffusers_ddpm(chain: str, variance: str, monkeypatch):
     scheduler.set_timesteps(timesteps=[i - 1 for i in n[:-1]])  # n steps of noise are index n - 1
     states, x, network = ours(torch.tensor(n).double() / 1000, Ancestral(variance)), X, Wavy()
     for i, index in enumerate(scheduler.timesteps):
-        drawn = NOISE.fold(i).normal(X)
+        drawn = NOISE.child(i).normal(X)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
         eps = network(x, index.double().expand(4))
         x = scheduler.step(eps, int(index), x).prev_sample
@@ -136,7 +136,7 @@ def test_ddim_is_diffusers_ddim(steps: int, eta: float):
     states, x, network = ours(strided(0.1, steps, 1000), DDIM(eta)), X, Wavy()
     assert len(states) == len(scheduler.timesteps) == steps
     for i, index in enumerate(scheduler.timesteps):
-        drawn = NOISE.fold(i).normal(X)
+        drawn = NOISE.child(i).normal(X)
         eps = network(x, index.double().expand(4))
         x = scheduler.step(eps, int(index), x, eta=eta, variance_noise=drawn).prev_sample
         assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
@@ -145,11 +145,11 @@ def test_ddim_is_diffusers_ddim(steps: int, eta: float):
 def test_diffusers_own_single_precision_samplers_agree_too(monkeypatch):
     """Nothing of theirs replaced but the source of noise: DDPM over the last 100 steps."""
     scheduler = DDPMScheduler(clip_sample=False)
-    model = Network(Wavy(), schedule=Discrete(), time="index")
+    model = NetworkDenoiser(Wavy(), schedule=Discrete(), time="index")
     mine = reverse(model, X.float(), strided(0.1, 100, 1000), NOISE, step=Ancestral())
     x = X.float()
     for i, index in enumerate(range(99, -1, -1)):
-        drawn = NOISE.fold(i).normal(x)
+        drawn = NOISE.child(i).normal(x)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
         x = scheduler.step(Wavy()(x, torch.full((4,), float(index))), index, x).prev_sample
     assert torch.allclose(mine, x, atol=2e-3)
@@ -177,7 +177,7 @@ def test_two_forms_of_the_ddpm_mean(n: int, variance):
     """(x_t - beta / sqrt(1 - abar) eps) / sqrt(1 - beta), from the noise instead of the image."""
     now, then = pair(n, n - 1)
     beta = Discrete().betas[n - 1]
-    eps = NOISE.fold("eps").normal(X)
+    eps = NOISE.child("eps").normal(X)
     x_hat = (X - now.sigma * eps) / now.alpha
     expected = (X - beta / now.sigma * eps) / torch.sqrt(1 - beta)
     mean = Ancestral(variance)(X, x_hat, now, then, Silent())
@@ -188,7 +188,7 @@ def test_two_forms_of_the_ddpm_mean(n: int, variance):
 def test_variances_of_ddpm(n: int):
     now, then = pair(n, n - 1)
     abar, beta = Discrete().abar, Discrete().betas[n - 1]
-    x_hat = NOISE.fold("x_hat").normal(X)
+    x_hat = NOISE.child("x_hat").normal(X)
     for variance, expected in (
         ("small", beta * (1 - abar[n - 1]) / (1 - abar[n])),
         ("large", beta),
@@ -201,7 +201,7 @@ def test_variances_of_ddpm(n: int):
 @pytest.mark.parametrize(("n", "m"), [(1, 0), (2, 1), (100, 99), (1000, 999), (100, 60), (7, 0)])
 def test_ddim_with_all_noise_fresh_is_ancestral(n: int, m: int):
     now, then = pair(n, m)
-    x_hat = NOISE.fold("x_hat").normal(X)
+    x_hat = NOISE.child("x_hat").normal(X)
     one, other = (s(X, x_hat, now, then, NOISE) for s in (DDIM(1.0), Ancestral("small")))
     assert torch.allclose(one, other, rtol=1e-9, atol=1e-9)
 
@@ -209,7 +209,7 @@ def test_ddim_with_all_noise_fresh_is_ancestral(n: int, m: int):
 @pytest.mark.parametrize("step", [Ancestral(), Ancestral("large"), DDIM(), DDIM(0.5), DDIM(1.0)])
 def test_the_step_to_the_clean_image_is_the_estimate(step):
     now, then = pair(1, 0)
-    x_hat = NOISE.fold("x_hat").normal(X)
+    x_hat = NOISE.child("x_hat").normal(X)
     assert torch.allclose(step(X, x_hat, now, then, NOISE), x_hat, atol=1e-12)
 
 
@@ -224,7 +224,7 @@ def test_deterministic_steps_draw_nothing():
 
 def test_euler_maruyama_is_the_paper_s_recursion():
     """Section 2.1 of the specification in numpy, with the score of two Gaussian classes."""
-    means, spread, steps, b0, b1 = NOISE.fold("means").uniform(BLANK[:4])[:2], 0.3, 20, 0.1, 20.0
+    means, spread, steps, b0, b1 = NOISE.child("means").uniform(BLANK[:4])[:2], 0.3, 20, 0.1, 20.0
     z = X.numpy().copy()
     grid = [0.1 * (1 - k / steps) for k in range(steps)] + [1e-5]
     for k in range(steps):
@@ -236,7 +236,7 @@ def test_euler_maruyama_is_the_paper_s_recursion():
         weight = density / density.sum(1, keepdims=True)
         score = -(weight[:, :, None, None, None] * gaps).sum(1) / variance
         beta = b0 + t * (b1 - b0)
-        xi = NOISE.fold(k).normal(X).numpy()
+        xi = NOISE.child(k).normal(X).numpy()
         z = z + h * (0.5 * beta * z + beta * score) + math.sqrt(beta * h) * xi
     mine = reverse(Mixture(means, spread), X, even(0.1, steps), NOISE, step=euler_maruyama)
     assert np.abs(mine.numpy() - z).max() < 1e-10
@@ -279,7 +279,7 @@ def test_heun_converges_to_its_closed_form_at_second_order(mean: float, spread: 
 @pytest.mark.parametrize("steps", [2, 7, 50])
 def test_heun_is_the_published_algorithm(steps: int):
     """Algorithm 2 of Karras et al., 2022, by hand, with the numbers of DPEDM."""
-    model, start = Network(Wavy()), time_of_noise(VP(), 0.25)
+    model, start = NetworkDenoiser(Wavy()), time_of_noise(VP(), 0.25)
     z = VP()(torch.tensor(start, dtype=torch.float64))
     top = float(z.sigma / z.alpha)
     assert top == pytest.approx(0.5, abs=1e-4)
@@ -297,7 +297,7 @@ def test_heun_is_the_published_algorithm(steps: int):
         gamma = min(6 / steps, math.sqrt(2) - 1) if 0.01 <= size <= 0.46 else 0.0
         drawn += gamma > 0
         more = size * (1 + gamma)
-        x = x + 1.007 * math.sqrt(more**2 - size**2) * NOISE.fold(i).normal(x)
+        x = x + 1.007 * math.sqrt(more**2 - size**2) * NOISE.child(i).normal(x)
         slope = (x - answer(x, more)) / more
         ahead = x + (then - more) * slope
         if then:
@@ -356,9 +356,9 @@ def test_ddim_solves_the_same_flow():
 def test_every_sampler_carries_noised_data_back_to_the_data(step, chain: bool):
     """x_t of data N(0.2, 0.5^2) ends as N(0.2, 0.5^2) again: steps keep the marginals."""
     noise, size = Noise.of(0, [0]), 10_000
-    data = 0.2 + 0.5 * noise.fold("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
+    data = 0.2 + 0.5 * noise.child("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
     model = Mixture(torch.full_like(data, 0.2), 0.5, Discrete() if chain else VP())
-    x_t = model.perturb(data, torch.tensor(0.5, dtype=torch.float64), noise.fold("forward"))
+    x_t = model.perturb(data, torch.tensor(0.5, dtype=torch.float64), noise.child("forward"))
     times = strided(0.5, 500, 1000) if chain else even(0.5, 500)
     out = reverse(model, x_t, times, noise, step=step)
     assert float(out.mean()) == pytest.approx(0.2, abs=0.03)
@@ -368,10 +368,10 @@ def test_every_sampler_carries_noised_data_back_to_the_data(step, chain: bool):
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_heun_carries_noised_data_back_to_the_data(share: float):
     noise, size = Noise.of(0, [0]), 10_000
-    data = 0.2 + 0.5 * noise.fold("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
+    data = 0.2 + 0.5 * noise.child("data").normal(torch.zeros(1, 1, 1, size, dtype=torch.float64))
     model = Mixture(torch.full_like(data, 0.2), 0.5)
     times = karras(VP(), 0.3, 20)
-    x_t = model.perturb(data, times[0], noise.fold("forward"))
+    x_t = model.perturb(data, times[0], noise.child("forward"))
     step = Heun(VP(), churned(VP(), times, share), inflation=1.0)
     out = reverse(model, x_t, times, noise, step=step)
     assert float(out.mean()) == pytest.approx(0.2, abs=0.02)
@@ -385,7 +385,7 @@ def test_heun_carries_noised_data_back_to_the_data(share: float):
 def test_a_guide_is_a_term_of_the_score(step):
     """A guide g adds h beta g to a step of the SDE and half of it to a step of the flow."""
     model, times = Mixture(BLANK[:1] + 0.1, 0.3), even(0.1, 10)[:2]
-    g = NOISE.fold("g").normal(X)
+    g = NOISE.child("g").normal(X)
     seen = []
 
     def guide(x_t, x_hat, now, then, noise):
@@ -400,12 +400,12 @@ def test_a_guide_is_a_term_of_the_score(step):
     assert not more
     assert torch.equal(x_t, X)
     assert float(t) == 0.1
-    assert noise == NOISE.fold(0, "guide")
+    assert noise == NOISE.child(0, "guide")
 
 
 def test_a_guide_moves_the_ddpm_mean_by_its_variance():
     """mean + Sigma g (Dhariwal and Nichol, 2021), with Sigma = beta / sqrt(1 - beta)."""
-    g = NOISE.fold("g").normal(X)
+    g = NOISE.child("g").normal(X)
     model = Mixture(BLANK[:1] + 0.1, 0.3, Discrete())
     times = torch.tensor([100, 99], dtype=torch.float64) / 1000
     plain = reverse(model, X, times, NOISE, step=Ancestral())

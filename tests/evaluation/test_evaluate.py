@@ -13,7 +13,7 @@ import torch
 from unfool.cli.main import run
 from unfool.data import image_files
 from unfool.defenses.diffpure import DiffPure
-from unfool.evaluation.evaluate import Machine, evaluate
+from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
 from unfool.results.run_folder import Run, merge
 from unfool.threat import Threat
@@ -52,7 +52,10 @@ def test_every_image_is_judged_under_every_condition(whole):
         assert max(c.size for c in conditions.values()) <= 0.1 + 1e-5
 
 
-@pytest.mark.parametrize("change", ["machine.rows=7", "machine.block=5", "machine.block=1"])
+@pytest.mark.parametrize(
+    "change",
+    ["machine.batch_size=7", "machine.images_per_images_per_block=5", "machine.images_per_block=1"],
+)
 def test_the_batch_does_not_matter(elsewhere, facts, whole, change):
     assert run(toy(elsewhere / "other", change)) == 0
     assert facts(elsewhere / "other") == whole
@@ -62,7 +65,7 @@ def test_when_memory_runs_out_the_run_goes_on_pictures_and_all(
     elsewhere, facts, monkeypatch, capsys
 ):
     """With fewer images in a call, and to the same outcomes and pictures."""
-    small = "evaluation.images=6", "machine.block=6", "evaluation.pictures=6"
+    small = "evaluation.images=6", "machine.images_per_block=6", "evaluation.examples=6"
     assert run(toy(elsewhere / "roomy", *small)) == 0
     plain = DiffPure.walk
 
@@ -107,7 +110,7 @@ def test_rank_and_world_size_shard_too(elsewhere, facts, whole, monkeypatch):
 
 def test_kill_9_and_run_again(elsewhere, facts, whole, killed):
     out = elsewhere / "killed"
-    before = killed(toy(out, "machine.block=1"), out, 3)
+    before = killed(toy(out, "machine.images_per_block=1"), out, 3)
     done = facts(out)
     assert 3 <= len(done) < 24, "it was to be killed in the middle"
     assert done == [row for row in whole if row[0] in {d[0] for d in done}]
@@ -152,7 +155,7 @@ def test_other_images_or_other_code_are_refused(elsewhere, mistake, monkeypatch)
         "--set",
         "purifier={name: 'own:shift'}",
     ]
-    command += ["--set", "data={name: folder, grey: true}", "--data"]
+    command += ["--set", "data={name: folder, gray: true}", "--data"]
     assert run([*command, "a"]) == 0
     assert "other images" in mistake(*command, "b")
     assert run([*command, "a"]) == 0
@@ -226,7 +229,7 @@ def test_a_damaged_file_is_named_and_only_its_images_are_done_anew(
 def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
     """A limit on the size of files is what an operating system has to say 'full' with."""
     out = elsewhere / "full"
-    assert run([*toy(out, "machine.block=4"), "--shard", "0/2"]) == 0
+    assert run([*toy(out, "machine.images_per_block=4"), "--shard", "0/2"]) == 0
     done = facts(out)
 
     def limit():
@@ -236,7 +239,7 @@ def test_a_full_disk_loses_nothing(elsewhere, facts, whole):
         sys.executable,
         "-c",
         "from unfool.cli.main import main; main()",
-        *toy(out, "machine.block=12"),
+        *toy(out, "machine.images_per_block=12"),
     ]
     full = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit, check=False)
     assert full.returncode == 2
@@ -265,12 +268,14 @@ def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
         return torch.nn.functional.one_hot(answer, 2).float() * 4 + 0 * x.sum((1, 2, 3))[:, None]
 
     def dark_stays_dark(name):
-        return lambda model, x, y, threat, noise: threat.edge(x, noise.fold(name)).clamp(min=0)
+        return lambda model, x, y, threat, noise: threat.edge(x, noise.child(name)).clamp(min=0)
 
     run_ = Run.begin(elsewhere / "coin", {"identity": "coin"})
     attacks = {f"a{i}": dark_stays_dark(i) for i in range(12)}
     data = Blobs(size=300)
-    evaluate(coin, data, attacks, Threat("linf", 0.01), run_, draws=4, machine=Machine(quiet=True))
+    evaluate_into(
+        coin, data, attacks, Threat("linf", 0.01), run_, draws=4, machine=Machine(quiet=True)
+    )
     outcomes = run_.outcomes()
     kept = [o for o in outcomes if o.conditions["clean"].draws.count(o.label) >= 2]
     right = np.mean([o.conditions[o.chosen].draws.count(o.label) / 4 for o in kept])
@@ -291,16 +296,16 @@ def test_search_never_sees_the_noise_of_the_verdict():
             return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
     from unfool.attacks.pgd import PGD
-    from unfool.defenses.purified import votes
+    from unfool.defenses.purified import predict_draws
 
     spy, data = Spy(), Blobs(size=4)
     x = torch.stack([data[i][0] for i in range(4)])
     noise = Noise.of(0, range(4))
     PGD(steps=3, eot=2)(
-        spy, x, torch.tensor([0, 1, 0, 1]), Threat("linf", 0.1), noise.fold("search", "pgd")
+        spy, x, torch.tensor([0, 1, 0, 1]), Threat("linf", 0.1), noise.child("search", "pgd")
     )
     spy.place = judging
-    votes(spy, x, noise.fold("verdict"), 4)
+    predict_draws(spy, x, noise.child("verdict"), 4)
     assert searching
     assert judging
     assert not searching & judging
@@ -330,15 +335,17 @@ def survivors(folder, facts, block: int = 32, **options):
 
     run_, data = Run.begin(folder, {"identity": "x"}), Blobs(size=12)
     attacks = {name: attack(name) for name in seen}
-    machine = Machine(quiet=True, block=block)
-    evaluate(sure, data, attacks, Threat("linf", 0.4), run_, draws=2, machine=machine, **options)
+    machine = Machine(quiet=True, images_per_block=block)
+    evaluate_into(
+        sure, data, attacks, Threat("linf", 0.4), run_, draws=2, machine=machine, **options
+    )
     return facts(folder), seen
 
 
 def test_survivors_alone_are_attacked_on(elsewhere, facts):
     whole, seen = survivors(elsewhere / "whole", facts)
     assert len(seen["half"]) == len(seen["all"]) == 12
-    short, seen = survivors(elsewhere / "short", facts, survivors=True)
+    short, seen = survivors(elsewhere / "short", facts, skip_broken=True)
     early = {i for i, (_, _, chosen, _) in enumerate(short) if chosen in ("clean", "random")}
     assert len(seen["half"]) == 12 - len(early)
     assert len(seen["all"]) == sum(y == 1 and i not in early for i, y, _, _ in short)
@@ -361,8 +368,8 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
 
 
 def test_survivors_do_not_depend_on_the_block(elsewhere, facts):
-    one, _ = survivors(elsewhere / "one", facts, survivors=True)
-    other, _ = survivors(elsewhere / "other", facts, block=5, survivors=True)
+    one, _ = survivors(elsewhere / "one", facts, skip_broken=True)
+    other, _ = survivors(elsewhere / "other", facts, images_per_block=5, skip_broken=True)
     assert one == other
 
 
@@ -372,10 +379,10 @@ def test_without_survivors_a_spec_is_the_one_it_was():
 
     plain, off, on = (
         evaluation.check(specs.load("blobs", changes))
-        for changes in ([], ["evaluation.survivors=false"], ["evaluation.survivors=true"])
+        for changes in ([], ["evaluation.skip_broken=false"], ["evaluation.skip_broken=true"])
     )
     assert plain == off
-    assert "survivors" not in plain["evaluation"]
+    assert "skip_broken" not in plain["evaluation"]
     assert specs.identity(on) != specs.identity(plain)
 
 
@@ -384,7 +391,7 @@ def test_one_unlucky_draw_gives_no_image_up(elsewhere):
 
     def coin(x, noise):
         """Right on every second draw."""
-        side = noise.fold("coin").normal(x).mean((1, 2, 3)) + 1e-6 * x.mean((1, 2, 3))
+        side = noise.child("coin").normal(x).mean((1, 2, 3)) + 1e-6 * x.mean((1, 2, 3))
         return torch.stack([side, -side], 1)
 
     def attack(model, x, y, threat, noise):
@@ -393,5 +400,7 @@ def test_one_unlucky_draw_gives_no_image_up(elsewhere):
 
     run_, data = Run.begin(elsewhere / "run", {"identity": "x"}), Blobs(size=40)
     threat, machine = Threat("linf", 0.1), Machine(quiet=True)
-    evaluate(coin, data, {"a": attack}, threat, run_, draws=1, machine=machine, survivors=True)
+    evaluate_into(
+        coin, data, {"a": attack}, threat, run_, draws=1, machine=machine, skip_broken=True
+    )
     assert len(tried) >= 38, "of 40; 8 wrong draws in a row are 1 in 256"

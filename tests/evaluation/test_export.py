@@ -8,12 +8,12 @@ import torch
 import yaml
 from safetensors.numpy import load_file
 
-from unfool.attacks.precomputed import Images, toward
+from unfool.attacks.precomputed import PrecomputedAttack, toward
 from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.prepare import parts, subset
+from unfool.evaluation.prepare import prepare, subset
 from unfool.noise import Noise
 from unfool.spec import load
 from unfool.threat import Threat
@@ -26,7 +26,7 @@ class Net(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 640).sin().view(10, 64) * 40)
     def forward(self, x, noise):
-        x = x + 0.1 * noise.fold("blur").normal(x)
+        x = x + 0.1 * noise.child("blur").normal(x)
         return (7 * x).sin().flatten(1) @ self.weight.T / 64
 """
 SPEC = {
@@ -35,7 +35,7 @@ SPEC = {
     "threat": {"norm": "linf", "eps": 0.1},
     "attacks": [{"name": "pgd", "steps": 3, "eot": 2, "label": "a/b c"}],
     "evaluation": {"images": 7, "draws": 3, "seed": 4},
-    "machine": {"block": 3},
+    "machine": {"images_per_block": 3},
 }
 
 
@@ -91,15 +91,15 @@ def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere,
         assert again[3]["0"].size == made[3]["a/b c"].size
         assert 0 < again[3]["1"].size <= 0.1 + 1e-5
     report = json.loads((elsewhere / "given" / "report.json").read_text())
-    assert "images made elsewhere" in report["card"]["the attacker's view"]
-    assert "made elsewhere" in report["card"]["the attacker's randomness"]
+    assert "images made elsewhere" in report["threat_model"]["the attacker's view"]
+    assert "made elsewhere" in report["threat_model"]["the attacker's randomness"]
     assert "pictures made elsewhere" in (elsewhere / "given" / "report.md").read_text()
 
 
 def test_blocks_shards_and_resuming_make_the_same(spec, kept, elsewhere, capsys):
     command = ["attack", spec(), "--format", "safetensors", "--quiet", "--out"]
     for part in ("0/2", "1/2"):
-        changes = ["--set", "machine.block=2", "--shard", part]
+        changes = ["--set", "machine.images_per_block=2", "--shard", part]
         assert run([*command, f"part{part[0]}", *changes]) == 0
     capsys.readouterr()
     assert run(["merge", "part0", "part1", "--out", "sum"]) == 0
@@ -158,7 +158,7 @@ def test_a_folder_of_other_pictures_is_another_run(spec, kept, mistake):
     command = ["evaluate", "my.yaml", "--out", "given", "--quiet"]
     assert run(command) == 0
     path = sorted((kept / "a-b-c").iterdir())[0]
-    image = image_files.read(path, grey=True)
+    image = image_files.read(path, gray=True)
     image_files.write(path, (image + 1 / 255).clamp(max=1))
     assert "other images" in mistake(*command)
     path.unlink()
@@ -177,7 +177,9 @@ def test_odd_commands_are_told(spec, mistake, kept):
 def test_images_must_be_told_which_they_are_for(kept):
     x, y = fetch(digits(), [0])
     with pytest.raises(ValueError, match="over"):
-        Images(kept / "a-b-c.npz")(lambda x, noise: x, x, y, Threat("linf", 1), Noise.of(0, [0]))
+        PrecomputedAttack(kept / "a-b-c.npz")(
+            lambda x, noise: x, x, y, Threat("linf", 1), Noise.of(0, [0])
+        )
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
@@ -186,7 +188,7 @@ def test_eight_bits_toward_the_clean_image_stay_within_the_threat(norm):
     x = (noise.uniform(torch.zeros(40, 3, 5, 5)) * 255).round() / 255
     for eps in (1 / 255, 8 / 255, 0.1003):
         threat = Threat(norm, eps)
-        for x_adv in (threat.edge(x, noise.fold("e")), threat.start(x, noise.fold("s"))):
+        for x_adv in (threat.edge(x, noise.child("e")), threat.start(x, noise.child("s"))):
             found = toward(x, x_adv)
             levels = found.double() * 255
             assert (levels - levels.round()).abs().max() < 1e-4
@@ -206,5 +208,7 @@ def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, 
     assert (elsewhere / "small" / "fgsm-exact.npz").is_file()
     assert not list((elsewhere / "small").glob("fgsm-exact/*"))
     checked = evaluation.check(load("blobs", changes))
-    given = Images(elsewhere / "small" / "fgsm-exact.npz").over(parts(checked).data, [0])
+    given = PrecomputedAttack(elsewhere / "small" / "fgsm-exact.npz").over(
+        prepare(checked).data, [0]
+    )
     assert len(given.digest) == 64

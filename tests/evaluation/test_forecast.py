@@ -8,14 +8,14 @@ import torch
 from unfool.cli.main import run
 from unfool.diffusion.gradient import keeping
 from unfool.evaluation.forecast import CALLS, forecast, plan, seconds_of
-from unfool.evaluation.prepare import parts
+from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
 from unfool.spec import load
 
-SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.pictures=1"]
+SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.examples=1"]
 ATTACKS = [
-    "{name: pgd, view: undefended, steps: 3}",
+    "{name: pgd, view: classifier-only, steps: 3}",
     "{name: pgd, label: restarts, steps: 2, eot: 2, restarts: 2}",
     "{name: pgd, view: bpda, steps: 2}",
     "{name: pgd, view: {name: surrogate, steps: 2}, steps: 2}",
@@ -27,7 +27,7 @@ ATTACKS = [
 EXACT = {
     "attacks": [f"attacks=[{', '.join(ATTACKS)}]"],
     "no attack": ["attacks=[]"],
-    "no defence": ["purifier=null", "attacks=[{name: fab, steps: 2}]"],
+    "no defense": ["purifier=null", "attacks=[{name: fab, steps: 2}]"],
     "paths": ["paths={count: 2, by: softmax}"],
     "guided": ["purifier={name: coup, t: 0.1, steps: 3}"],
 }
@@ -57,7 +57,7 @@ def test_the_calls_are_those_of_the_run(elsewhere, changes):
 @pytest.mark.parametrize(
     ("attack", "near"),
     [
-        ("{name: pgd, steps: 4, eot: 2, loss: margin, stop: 4}", 0.1),
+        ("{name: pgd, steps: 4, eot: 2, loss: margin, early_stop: 4}", 0.1),
         # on 12 images each, where they fall in a cascade differs more
         ("{name: autoattack, steps: 2, eot: 1, draws: 4, queries: 10}", 0.2),
     ],
@@ -66,12 +66,12 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
     elsewhere, attack, near
 ):
     changes = [
-        f"attacks=[{{name: pgd, view: undefended, steps: 3}}, {attack}]",
-        "evaluation.survivors=true",
+        f"attacks=[{{name: pgd, view: classifier-only, steps: 3}}, {attack}]",
+        "evaluation.skip_broken=true",
         "purifier.steps=2",
         "threat.eps=0.2",
         "evaluation.images=24",
-        "machine.block=12",
+        "machine.images_per_block=12",
     ]
     with keeping(0):
         told = forecast(check(load("blobs", [*SMALL, *changes])))
@@ -99,7 +99,7 @@ def test_a_dry_run_says_what_it_will_cost_and_runs_nothing(elsewhere, capsys):
 
 def test_a_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
     """That of its own images would be held against them."""
-    falls = command("attacks=[{name: pgd, steps: 1, stop: 2}]", "threat.eps=0.2")
+    falls = command("attacks=[{name: pgd, steps: 1, early_stop: 2}]", "threat.eps=0.2")
     assert run([*falls, "--dry-run"]) == 0
     first = (elsewhere / "run" / "forecast.json").read_text()
     assert run([*falls, "--shard", "0/2"]) == 0
@@ -110,14 +110,16 @@ def test_a_run_keeps_the_forecast_from_before_it_began(elsewhere, capsys):
 
 
 def test_no_trial_is_larger_than_the_largest_call_of_the_run():
-    spec = check(load("blobs", [*SMALL, "machine.block=2", "attacks=[{name: pgd, eot: 5}]"]))
-    assert forecast(spec).rows == 2 * 5
-    assert forecast({**spec, "machine": {**spec["machine"], "rows": 8}}).rows == 8
+    spec = check(
+        load("blobs", [*SMALL, "machine.images_per_block=2", "attacks=[{name: pgd, eot: 5}]"])
+    )
+    assert forecast(spec).batch_size == 2 * 5
+    assert forecast({**spec, "machine": {**spec["machine"], "batch_size": 8}}).batch_size == 8
 
 
 def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     spec = check(load("blobs", SMALL))
-    made = parts(spec)
+    made = prepare(spec)
     plain = forecast(spec, made=made)
     purify, classify = made.model.purifier.forward, made.model.classifier.forward
 
@@ -132,7 +134,7 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     monkeypatch.setattr(made.model.purifier, "forward", crowded(purify))
     monkeypatch.setattr(made.model.classifier, "forward", crowded(classify))
     told = forecast(spec, made=made)
-    assert told.rows == 4 < plain.rows
+    assert told.batch_size == 4 < plain.batch_size
     assert told.total.calls == plain.total.calls
 
 
@@ -167,9 +169,9 @@ def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):
 
 
 def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
-    least = ["evaluation.images=9", "machine.block=2"]
+    least = ["evaluation.images=9", "machine.images_per_block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0
-    assert Run.open(elsewhere / "run").asked["spec"]["evaluation"]["images"] == 2
+    assert Run.open(elsewhere / "run").manifest["spec"]["evaluation"]["images"] == 2
     assert "2 images (the most that fit into 0.001s" in capsys.readouterr().out
     assert run([*command(*least), "--budget", "9h"]) == 0
     assert len(Run.open(elsewhere / "run").outcomes()) == 2, "it goes on as it was begun"
@@ -180,10 +182,12 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
 def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
     monkeypatch.setattr("unfool.evaluation.forecast.TRIAL", 0.01)
     quick = ["purifier.steps=1", "attacks=[{name: pgd, steps: 1}]", "evaluation.images=2"]
-    spec = check(load("demo", [*quick, "machine.rows=auto", "machine.execution=channels_last"]))
-    made = parts(spec)
+    spec = check(
+        load("demo", [*quick, "machine.batch_size=auto", "machine.execution=channels_last"])
+    )
+    made = prepare(spec)
     told = forecast(spec, made=made)
-    assert 1 <= told.rows <= 256
+    assert 1 <= told.batch_size <= 256
     weights = [p for p in made.model.purifier.denoiser.network.parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 

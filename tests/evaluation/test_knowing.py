@@ -1,4 +1,4 @@
-"""Knowledge of the defence's noise: what is told is met exactly, and the verdict is on that noise."""
+"""Knowledge of the defense's noise: what is told is met exactly, and the verdict is on that noise."""
 
 import json
 
@@ -7,10 +7,10 @@ import torch
 
 from unfool import Noise, Purified
 from unfool import spec as specs
-from unfool.analysis.setup import opened
+from unfool.analysis.setup import load_inputs
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.prepare import parts
+from unfool.evaluation.prepare import prepare
 from unfool.report.rows import cell, knowing
 from unfool.results.run_folder import Run
 from unfool.threat import Knowledge
@@ -24,15 +24,15 @@ def model_of(sampler: str) -> Purified:
 
 def defended_by(purifier: str) -> Purified:
     change = f"purifier={purifier}"
-    return opened("blobs", [change], None, images=2, device="cpu").model.model  # pyright: ignore
+    return load_inputs("blobs", [change], None, images=2, device="cpu").model.model  # pyright: ignore
 
 
 def answers(model, word: str, turns=range(6), own=1):
-    """The logits (turns, B, K) that an attacker or the defence gets who knows `word`."""
+    """The logits (turns, B, K) that an attacker or the defense gets who knows `word`."""
     x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
     secret, other = Noise.of(0, range(IMAGES)), Noise.of(own, range(IMAGES))
-    told = Knowledge(word).told(other, secret)
-    return torch.stack([model(x, told.draws(turn)) for turn in turns]), model(x, secret)
+    told = Knowledge(word).reveal(other, secret)
+    return torch.stack([model(x, told.for_query(turn)) for turn in turns]), model(x, secret)
 
 
 def test_with_all_noise_known_the_model_is_deterministic():
@@ -126,9 +126,9 @@ def test_a_pool_for_each_draw_mixes_what_is_known():
 
 
 def test_an_image_alone_meets_the_same_noise():
-    told = Knowledge("semi-4-steps").told(Noise.of(1, range(3)), Noise.of(0, range(3)))
-    alone = told.take([1]).draws(2, 2).fold("purify", "forward")
-    every = told.draws(2, 2).fold("purify", "forward")
+    told = Knowledge("semi-4-steps").reveal(Noise.of(1, range(3)), Noise.of(0, range(3)))
+    alone = told.take([1]).for_query(2, 2).child("purify", "forward")
+    every = told.for_query(2, 2).child("purify", "forward")
     like = torch.zeros(6, 1, 2, 2)
     assert torch.equal(every.normal(like)[2:4], alone.normal(like[:2]))
 
@@ -168,7 +168,7 @@ def test_shards_and_blocks_change_nothing_of_what_is_known(elsewhere):
     words = ["evaluate", "blobs", "--quiet", "--set", "data.size=7", "--set", "purifier.steps=3"]
     words += ["--set", "evaluation.draws=3", "--set", f"attacks=[{', '.join(rows)}]"]
     plans = {"whole": [[]], "parts": [["--shard", f"{i}/2"] for i in range(2)]}
-    plans["alone"] = [["--set", "machine.block=1"]]
+    plans["alone"] = [["--set", "machine.images_per_block=1"]]
     found = {}
     for name, plan in plans.items():
         for more in plan:
@@ -181,23 +181,28 @@ def test_shards_and_blocks_change_nothing_of_what_is_known(elsewhere):
 
 def test_the_report_sets_them_beside_the_white_box(folder):
     told = json.loads((folder / "report.json").read_text())
-    rows = {row["name"]: row for row in told["knowing"]}
+    rows = {row["name"]: row for row in told["known_noise"]}
     assert list(rows) == ["DW-Fwd", "DW-box", "semi-4"]
     assert [row["name"] for row in told["attacks"]] == ["white box"]
     assert rows["DW-box"]["robust"]["k"] == 1  # another answer would be the same
     assert rows["semi-4"]["robust"]["k"] == 4
-    white = told["attacks"][0]["robust"]["mean"]["accuracy"]
+    white = told["attacks"][0]["robust"]["per_draw"]["accuracy"]
     for row in rows.values():
-        gap = white - row["robust"]["mean"]["accuracy"]
+        gap = white - row["robust"]["per_draw"]["accuracy"]
         assert row["gap"]["mean"] == pytest.approx(gap)
         assert row["gap"]["low"] < row["gap"]["mean"] < row["gap"]["high"]
         assert row["beside"] == "white box"
     assert rows["DW-box"]["gap"]["mean"] >= 0
-    assert "all noise is fixed and known (DW-box)" in told["card"]["with the noise known"]
+    assert "all noise is fixed and known (DW-box)" in told["threat_model"]["with the noise known"]
     for name in ("report.md", "report.html"):
         assert "With the noise known" in (folder / name).read_text()
     body = knowing(told)[1]
-    assert body[0] == ["white box", "none of the noise is known", cell(told["robust"]["mean"]), "-"]
+    assert body[0] == [
+        "white box",
+        "none of the noise is known",
+        cell(told["robust"]["per_draw"]),
+        "-",
+    ]
     assert [row[0] for row in body[1:]] == list(rows)
 
 
@@ -245,6 +250,6 @@ def test_who_is_told_of_noise_that_is_never_drawn_is_told_so(changes, word, draw
         "attacks": [{"name": "pgd", "steps": 1, "knows": word}],
     }
     checked = evaluation.check(specs.load(spec | changes))
-    parts(checked)
+    prepare(checked)
     said = f"draws no {word} noise: `knows: {word}` is the white box here"
     assert (said in capsys.readouterr().err) is not drawn

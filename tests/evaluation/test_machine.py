@@ -6,7 +6,7 @@ from unfool.evaluation import run as evaluation
 SMALL = [
     "data.size=4",
     "purifier.steps=2",
-    "evaluation={draws: 2, pictures: 0}",
+    "evaluation={draws: 2, examples: 0}",
     "attacks=[{name: pgd, steps: 2, eot: 2}]",
 ]
 
@@ -30,8 +30,8 @@ def test_rows_and_execution_change_no_outcome(elsewhere, facts):
 
 
 def test_what_is_no_number_and_no_way_is_told(elsewhere, mistake):
-    assert "rows" in mistake("evaluate", "blobs", "--set", "machine.rows=many")
-    assert "rows" in mistake("evaluate", "blobs", "--set", "machine.rows=0")
+    assert "batch_size" in mistake("evaluate", "blobs", "--set", "machine.batch_size=many")
+    assert "batch_size" in mistake("evaluate", "blobs", "--set", "machine.batch_size=0")
     said = mistake("evaluate", "blobs", "--set", "machine.execution=fast")
     assert "execution" in said
     assert "channels_last" in said

@@ -12,7 +12,7 @@ from unfool.noise import Noise
 from unfool.results.summary import summarize_run
 
 SMALL = [
-    "evaluation={images: 2, draws: 2, pictures: 1}",
+    "evaluation={images: 2, draws: 2, examples: 1}",
     "purifier={name: gdmp, steps: 2, passes: 2}",
     "paths={count: 3, by: votes}",
     "attacks=[{name: pgd, steps: 1}, {name: pgd, view: bpda, steps: 1}]",
@@ -27,7 +27,9 @@ def test_a_spec_asks_for_paths(tmp_path):
     shares = model(torch.full((2, 1, 4, 4), 0.5), Noise.of(0, range(2)))
     assert torch.allclose(3 * shares, (3 * shares).round(), atol=1e-5)
     found = summarize_run(evaluation.run(checked, tmp_path, quiet=True))
-    assert "3 purifications of each image, aggregated by votes" in found["card"]["the defence"]
+    assert (
+        "3 purifications of each image, aggregated by votes" in found["threat_model"]["the defense"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -88,14 +88,18 @@ def test_the_published_experiments_ask_what_they_say():
 @pytest.mark.parametrize("name", ["addt-cifar10-steps", "addt-cifar10-models"])
 def test_addt_is_trained_and_attacked_as_published(name):
     trained = check(specs.load("addt-cifar10"), "anywhere")["training"]
-    assert (trained["betas"], trained["rate"], trained["batch"]) == ([0.95, 0.999], 2e-4, 256)
+    assert (trained["betas"], trained["learning_rate"], trained["batch_size"]) == (
+        [0.95, 0.999],
+        2e-4,
+        256,
+    )
     assert (trained["steps"], trained["decay"], trained["warmup"]) == (
         50 * 196,
         "none",
         0,
     )
     assert (trained["weight_decay"], trained["dropout"], trained["clip"]) == (1e-6, 0.1, 1)
-    assert (trained["average"], trained["average_power"]) == (0.9999, 0.75)
+    assert (trained["ema_decay"], trained["ema_power"]) == (0.9999, 0.75)
     for cell in sweep.check(specs.load(name), "anywhere"):
         assert cell.spec["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
         for row in cell.spec["attacks"]:
@@ -133,7 +137,7 @@ def test_the_published_bpda_has_its_15_and_150_draws_and_no_random_start():
     checked = evaluation.check(specs.load("diffpure-cifar10-bpda", NAMED), "anywhere")
     (row,) = checked["attacks"]
     assert (row["view"], row["start"], row["steps"]) == ("bpda", "zero", 50)
-    assert (row["eot"], row["compare"], checked["evaluation"]["draws"]) == (15, 150, 150)
+    assert (row["eot"], row["selection_draws"], checked["evaluation"]["draws"]) == (15, 150, 150)
     assert row["step_size"] * checked["threat"]["eps"] == pytest.approx(2 / 255)
 
 
@@ -151,16 +155,16 @@ def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
         "exact",
     ]
     told = summarize_run(evaluation.run(checked, elsewhere / "run", quiet=True))
-    rungs = told["ladder"]
+    rungs = told["by_attack"]
     assert [rung["name"] for rung in rungs] == [row["label"] for row in checked["attacks"]]
     attacked = [rung["attacked"] for rung in rungs]
     assert attacked == sorted(attacked, reverse=True)
     assert attacked[-1] < 12
-    for reading in ("mean", "majority", "worst"):
+    for reading in ("per_draw", "majority", "all_draws"):
         assert rungs[-1]["robust"][reading] == told["robust"][reading]
     assert (
         "on noise of its own, its steps 4 (2 steps, 4 draws per step)"
-        in (told["card"]["the attacker's view"])
+        in (told["threat_model"]["the attacker's view"])
     )
 
 
@@ -177,17 +181,17 @@ def test_a_bare_view_is_the_table_with_its_defaults():
     checked = evaluation.check(again)
     assert evaluation.check(checked) == checked
     set_alone = specs.load(
-        "blobs", ["attacks=[{name: pgd, view: matched}]", "attacks.0.view.steps=3"]
+        "blobs", ["attacks=[{name: pgd, view: surrogate-same-noise}]", "attacks.0.view.steps=3"]
     )
     assert evaluation.check(set_alone) == checked
 
 
-def test_more_steps_than_the_defence_has_are_told_before_the_work(elsewhere, mistake):
+def test_more_steps_than_the_defense_has_are_told_before_the_work(elsewhere, mistake):
     said = mistake(
         *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
         *("--set", "attacks=[{name: pgd, view: {name: matched, steps: 11}}]"),
     )
-    assert "from 1 to the defence's own 10, not 11" in said
+    assert "from 1 to the defense's own 10, not 11" in said
     assert not (elsewhere / "run").exists()
 
 

@@ -48,7 +48,7 @@ def test_means_have_student_s_interval():
 
 TOY = [
     *("evaluate", "blobs", "--quiet", "--set", "data.size=12", "--set", "purifier.steps=3"),
-    *("--set", "evaluation.draws=2", "--set", "evaluation.pictures=2"),
+    *("--set", "evaluation.draws=2", "--set", "evaluation.examples=2"),
 ]
 CORRUPTIONS = [
     "{name: corruption, kind: contrast, label: contrast, severity: 5}",
@@ -83,7 +83,7 @@ def test_outcomes_of_older_runs_are_still_read(elsewhere):
         tables = [json.loads(line) for line in path.read_text().splitlines()]
         for table in tables:
             del table["quality"]
-            assert Outcome.of(table).quality == {}
+            assert Outcome.from_dict(table).quality == {}
         path.write_text("".join(json.dumps(table) + "\n" for table in tables))
     assert run(["report", str(done.folder)]) == 0
     assert "Distance to the clean" not in (done.folder / "report.html").read_text()
@@ -113,7 +113,9 @@ def test_a_perceptual_distance_is_recorded_where_it_is_asked_for(elsewhere, monk
     assert f"| {mean:.3f} \\[" in (done.folder / "report.md").read_text()
     assert "LPIPS, purified" in (done.folder / "report.html").read_text()
     plain, report = evaluated(elsewhere / "plain", *ATTACKED)
-    assert plain.asked["identity"] == done.asked["identity"]  # it is the same run, told more of
+    assert (
+        plain.manifest["identity"] == done.manifest["identity"]
+    )  # it is the same run, told more of
     assert "lpips" not in report["quality"][2]["after"]
     assert "LPIPS, purified" not in (plain.folder / "report.html").read_text()
 
@@ -129,18 +131,18 @@ def test_what_it_lacks_is_told_before_the_work(elsewhere, mistake, monkeypatch):
         raise RuntimeError("Output size is too small")
 
     monkeypatch.setattr(quality, "lpips", network)
-    assert "does not take images of 1 x 4 x 4: they must be grey or RGB" in mistake(*asked)
+    assert "does not take images of 1 x 4 x 4: they must be gray or RGB" in mistake(*asked)
 
 
 def test_lpips_itself():
-    grey = 0.5 + 0.1 * Noise.of(0, range(2)).normal(torch.empty(2, 1, 32, 32))
+    gray = 0.5 + 0.1 * Noise.of(0, range(2)).normal(torch.empty(2, 1, 32, 32))
     try:
-        told = measure(0.9 * grey, grey, perceptual=True)
+        told = measure(0.9 * gray, gray, perceptual=True)
     except ValueError as error:
         pytest.skip(str(error))
     assert all(0 < image["lpips"] < 1 for image in told)
-    assert measure(grey, grey, perceptual=True)[0]["lpips"] == 0
-    assert measure(0.9 * grey[:1], grey[:1], perceptual=True) == told[:1]
+    assert measure(gray, gray, perceptual=True)[0]["lpips"] == 0
+    assert measure(0.9 * gray[:1], gray[:1], perceptual=True) == told[:1]
 
 
 # --------------------------------------------------------------------------- corruptions
@@ -156,12 +158,12 @@ def test_corruptions_beside_an_attack_do_not_count_in_robust(elsewhere):
         assert outcome.conditions["brightness"].size > 0
     sizes = [outcome.conditions["contrast"].size for outcome in done.outcomes()]
     assert max(sizes) > 0.1 + 1e-3, "beyond the threat, and recorded as it is"
-    alone = report["corrupted"]["mean"]["accuracy"]
-    parts = [row["robust"]["mean"]["accuracy"] for row in report["corruptions"]]
+    alone = report["corrupted"]["per_draw"]["accuracy"]
+    parts = [row["robust"]["per_draw"]["accuracy"] for row in report["corruptions"]]
     assert alone == pytest.approx(sum(parts) / 2)
-    assert report["corrupted"]["mean"]["low"] < alone < report["corrupted"]["mean"]["high"]
-    assert "corruption (kind contrast, severity 5)" in report["card"]["not by an attacker"]
-    assert "contrast" not in report["card"]["the attacker's view"]
+    assert report["corrupted"]["per_draw"]["low"] < alone < report["corrupted"]["per_draw"]["high"]
+    assert "corruption (kind contrast, severity 5)" in report["threat_model"]["not by an attacker"]
+    assert "contrast" not in report["threat_model"]["the attacker's view"]
     text = (elsewhere / "run" / "report.md").read_text()
     assert "not within the threat: contrast, brightness. They do not count in the row robust" in (
         text.replace("\\", "")
@@ -172,18 +174,18 @@ def test_corruptions_alone_are_told_as_such(elsewhere):
     done, report = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]")
     assert report["attacks"] == []
     assert {o.chosen for o in done.outcomes()} <= {"clean", "random", "contrast", "brightness"}
-    assert "the attacker may change" not in report["card"]
+    assert "the attacker may change" not in report["threat_model"]
     assert "no-adaptive-attack" not in {doubt["name"] for doubt in report["doubts"]}
     text = (elsewhere / "run" / "report.md").read_text()
     assert text.startswith("# Under 2 corruptions the model is right ")
     assert "they say nothing about robustness to one" in text
-    assert "differentiates through the defence" not in text
+    assert "differentiates through the defense" not in text
     assert "corrupted, on average" in text
 
 
 def test_a_saved_spec_with_corruptions_runs_again(elsewhere):
     done, _ = evaluated(elsewhere / "run", f"attacks=[{', '.join(CORRUPTIONS)}]", "data.size=3")
-    (elsewhere / "spec.yaml").write_text(json.dumps(done.asked["spec"]))
+    (elsewhere / "spec.yaml").write_text(json.dumps(done.manifest["spec"]))
     assert run(["evaluate", "spec.yaml", "--quiet", "--out", str(done.folder)]) == 0
 
 

@@ -15,14 +15,14 @@ from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.forecast import forecast
 from unfool.evaluation.spec import check
-from unfool.report.forecast import told
+from unfool.report.forecast import forecast_lines
 from unfool.results.run_folder import Run
 from unfool.spec import load
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'unfool[ray]'")
 
 pytestmark = pytest.mark.xdist_group("ray")  # so that one process of the tests starts Ray, once
-SMALL = ["data.size=24", "purifier.steps=4", "evaluation.draws=4", "machine.block=2"]
+SMALL = ["data.size=24", "purifier.steps=4", "evaluation.draws=4", "machine.images_per_block=2"]
 
 
 def evaluated(out: Path, *changes: str, shard: tuple[int, int] = (0, 1)) -> Run:
@@ -155,7 +155,7 @@ def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewher
     attacks = f"attacks=[{{name: 'falls:Falls', seen: {seen}}}]"
     found = forecast(spec, budget=0.001)
     assert (found.workers, found.images) == (2, 2)
-    assert any("on each of 2" in line for line in told(found))
+    assert any("on each of 2" in line for line in forecast_lines(found))
     budget = 3.5 * found.each.seconds
     again = forecast(spec, budget=budget)
     assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from unfool.errors import SpecError
-from unfool.evaluation.prepare import parts
-from unfool.evaluation.ray import evaluate_block, told
+from unfool.evaluation.prepare import prepare
+from unfool.evaluation.ray import evaluate_block, worker_payload
 from unfool.evaluation.spec import check
 from unfool.models import card
 from unfool.runtime.memory import free_bytes
@@ -42,19 +42,21 @@ def test_a_worker_with_other_weights_refuses(elsewhere):
     card.save(elsewhere / "mine", "classifier", part, model)
     changes = ["classifier.weights=mine", "purifier=null", "denoiser=null", "attacks=[]"]
     spec = check(load("demo", [*changes, "evaluation.draws=1"]))
-    driver = told(parts(spec).asked)
+    driver = worker_payload(prepare(spec).manifest)
     assert len(evaluate_block(spec, [5], driver, 1)[0]) == 1
     with torch.no_grad():
         next(model.parameters()).mul_(1.01)
     card.save(elsewhere / "mine", "classifier", part, model)
-    assert len(evaluate_block(spec, [5], told(parts(spec).asked), 1)[0]) == 1, "a run of its own"
+    assert len(evaluate_block(spec, [5], worker_payload(prepare(spec).manifest), 1)[0]) == 1, (
+        "a run of its own"
+    )
     with pytest.raises(SpecError, match=r"differs .* in its weights, or .* let both have the same"):
         evaluate_block(spec, [5], driver, 1)
 
 
 def test_a_worker_with_other_images_and_version_says_both(elsewhere):
     spec = check(load("blobs", SMALL))
-    driver = told(parts(spec).asked) | {"images": "0" * 64, "version": "0.0"}
+    driver = worker_payload(prepare(spec).manifest) | {"images": "0" * 64, "version": "0.0"}
     with pytest.raises(SpecError, match="in its version of unfool, and in its images or labels:"):
         evaluate_block(spec, [0], driver, 1)
 
@@ -68,13 +70,17 @@ def counts(elsewhere, monkeypatch):
 
 
 def counted(seed):
-    classifier = ["classifier='counts:Counts'", "machine.rows=auto", f"evaluation.seed={seed}"]
+    classifier = [
+        "classifier='counts:Counts'",
+        "machine.batch_size=auto",
+        f"evaluation.seed={seed}",
+    ]
     return check(load("blobs", [*SMALL, *classifier]))
 
 
 def test_a_worker_is_made_ready_once_for_all_its_blocks(counts):
     spec = counted(seed=1)
-    driver = told(parts(spec).asked)
+    driver = worker_payload(prepare(spec).manifest)
     found = [evaluate_block(spec, block, driver, 1)[0] for block in ([0, 1], [2, 3], [4])]
     assert [[o.index for o in outcomes] for outcomes in found] == [[0, 1], [2, 3], [4]]
     assert counts.measured == [1, 1]  # to find how many rows fit: the second call counts
@@ -82,7 +88,7 @@ def test_a_worker_is_made_ready_once_for_all_its_blocks(counts):
 
 def test_workers_on_one_machine_share_its_memory(counts):
     spec = counted(seed=2)
-    driver = told(parts(spec).asked)
+    driver = worker_payload(prepare(spec).manifest)
     counts.free.clear()
     evaluate_block(spec, [0], driver, 1000)
     assert len(counts.free) > 3

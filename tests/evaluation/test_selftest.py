@@ -36,10 +36,10 @@ def lucky(model, x, y, threat, noise):
     """PGD that is done with an image as soon as one draw of it is wrong."""
     found, done = x.clone(), torch.zeros(len(x), dtype=torch.bool)
     for i in range(10):
-        fell = model(found, noise.fold("try", i)).argmax(1) != y
+        fell = model(found, noise.child("try", i)).argmax(1) != y
         done |= fell
-        step = PGD(1, 4, step_size=0.25, start="zero", compare=1)
-        moved = step(model, found, y, threat, noise.fold("step", i))
+        step = PGD(1, 4, step_size=0.25, start="zero", selection_draws=1)
+        moved = step(model, found, y, threat, noise.child("step", i))
         moved = threat.project(x, moved)
         found = torch.where(done[:, None, None, None], found, moved)
     return found
@@ -100,10 +100,10 @@ def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
 def test_a_verdict_by_one_wrong_draw_is_told_by_the_coin(monkeypatch):
     """The public rule: broken as soon as one of some draws is wrong."""
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [True, True, True]
-    votes = evaluate.votes
+    real = evaluate.predict_draws
 
     def unlucky(model, x, noise, draws):
-        tried = torch.stack([votes(model, x, noise.fold(i), draws) for i in range(3)])
+        tried = torch.stack([real(model, x, noise.child(i), draws) for i in range(3)])
         return tried.amax(0)  # the right class is 0
 
     monkeypatch.setattr(evaluate, "votes", unlucky)

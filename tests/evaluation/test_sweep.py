@@ -24,7 +24,7 @@ SPEC = {
     "purifier": {"name": "diffpure", "sampler": "ddpm", "t": 0.05, "steps": 5},
     "threat": {"norm": "linf", "eps": 0.1},
     "attacks": [],
-    "evaluation": {"images": 6, "draws": 2, "pictures": 0},
+    "evaluation": {"images": 6, "draws": 2, "examples": 0},
     "sweep": {"purifier.t": [0.005, 0.01], "purifier.steps": [2, 10]},
 }
 
@@ -103,7 +103,7 @@ def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
 
 ATTACKERS = [
     {"name": "pgd", "label": "white box", "steps": 2, "eot": 2},
-    {"name": "pgd", "label": "transfer", "view": "undefended", "steps": 2},
+    {"name": "pgd", "label": "transfer", "view": "classifier-only", "steps": 2},
     {"name": "pgd", "label": "DW-box", "knows": "both", "steps": 2},
 ]
 
@@ -121,8 +121,11 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
     assert heads[:6] == ["purifier.t", *names]
     assert (whole[0], half[0]) == ("0.05", "0.06 (2 of 6 images)")
     summary = done[0][1]
-    found = {row["name"]: row["robust"]["mean"] for row in summary["attacks"] + summary["knowing"]}
-    found |= {name: summary[name]["mean"] for name in ("clean", "robust")}
+    found = {
+        row["name"]: row["robust"]["per_draw"]
+        for row in summary["attacks"] + summary["known_noise"]
+    }
+    found |= {name: summary[name]["per_draw"] for name in ("clean", "robust")}
     assert whole[1:6] == [quote(share_of(found[name])) for name in names]
     page = (elsewhere / "sweep.html").read_text()
     assert '<th scope="col">DW-box</th>' in page
@@ -139,9 +142,9 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
     done = sweeps.finished(cells, elsewhere)
     for (cell, summary), made in zip(done, runs, strict=True):  # alone, a run is what it was
         (alone,) = pool([(cell, made)])
-        found = {row["name"]: row["robust"]["mean"] for row in summary["attacks"]}
-        found |= {row["name"]: row["robust"]["mean"] for row in summary["knowing"]}
-        found |= {name: summary[name]["mean"] for name in ("clean", "robust")}
+        found = {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
+        found |= {row["name"]: row["robust"]["per_draw"] for row in summary["known_noise"]}
+        found |= {name: summary[name]["per_draw"] for name in ("clean", "robust")}
         assert alone.shares == found
     text = write_sweep(elsewhere, done, 2, "")
     told = json.loads((elsewhere / "sweep.json").read_text())["pooled"]
@@ -163,9 +166,9 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
 
 
 def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
-    defence = {"name": "diffusion", "policy": "fixed", "draws": 2}
+    defense = {"name": "diffusion", "policy": "fixed", "draws": 2}
     table = {key: value for key, value in SPEC.items() if key not in ("denoiser", "purifier")}
-    table |= {"classifier": defence | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
+    table |= {"classifier": defense | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
     cells = sweeps.check(specs.load(table))
     assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
     text = write_sweep(elsewhere, sweeps.finished(cells, elsewhere), 2, "")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 
 
@@ -27,24 +27,29 @@ def test_input_is_normalized_by_channel_or_as_a_whole():
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 4.0])
     expected = (X - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     assert torch.equal(
-        Plain(nn.Flatten(), (0.1, 0.2, 0.3), (1, 2, 4))(X, NOISE), expected.flatten(1)
+        NormalizedClassifier(nn.Flatten(), (0.1, 0.2, 0.3), (1, 2, 4))(X, NOISE),
+        expected.flatten(1),
     )
-    assert torch.equal(Plain(nn.Flatten(), (0.5,), (0.5,))(X, NOISE), ((X - 0.5) / 0.5).flatten(1))
+    assert torch.equal(
+        NormalizedClassifier(nn.Flatten(), (0.5,), (0.5,))(X, NOISE), ((X - 0.5) / 0.5).flatten(1)
+    )
 
 
 def test_nothing_is_normalized_unless_asked():
-    assert torch.equal(Plain(nn.Flatten())(X, NOISE), X.flatten(1))
+    assert torch.equal(NormalizedClassifier(nn.Flatten())(X, NOISE), X.flatten(1))
 
 
 def test_gradient_reaches_the_pixels():
     x = X.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(Plain(nn.Flatten(), std=(0.25,))(x, NOISE).sum(), x)
+    (gradient,) = torch.autograd.grad(
+        NormalizedClassifier(nn.Flatten(), std=(0.25,))(x, NOISE).sum(), x
+    )
     assert torch.equal(gradient, torch.full_like(x, 4))
 
 
 def test_normalization_moves_with_the_model_and_is_no_weight():
     seed_torch(0)
-    model = Plain(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (0.5,), (0.5,))
+    model = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), (0.5,), (0.5,))
     assert set(model.state_dict()) == {"network.1.weight", "network.1.bias"}
     assert model.double()(X.double(), NOISE).dtype == torch.float64
     assert model.to("meta").mean.is_meta
@@ -61,18 +66,20 @@ def test_normalization_moves_with_the_model_and_is_no_weight():
 )
 def test_what_is_no_logits_is_refused(answer: object, found: str):
     with pytest.raises(ValueError, match=rf"must give logits \(2, K\), and gave {found}"):
-        Plain(Says(answer))(X, NOISE)
+        NormalizedClassifier(Says(answer))(X, NOISE)
 
 
 def test_one_number_is_for_all_channels():
     for mean, std in ((0.5, 0.25), ([0.5], [0.25]), ([0.5] * 3, [0.25] * 3)):
-        assert torch.equal(Plain(nn.Flatten(), mean, std)(X, NOISE), ((X - 0.5) / 0.25).flatten(1))
+        assert torch.equal(
+            NormalizedClassifier(nn.Flatten(), mean, std)(X, NOISE), ((X - 0.5) / 0.25).flatten(1)
+        )
 
 
 def test_wrong_normalization_is_refused():
     with pytest.raises(ValueError, match="mean has 3 numbers for 1 channels"):
-        Plain(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)
+        NormalizedClassifier(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)
     with pytest.raises(ValueError, match="std has 2 numbers for 3 channels"):
-        Plain(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
+        NormalizedClassifier(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
     with pytest.raises(ValueError, match="std must be above 0"):
-        Plain(nn.Flatten(), std=(0.1, 0.0, 0.1))
+        NormalizedClassifier(nn.Flatten(), std=(0.1, 0.0, 0.1))

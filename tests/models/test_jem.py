@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from unfool import spec as specs
 from unfool.errors import SpecError
-from unfool.evaluation.cost import Ledger
+from unfool.evaluation.cost import CallCounter
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.models.jem import JEM
@@ -42,7 +42,7 @@ def state():
         source = Noise.of(9, [i])
         fan = shape[1] * (shape[2] * shape[3] if len(shape) == 4 else 1)
         made[f"{name}.weight"] = source.normal(torch.empty(1, *shape))[0] * (2 / fan) ** 0.5
-        made[f"{name}.bias"] = 0.1 * source.fold("bias").normal(torch.empty(1, shape[0]))[0]
+        made[f"{name}.bias"] = 0.1 * source.child("bias").normal(torch.empty(1, shape[0]))[0]
     return made
 
 
@@ -110,7 +110,7 @@ def test_refined_logits_are_the_mean_over_chains(file, state):
     model = build(file, chains=2, sigma=0.015)
     each = []
     for i in range(2):
-        eps = NOISE.fold("jem", i).fold("start").normal(X)
+        eps = NOISE.child("jem", i).child("start").normal(X)
         each.append(written_out(state, X + 0.015 * eps))
     torch.testing.assert_close(model(X, NOISE), sum(each) / 2, rtol=1e-3, atol=1e-3)
 
@@ -124,12 +124,12 @@ def test_a_step_climbs_the_density_and_its_gradient_is_exact(state):
     x = X.double()
     z = (2 * x - 1).requires_grad_()
     (slope,) = torch.autograd.grad(model._logits(z).logsumexp(1).sum(), z)
-    moved = z.detach() + slope + 0.01 * NOISE.fold("jem", 0, "step", 0).normal(z.detach())
+    moved = z.detach() + slope + 0.01 * NOISE.child("jem", 0, "step", 0).normal(z.detach())
     torch.testing.assert_close(model(x, NOISE), model._logits(moved))
     assert bool((model.density(x + slope / 2) > model.density(x)).all())
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x_, NOISE)[:, 0].sum(), x_)
-    way = NOISE.fold("way").normal(x)
+    way = NOISE.child("way").normal(x)
     with torch.no_grad():
         up, down = (model(x + h * way, NOISE)[:, 0].sum() for h in (1e-7, -1e-7))
     found = float((gradient * way).sum())
@@ -153,7 +153,7 @@ def test_mistakes_are_told(file, tmp_path):
 
 def test_its_calls_are_counted(file):
     model = specs.build("classifier", part(file, chains=2, refine=1, sigma=0.01)).eval()
-    ledger, x = Ledger(), X.clone().requires_grad_()
+    ledger, x = CallCounter(), X.clone().requires_grad_()
     with ledger.watching(model.requires_grad_(False)):
         model(x, NOISE).sum().backward()
     made = ledger.take()

@@ -94,7 +94,7 @@ def test_the_errors_are_those_of_the_parts_that_diffusers_loads(folders, table):
         z = vae.encode(2 * x - 1).latent_dist.mean * 0.18215
         total = torch.zeros(2, 3)
         for k, step in enumerate((250, 750)):
-            eps = noise.fold("eps", k).normal(z)
+            eps = noise.child("eps", k).normal(z)
             steps = torch.full((2,), step)
             z_t = chain.add_noise(z, eps, steps)
             for c in range(3):
@@ -177,10 +177,10 @@ def test_the_error_of_a_class_is_the_mean_over_its_prompts(folders, table):
     x, found, wanted = pictures(2).double(), [], []
     for rows_ in (4, 1000):  # a class may be told in two chunks
         x_ = x.clone().requires_grad_()
-        logits = DiffusionClassifier(model, draws=3, rows=rows_, scale=1.0)(x_, keys(2))
+        logits = DiffusionClassifier(model, draws=3, batch_size=rows_, scale=1.0)(x_, keys(2))
         found.append((logits, *torch.autograd.grad(losses_of(logits), x_)))
     x_ = x.clone().requires_grad_()
-    six = DiffusionClassifier(alone, draws=3, rows=100, scale=1.0)(x_, keys(2))
+    six = DiffusionClassifier(alone, draws=3, batch_size=100, scale=1.0)(x_, keys(2))
     logits = torch.stack((six[:, 0], six[:, 1:4].mean(1), six[:, 4:].mean(1)), 1)
     wanted = (logits, *torch.autograd.grad(losses_of(logits), x_))
     for pair in found:
@@ -225,7 +225,7 @@ def test_a_size_that_is_not_its_own(folders):
     total = torch.zeros_like(logits)
     for k in range(2):
         _, alpha, sigma, _ = (s.to(z) for s in model.schedule(t[k]))
-        eps = noise.fold("eps", k).normal(z)
+        eps = noise.child("eps", k).normal(z)
         for c in range(model.classes):
             out = model.predict(alpha * z + sigma * eps, t[k], torch.full((2,), c))
             total[:, c] -= (out - eps).abs().flatten(1).mean(1) / 2
@@ -241,7 +241,7 @@ def test_a_size_that_is_not_its_own(folders):
 def test_the_gradient_is_that_of_finite_differences(folders, kind):
     model = {"sd": stable_diffusion, "dit": dit}[kind](folders[kind]).double()
     x, noise = pictures(5).double(), keys(5)  # more than the autoencoder takes at a time
-    classifier = DiffusionClassifier(model, draws=4, rows=30, scale=1.0)
+    classifier = DiffusionClassifier(model, draws=4, batch_size=30, scale=1.0)
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(losses_of(classifier(x_, noise)), x_)
     assert bool((gradient.flatten(1).abs().amax(1) > 0).all())
@@ -254,10 +254,10 @@ def test_the_gradient_is_that_of_finite_differences(folders, kind):
 def test_the_one_product_through_the_encoder_is_that_of_plain_autograd(folders, table):
     model = stable_diffusion(folders["sd"], table(THREE)).double()
     x, noise = pictures(2).double().requires_grad_(), keys(2)
-    classifier = DiffusionClassifier(model, draws=3, rows=7, scale=1.0)
+    classifier = DiffusionClassifier(model, draws=3, batch_size=7, scale=1.0)
     (found,) = torch.autograd.grad(losses_of(classifier(x, noise)), x)
     z = 0.18215 * model.vae.encode(2 * square(x, 8) - 1).latent_dist.mean
-    errors = classifier.errors(noise.fold("eps"))
+    errors = classifier.errors(noise.child("eps"))
     table_ = errors.at(z, torch.ones(3, 2, 3).nonzero()).view(3, 2, 3)  # draws, images, classes
     (plain,) = torch.autograd.grad(losses_of(-table_.mean(0)), x)
     torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12)
@@ -270,7 +270,7 @@ def test_an_image_is_encoded_once_and_a_text_never_again(folders, table):
     model.vae.encoder.register_forward_hook(lambda m, i, out: encoded.append(len(out)))
     model.network.unet.register_forward_hook(lambda m, i, out: told.append(len(out[0])))
     assert not any("text" in name for name, _ in model.named_modules())
-    classifier = DiffusionClassifier(model, draws=6, rows=16)
+    classifier = DiffusionClassifier(model, draws=6, batch_size=16)
     classifier(pictures(3), keys(3))
     assert encoded == [3]
     x = pictures(3).requires_grad_()
@@ -350,8 +350,8 @@ def spec(elsewhere, folders):
         "data": {"name": "arrays", "path": "data.npz"},
         "classifier": {"name": "diffusion", "denoiser": denoiser, "draws": 4, "policy": "fixed"},
         "threat": {"norm": "linf", "eps": 8 / 255},
-        "attacks": [{"name": "pgd", "view": "whole", "loss": "margin", "steps": 2}],
-        "evaluation": {"draws": 1, "pictures": 0},
+        "attacks": [{"name": "pgd", "view": "no-elimination", "loss": "margin", "steps": 2}],
+        "evaluation": {"draws": 1, "examples": 0},
     }
 
 
@@ -368,7 +368,7 @@ def test_a_spec_is_evaluated_and_examined(spec, folders, table, kind, capsys):
     assert run(["evaluate", "spec.yaml", "--out", "out"]) == 0
     report = json.loads(Path("out/report.json").read_text())
     assert report["n"] == 4
-    assert report["robust"]["mean"]["accuracy"] <= report["clean"]["accuracy"]
+    assert report["robust"]["per_draw"]["accuracy"] <= report["clean"]["accuracy"]
     assert report["cost"]["nfe_vjp"] > 0
 
 

@@ -15,7 +15,7 @@ from unfool import spec as specs
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.prepare import parts
+from unfool.evaluation.prepare import prepare
 from unfool.models import card, lora
 from unfool.models.unet import unet
 from unfool.noise import Noise
@@ -36,7 +36,8 @@ SPEC = {
     "denoiser": {"name": "trained", "weights": "base"},
     "objective": {"name": "denoising", "t_max": 0.5},
     "training": {
-        "steps": 8, "batch": 8, "warmup": 2, "rate": 3e-2, "average": 0, "lora": {"rank": 2}
+        "steps": 8, "batch_size": 8, "warmup": 2,
+        "learning_rate": 3e-2, "ema_decay": 0, "lora": {"rank": 2}
     },
     "machine": {"save_every": 3},
 }  # fmt: skip
@@ -273,7 +274,7 @@ def started(**changes):
 def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
     if not merged:
         monkeypatch.setattr(card, "MERGED", 0)
-    folder = training.run(started(keep=[4]), Path("run"), quiet=True)
+    folder = training.run(started(save_steps=[4]), Path("run"), quiet=True)
     begun, ended = card.load_denoiser("base"), card.load_denoiser("run")
     names = lora._chosen(lora.host_of(begun), None)
     for name, value in ended.state_dict().items():
@@ -329,7 +330,13 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
             "attack": {"name": "pgd", "steps": 1},
             "t_max": 0.5,
         },
-        "training": {"steps": 2, "batch": 2, "rate": 0.05, "warmup": 1, "average": 0},
+        "training": {
+            "steps": 2,
+            "batch_size": 2,
+            "learning_rate": 0.05,
+            "warmup": 1,
+            "ema_decay": 0,
+        },
     }
     spec["training"]["lora"] = {"rank": 2}
     monkeypatch.setattr(card, "MERGED", 0)
@@ -460,7 +467,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "data": {"name": "arrays", "path": "ten.npz"},
         "denoiser": denoiser,
         "objective": {"name": "denoising", "t_max": 0.5},
-        "training": {"steps": 1, "batch": 2, "lora": lora},
+        "training": {"steps": 1, "batch_size": 2, "lora": lora},
     }
     with pytest.raises(SpecError, match=r"has 10 classes.* knows 9, by its prompts nine\.csv"):
         training.run(check(specs.load(spec)), Path("run"), quiet=True)
@@ -471,7 +478,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "attacks": [],
     }
     with pytest.raises(SpecError, match=r"returns \(1, 9\), .* 10 classes.* prompts"):
-        parts(evaluation.check(specs.load(judged)))
+        prepare(evaluation.check(specs.load(judged)))
 
 
 def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):
@@ -507,7 +514,7 @@ def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
     ("changes", "said"),
     [
         (["denoiser={name: unet, classes: 2}"], "lora fine-tunes a denoiser that is trained"),
-        (["training.half=true"], "round away"),
+        (["training.save_half=true"], "round away"),
         (["training.lora.ranks=3"], "did you mean 'rank'"),
         (["training.lora.rank=many"], "rank"),
         (["training.lora.dropout=1"], "lora.dropout must be from 0 to below 1, not 1"),

@@ -9,7 +9,7 @@ import torch
 from unfool.data import fetch
 from unfool.data.cifar import cifar10
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.networks.cifar_resnet import cifar_resnet
 from unfool.noise import Noise, seed_torch
 
@@ -64,7 +64,9 @@ def test_public_weights_reach_their_published_accuracy(depth: int, file: str, co
         pytest.skip("set UNFOOL_DATA to a folder with CIFAR-10 and UNFOOL_WEIGHTS to the weights'")
     network = cifar_resnet(depth)
     load_state(network, read_state(Path(weights) / "cifar10_resnet" / file), file)
-    model = Plain(network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).eval()
+    model = NormalizedClassifier(
+        network, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+    ).eval()
     test, right = cifar10(Path(data)), 0
     with torch.inference_mode():
         for first in range(0, len(test), 500):

@@ -26,7 +26,7 @@ def test_it_gives_logits_for_any_size_and_takes_its_own_weights():
 
 
 def test_the_whitened_patches_have_unit_covariance():
-    """Of colours and neighbours that hang together strongly before."""
+    """Of colors and neighbors that hang together strongly before."""
     x = X.cumsum(3).cumsum(1)
     network = QuickResNet(SMALL)
     network.prepare(x)
@@ -60,8 +60,14 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
             "std": [0.5],
         },
         "objective": {"name": "plain", "smoothing": 0.1},
-        "training": {"steps": 40, "batch": 64, "rate": 0.1, "warmup": 10, "weight_decay": 1e-3}
-        | {"bias_rate": 64, "optimizer": "sgd", "average": 0.9, "clip": 100},
+        "training": {
+            "steps": 40,
+            "batch_size": 64,
+            "learning_rate": 0.1,
+            "warmup": 10,
+            "weight_decay": 1e-3,
+        }
+        | {"bias_lr_factor": 64, "optimizer": "sgd", "ema_decay": 0.9, "grad_clip": 100},
     }
     folder = training.run(check(specs.load(asks)), elsewhere / "run", quiet=True)
     trained = load_classifier(str(folder))

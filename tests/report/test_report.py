@@ -26,7 +26,7 @@ from unfool.results.run_folder import Condition, Outcome, Run
 K = 4
 ATTACKS = [
     {"name": "pgd", "steps": 10, "eot": 4, "view": "exact", "label": "strong"},
-    {"name": "pgd", "steps": 10, "eot": 4, "view": "undefended", "label": "weak"},
+    {"name": "pgd", "steps": 10, "eot": 4, "view": "classifier-only", "label": "weak"},
 ]
 
 
@@ -58,7 +58,7 @@ def a_run(
             "subset_seed": 0,
             "seed": 0,
             "draws": draws,
-            "pictures": pictures,
+            "examples": pictures,
         },
         "machine": {"device": "cpu"},
     }
@@ -172,7 +172,7 @@ def test_numbers_are_the_known_ones_everywhere(standard):
     assert report == json.loads(json.dumps(summary))
     robust = report["robust"]
     assert robust["mean"]["accuracy"] == 1 - 3 / 16
-    for reading, hits in (("majority", 30), ("worst", 30), ("bare", 20)):
+    for reading, hits in (("majority", 30), ("all_draws", 30), ("undefended", 20)):
         low, high = wilson(hits, 40)
         assert robust[reading]["accuracy"] == hits / 40
         assert robust[reading]["low"] == pytest.approx(low)
@@ -184,7 +184,7 @@ def test_numbers_are_the_known_ones_everywhere(standard):
     low, high = wilson(40, 40)
     assert f"100.0 % [{100 * low:.1f}, {100 * high:.1f}]" in page.text
     headline = (
-        "An attacker who knows the whole model, its defence included, and may change every pixel by "
+        "An attacker who knows the whole model, its defense included, and may change every pixel by "
         "up to 8/255 gets through on 18.8 % of attempts."
     )
     low, high = robust["mean"]["low"], robust["mean"]["high"]
@@ -251,10 +251,10 @@ def test_an_unfinished_run_says_so(tmp_path, n, of, says):
 def test_without_a_purifier(tmp_path):
     summary = write_report(a_run(tmp_path, defended=False))
     _, text, page = read(tmp_path)
-    assert "bare" not in summary["robust"]
+    assert "undefended" not in summary["robust"]
     for shown in (text, page.text, printed(summary, tmp_path)):
         assert "undefended" not in shown.replace("undefended; 10 steps", "").replace(
-            "view: undefended", ""
+            "view: classifier-only", ""
         )
         assert "An attacker who knows the whole model and may" in shown
     assert page.tags.count("img") == 4  # nothing is purified, so no confidence along it
@@ -275,7 +275,7 @@ def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
 def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
     run = a_run(tmp_path, pictures=0, n=400)
     for path in (tmp_path / "outcomes").glob("*"):
-        table = [json.loads(line) | {"probe": {}} for line in path.read_text().splitlines()]
+        table = [json.loads(line) | {"sanity": {}} for line in path.read_text().splitlines()]
         path.write_text("".join(json.dumps(row) + "\n" for row in table))
     summary = write_report(run)
     _, text, page = read(tmp_path)
@@ -318,7 +318,7 @@ def test_doubts_are_told_where_the_numbers_are(tmp_path):
     for each in (text.replace("*", ""), page.text):
         assert "red: no-adaptive-attack" in each
         assert "Do not quote" in each
-    assert "knows the classifier but not its defence" in page.text
+    assert "knows the classifier but not its defense" in page.text
 
 
 def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
@@ -338,7 +338,7 @@ def test_the_spec_shown_is_the_spec_run(standard):
     _, text, _ = read(folder)
     found = re.search(r"```yaml\n(.*?)```", text, re.DOTALL)
     assert found
-    assert yaml.safe_load(found[1]) == Run.open(folder).asked["spec"]
+    assert yaml.safe_load(found[1]) == Run.open(folder).manifest["spec"]
     assert "unfool evaluate spec.yaml --out" in text
 
 
@@ -368,10 +368,10 @@ def test_figures_are_of_the_numbers(tmp_path):
 def test_the_ladder_and_the_resubmissions_are_told_everywhere(standard):
     """Every fourth picture falls to `strong`, the first attack, at 3 of 4 draws."""
     report, markdown, page = read(standard[0])
-    rungs = [(rung["name"], rung["attacked"]) for rung in report["ladder"]]
+    rungs = [(rung["name"], rung["attacked"]) for rung in report["by_attack"]]
     assert rungs == [("strong", 40), ("weak", 40)]
-    for rung in report["ladder"]:
-        assert rung["robust"]["mean"]["accuracy"] == pytest.approx(1 - 3 / 16)
+    for rung in report["by_attack"]:
+        assert rung["robust"]["per_draw"]["accuracy"] == pytest.approx(1 - 3 / 16)
     robust = [share["accuracy"] for share in report["resubmission"]["robust"]]
     assert robust == pytest.approx([1 - 3 / 16, 0.75, 0.75, 0.75])
     again = markdown.partition("## Submitted again")[2].partition("## ")[0]

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from unfool.report.sweep_figure import MOST, Point, drawn, figure, legible
+from unfool.report.sweep_figure import MAX_LABELS, Point, drawn, figure, legible
 from unfool.statistics import wilson
 
 NAMES = ["clean", "transfer", "white box", "robust", "DW-box"]
@@ -100,8 +100,8 @@ def test_of_many_attacks_the_lowest_are_drawn():
     hits = {name: 90 - 7 * i for i, name in enumerate(attacks)} | HITS
     (axes,) = drawn(points(names, hits), names, attacks).axes
     assert list(lines(axes)) == ["clean", *attacks[4:], "robust", "DW-box"]
-    assert len(lines(axes)) == MOST
-    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == MOST
+    assert len(lines(axes)) == MAX_LABELS
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == MAX_LABELS
 
 
 def test_a_word_or_a_single_number_is_no_axis():

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from unfool import spec as specs
-from unfool.attacks.losses import look
-from unfool.attacks.views import Limited
+from unfool.attacks.losses import query_model
+from unfool.attacks.views import Batched
 from unfool.cli.main import run
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from unfool.diffusion.denoiser import Mixture
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.sanity_checks import probe
+from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.examples import Gallery
 from unfool.results import doubts, model_doubts
@@ -26,7 +26,7 @@ TOY = {
     "denoiser": "mixture",
     "purifier": {"name": "diffpure", "steps": 2},
     "threat": {"norm": "linf", "eps": 0.1},
-    "evaluation": {"draws": 2, "pictures": 2},
+    "evaluation": {"draws": 2, "examples": 2},
 }
 PGD = {"name": "pgd", "steps": 1, "label": "pgd"}
 STADV = {"name": "stadv", "steps": 2, "label": "moved"}
@@ -63,12 +63,16 @@ def test_what_counts():
 def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewhere):
     told, text = report(PGD, STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["pgd"]
-    assert [row["name"] for row in told["beyond"]] == ["moved"]
+    assert [row["name"] for row in told["unbounded"]] == ["moved"]
     assert [row["name"] for row in told["corruptions"]] == ["fog"]
-    assert told["corrupted"]["mean"] == pytest.approx(told["corruptions"][0]["robust"]["mean"])
-    assert told["card"]["beyond the threat"].startswith("moved: stadv (steps 2, eot 1, bound 0.05")
-    assert "exact gradient" in told["card"]["beyond the threat"]
-    assert told["card"]["not by an attacker"].startswith("corruption (kind fog")
+    assert told["corrupted"]["per_draw"] == pytest.approx(
+        told["corruptions"][0]["robust"]["per_draw"]
+    )
+    assert told["threat_model"]["beyond the threat"].startswith(
+        "moved: stadv (steps 2, eot 1, bound 0.05"
+    )
+    assert "exact gradient" in told["threat_model"]["beyond the threat"]
+    assert told["threat_model"]["not by an attacker"].startswith("corruption (kind fog")
     assert "An attacker's, but not within the threat: moved." in text
     assert "moved" in (elsewhere / "made" / "report.html").read_text()
     chosen = {outcome.chosen for outcome in Run.open(elsewhere / "made").outcomes()}
@@ -78,9 +82,9 @@ def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewher
 def test_alone_it_is_the_attack_that_counts(report, elsewhere):
     told, text = report(STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["moved"]
-    assert told["beyond"] == []
+    assert told["unbounded"] == []
     assert "and may change the picture as stadv does gets through on" in text
-    assert "no threat bounds this" in told["card"]["the attacker may change"]
+    assert "no threat bounds this" in told["threat_model"]["the attacker may change"]
     assert "weaker than random noise" not in text
     chosen = {outcome.chosen for outcome in Run.open(elsewhere / "made").outcomes()}
     assert chosen <= {"clean", "moved"}
@@ -89,7 +93,7 @@ def test_alone_it_is_the_attack_that_counts(report, elsewhere):
 def test_an_attack_without_a_gradient_is_not_said_to_use_one(report):
     salt = {"name": "salt-and-pepper", "tries": 1, "shares": 1, "label": "salt"}
     told, text = report(salt, threat={"norm": "l0", "eps": 0.2})
-    view = told["card"]["the attacker's view"]
+    view = told["threat_model"]["the attacker's view"]
     assert view == "salt: the answers of the whole model; it asks for no gradient"
     assert text.startswith("# An attacker who sees the answers of the whole model and may change")
     assert "exact gradient" not in text.split("## How to reproduce")[0]
@@ -101,7 +105,7 @@ DIFFUSION = {
     "denoiser": {"name": "mixture", "side": 4},
     "elimination": "staged",
     "samples": [2, 4],
-    "keep": [2, 1],
+    "classes_per_stage": [2, 1],
 }
 
 
@@ -112,41 +116,41 @@ def test_elimination_asks_for_an_attack_without_it():
         return [d.name for d in doubts._no_whole_view(asked, by_label)]
 
     early = PGD | {"view": "first-stage", "label": "early"}
-    square = {"name": "square", "view": "whole"}
+    square = {"name": "square", "view": "no-elimination"}
     assert found(DIFFUSION, PGD, early, square) == ["no-whole-view"]
-    assert found(DIFFUSION, PGD | {"view": "whole"}, early) == []
-    few = PGD | {"view": {"name": "whole", "draws": 5}}
+    assert found(DIFFUSION, PGD | {"view": "no-elimination"}, early) == []
+    few = PGD | {"view": {"name": "no-elimination", "draws": 5}}
     assert found(DIFFUSION, few, early) == []
     assert found(DIFFUSION | {"elimination": None}, PGD) == []
     assert found({"name": "bayes"}, PGD) == []
     assert found(DIFFUSION) == []
 
 
-@pytest.mark.parametrize("view", ["whole", "first-stage", "undefended"])
-def test_views_of_a_diffusion_classifier_go_through_the_defence(report, view):
+@pytest.mark.parametrize("view", ["no-elimination", "first-stage", "classifier-only"])
+def test_views_of_a_diffusion_classifier_go_through_the_defense(report, view):
     row = PGD | {"view": view, "loss": "margin", "eot": 2}
     told, text = report(row, classifier=DIFFUSION)
     found = {doubt["name"] for doubt in told["doubts"]}
-    seen = told["card"]["the attacker's view"]
-    if view == "undefended":
+    seen = told["threat_model"]["the attacker's view"]
+    if view == "classifier-only":
         assert "no-adaptive-attack" in found
         return
     assert "no-adaptive-attack" not in found
-    assert text.startswith("# An attacker who knows the whole model, its defence included,")
-    assert {"whole": "whole model without", "first-stage": "its first stage"}[view] in seen
+    assert text.startswith("# An attacker who knows the whole model, its defense included,")
+    assert {"no-elimination": "whole model without", "first-stage": "its first stage"}[view] in seen
     assert "elimination" in seen
     assert "exact gradient" in seen
 
 
 def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
-    (row,) = rows(PGD | {"view": "whole"})
+    (row,) = rows(PGD | {"view": "no-elimination"})
     attacks, probe = {"pgd": row}, {"slope": [1.0, 9.0]}
     assert [d.name for d in model_doubts._wrong_gradient([probe], attacks)] == [
         "gradient-disagrees"
     ]
     same = Condition([0, 0], None, 0.0, 0.0)
     outcomes = [Outcome(i, 0, {"pgd": same}, "pgd", 0.0, {}) for i in range(8)]
-    rising = [replace(o, climb={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
+    rising = [replace(o, loss_curves={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
     assert [d.name for d in doubts._unchanged(outcomes, attacks)] == ["images-unchanged"]
     assert [d.name for d in doubts._still_rising(rising, attacks)] == ["still-rising"]
     early = {"pgd": row | {"view": "first-stage"}}
@@ -156,22 +160,24 @@ def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
 
 def test_the_gradient_looked_at_is_that_without_elimination():
     means = Noise.of(5, range(6)).normal(torch.empty(6, 1, 2, 2)) / 5
-    options = {"elimination": "staged", "samples": (2, 16), "keep": (2, 1)}
+    options = {"elimination": "staged", "samples": (2, 16), "classes_per_stage": (2, 1)}
     model, at = DiffusionClassifier(Mixture(means, 0.3), **options), (means + 1) / 2
     y, noise = torch.arange(6), Noise.of(1, range(6))
 
     def slopes(of):
-        found = probe(Limited(of, 6), at, y, noise, range(6))
+        found = sanity_check(Batched(of, 6), at, y, noise, range(6))
         return [found[i]["slope"] for i in range(6)]
 
-    assert slopes(model) == slopes(model.whole())
-    seen, deployed = (look(of, at, y, "margin", noise, 0, 1) for of in (model.whole(), model))
+    assert slopes(model) == slopes(model.without_elimination())
+    seen, deployed = (
+        query_model(of, at, y, "margin", noise, 0, 1) for of in (model.without_elimination(), model)
+    )
     assert not torch.equal(seen.gradient, deployed.gradient)
 
 
 def test_a_corruption_does_not_make_an_attacker_know_more(report):
     _, text = report(PGD | {"view": "bpda"}, FOG)
-    assert text.startswith("# An attacker who knows the defence but not its gradient")
+    assert text.startswith("# An attacker who knows the defense but not its gradient")
 
 
 def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
@@ -195,7 +201,7 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
         ({"name": "autoattack"}, False),
         ({"name": "pgd"}, True),
         ({"name": "pgd", "eot": 2}, False),
-        ({"name": "pgd", "view": "undefended"}, False),
+        ({"name": "pgd", "view": "classifier-only"}, False),
     ],
 )
 def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
@@ -216,7 +222,7 @@ def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
     told, text = report(other)
     assert "no-adaptive-attack" in {doubt["name"] for doubt in told["doubts"]}
     assert (
-        told["card"]["the attacker's view"]
+        told["threat_model"]["the attacker's view"]
         == "other: another classifier, bayes (side 4), never the model (transfer)"
     )
     assert "knows another classifier, but not the model," in text
@@ -225,7 +231,7 @@ def test_an_attack_on_another_classifier_is_no_adaptive_one(report):
 @pytest.mark.parametrize("attacks", [(STADV,), (STADV, BOX), (PGD, STADV), (PGD, BOX)])
 def test_the_last_rung_of_a_ladder_is_what_counts(report, attacks):
     told, _ = report(*attacks, threat={"norm": "linf", "eps": 0.4})
-    assert told["ladder"][-1]["robust"]["mean"] == told["robust"]["mean"]
+    assert told["by_attack"][-1]["robust"]["per_draw"] == told["robust"]["per_draw"]
 
 
 def test_random_noise_is_a_choice_where_the_threat_allows_it():

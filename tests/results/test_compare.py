@@ -19,8 +19,8 @@ SPEC = {
     "classifier": {"name": "mine:Net"},
     "threat": {"norm": "linf", "eps": 0.1},
     "attacks": [{"name": "pgd", "view": "exact", "label": "pgd", "steps": 10}],
-    "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": K, "pictures": 0},
-    "machine": {"rows": 4},
+    "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": K, "examples": 0},
+    "machine": {"batch_size": 4},
 }
 ASKED = {"images": "abc", "code": "c", "classes": ["a", "b"], "versions": {"torch": "2"}}
 
@@ -144,7 +144,7 @@ def test_what_differs_is_told_field_by_field():
 
     pgd = SPEC["attacks"][0]
     found = differences(
-        asked(machine={"rows": 9}, data={"name": "mine:Data", "folder": "b"}),
+        asked(machine={"batch_size": 9}, data={"name": "mine:Data", "folder": "b"}),
         asked(
             purifier={"name": "diffpure", "t": 0.1},
             attacks=[{**pgd, "label": "new"}, {**pgd, "steps": 40}],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from unfool.results.cell import Cell
-from unfool.results.convergence import sweep_doubts, told, verdicts
+from unfool.results.convergence import describe, sweep_doubts, verdicts
 from unfool.results.run_folder import Condition, Outcome, Run
 from unfool.results.summary import judge
 from unfool.statistics import change_of
@@ -33,11 +33,11 @@ def a_cell(folder, right, clean=None, **changed):
         for i, (r, c) in enumerate(zip(right, clean, strict=True))
     ]
     run.add(outcomes, {})
-    shares = judge("robust", outcomes, lambda o: o.conditions["pgd"]).mean._asdict()
+    shares = judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw._asdict()
     summary = {
         "attacks": [1],
         "clean": {"k": K},
-        "robust": {"mean": shares},
+        "robust": {"per_draw": shares},
         "number_of_classes": 10,
     }
     return Cell(values, spec), run, summary
@@ -92,7 +92,7 @@ def test_of_a_grid_only_the_strongest_rows_are_judged(sweep):
     ]
 
 
-def test_the_defence_s_own_steps_are_judged_clean_and_robust(sweep):
+def test_the_defense_s_own_steps_are_judged_clean_and_robust(sweep):
     done = sweep(
         {"right": [2] * 100, "own": 5}, {"right": [2] * 100, "clean": [3] * 100, "own": 10}
     )
@@ -121,7 +121,7 @@ def test_accuracy_comes_down_to_guessing(sweep, hits, norm, eps, said):
     assert found.verdict == said
     doubts = list(sweep_doubts([found]))
     assert [d.name for d in doubts] == ["accuracy-does-not-reach-zero"] * (said == "stays above")
-    assert all(told(found) in doubt.why for doubt in doubts)
+    assert all(describe(found) in doubt.why for doubt in doubts)
 
 
 def test_the_interval_of_a_change_covers_it():

@@ -105,7 +105,7 @@ def test_a_model_that_looks_at_the_batch(doubts):
 
 
 def test_no_adaptive_attack_and_one_draw(doubts):
-    assert "no-adaptive-attack" in doubts("attacks=[{name: pgd, view: undefended}]")
+    assert "no-adaptive-attack" in doubts("attacks=[{name: pgd, view: classifier-only}]")
     found = doubts("attacks=[{name: pgd, steps: 2}]")
     assert "no-adaptive-attack" not in found
     assert "random-model-eot-1" in found
@@ -123,7 +123,7 @@ def test_an_attack_of_one_s_own_is_not_known(doubts):
 
 def test_what_may_help_is_something_the_attack_has():
     row = {"label": "a", "view": "exact", "name": "stadv", "steps": 3, "eot": 1}
-    alike = Condition(draws=[0, 0], bare=None, size=0.0, wrong=0.0)
+    alike = Condition(draws=[0, 0], undefended=None, size=0.0, attacker_error_rate=0.0)
     outcomes = [Outcome(i, 0, {"a": alike}, "a", 0.0, {}) for i in range(8)]
     (doubt,) = _unchanged(outcomes, {"a": row})
     assert doubt.why.endswith("try more `steps`, more draws (`eot`)")
@@ -139,7 +139,7 @@ def test_a_rough_gradient_is_named(doubts, monkeypatch):
 
 def test_a_part_in_half_precision(doubts):
     rough = "purifier={name: 'soft:Rough', precision: float16}"
-    assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.pictures=0")
+    assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.examples=0")
     for precision in ("bfloat16", "float32"):
         inside = {"name": "diffusion", "denoiser": {"name": "dit", "precision": precision}}
         assert list(_halves([inside, None])) == [precision] * (precision != "float32")
@@ -153,7 +153,7 @@ def test_an_attack_that_does_less_than_noise(doubts):
 
 @pytest.mark.parametrize(("images", "raised"), [(2, False), (8, True)])
 def test_a_lead_needs_more_than_two_images(images, raised):
-    made = {"bare": None, "size": 0.1, "wrong": 0.5}
+    made = {"undefended": None, "size": 0.1, "attacker_error_rate": 0.5}
     versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
     outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
     assert (lead(outcomes, "a", "b") > 0) == raised

@@ -29,14 +29,14 @@ def kept(tmp_path_factory):
 
 def test_the_curves_are_the_classifier_s_confidence_at_every_state(kept):
     block, model = kept
-    noise = Noise.of(0, block["index"]).fold("verdict", "vote", 0)
+    noise = Noise.of(0, block["index"]).child("verdict", "vote", 0)
     attacked = torch.from_numpy(block["attacked"])
     fooled = model.classifier(attacked, noise).argmax(1)
     assert (fooled.numpy() != block["label"]).any()
     rows = np.arange(len(fooled))
     for name in ("clean", "attacked"):
         images = torch.from_numpy(block[name])
-        for i, (t, state) in enumerate(model.purifier.walk(images, noise.fold("purify"))):
+        for i, (t, state) in enumerate(model.purifier.walk(images, noise.child("purify"))):
             p = model.classifier(state, noise).softmax(1).detach().numpy()
             assert block["times"][i] == t
             assert block[f"{name}_sure"][:, i] == pytest.approx(p[rows, block["label"]], abs=1e-6)

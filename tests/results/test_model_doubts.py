@@ -5,10 +5,10 @@ import torch
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
-from unfool.attacks.losses import Step, look, watching
+from unfool.attacks.losses import LossRecord, query_model, recording_losses
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
-from unfool.evaluation.evaluate import Machine, evaluate
+from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves, summarize
 from unfool.results.model_doubts import _no_gradient
@@ -31,8 +31,8 @@ def mean(x, noise):
 
 def shaken(by):
     def model(x, noise):
-        """A plane that every draw tilts, on the pixels around grey."""
-        tilt = 20 / 16 + by * noise.fold("tilt").normal(x)
+        """A plane that every draw tilts, on the pixels around gray."""
+        tilt = 20 / 16 + by * noise.child("tilt").normal(x)
         return two((tilt * (x - 0.5)).sum((1, 2, 3)))
 
     return model
@@ -51,7 +51,7 @@ def misled(x, noise):
 def coin(x, noise):
     """Right on every second draw, whatever the image (the gradient is not zero)."""
     label = torch.where(x.mean((1, 2, 3)) > 0.5, 1.0, -1.0)
-    lucky = torch.where(noise.fold("coin").uniform(x[:, 0, 0, 0]) < 0.5, 1.0, -1.0)
+    lucky = torch.where(noise.child("coin").uniform(x[:, 0, 0, 0]) < 0.5, 1.0, -1.0)
     return two(label * lucky + 1e-3 * x.mean((1, 2, 3)))
 
 
@@ -76,7 +76,7 @@ def told(tmp_path):
             tmp_path / str(len(list(tmp_path.iterdir()))), asked | {"indices": [*range(images)]}
         )
         threat, quiet = Threat("linf", eps), Machine(quiet=True)
-        evaluate(model, Blobs(images), attacks, threat, run, draws=draws, machine=quiet)
+        evaluate_into(model, Blobs(images), attacks, threat, run, draws=draws, machine=quiet)
         return {doubt["name"]: doubt for doubt in summarize_run(run)["doubts"]}
 
     return judge
@@ -132,7 +132,7 @@ def test_draws_that_make_the_interval_wide(told):
 
 def test_a_curve_is_of_equal_bins_and_of_whole_runs():
     def steps(values, run=1):
-        return [Step(((run,), "ce"), torch.tensor([float(v), 0.0])) for v in values]
+        return [LossRecord(((run,), "ce"), torch.tensor([float(v), 0.0])) for v in values]
 
     assert curves(steps(range(5)), 2)[0] == [0, 1, 2, 3, 4]
     assert curves(steps(range(20)), 2)[0] == [0.5 + 2 * i for i in range(10)]
@@ -147,16 +147,16 @@ def test_a_curve_is_of_equal_bins_and_of_whole_runs():
 def test_watching_changes_nothing_and_ends():
     x, y, noise = torch.full((2, 1, 4, 4), 0.3), torch.tensor([0, 1]), Noise.of(0, [0, 1])
     attack, threat = APGD(6, loss="margin", restarts=2), Threat("linf", 0.1)
-    with watching() as steps:
+    with recording_losses() as steps:
         seen = attack(mean, x, y, threat, noise)
     assert torch.equal(seen, attack(mean, x, y, threat, noise))
     assert len(steps) == 14  # two runs of 6 steps, and the first look of each
     assert len(curves(steps, 2)[0]) == 7
-    with watching() as outer:
-        with watching() as inner:
-            look(mean, x, y, "ce", noise, 0, 1)
+    with recording_losses() as outer:
+        with recording_losses() as inner:
+            query_model(mean, x, y, "ce", noise, 0, 1)
         AutoAttack("rand", eot=1, steps=2, draws=4)(three, x, y, threat, noise)
-        look(mean, x, y, "ce", noise, 0, 1, gradient=False)
+        query_model(mean, x, y, "ce", noise, 0, 1, gradient=False)
     assert len(inner) == 1
     assert outer == []
 
@@ -174,7 +174,7 @@ def test_a_search_that_ended_early_is_no_whole_climb():
     def made(index, curve, right):
         draws = [0] if right else [1]
         conditions = {"pgd": Condition(draws, None, 0.1, 0.0)}
-        return Outcome(index, 0, conditions, "pgd", 0.0, {}, climb={"pgd": curve})
+        return Outcome(index, 0, conditions, "pgd", 0.0, {}, loss_curves={"pgd": curve})
 
     whole = [made(0, [0.0, 1.0, 2.0], True), made(1, [1.0, 2.0, 3.0], True)]
     ended = [made(2, [5.0, 6.0], False), made(3, [], False)]

@@ -10,7 +10,7 @@ SPEC = {
     "data": {"name": "digits", "folder": "a"},
     "classifier": {"name": "small-cnn", "weights": "net.safetensors"},
     "evaluation": {"images": 2, "seed": 0},
-    "machine": {"rows": 4},
+    "machine": {"batch_size": 4},
 }
 ASKED = {"identity": "one", "images": "abc", "code": "c", "indices": [0], "spec": SPEC}
 
@@ -22,7 +22,7 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     command = ["evaluate", "blobs", "--out", "run", "--quiet", "--set", "purifier=null"]
     command += ["--set", "attacks=[]", "--set", "data={name: arrays, path: d.npz}"]
     write(10)
-    assert run([*command, "--set", "evaluation.pictures=2"]) == 0
+    assert run([*command, "--set", "evaluation.examples=2"]) == 0
     write(200)
     said = mistake(*command)
     assert "holds a run of other weights or images (a file that the spec names has changed)" in said
@@ -33,7 +33,7 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     ("changed", "said"),
     [
         ({}, "other weights or images"),
-        ({"spec": SPEC | {"machine": {"rows": 8}}}, "other weights or images"),
+        ({"spec": SPEC | {"machine": {"batch_size": 8}}}, "other weights or images"),
         ({"spec": SPEC | {"classifier": {"name": "bayes"}}}, "another spec"),
         ({"kind": "collection"}, "another spec"),
     ],

@@ -22,11 +22,11 @@ OUTCOMES = [
 
 def test_the_readings():
     judged = judge("clean", OUTCOMES, lambda o: o.conditions["clean"])
-    assert judged.mean.accuracy == pytest.approx((4 + 3 + 2 + 2 + 2 + 0) / 24)
+    assert judged.per_draw.accuracy == pytest.approx((4 + 3 + 2 + 2 + 2 + 0) / 24)
     assert judged.majority.accuracy == pytest.approx(3 / 6)
-    assert judged.worst.accuracy == pytest.approx(1 / 6)
+    assert judged.all_draws.accuracy == pytest.approx(1 / 6)
     assert judged.k == 4
-    assert judged.bare is None
+    assert judged.undefended is None
 
 
 def test_the_flip_rate():
@@ -40,7 +40,7 @@ def two_attacks(folder):
         "classifier": {"name": "mine:Net"},
         "threat": {"norm": "linf", "eps": 0.1},
         "attacks": [{"name": "pgd", "view": "exact", "label": name} for name in ("cheap", "dear")],
-        "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": 4, "survivors": True},
+        "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": 4, "skip_broken": True},
     }
     asked = {"identity": "x", "spec": spec, "indices": list(range(10)), "classes": ["a", "b"]}
     run = Run.begin(folder, asked | {"versions": {}})
@@ -50,7 +50,7 @@ def two_attacks(folder):
         cheap = Condition(wrong, None, 0.1, 1.0) if i < 4 else Condition(half, None, 0.1, 0.5)
         dear = Condition(wrong if i < 6 else right, None, 0.1, 1.0 if i < 6 else 0.25)
         if i < 4:
-            dear = Condition(wrong, None, 0.1, 1.0, of="cheap")
+            dear = Condition(wrong, None, 0.1, 1.0, same_image_as="cheap")
         plain = Condition([0, 0, 0, 1] if i == 9 else right, None, 0.0, 0.0)
         conditions = {"clean": plain, "random": plain, "cheap": cheap, "dear": dear}
         chosen = "dear" if i in (4, 5) else "cheap"
@@ -61,18 +61,18 @@ def two_attacks(folder):
 
 def test_the_ladder_tells_what_the_attacker_has_after_each_rung(tmp_path):
     told = summarize_run(two_attacks(tmp_path))
-    cheap, dear = told["ladder"]
+    cheap, dear = told["by_attack"]
     assert (cheap["name"], cheap["attacked"], dear["name"], dear["attacked"]) == (
         "cheap",
         10,
         "dear",
         6,
     )
-    assert cheap["robust"]["mean"]["accuracy"] == pytest.approx(6 * 0.5 / 10)
-    assert dear["robust"]["mean"]["accuracy"] == pytest.approx(4 * 0.5 / 10)
+    assert cheap["robust"]["per_draw"]["accuracy"] == pytest.approx(6 * 0.5 / 10)
+    assert dear["robust"]["per_draw"]["accuracy"] == pytest.approx(4 * 0.5 / 10)
     assert dear["robust"] == told["robust"]
     assert [row["broken"] for row in told["attacks"]] == [8, 2]
-    assert "already wrong on all of these" in told["card"]["the verdict"]
+    assert "already wrong on all of these" in told["threat_model"]["the verdict"]
 
 
 def test_the_resubmission_curve_has_the_clean_images_beside_it(tmp_path):

@@ -59,7 +59,7 @@ def test_defaults_are_filled_in():
 
 def test_identity_is_of_what_is_asked_alone(tmp_path):
     same = specs.identity(checked())
-    assert specs.identity(checked(machine={"rows": 3, "device": "cpu"})) == same
+    assert specs.identity(checked(machine={"batch_size": 3, "device": "cpu"})) == same
     assert specs.identity(checked(evaluation={"draws": 8})) == same, "a default said aloud"
     assert specs.identity(checked(evaluation={"images": 9})) == same, "a run may grow"
     assert specs.identity(checked(evaluation={"draws": 9})) != same
@@ -89,7 +89,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ({"attacks": ["pgd", "pgd"]}, "another `label`"),
         ({"attacks": [{"name": "pgd", "view": "bpda"}]}, "needs a purifier"),
         ({"attacks": [{"name": "pgd", "view": "exactt"}]}, "did you mean 'exact'"),
-        ({"attacks": [{"name": "pgd", "view": "matched"}]}, "needs a purifier"),
+        ({"attacks": [{"name": "pgd", "view": "surrogate-same-noise"}]}, "needs a purifier"),
         ({"attacks": [{"name": "pgd", "view": {"steps": 5}}]}, "view needs a name"),
         (
             {"attacks": [{"name": "pgd", "view": {"name": "exact", "steps": 5}}]},
@@ -104,7 +104,10 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ({"threat": 3}, "table of options"),
         ({"evaluation": {"draws": 0}}, "draws must be 1 or more"),
         ({"evaluation": {"drawz": 1}}, "did you mean 'draws'"),
-        ({"machine": {"rows": "fast"}}, "machine.rows: .*integer, .*, or .*'auto', not 'fast'"),
+        (
+            {"machine": {"batch_size": "fast"}},
+            "machine.batch_size: .*integer, .*, or .*'auto', not 'fast'",
+        ),
         ({"machine": {"execution": "fast"}}, "machine.execution: .*'auto', 'plain'"),
     ],
 )

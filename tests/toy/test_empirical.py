@@ -83,7 +83,7 @@ def test_over_a_gaussian_mixture_the_diffusion_classifier_is_bayes_rule():
     truth = -(z[:, None] - means).square().flatten(2).sum(2)
     assert 0.9 < float((truth.argmax(1) == y).double().mean()) < 1
     model = DiffusionClassifier(
-        Mixture(means, 0.22), draws=120, weight="elbo", span=(0.05, 0.6), rows=10**5
+        Mixture(means, 0.22), draws=120, weight="elbo", span=(0.05, 0.6), batch_size=10**5
     )
     assert agreement(model, truth, z) > 0.98
 
@@ -95,7 +95,7 @@ def test_over_a_finite_set_the_diffusion_classifier_is_bayes_rule():
     z = POINTS.float()[which] + 0.2 * Noise.of(9, range(250)).normal(torch.empty(250, 1, 2, 2))
     truth = model.evidence(z, torch.tensor(0.0))
     assert 0.9 < float((truth.argmax(1) == LABELS[which]).double().mean()) < 1
-    found = DiffusionClassifier(model, draws=120, weight="elbo", span=(0.05, 0.6), rows=10**5)
+    found = DiffusionClassifier(model, draws=120, weight="elbo", span=(0.05, 0.6), batch_size=10**5)
     assert agreement(found, truth, z) > 0.98
 
 

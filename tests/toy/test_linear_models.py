@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from unfool.data import fetch
-from unfool.defenses.purified import votes
+from unfool.defenses.purified import predict_draws
 from unfool.noise import Noise
 from unfool.threat import Threat
 from unfool.toy import linear_models
@@ -24,16 +24,20 @@ def test_points_lie_at_the_distances_that_they_say():
 
 
 def test_a_coin_asks_nothing_but_its_noise():
-    chosen = votes(linear_models.Coin(0.7), X, NOISE, 400)
-    assert torch.equal(chosen, votes(linear_models.Coin(0.7), 1 - X, NOISE, 400))
+    chosen = predict_draws(linear_models.RandomGuess(0.7), X, NOISE, 400)
+    assert torch.equal(chosen, predict_draws(linear_models.RandomGuess(0.7), 1 - X, NOISE, 400))
     share = float((chosen == 0).double().mean())
     assert stats.binomtest(round(share * chosen.numel()), chosen.numel(), 0.7).pvalue > 0.01
     for p, share in ((0.0, 0), (1.0, 1)):
-        assert (votes(linear_models.Coin(p), X, NOISE, 8) == 0).double().mean() == share
+        assert (
+            predict_draws(linear_models.RandomGuess(p), X, NOISE, 8) == 0
+        ).double().mean() == share
 
 
 def test_the_accuracy_of_a_noisy_plane_is_what_draws_say():
-    right = (votes(linear_models.noisy_plane(), X, NOISE, 500) == Y[:, None]).double().mean(1)
+    right = (
+        (predict_draws(linear_models.noisy_plane(), X, NOISE, 500) == Y[:, None]).double().mean(1)
+    )
     truth = linear_models.accuracy(X, Y)
     assert ((right - truth).abs() < 4.5 * (truth * (1 - truth) / 500).sqrt() + 1e-9).all()
     assert truth[0] < 0.55
@@ -48,7 +52,7 @@ def test_nothing_allowed_is_worse_than_the_worst(threat):
     fall = threat.eps * (linear_models.normal_vector().abs().sum() if threat.norm == "linf" else 1)
     assert torch.allclose(least, linear_models.leads(X, Y) - fall, atol=1e-5)
     for i in range(50):
-        assert (linear_models.leads(threat.edge(X, NOISE.fold(i)), Y) > least).all()
+        assert (linear_models.leads(threat.edge(X, NOISE.child(i)), Y) > least).all()
 
 
 def test_nothing_allowed_is_worse_than_the_worst_rounded():
@@ -58,14 +62,14 @@ def test_nothing_allowed_is_worse_than_the_worst_rounded():
     reached = model.purifier(linear_models.worst(X, Y, threat), NOISE)
     assert torch.allclose(linear_models.leads(reached, Y), least)
     for i in range(50):
-        tried = model.purifier(threat.edge(X, NOISE.fold(i)), NOISE)
+        tried = model.purifier(threat.edge(X, NOISE.child(i)), NOISE)
         assert (linear_models.leads(tried, Y) > least).all()
 
 
 @pytest.mark.parametrize("threat", THREATS, ids=lambda threat: threat.norm)
 def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
-    model = linear_models.Planes(4)
-    x = 0.35 + 0.3 * NOISE.fold("x").uniform(X)
+    model = linear_models.MultiPlaneClassifier(4)
+    x = 0.35 + 0.3 * NOISE.child("x").uniform(X)
     far, logits = model.distances(x, threat.norm), model(x, NOISE)
     own = logits.argmax(1)
     nearest = torch.full_like(far, torch.inf)
@@ -84,10 +88,10 @@ def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: linear_models.Coin(1.5), "p is a probability"),
-        (lambda: linear_models.Grain(0.0), "sigma must be above 0"),
-        (lambda: linear_models.Stairs(0), "levels must be 1 or more"),
-        (lambda: linear_models.Planes(1), "classes must be 2 or more"),
+        (lambda: linear_models.RandomGuess(1.5), "p is a probability"),
+        (lambda: linear_models.AddGaussianNoise(0.0), "sigma must be above 0"),
+        (lambda: linear_models.Quantize(0), "levels must be 1 or more"),
+        (lambda: linear_models.MultiPlaneClassifier(1), "classes must be 2 or more"),
         (lambda: linear_models.Points(1), "size must be 2 or more"),
     ],
 )

@@ -6,7 +6,7 @@ from torch import nn
 
 from unfool import spec as specs
 from unfool.cli.main import run
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Discrete
 from unfool.models import card
 from unfool.noise import Noise, seed_torch
@@ -27,7 +27,7 @@ def test_rank_mapping_is_the_papers_example():
 
 
 def test_rank_mapping_keeps_the_numbers_and_the_order():
-    values, numbers = NOISE.fold("v").normal(X), NOISE.fold("g").normal(X)
+    values, numbers = NOISE.child("v").normal(X), NOISE.child("g").normal(X)
     out = rank_map(values, numbers)
     assert torch.equal(out.flatten(2).sort(2).values, numbers.flatten(2).sort(2).values)
     assert torch.equal(out.flatten(2).argsort(2), values.flatten(2).argsort(2))
@@ -66,7 +66,7 @@ def made(**options) -> ADDT:
 
 
 def test_without_strength_it_is_plain_denoising():
-    model = Network(Net()).eval()
+    model = NetworkDenoiser(Net()).eval()
     plain = Denoising()(model, X, Y, NOISE)
     assert torch.allclose(made(strength=0.0, mode="eval")(model, X, Y, NOISE), plain)
     assert not torch.allclose(made(mode="eval")(model, X, Y, NOISE), plain)
@@ -77,7 +77,7 @@ def test_the_strength_is_as_published(t, share):
     """The values of the release's schedule, at 26, 50, 100 and 500 of 1000 steps."""
     from unfool.diffusion.schedule import Discrete
 
-    model = Network(Net(), schedule=Discrete(1000))
+    model = NetworkDenoiser(Net(), schedule=Discrete(1000))
     time = torch.full((3, 1, 1, 1), t)
     zero, one = torch.zeros_like(X), torch.ones_like(X)
     found = made()._mix(model, time, zero, one)
@@ -87,7 +87,7 @@ def test_the_strength_is_as_published(t, share):
 
 
 def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
-    model = Network(Net()).eval()
+    model = NetworkDenoiser(Net()).eval()
     many = Noise.of(1, range(64))
     x = many.uniform(torch.empty(64, 2, 4, 4))
     y = (x.flatten(1).mean(1) > 0.5).long()
@@ -102,12 +102,12 @@ def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
         logits = brightness(model.decode(x_hat), many)
         return torch.nn.functional.cross_entropy(logits, y)
 
-    assert loss(delta) > loss(many.fold("other").normal(x))
+    assert loss(delta) > loss(many.child("other").normal(x))
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_search_leaves_no_trace_on_the_weights(mode):
-    model = Network(Net()).train()
+    model = NetworkDenoiser(Net()).train()
     objective = made(mode=mode, rounds=2)
     t = torch.full((3, 1, 1, 1), 0.2)
     delta = objective.perturbation(model, X, Y, t, Y, NOISE)
@@ -118,7 +118,7 @@ def test_the_search_leaves_no_trace_on_the_weights(mode):
 
 
 def test_it_does_not_depend_on_the_batch():
-    model, objective = Network(Net()).eval(), made(mode="eval")
+    model, objective = NetworkDenoiser(Net()).eval(), made(mode="eval")
     whole = objective(model, X, Y, NOISE)
     parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
@@ -136,8 +136,8 @@ class Normalized(nn.Module):
 
 
 def test_the_guide_is_in_evaluation_mode_and_frozen():
-    model, guide = Network(Net()).eval(), Normalized().train()
-    objective = ADDT(classifier=guide, mode="eval", rounds=2)
+    model, guide = NetworkDenoiser(Net()).eval(), Normalized().train()
+    objective = ADDT(classifier=guide, mode="eval", cgpo_steps=2)
     whole = objective(model, X, Y, NOISE)
     parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
@@ -153,10 +153,10 @@ def edm(network, x, level):
 
 def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
     """ADDT's loss of each image, from the paper's formulas: x in [-1, 1], noise, gradients, ranks."""
-    model = Network(network, schedule=schedule)
-    t = Denoising().at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model)
+    model = NetworkDenoiser(network, schedule=schedule)
+    t = Denoising().at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model)
     _, alpha, sigma, _ = model.schedule(t)
-    z, cgpo = 2 * X - 1, NOISE.fold("cgpo")
+    z, cgpo = 2 * X - 1, NOISE.child("cgpo")
     gamma = alpha / sigma
     share = (0.03 * gamma).clamp(0, 0.3)
 
@@ -170,11 +170,11 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
             return edm(network, x_t / alpha, sigma / alpha)
         return (x_t - sigma * network(x_t, None)) / alpha
 
-    delta = torch.zeros_like(X) if mapping == "linf" else cgpo.fold("start").normal(X)
+    delta = torch.zeros_like(X) if mapping == "linf" else cgpo.child("start").normal(X)
     total = torch.zeros_like(X)
     for i in range(rounds):
         delta.requires_grad_()
-        eps = cgpo.fold(i, "noise").normal(X)
+        eps = cgpo.child(i, "noise").normal(X)
         x_t = alpha * z + sigma * mixed(eps, delta)
         if seeks == "mse":
             value = (network(x_t, None) - eps).square().flatten(1).mean(1).sum()
@@ -182,7 +182,7 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
             logits = brightness(estimate(x_t) / 2 + 0.5, None)
             value = -logits.log_softmax(1)[range(3), Y].sum()
         (gradient,) = torch.autograd.grad(value, delta)
-        total, numbers = total + gradient, cgpo.fold(i, "rank").normal(X)
+        total, numbers = total + gradient, cgpo.child(i, "rank").normal(X)
         if mapping == "linf":
             delta = torch.clip(delta.detach() + 4 / 255 * gradient.sign(), -8 / 255, 8 / 255)
             delta = torch.clip(z + delta, -1, 1) - z
@@ -195,7 +195,7 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
             delta = torch.stack([row / row.std() for row in total])
         else:
             delta = total.clone()
-    n = mixed(NOISE.fold("noise").normal(X), delta.detach())
+    n = mixed(NOISE.child("noise").normal(X), delta.detach())
     x_t = alpha * z + sigma * n
     if predicts == "noise":
         error = network(x_t, None) - n
@@ -208,7 +208,7 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
 @pytest.mark.parametrize("mapping", ["rbgm", "normalize", "none", "linf"])
 @pytest.mark.parametrize(("predicts", "seeks"), [("noise", "ce"), ("noise", "mse"), ("edm", "ce")])
 def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
-    model = Network(Net(), predicts=predicts).eval()
+    model = NetworkDenoiser(Net(), predicts=predicts).eval()
     objective = made(mapping=mapping, seeks=seeks, rounds=3, mode="eval")
     wanted = by_hand(model.network, predicts, mapping, seeks)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
@@ -216,7 +216,7 @@ def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
 
 def test_the_loss_on_a_chain_is_that_of_a_loop_by_hand():
     chain = Discrete(1000)
-    model = Network(Net(), schedule=chain, time="index").eval()
+    model = NetworkDenoiser(Net(), schedule=chain, time="index").eval()
     objective = made(rounds=3, mode="eval")
     wanted = by_hand(model.network, "noise", "rbgm", "ce", schedule=chain)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
@@ -229,7 +229,7 @@ def test_of_equal_values_the_first_is_the_smaller():
 
 
 def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():
-    model = Network(Net()).eval()
+    model = NetworkDenoiser(Net()).eval()
     t = torch.full((3, 1, 1, 1), 0.3)
     delta = made(mapping="linf", mode="eval").perturbation(model, X.round(), Y, t, Y, NOISE)
     assert 0 < float(delta.abs().max()) <= 8 / 255 + 1e-7
@@ -239,8 +239,8 @@ def test_the_perturbation_of_linf_is_small_and_moves_the_image_within_its_box():
 
 def test_the_guide_sees_the_estimate_unclipped():
     """Where it is clipped there is no gradient, and the perturbation would be another."""
-    plain = Network(Net()).eval()
-    clipped = Network(plain.network, clip=True).eval()
+    plain = NetworkDenoiser(Net()).eval()
+    clipped = NetworkDenoiser(plain.network, clip_x0=True).eval()
     t = torch.full((3, 1, 1, 1), 0.5)
     x_t = NOISE.normal(X)
     assert not torch.allclose(clipped(x_t, t), plain(x_t, t)), "it must have been clipped"
@@ -262,7 +262,7 @@ def test_it_is_trained_by_the_command(elsewhere):
             "classifier": {"name": "trained", "weights": "digits-classifier"},
             "rounds": 1,
         },
-        "training": {"steps": 2, "batch": 4},
+        "training": {"steps": 2, "batch_size": 4},
     }
     (elsewhere / "a.yaml").write_text(yaml.safe_dump(spec))
     assert specs.load("a.yaml") == spec

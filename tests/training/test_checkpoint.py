@@ -30,7 +30,7 @@ TINY = {
     "data": {"name": "blobs", "size": 32},
     "denoiser": {"name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4},
     "objective": {"name": "denoising", "t_max": 0.5},
-    "training": {"steps": 4, "batch": 4},
+    "training": {"steps": 4, "batch_size": 4},
     "machine": {"save_every": 2},
 }
 OWN = """
@@ -73,13 +73,13 @@ def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
 
 def test_a_training_begun_with_other_weights_is_another(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
-    then = started(training={"steps": 2, "batch": 4, "start": str(first)})
+    then = started(training={"steps": 2, "batch_size": 4, "init_from": str(first)})
     before = specs.identity(then)
     shutil.move(first, elsewhere / "moved")
-    moved = started(training={"steps": 2, "batch": 4, "start": str(elsewhere / "moved")})
+    moved = started(training={"steps": 2, "batch_size": 4, "init_from": str(elsewhere / "moved")})
     assert specs.identity(moved) == before, "only its place is another"
     training.run(started("training.seed=1"), elsewhere / "again", quiet=True)
-    again = started(training={"steps": 2, "batch": 4, "start": str(elsewhere / "again")})
+    again = started(training={"steps": 2, "batch_size": 4, "init_from": str(elsewhere / "again")})
     assert specs.identity(again) != before
 
 
@@ -97,7 +97,7 @@ def test_a_gradient_that_is_no_number_stops_with_the_step(elsewhere, step):
     said = rf"the gradient is nan at step {step - 1}; the last good checkpoint is"
     with pytest.raises(RuntimeError, match=said):
         train(
-            nn.Linear(1, 1), objective, Blobs(size=8), elsewhere, steps=4, batch=4, save_every=2,
+            nn.Linear(1, 1), objective, Blobs(size=8), elsewhere, steps=4, batch_size=4, save_every=2,
             quiet=True,
         )  # fmt: skip
     if step == 4:
@@ -237,7 +237,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
         "data": {"name": "digits", "split": "train"},
         "classifier": part | {"weights": "own.pt"},
         "objective": "plain",
-        "training": {"steps": 1, "batch": 4},
+        "training": {"steps": 1, "batch_size": 4},
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
     (elsewhere / "own.pt").unlink()
@@ -247,7 +247,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
 
 def test_what_a_training_begins_with_means_the_same(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
-    options = {"steps": 1, "batch": 4, "start": str(first)}
+    options = {"steps": 1, "batch_size": 4, "init_from": str(first)}
     with pytest.raises(
         SpecError, match=r"the predicts of .* is noise, and that of the denoiser image"
     ):
@@ -262,7 +262,7 @@ def test_labels_are_dropped_for_the_null_class():
     x, y = torch.zeros(400, 1, 4, 4), torch.arange(400) % 2
     noise = Noise.of(0, range(400))
     for drop in (0.0, 0.25, 1.0):
-        _, told = time_and_label(Denoising(drop=drop), model, x, y, noise)
+        _, told = time_and_label(Denoising(label_dropout=drop), model, x, y, noise)
         share = float((told == 2).float().mean())
         assert share == pytest.approx(drop, abs=0.1)
         assert torch.equal(told[told != 2], y[told != 2])
@@ -298,7 +298,15 @@ def test_the_average_is_of_the_last_tenth(tmp_path):
 
     model = One()
     mean = train(
-        model, objective, Blobs(size=8), tmp_path, steps=6, batch=4, rate=0.1, warmup=0, quiet=True
+        model,
+        objective,
+        Blobs(size=8),
+        tmp_path,
+        steps=6,
+        batch_size=4,
+        learning_rate=0.1,
+        warmup=0,
+        quiet=True,
     )
     average = seen[0]
     for step, weight in enumerate([*seen[1:], float(model.weight)], 1):
@@ -317,7 +325,7 @@ def test_shipped_weights_stay_small():
 
 
 def test_ctrl_c_says_how_to_go_on(elsewhere):
-    long = TINY | {"training": {"steps": 100_000, "batch": 4}}
+    long = TINY | {"training": {"steps": 100_000, "batch_size": 4}}
     (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(long))
     command = [sys.executable, "-m", "unfool", "train", "tiny.yaml", "--quiet", "--out", "run"]
     process = subprocess.Popen(

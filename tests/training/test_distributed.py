@@ -32,8 +32,8 @@ SPEC = {
         "t_max": 0.5,
     },
     "training": {
-        "steps": 4, "batch": 8, "rate": 0.02, "warmup": 0, "optimizer": "sgd", "flip": True,
-        "average": 0.5,
+        "steps": 4, "batch_size": 8, "learning_rate": 0.02, "warmup": 0, "optimizer": "sgd", "flip": True,
+        "ema_decay": 0.5,
     },
     "machine": {"save_every": 2, "device": "cpu"},
 }  # fmt: skip

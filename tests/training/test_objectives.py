@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unfool.diffusion.denoiser import SIGMA_DATA, Network
+from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser
 from unfool.diffusion.schedule import VP
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
 from unfool.threat import Threat
 from unfool.training.adversarial import PGDAT, TRADES
@@ -29,9 +29,9 @@ class Linear(nn.Module):
         return self.map(x.flatten(1)).view(x.shape)
 
 
-def perfect(predicts: str) -> Network:
+def perfect(predicts: str) -> NetworkDenoiser:
     """A denoiser that is told the answer: its prediction is the target itself."""
-    return Network(Linear(), predicts=predicts)
+    return NetworkDenoiser(Linear(), predicts=predicts)
 
 
 @pytest.mark.parametrize("predicts", ["noise", "image", "velocity", "edm"])
@@ -60,9 +60,9 @@ def test_sharpness_is_what_an_error_of_the_image_costs(predicts):
 def test_the_edm_network_sees_and_says_numbers_of_unit_size():
     """Karras et al. (2022), section 5: for data of standard deviation 1/2."""
     noise = Noise.of(1, range(4000))
-    z = SIGMA_DATA * noise.fold("z").normal(torch.empty(4000, 1, 2, 2))
-    eps = noise.fold("e").normal(z)
-    model = Network(nn.Identity(), predicts="edm")
+    z = SIGMA_DATA * noise.child("z").normal(torch.empty(4000, 1, 2, 2))
+    eps = noise.child("e").normal(z)
+    model = NetworkDenoiser(nn.Identity(), predicts="edm")
     for t in (0.01, 0.2, 0.9):
         time = torch.tensor(t)
         _, alpha, sigma, _ = VP()(time)
@@ -92,7 +92,7 @@ def test_min_snr_weighs_as_published():
     """Hang et al. (2023): min(SNR, gamma) / SNR times the error of the noise."""
     model = perfect("noise")
     plain, capped = Denoising(t_max=0.9), Denoising(t_max=0.9, min_snr=5.0)
-    t = plain.at(NOISE.fold("time").uniform(X[:, :1, :1, :1]), model.schedule)
+    t = plain.at(NOISE.child("time").uniform(X[:, :1, :1, :1]), model.schedule)
     _, alpha, sigma, _ = model.schedule(t)
     snr = ((alpha / sigma) ** 2).flatten()
     weight = snr.clamp(max=5) / snr
@@ -113,8 +113,8 @@ class Line(nn.Module):
         return self.norm(torch.stack([-score, score], 1))
 
 
-def line() -> Plain:
-    return Plain(Line(Noise.of(9, [0]).normal(torch.empty(1, 16))[0]))
+def line() -> NormalizedClassifier:
+    return NormalizedClassifier(Line(Noise.of(9, [0]).normal(torch.empty(1, 16))[0]))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -170,7 +170,7 @@ def test_bad_options_are_refused(make, bad):
 
 
 def test_label_smoothing_spreads_a_share_of_the_label():
-    model, x = Plain(nn.Sequential(nn.Flatten(), nn.Linear(16, 4))), X
+    model, x = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 4))), X
     log = F.log_softmax(model(x, NOISE), dim=1)
     right = log[torch.arange(4), Y]
     loss = CrossEntropy(smoothing=0.2)(model, x, Y, NOISE)

@@ -28,7 +28,8 @@ TINY = {
         "classes": 2,
     },
     "objective": {"name": "denoising", "t_max": 0.5},
-    "training": {"steps": 30, "batch": 8, "warmup": 5, "rate": 3e-3, "flip": True, "crop": 1},
+    "training": {"steps": 30, "batch_size": 8, "warmup": 5, "learning_rate": 3e-3,
+                 "flip": True, "crop": 1},
     "machine": {"save_every": 10},
 }  # fmt: skip
 
@@ -43,7 +44,9 @@ def started(**changes):
 
 def test_a_denoiser_learns_and_its_card_says_how_well(elsewhere):
     folder = training.run(
-        started(training={"steps": 150, "batch": 32, "rate": 3e-3}), elsewhere / "run", quiet=True
+        started(training={"steps": 150, "batch_size": 32, "learning_rate": 3e-3}),
+        elsewhere / "run",
+        quiet=True,
     )
     told = json.loads((folder / "card.json").read_text())
     losses = told["metrics"]["denoising_loss"]
@@ -66,11 +69,11 @@ def test_a_classifier_learns(elsewhere):
         "objective": "plain",
         "training": {
             "steps": 90,
-            "batch": 64,
-            "rate": 4e-3,
+            "batch_size": 64,
+            "learning_rate": 4e-3,
             "warmup": 10,
-            "average": 0.9,
-            "half": True,
+            "ema_decay": 0.9,
+            "save_half": True,
         },
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
@@ -143,10 +146,10 @@ def test_the_average_warms_up_as_diffusers_does(tmp_path):
         Blobs(size=8),
         tmp_path,
         steps=4,
-        batch=4,
-        rate=0.1,
-        average=0.5,
-        average_power=0.75,
+        batch_size=4,
+        learning_rate=0.1,
+        ema_decay=0.5,
+        ema_power=0.75,
         quiet=True,
     )
     for after in (*seen[1:], model):
@@ -157,7 +160,7 @@ def test_the_average_warms_up_as_diffusers_does(tmp_path):
 
 
 def test_dropout_is_forced_in_training_alone(elsewhere):
-    short = {"steps": 2, "batch": 4}
+    short = {"steps": 2, "batch_size": 4}
     plain, dropped = (
         training.run(started(training=short | more), elsewhere / name, quiet=True)
         for name, more in (("plain", {}), ("dropped", {"dropout": 0.5}))
@@ -168,7 +171,7 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
     assert {m.p for m in loaded.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
     with pytest.raises(SpecError, match=r"training.dropout must be from 0 to below 1"):
         started(training=short | {"dropout": 1})
-    with pytest.raises(SpecError, match=r"training.average_power must be above 0"):
+    with pytest.raises(SpecError, match=r"training.ema_power must be above 0"):
         started(training=short | {"average_power": 0})
     with pytest.raises(SpecError, match="this network has no dropout"):
         training._drop(torch.nn.Linear(1, 1), 0.1)
@@ -183,7 +186,7 @@ def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):
         ways.extend(part.interpolate for part in ups)
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    short = {"steps": 2, "batch": 4}
+    short = {"steps": 2, "batch_size": 4}
     plain = training.run(started(training=short), elsewhere / "plain", quiet=True)
     other = started(training=short, machine={"compile": True})
     found = weights(training.run(other, elsewhere / "compiled", quiet=True))
@@ -206,7 +209,7 @@ def test_a_changed_spec_never_resumes(elsewhere, mistake):
         "--set",
         "training.steps=10",
         "--set",
-        "training.rate=1e-3",
+        "training.learning_rate=1e-3",
     )
     assert "belongs to another spec" in said
 
@@ -225,7 +228,14 @@ def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere):
         RuntimeError, match=r"nan at step 7; the last good checkpoint is .*latest.pt"
     ):
         train(
-            model, objective, Blobs(size=8), elsewhere, steps=20, batch=4, save_every=5, quiet=True
+            model,
+            objective,
+            Blobs(size=8),
+            elsewhere,
+            steps=20,
+            batch_size=4,
+            save_every=5,
+            quiet=True,
         )
     assert torch.load(elsewhere / "latest.pt", weights_only=True)["step"] == 5
 
@@ -265,7 +275,9 @@ def test_a_training_spec_is_checked():
 def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, capsys):
     plain = {k: v for k, v in TINY["denoiser"].items() if k != "classes"}
     first = training.run(
-        started(denoiser=plain, training={"steps": 3, "batch": 4}), elsewhere / "first", quiet=True
+        started(denoiser=plain, training={"steps": 3, "batch_size": 4}),
+        elsewhere / "first",
+        quiet=True,
     )
     training.seed_torch(7, "other")
     model = training.specs.build("denoiser", specs.check("denoiser", TINY["denoiser"]))
@@ -275,7 +287,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
     for label in (0, 1, 2):
         same = model.eval()(x, t, torch.full((4,), label))
         assert torch.allclose(same, card.load_denoiser(str(first))(x, t, None), atol=1e-6)
-    options = {"steps": 2, "batch": 4, "rate": 1e-9, "start": str(first)}
+    options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "init_from": str(first)}
     second = training.run(started(training=options), elsewhere / "second")
     assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err
     before, after = weights(first), weights(second)
@@ -283,14 +295,16 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
 
 
 def test_what_a_training_begins_with_is_checked():
-    with pytest.raises(SpecError, match=r"training.start: there is no folder 'nothing'"):
-        started(training={"steps": 1, "start": "nothing"})
-    with pytest.raises(SpecError, match=r"training.start names a classifier; name a denoiser"):
-        started(training={"steps": 1, "start": "digits-classifier"})
-    with pytest.raises(SpecError, match=r"digits-denoiser is trained: leave out training.start"):
+    with pytest.raises(SpecError, match=r"training.init_from: there is no folder 'nothing'"):
+        started(training={"steps": 1, "init_from": "nothing"})
+    with pytest.raises(SpecError, match=r"training.init_from names a classifier; name a denoiser"):
+        started(training={"steps": 1, "init_from": "digits-classifier"})
+    with pytest.raises(
+        SpecError, match=r"digits-denoiser is trained: leave out training.init_from"
+    ):
         started(
             denoiser={"name": "trained", "weights": "digits-denoiser"},
-            training={"steps": 1, "start": "digits-denoiser"},
+            training={"steps": 1, "init_from": "digits-denoiser"},
         )
     with pytest.raises(ValueError, match="no weight of digits-classifier fits"):
         card.begin(torch.nn.Linear(2, 2), "digits-classifier")
@@ -298,7 +312,9 @@ def test_what_a_training_begins_with_is_checked():
 
 @pytest.mark.parametrize("harm", ["weights", "card", "kind", "none"])
 def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
-    folder = training.run(started(training={"steps": 1, "batch": 2}), elsewhere / "run", quiet=True)
+    folder = training.run(
+        started(training={"steps": 1, "batch_size": 2}), elsewhere / "run", quiet=True
+    )
     file = folder / "card.json"
     told = json.loads(file.read_text())
     if harm == "weights":
@@ -372,7 +388,11 @@ def test_a_batch_that_cannot_be_made_is_told_from_ahead():
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"precision": "bfloat16"}])
 def test_other_ways_to_descend_learn_too(elsewhere, options):
-    settings = {"steps": 120, "batch": 32, "rate": 3e-3 if "precision" in options else 0.03}
+    settings = {
+        "steps": 120,
+        "batch_size": 32,
+        "learning_rate": 3e-3 if "precision" in options else 0.03,
+    }
     folder = training.run(started(training=settings | options), elsewhere / "run", quiet=True)
     losses = json.loads((folder / "card.json").read_text())["metrics"]["denoising_loss"]
     assert losses["0.500"] < 0.6
@@ -382,7 +402,7 @@ def test_bfloat16_is_left_where_it_is_slower(elsewhere, monkeypatch, capsys):
     for pays in (True, False):
         costs = 0.5 if pays else 2
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
-        asks = started(training={"steps": 2, "batch": 8, "precision": "bfloat16"})
+        asks = started(training={"steps": 2, "batch_size": 8, "precision": "bfloat16"})
         folder = training.run(asks, elsewhere / str(pays))
         card = json.loads((folder / "card.json").read_text())
         assert card["training"]["precision"] == ("bfloat16" if pays else "float32")
@@ -404,8 +424,10 @@ def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
     from unfool.training import memory_forecast
 
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: 2**20)
-    asks = started(training={"steps": 1, "batch": 4096})
-    with pytest.raises(SpecError, match=r"4096 images takes about .* set training.batch to \d+ or"):
+    asks = started(training={"steps": 1, "batch_size": 4096})
+    with pytest.raises(
+        SpecError, match=r"4096 images takes about .* set training.batch_size to \d+ or"
+    ):
         training.run(asks, elsewhere / "run", quiet=True)
     assert not (elsewhere / "run" / "latest.pt").exists()
 

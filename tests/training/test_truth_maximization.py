@@ -10,7 +10,7 @@ from unfool.attacks.transfer import Transfer
 from unfool.data import fetch
 from unfool.data.digits import digits
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
@@ -57,7 +57,7 @@ class Bright(nn.Module):
 
 def model():
     torch.nn.init.normal_((net := Net()).map.weight, generator=torch.Generator().manual_seed(0))
-    return Network(net, classes=2)
+    return NetworkDenoiser(net, classes=2)
 
 
 def made(**options):
@@ -69,8 +69,8 @@ def test_the_loss_is_that_of_the_true_class_by_hand():
     loss = made()(denoiser, X, Y, NOISE)
     x_t, _, label = denoiser.network.seen[0]
     assert torch.equal(label, Y), "the true label, never the null class"
-    t = 1e-3 + (1 - 1e-3) * NOISE.fold("time").uniform(X[:, :1, :1, :1])
-    eps = NOISE.fold("noise").normal(X)
+    t = 1e-3 + (1 - 1e-3) * NOISE.child("time").uniform(X[:, :1, :1, :1])
+    eps = NOISE.child("noise").normal(X)
     _, alpha, sigma, _ = denoiser.schedule(t)
     assert torch.allclose(x_t, alpha * (2 * X - 1) + sigma * eps)
     wanted = (denoiser.network(x_t, None, Y) - eps).square().flatten(1).mean(1)
@@ -82,8 +82,8 @@ def test_other_networks_learn_their_own_target_which_weighs_the_error_of_the_noi
     denoiser = model()
     denoiser.predicts = predicts
     loss = made()(denoiser, X, Y, NOISE)
-    t = 1e-3 + (1 - 1e-3) * NOISE.fold("time").uniform(X[:, :1, :1, :1])
-    eps, z = NOISE.fold("noise").normal(X), 2 * X - 1
+    t = 1e-3 + (1 - 1e-3) * NOISE.child("time").uniform(X[:, :1, :1, :1])
+    eps, z = NOISE.child("noise").normal(X), 2 * X - 1
     _, alpha, sigma, _ = denoiser.schedule(t)
     x_t = alpha * z + sigma * eps
     eps_hat = (x_t - alpha * denoiser(x_t, t, Y)) / sigma
@@ -103,7 +103,7 @@ def test_released_noise_is_too_large_by_exactly_its_size():
     made(released=["noise"])(denoiser, X, Y, NOISE)
     (right, t, _), (released, then, _) = denoiser.network.seen
     assert torch.equal(t, then)
-    time = 1e-3 + (1 - 1e-3) * NOISE.fold("time").uniform(X[:, :1, :1, :1])
+    time = 1e-3 + (1 - 1e-3) * NOISE.child("time").uniform(X[:, :1, :1, :1])
     _, alpha, sigma, _ = denoiser.schedule(time)
     assert torch.allclose(released, right * (1 + (sigma / alpha) ** 2).sqrt(), rtol=1e-5, atol=1e-6)
 
@@ -119,7 +119,7 @@ def test_the_attack_stays_within_the_threat():
 
 
 def test_the_released_range_clips_the_contrast_even_without_an_attack():
-    """Half of all pixels become mid-grey, with a budget of 0; a budget is half of what it says."""
+    """Half of all pixels become mid-gray, with a budget of 0; a budget is half of what it says."""
     many = Noise.of(0, range(64))
     x = many.uniform(torch.empty(64, 1, 8, 8))
     y = (x.flatten(1).mean(1) > 0.5).long()
@@ -136,7 +136,7 @@ def test_released_images_stay_clean_where_the_source_was_wrong_or_is_not_fooled(
     source, many = Bright(), Noise.of(0, range(200))
     x = many.uniform(torch.empty(200, 1, 4, 4))
     bright = (x.flatten(1).mean(1) > 0.5).long()
-    y = torch.where(many.fold("y").uniform(x[:, 0, 0, 0]) < 0.3, 1 - bright, bright)
+    y = torch.where(many.child("y").uniform(x[:, 0, 0, 0]) < 0.3, 1 - bright, bright)
     plain = made(source=source, eps=0.05).attacked(x, y, many)
     found = made(source=source, eps=0.05, released=["unattacked"]).attacked(x, y, many)
     fooled = (source(x, many).argmax(1) == y) & (source(plain, many).argmax(1) != y)
@@ -151,10 +151,10 @@ ASKED = {"source": "bright", "attack": {"name": "pgd", "steps": 3}, "norm": "lin
 
 def test_images_are_made_once(elsewhere):
     objective = made()
-    data = cache.adversaries(DATA, objective, ASKED, elsewhere, quiet=True)
+    data = cache.make_adversarial_images(DATA, objective, ASKED, elsewhere, quiet=True)
     calls = objective.source.calls
     assert len(list(data.folder.glob("*.safetensors"))) == 2
-    again = cache.adversaries(DATA, objective, ASKED, elsewhere, quiet=True)
+    again = cache.make_adversarial_images(DATA, objective, ASKED, elsewhere, quiet=True)
     assert objective.source.calls == calls > 0
     x, y = fetch(DATA, range(70))
     for found in (data, again):
@@ -170,7 +170,9 @@ def test_images_are_made_once(elsewhere):
 
 def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
     objective = made(images=8)
-    data = cache.adversaries(DATA, objective, ASKED | {"images": 8}, elsewhere, quiet=True)
+    data = cache.make_adversarial_images(
+        DATA, objective, ASKED | {"images": 8}, elsewhere, quiet=True
+    )
     x, y = fetch(data, range(8))
     draws = [Noise.of(seed, range(8)) for seed in range(50, 66)]
 
@@ -180,7 +182,14 @@ def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
 
     denoiser = model()
     before = loss(denoiser)
-    settings = {"steps": 20, "batch": 8, "rate": 3e-2, "warmup": 1, "decay": "none", "average": 0}
+    settings = {
+        "steps": 20,
+        "batch_size": 8,
+        "learning_rate": 3e-2,
+        "warmup": 1,
+        "lr_schedule": "none",
+        "ema_decay": 0,
+    }
     ended = train(denoiser, objective, data, elsewhere / "run", **settings, quiet=True)
     assert loss(ended) < 0.7 * before
 
@@ -189,7 +198,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
     norms = []
     for clip in (1.0, 1e9):
         denoiser = model()
-        settings = {"steps": 2, "batch": 4, "clip": clip, "quiet": True}
+        settings = {"steps": 2, "batch_size": 4, "grad_clip": clip, "quiet": True}
         train(denoiser, made(), DATA, elsewhere / str(clip), **settings)
         grads = [p.grad for p in denoiser.parameters()]  # of the last step
         norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
@@ -198,7 +207,7 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
 
 
 def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
-    whole = cache.adversaries(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
+    whole = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
     real = cache._made
 
     def dies(data, places, *rest):
@@ -208,10 +217,10 @@ def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
 
     monkeypatch.setattr(cache, "_made", dies)
     with pytest.raises(KeyboardInterrupt):
-        cache.adversaries(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
+        cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
     blocks = []
     monkeypatch.setattr(cache, "_made", lambda d, p, *r: blocks.append(p[0]) or real(d, p, *r))
-    resumed = cache.adversaries(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
+    resumed = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
     assert blocks == [64]
     for index in (0, 63, 64, 69):
         assert torch.equal(whole[index][0], resumed[index][0])
@@ -242,7 +251,7 @@ def test_the_name_of_a_set_says_all_it_depends_on(elsewhere):
 
 
 def test_a_damaged_block_is_told(elsewhere):
-    data = cache.adversaries(DATA, made(), ASKED, elsewhere, quiet=True)
+    data = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere, quiet=True)
     (data.folder / "00001.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match="damaged or gone; delete it"):
         data[66]
@@ -250,10 +259,12 @@ def test_a_damaged_block_is_told(elsewhere):
 
 
 def test_some_of_the_images(elsewhere):
-    data = cache.adversaries(DATA, made(images=10), ASKED | {"images": 10}, elsewhere, quiet=True)
+    data = cache.make_adversarial_images(
+        DATA, made(images=10), ASKED | {"images": 10}, elsewhere, quiet=True
+    )
     assert len(data) == 10
     with pytest.raises(SpecError, match="the data set has 70, not 71"):
-        cache.adversaries(DATA, made(images=71), ASKED, elsewhere, quiet=True)
+        cache.make_adversarial_images(DATA, made(images=71), ASKED, elsewhere, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +277,7 @@ def test_bad_options_are_refused(bad):
 
 def test_a_denoiser_without_classes_is_refused():
     with pytest.raises(ValueError, match="conditional on classes"):
-        made()(Network(nn.Conv2d(1, 1, 1)), X, Y, NOISE)
+        made()(NetworkDenoiser(nn.Conv2d(1, 1, 1)), X, Y, NOISE)
 
 
 SPEC = {
@@ -279,7 +290,7 @@ SPEC = {
         "images": 8,
         "t_max": 0.5,
     },
-    "training": {"steps": 2, "batch": 4},
+    "training": {"steps": 2, "batch_size": 4},
 }
 
 
@@ -304,21 +315,25 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
 def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
     """They are those of a training that ends there (the rate is still rising: no other is asked)."""
     asks = check(
-        specs.load(SPEC, ["training.steps=4", "training.keep=[1, 3]", "training.average=0"])
+        specs.load(SPEC, ["training.steps=4", "training.save_steps=[1, 3]", "training.ema_decay=0"])
     )
     folder = training.run(asks, elsewhere / "run", quiet=True)
     objective = specs.build("objective", asks["objective"])
     home = elsewhere / "adversaries"
-    data = cache.adversaries(digits("train"), objective, asks["objective"], home, quiet=True)
+    data = cache.make_adversarial_images(
+        digits("train"), objective, asks["objective"], home, quiet=True
+    )
     for step in (1, 3):
         kept = card.load_denoiser(str(folder / "steps" / str(step))).state_dict()
         begun = card.load_denoiser("digits-conditional").requires_grad_(True)
         own = elsewhere / f"own{step}"
-        ended = train(begun, objective, data, own, steps=step, batch=4, average=0, quiet=True)
+        ended = train(
+            begun, objective, data, own, steps=step, batch_size=4, ema_decay=0, quiet=True
+        )
         for name, value in ended.state_dict().items():
             assert torch.equal(value, kept[name]), name
     with pytest.raises(SpecError, match="keep holds steps from 1 to 2, not 7"):
-        check(specs.load(SPEC, ["training.keep=[1, 7]"]))
+        check(specs.load(SPEC, ["training.save_steps=[1, 7]"]))
 
 
 def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path):
@@ -343,7 +358,7 @@ def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path)
         return truth(model, truth.attacked(x, y, noise), y, noise)
 
     denoiser = model()
-    train(denoiser, objective, Same(), tmp_path, steps=3, batch=4, quiet=True)
+    train(denoiser, objective, Same(), tmp_path, steps=3, batch_size=4, quiet=True)
     given = [seen for seen in denoiser.network.seen if len(seen[0]) == 4]
     assert len(given) == 3
     t = torch.cat([time for _, time, _ in given]).double()
@@ -364,7 +379,7 @@ def test_a_constant_rate_stays():
 def test_older_specs_are_asked_as_before():
     """New options at their defaults leave the identity of a training, and so its checkpoint, alone."""
     asked = check(specs.load(SPEC))["training"]
-    assert not {"lora", "keep", "decay"} & set(asked)
+    assert not {"lora", "save_steps", "lr_schedule"} & set(asked)
 
 
 def test_a_transfer_attack_never_asks_the_model():
@@ -380,7 +395,7 @@ def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
     """Of the diffusion classifier, on images made against a small CNN: 45 % before, 75 % after."""
     source = card.load_classifier("digits-classifier")
     objective = TruthMaximization(source, PGD(steps=5), eps=0.3, images=100)
-    data = cache.adversaries(digits("train"), objective, {}, elsewhere, quiet=True)
+    data = cache.make_adversarial_images(digits("train"), objective, {}, elsewhere, quiet=True)
     x_adv, y = fetch(data, range(100))
     denoiser = card.load_denoiser("digits-conditional")
 
@@ -391,6 +406,6 @@ def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
 
     before = right(denoiser)
     denoiser.requires_grad_(True)
-    settings = {"steps": 50, "batch": 32, "rate": 1e-3, "warmup": 5, "average": 0.9}
+    settings = {"steps": 50, "batch_size": 32, "learning_rate": 1e-3, "warmup": 5, "ema_decay": 0.9}
     after = right(train(denoiser, objective, data, elsewhere / "run", **settings, quiet=True))
     assert wilson(after, 100).low > wilson(before, 100).high

@@ -1,1 +1,1 @@
-"""What a defence is like from inside: its gradients, and the paths of attacks."""
+"""What a defense is like from inside: its gradients, and the paths of attacks."""

@@ -1,6 +1,6 @@
-"""The gradients an attacker may take for that of a defence, against each other and finite differences.
+"""The gradients an attacker may take for that of a defense, against each other and finite differences.
 
-All see the same images and the same draws of the defence's noise.
+All see the same images and the same draws of the defense's noise.
 """
 
 import time
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unfool.analysis.means import bounded
 from unfool.attacks import views
-from unfool.attacks.losses import LOSSES, Loss, look
+from unfool.attacks.losses import LOSSES, Loss, query_model
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -30,7 +30,7 @@ ALL = 10**9  # steps
 
 
 @dataclass(frozen=True)
-class Way:
+class GradientVariant:
     """How a gradient is come by.
 
     Attributes:
@@ -46,14 +46,18 @@ class Way:
     graphs: int = 0
 
 
-WAYS = (
-    Way(EXACT, "the whole defence, one step's graph at a time", views.exact),
-    Way("exact, whole graph", "the same by plain autograd", views.exact, ALL),
-    Way("adjoint", "that of DiffPure's release", views.adjoint),
-    Way("matched", "fewer steps on the same path of noise", views.matched),
-    Way("surrogate", "fewer steps on noise of its own", views.surrogate),
-    Way("bpda", "the identity for the purifier's", views.bpda),
-    Way("undefended", "the classifier without its purifier", views.undefended),
+VARIANTS = (
+    GradientVariant(EXACT, "the whole defense, one step's graph at a time", views.exact),
+    GradientVariant("exact, whole graph", "the same by plain autograd", views.exact, ALL),
+    GradientVariant("adjoint", "that of DiffPure's release", views.adjoint),
+    GradientVariant(
+        "surrogate-same-noise", "fewer steps on the same path of noise", views.surrogate_same_noise
+    ),
+    GradientVariant("surrogate", "fewer steps on noise of its own", views.surrogate),
+    GradientVariant("bpda", "the identity for the purifier's", views.bpda),
+    GradientVariant(
+        "classifier-only", "the classifier without its purifier", views.classifier_only
+    ),
 )
 
 
@@ -62,7 +66,7 @@ class Gradients:
     """What was found.
 
     Attributes:
-        ways: Those that the model has.
+        variants: Those that the model has.
         missing: Those it has not: name to the reason.
         gradients: Of the mean loss over the draws (W, B, C, H, W).
         directions: Unit vectors (D, B, C, H, W).
@@ -73,7 +77,7 @@ class Gradients:
         kept: Bytes that the graphs of each way kept at the peak, per image and draw (W,).
     """
 
-    ways: tuple[Way, ...]
+    variants: tuple[GradientVariant, ...]
     missing: dict[str, str]
     gradients: np.ndarray
     directions: np.ndarray
@@ -110,7 +114,7 @@ class Gradients:
         cosines, signs = self.cosines(), self.signs()
         errors, slopes = self.errors(), self.slope_errors()
         rows = []
-        for i, way in enumerate(self.ways):
+        for i, way in enumerate(self.variants):
             rows.append(
                 {
                     "way": way.name,
@@ -149,22 +153,22 @@ def compare(
     directions: int = 8,
     repeats: int = 3,
     coarse: int | None = None,
-    ways: Sequence[Way] = WAYS,
+    variants: Sequence[GradientVariant] = VARIANTS,
     quiet: bool = False,
 ) -> Gradients:
-    """Every gradient that `ways` give of a defence.
+    """Every gradient that `variants` give of a defense.
 
     Args:
         model: A classifier, behind a purifier or not.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
-        noise: Of the defence's draws, the same for all ways, and of the directions.
+        noise: Of the defense's draws, the same for all ways, and of the directions.
         loss: Whose mean over `draws` is differentiated.
-        draws: Of the defence's noise, per image.
+        draws: Of the defense's noise, per image.
         directions: Random directions for finite differences.
         repeats: Times that each way is run, in turn with the others; the least time counts.
         coarse: Steps of the surrogates; None is their own choice.
-        ways: To be tried; those that the model has not are told.
+        variants: To be tried; those that the model has not are told.
         quiet: Show no progress.
 
     Raises:
@@ -176,8 +180,12 @@ def compare(
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}")
     found, missing = [], {}
-    for way in ways:
-        view = partial(way.view, steps=coarse) if way.name in ("matched", "surrogate") else way.view
+    for way in variants:
+        view = (
+            partial(way.view, steps=coarse)
+            if way.name in ("surrogate-same-noise", "surrogate")
+            else way.view
+        )
         try:
             found.append((way, view(model)))
         except ValueError as error:
@@ -189,14 +197,14 @@ def compare(
     done = 0
     with progress("comparing gradients", rounds + 1, 0, quiet) as show:
         for _ in range(repeats):
-            _, took = _timed(look, model, x, y, loss, noise, 0, draws, gradient=False)
+            _, took = _timed(query_model, model, x, y, loss, noise, 0, draws, gradient=False)
             seconds[""].append(took)
             for way, seen in found:
                 counting: AbstractContextManager[Any] = (
                     nullcontext() if way.name in kept else kept_by_graphs(model)
                 )
                 with keeping(way.graphs), counting as held:
-                    out, took = _timed(look, seen, x, y, loss, noise, 0, draws)
+                    out, took = _timed(query_model, seen, x, y, loss, noise, 0, draws)
                 if held is not None:
                     kept[way.name], gradients[way.name] = held.peak, out.gradient
                 if held is None or repeats == 1:
@@ -204,7 +212,7 @@ def compare(
                 done += 1
                 show(done, way.name)
         vectors = torch.stack(
-            [_unit(noise.fold("direction", i).normal(x)) for i in range(directions)]
+            [_unit(noise.child("direction", i).normal(x)) for i in range(directions)]
         )
         slopes, precise = _slopes(model, x, y, noise, loss, draws, vectors)
     each = len(x) * draws
@@ -237,7 +245,9 @@ def _slopes(
     slopes = []
     for direction in directions.to(x):
         sides = [
-            look(exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False).loss
+            query_model(
+                exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False
+            ).loss
             for side in (1, -1)
         ]
         slopes.append((sides[0] - sides[1]) / (2 * step))
@@ -246,11 +256,11 @@ def _slopes(
 
 @torch.no_grad()
 def _in_float64(model: Classifier, x: Tensor, noise: Noise) -> Classifier | None:
-    whole = model.model if isinstance(model, views.Limited) else model
+    whole = model.model if isinstance(model, views.Batched) else model
     if not isinstance(whole, nn.Module):
         return None
     try:
-        double = views.Limited(deepcopy(whole).double(), getattr(model, "rows", None))
+        double = views.Batched(deepcopy(whole).double(), getattr(model, "batch_size", None))
         return double if double(x[:1].double(), noise.take([0])).dtype == torch.float64 else None
     except (RuntimeError, TypeError, ValueError):  # a stranger's part may know float32 only
         return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from unfool.analysis.trajectories import DW, EOT
-from unfool.attacks.losses import Loss, look
+from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -61,11 +61,11 @@ def landscape(
     """The landscape around one image.
 
     Args:
-        model: The defence.
+        model: The defense.
         x: The image (1, C, H, W) in [0, 1].
         y: Its label (1,).
         threat: What an attacker may change.
-        noise: Of everything; the noise that DW-box knows is its stream `defence`.
+        noise: Of everything; the noise that DW-box knows is its stream `defense`.
         steps: Of PGD, from the image itself.
         step_size: In units of eps.
         eot: Draws per step of the attack with EOT.
@@ -84,12 +84,12 @@ def landscape(
             raise ValueError(f"{name} must be {least} or more, not {value}")
     if len(x) != 1:
         raise ValueError(f"a landscape is around one image, not {len(x)}")
-    secret, held, deltas = noise.fold("defence"), noise.fold("held"), {}
+    secret, held, deltas = noise.child("defense"), noise.child("held"), {}
     with progress("attacking and looking", grid + 2, 0, quiet) as show:
         for done, (name, per_step) in enumerate(((DW, 1), (EOT, eot)), 1):
-            own = noise.fold(name)
+            own = noise.child(name)
             attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
-            told = own.knowing(secret) if name == DW else own
+            told = own.with_known_noise(secret) if name == DW else own
             path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, told)]
             deltas[name] = torch.cat(path).flatten(1).double()
             show(done, name)
@@ -106,9 +106,9 @@ def landscape(
             row = (x + moved).clamp(0, 1) if clip else x + moved
             labels, same = y.expand(grid), [0] * grid
             known = secret.take(same)
-            told = known.knowing(known)
+            told = known.with_known_noise(known)
             for kind, stream, count in (("known", told, 1), ("fresh", held.take(same), draws)):
-                seen = look(model, row, labels, loss, stream, 0, count, gradient=False)
+                seen = query_model(model, row, labels, loss, stream, 0, count, gradient=False)
                 surfaces[kind].append(seen.loss.cpu())
             show(done, "looking")
     plane = torch.stack([u / (u @ u), r / (r @ r)], 1)  # (P, 2)

@@ -3,7 +3,7 @@
 A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
 that adds noise and takes noise away may end farther off, and still be right: then it is not purity
 that makes it robust. Three controls stand beside: the clean picture purified; noise put on and not
-taken away; and what is left of the perturbation on the very same draw of the defence's noise.
+taken away; and what is left of the perturbation on the very same draw of the defense's noise.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from torch import Tensor
 from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
@@ -32,12 +32,12 @@ METRICS = tuple(RANGES)
 
 @dataclass(frozen=True)
 class Purification:
-    """What was found; B images, D draws of the defence's noise, or 1 where nothing is drawn.
+    """What was found; B images, D draws of the defense's noise, or 1 where nothing is drawn.
 
     Attributes:
         distances: To the clean picture: row to metric to (B, D). The rows are `"clean, purified"`,
             `"attacked"` and so on; metrics are l2, linf, ssim (1 for equal ones) and maybe lpips.
-        right: How often the classifier is right there (B, D): of purified pictures, the defence.
+        right: How often the classifier is right there (B, D): of purified pictures, the defense.
         left: The length of the perturbation after purification over that before, on the same draw (B, D).
         noise: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
         pictures: Of the first images, what each row looks like on the first draw: row to (N, C, H, W).
@@ -77,7 +77,7 @@ class Purification:
 
 
 def purification(
-    model: Limited,
+    model: Batched,
     x: Tensor,
     y: Tensor,
     threat: Threat,
@@ -102,7 +102,7 @@ def purification(
         steps: Of PGD, from a random start.
         eot: Draws per step.
         loss: That is climbed.
-        draws: Of the defence's noise, per image; the same for clean and attacked ones.
+        draws: Of the defense's noise, per image; the same for clean and attacked ones.
         perceptual: Measure LPIPS, too.
         shown: Of how many images pictures are kept.
         quiet: Show no progress.
@@ -119,28 +119,28 @@ def purification(
     if perceptual:
         check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)
-    purify = Limited(whole.purifier, model.rows)
-    classify = Limited(whole.classifier, model.rows)
+    purify = Batched(whole.purifier, model.batch_size)
+    classify = Batched(whole.classifier, model.batch_size)
     with torch.no_grad(), progress("purifying", draws + 1, 0, quiet) as show:
         with torch.enable_grad():
             attack = PGD(steps, eot, loss=loss)
-            starts = {CLEAN: x, ATTACKED: attack(model, x, y, threat, noise.fold("attack"))}
+            starts = {CLEAN: x, ATTACKED: attack(model, x, y, threat, noise.child("attack"))}
         show(1, "attacked")
         pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
         right = {
-            name: [classify(start, noise.fold("classify")).argmax(1) == y]
+            name: [classify(start, noise.child("classify")).argmax(1) == y]
             for name, start in starts.items()
         }
         for draw in range(draws):
-            stream = noise.fold("held", draw)
-            forward = stream.fold("purify").fold("forward").normal(x)
+            stream = noise.child("held", draw)
+            forward = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
                 ways = {NOISED: start + sigma * forward} if sigma else {}
-                ways[PURE] = purify(start, stream.fold("purify"))
+                ways[PURE] = purify(start, stream.child("purify"))
                 for way, picture in ways.items():
                     row = f"{name}, {way}"
                     pictures.setdefault(row, []).append(picture)
-                    correct = classify(picture, stream.fold("classify")).argmax(1) == y
+                    correct = classify(picture, stream.child("classify")).argmax(1) == y
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.analysis.means import bounded
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
 from unfool.diffusion.schedule import chain_length
@@ -87,7 +87,7 @@ def samples(
         for number in range(sets):
             order = permutation(len(x), number, "samples")
             one, other = order[:size], order[size : 2 * size]
-            stream = noise.take(range(size)).fold("samples", number)
+            stream = noise.take(range(size)).child("samples", number)
             found[REAL].append(frechet(real[one], real[other]))
             for name, denoiser in denoisers.items():
                 drawn = _generated(denoiser, x[one], y[one], stream, steps, rows)
@@ -125,7 +125,7 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
 
     hooks = [linear[-1].register_forward_pre_hook(keep)] if linear else []
     try:
-        logits = Limited(classifier, rows)(x, noise)
+        logits = Batched(classifier, rows)(x, noise)
     finally:
         for hook in hooks:
             hook.remove()
@@ -140,8 +140,8 @@ def _generated(
     times = strided(1, steps, chain_length(denoiser.schedule))
 
     def generate(x: Tensor, noise: Noise, y: Tensor) -> Tensor:
-        start = noise.fold("start").normal(denoiser.encode(x))
-        back = noise.fold("reverse")
+        start = noise.child("start").normal(denoiser.encode(x))
+        back = noise.child("reverse")
         drawn = reverse(denoiser, start, times, back, step=Ancestral(), label=y)
         return denoiser.decode(drawn).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""A spec's defence, taken apart for a look inside: its model, a few images, and the noise."""
+"""A spec's defense, taken apart for a look inside: its model, a few images, and the noise."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from unfool import spec as specs
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.batching import fitting
 from unfool.data import fetch
 from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.compatibility import fits
+from unfool.evaluation.compatibility import check_fit
 from unfool.evaluation.prepare import build_model, subset
 from unfool.evaluation.spec import refuse_ray
 from unfool.models.card import read_card
@@ -22,7 +22,7 @@ from unfool.runtime.device import pick_device
 from unfool.threat import Threat
 
 
-class Opened(NamedTuple):
+class AnalysisInputs(NamedTuple):
     """What an analysis looks at.
 
     Attributes:
@@ -36,7 +36,7 @@ class Opened(NamedTuple):
     """
 
     spec: specs.Table
-    model: Limited
+    model: Batched
     x: Tensor
     y: Tensor
     indices: list[int]
@@ -44,7 +44,7 @@ class Opened(NamedTuple):
     threat: Threat
 
 
-def opened(
+def load_inputs(
     spec: str,
     changes: Sequence[str],
     folder: str | None,
@@ -52,8 +52,8 @@ def opened(
     device: str = "auto",
     *,
     image: int = 0,
-) -> Opened:
-    """The defence of an evaluation spec, with some of the images that it evaluates.
+) -> AnalysisInputs:
+    """The defense of an evaluation spec, with some of the images that it evaluates.
 
     The spec's attacks are not looked at: no analysis runs them.
 
@@ -85,13 +85,13 @@ def opened(
     if images is not None and len(indices) < images:
         raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
     indices = [indices[image]] if images is None else indices[:images]
-    fits(model, data, indices, where)
+    check_fit(model, data, indices, where)
     x, y = (part.to(where) for part in fetch(data, indices))
-    noise = Noise.of(options["seed"], indices).fold("analysis")
-    rows = checked["machine"]["rows"]
+    noise = Noise.of(options["seed"], indices).child("analysis")
+    rows = checked["machine"]["batch_size"]
     rows = fitting(model, x) if rows == "auto" else rows
     threat = Threat(**checked["threat"])
-    return Opened(checked, Limited(model, rows), x, y, indices, noise, threat)
+    return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
 
 
 def whole_chain(spec: specs.Table, device: torch.device) -> Denoiser:

@@ -1,6 +1,6 @@
-"""The paths of attacks on a random defence: with its noise known, and not (Liu et al., 2024).
+"""The paths of attacks on a random defense: with its noise known, and not (Liu et al., 2024).
 
-From the same image, PGD is run against the defence on one draw of its noise that the attacker knows
+From the same image, PGD is run against the defense on one draw of its noise that the attacker knows
 (DW-box), on a fresh draw at every step (white box), and on the mean over several (white box with EOT).
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unfool.analysis.means import bounded
-from unfool.attacks.losses import Loss, look
+from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -102,11 +102,11 @@ def trajectories(
     All runs begin at the image itself.
 
     Args:
-        model: The defence.
+        model: The defense.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: Of everything; the noise that DW-box knows is its stream `defence`.
+        noise: Of everything; the noise that DW-box knows is its stream `defense`.
         steps: Of PGD.
         step_size: In units of eps; 2/255 of 8/255 is the paper's.
         eot: Draws per step, with EOT.
@@ -122,18 +122,18 @@ def trajectories(
     for name, value in (("runs", runs), ("draws", draws)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}")
-    secret, found = noise.fold("defence"), {}
+    secret, found = noise.child("defense"), {}
     plan = {DW: (1, 1), WHITE: (1, runs), EOT: (eot, runs)}  # draws per step, runs
     total = sum((steps + 1) * copies for _, copies in plan.values())
     with progress("attacking", total, 0, quiet) as show:
         done = 0
         for name, (per_step, copies) in plan.items():
             attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
-            own = noise.fold(name).repeat(copies)
+            own = noise.child(name).repeat(copies)
             whose = [i for i in range(len(x)) for _ in range(copies)]
-            known, held = secret.take(whose), noise.fold("held").take(whose)
+            known, held = secret.take(whose), noise.child("held").take(whose)
             if name == DW:
-                own = own.knowing(known)
+                own = own.with_known_noise(known)
             many, labels = x[whose], y[whose]
             where = [i for i, image in enumerate(whose) if image < shown]
             streams = known.take(where), held.take(where)
@@ -181,10 +181,10 @@ def _told(
     draws: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Loss and share of right answers (B,) on the known noise, and on fresh draws."""
-    one = look(model, x, y, loss, known.knowing(known), 0, 1, gradient=False)
-    many = look(model, x, y, loss, held, 0, draws, gradient=False)
+    one = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
+    many = query_model(model, x, y, loss, held, 0, draws, gradient=False)
     return {
-        key: (seen.loss.cpu().numpy(), 1 - seen.wrong.cpu().numpy())
+        key: (seen.loss.cpu().numpy(), 1 - seen.error_rate.cpu().numpy())
         for key, seen in (("known", one), ("fresh", many))
     }
 

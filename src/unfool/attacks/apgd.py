@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defence's noise."""
+"""Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defense's noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from unfool.attacks.batch_queue import Search, serve_apart
-from unfool.attacks.candidates import Contest, Stop, check_ball, check_counts, worth
-from unfool.attacks.losses import Loss, Query, rivals
+from unfool.attacks.batch_queue import AttackSteps, serve_apart
+from unfool.attacks.candidates import EarlyStop, Selection, check_counts, rank_value, require_ball
+from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -30,18 +30,19 @@ class APGD:
 
     Attributes:
         steps: Gradient steps of a run.
-        eot: Draws of the defence's noise per step and image.
+        eot: Draws of the defense's noise per step and image.
         loss: `"ce"`, `"margin"` or `"dlr"` (needs 3 classes; targeted, 4).
         targets: Runs toward this many wrong classes, those of the highest mean logits first; 0 is
             one run away from the true class.
         restarts: Independent runs (of each target).
-        hold: Steps that share their draws. With 1 all are fresh, which costs a further forward pass
-            a step, of the best so far; a model without noise needs none: any number above `steps`.
-        compare: Draws to compare the candidates on; None is as many as `eot`.
-        stop: If above 0, the search of an image ends at an iterate that is misclassified on the draws
-            of its step and then on so many fresh ones (`choice.Stop`), and that is returned; other
-            images take its place in the calls of the model.
-        stop_share: Of these draws that must be misclassified.
+        steps_per_draw: Steps that share their draws. With 1 all are fresh, which costs a further
+            forward pass a step, of the best so far; a model without noise needs none: any number
+            above `steps`.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
+            the draws of its step and then on so many fresh ones (`choice.Stop`), and that is
+            returned; other images take its place in the calls of the model.
+        early_stop_share: Of these draws that must be misclassified.
     """
 
     steps: int = 100
@@ -49,18 +50,20 @@ class APGD:
     loss: Loss = "ce"
     targets: int = 0
     restarts: int = 1
-    hold: int = 1
-    compare: int | None = None
-    stop: int = 0
-    stop_share: float = 1.0
+    steps_per_draw: int = 1
+    selection_draws: int | None = None
+    early_stop: int = 0
+    early_stop_share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise ValueError(f"loss is one of {get_args(Loss)}, not {self.loss!r}")
         if self.targets < 0:
             raise ValueError(f"targets must be 0 (untargeted) or more, not {self.targets}")
-        check_counts(self, "steps", "eot", "restarts", "hold", compare=self.compare)
-        Stop(self.stop, self.stop_share)
+        check_counts(
+            self, "steps", "eot", "restarts", "steps_per_draw", selection_draws=self.selection_draws
+        )
+        EarlyStop(self.early_stop, self.early_stop_share)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -70,25 +73,25 @@ class APGD:
         Raises:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
-        check_ball("APGD", threat)
+        require_ball("APGD", threat)
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
-            found = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
+            found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
             toward = found.unbind(1)
 
-        def search(which: list[int]) -> Search[Tensor]:
+        def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
             return self._search(x[which], y[which], aims, threat, noise.take(which))
 
-        return serve_apart(model, search, len(x), apart=self.stop > 0)
+        return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
     def _search(
         self, x: Tensor, y: Tensor, aims: Sequence[Tensor | None], threat: Threat, noise: Noise
-    ) -> Search[Tensor]:
-        contest = Contest(y, "margin", noise.fold("compare"), self.compare or self.eot)
+    ) -> AttackSteps[Tensor]:
+        contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
         for i, aim in enumerate(aims):
             for restart in range(self.restarts):
-                below = noise.fold("run", i, restart)
+                below = noise.child("run", i, restart)
                 fell, found = yield from self._run(x, y, aim, threat, below)
                 if fell:
                     return found[0]
@@ -98,20 +101,20 @@ class APGD:
 
     def _run(
         self, x: Tensor, y: Tensor, aim: Tensor | None, threat: Threat, noise: Noise
-    ) -> Search[tuple[bool, list[Tensor]]]:
+    ) -> AttackSteps[tuple[bool, list[Tensor]]]:
         """Whether the search is over, and what it found: the image, or the candidates."""
-        stop = Stop(self.stop, self.stop_share)
+        stop = EarlyStop(self.early_stop, self.early_stop_share)
 
         def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
-            return Query(at, y, self.loss, noise, i // self.hold, self.eot, gradient, aim)
+            return Query(at, y, self.loss, noise, i // self.steps_per_draw, self.eot, gradient, aim)
 
-        x_adv = previous = threat.start(x, noise.fold("start"))
+        x_adv = previous = threat.start(x, noise.child("start"))
         seen = yield ask(x_adv, 0)
         if (yield from stop.here(ask(x_adv, 0), seen)):
             return True, [x_adv]
         gradient = seen.gradient
         best, highest, slope = x_adv, seen.loss, gradient
-        wrongest, most = x_adv, worth(seen)
+        wrongest, most = x_adv, rank_value(seen)
         behind = torch.zeros_like(highest)  # how far x_adv is below the best
         stride = torch.full_like(highest, 2 * threat.eps)
         rises = torch.zeros_like(highest)
@@ -127,7 +130,7 @@ class APGD:
             if (yield from stop.here(ask(x_adv, i), seen)):
                 return True, [x_adv]
             gradient = seen.gradient
-            if i % self.hold == 0:  # the draws are new
+            if i % self.steps_per_draw == 0:  # the draws are new
                 highest = (yield ask(best, i, gradient=False)).loss
             lead = seen.loss - highest
             rises += lead > -behind
@@ -137,9 +140,9 @@ class APGD:
             best = torch.where(images(better), x_adv, best)
             slope = torch.where(images(better), gradient, slope)
             highest = torch.where(better, seen.loss, highest)
-            more = worth(seen) > most
+            more = rank_value(seen) > most
             wrongest = torch.where(images(more), x_adv, wrongest)
-            most = torch.where(more, worth(seen), most)
+            most = torch.where(more, rank_value(seen), most)
             if i in checks:
                 halved = (rises <= RISES * (i - since)) | ~(halved | improved)
                 stride = torch.where(halved, stride / 2, stride)

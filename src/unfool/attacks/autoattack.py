@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.attacks.apgd import APGD
-from unfool.attacks.candidates import Stop, check_ball, check_counts, choose
+from unfool.attacks.candidates import EarlyStop, check_counts, choose, require_ball
 from unfool.attacks.fab import FAB
-from unfool.attacks.losses import ask, contested, watching
+from unfool.attacks.losses import competing_logits, query_logits, recording_losses
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.noise import Noise
@@ -54,7 +54,7 @@ class AutoAttack:
         steps: Gradient steps of a run.
         queries: Of Square.
         targets: Wrong classes that targeted attacks try.
-        stop: Of PGD and APGD: if above 0, an image leaves a stage, too, once it is misclassified on
+        early_stop: Of PGD and APGD: if above 0, an image leaves a stage, too, once it is misclassified on
             all of so many fresh draws (`pgd.PGD`).
     """
 
@@ -66,7 +66,7 @@ class AutoAttack:
     steps: int = 100
     queries: int = 5000
     targets: int = 9
-    stop: int = 0
+    early_stop: int = 0
 
     def __post_init__(self) -> None:
         if self.version not in get_args(Version):
@@ -80,7 +80,7 @@ class AutoAttack:
         if self.eot is not None and self.eot < 1:
             raise ValueError(f"eot must be 1 or more, not {self.eot}")
         check_counts(self, "steps", "queries", "targets")
-        Stop(self.stop)
+        EarlyStop(self.early_stop)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -90,27 +90,29 @@ class AutoAttack:
         Raises:
             ValueError: The threat's norm is l0, or the version needs more classes than there are.
         """
-        check_ball("AutoAttack", threat)
+        require_ball("AutoAttack", threat)
         best = x.clone()
         alive = torch.arange(len(x), device=x.device)
         for i, attack in enumerate([None, *self.stages()]):
-            stage = noise.take(alive).fold("stage", i)
+            stage = noise.take(alive).child("stage", i)
             if attack is not None:
-                with watching():  # several searches, on fewer and fewer images, are no one climb
-                    found = attack(model, x[alive], y[alive], threat, stage.fold("search"))
-                pair, compare = (best[alive], found), stage.fold("compare")
+                with (
+                    recording_losses()
+                ):  # several searches, on fewer and fewer images, are no one climb
+                    found = attack(model, x[alive], y[alive], threat, stage.child("search"))
+                pair, compare = (best[alive], found), stage.child("compare")
                 best[alive] = choose(model, y[alive], pair, "margin", compare, self.draws)
-            logits = ask(model, best[alive], stage.fold("survive"), 0, self.draws)
+            logits = query_logits(model, best[alive], stage.child("survive"), 0, self.draws)
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
             if logits.shape[2] < needed:
                 raise ValueError(
                     f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, and "
                     f"the model has {logits.shape[2]}: use the version unfool"
                 )
-            others, place = contested(
+            others, place = competing_logits(
                 logits.flatten(0, 1),
                 y[alive].repeat_interleave(self.draws),
-                getattr(model, "keeps", 1),
+                getattr(model, "classes_kept", 1),
             )
             left = others.view(len(alive), self.draws, -1)
             alive = alive[~self.broken(left, place[:: self.draws])]
@@ -132,32 +134,34 @@ class AutoAttack:
         """The attacks of the version, in their order."""
         eot = self.eot or EOT[self.version]
         steps, queries, targets = self.steps, self.queries, self.targets
-        own: dict[str, Any] = {"compare": self.draws, "stop": self.stop}
+        own: dict[str, Any] = {"selection_draws": self.draws, "early_stop": self.early_stop}
         if self.version == "unfool":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
                 PGD(max(steps // 5, 1), few, loss="margin", **own),
                 APGD(max(steps // 2, 1), few, "margin", **own),
-                Square(max(queries // 10, 1), few, compare=self.draws),
+                Square(max(queries // 10, 1), few, selection_draws=self.draws),
                 APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),
                 APGD(steps, eot, "ce", **own),
                 APGD(steps, eot, "margin", restarts=2, **own),
             ]
         # As published, draws are held for a model without noise, and else fresh at every step.
-        own |= {"hold": steps + 1 if eot == 1 else 1}
+        own |= {"steps_per_draw": steps + 1 if eot == 1 else 1}
         if self.version == "rand":
             return [APGD(steps, eot, "ce", **own), APGD(steps, eot, "dlr", **own)]
         restarts = 5 if self.version == "plus" else 1
-        square = Square(queries, eot, compare=self.draws, hold=queries if eot == 1 else 1)
+        square = Square(
+            queries, eot, selection_draws=self.draws, steps_per_draw=queries if eot == 1 else 1
+        )
         toward = APGD(steps, eot, "dlr", targets, **own)
-        fab = FAB(steps, eot, targets, compare=self.draws)
+        fab = FAB(steps, eot, targets, selection_draws=self.draws)
         first = APGD(steps, eot, "ce", restarts=restarts, **own)
         if self.version == "standard":
             return [first, toward, fab, square]
         return [
             first,
             APGD(steps, eot, "dlr", restarts=restarts, **own),
-            FAB(steps, eot, targets, restarts, compare=self.draws),
+            FAB(steps, eot, targets, restarts, selection_draws=self.draws),
             square,
             toward,
             fab,

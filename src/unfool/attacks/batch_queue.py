@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from unfool.attacks.losses import Look, Query, Step, climbed, looks
+from unfool.attacks.losses import LossRecord, Query, QueryResult, gradient_run, query_batch
 from unfool.protocols import Classifier
 
 Found = TypeVar("Found")
-Search = Generator[Query, Look, Found]
+AttackSteps = Generator[Query, QueryResult, Found]
 
 
-def serve(model: Classifier, searches: Iterable[Search[Found]]) -> list[Found]:
+def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Found]:
     """What the searches find, in their order.
 
     Where somebody is `watching`, he sees their steps as those of one batch; of a search that ended
@@ -32,12 +32,12 @@ def serve(model: Classifier, searches: Iterable[Search[Found]]) -> list[Found]:
         searches: Each is started when there is room for it.
     """
     waiting = iter(enumerate(searches))
-    asked: dict[tuple[Any, ...], deque[tuple[int, Search[Found], Query]]] = {}
+    asked: dict[tuple[Any, ...], deque[tuple[int, AttackSteps[Found], Query]]] = {}
     found: dict[int, Found] = {}
-    steps: dict[int, list[Step]] = {}
-    rows = getattr(model, "rows", None) or math.inf
+    steps: dict[int, list[LossRecord]] = {}
+    rows = getattr(model, "batch_size", None) or math.inf
 
-    def go_on(number: int, search: Search[Found], seen: Any) -> None:
+    def go_on(number: int, search: AttackSteps[Found], seen: Any) -> None:
         try:
             query = search.send(seen)
         except StopIteration as end:
@@ -46,7 +46,7 @@ def serve(model: Classifier, searches: Iterable[Search[Found]]) -> list[Found]:
         kind = (query.loss, query.gradient, query.target is None)
         asked.setdefault(kind, deque()).append((number, search, query))
 
-    def most() -> deque[tuple[int, Search[Found], Query]]:
+    def most() -> deque[tuple[int, AttackSteps[Found], Query]]:
         return max(asked.values(), key=_size, default=deque())
 
     while True:
@@ -61,17 +61,17 @@ def serve(model: Classifier, searches: Iterable[Search[Found]]) -> list[Found]:
         while line and size + _rows(line[0][2]) <= rows:
             size += _rows(line[0][2])
             batch.append(line.popleft())
-        answers = looks(model, [query for _, _, query in batch])
+        answers = query_batch(model, [query for _, _, query in batch])
         for (number, search, query), seen in zip(batch, answers, strict=True):
             if query.gradient:
-                steps[number].append(Step((query.noise.keys, query.loss), seen.loss))
+                steps[number].append(LossRecord((query.noise.keys, query.loss), seen.loss))
             go_on(number, search, seen)
     _tell(list(steps.values()))
     return [found[number] for number in sorted(found)]
 
 
 def serve_apart(
-    model: Classifier, search: Callable[[list[int]], Search[Tensor]], size: int, apart: bool
+    model: Classifier, search: Callable[[list[int]], AttackSteps[Tensor]], size: int, apart: bool
 ) -> Tensor:
     """What a search finds of a batch of `size` images: of each, or of all of them together.
 
@@ -93,7 +93,7 @@ def _size(line: Iterable[tuple[int, Any, Query]]) -> int:
     return sum(_rows(query) for _, _, query in line)
 
 
-def _tell(searches: Sequence[Sequence[Step]]) -> None:
+def _tell(searches: Sequence[Sequence[LossRecord]]) -> None:
     """Tell of the steps of several searches as of one batch's."""
     longest = max(searches, key=len, default=[])
     for i, step in enumerate(longest):
@@ -102,4 +102,4 @@ def _tell(searches: Sequence[Sequence[Step]]) -> None:
             for steps in searches
             if steps
         ]
-        climbed(Step(step.run, torch.cat(told)))
+        gradient_run(LossRecord(step.run, torch.cat(told)))

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfool.attacks.batch_queue import Search, serve
-from unfool.attacks.losses import Look, Loss, Query
+from unfool.attacks.batch_queue import AttackSteps, serve
+from unfool.attacks.losses import Loss, Query, QueryResult
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
 
 
-def worth(seen: Look) -> Tensor:
+def rank_value(seen: QueryResult) -> Tensor:
     """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
 
     One whose loss is no number is below all others, whatever answers its logits seem to give.
     """
-    found = seen.wrong + 1e-3 * torch.tanh(seen.loss / 10)
+    found = seen.error_rate + 1e-3 * torch.tanh(seen.loss / 10)
     return found.nan_to_num(nan=-torch.inf)
 
 
@@ -44,13 +44,13 @@ def choose(
         noise: Of these draws alone.
         draws: Per candidate and image.
     """
-    contest = Contest(y, loss, noise, draws)
+    contest = Selection(y, loss, noise, draws)
     for candidate in candidates:
         serve(model, [contest.meet(candidate)])
     return contest.best
 
 
-class Contest:
+class Selection:
     """`choose` as a part of a search (`queue`): candidates that come one after another.
 
     Attributes:
@@ -63,10 +63,10 @@ class Contest:
         self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
         self._highest: Tensor | None = None
 
-    def meet(self, *candidates: Tensor) -> Search[None]:
+    def meet(self, *candidates: Tensor) -> AttackSteps[None]:
         """Compare with the best so far."""
         for candidate in candidates:
-            found = worth((yield self._asked._replace(x=candidate)))
+            found = rank_value((yield self._asked._replace(x=candidate)))
             if self._highest is None:
                 self.best, self._highest = candidate, found
             better = found > self._highest
@@ -75,7 +75,7 @@ class Contest:
 
 
 @dataclass(frozen=True)
-class Stop:
+class EarlyStop:
     """When the search of an image may end: it is wrong on most draws, and again on fresh ones.
 
     The answers that came with a gradient are used first, so that an image that holds costs nothing;
@@ -92,26 +92,26 @@ class Stop:
 
     def __post_init__(self) -> None:
         if self.draws < 0:
-            raise ValueError(f"stop must be 0 (never) or more, not {self.draws}")
+            raise ValueError(f"early_stop must be 0 (never) or more, not {self.draws}")
         if not 0.5 < self.share <= 1:
-            raise ValueError(f"stop_share must be above 0.5 and at most 1, not {self.share}")
+            raise ValueError(f"early_stop_share must be above 0.5 and at most 1, not {self.share}")
 
-    def here(self, query: Query, seen: Look) -> Search[bool]:
+    def here(self, query: Query, seen: QueryResult) -> AttackSteps[bool]:
         """Whether the search of one image may end where it asked last, and what it saw."""
-        noise = query.noise.fold("stop", query.turn)
-        if not self.draws or float(seen.wrong) < self.share - 1e-6:
+        noise = query.noise.child("stop", query.turn)
+        if not self.draws or float(seen.error_rate) < self.share - 1e-6:
             return False
         needed = math.ceil(self.share * self.draws - 1e-6)
         wrong = asked = 0
         while wrong < needed <= wrong + self.draws - asked:
             few = min(max(self.draws // 5, 1), self.draws - asked)
             told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
-            asked, wrong = asked + few, wrong + round(few * float(told.wrong))
+            asked, wrong = asked + few, wrong + round(few * float(told.error_rate))
         return wrong >= needed
 
 
-def check_counts(attack: object, *names: str, compare: int | None = None) -> None:
-    """Refuse an attack that has an attribute of `names` below 1, or such a `compare`.
+def check_counts(attack: object, *names: str, selection_draws: int | None = None) -> None:
+    """Refuse an attack that has an attribute of `names` below 1, or such a `selection_draws`.
 
     Raises:
         ValueError: It has.
@@ -119,11 +119,11 @@ def check_counts(attack: object, *names: str, compare: int | None = None) -> Non
     for name in names:
         if getattr(attack, name) < 1:
             raise ValueError(f"{name} must be 1 or more, not {getattr(attack, name)}")
-    if compare is not None and compare < 1:
-        raise ValueError(f"compare must be 1 or more, not {compare}")
+    if selection_draws is not None and selection_draws < 1:
+        raise ValueError(f"selection_draws must be 1 or more, not {selection_draws}")
 
 
-def check_ball(attack: str, threat: Threat) -> None:
+def require_ball(attack: str, threat: Threat) -> None:
     """Refuse a threat that is neither linf nor l2.
 
     Raises:

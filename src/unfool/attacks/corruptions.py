@@ -72,7 +72,7 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
         draws = noise.take([i])
         level = severity
         if level is None:
-            level = 1 + int(SEVERITIES * float(_uniform(draws.fold("severity"), 1)[0]))
+            level = 1 + int(SEVERITIES * float(_uniform(draws.child("severity"), 1)[0]))
         result = np.clip(_MAKE[kind](picture, level - 1, draws), 0, 1)
         out[i] = (result * 255).round().transpose(2, 0, 1) / 255
     return torch.from_numpy(out).to(x)
@@ -120,9 +120,9 @@ def _glass_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     row, column = np.mgrid[:height, :width]
     inside = (row > 1) & (column > 1)
     for i in range(rounds):
-        # Each pixel takes the place of itself or of a neighbour above and left of it. (The release
+        # Each pixel takes the place of itself or of a neighbor above and left of it. (The release
         # means to swap the two, but what it assigns from is what it has just overwritten.)
-        up, left = (_uniform(noise.fold(i), height, width, 2) < 0.5).transpose(2, 0, 1) & inside
+        up, left = (_uniform(noise.child(i), height, width, 2) < 0.5).transpose(2, 0, 1) & inside
         x = x[row - up, column - left]
     return _blurred(x, sigma)
 
@@ -145,12 +145,12 @@ def _snow(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
         (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
         (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
     )[level]
-    flakes = _zoomed(mean + spread * _normal(noise.fold("flakes"), *x.shape[:2], 1), zoom)
+    flakes = _zoomed(mean + spread * _normal(noise.child("flakes"), *x.shape[:2], 1), zoom)
     flakes = np.clip(np.where(flakes < least, 0, flakes), 0, 1)
-    angle = -135 + 90 * float(_uniform(noise.fold("angle"), 1)[0])
+    angle = -135 + 90 * float(_uniform(noise.child("angle"), 1)[0])
     flakes = _streaked(flakes, radius, sigma, angle)
-    grey = (x @ np.array([0.299, 0.587, 0.114]))[..., None] if x.shape[2] == 3 else x
-    paler = kept * x + (1 - kept) * np.maximum(x, 1.5 * grey + 0.5)
+    gray = (x @ np.array([0.299, 0.587, 0.114]))[..., None] if x.shape[2] == 3 else x
+    paler = kept * x + (1 - kept) * np.maximum(x, 1.5 * gray + 0.5)
     return paler + flakes + flakes[::-1, ::-1]
 
 
@@ -194,12 +194,12 @@ def _elastic_transform(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     )[level]
     center, arm = np.array(x.shape[:2]) // 2, side // 3
     corners = center + arm * np.array([[1, 1], [1, -1], [-1, -1]])
-    moved = corners + tilt * side * (2 * _uniform(noise.fold("tilt"), 3, 2) - 1)
+    moved = corners + tilt * side * (2 * _uniform(noise.child("tilt"), 3, 2) - 1)
     # Where a pixel of the result comes from: the affine map that takes `moved` to `corners`. Both
     # moves are made at once; the release interpolates twice, which blurs a little more.
     back = np.linalg.solve(np.c_[moved, np.ones(3)], corners.astype(float))
     places = np.mgrid[: x.shape[0], : x.shape[1]].astype(float)
-    shift = far * side * (2 * _uniform(noise.fold("shift"), 2, *x.shape[:2]) - 1)
+    shift = far * side * (2 * _uniform(noise.child("shift"), 2, *x.shape[:2]) - 1)
     places += [ndimage.gaussian_filter(s, smooth * side, truncate=3) for s in shift]
     rows, columns = np.tensordot(back[:2].T, places, 1) + back[2][:, None, None]
     each = [
@@ -276,7 +276,7 @@ def _plasma(side: int, decay: float, noise: Noise) -> np.ndarray:
     step, size = side, 100.0
     while step > 1:
         half, n = step // 2, side // step
-        wobble = size**2 * (2 * _uniform(noise.fold("plasma", step), 3, n, n) - 1)
+        wobble = size**2 * (2 * _uniform(noise.child("plasma", step), 3, n, n) - 1)
         corner = map_[::step, ::step]
         across = corner + np.roll(corner, -1, 1)
         down = corner + np.roll(corner, -1, 0)

@@ -1,4 +1,4 @@
-"""The fast adaptive boundary attack (Croce and Hein, 2020b), targeted, over the defence's noise."""
+"""The fast adaptive boundary attack (Croce and Hein, 2020b), targeted, over the defense's noise."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import check_ball, check_counts, choose
-from unfool.attacks.losses import look, rivals
+from unfool.attacks.candidates import check_counts, choose, require_ball
+from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -32,20 +32,22 @@ class FAB:
 
     Attributes:
         steps: Of a run.
-        eot: Draws of the defence's noise per step and image, for the gradient and again to judge.
+        eot: Draws of the defense's noise per step and image, for the gradient and again to judge.
         targets: Runs toward this many wrong classes, those of the highest mean logits first.
         restarts: Runs of each target; the first starts at the image, others at random.
-        compare: Draws to compare the candidates on; None is as many as `eot`.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
     """
 
     steps: int = 100
     eot: int = 1
     targets: int = 9
     restarts: int = 1
-    compare: int | None = None
+    selection_draws: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "eot", "targets", "restarts", compare=self.compare)
+        check_counts(
+            self, "steps", "eot", "targets", "restarts", selection_draws=self.selection_draws
+        )
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -55,10 +57,10 @@ class FAB:
         Raises:
             ValueError: The threat's norm is l0.
         """
-        check_ball("FAB", threat)
+        require_ball("FAB", threat)
         candidates = chain([x], self._candidates(model, x, y, threat, noise))
-        draws = self.compare or self.eot
-        return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
+        draws = self.selection_draws or self.eot
+        return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -70,7 +72,7 @@ class FAB:
         Raises:
             ValueError: The threat's norm is l0.
         """
-        check_ball("FAB", threat)
+        require_ball("FAB", threat)
         best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for found, _ in self._runs(model, x, y, threat, noise):
             way = threat.size(found - x)
@@ -91,11 +93,11 @@ class FAB:
     def _runs(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        aims = rivals(model, x, y, noise.fold("rivals"), self.eot, self.targets)
+        aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
         for i, aim in enumerate(aims.unbind(1)):
             for restart in range(self.restarts):
-                below = noise.fold("run", i, restart)
-                start = threat.start(x, below.fold("start")) if restart else x
+                below = noise.child("run", i, restart)
+                start = threat.start(x, below.child("start")) if restart else x
                 yield self._run(model, x, y, aim, start, threat, below)
 
     def _run(
@@ -111,7 +113,7 @@ class FAB:
         """The nearest image across, and one away from the true class; `x` where none was across."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
-            seen = look(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
+            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
             slope = seen.gradient.nan_to_num(0, 0, 0)
             missing = -seen.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
             since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
@@ -121,8 +123,8 @@ class FAB:
             share = images((one / (one + two).clamp(min=1e-12)).clamp(max=PULL))
             x_adv = (1 - share) * (x_adv + BEYOND * here) + share * (x + BEYOND * there)
             x_adv = x_adv.clamp(0, 1)
-            judged = look(model, x_adv, y, "margin", noise, i + 1, self.eot, gradient=False)
-            across, way = judged.wrong > 0.5, threat.size(x_adv - x)
+            judged = query_model(model, x_adv, y, "margin", noise, i + 1, self.eot, gradient=False)
+            across, way = judged.error_rate > 0.5, threat.size(x_adv - x)
             closer = across & (way < least)
             nearest = torch.where(images(closer), x_adv, nearest)
             least = torch.where(closer, way, least)

@@ -1,7 +1,7 @@
 """The way out and in: our models for attacks of other libraries, and such attacks as ours.
 
 torchattacks, foolbox, ART and the public AutoAttack take a model for a function of an image, f(x). A
-random defence is none: whoever hands it over must say what noise a call meets.
+random defense is none: whoever hands it over must say what noise a call meets.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
 from unfool.threat import Threat
@@ -35,7 +35,7 @@ def as_module(
             their mean probability. Memory and time are that many times as much.
 
     Raises:
-        ValueError: `noise` is none of these, or `votes` below 1.
+        ValueError: `noise` is none of these, or `predict_draws` below 1.
     """
     if votes < 1:
         raise ValueError(f"votes must be 1 or more, not {votes}")
@@ -55,7 +55,7 @@ class Module(nn.Module):
         super().__init__()
         self.model, self.draw, self.votes = model, draw, votes
         self.inner = (
-            model.model if isinstance(model, Limited) else None
+            model.model if isinstance(model, Batched) else None
         )  # its weights show a device
         self.training = False  # as it is, the networks inside too: attacks put back what they found
 
@@ -70,7 +70,7 @@ class Module(nn.Module):
 
 
 @dataclass(frozen=True)
-class Outside:
+class ExternalAttack:
     """A function `f(model, x, y)` as an attack; `threat` and `noise` are given, too, if it names them.
 
     Its model is a plain module (`as_module`) that meets the attacker's own noise, fresh in every call.
@@ -98,7 +98,7 @@ class Outside:
             if noise.given is not None:
                 _at(noise, size)  # what he was told is of these images, in this order
             copies = -(-size // len(noise))
-            return noise.draws(next(turns), copies).take(range(size))
+            return noise.for_query(next(turns), copies).take(range(size))
 
         named = signature(self.function).parameters
         asked = {k: v for k, v in (("threat", threat), ("noise", noise)) if k in named}

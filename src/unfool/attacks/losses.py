@@ -1,4 +1,4 @@
-"""What an attacker climbs, averaged over what he takes for the defence's noise."""
+"""What an attacker climbs, averaged over what he takes for the defense's noise."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,21 +73,21 @@ TARGETED: dict[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
-class Look(NamedTuple):
+class QueryResult(NamedTuple):
     """What an attacker saw of each image, averaged over his draws.
 
     Attributes:
         loss: The mean loss (B,).
-        wrong: The share of draws that were misclassified (B,).
+        error_rate: The share of draws that were misclassified (B,).
         gradient: Of the mean loss at the images (B, C, H, W); zeros if it was not asked for.
     """
 
     loss: Tensor
-    wrong: Tensor
+    error_rate: Tensor
     gradient: Tensor
 
 
-class Step(NamedTuple):
+class LossRecord(NamedTuple):
     """What a search that asked for a gradient was told of its loss.
 
     Attributes:
@@ -99,16 +99,16 @@ class Step(NamedTuple):
     loss: Tensor
 
 
-_WATCHED: ContextVar[list[Step] | None] = ContextVar("watched", default=None)
+_WATCHED: ContextVar[list[LossRecord] | None] = ContextVar("watched", default=None)
 
 
 @contextmanager
-def watching() -> Iterator[list[Step]]:
+def recording_losses() -> Iterator[list[LossRecord]]:
     """Every look with a gradient inside the `with`, in order; of one inside another, not the outer's.
 
     So a search is watched without being told of it.
     """
-    steps: list[Step] = []
+    steps: list[LossRecord] = []
     token = _WATCHED.set(steps)
     try:
         yield steps
@@ -117,7 +117,7 @@ def watching() -> Iterator[list[Step]]:
 
 
 class Query(NamedTuple):
-    """What a search asks of the model: the arguments of `look`."""
+    """What a search asks of the model: the arguments of `query_model`."""
 
     x: Tensor
     y: Tensor
@@ -129,7 +129,7 @@ class Query(NamedTuple):
     target: Tensor | None = None
 
 
-def look(
+def query_model(
     model: Classifier,
     x: Tensor,
     y: Tensor,
@@ -139,10 +139,10 @@ def look(
     draws: int,
     gradient: bool = True,
     target: Tensor | None = None,
-) -> Look:
+) -> QueryResult:
     """Query the model at `x` with `draws` draws of its noise per image (EOT, Athalye et al., 2018).
 
-    Images and draws go together into one call, up to `model.rows` at a time.
+    Images and draws go together into one call, up to `model.batch_size` at a time.
 
     Args:
         model: The model, as the attacker sees it.
@@ -156,40 +156,40 @@ def look(
         target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
             what is not the true class, either way.)
     """
-    (seen,) = looks(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
+    (seen,) = query_batch(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
     if gradient:
-        climbed(Step((noise.keys, loss), seen.loss))
+        gradient_run(LossRecord((noise.keys, loss), seen.loss))
     return seen
 
 
-def climbed(step: Step) -> None:
+def gradient_run(step: LossRecord) -> None:
     """Tell whoever is `watching` of a step."""
     if (steps := _WATCHED.get()) is not None:
         steps.append(step)
 
 
-def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
-    """`look` for several queries at once, which go together into one call, too.
+def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult]:
+    """`query_model` for several queries at once, which go together into one call, too.
 
     They have the same loss, and ask for a gradient all or none, toward targets all or none. Of a model
     that keeps several classes (`protocols.Classifier`), the wrong ones that may stay above the true one
     are left out of the logits: the loss is that of the others, and wrong is an image lost to them. (A
     loss toward a target is of all logits.)
     """
-    first, keeps = queries[0], getattr(model, "keeps", 1)
+    first, keeps = queries[0], getattr(model, "classes_kept", 1)
     images, labels = (
         torch.cat([each(q).repeat_interleave(q.draws, 0) for q in queries])
         for each in (lambda q: q.x.detach(), lambda q: q.y)
     )
     aims = [q.target.repeat_interleave(q.draws) for q in queries if q.target is not None]
     toward = torch.cat(aims) if aims else None
-    copies = Noise.join([q.noise.draws(q.turn, q.draws) for q in queries])
+    copies = Noise.join([q.noise.for_query(q.turn, q.draws) for q in queries])
 
     def see(part: slice) -> tuple[Tensor, Tensor, Tensor | None]:
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
             logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
-            others, place = contested(logits, y, keeps)
+            others, place = competing_logits(logits, y, keeps)
             if toward is None:
                 value = LOSSES[first.loss](others, place)
             else:
@@ -212,7 +212,7 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
         return values.view(len(query.x), query.draws, *values.shape[1:]).mean(1)
 
     return [
-        Look(
+        QueryResult(
             mean(loss, q),
             mean(wrong, q),
             torch.zeros_like(q.x) if slope is None else mean(slope, q),
@@ -222,9 +222,9 @@ def looks(model: Classifier, queries: Sequence[Query]) -> list[Look]:
 
 
 @torch.no_grad()
-def ask(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
+def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
     """The logits (B, draws, K) of `draws` draws of the model's noise per image."""
-    copies, images = noise.draws(turn, draws), x.repeat_interleave(draws, 0)
+    copies, images = noise.for_query(turn, draws), x.repeat_interleave(draws, 0)
 
     def tell(part: slice) -> Tensor:
         return model(images[part], copies.take(range(part.start, part.stop)))
@@ -233,14 +233,16 @@ def ask(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Te
     return joined.view(len(x), draws, joined.shape[1])
 
 
-def rivals(model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n: int) -> Tensor:
+def runner_up_classes(
+    model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n: int
+) -> Tensor:
     """The `n` wrong classes of the highest mean logits, (B, n), the highest first; fewer of few."""
-    mean = ask(model, x, noise, 0, draws).mean(1)
+    mean = query_logits(model, x, noise, 0, draws).mean(1)
     wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
     return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
 
 
-def contested(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
+def competing_logits(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
     """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0.
 
     Where one class is kept, nothing is left out, nor is the order changed.

@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al., 2018) over the defence's noise (Athalye et al., 2018)."""
+"""Projected gradient descent (Madry et al., 2018) over the defense's noise (Athalye et al., 2018)."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from unfool.attacks.batch_queue import Search, serve_apart
-from unfool.attacks.candidates import Contest, Stop
-from unfool.attacks.losses import Look, Loss, Query, look
+from unfool.attacks.batch_queue import AttackSteps, serve_apart
+from unfool.attacks.candidates import EarlyStop, Selection
+from unfool.attacks.losses import Loss, Query, QueryResult, query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -31,18 +31,18 @@ class PGD:
 
     Attributes:
         steps: Gradient steps.
-        eot: Draws of the defence's noise per step and image.
+        eot: Draws of the defense's noise per step and image.
         step_size: In units of eps; None is 2.5 / steps (Madry et al., 2018), and twice that for
             `"cosine"`, which halves the way.
         start: `"random"` within the threat, or `"zero"`: the image itself.
         restarts: Independent runs.
         step_schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
-        compare: Draws to compare the candidates on; None is as many as `eot`, at least 1.
-        stop: If above 0, the search of an image ends at an iterate that is misclassified on the draws
-            of its step and then on so many fresh ones (`choice.Stop`), and that is returned; other
-            images take its place in the calls of the model.
-        stop_share: Of these draws that must be misclassified.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`, at least 1.
+        early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
+            the draws of its step and then on so many fresh ones (`choice.Stop`), and that is
+            returned; other images take its place in the calls of the model.
+        early_stop_share: Of these draws that must be misclassified.
     """
 
     steps: int = 20
@@ -52,9 +52,9 @@ class PGD:
     restarts: int = 1
     step_schedule: StepSchedule = "constant"
     loss: Loss = "ce"
-    compare: int | None = None
-    stop: int = 0
-    stop_share: float = 1.0
+    selection_draws: int | None = None
+    early_stop: int = 0
+    early_stop_share: float = 1.0
 
     def __post_init__(self) -> None:
         for name, kinds in (("start", Start), ("loss", Loss), ("step_schedule", StepSchedule)):
@@ -63,9 +63,9 @@ class PGD:
         for name in ("steps", "eot", "restarts"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.compare is not None and self.compare < 1:
-            raise ValueError(f"compare must be 1 or more, not {self.compare}")
-        Stop(self.stop, self.stop_share)
+        if self.selection_draws is not None and self.selection_draws < 1:
+            raise ValueError(f"selection_draws must be 1 or more, not {self.selection_draws}")
+        EarlyStop(self.early_stop, self.early_stop_share)
         if self.step_size is not None and not self.step_size > 0:
             raise ValueError(f"step_size must be above 0 (in units of eps), not {self.step_size}")
 
@@ -74,27 +74,27 @@ class PGD:
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
 
-        def search(which: list[int]) -> Search[Tensor]:
+        def search(which: list[int]) -> AttackSteps[Tensor]:
             return self._search(x[which], y[which], threat, noise.take(which))
 
-        return serve_apart(model, search, len(x), apart=self.stop > 0)
+        return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
     def path(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
-    ) -> Iterator[tuple[Tensor, Look | None]]:
+    ) -> Iterator[tuple[Tensor, QueryResult | None]]:
         """The iterates of one run, each with what was seen there; the last with None."""
         steps, seen = self._path(x, y, threat, noise), None
         with suppress(StopIteration):
             while True:
                 x_adv, query = steps.send(seen)
-                seen = None if query is None else look(model, *query)
+                seen = None if query is None else query_model(model, *query)
                 yield x_adv, seen
 
     def _path(
         self, x: Tensor, y: Tensor, threat: Threat, noise: Noise
-    ) -> Generator[tuple[Tensor, Query | None], Look | None, None]:
+    ) -> Generator[tuple[Tensor, Query | None], QueryResult | None, None]:
         """The iterates, each with what is asked about it, for which the answer is sent."""
-        x_adv = threat.start(x, noise.fold("start")) if self.start == "random" else x
+        x_adv = threat.start(x, noise.child("start")) if self.start == "random" else x
         for i in range(self.steps):
             seen = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot)
             assert seen is not None
@@ -102,11 +102,11 @@ class PGD:
             x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
         yield x_adv, None
 
-    def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> Search[Tensor]:
-        stop = Stop(self.stop, self.stop_share)
-        contest = Contest(y, self.loss, noise.fold("compare"), self.compare or self.eot)
+    def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
+        stop = EarlyStop(self.early_stop, self.early_stop_share)
+        contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
         for restart in range(self.restarts):
-            steps, seen = self._path(x, y, threat, noise.fold("restart", restart)), None
+            steps, seen = self._path(x, y, threat, noise.child("restart", restart)), None
             peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
             while True:
                 x_adv, query = steps.send(seen)
@@ -129,6 +129,8 @@ class PGD:
         return size
 
 
-def fgsm(eot: int = 1, loss: Loss = "ce", compare: int | None = None) -> PGD:
+def fgsm(eot: int = 1, loss: Loss = "ce", selection_draws: int | None = None) -> PGD:
     """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image."""
-    return PGD(steps=1, step_size=1, start="zero", eot=eot, loss=loss, compare=compare)
+    return PGD(
+        steps=1, step_size=1, start="zero", eot=eot, loss=loss, selection_draws=selection_draws
+    )

@@ -20,7 +20,7 @@ from unfool.threat import Threat
 NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
 
 
-class Images:
+class PrecomputedAttack:
     """Gives each image of a run what was made of it before, here or elsewhere. It asks the model nothing.
 
     Args:
@@ -39,16 +39,16 @@ class Images:
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
             ends = image_files.ENDINGS
-            self.pictures = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
-            if not self.pictures:
+            self.image_files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
+            if not self.image_files:
                 raise ValueError(
                     f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
                     "or one attack's file in it"
                 )
             return
-        self.pictures, self.arrays = [], _arrays(self.path)
+        self.image_files, self.arrays = [], _arrays(self.path)
 
-    def over(self, data: Dataset, indices: Sequence[int]) -> "Images":
+    def over(self, data: Dataset, indices: Sequence[int]) -> "PrecomputedAttack":
         """The same, for the images at `indices` of `data`.
 
         Raises:
@@ -109,7 +109,7 @@ class Images:
 
     def _array(self, name: str) -> np.ndarray | None:
         """An array of the file, one entry per image; None if it has none."""
-        found = None if self.pictures else self.arrays.get(name)
+        found = None if self.image_files else self.arrays.get(name)
         if found is not None and len(found) != self._size():
             raise ValueError(f"{self.path} has {self._size()} images but {len(found)} `{name}`")
         return found
@@ -117,9 +117,9 @@ class Images:
     def _size(self) -> int:
         return len(self.arrays["images"])
 
-    def _images(self, grey: bool) -> Tensor:
-        if self.pictures:
-            read_in = [image_files.read(picture, grey) for picture in self.pictures]
+    def _images(self, gray: bool) -> Tensor:
+        if self.image_files:
+            read_in = [image_files.read(picture, gray) for picture in self.image_files]
             if len({picture.shape for picture in read_in}) > 1:
                 raise ValueError(f"the pictures in {self.path} differ in size")
             return torch.stack(read_in)

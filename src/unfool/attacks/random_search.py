@@ -16,7 +16,7 @@ class RandomSearch:
 
     Attributes:
         tries: Random images.
-        eot: Draws of the defence's noise per try and image.
+        eot: Draws of the defense's noise per try and image.
     """
 
     tries: int = 100
@@ -30,6 +30,6 @@ class RandomSearch:
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
         points = (
-            x if not i else threat.edge(x, noise.fold("try", i)) for i in range(self.tries + 1)
+            x if not i else threat.edge(x, noise.child("try", i)) for i in range(self.tries + 1)
         )
-        return choose(model, y, points, "margin", noise.fold("compare"), self.eot)
+        return choose(model, y, points, "margin", noise.child("compare"), self.eot)

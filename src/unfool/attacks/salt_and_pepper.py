@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import worth
-from unfool.attacks.losses import look
+from unfool.attacks.candidates import rank_value
+from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -24,7 +24,7 @@ class SaltAndPepper:
     Attributes:
         tries: Independent orders of places.
         shares: Steps in which a try grows.
-        eot: Draws of the defence's noise per candidate and image.
+        eot: Draws of the defense's noise per candidate and image.
     """
 
     tries: int = 4
@@ -51,8 +51,8 @@ class SaltAndPepper:
             )
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):
-            seen = look(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
-            score = worth(seen)
+            seen = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
+            score = rank_value(seen)
             better = score > highest
             best = torch.where(images(better), candidate, best)
             highest = torch.where(better, score, highest)
@@ -64,5 +64,5 @@ class SaltAndPepper:
             for share in range(1, self.shares + 1)
         ]
         return [x] + [
-            smaller.edge(x, noise.fold("try", i)) for i in range(self.tries) for smaller in grown
+            smaller.edge(x, noise.child("try", i)) for i in range(self.tries) for smaller in grown
         ]

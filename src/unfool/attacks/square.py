@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import check_ball, check_counts, choose
-from unfool.attacks.losses import look
+from unfool.attacks.candidates import check_counts, choose, require_ball
+from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -23,22 +23,22 @@ class Square:
 
     Attributes:
         queries: Proposals, the start among them.
-        eot: Draws of the defence's noise per proposal and image.
+        eot: Draws of the defense's noise per proposal and image.
         share: Of the pixels that the first squares cover.
-        hold: Proposals that share their draws. With 1 all are fresh, which costs a second look at
-            the best image for every proposal; a model without noise needs none: any number from
-            `queries` upward.
-        compare: Draws to compare the candidates on; None is as many as `eot`.
+        steps_per_draw: Proposals that share their draws. With 1 all are fresh, which costs a
+            second look at the best image for every proposal; a model without noise needs none: any
+            number from `queries` upward.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
     """
 
     queries: int = 5000
     eot: int = 1
     share: float = 0.8
-    hold: int = 1
-    compare: int | None = None
+    steps_per_draw: int = 1
+    selection_draws: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "queries", "eot", "hold", compare=self.compare)
+        check_counts(self, "queries", "eot", "steps_per_draw", selection_draws=self.selection_draws)
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
 
@@ -51,29 +51,29 @@ class Square:
         Raises:
             ValueError: The threat's norm is l0.
         """
-        check_ball("Square", threat)
+        require_ball("Square", threat)
 
         def loss(at: Tensor, i: int) -> Tensor:
-            turn = i // self.hold
-            return look(model, at, y, "margin", noise, turn, self.eot, gradient=False).loss
+            turn = i // self.steps_per_draw
+            return query_model(model, at, y, "margin", noise, turn, self.eot, gradient=False).loss
 
         propose = _stripes if threat.norm == "linf" else _tiles
-        best = propose(x, threat, noise.fold("start"))
+        best = propose(x, threat, noise.child("start"))
         highest = loss(best, 0)
         for i in range(1, self.queries):
-            fresh = noise.fold("square", i)
+            fresh = noise.child("square", i)
             if threat.norm == "linf":
                 proposal = _square(x, best, self._side(x, i, 1), threat, fresh)
             else:
                 proposal = _two_squares(x, best, self._side(x, i, 3), threat, fresh)
-            if i % self.hold == 0:  # the draws are new
+            if i % self.steps_per_draw == 0:  # the draws are new
                 highest = loss(best, i)
             found = loss(proposal, i)
             better = found > highest
             best = torch.where(images(better), proposal, best)
             highest = torch.where(better, found, highest)
-        draws = self.compare or self.eot
-        return choose(model, y, [best, x], "margin", noise.fold("compare"), draws)
+        draws = self.selection_draws or self.eot
+        return choose(model, y, [best, x], "margin", noise.child("compare"), draws)
 
     def _side(self, x: Tensor, i: int, least: int) -> int:
         done = 10_000 * i / self.queries
@@ -88,8 +88,8 @@ def _stripes(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
 
 
 def _square(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
-    inside = _inside(_corner(x, side, noise.fold("corner")), side, x)
-    moved = x + threat.eps * _signs(x[:, :, :1, :1], noise.fold("signs"))
+    inside = _inside(_corner(x, side, noise.child("corner")), side, x)
+    moved = x + threat.eps * _signs(x[:, :, :1, :1], noise.child("signs"))
     return threat.project(x, torch.where(inside, moved, best))
 
 
@@ -107,16 +107,16 @@ def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Nois
     """What two squares and the slack hold of the budget goes into one of them; the other is cleared."""
     side -= 1 - side % 2  # odd
     delta = best - x
-    corner = _corner(x, side, noise.fold("corner"))
-    one, two = _inside(corner, side, x), _inside(_corner(x, side, noise.fold("other")), side, x)
+    corner = _corner(x, side, noise.child("corner"))
+    one, two = _inside(corner, side, x), _inside(_corner(x, side, noise.child("other")), side, x)
     both = _channel(torch.where(one | two, delta, 0)).square()
     slack = (threat.eps**2 - threat.size(delta).square()).clamp(min=0) / x.shape[1]
     kept = torch.where(one, delta, 0)
     kept = kept / images(threat.size(kept)).clamp(min=1e-12)
-    turned = noise.fold("turn").uniform(x[:, :1, :1, :1]) < 0.5
+    turned = noise.child("turn").uniform(x[:, :1, :1, :1]) < 0.5
     pattern = bumps(side).to(x)
     bump = torch.where(turned, _placed(pattern.T, corner, x), _placed(pattern, corner, x))
-    fresh = kept + bump * _signs(x[:, :, :1, :1], noise.fold("signs"))
+    fresh = kept + bump * _signs(x[:, :, :1, :1], noise.child("signs"))
     fresh = fresh / _channel(fresh).clamp(min=1e-12) * (images(slack) + both).sqrt()
     return _at_edge(x, torch.where(one, fresh, torch.where(two, 0, delta)), threat)
 

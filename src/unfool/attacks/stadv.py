@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.attacks.candidates import check_counts, choose
-from unfool.attacks.losses import look
+from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -24,25 +24,25 @@ class StAdv:
 
     Attributes:
         steps: Of Adam.
-        eot: Draws of the defence's noise per step and image.
+        eot: Draws of the defense's noise per step and image.
         bound: The largest shift along an axis, the image being 2 wide (0.05 is 0.8 of 32 pixels).
-        rate: Of Adam, in the unit of `bound`.
+        learning_rate: Of Adam, in the unit of `bound`.
         smoothness: The weight of the field's roughness, times `bound`.
-        compare: Draws to compare the candidates on; None is as many as `eot`.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
         bounded: Whether images are held to the threat.
     """
 
     steps: int = 100
     eot: int = 1
     bound: float = 0.05
-    rate: float = 0.01
+    learning_rate: float = 0.01
     smoothness: float = 0.0025
-    compare: int | None = None
+    selection_draws: int | None = None
     bounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "eot", compare=self.compare)
-        for name in ("bound", "rate"):
+        check_counts(self, "steps", "eot", selection_draws=self.selection_draws)
+        for name in ("bound", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         if not self.smoothness >= 0:
@@ -53,13 +53,13 @@ class StAdv:
     ) -> Tensor:
         """Adversarial images, shaped like `x`."""
         flow = x.new_zeros(len(x), *x.shape[2:], 2).requires_grad_()
-        adam = torch.optim.Adam([flow], lr=self.rate, maximize=True)
+        adam = torch.optim.Adam([flow], lr=self.learning_rate, maximize=True)
         peak, highest = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
         for i in range(self.steps):
             with torch.enable_grad():
                 x_adv = warp(x, flow)
                 penalty = self.smoothness / self.bound * roughness(flow).sum()
-            seen = look(model, x_adv, y, "margin", noise, i, self.eot)
+            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot)
             higher = seen.loss > highest
             peak = torch.where(images(higher), x_adv.detach(), peak)
             highest = torch.where(higher, seen.loss, highest)
@@ -69,8 +69,8 @@ class StAdv:
             with torch.no_grad():
                 flow.clamp_(-self.bound, self.bound)
         candidates = (warp(x, flow.detach()), peak, x)
-        draws = self.compare or self.eot
-        return choose(model, y, candidates, "margin", noise.fold("compare"), draws)
+        draws = self.selection_draws or self.eot
+        return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def warp(x: Tensor, flow: Tensor) -> Tensor:
 
 
 def roughness(flow: Tensor) -> Tensor:
-    """How much the shifts (B, H, W, 2) of neighbours differ, summed (Xiao et al., 2018)."""
+    """How much the shifts (B, H, W, 2) of neighbors differ, summed (Xiao et al., 2018)."""
     down, right = flow[:, 1:] - flow[:, :-1], flow[:, :, 1:] - flow[:, :, :-1]
     lengths = (d.square().sum(3).add(1e-10).sqrt().flatten(1).sum(1) for d in (down, right))
     return sum(lengths, flow.new_zeros(len(flow)))

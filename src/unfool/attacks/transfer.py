@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unfool.attacks.views import to_climb
+from unfool.attacks.views import without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat
@@ -32,4 +32,4 @@ class Transfer:
         source = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False).to(x.device)
-        return self.attack(to_climb(source), x, y, threat, Noise(noise.keys))
+        return self.attack(without_elimination(source), x, y, threat, Noise(noise.keys))

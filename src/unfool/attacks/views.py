@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfool.batching import Rows, in_parts
+from unfool.batching import BatchLimit, in_parts
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
 from unfool.runtime.device import bfloat16_costs
@@ -20,7 +20,7 @@ def exact(model: Classifier) -> Classifier:
 def bpda(model: Classifier) -> Classifier:
     """The model, with the purifier's gradient taken for the identity's (Athalye et al., 2018)."""
     whole = _defended(model)
-    return _as(model, whole.behind(straight_through(whole.purifier)))
+    return _as(model, whole.with_purifier(straight_through(whole.purifier)))
 
 
 def adjoint(model: Classifier) -> Classifier:
@@ -33,7 +33,7 @@ def adjoint(model: Classifier) -> Classifier:
         raise ValueError(
             "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
         )
-    return _as(model, whole.behind(whole.purifier.adjoint()))  # pyright: ignore
+    return _as(model, whole.with_purifier(whole.purifier.adjoint()))  # pyright: ignore
 
 
 def bfloat16(model: Classifier) -> Classifier:
@@ -45,7 +45,7 @@ def bfloat16(model: Classifier) -> Classifier:
     Raises:
         ValueError: It is slower than float32 here.
     """
-    inner = model.model if isinstance(model, Limited) else model
+    inner = model.model if isinstance(model, Batched) else model
     parameters = inner.parameters() if isinstance(inner, nn.Module) else iter(())
     device = next((str(p.device) for p in parameters), "cpu")
     if bfloat16_costs(device) >= 1:
@@ -63,7 +63,7 @@ def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
 
     Args:
         model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
         ValueError: The purifier does not say how to leave out steps, or has not so many.
@@ -71,14 +71,14 @@ def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
     return _coarse(model, steps, matched=False)
 
 
-def matched(model: Classifier, steps: int | None = None) -> Classifier:
+def surrogate_same_noise(model: Classifier, steps: int | None = None) -> Classifier:
     """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
 
     A step's noise is made of that of the steps it goes over; with all of them it is the model.
 
     Args:
         model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defence's, but at least 5 (or all, of fewer).
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
         ValueError: The purifier does not say how to leave out steps, or has not so many.
@@ -86,12 +86,12 @@ def matched(model: Classifier, steps: int | None = None) -> Classifier:
     return _coarse(model, steps, matched=True)
 
 
-def undefended(model: Classifier) -> Classifier:
-    """The classifier alone, as one sees it who does not know of the defence (transfer attack)."""
+def classifier_only(model: Classifier) -> Classifier:
+    """The classifier alone, as one sees it who does not know of the defense (transfer attack)."""
     return _as(model, _defended(model).classifier)
 
 
-def whole(model: Classifier, draws: int | None = None) -> Classifier:
+def no_elimination(model: Classifier, draws: int | None = None) -> Classifier:
     """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
 
     Args:
@@ -102,22 +102,22 @@ def whole(model: Classifier, draws: int | None = None) -> Classifier:
     Raises:
         ValueError: It is another model, or has not so many draws.
     """
-    return _eliminating(model, lambda classifier: classifier.whole(draws))
+    return _eliminating(model, lambda classifier: classifier.without_elimination(draws))
 
 
 def first_stage(model: Classifier) -> Classifier:
     """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
 
     The true class is lost there once as many others are above it as the stage keeps, so attacks climb
-    the last of these (`keeps`; see `protocols.Classifier`).
+    the last of these (`classes_kept`; see `protocols.Classifier`).
     """
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
 
-def to_climb(model: Classifier) -> Classifier:
+def without_elimination(model: Classifier) -> Classifier:
     """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
     try:
-        return whole(model)
+        return no_elimination(model)
     except ValueError:
         return model
 
@@ -133,27 +133,31 @@ def straight_through(purifier: Purifier) -> Purifier:
     return purify
 
 
-class Limited:
-    """A model that is called with at most `rows` images at a time, and `keeps` so many classes.
+class Batched:
+    """A model that is called with at most `batch_size` images at a time.
 
-    (See `protocols.Classifier` for both.)
+    It says how many classes it keeps by `classes_kept`. (See `protocols.Classifier` for both.)
 
-    When memory runs out, `rows` is halved, and what was asked goes on (`parts.in_parts`). Given another
-    model, it has its number of rows, and they learn from each other.
+    When memory runs out, `batch_size` is halved, and what was asked goes on (`parts.in_parts`).
+    Given another model, it has its number of rows, and they learn from each other.
     """
 
-    def __init__(self, model: Classifier, rows: "int | Limited | None", keeps: int = 1):
-        self.model, self.keeps = model, keeps
-        self._rows = rows._rows if isinstance(rows, Limited) else Rows(rows)
+    def __init__(
+        self, model: Classifier, batch_size: "int | Batched | None", classes_kept: int = 1
+    ):
+        self.model, self.classes_kept = model, classes_kept
+        self._limit = (
+            batch_size._limit if isinstance(batch_size, Batched) else BatchLimit(batch_size)
+        )
 
     @property
-    def rows(self) -> int | None:
+    def batch_size(self) -> int | None:
         """The most images in a call; None for any number."""
-        return self._rows.rows
+        return self._limit.batch_size
 
-    @rows.setter
-    def rows(self, rows: int | None) -> None:
-        self._rows.rows = rows
+    @batch_size.setter
+    def batch_size(self, size: int | None) -> None:
+        self._limit.batch_size = size
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The logits of the model."""
@@ -190,28 +194,28 @@ class Limited:
 
 def _as(model: Classifier, view: Classifier) -> Classifier:
     rows = _rows(model)
-    return view if rows is None else Limited(view, rows)
+    return view if rows is None else Batched(view, rows)
 
 
-def _rows(model: Classifier) -> "int | Limited | None":
-    return model if isinstance(model, Limited) else getattr(model, "rows", None)
+def _rows(model: Classifier) -> "int | Batched | None":
+    return model if isinstance(model, Batched) else getattr(model, "batch_size", None)
 
 
 def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
     whole = _defended(model)
-    if not hasattr(whole.purifier, "coarse"):
+    if not hasattr(whole.purifier, "with_fewer_steps"):
         raise ValueError(
             "the views `surrogate` and `matched` leave out steps of the purifier, and this one does "
             "not say how; use `bpda` or `exact`"
         )
-    return _as(model, whole.behind(whole.purifier.coarse(steps, matched)))  # pyright: ignore
+    return _as(model, whole.with_purifier(whole.purifier.with_fewer_steps(steps, matched)))  # pyright: ignore
 
 
 def _defended(model: Classifier) -> Defended:
-    inner = model.model if isinstance(model, Limited) else model
+    inner = model.model if isinstance(model, Batched) else model
     if not isinstance(inner, Defended):
         raise ValueError(
-            "this view takes a defence apart, and the model is no classifier behind a purifier; "
+            "this view takes a defense apart, and the model is no classifier behind a purifier; "
             "use the view `exact`"
         )
     return inner
@@ -219,14 +223,14 @@ def _defended(model: Classifier) -> Defended:
 
 def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
     """The model with its diffusion classifier changed, which may stand behind a purifier."""
-    inner: Any = model.model if isinstance(model, Limited) else model
+    inner: Any = model.model if isinstance(model, Batched) else model
     rows = _rows(model)
-    if hasattr(inner, "whole"):
+    if hasattr(inner, "without_elimination"):
         changed = change(inner)
-        return Limited(changed, rows, changed.keeps)
-    if hasattr(inner, "before") and hasattr(inner.classifier, "whole"):
+        return Batched(changed, rows, changed.classes_kept)
+    if hasattr(inner, "with_classifier") and hasattr(inner.classifier, "without_elimination"):
         changed = change(inner.classifier)
-        return Limited(inner.before(changed), rows, changed.keeps)
+        return Batched(inner.with_classifier(changed), rows, changed.classes_kept)
     raise ValueError(
         "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
     )

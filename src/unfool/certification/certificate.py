@@ -21,7 +21,7 @@ RADII = (0.0, 0.25, 0.5, 0.75, 1.0)  # those of the report's table
 
 
 @dataclass(frozen=True)
-class Count:
+class ClassCounts:
     """The answers to the noisy draws of one image.
 
     Attributes:
@@ -43,7 +43,7 @@ class Count:
     made_by: str = ""
 
     @classmethod
-    def of(cls, table: dict[str, Any]) -> "Count":
+    def from_dict(cls, table: dict[str, Any]) -> "ClassCounts":
         """The count that `dataclasses.asdict` wrote."""
         counts = {
             name: {int(label): int(hits) for label, hits in table[name].items()}
@@ -68,7 +68,7 @@ class Certificate:
     radius: float
 
 
-def certificate(count: Count, sigma: float, alpha: float) -> Certificate:
+def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
     """The certificate of an image (Cohen et al., 2019, `Certify`).
 
     Args:
@@ -102,10 +102,10 @@ def summary(run: Run) -> dict[str, Any]:
     """
     if run.kind != KIND:
         raise RuntimeError(f"{run.folder} holds an {run.kind}, not a {KIND}")
-    counts = run.read(Count.of)
+    counts = run.read(ClassCounts.from_dict)
     if not counts:
         raise RuntimeError(f"{run.folder} has no images yet; run the certification first")
-    spec = run.asked["spec"]
+    spec = run.manifest["spec"]
     options = spec["certification"]
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
     images = [_image(count, certificate(count, sigma, alpha)) for count in counts]
@@ -117,10 +117,10 @@ def summary(run: Run) -> dict[str, Any]:
     return {
         "version": VERSION,
         "kind": KIND,
-        "run": run.asked["identity"],
+        "run": run.manifest["identity"],
         "spec": spec,
         "n": len(counts),
-        "of": len(run.asked["indices"]),
+        "of": len(run.manifest["indices"]),
         "certified": [{"radius": r} | certified_at(r, images)._asdict() for r in RADII],
         "clean": share(lambda row: row["most"] == row["label"]),
         "one_draw": mean_of([row["share"] for row in images], n)._asdict(),
@@ -130,13 +130,13 @@ def summary(run: Run) -> dict[str, Any]:
         "reach": reach(sigma, n, alpha),
         "images": images,
         "cost": _cost(counts),
-        "versions": run.asked["versions"],
+        "versions": run.manifest["versions"],
         "made_by": sorted({count.made_by for count in counts}),
         "unfool": __version__,
     }
 
 
-def _image(count: Count, found: Certificate) -> dict[str, Any]:
+def _image(count: ClassCounts, found: Certificate) -> dict[str, Any]:
     """A row of `report.json`: `most` is the class of most estimation draws, None of equals."""
     first, *others = sorted(count.estimated.values(), reverse=True)
     tied = bool(others) and others[0] == first
@@ -160,7 +160,7 @@ def _leader(counts: dict[int, int]) -> int:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def _cost(counts: Sequence[Count]) -> dict[str, float]:
+def _cost(counts: Sequence[ClassCounts]) -> dict[str, float]:
     seconds = sum(count.seconds for count in counts)
     calls = {
         name: round(sum(count.cost.get(name, 0) for count in counts))

@@ -1,4 +1,4 @@
-"""Certification by randomised smoothing (Cohen et al., 2019), from a spec to a run folder.
+"""Certification by randomized smoothing (Cohen et al., 2019), from a spec to a run folder.
 
 The function that is smoothed is classify(denoise(x + sigma eps)): noise of standard deviation sigma
 on the pixels, not clipped; then a purifier that takes it off, if there is one; then the classifier.
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from unfool import __version__
 from unfool import spec as specs
-from unfool.certification.certificate import KIND, Count, reach
+from unfool.certification.certificate import KIND, ClassCounts, reach
 from unfool.data import fetch
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import fits
-from unfool.evaluation.cost import Ledger, peak_bytes
+from unfool.evaluation.compatibility import check_fit
+from unfool.evaluation.cost import CallCounter, peak_bytes
 from unfool.evaluation.evaluate import Machine
-from unfool.evaluation.prepare import build_model, fingerprint, question, subset
+from unfool.evaluation.prepare import build_model, fingerprint, make_manifest, subset
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
@@ -44,7 +44,7 @@ CERTIFICATION: dict[str, tuple[Any, Any]] = {
     "subset_seed": (int, 0),
     "seed": (int, 0),
 }
-MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "rows": (int, 256)}
+MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "batch_size": (int, 256)}
 
 
 class Denoising(nn.Module):
@@ -80,7 +80,7 @@ class Noisy(nn.Module):
         self.sigma, self.purifier = sigma, None
         if isinstance(model, Defended):
             self.purifier = model.purifier
-            model = model.behind(Denoising(model.purifier, sigma))
+            model = model.with_purifier(Denoising(model.purifier, sigma))
         self.model = model
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
@@ -89,7 +89,7 @@ class Noisy(nn.Module):
         Raises:
             RuntimeError: The logits are not finite.
         """
-        logits = self.model(x + self.sigma * noise.fold("smooth").normal(x), noise)
+        logits = self.model(x + self.sigma * noise.child("smooth").normal(x), noise)
         if not bool(logits.isfinite().all()):
             raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
         return logits
@@ -112,8 +112,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
         if key not in spec:
             raise SpecError(f"a certification spec needs {key!r}")
     options = _check_options(spec["certification"])
-    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    if machine["rows"] < 1:
+    machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
+    if machine["batch_size"] < 1:
         raise SpecError(f"rows must be 1 or more, not {machine['rows']}")
     if spec.get("purifier") is not None:
         spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
@@ -144,8 +144,8 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         _denoises(spec["purifier"]["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
     indices = subset(len(data), options["images"], options["subset_seed"])
-    fits(noisy, data, indices, device)
-    asked = question(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
+    check_fit(noisy, data, indices, device)
+    asked = make_manifest(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
     begun = Run.begin(folder, asked, partial(fingerprint, data))
     certify(
         noisy,
@@ -155,7 +155,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         n0=options["n0"],
         n=options["n"],
         seed=options["seed"],
-        machine=Machine(device, machine["rows"], shard=shard, quiet=quiet),
+        machine=Machine(device, machine["batch_size"], shard=shard, quiet=quiet),
     )
     return begun
 
@@ -184,11 +184,11 @@ def certify(
         machine: What changes only speed; `rows` is how many draws go into one call.
     """
     machine = machine or Machine()
-    done = {count.index for count in run.read(Count.of)}
+    done = {count.index for count in run.read(ClassCounts.from_dict)}
     rank, ranks = machine.shard
     mine = indices[rank::ranks]
     todo = [index for index in mine if index not in done]
-    behind, each, ledger = len(mine) - len(todo), n0 + n, Ledger()
+    behind, each, ledger = len(mine) - len(todo), n0 + n, CallCounter()
     bar = progress("draws", len(mine) * each, behind * each, machine.quiet)
     with ledger.watching(model), bar as show:
         for place, index in enumerate(todo, behind):
@@ -197,11 +197,11 @@ def certify(
             x, noise = x.to(machine.device), Noise.of(seed, [index])
             for stage, draws in (("select", n0), ("estimate", n)):
                 counts.append(Counter[int]())
-                for chosen in answers(model, x, draws, noise.fold(stage), machine.rows):
+                for chosen in answers(model, x, draws, noise.child(stage), machine.batch_size):
                     counts[-1].update(chosen)
                     drawn += len(chosen)
                     show(drawn, f"image {place + 1} of {len(mine)}")
-            found = Count(
+            found = ClassCounts(
                 index=index,
                 label=int(y[0]),
                 selected=dict(sorted(counts[0].items())),
@@ -242,7 +242,7 @@ def _check_options(section: Any) -> Table:
             "certification needs `sigma`, the standard deviation of the noise in units of [0, 1] "
             "pixels (0.25, say)"
         )
-    options = specs.fields("certification", section, CERTIFICATION)
+    options = specs.check_section("certification", section, CERTIFICATION)
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
     if not 0 < sigma < math.inf:
         raise SpecError(f"certification.sigma must be above 0, in [0, 1] pixels, not {sigma}")
@@ -287,9 +287,9 @@ def _for_noise(part: Any, sigma: float) -> Table:
     """A purifier's part, its own noise set to that of the certification."""
     table = specs.part("purifier", part)
     found = menu.find("purifier", table["name"])
-    if inspect.isclass(found) or menu.is_itself("purifier", found):
+    if inspect.isclass(found) or menu.is_callable_part("purifier", found):
         _denoises(table["name"], found)
-    if "sigma" not in specs.takes("purifier", table):
+    if "sigma" not in specs.argument_names("purifier", table):
         return table
     if table.get("t") is not None or table.get("sigma", sigma) != sigma:
         raise SpecError(

@@ -7,13 +7,13 @@ import typer
 
 from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line
 
-analyze = typer.Typer(help="Look into a defence.", no_args_is_help=True)
+analyze = typer.Typer(help="Look into a defense.", no_args_is_help=True)
 Images = Annotated[int, typer.Option(help="How many of the images that the spec evaluates.")]
 Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
 Steps = Annotated[int, typer.Option(help="Of PGD, from the image itself.")]
 StepSize = Annotated[float, typer.Option(help="Of PGD, in units of eps.")]
 Eot = Annotated[int, typer.Option(help="Draws per step of the attack with EOT.")]
-Beside = Annotated[
+CompareWith = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
 ]
@@ -29,7 +29,7 @@ def gradients(
     images: Annotated[
         int, typer.Option(help="How many of the images that the spec evaluates.")
     ] = 8,
-    draws: Annotated[int, typer.Option(help="Of the defence's noise, per image.")] = 4,
+    draws: Annotated[int, typer.Option(help="Of the defense's noise, per image.")] = 4,
     loss: Annotated[str, typer.Option(help="margin, ce or dlr.")] = "margin",
     coarse: Annotated[
         int | None, typer.Option(help="Steps of the surrogates; their own choice if not given.")
@@ -39,10 +39,10 @@ def gradients(
 ) -> None:
     """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
     from unfool.analysis.gradients import compare
-    from unfool.analysis.setup import opened
+    from unfool.analysis.setup import load_inputs
     from unfool.report.gradients import write_gradients
 
-    seen = opened(spec, changes or [], data, images, device)
+    seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws}
     found = compare(seen.model, seen.x, seen.y, seen.noise, coarse=coarse, quiet=quiet, **options)
     folder = out or Path("runs") / f"{Path(spec).stem}-gradients"
@@ -70,11 +70,11 @@ def trajectories(
     quiet: Quiet = False,
 ) -> None:
     """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
-    from unfool.analysis.setup import opened
+    from unfool.analysis.setup import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
     from unfool.report.trajectories import write_trajectories
 
-    seen = opened(spec, changes or [], data, images, device)
+    seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "runs": runs}
     options |= {"draws": draws, "loss": loss}
     found = follow(seen.model, seen.x, seen.y, seen.threat, seen.noise, quiet=quiet, **options)
@@ -89,7 +89,7 @@ def trajectories(
 def landscape(
     spec: Spec,
     changes: Set = None,
-    beside: Beside = None,
+    compare_with: CompareWith = None,
     data: Data = None,
     out: Out = None,
     image: Annotated[int, typer.Option(min=0, help="Which image of the spec, from 0.")] = 0,
@@ -105,7 +105,7 @@ def landscape(
 ) -> None:
     """Draw the loss around an image, with the noise known and with fresh noise."""
     from unfool.analysis.landscape import landscape as look_around
-    from unfool.analysis.setup import opened
+    from unfool.analysis.setup import load_inputs
     from unfool.report.trajectories import write_landscapes
 
     found = {}
@@ -117,14 +117,18 @@ def landscape(
         "grid": grid,
     }
     options |= {"loss": loss, "clip": clip}
-    models: dict[str, list[str]] = {"the model": []} | ({"beside": beside} if beside else {})
+    models: dict[str, list[str]] = {"the model": []} | (
+        {"beside": compare_with} if compare_with else {}
+    )
     wanted = {name: [*(changes or []), *other] for name, other in models.items()}
-    every = {n: opened(spec, own, data, None, device, image=image) for n, own in wanted.items()}
+    every = {
+        n: load_inputs(spec, own, data, None, device, image=image) for n, own in wanted.items()
+    }
     for name, seen in every.items():
         at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
         found[name] = look_around(*at, quiet=quiet, **options)
     folder = out or Path("runs") / f"{Path(spec).stem}-landscape"
-    command = command_line("analyze landscape", spec, changes, beside, image=image, **options)
+    command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
     about = {"command": command, "specs": {name: seen.spec for name, seen in every.items()}}
     write_landscapes(folder, found, about | options | {"image": image})
     typer.echo(f"report: {folder / 'landscape.html'}")
@@ -139,7 +143,7 @@ def purification(
     images: Images = 32,
     steps: Annotated[int, typer.Option(help="Of PGD, exact gradient.")] = 20,
     eot: Eot = 8,
-    draws: Annotated[int, typer.Option(help="Of the defence's noise, per image.")] = 4,
+    draws: Annotated[int, typer.Option(help="Of the defense's noise, per image.")] = 4,
     loss: Loss = "margin",
     lpips: Annotated[bool, typer.Option(help="Measure LPIPS, where unfool[lpips] is.")] = False,
     device: Device = "auto",
@@ -147,10 +151,10 @@ def purification(
 ) -> None:
     """Measure how near purified pictures are to the clean ones, beside noise alone."""
     from unfool.analysis.purification import purification as look_at
-    from unfool.analysis.setup import opened
+    from unfool.analysis.setup import load_inputs
     from unfool.report.purification import write_purification
 
-    seen = opened(spec, changes or [], data, images, device)
+    seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
     at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
     found = look_at(*at, perceptual=lpips, quiet=quiet, **options)
@@ -166,7 +170,7 @@ def purification(
 def samples(
     spec: Spec,
     changes: Set = None,
-    beside: Beside = None,
+    compare_with: CompareWith = None,
     data: Data = None,
     out: Out = None,
     images: Annotated[int, typer.Option(help="Real ones of the spec, half for each side.")] = 400,
@@ -177,21 +181,23 @@ def samples(
 ) -> None:
     """Compare generated pictures with real ones, before and after fine-tuning."""
     from unfool.analysis.samples import samples as generate
-    from unfool.analysis.setup import opened, whole_chain
+    from unfool.analysis.setup import load_inputs, whole_chain
     from unfool.report.samples import write_samples
 
     wanted = [*(changes or []), f"evaluation.images={images}"]
-    seen = opened(spec, wanted, data, images, device)
-    models: dict[str, list[str]] = {"the model": []} | ({"beside": beside} if beside else {})
-    told = {n: opened(spec, [*wanted, *c], data, 2, device).spec for n, c in models.items()}
+    seen = load_inputs(spec, wanted, data, images, device)
+    models: dict[str, list[str]] = {"the model": []} | (
+        {"beside": compare_with} if compare_with else {}
+    )
+    told = {n: load_inputs(spec, [*wanted, *c], data, 2, device).spec for n, c in models.items()}
     denoisers = {name: whole_chain(table, seen.x.device) for name, table in told.items()}
     inner: Any = seen.model.model
     classifier = getattr(inner, "classifier", inner)
     options: Any = {"steps": steps, "sets": sets}
     at = (denoisers, classifier, seen.x, seen.y, seen.noise)
-    found = generate(*at, rows=seen.model.rows, quiet=quiet, **options)
+    found = generate(*at, rows=seen.model.batch_size, quiet=quiet, **options)
     folder = out or Path("runs") / f"{Path(spec).stem}-samples"
-    command = command_line("analyze samples", spec, changes, beside, images=images, **options)
+    command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
     about = {"command": command, "specs": told} | options
     table = write_samples(folder, found, about | {"indices": seen.indices})
     typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'samples.html'}")

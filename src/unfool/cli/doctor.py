@@ -13,7 +13,7 @@ from torch import nn
 
 from unfool import __version__
 from unfool import spec as specs
-from unfool.attacks.losses import look
+from unfool.attacks.losses import query_model
 from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.evaluation.compatibility import answer, check_classes
@@ -77,7 +77,7 @@ def installed() -> list[Finding]:
 def model(
     spec: str | Table, changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
-    """Whether the classifier of a spec, and its defence, keep the contract of a classifier.
+    """Whether the classifier of a spec, and its defense, keep the contract of a classifier.
 
     Raises:
         SpecError: The spec is wrong.
@@ -106,15 +106,15 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
     with torch.no_grad():
         try:
-            logits = answer(model, x, noise.fold("a"))
+            logits = answer(model, x, noise.child("a"))
         except SpecError as error:
             return [Finding("FAIL", str(error))]
         knows = logits.shape[1]
         if knows < classes:
             what = f"returns {tuple(logits.shape)} for {len(x)} images of {classes} classes"
             return [Finding("FAIL", what)]
-        again, other = (model(x, noise.fold(k)) for k in ("a", "b"))
-        alone = model(x[:2], noise.take([0, 1]).fold("a"))
+        again, other = (model(x, noise.child(k)) for k in ("a", "b"))
+        alone = model(x[:2], noise.take([0, 1]).child("a"))
     say(
         knows == classes,
         f"logits of {classes} classes",
@@ -144,7 +144,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         else Finding("ok", "deterministic")
     )
     try:
-        steep = look(model, x, y, "margin", noise, 0, 1).gradient.flatten(1).abs().amax(1)
+        steep = query_model(model, x, y, "margin", noise, 0, 1).gradient.flatten(1).abs().amax(1)
         say(
             bool((steep > 0).all()),
             "the gradient reaches every image",
@@ -174,6 +174,6 @@ def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: 
     if ours <= 1 / classes + 0.1:
         return Finding(
             "note",
-            f"{told}: are its weights loaded, its classes in order, its input normalised?",
+            f"{told}: are its weights loaded, its classes in order, its input normalized?",
         )
     return Finding("ok", told)

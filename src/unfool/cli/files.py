@@ -1,4 +1,4 @@
-"""Defences applied to files: pictures and arrays in, purified ones or predictions out."""
+"""Defenses applied to files: pictures and arrays in, purified ones or predictions out."""
 
 import io
 import sys
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool import spec as specs
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.data import image_files
-from unfool.defenses.purified import image_shape, majority, votes
+from unfool.defenses.purified import image_shape, majority_class, predict_draws
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
@@ -31,7 +31,7 @@ def purify_files(
     out: Path,
     seed: int = 0,
     device: str = "auto",
-    rows: int = 64,
+    batch_size: int = 64,
 ) -> Iterator[Path]:
     """Purify pictures (to PNG, of their own size) and npz files (to npz), one after the other.
 
@@ -45,7 +45,7 @@ def purify_files(
         out: The folder for what is made; it must not be where the files are.
         seed: Of the noise.
         device: Where to compute.
-        rows: Images in one call of the model.
+        batch_size: Images in one call of the model.
 
     Yields:
         The path of each file made.
@@ -58,8 +58,8 @@ def purify_files(
     shape = image_shape(purifier)
     for path, target in _targets(files, out).items():
         x, stored = _images(path, shape)
-        noise = Noise.of(seed, range(place, place + len(x))).fold("apply", "purify")
-        pure = _purified(purifier, x, noise, shape, pick_device(device), rows)
+        noise = Noise.of(seed, range(place, place + len(x))).child("apply", "purify")
+        pure = _purified(purifier, x, noise, shape, pick_device(device), batch_size)
         if stored is None:
             image_files.write(target, pure[0])
         else:
@@ -76,20 +76,20 @@ def classify_files(
     seed: int = 0,
     folder: str | None = None,
     device: str = "auto",
-    rows: int = 256,
+    batch_size: int = 256,
 ) -> Iterator[str]:
     """Predict the classes of pictures and of npz files, one line per image: file, class, votes.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
-        spec: The spec with the classifier, and its defence if any.
+        spec: The spec with the classifier, and its defense if any.
         changes: Changes to it, `path.to.key=value`.
         draws: Passes that vote.
         seed: Of the noise.
         folder: Where data sets lie: the class names are the data set's, numbers without it; and so is
             the size that pictures get, if no purifier has one.
         device: Where to compute.
-        rows: Images in one call of the model.
+        batch_size: Images in one call of the model.
 
     Raises:
         SpecError: Something in the spec is wrong.
@@ -111,9 +111,9 @@ def classify_files(
         x, _ = _images(path, shape)
         _tell_resized(x, shape, "resized: the image and the model")
         x = _resized(x, shape).to(pick_device(device))
-        noise = Noise.of(seed, range(place, place + len(x))).fold("apply")
-        chosen = votes(Limited(model, rows), x, noise, draws)
-        winners = majority(chosen, int(chosen.max()) + 1)
+        noise = Noise.of(seed, range(place, place + len(x))).child("apply")
+        chosen = predict_draws(Batched(model, batch_size), x, noise, draws)
+        winners = majority_class(chosen, int(chosen.max()) + 1)
         for i, (winner, row) in enumerate(zip(winners.tolist(), chosen, strict=True)):
             label = names[winner] if winner < len(names) else str(winner)
             which = f"{path}[{i}]" if len(x) > 1 else str(path)
@@ -129,7 +129,7 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
     checked, classifier = check_purifier(table), None
-    if "classifier" in specs.takes("purifier", checked["purifier"]):
+    if "classifier" in specs.argument_names("purifier", checked["purifier"]):
         classifier = specs.build("classifier", check_model(table)["classifier"])
     return build_purifier(checked, pick_device(device), classifier)
 
@@ -195,10 +195,10 @@ _ENDINGS = (*image_files.ENDINGS, ".npz")
 def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Table | None]:
     """The images of a file, (B, C, H, W); and for an npz, how they were stored."""
     if path.suffix.lower() != ".npz":
-        x, grey = image_files.read(path), shape is not None and shape[0] == 1
-        if grey and bool((x != x[:1]).any()):
-            print(f"unfool: {path} loses its colours: the model knows grey alone", file=sys.stderr)
-        return (image_files.read(path, grey=True) if grey else x)[None], None
+        x, gray = image_files.read(path), shape is not None and shape[0] == 1
+        if gray and bool((x != x[:1]).any()):
+            print(f"unfool: {path} loses its colors: the model knows gray alone", file=sys.stderr)
+        return (image_files.read(path, gray=True) if gray else x)[None], None
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

@@ -37,7 +37,7 @@ def evaluate(
         str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
     ] = None,
 ) -> None:
-    """Measure a defence: clean and under attack, with intervals. To resume, run it again."""
+    """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
     from unfool import spec as specs
     from unfool.evaluation import run as evaluation
     from unfool.report.tables import print_summary
@@ -48,10 +48,13 @@ def evaluate(
     folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
     if dry_run or budget:
         from unfool.evaluation import forecast
-        from unfool.report.forecast import so_far, told
+        from unfool.report.forecast import forecast_lines, so_far
 
         checked, cost = forecast.plan(checked, folder, budget, part)
-        for line in (*(told(cost, part[1], budget) if cost else ()), *so_far(checked, folder)):
+        for line in (
+            *(forecast_lines(cost, part[1], budget) if cost else ()),
+            *so_far(checked, folder),
+        ):
             typer.echo(line)
         if dry_run:
             return
@@ -133,7 +136,7 @@ def certify(
     shard: Shard = None,
     quiet: Quiet = False,
 ) -> None:
-    """Certify answers in l2 by randomised smoothing. To resume, run it again."""
+    """Certify answers in l2 by randomized smoothing. To resume, run it again."""
     from unfool import spec as specs
     from unfool.certification import certify as certification
 
@@ -155,7 +158,7 @@ def purify(
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
 ) -> None:
     """Purify pictures: PNG in, PNG out; npz in, npz out.
 
@@ -164,7 +167,7 @@ def purify(
     from unfool.cli.files import purify_files
 
     for made in purify_files(
-        images, spec, changes or [], out or Path("purified"), seed, device, rows
+        images, spec, changes or [], out or Path("purified"), seed, device, batch_size
     ):
         typer.echo(made)
 
@@ -174,18 +177,18 @@ def classify(
     images: Annotated[
         list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
     ],
-    spec: Annotated[str, typer.Option(help="The spec whose classifier and defence to use.")],
+    spec: Annotated[str, typer.Option(help="The spec whose classifier and defense to use.")],
     changes: Set = None,
-    votes: Annotated[int, typer.Option(min=1, help="Passes through the defence that vote.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the defence's noise.")] = 0,
+    votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
     data: Data = None,
     device: Device = "auto",
-    rows: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
 ) -> None:
-    """Predict the classes of pictures through a defence, with the vote."""
+    """Predict the classes of pictures through a defense, with the vote."""
     from unfool.cli.files import classify_files
 
-    for line in classify_files(images, spec, changes or [], votes, seed, data, device, rows):
+    for line in classify_files(images, spec, changes or [], votes, seed, data, device, batch_size):
         typer.echo(line)
 
 
@@ -282,7 +285,7 @@ def menu() -> None:
 @app.command()
 def doctor(
     spec: Annotated[
-        str | None, typer.Argument(help="A spec whose classifier and defence to examine.")
+        str | None, typer.Argument(help="A spec whose classifier and defense to examine.")
     ] = None,
     changes: Set = None,
     data: Data = None,

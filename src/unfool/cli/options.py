@@ -30,12 +30,12 @@ def command_line(
     name: str,
     given: str | Sequence[str],
     changes: list[str] | None,
-    beside: list[str] | None = None,
+    compare_with: list[str] | None = None,
     **options: Any,
 ) -> str:
     """What made a result, to be written beside it."""
     words = [*name.split(), *([given] if isinstance(given, str) else given)]
-    for flag, values in (("--set", changes), ("--beside", beside)):
+    for flag, values in (("--set", changes), ("--compare-with", compare_with)):
         words += [word for value in values or [] for word in (flag, value)]
     for key, value in options.items():
         flag = key.replace("_", "-")

@@ -27,7 +27,7 @@ class Folder:
         size: Height and width, one number if they are equal: a picture is resized (bicubic) until
             it just covers them, and its center is cut out. None leaves pictures as they are, which
             must then be of one size to share a batch.
-        grey: Give one channel instead of three.
+        gray: Give one channel instead of three.
         label: What a picture's class is: `"folder"`, the name of the folder it lies in; or
             `"name"`, its own name after the first underscore (all of it if there is none).
 
@@ -47,7 +47,7 @@ class Folder:
         folder: Path,
         *,
         size: int | tuple[int, int] | None = None,
-        grey: bool = False,
+        gray: bool = False,
         label: Literal["folder", "name"] = "folder",
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else size
@@ -55,7 +55,7 @@ class Folder:
             raise ValueError(f"size must be 1 or more, not {size}")
         if label not in ("folder", "name"):
             raise ValueError(f"label is 'folder' or 'name', not {label!r}")
-        self.grey = grey
+        self.gray = gray
         self.pictures = _pictures(Path(folder))
         names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.pictures]
         self.classes = sorted(set(names))
@@ -66,7 +66,7 @@ class Folder:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         pixels = torch.from_numpy(self._read(self.pictures[index]))
-        image = pixels[None] if self.grey else pixels.permute(2, 0, 1)
+        image = pixels[None] if self.gray else pixels.permute(2, 0, 1)
         return image.float().contiguous() / 255, self.labels[index]
 
     @property
@@ -76,7 +76,7 @@ class Folder:
         return channels, height, width
 
     def _read(self, file: Path) -> np.ndarray:
-        image = decode(file, self.grey)
+        image = decode(file, self.gray)
         return np.array(image if self.size is None else _cover(image, *self.size))
 
 

@@ -14,18 +14,18 @@ from unfool.runtime.files import write_bytes
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def read(path: Path, grey: bool = False) -> Tensor:
-    """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `grey`.
+def read(path: Path, gray: bool = False) -> Tensor:
+    """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `gray`.
 
     Raises:
         ValueError: It is no picture, a broken one, or one of more than 8 bits.
     """
-    pixels = np.array(decode(path, grey))
+    pixels = np.array(decode(path, gray))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
 
 
-def decode(path: Path, grey: bool = False) -> Image.Image:
-    """A picture as Pillow has it, in colour or grey, and upright as its camera says.
+def decode(path: Path, gray: bool = False) -> Image.Image:
+    """A picture as Pillow has it, in color or gray, and upright as its camera says.
 
     Raises:
         ValueError: It is no picture, a broken one, or one of more than 8 bits.
@@ -34,7 +34,7 @@ def decode(path: Path, grey: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-            return ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
+            return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"the picture {path} cannot be read ({error}): mend it, or take it away"

@@ -1,1 +1,1 @@
-"""Defences: purifiers, and classifiers behind them."""
+"""Defenses: purifiers, and classifiers behind them."""

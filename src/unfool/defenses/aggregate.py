@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import Purified, elected
-from unfool.defenses.sampling import one_of
+from unfool.defenses.purified import Purified, majority_vote
+from unfool.defenses.sampling import check_choice
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 
@@ -31,7 +31,7 @@ class Aggregated(nn.Module):
 
     def __init__(self, model: Purified, *, paths: int = 10, by: By = "softmax"):
         super().__init__()
-        one_of("by", by, By)
+        check_choice("by", by, By)
         if paths < 1:
             raise ValueError(f"paths must be 1 or more, not {paths}")
         self.model, self.paths = model, paths
@@ -55,15 +55,15 @@ class Aggregated(nn.Module):
     def decide(self, x: Tensor, noise: Noise) -> Tensor:
         """The class (B,) of the highest aggregate; by votes, no path that cannot change it is taken."""
         if self.by == "votes":
-            return elected(self.model, x, self._streams(noise))
+            return majority_vote(self.model, x, self._streams(noise))
         return self(x, noise).argmax(1)
 
     def _streams(self, noise: Noise) -> list[Noise]:
-        return [noise, *(noise.fold("path", i) for i in range(1, self.paths))]
+        return [noise, *(noise.child("path", i) for i in range(1, self.paths))]
 
-    def behind(self, purifier: Purifier) -> "Aggregated":
+    def with_purifier(self, purifier: Purifier) -> "Aggregated":
         """The same behind another purifier."""
-        return Aggregated(self.model.behind(purifier), paths=self.paths, by=self.by)
+        return Aggregated(self.model.with_purifier(purifier), paths=self.paths, by=self.by)
 
 
 def aggregate(logits: Tensor, by: By) -> Tensor:

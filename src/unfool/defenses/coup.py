@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.defenses.fewer_steps import coarser
-from unfool.defenses.guidance import asked, sloped
-from unfool.defenses.sampling import Sampler, Variance, one_of, way_back
+from unfool.defenses.fewer_steps import with_fewer_steps
+from unfool.defenses.guidance import require_classifier, require_grad_path
+from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import ascent, reverse, walk
 from unfool.diffusion.schedule import Scales
@@ -45,7 +45,7 @@ class Confidence(nn.Module):
         super().__init__()
         if not 0 <= weight < math.inf:
             raise ValueError(f"weight (lambda) must be a number from 0 upward, not {weight}")
-        self.classifier, self.denoiser = asked(classifier), denoiser
+        self.classifier, self.denoiser = require_classifier(classifier), denoiser
         self.weight, self.detach = weight, detach
 
     def forward(
@@ -56,11 +56,11 @@ class Confidence(nn.Module):
         Raises:
             ValueError: The classifier has no gradient.
         """
-        see, double = noise.fold("classify"), x_t.dtype == torch.float64
+        see, double = noise.child("classify"), x_t.dtype == torch.float64
 
         def potential(at: Tensor) -> Tensor:
             images = self.denoiser.decode(at if double else at.float())
-            logits = sloped(self.classifier(images, see))
+            logits = require_grad_path(self.classifier(images, see))
             return _log_surest(logits if double else logits.float())
 
         through = torch.is_grad_enabled() and x_t.requires_grad and not self.detach
@@ -104,36 +104,36 @@ class COUP(nn.Module):
         t: float = 0.1,
         steps: int = 100,
         weight: float = 1.0,
-        sampler: Sampler = "sde",
+        sampler: SamplerName = "sde",
         variance: Variance = "small",
         eta: float = 0.0,
         detach: bool = False,
         clamp: Clamp = "none",
     ):
         super().__init__()
-        one_of("clamp", clamp, Clamp)
+        check_choice("clamp", clamp, Clamp)
         guide = Confidence(classifier, denoiser, weight=weight, detach=detach)
         self.denoiser, self.t, self.steps, self.clamp = denoiser, t, steps, clamp
-        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
+        self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self.guide = guide if weight else None
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        z, back = self.denoiser.encode(self._clamped(x)), noise.fold("reverse")
+        z, back = self.denoiser.encode(self._clamped(x)), noise.child("reverse")
         z = reverse(self.denoiser, z, self.times, back, step=self.step, guide=self.guide)
         return self._clamped(self.denoiser.decode(z))
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way of `forward`: (time, image) from the image at t* to the purified one."""
-        z, back = self.denoiser.encode(self._clamped(x)), noise.fold("reverse")
+        z, back = self.denoiser.encode(self._clamped(x)), noise.child("reverse")
         end = float(self.times[-1])
         for t, state in walk(self.denoiser, z, self.times, back, step=self.step, guide=self.guide):
             image = self.denoiser.decode(state)
             yield t, self._clamped(image) if t == end else image
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
-        return coarser(self, steps, matched)
+        return with_fewer_steps(self, steps, matched)
 
     def _clamped(self, x: Tensor) -> Tensor:
         if self.clamp == "none":

@@ -29,7 +29,7 @@ class _Smoothing(nn.Module):
         return self.denoise(self._noised(x, noise), self.pixel_noise, noise)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
-        return x + self.pixel_noise * noise.fold("forward").normal(x)
+        return x + self.pixel_noise * noise.child("forward").normal(x)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
         """Images without the noise that they carry."""
@@ -127,7 +127,7 @@ class DensePure(_Smoothing):
     def _start(self, x: Tensor, sigma: float, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
         """x_t, the times of the way back, and its noise."""
         x_t, t = _as_state(self.denoiser, x, sigma)
-        return x_t, self._times(float(t)), noise.fold("reverse")
+        return x_t, self._times(float(t)), noise.child("reverse")
 
     def _times(self, t: float) -> Tensor:
         chain = chain_length(self.denoiser.schedule)

@@ -5,8 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unfool.defenses.fewer_steps import coarser
-from unfool.defenses.sampling import Sampler, Variance, one_of, way_back
+from unfool.defenses.fewer_steps import with_fewer_steps
+from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import euler_maruyama, reverse, walk
@@ -41,15 +41,15 @@ class DiffPure(nn.Module):
         *,
         t: float = 0.1,
         steps: int = 100,
-        sampler: Sampler = "sde",
+        sampler: SamplerName = "sde",
         variance: Variance = "small",
         eta: float = 0.0,
         forward: Forward = "continuous",
     ):
         super().__init__()
-        one_of("forward", forward, Forward)
+        check_choice("forward", forward, Forward)
         self.denoiser, self.t, self.steps = denoiser, t, steps
-        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
+        self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 
     @property
@@ -59,12 +59,12 @@ class DiffPure(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        x_t, back = self._noised(x, noise), noise.fold("reverse")
+        x_t, back = self._noised(x, noise), noise.child("reverse")
         return self.denoiser.decode(reverse(self.denoiser, x_t, self.times, back, step=self.step))
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
-        x_t, back = self._noised(x, noise), noise.fold("reverse")
+        x_t, back = self._noised(x, noise), noise.child("reverse")
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step):
             yield t, self.denoiser.decode(state)
 
@@ -79,15 +79,15 @@ class DiffPure(nn.Module):
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            x_t, back = self._noised(x, noise), noise.fold("reverse")
+            x_t, back = self._noised(x, noise), noise.child("reverse")
             return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
 
         return purify
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
-        return coarser(self, steps, matched)
+        return with_fewer_steps(self, steps, matched)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:
-        z, forward = self.denoiser.encode(x), noise.fold("forward")
+        z, forward = self.denoiser.encode(x), noise.child("forward")
         return self.denoiser.perturb(z, self.times[0], forward, self._noising)

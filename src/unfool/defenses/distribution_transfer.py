@@ -12,9 +12,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from unfool.defenses.distances import INPUT, OUTPUT, Input, Output
-from unfool.defenses.fewer_steps import coarser
-from unfool.defenses.guidance import Descent, asked
-from unfool.defenses.sampling import Sampler, Variance, one_of, way_back
+from unfool.defenses.fewer_steps import with_fewer_steps
+from unfool.defenses.guidance import Descent, require_classifier
+from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
@@ -72,15 +72,17 @@ class DistributionTransfer(nn.Module):
         weight: float = 100.0,
         at: At = "x_t",
         anchor: Anchor = "image",
-        sampler: Sampler = "ddpm",
+        sampler: SamplerName = "ddpm",
         variance: Variance = "small",
         eta: float = 0.0,
     ):
         super().__init__()
-        one_of("output", output, Literal["kl", "l2", "confidence", "entropy", "repel", "none"])
-        one_of("input", input, Literal["mse", "ssim", "l1", "lpips", "none"])
-        one_of("at", at, At)
-        one_of("anchor", anchor, Anchor)
+        check_choice(
+            "output", output, Literal["kl", "l2", "confidence", "entropy", "repel", "none"]
+        )
+        check_choice("input", input, Literal["mse", "ssim", "l1", "lpips", "none"])
+        check_choice("at", at, At)
+        check_choice("anchor", anchor, Anchor)
         for name, value in (("scale", scale), ("weight", weight)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number from 0 upward, not {value}")
@@ -89,8 +91,13 @@ class DistributionTransfer(nn.Module):
                 "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "
                 "at: x_t, or anchor: image"
             )
-        self.denoiser, self.classifier, self.t, self.steps = denoiser, asked(classifier), t, steps
-        self.times, self.step = way_back(denoiser, t, steps, sampler, variance, eta)
+        self.denoiser, self.classifier, self.t, self.steps = (
+            denoiser,
+            require_classifier(classifier),
+            t,
+            steps,
+        )
+        self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self.scale, self.weight, self.at, self.anchor = scale, weight, at, anchor
         self._output, self._input = OUTPUT.get(output), INPUT.get(input) if weight else None
         self._guided = bool(scale and (self._output or self._input))
@@ -104,7 +111,7 @@ class DistributionTransfer(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         x_t, guide, beside = self._start(x, noise)
-        back = noise.fold("reverse")
+        back = noise.child("reverse")
         z = reverse(
             self.denoiser, x_t, self.times, back, step=self.step, guide=guide, beside=beside
         )
@@ -113,21 +120,21 @@ class DistributionTransfer(nn.Module):
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
         x_t, guide, _ = self._start(x, noise)
-        back = noise.fold("reverse")
+        back = noise.child("reverse")
         for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide):
             yield t, self.denoiser.decode(state)
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
-        return coarser(self, steps, matched)
+        return with_fewer_steps(self, steps, matched)
 
     def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Descent | None, tuple[Tensor, ...]]:
         """x_t at t*, the guide, and what the guide uses that may need a gradient."""
         z = self.denoiser.encode(x)
-        x_t = self.denoiser.perturb(z, self.times[0], noise.fold("forward"))
+        x_t = self.denoiser.perturb(z, self.times[0], noise.child("forward"))
         if not self._guided:
             return x_t, None, ()
-        reference = self.classifier(x, noise.fold("classify")) if self._refers else None
+        reference = self.classifier(x, noise.child("classify")) if self._refers else None
         guide = Descent(
             partial(self._distance, reference),
             z,
@@ -144,7 +151,7 @@ class DistributionTransfer(nn.Module):
         image = self.denoiser.decode(state)
         parts = []
         if self._output is not None:
-            logits = self.classifier(image, noise.fold("classify"))
+            logits = self.classifier(image, noise.child("classify"))
             parts.append(self._output(logits, logits if reference is None else reference))
         if self._input is not None:
             parts.append(self.weight * self._input(image, self.denoiser.decode(anchor)))

@@ -8,7 +8,7 @@ from unfool.diffusion.reverse import Heun, scales_along
 from unfool.protocols import Purifier
 
 
-def coarser(purifier: Any, steps: int | None, matched: bool) -> Purifier:
+def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifier:
     """A purifier with fewer of its own steps back, at times among its own.
 
     Args:
@@ -20,7 +20,7 @@ def coarser(purifier: Any, steps: int | None, matched: bool) -> Purifier:
         ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has.
     """
     if isinstance(purifier.step, Heun):
-        raise ValueError("a defence that goes back by `heun` has no coarser view; use `exact`")
+        raise ValueError("a defense that goes back by `heun` has no coarser view; use `exact`")
     which = kept(len(purifier.times) - 1, steps)
     shorter = copy(purifier)  # it shares the networks
     shorter.times, shorter.steps = purifier.times[which], len(which) - 1
@@ -37,4 +37,4 @@ def along(purifier: Purifier, groups: Groups) -> Purifier:
 
 def apart(purifier: Purifier) -> Purifier:
     """A purifier on noise of its own, unrelated to that of the model it stands in for."""
-    return lambda x, noise: purifier(x, noise.fold("surrogate"))
+    return lambda x, noise: purifier(x, noise.child("surrogate"))

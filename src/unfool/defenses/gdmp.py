@@ -8,9 +8,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from unfool.defenses.distances import mse, ssim
-from unfool.defenses.fewer_steps import coarser
+from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
-from unfool.defenses.sampling import Variance, in_turn, one_of, way_back
+from unfool.defenses.sampling import Variance, check_choice, in_turn, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
@@ -26,8 +26,8 @@ class GDMP(nn.Module):
 
     c_t = 3 scale sigma_t / (2 eps alpha_t), as released, and S is a mean over pixels, in the
     denoiser's range [-1, 1]. The released S is a mean over the batch too, so that guidance there
-    fades as batches grow; here an image's S is divided by the fixed number `average` and depends on
-    nothing but the image, unless `batch_mean` asks for the released form.
+    fades as batches grow; here an image's S is divided by the fixed number `reference_batch_size`
+    and depends on nothing but the image, unless `batch_mean` asks for the released form.
 
     Pass i draws from the streams `forward` and `reverse` below ("pass", i). The release aggregates
     10 purifications: see `aggregate.Aggregated`. Its DDPM clips x_hat (an option of the denoiser),
@@ -43,10 +43,12 @@ class GDMP(nn.Module):
         eps: The perturbation that scale was chosen for, in units of [0, 1] pixels.
         anchor: y_t: the image noised to t, afresh at each step (`"noised"`, as for CIFAR-10), or the
             image itself (`"image"`, as for ImageNet).
-        average: What S is divided by: the number of images of the batches that scale was chosen for.
+        reference_batch_size: What S is divided by: the number of images of the batches that scale
+            was chosen for.
         batch_mean: Divide by the number of images in the call instead, as released. The outcome then
             depends on the batch: runs are not reproducible at another batch size.
-        late: Noise to one step beyond t, as the release does on CIFAR-10 (index 36, back from 35).
+        extra_noise_step: Noise to one step beyond t, as the release does on CIFAR-10 (index 36,
+            back from 35).
         variance: Of a step: `"small"` (posterior) or `"large"` (forward; the release's on CIFAR-10).
 
     Raises:
@@ -64,26 +66,28 @@ class GDMP(nn.Module):
         scale: float = 60000.0,
         eps: float = 8 / 255,
         anchor: Anchor = "noised",
-        average: int = 100,
+        reference_batch_size: int = 100,
         batch_mean: bool = False,
-        late: bool = False,
+        extra_noise_step: bool = False,
         variance: Variance = "large",
     ):
         super().__init__()
-        one_of("distance", distance, Held)
-        one_of("anchor", anchor, Anchor)
-        for name, value in (("passes", passes), ("average", average)):
+        check_choice("distance", distance, Held)
+        check_choice("anchor", anchor, Anchor)
+        for name, value in (("passes", passes), ("reference_batch_size", reference_batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
         if not 0 <= scale < math.inf:
             raise ValueError(f"scale must be a number from 0 upward, not {scale}")
         if not 0 < eps <= 1:
             raise ValueError(f"eps is above 0 and at most 1, in units of [0, 1] pixels, not {eps}")
-        self.times, self.step = way_back(denoiser, t, steps, "ddpm", variance)
+        self.times, self.step = make_sampler(denoiser, t, steps, "ddpm", variance)
         self.denoiser, self.t, self.steps, self.passes = denoiser, t, steps, passes
         self.distance, self.scale, self.eps, self.anchor = distance, scale, eps, anchor
-        self.average, self.batch_mean = average, batch_mean
-        self._noised_to = self.times[0] + (1 / chain_length(denoiser.schedule) if late else 0)
+        self.reference_batch_size, self.batch_mean = reference_batch_size, batch_mean
+        self._noised_to = self.times[0] + (
+            1 / chain_length(denoiser.schedule) if extra_noise_step else 0
+        )
 
     @property
     def pixel_noise(self) -> float:
@@ -95,7 +99,7 @@ class GDMP(nn.Module):
         z = given = self.denoiser.encode(x)
         guide = self._guide(given)
         for i in range(self.passes):
-            x_t, back = self._noised(z, noise.fold("pass", i))
+            x_t, back = self._noised(z, noise.child("pass", i))
             z = reverse(
                 self.denoiser,
                 x_t,
@@ -116,23 +120,28 @@ class GDMP(nn.Module):
             x_t, back = self._noised(z, own)
             return walk(self.denoiser, x_t, self.times, back, step=self.step, guide=guide)
 
-        ways = [(self.t, partial(once, noise.fold("pass", i))) for i in range(self.passes)]
+        ways = [(self.t, partial(once, noise.child("pass", i))) for i in range(self.passes)]
         for t, state in in_turn(z, ways):
             yield t, self.denoiser.decode(state)
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier in fewer steps each pass, on the same path of noise or not (`coarser`)."""
-        return coarser(self, steps, matched)
+        return with_fewer_steps(self, steps, matched)
 
     def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:
         """What a pass begins with, and the noise of its way back."""
-        x_t = self.denoiser.perturb(z, self._noised_to, own.fold("forward"))
-        return x_t, own.fold("reverse")
+        x_t = self.denoiser.perturb(z, self._noised_to, own.child("forward"))
+        return x_t, own.child("reverse")
 
     def _guide(self, given: Tensor) -> Descent | None:
         if not self.scale or self.distance == "none":
             return None
-        share = 3 * self.scale / (2 * self.eps) / (len(given) if self.batch_mean else self.average)
+        share = (
+            3
+            * self.scale
+            / (2 * self.eps)
+            / (len(given) if self.batch_mean else self.reference_batch_size)
+        )
         return Descent(
             self._distance,
             given,

@@ -6,7 +6,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.sampling import Sampler, Variance, in_turn
+from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise
 
@@ -35,7 +35,7 @@ class Gradual(nn.Module):
         denoiser: Denoiser,
         *,
         passes: Sequence[tuple[float, int]] = CIFAR,
-        sampler: Sampler = "ddpm",
+        sampler: SamplerName = "ddpm",
         variance: Variance = "small",
         eta: float = 0.0,
     ):
@@ -59,13 +59,13 @@ class Gradual(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         for i, purify in enumerate(self.passes):
-            x = purify(x, noise.fold("pass", i))
+            x = purify(x, noise.child("pass", i))
         return x
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way of `forward`, pass after pass: (time left of all passes, image)."""
         ways = [
-            (purify.t, partial(purify.walk, noise=noise.fold("pass", i)))  # pyright: ignore
+            (purify.t, partial(purify.walk, noise=noise.child("pass", i)))  # pyright: ignore
             for i, purify in enumerate(self.passes)
         ]
         return in_turn(x, ways)  # pyright: ignore[reportArgumentType]

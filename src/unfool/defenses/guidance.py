@@ -15,7 +15,7 @@ from unfool.protocols import Classifier
 Distance = Callable[[Tensor, Tensor, Noise], Tensor]
 
 
-def asked(classifier: Classifier | None) -> Classifier:
+def require_classifier(classifier: Classifier | None) -> Classifier:
     """The classifier that a guide asks.
 
     Raises:
@@ -28,7 +28,7 @@ def asked(classifier: Classifier | None) -> Classifier:
     return classifier
 
 
-def sloped(values: Tensor) -> Tensor:
+def require_grad_path(values: Tensor) -> Tensor:
     """What a guide climbs, if a gradient leads from it to the images.
 
     Raises:
@@ -77,10 +77,10 @@ class Descent:
         """
         anchor = self.anchor
         if self.noised:
-            anchor = now.alpha * anchor + now.sigma * noise.fold("anchor").normal(anchor)
+            anchor = now.alpha * anchor + now.sigma * noise.child("anchor").normal(anchor)
 
         def potential(at: Tensor) -> Tensor:
-            return sloped(self.distance(x_hat if self.deep else at, anchor, noise))
+            return require_grad_path(self.distance(x_hat if self.deep else at, anchor, noise))
 
         return -self.weight(now) * _share(self.step, now, then) * ascent(potential, x_t)
 

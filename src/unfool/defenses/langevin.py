@@ -41,7 +41,7 @@ class Langevin(nn.Module):
         t: float = 0.1,
         steps: int = 10,
         sigma2: float = 1e-3,
-        rate: float = 1e-2,
+        weight: float = 1e-2,
         eta: float = 5.0,
         score_t: float = 0.01,
     ):
@@ -51,23 +51,23 @@ class Langevin(nn.Module):
                 raise ValueError(f"{name} is a time from 0.0001 to 1, not {value}")
         if steps < 1:
             raise ValueError(f"steps must be 1 or more, not {steps}")
-        for name, value in (("sigma2", sigma2), ("rate", rate)):
+        for name, value in (("sigma2", sigma2), ("weight", weight)):
             if not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0, not {value}")
         if not 0 <= eta < math.inf:
             raise ValueError(f"eta must be 0 or more, not {eta}")
-        if t / steps * rate / (2 * sigma2) > 2:
+        if t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
                 f"the anchor overshoots: t / steps * rate / (2 sigma2) must be at most 2; take more "
                 f"steps than {steps}"
             )
         self.denoiser, self.t, self.steps = denoiser, t, steps
-        self.sigma2, self.rate, self.eta, self.score_t = sigma2, rate, eta, score_t
+        self.sigma2, self.weight, self.eta, self.score_t = sigma2, weight, eta, score_t
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         z = self.denoiser.encode(x)
-        noise, step = noise.fold("reverse"), self._step(z)
+        noise, step = noise.child("reverse"), self._step(z)
         return self.denoiser.decode(
             reverse(self.denoiser, z, self._times(), noise, step=step, beside=(z,))
         )
@@ -75,12 +75,12 @@ class Langevin(nn.Module):
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way of `forward`: (time left, image) from the image to the purified one."""
         z = self.denoiser.encode(x)
-        noise, step = noise.fold("reverse"), self._step(z)
+        noise, step = noise.child("reverse"), self._step(z)
         states = walk(self.denoiser, z, self._times(), noise, step=step)
         for i, (_, state) in enumerate(states):
             yield self.t * (1 - i / self.steps), self.denoiser.decode(state)
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """The same purifier in fewer steps, on the same path of noise or on noise of its own.
 
         Raises:
@@ -97,7 +97,7 @@ class Langevin(nn.Module):
             t=self.t,
             steps=taken,
             sigma2=self.sigma2,
-            rate=self.rate,
+            weight=self.weight,
             eta=self.eta,
             score_t=self.score_t,
         )
@@ -111,7 +111,7 @@ class Langevin(nn.Module):
         return torch.full((self.steps + 1,), self.score_t, dtype=torch.float64)
 
     def _step(self, anchor: Tensor) -> "_Pulled":
-        return _Pulled(anchor, self.t / self.steps, self.sigma2, self.rate, self.eta)
+        return _Pulled(anchor, self.t / self.steps, self.sigma2, self.weight, self.eta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,12 +121,12 @@ class _Pulled:
     anchor: Tensor
     h: float
     sigma2: float
-    rate: float
+    weight: float
     eta: float
 
     def __call__(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
         score = (now.alpha * x_hat - x_t) / now.sigma**2
-        drift = -0.5 * self.rate * (-score + (x_t - self.anchor) / self.sigma2)
-        return x_t + self.h * drift + self.eta * math.sqrt(self.rate * self.h) * noise.normal(x_t)
+        drift = -0.5 * self.weight * (-score + (x_t - self.anchor) / self.sigma2)
+        return x_t + self.h * drift + self.eta * math.sqrt(self.weight * self.h) * noise.normal(x_t)

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.defenses.sampling import one_of
+from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
 from unfool.diffusion.reverse import ascent
@@ -43,7 +43,7 @@ class LikelihoodMaximization(nn.Module):
     Args:
         denoiser: The diffusion model.
         steps: Of the descent; each costs a forward and a backward of the network.
-        rate: The length of a step, in units of [0, 1] pixels: Adam's own, of `"momentum"` what each
+        step_size: The length of a step, in units of [0, 1] pixels: Adam's own, of `"momentum"` what each
             pixel moves, or of `"gradient"` per unit of the gradient of |x_hat - x|^2 in the denoiser's
             space.
         low: The least noise, in units of [0, 1] pixels; half the sigma of an EDM model.
@@ -63,18 +63,18 @@ class LikelihoodMaximization(nn.Module):
         denoiser: Denoiser,
         *,
         steps: int = 5,
-        rate: float = 0.05,
+        step_size: float = 0.05,
         low: float = 0.2,
         high: float = 0.3,
         optimizer: Optimizer = "adam",
         eta: float | None = None,
     ):
         super().__init__()
-        one_of("optimizer", optimizer, Optimizer)
+        check_choice("optimizer", optimizer, Optimizer)
         if steps < 1:
             raise ValueError(f"steps must be 1 or more, not {steps}")
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"rate must be a number from 0 upward, not {rate}")
+        if not 0 <= step_size < math.inf:
+            raise ValueError(f"step_size must be a number from 0 upward, not {step_size}")
         if low > high:
             raise ValueError(f"low must be at most high, not {low} and {high}")
         if eta is not None and not 0 < eta < math.inf:
@@ -83,7 +83,12 @@ class LikelihoodMaximization(nn.Module):
             raise ValueError(
                 "eta is a distance of pixels, and the denoiser has latents: leave it out"
             )
-        self.denoiser, self.steps, self.rate, self.optimizer = denoiser, steps, rate, optimizer
+        self.denoiser, self.steps, self.step_size, self.optimizer = (
+            denoiser,
+            steps,
+            step_size,
+            optimizer,
+        )
         self.eta = eta
         self._span = tuple(time_of_noise(denoiser.schedule, sigma) for sigma in (low, high))
 
@@ -91,7 +96,7 @@ class LikelihoodMaximization(nn.Module):
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
         z = self.denoiser.encode(x)
-        advance = partial(self._advance, noise.fold("forward"), z)
+        advance = partial(self._advance, noise.child("forward"), z)
         state = chain(advance, _state(z), self.steps, beside=(z, *weights))
         return self.denoiser.decode(state.chunk(3, 1)[0])
 
@@ -101,16 +106,16 @@ class LikelihoodMaximization(nn.Module):
         state = _state(z)
         yield 1.0, x
         for i in range(self.steps):
-            state = self._advance(noise.fold("forward"), z, i, state)
+            state = self._advance(noise.child("forward"), z, i, state)
             yield 1 - (i + 1) / self.steps, self.denoiser.decode(state.chunk(3, 1)[0])
 
     def _advance(self, noise: Noise, center: Tensor, i: int, state: Tensor) -> Tensor:
         z, first, second = state.chunk(3, 1)
         signs = self.optimizer == "momentum"  # of which there is no slope to keep a graph for
         with torch.set_grad_enabled(torch.is_grad_enabled() and not signs):
-            gradient = ascent(lambda at: self._loss(at, noise.fold(i)), z)
+            gradient = ascent(lambda at: self._loss(at, noise.child(i)), z)
         if self.optimizer == "gradient":
-            z = z - 2 * self.rate * z[0].numel() * gradient
+            z = z - 2 * self.step_size * z[0].numel() * gradient
             return torch.cat([self._near(z, center), first, second], 1)
         first = 0.9 * first + 0.1 * gradient
         if signs:
@@ -120,7 +125,7 @@ class LikelihoodMaximization(nn.Module):
             # within the root the 1e-8 of Adam keeps its slope finite where the gradient is 0
             size = torch.sqrt(second / (1 - 0.999 ** (i + 1)) + 1e-16)
             move = first / (1 - 0.9 ** (i + 1)) / size
-        return torch.cat([self._near(z - 2 * self.rate * move, center), first, second], 1)
+        return torch.cat([self._near(z - 2 * self.step_size * move, center), first, second], 1)
 
     def _near(self, z: Tensor, center: Tensor) -> Tensor:
         """`z` clamped to [-1, 1] and to the ball around `center`, if there is one."""
@@ -131,7 +136,7 @@ class LikelihoodMaximization(nn.Module):
 
     def _loss(self, z: Tensor, noise: Noise) -> Tensor:
         low, high = self._span
-        t = low + (high - low) * noise.fold("time").uniform(z[:, :1, :1, :1])
+        t = low + (high - low) * noise.child("time").uniform(z[:, :1, :1, :1])
         x_t = self.denoiser.perturb(z, t, noise)
         return (self.denoiser(x_t, t) - z).square().flatten(1).mean(1)
 

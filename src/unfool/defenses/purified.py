@@ -1,4 +1,4 @@
-"""Purify, then classify: a defence is a classifier, so an attack need not know that it is one."""
+"""Purify, then classify: a defense is a classifier, so an attack need not know that it is one."""
 
 from collections.abc import Sequence
 
@@ -21,18 +21,18 @@ class Purified(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
-        pure = self.purifier(x, noise.fold("purify"))
+        pure = self.purifier(x, noise.child("purify"))
         if pure.shape != x.shape:
             raise ValueError(
                 f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
             )
-        return self.classifier(pure, noise.fold("classify"))
+        return self.classifier(pure, noise.child("classify"))
 
-    def behind(self, purifier: Purifier) -> "Purified":
+    def with_purifier(self, purifier: Purifier) -> "Purified":
         """The same classifier behind another purifier."""
         return Purified(self.classifier, purifier)
 
-    def before(self, classifier: Classifier) -> "Purified":
+    def with_classifier(self, classifier: Classifier) -> "Purified":
         """The same purifier before another classifier."""
         return Purified(classifier, self.purifier)
 
@@ -43,26 +43,26 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 
 
 @torch.no_grad()
-def votes(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
+def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
     Draw i uses the stream ("vote", i). All passes go into one call. A model that has a method `decide`
     tells its class by it.
     """
-    keys = (key for i in range(draws) for key in noise.fold("vote", i).keys)
+    keys = (key for i in range(draws) for key in noise.child("vote", i).keys)
     copies, streams = x.repeat(draws, 1, 1, 1), Noise(tuple(keys))
     decide = getattr(model, "decide", None)
     chosen = decide(copies, streams) if decide else model(copies, streams).argmax(1)
     return chosen.view(draws, len(x)).T
 
 
-def majority(chosen: Tensor, classes: int) -> Tensor:
+def majority_class(chosen: Tensor, classes: int) -> Tensor:
     """The class that most of the draws (B, draws) chose, (B,); of equals, the lowest number."""
     return nn.functional.one_hot(chosen, classes).sum(1).argmax(1)
 
 
 @torch.no_grad()
-def elected(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
+def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
     """The class that most of the streams choose, (B,): `majority` of them all, in fewer calls.
 
     The streams are asked one after the other, each only for those images whose class the streams

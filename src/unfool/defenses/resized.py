@@ -55,17 +55,17 @@ class Resized(nn.Module):
             raise ValueError("the purifier inside has no adjoint gradient; use the view `exact`")
         return Resized(self.purifier.adjoint(), size=self.size[0])  # pyright: ignore
 
-    def coarse(self, steps: int | None = None, matched: bool = True) -> Purifier:
+    def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """This purifier with the one inside in fewer steps.
 
         Raises:
             ValueError: That does not say how, or has not so many.
         """
-        if not hasattr(self.purifier, "coarse"):
+        if not hasattr(self.purifier, "with_fewer_steps"):
             raise ValueError(
                 "the purifier inside does not say how to leave out steps; use the view `exact`"
             )
-        inside = self.purifier.coarse(steps, matched)  # pyright: ignore
+        inside = self.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
         return Resized(inside, size=self.size[0])
 
     def _walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:

@@ -21,11 +21,11 @@ from unfool.diffusion.reverse import (
 )
 from unfool.diffusion.schedule import Discrete, chain_length
 
-Sampler = Literal["sde", "ddpm", "ddim", "ode", "heun"]
+SamplerName = Literal["sde", "ddpm", "ddim", "ode", "heun"]
 Variance = Literal["small", "large"]
 
 
-class Way(NamedTuple):
+class Sampler(NamedTuple):
     """A way back.
 
     Attributes:
@@ -37,14 +37,14 @@ class Way(NamedTuple):
     step: Step | Heun
 
 
-def way_back(
+def make_sampler(
     denoiser: Denoiser,
     t: float,
     steps: int,
-    sampler: Sampler,
+    sampler: SamplerName,
     variance: Variance = "small",
     eta: float = 0.0,
-) -> Way:
+) -> Sampler:
     """The way from `t` to a clean image.
 
     Args:
@@ -62,8 +62,8 @@ def way_back(
     """
     if not 1e-4 <= t <= 1:
         raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
-    one_of("sampler", sampler, Sampler)
-    one_of("variance", variance, Variance)
+    check_choice("sampler", sampler, SamplerName)
+    check_choice("variance", variance, Variance)
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, not {steps}")
     if not 0 <= eta <= 1:
@@ -84,14 +84,14 @@ def way_back(
                 f"the chain of {chain} has not the {steps} levels of noise of `heun` below t = {t}: "
                 "take fewer steps, or a greater t"
             )
-        return Way(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
-    choices: dict[Sampler, Step] = {
+        return Sampler(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
+    choices: dict[SamplerName, Step] = {
         "sde": euler_maruyama,
         "ddpm": Ancestral(variance),
         "ddim": DDIM(eta),
         "ode": flow,
     }
-    return Way(strided(t, steps, chain) if jumps else even(t, steps), choices[sampler])
+    return Sampler(strided(t, steps, chain) if jumps else even(t, steps), choices[sampler])
 
 
 Walk = Callable[[Tensor], Iterator[tuple[float, Tensor]]]
@@ -113,7 +113,7 @@ def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[fl
             yield left + t, x
 
 
-def one_of(name: str, value: str, kinds: Any) -> None:
+def check_choice(name: str, value: str, kinds: Any) -> None:
     """Refuse a word that is none of the literal type `kinds`.
 
     Raises:

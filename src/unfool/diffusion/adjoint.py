@@ -19,7 +19,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import euler_maruyama, reverse
 from unfool.noise import Noise
 
-NEAR = 1e-6  # of a step: how near a time must lie to one of the grid to be it
+RELATIVE_TOLERANCE = 1e-6  # of a step: how near a time must lie to one of the grid to be it
 
 
 def check_torchsde() -> None:
@@ -115,7 +115,7 @@ def _brownian(torchsde: Any, x: Tensor, grid: list[float], noise: Noise) -> Any:
     """
     heights = [torch.zeros_like(x.flatten(1))]
     for k in range(len(grid) - 1):
-        draw = noise.fold(k).normal(x).flatten(1)
+        draw = noise.child(k).normal(x).flatten(1)
         heights.append(heights[-1] + math.sqrt(grid[k + 1] - grid[k]) * draw)
 
     def height(when: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ def _brownian(torchsde: Any, x: Tensor, grid: list[float], noise: Noise) -> Any:
         h = grid[k + 1] - grid[k]
         share = min(max((time - grid[k]) / h, 0.0), 1.0)
         between = (1 - share) * heights[k] + share * heights[k + 1]
-        if min(share, 1 - share) < NEAR:
+        if min(share, 1 - share) < RELATIVE_TOLERANCE:
             return between
-        bridge = noise.fold(k, "bridge").normal(x).flatten(1)
+        bridge = noise.child(k, "bridge").normal(x).flatten(1)
         return between + math.sqrt(share * (1 - share) * h) * bridge
 
     class Path(torchsde.BaseBrownian):

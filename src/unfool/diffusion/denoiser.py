@@ -61,7 +61,7 @@ class Denoiser(nn.Module, ABC):
         return scales.alpha * z + scales.sigma * noise.normal(z)
 
 
-class Network(Denoiser):
+class NetworkDenoiser(Denoiser):
     """A network as a denoiser: x_hat from what it predicts.
 
     The network is called with (x_t, time (B,)), and the labels (B,) if it has classes. Where images
@@ -76,7 +76,7 @@ class Network(Denoiser):
         classes: How many labels it knows.
         time: `"scaled"` tells it 1000 t - 1 (999 t for the continuous models of score_sde: use
             `"score_sde"`), `"index"` the whole number of the step, counted from 0.
-        clip: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
+        clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
             gradient.
     """
 
@@ -89,7 +89,7 @@ class Network(Denoiser):
         shape: tuple[int, int, int] | None = None,
         classes: int = 0,
         time: Literal["scaled", "score_sde", "index"] = "scaled",
-        clip: bool = False,
+        clip_x0: bool = False,
     ):
         super().__init__()
         if predicts not in get_args(Prediction):
@@ -98,12 +98,12 @@ class Network(Denoiser):
             )
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
-        self.time, self.clip = time, clip
+        self.time, self.clip_x0 = time, clip_x0
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
         out = self.estimate(x_t, t, label)
-        return out.clamp(-1, 1) if self.clip else out
+        return out.clamp(-1, 1) if self.clip_x0 else out
 
     def estimate(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t], never clipped."""
@@ -161,7 +161,7 @@ class Mixture(Denoiser):
     """The exact denoiser of a world of equal isotropic Gaussians, for tests and tours.
 
     Args:
-        means: The centre of each class (K, C, H, W), in [-1, 1].
+        means: The center of each class (K, C, H, W), in [-1, 1].
         spread: The standard deviation of a class, in [-1, 1] units.
         schedule: The noise schedule; `VP()` if None.
     """

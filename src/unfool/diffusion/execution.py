@@ -19,17 +19,19 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.gradient import replayed
 from unfool.errors import SpecError
 from unfool.runtime.files import write_bytes
 
-Way = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
-Execution = Literal["auto", Way]
-TRIED: tuple[Way, ...] = ("plain", "channels_last", "compiled")
-NEAR = 1e-3  # relative: a way that is farther off than this from the plain one is not taken
-MOST = 32  # images of a trial
-WAYS = 2  # counts up when a way becomes another, so that it is tried anew
+ExecutionMode = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
+Execution = Literal["auto", ExecutionMode]
+TRIAL_SIZES: tuple[ExecutionMode, ...] = ("plain", "channels_last", "compiled")
+RELATIVE_TOLERANCE = (
+    1e-3  # relative: a way that is farther off than this from the plain one is not taken
+)
+MAX_BATCH = 32  # images of a trial
+MODES = 2  # counts up when a way becomes another, so that it is tried anew
 
 
 class Trial(NamedTuple):
@@ -61,9 +63,9 @@ def execute(model: object, way: Execution, rows: int) -> None:
     """
     if way == "plain" or not isinstance(model, nn.Module):
         return
-    for part in [module for module in model.modules() if isinstance(module, Network)]:
-        chosen = choose(part, min(rows, MOST)) if way == "auto" else way
-        if way != "auto" and (error := off(part, way, min(rows, MOST))) > NEAR:
+    for part in [module for module in model.modules() if isinstance(module, NetworkDenoiser)]:
+        chosen = choose(part, min(rows, MAX_BATCH)) if way == "auto" else way
+        if way != "auto" and (error := off(part, way, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE:
             raise SpecError(
                 f"machine.execution: {way} gives other numbers than plain here (a relative error of "
                 f"{error:.1g}): use auto, or plain"
@@ -71,7 +73,7 @@ def execute(model: object, way: Execution, rows: int) -> None:
         run_as(part, chosen)
 
 
-def off(denoiser: Network, way: Way, rows: int) -> float:
+def off(denoiser: NetworkDenoiser, way: ExecutionMode, rows: int) -> float:
     """How far the values and gradients of a way are from the plain one, relatively; 0 if unknown."""
     if denoiser.shape is None:
         return 0.0
@@ -80,7 +82,7 @@ def off(denoiser: Network, way: Way, rows: int) -> float:
     return _apart(_told(copy, x), _told(denoiser, x))
 
 
-def run_as(denoiser: Network, way: Way) -> None:
+def run_as(denoiser: NetworkDenoiser, way: ExecutionMode) -> None:
     """Let the network of a denoiser be executed that way from now on.
 
     Raises:
@@ -153,7 +155,7 @@ def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return twice.reshape(rows, channels, 2 * height, 2 * width), *rest
 
 
-def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
+def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> ExecutionMode:
     """The way in which a step and its way back are the fastest, by `trials` or from memory.
 
     Args:
@@ -164,21 +166,25 @@ def choose(denoiser: Network, rows: int, memory: Path | None = None) -> Way:
     if denoiser.shape is None:
         return "plain"
     memory, key = memory or _memory(), _fingerprint(denoiser, rows)
-    known: dict[str, Way] = {}
+    known: dict[str, ExecutionMode] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(memory.read_text("utf-8")))
-    if known.get(key) in TRIED:
+    if known.get(key) in TRIAL_SIZES:
         return known[key]
     print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
-    found: dict[Way, Trial]
-    found = {way: trial for way, trial in trials(denoiser, rows).items() if trial.error <= NEAR}
+    found: dict[ExecutionMode, Trial]
+    found = {
+        way: trial
+        for way, trial in trials(denoiser, rows).items()
+        if trial.error <= RELATIVE_TOLERANCE
+    }
     best = min(found, key=lambda way: min(found[way].forward) + min(found[way].gradient))
     with suppress(OSError):  # a home that cannot be written: the next run tries again
         write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
     return best
 
 
-def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
+def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[ExecutionMode, Trial]:
     """Try the ways of `TRIED` on copies of a denoiser, those that work here; the plain one first.
 
     Args:
@@ -187,8 +193,8 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
         turns: How often each is timed, one way after the other.
     """
     x = _input(denoiser, rows)
-    copies: dict[Way, tuple[Network, float, list[Tensor]]] = {}
-    for way in TRIED:
+    copies: dict[ExecutionMode, tuple[NetworkDenoiser, float, list[Tensor]]] = {}
+    for way in TRIAL_SIZES:
         copy, began = deepcopy(denoiser), time.perf_counter()
         try:
             run_as(copy, way)
@@ -200,7 +206,7 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
         copies[way] = copy, time.perf_counter() - began, told
     plain = copies["plain"][2]
     errors = {way: _apart(told, plain) for way, (_, _, told) in copies.items()}
-    found: dict[Way, Trial]
+    found: dict[ExecutionMode, Trial]
     found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
     for _ in range(turns):
         for way, (copy, _, _) in copies.items():
@@ -209,14 +215,14 @@ def trials(denoiser: Network, rows: int, turns: int = 5) -> dict[Way, Trial]:
     return found
 
 
-def _input(denoiser: Network, rows: int) -> Tensor:
+def _input(denoiser: NetworkDenoiser, rows: int) -> Tensor:
     assert denoiser.shape is not None
     size = rows * torch.Size(denoiser.shape).numel()
     x = torch.linspace(-1, 1, size).sin().view(rows, *denoiser.shape)
     return x.to(next(denoiser.parameters()))
 
 
-def _told(denoiser: Network, x: Tensor) -> list[Tensor]:
+def _told(denoiser: NetworkDenoiser, x: Tensor) -> list[Tensor]:
     return [_forward(denoiser, x), _gradient(denoiser, x)]
 
 
@@ -224,19 +230,21 @@ def _apart(found: list[Tensor], plain: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True))
 
 
-def _forward(denoiser: Network, x: Tensor) -> Tensor:
+def _forward(denoiser: NetworkDenoiser, x: Tensor) -> Tensor:
     with torch.no_grad():
         return denoiser(x, torch.tensor(0.1, dtype=torch.float64))
 
 
-def _gradient(denoiser: Network, x: Tensor) -> Tensor:
+def _gradient(denoiser: NetworkDenoiser, x: Tensor) -> Tensor:
     at = x.clone().requires_grad_()
     with torch.enable_grad():
         out = denoiser(at, torch.tensor(0.1, dtype=torch.float64))
         return torch.autograd.grad(out.square().sum(), at)[0]
 
 
-def _seconds(run: Callable[[Network, Tensor], Tensor], denoiser: Network, x: Tensor) -> float:
+def _seconds(
+    run: Callable[[NetworkDenoiser, Tensor], Tensor], denoiser: NetworkDenoiser, x: Tensor
+) -> float:
     """Of a CPU those of the process, as it may be shared; of a GPU those of the clock."""
     clock = time.perf_counter if x.is_cuda else time.process_time
     began = clock()
@@ -249,7 +257,7 @@ def _memory() -> Path:
     return Path(home) / "unfool" / "execution.json"
 
 
-def _fingerprint(denoiser: Network, rows: int) -> str:
+def _fingerprint(denoiser: NetworkDenoiser, rows: int) -> str:
     """The machine, the shape of the network, and that of the images."""
     weight = next(denoiser.parameters())
     if weight.is_cuda:
@@ -257,7 +265,7 @@ def _fingerprint(denoiser: Network, rows: int) -> str:
     else:
         where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
     told = [
-        f"ways {WAYS}",
+        f"ways {MODES}",
         where,
         torch.__version__,
         f"{torch.get_num_threads()} {rows} {denoiser.shape}",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unfool.diffusion.reverse import Step
 from unfool.diffusion.schedule import Scales
-from unfool.noise import Noise, Path
+from unfool.noise import Noise, StreamName
 
 Groups = tuple[tuple[float, ...], ...]  # of each coarse step, the weights of its fine steps' noise
 
@@ -33,7 +33,7 @@ def kept(fine: int, steps: int | None) -> list[int]:
     if steps is None:
         steps = min(max(5, -(-fine // 10)), fine)
     if not 1 <= steps <= fine:
-        raise ValueError(f"steps of a view are from 1 to the defence's own {fine}, not {steps}")
+        raise ValueError(f"steps of a view are from 1 to the defense's own {fine}, not {steps}")
     return [round(fine * k / steps) for k in range(steps + 1)]
 
 
@@ -60,7 +60,7 @@ class Along(Noise):
 
     groups: Groups = ()
 
-    def _step(self, name: Path) -> Noise:
+    def _step(self, name: StreamName) -> Noise:
         below = super()._step(name)
         kind = _Reverse if name == "reverse" else Along
         return kind(below.keys, below.given, self.groups)
@@ -72,7 +72,7 @@ class _Reverse(Noise):
 
     groups: Groups = ()
 
-    def _step(self, name: Path) -> Noise:
+    def _step(self, name: StreamName) -> Noise:
         if not isinstance(name, int):
             return super()._step(name)
         first = sum(len(group) for group in self.groups[:name])

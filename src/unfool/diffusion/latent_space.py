@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 
 AT_ONCE = 4  # images in the autoencoder at a time: at 512 pixels its activations are gigabytes
 
 
-class Latent(Network):
+class Latent(NetworkDenoiser):
     """A network on the latents of an autoencoder.
 
     For purification its images have to be of its own size (see `defenses.resized`). The network alone

@@ -167,7 +167,7 @@ def reverse(
         denoiser: The model.
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
         times: Falling times (N + 1,), for N steps.
-        noise: Step i draws from `noise.fold(i)`.
+        noise: Step i draws from `noise.child(i)`.
         step: How to go from one time to the next.
         guide: A term of the score.
         label: Class labels (B,) for a conditional denoiser.
@@ -176,7 +176,7 @@ def reverse(
     scales = scales_along(denoiser, times)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
-        return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+        return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.child(i), step, guide, label)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
     kind = (type(step), type(guide))
@@ -197,7 +197,7 @@ def walk(
     scales = scales_along(denoiser, times)
     yield float(times[0]), x
     for i in range(len(scales) - 1):
-        x = _advance(denoiser, x, scales[i], scales[i + 1], noise.fold(i), step, guide, label)
+        x = _advance(denoiser, x, scales[i], scales[i + 1], noise.child(i), step, guide, label)
         yield float(times[i + 1]), x
 
 
@@ -282,7 +282,7 @@ def _advance(
     def estimate(x_t: Tensor, at: Scales) -> Tensor:
         if guide is None:
             return denoiser(x_t, at.t, label)
-        return _guided(denoiser, x_t, at, then, noise.fold("guide"), guide, label)
+        return _guided(denoiser, x_t, at, then, noise.child("guide"), guide, label)
 
     if isinstance(step, Heun):
         return step.solve(estimate, x_t, now, then, noise)

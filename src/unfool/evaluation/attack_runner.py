@@ -10,18 +10,18 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from unfool.attacks.losses import watching
-from unfool.attacks.views import Limited
+from unfool.attacks.losses import recording_losses
+from unfool.attacks.views import Batched
 from unfool.data import fetch
-from unfool.defenses.purified import votes
-from unfool.evaluation.cost import Ledger
+from unfool.defenses.purified import predict_draws
+from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
 from unfool.results.loss_curves import curves
 from unfool.runtime.progress import progress
 from unfool.threat import Threat
 
-LEAST = 8  # draws by which an image is given up: by fewer, luck decides
+MIN_DRAWS = 8  # draws by which an image is given up: by fewer, luck decides
 Keep = Callable[[Sequence[int], Tensor, Mapping[str, Tensor]], str]
 
 
@@ -31,21 +31,21 @@ class Machine:
 
     Attributes:
         device: `"cpu"`, `"cuda"`, ...
-        rows: The most images (with their draws) in one call of the model.
-        block: Images that are attacked together and written together.
+        batch_size: The most images (with their draws) in one call of the model.
+        images_per_block: Images that are attacked together and written together.
         shard: (i, n): do the images i, i + n, i + 2 n, ... only.
         quiet: Show no progress.
     """
 
     device: str = "cpu"
-    rows: int = 256
-    block: int = 32
+    batch_size: int = 256
+    images_per_block: int = 32
     shard: tuple[int, int] = (0, 1)
     quiet: bool = False
 
 
 @dataclass
-class Search:
+class AttackRunner:
     """Makes the versions of a block of images.
 
     Attributes:
@@ -53,22 +53,22 @@ class Search:
         attacks: By name.
         threat: What they may change.
         seed: Of all noise.
-        draws: Of the attacker's own, by which `survivors` are told; 8 where these are fewer.
-        survivors: Attack only images that nothing before made wrong on all of these.
-        ledger: Of network calls.
+        draws: Of the attacker's own, by which `skip_broken` are told; 8 where these are fewer.
+        skip_broken: Attack only images that nothing before made wrong on all of these.
+        calls: Of network calls.
         began: When the block began.
         kept: By attack, the places of images left to an earlier one, and which.
         seen: By version, what the attacker's own draws say, as far as they were asked.
         climbs: By attack and place, the loss over its steps.
     """
 
-    model: Limited
+    model: Batched
     attacks: Mapping[str, Attack]
     threat: Threat
     seed: int
     draws: int
-    survivors: bool
-    ledger: Ledger = field(default_factory=Ledger)
+    skip_broken: bool
+    calls: CallCounter = field(default_factory=CallCounter)
     began: float = 0.0
     kept: dict[str, dict[int, str]] = field(default_factory=dict)
     seen: dict[str, Tensor] = field(default_factory=dict)
@@ -80,12 +80,12 @@ class Search:
         """The images as they are; and, if there are attacks, under random noise and each attack."""
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
-        self.ledger.take()
+        self.calls.take()
         self.kept, self.seen, self.climbs = {}, {}, {}
         broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
         before = {"clean": x}
         if self.attacks:
-            before["random"] = self.threat.edge(x, noise.fold("control"))
+            before["random"] = self.threat.edge(x, noise.child("control"))
         for name, version in before.items():
             yield name, version
             broken = self._broken(name, version, y, noise, ()) | broken
@@ -97,10 +97,10 @@ class Search:
             for i, (_, earlier) in done.items():
                 version[i] = earlier
             if todo:
-                search = noise.take(todo).fold("search", name)
+                search = noise.take(todo).child("search", name)
                 if knows:
-                    search = knows.told(search, secret(noise.take(todo)))
-                with watching() as steps:
+                    search = knows.reveal(search, secret(noise.take(todo)))
+                with recording_losses() as steps:
                     x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
                 risen = zip(todo, curves(steps, len(todo)), strict=True)
                 self.climbs[name] = {i: curve for i, curve in risen if curve}
@@ -115,17 +115,19 @@ class Search:
     ) -> dict[int, tuple[str, Tensor]]:
         """Of the images that are not done, those that are wrong on all of the attacker's own draws."""
         todo = besides(done, len(y))
-        if not (self.survivors and todo):
+        if not (self.skip_broken and todo):
             return {}
-        select = noise.take(todo).fold("select")
-        self.seen[name] = votes(self.model, version[todo], select, max(self.draws, LEAST))
+        select = noise.take(todo).child("select")
+        self.seen[name] = predict_draws(
+            self.model, version[todo], select, max(self.draws, MIN_DRAWS)
+        )
         wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
         return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 
 
 def by_block(
     what: str,
-    search: Search,
+    search: AttackRunner,
     data: Dataset,
     indices: Sequence[int],
     done: Collection[int],
@@ -150,9 +152,12 @@ def by_block(
     mine = indices[rank::ranks]
     todo = [index for index in mine if index not in done]
     bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet)
-    with search.ledger.watching(search.model.model), bar as show:
-        for first in range(0, len(todo), machine.block):
-            block, here = todo[first : first + machine.block], len(mine) - len(todo) + first
+    with search.calls.watching(search.model.model), bar as show:
+        for first in range(0, len(todo), machine.images_per_block):
+            block, here = (
+                todo[first : first + machine.images_per_block],
+                len(mine) - len(todo) + first,
+            )
             x, y = (part.to(machine.device) for part in fetch(data, block))
             versions = {}
             for name, version in search.versions(x, y, block):
@@ -163,7 +168,7 @@ def by_block(
 
 def secret(noise: Noise) -> Noise:
     """The noise that is told to who knows some: that of the verdict's first draw."""
-    return noise.fold("verdict", "vote", 0)
+    return noise.child("verdict", "vote", 0)
 
 
 def besides(done: Collection[int], size: int) -> list[int]:

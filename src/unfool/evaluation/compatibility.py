@@ -15,7 +15,7 @@ from unfool.protocols import Attack, Dataset
 
 
 @torch.no_grad()
-def fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
+def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
     """Try one image, so that parts that do not fit are told before the work begins.
 
     Raises:
@@ -41,7 +41,7 @@ def fits(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None
         )
 
 
-def fits_sources(
+def check_sources(
     attacks: Mapping[str, Any], data: Dataset, indices: Sequence[int], device: str
 ) -> None:
     """Try one image on what attacks by transfer climb instead of the model.
@@ -54,7 +54,7 @@ def fits_sources(
         source = getattr(attack, "source", None)
         if isinstance(source, nn.Module):
             try:
-                fits(source.eval().to(device), data, indices, device)
+                check_fit(source.eval().to(device), data, indices, device)
             except SpecError as error:
                 raise SpecError(f"the source of the attack {label}: {error}") from error
 
@@ -99,7 +99,7 @@ def check_classes(data: Dataset) -> None:
 
 
 def _takes_images_alone(model: Any) -> bool:
-    """Whether a classifier, bare or in a defence, is called without noise."""
+    """Whether a classifier, bare or in a defense, is called without noise."""
     for name in ("model", "classifier"):
         model = getattr(model, name, model)
     try:

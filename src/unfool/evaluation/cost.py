@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from unfool.diffusion.denoiser import Denoiser
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.jem import Features
 
 
 @dataclass
-class Ledger:
+class CallCounter:
     """Counts the images that pass through networks, forward and back.
 
     Attributes:
@@ -33,7 +33,7 @@ class Ledger:
             for module in model.modules() if isinstance(model, nn.Module) else ():
                 if isinstance(module, Denoiser):
                     hook = module.register_forward_hook(self._counter("nfe"))
-                elif isinstance(module, Plain | Features):
+                elif isinstance(module, NormalizedClassifier | Features):
                     hook = module.register_forward_hook(self._counter("classifier"))
                 else:
                     continue

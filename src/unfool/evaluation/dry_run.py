@@ -14,22 +14,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified import Purified
-from unfool.evaluation.attack_runner import Search
+from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
-from unfool.evaluation.prepare import Parts
+from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended
 from unfool.spec import Table
 from unfool.threat import Threat
 
-DERIVED = ("coarse", "adjoint", "whole", "stage")  # what views ask of a part: another part
+DERIVED_METHODS = (
+    "with_fewer_steps",
+    "adjoint",
+    "without_elimination",
+    "stage",
+)  # what views ask of a part: another part
 
 
-class Asked(NamedTuple):
+class Call(NamedTuple):
     """A way to ask a part: the part's name, and how."""
 
     part: str
@@ -37,7 +42,7 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Count:
+class CallCount:
     """How the parts were asked.
 
     Attributes:
@@ -45,22 +50,22 @@ class Count:
         most: Images, in one call.
     """
 
-    asked: Counter[Asked] = field(default_factory=Counter)
-    most: dict[Asked, int] = field(default_factory=dict)
+    asked: Counter[Call] = field(default_factory=Counter)
+    most: dict[Call, int] = field(default_factory=dict)
 
-    def add(self, kind: Asked, images: int) -> None:
+    def add(self, kind: Call, images: int) -> None:
         """Count a call."""
         self.asked[kind] += images
         self.most[kind] = max(images, self.most.get(kind, 0))
 
-    def take(self) -> Counter[Asked]:
+    def take(self) -> Counter[Call]:
         """What was asked since the last time."""
         taken = +self.asked
         self.asked.clear()
         return taken
 
 
-class Rehearsal(NamedTuple):
+class DryRun(NamedTuple):
     """How the evaluation of one image asks the parts of a model.
 
     Attributes:
@@ -69,8 +74,8 @@ class Rehearsal(NamedTuple):
         parts: The parts by name.
     """
 
-    asked: dict[str, Counter[Asked]]
-    most: dict[Asked, int]
+    asked: dict[str, Counter[Call]]
+    most: dict[Call, int]
     parts: dict[str, Any]
 
 
@@ -90,7 +95,7 @@ class StandIn:
         real: Any,
         name: str,
         answer: Callable[[Tensor], Tensor],
-        count: Count,
+        count: CallCount,
         stands: dict[str, Any],
     ):
         self.real, self.name, self.answer = real, name, answer
@@ -99,13 +104,13 @@ class StandIn:
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The answer; a gradient that goes back through it is counted, too."""
-        out, plain = self.answer(x), Asked(self.name, "forward")
+        out, plain = self.answer(x), Call(self.name, "forward")
         self.count.add(plain, len(x))
         if out.requires_grad:
 
             def back(gradient: Tensor) -> None:
                 self.count.asked[plain] -= len(gradient)
-                self.count.add(Asked(self.name, "gradient"), len(gradient))
+                self.count.add(Call(self.name, "gradient"), len(gradient))
 
             out.register_hook(back)
         return out
@@ -115,11 +120,11 @@ class StandIn:
         if name == "decide":
 
             def decide(x: Tensor, noise: Noise) -> Tensor:
-                self.count.add(Asked(self.name, "decide"), len(x))
+                self.count.add(Call(self.name, "decide"), len(x))
                 return self.answer(x).argmax(1)
 
             return decide
-        if name in DERIVED:
+        if name in DERIVED_METHODS:
 
             def derive(*options: Any) -> StandIn:
                 told = f"{self.name} {name}{options}"
@@ -129,7 +134,7 @@ class StandIn:
         return found
 
 
-def rehearse(spec: Table, made: Parts, rows: int) -> Rehearsal:
+def dry_run(spec: Table, made: Prepared, rows: int) -> DryRun:
     """How the evaluation of one image asks the parts of the model.
 
     Args:
@@ -137,18 +142,18 @@ def rehearse(spec: Table, made: Parts, rows: int) -> Rehearsal:
         made: Its parts.
         rows: The most images of a call.
     """
-    count = Count()
+    count = CallCount()
     stands: dict[str, Any] = {}
     options, place = spec["evaluation"], made.indices[:1]
     x, y = (part.to(made.device) for part in fetch(made.data, place))
     model = _stand_in(made.model, _right(x, y, len(made.data.classes)), count, stands)
-    search = Search(
-        Limited(model, rows),
+    search = AttackRunner(
+        Batched(model, rows),
         made.attacks,
         Threat(**spec["threat"]),
         options["seed"],
         options["draws"],
-        options.get("survivors", False),
+        options.get("skip_broken", False),
     )
 
     found, versions = {}, {}
@@ -158,7 +163,7 @@ def rehearse(spec: Table, made: Parts, rows: int) -> Rehearsal:
     judge.outcomes(versions, y, place, set(), set())
     found["verdict"] = count.take()
     judge.quality(versions, Noise.of(options["seed"], place), [0])
-    return Rehearsal(found | {"distances": count.take()}, count.most, stands)
+    return DryRun(found | {"distances": count.take()}, count.most, stands)
 
 
 def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
@@ -169,7 +174,7 @@ def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
 
 
 def _stand_in(
-    model: Any, right: Callable[[Tensor], Tensor], count: Count, stands: dict[str, Any]
+    model: Any, right: Callable[[Tensor], Tensor], count: CallCount, stands: dict[str, Any]
 ) -> Classifier:
     if isinstance(model, Aggregated):
         inner: Any = _stand_in(model.model, right, count, stands)

@@ -13,35 +13,42 @@ import torch
 from torch import Tensor
 
 from unfool import __version__
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.batching import in_parts
-from unfool.defenses.purified import votes
-from unfool.evaluation.attack_runner import Machine, Search, besides, bounded, by_block, secret
+from unfool.defenses.purified import predict_draws
+from unfool.evaluation.attack_runner import (
+    AttackRunner,
+    Machine,
+    besides,
+    bounded,
+    by_block,
+    secret,
+)
 from unfool.evaluation.cost import peak_bytes
 from unfool.evaluation.image_quality import measure
-from unfool.evaluation.sanity_checks import probe
+from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
 from unfool.results.quality import Quality
-from unfool.results.run_folder import Condition, Keeper, Outcome
+from unfool.results.run_folder import Condition, Outcome, OutcomeStore
 from unfool.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
 
 
-def evaluate(
+def evaluate_into(
     model: Classifier,
     data: Dataset,
     attacks: Mapping[str, Attack],
     threat: Threat,
-    run: Keeper,
+    run: OutcomeStore,
     *,
     indices: Sequence[int] | None = None,
     only: Collection[int] | None = None,
     seed: int = 0,
     draws: int = 8,
-    pictures: int = 8,
-    survivors: bool = False,
+    examples: int = 8,
+    skip_broken: bool = False,
     lpips: bool = False,
     machine: Machine | None = None,
 ) -> None:
@@ -61,8 +68,8 @@ def evaluate(
         only: Those of them to do here; all by default.
         seed: Of all noise.
         draws: Held-out draws of each verdict.
-        pictures: Of how many of the first images pictures are kept.
-        survivors: Attack only images that nothing before made wrong on all of the attacker's own
+        examples: Of how many of the first images pictures are kept.
+        skip_broken: Attack only images that nothing before made wrong on all of the attacker's own
             draws: what they are then is kept.
         lpips: Measure this distance to the clean images, too.
         machine: What changes only speed.
@@ -72,9 +79,11 @@ def evaluate(
     """
     machine = machine or Machine()
     chosen = list(range(len(data)) if indices is None else indices)
-    shown, probed = set(chosen[:pictures]), set(chosen[:PROBED])
+    shown, probed = set(chosen[:examples]), set(chosen[:PROBED])
     measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
-    search = Search(Limited(model, machine.rows), attacks, threat, seed, draws, survivors)
+    search = AttackRunner(
+        Batched(model, machine.batch_size), attacks, threat, seed, draws, skip_broken
+    )
     judge = Judge(search, lpips)
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
@@ -96,11 +105,11 @@ def evaluate(
 class Judge:
     """Judges the versions of a block of images that a search made."""
 
-    search: Search
+    search: AttackRunner
     lpips: bool
 
     @property
-    def model(self) -> Limited:
+    def model(self) -> Batched:
         """What is judged."""
         return self.search.model
 
@@ -141,24 +150,26 @@ class Judge:
             judged = self._judged(x, private, knows)
             seen = search.seen.get(name, judged)
             if search.attacks and name not in search.seen and not knows:  # else there is no choice
-                seen = votes(self.model, x, private.fold("select"), search.draws)
+                seen = predict_draws(self.model, x, private.child("select"), search.draws)
             wrong = (seen != y[own, None]).float().mean(1)
-            bare = self._bare(x, private.fold("bare"))
+            bare = self._bare(x, private.child("bare"))
             size = search.threat.size(x - clean[own])
             for j, i in enumerate(own):
                 table[i][name] = Condition(
                     draws=judged[j].tolist(),
-                    bare=bare[j],
+                    undefended=bare[j],
                     size=round(float(size[j]), 6),
-                    wrong=round(float(wrong[j]), 4),
+                    attacker_error_rate=round(float(wrong[j]), 4),
                 )
         which = [i for i, index in enumerate(indices) if index in measured]
-        quality = self.quality(versions, noise.fold("quality", "purify"), which)
+        quality = self.quality(versions, noise.child("quality", "purify"), which)
         candidates = self.candidates()
-        cost = {key: count / len(y) for key, count in search.ledger.take().items()}
+        cost = {key: count / len(y) for key, count in search.calls.take().items()}
         seconds = round((time.perf_counter() - search.began) / len(y), 4)
         which = [i for i, index in enumerate(indices) if index in probed]
-        probes = probe(self.model, versions["random"], y, noise, which) if search.attacks else {}
+        probes = (
+            sanity_check(self.model, versions["random"], y, noise, which) if search.attacks else {}
+        )
         return [
             Outcome(
                 index=index,
@@ -166,15 +177,19 @@ class Judge:
                 conditions=row,
                 # of equals, the attack that comes last: it is the strongest as a rule
                 chosen=max(
-                    (name for name in reversed(row) if name in candidates and not row[name].of),
-                    key=lambda name, row=row: row[name].wrong,
+                    (
+                        name
+                        for name in reversed(row)
+                        if name in candidates and not row[name].same_image_as
+                    ),
+                    key=lambda name, row=row: row[name].attacker_error_rate,
                 ),
                 seconds=seconds,
                 cost=cost | {"peak_bytes": peak_bytes()},
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
-                probe=probes.get(i, {}),
+                sanity=probes.get(i, {}),
                 quality=quality.get(i, {}),
-                climb={name: of[i] for name, of in search.climbs.items() if i in of},
+                loss_curves={name: of[i] for name, of in search.climbs.items() if i in of},
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
@@ -183,10 +198,10 @@ class Judge:
     def _judged(self, x: Tensor, noise: Noise, knows: Knowledge | None) -> Tensor:
         """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
         if knows is None:
-            return votes(self.model, x, noise.fold("verdict"), self.search.draws)
-        told = knows.told(noise.fold("verdict", "rest"), secret(noise))
+            return predict_draws(self.model, x, noise.child("verdict"), self.search.draws)
+        told = knows.reveal(noise.child("verdict", "rest"), secret(noise))
         turns = knows.turns(self.search.draws)
-        return torch.stack([self.model.decide(x, told.draws(turn)) for turn in turns], 1)
+        return torch.stack([self.model.decide(x, told.for_query(turn)) for turn in turns], 1)
 
     @torch.no_grad()
     def quality(
@@ -203,18 +218,18 @@ class Judge:
         for name, version in versions.items():
             seen = {} if name == "clean" else {"before": version[which]}
             if isinstance(model, Defended):
-                seen["after"] = Limited(model.purifier, self.model)(version[which], noise)
+                seen["after"] = Batched(model.purifier, self.model)(version[which], noise)
             for when, pictures in seen.items():
                 for i, told in zip(which, measure(pictures, clean, self.lpips), strict=True):
                     found[i].setdefault(name, {})[when] = told
         return found
 
     def _bare(self, x: Tensor, noise: Noise) -> list[int | None]:
-        """What the classifier without its defence answers; None if there is no defence."""
+        """What the classifier without its defense answers; None if there is no defense."""
         if not isinstance(self.model.model, Defended):
             return [None] * len(x)
-        bare = Limited(self.model.model.classifier, self.model)
-        return votes(bare, x, noise, 1)[:, 0].tolist()
+        bare = Batched(self.model.model.classifier, self.model)
+        return predict_draws(bare, x, noise, 1)[:, 0].tolist()
 
     def examples(
         self,
@@ -246,7 +261,7 @@ def _examples(
     model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise, indices: Sequence[int]
 ) -> dict[str, np.ndarray]:
     """Images clean and attacked, and what the model makes of them."""
-    noise = noise.fold("verdict", "vote", 0)  # the first draw of the verdict
+    noise = noise.child("verdict", "vote", 0)  # the first draw of the verdict
     kept = {"index": np.array(indices), "label": _array(y)}
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
     fooled = y
@@ -257,7 +272,7 @@ def _examples(
         if not isinstance(model, Defended):
             continue
         kept[f"{name}_bare"] = _array(model.classifier(version, noise).argmax(1))
-        purify, see = noise.fold("purify"), noise.fold("classify")
+        purify, see = noise.child("purify"), noise.child("classify")
         if not hasattr(model.purifier, "walk"):
             kept[f"{name}_purified"] = _array(model.purifier(version, purify))
             continue

@@ -16,11 +16,11 @@ from torch import Tensor
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.precomputed import digests, toward
-from unfool.attacks.views import Limited
+from unfool.attacks.views import Batched
 from unfool.data import image_files
 from unfool.errors import SpecError
-from unfool.evaluation.attack_runner import Search, by_block
-from unfool.evaluation.prepare import parts
+from unfool.evaluation.attack_runner import AttackRunner, by_block
+from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import refuse_ray
 from unfool.results.run_folder import Run
 from unfool.results.threat_model import sees
@@ -34,7 +34,7 @@ BY = "by "  # before an attack's label in a block's file
 
 
 @dataclass(frozen=True)
-class Made:
+class AttackedImage:
     """What was made of one image.
 
     Attributes:
@@ -85,18 +85,18 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     if not spec["attacks"]:
         raise SpecError("the spec has no attacks: there is nothing to make")
     refuse_ray(spec["machine"], "making adversarial images")
-    made, options, threat = parts(spec), spec["evaluation"], Threat(**spec["threat"])
+    made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
     identity = specs.identity({"kind": KIND, **spec})
-    asked = {**made.asked, "identity": identity, "kind": KIND}
+    asked = {**made.manifest, "identity": identity, "kind": KIND}
     begun = Run.begin(folder, asked, made.fingerprint)
     machine = made.on(spec, shard, quiet)
-    search = Search(
-        Limited(made.model, machine.rows),
+    search = AttackRunner(
+        Batched(made.model, machine.batch_size),
         made.attacks,
         threat,
         options["seed"],
         options["draws"],
-        options.get("survivors", False),
+        options.get("skip_broken", False),
     )
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
@@ -104,7 +104,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         sizes = {name: threat.size(versions[name] - x).tolist() for name in made.attacks}
         seconds = round((time.perf_counter() - search.began) / len(block), 4)
         facts = [
-            Made(
+            AttackedImage(
                 index=index,
                 label=int(y[i]),
                 sizes={name: round(size[i], 6) for name, size in sizes.items()},
@@ -118,7 +118,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         begun.add(facts, {"index": np.array(block), "clean": x.cpu().numpy(), **kept})
         return "kept"
 
-    done = {fact.index for fact in begun.read(lambda table: Made(**table))}
+    done = {fact.index for fact in begun.read(lambda table: AttackedImage(**table))}
     by_block("attacking images", search, made.data, made.indices, done, machine, keep)
     return begun
 
@@ -143,24 +143,24 @@ def write_images(
         RuntimeError: There is nothing yet; or pictures of 8 bits would leave the threat, as the clean
             images have more (the arrays are written then).
     """
-    facts = run.read(lambda table: Made(**table))
+    facts = run.read(lambda table: AttackedImage(**table))
     if not facts:
         raise RuntimeError(f"{run.folder} holds no images yet")
-    rows = {row["label"]: row for row in run.asked["spec"]["attacks"]}
+    rows = {row["label"]: row for row in run.manifest["spec"]["attacks"]}
     x, beyond, written = _images(run, "clean"), {}, []
     arrays = {
         "labels": np.array([fact.label for fact in facts]),
         "indices": np.array([fact.index for fact in facts]),
         "clean_blake2b": digests(torch.from_numpy(x)),
     }
-    classes = {"classes": np.array(run.asked["classes"])}
+    classes = {"classes": np.array(run.manifest["classes"])}
     for (name, row), stem in zip(rows.items(), _stems(rows), strict=True):
         made = {**arrays, "images": _images(run, BY + name)}
         place = run.folder / f"{stem}.{form}"
         write_bytes(place, npz_bytes(made | classes) if form == "npz" else save(made))
         written.append(place)
         if png:
-            threat = Threat(**run.asked["spec"]["threat"]) if row.get("bounded", True) else None
+            threat = Threat(**run.manifest["spec"]["threat"]) if row.get("bounded", True) else None
             images = torch.from_numpy(x), torch.from_numpy(made["images"])
             beyond[name] = _pictures(run.folder / stem, facts, *images, threat)
             written.append(run.folder / stem)
@@ -175,15 +175,15 @@ def write_images(
     return [*written, card]
 
 
-def _card(run: Run, facts: Sequence[Made], form: Format, png: bool, command: str) -> Table:
+def _card(run: Run, facts: Sequence[AttackedImage], form: Format, png: bool, command: str) -> Table:
     """What the images are, and how they were made."""
-    spec = run.asked["spec"]
+    spec = run.manifest["spec"]
     rows = {row["label"]: row for row in spec["attacks"]}
     return {
         "what": "adversarial images, (N, C, H, W) of [0, 1]",
         "command": command,
         "images": len(facts),
-        "of": len(run.asked["indices"]),
+        "of": len(run.manifest["indices"]),
         "threat": spec["threat"],
         "seed": spec["evaluation"]["seed"],
         "attacks": {
@@ -197,10 +197,10 @@ def _card(run: Run, facts: Sequence[Made], form: Format, png: bool, command: str
             }
             for (name, row), stem in zip(rows.items(), _stems(rows), strict=True)
         },
-        "classes": run.asked["classes"],
-        "data_sha256": run.asked["images"],
+        "classes": run.manifest["classes"],
+        "data_sha256": run.manifest["images"],
         "spec": spec,
-        "versions": run.asked["versions"],
+        "versions": run.manifest["versions"],
     }
 
 
@@ -213,7 +213,7 @@ def _images(run: Run, key: str) -> np.ndarray:
 
 
 def _pictures(
-    folder: Path, facts: Sequence[Made], x: Tensor, x_adv: Tensor, threat: Threat | None
+    folder: Path, facts: Sequence[AttackedImage], x: Tensor, x_adv: Tensor, threat: Threat | None
 ) -> int:
     """Write pictures; those that would leave the threat are not written, and counted."""
     rounded = toward(x, x_adv)

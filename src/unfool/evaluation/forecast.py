@@ -20,9 +20,9 @@ import torch
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.errors import SpecError
-from unfool.evaluation.cost import Ledger
-from unfool.evaluation.dry_run import Asked, Rehearsal, rehearse
-from unfool.evaluation.prepare import Parts, parts
+from unfool.evaluation.cost import CallCounter
+from unfool.evaluation.dry_run import Call, DryRun, dry_run
+from unfool.evaluation.prepare import Prepared, prepare
 from unfool.noise import Noise
 from unfool.results.run_folder import FORECAST, Run
 from unfool.runtime.files import write_bytes
@@ -62,7 +62,7 @@ class Forecast:
         per_image: By condition, `verdict` for what judges them all, `distances` for how far
             pictures are from the clean ones.
         most: Images that fall are left alone before the end, and cost less than this says.
-        rows: Images in the largest call that was timed; 0 if it goes by what images took.
+        batch_size: Images in the largest call that was timed; 0 if it goes by what images took.
         low, high: The 95 % interval of an accuracy of one half on so many images, one draw each: no
             interval of the report will be much wider.
         workers: Of Ray, which share the time.
@@ -71,7 +71,7 @@ class Forecast:
     images: int
     per_image: dict[str, Cost]
     most: bool
-    rows: int
+    batch_size: int
     low: float
     high: float
     workers: int = 1
@@ -106,7 +106,7 @@ def seconds_of(budget: str) -> float:
     return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
 
 
-def forecast(spec: Table, budget: float | None = None, made: Parts | None = None) -> Forecast:
+def forecast(spec: Table, budget: float | None = None, made: Prepared | None = None) -> Forecast:
     """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
 
     Args:
@@ -117,21 +117,23 @@ def forecast(spec: Table, budget: float | None = None, made: Parts | None = None
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
-    made, workers = made or parts(spec), _workers(spec)
-    most = made.on(spec, (0, 1), quiet=True).rows  # the model is now executed as in the run
-    played = rehearse(spec, made, most)
+    made, workers = made or prepare(spec), _workers(spec)
+    most = made.on(spec, (0, 1), quiet=True).batch_size  # the model is now executed as in the run
+    played = dry_run(spec, made, most)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
-        costs, rows = _costs(made, played, spec["machine"]["block"], most)
+        costs, rows = _costs(made, played, spec["machine"]["images_per_block"], most)
     per_image = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in played.asked.items()
     }
     images = whole = len(made.indices)
     if not made.attacks:  # distances are measured for the report's pictures only
-        per_image["distances"] *= min(spec["evaluation"]["pictures"], whole) / whole
+        per_image["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
     each = sum(per_image.values(), Cost()).seconds
     if budget is not None:
-        images = min(whole, max(spec["machine"]["block"], int(workers * budget / max(each, 1e-9))))
+        images = min(
+            whole, max(spec["machine"]["images_per_block"], int(workers * budget / max(each, 1e-9)))
+        )
     share = wilson(images // 2, images)
     half = (share.high - share.low) / 2
     return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
@@ -184,7 +186,7 @@ def begun(spec: Table, folder: Path) -> int | None:
     """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
     if not (folder / "run.json").is_file():
         return None
-    asked = Run.open(folder).asked
+    asked = Run.open(folder).manifest
     return len(asked["indices"]) if asked["identity"] == specs.identity(spec) else None
 
 
@@ -192,7 +194,7 @@ def _with_images(spec: Table, images: int | None) -> Table:
     return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
 
 
-def _costs(made: Parts, played: Rehearsal, block: int, rows: int) -> tuple[dict[Asked, Cost], int]:
+def _costs(made: Prepared, played: DryRun, block: int, rows: int) -> tuple[dict[Call, Cost], int]:
     """What one image costs by each way to ask, and how many images the largest trial had."""
     found, largest = {}, 1
     for kind in {kind for counts in played.asked.values() for kind in counts}:
@@ -208,14 +210,14 @@ def _costs(made: Parts, played: Rehearsal, block: int, rows: int) -> tuple[dict[
     return found, largest
 
 
-def _trial(made: Parts, part: Any, how: str, size: int) -> Cost:
+def _trial(made: Prepared, part: Any, how: str, size: int) -> Cost:
     """What a call of `size` images costs an image; the first call, which makes things ready, apart.
 
     Of short calls the quickest of three counts, lest a hiccup of the machine do.
     """
     indices = [made.indices[i % len(made.indices)] for i in range(size)]
     x = fetch(made.data, indices)[0].to(made.device)
-    noise, ledger, took = Noise.of(0, range(size)), Ledger(), [math.inf]
+    noise, ledger, took = Noise.of(0, range(size)), CallCounter(), [math.inf]
     while len(took) < 3 or (len(took) < 5 and min(took) < TRIAL / 4):
         ledger.take()
         at = x.clone().requires_grad_(how == "gradient")
@@ -251,5 +253,5 @@ def _one_thread() -> Iterator[None]:
 
 def _most(spec: Table) -> bool:
     """Whether images that fall are left alone before the end."""
-    early = any(row["name"] == "autoattack" or row.get("stop") for row in spec["attacks"])
-    return early or spec["evaluation"].get("survivors", False)
+    early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
+    return early or spec["evaluation"].get("skip_broken", False)

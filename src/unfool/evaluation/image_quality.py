@@ -5,7 +5,7 @@ from torch import Tensor
 
 from unfool.defenses.distances import lpips, mse, ssim
 
-LEAST = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
+MIN_MSE = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
 
 
 def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str, float]]:
@@ -26,7 +26,7 @@ def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str
     x, clean = x.detach().double(), clean.detach().double()
     gap = (x - clean).flatten(1)
     found = {
-        "psnr": -10 * torch.log10(mse(x, clean).clamp(min=LEAST)),
+        "psnr": -10 * torch.log10(mse(x, clean).clamp(min=MIN_MSE)),
         "ssim": ssim(x, clean),
         "l2": gap.norm(dim=1),
         "linf": gap.abs().amax(1),
@@ -47,5 +47,5 @@ def check_perceptual(image: Tensor) -> None:
     except RuntimeError as error:
         size = " x ".join(map(str, image.shape))
         raise ValueError(
-            f"LPIPS does not take images of {size}: they must be grey or RGB, 31 or more pixels a side"
+            f"LPIPS does not take images of {size}: they must be gray or RGB, 31 or more pixels a side"
         ) from error

@@ -11,27 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from unfool import spec as specs
-from unfool.attacks.precomputed import Images
+from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import fits, fits_sources
-from unfool.evaluation.evaluate import Machine, evaluate
+from unfool.evaluation.compatibility import check_fit, check_sources
+from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
-from unfool.evaluation.spec import ROLE
+from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.noise import Noise, permutation
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
-from unfool.results.run_folder import Keeper
+from unfool.results.run_folder import OutcomeStore
 from unfool.runtime.device import pick_device, versions
 from unfool.spec import Table, menu
 from unfool.threat import Knowledge, Threat
 
 
 @dataclass(frozen=True)
-class Viewed:
+class AttackOnView:
     """An attack on what the attacker takes the model for."""
 
     attack: Attack
@@ -53,10 +53,10 @@ class Viewed:
         return self.attack(self.view(model), x, y, threat, noise)
 
 
-def work(
+def run_blocks(
     spec: Table,
-    made: "Parts",
-    keeper: Keeper,
+    made: "Prepared",
+    keeper: OutcomeStore,
     machine: Machine,
     only: Collection[int] | None = None,
 ) -> None:
@@ -70,7 +70,7 @@ def work(
         only: The images to do; all of the run by default.
     """
     options = spec["evaluation"]
-    evaluate(
+    evaluate_into(
         made.model,
         made.data,
         made.attacks,
@@ -80,14 +80,14 @@ def work(
         only=only,
         seed=options["seed"],
         draws=options["draws"],
-        pictures=options["pictures"],
-        survivors=options.get("survivors", False),
+        examples=options["examples"],
+        skip_broken=options.get("skip_broken", False),
         lpips=options["lpips"],
         machine=machine,
     )
 
 
-class Parts(NamedTuple):
+class Prepared(NamedTuple):
     """What a checked spec names, made, and found to fit together.
 
     Attributes:
@@ -96,29 +96,29 @@ class Parts(NamedTuple):
         attacks: By label.
         indices: The images of the run.
         device: Where to compute.
-        asked: What the run is asked (`question`).
+        manifest: What the run is asked (`question`).
         fingerprint: The hash of the images at some indices.
     """
 
     model: Classifier
     data: Dataset
-    attacks: dict[str, Viewed]
+    attacks: dict[str, AttackOnView]
     indices: list[int]
     device: str
-    asked: Table
+    manifest: Table
     fingerprint: Callable[[Sequence[int]], str]
 
     def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
         """What changes only the speed."""
-        machine, rows = spec["machine"], spec["machine"]["rows"]
+        machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
             image, _ = self.data[self.indices[0]]
             rows = fitting(self.model, image[None].to(self.device))
         execute(self.model, machine["execution"], rows)
-        return Machine(self.device, rows, machine["block"], shard, quiet)
+        return Machine(self.device, rows, machine["images_per_block"], shard, quiet)
 
 
-def parts(spec: Table) -> Parts:
+def prepare(spec: Table) -> Prepared:
     """What a checked evaluation spec names.
 
     Raises:
@@ -129,8 +129,8 @@ def parts(spec: Table) -> Parts:
     model = build_model(spec, device)
     attacks = dict(_attacks(spec["attacks"]))
     indices = subset(len(data), options["images"], options["subset_seed"])
-    fits(model, data, indices, device)
-    fits_sources(attacks, data, indices, device)
+    check_fit(model, data, indices, device)
+    check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
         try:
@@ -139,21 +139,21 @@ def parts(spec: Table) -> Parts:
             raise SpecError(f"evaluation.lpips: {error}") from error
     for label, attack in attacks.items():
         attack.view(model)  # so that one that does not fit is told before the work begins
-        if isinstance(attack.attack, Images):
+        if isinstance(attack.attack, PrecomputedAttack):
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
     given = (attack.attack for attack in attacks.values())
-    brought = "".join(images.digest for images in given if isinstance(images, Images))
-    asked = question(spec, data, indices, fingerprint(data, indices) + brought)
+    brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
+    asked = make_manifest(spec, data, indices, fingerprint(data, indices) + brought)
     made = partial(fingerprint, data, attacks=attacks)
-    return Parts(model, data, attacks, indices, device, asked, made)
+    return Prepared(model, data, attacks, indices, device, asked, made)
 
 
-def question(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
+def make_manifest(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
     """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
     return {
         "identity": specs.identity(spec),
         "images": images,
-        "code": specs.code(spec),
+        "code": specs.code_hash(spec),
         "spec": spec,
         "indices": list(indices),
         "classes": list(data.classes),
@@ -176,7 +176,7 @@ def subset(size: int, images: int | None, seed: int) -> list[int]:
 
 
 def fingerprint(
-    data: Dataset, indices: Sequence[int], attacks: Mapping[str, Viewed] | None = None
+    data: Dataset, indices: Sequence[int], attacks: Mapping[str, AttackOnView] | None = None
 ) -> str:
     """A hash of the images and labels at `indices`, and of what was made of them before the run."""
     digest = hashlib.sha256()
@@ -188,21 +188,21 @@ def fingerprint(
                 f"{int(y.max())}"
             )
         digest.update(x.numpy().tobytes() + y.numpy().tobytes())
-    given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, Images)]
+    given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)]
     return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
 
 
-def _attacks(rows: Sequence[Table]) -> list[tuple[str, Viewed]]:
+def _attacks(rows: Sequence[Table]) -> list[tuple[str, AttackOnView]]:
     made = []
     for row in rows:
-        asides = ("view", "label", "knows", *ROLE)
+        asides = ("view", "label", "knows", *ATTACK_FLAGS)
         table = {key: value for key, value in row.items() if key not in asides}
         attack = specs.build("attack", table)
         view = specs.part("view", row["view"])
         options = {key: value for key, value in view.items() if key != "name"}
         see = menu.find("view", view["name"])
         knows = Knowledge(row["knows"]) if "knows" in row else None
-        seen = Viewed(attack, partial(see, **options) if options else see, knows)
+        seen = AttackOnView(attack, partial(see, **options) if options else see, knows)
         made.append((row["label"], seen))
     return made
 
@@ -232,10 +232,10 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
     """
     told = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
     for word in sorted(told):
-        known = [Knowledge(word).told(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
-        if torch.equal(*(model(x, noise.draws(0)) for noise in known)):
+        known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
+        if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(
-                f"the defence draws no {word} noise: `knows: {word}` is the white box here",
+                f"the defense draws no {word} noise: `knows: {word}` is the white box here",
                 file=sys.stderr,
             )
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from unfool.errors import SpecError
 from unfool.evaluation.evaluate import Machine
-from unfool.evaluation.prepare import Parts, parts, work
+from unfool.evaluation.prepare import Prepared, prepare, run_blocks
 from unfool.results.run_folder import Outcome, Run
 from unfool.runtime.memory import shared_by
 from unfool.runtime.progress import progress
@@ -36,7 +36,7 @@ SAME = {  # what a worker must have as the machine has that started the run
 }
 
 
-def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: bool) -> Run:
+def run(spec: Table, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool) -> Run:
     """Evaluate a checked `spec` by Ray, from where `folder` left off.
 
     `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
@@ -57,15 +57,15 @@ def run(spec: Table, made: Parts, folder: Path, shard: tuple[int, int], quiet: b
         RuntimeError: The result must not be believed, or workers died again and again.
     """
     with connected(spec) as ray:
-        begun = Run.begin(folder, made.asked, made.fingerprint)
+        begun = Run.begin(folder, made.manifest, made.fingerprint)
         done = {outcome.index for outcome in begun.outcomes()}
         mine = made.indices[shard[0] :: shard[1]]
-        todo, size = [i for i in mine if i not in done], spec["machine"]["block"]
+        todo, size = [i for i in mine if i not in done], spec["machine"]["images_per_block"]
         blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
         most = max(node["Resources"].get("GPU" if gpus else "CPU", 0) for node in ray.nodes())
-        given = told(made.asked), max(1, min(int(most), len(blocks)))
+        given = worker_payload(made.manifest), max(1, min(int(most), len(blocks)))
         waiting = [task.remote(spec, block, *given) for block in blocks]
         try:
             here = len(mine) - len(todo)
@@ -122,7 +122,7 @@ def workers(spec: Table) -> int:
     return max(1, int(found.get("GPU") or found.get("CPU", 1)))
 
 
-def told(asked: Table) -> dict[str, Any]:
+def worker_payload(asked: Table) -> dict[str, Any]:
     """What tells a run (`Parts.asked`) from one of other contents, by the keys of `SAME`."""
     found = asked | {"version": asked["versions"].get("unfool")}
     return {key: found[key] for key in SAME}
@@ -145,7 +145,7 @@ def evaluate_block(
     kept = _Carried()
     with shared_by(beside):
         made, machine = _prepared(json.dumps(spec), json.dumps(driver))
-        work(spec, made, kept, machine, only=block)
+        run_blocks(spec, made, kept, machine, only=block)
     return kept.found, kept.examples
 
 
@@ -164,11 +164,11 @@ class _Carried:
 
 
 @lru_cache(maxsize=1)
-def _prepared(text: str, driver: str) -> tuple[Parts, Machine]:
+def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
     """The parts of a spec and how they are executed, made once in each worker, and found the same."""
     spec, there = json.loads(text), json.loads(driver)
-    made = parts(spec)
-    here = told(made.asked)
+    made = prepare(spec)
+    here = worker_payload(made.manifest)
     if others := [what for key, what in SAME.items() if here[key] != there[key]]:
         raise SpecError(
             f"machine.engine: a worker of Ray on {socket.gethostname()} differs from where the run was "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unfool.evaluation.prepare import parts, work
+from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
 from unfool.spec import Table
@@ -23,11 +23,11 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         SpecError: A part refuses its options, or the parts do not fit each other.
         RuntimeError: The folder holds another run, or the result must not be believed.
     """
-    made = parts(spec)
+    made = prepare(spec)
     if spec["machine"]["engine"] == "ray":
         from unfool.evaluation import ray
 
         return ray.run(spec, made, folder, shard, quiet)
-    begun = Run.begin(folder, made.asked, made.fingerprint)
-    work(spec, made, begun, made.on(spec, shard, quiet))
+    begun = Run.begin(folder, made.manifest, made.fingerprint)
+    run_blocks(spec, made, begun, made.on(spec, shard, quiet))
     return begun

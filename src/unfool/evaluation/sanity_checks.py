@@ -7,36 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfool.attacks.losses import look
-from unfool.attacks.views import Limited, to_climb
+from unfool.attacks.losses import query_model
+from unfool.attacks.views import Batched, without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 
 DRAWS = 8  # gradients of a random model that are compared with each other
 
 
-def probe(
-    model: Limited, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
+def sanity_check(
+    model: Batched, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
 ) -> dict[int, dict[str, Any]]:
     """What the doubts are about, seen on the images at positions `which`.
 
-    Gradients are those of the model without elimination (`views.whole`), where it has any.
+    Gradients are those of the model without elimination (`views.no_elimination`), where it has any.
     """
     if not which:
         return {}
-    x, y, noise = x[which], y[which], noise.take(which).fold("probe")
+    x, y, noise = x[which], y[which], noise.take(which).child("probe")
     with torch.no_grad():
-        logits, again = model(x, noise.fold(0)), model(x, noise.fold(1))
-        alone = model(x[:1], noise.take([0]).fold(0))
+        logits, again = model(x, noise.child(0)), model(x, noise.child(1))
+        alone = model(x[:1], noise.take([0]).child(0))
     if not bool(logits.isfinite().all()):
         raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
     probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
     alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)
-    climbed = to_climb(model)
-    single = torch.stack([look(climbed, x, y, "margin", noise, i, 1).gradient for i in turns])
-    peaks = {"ce": look(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    climbed = without_elimination(model)
+    single = torch.stack(
+        [query_model(climbed, x, y, "margin", noise, i, 1).gradient for i in turns]
+    )
+    peaks = {"ce": query_model(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
     common = _agreement(single)
     promised, found = _slope(climbed, x, y, noise, peaks["margin"])
@@ -75,6 +77,7 @@ def _slope(
     up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
     promised = (gradient * (up - down)).flatten(1).sum(1)
     above, below = (
-        look(model, side, y, "margin", noise, 0, 1, gradient=False).loss for side in (up, down)
+        query_model(model, side, y, "margin", noise, 0, 1, gradient=False).loss
+        for side in (up, down)
     )
     return promised, above - below

@@ -21,7 +21,7 @@ from unfool.attacks.fab import FAB
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.data import fetch
-from unfool.defenses.purified import votes
+from unfool.defenses.purified import predict_draws
 from unfool.evaluation import run as evaluation
 from unfool.noise import Noise
 from unfool.protocols import Attack
@@ -47,8 +47,8 @@ EFFORT: dict[str, Any] = {"steps": 20, "eot": 10}
 AGAINST_NOISE: dict[str, Attack] = {
     "PGD": PGD(**EFFORT),
     "APGD": APGD(**EFFORT),
-    "FAB": FAB(**EFFORT, targets=1, compare=40),
-    "Square": Square(800, eot=4, compare=40),
+    "FAB": FAB(**EFFORT, targets=1, selection_draws=40),
+    "Square": Square(800, eot=4, selection_draws=40),
     "AutoAttack rand": AutoAttack("rand", **EFFORT),
     "AutoAttack unfool": AutoAttack("unfool", "mean", **EFFORT, queries=1000, targets=1),
 }
@@ -149,19 +149,19 @@ def images_cover(n: int = 60, draws: int = 10) -> Iterator[Check]:
     truth, covered = (1 + 0.1) / 2, 0
     for seed in range(RUNS):
         noise = Noise.of(seed, range(n))
-        hard = noise.fold("hard").uniform(torch.zeros(n, 1)) < 0.5
+        hard = noise.child("hard").uniform(torch.zeros(n, 1)) < 0.5
         rates = torch.where(hard, 0.1, 1.0)
-        share = _judged(noise.fold("draws").uniform(torch.zeros(n, draws)) < rates).mean
+        share = _judged(noise.child("draws").uniform(torch.zeros(n, draws)) < rates).per_draw
         covered += share.low <= truth <= share.high
     yield _coverage("images that differ", "per draw", covered)
 
 
 def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Iterator[Check]:
     """The three readings of a coin, over evaluations of other seeds."""
-    coin, (x, y) = linear_models.Coin(p), _points(n, device, one_class=True)
+    coin, (x, y) = linear_models.RandomGuess(p), _points(n, device, one_class=True)
     truths, covered = _readings(p, k), dict.fromkeys(_readings(p, k), 0)
     for seed in range(RUNS):
-        chosen = votes(coin, x, Noise.of(seed, range(n)).fold("verdict"), k)
+        chosen = predict_draws(coin, x, Noise.of(seed, range(n)).child("verdict"), k)
         judged = _judged((chosen == y[:, None]).cpu())
         for name, truth in truths.items():
             share = getattr(judged, name)
@@ -220,16 +220,16 @@ def nearest(
     apgd: Attack | None = None,
 ) -> Iterator[Check]:
     """The distance to the nearest adversarial image, and which images break within a budget."""
-    model = linear_models.Planes().to(device)
+    model = linear_models.MultiPlaneClassifier().to(device)
     noise = Noise.of(0, range(200))
-    x = 0.35 + 0.3 * noise.fold("x").uniform(torch.zeros(200, *linear_models.SHAPE, device=device))
+    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(200, *linear_models.SHAPE, device=device))
     far = model.distances(x, norm)
     eps = round(float(far.median()), 4)
     clear = ((far > eps / 5) & ((far / eps - 1).abs() > 0.01)).nonzero()[:IMAGES, 0]
     x, far, noise = x[clear], far[clear], noise.take(clear)
     y, threat = model(x, noise).argmax(1), Threat(norm, eps)  # pyright: ignore
     fab = fab or FAB(20, targets=4)
-    apgd = apgd or APGD(20, loss="margin", targets=4, hold=21)
+    apgd = apgd or APGD(20, loss="margin", targets=4, steps_per_draw=21)
 
     way = threat.size(fab.nearest(model, x, y, threat, noise) - x) / far
     off = float(way[(way - 1).abs().argmax()])
@@ -247,7 +247,7 @@ def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
         "attacks": [
             {"name": "pgd", "loss": "margin", "label": "PGD"},
             {"name": "pgd", "loss": "margin", "view": "bpda", "label": "PGD through BPDA"},
-            {"name": "square", "queries": 600, "hold": 600, "label": "Square"},
+            {"name": "square", "queries": 600, "steps_per_draw": 600, "label": "Square"},
             {"name": "autoattack", **EFFORT, "eot": 1, "targets": 1, "label": "AutoAttack unfool"},
         ],
     }
@@ -276,9 +276,9 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
 def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]:
     """The first attack is stopped, and a doubt says so; all others reach the optimum."""
     told = _evaluated(spec, device)
-    left = {row["name"]: row["robust"]["mean"]["accuracy"] for row in told["attacks"]}
+    left = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in told["attacks"]}
     stopped = left.pop("PGD") > best + TOLERANCE
-    left["what the evaluation reports"] = told["robust"]["mean"]["accuracy"]
+    left["what the evaluation reports"] = told["robust"]["per_draw"]["accuracy"]
     for name, found in left.items():
         yield _optimum(part, name, best, found)
     said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
@@ -297,7 +297,9 @@ def _plane(eps: float) -> Table:
 
 def _evaluated(spec: Table, device: str) -> dict[str, Any]:
     """What an evaluation reports, by the way of any other; the run is not kept."""
-    checked = evaluation.check({**spec, "machine": {"device": device, "rows": 4096, "block": 128}})
+    checked = evaluation.check(
+        {**spec, "machine": {"device": device, "batch_size": 4096, "images_per_block": 128}}
+    )
     with tempfile.TemporaryDirectory() as folder:
         return summarize_run(evaluation.run(checked, Path(folder), quiet=True))
 
@@ -314,7 +316,9 @@ def _judged(right: Tensor) -> Judged:
         Outcome(
             index=i,
             label=0,
-            conditions={"clean": Condition(draws=draws, bare=None, size=0.0, wrong=0.0)},
+            conditions={
+                "clean": Condition(draws=draws, undefended=None, size=0.0, attacker_error_rate=0.0)
+            },
             chosen="clean",
             seconds=0.0,
             cost={},
@@ -326,11 +330,13 @@ def _judged(right: Tensor) -> Judged:
 
 def _readings(p: float, k: int) -> dict[str, float]:
     """What is true of a coin: per draw, of the majority of k (a tie is wrong), and of all k."""
-    return {"mean": p, "majority": float(stats.binom.sf(k // 2, k, p)), "worst": p**k}
+    return {"per_draw": p, "majority": float(stats.binom.sf(k // 2, k, p)), "all_draws": p**k}
 
 
 def _title(reading: str, k: int) -> str:
-    return {"mean": "per draw", "majority": f"majority of {k}", "worst": f"all {k} right"}[reading]
+    return {"per_draw": "per draw", "majority": f"majority of {k}", "all_draws": f"all {k} right"}[
+        reading
+    ]
 
 
 def _coin(p: float) -> str:

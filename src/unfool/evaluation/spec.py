@@ -20,22 +20,28 @@ SECTIONS = (
     "evaluation",
     "machine",
 )
-ROLE = ("bounded", "adversarial")  # what an attack says of itself
-APART = ("adjoint", "bpda", "matched", "surrogate", "undefended")  # views that take a defence apart
+ATTACK_FLAGS = ("bounded", "adversarial")  # what an attack says of itself
+DEFENSE_VIEWS = (
+    "adjoint",
+    "bpda",
+    "classifier-only",
+    "surrogate",
+    "surrogate-same-noise",
+)  # views that take a defense apart
 RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
 EVALUATION: dict[str, tuple[Any, Any]] = {
     "images": (int | None, None),
     "subset_seed": (int, 0),
     "seed": (int, 0),
     "draws": (int, 8),
-    "pictures": (int, 8),
-    "survivors": (bool, False),
+    "examples": (int, 8),
+    "skip_broken": (bool, False),
     "lpips": (bool, False),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
-    "rows": (int | Literal["auto"], 256),
-    "block": (int, 32),
+    "batch_size": (int | Literal["auto"], 256),
+    "images_per_block": (int, 32),
     "execution": (Execution, "plain"),
     "engine": (Literal["local", "ray"], "local"),
     "cluster": (str | None, None),
@@ -71,7 +77,9 @@ def check(spec: Table, folder: str | None = None) -> Table:
         if key not in spec:
             raise SpecError(f"an evaluation spec needs {key!r}")
     checked = {"data": specs.check_data(spec["data"], folder)} | check_model(spec)
-    threat = specs.fields("threat", spec["threat"], {"norm": (str, ...), "eps": (float, ...)})
+    threat = specs.check_section(
+        "threat", spec["threat"], {"norm": (str, ...), "eps": (float, ...)}
+    )
     try:
         Threat(**threat)
     except ValueError as error:
@@ -80,14 +88,20 @@ def check(spec: Table, folder: str | None = None) -> Table:
         units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
-    options = specs.fields("evaluation", spec.get("evaluation", {}), EVALUATION)
+    options = specs.check_section("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = check_machine(spec.get("machine", {}))
     for name, value in (options | machine).items():
-        least = {"images": 1, "draws": 1, "pictures": 0, "rows": 1, "block": 1}.get(name)
+        least = {
+            "images": 1,
+            "draws": 1,
+            "examples": 0,
+            "batch_size": 1,
+            "images_per_block": 1,
+        }.get(name)
         if least is not None and isinstance(value, int) and value < least:
             raise SpecError(f"{name} must be {least} or more, not {value}")
-    if not options["survivors"]:  # so that a spec without it is what it was before there was it
-        del options["survivors"]
+    if not options["skip_broken"]:  # so that a spec without it is what it was before there was it
+        del options["skip_broken"]
     return checked | {
         "threat": threat,
         "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
@@ -104,20 +118,24 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         table = dict(specs.part("attack", attack))
         view, label = _check_view(table.pop("view", "exact")), table.pop("label", None)
         knows = _check_knows(table.pop("knows", None))
-        for key in ROLE:
+        for key in ATTACK_FLAGS:
             table.pop(key, None)  # of a checked spec; what is named says it
         if not isinstance(label or "", str):
             raise SpecError(f"attack.label must be a word, not {label!r}")
         seen = specs.part("view", view)["name"]
-        if seen in APART and not defended:
+        if seen in DEFENSE_VIEWS and not defended:
             raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
-        if not row.get("stop"):  # so that a spec without it is what it was before, as above
-            row = {key: value for key, value in row.items() if key not in ("stop", "stop_share")}
+        if not row.get("early_stop"):  # so that a spec without it is what it was before, as above
+            row = {
+                key: value
+                for key, value in row.items()
+                if key not in ("early_stop", "early_stop_share")
+            }
         said = f"{row['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
         row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
         found = menu.find("attack", row["name"])
-        row |= {key: False for key in ROLE if not getattr(found, key, True)}
+        row |= {key: False for key in ATTACK_FLAGS if not getattr(found, key, True)}
         if row["label"] in RESERVED:
             raise SpecError(
                 f"{row['label']!r} is a row of its own: give the attack another `label`"
@@ -142,10 +160,13 @@ def _check_view(view: Any) -> Any:
     if not isinstance(view, str | dict):
         raise SpecError(f"attack.view must be a word, or a table with a name, not {view!r}")
     table = specs.part("view", view)
-    if len(table) == 1 and not menu.is_itself("view", menu.find("view", table["name"])):
+    if len(table) == 1 and not menu.is_callable_part("view", menu.find("view", table["name"])):
         return table["name"]  # a class of one's own, made from the model alone
     checked = specs.check("view", table)
-    bare = len(checked) == 1 or checked == {"name": "whole", "draws": None}  # known by it for long
+    bare = len(checked) == 1 or checked == {
+        "name": "no-elimination",
+        "draws": None,
+    }  # known by it for long
     return checked["name"] if bare else checked
 
 
@@ -163,7 +184,7 @@ def check_model(spec: Table) -> Table:
             raise SpecError(
                 "paths are purifications of one image: add a purifier, or leave them out"
             )
-        checked["paths"] = specs.fields("paths", spec["paths"], PATHS)
+        checked["paths"] = specs.check_section("paths", spec["paths"], PATHS)
         if checked["paths"]["count"] < 1:
             raise SpecError(f"paths.count must be 1 or more, not {checked['paths']['count']}")
     return checked
@@ -180,7 +201,7 @@ def check_purifier(spec: Table) -> Table:
         checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
     if spec.get("purifier") is not None:
         checked["purifier"] = specs.check("purifier", spec["purifier"])
-        needs = specs.takes("purifier", checked["purifier"])
+        needs = specs.argument_names("purifier", checked["purifier"])
         if "denoiser" in needs and "denoiser" not in checked:
             name = checked["purifier"]["name"]
             raise SpecError(f"the purifier {name} needs a denoiser: add that part to the spec")
@@ -193,7 +214,7 @@ def check_machine(section: Any) -> Table:
     Raises:
         SpecError: An option is not known or does not fit, or a cluster is named that nobody asks.
     """
-    machine = specs.fields("machine", section, MACHINE)
+    machine = specs.check_section("machine", section, MACHINE)
     if machine["cluster"] is not None and machine["engine"] != "ray":
         raise SpecError(
             "machine.cluster is an address of Ray: add machine.engine=ray, or leave the cluster out "

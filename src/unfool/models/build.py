@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import nn
 
-from unfool.diffusion.denoiser import Network, Prediction
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
@@ -24,7 +24,7 @@ def cifar_resnet(
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[float] = CIFAR_STD,
-) -> Plain:
+) -> NormalizedClassifier:
     """A CIFAR ResNet of He et al. (2016), random or with the public weights."""
     return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std)
 
@@ -37,7 +37,7 @@ def wide_resnet(
     weights: Path | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
-) -> Plain:
+) -> NormalizedClassifier:
     """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
     return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
 
@@ -65,7 +65,7 @@ def quick(
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[float] = CIFAR_STD,
-) -> Plain:
+) -> NormalizedClassifier:
     """A small residual network that learns CIFAR-10 within two hours of one CPU core."""
     return _plain(quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std)
 
@@ -78,7 +78,7 @@ def small_cnn(
     weights: Path | None = None,
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
-) -> Plain:
+) -> NormalizedClassifier:
     """A small convolutional network, for digits and MNIST."""
     return _plain(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
 
@@ -88,8 +88,8 @@ def network(
     weights: Path | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
-) -> Plain:
-    """Your own network as a classifier: called with normalised images, it returns logits."""
+) -> NormalizedClassifier:
+    """Your own network as a classifier: called with normalized images, it returns logits."""
     return _plain(network, weights, mean, std)
 
 
@@ -99,20 +99,20 @@ def denoising_network(
     predicts: Prediction = "noise",
     classes: int = 0,
     time: Literal["scaled", "score_sde", "index"] = "scaled",
-    clip: bool = False,
+    clip_x0: bool = False,
     weights: Path | None = None,
-) -> Network:
+) -> NetworkDenoiser:
     """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes."""
     if weights is not None:
         load_state(network, read_state(weights), str(weights))
-    return Network(
-        network, schedule=schedule, predicts=predicts, classes=classes, time=time, clip=clip
+    return NetworkDenoiser(
+        network, schedule=schedule, predicts=predicts, classes=classes, time=time, clip_x0=clip_x0
     )
 
 
 def _plain(
     network: nn.Module, weights: Path | None, mean: Sequence[float], std: Sequence[float]
-) -> Plain:
+) -> NormalizedClassifier:
     if weights is not None:
         load_state(network, read_state(Path(weights)), str(weights))
-    return Plain(network, tuple(mean), tuple(std))
+    return NormalizedClassifier(network, tuple(mean), tuple(std))

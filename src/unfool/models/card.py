@@ -19,7 +19,7 @@ from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
 from unfool.models.checkpoints import load_state, read_state, sha256
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.runtime.files import ADAPTER, write_bytes
 from unfool.spec.menu import find
 
@@ -142,7 +142,7 @@ def load_denoiser(weights: str) -> Denoiser:
     return _load("denoiser", weights)
 
 
-def load_classifier(weights: str) -> Plain:
+def load_classifier(weights: str) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
@@ -184,7 +184,7 @@ def _load(kind: str, weights: str) -> Any:
     folder, card = read_card(weights)
     if card.get("kind") != kind:
         raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
-    path, part = _file(folder, card), card["part"]
+    path, part = _file(folder, card), _renamed(card["part"])
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
         part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
@@ -195,6 +195,11 @@ def _load(kind: str, weights: str) -> Any:
     state = {n: t.float() if t.is_floating_point() else t for n, t in read_state(path).items()}
     load_state(model, state, str(path))
     return model.eval().requires_grad_(False)
+
+
+def _renamed(part: specs.Table) -> specs.Table:
+    """The part of a card, in today's names: cards written by version 0.1 of `defuse` say `clip`."""
+    return {("clip_x0" if key == "clip" else key): value for key, value in part.items()}
 
 
 def _file(folder: Path, card: specs.Table) -> Path:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from unfool.noise import Noise
 
 
-class Plain(nn.Module):
+class NormalizedClassifier(nn.Module):
     """An undefended classifier: a network, and how its input is normalized.
 
     The normalization is part of the model, so that attacks work in pixels of [0, 1]. It draws no

@@ -64,7 +64,7 @@ class JEM(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, 3, H, W) in [0, 1]."""
-        streams = [noise.fold("jem", i) for i in range(self.chains)]
+        streams = [noise.child("jem", i) for i in range(self.chains)]
         return torch.stack([self._chain(2 * x - 1, stream) for stream in streams]).mean(0)
 
     def density(self, x: Tensor) -> Tensor:
@@ -73,10 +73,10 @@ class JEM(nn.Module):
 
     def _chain(self, z: Tensor, noise: Noise) -> Tensor:
         if self.sigma:
-            z = z + 2 * self.sigma * noise.fold("start").normal(z)
+            z = z + 2 * self.sigma * noise.child("start").normal(z)
         for i in range(self.refine):
             slope = ascent(lambda at: self._logits(at).logsumexp(1), z)
-            z = z + slope + 0.01 * noise.fold("step", i).normal(z)
+            z = z + slope + 0.01 * noise.child("step", i).normal(z)
         return self._logits(z)
 
     def _logits(self, z: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any, Literal, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.diffusion.denoiser import Network, Prediction
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
 from unfool.diffusion.schedule import Schedule
 
 
@@ -38,8 +38,8 @@ def unet(
     predicts: Prediction = "noise",
     schedule: Schedule | None = None,
     time: Literal["scaled", "score_sde", "index"] = "scaled",
-    clip: bool = False,
-) -> Network:
+    clip_x0: bool = False,
+) -> NetworkDenoiser:
     """A U-Net denoiser with random weights.
 
     Args:
@@ -49,13 +49,13 @@ def unet(
         layers: Residual blocks of a level.
         attention: The levels (from 0) that have self-attention; the middle has it if any does.
         patch: Pixels per side that are taken together; the first level works at `size / patch`.
-        groups: Of the group normalisation; each width is a multiple of it.
+        groups: Of the group normalization; each width is a multiple of it.
         dropout: The rate in the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
         predicts: What the network says (see `Network`).
         schedule: The noise schedule; continuous VP if None.
         time: How the network is told the time (see `Network`).
-        clip: Whether x_hat is clipped to [-1, 1].
+        clip_x0: Whether x_hat is clipped to [-1, 1].
     """
     if size % (patch * 2 ** (len(widths) - 1)):
         raise ValueError(
@@ -86,14 +86,14 @@ def unet(
             module.register_forward_pre_hook(_in_one_piece)
     network = PatchedUNet(inner, patch)
     shape = (channels, size, size)
-    return Network(
+    return NetworkDenoiser(
         network,
         schedule=schedule,
         predicts=predicts,
         shape=shape,
         classes=classes,
         time=time,
-        clip=clip,
+        clip_x0=clip_x0,
     )
 
 

@@ -150,7 +150,7 @@ def _markdown(summary: Summary) -> str:
     note = sentences.unfinished(summary)
     parts = [
         f"# {quote(headline(summary))}",
-        f"{quote(sentences.kicker(summary))}; run {summary['run']}. {quote(_basis(summary))}",
+        f"{quote(sentences.overline(summary))}; run {summary['run']}. {quote(_basis(summary))}",
         f"> **{quote(note)}**" if note else "",
         *_meaning(summary),
         markdown(RADIUS_HEADS, _by_radius(summary)),
@@ -168,7 +168,7 @@ def _page(summary: Summary, png: bytes) -> str:
     return sheet(
         headline(summary),
         [
-            Part(f"{sentences.kicker(summary)}; run {summary['run']}. {_basis(summary)}"),
+            Part(f"{sentences.overline(summary)}; run {summary['run']}. {_basis(summary)}"),
             *([Part(note)] if note else []),
             *map(Part, _meaning(summary)),
             Part(heads=RADIUS_HEADS, rows=_by_radius(summary)),

@@ -129,13 +129,13 @@ def junit(kept: Sequence[Gate]) -> bytes:
         told_of = {"classname": "unfool.compare", "name": name}
         case = ElementTree.SubElement(suite, "testcase", told_of)
         where = "failure" if not gate.ok else "system-out"
-        beside = {"type": gate.name, "message": told(gate)} if not gate.ok else {}
-        ElementTree.SubElement(case, where, beside).text = told(gate)
+        beside = {"type": gate.name, "message": describe_gate(gate)} if not gate.ok else {}
+        ElementTree.SubElement(case, where, beside).text = describe_gate(gate)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def told(gate: Gate) -> str:
+def describe_gate(gate: Gate) -> str:
     """A gate and what became of it, in one sentence."""
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
@@ -206,7 +206,7 @@ def _opening(found: Comparison) -> list[str]:
 
 
 def _marked(gate: Gate) -> str:
-    return f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {told(gate)}"
+    return f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate)}"
 
 
 def _rows(found: Comparison) -> list[list[str]]:

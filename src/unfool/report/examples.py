@@ -58,10 +58,10 @@ class Gallery:
         }
         kept = [found[int(index)] for index in arrays["index"]]
         sizes = [outcome.conditions[outcome.chosen].size for outcome in kept]
-        attacks, _, corruptions, _ = roles(run.asked["spec"]["attacks"])
+        attacks, _, corruptions, _ = roles(run.manifest["spec"]["attacks"])
         return cls(
             arrays,
-            run.asked["classes"],
+            run.manifest["classes"],
             [outcome.chosen for outcome in kept],
             sizes,
             "corrupted" if corruptions and not attacks else "attacked",

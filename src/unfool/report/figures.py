@@ -30,10 +30,10 @@ from unfool.statistics import wilson
 
 GREEN, RED = "#1b6e35", "#b01f1f"
 STYLES: dict[str, dict[str, Any]] = {
-    "bare": {"marker": "x", "color": GREY, "markersize": 6, "markeredgewidth": 1.6},
-    "mean": {"marker": "o", "color": BLUE, "markersize": 6.5},
+    "undefended": {"marker": "x", "color": GREY, "markersize": 6, "markeredgewidth": 1.6},
+    "per_draw": {"marker": "o", "color": BLUE, "markersize": 6.5},
     "majority": {"marker": "s", "color": TEAL, "markersize": 6, "markerfacecolor": "white"},
-    "worst": {"marker": "v", "color": RUST, "markersize": 6.5},
+    "all_draws": {"marker": "v", "color": RUST, "markersize": 6.5},
 }
 
 
@@ -108,7 +108,7 @@ def resubmission(summary: Mapping[str, Any]) -> bytes:
 
 def climb(summary: Mapping[str, Any]) -> bytes:
     """The loss over the steps of each attack, of the pictures it left right and of the others."""
-    shown = summary["climb"]
+    shown = summary["loss_curves"]
     across = min(len(shown), 3)
     down = -(-len(shown) // across)
     width = WIDTH if across > 1 else 0.7 * WIDTH
@@ -146,7 +146,7 @@ def climb(summary: Mapping[str, Any]) -> bytes:
 def confidence(gallery: Gallery) -> bytes:
     """Confidence along the purification, of every picture and their mean, clean and attacked.
 
-    A panel each for the true class, the adversarial class (what the classifier without its defence
+    A panel each for the true class, the adversarial class (what the classifier without its defense
     answers to the attacked picture, where that is another; of corruptions: the mistaken class), and
     the class it is surest of.
     """

@@ -23,7 +23,7 @@ def so_far(spec: Table, folder: Path) -> Iterator[str]:
         yield f"the run was begun with {images} images, of which {done} are done"
 
 
-def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iterator[str]:
+def forecast_lines(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iterator[str]:
     """A table of network calls and time by condition, and what it comes to.
 
     Args:
@@ -46,7 +46,7 @@ def told(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iter
     shards *= forecast.workers
     each = f", {duration(forecast.total.seconds / shards)} on each of {shards}"
     for_ = f" (the most that fit into {budget}, but a block at least)" if budget else ""
-    timed = f"; timed on calls of up to {forecast.rows} images" if forecast.rows else ""
+    timed = f"; timed on calls of up to {forecast.batch_size} images" if forecast.batch_size else ""
     yield (
         f"{forecast.images} images{for_}: {most}{calls:,.0f} network calls, {most}"
         f"{duration(forecast.total.seconds)} on this machine{each if shards > 1 else ''}{timed}"

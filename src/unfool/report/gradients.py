@@ -38,19 +38,19 @@ def write_gradients(folder: Path, found: Gradients, about: Mapping[str, Any]) ->
     rows = [_row(row) for row in summary["ways"]]
     said, table = _said(summary, about), markdown(HEADS, rows)
     missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
-    parts = ["# Gradients of a defence", said, table, "![cosines](gradients.png)", CAPTION]
+    parts = ["# Gradients of a defense", said, table, "![cosines](gradients.png)", CAPTION]
     parts += missing
     page = [Part(said), Part(heads=HEADS, rows=rows), Part(CAPTION, drawn)]
     page += [Part(line) for line in missing]
     page.append(Part(about["command"], code=True))
     arrays = {
-        "ways": np.array([way.name for way in found.ways]),
+        "ways": np.array([way.name for way in found.variants]),
         "gradients": found.gradients,
         "directions": found.directions,
         "slopes": found.slopes,
     }
     write_bytes(folder / "gradients.png", drawn)
-    title = "Gradients of a defence"
+    title = "Gradients of a defense"
     write_sheet(folder, "gradients", title, parts, page, about, summary, arrays)
     return "\n\n".join([table, *missing])
 
@@ -58,7 +58,7 @@ def write_gradients(folder: Path, found: Gradients, about: Mapping[str, Any]) ->
 def _said(summary: Mapping[str, Any], about: Mapping[str, Any]) -> str:
     kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
     return (
-        f"{summary['images']} images, {about['draws']} draws of the defence's noise each, the same for "
+        f"{summary['images']} images, {about['draws']} draws of the defense's noise each, the same for "
         f"every gradient, of the loss `{about['loss']}`. Finite differences along "
         f"{summary['directions']} random directions, in {kind}. Means over images with 95 % intervals. "
         f"A forward pass takes {1000 * summary['forward_seconds']:.1f} ms an image."
@@ -80,7 +80,7 @@ def _mean(share: Mapping[str, float]) -> str:
 
 
 def _figure(found: Gradients) -> bytes:
-    names, cosines = [way.name for way in found.ways], found.cosines()
+    names, cosines = [way.name for way in found.variants], found.cosines()
     figure = Figure(figsize=(9.6, 1.5 + 0.42 * len(names)), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.imshow(cosines.mean(2), cmap="Blues", vmin=0, vmax=1.6, aspect="auto")

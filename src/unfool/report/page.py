@@ -10,13 +10,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from unfool.report import rows, sentences
-from unfool.report.plates import Plate
+from unfool.report.plates import ReportFigure
 from unfool.report.text import reproduce, spec_yaml, versions
 
 SCALE = 1.7  # pixels of a figure's file to a pixel of the page
 
 
-def page(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
+def page(summary: Mapping[str, Any], plates: Mapping[str, ReportFigure]) -> str:
     """The whole report in HTML.
 
     Args:
@@ -58,7 +58,7 @@ def _together(text: str) -> str:
     return re.sub(pattern, lambda found: found[0].replace(" ", "\u00a0"), text)
 
 
-def _picture(plate: Plate) -> dict[str, Any]:
+def _picture(plate: ReportFigure) -> dict[str, Any]:
     """A figure as the page needs it: embedded, with its size in CSS pixels."""
     width, height = struct.unpack(">II", plate.png[16:24])
     return {

@@ -10,7 +10,7 @@ from unfool.report.rows import columns, resubmission, weakest
 
 
 @dataclass(frozen=True)
-class Plate:
+class ReportFigure:
     """A figure with its caption.
 
     Attributes:
@@ -26,24 +26,30 @@ class Plate:
     png: bytes
 
 
-def plates(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, Plate]:
+def report_figures(summary: Mapping[str, Any], gallery: Gallery | None) -> dict[str, ReportFigure]:
     """The figures that a run has the facts for, by name."""
     found = [
-        Plate("accuracy", "Accuracy by condition", _accuracy(summary), figures.accuracy(summary)),
-        Plate("classes", "Accuracy by class", _classes(summary), figures.classes(summary)),
+        ReportFigure(
+            "accuracy", "Accuracy by condition", _accuracy(summary), figures.accuracy(summary)
+        ),
+        ReportFigure("classes", "Accuracy by class", _classes(summary), figures.classes(summary)),
     ]
     if resubmission(summary)[1]:
         drawn = figures.resubmission(summary)
-        found.insert(1, Plate("resubmission", "Submitted again", RESUBMITTED, drawn))
-    if summary.get("climb"):
+        found.insert(1, ReportFigure("resubmission", "Submitted again", RESUBMITTED, drawn))
+    if summary.get("loss_curves"):
         drawn = figures.climb(summary)
-        found.append(Plate("climb", "Loss over the steps of each attack", CLIMB, drawn))
+        found.append(
+            ReportFigure("loss_curves", "Loss over the steps of each attack", CLIMB, drawn)
+        )
     if gallery is not None:
         drawn = figures.pictures(gallery)
-        found.append(Plate("pictures", "What the model saw", _pictures(gallery), drawn))
+        found.append(ReportFigure("pictures", "What the model saw", _pictures(gallery), drawn))
     if gallery is not None and "times" in gallery.arrays:
         drawn = figures.confidence(gallery)
-        found.append(Plate("confidence", "Along the purification", _confidence(gallery), drawn))
+        found.append(
+            ReportFigure("confidence", "Along the purification", _confidence(gallery), drawn)
+        )
     return {plate.name: plate for plate in found}
 
 
@@ -90,14 +96,14 @@ def _pictures(gallery: Gallery) -> str:
     )
     if "clean_purified" in gallery.arrays:
         said += (
-            "Under the first two columns stands the answer of the classifier without its defence, "
+            "Under the first two columns stands the answer of the classifier without its defense, "
             "under the purified pictures that of the defended model, at one draw of its noise. "
         )
     else:
         said += "Under each picture stands the model's answer. "
     said += "\u2713 is right, \u2717 wrong. "
     return said + (
-        f"The difference is magnified {factor:g} times, grey is no change; below it stands its size "
+        f"The difference is magnified {factor:g} times, gray is no change; below it stands its size "
         "in the threat's norm."
     )
 
@@ -112,13 +118,13 @@ def _confidence(gallery: Gallery) -> str:
     said = (
         "The softmax confidence of the classifier as the picture is purified, from time t* at the left "
         "to the purified picture at the right. Thin lines are pictures, thick lines their mean; above "
-        f"each panel stands of how many. A defence that works brings the {gallery.changed} pictures "
+        f"each panel stands of how many. A defense that works brings the {gallery.changed} pictures "
         "(dashed) up to the clean ones (solid) in the true class."
     )
     if "clean_fooled" in gallery.arrays:
         said += (
             f" The {'adversarial' if gallery.changed == 'attacked' else 'mistaken'} class is what the "
-            f"classifier without its defence answers to the {gallery.changed} picture, where that is "
+            f"classifier without its defense answers to the {gallery.changed} picture, where that is "
             "wrong."
         )
     return said

@@ -68,13 +68,13 @@ def write_purification(folder: Path, found: Purification, about: Mapping[str, An
 def _said(summary: Mapping[str, Any]) -> str:
     sigma = summary["pixel_noise"]
     noise = (
-        f"Noise only is the defence's forward noise, of deviation {sigma:.3f} of [0, 1], with nothing "
+        f"Noise only is the defense's forward noise, of deviation {sigma:.3f} of [0, 1], with nothing "
         "taken away."
         if sigma
         else "This purifier puts no noise on the picture, so there is no control of noise alone."
     )
     return (
-        f"{summary['images']} pictures, {summary['draws']} draws of the defence's noise each, the same "
+        f"{summary['images']} pictures, {summary['draws']} draws of the defense's noise each, the same "
         "for clean and attacked ones. Distances are to the clean picture; means over pictures with 95 % "
         f"intervals. Right is the classifier on that picture, per draw. {noise}"
     )

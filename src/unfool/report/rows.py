@@ -25,7 +25,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A condition.
 
     Attributes:
@@ -69,24 +69,24 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     """The readings that say something: one, if the model answers alike at every draw."""
     k = summary["robust"]["k"]
     found = []
-    if "bare" in summary["robust"]:
-        meaning = "the same pictures, shown to the classifier without its defence"
+    if "undefended" in summary["robust"]:
+        meaning = "the same pictures, shown to the classifier without its defense"
         if summary["attacks"]:
             meaning += "; in the row robust, under whichever attack hurts it most"
-        found.append(Column("bare", "undefended", meaning))
+        found.append(Column("undefended", "undefended", meaning))
     defended = "defended" if found else "accuracy"
     if _one_reading(summary):
-        return [*found, Column("mean", defended, "how often the model is right")]
+        return [*found, Column("per_draw", defended, "how often the model is right")]
     may = f": the attacker may submit {k} times" if summary["attacks"] else ""
     return [
         *found,
-        Column("mean", f"{defended}, per draw", "how often one answer of the model is right"),
+        Column("per_draw", f"{defended}, per draw", "how often one answer of the model is right"),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
-        Column("worst", f"all {k} right", f"how often all {k} are{may}"),
+        Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
     ]
 
 
-def rows(summary: Mapping[str, Any]) -> list[Row]:
+def rows(summary: Mapping[str, Any]) -> list[TableRow]:
     """The conditions: clean, random noise, each attack, and the attack that counts."""
     table = [("clean", "clean", summary["clean"])]
     if "random" in summary:
@@ -94,13 +94,13 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
     table += [(attack["name"], attack["name"], attack["robust"]) for attack in summary["attacks"]]
     if summary["attacks"]:
         table.append(("robust", "robust", summary["robust"]))
-        if "bare" in summary["robust"]:
+        if "undefended" in summary["robust"]:
             table[-1] = (
                 "robust",
                 "robust",
-                {**summary["robust"], "bare": weakest_bare(summary)[1]},
+                {**summary["robust"], "undefended": weakest_bare(summary)[1]},
             )
-    table += [(row["name"], row["name"], row["robust"]) for row in summary.get("beyond", [])]
+    table += [(row["name"], row["name"], row["robust"]) for row in summary.get("unbounded", [])]
     corruptions = summary.get("corruptions", [])
     table += [(row["name"], row["name"], row["robust"]) for row in corruptions]
     if corruptions:
@@ -108,7 +108,7 @@ def rows(summary: Mapping[str, Any]) -> list[Row]:
         table.append(("corrupted", title, summary["corrupted"]))
     keys = [column.key for column in columns(summary)]
     return [
-        Row(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
+        TableRow(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
         for name, title, shares in table
     ]
 
@@ -144,8 +144,8 @@ def quality(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """What the attacker has after each attack: headings, and a line per attack; none of one."""
-    rungs = summary.get("ladder", [])
-    heads = [column for column in columns(summary) if column.key in ("mean", "majority")]
+    rungs = summary.get("by_attack", [])
+    heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
     body = [
         [rung["name"], str(rung["attacked"]), *(cell(rung["robust"][head.key]) for head in heads)]
         for rung in rungs
@@ -158,10 +158,10 @@ def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
     First stand the attacks, without such knowledge, that they are compared with.
     """
-    table = summary.get("knowing", [])
+    table = summary.get("known_noise", [])
     beside = {row["beside"] for row in table if "beside" in row}
     body = [
-        [row["name"], "none of the noise is known", cell(row["robust"]["mean"]), "-"]
+        [row["name"], "none of the noise is known", cell(row["robust"]["per_draw"]), "-"]
         for row in summary["attacks"]
         if row["name"] in beside
     ]
@@ -169,7 +169,7 @@ def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         [
             row["name"],
             known_words(row["knows"]),
-            cell(row["robust"]["mean"]),
+            cell(row["robust"]["per_draw"]),
             _points(row["gap"]) + f" ({row['beside']})" if "gap" in row else "-",
         ]
         for row in table
@@ -243,13 +243,13 @@ def memory(size: float) -> str:
 
 
 def weakest_bare(summary: Mapping[str, Any]) -> tuple[str, Share]:
-    """What hurts the classifier without its defence most, and how often that is still right.
+    """What hurts the classifier without its defense most, and how often that is still right.
 
-    The attack that counts against the defence may be harmless to the classifier alone; to set the
-    two side by side would make the defence look worthless.
+    The attack that counts against the defense may be harmless to the classifier alone; to set the
+    two side by side would make the defense look worthless.
     """
-    found = [("the attack that counts", summary["robust"]["bare"])]
-    found += [(attack["name"], attack["robust"]["bare"]) for attack in summary["attacks"]]
+    found = [("the attack that counts", summary["robust"]["undefended"])]
+    found += [(attack["name"], attack["robust"]["undefended"]) for attack in summary["attacks"]]
     return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
 
 
@@ -266,12 +266,12 @@ def _one_reading(summary: Mapping[str, Any]) -> bool:
     if robust["k"] == 1:
         return True
     read = [robust, summary["clean"], summary.get("random", robust)]
-    for key in ("attacks", "beyond", "corruptions"):
+    for key in ("attacks", "unbounded", "corruptions"):
         read += [row["robust"] for row in summary.get(key, [])]
-    return "bare" not in robust and all(
-        each["mean"]["accuracy"] == each[key]["accuracy"]
+    return "undefended" not in robust and all(
+        each["per_draw"]["accuracy"] == each[key]["accuracy"]
         for each in read
-        for key in ("majority", "worst")
+        for key in ("majority", "all_draws")
     )
 
 

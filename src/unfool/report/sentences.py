@@ -5,7 +5,7 @@ from typing import Any
 
 from unfool.report.rows import cell, columns, complement, percent, weakest_bare
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import FULL
+from unfool.results.doubt import EXACT_VIEWS
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 
@@ -26,7 +26,7 @@ CHECKED = {
     "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
     "still-rising": "the loss of no attack still rises when its steps end",
     "low-precision": "neither the model nor an attack's gradient is computed in half precision",
-    "no-adaptive-attack": "some attack differentiates through the defence",
+    "no-adaptive-attack": "some attack differentiates through the defense",
     "unknown-attack": "attacks that are not of unfool have one beside them that is",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
@@ -39,7 +39,7 @@ QUALITY = (
     "purifier. In brackets: 95 % intervals (Student's t)."
 )
 KNOWING = (
-    "The attacker knows what noise the defence will draw, and is judged on that noise. The gap is how "
+    "The attacker knows what noise the defense will draw, and is judged on that noise. The gap is how "
     "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
     "the pictures (Student's t). These rows do not count in the row robust."
 )
@@ -75,8 +75,8 @@ PROBED = (
 )
 
 
-def kicker(summary: Mapping[str, Any]) -> str:
-    """What was evaluated: the defence, the classifier and the data, by name."""
+def overline(summary: Mapping[str, Any]) -> str:
+    """What was evaluated: the defense, the classifier and the data, by name."""
     spec = summary["spec"]
     model = str(spec["classifier"].get("weights") or spec["classifier"]["name"])
     if spec.get("purifier"):
@@ -87,10 +87,10 @@ def kicker(summary: Mapping[str, Any]) -> str:
 def headline(summary: Mapping[str, Any]) -> str:
     """The result in one sentence."""
     if not summary["attacks"] and summary.get("corruptions"):
-        kinds, right = len(summary["corruptions"]), summary["corrupted"]["mean"]["accuracy"]
+        kinds, right = len(summary["corruptions"]), summary["corrupted"]["per_draw"]["accuracy"]
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
         return f"Under {over} the model is right {percent(right)} of the time."
-    if not summary["attacks"] and roles(summary["spec"]["attacks"]).knowing:
+    if not summary["attacks"] and roles(summary["spec"]["attacks"]).known_noise:
         return "Every attack knew of the noise: this run says nothing of an attacker who does not."
     if not summary["attacks"]:
         return "No attack was tried: this run says nothing about robustness."
@@ -103,7 +103,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     attacks = roles(summary["spec"]["attacks"]).attacks
     if not attacks[0].get("bounded", True):
         change = "change the picture as " + " or ".join(row["name"] for row in attacks) + " does"
-    through = complement(summary["robust"]["mean"])["accuracy"]
+    through = complement(summary["robust"]["per_draw"])["accuracy"]
     what = "pictures" if _single(summary) else "attempts"
     knows = _knows(summary["spec"])
     return f"An attacker who {knows} and may {change} gets through on {percent(through)} of {what}."
@@ -114,27 +114,27 @@ def basis(summary: Mapping[str, Any]) -> str:
     n, k = summary["n"], summary["robust"]["k"]
     answers = "" if k == 1 else f", {k} held-out answers to each"
     if not summary["attacks"] and summary.get("corruptions"):
-        right = summary["corrupted"]["mean"]
+        right = summary["corrupted"]["per_draw"]
         interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
         return f"95 % interval {interval}; {_pictures(n)}{answers}."
     if not summary["attacks"]:
         return f"{_pictures(n)}{answers}."
-    through = complement(summary["robust"]["mean"])
+    through = complement(summary["robust"]["per_draw"])
     interval = f"{100 * through['low']:.1f} to {100 * through['high']:.1f} %"
     return f"95 % interval {interval}; {_pictures(n)}{answers}."
 
 
 def lead(summary: Mapping[str, Any]) -> list[str]:
     """What else a reader must know before quoting the headline, a sentence each."""
-    robust, clean = summary["robust"], summary["clean"]["mean"]
+    robust, clean = summary["robust"], summary["clean"]["per_draw"]
     if not summary["attacks"]:
         said = [f"On clean pictures the model is right {cell(clean)} of the time."]
         if summary.get("corruptions"):
-            if bare := summary["corrupted"].get("bare"):
+            if bare := summary["corrupted"].get("undefended"):
                 said.append(
-                    "Without its defence the classifier is right on "
-                    f"{cell(summary['clean']['bare'])} of the clean pictures and {cell(bare)} of the "
-                    "corrupted ones."
+                    "Without its defense the classifier is right on "
+                    f"{cell(summary['clean']['undefended'])} of the clean images "
+                    f"and {cell(bare)} of the corrupted ones."
                 )
             said.append(
                 "No attacker chose these pictures: they say nothing about robustness to one."
@@ -142,21 +142,21 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
         return said
     said = [
         f"Without an attack the model is right {cell(clean)} of the time, under attack "
-        f"{cell(robust['mean'])}."
+        f"{cell(robust['per_draw'])}."
     ]
     if not _single(summary):
         k = robust["k"]
-        worst, majority = complement(robust["worst"]), complement(robust["majority"])
-        idle = cell(complement(summary["clean"]["worst"]))
+        worst, majority = complement(robust["all_draws"]), complement(robust["majority"])
+        idle = cell(complement(summary["clean"]["all_draws"]))
         said.append(
             f"An attacker who may submit the same picture {k} times gets through on {cell(worst)} of "
             f"the pictures (with clean ones, on {idle}); if the class with most of {k} "
             f"draws is the answer (a tie is none), he gets through on {cell(majority)}."
         )
-    if "bare" in robust:
+    if "undefended" in robust:
         name, bare = weakest_bare(summary)
         said.append(
-            f"The classifier without its defence is wrong on {cell(complement(bare))} of the pictures "
+            f"The classifier without its defense is wrong on {cell(complement(bare))} of the pictures "
             f"under {name}."
         )
     said.append("These are the attacks that were tried: a better one can only raise the number.")
@@ -212,7 +212,7 @@ def about_ladder(summary: Mapping[str, Any]) -> str:
         "After each attack, of that one and all before it: of each picture, what did best on the "
         "attacker's own draws."
     )
-    if all(rung["attacked"] == summary["n"] for rung in summary["ladder"]):
+    if all(rung["attacked"] == summary["n"] for rung in summary["by_attack"]):
         return said
     return (
         f"{said} An attack was tried only on pictures that nothing before had made wrong on all of "
@@ -229,9 +229,9 @@ def about_robust(summary: Mapping[str, Any]) -> str | None:
 
 def about_beyond(summary: Mapping[str, Any]) -> str | None:
     """What the rows of attacks beyond the threat are; None if there are none beside others."""
-    if not summary.get("beyond"):
+    if not summary.get("unbounded"):
         return None
-    names = ", ".join(row["name"] for row in summary["beyond"])
+    names = ", ".join(row["name"] for row in summary["unbounded"])
     return (
         f"An attacker's, but not within the threat: {names}. They do not count in the row robust."
     )
@@ -254,7 +254,7 @@ def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         del asked["weaker-than-random"]
     if not summary["attacks"]:
         asked["few-images"] = "the interval of the accuracy is at most 20 points wide"
-    if summary["probed"]:
+    if summary["images_checked"]:
         return list(asked.values()), []
     done = [text for name, text in asked.items() if name not in PROBED]
     return done, [text for name, text in asked.items() if name in PROBED]
@@ -268,21 +268,21 @@ def _knows(spec: Mapping[str, Any]) -> str:
     if not asking:
         return "knows another classifier, but not the model,"
     views = {part("view", attack["view"])["name"] for attack in asking}
-    if all(attack["name"] in BLIND for attack in asking) and views & set(FULL):
+    if all(attack["name"] in BLIND for attack in asking) and views & set(EXACT_VIEWS):
         return "sees the answers of the whole model"
     if not spec.get("purifier"):
         return "knows the whole model"
-    if views & {*FULL, "first-stage"}:
-        return "knows the whole model, its defence included,"
-    if views & {"adjoint", "bpda", "matched", "surrogate"}:
-        return "knows the defence but not its gradient"
-    if views == {"undefended"}:
-        return "knows the classifier but not its defence"
+    if views & {*EXACT_VIEWS, "first-stage"}:
+        return "knows the whole model, its defense included,"
+    if views & {"adjoint", "bpda", "surrogate-same-noise", "surrogate"}:
+        return "knows the defense but not its gradient"
+    if views == {"classifier-only"}:
+        return "knows the classifier but not its defense"
     return f"sees the model as {', '.join(sorted(views - {'undefended'}))}"
 
 
 def _single(summary: Mapping[str, Any]) -> bool:
-    return all(column.key != "worst" for column in columns(summary))
+    return all(column.key != "all_draws" for column in columns(summary))
 
 
 def _pictures(n: int) -> str:

@@ -13,7 +13,7 @@ from unfool.report.rows import cell as share_of
 from unfool.report.sweep_figure import Point, figure, legible, over_numbers
 from unfool.report.tables import markdown, quote
 from unfool.results.cell import Cell
-from unfool.results.convergence import Verdict, sweep_doubts, told, verdicts
+from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
@@ -130,10 +130,10 @@ def _pooled_table(
     return [*pooled[0].values, *names, "runs", "distinct images"], rows
 
 
-def _lines_below(done: Done, found: Sequence[Verdict], doubts: Sequence[Doubt]) -> list[str]:
+def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
     """What is told below the table: the doubts, the verdicts without one, the doubts of single runs."""
     lines = [f"{doubt.severity}: {doubt.name}: {doubt.why}" for doubt in doubts]
-    lines += [told(each) for each in found if not any(told(each) in d.why for d in doubts)]
+    lines += [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
@@ -160,21 +160,21 @@ def _about_columns(done: Done) -> str:
     said = ""
     if len(_conditions(done)) > 2 and any(summary["attacks"] for _, summary in done):
         said = " In robust counts, of each image, the attack that did best on draws of its own"
-        if any(summary.get("knowing") for _, summary in done):
+        if any(summary.get("known_noise") for _, summary in done):
             said += "; attackers who know some of the noise stand after it and do not count"
     return said and said + "."
 
 
 def _shares(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     """Accuracy per draw by condition, in the order of a run's own report."""
-    found = {"clean": summary["clean"]["mean"]}
-    found |= {row["name"]: row["robust"]["mean"] for row in summary["attacks"]}
+    found = {"clean": summary["clean"]["per_draw"]}
+    found |= {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
     if summary["attacks"]:
-        found["robust"] = summary["robust"]["mean"]
-    for key in ("beyond", "knowing"):
-        found |= {row["name"]: row["robust"]["mean"] for row in summary.get(key, [])}
+        found["robust"] = summary["robust"]["per_draw"]
+    for key in ("unbounded", "known_noise"):
+        found |= {row["name"]: row["robust"]["per_draw"] for row in summary.get(key, [])}
     if "corrupted" in summary:
-        found["corrupted"] = summary["corrupted"]["mean"]
+        found["corrupted"] = summary["corrupted"]["per_draw"]
     return found
 
 

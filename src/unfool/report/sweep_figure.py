@@ -27,7 +27,7 @@ from unfool.report.style import (
     tidy,
 )
 
-MOST = 8  # lines in a panel
+MAX_LABELS = 8  # lines in a panel
 ACROSS = 3  # panels beside each other
 COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GREY)
 MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
@@ -78,7 +78,7 @@ def over_numbers(points: Sequence[Point]) -> bool:
 
 
 def legible(
-    points: Sequence[Point], names: Sequence[str], attacks: Collection[str], most: int = MOST
+    points: Sequence[Point], names: Sequence[str], attacks: Collection[str], most: int = MAX_LABELS
 ) -> list[str]:
     """The conditions that are lines: no more than `most`, of the attacks then the lowest.
 

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from unfool.report import sentences
-from unfool.report.plates import Plate
+from unfool.report.plates import ReportFigure
 from unfool.report.rows import columns, doubts
 from unfool.report.tables import (
     accuracy_table,
@@ -21,7 +21,7 @@ from unfool.report.tables import (
 )
 
 
-def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
+def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, ReportFigure]) -> str:
     """The whole report in Markdown.
 
     Args:
@@ -33,7 +33,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
     notes = filter(None, (sentences.unfinished(summary), sentences.warning(summary)))
     parts = [
         f"# {quote(sentences.headline(summary))}",
-        f"{quote(sentences.kicker(summary))}; run {summary['run']}. {sentences.basis(summary)}",
+        f"{quote(sentences.overline(summary))}; run {summary['run']}. {sentences.basis(summary)}",
         *(f"> **{quote(note)}**" for note in notes),
         quote(" ".join(sentences.lead(summary))),
         "## Doubts",
@@ -44,11 +44,11 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, Plate]) -> str:
         _figure(plates, "accuracy"),
         *(["## Attack by attack", rungs, quote(sentences.about_ladder(summary))] if rungs else []),
         *(["## With the noise known", known, quote(sentences.KNOWING)] if known else []),
-        _figure(plates, "climb"),
+        _figure(plates, "loss_curves"),
         *(["## Submitted again", again, sentences.RESUBMISSION] if again else []),
         _figure(plates, "resubmission"),
         "## Threat model",
-        "\n".join(f"- **{quote(k)}**: {quote(v)}" for k, v in summary["card"].items()),
+        "\n".join(f"- **{quote(k)}**: {quote(v)}" for k, v in summary["threat_model"].items()),
         _figure(plates, "pictures"),
         _figure(plates, "confidence"),
         *(["## Distance to the clean pictures", table, sentences.QUALITY] if table else []),
@@ -115,7 +115,7 @@ def _meanings(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", " ".join([brackets, *notes])])
 
 
-def _figure(plates: Mapping[str, Plate], name: str) -> str:
+def _figure(plates: Mapping[str, ReportFigure], name: str) -> str:
     if name not in plates:
         return ""
     plate = plates[name]

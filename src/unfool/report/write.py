@@ -23,11 +23,11 @@ def write_report(run: Run) -> dict[str, Any]:
     """
     from unfool.report.examples import Gallery
     from unfool.report.page import page
-    from unfool.report.plates import plates
+    from unfool.report.plates import report_figures
     from unfool.report.text import to_markdown
 
     summary = summarize_run(run)
-    drawn = plates(summary, Gallery.of(run))
+    drawn = report_figures(summary, Gallery.of(run))
     for name, plate in drawn.items():
         write_bytes(run.folder / "figures" / f"{name}.png", plate.png)
     write_bytes(run.folder / "report.md", to_markdown(summary, drawn).encode())

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-Row = dict[str, Any]
+AttackRow = dict[str, Any]
 
 
 class Roles(NamedTuple):
@@ -15,18 +15,18 @@ class Roles(NamedTuple):
     Attributes:
         attacks: Those of which the attacker has the choice: what the threat bounds; if it bounds
             none, those that are bounded by themselves alone.
-        beyond: An attacker's, but not within the threat that bounds the others.
+        unbounded: An attacker's, but not within the threat that bounds the others.
         corruptions: What nobody chose to fool the model.
-        knowing: Those of an attacker who was told some of the defence's noise.
+        known_noise: Those of an attacker who was told some of the defense's noise.
     """
 
-    attacks: list[Row]
-    beyond: list[Row]
-    corruptions: list[Row]
-    knowing: list[Row]
+    attacks: list[AttackRow]
+    unbounded: list[AttackRow]
+    corruptions: list[AttackRow]
+    known_noise: list[AttackRow]
 
 
-def roles(rows: Sequence[Row]) -> Roles:
+def roles(rows: Sequence[AttackRow]) -> Roles:
     """What part each of `rows` plays."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
     knowing = [row for row in rows if "knows" in row]
@@ -44,5 +44,5 @@ def given_to(played: Roles) -> list[str]:
     As `evaluate.Judge.candidates`, of the rows of a spec.
     """
     held = any(row.get("bounded", True) for row in played.attacks)
-    alone = played.knowing and not (played.attacks or played.corruptions)
+    alone = played.known_noise and not (played.attacks or played.corruptions)
     return ["clean", *(["random"] if held or alone else [])]

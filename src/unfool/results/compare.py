@@ -11,7 +11,7 @@ from unfool.noise import Noise
 from unfool.results.attack_roles import roles
 from unfool.results.run_folder import Condition, Outcome, Run
 from unfool.results.summary import judge, summarize_run, winner
-from unfool.spec import ASIDE, FILES
+from unfool.spec import FILE_KEYS, NOT_IN_IDENTITY
 from unfool.statistics import Mean, Share, mcnemar
 from unfool.threat import Threat
 
@@ -120,15 +120,15 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             f"{a.folder} and {b.folder} have no image in common yet; run their evaluations to the "
             "end, or merge their shards first"
         )
-    names = _shared(a.asked["spec"], b.asked["spec"])
-    options = a.asked["spec"]["evaluation"]
+    names = _shared(a.manifest["spec"], b.manifest["spec"])
+    options = a.manifest["spec"]["evaluation"]
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
-        of=len(a.asked["indices"]),
+        of=len(a.manifest["indices"]),
         draws=options["draws"],
         rows=paired(both, names, options["seed"], resamples),
-        differs=differences(a.asked, b.asked),
+        differs=differences(a.manifest, b.manifest),
         doubts=(summarize_run(a)["doubts"], summarize_run(b)["doubts"]),
     )
 
@@ -162,7 +162,7 @@ def paired(
     for name, change in zip(names, changes, strict=True):
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
-        shares = judged[name, 0].mean, judged[name, 1].mean
+        shares = judged[name, 0].per_draw, judged[name, 1].per_draw
         found.append(Paired(name, *shares, change, only_a, only_b, mcnemar(only_a, only_b)))
     return found
 
@@ -187,7 +187,7 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
     step = max(1, AT_ONCE // size)
     for first in range(0, resamples, step):
         count = min(step, resamples - first)
-        noise = Noise.of(seed, range(first, first + count)).fold("bootstrap")
+        noise = Noise.of(seed, range(first, first + count)).child("bootstrap")
         places = (noise.uniform(torch.zeros(count, size)).double() * size).long().numpy()
         places += size * np.arange(count)[:, None]
         times = np.bincount(places.ravel(), minlength=count * size).reshape(count, size)
@@ -258,7 +258,7 @@ def _differ(a: Any, b: Any, path: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
             yield path, (a, b)
         return
     for key in [*a, *(key for key in b if key not in a)]:
-        if key not in ASIDE:
+        if key not in NOT_IN_IDENTITY:
             yield from _differ(a.get(key), b.get(key), f"{path}.{key}".lstrip("."))
 
 
@@ -270,10 +270,10 @@ def _by_label(value: Any) -> Any:
 
 def _comparable(a: Run, b: Run) -> None:
     """Refuse runs that have nothing in common that can be compared."""
-    specs, runs = [run.asked["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
+    specs, runs = [run.manifest["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
-    places = [run.asked["indices"] for run in (a, b)]
-    images = [run.asked["images"][:HEX] for run in (a, b)]
+    places = [run.manifest["indices"] for run in (a, b)]
+    images = [run.manifest["images"][:HEX] for run in (a, b)]
     if places[0] != places[1] or images[0] != images[1]:
         sets = _data_sets([spec["data"] for spec in specs])
         if sets[0] != sets[1]:
@@ -310,7 +310,9 @@ def _comparable(a: Run, b: Run) -> None:
 
 def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     """The data of two specs in words: their names, or, of one name, the options that differ."""
-    asked = [{k: v for k, v in part.items() if k not in (*ASIDE, *FILES)} for part in parts]
+    asked = [
+        {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, *FILE_KEYS)} for part in parts
+    ]
     if asked[0]["name"] != asked[1]["name"]:
         return [part["name"] for part in asked]
     other = [key for key in asked[0] | asked[1] if asked[0].get(key) != asked[1].get(key)]

@@ -15,12 +15,12 @@ from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger
 CLOSE = 0.02  # a change that is none
-GREY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
+GRAY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
 Done = Sequence[tuple[Cell, Run, Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Convergence:
     """What became of an accuracy between the two largest values of a path of the spec.
 
     Attributes:
@@ -42,7 +42,7 @@ class Verdict:
     verdict: str
 
 
-def verdicts(done: Done) -> list[Verdict]:
+def verdicts(done: Done) -> list[Convergence]:
     """The verdicts on the cells that are done, each with its run and the summary of it.
 
     A path is judged at each combination of the others; but of those which say how hard an attack
@@ -63,27 +63,27 @@ def verdicts(done: Done) -> list[Verdict]:
     return found
 
 
-def sweep_doubts(found: Sequence[Verdict]) -> Iterator[Doubt]:
+def sweep_doubts(found: Sequence[Convergence]) -> Iterator[Doubt]:
     """The doubts that follow from the verdicts on a sweep."""
     for each in found:
         if each.verdict in ("falling", "rising"):
             yield Doubt(
                 "not-converged",
                 "yellow",
-                f"{told(each)}: the number is that of {each.path} {each.values[1]}, not the limit; "
+                f"{describe(each)}: the number is that of {each.path} {each.values[1]}, not the limit; "
                 "sweep on to larger values",
             )
         if each.verdict == "stays above":
             yield Doubt(
                 "accuracy-does-not-reach-zero",
                 "red",
-                f"{told(each)}: with so large a budget any image can be made any other, so the "
+                f"{describe(each)}: with so large a budget any image can be made any other, so the "
                 "attacks fail where they cannot fail: their gradients are masked, or they stop too "
                 "early",
             )
 
 
-def told(each: Verdict) -> str:
+def describe(each: Convergence) -> str:
     """A verdict in one sentence, without its full stop."""
     at = "".join(f", {path} {value}" for path, value in each.at.items())
     change = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in each.change))
@@ -101,7 +101,7 @@ def told(each: Verdict) -> str:
     return f"{each.path} {below} to {top}{at}: {each.accuracy} accuracy changes by {change}: {said}"
 
 
-def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Verdict]:
+def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Convergence]:
     if len(rows) < 2:
         return
     (below, before, _), (top, after, summary) = rows[-2:]
@@ -118,12 +118,12 @@ def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Verdict]:
         change = change_of(gaps, summary["clean"]["k"])
         said = _verdict(change)
         if path == "threat.eps":
-            share, guess = summary["robust"]["mean"], 1 / summary["number_of_classes"]
+            share, guess = summary["robust"]["per_draw"], 1 / summary["number_of_classes"]
             said = "stays above" if share["low"] > guess else "reaches guessing"
             if not _all_alike(top.spec["threat"], after) and said == "stays above":
                 said = "not asked"
         if path != "threat.eps" or kind == "robust":
-            yield Verdict(path, at, values, kind, change, said)
+            yield Convergence(path, at, values, kind, change, said)
 
 
 def _verdict(change: Mean) -> str:
@@ -140,11 +140,11 @@ def _rate(outcome: Outcome, kind: str) -> float:
 
 
 def _all_alike(threat: Mapping[str, Any], run: Run) -> bool:
-    """Whether the threat allows to make every image the same grey."""
+    """Whether the threat allows to make every image the same gray."""
     values = 1
-    for size in run.asked.get("shape", [0]):
+    for size in run.manifest.get("shape", [0]):
         values *= size
-    least = GREY.get(threat["norm"]) or (0.5 * values**0.5 if values else float("inf"))
+    least = GRAY.get(threat["norm"]) or (0.5 * values**0.5 if values else float("inf"))
     return threat["eps"] >= least
 
 

@@ -11,8 +11,8 @@ from unfool.results.run_folder import Outcome
 from unfool.spec import part
 from unfool.statistics import change_of
 
-Row = Mapping[str, Any]
-FULL = ("exact", "whole")  # views with the exact gradient of the whole model
+AttackRow = Mapping[str, Any]
+EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Doubt:
     why: str
 
 
-def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
+def exact(attacks: Mapping[str, AttackRow]) -> dict[str, AttackRow]:
     """Those of `attacks` that climb the exact gradient of the whole model, by label.
 
     Not one of somebody's own, of which nobody here knows what it asks for.
@@ -38,22 +38,22 @@ def exact(attacks: Mapping[str, Row]) -> dict[str, Row]:
     return {
         name: row
         for name, row in attacks.items()
-        if seen(row) in FULL and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if seen(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
         if not own(row)
     }
 
 
-def own(row: Row) -> bool:
+def own(row: AttackRow) -> bool:
     """Whether an attack is not of the menu, but of a module that the spec names."""
     return ":" in row.get("name", "")
 
 
-def seen(row: Row) -> str:
+def seen(row: AttackRow) -> str:
     """The name of what the attacker takes the model for, whatever its options."""
     return part("view", row["view"])["name"]
 
 
-def eot(row: Row) -> int | None:
+def eot(row: AttackRow) -> int | None:
     """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
     return row.get("eot") or EOT.get(row.get("version", ""))
 

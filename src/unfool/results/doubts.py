@@ -9,15 +9,27 @@ from statistics import mean, variance
 from typing import Any
 
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import FULL, Doubt, Row, exact, lead, own, seen
+from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
 from unfool.results.run_folder import Outcome
 from unfool.statistics import mean_interval
 
 # views without the exact gradient of the whole model
-CHEAP = ("adjoint", "bfloat16", "bpda", "matched", "surrogate", "undefended")
-WHOLE = ("adjoint", "bfloat16", "bpda", *FULL)  # views whose loss is that of the whole model
+WEAKER_VIEWS = (
+    "adjoint",
+    "bfloat16",
+    "bpda",
+    "surrogate-same-noise",
+    "surrogate",
+    "classifier-only",
+)
+WHOLE_INTERVAL = (
+    "adjoint",
+    "bfloat16",
+    "bpda",
+    *EXACT_VIEWS,
+)  # views whose loss is that of the whole model
 STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
 MORE = {  # what may help an attack that has such an option
     "queries": "more `queries`",
@@ -26,9 +38,9 @@ MORE = {  # what may help an attack that has such an option
     "steps": "more `steps`",
     "eot": "more draws (`eot`)",
 }
-STILL = 0.05  # of the whole rise of a loss, in its last part of a search
+STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
-WIDE = 0.1  # an interval of which it is asked whether the draws make it so
+WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make it so
 
 
 def all_doubts(
@@ -47,7 +59,7 @@ def all_doubts(
         robust: `verdict.Judged` of the attack that counts.
         classes: How many classes the data set has.
     """
-    probes = [outcome.probe for outcome in outcomes if outcome.probe]
+    probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *model_doubts(probes, attacks),
@@ -78,14 +90,14 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if row.get("name") in ELSEWHERE:
             continue
-        stood = [o for o in outcomes if o.conditions[name].wrong < 0.5]
+        stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = ", ".join(words for option, words in MORE.items() if option in row)
-        if seen(row) in FULL and stood and same > len(stood) / 10:
+        if seen(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -94,7 +106,9 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Itera
             )
 
 
-def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _weaker_than_random(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
     for name, row in attacks.items():
         by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
         if by > 0:
@@ -106,10 +120,14 @@ def _weaker_than_random(outcomes: Sequence[Outcome], attacks: Mapping[str, Row])
             )
 
 
-def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _cheap_beats_exact(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
-        name for name, row in attacks.items() if seen(row) in CHEAP or row.get("name") in TRANSFER
+        name
+        for name, row in attacks.items()
+        if seen(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
     strong = list(exact(attacks))
     for name, by in _beaten(outcomes, [*cheap, *given], strong):
@@ -124,10 +142,10 @@ def _cheap_beats_exact(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) 
 
 
 def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if seen(row) in FULL and row.get("name") in BLIND]
+    blind = [n for n, row in held.items() if seen(row) in EXACT_VIEWS and row.get("name") in BLIND]
     strong = list(exact(held))
     for name, by in _beaten(outcomes, blind, strong):
         yield Doubt(
@@ -140,16 +158,18 @@ def _blind_beats_gradient(
 
 
 def _known_is_harder(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, Row]
+    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
-    told = {row["label"]: row for row in roles(spec["attacks"]).knowing if row["knows"] == "both"}
+    told = {
+        row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
+    }
     for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
         by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
         if by > 0:
             yield Doubt(
                 "known-noise-is-harder",
                 "red",
-                f"{name}, which knows all of the defence's noise, leaves more images right than an "
+                f"{name}, which knows all of the defense's noise, leaves more images right than an "
                 f"attack that knows none, by at least {by:.1%} on the same images: it is too weak; give "
                 "it as many steps and restarts, and the loss `margin`",
             )
@@ -165,16 +185,16 @@ def _beaten(
             yield name, by
 
 
-def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if seen(row) not in WHOLE:
+        if seen(row) not in WHOLE_INTERVAL:
             continue
         stood = [outcome for outcome in outcomes if right(outcome, name)]
-        curves = [curve for o in stood if len(curve := o.climb.get(name, [])) > 2]
+        curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
         if len(curves) < ENOUGH:
             continue
         whole, last = (mean(c[-1] - c[since] for c in curves) for since in (0, -2))
-        late = [c[-1] - c[-2] - STILL * (c[-1] - c[0]) for c in curves]
+        late = [c[-1] - c[-2] - STILL_RISING_SHARE * (c[-1] - c[0]) for c in curves]
         if whole > 0 and mean_interval(late).low > 0:
             yield Doubt(
                 "still-rising",
@@ -185,10 +205,10 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, Row]) -> It
             )
 
 
-def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
     early = any(seen(row) == "first-stage" for row in attacks.values())
-    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in FULL]
+    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in EXACT_VIEWS]
     if exact(attacks) or early:
         return
     if theirs:
@@ -203,13 +223,13 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
         yield Doubt(
             "no-adaptive-attack",
             "red",
-            "no attack differentiates through the defence: nothing here says how robust it is; add "
+            "no attack differentiates through the defense: nothing here says how robust it is; add "
             f"{add}",
         )
 
 
-def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
-    climbed = any(seen(row) == "whole" for row in exact(attacks).values())
+def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+    climbed = any(seen(row) == "no-elimination" for row in exact(attacks).values())
     if spec["classifier"].get("elimination") and attacks and not climbed:
         yield Doubt(
             "no-whole-view",
@@ -219,7 +239,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Itera
         )
 
 
-def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
     if rough:
         yield Doubt(
@@ -249,7 +269,7 @@ def _halves(part: Any) -> Iterator[str]:
 
 
 def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
-    clean = judged["clean"].bare or judged["clean"].mean
+    clean = judged["clean"].undefended or judged["clean"].per_draw
     if clean.low <= 1 / classes:
         yield Doubt(
             "no-better-than-guessing",
@@ -262,12 +282,12 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
 
 
 def _few_images(robust: Any) -> Iterator[Doubt]:
-    if robust.mean.high - robust.mean.low > 0.2:
+    if robust.per_draw.high - robust.per_draw.low > 0.2:
         yield Doubt(
             "few-images",
             "yellow",
             f"the interval of the {robust.name} accuracy is "
-            f"{100 * (robust.mean.high - robust.mean.low):.0f} points wide: "
+            f"{100 * (robust.per_draw.high - robust.per_draw.low):.0f} points wide: "
             "evaluate more images",
         )
 
@@ -275,8 +295,8 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 def _few_draws(
     outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
 ) -> Iterator[Doubt]:
-    width, k, n = robust.mean.high - robust.mean.low, robust.k, len(outcomes)
-    if width <= WIDE or n < 2:
+    width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
+    if width <= WIDE_INTERVAL or n < 2:
         return
     said = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
     if k == 1:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from unfool.attacks.losses import Step
+from unfool.attacks.losses import LossRecord
 from unfool.results.run_folder import Outcome
 from unfool.statistics import mean_interval
 
 BINS = 16  # the most numbers that are kept of a search
 
 
-def curves(steps: Sequence[Step], size: int) -> list[list[float]]:
+def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
     """The mean loss of each of `size` images over the steps of a search, in up to 16 equal bins.
 
     The steps of a run are those in a row on the same noise; runs (restarts, targets) are averaged.
@@ -49,13 +49,13 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[st
     """
     found = []
     for name in names:
-        longest = max(len(outcome.climb.get(name, [])) for outcome in outcomes)
+        longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
         # where a whole block ended early (`stop`), one image has a curve that is shorter
-        kept = [o for o in outcomes if len(o.climb.get(name, [])) == longest > 1]
+        kept = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]
         if kept:
-            told = {key: _band([o.climb[name] for o in few]) for key, few in groups.items()}
+            told = {key: _band([o.loss_curves[name] for o in few]) for key, few in groups.items()}
             found.append({"name": name, **told})
     return found
 

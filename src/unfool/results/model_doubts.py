@@ -5,16 +5,16 @@ from math import ceil, inf
 from statistics import mean
 from typing import Any
 
-from unfool.results.doubt import Doubt, Row, eot, exact
+from unfool.results.doubt import AttackRow, Doubt, eot, exact
 
-FAINT = 1e-10  # a gradient of [0, 1] images that is no gradient
+ZERO_GRADIENT = 1e-10  # a gradient of [0, 1] images that is no gradient
 COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
-FEW = 10_000  # draws; no attack takes more
+FEW_DRAWS = 10_000  # draws; no attack takes more
 SHARE = 0.1  # of the pixels, without any gradient
 
 
 def model_doubts(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     """Every doubt about the model that `attacks`, by label, are tried on."""
     if not probes:
@@ -39,23 +39,23 @@ def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
 
 
 def _no_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     for loss in sorted({row.get("loss", "margin") for row in exact(attacks).values()}):
         seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
-        dead = sum(not FAINT < gradient < inf for gradient in seen)
+        dead = sum(not ZERO_GRADIENT < gradient < inf for gradient in seen)
         if dead:
             yield Doubt(
                 "zero-gradient",
                 "red" if dead > len(probes) / 2 else "yellow",
-                f"the gradient of the loss `{loss}` is below {FAINT:g} or not finite on {dead} of "
-                f"{len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
+                f"the gradient of the loss `{loss}` is below {ZERO_GRADIENT:g} or not finite on "
+                f"{dead} of {len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
                 "clipping in the model, and try the loss `margin` and the view `bpda`",
             )
 
 
 def _wrong_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     slopes = [probe["slope"] for probe in probes]
     off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
@@ -69,9 +69,11 @@ def _wrong_gradient(
         )
 
 
-def _clamped(probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _clamped(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
     # where all of the gradient is gone, `zero-gradient` says so
-    alive = [probe for probe in probes if probe["gradients"]["margin"] > FAINT]
+    alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
     without = [share for share in shares if share > SHARE]
     if exact(attacks) and len(without) > len(probes) / 2:
@@ -94,9 +96,11 @@ def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
         )
 
 
-def _one_draw(probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]) -> Iterator[Doubt]:
+def _one_draw(
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
-    lazy = [n for n, row in attacks.items() if eot(row) == 1 and row["view"] != "undefended"]
+    lazy = [n for n, row in attacks.items() if eot(row) == 1 and row["view"] != "classifier-only"]
     if random and lazy:
         yield Doubt(
             "random-model-eot-1",
@@ -106,7 +110,7 @@ def _one_draw(probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]) -
 
 
 def _draws_disagree(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, Row]
+    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     seen = [p["agreement"] for p in probes if p.get("agreement") is not None]
     taken = {name: eot(row) or 0 for name, row in exact(attacks).items()}
@@ -118,11 +122,12 @@ def _draws_disagree(
     common = max(mean(seen), 0.0)
     cosine = (common / (common + (1 - common) / draws)) ** 0.5 if common else 0.0
     if cosine < COSINE:
-        needed = (1 - common) / common / (COSINE**-2 - 1) if common else FEW + 1
+        needed = (1 - common) / common / (COSINE**-2 - 1) if common else FEW_DRAWS + 1
         advice = (
             f"about {ceil(needed)} draws (`eot`) would make it {COSINE:g}"
-            if needed <= FEW
-            else f"not {FEW} draws (`eot`) would make it {COSINE:g}; look for what makes them differ"
+            if needed <= FEW_DRAWS
+            else f"not {FEW_DRAWS} draws (`eot`) would make it {COSINE:g}; "
+            "look for what makes them differ"
         )
         strongest = ", ".join(name for name, count in taken.items() if count == draws)
         yield Doubt(

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from unfool.runtime.files import npz_bytes, write_bytes
-from unfool.spec import ASIDE
+from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
@@ -31,11 +31,11 @@ MEASURED = (
     "made_by",
     "probe",
     "quality",
-    "climb",
+    "loss_curves",
 )  # in what the same image may differ
 
 
-class Fact(Protocol):
+class HasIndex(Protocol):
     """What became of one image, in whatever kind of run: a dataclass that JSON can hold."""
 
     @property
@@ -44,10 +44,10 @@ class Fact(Protocol):
         ...
 
 
-Kept = TypeVar("Kept", bound=Fact)
+Kept = TypeVar("Kept", bound=HasIndex)
 
 
-class Keeper(Protocol):
+class OutcomeStore(Protocol):
     """Where outcomes go: a run on disk, or what is carried to one."""
 
     def outcomes(self) -> list["Outcome"]:
@@ -65,18 +65,18 @@ class Condition:
 
     Attributes:
         draws: The class the model chose at each held-out draw of its noise.
-        bare: The class that the classifier without its defence chose; None if there is no defence.
+        undefended: The class that the classifier without its defense chose; None if there is no defense.
         size: The norm of the perturbation, in the threat's norm.
-        wrong: The share of wrong answers on the attacker's own draws, by which he chooses.
-        of: The earlier condition whose image this is, if that one had left the attack nothing to do
-            (`evaluate`, survivors); empty if it is the attack's own.
+        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which he chooses.
+        same_image_as: The earlier condition whose image this is, if that one had left the attack
+            nothing to do (`evaluate`, survivors); empty if it is the attack's own.
     """
 
     draws: list[int]
-    bare: int | None
+    undefended: int | None
     size: float
-    wrong: float
-    of: str = ""
+    attacker_error_rate: float
+    same_image_as: str = ""
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Outcome:
         seconds: Time spent on it.
         cost: Network calls spent on it.
         made_by: The versions of what did it.
-        probe: What a look at the model showed; on the first images only.
+        sanity: What a look at the model showed; on the first images only.
         quality: By condition, how far the image is from the clean one, `before` and `after` it is
             purified (`quality.measure`); empty in runs made before it was measured.
-        climb: By attack, its mean loss over its steps (`climb.curves`); empty of those that climb no
-            gradient, and in runs made before it was kept.
+        loss_curves: By attack, its mean loss over its steps (`climb.curves`); empty of those that
+            climb no gradient, and in runs made before it was kept.
     """
 
     index: int
@@ -104,13 +104,13 @@ class Outcome:
     chosen: str
     seconds: float
     cost: dict[str, float]
-    probe: dict[str, Any] = field(default_factory=dict)
+    sanity: dict[str, Any] = field(default_factory=dict)
     made_by: str = ""
     quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    climb: dict[str, list[float]] = field(default_factory=dict)
+    loss_curves: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, table: dict[str, Any]) -> "Outcome":
+    def from_dict(cls, table: dict[str, Any]) -> "Outcome":
         """The outcome that `dataclasses.asdict` wrote."""
         conditions = {name: Condition(**c) for name, c in table["conditions"].items()}
         return cls(**{**table, "conditions": conditions})
@@ -122,30 +122,30 @@ class Run:
 
     Attributes:
         folder: Where it is.
-        asked: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
+        manifest: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
             `classes`, `versions`, and the `kind` of a run that is not an evaluation.
     """
 
     folder: Path
-    asked: dict[str, Any]
+    manifest: dict[str, Any]
 
     @property
     def kind(self) -> str:
         """What was done: `evaluation`, `certification` or `collection` (of adversarial images)."""
-        return self.asked.get("kind", "evaluation")
+        return self.manifest.get("kind", "evaluation")
 
     @classmethod
     def begin(
         cls,
         folder: Path,
-        asked: Mapping[str, Any],
+        manifest: Mapping[str, Any],
         fingerprint: Callable[[Sequence[int]], str] | None = None,
     ) -> "Run":
         """Open the run at `folder`, or start it.
 
         Args:
             folder: Where it is.
-            asked: What it is asked.
+            manifest: What the run is to do.
             fingerprint: The hash of the images at some indices (`images` of what is asked). With it, a
                 run on fewer of the same images grows to those that are asked, and keeps its outcomes.
 
@@ -156,27 +156,27 @@ class Run:
         """
         if (folder / "run.json").exists() and any((folder / "outcomes").glob("*.jsonl")):
             run = cls.open(folder)
-            held, wanted = (set(told.get("indices", ())) for told in (run.asked, asked))
-            if wanted < held and run.asked.get("identity") == asked.get("identity"):
+            held, wanted = (set(told.get("indices", ())) for told in (run.manifest, manifest))
+            if wanted < held and run.manifest.get("identity") == manifest.get("identity"):
                 raise RuntimeError(
                     f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
                     "them; ask for as many or more, or name another folder with --out"
                 )
-            grows = held < wanted and run.asked["images"] == _told(
-                fingerprint, run.asked["indices"]
+            grows = held < wanted and run.manifest["images"] == _told(
+                fingerprint, run.manifest["indices"]
             )
             for key in SAME:
                 if (key == "indices" and held < wanted) or (key == "images" and grows):
                     continue
-                if run.asked.get(key) != asked.get(key):
+                if run.manifest.get(key) != manifest.get(key):
                     raise RuntimeError(
-                        f"{folder} holds a run {_other(key, run.asked, asked)}; name another "
+                        f"{folder} holds a run {_other(key, run.manifest, manifest)}; name another "
                         "folder with --out"
                     )
             if not grows:
                 return run
-        run = cls(folder, {"version": VERSION, **asked})
-        write_bytes(folder / "run.json", (json.dumps(run.asked, indent=1) + "\n").encode())
+        run = cls(folder, {"version": VERSION, **manifest})
+        write_bytes(folder / "run.json", (json.dumps(run.manifest, indent=1) + "\n").encode())
         return run
 
     @classmethod
@@ -200,7 +200,7 @@ class Run:
             raise RuntimeError(f"{path} is of format {asked.get('version')}, this is {VERSION}")
         return cls(Path(folder), asked)
 
-    def add(self, outcomes: Sequence[Fact], examples: Mapping[str, np.ndarray]) -> None:
+    def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown."""
         tables: list[Any] = list(outcomes)
         lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
@@ -218,10 +218,10 @@ class Run:
         """
         if self.kind != "evaluation":
             raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
-        return self.read(Outcome.of)
+        return self.read(Outcome.from_dict)
 
     def read(self, of: Callable[[dict[str, Any]], Kept]) -> list[Kept]:
-        """All facts so far, by index, each made by `of` from the table that was written.
+        """All facts so far, by index, each made by `same_image_as` from the table that was written.
 
         Raises:
             RuntimeError: A file is damaged.
@@ -270,7 +270,7 @@ def _words(asked: Mapping[str, Any]) -> Any:
     """What a run was asked in words: its kind and spec, less what is no part of an identity."""
     spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
     kept = {
-        key: {k: v for k, v in part.items() if k not in (*ASIDE, "images")}
+        key: {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, "images")}
         if isinstance(part, dict)
         else part
         for key, part in spec.items()
@@ -298,10 +298,10 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     runs = [Run.open(folder) for folder in folders]
     for run in runs:
         for key in SAME:
-            if run.asked.get(key) != runs[0].asked.get(key):
-                what = _other(key, run.asked, runs[0].asked)
+            if run.manifest.get(key) != runs[0].manifest.get(key):
+                what = _other(key, run.manifest, runs[0].manifest)
                 raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is {what}")
-    whole = Run.begin(out, runs[0].asked)
+    whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
         for told in run.read(_Told):

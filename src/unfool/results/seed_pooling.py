@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from unfool.results.attack_roles import Row, roles
+from unfool.results.attack_roles import AttackRow, roles
 from unfool.results.cell import Cell
 from unfool.results.run_folder import Outcome, Run
 from unfool.statistics import mean_of
@@ -72,12 +72,12 @@ def _together(group: Group) -> Pooled:
         images=len(images),
         shares={
             name: _share(images, names)
-            for name, names in _conditions(run.asked["spec"]["attacks"]).items()
+            for name, names in _conditions(run.manifest["spec"]["attacks"]).items()
         },
     )
 
 
-def _conditions(attacks: Sequence[Row]) -> dict[str, list[str]]:
+def _conditions(attacks: Sequence[AttackRow]) -> dict[str, list[str]]:
     """The conditions that are told, each with those it is the mean of; none: the one chosen."""
     labels, beyond, corruptions, knowing = (
         [row["label"] for row in rows] for rows in roles(attacks)

@@ -23,21 +23,21 @@ class Judged:
 
     Attributes:
         name: The condition.
-        mean: Over images and draws: how often one query is answered rightly.
+        per_draw: Over images and draws: how often one query is answered rightly.
         majority: Over images: how often the true class has more of the k draws than any other; a
             tie is wrong.
-        worst: Over images: how often all k draws are right (an attacker may submit k times).
+        all_draws: Over images: how often all k draws are right (an attacker may submit k times).
         k: Draws per image.
-        bare: How often the classifier without its defence is right (of the attack that counts: right
-            under every condition); None if there is no defence.
+        undefended: How often the classifier without its defense is right (of the attack that
+            counts: right under every condition); None if there is no defense.
     """
 
     name: str
-    mean: Share
+    per_draw: Share
     majority: Share
-    worst: Share
+    all_draws: Share
     k: int
-    bare: Share | None
+    undefended: Share | None
 
 
 def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition]) -> Judged:
@@ -50,14 +50,16 @@ def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Cond
     k, n = len(rows[0][0].draws), len(rows)
     right = [row.draws.count(label) for row, label in rows]
     won = sum(winner(row.draws) == label for row, label in rows)
-    has_bare = rows[0][0].bare is not None
+    has_bare = rows[0][0].undefended is not None
     return Judged(
         name=name,
-        mean=mean_of([hits / k for hits in right], k),
+        per_draw=mean_of([hits / k for hits in right], k),
         majority=wilson(won, n),
-        worst=wilson(sum(hits == k for hits in right), n),
+        all_draws=wilson(sum(hits == k for hits in right), n),
         k=k,
-        bare=wilson(sum(row.bare == label for row, label in rows), n) if has_bare else None,
+        undefended=wilson(sum(row.undefended == label for row, label in rows), n)
+        if has_bare
+        else None,
     )
 
 
@@ -70,7 +72,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
     outcomes = run.outcomes()
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
-    spec = run.asked["spec"]
+    spec = run.manifest["spec"]
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
     names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
@@ -82,11 +84,11 @@ def summarize_run(run: Run) -> dict[str, Any]:
     fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
     return {
         "version": VERSION,
-        "run": run.asked["identity"],
+        "run": run.manifest["identity"],
         "spec": spec,
         "n": len(outcomes),
-        "of": len(run.asked["indices"]),
-        "clean": by_name["clean"].mean._asdict() | _readings(by_name["clean"]),
+        "of": len(run.manifest["indices"]),
+        "clean": by_name["clean"].per_draw._asdict() | _readings(by_name["clean"]),
         "robust": _readings(robust),
         **({"random": _readings(by_name["random"])} if "random" in by_name else {}),
         "resubmission": _resubmission(
@@ -98,22 +100,22 @@ def summarize_run(run: Run) -> dict[str, Any]:
             },
         ),
         "flip_rate": flip_rate(outcomes)._asdict(),
-        "probed": sum(bool(outcome.probe) for outcome in outcomes),
+        "images_checked": sum(bool(outcome.sanity) for outcome in outcomes),
         "attacks": [
             {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
             for name in labels
         ],
-        "beyond": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
-        "knowing": _knowing(spec, outcomes),
-        "ladder": _ladder(outcomes, given, labels),
-        "climb": loss_curves.summarize(outcomes, [*labels, *beyond]),
+        "unbounded": [{"name": name, "robust": _readings(by_name[name])} for name in beyond],
+        "known_noise": _knowing(spec, outcomes),
+        "by_attack": _ladder(outcomes, given, labels),
+        "loss_curves": loss_curves.summarize(outcomes, [*labels, *beyond]),
         "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
         **({"corrupted": _readings(corrupted)} if corrupted else {}),
         "quality": summarize([outcome.quality for outcome in outcomes], names),
-        "classes": _by_class(outcomes, run.asked["classes"], submitted),
-        "number_of_classes": len(run.asked["classes"]),
+        "classes": _by_class(outcomes, run.manifest["classes"], submitted),
+        "number_of_classes": len(run.manifest["classes"]),
         "threat": spec["threat"],
-        "card": card(spec),
+        "threat_model": card(spec),
         "doubts": [
             asdict(doubt)
             for doubt in doubts.all_doubts(
@@ -121,12 +123,12 @@ def summarize_run(run: Run) -> dict[str, Any]:
                 outcomes,
                 by_name,
                 corrupted if not labels and corrupted else robust,
-                len(run.asked["classes"]),
+                len(run.manifest["classes"]),
             )
         ],
         "cost": _cost(outcomes),
         **({"forecast": told} if (told := run.forecast()) else {}),
-        "versions": run.asked["versions"],
+        "versions": run.manifest["versions"],
         "unfool": __version__,
     }
 
@@ -141,10 +143,12 @@ def flip_rate(outcomes: Sequence[Outcome]) -> Share:
 
 
 def _readings(judged: Judged) -> dict[str, Any]:
-    found = {name: getattr(judged, name)._asdict() for name in ("mean", "majority", "worst")}
+    found = {
+        name: getattr(judged, name)._asdict() for name in ("per_draw", "majority", "all_draws")
+    }
     found["k"] = judged.k
-    if judged.bare is not None:
-        found["bare"] = judged.bare._asdict()
+    if judged.undefended is not None:
+        found["undefended"] = judged.undefended._asdict()
     return found
 
 
@@ -152,7 +156,7 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     """All of the conditions `names` together: the mean over them, of each image."""
     k = len(outcomes[0].conditions[names[0]].draws)
     tables = [
-        [(o.conditions[name].draws, o.conditions[name].bare, o.label) for name in names]
+        [(o.conditions[name].draws, o.conditions[name].undefended, o.label) for name in names]
         for o in outcomes
     ]
 
@@ -162,11 +166,11 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     has_bare, count = tables[0][0][1] is not None, len(names)
     return Judged(
         name="corrupted",
-        mean=mean(lambda row: row[0].count(row[2]) / k, k * count),
+        per_draw=mean(lambda row: row[0].count(row[2]) / k, k * count),
         majority=mean(lambda row: winner(row[0]) == row[2], count),
-        worst=mean(lambda row: row[0].count(row[2]) == k, count),
+        all_draws=mean(lambda row: row[0].count(row[2]) == k, count),
         k=k,
-        bare=mean(lambda row: row[1] == row[2], count) if has_bare else None,
+        undefended=mean(lambda row: row[1] == row[2], count) if has_bare else None,
     )
 
 
@@ -176,7 +180,7 @@ def _knowing(spec: dict[str, Any], outcomes: Sequence[Outcome]) -> list[dict[str
     The one with none known is the attack of the same name and view that is tried last.
     """
     found, plain = [], roles(spec["attacks"]).attacks
-    for row in roles(spec["attacks"]).knowing:
+    for row in roles(spec["attacks"]).known_noise:
         name = row["label"]
         told = {"name": name, "knows": row["knows"]}
         told["robust"] = _readings(judge(name, outcomes, _named(name)))
@@ -209,7 +213,7 @@ def _ladder(
     for i, name in enumerate(labels):
         tried = [*given, *labels[: i + 1]]
         judged = judge(name, outcomes, lambda o, tried=tried: _best(o, tried))
-        attacked = sum(not outcome.conditions[name].of for outcome in outcomes)
+        attacked = sum(not outcome.conditions[name].same_image_as for outcome in outcomes)
         rungs.append({"name": name, "attacked": attacked, "robust": _readings(judged)})
     return rungs
 
@@ -230,8 +234,11 @@ def _resubmission(
 def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
     """Of some conditions, the one the attacker would submit, as `evaluate` chooses it of all."""
     tried = [outcome.conditions[name] for name in reversed(names)]
-    chosen = max((condition for condition in tried if not condition.of), key=lambda c: c.wrong)
-    return replace(chosen, bare=None)
+    chosen = max(
+        (condition for condition in tried if not condition.same_image_as),
+        key=lambda c: c.attacker_error_rate,
+    )
+    return replace(chosen, undefended=None)
 
 
 def _by_class(
@@ -243,8 +250,8 @@ def _by_class(
     for label, name in enumerate(classes):
         of_class = [outcome for outcome in outcomes if outcome.label == label]
         if of_class:
-            clean = judge("clean", of_class, _named("clean")).mean
-            robust = judge("robust", of_class, submitted).mean
+            clean = judge("clean", of_class, _named("clean")).per_draw
+            robust = judge("robust", of_class, submitted).per_draw
             row = {"name": name, "n": len(of_class)}
             rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
     return rows
@@ -271,9 +278,9 @@ def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
 
     def pick(outcome: Outcome) -> Condition:
         tried = [outcome.conditions[name] for name in names if name in outcome.conditions]
-        wrong = [c.bare for c in tried if c.bare not in (None, outcome.label)]
+        wrong = [c.undefended for c in tried if c.undefended not in (None, outcome.label)]
         chosen = outcome.conditions[outcome.chosen]
-        return replace(chosen, bare=wrong[0]) if wrong else chosen
+        return replace(chosen, undefended=wrong[0]) if wrong else chosen
 
     return pick
 

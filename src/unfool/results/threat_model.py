@@ -21,9 +21,9 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     corruptions = [_options(row) for row in others]
     if attacks and not attacks[0].get("bounded", True):
         change = "; ".join(_options(row) for row in attacks) + "; no threat bounds this"
-    defence = "none" if purifier is None else _options(purifier)
+    defense = "none" if purifier is None else _options(purifier)
     if paths := spec.get("paths"):
-        defence += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
+        defense += f", {paths['count']} purifications of each image, aggregated by {paths['by']}"
     told = {}
     if attacks or not corruptions:
         told = {
@@ -45,12 +45,12 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     if corruptions:
         told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
     return told | {
-        "the defence": defence,
+        "the defense": defense,
         "the verdict": f"{options['draws']} held-out draws per image, the same for all its versions"
         + ("; the attack that counts is chosen per image on other draws" if attacks else "")
         + (
             "; no attack was tried on what was already wrong on all of these"
-            if options.get("survivors")
+            if options.get("skip_broken")
             else ""
         ),
         "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "
@@ -65,7 +65,7 @@ def eps_words(eps: float) -> str:
 
 
 def known_words(word: str) -> str:
-    """What an attacker knows of the defence's noise (`threat.Knowledge`), in words."""
+    """What an attacker knows of the defense's noise (`threat.Knowledge`), in words."""
     plain = {
         "forward": "the forward noise is fixed and known (DW-Fwd)",
         "reverse": "the noise of the way back is fixed and known (DW-Rev)",
@@ -74,7 +74,7 @@ def known_words(word: str) -> str:
     if word in plain:
         return plain[word]
     count, steps = word.split("-")[1], word.endswith("-steps")
-    what = "number that the defence draws is one of" if steps else "path of noise is one of"
+    what = "number that the defense draws is one of" if steps else "path of noise is one of"
     return f"each {what} {count}, which are known (semi-{count})"
 
 
@@ -86,21 +86,28 @@ def sees(row: dict[str, Any]) -> str:
         return f"another classifier, {_options(row['source'])}, never the model (transfer)"
     views = {
         "exact": "the whole model, with its exact gradient",
-        "whole": "the whole model without its elimination, with the exact gradient",
+        "no-elimination": "the whole model without its elimination, with the exact gradient",
         "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
-        "undefended": "the classifier alone, not the defence (transfer)",
+        "classifier-only": "the classifier alone, not the defense (transfer)",
         "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
-        "matched": "the whole model with fewer steps of its purifier, on the same paths of noise",
+        "surrogate-same-noise": "the whole model with fewer purifier steps, on the same paths of noise",
     }
     view = specs.part("view", row["view"])
     if row.get("name") in BLIND:
         views["exact"] = "the answers of the whole model; it asks for no gradient"
-        views["whole"] = "the answers of the whole model without its elimination; no gradient"
-        views["undefended"] = "the answers of the classifier alone, not of the defence"
-    counted = {"steps": "steps", "eot": "draws per step", "restarts": "restarts", "stop": "to stop"}
+        views["no-elimination"] = (
+            "the answers of the whole model without its elimination; no gradient"
+        )
+        views["classifier-only"] = "the answers of the classifier alone, not of the defense"
+    counted = {
+        "steps": "steps",
+        "eot": "draws per step",
+        "restarts": "restarts",
+        "early_stop": "to stop",
+    }
     effort = [
         f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
     ]

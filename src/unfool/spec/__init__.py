@@ -1,22 +1,22 @@
 """Specs: from YAML to checked options and the objects they name."""
 
 from unfool.errors import SpecError
-from unfool.spec.check import build, check, check_data, fields, part, takes
-from unfool.spec.identity import ASIDE, FILES, code, identity
+from unfool.spec.check import argument_names, build, check, check_data, check_section, part
+from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, code_hash, identity
 from unfool.spec.load import Table, load
 
 __all__ = [
-    "ASIDE",
-    "FILES",
+    "FILE_KEYS",
+    "NOT_IN_IDENTITY",
     "SpecError",
     "Table",
+    "argument_names",
     "build",
     "check",
     "check_data",
-    "code",
-    "fields",
+    "check_section",
+    "code_hash",
     "identity",
     "load",
     "part",
-    "takes",
 ]

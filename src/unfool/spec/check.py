@@ -15,16 +15,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from unfool.errors import SpecError
 from unfool.spec.load import Table
 from unfool.spec.menu import (
-    CALL,
-    GIVEN,
-    PLAIN,
+    CALL_ARGUMENTS,
+    PROVIDED,
+    SHORT_CALLS,
     choices,
     find,
     hint,
-    is_itself,
-    is_plain,
+    is_callable_part,
     kind_of,
-    makes_plain,
+    makes_short_call,
+    takes_short_call,
 )
 
 
@@ -53,8 +53,8 @@ def check(kind: str, value: Any) -> Table:
     table = part(kind, value)
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
-    called = is_itself(kind, factory) or is_plain(kind, factory)
-    filled_in = (*GIVEN.get(kind, ()), *(CALL.get(kind, ()) if called else ()))
+    called = is_callable_part(kind, factory) or takes_short_call(kind, factory)
+    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
     signature = inspect.signature(factory).parameters
     parameters = {key: p for key, p in signature.items() if key not in filled_in}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -74,8 +74,13 @@ def check(kind: str, value: Any) -> Table:
         elif key in options:
             filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
-            if key in CALL.get(kind, ()):  # of a function that is to be called with others
-                ways = [CALL[kind], *([PLAIN[kind][0]] if kind in PLAIN else [])]
+            if key in CALL_ARGUMENTS.get(
+                kind, ()
+            ):  # of a function that is to be called with others
+                ways = [
+                    CALL_ARGUMENTS[kind],
+                    *([SHORT_CALLS[kind][0]] if kind in SHORT_CALLS else []),
+                ]
                 raise SpecError(
                     f"{kind} {table['name']}: the first arguments of a function must be called "
                     f"{', or '.join(' '.join(way) for way in ways)}; not {' '.join(parameters)}"
@@ -121,20 +126,20 @@ def build(kind: str, table: Table, **given: Any) -> Any:
         if key != "name"
     }
     known = inspect.signature(factory).parameters
-    if is_itself(kind, factory):
+    if is_callable_part(kind, factory):
         return partial(factory, **options)
-    if is_plain(kind, factory):
-        return find(kind, PLAIN[kind][1])(partial(factory, **options))
+    if takes_short_call(kind, factory):
+        return find(kind, SHORT_CALLS[kind][1])(partial(factory, **options))
     try:
         made = factory(**{k: v for k, v in given.items() if k in known}, **options)
     except (ValueError, OSError) as error:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
-    return find(kind, PLAIN[kind][1])(made) if makes_plain(kind, made) else made
+    return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
 
-def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Table:
+def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Table:
     """A plain section of a spec (no `name`), checked: {key: (type, default)}; `...` is required.
 
     Raises:
@@ -154,10 +159,10 @@ def fields(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Tabl
         raise _told(name, error, 1) from error
 
 
-def takes(kind: str, table: Table) -> list[str]:
+def argument_names(kind: str, table: Table) -> list[str]:
     """The names of the arguments of what a part names, and of such parts inside it."""
     names = list(inspect.signature(find(kind, table["name"])).parameters)
-    return names + (takes(kind, table[kind]) if isinstance(table.get(kind), dict) else [])
+    return names + (argument_names(kind, table[kind]) if isinstance(table.get(kind), dict) else [])
 
 
 def _fit(where: str, kind: Any, value: Any) -> Any:

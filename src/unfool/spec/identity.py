@@ -13,8 +13,8 @@ from unfool.runtime.files import ADAPTER, files_in
 from unfool.spec.load import Table
 
 # of which the contents count, not the place
-FILES = ("weights", "adapter", "path", "prompts", "start")
-ASIDE = ("folder", "download", "pictures", "lpips")  # no part of what a spec asks
+FILE_KEYS = ("weights", "adapter", "path", "prompts", "start")
+NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 
 def identity(spec: Table) -> str:
@@ -31,7 +31,7 @@ def identity(spec: Table) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def code(spec: Table) -> str:
+def code_hash(spec: Table) -> str:
     """A hash of the source of every module of one's own that a spec names."""
     digest = hashlib.sha256()
     for module in sorted(set(_modules(spec))):
@@ -47,9 +47,9 @@ def _by_contents(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: _digest(v) if key in FILES and isinstance(v, str) else _by_contents(v)
+        key: _digest(v) if key in FILE_KEYS and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in ASIDE
+        if key not in NOT_IN_IDENTITY
     }
 
 

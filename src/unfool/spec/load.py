@@ -14,7 +14,7 @@ from unfool.spec.menu import hint, kind_of, shipped
 
 Table = dict[str, Any]
 # never numbers
-WORDS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "start")
+TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "start")
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
@@ -93,7 +93,7 @@ def _at(change: str, step: str, place: Any) -> Any:
 def _numbers(value: Any) -> Any:
     """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
     if isinstance(value, dict):
-        return {key: v if key in WORDS else _numbers(v) for key, v in value.items()}
+        return {key: v if key in TEXT_KEYS else _numbers(v) for key, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):

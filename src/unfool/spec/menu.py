@@ -62,7 +62,7 @@ MENU: dict[str, dict[str, str]] = {
         "likelihood": "unfool.defenses.likelihood:LikelihoodMaximization",
         "one-step": "unfool.defenses.denoised_smoothing:OneStep",
         "resized": "unfool.defenses.resized:Resized",
-        "transfer": "unfool.defenses.distribution_transfer:DistributionTransfer",
+        "distribution-transfer": "unfool.defenses.distribution_transfer:DistributionTransfer",
     },
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
@@ -70,7 +70,7 @@ MENU: dict[str, dict[str, str]] = {
         "corruption": "unfool.attacks.corruptions:Corruption",
         "fab": "unfool.attacks.fab:FAB",
         "fgsm": "unfool.attacks.pgd:fgsm",
-        "images": "unfool.attacks.precomputed:Images",
+        "images": "unfool.attacks.precomputed:PrecomputedAttack",
         "pgd": "unfool.attacks.pgd:PGD",
         "random-search": "unfool.attacks.random_search:RandomSearch",
         "salt-and-pepper": "unfool.attacks.salt_and_pepper:SaltAndPepper",
@@ -84,22 +84,22 @@ MENU: dict[str, dict[str, str]] = {
         "bpda": "unfool.attacks.views:bpda",
         "exact": "unfool.attacks.views:exact",
         "first-stage": "unfool.attacks.views:first_stage",
-        "matched": "unfool.attacks.views:matched",
+        "surrogate-same-noise": "unfool.attacks.views:surrogate_same_noise",
         "surrogate": "unfool.attacks.views:surrogate",
-        "undefended": "unfool.attacks.views:undefended",
-        "whole": "unfool.attacks.views:whole",
+        "classifier-only": "unfool.attacks.views:classifier_only",
+        "no-elimination": "unfool.attacks.views:no_elimination",
     },
     "objective": {
         "addt": "unfool.training.addt:ADDT",
         "denoising": "unfool.training.objectives:Denoising",
         "pgd-at": "unfool.training.adversarial:PGDAT",
-        "plain": "unfool.training.objectives:CrossEntropy",
+        "cross-entropy": "unfool.training.objectives:CrossEntropy",
         "trades": "unfool.training.adversarial:TRADES",
-        "truth": "unfool.training.truth_maximization:TruthMaximization",
+        "truth-maximization": "unfool.training.truth_maximization:TruthMaximization",
     },
 }
 
-HELP = {
+MEANINGS = {
     "data": "images with labels",
     "classifier": "images to logits",
     "denoiser": "the diffusion model",
@@ -113,7 +113,7 @@ HELP = {
 
 # What the caller fills in, which a spec may not. A class named in a spec is filled with its options;
 # a function that takes the arguments of a call is the thing itself.
-CALL: dict[str, tuple[str, ...]] = {
+CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "attack": ("model", "x", "y", "threat", "noise"),
     "classifier": ("x", "noise"),
     "objective": ("model", "x", "y", "noise"),
@@ -122,12 +122,12 @@ CALL: dict[str, tuple[str, ...]] = {
 }
 # A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
 # the other arguments of the call, too.
-PLAIN: dict[str, tuple[tuple[str, ...], str]] = {
-    "attack": (("model", "x", "y"), "unfool.attacks.interop:Outside"),
+SHORT_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
+    "attack": (("model", "x", "y"), "unfool.attacks.interop:ExternalAttack"),
 }
 # Parts inside a part that are not called after their kind.
-ROLES = {"source": "classifier"}
-GIVEN: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
+KIND_OF_OPTION = {"source": "classifier"}
+PROVIDED: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
 
 
 def shipped() -> dict[str, str]:
@@ -157,36 +157,36 @@ def find(kind: str, name: str) -> Any:
 
 def kind_of(key: str) -> str | None:
     """The kind of thing that an option of that name is, if it is a part of its own."""
-    return key if key in MENU else ROLES.get(key)
+    return key if key in MENU else KIND_OF_OPTION.get(key)
 
 
-def is_itself(kind: str, found: Any) -> bool:
+def is_callable_part(kind: str, found: Any) -> bool:
     """Whether what a part names is a function to be called as it is, not one that makes it."""
-    call = CALL.get(kind)
+    call = CALL_ARGUMENTS.get(kind)
     if call is None or inspect.isclass(found):
         return False
     return tuple(inspect.signature(found).parameters)[: len(call)] == call
 
 
-def is_plain(kind: str, found: Any) -> bool:
+def takes_short_call(kind: str, found: Any) -> bool:
     """Whether what a part names is a function of fewer arguments than a call's (see `PLAIN`)."""
-    first, _ = PLAIN.get(kind, ((), ""))
-    if not first or inspect.isclass(found) or is_itself(kind, found):
+    first, _ = SHORT_CALLS.get(kind, ((), ""))
+    if not first or inspect.isclass(found) or is_callable_part(kind, found):
         return False
     return tuple(inspect.signature(found).parameters)[: len(first)] == first
 
 
-def makes_plain(kind: str, made: Any) -> bool:
+def makes_short_call(kind: str, made: Any) -> bool:
     """Whether an object, made by a class of one's own, is called with fewer arguments (`PLAIN`)."""
-    if kind not in PLAIN or not callable(made) or not is_plain(kind, made):
+    if kind not in SHORT_CALLS or not callable(made) or not takes_short_call(kind, made):
         return False
     taken = inspect.signature(made).parameters.values()
-    return sum(p.default is p.empty for p in taken) < len(CALL[kind])
+    return sum(p.default is p.empty for p in taken) < len(CALL_ARGUMENTS[kind])
 
 
 def menu() -> dict[str, tuple[str, list[str]]]:
     """What a spec may name: kind to its meaning and its short names."""
-    return {kind: (HELP[kind], sorted(names)) for kind, names in MENU.items()}
+    return {kind: (MEANINGS[kind], sorted(names)) for kind, names in MENU.items()}
 
 
 def hint(word: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Schedule
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
 
 CLASSES = ("dark", "bright")
@@ -17,7 +17,7 @@ SPREAD = 0.2  # standard deviation of a class, in [-1, 1] units
 
 
 class Blobs:
-    """Two Gaussian classes of `side` x `side` grey images, dark and bright in turn.
+    """Two Gaussian classes of `side` x `side` gray images, dark and bright in turn.
 
     Args:
         size: How many images.
@@ -46,7 +46,7 @@ def mixture(side: int = 4, schedule: Schedule | None = None) -> Mixture:
     return Mixture(_means(side), SPREAD, schedule)
 
 
-def bayes(side: int = 4) -> Plain:
+def bayes(side: int = 4) -> NormalizedClassifier:
     """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share."""
     means = _means(side).flatten(1)
     linear = nn.Linear(means.shape[1], len(means))
@@ -54,7 +54,7 @@ def bayes(side: int = 4) -> Plain:
         linear.weight.copy_(means / SPREAD**2)
         linear.bias.copy_(-means.square().sum(1) / (2 * SPREAD**2))
     network = nn.Sequential(nn.Flatten(), linear).requires_grad_(False)
-    return Plain(network, mean=(0.5,), std=(0.5,))
+    return NormalizedClassifier(network, mean=(0.5,), std=(0.5,))
 
 
 def _means(side: int) -> Tensor:

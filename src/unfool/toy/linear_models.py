@@ -1,7 +1,7 @@
 """Models whose worst case has a closed form: what attacks, intervals and verdicts are held to.
 
-All but the coin are planes through grey, of tiny images that lie at known distances from them. A spec
-may name them, as `unfool.toy.linear_models:Coin`, to try an attack of one's own.
+All but the coin are planes through gray, of tiny images that lie at known distances from them. A spec
+may name them, as `unfool.toy.linear_models:RandomGuess`, to try an attack of one's own.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ GREY = 0.5
 CLASSES = ("right", "left", "low", "lowest")
 
 
-class Coin(nn.Module):
+class RandomGuess(nn.Module):
     """Right with probability `p`, whatever the image. The right class is 0 for every image.
 
     Per draw its accuracy is `p` under every attack; the majority of k draws is right as often as a
@@ -33,15 +33,15 @@ class Coin(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, 4) of images (B, C, H, W), whose gradient is 0."""
-        right = noise.fold("coin").uniform(x[:, 0, 0, 0]) < self.p
+        right = noise.child("coin").uniform(x[:, 0, 0, 0]) < self.p
         logits = torch.zeros_like(x[:, 0, 0, :1]).repeat(1, len(CLASSES))
         logits[:, 0] = torch.where(right, 1.0, -1.0).to(x)
         logits[:, 1] = -logits[:, 0]
         return logits + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
-class Plane(nn.Module):
-    """Class 0 on one side of a plane through grey, class 1 on the other; the others stay far below.
+class LinearClassifier(nn.Module):
+    """Class 0 on one side of a plane through gray, class 1 on the other; the others stay far below.
 
     Args:
         scale: Of the logits; the answers do not depend on it.
@@ -61,7 +61,7 @@ class Plane(nn.Module):
         return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
 
 
-class Planes(nn.Module):
+class MultiPlaneClassifier(nn.Module):
     """A linear classifier of `classes` classes without noise: what is nearest to an image is known."""
 
     weights: Tensor
@@ -71,7 +71,7 @@ class Planes(nn.Module):
         if classes < 2:
             raise ValueError(f"classes must be 2 or more, not {classes}")
         like = torch.zeros(classes, *SHAPE)
-        self.register_buffer("weights", Noise.of(1, range(classes)).fold("plane").normal(like))
+        self.register_buffer("weights", Noise.of(1, range(classes)).child("plane").normal(like))
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
@@ -87,7 +87,7 @@ class Planes(nn.Module):
         return (gap / dual).scatter(1, own[:, None], torch.inf).amin(1)
 
 
-class Grain(nn.Module):
+class AddGaussianNoise(nn.Module):
     """A purifier that adds Gaussian noise and takes nothing off. It does not clip.
 
     Args:
@@ -105,7 +105,7 @@ class Grain(nn.Module):
         return x + self.sigma * noise.normal(x)
 
 
-class Stairs(nn.Module):
+class Quantize(nn.Module):
     """A purifier that rounds pixels to `levels` steps; its gradient is 0 everywhere."""
 
     def __init__(self, levels: int = 8):
@@ -121,16 +121,16 @@ class Stairs(nn.Module):
 
 def noisy_plane(sigma: float = 0.2) -> Purified:
     """A plane behind Gaussian noise."""
-    return Purified(Plane(), Grain(sigma))
+    return Purified(LinearClassifier(), AddGaussianNoise(sigma))
 
 
 def rounded_plane(levels: int = 8) -> Purified:
     """A plane behind rounding, which masks its gradient."""
-    return Purified(Plane(), Stairs(levels))
+    return Purified(LinearClassifier(), Quantize(levels))
 
 
 class Points:
-    """Images near grey, of class 0 and 1 in turn, at even distances from the plane.
+    """Images near gray, of class 0 and 1 in turn, at even distances from the plane.
 
     Args:
         size: How many.
@@ -166,7 +166,7 @@ class Points:
 
 def normal_vector() -> Tensor:
     """The unit normal of the plane, shaped SHAPE."""
-    normal = Noise.of(0, [0]).fold("plane").normal(torch.zeros(1, *SHAPE))[0]
+    normal = Noise.of(0, [0]).child("plane").normal(torch.zeros(1, *SHAPE))[0]
     return normal / normal.norm()
 
 
@@ -197,4 +197,4 @@ def worst_rounded(x: Tensor, y: Tensor, eps: float, levels: int = 8) -> Tensor:
     Rounding keeps order, so each pixel goes as far as it may against the plane.
     """
     reached = worst(x, y, Threat("linf", eps))
-    return leads(Stairs(levels)(reached, Noise(())), y)
+    return leads(Quantize(levels)(reached, Noise(())), y)

@@ -30,12 +30,12 @@ class Line(Denoiser):
         """E[x_0 | x_t], in closed form."""
         _, alpha, sigma, _ = self.schedule(t.double() if t.ndim == 0 else t)
         variance = (alpha * self.spread) ** 2 + sigma**2
-        centre = self.mean * torch.tanh(alpha * self.mean / variance * x_t)
-        return centre + alpha * self.spread**2 / variance * (x_t - alpha * centre)
+        center = self.mean * torch.tanh(alpha * self.mean / variance * x_t)
+        return center + alpha * self.spread**2 / variance * (x_t - alpha * center)
 
 
 @dataclass(frozen=True, eq=False)
-class Mistaken:
+class LabelFlip:
     """The Bayes classifier of `Line`, of each pixel, but for an error of its log-odds.
 
     An error of its own for each run, the same at every step, stands for a classifier whose boundary
@@ -56,7 +56,7 @@ class Mistaken:
         return torch.stack([-odds / 2, odds / 2], 1)
 
 
-class Ends(NamedTuple):
+class Endpoints(NamedTuple):
     """What became of runs (N,) from a point above 0.
 
     Attributes:
@@ -78,7 +78,7 @@ def ends(
     steps: int = 100,
     runs: int = 10000,
     seed: int = 0,
-) -> Ends:
+) -> Endpoints:
     """Run COUP from `start`, `runs` times.
 
     The same seed means the same draws for every weight and level.
@@ -102,14 +102,14 @@ def ends(
         )
     world = world or Line()
     z, noise = torch.full((1, 1, 1, runs), start, dtype=torch.float64), Noise.of(seed, [0])
-    error = level * noise.fold("error").normal(z).flatten()
-    purifier = COUP(world, Mistaken(world, error), t=t, steps=steps, weight=weight)
+    error = level * noise.child("error").normal(z).flatten()
+    purifier = COUP(world, LabelFlip(world, error), t=t, steps=steps, weight=weight)
     crossed = torch.zeros(runs, dtype=torch.bool)
     with torch.no_grad():
         for _, image in purifier.walk(world.decode(z), noise):
             z = world.encode(image)
             crossed |= z.flatten() < 0
-    return Ends(z.flatten(), crossed)
+    return Endpoints(z.flatten(), crossed)
 
 
 def label_flips(

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
-Seeks = Literal["ce", "mse"]
+Target = Literal["ce", "mse"]
 Mode = Literal["train", "eval"]
 EPS, STEP = 8 / 255, 4 / 255  # of the variant linf, in the denoiser's space
 STEEPEST = 10  # alpha / sigma counts as no more there
@@ -34,14 +34,14 @@ class ADDT:
         classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
             evaluation mode, and its weights stay as they are.
         strength: lambda per unit of alpha / sigma.
-        most: The greatest lambda.
-        rounds: Steps of CGPO; their gradients add up.
+        lambda_max: The greatest lambda.
+        cgpo_steps: Steps of CGPO; their gradients add up.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
             variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
             the image's own perturbation, at most 8/255 in the denoiser's space and within its box,
             is found by PGD from 0 with steps of 4/255, whose gradients do not add up, and
-            n = eps + min(alpha / sigma, 10) delta; `strength` and `most` are not asked.
-        seeks: What the perturbation makes large: the classifier's cross-entropy on the one-step
+            n = eps + min(alpha / sigma, 10) delta; `lambda_unit` and `lambda_max` are not asked.
+        target: What the perturbation makes large: the classifier's cross-entropy on the one-step
             estimate of the image, or the denoiser's error (`"mse"`, a control): that of its prediction
             of the Gaussian part eps alone, not of the whole noise n.
         mode: Of the denoiser while a perturbation is sought: `"train"` (dropout on, as released) or
@@ -50,43 +50,43 @@ class ADDT:
     """
 
     classifier: Any
-    strength: float = 0.03
-    most: float = 0.3
-    rounds: int = 5
+    lambda_unit: float = 0.03
+    lambda_max: float = 0.3
+    cgpo_steps: int = 5
     mapping: Mapping = "rbgm"
-    seeks: Seeks = "ce"
+    target: Target = "ce"
     mode: Mode = "train"
     t_min: float = 1e-3
     t_max: float = 1.0
-    drop: float = 0.1
+    label_dropout: float = 0.1
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
-        Denoising(self.t_min, self.t_max, self.drop, self.times)
-        for name, words in (("mapping", Mapping), ("seeks", Seeks), ("mode", Mode)):
+        Denoising(self.t_min, self.t_max, self.label_dropout, self.times)
+        for name, words in (("mapping", Mapping), ("seeks", Target), ("mode", Mode)):
             if getattr(self, name) not in get_args(words):
                 raise ValueError(
                     f"{name} is {' or '.join(get_args(words))}, not {getattr(self, name)!r}"
                 )
-        if self.strength < 0 or not 0 <= self.most <= 1:
+        if self.lambda_unit < 0 or not 0 <= self.lambda_max <= 1:
             raise ValueError(
                 "strength must be 0 or more and most from 0 to 1, not "
-                f"{self.strength} and {self.most}"
+                f"{self.lambda_unit} and {self.lambda_max}"
             )
-        if self.rounds < 1:
-            raise ValueError(f"rounds must be 1 or more, not {self.rounds}")
+        if self.cgpo_steps < 1:
+            raise ValueError(f"rounds must be 1 or more, not {self.cgpo_steps}")
 
-    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
-        plain = Denoising(self.t_min, self.t_max, self.drop, self.times)
+        plain = Denoising(self.t_min, self.t_max, self.label_dropout, self.times)
         t, label = time_and_label(plain, model, x, y, noise)
-        delta = self.perturbation(model, x, y, t, label, noise.fold("cgpo"))
+        delta = self.perturbation(model, x, y, t, label, noise.child("cgpo"))
         z = model.encode(x)
-        mixed = self._mix(model, t, noise.fold("noise").normal(z), delta)
+        mixed = self._mix(model, t, noise.child("noise").normal(z), delta)
         return denoising_loss(model, z, t, label, mixed)
 
     def perturbation(
-        self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
+        self, model: NetworkDenoiser, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
         """Classifier-guided perturbation optimization: delta (B, ...), noise-like unless linf.
 
@@ -108,24 +108,24 @@ class ADDT:
                 parameter.requires_grad_(want)
 
     def _search(
-        self, model: Network, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
+        self, model: NetworkDenoiser, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise
     ) -> Tensor:
         z = model.encode(x)
         total = torch.zeros_like(z)
-        delta = total if self.mapping == "linf" else noise.fold("start").normal(z)
+        delta = total if self.mapping == "linf" else noise.child("start").normal(z)
         _, alpha, sigma, _ = model.schedule(t)
         classifier = self.classifier.to(x.device).eval().requires_grad_(False)
-        for i in range(self.rounds):
-            here, delta = noise.fold(i), delta.detach().requires_grad_()
-            eps = here.fold("noise").normal(z)
+        for i in range(self.cgpo_steps):
+            here, delta = noise.child(i), delta.detach().requires_grad_()
+            eps = here.child("noise").normal(z)
             mixed = self._mix(model, t, eps, delta)
             x_t = alpha * z + sigma * mixed
-            if self.seeks == "mse":
+            if self.target == "mse":
                 error = model.predict(x_t, t, label).to(z) - model.target(z, eps, t)
                 value = error.square().flatten(1).mean(1).sum()
             else:
                 x_hat = model.estimate(x_t, t, label)
-                logits = classifier(model.decode(x_hat), here.fold("classify"))
+                logits = classifier(model.decode(x_hat), here.child("classify"))
                 value = F.cross_entropy(logits.float(), y, reduction="sum")
             gradient = torch.autograd.grad(value, delta)[0]
             if self.mapping == "linf":
@@ -133,14 +133,14 @@ class ADDT:
                 delta = (z + delta).clamp(-1, 1) - z
             else:
                 total = total + gradient
-                delta = self._mapped(total, here.fold("rank"))
+                delta = self._mapped(total, here.child("rank"))
         return delta.detach()
 
-    def _mix(self, model: Network, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
+    def _mix(self, model: NetworkDenoiser, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
         _, alpha, sigma, _ = model.schedule(t)
         if self.mapping == "linf":
             return eps + (alpha / sigma).clamp(max=STEEPEST) * delta
-        share = (self.strength * alpha / sigma).clamp(0, self.most)
+        share = (self.lambda_unit * alpha / sigma).clamp(0, self.lambda_max)
         return torch.sqrt(1 - share**2) * eps + share * delta
 
     def _mapped(self, gradient: Tensor, noise: Noise) -> Tensor:

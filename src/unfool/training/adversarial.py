@@ -42,8 +42,8 @@ class PGDAT:
             return F.cross_entropy(logits, y, reduction="sum")
 
         threat = Threat(self.norm, self.eps)
-        start = threat.start(x, noise.fold("start"))
-        x_adv = _worst(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        start = threat.start(x, noise.child("start"))
+        x_adv = _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
         return F.cross_entropy(model(x_adv, noise).float(), y, reduction="none")
 
 
@@ -83,14 +83,14 @@ class TRADES:
         def loss(logits: Tensor) -> Tensor:
             return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
 
-        start = threat.project(x, x + 0.001 * noise.fold("start").normal(x))
-        x_adv = _worst(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        start = threat.project(x, x + 0.001 * noise.child("start").normal(x))
+        x_adv = _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
         logits, moved = model(x, noise).float(), model(x_adv, noise).float()
         drift = F.kl_div(moved.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
         return F.cross_entropy(logits, y, reduction="none") + self.beta * drift
 
 
-def _worst(
+def _strongest_images(
     model: nn.Module,
     loss: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -105,7 +105,7 @@ def _worst(
     with _frozen(model):
         for i in range(steps):
             x_adv = x_adv.detach().requires_grad_()
-            value = loss(model(x_adv, noise.fold("attack", i)).float())
+            value = loss(model(x_adv, noise.child("attack", i)).float())
             (gradient,) = torch.autograd.grad(value, x_adv)
             step = threat.eps * step_size * threat.steepest(gradient)
             x_adv = threat.project(x, x_adv.detach() + step)

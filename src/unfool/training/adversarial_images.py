@@ -31,7 +31,7 @@ BLOCK = 64  # images of a file, which are attacked together
 ASKED = ("source", "attack", "norm", "eps", "images", "seed", "released")
 
 
-class Adversaries:
+class AdversarialImages:
     """A data set of the adversarial images in a folder, with their true labels.
 
     Args:
@@ -70,14 +70,14 @@ class Adversaries:
         }
 
 
-def adversaries(
+def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
     asked: Table,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
-) -> Adversaries:
+) -> AdversarialImages:
     """The adversarial images that an objective trains on, from disk as far as they are there.
 
     Args:
@@ -110,14 +110,14 @@ def adversaries(
         write_bytes(folder / "asked.json", (json.dumps(said, indent=2) + "\n").encode())
         if isinstance(source, nn.Module):
             source.cpu()  # its memory is wanted for the training
-    return Adversaries(folder, len(places), data.classes)
+    return AdversarialImages(folder, len(places), data.classes)
 
 
 def _made(data: Dataset, places: Sequence[int], objective: TruthMaximization, device: str) -> bytes:
     x, y = (part.to(device) for part in fetch(data, places))
-    noise = Noise.of(objective.seed, places).fold("adversaries")
+    noise = Noise.of(objective.seed, places).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()
-    model, told = objective.seen(), noise.fold("verdict")
+    model, told = objective.seen(), noise.child("verdict")
     with torch.no_grad():
         wrong = [model(picture, told).argmax(1) != y for picture in (x, x_adv)]
     size = Threat(objective.norm, objective.eps).size(x_adv - x)
@@ -136,7 +136,7 @@ def _places(size: int, objective: TruthMaximization) -> list[int]:
 def _key(data: Dataset, places: Sequence[int], source: Any, asked: Table) -> str:
     digest = hashlib.sha256()
     digest.update(specs.identity({key: asked.get(key) for key in ASKED}).encode())
-    digest.update(specs.code(asked).encode())
+    digest.update(specs.code_hash(asked).encode())
     for first in range(0, len(places), 256):
         x, y = fetch(data, places[first : first + 256])
         digest.update(x.numpy().tobytes() + y.numpy().tobytes())

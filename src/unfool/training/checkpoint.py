@@ -33,7 +33,7 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
     digest = hashlib.sha256(json.dumps([size, list(data.classes)]).encode())
     digest.update(x.numpy().tobytes() + y.numpy().tobytes())
-    return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code(spec)}
+    return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code_hash(spec)}
 
 
 def prepare(folder: Path) -> None:

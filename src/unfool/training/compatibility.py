@@ -15,8 +15,8 @@ from unfool.spec import Table
 TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
     "denoising": "denoiser",
     "addt": "denoiser",
-    "truth": "denoiser",
-    "plain": "classifier",
+    "truth-maximization": "denoiser",
+    "cross-entropy": "classifier",
     "pgd-at": "classifier",
     "trades": "classifier",
 }

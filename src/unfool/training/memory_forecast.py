@@ -78,7 +78,7 @@ def check_memory(
     cure = "choose a smaller network"
     if fits > 0:
         share = f", or training.accumulate to split it into {-(-batch // fits)} parts or more"
-        cure = f"set training.batch to {fits * parts} or less{share}"
+        cure = f"set training.batch_size to {fits * parts} or less{share}"
     raise SpecError(
         f"a step of {at_once} images takes about {needed / 2**30:.1f} GiB, and {device} has "
         f"{free / 2**30:.1f} GiB free: {cure}"
@@ -97,7 +97,7 @@ def forecast(
         kept_by_graphs(model) as kept,
         torch.autocast(kind, dtype=torch.bfloat16, enabled=half),
     ):
-        objective(model, x, y, Noise.of(0, range(size)).fold("forecast"))
+        objective(model, x, y, Noise.of(0, range(size)).child("forecast"))
     with torch.no_grad():
         for buffer, was in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(was)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -24,10 +24,10 @@ class Denoising:
     Attributes:
         t_min: The least time of training, above 0.
         t_max: The greatest; a purifier at t* never needs more than t*.
-        drop: How often a label is replaced by the null class, for a conditional denoiser.
+        label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
         times: How often each time is met: all alike (`"uniform"`), or such that the logarithm of
             sigma / alpha is normal (`"lognormal"`; Karras et al., 2022, table 1), cut to the range.
-        centre: The mean of that logarithm.
+        center: The mean of that logarithm.
         spread: Its standard deviation.
         min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
             al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
@@ -35,9 +35,9 @@ class Denoising:
 
     t_min: float = 1e-3
     t_max: float = 1.0
-    drop: float = 0.1
+    label_dropout: float = 0.1
     times: Times = "uniform"
-    centre: float = -1.2
+    center: float = -1.2
     spread: float = 1.2
     min_snr: float | None = None
 
@@ -46,8 +46,8 @@ class Denoising:
             raise ValueError(
                 f"times must satisfy 0 < t_min < t_max <= 1, not {self.t_min} and {self.t_max}"
             )
-        if not 0 <= self.drop <= 1:
-            raise ValueError(f"drop is a share, from 0 to 1, not {self.drop}")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"drop is a share, from 0 to 1, not {self.label_dropout}")
         if self.times not in get_args(Times):
             raise ValueError(f"times is one of {get_args(Times)}, not {self.times!r}")
         if not self.spread > 0:
@@ -55,11 +55,11 @@ class Denoising:
         if self.min_snr is not None and not self.min_snr > 0:
             raise ValueError(f"min_snr must be above 0, not {self.min_snr}")
 
-    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,), with a time of its own for each."""
         t, label = time_and_label(self, model, x, y, noise)
         z = model.encode(x)
-        loss = denoising_loss(model, z, t, label, noise.fold("noise").normal(z))
+        loss = denoising_loss(model, z, t, label, noise.child("noise").normal(z))
         if self.min_snr is None:
             return loss
         _, alpha, sigma, _ = model.schedule(t)
@@ -72,7 +72,7 @@ class Denoising:
             return self.t_min + (self.t_max - self.t_min) * share
         grid = torch.linspace(self.t_min, self.t_max, 2001, dtype=torch.float64)
         _, alpha, sigma, _ = schedule(grid)
-        normal = torch.distributions.Normal(self.centre, self.spread)
+        normal = torch.distributions.Normal(self.center, self.spread)
         below = normal.cdf((sigma / alpha).log())
         below = (below - below[0]) / (below[-1] - below[0])
         times = np.interp(share.cpu().double().numpy(), below.numpy(), grid.numpy())
@@ -80,17 +80,17 @@ class Denoising:
 
 
 def time_and_label(
-    objective: Denoising, model: Network, x: Tensor, y: Tensor, noise: Noise
+    objective: Denoising, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """A time (B, 1, 1, 1) for each image, and what a conditional denoiser is told of it (B,)."""
-    t = objective.at(noise.fold("time").uniform(x[:, :1, :1, :1]), model.schedule)
+    t = objective.at(noise.child("time").uniform(x[:, :1, :1, :1]), model.schedule)
     if not model.classes:
         return t, y
-    dropped = noise.fold("drop").uniform(x[:, 0, 0, 0]) < objective.drop
+    dropped = noise.child("drop").uniform(x[:, 0, 0, 0]) < objective.label_dropout
     return t, torch.where(dropped, model.classes, y)
 
 
-def denoising_loss(model: Network, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
+def denoising_loss(model: NetworkDenoiser, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:
     """The mean squared error of what the network predicts of x_t, (B,).
 
     Args:
@@ -127,12 +127,12 @@ class CrossEntropy:
 
 
 def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
-    """Images mirrored half of the time, and moved by up to `crop` pixels (grey outside)."""
+    """Images mirrored half of the time, and moved by up to `crop` pixels (gray outside)."""
     if flip:
-        x = torch.where(images(noise.fold("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
+        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
     if crop:
         padded = F.pad(x, (crop,) * 4, value=0.5)
-        places = (noise.fold("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
+        places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
         high, wide = x.shape[2:]
         x = torch.stack(
             [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.data.image_files import grid
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
 from unfool.diffusion.schedule import chain_length
 from unfool.errors import SpecError
 from unfool.models import card, lora
-from unfool.models.classifiers import Plain
+from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
 from unfool.spec import Table
 from unfool.statistics import wilson
 from unfool.training import checkpoint
-from unfool.training.adversarial_images import Adversaries, adversaries
+from unfool.training.adversarial_images import AdversarialImages, make_adversarial_images
 from unfool.training.compatibility import check_fit, check_guide, check_test
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
@@ -60,7 +60,7 @@ def _run(
 ) -> Path:
     kind, options = kind_of(spec), dict(spec["training"])
     half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
-    start, dropped = options.pop("start", None), options.pop("dropout", None)
+    start, dropped = options.pop("init_from", None), options.pop("dropout", None)
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
     asked = checkpoint.question(spec, data)
@@ -94,20 +94,26 @@ def _run(
         denoising = getattr(model, "network", model) if kind == "denoiser" else model
         denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
     fresh = start is None and spec[kind]["name"] != "trained" and not spec[kind].get("weights")
-    if fresh and isinstance(model, Plain) and (prepare := getattr(model.network, "prepare", None)):
+    if (
+        fresh
+        and isinstance(model, NormalizedClassifier)
+        and (prepare := getattr(model.network, "prepare", None))
+    ):
         x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
         prepare((x.to(device) - model.mean) / model.std)
     parts = processes.count * options.get("accumulate", 1)
     half_products = options["precision"] == "bfloat16"
-    check_memory(model, objective, data, options["batch"], parts, device, half_products)
+    check_memory(model, objective, data, options["batch_size"], parts, device, half_products)
     facts: Table = {"data": spec["data"] | {"images": len(data)}}
     if isinstance(objective, TruthMaximization):
         home = folder.parent / "adversaries"
         for turn in (True, False):  # the first makes them, the others find them
             if processes.first == turn:
-                data = adversaries(data, objective, spec["objective"], home, device, quiet)
+                data = make_adversarial_images(
+                    data, objective, spec["objective"], home, device, quiet
+                )
             processes.agreed(None)
-        facts["adversaries"] = cast(Adversaries, data).facts()
+        facts["adversaries"] = cast(AdversarialImages, data).facts()
     facts |= {
         "objective": spec["objective"],
         "training": spec["training"] | {"precision": options["precision"]},
@@ -146,7 +152,7 @@ def _run(
     if test is not None:
         metrics = _measure(loaded.to(device), test, getattr(objective, "t_max", 1.0))
         save(folder, trained, metrics=metrics)
-    if isinstance(loaded, Network):
+    if isinstance(loaded, NetworkDenoiser):
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
     processes.agreed(None)
     return folder
@@ -194,7 +200,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
     """What the card says of the model on images it was not trained on (at most 2,000)."""
     size, device = min(len(test), 2000), next(model.parameters()).device
     blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]
-    if not isinstance(model, Network):
+    if not isinstance(model, NetworkDenoiser):
         hits = 0
         for block in blocks:
             x, y = (part.to(device) for part in fetch(test, block))
@@ -218,7 +224,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
 
 
 @torch.inference_mode()
-def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
+def _draw(model: NetworkDenoiser, data: Dataset, folder: Path, t_max: float) -> None:
     """Pictures: clean, noised and denoised images; and images drawn from noise where it can."""
     device = next(model.parameters()).device
     x, y = (part.to(device) for part in fetch(data, range(min(16, len(data)))))
@@ -227,8 +233,8 @@ def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
     grid(folder / "denoised.png", rows)
     if t_max == 1:
-        start = noise.fold("sample").normal(z)
-        back = noise.fold("reverse")
+        start = noise.child("sample").normal(z)
+        back = noise.child("reverse")
         chain = chain_length(model.schedule)
         drawn = reverse(
             model, start, strided(1, min(100, chain), chain), back, step=Ancestral(), label=y
@@ -237,4 +243,4 @@ def _draw(model: Network, data: Dataset, folder: Path, t_max: float) -> None:
 
 
 def _noise(indices: Sequence[int]) -> Noise:
-    return Noise.of(0, indices).fold("measure")
+    return Noise.of(0, indices).child("measure")

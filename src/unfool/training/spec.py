@@ -11,27 +11,27 @@ from unfool.training.compatibility import check_objective
 
 OPTIONS: dict[str, tuple[Any, Any]] = {
     "steps": (int, ...),
-    "batch": (int, 64),
-    "rate": (float, 2e-4),
+    "batch_size": (int, 64),
+    "learning_rate": (float, 2e-4),
     "warmup": (int, 100),
     "weight_decay": (float, 0.0),
-    "bias_rate": (float, 1.0),
+    "bias_lr_factor": (float, 1.0),
     "betas": (list[float], [0.9, 0.999]),
-    "average": (float, 0.999),
-    "average_power": (float | None, None),
+    "ema_decay": (float, 0.999),
+    "ema_power": (float | None, None),
     "dropout": (float | None, None),
-    "clip": (float, 1.0),
+    "grad_clip": (float, 1.0),
     "flip": (bool, False),
     "crop": (int, 0),
     "seed": (int, 0),
     "optimizer": (str, "adamw"),
     "precision": (str, "float32"),
-    "decay": (str, "cosine"),
-    "keep": (list[int], []),
+    "lr_schedule": (str, "cosine"),
+    "save_steps": (list[int], []),
     "accumulate": (int, 1),
     "lora": (dict | None, None),
-    "half": (bool, False),
-    "start": (str | None, None),
+    "save_half": (bool, False),
+    "init_from": (str | None, None),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
@@ -48,18 +48,18 @@ LORA: dict[str, tuple[Any, Any]] = {
 CHOICES = {
     "optimizer": ("adamw", "sgd"),
     "precision": ("float32", "bfloat16"),
-    "decay": ("cosine", "none"),
+    "lr_schedule": ("cosine", "none"),
 }
 LATER = (
-    "decay",
-    "keep",
+    "lr_schedule",
+    "save_steps",
     "lora",
-    "bias_rate",
+    "bias_lr_factor",
     "betas",
-    "average_power",
+    "ema_power",
     "dropout",
     "accumulate",
-    "start",
+    "init_from",
 )  # left out at their defaults, as before there were such things
 MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
@@ -85,9 +85,17 @@ def check(spec: Table, folder: str | None = None) -> Table:
     checked: Table = {"data": specs.check_data(spec["data"], folder)}
     if "test" in spec:
         checked["test"] = specs.check_data(spec["test"], folder)
-    options = specs.fields("training", spec["training"], OPTIONS)
-    machine = specs.fields("machine", spec.get("machine", {}), MACHINE)
-    for name in ("steps", "batch", "rate", "bias_rate", "clip", "save_every", "accumulate"):
+    options = specs.check_section("training", spec["training"], OPTIONS)
+    machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
+    for name in (
+        "steps",
+        "batch_size",
+        "learning_rate",
+        "bias_lr_factor",
+        "grad_clip",
+        "save_every",
+        "accumulate",
+    ):
         if not (options | machine)[name] > 0:
             raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
     for name in ("warmup", "crop", "weight_decay"):
@@ -96,10 +104,10 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for name, words in CHOICES.items():
         if options[name] not in words:
             raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
-    if not 0 <= options["average"] < 1:
-        raise SpecError(f"average must be from 0 to below 1, not {options['average']}")
-    if (power := options["average_power"]) is not None and not 0 < power <= 1:
-        raise SpecError(f"training.average_power must be above 0 and at most 1, not {power}")
+    if not 0 <= options["ema_decay"] < 1:
+        raise SpecError(f"ema_decay must be from 0 to below 1, not {options['average']}")
+    if (power := options["ema_power"]) is not None and not 0 < power <= 1:
+        raise SpecError(f"training.ema_power must be above 0 and at most 1, not {power}")
     if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
         raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
     betas = options["betas"]
@@ -107,11 +115,13 @@ def check(spec: Table, folder: str | None = None) -> Table:
         raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
     if options["optimizer"] != "adamw" and betas != OPTIONS["betas"][1]:
         raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
-    if wrong := [step for step in options["keep"] if not 0 < step <= options["steps"]]:
-        raise SpecError(f"training.keep holds steps from 1 to {options['steps']}, not {wrong[0]}")
+    if wrong := [step for step in options["save_steps"] if not 0 < step <= options["steps"]]:
+        raise SpecError(
+            f"training.save_steps holds steps from 1 to {options['steps']}, not {wrong[0]}"
+        )
     part = specs.check(kind, spec[kind])
-    if options["start"] is not None:
-        _check_start(options["start"], kind, part)
+    if options["init_from"] is not None:
+        _check_start(options["init_from"], kind, part)
     if kind == "denoiser":
         _check_precision(part, options["lora"])
     if options["lora"] is not None:
@@ -148,9 +158,9 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
             "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
             "trained, weights: ...}"
         )
-    if options["half"]:
-        raise SpecError("training.half would round away what LoRA learns: leave it out")
-    asked = specs.fields("training.lora", options["lora"], LORA)
+    if options["save_half"]:
+        raise SpecError("training.save_half would round away what LoRA learns: leave it out")
+    asked = specs.check_section("training.lora", options["lora"], LORA)
     if not 0 <= asked["dropout"] < 1:
         raise SpecError(f"training.lora.dropout must be from 0 to below 1, not {asked['dropout']}")
     # left out at its default, as before there was such a thing
@@ -171,20 +181,20 @@ def _check_precision(part: Table, lora: Table | None) -> None:
 
 
 def _check_start(start: str, kind: str, part: Table) -> None:
-    """Whether what `training.start` names can be begun with."""
+    """Whether what `training.init_from` names can be begun with."""
     if part["name"] == "trained":
-        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.start")
+        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.init_from")
     try:
         told = card.read_card(start)[1]
     except ValueError as error:
-        raise SpecError(f"training.start: {error}") from error
+        raise SpecError(f"training.init_from: {error}") from error
     if told["kind"] != kind:
-        raise SpecError(f"training.start names a {told['kind']}; name a {kind}")
+        raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
     began = card.network_of(kind, told["part"])[0]
     for key in MEANING:
         if key in began and key in part and began[key] != part[key]:
             raise SpecError(
-                f"training.start: the {key} of {start} is {began[key]}, and that of the {kind} "
+                f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
                 f"{part[key]}: weights of the one mean nothing to the other"
             )
 

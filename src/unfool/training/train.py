@@ -2,7 +2,7 @@
 
 The state of a training is a number, the step; images, augmentation and noise of a step are a
 function of the seed and the step. A checkpoint holds the step, the weights, their average and the
-optimiser, and is written whole or not at all, so a training that is killed and run again ends with
+optimizer, and is written whole or not at all, so a training that is killed and run again ends with
 the very weights of one that was not (bit for bit on the CPU).
 
 A batch may be split, over processes and into parts one after another. Each image keeps its place in it,
@@ -43,23 +43,23 @@ def train(
     folder: Path,
     *,
     steps: int,
-    batch: int = 64,
-    rate: float = 2e-4,
+    batch_size: int = 64,
+    learning_rate: float = 2e-4,
     warmup: int = 100,
     weight_decay: float = 0.0,
-    bias_rate: float = 1.0,
+    bias_lr_factor: float = 1.0,
     betas: Sequence[float] = (0.9, 0.999),
-    average: float = 0.999,
-    average_power: float | None = None,
-    clip: float = 1.0,
+    ema_decay: float = 0.999,
+    ema_power: float | None = None,
+    grad_clip: float = 1.0,
     flip: bool = False,
     crop: int = 0,
     seed: int = 0,
     optimizer: str = "adamw",
     precision: str = "float32",
-    decay: str = "cosine",
+    lr_schedule: str = "cosine",
     save_every: int = 500,
-    keep: Collection[int] = (),
+    save_steps: Collection[int] = (),
     accumulate: int = 1,
     kept: Callable[[int, nn.Module], object] | None = None,
     device: str = "cpu",
@@ -77,29 +77,29 @@ def train(
         data: Images with labels.
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
         steps: How many batches; those done before, as the folder says, count.
-        batch: Images of a step.
-        rate: The learning rate, reached after `warmup` steps.
+        batch_size: Images of a step.
+        learning_rate: The learning rate, reached after `warmup` steps.
         warmup: Steps of a linear rise of the rate.
         weight_decay: Of the optimizer.
-        bias_rate: How many times faster than weights biases learn, and decay no faster (Jordan,
+        bias_lr_factor: How many times faster than weights biases learn, and decay no faster (Jordan,
             2024, section 3.4: 64).
         betas: The decays of AdamW's two running averages, of the gradient and of its square.
-        average: The decay of the running average of the weights; after k steps at most
+        ema_decay: The decay of the running average of the weights; after k steps at most
             k / (9 + k).
-        average_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
+        ema_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
             which ADDT was released with 3/4).
-        clip: The greatest norm of a step's gradient.
+        grad_clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
         crop: By up to how many pixels images are moved.
         seed: Of everything random.
         optimizer: `"adamw"`, or `"sgd"` with Nesterov's momentum of 0.9.
         precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
-        decay: `"cosine"`: the rate then falls to 0; `"none"`: it stays.
+        lr_schedule: `"cosine"`: the rate then falls to 0; `"none"`: it stays.
         save_every: Steps between checkpoints.
-        keep: Steps after which `kept` is called with the step and the average, before the
+        save_steps: Steps after which `kept` is called with the step and the average, before the
             checkpoint: after a kill it may be called again, with the same bits.
         accumulate: In how many parts, one after another, a process takes its share of a batch.
-        kept: See `keep`.
+        kept: See `save_steps`.
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
@@ -116,12 +116,12 @@ def train(
         ValueError: The batch cannot be split evenly.
     """
     parts_of_batch = processes.count * accumulate
-    if batch % parts_of_batch:
+    if batch_size % parts_of_batch:
         raise ValueError(
-            f"a batch of {batch} cannot be split into {parts_of_batch} parts of one size "
+            f"a batch of {batch_size} cannot be split into {parts_of_batch} parts of one size "
             f"({processes.count} processes, accumulate {accumulate})"
         )
-    share = batch // processes.count
+    share = batch_size // processes.count
     model = model.to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -130,7 +130,7 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = _optimizer(optimizer, model, rate, weight_decay, bias_rate, betas)
+    descent = _optimizer(optimizer, model, learning_rate, weight_decay, bias_lr_factor, betas)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     asked = dict(asked or {})
     saved = checkpoint.read(folder, asked, device)
@@ -143,7 +143,7 @@ def train(
     kind, half = torch.device(device).type, precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
-        start = step * batch + processes.rank * share
+        start = step * batch_size + processes.rank * share
         places = range(start, start + share)
         return _batch(data, seed, places, flip, crop, device)
 
@@ -151,7 +151,9 @@ def train(
         began, first = time.monotonic(), step
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
-                group["lr"] = rate * group.get("faster", 1) * _rate(step, steps, warmup, decay)
+                group["lr"] = (
+                    learning_rate * group.get("faster", 1) * _rate(step, steps, warmup, lr_schedule)
+                )
             descent.zero_grad()
             total = torch.zeros((), device=device)
             for part in range(accumulate):
@@ -164,7 +166,7 @@ def train(
                 loss.backward()
                 total += loss.detach()
             lost = processes.average(trained, total)
-            size = nn.utils.clip_grad_norm_(trained, clip)
+            size = nn.utils.clip_grad_norm_(trained, grad_clip)
             value, size = torch.stack([lost, size.to(lost)]).tolist()  # waits for the device
             if not (math.isfinite(value) and math.isfinite(size)):
                 what = "gradient" if math.isfinite(value) else "loss"
@@ -175,17 +177,17 @@ def train(
                 )
             descent.step()
             step += 1
-            most = step / (9 + step) if average_power is None else 1 - step**-average_power
-            blend(mean, model, min(average, most))
+            most = step / (9 + step) if ema_power is None else 1 - step**-ema_power
+            blend(mean, model, min(ema_decay, most))
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
             if not processes.first:
                 continue
-            if kept is not None and step in keep:
+            if kept is not None and step in save_steps:
                 kept(step, mean)
             if step % save_every == 0 or step == steps:
-                pace = (step - first) * batch / (time.monotonic() - began)
+                pace = (step - first) * batch_size / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
                 more = {"step": step, "asked": asked, "precision": precision}
                 checkpoint.write(folder, lines, parts, frozen, **more)
@@ -227,8 +229,8 @@ def _optimizer(
 def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
     """The images at `places` of the endless shuffled data set, augmented, and their noise."""
     x, y = fetch(data, _indices(len(data), seed, places))
-    noise = Noise.of(seed, places).fold("train")
-    x = augmented(x, noise.fold("augment"), flip, crop)
+    noise = Noise.of(seed, places).child("train")
+    x = augmented(x, noise.child("augment"), flip, crop)
     if device != "cpu":
         x, y = x.pin_memory(), y.pin_memory()
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True), noise

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from unfool.attacks.views import to_climb
-from unfool.diffusion.denoiser import Network
+from unfool.attacks.views import without_elimination
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat, images
@@ -40,7 +40,7 @@ class TruthMaximization:
             for all.
         seed: Of the attack.
         released: Deviations of the released code to follow. `"range"`: the attack runs on 2x - 1 as
-            if that were in [0, 1], and all below mid-grey becomes mid-grey. `"noise"`: the noised
+            if that were in [0, 1], and all below mid-gray becomes mid-gray. `"noise"`: the noised
             image is given without its factor alpha, as of a variance-exploding process.
             `"unattacked"`: an image stays clean if the source was wrong about it before, or is not
             fooled after.
@@ -67,7 +67,7 @@ class TruthMaximization:
         if self.images is not None and self.images < 1:
             raise ValueError(f"images must be 1 or more, or null for all, not {self.images}")
 
-    def __call__(self, model: Network, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,).
 
         Raises:
@@ -81,7 +81,7 @@ class TruthMaximization:
         plain = Denoising(self.t_min, self.t_max, 0.0, self.times)
         t, label = time_and_label(plain, model, x, y, noise)
         z = model.encode(x)
-        eps = noise.fold("noise").normal(z)
+        eps = noise.child("noise").normal(z)
         if "noise" not in self.released:
             return denoising_loss(model, z, t, label, eps)
         _, alpha, sigma, _ = model.schedule(t)
@@ -103,13 +103,13 @@ class TruthMaximization:
         start = x
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
-        x_adv = self.attack(model, start, y, threat, noise.fold("attack"))
+        x_adv = self.attack(model, start, y, threat, noise.child("attack"))
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
             raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
         if "unattacked" in self.released:
-            told = noise.fold("unattacked")
+            told = noise.child("unattacked")
             with torch.no_grad():
                 fooled = (model(start, told).argmax(1) == y) & (model(x_adv, told).argmax(1) != y)
             x_adv = torch.where(images(fooled), x_adv, start)
@@ -120,7 +120,7 @@ class TruthMaximization:
         source: Any = self.source
         if isinstance(source, nn.Module):
             source.eval().requires_grad_(False)
-        return to_climb(source)
+        return without_elimination(source)
 
 
 def _of_model_space(model: Classifier) -> Classifier:

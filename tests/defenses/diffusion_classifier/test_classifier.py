@@ -12,10 +12,10 @@ from torch.nn import functional as F
 
 from unfool import spec as specs
 from unfool.attacks import views
-from unfool.attacks.losses import look
+from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
 from unfool.attacks.transfer import Transfer
-from unfool.batching import Rows
+from unfool.batching import BatchLimit
 from unfool.data import fetch
 from unfool.data.digits import digits
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, calibrate
@@ -23,7 +23,7 @@ from unfool.defenses.diffusion_classifier.elimination import SCHEDULES, Paired, 
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import weights_of
 from unfool.defenses.purified import Purified
-from unfool.diffusion.denoiser import Mixture, Network
+from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, Discrete, Scales
 from unfool.errors import SpecError
@@ -54,7 +54,7 @@ class Tiny(nn.Module):
 
 @pytest.fixture
 def tiny():
-    return Network(Tiny(), shape=(1, 2, 2), classes=4).double().requires_grad_(False)
+    return NetworkDenoiser(Tiny(), shape=(1, 2, 2), classes=4).double().requires_grad_(False)
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def worlds(classes, spread=0.3):
 def test_logits_are_log_likelihoods_in_a_world_where_these_are_known():
     x = torch.full((1, 1, 4, 4), 0.52)
     x[..., 0] = 0.45
-    logits = DiffusionClassifier(mixture(), draws=250, weight="elbo", rows=10**5)(
+    logits = DiffusionClassifier(mixture(), draws=250, weight="elbo", batch_size=10**5)(
         x.expand(80, -1, -1, -1), keys(80)
     )
     ratio = logits[:, 1] - logits[:, 0]
@@ -107,7 +107,7 @@ def test_errors_are_those_of_the_noise_whatever_the_network_predicts(tiny):
         found = ClassErrors(tiny, scales, noise, "l2", 4).at(
             z, torch.tensor([[1, i, 2] for i in range(3)])
         )
-        eps = noise.fold(1).normal(z)
+        eps = noise.child(1).normal(z)
         x_t = scales.alpha[1] * z + scales.sigma[1] * eps
         x_hat = tiny(x_t, scales.t[1], torch.full((3,), 2))
         wanted = (x_t - scales.alpha[1] * x_hat) / scales.sigma[1] - eps
@@ -127,7 +127,7 @@ def test_losses(tiny, loss, wanted):
     total = torch.zeros(2, 4, dtype=torch.float64)
     for k, t in enumerate((167, 501, 834)):  # the middles of three parts of the chain
         _, alpha, sigma, _ = VP()(torch.tensor(t / 1000, dtype=torch.float64))
-        eps = noise.fold("eps", k).normal(x)
+        eps = noise.child("eps", k).normal(x)
         x_t = alpha * tiny.encode(x) + sigma * eps
         for c in range(4):
             out = tiny.predict(x_t, torch.tensor(t / 1000).double(), torch.full((2,), c))
@@ -174,12 +174,12 @@ def test_weights_may_be_numbers_or_a_function(tiny):
 
 def test_rows_batch_and_place_do_not_matter(tiny):
     x, noise = pictures(5), keys(5)
-    for options in ({}, {"elimination": "staged", "samples": (2, 6), "keep": (2, 1)}):
+    for options in ({}, {"elimination": "staged", "samples": (2, 6), "classes_per_stage": (2, 1)}):
         draws = None if options else 6
         model = DiffusionClassifier(tiny, draws=draws, **options)
         logits = model(x, noise)
         for rows in (1, 7, 64):
-            small = DiffusionClassifier(tiny, draws=draws, rows=rows, **options)
+            small = DiffusionClassifier(tiny, draws=draws, batch_size=rows, **options)
             torch.testing.assert_close(small(x, noise), logits)
         which = [4, 1]
         torch.testing.assert_close(model(x[which], noise.take(which)), logits[which])
@@ -208,15 +208,15 @@ def losses_of(logits):
 def test_the_gradient_is_that_of_plain_autograd(tiny):
     x, noise = pictures(3), keys(3)
     z = tiny.encode(x).requires_grad_()
-    model = DiffusionClassifier(tiny, draws=7, weight="elbo", rows=5, scale=3.0)
-    errors = ClassErrors(tiny, model.scales, noise.fold("eps"), "l2", Rows(10**6))
+    model = DiffusionClassifier(tiny, draws=7, weight="elbo", batch_size=5, scale=3.0)
+    errors = ClassErrors(tiny, model.scales, noise.child("eps"), "l2", BatchLimit(10**6))
     places = torch.ones(7, 3, 4).nonzero()
     table = errors.at(z, places).view(7, 3, 4).permute(1, 2, 0)
     plain = losses_of(-3 * table @ (model.weight / model.weight.sum()))
     (wanted,) = torch.autograd.grad(plain, z)
     for rows in (5, 1000):
         x_ = x.clone().requires_grad_()
-        model.chunk.rows = rows
+        model.chunk.batch_size = rows
         value = losses_of(model(x_, noise))
         torch.testing.assert_close(value, plain)
         (found,) = torch.autograd.grad(value, x_)
@@ -227,7 +227,7 @@ def test_the_gradient_is_that_of_plain_autograd(tiny):
 def test_the_gradient_is_that_of_finite_differences(tiny, elimination):
     x, noise = pictures(2), keys(2)
     model = DiffusionClassifier(
-        tiny, draws=24, elimination=elimination, risk=0.3, rows=9, scale=1.0
+        tiny, draws=24, elimination=elimination, risk=0.3, batch_size=9, scale=1.0
     )
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(losses_of(model(x_, noise)), x_)
@@ -238,12 +238,12 @@ def test_the_gradient_is_that_of_finite_differences(tiny, elimination):
 
 def test_the_gradient_of_more_draws_comes_nearer_to_that_of_all():
     """The cosine of an EOT gradient with that of a fixed large set of noises grows with the draws."""
-    two = Network(Tiny(2), shape=(1, 2, 2), classes=2).double().requires_grad_(False)
-    model = DiffusionClassifier(two, draws=1, rows=10**5)
+    two = NetworkDenoiser(Tiny(2), shape=(1, 2, 2), classes=2).double().requires_grad_(False)
+    model = DiffusionClassifier(two, draws=1, batch_size=10**5)
     x, y, noise = pictures(32), torch.arange(32) % 2, keys(32)
 
     def gradient(turn, draws):
-        return look(model, x, y, "margin", noise, turn, draws).gradient.flatten(1)
+        return query_model(model, x, y, "margin", noise, turn, draws).gradient.flatten(1)
 
     whole = gradient(0, 512)
     cosines = [float(F.cosine_similarity(gradient(n, n), whole).mean()) for n in (1, 4, 16, 64)]
@@ -257,7 +257,7 @@ def test_weights_in_training_get_their_gradient(tiny):
     x, noise = pictures(2), keys(2)
     found = []
     for rows in (5, 1000):
-        model = DiffusionClassifier(tiny, draws=3, rows=rows, scale=1.0)
+        model = DiffusionClassifier(tiny, draws=3, batch_size=rows, scale=1.0)
         found.append(torch.autograd.grad(losses_of(model(x, noise)), [*tiny.parameters()]))
     weight = tiny.network.out.bias
     for one, many in zip(*found, strict=True):
@@ -275,7 +275,7 @@ def test_weights_in_training_get_their_gradient(tiny):
 def test_classes_that_a_loss_leaves_out_cost_nothing_on_the_way_back(tiny, calls):
     rows = calls(tiny)
     x = pictures(3).requires_grad_()
-    logits = DiffusionClassifier(tiny, draws=10, rows=16)(x, keys(3))
+    logits = DiffusionClassifier(tiny, draws=10, batch_size=16)(x, keys(3))
     assert sum(rows) == 3 * 4 * 10
     assert max(rows) <= 16
     rows.clear()
@@ -287,7 +287,7 @@ def test_graphs_are_kept_only_where_a_loss_needs_nearly_all_classes(tiny, calls)
     """And the gradient is the same to the last bit, also in float32 sums."""
     rows = calls(tiny)
     x, noise = pictures(3), keys(3)
-    model = DiffusionClassifier(tiny, draws=10, rows=16)  # 120 rows in 8 calls
+    model = DiffusionClassifier(tiny, draws=10, batch_size=16)  # 120 rows in 8 calls
 
     def back(loss):
         x_ = x.clone().requires_grad_()
@@ -322,7 +322,7 @@ import sys, torch
 torch.set_num_threads(1)
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from torch import nn
-from unfool.diffusion.denoiser import Network
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 class Net(nn.Module):
@@ -332,18 +332,18 @@ class Net(nn.Module):
         self.first, self.last = nn.Conv2d(1, 256, 1), nn.Conv2d(256, 1, 1)
     def forward(self, x, time, label):
         return self.last(torch.tanh(self.first(x) + self.told(label)[..., None, None]))
-net = Network(Net(), classes=2).eval().requires_grad_(False)
+net = NetworkDenoiser(Net(), classes=2).eval().requires_grad_(False)
 x = torch.full((2, 1, 16, 16), 0.5)
 def high():
     return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 def peak(draws):
     x_ = x.clone().requires_grad_()
-    model = DiffusionClassifier(net, draws=draws, rows=16)
+    model = DiffusionClassifier(net, draws=draws, batch_size=16)
     with keeping(0):
         model(x_, Noise.of(0, range(2))).square().sum().backward()
     return high()
 with torch.no_grad():
-    DiffusionClassifier(net, draws=4, rows=16)(x, Noise.of(0, range(2)))
+    DiffusionClassifier(net, draws=4, batch_size=16)(x, Noise.of(0, range(2)))
 for draws in (4, 80):
     open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
     start = high()
@@ -396,11 +396,11 @@ def test_a_grid_that_does_not_divide_the_chain_covers_all_of_it():
 def test_stages_cost_what_they_should_and_keep_the_best(calls):
     world, x = worlds(10)
     rows = calls(world)
-    model = DiffusionClassifier(world, elimination="cifar10", rows=4000)
+    model = DiffusionClassifier(world, elimination="cifar10", batch_size=4000)
     x, noise = x[:2].flip(3), keys(2)
     logits = model(x, noise)
     assert sum(rows) == 2 * (10 * 50 + 5 * 450)
-    early, full = model.stage(1)(x, noise), model.whole()(x, noise)
+    early, full = model.stage(1)(x, noise), model.without_elimination()(x, noise)
     for image in range(2):
         kept = set(early[image].topk(5).indices.tolist())
         assert set(logits[image].topk(5).indices.tolist()) == kept
@@ -415,7 +415,9 @@ def test_stages_cost_what_they_should_and_keep_the_best(calls):
 
 def test_later_stages_pool_what_earlier_ones_took():
     rule = Stages((2, 4), (2, 1))
-    model = DiffusionClassifier(worlds(4)[0], elimination="staged", samples=(2, 4), keep=(2, 1))
+    model = DiffusionClassifier(
+        worlds(4)[0], elimination="staged", samples=(2, 4), classes_per_stage=(2, 1)
+    )
     assert rule.rounds(4) == [[1, 3], [0, 2]]
     errors = torch.tensor([[[1.0, 3.0], [2, 1], [0, 2], [2, 0]]])
     alive = torch.ones(1, 4, dtype=torch.bool)
@@ -474,10 +476,10 @@ def test_a_tie_is_never_broken_by_paired_elimination():
 def test_paired_elimination_spares_calls_and_stays_below(calls):
     world, x = worlds(6)
     rows = calls(world)
-    model = DiffusionClassifier(world, draws=128, elimination="paired", rows=10**5)
+    model = DiffusionClassifier(world, draws=128, elimination="paired", batch_size=10**5)
     logits = model(x, keys(6))
     assert sum(rows) < 6 * 6 * 128 / 3
-    assert logits.argmax(1).tolist() == model.whole()(x, keys(6)).argmax(1).tolist()
+    assert logits.argmax(1).tolist() == model.without_elimination()(x, keys(6)).argmax(1).tolist()
     assert bool(logits.isfinite().all())
     best, second = logits.topk(2).values.T
     assert bool((best - second >= 1).all()), "what was dropped is lower, and by 1 at least"
@@ -510,18 +512,18 @@ def test_policies():
 def test_an_attacker_who_was_told_of_the_noise_meets_the_same_draws():
     x, secret = pictures(2, 4).float(), keys(2, 9)
     model = DiffusionClassifier(mixture(), draws=3)
-    told = keys(2, 4).knowing(secret, ["eps"]).draws(5)
+    told = keys(2, 4).with_known_noise(secret, ["eps"]).for_query(5)
     assert torch.equal(model(x, told), model(x, secret))
-    assert not torch.allclose(model(x, keys(2, 4).draws(5)), model(x, secret))
+    assert not torch.allclose(model(x, keys(2, 4).for_query(5)), model(x, secret))
 
 
 def test_each_draw_may_be_one_of_few_that_are_known():
     x, model = pictures(2, 4).float(), DiffusionClassifier(mixture(), draws=3)
-    own = [Knowledge("semi-1-steps").told(keys(2, seed), keys(2, 9)) for seed in (1, 2)]
-    one = model(x, own[0].draws(0))
-    assert all(torch.equal(model(x, told.draws(turn)), one) for told in own for turn in (0, 5))
-    two = Knowledge("semi-2-steps").told(keys(2, 1), keys(2, 9))
-    seen = {tuple(model(x, two.draws(turn))[0].tolist()) for turn in range(40)}
+    own = [Knowledge("semi-1-steps").reveal(keys(2, seed), keys(2, 9)) for seed in (1, 2)]
+    one = model(x, own[0].for_query(0))
+    assert all(torch.equal(model(x, told.for_query(turn)), one) for told in own for turn in (0, 5))
+    two = Knowledge("semi-2-steps").reveal(keys(2, 1), keys(2, 9))
+    seen = {tuple(model(x, two.for_query(turn))[0].tolist()) for turn in range(40)}
     assert 4 < len(seen) <= 8  # 2 for each of 3 draws
 
 
@@ -537,15 +539,15 @@ def test_when_memory_runs_out_fewer_rows_are_asked_at_once(tiny, monkeypatch, ca
         at = x.clone().requires_grad_()
         return torch.autograd.grad(losses_of(model(at, noise)), at)[0]
 
-    roomy = DiffusionClassifier(tiny, draws=7, rows=32)
+    roomy = DiffusionClassifier(tiny, draws=7, batch_size=32)
     wanted = roomy(x, noise), gradient(roomy)
-    model = DiffusionClassifier(tiny, draws=7, rows=32)
+    model = DiffusionClassifier(tiny, draws=7, batch_size=32)
     monkeypatch.setattr(type(tiny), "forward", crowded)
-    torch.testing.assert_close((model.whole()(x, noise), gradient(model)), wanted)
+    torch.testing.assert_close((model.without_elimination()(x, noise), gradient(model)), wanted)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "out of memory with 32 rows in a call: going on with 16",
-        "out of memory with 16 rows in a call: going on with 8",
+        "out of memory with 32 noised images in a call: going on with 16",
+        "out of memory with 16 noised images in a call: going on with 8",
     ]
 
 
@@ -559,7 +561,7 @@ def test_calibration_finds_the_scale_of_least_cross_entropy():
     x = (z + 1) / 2
     model = DiffusionClassifier(world, draws=8, elimination="paired")
     scale = calibrate(model, x, y, keys(60))
-    logits = model.whole()(x, keys(60)) / model.whole()._scale(x)
+    logits = model.without_elimination()(x, keys(60)) / model.without_elimination()._scale(x)
 
     def loss(s):
         return float(F.cross_entropy(s * logits, y))
@@ -571,7 +573,7 @@ def test_calibration_finds_the_scale_of_least_cross_entropy():
 
 def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
     part = {"name": "diffusion", "denoiser": {"name": "mixture", "side": 3}, "draws": 4}
-    checked = check_model(specs.load({"classifier": part | {"span": [0.1, 0.9], "rows": 3}}))
+    checked = check_model(specs.load({"classifier": part | {"span": [0.1, 0.9], "batch_size": 3}}))
     assert checked["classifier"]["denoiser"]["side"] == 3
     assert specs.identity(checked)
     model = build_model(checked, "cpu")
@@ -588,17 +590,29 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
     ("options", "said"),
     [
         ({"elimination": "cifar"}, "elimination is one of paired, staged, cifar10"),
-        ({"elimination": "staged"}, "samples and keep belong"),
-        ({"samples": [1, 2], "keep": [2, 1]}, "samples and keep belong"),
-        ({"elimination": "staged", "samples": [9, 4], "keep": [2, 1]}, "samples must rise"),
-        ({"elimination": "staged", "samples": [4, 9], "keep": [2, 2]}, "keep must fall"),
-        ({"elimination": "staged", "samples": [4, 9], "keep": [3, 2]}, "keep must fall"),
-        ({"elimination": "staged", "samples": [4, 9], "keep": [1]}, "one number for each stage"),
+        ({"elimination": "staged"}, "samples and classes_per_stage belong"),
+        ({"samples": [1, 2], "classes_per_stage": [2, 1]}, "samples and classes_per_stage belong"),
+        (
+            {"elimination": "staged", "samples": [9, 4], "classes_per_stage": [2, 1]},
+            "samples must rise",
+        ),
+        (
+            {"elimination": "staged", "samples": [4, 9], "classes_per_stage": [2, 2]},
+            "classes_per_stage must fall",
+        ),
+        (
+            {"elimination": "staged", "samples": [4, 9], "classes_per_stage": [3, 2]},
+            "classes_per_stage must fall",
+        ),
+        (
+            {"elimination": "staged", "samples": [4, 9], "classes_per_stage": [1]},
+            "one number for each stage",
+        ),
         ({"elimination": "paired", "risk": 0}, "risk is a probability"),
         ({"elimination": "cifar10", "draws": 100}, "leave out draws = 100"),
         ({"draws": -1}, "draws must be 1 or more"),
         ({"draws": 1001}, "at most 1000"),
-        ({"rows": 0}, "rows must be 1 or more"),
+        ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"scale": 0.0}, "scale must be"),
         ({"times": "odd"}, "times is one of even, sigma"),
         ({"span": (0.5, 0.5)}, "span is two times"),
@@ -615,7 +629,7 @@ def test_bad_options_are_refused(options, said):
 
 
 def test_what_does_not_fit_is_refused(tiny):
-    unconditional = Network(nn.Identity(), shape=(1, 4, 4))
+    unconditional = NetworkDenoiser(nn.Identity(), shape=(1, 4, 4))
     with pytest.raises(ValueError, match=r"conditional on 2 or more classes.*option `classes`"):
         DiffusionClassifier(unconditional)
     with pytest.raises(ValueError, match="2 or more classes, and this one knows 1"):
@@ -631,11 +645,16 @@ def test_what_does_not_fit_is_refused(tiny):
 
 def test_views_for_attackers():
     world, x = worlds(8)
-    model = DiffusionClassifier(world, elimination="staged", samples=(4, 16), keep=(3, 1))
+    model = DiffusionClassifier(
+        world, elimination="staged", samples=(4, 16), classes_per_stage=(3, 1)
+    )
     noise = keys(8)
-    for view, wanted in ((views.whole, model.whole()), (views.first_stage, model.stage(1))):
+    for view, wanted in (
+        (views.no_elimination, model.without_elimination()),
+        (views.first_stage, model.stage(1)),
+    ):
         assert torch.equal(view(model)(x, noise), wanted(x, noise))
-        limited = view(views.Limited(model, 3))
+        limited = view(views.Batched(model, 3))
         torch.testing.assert_close(limited(x, noise), wanted(x, noise))
         with pytest.raises(ValueError, match="for the classifier `diffusion`"):
             view(bayes())
@@ -643,39 +662,45 @@ def test_views_for_attackers():
 
 def test_an_attacker_may_climb_few_of_the_draws(tiny, calls):
     """All of them are `whole`; K' are its own draws, and cost K' calls for each class."""
-    model = DiffusionClassifier(tiny, elimination="staged", samples=(4, 12), keep=(2, 1), scale=1.0)
+    model = DiffusionClassifier(
+        tiny, elimination="staged", samples=(4, 12), classes_per_stage=(2, 1), scale=1.0
+    )
     x, noise, rows = pictures(3), keys(3), calls(tiny)
 
     def gradient(of):
         at = x.clone().requires_grad_()
         return torch.autograd.grad(losses_of(of(at, noise)), at)[0]
 
-    assert torch.equal(gradient(views.whole(model, 12)), gradient(views.whole(model)))
+    assert torch.equal(
+        gradient(views.no_elimination(model, 12)), gradient(views.no_elimination(model))
+    )
     rows.clear()
-    few = views.whole(model, 5)(x, noise)
+    few = views.no_elimination(model, 5)(x, noise)
     assert sum(rows) == 3 * 5 * 4
-    errors = ClassErrors(tiny, model.scales, noise.fold("eps"), "l2", Rows(10**6))
+    errors = ClassErrors(tiny, model.scales, noise.child("eps"), "l2", BatchLimit(10**6))
     table = errors.at(tiny.encode(x), torch.ones(12, 3, 4).nonzero()).view(12, 3, 4)
     torch.testing.assert_close(few, -table[[1, 3, 6, 8, 10]].mean(0))
     for draws in (0, 13):
         with pytest.raises(ValueError, match=f"from 1 to the classifier's own 12, not {draws}"):
-            views.whole(model, draws)
+            views.no_elimination(model, draws)
 
 
 def test_a_transfer_from_it_climbs_it_without_elimination():
     world, x = worlds(8)
-    source = DiffusionClassifier(world, elimination="staged", samples=(2, 16), keep=(2, 1))
+    source = DiffusionClassifier(
+        world, elimination="staged", samples=(2, 16), classes_per_stage=(2, 1)
+    )
     attack, y, threat = PGD(steps=4, loss="margin"), torch.arange(8), Threat("linf", 0.1)
 
     def made(of):
         return attack(of, x, y, threat, keys(8))
 
     found = Transfer(source, attack)(None, x, y, threat, keys(8))
-    assert torch.equal(found, made(source.whole()))
+    assert torch.equal(found, made(source.without_elimination()))
     assert not torch.equal(found, made(source)), "with it, some gradients are others"
     behind = Purified(source, lambda x, noise: x)
     found = Transfer(behind, attack)(None, x, y, threat, keys(8))
-    assert torch.equal(found, made(behind.before(source.whole())))
+    assert torch.equal(found, made(behind.with_classifier(source.without_elimination())))
 
 
 def test_an_early_exit_attack_has_the_true_class_dropped():
@@ -684,7 +709,7 @@ def test_an_early_exit_attack_has_the_true_class_dropped():
         load_denoiser("digits-conditional").eval().requires_grad_(False),
         elimination="staged",
         samples=(2, 4),
-        keep=(5, 1),
+        classes_per_stage=(5, 1),
         policy="fixed",
     )
     x, y = fetch(digits("test"), range(3))
@@ -699,25 +724,31 @@ def test_an_early_exit_attack_has_the_true_class_dropped():
     found = attack(early, x, y, threat, noise)
     assert dropped(x) == 0
     assert dropped(found) >= 2
-    seen = look(early, found, y, "margin", noise, 0, 1, gradient=False)
-    assert int(seen.wrong.sum()) == dropped(found)
+    seen = query_model(early, found, y, "margin", noise, 0, 1, gradient=False)
+    assert int(seen.error_rate.sum()) == dropped(found)
     logits = model.stage(1)(found, noise)
     wrong = logits.scatter(1, y[:, None], -torch.inf).topk(5).values[:, 4]
     torch.testing.assert_close(seen.loss, wrong - logits.gather(1, y[:, None])[:, 0])
 
 
 def test_the_gradient_of_an_early_exit_attack_is_that_of_finite_differences(tiny):
-    model = DiffusionClassifier(tiny, elimination="staged", samples=(4, 8), keep=(2, 1), scale=1.0)
+    model = DiffusionClassifier(
+        tiny, elimination="staged", samples=(4, 8), classes_per_stage=(2, 1), scale=1.0
+    )
     x, noise, y = pictures(2), keys(2), torch.tensor([0, 3])
 
     def climb(at, gradient=False):
-        return look(views.first_stage(model), at, y, "margin", noise, 0, 1, gradient=gradient)
+        return query_model(
+            views.first_stage(model), at, y, "margin", noise, 0, 1, gradient=gradient
+        )
 
     way = keys(2, 8).normal(x)
     slope = (climb(x + 1e-6 * way).loss - climb(x - 1e-6 * way).loss) / 2e-6
     told = (climb(x, gradient=True).gradient * way).flatten(1).sum(1)
     torch.testing.assert_close(told, slope, rtol=1e-5, atol=1e-8)
-    assert model.stage(1).keeps == 2
+    assert model.stage(1).classes_kept == 2
     assert (
-        model.whole().keeps == DiffusionClassifier(tiny, elimination="paired").stage(1).keeps == 1
+        model.without_elimination().classes_kept
+        == DiffusionClassifier(tiny, elimination="paired").stage(1).classes_kept
+        == 1
     )

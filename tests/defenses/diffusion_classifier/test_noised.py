@@ -29,7 +29,7 @@ def test_the_exact_posterior_gives_log_likelihood_ratios_of_noisy_images():
     """In closed form, for Gaussian classes, between the first and the last noise of the draws."""
     world, sigma = mixture(), 0.1
     model = NoisedDiffusionClassifier(
-        world, sigma=sigma, posterior="exact", weight="elbo", draws=200, rows=10**5
+        world, sigma=sigma, posterior="exact", weight="elbo", draws=200, batch_size=10**5
     )
     x = torch.full((1, 1, 4, 4), 0.56)
     x[..., 0] = 0.48
@@ -63,7 +63,7 @@ def test_the_approximate_posterior_by_hand():
     for k in range(3):
         t, alpha, sigma, _ = (s[k] for s in model.scales)
         s = sigma / alpha
-        x_s = z + (s**2 - 0.4**2).clamp(min=0).sqrt() * noise.fold("eps", k).normal(z)
+        x_s = z + (s**2 - 0.4**2).clamp(min=0).sqrt() * noise.child("eps", k).normal(z)
         for c in range(2):
             miss = (world(alpha * x_s, t, torch.full((2,), c)) - aim) / s
             total[:, c] += model.weight[k] * miss.square().flatten(1).mean(1)
@@ -76,8 +76,8 @@ def test_rows_do_not_matter_and_the_gradient_is_exact(posterior):
     world = mixture(side=3).double()
     x = keys(3, 6).uniform(torch.empty(3, 1, 3, 3)).double()
     options = {"sigma": 0.2, "posterior": posterior, "draws": 5}
-    model = NoisedDiffusionClassifier(world, rows=4, **options)
-    wanted = NoisedDiffusionClassifier(world, rows=10**4, **options)(x, keys(3))
+    model = NoisedDiffusionClassifier(world, batch_size=4, **options)
+    wanted = NoisedDiffusionClassifier(world, batch_size=10**4, **options)(x, keys(3))
     torch.testing.assert_close(model(x, keys(3)), wanted)
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(x_, keys(3)).tanh().sum(), x_)

@@ -33,14 +33,14 @@ def images(size=3):
 
 def test_the_gradient_through_both_is_exact():
     """Fresh draws of either, the same at each evaluation: against finite differences."""
-    model, (x, y) = rdc(draws=6, rows=5), images()
+    model, (x, y) = rdc(draws=6, batch_size=5), images()
 
     def loss(at):
         return F.cross_entropy(model(at, NOISE), y)
 
     x_ = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(x_), x_)
-    way = NOISE.fold("way").normal(x)
+    way = NOISE.child("way").normal(x)
     with torch.no_grad():
         slope = float((loss(x + 1e-6 * way) - loss(x - 1e-6 * way)) / 2e-6)
     assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-4)
@@ -48,21 +48,26 @@ def test_the_gradient_through_both_is_exact():
 
 def test_it_is_the_one_after_the_other():
     model, (x, _) = rdc(draws=4), images()
-    pure = model.purifier(x, NOISE.fold("purify"))
-    assert torch.equal(model(x, NOISE), model.classifier(pure, NOISE.fold("classify")))
+    pure = model.purifier(x, NOISE.child("purify"))
+    assert torch.equal(model(x, NOISE), model.classifier(pure, NOISE.child("classify")))
 
 
 def test_an_attacker_sees_it_without_elimination():
     x, _ = images()
-    model = rdc(elimination="staged", samples=(2, 6), keep=(2, 1))
-    pure, inner = model.purifier(x, NOISE.fold("purify")), NOISE.fold("classify")
-    for view, wanted in ((views.whole, "whole"), (views.first_stage, "stage")):
+    model = rdc(elimination="staged", samples=(2, 6), classes_per_stage=(2, 1))
+    pure, inner = model.purifier(x, NOISE.child("purify")), NOISE.child("classify")
+    for view, wanted in (
+        (views.no_elimination, "without_elimination"),
+        (views.first_stage, "stage"),
+    ):
         seen = getattr(model.classifier, wanted)(*([1] if wanted == "stage" else []))
         assert torch.equal(view(model)(x, NOISE), seen(pure, inner))
-    assert not torch.equal(views.first_stage(model)(x, NOISE), views.whole(model)(x, NOISE))
+    assert not torch.equal(
+        views.first_stage(model)(x, NOISE), views.no_elimination(model)(x, NOISE)
+    )
     plain = Purified(lambda x, noise: x.flatten(1), model.purifier)
     with pytest.raises(ValueError, match="for the classifier `diffusion`, alone or behind"):
-        views.whole(plain)
+        views.no_elimination(plain)
 
 
 def test_it_is_a_spec_and_can_be_attacked():
@@ -80,7 +85,7 @@ def test_it_is_a_spec_and_can_be_attacked():
     assert float((made - x).abs().max()) <= 0.2 + 1e-6
 
     def margin(at):
-        logits = model(at, noise.fold("held out"))
+        logits = model(at, noise.child("held out"))
         return (logits.gather(1, y[:, None]) - logits.gather(1, 1 - y[:, None])).mean()
 
     assert margin(made) < margin(x)

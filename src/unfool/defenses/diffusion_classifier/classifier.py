@@ -13,11 +13,16 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.batching import Rows
-from unfool.defenses.diffusion_classifier.elimination import Elimination, Stages, rule_of, spread
+from unfool.batching import BatchLimit
+from unfool.defenses.diffusion_classifier.elimination import (
+    Elimination,
+    Stages,
+    make_elimination,
+    spread,
+)
 from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_of, weights_of
-from unfool.defenses.sampling import one_of
+from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
@@ -51,7 +56,7 @@ class DiffusionClassifier(nn.Module):
         elimination: `"paired"`, `"staged"`, or a schedule of the Diffusion Classifier's release by
             the name of its data set (see `elimination`); None for none.
         samples: Of `"staged"`: the draws of each stage.
-        keep: Of `"staged"`: the classes each stage keeps.
+        classes_per_stage: Of `"staged"`: the classes each stage keeps.
         risk: Of `"paired"`: the chance, for an image, to lose the best class.
         policy: `"fresh"`: every query draws from its noise. `"fixed"`: the draws are those of `seed`,
             the same for all images, and every query has the same answer. `"image"`: they are those of
@@ -60,7 +65,7 @@ class DiffusionClassifier(nn.Module):
         scale: Of the logits; None is the number of values in an image, in the denoiser's space,
             times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
             `calibrate`).
-        rows: The most (image, class, draw) rows in one call of the network (of a class with several
+        batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
             wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
             halved.
 
@@ -79,12 +84,12 @@ class DiffusionClassifier(nn.Module):
         loss: Loss = "l2",
         elimination: str | None = None,
         samples: Sequence[int] | None = None,
-        keep: Sequence[int] | None = None,
+        classes_per_stage: Sequence[int] | None = None,
         risk: float = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
         scale: float | None = None,
-        rows: int = 256,
+        batch_size: int = 256,
     ):
         super().__init__()
         for name, value, kinds in (
@@ -92,16 +97,16 @@ class DiffusionClassifier(nn.Module):
             ("loss", loss, Loss),
             ("policy", policy, Policy),
         ):
-            one_of(name, value, kinds)
+            check_choice(name, value, kinds)
         if denoiser.classes < 2:
             raise ValueError(
                 "a diffusion classifier needs a denoiser that is conditional on 2 or more classes, "
                 f"and this one knows {denoiser.classes}; train one with the option `classes`"
             )
-        self.rule = rule_of(elimination, samples, keep, risk)
+        self.rule = make_elimination(elimination, samples, classes_per_stage, risk)
         asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
         draws = draws or asked or 100
-        for name, value in (("draws", draws), ("rows", rows)):
+        for name, value in (("draws", draws), ("batch_size", batch_size)):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more, not {value}")
         if asked is not None and draws != asked:
@@ -110,12 +115,14 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(f"scale must be a number above 0, not {scale}")
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
-        self.chunk = Rows(rows)  # not `rows`: that would be of images (see `protocols.Classifier`)
+        self.chunk = BatchLimit(
+            batch_size
+        )  # not `batch_size`: that would be of images (see `protocols.Classifier`)
         self.scale = scale
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)
         self._used = list(range(draws))  # without elimination; `stage` takes fewer
-        self.keeps = 1  # see `stage`
+        self.classes_kept = 1  # see `stage`
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
@@ -130,7 +137,7 @@ class DiffusionClassifier(nn.Module):
                 f"{tuple(x.shape[1:])}"
             )
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
-        eps = self._noise(x, noise).fold("eps")
+        eps = self._noise(x, noise).child("eps")
         errors = self.errors(eps)
         table, taken, fallen = self._measure(errors, z, weight)
         logits = -self._scale(z) * errors.mean(table, taken, z, weight)
@@ -140,7 +147,7 @@ class DiffusionClassifier(nn.Module):
         """The errors of the classes on the draws of `eps`."""
         return ClassErrors(self.denoiser, self.scales, eps, self.loss, self.chunk)
 
-    def whole(self, draws: int | None = None) -> "DiffusionClassifier":
+    def without_elimination(self, draws: int | None = None) -> "DiffusionClassifier":
         """The same classifier, on the same draws, without elimination.
 
         Args:
@@ -160,8 +167,9 @@ class DiffusionClassifier(nn.Module):
     def stage(self, number: int) -> "DiffusionClassifier":
         """What decides after the first `number` stages, with no class dropped before.
 
-        Its logits are what the stage ranks classes by. Its number `keeps` tells attacks that the true
-        class is lost there once so many others are above it: the stage's `keep` (1 of `"paired"`).
+        Its logits are what the stage ranks classes by. Its number `classes_kept` tells attacks
+        that the true class is lost there once so many others are above it: the stage's
+        `classes_per_stage` (1 of `"paired"`).
 
         Raises:
             ValueError: There is no elimination, or it has not so many stages.
@@ -171,14 +179,16 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(f"the elimination has {len(rounds)} stages: there is no {number}")
         used = sorted(k for added in rounds[:number] for k in added)
         return self._with(
-            None, used, self.rule.keep[number - 1] if isinstance(self.rule, Stages) else 1
+            None,
+            used,
+            self.rule.classes_per_stage[number - 1] if isinstance(self.rule, Stages) else 1,
         )
 
     def _with(
         self, rule: Elimination | None, used: list[int], keeps: int = 1
     ) -> "DiffusionClassifier":
         view = copy.copy(self)  # shallow: the networks are the same
-        view.rule, view._used, view.keeps = rule, used, keeps
+        view.rule, view._used, view.classes_kept = rule, used, keeps
         return view
 
     def _scale(self, z: Tensor) -> float:
@@ -233,7 +243,7 @@ def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) ->
         noise: For the draws.
     """
     with torch.no_grad():
-        logits = model.whole()(x, noise).double()
+        logits = model.without_elimination()(x, noise).double()
         scale = model._scale(model.denoiser.encode(x[:1]))
     logits = logits - logits.gather(1, y[:, None])
 

@@ -58,21 +58,26 @@ class Stages:
 
     Attributes:
         samples: Draws of each stage, rising.
-        keep: Classes that each stage keeps, falling to 1.
+        classes_per_stage: Classes that each stage keeps, falling to 1.
     """
 
     samples: tuple[int, ...] = (50, 500)
-    keep: tuple[int, ...] = (5, 1)
+    classes_per_stage: tuple[int, ...] = (5, 1)
 
     def __post_init__(self) -> None:
         rising = all(0 < a < b for a, b in zip(self.samples, self.samples[1:], strict=False))
-        falling = all(a > b for a, b in zip(self.keep, self.keep[1:], strict=False))
-        if not self.samples or len(self.samples) != len(self.keep):
+        falling = all(
+            a > b for a, b in zip(self.classes_per_stage, self.classes_per_stage[1:], strict=False)
+        )
+        if not self.samples or len(self.samples) != len(self.classes_per_stage):
             raise ValueError("samples and keep have one number for each stage: the same, 1 or more")
         if not (rising and self.samples[0] > 0):
             raise ValueError(f"samples must rise from 1 or more, not {list(self.samples)}")
-        if not (falling and self.keep[-1] == 1):
-            raise ValueError(f"keep must fall from stage to stage to 1, not {list(self.keep)}")
+        if not (falling and self.classes_per_stage[-1] == 1):
+            raise ValueError(
+                "classes_per_stage must fall from stage to stage to 1, not "
+                f"{list(self.classes_per_stage)}"
+            )
 
     def rounds(self, draws: int) -> list[list[int]]:
         """The draws that each stage adds to those before."""
@@ -88,12 +93,12 @@ class Stages:
         self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
     ) -> Tensor:
         """Which classes live on after a stage."""
-        if turn == len(self.keep) - 1:
+        if turn == len(self.classes_per_stage) - 1:
             return alive
         ranked = (
             _means(errors, weight).masked_fill(~alive, torch.inf).sort(dim=1, stable=True).indices
         )
-        best = torch.zeros_like(alive).scatter(1, ranked[:, : self.keep[turn]], True)
+        best = torch.zeros_like(alive).scatter(1, ranked[:, : self.classes_per_stage[turn]], True)
         return best & alive
 
 
@@ -169,10 +174,10 @@ def scattered(whole: int) -> list[int]:
     return list(dict.fromkeys(int((i + 0.5) * golden % 1 * whole) for i in range(3 * whole)))
 
 
-def rule_of(
+def make_elimination(
     name: str | None,
     samples: Sequence[int] | None = None,
-    keep: Sequence[int] | None = None,
+    classes_per_stage: Sequence[int] | None = None,
     risk: float = 0.005,
 ) -> Elimination | None:
     """The rule of elimination that a diffusion classifier's options ask for; None for none.
@@ -180,16 +185,20 @@ def rule_of(
     Args:
         name: `"paired"`, `"staged"`, or one of `SCHEDULES`.
         samples: Of `"staged"`.
-        keep: Of `"staged"`.
+        classes_per_stage: Of `"staged"`.
         risk: Of `"paired"`.
 
     Raises:
         ValueError: There is no such rule, or the options are not those of one.
     """
-    if (samples is None) != (keep is None) or (name == "staged") != (samples is not None):
-        raise ValueError("samples and keep belong to the elimination `staged`, which needs both")
-    if samples is not None and keep is not None:
-        return Stages(tuple(samples), tuple(keep))
+    if (samples is None) != (classes_per_stage is None) or (name == "staged") != (
+        samples is not None
+    ):
+        raise ValueError(
+            "samples and classes_per_stage belong to the elimination `staged`, which needs both"
+        )
+    if samples is not None and classes_per_stage is not None:
+        return Stages(tuple(samples), tuple(classes_per_stage))
     if name is None:
         return None
     if name == "paired":

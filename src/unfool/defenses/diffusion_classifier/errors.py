@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from unfool.batching import Rows, in_parts
+from unfool.batching import BatchLimit, in_parts
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import Learned, same_precision
 from unfool.diffusion.schedule import Scales
@@ -45,14 +45,14 @@ class ClassErrors:
         scales: Of each draw, (M,) in float64.
         noise: Draw k of an image is in the stream k below this one.
         loss: Of the difference eps_hat - eps; its mean over all values of an image is the error.
-        rows: The most rows in one call of the network; fewer once memory has run out.
+        limit: The most rows in one call of the network; fewer once memory has run out.
     """
 
     denoiser: Denoiser
     scales: Scales
     noise: Noise
     loss: Loss
-    rows: Rows
+    limit: BatchLimit
     _streams: dict[int, Noise] = field(default_factory=dict)
     _kept: list[_Kept] = field(default_factory=list)
 
@@ -93,7 +93,7 @@ class ClassErrors:
         back = torch.is_grad_enabled() and (z.requires_grad or bool(self.trained()))
         # the wordings of one error may be in two chunks, which are not taken apart
         keeps, learned = back and not self.denoiser.wordings, self.learned(z)
-        most = learned.graphs(self.rows.rows or len(z), z.device) if keeps else 0
+        most = learned.graphs(self.limit.batch_size or len(z), z.device) if keeps else 0
 
         def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
             keep, at = len(self._kept) < most, z.detach()
@@ -128,7 +128,7 @@ class ClassErrors:
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
     def each(self, wanted: Tensor, use: Use) -> None:
-        """Call `use` for the rows of what is wanted (B, K, M), at most `rows` at a time."""
+        """Call `use` for the rows of what is wanted (B, K, M), at most `limit` at a time."""
         # draws first, classes last: the classes of one x_t meet in one call
         places = wanted.permute(2, 0, 1).nonzero()
         classes = wanted.shape[1]
@@ -144,11 +144,11 @@ class ClassErrors:
             rows = torch.stack((draw, image, told), 1)
             use(rows, (image, label, draw), 1 / ways[here].double())
 
-        in_parts(part, len(spot), self.rows, "rows")
+        in_parts(part, len(spot), self.limit, "noised images")
 
     def _stream(self, draw: int) -> Noise:
         if draw not in self._streams:
-            self._streams[draw] = self.noise.fold(draw)
+            self._streams[draw] = self.noise.child(draw)
         return self._streams[draw]
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, Policy
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import Weight
-from unfool.defenses.sampling import one_of
+from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales, time_of_noise
 from unfool.noise import Noise
 
 Posterior = Literal["approximate", "exact"]
-MOST = 3.0  # sigma / alpha of the last draw, as the release's
+MAX_BATCH = 3.0  # sigma / alpha of the last draw, as the release's
 
 
 class NoisedDiffusionClassifier(DiffusionClassifier):
@@ -43,7 +43,7 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         policy: See `DiffusionClassifier`.
         seed: Of it.
         scale: Of the logits.
-        rows: The most (image, class, draw) rows in one call of the network.
+        batch_size: The most (image, class, draw) rows in one call of the network.
 
     Raises:
         ValueError: An option is out of range, the denoiser knows fewer than 2 classes or does not work
@@ -65,26 +65,28 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         policy: Policy = "fresh",
         seed: int = 0,
         scale: float | None = None,
-        rows: int = 256,
+        batch_size: int = 256,
     ):
-        one_of("posterior", posterior, Posterior)
-        if not 0 < 2 * sigma < MOST:
-            raise ValueError(f"sigma must be above 0 and below {MOST / 2}, not {sigma}")
+        check_choice("posterior", posterior, Posterior)
+        if not 0 < 2 * sigma < MAX_BATCH:
+            raise ValueError(f"sigma must be above 0 and below {MAX_BATCH / 2}, not {sigma}")
         if type(denoiser).encode is not Denoiser.encode:
             raise ValueError("the noise is one of pixels: take a denoiser that works in pixels")
-        first = 2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MOST - 2 * sigma)
+        first = (
+            2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MAX_BATCH - 2 * sigma)
+        )
         super().__init__(
             denoiser,
             draws=draws,
             times="sigma",
-            span=(first, MOST),
+            span=(first, MAX_BATCH),
             weight=weight,
             elimination=elimination,
             risk=risk,
             policy=policy,
             seed=seed,
             scale=scale,
-            rows=rows,
+            batch_size=batch_size,
         )
         self.sigma, self.posterior = sigma, posterior
         start = torch.tensor(time_of_noise(denoiser.schedule, sigma), dtype=torch.float64)

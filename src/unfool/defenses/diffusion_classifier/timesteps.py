@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.defenses.diffusion_classifier.elimination import spread
-from unfool.defenses.sampling import one_of
+from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import SIGMA_DATA
 from unfool.diffusion.schedule import Discrete, Scales, Schedule, chain_length, time_of_noise
 
@@ -58,7 +58,7 @@ def weights_of(
     """The weights (M,) in float64 of the errors of the noise."""
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
-        one_of("weight", weight, Weight)
+        check_choice("weight", weight, Weight)
         found = WEIGHTS[weight](sigma)
     elif callable(weight):
         found = torch.as_tensor(weight(scales)).double()
