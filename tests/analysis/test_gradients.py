@@ -32,7 +32,7 @@ def test_only_the_exact_gradient_is_that_of_finite_differences():
     assert told["exact"]["slope_error"]["mean"] < 1e-4
     assert told["exact, whole graph"]["error"]["mean"] < 1e-4
     assert told["exact"]["cosine"]["mean"] == pytest.approx(1)
-    for way in ("surrogate-same-noise", "surrogate", "bpda", "undefended"):
+    for way in ("surrogate-same-noise", "surrogate", "bpda", "classifier-only"):
         assert told[way]["slope_error"]["mean"] > 0.01, way
     assert told["surrogate-same-noise"]["error"]["mean"] < told["surrogate"]["error"]["mean"]
     assert told["exact"]["kept"] < told["exact, whole graph"]["kept"]

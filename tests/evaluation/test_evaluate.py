@@ -44,7 +44,7 @@ def whole(elsewhere, facts):
 def test_every_image_is_judged_under_every_condition(whole):
     assert [row[0] for row in whole] == list(range(24))
     for _, label, chosen, conditions in whole:
-        assert list(conditions) == ["clean", "random", "pgd-undefended", "pgd-exact"]
+        assert list(conditions) == ["clean", "random", "pgd-classifier-only", "pgd-exact"]
         assert chosen in conditions
         assert label in (0, 1)
         assert all(len(condition.draws) == 4 for condition in conditions.values())

@@ -16,6 +16,7 @@ from unfool.results.summary import summarize_run
 from unfool.spec.menu import shipped
 from unfool.training.spec import check
 
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 NAMED = [
     "classifier=bayes",
     "denoiser=mixture",
@@ -34,7 +35,8 @@ NAMED = [
 )
 def test_a_preset_is_the_paper_s_setting(name, t, steps, norm, eps):
     changes = [*NAMED, "purifier.size=4"] if name == "diffpure-imagenet" else NAMED
-    checked = evaluation.check(specs.load(name, changes), "anywhere")
+    load = specs.load if name in shipped() else experiment
+    checked = evaluation.check(load(name, changes), "anywhere")
     assert checked["threat"] == {"norm": norm, "eps": pytest.approx(eps)}
     purifier = build_purifier(checked, "cpu")
     inside = getattr(purifier, "purifier", purifier)
@@ -43,9 +45,13 @@ def test_a_preset_is_the_paper_s_setting(name, t, steps, norm, eps):
     assert len(inside.times) == steps + 1
 
 
-@pytest.mark.parametrize("name", shipped())
-def test_every_shipped_spec_checks(name):
-    spec = specs.load(name)
+def experiment(name, changes=()):
+    return specs.load(EXPERIMENTS / f"{name}.yaml", changes)
+
+
+@pytest.mark.parametrize("name", [*shipped(), *sorted(p.stem for p in EXPERIMENTS.glob("*.yaml"))])
+def test_every_spec_checks(name):
+    spec = specs.load(name) if name in shipped() else experiment(name)
     if "sweep" in spec:
         cells = sweep.check(spec, "anywhere")
         assert len(cells) > 1
@@ -60,7 +66,7 @@ def test_every_shipped_spec_checks(name):
 @pytest.mark.parametrize("name", ["digits-tmdc", "cifar10-tmdc", "cifar10-sd2"])
 def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
     """From the denoiser before the training, 0, to the last kept; a number, so a line is drawn."""
-    cells = sweep.check(specs.load(f"{name}-checkpoints"), "anywhere")
+    cells = sweep.check(experiment(f"{name}-checkpoints"), "anywhere")
     weights = {
         number(next(iter(cell.values.values()))): cell.spec["classifier"]["denoiser"]["weights"]
         for cell in cells
@@ -73,13 +79,13 @@ def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
 
 def test_the_published_experiments_ask_what_they_say():
     for data, most in (("digits", 6), ("cifar10", 11)):
-        cells = sweep.check(specs.load(f"{data}-transfer-budgets"), "anywhere")
+        cells = sweep.check(experiment(f"{data}-distribution-transfer-budgets"), "anywhere")
         budgets = sorted({cell.spec["threat"]["eps"] for cell in cells})
         assert budgets == pytest.approx([80 / 255 * i / (most - 1) for i in range(most)])
         assert {"purifier" in cell.spec for cell in cells} == {True, False}
         weights = [
             cell.spec["purifier"]["weight"]
-            for cell in sweep.check(specs.load(f"{data}-coup-sweep"), "anywhere")
+            for cell in sweep.check(experiment(f"{data}-coup-sweep"), "anywhere")
         ]
         assert min(weights) == 0  # without guidance
         assert 1 in weights
@@ -93,14 +99,14 @@ def test_addt_is_trained_and_attacked_as_published(name):
         2e-4,
         256,
     )
-    assert (trained["steps"], trained["decay"], trained["warmup"]) == (
+    assert (trained["steps"], trained["lr_schedule"], trained["warmup"]) == (
         50 * 196,
         "none",
         0,
     )
-    assert (trained["weight_decay"], trained["dropout"], trained["clip"]) == (1e-6, 0.1, 1)
+    assert (trained["weight_decay"], trained["dropout"], trained["grad_clip"]) == (1e-6, 0.1, 1)
     assert (trained["ema_decay"], trained["ema_power"]) == (0.9999, 0.75)
-    for cell in sweep.check(specs.load(name), "anywhere"):
+    for cell in sweep.check(experiment(name), "anywhere"):
         assert cell.spec["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
         for row in cell.spec["attacks"]:
             assert row["step_size"] * cell.spec["threat"]["eps"] == pytest.approx(2 / 255)
@@ -112,7 +118,7 @@ def test_addt_is_trained_and_attacked_as_published(name):
     "name", ["tmdc-tables", "tmdc-checkpoints", "sd2-tables", "sd2-checkpoints"]
 )
 def test_tmdc_s_transfer_takes_the_published_steps(name):
-    for cell in sweep.check(specs.load(f"cifar10-{name}"), "anywhere"):
+    for cell in sweep.check(experiment(f"cifar10-{name}"), "anywhere"):
         (row,) = (row for row in cell.spec["attacks"] if row["label"] == "PGD by transfer")
         assert row["attack"]["steps"] == 40
         assert row["attack"]["step_size"] * 0.05 == pytest.approx(2 / 255, rel=2e-3)
@@ -134,7 +140,7 @@ def test_a_view_that_does_not_fit_is_told_before_the_work(elsewhere, mistake):
 
 
 def test_the_published_bpda_has_its_15_and_150_draws_and_no_random_start():
-    checked = evaluation.check(specs.load("diffpure-cifar10-bpda", NAMED), "anywhere")
+    checked = evaluation.check(experiment("diffpure-cifar10-bpda", NAMED), "anywhere")
     (row,) = checked["attacks"]
     assert (row["view"], row["start"], row["steps"]) == ("bpda", "zero", 50)
     assert (row["eot"], row["selection_draws"], checked["evaluation"]["draws"]) == (15, 150, 150)
@@ -146,12 +152,12 @@ def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
     changes = [*NAMED, "data={name: blobs, size: 12}", "purifier={name: diffpure, steps: 6}"]
     changes += [f"attacks.{i}.steps=2" for i in range(5)]
     changes += ["evaluation.images=null", "attacks.3.view.steps=null"]
-    checked = evaluation.check(specs.load("digits-ladder", changes))
+    checked = evaluation.check(experiment("digits-ladder", changes))
     assert [row["view"] for row in checked["attacks"]] == [
-        "undefended",
+        "classifier-only",
         "bpda",
         {"name": "surrogate", "steps": 4},
-        {"name": "matched", "steps": None},
+        {"name": "surrogate-same-noise", "steps": None},
         "exact",
     ]
     told = summarize_run(evaluation.run(checked, elsewhere / "run", quiet=True))
@@ -173,11 +179,16 @@ def test_a_bare_view_is_the_table_with_its_defaults():
         spec = specs.load("blobs", [f"attacks=[{{name: pgd, view: {said}}}]"])
         return evaluation.check(spec)["attacks"][0]["view"]
 
-    assert view("matched") == view("{name: matched, steps: null}")
+    assert view("surrogate-same-noise") == view("{name: surrogate-same-noise, steps: null}")
     assert view("exact") == view("{name: exact}") == "exact"
-    assert view("whole") == view("{name: whole, draws: null}") == "whole"
-    assert view("{name: whole, draws: 5}") == {"name": "whole", "draws": 5}
-    again = specs.load("blobs", ["attacks=[{name: pgd, view: {name: matched, steps: 3}}]"])
+    assert view("no-elimination") == view("{name: no-elimination, draws: null}") == "no-elimination"
+    assert view("{name: no-elimination, draws: 5}") == {
+        "name": "no-elimination",
+        "draws": 5,
+    }
+    again = specs.load(
+        "blobs", ["attacks=[{name: pgd, view: {name: surrogate-same-noise, steps: 3}}]"]
+    )
     checked = evaluation.check(again)
     assert evaluation.check(checked) == checked
     set_alone = specs.load(
@@ -189,7 +200,7 @@ def test_a_bare_view_is_the_table_with_its_defaults():
 def test_more_steps_than_the_defense_has_are_told_before_the_work(elsewhere, mistake):
     said = mistake(
         *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
-        *("--set", "attacks=[{name: pgd, view: {name: matched, steps: 11}}]"),
+        *("--set", "attacks=[{name: pgd, view: {name: surrogate-same-noise, steps: 11}}]"),
     )
     assert "from 1 to the defense's own 10, not 11" in said
     assert not (elsewhere / "run").exists()
@@ -204,5 +215,5 @@ def test_the_rows_of_the_docs_are_attacks():
     for row in rows:
         evaluation.check(specs.load("blobs", []) | {"attacks": [row]})
     ladder = yaml.safe_load(re.findall(r"## A ladder.*?```yaml\n(.*?)```", page, re.S)[0])
-    shipped_one = specs.load("digits-ladder")
+    shipped_one = experiment("digits-ladder")
     assert {key: shipped_one[key] for key in ladder} == ladder

@@ -325,7 +325,7 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
         "data": {"name": "arrays", "path": "rgb.npz"},
         "denoiser": {"name": "stable-diffusion", "weights": "sd", "prompts": "cifar10"},
         "objective": {
-            "name": "truth",
+            "name": "truth-maximization",
             "source": {"name": "diffusion", "draws": 1},
             "attack": {"name": "pgd", "steps": 1},
             "t_max": 0.5,

@@ -59,7 +59,7 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
             "mean": [0.5],
             "std": [0.5],
         },
-        "objective": {"name": "plain", "smoothing": 0.1},
+        "objective": {"name": "cross-entropy", "smoothing": 0.1},
         "training": {
             "steps": 40,
             "batch_size": 64,

@@ -171,7 +171,7 @@ def test_numbers_are_the_known_ones_everywhere(standard):
     report, text, page = read(folder)
     assert report == json.loads(json.dumps(summary))
     robust = report["robust"]
-    assert robust["mean"]["accuracy"] == 1 - 3 / 16
+    assert robust["per_draw"]["accuracy"] == 1 - 3 / 16
     for reading, hits in (("majority", 30), ("all_draws", 30), ("undefended", 20)):
         low, high = wilson(hits, 40)
         assert robust[reading]["accuracy"] == hits / 40
@@ -187,7 +187,7 @@ def test_numbers_are_the_known_ones_everywhere(standard):
         "An attacker who knows the whole model, its defense included, and may change every pixel by "
         "up to 8/255 gets through on 18.8 % of attempts."
     )
-    low, high = robust["mean"]["low"], robust["mean"]["high"]
+    low, high = robust["per_draw"]["low"], robust["per_draw"]["high"]
     interval = f"95 % interval {100 * (1 - high):.1f} to {100 * (1 - low):.1f} %; 40 pictures"
     for shown in (text, page.text, printed(summary, folder)):
         assert headline in shown
@@ -409,7 +409,7 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     _, text, page = read(tmp_path)
     assert summary["n"] == summary["of"] == 16
     assert page.tags.count("img") == 6
-    for attack in ("pgd-undefended", "pgd-exact"):
+    for attack in ("pgd-classifier-only", "pgd-exact"):
         assert attack in page.text
         assert attack in text
     assert not list(tmp_path.rglob("*.tmp"))

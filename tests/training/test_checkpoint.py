@@ -236,7 +236,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     spec = {
         "data": {"name": "digits", "split": "train"},
         "classifier": part | {"weights": "own.pt"},
-        "objective": "plain",
+        "objective": "cross-entropy",
         "training": {"steps": 1, "batch_size": 4},
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)

@@ -66,7 +66,7 @@ def test_a_classifier_learns(elsewhere):
         "data": {"name": "digits", "split": "train"},
         "test": {"name": "digits", "split": "test"},
         "classifier": {"name": "small-cnn"},
-        "objective": "plain",
+        "objective": "cross-entropy",
         "training": {
             "steps": 90,
             "batch_size": 64,
@@ -470,7 +470,11 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
             "denoising",
             "the objective denoising trains a denoiser, and the spec has",
         ),
-        ("digits-denoiser", "plain", "name a classifier, or one of denoising, addt, truth"),
+        (
+            "digits-denoiser",
+            "cross-entropy",
+            "name a classifier, or one of denoising, addt, truth-max",
+        ),
         ("digits-denoiser", "pgd-at", "the objective pgd-at trains a classifier"),
     ],
 )

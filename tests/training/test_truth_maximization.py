@@ -284,7 +284,7 @@ SPEC = {
     "data": {"name": "digits", "split": "train"},
     "denoiser": {"name": "trained", "weights": "digits-conditional"},
     "objective": {
-        "name": "truth",
+        "name": "truth-maximization",
         "source": "digits-classifier",
         "attack": {"name": "pgd", "steps": 2},
         "images": 8,

@@ -141,7 +141,7 @@ class Judge:
         for name, version in versions.items():
             kept = search.kept.get(name, {})
             for i, earlier in kept.items():
-                table[i][name] = replace(table[i][earlier], of=earlier)
+                table[i][name] = replace(table[i][earlier], same_image_as=earlier)
             own = besides(kept, len(y))
             if not own:
                 continue

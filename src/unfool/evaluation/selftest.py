@@ -180,7 +180,7 @@ def coin_holds(
     rows = AGAINST_COINS if attacks is None else attacks
     spec = {
         "data": {"name": f"{HERE}Points", "size": 2 * IMAGES, "one_class": True},
-        "classifier": {"name": f"{HERE}Coin", "p": p},
+        "classifier": {"name": f"{HERE}RandomGuess", "p": p},
         "threat": {"norm": "linf", "eps": 0.1},
         "attacks": rows,
         "evaluation": {"draws": k},
@@ -243,7 +243,7 @@ def nearest(
 def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
     """A gradient that rounding masks: others than gradient attacks get through, and a doubt says so."""
     spec = _plane(eps) | {
-        "purifier": {"name": f"{HERE}Stairs"},
+        "purifier": {"name": f"{HERE}Quantize"},
         "attacks": [
             {"name": "pgd", "loss": "margin", "label": "PGD"},
             {"name": "pgd", "loss": "margin", "view": "bpda", "label": "PGD through BPDA"},
@@ -265,7 +265,7 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
             {"name": "autoattack", **EFFORT, "eot": 1, "targets": 1, "label": "AutoAttack unfool"},
         ],
     }
-    spec["classifier"] = {"name": f"{HERE}Plane", "scale": 1e6}
+    spec["classifier"] = {"name": f"{HERE}LinearClassifier", "scale": 1e6}
     x, y = _points(IMAGES, device)
     best = float(
         (linear_models.leads(linear_models.worst(x, y, Threat("linf", eps)), y) > 0).float().mean()
@@ -289,7 +289,7 @@ def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]
 def _plane(eps: float) -> Table:
     return {
         "data": {"name": f"{HERE}Points", "size": IMAGES},
-        "classifier": {"name": f"{HERE}Plane"},
+        "classifier": {"name": f"{HERE}LinearClassifier"},
         "threat": {"norm": "linf", "eps": eps},
         "evaluation": {"draws": 1},
     }

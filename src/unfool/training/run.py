@@ -59,7 +59,7 @@ def _run(
     spec: Table, folder: Path, device: str, processes: Processes, quiet: bool, command: str
 ) -> Path:
     kind, options = kind_of(spec), dict(spec["training"])
-    half, seed, adapter = options.pop("half"), options["seed"], options.pop("lora", None)
+    half, seed, adapter = options.pop("save_half"), options["seed"], options.pop("lora", None)
     start, dropped = options.pop("init_from", None), options.pop("dropout", None)
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
