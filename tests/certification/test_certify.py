@@ -289,7 +289,7 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
         (["certification.alpha=0.6"], "alpha is the chance"),
         (["certification.images=7"], "has 6, not 7"),
         (["certification.image=7"], "did you mean 'images'?"),
-        (["machine.batch_size=0"], "rows must be 1 or more"),
+        (["machine.batch_size=0"], "batch_size must be 1 or more"),
         (["purifier=diffpure"], "densepure, one-step can"),
         (["purifier={name: one-step, sigma: 0.1}"], "the noise is certification.sigma"),
         (["purifier={name: one-step, t: 0.1}"], "the noise is certification.sigma"),

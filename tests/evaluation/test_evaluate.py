@@ -54,7 +54,7 @@ def test_every_image_is_judged_under_every_condition(whole):
 
 @pytest.mark.parametrize(
     "change",
-    ["machine.batch_size=7", "machine.images_per_images_per_block=5", "machine.images_per_block=1"],
+    ["machine.batch_size=7", "machine.images_per_block=5", "machine.images_per_block=1"],
 )
 def test_the_batch_does_not_matter(elsewhere, facts, whole, change):
     assert run(toy(elsewhere / "other", change)) == 0
@@ -353,11 +353,11 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
     for (_, label, chosen, made), (_, _, _, other) in zip(short, whole, strict=True):
         assert (made["clean"], made["random"]) == (other["clean"], other["random"])
         assert made[chosen].draws == [1 - label] * 2
-        assert made[chosen].of == ""
+        assert made[chosen].same_image_as == ""
         for name in list(made)[
             list(made).index(chosen) + 1 :
         ]:  # was not tried: what broke it stays
-            assert made[name].of == (chosen if name in seen else "")
+            assert made[name].same_image_as == (chosen if name in seen else "")
             if name in seen:
                 assert (made[name].draws, made[name].size) == (
                     made[chosen].draws,
@@ -369,7 +369,7 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
 
 def test_survivors_do_not_depend_on_the_block(elsewhere, facts):
     one, _ = survivors(elsewhere / "one", facts, skip_broken=True)
-    other, _ = survivors(elsewhere / "other", facts, images_per_block=5, skip_broken=True)
+    other, _ = survivors(elsewhere / "other", facts, block=5, skip_broken=True)
     assert one == other
 
 

@@ -53,7 +53,7 @@ def test_without_noise_on_the_way_back_the_forward_noise_is_all_there_is(sampler
 def model_at(model, turn: int):
     """What an attacker sees who knows nothing, and draws from the same noise of his own."""
     x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
-    return model(x, Noise.of(1, range(IMAGES)).draws(turn))
+    return model(x, Noise.of(1, range(IMAGES)).for_query(turn))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "heun, eta: 1"])
@@ -80,8 +80,11 @@ def test_a_pool_of_paths_is_as_large_as_it_says_and_the_same_for_all():
         ("{name: diffpure, t: 0.3, steps: 4, sampler: ode}", {"forward"}),
         ("{name: coup, t: 0.3, steps: 4}", {"reverse"}),
         ("{name: langevin, t: 0.3, steps: 4}", {"reverse"}),
-        ("{name: transfer, t: 0.3, steps: 4}", {"forward", "reverse"}),
-        ("{name: gdmp, t: 0.1, steps: 3, scale: 10, average: 2}", {"forward", "reverse"}),
+        ("{name: distribution-transfer, t: 0.3, steps: 4}", {"forward", "reverse"}),
+        (
+            "{name: gdmp, t: 0.1, steps: 3, scale: 10, reference_batch_size: 2}",
+            {"forward", "reverse"},
+        ),
         ("{name: one-step, t: 0.3}", {"forward"}),
         ("{name: gradual, passes: [[0.2, 2], [0.1, 1]]}", {"forward", "reverse"}),
         ("{name: likelihood, steps: 2}", {"forward"}),

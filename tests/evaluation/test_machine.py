@@ -19,9 +19,9 @@ def test_rows_and_execution_change_no_outcome(elsewhere, facts):
         evaluation.run(checked, elsewhere / name, shard, quiet=True)
         return facts(elsewhere / name)
 
-    plain = go_on("one", "{rows: 5}")
-    assert len(go_on("other", "{rows: 3}", (0, 2))) == 2
-    mixed = go_on("other", "{rows: auto, execution: channels_last}")
+    plain = go_on("one", "{batch_size: 5}")
+    assert len(go_on("other", "{batch_size: 3}", (0, 2))) == 2
+    mixed = go_on("other", "{batch_size: auto, execution: channels_last}")
     assert len(plain) == len(mixed) == 4
     for one, other in zip(plain, mixed, strict=True):
         assert one[:3] == other[:3]

@@ -106,7 +106,7 @@ def test_a_verdict_by_one_wrong_draw_is_told_by_the_coin(monkeypatch):
         tried = torch.stack([real(model, x, noise.child(i), draws) for i in range(3)])
         return tried.amax(0)  # the right class is 0
 
-    monkeypatch.setattr(evaluate, "votes", unlucky)
+    monkeypatch.setattr(evaluate, "predict_draws", unlucky)
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [False, False, False]
 
 

@@ -116,9 +116,9 @@ def sweep(
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
             summary = write_report(run)
-        said = f"clean {summary['clean']['mean']['accuracy']:.1%}"
+        said = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
         if summary["attacks"]:
-            said += f", robust {summary['robust']['mean']['accuracy']:.1%}"
+            said += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
         typer.echo(f"{number}/{len(cells)}  {told}: {said}")
         if new and number < len(cells):  # for who looks while it runs
             write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)

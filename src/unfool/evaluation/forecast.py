@@ -179,7 +179,7 @@ def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
         return None
     calls = {key: fmean(o.cost.get(key, 0) for o in done) for key in CALLS}
     cost = Cost(calls, fmean(outcome.seconds for outcome in done))
-    return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, rows=0)
+    return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
 
 
 def begun(spec: Table, folder: Path) -> int | None:
