@@ -114,7 +114,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
     options = _check_options(spec["certification"])
     machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
     if machine["batch_size"] < 1:
-        raise SpecError(f"rows must be 1 or more, not {machine['rows']}")
+        raise SpecError(f"batch_size must be 1 or more, not {machine['batch_size']}")
     if spec.get("purifier") is not None:
         spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
     spec = spec | {"classifier": _judge(spec, options["sigma"])}
