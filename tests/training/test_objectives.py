@@ -4,16 +4,17 @@ import math
 
 import pytest
 import torch
+from scipy.stats import kstest, truncnorm
 from torch import nn
 from torch.nn import functional as F
 
 from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser
 from unfool.diffusion.schedule import VP
 from unfool.models.classifiers import NormalizedClassifier
-from unfool.noise import Noise
+from unfool.noise import Noise, permutation
 from unfool.threat import Threat
 from unfool.training.adversarial import PGDAT, TRADES
-from unfool.training.objectives import CrossEntropy, Denoising, denoising_loss
+from unfool.training.objectives import CrossEntropy, Denoising, denoising_loss, time_and_label
 
 X = Noise.of(0, range(4)).uniform(torch.empty(4, 1, 4, 4))
 Y = torch.tensor([0, 1, 1, 0])
@@ -74,8 +75,6 @@ def test_the_edm_network_sees_and_says_numbers_of_unit_size():
 
 
 def test_lognormal_times_are_lognormal():
-    from scipy.stats import kstest, truncnorm
-
     objective = Denoising(t_max=0.9, times="lognormal")
     share = (torch.arange(4000) + 0.5).view(-1, 1, 1, 1) / 4000
     t = objective.at(share, VP()).double()
@@ -177,3 +176,23 @@ def test_label_smoothing_spreads_a_share_of_the_label():
     assert torch.allclose(loss, -(0.8 * right + 0.2 * log.mean(1)))
     with pytest.raises(ValueError, match="smoothing must be from 0 to below 1, not 1"):
         CrossEntropy(1.0)
+
+
+def test_stratified_times_are_spread_evenly_and_go_with_the_image():
+    """Not with its place in the batch; and alone each time is as likely as without."""
+    model, keys = perfect("noise"), list(range(50, 114))
+    plain, spread = Denoising(t_max=0.9), Denoising(t_max=0.9, stratified=True)
+    x, y = torch.empty(64, 1, 4, 4), torch.zeros(64, dtype=torch.long)
+
+    def times(objective, seed, keys=keys):
+        t, _ = time_and_label(objective, model, x, y, Noise.of(seed, keys))
+        return ((t - 1e-3) / (0.9 - 1e-3)).flatten()
+
+    found = times(spread, 0)
+    assert sorted((found * 64).long().tolist()) == list(range(64))
+    turned = permutation(64, 1)
+    assert torch.equal(times(spread, 0, [keys[i] for i in turned]), found[turned])
+    free = times(plain, 0)
+    assert torch.equal(found.argsort(), free.argsort()), "the order is that of the image's own time"
+    of_one = torch.stack([times(spread, seed)[5] for seed in range(800)])
+    assert kstest(of_one.numpy(), "uniform").pvalue > 0.01

@@ -19,6 +19,7 @@ from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
 from unfool.training import adversarial_images as cache
 from unfool.training import run as training
+from unfool.training.plan import Plan
 from unfool.training.spec import check
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
@@ -370,10 +371,9 @@ def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path)
 
 
 def test_a_constant_rate_stays():
-    from unfool.training.train import _rate
-
-    assert [_rate(step, 9, 4, "none") for step in (0, 1, 3, 4, 8)] == [0.25, 0.5, 1, 1, 1]
-    assert _rate(8, 9, 4, "cosine") < 0.2
+    plan = Plan(9, warmup=4, lr_schedule="none")
+    assert [plan.rate(step) for step in (0, 1, 3, 4, 8)] == [0.25, 0.5, 1, 1, 1]
+    assert Plan(9, warmup=4).rate(8) < 0.2
 
 
 def test_older_specs_are_asked_as_before():

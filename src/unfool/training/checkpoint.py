@@ -14,6 +14,7 @@ from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import write_bytes, write_torch
 from unfool.spec import Table
+from unfool.training.plan import OPEN
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again
@@ -23,7 +24,9 @@ MEANT = {"spec": "another spec", "data": "other data", "code": "other code of yo
 def question(spec: Table, data: Dataset) -> dict[str, str]:
     """What a training is asked, by hashes: its spec, its data and the modules of one's own.
 
-    Of the data count how many there are, their classes, and at most 256 images spread over them.
+    Of the data count how many there are, their classes, and at most 256 images spread over them. Of a
+    training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its batch
+    grows: these may change as long as what was done stays the same (`Plan.check_same`).
 
     Args:
         spec: A checked training spec.
@@ -33,6 +36,10 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
     digest = hashlib.sha256(json.dumps([size, list(data.classes)]).encode())
     digest.update(x.numpy().tobytes() + y.numpy().tobytes())
+    options = spec["training"]
+    if options.get("lr_schedule") == "linear":
+        fixed = {key: value for key, value in options.items() if key not in OPEN}
+        spec = {**spec, "training": fixed}
     return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code_hash(spec)}
 
 

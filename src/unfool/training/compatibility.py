@@ -17,6 +17,7 @@ TRAINED = {  # what the objectives of the menu train; one of one's own may be fo
     "addt": "denoiser",
     "truth-maximization": "denoiser",
     "cross-entropy": "classifier",
+    "purified": "classifier",
     "pgd-at": "classifier",
     "trades": "classifier",
 }
@@ -38,16 +39,17 @@ def check_objective(kind: str, name: str) -> None:
 
 
 def check_guide(objective: Any, data: Dataset) -> None:
-    """Whether the classifier that an objective goes by, if any, takes the images and knows all classes.
+    """Whether the models that an objective goes by, if any, take the images and know all classes.
 
     Raises:
         SpecError: It does not.
     """
-    for name in ("classifier", "source"):
+    kinds = {"classifier": "classifier", "source": "classifier", "denoiser": "denoiser"}
+    for name, kind in kinds.items():
         guide = getattr(objective, name, None)
         if isinstance(guide, nn.Module):
             try:
-                check_fit("classifier", {}, guide.eval(), data)
+                check_fit(kind, {}, guide.eval(), data)
             except SpecError as error:
                 raise SpecError(f"objective.{name}: {error}") from error
 

@@ -40,6 +40,7 @@ class Denoising:
     center: float = -1.2
     spread: float = 1.2
     min_snr: float | None = None
+    stratified: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.t_min < self.t_max <= 1:
@@ -83,11 +84,26 @@ def time_and_label(
     objective: Denoising, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise
 ) -> tuple[Tensor, Tensor]:
     """A time (B, 1, 1, 1) for each image, and what a conditional denoiser is told of it (B,)."""
-    t = objective.at(noise.child("time").uniform(x[:, :1, :1, :1]), model.schedule)
+    share = noise.child("time").uniform(x[:, :1, :1, :1])
+    if objective.stratified:
+        share = stratified(share, noise.child("stratum").uniform(share))
+    t = objective.at(share, model.schedule)
     if not model.classes:
         return t, y
     dropped = noise.child("drop").uniform(x[:, 0, 0, 0]) < objective.label_dropout
     return t, torch.where(dropped, model.classes, y)
+
+
+def stratified(rank: Tensor, within: Tensor) -> Tensor:
+    """Uniform numbers of [0, 1), one in each of B parts of equal length, shaped like `rank`.
+
+    Args:
+        rank: Uniform numbers (B, ...), one for each image, by whose order images get their parts.
+        within: Where in its part an image lies, uniform, shaped alike.
+    """
+    tied = rank.double() + within.double() * 2**-24  # equal numbers, of 24 bits, are told apart
+    order = tied.flatten().argsort().argsort().view_as(rank)
+    return ((order + within) / len(rank)).clamp(max=1 - 2**-24)
 
 
 def denoising_loss(model: NetworkDenoiser, z: Tensor, t: Tensor, y: Tensor, eps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """A training spec, from its text to a folder with weights, a card, a log and pictures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,14 +23,21 @@ from unfool.runtime.device import bfloat16_costs, pick_device
 from unfool.spec import Table
 from unfool.statistics import wilson
 from unfool.training import checkpoint
-from unfool.training.adversarial_images import AdversarialImages, make_adversarial_images
+from unfool.training.adversarial_images import make_adversarial_images
 from unfool.training.compatibility import check_fit, check_guide, check_test
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
+from unfool.training.purified import PurifiedCopies, beside
 from unfool.training.spec import kind_of
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
+
+# objectives whose images are made before the training, and kept in a folder of this name
+MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
+    "adversaries": (TruthMaximization, make_adversarial_images),
+    "purified": (PurifiedCopies, beside),
+}
 
 
 def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Path:
@@ -83,7 +90,7 @@ def _run(
             print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
     if dropped is not None:
         _drop(getattr(model, "network", model), dropped)
-    objective = specs.build("objective", spec["objective"])
+    objective = _objective(spec["objective"])
     check_guide(objective, data)
     model.to(device).train().requires_grad_(False)
     if adapter is not None:
@@ -103,17 +110,17 @@ def _run(
         prepare((x.to(device) - model.mean) / model.std)
     parts = processes.count * options.get("accumulate", 1)
     half_products = options["precision"] == "bfloat16"
-    check_memory(model, objective, data, options["batch_size"], parts, device, half_products)
+    most = max(options["batch_size"], (options.get("grow") or {}).get("batch_size", 0))
+    check_memory(model, objective, data, most, parts, device, half_products)
     facts: Table = {"data": spec["data"] | {"images": len(data)}}
-    if isinstance(objective, TruthMaximization):
-        home = folder.parent / "adversaries"
-        for turn in (True, False):  # the first makes them, the others find them
-            if processes.first == turn:
-                data = make_adversarial_images(
-                    data, objective, spec["objective"], home, device, quiet
-                )
-            processes.agreed(None)
-        facts["adversaries"] = cast(AdversarialImages, data).facts()
+    for word, (made, make) in MADE.items():
+        if isinstance(objective, made):
+            for turn in (True, False):  # the first makes them, the others find them
+                if processes.first == turn:
+                    home = folder.parent / word
+                    data = make(data, objective, spec["objective"], home, device, quiet)
+                processes.agreed(None)
+            facts[word] = cast(Any, data).facts()
     facts |= {
         "objective": spec["objective"],
         "training": spec["training"] | {"precision": options["precision"]},
@@ -156,6 +163,19 @@ def _run(
         _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
     processes.agreed(None)
     return folder
+
+
+def _objective(part: Table) -> Any:
+    """An objective, and with it a purifier whose denoiser it names."""
+    rest, given = dict(part), {}
+    if isinstance(rest.get("purifier"), dict):
+        if "classifier" in specs.takes("purifier", rest["purifier"]):
+            name = rest["purifier"]["name"]
+            raise SpecError(
+                f"objective.purifier: {name} goes by a classifier; name one that does not"
+            )
+        given["denoiser"] = specs.build("denoiser", rest.pop("denoiser"))
+    return specs.build("objective", rest, **given)
 
 
 def result(folder: Path) -> str:

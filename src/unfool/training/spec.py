@@ -16,9 +16,11 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "warmup": (int, 100),
     "weight_decay": (float, 0.0),
     "bias_lr_factor": (float, 1.0),
+    "muon_lr_factor": (float, 20.0),
     "betas": (list[float], [0.9, 0.999]),
     "ema_decay": (float, 0.999),
     "ema_power": (float | None, None),
+    "ema_gamma": (float | None, None),
     "dropout": (float | None, None),
     "grad_clip": (float, 1.0),
     "flip": (bool, False),
@@ -27,6 +29,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "optimizer": (str, "adamw"),
     "precision": (str, "float32"),
     "lr_schedule": (str, "cosine"),
+    "decay_from": (int | None, None),
+    "grow": (dict | None, None),
     "save_steps": (list[int], []),
     "accumulate": (int, 1),
     "lora": (dict | None, None),
@@ -45,18 +49,23 @@ LORA: dict[str, tuple[Any, Any]] = {
     "layers": (str | list[str] | None, None),
     "dropout": (float, 0.0),
 }
+GROW: dict[str, tuple[Any, Any]] = {"at": (int, ...), "batch_size": (int, ...)}
 CHOICES = {
-    "optimizer": ("adamw", "sgd"),
+    "optimizer": ("adamw", "sgd", "muon"),
     "precision": ("float32", "bfloat16"),
-    "lr_schedule": ("cosine", "none"),
+    "lr_schedule": ("cosine", "linear", "none"),
 }
 LATER = (
     "lr_schedule",
+    "decay_from",
+    "grow",
     "save_steps",
     "lora",
     "bias_lr_factor",
+    "muon_lr_factor",
     "betas",
     "ema_power",
+    "ema_gamma",
     "dropout",
     "accumulate",
     "init_from",
@@ -92,6 +101,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
         "batch_size",
         "learning_rate",
         "bias_lr_factor",
+        "muon_lr_factor",
         "grad_clip",
         "save_every",
         "accumulate",
@@ -108,13 +118,21 @@ def check(spec: Table, folder: str | None = None) -> Table:
         raise SpecError(f"ema_decay must be from 0 to below 1, not {options['average']}")
     if (power := options["ema_power"]) is not None and not 0 < power <= 1:
         raise SpecError(f"training.ema_power must be above 0 and at most 1, not {power}")
+    if (gamma := options["ema_gamma"]) is not None and (gamma < 0 or power is not None):
+        raise SpecError(
+            f"training.ema_gamma must be 0 or more, not {gamma}, and stands alone: leave out "
+            "ema_power"
+        )
     if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
         raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
     betas = options["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
-    if options["optimizer"] != "adamw" and betas != OPTIONS["betas"][1]:
+    if options["optimizer"] == "sgd" and betas != OPTIONS["betas"][1]:
         raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
+    if options["optimizer"] != "muon" and options["muon_lr_factor"] != OPTIONS["muon_lr_factor"][1]:
+        raise SpecError("training.muon_lr_factor is Muon's: set optimizer: muon, or leave it out")
+    _check_plan(options)
     if wrong := [step for step in options["save_steps"] if not 0 < step <= options["steps"]]:
         raise SpecError(
             f"training.save_steps holds steps from 1 to {options['steps']}, not {wrong[0]}"
@@ -149,6 +167,22 @@ def kind_of(spec: Table) -> str:
     if len(kinds) != 1:
         raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
     return kinds[0]
+
+
+def _check_plan(options: Table) -> None:
+    """Whether the steps at which rate and batch change can be, with `grow` filled in."""
+    steps, begins = options["steps"], options["decay_from"]
+    if begins is not None and options["lr_schedule"] != "linear":
+        raise SpecError("training.decay_from is of lr_schedule: linear: set that, or leave it out")
+    if begins is not None and not options["warmup"] <= begins < steps:
+        raise SpecError(
+            f"training.decay_from must be from warmup, {options['warmup']}, to below steps, {steps}, "
+            f"not {begins}"
+        )
+    if options["grow"] is not None:
+        options["grow"] = grow = specs.check_section("training.grow", options["grow"], GROW)
+        if grow["at"] < 0 or grow["batch_size"] < 1:
+            raise SpecError(f"training.grow is a step and how many images from then on, not {grow}")
 
 
 def _check_lora(options: Table, kind: str, part: Table) -> Table:
@@ -192,11 +226,16 @@ def _check_start(start: str, kind: str, part: Table) -> None:
         raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
     began = card.network_of(kind, told["part"])[0]
     for key in MEANING:
-        if key in began and key in part and began[key] != part[key]:
+        if key in began and key in part and _listed(began[key]) != _listed(part[key]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
                 f"{part[key]}: weights of the one mean nothing to the other"
             )
+
+
+def _listed(value: Any) -> Any:
+    """A tuple, as defaults are, as the list that a card says."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_source(objective: Any, denoiser: Any) -> Table:

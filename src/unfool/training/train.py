@@ -31,7 +31,9 @@ from unfool.protocols import Dataset
 from unfool.runtime.progress import progress
 from unfool.training import checkpoint
 from unfool.training.distributed import Processes
+from unfool.training.muon import Muon, is_kernel
 from unfool.training.objectives import augmented
+from unfool.training.plan import Plan
 
 Batch = tuple[Tensor, Tensor, Noise]
 
@@ -48,9 +50,11 @@ def train(
     warmup: int = 100,
     weight_decay: float = 0.0,
     bias_lr_factor: float = 1.0,
+    muon_lr_factor: float = 20.0,
     betas: Sequence[float] = (0.9, 0.999),
     ema_decay: float = 0.999,
     ema_power: float | None = None,
+    ema_gamma: float | None = None,
     grad_clip: float = 1.0,
     flip: bool = False,
     crop: int = 0,
@@ -58,6 +62,8 @@ def train(
     optimizer: str = "adamw",
     precision: str = "float32",
     lr_schedule: str = "cosine",
+    decay_from: int | None = None,
+    grow: Mapping[str, int] | None = None,
     save_every: int = 500,
     save_steps: Collection[int] = (),
     accumulate: int = 1,
@@ -83,18 +89,25 @@ def train(
         weight_decay: Of the optimizer.
         bias_lr_factor: How many times faster than weights biases learn, and decay no faster (Jordan,
             2024, section 3.4: 64).
+        muon_lr_factor: How many times faster than other weights kernels of convolutions learn by Muon.
         betas: The decays of AdamW's two running averages, of the gradient and of its square.
         ema_decay: The decay of the running average of the weights; after k steps at most
             k / (9 + k).
         ema_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
             which ADDT was released with 3/4).
+        ema_gamma: With it, the decay after k steps is (1 - 1 / k)^(gamma + 1) in place of
+            `ema_decay`: a mean in which step i counts as i^gamma (Karras et al., 2024, equation 124).
         grad_clip: The greatest norm of a step's gradient.
         flip: Whether images are mirrored half of the time.
         crop: By up to how many pixels images are moved.
         seed: Of everything random.
-        optimizer: `"adamw"`, or `"sgd"` with Nesterov's momentum of 0.9.
+        optimizer: `"adamw"`; `"sgd"` with Nesterov's momentum of 0.9; or `"muon"` for kernels of
+            convolutions, and AdamW for all other weights.
         precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
-        lr_schedule: `"cosine"`: the rate then falls to 0; `"none"`: it stays.
+        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it does so in a straight line;
+            `"none"`: it stays.
+        decay_from: The step at which the straight line begins; None for the end of the warm-up.
+        grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has N images.
         save_every: Steps between checkpoints.
         save_steps: Steps after which `kept` is called with the step and the average, before the
             checkpoint: after a kill it may be called again, with the same bits.
@@ -115,13 +128,14 @@ def train(
             processes do not see the same folder.
         ValueError: The batch cannot be split evenly.
     """
+    plan = Plan(steps, batch_size, warmup, lr_schedule, decay_from, grow)
     parts_of_batch = processes.count * accumulate
-    if batch_size % parts_of_batch:
-        raise ValueError(
-            f"a batch of {batch_size} cannot be split into {parts_of_batch} parts of one size "
-            f"({processes.count} processes, accumulate {accumulate})"
-        )
-    share = batch_size // processes.count
+    for size in plan.sizes():
+        if size % parts_of_batch:
+            raise ValueError(
+                f"a batch of {size} cannot be split into {parts_of_batch} parts of one size "
+                f"({processes.count} processes, accumulate {accumulate})"
+            )
     model = model.to(device).train()
     if channels_last:
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -130,10 +144,14 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = _optimizer(optimizer, model, learning_rate, weight_decay, bias_lr_factor, betas)
+    descent = _optimizer(
+        optimizer, model, learning_rate, weight_decay, bias_lr_factor, betas, muon_lr_factor
+    )
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     asked = dict(asked or {})
     saved = checkpoint.read(folder, asked, device)
+    if saved and "plan" in saved:
+        plan.check_same(saved["plan"], saved["step"])
     step = checkpoint.restore(saved, parts, frozen) if saved else 0
     if step != processes.agreed(step):
         raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
@@ -143,7 +161,8 @@ def train(
     kind, half = torch.device(device).type, precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
-        start = step * batch_size + processes.rank * share
+        share = plan.size(step) // processes.count
+        start = plan.before(step) + processes.rank * share
         places = range(start, start + share)
         return _batch(data, seed, places, flip, crop, device)
 
@@ -151,11 +170,9 @@ def train(
         began, first = time.monotonic(), step
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
-                group["lr"] = (
-                    learning_rate * group.get("faster", 1) * _rate(step, steps, warmup, lr_schedule)
-                )
+                group["lr"] = learning_rate * group.get("faster", 1) * plan.rate(step)
             descent.zero_grad()
-            total = torch.zeros((), device=device)
+            share, total = len(x), torch.zeros((), device=device)
             for part in range(accumulate):
                 some = range(share)[part * share // accumulate :][: share // accumulate]
                 place = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
@@ -177,8 +194,7 @@ def train(
                 )
             descent.step()
             step += 1
-            most = step / (9 + step) if ema_power is None else 1 - step**-ema_power
-            blend(mean, model, min(ema_decay, most))
+            blend(mean, model, _decay(step, ema_decay, ema_power, ema_gamma))
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
@@ -187,9 +203,10 @@ def train(
             if kept is not None and step in save_steps:
                 kept(step, mean)
             if step % save_every == 0 or step == steps:
-                pace = (step - first) * batch_size / (time.monotonic() - began)
+                done = plan.before(step) - plan.before(first)
+                pace = done / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
-                more = {"step": step, "asked": asked, "precision": precision}
+                more = {"step": step, "asked": asked, "precision": precision, "plan": plan.state()}
                 checkpoint.write(folder, lines, parts, frozen, **more)
     return mean
 
@@ -211,6 +228,7 @@ def _optimizer(
     weight_decay: float,
     bias_rate: float,
     betas: Sequence[float] = (0.9, 0.999),
+    muon_lr_factor: float = 20.0,
 ) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
@@ -223,7 +241,21 @@ def _optimizer(
     if name == "sgd":
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
     first, second = betas
+    if name == "muon":
+        groups = _kernels_apart(trained, muon_lr_factor)
+        return Muon(groups, betas=(first, second), **settings)
     return torch.optim.AdamW(trained, betas=(first, second), **settings)
+
+
+def _kernels_apart(trained: list[Any], faster: float) -> list[dict[str, Any]]:
+    """Groups of an optimizer, with kernels of convolutions in one of their own."""
+    groups = trained if isinstance(trained[0], dict) else [{"params": trained}]
+    kernels = [p for group in groups for p in group["params"] if is_kernel(p)]
+    others = [
+        group | {"params": [p for p in group["params"] if not is_kernel(p)]} for group in groups
+    ]
+    found = [{"params": kernels, "muon": True, "faster": faster}, *others]
+    return [group for group in found if group["params"]]
 
 
 def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
@@ -266,9 +298,8 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
     return permutation(size, seed, "epoch", epoch)
 
 
-def _rate(step: int, steps: int, warmup: int, decay: str) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    if decay == "none":
-        return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+def _decay(step: int, most: float, power: float | None, gamma: float | None) -> float:
+    """How much of the average of weights stays at `step` (from 1)."""
+    if gamma is not None:
+        return (1 - 1 / step) ** (gamma + 1)
+    return min(most, step / (9 + step) if power is None else 1 - step**-power)

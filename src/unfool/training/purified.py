@@ -1,0 +1,144 @@
+"""Training a classifier on purified copies of its images beside the clean ones.
+
+As FT-CADIS does for smoothed classifiers: a purifier changes pictures in ways of its own, which a
+classifier of clean pictures has not seen.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.data import fetch
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Dataset
+from unfool.spec import Table
+from unfool.training.kept import Kept, chosen, fill, name_of
+from unfool.training.objectives import CrossEntropy
+
+ASKED = ("denoiser", "purifier", "copies", "images", "seed")
+
+
+@dataclass(frozen=True)
+class PurifiedCopies:
+    """Cross-entropy on purified copies and on the images they were made from, one of each.
+
+    Called, it takes the images as they are given: half of them are purified in the data set that
+    `beside` makes.
+
+    Attributes:
+        denoiser: The purifier's.
+        purifier: Makes the copies.
+        copies: Of each image, each with noise of its own.
+        images: How many images of the data set are taken, chosen by `seed`; None for all.
+        smoothing: As `CrossEntropy` has it.
+        seed: Of the purifier's noise.
+    """
+
+    denoiser: Any
+    purifier: Any
+    copies: int = 1
+    images: int | None = None
+    smoothing: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        CrossEntropy(self.smoothing)
+        for name, count in (("copies", self.copies), ("images", self.images)):
+            if count is not None and count < 1:
+                raise ValueError(f"{name} must be 1 or more, not {count}")
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        return CrossEntropy(self.smoothing)(model, x, y, noise)
+
+
+class Beside:
+    """A data set of clean images, and after them as many purified ones.
+
+    Args:
+        data: Holds the clean images.
+        places: Where, in order; copy number i x len(places) + j is of the one at `places[j]`.
+        kept: The purified ones.
+    """
+
+    def __init__(self, data: Dataset, places: Sequence[int], kept: Kept) -> None:
+        self.data, self.places, self.kept = data, places, kept
+        self.classes = data.classes
+
+    def __len__(self) -> int:
+        return 2 * len(self.kept)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        if index < len(self.kept):
+            return self.data[self.places[index % len(self.places)]]
+        return self.kept[index - len(self.kept)]
+
+    def facts(self) -> Table:
+        """How many copies there are, and how far purification moves an image."""
+        moved = self.kept.column("moved").double()
+        return {
+            "images": len(self.kept),
+            "moved_mean": round(float(moved.mean()), 5),
+            "key": self.kept.folder.name,
+        }
+
+
+def beside(
+    data: Dataset,
+    objective: PurifiedCopies,
+    asked: Table,
+    home: Path,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Beside:
+    """Clean images and their purified copies, the latter from disk as far as they are there.
+
+    Args:
+        data: Clean images with labels.
+        objective: Says what purifies them, and how often.
+        asked: The checked part of a spec that it was built from.
+        home: Holds a folder for each such set.
+        device: Where to purify.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: There are not so many images.
+        ValueError: A file is damaged, or the purifier changes the shape of images.
+    """
+    places = chosen(len(data), objective.images, objective.seed)
+    size, models = len(places) * objective.copies, [objective.denoiser]
+    said = {key: asked[key] for key in ASKED if key in asked}
+    folder = home / name_of(data, places, {key: asked.get(key) for key in ASKED}, models)
+
+    def make(part: slice) -> dict[str, Tensor]:
+        return _made(data, places, range(part.start, part.stop), objective, device)
+
+    fill(folder, size, make, models, said, doing="purifying", device=device, quiet=quiet)
+    return Beside(data, places, Kept(folder, size, data.classes))
+
+
+@torch.no_grad()
+def _made(
+    data: Dataset, places: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
+) -> dict[str, Tensor]:
+    """Copies of these numbers: images in float16, labels, and how far each moved (root mean square).
+
+    They are cut to [0, 1], as those of a data set are, though a defense does not do so.
+    """
+    which = [places[number % len(places)] for number in numbers]
+    x, y = (part.to(device) for part in fetch(data, which))
+    pairs = [(place, number // len(places)) for place, number in zip(which, numbers, strict=True)]
+    keys = [Noise.of(objective.seed, [p]).child("purified", copy).keys[0] for p, copy in pairs]
+    if isinstance(objective.purifier, nn.Module):
+        objective.purifier.eval().requires_grad_(False)
+    pure = objective.purifier(x, Noise(tuple(keys)))
+    if pure.shape != x.shape:
+        raise ValueError(
+            f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+        )
+    moved = (pure - x).square().flatten(1).mean(1).sqrt()
+    return {"images": pure.clamp(0, 1).half(), "labels": y, "moved": moved}

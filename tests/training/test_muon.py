@@ -1,0 +1,98 @@
+"""Muon against what is known of it, and torch's AdamW for the rest."""
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import _muon  # torch's own, for matrices alone
+
+from unfool.noise import Noise
+from unfool.toy.blobs import Blobs
+from unfool.training import train as loop
+from unfool.training.muon import Muon, orthogonal
+
+W = Noise.of(4, range(8)).normal(torch.empty(8, 27)).view(8, 3, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(8, 27), (27, 8), (16, 16)])
+def test_an_update_is_nearly_orthogonal(shape):
+    """All directions get about the same length, and they are those of the matrix."""
+    matrix = Noise.of(1, range(shape[0])).normal(torch.empty(shape))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    found = u.T @ orthogonal(matrix) @ v.T
+    assert torch.linalg.svdvals(found).aminmax().min > 0.5
+    assert torch.linalg.svdvals(found).max() < 1.3
+    off = found - found.diagonal().diag()
+    assert off.abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(8, 3, 3, 3), (32, 2, 3, 3)])
+def test_kernels_move_as_torch_moves_matrices(shape):
+    """torch's Muon works in bfloat16, so only roughly."""
+    like = torch.empty(shape)
+    start = Noise.of(2, range(shape[0])).normal(like)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.flatten(1).clone())
+    one = Muon([{"params": [ours], "muon": True}], lr=0.02, weight_decay=0.1)
+    other = _muon.Muon([theirs], lr=0.02, weight_decay=0.1)
+    for step in range(4):
+        grad = Noise.of(step, range(shape[0])).normal(like)
+        ours.grad, theirs.grad = grad, grad.flatten(1).clone()
+        one.step()
+        other.step()
+    moved = (ours - start).detach().flatten(1)
+    assert torch.allclose(
+        moved, (theirs.detach() - start.flatten(1)), atol=0.05 * float(moved.std()) * 3
+    )
+
+
+def test_all_else_is_adamw_s():
+    start = Noise.of(2, range(5)).normal(torch.empty(5, 4))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 0.1, "weight_decay": 0.1, "betas": (0.8, 0.99)}
+    one = Muon([{"params": [ours]}], **settings)
+    other = torch.optim.AdamW([theirs], **settings)
+    for step in range(5):
+        ours.grad = theirs.grad = Noise.of(step, range(5)).normal(start)
+        one.step()
+        other.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_kernels_have_a_rate_of_their_own_and_biases_too():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+    groups = loop._optimizer("muon", model, 0.1, 0.2, 4, muon_lr_factor=20).param_groups
+    assert [len(group["params"]) for group in groups] == [1, 1, 2]
+    assert [group.get("faster", 1) for group in groups] == [20, 1, 4]
+    assert [group["muon"] for group in groups] == [True, False, False]
+    assert [group["weight_decay"] for group in groups] == [0.2, 0.2, 0.05]
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_is_no_number_stops_muon_with_the_last_good_checkpoint(elsewhere, what):
+    calls = 0
+
+    def objective(model, x, y, noise):
+        nonlocal calls
+        calls += 1
+        loss = model(x)
+        if calls < 4:
+            return loss
+        return loss * float("nan") if what == "loss" else torch.sqrt(loss * 0)
+
+    said = rf"the {what} is nan at step 3; the last good checkpoint is .*latest.pt"
+    with pytest.raises(RuntimeError, match=said):
+        loop.train(
+            Net(), objective, Blobs(size=8), elsewhere, steps=6, batch_size=4, save_every=2,
+            optimizer="muon", quiet=True,
+        )  # fmt: skip
+    saved = torch.load(elsewhere / "latest.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert all(bool(tensor.isfinite().all()) for tensor in saved["now"].values())
