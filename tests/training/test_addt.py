@@ -68,7 +68,7 @@ def made(**options) -> ADDT:
 def test_without_strength_it_is_plain_denoising():
     model = NetworkDenoiser(Net()).eval()
     plain = Denoising()(model, X, Y, NOISE)
-    assert torch.allclose(made(strength=0.0, mode="eval")(model, X, Y, NOISE), plain)
+    assert torch.allclose(made(lambda_unit=0.0, mode="eval")(model, X, Y, NOISE), plain)
     assert not torch.allclose(made(mode="eval")(model, X, Y, NOISE), plain)
 
 
@@ -92,7 +92,7 @@ def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
     x = many.uniform(torch.empty(64, 2, 4, 4))
     y = (x.flatten(1).mean(1) > 0.5).long()
     t = torch.full((64, 1, 1, 1), 0.3)
-    delta = made(rounds=3, mode="eval").perturbation(model, x, y, t, y, many)
+    delta = made(cgpo_steps=3, mode="eval").perturbation(model, x, y, t, y, many)
     assert abs(float(delta.mean())) < 0.1
     assert float(delta.std()) == pytest.approx(1, abs=0.05)
 
@@ -108,7 +108,7 @@ def test_the_perturbation_is_gaussian_and_makes_the_image_harder():
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_search_leaves_no_trace_on_the_weights(mode):
     model = NetworkDenoiser(Net()).train()
-    objective = made(mode=mode, rounds=2)
+    objective = made(mode=mode, cgpo_steps=2)
     t = torch.full((3, 1, 1, 1), 0.2)
     delta = objective.perturbation(model, X, Y, t, Y, NOISE)
     assert not delta.requires_grad
@@ -209,7 +209,7 @@ def by_hand(network, predicts, mapping, seeks, rounds=3, schedule=None):
 @pytest.mark.parametrize(("predicts", "seeks"), [("noise", "ce"), ("noise", "mse"), ("edm", "ce")])
 def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
     model = NetworkDenoiser(Net(), predicts=predicts).eval()
-    objective = made(mapping=mapping, seeks=seeks, rounds=3, mode="eval")
+    objective = made(mapping=mapping, target=seeks, cgpo_steps=3, mode="eval")
     wanted = by_hand(model.network, predicts, mapping, seeks)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
 
@@ -217,7 +217,7 @@ def test_the_loss_is_that_of_a_loop_by_hand(mapping, predicts, seeks):
 def test_the_loss_on_a_chain_is_that_of_a_loop_by_hand():
     chain = Discrete(1000)
     model = NetworkDenoiser(Net(), schedule=chain, time="index").eval()
-    objective = made(rounds=3, mode="eval")
+    objective = made(cgpo_steps=3, mode="eval")
     wanted = by_hand(model.network, "noise", "rbgm", "ce", schedule=chain)
     assert torch.allclose(objective(model, X, Y, NOISE), wanted, rtol=1e-4)
 
@@ -245,7 +245,7 @@ def test_the_guide_sees_the_estimate_unclipped():
     x_t = NOISE.normal(X)
     assert not torch.allclose(clipped(x_t, t), plain(x_t, t)), "it must have been clipped"
     found = [
-        made(rounds=2, mode="eval").perturbation(model, X, Y, t, Y, NOISE)
+        made(cgpo_steps=2, mode="eval").perturbation(model, X, Y, t, Y, NOISE)
         for model in (plain, clipped)
     ]
     assert torch.equal(*found)
@@ -260,7 +260,7 @@ def test_it_is_trained_by_the_command(elsewhere):
         "objective": {
             "name": "addt",
             "classifier": {"name": "trained", "weights": "digits-classifier"},
-            "rounds": 1,
+            "cgpo_steps": 1,
         },
         "training": {"steps": 2, "batch_size": 4},
     }
@@ -273,7 +273,9 @@ def test_it_is_trained_by_the_command(elsewhere):
     assert card.load_denoiser("made").shape == (1, 8, 8)
 
 
-@pytest.mark.parametrize("bad", [{"mapping": "sorted"}, {"rounds": 0}, {"most": 2.0}, {"t_max": 2}])
+@pytest.mark.parametrize(
+    "bad", [{"mapping": "sorted"}, {"cgpo_steps": 0}, {"lambda_max": 2.0}, {"t_max": 2}]
+)
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         made(**bad)

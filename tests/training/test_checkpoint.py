@@ -211,7 +211,9 @@ def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
     _, each = memory_forecast.forecast(*forecasted())
     free = memory_forecast.BESIDE * parameters() + 10 * each + 1
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: free)
-    with pytest.raises(SpecError, match=r"batch to 20 or less, or .*accumulate .* into 6 parts"):
+    with pytest.raises(
+        SpecError, match=r"batch_size to 20 or less, or .*accumulate .* into 6 parts"
+    ):
         memory_forecast.check_memory(*forecasted()[:3], 60, 2, "cpu", False)
     memory_forecast.check_memory(*forecasted()[:3], 20, 2, "cpu", False)
     memory_forecast.check_memory(*forecasted()[:3], 60, 6, "cpu", False)

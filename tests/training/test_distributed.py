@@ -28,7 +28,7 @@ SPEC = {
     "objective": {
         "name": "addt",
         "classifier": {"name": "trained", "weights": "digits-classifier"},
-        "rounds": 2,
+        "cgpo_steps": 2,
         "t_max": 0.5,
     },
     "training": {

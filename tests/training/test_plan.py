@@ -20,7 +20,8 @@ TINY = {
     "machine": {"save_every": 2},
 }
 OPEN = {
-    "steps": 12, "batch_size": 4, "warmup": 2, "optimizer": "muon", "lr_schedule": "linear", "decay_from": 8,
+    "steps": 12, "batch_size": 4, "warmup": 2, "optimizer": "muon",
+    "lr_schedule": "linear", "decay_from": 8,
     "ema_gamma": 6.94,
 }  # fmt: skip
 
@@ -112,7 +113,7 @@ def test_what_is_done_cannot_be_changed(elsewhere, killed, changed):
 def test_another_rate_is_another_training(elsewhere, killed):
     folder = killed("run", 7)
     with pytest.raises(RuntimeError, match="belongs to another spec"):
-        training.run(started(rate=1e-3), folder, quiet=True)
+        training.run(started(learning_rate=1e-3), folder, quiet=True)
 
 
 @pytest.mark.parametrize(

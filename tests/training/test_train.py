@@ -172,7 +172,7 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
     with pytest.raises(SpecError, match=r"training.dropout must be from 0 to below 1"):
         started(training=short | {"dropout": 1})
     with pytest.raises(SpecError, match=r"training.ema_power must be above 0"):
-        started(training=short | {"average_power": 0})
+        started(training=short | {"ema_power": 0})
     with pytest.raises(SpecError, match="this network has no dropout"):
         training._drop(torch.nn.Linear(1, 1), 0.1)
 

@@ -333,7 +333,7 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         )
         for name, value in ended.state_dict().items():
             assert torch.equal(value, kept[name]), name
-    with pytest.raises(SpecError, match="keep holds steps from 1 to 2, not 7"):
+    with pytest.raises(SpecError, match="save_steps holds steps from 1 to 2, not 7"):
         check(specs.load(SPEC, ["training.save_steps=[1, 7]"]))
 
 

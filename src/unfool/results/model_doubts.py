@@ -49,8 +49,8 @@ def _no_gradient(
                 "zero-gradient",
                 "red" if dead > len(probes) / 2 else "yellow",
                 f"the gradient of the loss `{loss}` is below {ZERO_GRADIENT:g} or not finite on "
-                f"{dead} of {len(probes)} images: an attack that climbs it gets nowhere; look for rounding or "
-                "clipping in the model, and try the loss `margin` and the view `bpda`",
+                f"{dead} of {len(probes)} images: an attack that climbs it gets nowhere; look "
+                "for rounding or clipping in the model, and try the loss `margin` and the view `bpda`",
             )
 
 

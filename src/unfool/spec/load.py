@@ -14,7 +14,7 @@ from unfool.spec.menu import hint, kind_of, shipped
 
 Table = dict[str, Any]
 # never numbers
-TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "start")
+TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "init_from")
 
 
 def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:

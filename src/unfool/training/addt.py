@@ -63,7 +63,7 @@ class ADDT:
 
     def __post_init__(self) -> None:
         Denoising(self.t_min, self.t_max, self.label_dropout, self.times)
-        for name, words in (("mapping", Mapping), ("seeks", Target), ("mode", Mode)):
+        for name, words in (("mapping", Mapping), ("target", Target), ("mode", Mode)):
             if getattr(self, name) not in get_args(words):
                 raise ValueError(
                     f"{name} is {' or '.join(get_args(words))}, not {getattr(self, name)!r}"

@@ -25,8 +25,8 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     """What a training is asked, by hashes: its spec, its data and the modules of one's own.
 
     Of the data count how many there are, their classes, and at most 256 images spread over them. Of a
-    training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its batch
-    grows: these may change as long as what was done stays the same (`Plan.check_same`).
+    training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its
+    batch grows: these may change as long as what was done stays the same (`Plan.check_same`).
 
     Args:
         spec: A checked training spec.

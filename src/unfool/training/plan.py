@@ -25,8 +25,8 @@ class Plan:
         steps: How many there are.
         batch_size: Images of a step.
         warmup: Steps of a linear rise of the rate.
-        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it falls to 0 in a straight line from
-            `decay_from` on; `"none"`: it stays.
+        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it falls to 0 in a straight line
+            from `decay_from` on; `"none"`: it stays.
         decay_from: The first step of the linear fall, as those before it have the full rate; None for
             the end of the warm-up.
         grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has so many images.
