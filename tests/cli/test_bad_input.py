@@ -113,7 +113,7 @@ def test_no_such_device(elsewhere, mistake):
         (["merge", "nowhere", "--out", "x"], "is no run"),
         (["evaluate", "digits-denoiser"], "training spec: run it by `unfool train`"),
         (["train", "demo"], "evaluation spec: run it by `unfool evaluate`"),
-        (["evaluate", "blobs", "--set", "purifier.t=7"], "t is a time"),
+        (["evaluate", "blobs", "--set", "purifier.t=7"], "purifier.t must be from 0.0001 to 1"),
         (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
         (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
         (["evaluate", "blobs", "--set", "attacks.0.label=robust"], "is a row of its own"),
