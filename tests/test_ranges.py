@@ -58,8 +58,7 @@ def test_values_within_their_range_are_taken():
     ],
 )
 def test_a_spec_is_refused_before_anything_is_loaded(change, said, monkeypatch):
-    monkeypatch.setattr("unfool.models.card.load_denoiser", None)
-    monkeypatch.setattr("unfool.spec.check.build", None)
+    monkeypatch.setattr("unfool.toy.blobs.Mixture", None)
     with pytest.raises(SpecError) as refused:
         evaluation.check(spec.load("blobs", [change]))
     assert said in str(refused.value)

@@ -17,7 +17,6 @@ from unfool.ranges import complaint, hints
 from unfool.spec.load import Table
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
-    PROVIDED,
     SHORT_CALLS,
     choices,
     find,
@@ -25,6 +24,7 @@ from unfool.spec.menu import (
     is_callable_part,
     kind_of,
     makes_short_call,
+    options_of,
     takes_short_call,
 )
 
@@ -54,10 +54,7 @@ def check(kind: str, value: Any) -> Table:
     table = part(kind, value)
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
-    called = is_callable_part(kind, factory) or takes_short_call(kind, factory)
-    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
-    signature = inspect.signature(factory).parameters
-    parameters = {key: p for key, p in signature.items() if key not in filled_in}
+    parameters = options_of(kind, factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key in options:
