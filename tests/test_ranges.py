@@ -35,7 +35,7 @@ class Part:
         ({"rate": 0}, "rate must be above 0, not 0"),
         ({"share": 2}, "share must be above 0 and at most 1, not 2"),
         ({"kind": "c"}, "kind is one of a, b, not 'c'"),
-        ({"least": 5}, "least must be from 2 and below 5, not 5"),
+        ({"least": 5}, "least must be from 2 to below 5, not 5"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(options, said):

@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from unfool.training.adversarial import TRADES as TRADES
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.purified import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
@@ -160,6 +161,7 @@ _HOMES = {
     "PrecomputedAttack": "unfool.attacks.precomputed",
     "predict_draws": "unfool.defenses.purified",
     "Purified": "unfool.defenses.purified",
+    "PurifiedCopies": "unfool.training.purified",
     "Purifier": "unfool.protocols",
     "RandomSearch": "unfool.attacks.random_search",
     "Resized": "unfool.defenses.resized",

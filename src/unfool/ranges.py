@@ -18,12 +18,14 @@ from pydantic.fields import FieldInfo
 Count = Annotated[int, Field(ge=1)]
 CountFromZero = Annotated[int, Field(ge=0)]
 Time = Annotated[float, Field(ge=1e-4, le=1, description="0.1 is 100 of 1000")]
+Probability = Annotated[float, Field(gt=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, lt=math.inf)]
 MostOf = Annotated[float, Field(gt=0.5, le=1)]
-Risk = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, lt=math.inf)]
+InPixels = Annotated[Positive, Field(description="in units of [0, 1] pixels")]
 InEps = Annotated[Positive, Field(description="in units of eps")]
 
 
@@ -104,11 +106,12 @@ def range_text(hint: Any) -> str:
     ge, gt, le, lt = (_plain(bounds.get(key)) for key in ("ge", "gt", "le", "lt"))
     if ge and le:
         return f"from {ge} to {le}"
+    if ge and lt:
+        return f"from {ge} to below {lt}"
     upper = f"at most {le}" if le else f"below {lt}" if lt else ""
     if not upper:
         return f"{ge} or more" if ge else f"above {gt}" if gt else ""
-    lower = f"from {ge}" if ge else f"above {gt}" if gt else ""
-    return f"{lower} and {upper}" if lower else upper
+    return f"above {gt} and {upper}" if gt else upper
 
 
 _WITHIN: dict[str, Callable[[float, float], bool]] = {

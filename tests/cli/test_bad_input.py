@@ -123,9 +123,9 @@ def test_no_such_device(elsewhere, mistake):
         (["doctor", "digits-denoiser"], "needs 'classifier'"),
         (
             ["train", "digits-denoiser", "--set", "machine.save_every=0"],
-            "save_every must be above 0",
+            "save_every must be 1 or more",
         ),
-        (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be above 0"),
+        (["train", "digits-denoiser", "--set", "training.steps=0"], "steps must be 1 or more"),
         (["train", "digits-denoiser", "--set", "machine.device=gpu"], "cannot be used here"),
         (["evaluate", "blobs", "--set", "machine.cluster=ray://head:1"], "add machine.engine=ray"),
         (["attack", "blobs", "--set", "machine.engine=ray"], "use --set machine.engine=local"),

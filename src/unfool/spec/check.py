@@ -154,6 +154,9 @@ def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) 
     try:
         return model(**values).model_dump()
     except ValidationError as error:
+        for key, value in values.items():
+            if wrong := complaint(kinds[key][0], value):
+                raise SpecError(f"{name}.{key} {wrong}") from error
         raise _told(name, error, 1) from error
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unfool.training.adversarial import TRADES as TRADES
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.purified import PurifiedCopies as PurifiedCopies
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
 _HOMES = {
@@ -17,6 +18,7 @@ _HOMES = {
     "CrossEntropy": "unfool.training.objectives",
     "Denoising": "unfool.training.objectives",
     "PGDAT": "unfool.training.adversarial",
+    "PurifiedCopies": "unfool.training.purified",
     "TRADES": "unfool.training.adversarial",
     "TruthMaximization": "unfool.training.truth_maximization",
 }

@@ -1,11 +1,10 @@
 """Training objectives: a model, images and labels to the loss of each image."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,7 +12,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Positive, Share, ShareAboveZero, check_fields
+from unfool.ranges import Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
 from unfool.threat import images
 
 Times = Literal["uniform", "lognormal"]
@@ -125,7 +124,7 @@ class CrossEntropy:
             al., 2016, section 7), from 0 to below 1.
     """
 
-    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    smoothing: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)

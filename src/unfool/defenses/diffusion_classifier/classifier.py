@@ -25,7 +25,7 @@ from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_o
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
-from unfool.ranges import Count, Positive, Risk, check_arguments
+from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -85,7 +85,7 @@ class DiffusionClassifier(nn.Module):
         elimination: str | None = None,
         samples: Sequence[int] | None = None,
         classes_per_stage: Sequence[int] | None = None,
-        risk: Risk = 0.005,
+        risk: Probability = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
         scale: Positive | None = None,

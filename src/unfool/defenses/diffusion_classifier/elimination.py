@@ -12,7 +12,7 @@ from pydantic import Field
 from scipy import stats
 from torch import Tensor
 
-from unfool.ranges import Risk, check_fields
+from unfool.ranges import Probability, check_fields
 
 # Li et al. (2023), the commands of the release: draws of a stage (in all), classes it keeps.
 SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -123,7 +123,7 @@ class Paired:
         first: Draws of the first round, 2 or more.
     """
 
-    risk: Risk = 0.005
+    risk: Probability = 0.005
     first: Annotated[int, Field(ge=2)] = 16
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from unfool.defenses.diffusion_classifier.timesteps import Weight
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales, time_of_noise
 from unfool.noise import Noise
-from unfool.ranges import Count, Positive, Risk, check_arguments
+from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Posterior = Literal["approximate", "exact"]
 MAX_BATCH = 3.0  # sigma / alpha of the last draw, as the release's
@@ -62,7 +62,7 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         draws: Count = 126,
         weight: Weight = "edm",
         elimination: Literal["paired"] | None = None,
-        risk: Risk = 0.005,
+        risk: Probability = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
         scale: Positive | None = None,
