@@ -169,7 +169,7 @@ def _objective(part: Table) -> Any:
     """An objective, and with it a purifier whose denoiser it names."""
     rest, given = dict(part), {}
     if isinstance(rest.get("purifier"), dict):
-        if "classifier" in specs.takes("purifier", rest["purifier"]):
+        if "classifier" in specs.argument_names("purifier", rest["purifier"]):
             name = rest["purifier"]["name"]
             raise SpecError(
                 f"objective.purifier: {name} goes by a classifier; name one that does not"
