@@ -41,7 +41,7 @@ CERTIFICATION: dict[str, tuple[Any, Any]] = {
     "n0": (Count, 100),
     "n": (Count, 10_000),
     "alpha": (float, 0.001),
-    "images": (Count | None, None),
+    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
     "subset_seed": (int, 0),
     "seed": (int, 0),
 }

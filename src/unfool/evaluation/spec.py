@@ -31,7 +31,7 @@ DEFENSE_VIEWS = (
 )  # views that take a defense apart
 RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
 EVALUATION: dict[str, tuple[Any, Any]] = {
-    "images": (Count | None, None),
+    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
     "subset_seed": (int, 0),
     "seed": (int, 0),
     "draws": (Count, 8),

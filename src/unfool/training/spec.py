@@ -22,9 +22,9 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "muon_lr_factor": (Positive, 20.0),
     "betas": (list[float], [0.9, 0.999]),
     "ema_decay": (ShareBelowOne, 0.999),
-    "ema_power": (ShareAboveZero | None, None),
-    "ema_gamma": (NotNegative | None, None),
-    "dropout": (ShareBelowOne | None, None),
+    "ema_power": (ShareAboveZero | None, None),  # pyright: ignore[reportOperatorIssue]
+    "ema_gamma": (NotNegative | None, None),  # pyright: ignore[reportOperatorIssue]
+    "dropout": (ShareBelowOne | None, None),  # pyright: ignore[reportOperatorIssue]
     "grad_clip": (Annotated[float, Field(gt=0)], 1.0),
     "flip": (bool, False),
     "crop": (CountFromZero, 0),
