@@ -7,7 +7,7 @@ from pathlib import Path
 
 HOUSE = Path(__file__).parents[1] / "src" / "unfool"
 FLOORS = [
-    {"errors"},
+    {"errors", "lazy", "ranges"},
     {"noise", "statistics", "runtime", "networks"},
     {"spec"},
     {"diffusion", "threat"},

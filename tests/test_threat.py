@@ -168,10 +168,10 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="the norm is linf, l2, l0; not 'l1'"):
+    with pytest.raises(ValueError, match="norm is one of linf, l2, l0, not 'l1'"):
         Threat("l1", 0.1)
     for eps in (-0.1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="eps must be a number from 0 upward"):
+        with pytest.raises(ValueError, match="eps must be 0 or more"):
             Threat("linf", eps)
 
 

@@ -3,35 +3,184 @@
 The public names are loaded when first used, so that importing the package costs nothing.
 """
 
-from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING
+
+from unfool.lazy import lazily
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Noise": "unfool.noise",
-    "Threat": "unfool.threat",
-    "Denoiser": "unfool.diffusion.denoiser",
-    "DiffPure": "unfool.defenses.diffpure",
-    "Purified": "unfool.defenses.purified",
-    "NormalizedClassifier": "unfool.models.classifiers",
-    "PGD": "unfool.attacks.pgd",
-    "SpecError": "unfool.spec.menu",
+if TYPE_CHECKING:
+    from unfool import attacks as attacks
+    from unfool import data as data
+    from unfool import defenses as defenses
+    from unfool import diffusion as diffusion
+    from unfool import models as models
+    from unfool import spec as _spec
+    from unfool import toy as toy
+    from unfool import training as training
+    from unfool.attacks.apgd import APGD as APGD
+    from unfool.attacks.autoattack import AutoAttack as AutoAttack
+    from unfool.attacks.corruptions import Corruption as Corruption
+    from unfool.attacks.fab import FAB as FAB
+    from unfool.attacks.interop import ExternalAttack as ExternalAttack
+    from unfool.attacks.interop import as_module as as_module
+    from unfool.attacks.pgd import PGD as PGD
+    from unfool.attacks.pgd import fgsm as fgsm
+    from unfool.attacks.precomputed import PrecomputedAttack as PrecomputedAttack
+    from unfool.attacks.random_search import RandomSearch as RandomSearch
+    from unfool.attacks.salt_and_pepper import SaltAndPepper as SaltAndPepper
+    from unfool.attacks.square import Square as Square
+    from unfool.attacks.stadv import StAdv as StAdv
+    from unfool.attacks.transfer import Transfer as Transfer
+    from unfool.attacks.views import adjoint as adjoint
+    from unfool.attacks.views import bfloat16 as bfloat16
+    from unfool.attacks.views import bpda as bpda
+    from unfool.attacks.views import classifier_only as classifier_only
+    from unfool.attacks.views import exact as exact
+    from unfool.attacks.views import first_stage as first_stage
+    from unfool.attacks.views import no_elimination as no_elimination
+    from unfool.attacks.views import surrogate as surrogate
+    from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
+    from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar_c import cifar10_c as cifar10_c
+    from unfool.data.digits import digits as digits
+    from unfool.data.folder import Folder as Folder
+    from unfool.data.mnist import mnist as mnist
+    from unfool.defenses.aggregate import Aggregated as Aggregated
+    from unfool.defenses.coup import COUP as COUP
+    from unfool.defenses.denoised_smoothing import DensePure as DensePure
+    from unfool.defenses.denoised_smoothing import OneStep as OneStep
+    from unfool.defenses.diffpure import DiffPure as DiffPure
+    from unfool.defenses.diffusion_classifier.classifier import (
+        DiffusionClassifier as DiffusionClassifier,
+    )
+    from unfool.defenses.diffusion_classifier.classifier import calibrate as calibrate
+    from unfool.defenses.diffusion_classifier.noised import (
+        NoisedDiffusionClassifier as NoisedDiffusionClassifier,
+    )
+    from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
+    from unfool.defenses.gdmp import GDMP as GDMP
+    from unfool.defenses.gradual import Gradual as Gradual
+    from unfool.defenses.langevin import Langevin as Langevin
+    from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
+    from unfool.defenses.purified import Purified as Purified
+    from unfool.defenses.purified import majority_vote as majority_vote
+    from unfool.defenses.purified import predict_draws as predict_draws
+    from unfool.defenses.resized import Resized as Resized
+    from unfool.defenses.sampling import make_sampler as make_sampler
+    from unfool.diffusion.denoiser import Denoiser as Denoiser
+    from unfool.diffusion.denoiser import NetworkDenoiser as NetworkDenoiser
+    from unfool.diffusion.reverse import ascent as ascent
+    from unfool.diffusion.reverse import reverse as reverse
+    from unfool.diffusion.schedule import VP as VP
+    from unfool.diffusion.schedule import Discrete as Discrete
+    from unfool.errors import SpecError as SpecError
+    from unfool.evaluation.evaluate import evaluate_into as evaluate_into
+    from unfool.models.card import load_classifier as load_classifier
+    from unfool.models.card import load_denoiser as load_denoiser
+    from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
+    from unfool.noise import Noise as Noise
+    from unfool.protocols import Attack as Attack
+    from unfool.protocols import Classifier as Classifier
+    from unfool.protocols import Dataset as Dataset
+    from unfool.protocols import Objective as Objective
+    from unfool.protocols import Purifier as Purifier
+    from unfool.threat import Knowledge as Knowledge
+    from unfool.threat import Threat as Threat
+    from unfool.training.addt import ADDT as ADDT
+    from unfool.training.adversarial import PGDAT as PGDAT
+    from unfool.training.adversarial import TRADES as TRADES
+    from unfool.training.objectives import CrossEntropy as CrossEntropy
+    from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.purified import PurifiedCopies as PurifiedCopies
+    from unfool.training.train import train as train
+    from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
+
+    load_spec = _spec.load
+
+_HOMES = {
+    "ADDT": "unfool.training.addt",
+    "adjoint": "unfool.attacks.views",
+    "Aggregated": "unfool.defenses.aggregate",
+    "APGD": "unfool.attacks.apgd",
     "as_module": "unfool.attacks.interop",
+    "ascent": "unfool.diffusion.reverse",
+    "Attack": "unfool.protocols",
+    "attacks": "unfool.attacks",
+    "AutoAttack": "unfool.attacks.autoattack",
+    "bfloat16": "unfool.attacks.views",
+    "bpda": "unfool.attacks.views",
+    "calibrate": "unfool.defenses.diffusion_classifier.classifier",
+    "cifar10": "unfool.data.cifar",
+    "cifar10_c": "unfool.data.cifar_c",
+    "Classifier": "unfool.protocols",
+    "classifier_only": "unfool.attacks.views",
+    "Corruption": "unfool.attacks.corruptions",
+    "COUP": "unfool.defenses.coup",
+    "CrossEntropy": "unfool.training.objectives",
+    "data": "unfool.data",
+    "Dataset": "unfool.protocols",
+    "defenses": "unfool.defenses",
+    "Denoiser": "unfool.diffusion.denoiser",
+    "Denoising": "unfool.training.objectives",
+    "DensePure": "unfool.defenses.denoised_smoothing",
+    "DiffPure": "unfool.defenses.diffpure",
+    "diffusion": "unfool.diffusion",
+    "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
+    "digits": "unfool.data.digits",
+    "Discrete": "unfool.diffusion.schedule",
+    "DistributionTransfer": "unfool.defenses.distribution_transfer",
     "evaluate_into": "unfool.evaluation.evaluate",
+    "exact": "unfool.attacks.views",
+    "ExternalAttack": "unfool.attacks.interop",
+    "FAB": "unfool.attacks.fab",
+    "fgsm": "unfool.attacks.pgd",
+    "first_stage": "unfool.attacks.views",
+    "Folder": "unfool.data.folder",
+    "GDMP": "unfool.defenses.gdmp",
+    "Gradual": "unfool.defenses.gradual",
+    "Knowledge": "unfool.threat",
+    "Langevin": "unfool.defenses.langevin",
+    "LikelihoodMaximization": "unfool.defenses.likelihood",
     "load_classifier": "unfool.models.card",
     "load_denoiser": "unfool.models.card",
-    "train": "unfool.training.train",
+    "load_spec": "unfool.spec.load:load",
+    "majority_vote": "unfool.defenses.purified",
+    "make_sampler": "unfool.defenses.sampling",
+    "mnist": "unfool.data.mnist",
+    "models": "unfool.models",
+    "NetworkDenoiser": "unfool.diffusion.denoiser",
+    "no_elimination": "unfool.attacks.views",
+    "Noise": "unfool.noise",
+    "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
+    "NormalizedClassifier": "unfool.models.classifiers",
+    "Objective": "unfool.protocols",
+    "OneStep": "unfool.defenses.denoised_smoothing",
+    "PGD": "unfool.attacks.pgd",
+    "PGDAT": "unfool.training.adversarial",
+    "PrecomputedAttack": "unfool.attacks.precomputed",
     "predict_draws": "unfool.defenses.purified",
+    "Purified": "unfool.defenses.purified",
+    "PurifiedCopies": "unfool.training.purified",
+    "Purifier": "unfool.protocols",
+    "RandomSearch": "unfool.attacks.random_search",
+    "Resized": "unfool.defenses.resized",
+    "reverse": "unfool.diffusion.reverse",
+    "SaltAndPepper": "unfool.attacks.salt_and_pepper",
+    "SpecError": "unfool.errors",
+    "Square": "unfool.attacks.square",
+    "StAdv": "unfool.attacks.stadv",
+    "surrogate": "unfool.attacks.views",
+    "surrogate_same_noise": "unfool.attacks.views",
+    "Threat": "unfool.threat",
+    "toy": "unfool.toy",
+    "TRADES": "unfool.training.adversarial",
+    "train": "unfool.training.train",
+    "training": "unfool.training",
+    "Transfer": "unfool.attacks.transfer",
+    "TruthMaximization": "unfool.training.truth_maximization",
+    "VP": "unfool.diffusion.schedule",
 }
-__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'unfool' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # lest a name that is not there pass for one
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unfool.noise import Noise, permutation
+from unfool.ranges import NotNegative, check_fields
 
 Norm = Literal["linf", "l2", "l0"]
 
@@ -23,13 +24,10 @@ class Threat:
     """
 
     norm: Norm
-    eps: float
+    eps: NotNegative
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise ValueError(f"the norm is {', '.join(get_args(Norm))}; not {self.norm!r}")
-        if not 0 <= self.eps < float("inf"):
-            raise ValueError(f"eps must be a number from 0 upward, not {self.eps}")
+        check_fields(self)
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""

@@ -311,14 +311,14 @@ def test_samplers_are_those_of_diffpure():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"t": 0}, "t is a time from 0.0001 to 1"),
+        ({"t": 0}, "t must be from 0.0001 to 1"),
         ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"sampler": "ddpm", "steps": 101}, "steps must be at most 100"),
         ({"sampler": "euler"}, "sampler is one of sde, ddpm, ddim, ode, heun, not 'euler'"),
         ({"clamp": "hard"}, "clamp is one of none, released, straight, not 'hard'"),
-        ({"weight": -1}, "weight .* must be a number from 0 upward, not -1"),
-        ({"weight": float("nan")}, "weight .* must be a number from 0 upward, not nan"),
-        ({"weight": float("inf")}, "weight .* must be a number from 0 upward, not inf"),
+        ({"weight": -1}, "weight must be 0 or more, not -1"),
+        ({"weight": float("nan")}, "weight must be 0 or more, not nan"),
+        ({"weight": float("inf")}, "weight must be 0 or more, not inf"),
         ({"classifier": None}, "the guide asks the classifier .* there is none"),
     ],
 )

@@ -90,7 +90,7 @@ def test_gradients_are_exact(purifier, schedule):
     [
         ({}, "give either sigma"),
         ({"sigma": 0.5, "t": 0.1}, "give either sigma"),
-        ({"t": 3.0}, "t is a time from 0.0001 to 1"),
+        ({"t": 3.0}, "t must be from 0.0001 to 1"),
         ({"sigma": 0.0}, "sigma is a noise above 0"),
         ({"sigma": float("nan")}, "sigma is a noise above 0"),
         ({"sigma": 1e3}, "up to 76.08, the most that the schedule has"),

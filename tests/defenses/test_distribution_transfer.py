@@ -167,9 +167,9 @@ def test_attention_is_differentiated_twice():
         ({"at": "x_0"}, "at is one of x_t, x_hat"),
         ({"anchor": "clean"}, "anchor is one of image, noised"),
         ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),
-        ({"scale": -1.0}, "scale must be a number from 0 upward"),
-        ({"weight": float("nan")}, "weight must be a number from 0 upward"),
-        ({"t": 470}, "t is a time from 0.0001 to 1"),
+        ({"scale": -1.0}, "scale must be 0 or more"),
+        ({"weight": float("nan")}, "weight must be 0 or more"),
+        ({"t": 470}, "t must be from 0.0001 to 1"),
         ({"steps": 59}, "steps must be at most 58"),
     ],
 )

@@ -101,9 +101,9 @@ def test_the_release_s_start_is_one_step_late():
         ({"anchor": "x_t"}, "anchor is one of image, noised"),
         ({"passes": 0}, "passes must be 1 or more"),
         ({"reference_batch_size": 0}, "reference_batch_size must be 1 or more"),
-        ({"scale": -1.0}, "scale must be a number from 0 upward"),
-        ({"eps": 8.0}, "eps is above 0 and at most 1"),
-        ({"t": 36}, "t is a time from 0.0001 to 1"),
+        ({"scale": -1.0}, "scale must be 0 or more"),
+        ({"eps": 8.0}, "eps must be above 0 and at most 1"),
+        ({"t": 36}, "t must be from 0.0001 to 1"),
         ({"steps": 37}, "steps must be at most 36"),
     ],
 )

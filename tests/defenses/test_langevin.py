@@ -69,8 +69,8 @@ def test_walk_ends_where_forward_ends():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"t": 0}, "t is a time"),
-        ({"score_t": 2}, "score_t is a time"),
+        ({"t": 0}, "t must be from 0.0001 to 1"),
+        ({"score_t": 2}, "score_t must be from 0.0001 to 1"),
         ({"steps": 0}, "steps must be 1 or more"),
         ({"sigma2": 0}, "sigma2 must be above 0"),
         ({"eta": -1}, "eta must be 0 or more"),

@@ -95,11 +95,14 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"attacks": [{"name": "pgd", "view": {"name": "exact", "steps": 5}}]},
             "no option 'steps'",
         ),
-        ({"attacks": [{"name": "pgd", "start": "warm"}]}, "attack.start: .*'random' or 'zero'"),
+        (
+            {"attacks": [{"name": "pgd", "start": "warm"}]},
+            "attack.start is one of random, zero, not 'warm'",
+        ),
         ({"attacks": [{"name": "pgd", "model": 1}]}, "no option 'model'"),
         ({"purifier": "diffpure"}, "needs a denoiser"),
         ({"threat": {"norm": "l3", "eps": 1}}, "linf, l2, l0"),
-        ({"threat": {"norm": "linf", "eps": -1}}, "from 0 upward"),
+        ({"threat": {"norm": "linf", "eps": -1}}, "eps must be 0 or more, not -1"),
         ({"threat": {"norm": "linf"}}, "eps: field required"),
         ({"threat": 3}, "table of options"),
         ({"evaluation": {"draws": 0}}, "draws must be 1 or more"),
@@ -108,7 +111,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"machine": {"batch_size": "fast"}},
             "machine.batch_size: .*integer, .*, or .*'auto', not 'fast'",
         ),
-        ({"machine": {"execution": "fast"}}, "machine.execution: .*'auto', 'plain'"),
+        ({"machine": {"execution": "fast"}}, "machine.execution is one of auto, plain"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_built(changes, said):

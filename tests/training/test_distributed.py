@@ -118,7 +118,7 @@ def test_parts_one_after_another_equal_the_whole(tmp_path, whole):
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a batch of 8 cannot be split into 3 parts of one size"):
         trained(tmp_path / "run", accumulate=3)
-    with pytest.raises(SpecError, match="accumulate must be above 0"):
+    with pytest.raises(SpecError, match="accumulate must be 1 or more"):
         trained(tmp_path / "run", accumulate=0)
 
 

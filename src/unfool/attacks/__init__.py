@@ -1,1 +1,61 @@
 """Attacks: pure functions from a model and images to adversarial images."""
+
+from typing import TYPE_CHECKING
+
+from unfool.lazy import lazily
+
+if TYPE_CHECKING:
+    from unfool.attacks.apgd import APGD as APGD
+    from unfool.attacks.autoattack import AutoAttack as AutoAttack
+    from unfool.attacks.corruptions import Corruption as Corruption
+    from unfool.attacks.corruptions import corrupt as corrupt
+    from unfool.attacks.fab import FAB as FAB
+    from unfool.attacks.interop import ExternalAttack as ExternalAttack
+    from unfool.attacks.interop import as_module as as_module
+    from unfool.attacks.pgd import PGD as PGD
+    from unfool.attacks.pgd import fgsm as fgsm
+    from unfool.attacks.precomputed import PrecomputedAttack as PrecomputedAttack
+    from unfool.attacks.random_search import RandomSearch as RandomSearch
+    from unfool.attacks.salt_and_pepper import SaltAndPepper as SaltAndPepper
+    from unfool.attacks.square import Square as Square
+    from unfool.attacks.stadv import StAdv as StAdv
+    from unfool.attacks.transfer import Transfer as Transfer
+    from unfool.attacks.views import adjoint as adjoint
+    from unfool.attacks.views import bfloat16 as bfloat16
+    from unfool.attacks.views import bpda as bpda
+    from unfool.attacks.views import classifier_only as classifier_only
+    from unfool.attacks.views import exact as exact
+    from unfool.attacks.views import first_stage as first_stage
+    from unfool.attacks.views import no_elimination as no_elimination
+    from unfool.attacks.views import surrogate as surrogate
+    from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
+
+_HOMES = {
+    "adjoint": "unfool.attacks.views",
+    "APGD": "unfool.attacks.apgd",
+    "as_module": "unfool.attacks.interop",
+    "AutoAttack": "unfool.attacks.autoattack",
+    "bfloat16": "unfool.attacks.views",
+    "bpda": "unfool.attacks.views",
+    "classifier_only": "unfool.attacks.views",
+    "corrupt": "unfool.attacks.corruptions",
+    "Corruption": "unfool.attacks.corruptions",
+    "exact": "unfool.attacks.views",
+    "ExternalAttack": "unfool.attacks.interop",
+    "FAB": "unfool.attacks.fab",
+    "fgsm": "unfool.attacks.pgd",
+    "first_stage": "unfool.attacks.views",
+    "no_elimination": "unfool.attacks.views",
+    "PGD": "unfool.attacks.pgd",
+    "PrecomputedAttack": "unfool.attacks.precomputed",
+    "RandomSearch": "unfool.attacks.random_search",
+    "SaltAndPepper": "unfool.attacks.salt_and_pepper",
+    "Square": "unfool.attacks.square",
+    "StAdv": "unfool.attacks.stadv",
+    "surrogate": "unfool.attacks.views",
+    "surrogate_same_noise": "unfool.attacks.views",
+    "Transfer": "unfool.attacks.transfer",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # lest a name that is not there pass for one
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
-from unfool.attacks.candidates import EarlyStop, Selection, check_counts, rank_value, require_ball
+from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_ball
 from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, CountFromZero, MostOf, check_fields
 from unfool.threat import Threat, images
 
 MOMENTUM = 0.75  # the share of a step that is the gradient's
@@ -45,25 +45,18 @@ class APGD:
         early_stop_share: Of these draws that must be misclassified.
     """
 
-    steps: int = 100
-    eot: int = 1
+    steps: Count = 100
+    eot: Count = 1
     loss: Loss = "ce"
-    targets: int = 0
-    restarts: int = 1
-    steps_per_draw: int = 1
-    selection_draws: int | None = None
-    early_stop: int = 0
-    early_stop_share: float = 1.0
+    targets: CountFromZero = 0
+    restarts: Count = 1
+    steps_per_draw: Count = 1
+    selection_draws: Count | None = None
+    early_stop: CountFromZero = 0
+    early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(Loss):
-            raise ValueError(f"loss is one of {get_args(Loss)}, not {self.loss!r}")
-        if self.targets < 0:
-            raise ValueError(f"targets must be 0 (untargeted) or more, not {self.targets}")
-        check_counts(
-            self, "steps", "eot", "restarts", "steps_per_draw", selection_draws=self.selection_draws
-        )
-        EarlyStop(self.early_stop, self.early_stop_share)
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

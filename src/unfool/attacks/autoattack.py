@@ -1,20 +1,22 @@
 """Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.attacks.apgd import APGD
-from unfool.attacks.candidates import EarlyStop, check_counts, choose, require_ball
+from unfool.attacks.candidates import choose, require_ball
 from unfool.attacks.fab import FAB
 from unfool.attacks.losses import competing_logits, query_logits, recording_losses
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier
+from unfool.ranges import Count, CountFromZero, ShareAboveZero, check_fields
 from unfool.threat import Threat
 
 Version = Literal["standard", "plus", "rand", "unfool"]
@@ -60,27 +62,16 @@ class AutoAttack:
 
     version: Version = "unfool"
     criterion: Criterion | None = None
-    draws: int = 20
-    threshold: float = 1.0
-    eot: int | None = None
-    steps: int = 100
-    queries: int = 5000
-    targets: int = 9
-    early_stop: int = 0
+    draws: Annotated[int, Field(ge=4)] = 20
+    threshold: ShareAboveZero = 1.0
+    eot: Count | None = None
+    steps: Count = 100
+    queries: Count = 5000
+    targets: Count = 9
+    early_stop: CountFromZero = 0
 
     def __post_init__(self) -> None:
-        if self.version not in get_args(Version):
-            raise ValueError(f"version is one of {get_args(Version)}, not {self.version!r}")
-        if self.criterion not in (None, *get_args(Criterion)):
-            raise ValueError(f"criterion is one of {get_args(Criterion)}, not {self.criterion!r}")
-        if self.draws < 4:
-            raise ValueError(f"draws must be 4 or more, lest luck decide; not {self.draws}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must be above 0 and at most 1, not {self.threshold}")
-        if self.eot is not None and self.eot < 1:
-            raise ValueError(f"eot must be 1 or more, not {self.eot}")
-        check_counts(self, "steps", "queries", "targets")
-        EarlyStop(self.early_stop)
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

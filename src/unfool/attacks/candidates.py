@@ -11,6 +11,7 @@ from unfool.attacks.batch_queue import AttackSteps, serve
 from unfool.attacks.losses import Loss, Query, QueryResult
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import CountFromZero, MostOf, check_fields
 from unfool.threat import Threat, images
 
 
@@ -87,14 +88,11 @@ class EarlyStop:
         share: Of the draws that must be wrong, both times.
     """
 
-    draws: int = 0
-    share: float = 1.0
+    draws: CountFromZero = 0
+    share: MostOf = 1.0
 
     def __post_init__(self) -> None:
-        if self.draws < 0:
-            raise ValueError(f"early_stop must be 0 (never) or more, not {self.draws}")
-        if not 0.5 < self.share <= 1:
-            raise ValueError(f"early_stop_share must be above 0.5 and at most 1, not {self.share}")
+        check_fields(self)
 
     def here(self, query: Query, seen: QueryResult) -> AttackSteps[bool]:
         """Whether the search of one image may end where it asked last, and what it saw."""
@@ -108,19 +106,6 @@ class EarlyStop:
             told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
             asked, wrong = asked + few, wrong + round(few * float(told.error_rate))
         return wrong >= needed
-
-
-def check_counts(attack: object, *names: str, selection_draws: int | None = None) -> None:
-    """Refuse an attack that has an attribute of `names` below 1, or such a `selection_draws`.
-
-    Raises:
-        ValueError: It has.
-    """
-    for name in names:
-        if getattr(attack, name) < 1:
-            raise ValueError(f"{name} must be 1 or more, not {getattr(attack, name)}")
-    if selection_draws is not None and selection_draws < 1:
-        raise ValueError(f"selection_draws must be 1 or more, not {selection_draws}")
 
 
 def require_ball(attack: str, threat: Threat) -> None:

@@ -10,11 +10,12 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat
+
+Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Corruption:
     """
 
     kind: Kind
-    severity: int | None = None
+    severity: Severity | None = None
     bounded: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
 

@@ -7,10 +7,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import check_counts, choose, require_ball
+from unfool.attacks.candidates import choose, require_ball
 from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_fields
 from unfool.threat import Threat, images
 
 BEYOND = 1.05  # how far over the plane a step goes
@@ -38,16 +39,14 @@ class FAB:
         selection_draws: Draws to compare the candidates on; None is as many as `eot`.
     """
 
-    steps: int = 100
-    eot: int = 1
-    targets: int = 9
-    restarts: int = 1
-    selection_draws: int | None = None
+    steps: Count = 100
+    eot: Count = 1
+    targets: Count = 9
+    restarts: Count = 1
+    selection_draws: Count | None = None
 
     def __post_init__(self) -> None:
-        check_counts(
-            self, "steps", "eot", "targets", "restarts", selection_draws=self.selection_draws
-        )
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from unfool.attacks.views import Batched
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_arguments
 from unfool.threat import Threat
 
 
 def as_module(
-    model: Classifier, noise: Literal["fresh"] | int | Noise = "fresh", votes: int = 1
+    model: Classifier, noise: Literal["fresh"] | int | Noise = "fresh", votes: Count = 1
 ) -> nn.Module:
     """A model as a plain module, images (B, C, H, W) of [0, 1] to logits (B, K); gradients pass.
 
@@ -37,8 +38,7 @@ def as_module(
     Raises:
         ValueError: `noise` is none of these, or `predict_draws` below 1.
     """
-    if votes < 1:
-        raise ValueError(f"votes must be 1 or more, not {votes}")
+    check_arguments(as_module, {"votes": votes})
     if isinstance(noise, Noise):
         return Module(model, lambda size: _at(noise, size), votes)
     if isinstance(noise, int):

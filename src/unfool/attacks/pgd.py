@@ -4,7 +4,7 @@ import math
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from unfool.attacks.candidates import EarlyStop, Selection
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, CountFromZero, InEps, MostOf, check_fields
 from unfool.threat import Threat, images
 
 Start = Literal["random", "zero"]
@@ -45,29 +46,19 @@ class PGD:
         early_stop_share: Of these draws that must be misclassified.
     """
 
-    steps: int = 20
-    eot: int = 1
-    step_size: float | None = None
+    steps: Count = 20
+    eot: Count = 1
+    step_size: InEps | None = None
     start: Start = "random"
-    restarts: int = 1
+    restarts: Count = 1
     step_schedule: StepSchedule = "constant"
     loss: Loss = "ce"
-    selection_draws: int | None = None
-    early_stop: int = 0
-    early_stop_share: float = 1.0
+    selection_draws: Count | None = None
+    early_stop: CountFromZero = 0
+    early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
-        for name, kinds in (("start", Start), ("loss", Loss), ("step_schedule", StepSchedule)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} is one of {get_args(kinds)}, not {getattr(self, name)!r}")
-        for name in ("steps", "eot", "restarts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
-        if self.selection_draws is not None and self.selection_draws < 1:
-            raise ValueError(f"selection_draws must be 1 or more, not {self.selection_draws}")
-        EarlyStop(self.early_stop, self.early_stop_share)
-        if self.step_size is not None and not self.step_size > 0:
-            raise ValueError(f"step_size must be above 0 (in units of eps), not {self.step_size}")
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -129,7 +120,7 @@ class PGD:
         return size
 
 
-def fgsm(eot: int = 1, loss: Loss = "ce", selection_draws: int | None = None) -> PGD:
+def fgsm(eot: Count = 1, loss: Loss = "ce", selection_draws: Count | None = None) -> PGD:
     """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image."""
     return PGD(
         steps=1, step_size=1, start="zero", eot=eot, loss=loss, selection_draws=selection_draws

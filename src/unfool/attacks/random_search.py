@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from unfool.attacks.candidates import check_counts, choose
+from unfool.attacks.candidates import choose
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_fields
 from unfool.threat import Threat
 
 
@@ -19,11 +20,11 @@ class RandomSearch:
         eot: Draws of the defense's noise per try and image.
     """
 
-    tries: int = 100
-    eot: int = 1
+    tries: Count = 100
+    eot: Count = 1
 
     def __post_init__(self) -> None:
-        check_counts(self, "tries", "eot")
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

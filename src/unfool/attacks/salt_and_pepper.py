@@ -10,6 +10,7 @@ from unfool.attacks.candidates import rank_value
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_fields
 from unfool.threat import Threat, images
 
 
@@ -27,14 +28,12 @@ class SaltAndPepper:
         eot: Draws of the defense's noise per candidate and image.
     """
 
-    tries: int = 4
-    shares: int = 5
-    eot: int = 1
+    tries: Count = 4
+    shares: Count = 5
+    eot: Count = 1
 
     def __post_init__(self) -> None:
-        for name in ("tries", "shares", "eot"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import check_counts, choose, require_ball
+from unfool.attacks.candidates import choose, require_ball
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, ShareAboveZero, check_fields
 from unfool.threat import Threat, images
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of squares, per 10 000
@@ -31,16 +32,14 @@ class Square:
         selection_draws: Draws to compare the candidates on; None is as many as `eot`.
     """
 
-    queries: int = 5000
-    eot: int = 1
-    share: float = 0.8
-    steps_per_draw: int = 1
-    selection_draws: int | None = None
+    queries: Count = 5000
+    eot: Count = 1
+    share: ShareAboveZero = 0.8
+    steps_per_draw: Count = 1
+    selection_draws: Count | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, "queries", "eot", "steps_per_draw", selection_draws=self.selection_draws)
-        if not 0 < self.share <= 1:
-            raise ValueError(f"share must be above 0 and at most 1, not {self.share}")
+        check_fields(self)
 
     @torch.no_grad()
     def __call__(

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.attacks.candidates import check_counts, choose
+from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, NotNegative, Positive, check_fields
 from unfool.threat import Threat, images
 
 
@@ -32,21 +33,16 @@ class StAdv:
         bounded: Whether images are held to the threat.
     """
 
-    steps: int = 100
-    eot: int = 1
-    bound: float = 0.05
-    learning_rate: float = 0.01
-    smoothness: float = 0.0025
-    selection_draws: int | None = None
+    steps: Count = 100
+    eot: Count = 1
+    bound: Positive = 0.05
+    learning_rate: Positive = 0.01
+    smoothness: NotNegative = 0.0025
+    selection_draws: Count | None = None
     bounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_counts(self, "steps", "eot", selection_draws=self.selection_draws)
-        for name in ("bound", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        if not self.smoothness >= 0:
-            raise ValueError(f"smoothness must be 0 or more, not {self.smoothness}")
+        check_fields(self)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unfool.batching import BatchLimit, in_parts
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
+from unfool.ranges import Count
 from unfool.runtime.device import bfloat16_costs
 
 
@@ -58,7 +59,7 @@ def bfloat16(model: Classifier) -> Classifier:
     return _as(model, roughly)
 
 
-def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
+def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
     """The model with fewer of the purifier's steps, on noise of its own (Lee and Kim, 2023).
 
     Args:
@@ -71,7 +72,7 @@ def surrogate(model: Classifier, steps: int | None = None) -> Classifier:
     return _coarse(model, steps, matched=False)
 
 
-def surrogate_same_noise(model: Classifier, steps: int | None = None) -> Classifier:
+def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Classifier:
     """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
 
     A step's noise is made of that of the steps it goes over; with all of them it is the model.
@@ -91,7 +92,7 @@ def classifier_only(model: Classifier) -> Classifier:
     return _as(model, _defended(model).classifier)
 
 
-def no_elimination(model: Classifier, draws: int | None = None) -> Classifier:
+def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
     """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
 
     Args:

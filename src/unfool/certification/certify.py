@@ -29,6 +29,7 @@ from unfool.evaluation.prepare import build_model, fingerprint, make_manifest, s
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
+from unfool.ranges import Count, InPixels
 from unfool.results.run_folder import Run
 from unfool.runtime.device import pick_device
 from unfool.runtime.progress import progress
@@ -36,15 +37,15 @@ from unfool.spec import Table, menu
 
 SECTIONS = ("data", "classifier", "denoiser", "purifier", "paths", "certification", "machine")
 CERTIFICATION: dict[str, tuple[Any, Any]] = {
-    "sigma": (float, ...),
-    "n0": (int, 100),
-    "n": (int, 10_000),
+    "sigma": (InPixels, ...),
+    "n0": (Count, 100),
+    "n": (Count, 10_000),
     "alpha": (float, 0.001),
-    "images": (int | None, None),
+    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
     "subset_seed": (int, 0),
     "seed": (int, 0),
 }
-MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "batch_size": (int, 256)}
+MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "batch_size": (Count, 256)}
 
 
 class Denoising(nn.Module):
@@ -113,8 +114,6 @@ def check(spec: Table, folder: str | None = None) -> Table:
             raise SpecError(f"a certification spec needs {key!r}")
     options = _check_options(spec["certification"])
     machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
-    if machine["batch_size"] < 1:
-        raise SpecError(f"batch_size must be 1 or more, not {machine['batch_size']}")
     if spec.get("purifier") is not None:
         spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
     spec = spec | {"classifier": _judge(spec, options["sigma"])}
@@ -244,16 +243,11 @@ def _check_options(section: Any) -> Table:
         )
     options = specs.check_section("certification", section, CERTIFICATION)
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
-    if not 0 < sigma < math.inf:
-        raise SpecError(f"certification.sigma must be above 0, in [0, 1] pixels, not {sigma}")
     if not 0 < alpha < 0.5:
         raise SpecError(
             "certification.alpha is the chance that a certificate may be wrong, above 0 and below "
             f"0.5 (0.001, say), not {alpha}"
         )
-    for name in ("n0", "n", "images"):
-        if options[name] is not None and options[name] < 1:
-            raise SpecError(f"certification.{name} must be 1 or more, not {options[name]}")
     if not reach(sigma, n, alpha):
         least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line
+from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line, help_if_alone
 
-analyze = typer.Typer(help="Look into a defense.", no_args_is_help=True)
+analyze = typer.Typer(invoke_without_command=True)
 Images = Annotated[int, typer.Option(help="How many of the images that the spec evaluates.")]
 Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
 Steps = Annotated[int, typer.Option(help="Of PGD, from the image itself.")]
@@ -18,6 +18,12 @@ CompareWith = Annotated[
     typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
 ]
 Held = Annotated[int, typer.Option(help="Fresh draws behind a loss.")]
+
+
+@analyze.callback()
+def start(context: typer.Context) -> None:
+    """Look into a defense."""
+    help_if_alone(context)
 
 
 @analyze.command()

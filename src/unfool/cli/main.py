@@ -9,17 +9,29 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
-from unfool.cli.options import Data, Device, Out, Quiet, Set, Shard, Spec, command_line, shard_of
+from unfool.cli.menu import init, menu
+from unfool.cli.options import (
+    Data,
+    Device,
+    Out,
+    Quiet,
+    Set,
+    Shard,
+    Spec,
+    command_line,
+    shard_of,
+    start,
+)
 
 app = typer.Typer(
     name="unfool",
-    help="Defend an image classifier with a diffusion model, and learn what that is worth.",
-    no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 app.add_typer(analyze, name="analyze")
+app.callback()(start)
 
 
 @app.command()
@@ -268,18 +280,8 @@ def train(
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 
-@app.command()
-def menu() -> None:
-    """Print what a spec may name, and the specs that are shipped."""
-    from unfool.models.card import shipped
-    from unfool.spec import menu as menus
-
-    for kind, (meaning, names) in menus.menu().items():
-        typer.echo(f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}")
-    typer.echo(f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}")
-    typer.echo("specs")
-    for name, text in menus.shipped().items():
-        typer.echo(f"{'':12}{name:26}{text}")
+app.command()(menu)
+app.command()(init)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from unfool import __version__
+
 Spec = Annotated[str, typer.Argument(help="A shipped spec (see `unfool menu`) or a YAML file.")]
 Set = Annotated[
     list[str] | None,
@@ -24,6 +26,25 @@ Shard = Annotated[
     typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Defend an image classifier with a diffusion model, and learn what that is worth."""
+    if version:
+        typer.echo(f"unfool {__version__}")
+        raise typer.Exit()
+    help_if_alone(context)
+
+
+def help_if_alone(context: typer.Context) -> None:
+    """Print the help of a group of commands that was called without one."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 def command_line(

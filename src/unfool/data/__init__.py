@@ -4,11 +4,32 @@ Nothing is fetched unasked: files are read from the folder that the user names.
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from unfool.lazy import lazily
 from unfool.protocols import Dataset
+
+if TYPE_CHECKING:
+    from unfool.data.arrays import Arrays as Arrays
+    from unfool.data.arrays import npz as npz
+    from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar_c import cifar10_c as cifar10_c
+    from unfool.data.folder import Folder as Folder
+
+# The functions `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone.
+_HOMES = {
+    "Arrays": "unfool.data.arrays",
+    "cifar10": "unfool.data.cifar",
+    "cifar10_c": "unfool.data.cifar_c",
+    "Folder": "unfool.data.folder",
+    "npz": "unfool.data.arrays",
+}
+__all__ = ["fetch", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # lest a name that is not there pass for one
+    __getattr__, __dir__ = lazily(__name__, _HOMES)
 
 
 def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unfool.data.image_files import ENDINGS, decode
+from unfool.ranges import Count
 
 
 class Folder:
@@ -46,7 +47,7 @@ class Folder:
         self,
         folder: Path,
         *,
-        size: int | tuple[int, int] | None = None,
+        size: Count | tuple[Count, Count] | None = None,
         gray: bool = False,
         label: Literal["folder", "name"] = "folder",
     ) -> None:

@@ -1,1 +1,53 @@
 """Defenses: purifiers, and classifiers behind them."""
+
+from typing import TYPE_CHECKING
+
+from unfool.lazy import lazily
+
+if TYPE_CHECKING:
+    from unfool.defenses.aggregate import Aggregated as Aggregated
+    from unfool.defenses.coup import COUP as COUP
+    from unfool.defenses.denoised_smoothing import DensePure as DensePure
+    from unfool.defenses.denoised_smoothing import OneStep as OneStep
+    from unfool.defenses.diffpure import DiffPure as DiffPure
+    from unfool.defenses.diffusion_classifier.classifier import (
+        DiffusionClassifier as DiffusionClassifier,
+    )
+    from unfool.defenses.diffusion_classifier.classifier import calibrate as calibrate
+    from unfool.defenses.diffusion_classifier.noised import (
+        NoisedDiffusionClassifier as NoisedDiffusionClassifier,
+    )
+    from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
+    from unfool.defenses.gdmp import GDMP as GDMP
+    from unfool.defenses.gradual import Gradual as Gradual
+    from unfool.defenses.langevin import Langevin as Langevin
+    from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
+    from unfool.defenses.purified import Purified as Purified
+    from unfool.defenses.purified import majority_vote as majority_vote
+    from unfool.defenses.purified import predict_draws as predict_draws
+    from unfool.defenses.resized import Resized as Resized
+    from unfool.defenses.sampling import make_sampler as make_sampler
+
+_HOMES = {
+    "Aggregated": "unfool.defenses.aggregate",
+    "calibrate": "unfool.defenses.diffusion_classifier.classifier",
+    "COUP": "unfool.defenses.coup",
+    "DensePure": "unfool.defenses.denoised_smoothing",
+    "DiffPure": "unfool.defenses.diffpure",
+    "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
+    "DistributionTransfer": "unfool.defenses.distribution_transfer",
+    "GDMP": "unfool.defenses.gdmp",
+    "Gradual": "unfool.defenses.gradual",
+    "Langevin": "unfool.defenses.langevin",
+    "LikelihoodMaximization": "unfool.defenses.likelihood",
+    "majority_vote": "unfool.defenses.purified",
+    "make_sampler": "unfool.defenses.sampling",
+    "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
+    "OneStep": "unfool.defenses.denoised_smoothing",
+    "predict_draws": "unfool.defenses.purified",
+    "Purified": "unfool.defenses.purified",
+    "Resized": "unfool.defenses.resized",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # lest a name that is not there pass for one
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.defenses.purified import Purified, majority_vote
-from unfool.defenses.sampling import check_choice
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
+from unfool.ranges import Count, check_arguments
 
 By = Literal["logits", "softmax", "votes"]
 
@@ -29,11 +29,9 @@ class Aggregated(nn.Module):
         ValueError: An option is out of range.
     """
 
-    def __init__(self, model: Purified, *, paths: int = 10, by: By = "softmax"):
+    def __init__(self, model: Purified, *, paths: Count = 10, by: By = "softmax"):
         super().__init__()
-        check_choice("by", by, By)
-        if paths < 1:
-            raise ValueError(f"paths must be 1 or more, not {paths}")
+        check_arguments(Aggregated, locals())
         self.model, self.paths = model, paths
         self.by: By = by
 

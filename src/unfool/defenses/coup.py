@@ -1,6 +1,5 @@
 """COUP (Zhang et al., 2024): run the model back from the image itself, guided by the classifier."""
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -9,12 +8,13 @@ from torch import Tensor, nn
 
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import require_classifier, require_grad_path
-from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
+from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import ascent, reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
+from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
 
 Clamp = Literal["none", "released", "straight"]
 
@@ -39,12 +39,11 @@ class Confidence(nn.Module):
         classifier: Classifier,
         denoiser: Denoiser,
         *,
-        weight: float = 1.0,
+        weight: NotNegative = 1.0,
         detach: bool = False,
     ):
         super().__init__()
-        if not 0 <= weight < math.inf:
-            raise ValueError(f"weight (lambda) must be a number from 0 upward, not {weight}")
+        check_arguments(Confidence, locals())
         self.classifier, self.denoiser = require_classifier(classifier), denoiser
         self.weight, self.detach = weight, detach
 
@@ -101,17 +100,17 @@ class COUP(nn.Module):
         denoiser: Denoiser,
         classifier: Classifier,
         *,
-        t: float = 0.1,
-        steps: int = 100,
-        weight: float = 1.0,
+        t: Time = 0.1,
+        steps: Count = 100,
+        weight: NotNegative = 1.0,
         sampler: SamplerName = "sde",
         variance: Variance = "small",
-        eta: float = 0.0,
+        eta: Share = 0.0,
         detach: bool = False,
         clamp: Clamp = "none",
     ):
         super().__init__()
-        check_choice("clamp", clamp, Clamp)
+        check_arguments(COUP, locals())
         guide = Confidence(classifier, denoiser, weight=weight, detach=detach)
         self.denoiser, self.t, self.steps, self.clamp = denoiser, t, steps, clamp
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from unfool.defenses.sampling import Variance
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided, walk
 from unfool.diffusion.schedule import chain_length, pixel_noise, time_of_noise
 from unfool.noise import Noise
+from unfool.ranges import Count, Positive, Time, check_arguments
 
 
 class _Smoothing(nn.Module):
@@ -51,7 +53,7 @@ class OneStep(_Smoothing):
         ValueError: Both or neither of `sigma` and `t`, or more noise than the schedule has.
     """
 
-    def __init__(self, denoiser: Denoiser, *, sigma: float | None = None, t: float | None = None):
+    def __init__(self, denoiser: Denoiser, *, sigma: Positive | None = None, t: Time | None = None):
         super().__init__(denoiser, sigma, t)
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
@@ -92,15 +94,14 @@ class DensePure(_Smoothing):
         self,
         denoiser: Denoiser,
         *,
-        sigma: float | None = None,
-        t: float | None = None,
-        steps: int = 10,
-        variance: str = "small",
+        sigma: Positive | None = None,
+        t: Time | None = None,
+        steps: Count = 10,
+        variance: Variance = "small",
     ):
         super().__init__(denoiser, sigma, t)
-        if variance not in ("small", "large"):
-            raise ValueError(f"variance is one of small, large; not {variance!r}")
-        self.steps, self.step = steps, Ancestral("small" if variance == "small" else "large")
+        check_arguments(DensePure, locals())
+        self.steps, self.step = steps, Ancestral(variance)
         self._times(time_of_noise(denoiser.schedule, self.pixel_noise))
 
     def denoise(self, x: Tensor, sigma: float, noise: Noise) -> Tensor:
@@ -144,8 +145,7 @@ class DensePure(_Smoothing):
 def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
     if (sigma is None) == (t is None):
         raise ValueError("give either sigma, the noise in units of [0, 1] pixels, or t, its time")
-    if t is not None and not 1e-4 <= t <= 1:
-        raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
+    check_arguments(OneStep, {"t": t})
     if sigma is None:
         assert t is not None
         return pixel_noise(denoiser.schedule, t)

@@ -6,13 +6,14 @@ from typing import Literal
 from torch import Tensor, nn
 
 from unfool.defenses.fewer_steps import with_fewer_steps
-from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
+from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import euler_maruyama, reverse, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.ranges import Count, Share, Time, check_arguments
 
 Forward = Literal["continuous", "discrete"]
 
@@ -39,15 +40,15 @@ class DiffPure(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        t: float = 0.1,
-        steps: int = 100,
+        t: Time = 0.1,
+        steps: Count = 100,
         sampler: SamplerName = "sde",
         variance: Variance = "small",
-        eta: float = 0.0,
+        eta: Share = 0.0,
         forward: Forward = "continuous",
     ):
         super().__init__()
-        check_choice("forward", forward, Forward)
+        check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule

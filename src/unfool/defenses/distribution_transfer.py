@@ -4,7 +4,6 @@ The paper's equations 8 to 11 leave much open, and no code was released; every r
 and none is the paper's own (see docs/purifiers.md).
 """
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -14,12 +13,13 @@ from torch import Tensor, nn
 from unfool.defenses.distances import INPUT, OUTPUT, Input, Output
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
-from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_sampler
+from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
+from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
 
 At = Literal["x_t", "x_hat"]
 Anchor = Literal["image", "noised"]
@@ -64,28 +64,20 @@ class DistributionTransfer(nn.Module):
         denoiser: Denoiser,
         classifier: Classifier,
         *,
-        t: float = 0.058,
-        steps: int = 58,
+        t: Time = 0.058,
+        steps: Count = 58,
         output: Output | Literal["none"] = "kl",
         input: Input | Literal["none"] = "mse",
-        scale: float = 1.0,
-        weight: float = 100.0,
+        scale: NotNegative = 1.0,
+        weight: NotNegative = 100.0,
         at: At = "x_t",
         anchor: Anchor = "image",
         sampler: SamplerName = "ddpm",
         variance: Variance = "small",
-        eta: float = 0.0,
+        eta: Share = 0.0,
     ):
         super().__init__()
-        check_choice(
-            "output", output, Literal["kl", "l2", "confidence", "entropy", "repel", "none"]
-        )
-        check_choice("input", input, Literal["mse", "ssim", "l1", "lpips", "none"])
-        check_choice("at", at, At)
-        check_choice("anchor", anchor, Anchor)
-        for name, value in (("scale", scale), ("weight", weight)):
-            if not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a number from 0 upward, not {value}")
+        check_arguments(DistributionTransfer, locals())
         if at == "x_hat" and anchor == "noised":
             raise ValueError(
                 "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "

@@ -1,6 +1,5 @@
 """GDMP (Wang et al., 2022): noise a little and go back, several times, held to the image given."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -10,12 +9,13 @@ from torch import Tensor, nn
 from unfool.defenses.distances import mse, ssim
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
-from unfool.defenses.sampling import Variance, check_choice, in_turn, make_sampler
+from unfool.defenses.sampling import Variance, in_turn, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
 
 Held = Literal["mse", "ssim", "none"]
 Anchor = Literal["image", "noised"]
@@ -59,28 +59,20 @@ class GDMP(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        t: float = 0.036,
-        steps: int = 36,
-        passes: int = 4,
+        t: Time = 0.036,
+        steps: Count = 36,
+        passes: Count = 4,
         distance: Held = "mse",
-        scale: float = 60000.0,
-        eps: float = 8 / 255,
+        scale: NotNegative = 60000.0,
+        eps: ShareAboveZero = 8 / 255,
         anchor: Anchor = "noised",
-        reference_batch_size: int = 100,
+        reference_batch_size: Count = 100,
         batch_mean: bool = False,
         extra_noise_step: bool = False,
         variance: Variance = "large",
     ):
         super().__init__()
-        check_choice("distance", distance, Held)
-        check_choice("anchor", anchor, Anchor)
-        for name, value in (("passes", passes), ("reference_batch_size", reference_batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scale must be a number from 0 upward, not {scale}")
-        if not 0 < eps <= 1:
-            raise ValueError(f"eps is above 0 and at most 1, in units of [0, 1] pixels, not {eps}")
+        check_arguments(GDMP, locals())
         self.times, self.step = make_sampler(denoiser, t, steps, "ddpm", variance)
         self.denoiser, self.t, self.steps, self.passes = denoiser, t, steps, passes
         self.distance, self.scale, self.eps, self.anchor = distance, scale, eps, anchor

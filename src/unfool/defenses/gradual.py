@@ -9,6 +9,7 @@ from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise
+from unfool.ranges import Count, Share, Time
 
 CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
 
@@ -34,10 +35,10 @@ class Gradual(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        passes: Sequence[tuple[float, int]] = CIFAR,
+        passes: Sequence[tuple[Time, Count]] = CIFAR,
         sampler: SamplerName = "ddpm",
         variance: Variance = "small",
-        eta: float = 0.0,
+        eta: Share = 0.0,
     ):
         super().__init__()
         if not passes:

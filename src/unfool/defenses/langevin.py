@@ -14,6 +14,7 @@ from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.ranges import Count, NotNegative, Positive, Time, check_arguments
 
 
 class Langevin(nn.Module):
@@ -38,24 +39,15 @@ class Langevin(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        t: float = 0.1,
-        steps: int = 10,
-        sigma2: float = 1e-3,
-        weight: float = 1e-2,
-        eta: float = 5.0,
-        score_t: float = 0.01,
+        t: Time = 0.1,
+        steps: Count = 10,
+        sigma2: Positive = 1e-3,
+        weight: Positive = 1e-2,
+        eta: NotNegative = 5.0,
+        score_t: Time = 0.01,
     ):
         super().__init__()
-        for name, value in (("t", t), ("score_t", score_t)):
-            if not 1e-4 <= value <= 1:
-                raise ValueError(f"{name} is a time from 0.0001 to 1, not {value}")
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, not {steps}")
-        for name, value in (("sigma2", sigma2), ("weight", weight)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be above 0, not {value}")
-        if not 0 <= eta < math.inf:
-            raise ValueError(f"eta must be 0 or more, not {eta}")
+        check_arguments(Langevin, locals())
         if t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
                 f"the anchor overshoots: t / steps * rate / (2 sigma2) must be at most 2; take more "

@@ -1,6 +1,5 @@
 """Likelihood maximization (Chen et al., 2024): make the image one that the model denoises well."""
 
-import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Literal
@@ -8,12 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
 from unfool.diffusion.reverse import ascent
 from unfool.diffusion.schedule import time_of_noise
 from unfool.noise import Noise
+from unfool.ranges import Count, NotNegative, Positive, check_arguments
 
 Optimizer = Literal["adam", "gradient", "momentum"]
 
@@ -62,23 +61,17 @@ class LikelihoodMaximization(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        steps: int = 5,
-        step_size: float = 0.05,
-        low: float = 0.2,
-        high: float = 0.3,
+        steps: Count = 5,
+        step_size: NotNegative = 0.05,
+        low: Positive = 0.2,
+        high: Positive = 0.3,
         optimizer: Optimizer = "adam",
-        eta: float | None = None,
+        eta: Positive | None = None,
     ):
         super().__init__()
-        check_choice("optimizer", optimizer, Optimizer)
-        if steps < 1:
-            raise ValueError(f"steps must be 1 or more, not {steps}")
-        if not 0 <= step_size < math.inf:
-            raise ValueError(f"step_size must be a number from 0 upward, not {step_size}")
+        check_arguments(LikelihoodMaximization, locals())
         if low > high:
             raise ValueError(f"low must be at most high, not {low} and {high}")
-        if eta is not None and not 0 < eta < math.inf:
-            raise ValueError(f"eta must be a number above 0, or none, not {eta}")
         if eta is not None and denoiser.resizes:
             raise ValueError(
                 "eta is a distance of pixels, and the denoiser has latents: leave it out"

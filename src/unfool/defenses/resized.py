@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from unfool.defenses.purified import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.ranges import Count, check_arguments
 
 
 class Resized(nn.Module):
@@ -23,15 +24,14 @@ class Resized(nn.Module):
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
     """
 
-    def __init__(self, purifier: Purifier, *, size: int | None = None):
+    def __init__(self, purifier: Purifier, *, size: Count | None = None):
         super().__init__()
+        check_arguments(Resized, locals())
         shape = image_shape(purifier)
         if size is None:
             if shape is None:
                 raise ValueError("give `size`: the denoiser was made for no size of its own")
             self.size = shape[1:]
-        elif size < 1:
-            raise ValueError(f"size must be 1 or more, not {size}")
         else:
             self.size = (size, size)
         if shape is not None and shape[1:] != self.size:

@@ -1,7 +1,7 @@
 """How a purifier goes back: a sampler's name to its times and its step."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from unfool.diffusion.reverse import (
     strided,
 )
 from unfool.diffusion.schedule import Discrete, chain_length
+from unfool.ranges import Count, Share, Time, check_arguments
 
 SamplerName = Literal["sde", "ddpm", "ddim", "ode", "heun"]
 Variance = Literal["small", "large"]
@@ -39,11 +40,11 @@ class Sampler(NamedTuple):
 
 def make_sampler(
     denoiser: Denoiser,
-    t: float,
-    steps: int,
+    t: Time,
+    steps: Count,
     sampler: SamplerName,
     variance: Variance = "small",
-    eta: float = 0.0,
+    eta: Share = 0.0,
 ) -> Sampler:
     """The way from `t` to a clean image.
 
@@ -60,14 +61,7 @@ def make_sampler(
     Raises:
         ValueError: One of these is out of range, or the chain has not so many steps.
     """
-    if not 1e-4 <= t <= 1:
-        raise ValueError(f"t is a time from 0.0001 to 1 (0.1 is 100 of 1000), not {t}")
-    check_choice("sampler", sampler, SamplerName)
-    check_choice("variance", variance, Variance)
-    if steps < 1:
-        raise ValueError(f"steps must be 1 or more, not {steps}")
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be from 0 to 1, not {eta}")
+    check_arguments(make_sampler, locals())
     chain = chain_length(denoiser.schedule)
     jumps = sampler in ("ddpm", "ddim")
     if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
@@ -111,13 +105,3 @@ def in_turn(x: Tensor, walks: Sequence[tuple[float, Walk]]) -> Iterator[tuple[fl
         for t, state in walk(x):
             x = state
             yield left + t, x
-
-
-def check_choice(name: str, value: str, kinds: Any) -> None:
-    """Refuse a word that is none of the literal type `kinds`.
-
-    Raises:
-        ValueError: It is another.
-    """
-    if value not in get_args(kinds):
-        raise ValueError(f"{name} is one of {', '.join(get_args(kinds))}, not {value!r}")

@@ -6,8 +6,9 @@ from unfool import spec as specs
 from unfool.defenses.aggregate import By
 from unfool.diffusion.execution import Execution
 from unfool.errors import SpecError
+from unfool.ranges import Count, CountFromZero, NotNegative
 from unfool.spec import Table, menu
-from unfool.threat import Knowledge, Threat
+from unfool.threat import Knowledge, Norm
 
 SECTIONS = (
     "data",
@@ -30,23 +31,24 @@ DEFENSE_VIEWS = (
 )  # views that take a defense apart
 RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
 EVALUATION: dict[str, tuple[Any, Any]] = {
-    "images": (int | None, None),
+    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
     "subset_seed": (int, 0),
     "seed": (int, 0),
-    "draws": (int, 8),
-    "examples": (int, 8),
+    "draws": (Count, 8),
+    "examples": (CountFromZero, 8),
     "skip_broken": (bool, False),
     "lpips": (bool, False),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
-    "batch_size": (int | Literal["auto"], 256),
-    "images_per_block": (int, 32),
+    "batch_size": (Count | Literal["auto"], 256),
+    "images_per_block": (Count, 32),
     "execution": (Execution, "plain"),
     "engine": (Literal["local", "ray"], "local"),
     "cluster": (str | None, None),
 }
-PATHS: dict[str, tuple[Any, Any]] = {"count": (int, ...), "by": (By, "softmax")}
+THREAT: dict[str, tuple[Any, Any]] = {"norm": (Norm, ...), "eps": (NotNegative, ...)}
+PATHS: dict[str, tuple[Any, Any]] = {"count": (Count, ...), "by": (By, "softmax")}
 
 
 def check(spec: Table, folder: str | None = None) -> Table:
@@ -77,29 +79,13 @@ def check(spec: Table, folder: str | None = None) -> Table:
         if key not in spec:
             raise SpecError(f"an evaluation spec needs {key!r}")
     checked = {"data": specs.check_data(spec["data"], folder)} | check_model(spec)
-    threat = specs.check_section(
-        "threat", spec["threat"], {"norm": (str, ...), "eps": (float, ...)}
-    )
-    try:
-        Threat(**threat)
-    except ValueError as error:
-        raise SpecError(f"threat: {error}") from error
+    threat = specs.check_section("threat", spec["threat"], THREAT)
     if threat["norm"] != "l2" and threat["eps"] > 1:
         units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
     options = specs.check_section("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = check_machine(spec.get("machine", {}))
-    for name, value in (options | machine).items():
-        least = {
-            "images": 1,
-            "draws": 1,
-            "examples": 0,
-            "batch_size": 1,
-            "images_per_block": 1,
-        }.get(name)
-        if least is not None and isinstance(value, int) and value < least:
-            raise SpecError(f"{name} must be {least} or more, not {value}")
     if not options["skip_broken"]:  # so that a spec without it is what it was before there was it
         del options["skip_broken"]
     return checked | {
@@ -185,8 +171,6 @@ def check_model(spec: Table) -> Table:
                 "paths are purifications of one image: add a purifier, or leave them out"
             )
         checked["paths"] = specs.check_section("paths", spec["paths"], PATHS)
-        if checked["paths"]["count"] < 1:
-            raise SpecError(f"paths.count must be 1 or more, not {checked['paths']['count']}")
     return checked
 
 

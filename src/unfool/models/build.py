@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
 from torch import nn
 
 from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
@@ -14,13 +15,14 @@ from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
 from unfool.networks import wide_resnet as wide
+from unfool.ranges import Count, CountFromZero, NotNegative, ShareBelowOne
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def cifar_resnet(
     depth: Literal[20, 32, 44, 56] = 20,
-    classes: int = 10,
+    classes: Count = 10,
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[float] = CIFAR_STD,
@@ -31,9 +33,9 @@ def cifar_resnet(
 
 def wide_resnet(
     depth: int = 28,
-    width: int = 10,
-    classes: int = 10,
-    dropout: float = 0.0,
+    width: Count = 10,
+    classes: Count = 10,
+    dropout: ShareBelowOne = 0.0,
     weights: Path | None = None,
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
@@ -44,11 +46,11 @@ def wide_resnet(
 
 def jem(
     depth: int = 28,
-    width: int = 10,
-    classes: int = 10,
-    chains: int = 1,
-    sigma: float = 0.0,
-    refine: int = 0,
+    width: Count = 10,
+    classes: Annotated[int, Field(ge=2)] = 10,
+    chains: Count = 1,
+    sigma: NotNegative = 0.0,
+    refine: CountFromZero = 0,
     weights: Path | None = None,
 ) -> JEM:
     """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published."""
@@ -60,8 +62,8 @@ def jem(
 
 def quick(
     widths: Sequence[int] = (64, 128, 256),
-    classes: int = 10,
-    channels: int = 3,
+    classes: Count = 10,
+    channels: Count = 3,
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[float] = CIFAR_STD,
@@ -71,10 +73,10 @@ def quick(
 
 
 def small_cnn(
-    channels: int = 1,
-    size: int = 8,
-    classes: int = 10,
-    width: int = 32,
+    channels: Count = 1,
+    size: Count = 8,
+    classes: Count = 10,
+    width: Count = 32,
     weights: Path | None = None,
     mean: Sequence[float] = (0.5,),
     std: Sequence[float] = (0.5,),
@@ -97,7 +99,7 @@ def denoising_network(
     network: nn.Module,
     schedule: Schedule | None = None,
     predicts: Prediction = "noise",
-    classes: int = 0,
+    classes: CountFromZero = 0,
     time: Literal["scaled", "score_sde", "index"] = "scaled",
     clip_x0: bool = False,
     weights: Path | None = None,

@@ -8,15 +8,15 @@ import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 
 from unfool.errors import SpecError
+from unfool.ranges import complaint, hints
 from unfool.spec.load import Table
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
-    PROVIDED,
     SHORT_CALLS,
     choices,
     find,
@@ -24,6 +24,7 @@ from unfool.spec.menu import (
     is_callable_part,
     kind_of,
     makes_short_call,
+    options_of,
     takes_short_call,
 )
 
@@ -53,10 +54,7 @@ def check(kind: str, value: Any) -> Table:
     table = part(kind, value)
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
-    called = is_callable_part(kind, factory) or takes_short_call(kind, factory)
-    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
-    signature = inspect.signature(factory).parameters
-    parameters = {key: p for key, p in signature.items() if key not in filled_in}
+    parameters = options_of(kind, factory)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     named = {k: p for k, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key in options:
@@ -65,14 +63,14 @@ def check(kind: str, value: Any) -> Table:
             raise SpecError(
                 f"{kind} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
             )
-    hints = _hints(factory)
+    types = hints(factory)
     filled: Table = {"name": table["name"]}
     for key, parameter in named.items():
         inner = kind_of(key)
         if inner and options.get(key) is not None:
             filled[key] = check(inner, options[key])
         elif key in options:
-            filled[key] = _fit(f"{kind}.{key}", hints.get(key, Any), options[key])
+            filled[key] = _fit(f"{kind}.{key}", types.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
             if key in CALL_ARGUMENTS.get(
                 kind, ()
@@ -156,6 +154,9 @@ def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) 
     try:
         return model(**values).model_dump()
     except ValidationError as error:
+        for key, value in values.items():
+            if wrong := complaint(kinds[key][0], value):
+                raise SpecError(f"{name}.{key} {wrong}") from error
         raise _told(name, error, 1) from error
 
 
@@ -177,6 +178,8 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     try:
         result = fitted.validate_python(value)
     except ValidationError as error:
+        if wrong := complaint(kind, value):
+            raise SpecError(f"{where} {wrong}") from error
         raise _told(where, error) from error
     return str(result) if isinstance(result, Path) else result
 
@@ -193,13 +196,6 @@ def _told(where: str, error: ValidationError, depth: int = 0) -> SpecError:
     words = [text.removeprefix("Value error, ") for text in said]
     told = ", or ".join(text[0].lower() + text[1:] for text in words)
     return SpecError(f"{place}: {told}, not {given!r}")
-
-
-def _hints(factory: Any) -> Table:
-    try:
-        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError, AttributeError):
-        return {}
 
 
 def _plain(value: Any) -> bool:

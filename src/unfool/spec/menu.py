@@ -185,6 +185,14 @@ def makes_short_call(kind: str, made: Any) -> bool:
     return sum(p.default is p.empty for p in taken) < len(CALL_ARGUMENTS[kind])
 
 
+def options_of(kind: str, found: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of what a part names that a spec may fill: the caller fills in the others."""
+    called = is_callable_part(kind, found) or takes_short_call(kind, found)
+    filled_in = (*PROVIDED.get(kind, ()), *(CALL_ARGUMENTS.get(kind, ()) if called else ()))
+    signature = inspect.signature(found).parameters
+    return {key: p for key, p in signature.items() if key not in filled_in}
+
+
 def menu() -> dict[str, tuple[str, list[str]]]:
     """What a spec may name: kind to its meaning and its short names."""
     return {kind: (MEANINGS[kind], sorted(names)) for kind, names in MENU.items()}

@@ -11,6 +11,7 @@ from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Schedule
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
+from unfool.ranges import Count, check_arguments
 
 CLASSES = ("dark", "bright")
 SPREAD = 0.2  # standard deviation of a class, in [-1, 1] units
@@ -26,9 +27,8 @@ class Blobs:
 
     classes = CLASSES
 
-    def __init__(self, size: int = 256, side: int = 4):
-        if size < 1 or side < 1:
-            raise ValueError(f"size and side must be 1 or more, not {size} and {side}")
+    def __init__(self, size: Count = 256, side: Count = 4):
+        check_arguments(Blobs, locals())
         self.size, self.means = size, _means(side)
         self.shape = (1, side, side)
 
@@ -41,12 +41,12 @@ class Blobs:
         return ((z + 1) / 2).clamp(0, 1), label
 
 
-def mixture(side: int = 4, schedule: Schedule | None = None) -> Mixture:
+def mixture(side: Count = 4, schedule: Schedule | None = None) -> Mixture:
     """The exact denoiser of `Blobs`."""
     return Mixture(_means(side), SPREAD, schedule)
 
 
-def bayes(side: int = 4) -> NormalizedClassifier:
+def bayes(side: Count = 4) -> NormalizedClassifier:
     """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share."""
     means = _means(side).flatten(1)
     linear = nn.Linear(means.shape[1], len(means))

@@ -1,1 +1,27 @@
 """Training: objectives, and the one loop that brings them down."""
+
+from typing import TYPE_CHECKING
+
+from unfool.lazy import lazily
+
+if TYPE_CHECKING:
+    from unfool.training.addt import ADDT as ADDT
+    from unfool.training.adversarial import PGDAT as PGDAT
+    from unfool.training.adversarial import TRADES as TRADES
+    from unfool.training.objectives import CrossEntropy as CrossEntropy
+    from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.purified import PurifiedCopies as PurifiedCopies
+    from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
+
+_HOMES = {
+    "ADDT": "unfool.training.addt",
+    "CrossEntropy": "unfool.training.objectives",
+    "Denoising": "unfool.training.objectives",
+    "PGDAT": "unfool.training.adversarial",
+    "PurifiedCopies": "unfool.training.purified",
+    "TRADES": "unfool.training.adversarial",
+    "TruthMaximization": "unfool.training.truth_maximization",
+}
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
+if not TYPE_CHECKING:  # lest a name that is not there pass for one
+    __getattr__, __dir__ = lazily(__name__, _HOMES)

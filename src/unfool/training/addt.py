@@ -5,7 +5,7 @@ finds hard (CGPO) and that is made to look Gaussian (RBGM). The denoiser learns 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
+from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
 from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
@@ -50,31 +51,20 @@ class ADDT:
     """
 
     classifier: Any
-    lambda_unit: float = 0.03
-    lambda_max: float = 0.3
-    cgpo_steps: int = 5
+    lambda_unit: NotNegative = 0.03
+    lambda_max: Share = 0.3
+    cgpo_steps: Count = 5
     mapping: Mapping = "rbgm"
     target: Target = "ce"
     mode: Mode = "train"
-    t_min: float = 1e-3
-    t_max: float = 1.0
-    label_dropout: float = 0.1
+    t_min: ShareAboveZero = 1e-3
+    t_max: ShareAboveZero = 1.0
+    label_dropout: Share = 0.1
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         Denoising(self.t_min, self.t_max, self.label_dropout, self.times)
-        for name, words in (("mapping", Mapping), ("target", Target), ("mode", Mode)):
-            if getattr(self, name) not in get_args(words):
-                raise ValueError(
-                    f"{name} is {' or '.join(get_args(words))}, not {getattr(self, name)!r}"
-                )
-        if self.lambda_unit < 0 or not 0 <= self.lambda_max <= 1:
-            raise ValueError(
-                "strength must be 0 or more and most from 0 to 1, not "
-                f"{self.lambda_unit} and {self.lambda_max}"
-            )
-        if self.cgpo_steps < 1:
-            raise ValueError(f"rounds must be 1 or more, not {self.cgpo_steps}")
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

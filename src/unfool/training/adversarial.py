@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.noise import Noise
+from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
 from unfool.threat import Threat
 
 
@@ -27,13 +28,13 @@ class PGDAT:
     """
 
     norm: Literal["linf", "l2"] = "linf"
-    eps: float = 8 / 255
-    steps: int = 7
-    step_size: float = 0.25
+    eps: NotNegative = 8 / 255
+    steps: CountFromZero = 7
+    step_size: InEps = 0.25
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)
-        _check(self.steps, self.step_size)
+        check_fields(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
@@ -63,16 +64,14 @@ class TRADES:
     """
 
     norm: Literal["linf", "l2"] = "linf"
-    eps: float = 8 / 255
-    steps: int = 10
-    step_size: float = 0.25
-    beta: float = 6.0
+    eps: NotNegative = 8 / 255
+    steps: CountFromZero = 10
+    step_size: InEps = 0.25
+    beta: NotNegative = 6.0
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)
-        _check(self.steps, self.step_size)
-        if self.beta < 0:
-            raise ValueError(f"beta must be 0 or more, not {self.beta}")
+        check_fields(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
@@ -127,10 +126,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
         model.train(mode)
         for parameter, want in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(want)
-
-
-def _check(steps: int, step_size: float) -> None:
-    if steps < 0:
-        raise ValueError(f"steps must be 0 or more, not {steps}")
-    if not step_size > 0:
-        raise ValueError(f"step_size must be above 0 (in units of eps), not {step_size}")

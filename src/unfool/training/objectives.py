@@ -1,7 +1,7 @@
 """Training objectives: a model, images and labels to the loss of each image."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
 from unfool.threat import images
 
 Times = Literal["uniform", "lognormal"]
@@ -33,28 +34,21 @@ class Denoising:
             al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
     """
 
-    t_min: float = 1e-3
-    t_max: float = 1.0
-    label_dropout: float = 0.1
+    t_min: ShareAboveZero = 1e-3
+    t_max: ShareAboveZero = 1.0
+    label_dropout: Share = 0.1
     times: Times = "uniform"
     center: float = -1.2
-    spread: float = 1.2
-    min_snr: float | None = None
+    spread: Positive = 1.2
+    min_snr: Positive | None = None
     stratified: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"times must satisfy 0 < t_min < t_max <= 1, not {self.t_min} and {self.t_max}"
             )
-        if not 0 <= self.label_dropout <= 1:
-            raise ValueError(f"drop is a share, from 0 to 1, not {self.label_dropout}")
-        if self.times not in get_args(Times):
-            raise ValueError(f"times is one of {get_args(Times)}, not {self.times!r}")
-        if not self.spread > 0:
-            raise ValueError(f"spread must be above 0, not {self.spread}")
-        if self.min_snr is not None and not self.min_snr > 0:
-            raise ValueError(f"min_snr must be above 0, not {self.min_snr}")
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,), with a time of its own for each."""
@@ -130,11 +124,10 @@ class CrossEntropy:
             al., 2016, section 7), from 0 to below 1.
     """
 
-    smoothing: float = 0.0
+    smoothing: ShareBelowOne = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"smoothing must be from 0 to below 1, not {self.smoothing}")
+        check_fields(self)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unfool.data import fetch
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
+from unfool.ranges import Count, ShareBelowOne, check_fields
 from unfool.spec import Table
 from unfool.training.kept import Kept, chosen, fill, name_of
 from unfool.training.objectives import CrossEntropy
@@ -40,16 +41,13 @@ class PurifiedCopies:
 
     denoiser: Any
     purifier: Any
-    copies: int = 1
-    images: int | None = None
-    smoothing: float = 0.0
+    copies: Count = 1
+    images: Count | None = None
+    smoothing: ShareBelowOne = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        CrossEntropy(self.smoothing)
-        for name, count in (("copies", self.copies), ("images", self.images)):
-            if count is not None and count < 1:
-                raise ValueError(f"{name} must be 1 or more, not {count}")
+        check_fields(self)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

@@ -1,45 +1,48 @@
 """A training spec, checked, with every option filled in."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
+from unfool.ranges import Count, CountFromZero, NotNegative, Positive, ShareAboveZero, ShareBelowOne
 from unfool.spec import Table
 from unfool.spec.menu import MENU
 from unfool.training.compatibility import check_objective
 
 OPTIONS: dict[str, tuple[Any, Any]] = {
-    "steps": (int, ...),
-    "batch_size": (int, 64),
-    "learning_rate": (float, 2e-4),
-    "warmup": (int, 100),
-    "weight_decay": (float, 0.0),
-    "bias_lr_factor": (float, 1.0),
-    "muon_lr_factor": (float, 20.0),
+    "steps": (Count, ...),
+    "batch_size": (Count, 64),
+    "learning_rate": (Positive, 2e-4),
+    "warmup": (CountFromZero, 100),
+    "weight_decay": (NotNegative, 0.0),
+    "bias_lr_factor": (Positive, 1.0),
+    "muon_lr_factor": (Positive, 20.0),
     "betas": (list[float], [0.9, 0.999]),
-    "ema_decay": (float, 0.999),
-    "ema_power": (float | None, None),
-    "ema_gamma": (float | None, None),
-    "dropout": (float | None, None),
-    "grad_clip": (float, 1.0),
+    "ema_decay": (ShareBelowOne, 0.999),
+    "ema_power": (ShareAboveZero | None, None),  # pyright: ignore[reportOperatorIssue]
+    "ema_gamma": (NotNegative | None, None),  # pyright: ignore[reportOperatorIssue]
+    "dropout": (ShareBelowOne | None, None),  # pyright: ignore[reportOperatorIssue]
+    "grad_clip": (Annotated[float, Field(gt=0)], 1.0),
     "flip": (bool, False),
-    "crop": (int, 0),
+    "crop": (CountFromZero, 0),
     "seed": (int, 0),
-    "optimizer": (str, "adamw"),
-    "precision": (str, "float32"),
-    "lr_schedule": (str, "cosine"),
+    "optimizer": (Literal["adamw", "sgd", "muon"], "adamw"),
+    "precision": (Literal["float32", "bfloat16"], "float32"),
+    "lr_schedule": (Literal["cosine", "linear", "none"], "cosine"),
     "decay_from": (int | None, None),
     "grow": (dict | None, None),
     "save_steps": (list[int], []),
-    "accumulate": (int, 1),
+    "accumulate": (Count, 1),
     "lora": (dict | None, None),
     "save_half": (bool, False),
     "init_from": (str | None, None),
 }
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
-    "save_every": (int, 500),
+    "save_every": (Count, 500),
     "channels_last": (bool, False),
     "compile": (bool, False),
 }
@@ -47,14 +50,9 @@ LORA: dict[str, tuple[Any, Any]] = {
     "rank": (int, 4),
     "alpha": (float | None, None),
     "layers": (str | list[str] | None, None),
-    "dropout": (float, 0.0),
+    "dropout": (ShareBelowOne, 0.0),
 }
-GROW: dict[str, tuple[Any, Any]] = {"at": (int, ...), "batch_size": (int, ...)}
-CHOICES = {
-    "optimizer": ("adamw", "sgd", "muon"),
-    "precision": ("float32", "bfloat16"),
-    "lr_schedule": ("cosine", "linear", "none"),
-}
+GROW: dict[str, tuple[Any, Any]] = {"at": (CountFromZero, ...), "batch_size": (Count, ...)}
 LATER = (
     "lr_schedule",
     "decay_from",
@@ -96,35 +94,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
         checked["test"] = specs.check_data(spec["test"], folder)
     options = specs.check_section("training", spec["training"], OPTIONS)
     machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
-    for name in (
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "bias_lr_factor",
-        "muon_lr_factor",
-        "grad_clip",
-        "save_every",
-        "accumulate",
-    ):
-        if not (options | machine)[name] > 0:
-            raise SpecError(f"{name} must be above 0, not {(options | machine)[name]}")
-    for name in ("warmup", "crop", "weight_decay"):
-        if options[name] < 0:
-            raise SpecError(f"{name} must be 0 or more, not {options[name]}")
-    for name, words in CHOICES.items():
-        if options[name] not in words:
-            raise SpecError(f"{name} is {' or '.join(words)}, not {options[name]!r}")
-    if not 0 <= options["ema_decay"] < 1:
-        raise SpecError(f"ema_decay must be from 0 to below 1, not {options['average']}")
-    if (power := options["ema_power"]) is not None and not 0 < power <= 1:
-        raise SpecError(f"training.ema_power must be above 0 and at most 1, not {power}")
-    if (gamma := options["ema_gamma"]) is not None and (gamma < 0 or power is not None):
-        raise SpecError(
-            f"training.ema_gamma must be 0 or more, not {gamma}, and stands alone: leave out "
-            "ema_power"
-        )
-    if (dropped := options["dropout"]) is not None and not 0 <= dropped < 1:
-        raise SpecError(f"training.dropout must be from 0 to below 1, not {dropped}")
+    if options["ema_gamma"] is not None and options["ema_power"] is not None:
+        raise SpecError("training.ema_gamma stands alone: leave out ema_power")
     betas = options["betas"]
     if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
         raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
@@ -180,9 +151,7 @@ def _check_plan(options: Table) -> None:
             f"not {begins}"
         )
     if options["grow"] is not None:
-        options["grow"] = grow = specs.check_section("training.grow", options["grow"], GROW)
-        if grow["at"] < 0 or grow["batch_size"] < 1:
-            raise SpecError(f"training.grow is a step and how many images from then on, not {grow}")
+        options["grow"] = specs.check_section("training.grow", options["grow"], GROW)
 
 
 def _check_lora(options: Table, kind: str, part: Table) -> Table:
@@ -195,8 +164,6 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
     if options["save_half"]:
         raise SpecError("training.save_half would round away what LoRA learns: leave it out")
     asked = specs.check_section("training.lora", options["lora"], LORA)
-    if not 0 <= asked["dropout"] < 1:
-        raise SpecError(f"training.lora.dropout must be from 0 to below 1, not {asked['dropout']}")
     # left out at its default, as before there was such a thing
     return {key: value for key, value in asked.items() if (key, value) != ("dropout", 0)}
 

@@ -16,6 +16,7 @@ from unfool.attacks.views import without_elimination
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, NotNegative, ShareAboveZero, check_fields
 from unfool.threat import Threat, images
 from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
@@ -50,22 +51,21 @@ class TruthMaximization:
     source: Any
     attack: Any
     norm: Literal["linf", "l2"] = "linf"
-    eps: float = 8 / 255
-    images: int | None = None
+    eps: NotNegative = 8 / 255
+    images: Count | None = None
     seed: int = 0
     released: Sequence[Released] = ()
-    t_min: float = 1e-3
-    t_max: float = 1.0
+    t_min: ShareAboveZero = 1e-3
+    t_max: ShareAboveZero = 1.0
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         Denoising(self.t_min, self.t_max, 0.0, self.times)
         Threat(self.norm, self.eps)
         for name in self.released:
             if name not in get_args(Released):
                 raise ValueError(f"released holds {', '.join(get_args(Released))}, not {name!r}")
-        if self.images is not None and self.images < 1:
-            raise ValueError(f"images must be 1 or more, or null for all, not {self.images}")
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,).

@@ -608,7 +608,7 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
             {"elimination": "staged", "samples": [4, 9], "classes_per_stage": [1]},
             "one number for each stage",
         ),
-        ({"elimination": "paired", "risk": 0}, "risk is a probability"),
+        ({"elimination": "paired", "risk": 0}, "risk must be above 0 and below 1"),
         ({"elimination": "cifar10", "draws": 100}, "leave out draws = 100"),
         ({"draws": -1}, "draws must be 1 or more"),
         ({"draws": 1001}, "at most 1000"),

@@ -22,10 +22,10 @@ from unfool.defenses.diffusion_classifier.elimination import (
 )
 from unfool.defenses.diffusion_classifier.errors import ClassErrors, Loss
 from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_of, weights_of
-from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
+from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -77,7 +77,7 @@ class DiffusionClassifier(nn.Module):
         self,
         denoiser: Denoiser,
         *,
-        draws: int | None = None,
+        draws: Count | None = None,
         times: Grid = "even",
         span: tuple[float, float] | None = None,
         weight: Weight | Sequence[float] | Callable[[Scales], Tensor] = "uniform",
@@ -85,19 +85,14 @@ class DiffusionClassifier(nn.Module):
         elimination: str | None = None,
         samples: Sequence[int] | None = None,
         classes_per_stage: Sequence[int] | None = None,
-        risk: float = 0.005,
+        risk: Probability = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
-        scale: float | None = None,
-        batch_size: int = 256,
+        scale: Positive | None = None,
+        batch_size: Count = 256,
     ):
         super().__init__()
-        for name, value, kinds in (
-            ("times", times, Grid),
-            ("loss", loss, Loss),
-            ("policy", policy, Policy),
-        ):
-            check_choice(name, value, kinds)
+        check_arguments(DiffusionClassifier, locals())
         if denoiser.classes < 2:
             raise ValueError(
                 "a diffusion classifier needs a denoiser that is conditional on 2 or more classes, "
@@ -106,13 +101,8 @@ class DiffusionClassifier(nn.Module):
         self.rule = make_elimination(elimination, samples, classes_per_stage, risk)
         asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
         draws = draws or asked or 100
-        for name, value in (("draws", draws), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} must be 1 or more, not {value}")
         if asked is not None and draws != asked:
             raise ValueError(f"the elimination takes {asked} draws: leave out draws = {draws}")
-        if scale is not None and not 0 < scale < math.inf:
-            raise ValueError(f"scale must be a number above 0, not {scale}")
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
         self.chunk = BatchLimit(

@@ -5,11 +5,14 @@ A rule of elimination takes the draws in rounds. After each it says which classe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
+from pydantic import Field
 from scipy import stats
 from torch import Tensor
+
+from unfool.ranges import Probability, check_fields
 
 # Li et al. (2023), the commands of the release: draws of a stage (in all), classes it keeps.
 SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -120,14 +123,11 @@ class Paired:
         first: Draws of the first round, 2 or more.
     """
 
-    risk: float = 0.005
-    first: int = 16
+    risk: Probability = 0.005
+    first: Annotated[int, Field(ge=2)] = 16
 
     def __post_init__(self) -> None:
-        if not 0 < self.risk < 1:
-            raise ValueError(f"risk is a probability above 0 and below 1, not {self.risk}")
-        if self.first < 2:
-            raise ValueError(f"first must be 2 or more draws, not {self.first}")
+        check_fields(self)
 
     def rounds(self, draws: int) -> list[list[int]]:
         """16, 8, 12, 18, ... draws in an order that is even over the times from the start on."""

@@ -5,18 +5,19 @@ deviation in units of [0, 1] pixels, and the image is not clipped.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier, Policy
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import Weight
-from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales, time_of_noise
 from unfool.noise import Noise
+from unfool.ranges import Count, Positive, Probability, check_arguments
 
 Posterior = Literal["approximate", "exact"]
 MAX_BATCH = 3.0  # sigma / alpha of the last draw, as the release's
@@ -56,20 +57,18 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         self,
         denoiser: Denoiser,
         *,
-        sigma: float,
+        sigma: Annotated[float, Field(gt=0, lt=MAX_BATCH / 2)],
         posterior: Posterior = "approximate",
-        draws: int = 126,
+        draws: Count = 126,
         weight: Weight = "edm",
         elimination: Literal["paired"] | None = None,
-        risk: float = 0.005,
+        risk: Probability = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
-        scale: float | None = None,
-        batch_size: int = 256,
+        scale: Positive | None = None,
+        batch_size: Count = 256,
     ):
-        check_choice("posterior", posterior, Posterior)
-        if not 0 < 2 * sigma < MAX_BATCH:
-            raise ValueError(f"sigma must be above 0 and below {MAX_BATCH / 2}, not {sigma}")
+        check_arguments(NoisedDiffusionClassifier, locals())
         if type(denoiser).encode is not Denoiser.encode:
             raise ValueError("the noise is one of pixels: take a denoiser that works in pixels")
         first = (

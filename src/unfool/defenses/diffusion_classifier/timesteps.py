@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.defenses.diffusion_classifier.elimination import spread
-from unfool.defenses.sampling import check_choice
 from unfool.diffusion.denoiser import SIGMA_DATA
 from unfool.diffusion.schedule import Discrete, Scales, Schedule, chain_length, time_of_noise
 
@@ -58,7 +57,8 @@ def weights_of(
     """The weights (M,) in float64 of the errors of the noise."""
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
-        check_choice("weight", weight, Weight)
+        if weight not in WEIGHTS:
+            raise ValueError(f"weight is one of {', '.join(WEIGHTS)}, not {weight!r}")
         found = WEIGHTS[weight](sigma)
     elif callable(weight):
         found = torch.as_tensor(weight(scales)).double()

@@ -1,0 +1,104 @@
+"""The commands that tell what a spec may hold, and begin one."""
+
+import textwrap
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def menu(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A part (pgd), a kind of parts (attack), or a shipped spec (demo)."),
+    ] = None,
+) -> None:
+    """Print what a spec may name; with NAME, a part's options, a kind's parts, or a spec's text."""
+    for line in menu_lines() if name is None else about(name):
+        typer.echo(line)
+
+
+def init(
+    path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("unfool.yaml"),
+) -> None:
+    """Write a spec to begin with, which runs as it stands, with comments."""
+    from unfool.errors import SpecError
+
+    text = resources.files("unfool.cli").joinpath("starter.yaml").read_text("utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise SpecError(f"{path} is there already: name another file") from None
+    typer.echo(f"{path}\nrun it: unfool evaluate {path}")
+
+
+def menu_lines() -> Iterator[str]:
+    """All that a spec may name, and the specs and models that are shipped."""
+    from unfool.models.card import shipped
+    from unfool.spec import menu as menus
+
+    for kind, (meaning, names) in menus.menu().items():
+        yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
+    yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
+    yield "specs"
+    for name, text in menus.shipped().items():
+        yield f"{'':12}{name:26}{text}"
+    yield "more on any of them: unfool menu NAME"
+
+
+def about(name: str) -> Iterator[str]:
+    """What a part takes, which parts there are of a kind, and the text of a shipped spec.
+
+    Raises:
+        SpecError: It is none of these.
+    """
+    from unfool.errors import SpecError
+    from unfool.spec import menu as menus
+    from unfool.spec.describe import kinds_with
+
+    kinds, specs = kinds_with(name), menus.shipped()
+    found = list(kind_lines(name)) if name in menus.MENU else []
+    for kind in kinds:
+        found += [*([""] if found else []), *part_lines(kind, name)]
+    if name in specs:
+        text = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
+        found += [*([""] if found else []), text.rstrip()]
+    if not found:
+        known = [*menus.MENU, *(n for names in menus.MENU.values() for n in names), *specs]
+        near = menus.hint(name, known, "what `unfool menu` prints")
+        raise SpecError(f"there is no part, kind or spec {name!r}; {near}")
+    yield from found
+
+
+def kind_lines(kind: str) -> Iterator[str]:
+    """The parts of a kind, one line each."""
+    from unfool.spec import menu as menus
+    from unfool.spec.describe import describe
+
+    yield f"{kind}: {menus.MEANINGS[kind]}"
+    for name in sorted(menus.MENU[kind]):
+        yield _wrapped(f"  {name:24}", describe(kind, name).text)
+    yield f"  {'module:attribute':24}your own"
+
+
+def part_lines(kind: str, name: str) -> Iterator[str]:
+    """The options of a part, with their types, ranges, and defaults."""
+    from unfool.spec.describe import REQUIRED, describe
+
+    part = describe(kind, name)
+    yield _wrapped(f"{kind} {name}: ", part.text, 2)
+    for option in part.options:
+        default = REQUIRED if option.default == REQUIRED else f"default {option.default}"
+        yield f"  {option.name}: {option.type}; {default}"
+        if option.text:
+            yield _wrapped("      ", option.text)
+    if not part.options:
+        yield "  It takes no options."
+
+
+def _wrapped(first: str, text: str, indent: int | None = None) -> str:
+    after = " " * (len(first) if indent is None else indent)
+    return textwrap.fill(text, 100, initial_indent=first, subsequent_indent=after)

@@ -1,0 +1,139 @@
+"""The ranges of options: written once, in a signature, for who builds a part and for who reads a spec.
+
+`steps: Count = 20` says that there is at least one step. A spec is checked against it before anything
+heavy is loaded (`spec.check`), and whoever builds the part in Python is checked by `check_arguments`
+or `check_fields`, in the same words.
+"""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from pydantic import Field
+from pydantic.fields import FieldInfo
+
+Count = Annotated[int, Field(ge=1)]
+CountFromZero = Annotated[int, Field(ge=0)]
+Time = Annotated[float, Field(ge=1e-4, le=1, description="0.1 is 100 of 1000")]
+Probability = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0, lt=math.inf)]
+MostOf = Annotated[float, Field(gt=0.5, le=1)]
+Positive = Annotated[float, Field(gt=0, lt=math.inf)]
+InPixels = Annotated[Positive, Field(description="in units of [0, 1] pixels")]
+InEps = Annotated[Positive, Field(description="in units of eps")]
+
+
+def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
+    """Refuse values that are out of the range, or none of the words, that a signature tells.
+
+    Args:
+        function: Whose signature it is.
+        values: The arguments by name, such as `locals()`; what the signature does not name is ignored.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, hint in hints(function).items():
+        if name in values and (wrong := complaint(hint, values[name])):
+            raise ValueError(f"{name} {wrong}")
+
+
+def check_fields(part: object) -> None:
+    """Refuse a dataclass with a field out of its range.
+
+    Raises:
+        ValueError: One is.
+    """
+    check_arguments(type(part), vars(part))
+
+
+@lru_cache(maxsize=256)
+def hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """The types of the arguments of a function or class, with their ranges; {} if they cannot be told."""
+    try:
+        of: Any = function.__init__ if inspect.isclass(function) else function
+        return get_type_hints(of, include_extras=True)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def complaint(hint: Any, value: Any) -> str | None:
+    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None."""
+    if value is None:
+        return None
+    words, bounds = choices(hint), limits(hint)
+    if words and isinstance(value, str) and value not in words:
+        return f"is one of {', '.join(map(str, words))}, not {value!r}"
+    if bounds and isinstance(value, int | float) and not _within(bounds, value):
+        note = remark(hint)
+        return f"must be {range_text(hint)}{f' ({note})' if note else ''}, not {value}"
+    return None
+
+
+def choices(hint: Any) -> tuple[Any, ...]:
+    """The words that an option takes, if it takes nothing but a few words (or None)."""
+    found = [get_args(part) for part in _parts(hint) if get_origin(part) is Literal]
+    others = [p for p in _parts(hint) if get_origin(p) is not Literal and p is not type(None)]
+    return () if others else tuple(word for words in found for word in words)
+
+
+def limits(hint: Any) -> dict[str, float]:
+    """The bounds of a number: `ge`, `gt`, `le` and `lt`, as far as it has them."""
+    found: dict[str, float] = {}
+    for part in _parts(hint):
+        for note in getattr(part, "__metadata__", ()):
+            for bound in note.metadata if isinstance(note, FieldInfo) else ():
+                found |= {key: getattr(bound, key) for key in _WITHIN if hasattr(bound, key)}
+    return found
+
+
+def remark(hint: Any) -> str:
+    """What a type says of the number beside its range, such as its unit; "" for nothing."""
+    notes = [note for part in _parts(hint) for note in getattr(part, "__metadata__", ())]
+    told = [note.description for note in notes if isinstance(note, FieldInfo) and note.description]
+    return told[-1] if told else ""
+
+
+def range_text(hint: Any) -> str:
+    """The range of a number in words, such as "1 or more" or "above 0 and at most 1"; "" for any."""
+    bounds = limits(hint)
+    ge, gt, le, lt = (_plain(bounds.get(key)) for key in ("ge", "gt", "le", "lt"))
+    if ge and le:
+        return f"from {ge} to {le}"
+    if ge and lt:
+        return f"from {ge} to below {lt}"
+    upper = f"at most {le}" if le else f"below {lt}" if lt else ""
+    if not upper:
+        return f"{ge} or more" if ge else f"above {gt}" if gt else ""
+    return f"above {gt} and {upper}" if gt else upper
+
+
+_WITHIN: dict[str, Callable[[float, float], bool]] = {
+    "ge": lambda value, bound: value >= bound,
+    "gt": lambda value, bound: value > bound,
+    "le": lambda value, bound: value <= bound,
+    "lt": lambda value, bound: value < bound,
+}
+
+
+def _within(bounds: Mapping[str, float], value: float) -> bool:
+    return all(_WITHIN[key](value, bound) for key, bound in bounds.items())
+
+
+def _plain(bound: float | None) -> str:
+    return "" if bound is None or math.isinf(bound) else f"{bound:.12g}"
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    """The members of a union, or the type itself."""
+    if get_origin(hint) in (Union, UnionType):
+        for part in get_args(hint):
+            yield from _parts(part)
+    else:
+        yield hint

@@ -1,0 +1,149 @@
+"""What a part of a spec is and takes, read off its signature and docstring."""
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from unfool.ranges import choices, hints, range_text, remark
+from unfool.spec.menu import MENU, find, kind_of, options_of
+
+REQUIRED = "required"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a part.
+
+    Attributes:
+        name: As a spec writes it.
+        type: What it takes, with its range, in words.
+        default: Its default as YAML, or `REQUIRED`.
+        text: What it means, one sentence.
+    """
+
+    name: str
+    type: str
+    default: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """A part of a spec.
+
+    Attributes:
+        kind: A row of the menu.
+        name: Its short name.
+        text: What it is, one sentence.
+        options: What it takes.
+    """
+
+    kind: str
+    name: str
+    text: str
+    options: Sequence[Option]
+
+
+def describe(kind: str, name: str) -> Description:
+    """What a part is, and which options it takes.
+
+    Args:
+        kind: A row of the menu.
+        name: A short name of that row, or `module:attribute`.
+
+    Raises:
+        SpecError: There is no such part.
+    """
+    factory = find(kind, name)
+    types, texts = hints(factory), argument_texts(factory)
+    options = [
+        Option(key, _type(key, types.get(key, Any)), _default(p.default), texts.get(key, ""))
+        for key, p in options_of(kind, factory).items()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    return Description(kind, name, first_sentence(inspect.getdoc(factory) or ""), options)
+
+
+def kinds_with(name: str) -> list[str]:
+    """The kinds of parts that have a part of that short name."""
+    return [kind for kind, names in MENU.items() if name in names]
+
+
+def argument_texts(function: Any) -> dict[str, str]:
+    """The first sentence on each argument, from the `Args` or `Attributes` of a docstring."""
+    entries: dict[str, list[str]] = {}
+    current: list[str] = []
+    for line in _section(inspect.getdoc(function) or ""):
+        head = re.match(r"    (\w+(?:, \w+)*)(?: \([^)]*\))?: (.*)", line)
+        if head:
+            current = [head[2]]
+            entries |= dict.fromkeys(head[1].split(", "), current)
+        else:
+            current.append(line.strip())
+    return {name: first_sentence(" ".join(lines)) for name, lines in entries.items()}
+
+
+def first_sentence(text: str) -> str:
+    """The text up to its first full stop that ends a sentence."""
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    ends = re.search(r"(?<!et al)(?<!i\.e)(?<!e\.g)\.(?= [A-Z`\"])", paragraph)
+    return paragraph[: ends.end()] if ends else paragraph
+
+
+def _section(doc: str) -> Iterator[str]:
+    inside = False
+    for line in doc.splitlines():
+        if line and not line.startswith(" "):
+            inside = line in ("Args:", "Attributes:")
+        elif inside and line:
+            yield line
+
+
+def _type(key: str, hint: Any) -> str:
+    if inner := kind_of(key):
+        return f"a {inner}" + (" or null" if NoneType in get_args(hint) else "")
+    words = choices(hint)
+    what = " | ".join(map(str, words)) if words else _plain(hint)
+    if words and NoneType in get_args(hint):
+        what += " | null"
+    return ", ".join(told for told in (what, range_text(hint), remark(hint)) if told)
+
+
+def _plain(hint: Any) -> str:
+    """A type without its ranges, in the words of YAML."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _plain(inside[0])
+    if origin is Literal:
+        return " | ".join(map(str, inside))
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_plain(part) for part in inside))
+    if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
+        of = [_plain(part) for part in inside if part is not Ellipsis]
+        return f"list of ({', '.join(of)})" if len(of) > 1 else f"list of {of[0]}" if of else "list"
+    names = {
+        int: "whole number",
+        float: "number",
+        bool: "true or false",
+        str: "text",
+        Path: "path",
+        NoneType: "null",
+        Any: "any",
+    }
+    return names.get(hint) or getattr(origin or hint, "__name__", str(hint)).lower()
+
+
+def _default(value: Any) -> str:
+    if value is inspect.Parameter.empty:
+        return REQUIRED
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_default, value))}]"
+    return str(value)

@@ -1,0 +1,120 @@
+import pytest
+
+import unfool
+from unfool import spec
+from unfool.cli.main import run
+from unfool.evaluation import run as evaluation
+from unfool.spec import menu
+from unfool.spec.describe import describe
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def said(capsys):
+    def call(*arguments):
+        code = run(list(arguments))
+        out, wrong = capsys.readouterr()
+        return code, out, wrong
+
+    return call
+
+
+def test_every_part_of_the_menu_is_described():
+    for kind, names in menu.MENU.items():
+        for name in names:
+            part = describe(kind, name)
+            assert part.text, (kind, name)
+            assert all(option.type for option in part.options)
+
+
+def test_an_option_has_its_type_range_default_and_a_line():
+    options = {option.name: option for option in describe("attack", "pgd").options}
+    assert options["steps"].type == "whole number, 1 or more"
+    assert options["steps"].default == "20"
+    assert options["steps"].text == "Gradient steps."
+    assert options["loss"].type == "ce | margin | dlr"
+    assert options["step_size"].type == "number or null, above 0, in units of eps"
+    assert options["step_size"].default == "null"
+
+
+def test_options_that_the_caller_fills_in_are_not_shown():
+    assert "denoiser" not in {option.name for option in describe("purifier", "coup").options}
+    assert [option.name for option in describe("view", "bpda").options] == []
+    assert [option.name for option in describe("view", "surrogate").options] == ["steps"]
+
+
+def test_a_part_a_kind_and_a_spec_are_printed(said):
+    code, out, _ = said("menu", "diffpure")
+    assert code == 0
+    assert "t: number, from 0.0001 to 1, 0.1 is 100 of 1000; default 0.1" in out
+    _, out, _ = said("menu", "purifier")
+    assert all(name in out for name in menu.MENU["purifier"])
+    _, out, _ = said("menu", "trained")
+    assert "classifier trained" in out
+    assert "denoiser trained" in out
+    _, out, _ = said("menu", "demo")
+    assert "purifier: {name: diffpure" in out
+
+
+def test_a_word_that_is_nothing_is_told(said):
+    code, _, wrong = said("menu", "pgdd")
+    assert code == 2
+    assert "did you mean 'pgd'?" in wrong
+
+
+def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
+    code, out, _ = said("init")
+    assert code == 0
+    assert "unfool evaluate unfool.yaml" in out
+    text = (tmp_path / "unfool.yaml").read_text()
+    checked = evaluation.check(spec.load("unfool.yaml"))
+    assert checked["purifier"]["name"] == "diffpure"
+    (tmp_path / "unfool.yaml").write_text("mine")
+    code, _, wrong = said("init")
+    assert code == 2
+    assert "unfool.yaml is there already" in wrong
+    assert (tmp_path / "unfool.yaml").read_text() == "mine"
+    assert said("init", "other.yaml")[0] == 0
+    assert (tmp_path / "other.yaml").read_text() == text
+
+
+def test_a_first_spec_runs(said, tmp_path):
+    said("init")
+    few = [f"--set=attacks.{i}.steps=1" for i in range(2)]
+    few += ["--set=evaluation.images=2", "--set=evaluation.draws=2", "--set=attacks.1.eot=1"]
+    code, out, _ = said("evaluate", "unfool.yaml", "--quiet", *few)
+    assert code == 0
+    assert "adaptive PGD + EOT" in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_help_is_printed_by_the_command_alone(arguments, said):
+    code, out, wrong = said(*arguments)
+    assert (code, wrong) == (0, "")
+    assert "Commands:" in out
+    assert "selftest" in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "menu", "init", "analyze gradients", "doctor"])
+def test_every_command_has_short_help(command, said):
+    code, out, _ = said(*command.split(), "-h")
+    assert code == 0
+    assert out.startswith(f"Usage: unfool {command}")
+
+
+def test_a_group_alone_prints_its_help(said):
+    code, out, _ = said("analyze")
+    assert code == 0
+    assert "trajectories" in out
+
+
+def test_the_version(said):
+    assert said("--version") == (0, f"unfool {unfool.__version__}\n", "")
+
+
+def test_the_shell_is_offered_completion(said):
+    assert "--install-completion" in said("-h")[1]

@@ -1,0 +1,121 @@
+"""The public face: what the packages export, at run time and to a type checker."""
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unfool.spec import menu
+
+PACKAGES = [
+    "unfool",
+    *(
+        f"unfool.{name}"
+        for name in ("attacks", "data", "defenses", "diffusion", "models", "toy", "training")
+    ),
+]
+# functions that are called like a module beside them, which a package cannot export under that name
+BESIDE_THEIR_MODULE = {
+    "unfool.models.build:jem",
+    "unfool.models.unet:unet",
+    "unfool.toy.empirical_data:empirical",
+}
+
+
+def shown(package) -> dict[str, str]:
+    """The names that a type checker sees, each with where it comes from."""
+    found = {}
+    for node in ast.parse(Path(package.__file__).read_text()).body:
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            continue
+        for line in node.body:
+            if isinstance(line, ast.ImportFrom) and line.module == "unfool":
+                found |= {a.asname: f"unfool.{a.name}" for a in line.names}
+            elif isinstance(line, ast.ImportFrom):
+                found |= {a.asname: line.module for a in line.names if a.name == a.asname}
+            elif isinstance(line, ast.Assign):
+                found[ast.unparse(line.targets[0])] = "unfool.spec.load:load"
+    return {name: home for name, home in found.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_what_a_type_checker_sees_is_what_is_there(name):
+    package = importlib.import_module(name)
+    assert shown(package) == package._HOMES
+    assert dir(package) == sorted(package.__all__)
+    for exported in package.__all__:
+        assert getattr(package, exported) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_no_exported_name_is_that_of_another_module(name):
+    package = importlib.import_module(name)
+    for exported, home in package._HOMES.items():
+        if home != f"{name}.{exported}":
+            assert importlib.util.find_spec(f"{name}.{exported}") is None, exported
+
+
+def test_all_of_the_menu_is_exported():
+    exported = set()
+    for name in PACKAGES:
+        package = importlib.import_module(name)
+        exported |= {id(getattr(package, each)) for each in package.__all__}
+    hidden = {
+        target
+        for kind, names in menu.MENU.items()
+        for name, target in names.items()
+        if id(menu.find(kind, name)) not in exported
+    }
+    assert hidden == BESIDE_THEIR_MODULE
+
+
+def test_a_name_is_the_same_wherever_it_is_imported_from():
+    code = """
+import unfool
+assert unfool.attacks.APGD is unfool.APGD
+from unfool.attacks import bpda
+from unfool.attacks.views import bpda as same
+assert bpda is same is unfool.bpda
+from unfool import digits, train
+import unfool.data.digits, unfool.training.train
+assert digits is unfool.digits and train is unfool.train
+assert callable(digits) and callable(train) and callable(unfool.reverse)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_pyright_sees_types_and_mistakes(tmp_path):
+    pyright = Path(sys.executable).with_name("pyright")
+    if not pyright.exists():
+        pytest.skip("pyright is not installed")
+    file = tmp_path / "asked.py"
+    file.write_text(
+        "import unfool\n"
+        "from unfool import PGD, cifar10, load_spec\n"
+        "from unfool.defenses import DiffPure\n"
+        "PGD(steps=3)\n"
+        "PGD(stepz=3)\n"
+        "reveal_type(PGD)\n"
+        "reveal_type(DiffPure)\n"
+        "reveal_type(cifar10)\n"
+        "reveal_type(load_spec)\n"
+        "reveal_type(unfool.attacks.APGD)\n"
+    )
+    root = Path(inspect.getfile(menu)).parents[2]
+    config = {"extraPaths": [str(root)], "pythonPlatform": "Linux"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps(config))
+    command = [pyright, "--outputjson", "--pythonpath", sys.executable, "-p", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = json.loads(done.stdout)["generalDiagnostics"]
+    wrong = [(d["rule"], d["range"]["start"]["line"] + 1) for d in said if d["severity"] == "error"]
+    assert wrong == [("reportCallIssue", 5)]
+    types = [d["message"] for d in said if d["severity"] == "information"]
+    assert len(types) == 5
+    assert not any('is "Any"' in text or "Unknown" in text for text in types)
