@@ -17,7 +17,13 @@ from unfool.results.run_folder import Run
 from unfool.threat import Knowledge, Threat
 
 THREAT = Threat("linf", 0.2)
-FEW = ["purifier.steps=2", "evaluation.images=3", "evaluation.draws=2", "attacks.0.steps=2", "attacks.1.steps=2"]
+FEW = [
+    "purifier.steps=2",
+    "evaluation.images=3",
+    "evaluation.draws=2",
+    "attacks.0.steps=2",
+    "attacks.1.steps=2",
+]
 SMALL = {"threat": THREAT, "draws": 2, "quiet": True}
 
 
@@ -102,7 +108,7 @@ def test_a_folder_of_another_run_is_refused(change, network, tensors, tmp_path):
         "seed": {"seed": 1},
         "draws": {"draws": 3},
     }.get(change, {})
-    with pytest.raises(RuntimeError, match="holds a run of (an)?other"):
+    with pytest.raises(RuntimeError, match=r"holds a run of (an)?other"):
         evaluate(model, data, **options)
 
 
@@ -250,7 +256,9 @@ def test_load_gives_the_model_of_a_spec(demo, tensors):
     assert demo(x).shape == (6, 10)
     assert not any(p.requires_grad for p in demo.parameters())
     noise = unfool.Noise.of(0, range(6))
-    assert torch.equal(demo(x, noise), unfool.load("demo", ["purifier.steps=2"], device="cpu")(x, noise))
+    assert torch.equal(
+        demo(x, noise), unfool.load("demo", ["purifier.steps=2"], device="cpu")(x, noise)
+    )
     assert not torch.equal(demo(x), demo(x))
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from unfool.evaluation.prepare import AttackOnView
 from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.protocols import Classifier, Defended
+from unfool.runtime.text import kept_options
 from unfool.spec import Table, menu
 
 SPEED = ("batch_size", "chunk", "training")  # attributes that change no answer
@@ -72,21 +72,15 @@ def name_of(kind: str, thing: Any) -> str:
 
 def options(thing: Any) -> Table:
     """The options of an object that a spec could hold: numbers, words, and parts inside it."""
-    if is_dataclass(thing) and not isinstance(thing, type):
-        names = [field.name for field in fields(thing)]
-    elif inspect.isroutine(thing) or inspect.isclass(thing):
+    if inspect.isroutine(thing) or inspect.isclass(thing):
         return {}
-    else:
-        try:
-            names = list(inspect.signature(type(thing)).parameters)
-        except (TypeError, ValueError):
-            return {}
     found: Table = {}
-    for name in names:
-        value = getattr(thing, name, ()) if name not in SPEED else ()
+    for name, value in kept_options(thing, defaults=True).items():
+        if name in SPEED:
+            continue
         if (told := _plain(value)) != ():
             found[name] = told
-        elif name in menu.KIND_OF_OPTION and value != ():
+        elif name in menu.KIND_OF_OPTION:
             found[name] = part(menu.KIND_OF_OPTION[name], value)
     rule = getattr(thing, "rule", None)
     if hasattr(thing, "without_elimination") and rule is not None:

@@ -13,6 +13,7 @@ from unfool.diffusion.reverse import euler_maruyama, reverse, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.runtime.text import short_repr
 
 Forward = Literal["continuous", "discrete"]
 
@@ -35,6 +36,8 @@ class DiffPure(nn.Module):
             instead of 0.3221 at t* = 0.1).
     """
 
+    __repr__ = short_repr
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -49,6 +52,7 @@ class DiffPure(nn.Module):
         super().__init__()
         check_choice("forward", forward, Forward)
         self.denoiser, self.t, self.steps = denoiser, t, steps
+        self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 

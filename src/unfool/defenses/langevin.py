@@ -14,6 +14,7 @@ from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.runtime.text import short_repr
 
 
 class Langevin(nn.Module):
@@ -33,6 +34,8 @@ class Langevin(nn.Module):
         eta: The scale of the noise.
         score_t: The time at which the score is asked for.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

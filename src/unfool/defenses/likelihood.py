@@ -14,6 +14,7 @@ from unfool.diffusion.gradient import chain
 from unfool.diffusion.reverse import ascent
 from unfool.diffusion.schedule import time_of_noise
 from unfool.noise import Noise
+from unfool.runtime.text import short_repr
 
 Optimizer = Literal["adam", "gradient", "momentum"]
 
@@ -57,6 +58,8 @@ class LikelihoodMaximization(nn.Module):
         ValueError: An option is out of range, the schedule has not so much noise, or there is an `eta`
             and the denoiser is not one of pixels.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from unfool.defenses.purified import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.runtime.text import short_repr
 
 
 class Resized(nn.Module):
@@ -22,6 +23,8 @@ class Resized(nn.Module):
     Raises:
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
     """
+
+    __repr__ = short_repr
 
     def __init__(self, purifier: Purifier, *, size: int | None = None):
         super().__init__()
