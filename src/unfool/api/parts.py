@@ -84,7 +84,7 @@ def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor
         TypeError: It is none of these.
         ValueError: It is empty, or its images or labels are not as they should be.
     """
-    if isinstance(data, tuple | list) and len(data) == 2:
+    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
         return _arrays(data[0], data[1], classes, count)
     if isinstance(data, DataLoader):
         raise TypeError(f"{WANTED}; of a DataLoader, hand over its `.dataset`")
