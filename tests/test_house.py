@@ -21,6 +21,7 @@ FLOORS = [
     {"certification"},
     {"analysis"},
     {"report"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

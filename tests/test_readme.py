@@ -13,6 +13,14 @@ from unfool.networks.cnn import small_cnn
 from unfool.spec import menu
 
 ROOT = Path(__file__).parents[1]
+LESS = [  # so that the page runs in seconds
+    ("steps=20", "steps=2"),
+    ("steps=5", "steps=1"),
+    ("eot=8", "eot=2"),
+    ("draws=8", "draws=2"),
+    ("n=1000", "n=50"),
+    ('"evaluation.images=2"', '"evaluation.images=1", "attacks=[]", "purifier.steps=1"'),
+]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -23,6 +31,20 @@ def test_the_library_example_runs(capsys):
     code = code.replace("steps=20, eot=8", "steps=2, eot=2")
     exec(code, {"my_network": small_cnn(), "mean": (0.5,), "std": (0.5,), "x": x, "y": y})
     assert 0 <= float(re.findall(r"[\d.]+", capsys.readouterr().out)[-1]) <= 1
+
+
+def test_the_page_from_python_runs(elsewhere, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.S)
+    x, y = fetch(digits(), range(3))
+    given = {"network": small_cnn(), "x": x, "y": y}
+    for code in blocks:
+        for much, little in LESS:
+            code = code.replace(much, little)
+        exec(code, given)
+    printed = " ".join(capsys.readouterr().out.split())
+    for said in ("gets through on", "B - A", "purifier.t"):
+        assert said in printed
+    assert (elsewhere / "runs/mine/report.html").is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,6 +18,16 @@ if TYPE_CHECKING:
     from unfool import spec as _spec
     from unfool import toy as toy
     from unfool import training as training
+    from unfool.api.certify import CertifyResult as CertifyResult
+    from unfool.api.certify import certify as certify
+    from unfool.api.compare import Comparison as Comparison
+    from unfool.api.compare import compare as compare
+    from unfool.api.evaluate import evaluate as evaluate
+    from unfool.api.load import load as load
+    from unfool.api.result import Result as Result
+    from unfool.api.result import load_run as load_run
+    from unfool.api.sweep import SweepResult as SweepResult
+    from unfool.api.sweep import sweep as sweep
     from unfool.attacks.apgd import APGD as APGD
     from unfool.attacks.autoattack import AutoAttack as AutoAttack
     from unfool.attacks.corruptions import Corruption as Corruption
@@ -75,7 +85,7 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import VP as VP
     from unfool.diffusion.schedule import Discrete as Discrete
     from unfool.errors import SpecError as SpecError
-    from unfool.evaluation.evaluate import evaluate_into as evaluate_into
+    from unfool.evaluation.prepare import AttackOnView as AttackOnView
     from unfool.models.card import load_classifier as load_classifier
     from unfool.models.card import load_denoiser as load_denoiser
     from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
@@ -106,15 +116,20 @@ _HOMES = {
     "as_module": "unfool.attacks.interop",
     "ascent": "unfool.diffusion.reverse",
     "Attack": "unfool.protocols",
+    "AttackOnView": "unfool.evaluation.prepare",
     "attacks": "unfool.attacks",
     "AutoAttack": "unfool.attacks.autoattack",
     "bfloat16": "unfool.attacks.views",
     "bpda": "unfool.attacks.views",
     "calibrate": "unfool.defenses.diffusion_classifier.classifier",
+    "certify": "unfool.api.certify",
+    "CertifyResult": "unfool.api.certify",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
     "Classifier": "unfool.protocols",
     "classifier_only": "unfool.attacks.views",
+    "compare": "unfool.api.compare",
+    "Comparison": "unfool.api.compare",
     "Corruption": "unfool.attacks.corruptions",
     "COUP": "unfool.defenses.coup",
     "CrossEntropy": "unfool.training.objectives",
@@ -130,7 +145,7 @@ _HOMES = {
     "digits": "unfool.data.digits",
     "Discrete": "unfool.diffusion.schedule",
     "DistributionTransfer": "unfool.defenses.distribution_transfer",
-    "evaluate_into": "unfool.evaluation.evaluate",
+    "evaluate": "unfool.api.evaluate",
     "exact": "unfool.attacks.views",
     "ExternalAttack": "unfool.attacks.interop",
     "FAB": "unfool.attacks.fab",
@@ -142,8 +157,10 @@ _HOMES = {
     "Knowledge": "unfool.threat",
     "Langevin": "unfool.defenses.langevin",
     "LikelihoodMaximization": "unfool.defenses.likelihood",
+    "load": "unfool.api.load",
     "load_classifier": "unfool.models.card",
     "load_denoiser": "unfool.models.card",
+    "load_run": "unfool.api.result",
     "load_spec": "unfool.spec.load:load",
     "majority_vote": "unfool.defenses.purified",
     "make_sampler": "unfool.defenses.sampling",
@@ -165,6 +182,7 @@ _HOMES = {
     "Purifier": "unfool.protocols",
     "RandomSearch": "unfool.attacks.random_search",
     "Resized": "unfool.defenses.resized",
+    "Result": "unfool.api.result",
     "reverse": "unfool.diffusion.reverse",
     "SaltAndPepper": "unfool.attacks.salt_and_pepper",
     "SpecError": "unfool.errors",
@@ -172,6 +190,8 @@ _HOMES = {
     "StAdv": "unfool.attacks.stadv",
     "surrogate": "unfool.attacks.views",
     "surrogate_same_noise": "unfool.attacks.views",
+    "sweep": "unfool.api.sweep",
+    "SweepResult": "unfool.api.sweep",
     "Threat": "unfool.threat",
     "toy": "unfool.toy",
     "TRADES": "unfool.training.adversarial",

@@ -73,6 +73,10 @@ class Noise:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        known = "" if self.given is None else ", of an attacker who knows some of the defense's"
+        return f"<Noise for {len(self)} image{'' if len(self) == 1 else 's'}{known}>"
+
     def child(self, *path: StreamName) -> "Noise":
         """The stream named `path` below this one."""
         noise = self

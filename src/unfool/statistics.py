@@ -15,6 +15,11 @@ class Share(NamedTuple):
     low: float
     high: float
 
+    @property
+    def value(self) -> float:
+        """The proportion itself: another name for `accuracy`."""
+        return self.accuracy
+
     def __str__(self) -> str:
         return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}]"
 

@@ -112,7 +112,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for key in ("data", "classifier", "certification"):
         if key not in spec:
             raise SpecError(f"a certification spec needs {key!r}")
-    options = _check_options(spec["certification"])
+    options = check_options(spec["certification"])
     machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
     if spec.get("purifier") is not None:
         spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
@@ -135,10 +135,38 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         SpecError: A part refuses its options, or the parts do not fit each other.
         RuntimeError: The folder holds another run, or the model returns no numbers.
     """
-    options, machine = spec["certification"], spec["machine"]
-    device = pick_device(machine["device"])
+    device = pick_device(spec["machine"]["device"])
     data: Dataset = specs.build("data", spec["data"])
     model = build_model(spec, device)
+    return certify_model(spec, model, data, folder, device=device, shard=shard, quiet=quiet)
+
+
+def certify_model(
+    spec: Table,
+    model: Classifier,
+    data: Dataset,
+    folder: Path,
+    *,
+    device: str,
+    shard: tuple[int, int] = (0, 1),
+    quiet: bool = False,
+) -> Run:
+    """Certify a model that is made already, from where `folder` left off.
+
+    Args:
+        spec: What is asked; the parts it describes are given.
+        model: On `device`, frozen.
+        data: Images with labels.
+        folder: The run folder.
+        device: Where to compute.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: The parts do not fit each other.
+        RuntimeError: The folder holds another run, or the model returns no numbers.
+    """
+    options, machine = spec["certification"], spec["machine"]
     if isinstance(model, Defended):
         _denoises(spec["purifier"]["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
@@ -235,7 +263,12 @@ def answers(
         yield logits.argmax(1).tolist()
 
 
-def _check_options(section: Any) -> Table:
+def check_options(section: Any) -> Table:
+    """The section `certification`, checked and filled in.
+
+    Raises:
+        SpecError: An option is unknown or out of range.
+    """
     if isinstance(section, dict) and "sigma" not in section:
         raise SpecError(
             "certification needs `sigma`, the standard deviation of the noise in units of [0, 1] "

@@ -10,6 +10,7 @@ from unfool.defenses.purified import Purified, majority_vote
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, check_arguments
+from unfool.runtime.text import short_repr
 
 By = Literal["logits", "softmax", "votes"]
 
@@ -29,6 +30,8 @@ class Aggregated(nn.Module):
         ValueError: An option is out of range.
     """
 
+    __repr__ = short_repr
+
     def __init__(self, model: Purified, *, paths: Count = 10, by: By = "softmax"):
         super().__init__()
         check_arguments(Aggregated, locals())
@@ -45,8 +48,10 @@ class Aggregated(nn.Module):
         """The purifier alone."""
         return self.model.purifier
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """The aggregate (B, K) for images (B, C, H, W) in [0, 1]."""
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """The aggregate (B, K) for images (B, C, H, W) in [0, 1]; without noise, at a fresh draw."""
+        if noise is None:
+            noise = Noise.fresh(len(x))
         logits = [self.model(x, stream) for stream in self._streams(noise)]
         return aggregate(torch.stack(logits), self.by)
 

@@ -15,6 +15,7 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
+from unfool.runtime.text import short_repr
 
 Clamp = Literal["none", "released", "straight"]
 
@@ -95,6 +96,8 @@ class COUP(nn.Module):
         ValueError: An option is out of range, or there is no classifier.
     """
 
+    __repr__ = short_repr
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -113,6 +116,7 @@ class COUP(nn.Module):
         check_arguments(COUP, locals())
         guide = Confidence(classifier, denoiser, weight=weight, detach=detach)
         self.denoiser, self.t, self.steps, self.clamp = denoiser, t, steps, clamp
+        self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self.guide = guide if weight else None
 

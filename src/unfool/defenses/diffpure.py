@@ -14,6 +14,7 @@ from unfool.diffusion.schedule import Discrete, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
+from unfool.runtime.text import short_repr
 
 Forward = Literal["continuous", "discrete"]
 
@@ -36,6 +37,8 @@ class DiffPure(nn.Module):
             instead of 0.3221 at t* = 0.1).
     """
 
+    __repr__ = short_repr
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -50,6 +53,7 @@ class DiffPure(nn.Module):
         super().__init__()
         check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
+        self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 

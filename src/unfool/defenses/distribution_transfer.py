@@ -20,6 +20,7 @@ from unfool.diffusion.schedule import pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
+from unfool.runtime.text import short_repr
 
 At = Literal["x_t", "x_hat"]
 Anchor = Literal["image", "noised"]
@@ -58,6 +59,8 @@ class DistributionTransfer(nn.Module):
     Raises:
         ValueError: An option is out of range, options do not go together, or there is no classifier.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

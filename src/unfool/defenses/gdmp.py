@@ -16,6 +16,7 @@ from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
+from unfool.runtime.text import short_repr
 
 Held = Literal["mse", "ssim", "none"]
 Anchor = Literal["image", "noised"]
@@ -54,6 +55,8 @@ class GDMP(nn.Module):
     Raises:
         ValueError: An option is out of range.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

@@ -10,6 +10,7 @@ from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
+from unfool.runtime.text import short_repr
 
 CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
 
@@ -30,6 +31,8 @@ class Gradual(nn.Module):
     Raises:
         ValueError: There is no pass, or one is out of range.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, Positive, Time, check_arguments
+from unfool.runtime.text import short_repr
 
 
 class Langevin(nn.Module):
@@ -34,6 +35,8 @@ class Langevin(nn.Module):
         eta: The scale of the noise.
         score_t: The time at which the score is asked for.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

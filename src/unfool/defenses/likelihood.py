@@ -13,6 +13,7 @@ from unfool.diffusion.reverse import ascent
 from unfool.diffusion.schedule import time_of_noise
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Positive, check_arguments
+from unfool.runtime.text import short_repr
 
 Optimizer = Literal["adam", "gradient", "momentum"]
 
@@ -56,6 +57,8 @@ class LikelihoodMaximization(nn.Module):
         ValueError: An option is out of range, the schedule has not so much noise, or there is an `eta`
             and the denoiser is not one of pixels.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

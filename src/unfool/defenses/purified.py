@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
+from unfool.runtime.text import short_repr
 
 
 class Purified(nn.Module):
@@ -15,12 +16,16 @@ class Purified(nn.Module):
     The purifier draws from the stream `purify`, the classifier from `classify`.
     """
 
+    __repr__ = short_repr
+
     def __init__(self, classifier: Classifier, purifier: Purifier):
         super().__init__()
         self.classifier, self.purifier = classifier, purifier
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without noise, at a fresh draw."""
+        if noise is None:
+            noise = Noise.fresh(len(x))
         pure = self.purifier(x, noise.child("purify"))
         if pure.shape != x.shape:
             raise ValueError(

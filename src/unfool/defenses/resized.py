@@ -9,6 +9,7 @@ from unfool.defenses.purified import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, check_arguments
+from unfool.runtime.text import short_repr
 
 
 class Resized(nn.Module):
@@ -23,6 +24,8 @@ class Resized(nn.Module):
     Raises:
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
     """
+
+    __repr__ = short_repr
 
     def __init__(self, purifier: Purifier, *, size: Count | None = None):
         super().__init__()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.schedule import VP, Schedule, chain_length
 from unfool.noise import Noise
+from unfool.runtime.text import short_repr
 
 Prediction = Literal["noise", "image", "velocity", "edm"]
 SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
@@ -28,6 +29,8 @@ class Denoiser(nn.Module, ABC):
         wordings: In how many ways each class can be told, if not in one: the label
             c + (classes + 1) w is class c in its wording w.
     """
+
+    __repr__ = short_repr
 
     schedule: Schedule
     shape: tuple[int, int, int] | None = None

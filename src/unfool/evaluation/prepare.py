@@ -124,10 +124,33 @@ def prepare(spec: Table) -> Prepared:
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
     """
-    options, device = spec["evaluation"], pick_device(spec["machine"]["device"])
+    device = pick_device(spec["machine"]["device"])
     data: Dataset = specs.build("data", spec["data"])
-    model = build_model(spec, device)
-    attacks = dict(_attacks(spec["attacks"]))
+    return fit_together(
+        spec, build_model(spec, device), data, dict(_attacks(spec["attacks"])), device
+    )
+
+
+def fit_together(
+    spec: Table,
+    model: Classifier,
+    data: Dataset,
+    attacks: dict[str, AttackOnView],
+    device: str,
+) -> Prepared:
+    """The parts of an evaluation, found to fit each other.
+
+    Args:
+        spec: What is asked; its parts are given.
+        model: On `device`, frozen.
+        data: Images with labels.
+        attacks: By label.
+        device: Where to compute.
+
+    Raises:
+        SpecError: The parts do not fit each other.
+    """
+    options = spec["evaluation"]
     indices = subset(len(data), options["images"], options["subset_seed"])
     check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.noise import Noise
+from unfool.runtime.text import short_repr
 
 
 class NormalizedClassifier(nn.Module):
@@ -22,6 +23,8 @@ class NormalizedClassifier(nn.Module):
     Raises:
         ValueError: `std` is not above 0.
     """
+
+    __repr__ = short_repr
 
     mean: Tensor
     std: Tensor
@@ -41,7 +44,7 @@ class NormalizedClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
 
         Raises:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from unfool.diffusion.reverse import ascent
 from unfool.noise import Noise
+from unfool.runtime.text import short_repr
 
 LEAK = 0.2
 
@@ -34,6 +35,8 @@ class JEM(nn.Module):
     Raises:
         ValueError: There is no network of this depth or width, or an option is out of range.
     """
+
+    __repr__ = short_repr
 
     def __init__(
         self,

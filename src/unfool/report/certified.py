@@ -1,21 +1,20 @@
 """The report of a certification: certified accuracy over the radius, and what it rests on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from unfool.certification import certificate
 from unfool.report import figures, sentences
 from unfool.report.document import Part, sheet
 from unfool.report.rows import cell, memory, percent
-from unfool.report.tables import markdown, quote
+from unfool.report.tables import grid, markdown, quote
+from unfool.report.text import reproduction
 from unfool.results.run_folder import Run
 from unfool.runtime.files import write_bytes
 
@@ -50,26 +49,29 @@ def write_certificates(run: Run) -> dict[str, Any]:
     return summary
 
 
-def print_certificates(summary: Summary, folder: Path, console: Console | None = None) -> None:
+def print_certificates(
+    summary: Summary, folder: Path | None = None, console: Console | None = None
+) -> None:
     """Print what a certification says, and where the report is.
 
     Args:
-        summary: What `write_certificates` returned.
-        folder: The run's folder.
+        summary: What `write_certificates` or `certificate.summary` returned.
+        folder: The folder of the report; None if there is none.
         console: Where to; the standard output by default.
     """
     console = console or Console(highlight=False)
     if note := sentences.unfinished(summary):
         console.print(Text(note, style="bold"))
     console.print(Text(headline(summary), style="bold"))
-    for heads, body in ((RADIUS_HEADS, _by_radius(summary)), (READING_HEADS, _readings(summary))):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for i, head in enumerate(heads):
-            table.add_column(head, justify="right" if i else "left", overflow="fold")
-        for row in body:
-            table.add_row(*map(Text, row))
-        console.print(table)
-    console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
+    for heads, body in tables(summary):
+        console.print(grid(heads, body))
+    if folder is not None:
+        console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
+
+
+def tables(summary: Summary) -> list[tuple[Sequence[str], list[list[str]]]]:
+    """The tables, each as its headings and lines: certified accuracy by radius, and the rest."""
+    return [(RADIUS_HEADS, _by_radius(summary)), (READING_HEADS, _readings(summary))]
 
 
 RADIUS_HEADS = ("radius (l2)", "certified and right")
@@ -156,7 +158,7 @@ def _markdown(summary: Summary) -> str:
         markdown(RADIUS_HEADS, _by_radius(summary)),
         f"![certified accuracy over the radius](figures/{FIGURE}.png)\n\n{CAPTION}",
         markdown(READING_HEADS, _readings(summary)),
-        f"Save the spec as `spec.yaml`, then: `{_command(summary)}`",
+        reproduction(summary, _command(summary)),
         f"```yaml\n{_spec(summary)}```",
         markdown(("what", "version"), _versions(summary)),
     ]
@@ -174,7 +176,7 @@ def _page(summary: Summary, png: bytes) -> str:
             Part(heads=RADIUS_HEADS, rows=_by_radius(summary)),
             Part(CAPTION, png),
             Part(heads=READING_HEADS, rows=_readings(summary)),
-            Part(f"Save the spec below as spec.yaml, then: {_command(summary)}"),
+            Part(reproduction(summary, _command(summary)).replace("`", "")),
             Part(_spec(summary), code=True),
             Part(heads=("what", "version"), rows=_versions(summary)),
         ],

@@ -55,12 +55,12 @@ def print_comparison(
         console: Where to; the standard output by default.
     """
     console = console or Console(highlight=False)
-    for line in _opening(found):
+    for line in opening(found):
         console.print(Text(line), soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(HEADS):
         table.add_column(head, justify="right" if i else "left", overflow="fold")
-    for row, texts in zip(found.rows, _rows(found), strict=True):
+    for row, texts in zip(found.rows, lines(found), strict=True):
         style = "bold" if row.name == "robust" else ""
         if console.width < 120:
             texts = [text.replace(" [", "\n[") for text in texts]
@@ -86,25 +86,25 @@ def write_comparison(folder: Path, found: Comparison, kept: Sequence[Gate], comm
     Raises:
         OSError: The folder cannot be written.
     """
-    rows, drawn = _rows(found), figure(found.rows, kept)
-    opening, about = _opening(found), ABOUT.format(draws=found.draws)
+    rows, drawn = lines(found), figure(found.rows, kept)
+    first, about = opening(found), ABOUT.format(draws=found.draws)
     below = [_marked(gate) for gate in kept]
     below += [
         f"{d['severity']} doubt of {run}: {d['name']}: {d['why']}" for run, d in _doubts(found)
     ]
     title = "Two runs compared"
-    parts = [f"# {title}", *map(quote, opening), markdown(HEADS, rows), about]
+    parts = [f"# {title}", *map(quote, first), markdown(HEADS, rows), about]
     parts += ["\n".join(f"- {quote(line)}" for line in below)] if below else []
     parts += [f"![accuracy](compare.png)\n\n{CAPTION}{DASHED * bool(kept)}"]
     parts += [f"Made by `{command}`"]
     write_bytes(folder / "compare.png", drawn)
     write_bytes(folder / "compare.md", ("\n\n".join(parts) + "\n").encode())
-    page = [*map(Part, opening), Part(heads=HEADS, rows=rows), Part(about), *map(Part, below)]
+    page = [*map(Part, first), Part(heads=HEADS, rows=rows), Part(about), *map(Part, below)]
     page += [Part(CAPTION + DASHED * bool(kept), drawn)]
     page += [Part(command, code=True)]
     write_bytes(folder / "compare.html", sheet(title, page).encode())
     whole: dict[str, Any] = {"version": VERSION, "command": command} | asdict(found)
-    whole["rows"] = [_named(row) for row in found.rows]
+    whole["rows"] = [named(row) for row in found.rows]
     whole["gates"] = [
         asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
         for gate in kept
@@ -187,7 +187,7 @@ def figure(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> bytes:
     return png(drawn)
 
 
-def _opening(found: Comparison) -> list[str]:
+def opening(found: Comparison) -> list[str]:
     """What is compared, what differs, and the number that counts."""
     row = {row.name: row for row in found.rows}
     name = "robust" if "robust" in row else "clean"
@@ -209,7 +209,8 @@ def _marked(gate: Gate) -> str:
     return f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate)}"
 
 
-def _rows(found: Comparison) -> list[list[str]]:
+def lines(found: Comparison) -> list[list[str]]:
+    """A line of the table (`HEADS`) for each condition."""
     return [
         [
             _title(row),
@@ -228,7 +229,8 @@ def _title(row: Paired) -> str:
     return "random noise" if row.name == "random" else row.name
 
 
-def _named(row: Paired) -> dict[str, Any]:
+def named(row: Paired) -> dict[str, Any]:
+    """A condition as JSON holds it."""
     shares = {name: getattr(row, name)._asdict() for name in ("a", "b", "change")}
     return asdict(row) | shares
 

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from unfool.report import rows, sentences
 from unfool.report.plates import ReportFigure
-from unfool.report.text import reproduce, spec_yaml, versions
+from unfool.report.text import reproduce, reproduction, spec_yaml, versions
 
 SCALE = 1.7  # pixels of a figure's file to a pixel of the page
 
@@ -47,7 +47,7 @@ def page(summary: Mapping[str, Any], plates: Mapping[str, ReportFigure]) -> str:
         resubmission=rows.resubmission(summary),
         figures={name: _picture(plate) for name, plate in plates.items()},
         spec=spec_yaml(summary),
-        command=reproduce(summary),
+        reproduction=reproduction(summary, reproduce(summary)).replace("`", ""),
         versions=versions(summary),
     )
 

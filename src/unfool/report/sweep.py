@@ -49,7 +49,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequenc
     names, attacks = _conditions(done), _attacks(done)
     drawn, title = figure(points, names, attacks), _title(done, pooled)
     about = _about(done, of) + _about_columns(done) + _about_figure(points, names, attacks)
-    heads, rows = _table(done)
+    heads, rows = sweep_table(done)
     text, page = [markdown(heads, rows)], [_part(heads, rows)]
     if pooled:
         heads, rows = _pooled_table(pooled, names)
@@ -141,7 +141,8 @@ def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doub
     return lines
 
 
-def _table(done: Done) -> tuple[list[str], list[list[str]]]:
+def sweep_table(done: Done) -> tuple[list[str], list[list[str]]]:
+    """The cells that are done: headings, and a line for each."""
     names = _conditions(done)
     heads = [*done[0][0].values, *names, "network calls an image", "seconds an image"]
     rows = []

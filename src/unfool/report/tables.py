@@ -28,12 +28,14 @@ from unfool.report.rows import (
 SEVERITY = {"red": "bold red", "yellow": "yellow"}
 
 
-def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | None = None) -> None:
+def print_summary(
+    summary: Mapping[str, Any], folder: Path | None = None, console: Console | None = None
+) -> None:
     """Print what a run says, its doubts, and where the report is.
 
     Args:
-        summary: What `write_report` returned.
-        folder: The run's folder.
+        summary: What `write_report` or `summarize_run` returned.
+        folder: The folder of the report; None if there is none.
         console: Where to; the standard output by default.
     """
     console = console or Console(highlight=False)
@@ -55,7 +57,8 @@ def print_summary(summary: Mapping[str, Any], folder: Path, console: Console | N
         console.print(mark + Text(f"{doubt['name']}: {doubt['why']}", style="default"))
     if not summary["doubts"]:
         console.print(Text("no doubts were raised"))
-    console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
+    if folder is not None:
+        console.print(Text(f"report: {folder / 'report.html'}"), soft_wrap=True)
 
 
 def accuracy_table(summary: Mapping[str, Any]) -> str:
@@ -117,6 +120,16 @@ def quote(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\|`*_\[\]])", r"\\\1", plain)
+
+
+def grid(heads: Sequence[str], body: Sequence[Sequence[str]]) -> Table:
+    """A table for the terminal; the columns after the first stand to the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="right" if i else "left", overflow="fold")
+    for row in body:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _grid(summary: Mapping[str, Any], narrow: bool) -> Table:

@@ -58,7 +58,7 @@ def to_markdown(summary: Mapping[str, Any], plates: Mapping[str, ReportFigure]) 
         "## Cost",
         cost_table(summary),
         "## How to reproduce it",
-        f"Save the spec as `spec.yaml`, then: `{reproduce(summary)}`",
+        reproduction(summary, reproduce(summary)),
         "This report anew, from the run's folder: `unfool report FOLDER`",
         f"```yaml\n{spec_yaml(summary)}```",
         "## Versions",
@@ -75,6 +75,13 @@ def spec_yaml(summary: Mapping[str, Any]) -> str:
 def reproduce(summary: Mapping[str, Any]) -> str:
     """The command that makes the run anew."""
     return f"unfool evaluate spec.yaml --out runs/{summary['run']}-again"
+
+
+def reproduction(summary: Mapping[str, Any], command: str) -> str:
+    """How to make a run anew, in a sentence of Markdown before its spec."""
+    if function := summary["spec"].get("python"):
+        return f"It was asked from Python, by `{function}`, of objects that are described below."
+    return f"Save the spec below as `spec.yaml`, then: `{command}`"
 
 
 def versions(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -35,7 +35,10 @@ def code_hash(spec: Table) -> str:
     """A hash of the source of every module of one's own that a spec names."""
     digest = hashlib.sha256()
     for module in sorted(set(_modules(spec))):
-        found = importlib.util.find_spec(module)
+        try:
+            found = importlib.util.find_spec(module)
+        except (ValueError, ImportError):  # of a notebook, or of a module that is gone
+            continue
         if found is not None and found.origin and Path(found.origin).is_file():
             digest.update(Path(found.origin).read_bytes())
     return digest.hexdigest()

@@ -26,6 +26,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
+from unfool.runtime.text import short_repr
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -73,6 +74,8 @@ class DiffusionClassifier(nn.Module):
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
     """
 
+    __repr__ = short_repr
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -114,12 +117,14 @@ class DiffusionClassifier(nn.Module):
         self._used = list(range(draws))  # without elimination; `stage` takes fewer
         self.classes_kept = 1  # see `stage`
 
-    def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1].
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without noise, at a fresh draw.
 
         Raises:
             ValueError: The images are not of the denoiser's shape.
         """
+        if noise is None:
+            noise = Noise.fresh(len(x))
         shape = None if self.denoiser.resizes else self.denoiser.shape
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(

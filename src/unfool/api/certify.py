@@ -1,0 +1,198 @@
+"""A certification from Python, and its result."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from unfool.api.describe import contents, model_parts
+from unfool.api.evaluate import data_name
+from unfool.api.frame import to_frame
+from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
+from unfool.api.result import check_least, kept, place_for
+from unfool.certification.certificate import certified_at, summary
+from unfool.certification.certify import certify_model, check_options
+from unfool.protocols import Classifier, Dataset
+from unfool.report.certified import headline, print_certificates, tables, write_certificates
+from unfool.report.notebook import fragment, plain_text
+from unfool.report.rows import percent
+from unfool.results.run_folder import Run
+from unfool.statistics import Share
+
+
+class CertifyResult:
+    """What a certification proved. Printing it gives the tables that the command prints.
+
+    Args:
+        run: The run.
+        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+
+    Raises:
+        RuntimeError: The run has no images yet, or is no certification.
+    """
+
+    def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
+        self.run, self._home = run, home
+        self._summary = summary(run)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "CertifyResult":
+        """The result that a run folder of `unfool certify` holds so far.
+
+        Raises:
+            RuntimeError: There is no run, no image yet, or it is no certification.
+        """
+        return cls(Run.open(Path(folder)))
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None if it is a temporary one."""
+        return None if self._home else self.run.folder
+
+    @property
+    def n(self) -> int:
+        """How many images are done."""
+        return self._summary["n"]
+
+    @property
+    def of(self) -> int:
+        """How many were asked for."""
+        return self._summary["of"]
+
+    @cached_property
+    def certified(self) -> dict[float, Share]:
+        """How many images are certified and right, by the radius (l2, pixels in [0, 1])."""
+        rows = self._summary["certified"]
+        return {row["radius"]: Share(row["accuracy"], row["low"], row["high"]) for row in rows}
+
+    def certified_at(self, radius: float) -> Share:
+        """How many images are certified and right at every point nearer than `radius`."""
+        return certified_at(radius, self._summary["images"])
+
+    @property
+    def clean(self) -> Share:
+        """On how many images the right class is in front, certified or not."""
+        return Share(**self._summary["clean"])
+
+    @property
+    def one_draw(self) -> Share:
+        """How often one noisy draw is answered rightly."""
+        return Share(**self._summary["one_draw"])
+
+    @property
+    def abstained(self) -> Share:
+        """On how many images nothing is certified."""
+        return Share(**self._summary["abstained"])
+
+    @property
+    def wrong(self) -> Share:
+        """On how many images a wrong answer is certified."""
+        return Share(**self._summary["wrong"])
+
+    @property
+    def mean_radius(self) -> float:
+        """The mean certified radius; of images that are wrong or abstained on it is 0."""
+        return self._summary["mean_radius"]
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Network calls, seconds and memory."""
+        return dict(self._summary["cost"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        return summary(self.run)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """A row for each image: `index`, `label`, `answer` (None: abstained), `radius`, `correct`."""
+        return [
+            {key: row[key] for key in ("index", "label", "answer", "radius")}
+            | {"correct": row["answer"] == row["label"]}
+            for row in self._summary["images"]
+        ]
+
+    def to_dataframe(self) -> Any:
+        """The rows of `to_records` as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return to_frame(self.to_records())
+
+    def write_report(self, folder: str | Path | None = None) -> Path:
+        """Write the report, and keep the run beside it, as `Result.write_report` does.
+
+        Raises:
+            ValueError: The run's folder is a temporary one, and no other is named.
+            RuntimeError: The folder holds another run.
+        """
+        run = kept(self.run, self._home is not None, folder)
+        write_certificates(run)
+        return run.folder
+
+    def __str__(self) -> str:
+        return plain_text(lambda console: print_certificates(self._summary, console=console))
+
+    def __repr__(self) -> str:
+        at = ", ".join(f"{percent(self.certified[r].value)} at {r:g}" for r in (0.25, 0.5))
+        return f"<CertifyResult: certified {at} (l2); {self.n} of {self.of} images>"
+
+    def _repr_html_(self) -> str:
+        return fragment(headline(self._summary), [], tables(self._summary))
+
+
+def certify(
+    model: Classifier | Callable[..., Any],
+    data: Dataset | tuple[Any, Any] | Any,
+    *,
+    sigma: float,
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    images: int | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    quiet: bool = False,
+) -> CertifyResult:
+    """Certify answers in l2 by randomized smoothing (Cohen et al., 2019).
+
+    Args:
+        model: As `unfool.evaluate` takes it. A purifier needs a method `denoise(x, sigma, noise)`.
+        data: As `unfool.evaluate` takes it.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels.
+        n0: Draws that choose the answer.
+        n: Draws, apart from these, that measure how sure it is.
+        alpha: The chance that an image's certificate may be wrong.
+        images: How many, the ones that the command would choose; all by default.
+        seed: Of all noise.
+        out: A run folder, as of `unfool.evaluate`.
+        classes: The name of each class.
+        batch_size: The most draws in one call of the model; speed only.
+        device: Where to compute; by default where the model's weights are.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: An option is out of range, or the parts do not fit each other.
+        TypeError: The model cannot be called, or the data are of no kind that is known.
+        RuntimeError: The folder holds another run.
+    """
+    check_least({"batch_size": batch_size})
+    asked = as_classifier(model)
+    place, told = device_of(asked, device), getattr(asked, "sigma", sigma)
+    if getattr(asked, "noised", False) and told != sigma:
+        raise ValueError(f"the model judges images with noise of {told:g}, not of sigma {sigma:g}")
+    options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
+    with lent(asked, place):
+        images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
+        spec = {"python": "unfool.certify", "data": {"name": data_name(images_of)}}
+        spec |= model_parts(asked)
+        spec["contents"] = {"model": contents(asked)}
+        spec["certification"] = check_options(options)
+        spec["machine"] = {"device": place, "batch_size": batch_size}
+        folder, home = place_for(out)
+        run = certify_model(spec, asked, images_of, folder, device=place, quiet=quiet)
+    return CertifyResult(run, home)

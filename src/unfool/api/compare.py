@@ -1,0 +1,52 @@
+"""Two results beside each other."""
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from unfool.api.result import Result, run_of
+from unfool.report import compare as told
+from unfool.report.notebook import fragment, plain_text
+from unfool.results import compare as comparing
+from unfool.results.run_folder import Run
+
+
+class Comparison(comparing.Comparison):
+    """Two runs beside each other, image by image. Printing it gives the table of the command."""
+
+    def __str__(self) -> str:
+        return plain_text(lambda console: told.print_comparison(self, console=console))
+
+    def __repr__(self) -> str:
+        found = {row.name: row.change.mean for row in self.rows}
+        name = "robust" if "robust" in found else "clean"
+        points = 100 * found[name]
+        return f"<Comparison: {name} {points:+.1f} points from A to B; {self.n} images>"
+
+    def _repr_html_(self) -> str:
+        title, *opening = told.opening(self)
+        return fragment(title, opening, [(told.HEADS, told.lines(self))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `compare.json` holds of it."""
+        return asdict(self) | {"rows": [told.named(row) for row in self.rows]}
+
+    def write_report(self, folder: str | Path) -> Path:
+        """Write `compare.html`, `.md`, `.json` and `.png` into a folder, which is returned."""
+        told.write_comparison(Path(folder), self, (), "unfool.compare(a, b)")
+        return Path(folder)
+
+
+def compare(a: Result | Run | str | Path, b: Result | Run | str | Path) -> Comparison:
+    """Set B beside A, on the images that both have done.
+
+    Args:
+        a: The baseline: a result, or a run folder.
+        b: What is judged.
+
+    Raises:
+        RuntimeError: They have nothing that can be compared: other images, threats, seeds or numbers
+            of draws.
+    """
+    found = comparing.compare(run_of(a), run_of(b))
+    return Comparison(**{field.name: getattr(found, field.name) for field in fields(found)})

@@ -1,0 +1,168 @@
+"""What a run from Python was asked, in the words of a spec: the report and the doubts go by these."""
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.attacks.interop import ExternalAttack
+from unfool.evaluation.prepare import AttackOnView
+from unfool.evaluation.spec import ATTACK_FLAGS
+from unfool.models.classifiers import NormalizedClassifier
+from unfool.protocols import Classifier, Defended
+from unfool.runtime.text import kept_options
+from unfool.spec import Table, menu
+
+SPEED = ("batch_size", "chunk", "training")  # attributes that change no answer
+MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # what every module has
+
+
+def model_parts(model: Classifier) -> Table:
+    """The parts `classifier` and, of a defended model, `purifier` and `paths`."""
+    if not isinstance(model, Defended):
+        return {"classifier": part("classifier", model)}
+    found = {"classifier": part("classifier", model.classifier)}
+    found["purifier"] = part("purifier", model.purifier)
+    if hasattr(model, "paths"):
+        found["paths"] = {"count": model.paths, "by": getattr(model, "by", "its own rule")}  # pyright: ignore
+    return found
+
+
+def attack_entry(label: str, viewed: AttackOnView) -> Table:
+    """The row of an attack: its name and options, its label, what it sees, and what it is."""
+    attack: Any = viewed.attack
+    if isinstance(attack, ExternalAttack):
+        attack = attack.function
+    row = part("attack", attack)
+    if not row.get("early_stop"):  # as of a checked spec
+        row = {k: v for k, v in row.items() if k not in ("early_stop", "early_stop_share")}
+    view = part("view", viewed.view)
+    row |= {"view": view["name"] if len(view) == 1 else view, "label": label}
+    if viewed.knows is not None:
+        row["knows"] = viewed.knows.word
+    return row | {flag: False for flag in ATTACK_FLAGS if not getattr(viewed, flag)}
+
+
+def part(kind: str, thing: Any) -> Table:
+    """An object as a part of a spec: its name, and those of its options that can be told."""
+    if isinstance(thing, partial):
+        plain = {
+            key: told for key, value in thing.keywords.items() if (told := _plain(value)) != ()
+        }
+        return part(kind, thing.func) | plain
+    if isinstance(thing, NormalizedClassifier):
+        return {"name": type(thing.network).__name__} | _precision(thing)
+    return {"name": name_of(kind, thing)} | options(thing) | _precision(thing)
+
+
+def name_of(kind: str, thing: Any) -> str:
+    """What the menu calls an object's class or a function; else `module:name`."""
+    made = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    target = f"{made.__module__}:{made.__qualname__}"
+    short = {address: name for name, address in menu.MENU[kind].items()}
+    if target in short:
+        return short[target]
+    return made.__qualname__ if made.__module__.startswith("unfool.") else target
+
+
+def options(thing: Any) -> Table:
+    """The options of an object that a spec could hold: numbers, words, and parts inside it."""
+    if inspect.isroutine(thing) or inspect.isclass(thing):
+        return {}
+    found: Table = {}
+    for name, value in kept_options(thing, defaults=True).items():
+        if name in SPEED:
+            continue
+        if (told := _plain(value)) != ():
+            found[name] = told
+        elif name in menu.KIND_OF_OPTION:
+            found[name] = part(menu.KIND_OF_OPTION[name], value)
+    rule = getattr(thing, "rule", None)
+    if hasattr(thing, "without_elimination") and rule is not None:
+        found["elimination"] = type(rule).__name__.lower()
+    return found
+
+
+def contents(thing: Any) -> str:
+    """A hash of what an object is made of: weights, buffers, options, and the parts inside it.
+
+    The code of its class is no part of it, but for its name; nor is the device, nor the batch size.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(thing, {}):
+        digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    if isinstance(thing, Tensor):
+        flat = thing.detach().cpu().contiguous().reshape(-1)
+        yield f"{thing.dtype} {tuple(thing.shape)}".encode()
+        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    elif hasattr(thing, "tobytes"):
+        yield thing.tobytes()
+    elif thing is None or isinstance(thing, bool | int | float | str | bytes | Path):
+        yield repr(thing).encode() + b";"
+    elif isinstance(thing, torch.device):
+        return
+    elif id(thing) in seen:
+        yield b"again;"
+    else:
+        seen[id(thing)] = thing  # kept, so that no other has its number
+        yield from _inside(thing, seen)
+
+
+def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    if isinstance(thing, Mapping):
+        pairs = [(str(key), value) for key, value in thing.items()]
+    elif isinstance(thing, list | tuple):
+        pairs = [(str(place), value) for place, value in enumerate(thing)]
+    elif isinstance(thing, partial):
+        pairs = [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
+    elif inspect.ismodule(thing):
+        yield thing.__name__.encode()
+        return
+    elif inspect.isroutine(thing) or inspect.isclass(thing):
+        yield f"{thing.__module__}:{thing.__qualname__};".encode()
+        return
+    else:
+        yield f"{type(thing).__module__}:{type(thing).__qualname__};".encode()
+        pairs = _attributes(thing)
+    for name, value in pairs:
+        yield f"{name}=".encode()
+        yield from _pieces(value, seen)
+
+
+def _attributes(thing: Any) -> list[tuple[str, Any]]:
+    if isinstance(thing, nn.Module):
+        found: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
+        found += thing.named_buffers(recurse=False)
+        found += thing.named_children()
+        return found + [(k, v) for k, v in sorted(vars(thing).items()) if k not in MODULE]
+    own = vars(thing) if hasattr(thing, "__dict__") else {}
+    return [(k, v) for k, v in sorted(own.items()) if k not in SPEED]
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML and JSON can hold it; () if they cannot."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple) and value:
+        told = [_plain(each) for each in value]
+        return told if () not in told else ()
+    return ()
+
+
+def _precision(thing: Any) -> Table:
+    """The half precision that a model's weights have, which a doubt asks about."""
+    halves = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    weights = thing.parameters() if isinstance(thing, nn.Module) else ()
+    found = sorted({halves[weight.dtype] for weight in weights if weight.dtype in halves})
+    return {"precision": found[0]} if found else {}

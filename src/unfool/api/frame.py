@@ -1,0 +1,21 @@
+"""Records as a table of pandas, where that is installed."""
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+
+def to_frame(records: Sequence[Mapping[str, Any]]) -> Any:
+    """A `pandas.DataFrame` with a row for each record.
+
+    Raises:
+        ImportError: pandas is not installed.
+    """
+    try:
+        pandas = import_module("pandas")
+    except ImportError as error:
+        raise ImportError(
+            "to_dataframe() needs pandas: `pip install pandas`; to_records() gives the same rows "
+            "without it"
+        ) from error
+    return pandas.DataFrame.from_records(list(records))

@@ -1,0 +1,31 @@
+"""The model that a spec describes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unfool import spec as specs
+from unfool.evaluation.prepare import build_model
+from unfool.evaluation.spec import check_model
+from unfool.protocols import Classifier
+from unfool.runtime.device import pick_device
+
+
+def load(
+    spec: str | Path | dict[str, Any], changes: Sequence[str] = (), device: str = "auto"
+) -> Classifier:
+    """The very model that a spec describes: its classifier, behind its defense if it has one.
+
+    Args:
+        spec: A YAML file, the name of a shipped spec (`"demo"`), or a table.
+        changes: `path.to.key=value`, as `--set` takes them.
+        device: Where the model is put; `"auto"` is the GPU where there is one.
+
+    Returns:
+        A classifier, frozen and in eval mode: `model(x)` with images (B, C, H, W) in [0, 1] gives
+        logits (B, K), on fresh noise; `model(x, noise)` on yours.
+
+    Raises:
+        ValueError: What is wrong with the spec, in a sentence.
+    """
+    return build_model(check_model(specs.load(spec, changes)), pick_device(device))

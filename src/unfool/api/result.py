@@ -1,0 +1,229 @@
+"""The result of an evaluation, finished or not: numbers with intervals, doubts, and every answer."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from unfool.api.frame import to_frame
+from unfool.report.notebook import plain_text, summary_html
+from unfool.report.rows import percent
+from unfool.report.tables import print_summary
+from unfool.report.write import write_report
+from unfool.results.doubt import Doubt
+from unfool.results.run_folder import Run, merge
+from unfool.results.summary import Judged, summarize_run
+from unfool.statistics import Share
+
+READINGS = ("per_draw", "majority", "all_draws")
+
+
+class Result:
+    """What an evaluation found. Printing it gives the table that the command prints.
+
+    Each condition is a `Judged`: how often the model is right `per_draw`, by `majority` and on
+    `all_draws`, each a `Share` with `value`, `low` and `high`, the 95 % interval; and `undefended`,
+    how often the classifier without its defense is, or None.
+
+    Args:
+        run: The run.
+        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+
+    Raises:
+        RuntimeError: The run has no outcomes yet, or is no evaluation.
+    """
+
+    def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
+        if run.kind == "certification":
+            raise RuntimeError(
+                f"{run.folder} holds a certification: open it by unfool.CertifyResult.open(folder)"
+            )
+        self.run, self._home = run, home
+        self._summary = summarize_run(run)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Result":
+        """The result that a run folder holds so far.
+
+        Raises:
+            RuntimeError: There is no run, no outcome yet, or it is no evaluation.
+        """
+        return cls(Run.open(Path(folder)))
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None if it is a temporary one."""
+        return None if self._home else self.run.folder
+
+    @property
+    def n(self) -> int:
+        """How many images are done."""
+        return self._summary["n"]
+
+    @property
+    def of(self) -> int:
+        """How many were asked for."""
+        return self._summary["of"]
+
+    @cached_property
+    def clean(self) -> Judged:
+        """On the images as they are."""
+        return judged("clean", self._summary["clean"])
+
+    @cached_property
+    def random(self) -> Judged | None:
+        """Under random noise of the threat's size; None if there was no attack."""
+        return judged("random", self._summary["random"]) if "random" in self._summary else None
+
+    @cached_property
+    def robust(self) -> Judged:
+        """Under the attack that counts, which the attacker chose for each image by draws of their own."""
+        return judged("robust", self._summary["robust"])
+
+    @cached_property
+    def attacks(self) -> dict[str, Judged]:
+        """Under each attack, by name: those that count first, then the others and the corruptions."""
+        keys = ("attacks", "known_noise", "unbounded", "corruptions")
+        rows = [row for key in keys for row in self._summary.get(key, ())]
+        return {row["name"]: judged(row["name"], row["robust"]) for row in rows}
+
+    @cached_property
+    def doubts(self) -> list[Doubt]:
+        """Reasons not to believe the numbers, the red ones first; docs/doubts.md explains each."""
+        found = [Doubt(**doubt) for doubt in self._summary["doubts"]]
+        return sorted(found, key=lambda doubt: doubt.severity != "red")
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Network calls (`nfe_forward`, ...), `seconds`, `images_per_second` and `peak_bytes`."""
+        return dict(self._summary["cost"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        return summarize_run(self.run)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """Every answer: a row for each image, condition and draw.
+
+        Returns:
+            Tables with `index` (the place in the data set), `label`, `condition`, `draw`, `answer` (a
+            class) and `correct`. The condition `robust` repeats, for each image, the attack that
+            counts.
+        """
+        return [
+            {
+                "index": outcome.index,
+                "label": outcome.label,
+                "condition": name,
+                "draw": draw,
+                "answer": answer,
+                "correct": answer == outcome.label,
+            }
+            for outcome in self.run.outcomes()
+            for name, condition in {
+                **outcome.conditions,
+                "robust": outcome.conditions[outcome.chosen],
+            }.items()
+            for draw, answer in enumerate(condition.draws)
+        ]
+
+    def to_dataframe(self) -> Any:
+        """The rows of `to_records` as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return to_frame(self.to_records())
+
+    def write_report(self, folder: str | Path | None = None) -> Path:
+        """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
+
+        Args:
+            folder: Where to; the run's own folder by default. `unfool.load_run` opens it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: The run's folder is a temporary one, and no other is named.
+            RuntimeError: The folder holds another run.
+        """
+        run = kept(self.run, self._home is not None, folder)
+        write_report(run)
+        return run.folder
+
+    def __str__(self) -> str:
+        return plain_text(lambda console: print_summary(self._summary, console=console))
+
+    def __repr__(self) -> str:
+        said = f"clean {percent(self.clean.per_draw.value)}"
+        if self._summary["attacks"]:
+            said += f", robust {percent(self.robust.per_draw.value)}"
+        seen = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
+        return f"<Result: {said} per draw; {seen}>"
+
+    def _repr_html_(self) -> str:
+        return summary_html(self._summary)
+
+
+def load_run(folder: str | Path) -> Result:
+    """The result that a run folder of `unfool evaluate` holds, finished or not.
+
+    Raises:
+        RuntimeError: There is no run, no outcome yet, or it is no evaluation.
+    """
+    return Result.open(folder)
+
+
+def judged(name: str, readings: Mapping[str, Any]) -> Judged:
+    """The condition that a summary's `readings` tell of."""
+    shares = {key: Share(**readings[key]) for key in READINGS}
+    bare = readings.get("undefended")
+    return Judged(name, **shares, k=readings["k"], undefended=Share(**bare) if bare else None)
+
+
+def kept(run: Run, temporary: bool, folder: str | Path | None) -> Run:
+    """A run where it is; or a copy of it in `folder`.
+
+    Raises:
+        ValueError: It is in a temporary folder, and no other is named.
+        RuntimeError: The folder holds another run.
+    """
+    if folder is None and temporary:
+        raise ValueError("this run is in a temporary folder: name a folder for the report")
+    if folder is None or Path(folder).resolve() == run.folder.resolve():
+        return run
+    return merge([run.folder], Path(folder))
+
+
+def run_of(given: "Result | Run | str | Path") -> Run:
+    """The run of a result, or in a folder."""
+    if isinstance(given, Result):
+        return given.run
+    return given if isinstance(given, Run) else Run.open(Path(given))
+
+
+def place_for(
+    out: str | Path | None,
+) -> tuple[Path, "TemporaryDirectory[str] | None"]:
+    """The folder for a run, and, if none is named, the temporary one that holds it."""
+    if out is not None:
+        return Path(out), None
+    home: TemporaryDirectory[str] = TemporaryDirectory(prefix="unfool-")
+    return Path(home.name), home
+
+
+def check_least(values: Mapping[str, Any], least: int = 1) -> None:
+    """Refuse numbers below `least`.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, value in values.items():
+        if isinstance(value, int) and value < least:
+            raise ValueError(f"{name} must be {least} or more, not {value}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,125 @@
+"""A sweep from Python: an evaluation for every combination of some values."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from unfool import spec as specs
+from unfool.api.frame import to_frame
+from unfool.api.result import READINGS, Result, place_for
+from unfool.evaluation import sweep as sweeps
+from unfool.report.notebook import fragment, plain_text
+from unfool.report.sweep import sweep_table, write_sweep
+from unfool.report.tables import grid
+from unfool.results.cell import Cell
+from unfool.results.run_folder import merge
+
+
+class SweepResult(list[tuple[dict[str, str], Result]]):
+    """The results of a sweep: a list of (values, result). Printing it gives the command's table.
+
+    Args:
+        cells: Those that are done, with their results.
+        failed: Of each that cannot be run, its values and the reason.
+        home: The temporary folder of the runs, if they lie in one; it goes when this does.
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[tuple[Cell, Result]],
+        failed: Sequence[str] = (),
+        home: "TemporaryDirectory[str] | None" = None,
+    ) -> None:
+        super().__init__((cell.values, result) for cell, result in cells)
+        self.failed, self._cells, self._home = list(failed), list(cells), home
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """A row for each combination, condition and reading: the values, then what was found.
+
+        Returns:
+            Tables with the swept paths, `condition`, `reading` (`per_draw`, `majority` or `all_draws`),
+            `accuracy`, `low` and `high`.
+        """
+        return [
+            {**values, "condition": name, "reading": reading} | getattr(found, reading)._asdict()
+            for values, result in self
+            for name, found in _conditions(result).items()
+            for reading in READINGS
+        ]
+
+    def to_dataframe(self) -> Any:
+        """The rows of `to_records` as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return to_frame(self.to_records())
+
+    def write_report(self, folder: str | Path) -> Path:
+        """Write `sweep.html`, `.md`, `.json` and `.png` into a folder, and keep the runs in it.
+
+        Returns:
+            The folder.
+        """
+        whole = Path(folder)
+        for cell, result in self._cells:
+            place = sweeps.place(whole, cell)
+            if place.resolve() != result.run.folder.resolve():
+                merge([result.run.folder], place)
+        of = len(self) + len(self.failed)
+        write_sweep(whole, self._done(), of, "unfool.sweep(...)", self.failed)
+        return whole
+
+    def _done(self) -> list[tuple[Cell, Mapping[str, Any]]]:
+        return [(cell, result.to_dict()) for cell, result in self._cells]
+
+    def __str__(self) -> str:
+        heads, lines = sweep_table(self._done())
+        table = plain_text(lambda console: console.print(grid(heads, lines)))
+        return "\n".join([table, *(f"not run: {each}" for each in self.failed)])
+
+    def __repr__(self) -> str:
+        return f"<SweepResult: {len(self)} of {len(self) + len(self.failed)} combinations>"
+
+    def _repr_html_(self) -> str:
+        failed = [f"not run: {each}" for each in self.failed]
+        return fragment("Accuracy per draw", [], [sweep_table(self._done())], failed)
+
+
+def sweep(
+    spec: str | Path | dict[str, Any],
+    changes: Sequence[str] = (),
+    *,
+    data: str | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
+) -> SweepResult:
+    """Evaluate every combination of the values in a spec's section `sweep`.
+
+    Args:
+        spec: A YAML file, the name of a shipped spec, or a table.
+        changes: `path.to.key=value`, as `--set` takes them.
+        data: The folder that data sets are read from.
+        out: The folder of the sweep, which goes on where it stopped; a temporary one by default.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: What is wrong with the spec, or no combination can be run.
+        RuntimeError: The folder holds another run.
+    """
+    cells = sweeps.check(specs.load(spec, changes), data)
+    folder, home = place_for(out)
+    done: list[tuple[Cell, Result]] = []
+    failed: list[str] = []
+    for cell, run in sweeps.run(cells, folder, quiet):
+        if isinstance(run, ValueError):
+            failed.append(", ".join(f"{k} {v}" for k, v in cell.values.items()) + f": {run}")
+        else:
+            done.append((cell, Result(run, home)))
+    return SweepResult(done, failed, home)
+
+
+def _conditions(result: Result) -> dict[str, Any]:
+    found = {"clean": result.clean, "random": result.random, **result.attacks}
+    return {name: judged for name, judged in found.items() if judged} | {"robust": result.robust}

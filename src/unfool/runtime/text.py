@@ -1,0 +1,80 @@
+"""Objects in a line of text."""
+
+import inspect
+from dataclasses import fields, is_dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WIDEST = 40  # characters of one value
+
+
+def short_repr(self: object) -> str:
+    """An object in a line: its class, and those of its options that are not the defaults.
+
+    Networks are told by their class and their number of weights. It serves as a `__repr__`.
+    """
+    told = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
+    return f"{type(self).__name__}({', '.join(told)})"
+
+
+def kept_options(thing: object, defaults: bool = False) -> dict[str, Any]:
+    """The arguments that an object was made with, as far as it keeps them as attributes.
+
+    Args:
+        thing: An object with a `__init__`.
+        defaults: Take those that are the defaults, too.
+    """
+    if is_dataclass(thing):
+        known = {field.name: field.default for field in fields(thing)}
+    else:
+        try:
+            parameters = inspect.signature(type(thing)).parameters
+        except (TypeError, ValueError):
+            return {}
+        known = {name: parameter.default for name, parameter in parameters.items()}
+    found = {name: getattr(thing, name) for name in known if hasattr(thing, name)}
+    found = {name: value for name, value in found.items() if not inspect.ismethod(value)}
+    if defaults:
+        return found
+    return {name: value for name, value in found.items() if not _same(value, known[name])}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, nn.Module):
+        ours = type(value).__repr__ is short_repr
+        return repr(value) if ours else f"{type(value).__name__}({_weights(value)})"
+    if isinstance(value, Tensor):
+        flat = value.detach().flatten().tolist() if value.numel() <= 4 else list(value.shape)
+        said = ", ".join(f"{number:.4g}" for number in flat)
+        return f"[{said}]" if value.numel() <= 4 else f"tensor({said})"
+    if inspect.isroutine(value) or isinstance(value, partial):
+        return getattr(_function(value), "__name__", "function")
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= WIDEST else f"{text[: WIDEST - 4]} ..."
+
+
+def _weights(module: nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{count / 1e6:.2f} M weights" if count >= 1e4 else f"{count} weights"
+
+
+def _function(value: Any) -> Any:
+    return _function(value.func) if isinstance(value, partial) else value
+
+
+def _same(value: Any, default: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(default, Tensor):
+        return value is default or (
+            isinstance(value, Tensor)
+            and isinstance(default, Tensor)
+            and torch.equal(value, default)
+        )
+    try:
+        return bool(value == default)
+    except (ValueError, TypeError, RuntimeError):
+        return False

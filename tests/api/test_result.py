@@ -1,0 +1,128 @@
+"""A result: its numbers, what it prints, and what can be made of it."""
+
+import builtins
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+
+import unfool
+from unfool.api import frame
+from unfool.attacks.pgd import PGD
+from unfool.data import fetch
+from unfool.data.digits import digits
+from unfool.networks.cnn import small_cnn
+from unfool.report.tables import print_summary
+from unfool.results.run_folder import Run
+from unfool.threat import Threat
+
+
+@pytest.fixture(scope="module")
+def result():
+    torch.manual_seed(0)  # noqa: TID251
+    attacks = {"adaptive": PGD(steps=3), "weak": PGD(steps=1)}
+    data = fetch(digits(), range(5))
+    return unfool.evaluate(
+        small_cnn(), data, attacks=attacks, threat=Threat("linf", 0.2), draws=2, quiet=True
+    )
+
+
+def test_the_numbers_are_those_of_the_report(result):
+    told = result.to_dict()
+    assert (result.n, result.of) == (5, 5)
+    for judged, readings in ((result.clean, told["clean"]), (result.robust, told["robust"])):
+        for reading in ("per_draw", "majority", "all_draws"):
+            assert getattr(judged, reading)._asdict() == readings[reading]
+    majority = result.robust.majority
+    assert majority.low <= majority.value == majority.accuracy <= majority.high
+    assert list(result.attacks) == ["adaptive", "weak"]
+    assert result.attacks["weak"].name == "weak"
+    assert result.robust.undefended is None
+    assert result.random is not None
+    assert result.cost["classifier_forward"] > 0
+    assert len(result.doubts) == len(told["doubts"])
+
+
+def test_it_prints_the_table_of_the_command(result, capsys):
+    print(result)
+    printed = capsys.readouterr().out
+    console = Console(width=110, highlight=False, color_system=None)
+    with console.capture() as kept:
+        print_summary(result.to_dict(), console=console)
+    assert printed.split() == kept.get().split()
+    assert "\x1b" not in printed
+    assert "report:" not in printed
+
+
+def test_its_repr_is_one_short_line(result):
+    assert len(repr(result)) < 120
+    assert "\n" not in repr(result)
+    assert "5 images" in repr(result)
+
+
+def test_a_notebook_gets_a_table(result):
+    page = result._repr_html_()
+    assert page.count("<table>") == 1
+    assert "adaptive" in page
+
+
+def test_the_records_are_every_answer(result):
+    records = result.to_records()
+    assert len(records) == 5 * 5 * 2  # images, conditions, draws
+    assert list(records[0]) == ["index", "label", "condition", "draw", "answer", "correct"]
+    right = [row["correct"] for row in records if row["condition"] == "robust"]
+    assert sum(right) / len(right) == result.robust.per_draw.value
+    assert all(row["correct"] == (row["answer"] == row["label"]) for row in records)
+
+
+def test_without_pandas_a_sentence_names_it(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="pip install pandas"):
+        result.to_dataframe()
+
+
+def test_a_data_frame_is_made_of_the_records(result, monkeypatch):
+    table = SimpleNamespace(DataFrame=SimpleNamespace(from_records=builtins.list))
+    monkeypatch.setattr(frame, "import_module", lambda name: table)
+    assert result.to_dataframe() == result.to_records()
+
+
+def test_a_report_can_be_opened_again(result, tmp_path):
+    with pytest.raises(ValueError, match="name a folder"):
+        result.write_report()
+    assert result.write_report(tmp_path) == tmp_path
+    assert (tmp_path / "report.html").is_file()
+    again = unfool.load_run(tmp_path)
+    assert again.to_records() == result.to_records()
+    assert str(again) == str(result)
+    assert again.folder == tmp_path
+
+
+def test_a_temporary_folder_goes_with_the_result():
+    x, y = fetch(digits(), range(2))
+    found = unfool.evaluate(
+        small_cnn(), (x, y), attacks={}, threat=Threat("linf", 0.2), draws=1, quiet=True
+    )
+    folder = found.run.folder
+    assert found.folder is None
+    assert folder.is_dir()
+    del found
+    assert not folder.exists()
+
+
+def test_an_unfinished_run_says_so(result, tmp_path):
+    manifest = {**result.run.manifest, "indices": list(range(9))}
+    run = Run.begin(tmp_path, manifest)
+    with pytest.raises(RuntimeError, match="no outcomes yet"):
+        unfool.load_run(tmp_path)
+    run.add(result.run.outcomes(), {})
+    found = unfool.load_run(tmp_path)
+    assert (found.n, found.of) == (5, 9)
+    assert "5 of 9" in str(found)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="is no run"):
+        unfool.load_run(tmp_path)
