@@ -18,6 +18,7 @@ from unfool.defenses.sampling import SamplerName, Variance, check_choice, make_s
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
+from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 
@@ -51,7 +52,7 @@ class DistributionTransfer(nn.Module):
         at: What D looks at: `"x_t"`, as equation 11 reads, or `"x_hat"`, the estimate of the clean
             image, with the gradient through the denoiser.
         anchor: What D_in compares with: x_adv itself (`"image"`), or x_adv noised to t (`"noised"`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
@@ -72,7 +73,7 @@ class DistributionTransfer(nn.Module):
         weight: float = 100.0,
         at: At = "x_t",
         anchor: Anchor = "image",
-        sampler: SamplerName = "ddpm",
+        sampler: SamplerName | Step = "ddpm",
         variance: Variance = "small",
         eta: float = 0.0,
     ):
