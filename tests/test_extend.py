@@ -13,7 +13,7 @@ from unfool.cli.main import run
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
-from unfool.spec import check, identity, load, menu
+from unfool.spec import argument_names, check, identity, load, menu
 from unfool.toy.blobs import Blobs
 
 PURIFIER = '''
@@ -301,3 +301,25 @@ def test_a_number_called_guide_is_no_part(strangers):
     )
     (strangers / "weighed.py").write_text(text)
     assert check("purifier", {"name": "weighed:Weighed", "guide": 2})["guide"] == 2.0
+
+
+def test_a_guide_of_a_function_or_a_class_is_given_the_classifier(strangers):
+    text = "from unfool.diffusion.reverse import ascent\n\n\n"
+    text += "def sure(x_t, x_hat, now, then, noise, classifier, denoiser, weight: float = 1.0):\n"
+    text += "    def surest(z):\n"
+    text += "        return classifier(denoiser.decode(z), noise).log_softmax(1).max(1).values\n"
+    text += "    return weight * ascent(surest, x_t)\n"
+    (strangers / "sure.py").write_text(text)
+    noise, x = Noise.of(0, [0]), torch.full((1, 1, 4, 4), 0.5).double()  # of either class
+
+    def purified(guide):
+        part = {"name": "diffpure", "steps": 3, "guide": guide}
+        checked = check_model({**load("blobs"), "purifier": part})
+        names = argument_names("purifier", checked["purifier"])
+        assert guide is None or "classifier" in names
+        return build_model(checked, "cpu").double().purifier(x, noise)
+
+    mine = purified({"name": "sure:sure", "weight": 1e5})
+    shipped = purified({"name": "confidence", "weight": 1e5})
+    assert torch.allclose(mine, shipped, atol=1e-6)
+    assert not torch.allclose(mine, purified(None), atol=1e-4)
