@@ -10,7 +10,11 @@ import torch
 import yaml
 
 from unfool.cli.main import run
-from unfool.spec import menu
+from unfool.evaluation.prepare import build_model
+from unfool.evaluation.spec import check_model
+from unfool.noise import Noise
+from unfool.spec import argument_names, check, identity, load, menu
+from unfool.toy.blobs import Blobs
 
 PURIFIER = '''
 from torch.nn import functional as F
@@ -86,6 +90,31 @@ def descend(model, x, y, eps: float, steps: int = 3):
     return x_adv
 """
 
+PAGE = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
+
+
+def of_page(heading: str) -> list[str]:
+    """The Python programs below a heading of the page."""
+    section = PAGE.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.S)
+
+
+GUIDE, PULL = of_page("A guide")
+(CORRECTION,) = of_page("A correction of the estimate")
+(STEP,) = of_page("A sampler step")
+(REVERSE,) = of_page("A purifier on the reverse process")
+SEAMS = {
+    "guide of a function": "{name: diffpure, steps: 3, guide: {name: 'seams:shrink', weight: 0.2}}",
+    "guide of the image": "{name: diffpure, steps: 3, guide: {name: 'seams:Pull', weight: 0.5}}",
+    "guide of the menu": "{name: diffpure, steps: 3, guide: {name: confidence, weight: 0.5}}",
+    "correction": "{name: diffpure, steps: 3, correction: {name: 'seams:low_from_image', size: 2}}",
+    "step": "{name: diffpure, steps: 3, sampler: {name: 'seams:fresh', scale: 0.9}}",
+    "step of another purifier": "{name: coup, steps: 3, sampler: 'seams:fresh'}",
+    "all": "{name: diffpure, steps: 3, sampler: 'seams:fresh', guide: 'seams:Pull', "
+    "correction: {name: 'seams:low_from_image', size: 2}}",
+    "purifier": "{name: 'seams:TVPure', steps: 3, weight: 0.05}",
+}
+
 
 @pytest.fixture
 def strangers(elsewhere, monkeypatch):
@@ -95,6 +124,7 @@ def strangers(elsewhere, monkeypatch):
         "mynet": NETWORK + CLASSIFIER,
         "dice": ATTACK,
         "theirs": OUTSIDE,
+        "seams": "\n".join([GUIDE, PULL, CORRECTION, STEP, REVERSE]),
     }
     for name, text in files.items():
         (elsewhere / f"{name}.py").write_text(text)
@@ -105,15 +135,15 @@ def strangers(elsewhere, monkeypatch):
 
 
 def test_the_page_tells_every_option_of_every_data_set():
-    page = (Path(__file__).parents[1] / "docs" / "extend.md").read_text()
-    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", page, re.M))
+    rows = dict(re.findall(r"^\| `([\w-]+)` \|(.*)\|$", PAGE, re.M))
     for name in menu.MENU["data"]:
         for option in inspect.signature(menu.find("data", name)).parameters:
             assert option == "folder" or re.search(rf"`{option}\b", rows[name]), (name, option)
 
 
 def test_each_is_under_twenty_lines():
-    for text in (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK, OUTSIDE):
+    strangers = (PURIFIER, FUNCTION, DATA, NETWORK, CLASSIFIER, ATTACK, OUTSIDE)
+    for text in (*strangers, GUIDE, PULL, CORRECTION, STEP, REVERSE):
         assert len(text.strip().splitlines()) < 20
 
 
@@ -205,3 +235,91 @@ def test_an_object_of_a_model_and_images_is_an_attack_and_its_arguments_are_name
     assert run([*command, "--set", row, "--out", "out"]) == 0
     said = mistake(*command, "--set", "attacks=['lifts:odd']", "--out", "out2")
     assert "must be called model x y threat noise, or model x y; not model images labels" in said
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_guide_correction_step_and_purifier_of_the_page_from_a_spec(strangers, facts, seam):
+    command = ["evaluate", "blobs", "--quiet", "--set", f"purifier={SEAMS[seam]}"]
+    command += ["--set", "data.size=4", "--set", "attacks=[{name: pgd, steps: 2}]", "--out"]
+    assert run([*command, "out"]) == 0
+    assert run([*command, "again", "--set", "machine.images_per_block=1"]) == 0
+    assert len(facts(strangers / "out")) == 4
+    assert facts(strangers / "out") == facts(strangers / "again")
+
+
+@pytest.mark.parametrize("seam", SEAMS)
+def test_gradient_through_parts_of_the_page_is_the_slope(strangers, seam):
+    checked = check_model({**load("blobs"), "purifier": yaml.safe_load(SEAMS[seam])})
+    purify = build_model(checked, "cpu").double().purifier
+    noise, x = Noise.of(0, range(2)), torch.stack([Blobs(2)[i][0] for i in range(2)]).double()
+    weigh, along = (noise.child(name).normal(x) for name in ("weigh", "along"))
+
+    def value(at):
+        return (weigh * purify(at, noise)).sum()
+
+    at = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(value(at), at)
+    with torch.no_grad():
+        slope = (value(x + 1e-6 * along) - value(x - 1e-6 * along)) / 2e-6
+    assert float(slope) == pytest.approx(float((found * along).sum()), rel=1e-6)
+
+
+def test_misspelt_guides_corrections_and_steps_are_refused(strangers, mistake):
+    def said(purifier: str) -> str:
+        return mistake("evaluate", "blobs", "--set", f"purifier={purifier}", "--out", "out")
+
+    told = said("{name: diffpure, guide: {name: 'seams:Pull', weigth: 1}}")
+    assert "no option 'weigth'; did you mean 'weight'" in told
+    assert "did you mean 'confidence'" in said("{name: diffpure, guide: confidense}")
+    assert "no 'clamp'" in said("{name: diffpure, correction: clamp}")
+    assert "did you mean 'ddpm'" in said("{name: diffpure, sampler: dppm}")
+    assert "sampler ddim" in said("{name: diffpure, sampler: {name: ddim, eta: 1}}")
+
+
+def test_views_of_fewer_steps_know_a_step_of_ones_own(strangers, mistake):
+    command = ["evaluate", "blobs", "--quiet", "--set", "purifier.sampler=seams:fresh"]
+    command += ["--set", "data.size=4", "--set", "purifier.steps=10", "--set"]
+    row = "attacks=[{name: pgd, steps: 1, view: %s}]"
+    assert run([*command, row % "surrogate", "--out", "out"]) == 0
+    said = mistake(*command, row % "surrogate-same-noise", "--out", "out2")
+    assert "step of your own" in said
+    assert "`surrogate`" in said
+
+
+def test_parts_that_are_null_change_neither_the_spec_nor_what_it_asks(strangers):
+    plain = check_model(load("blobs"))
+    null = check_model(load("blobs", ["purifier.guide=null", "purifier.correction=null"]))
+    assert null == plain
+    before = {**plain, "purifier": {**plain["purifier"]}}
+    del before["purifier"]["guide"], before["purifier"]["correction"]
+    assert identity(before) == identity(plain)
+
+
+def test_a_number_called_guide_is_no_part(strangers):
+    text = (
+        "class Weighed:\n    def __init__(self, guide: float = 1.0):\n        self.guide = guide\n"
+    )
+    (strangers / "weighed.py").write_text(text)
+    assert check("purifier", {"name": "weighed:Weighed", "guide": 2})["guide"] == 2.0
+
+
+def test_a_guide_of_a_function_or_a_class_is_given_the_classifier(strangers):
+    text = "from unfool.diffusion.reverse import ascent\n\n\n"
+    text += "def sure(x_t, x_hat, now, then, noise, classifier, denoiser, weight: float = 1.0):\n"
+    text += "    def surest(z):\n"
+    text += "        return classifier(denoiser.decode(z), noise).log_softmax(1).max(1).values\n"
+    text += "    return weight * ascent(surest, x_t)\n"
+    (strangers / "sure.py").write_text(text)
+    noise, x = Noise.of(0, [0]), torch.full((1, 1, 4, 4), 0.5).double()  # of either class
+
+    def purified(guide):
+        part = {"name": "diffpure", "steps": 3, "guide": guide}
+        checked = check_model({**load("blobs"), "purifier": part})
+        names = argument_names("purifier", checked["purifier"])
+        assert guide is None or "classifier" in names
+        return build_model(checked, "cpu").double().purifier(x, noise)
+
+    mine = purified({"name": "sure:sure", "weight": 1e5})
+    shipped = purified({"name": "confidence", "weight": 1e5})
+    assert torch.allclose(mine, shipped, atol=1e-6)
+    assert not torch.allclose(mine, purified(None), atol=1e-4)

@@ -12,18 +12,20 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.reverse import Guide, Step
 from unfool.diffusion.schedule import Schedule
+from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.threat import Threat
 
 __all__ = [
     "Attack",
     "Classifier",
+    "Correction",
     "Dataset",
     "Defended",
     "Denoiser",
     "Guide",
+    "ImageGuide",
     "Objective",
     "Purifier",
     "Schedule",

@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -67,7 +68,7 @@ def complaint(hint: Any, value: Any) -> str | None:
     """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None."""
     if value is None:
         return None
-    words, bounds = choices(hint), limits(hint)
+    words, bounds = _words(hint), limits(hint)
     if words and isinstance(value, str) and value not in words:
         return f"is one of {', '.join(map(str, words))}, not {value!r}"
     if bounds and isinstance(value, int | float) and not _within(bounds, value):
@@ -78,9 +79,8 @@ def complaint(hint: Any, value: Any) -> str | None:
 
 def choices(hint: Any) -> tuple[Any, ...]:
     """The words that an option takes, if it takes nothing but a few words (or None)."""
-    found = [get_args(part) for part in _parts(hint) if get_origin(part) is Literal]
     others = [p for p in _parts(hint) if get_origin(p) is not Literal and p is not type(None)]
-    return () if others else tuple(word for words in found for word in words)
+    return () if others else _words(hint)
 
 
 def limits(hint: Any) -> dict[str, float]:
@@ -120,6 +120,13 @@ _WITHIN: dict[str, Callable[[float, float], bool]] = {
     "le": lambda value, bound: value <= bound,
     "lt": lambda value, bound: value < bound,
 }
+
+
+def _words(hint: Any) -> tuple[Any, ...]:
+    """The words that a text must be one of; () if it may be any, or the option takes no text."""
+    if any(part in (str, Any, Path) for part in _parts(hint)):
+        return ()
+    return tuple(w for p in _parts(hint) if get_origin(p) is Literal for w in get_args(p))
 
 
 def _within(bounds: Mapping[str, float], value: float) -> bool:

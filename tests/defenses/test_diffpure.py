@@ -233,3 +233,52 @@ def test_more_even_steps_than_the_chain_has_are_refused_or_work(sampler):
     except ValueError:
         return
     assert purify(blobs(1), Noise.of(0, [0])).isfinite().all()
+
+
+# --------------------------------------------------------------------- guides and corrections
+
+
+def test_guides_and_corrections_reach_forward_and_walk_and_see_the_image():
+    x, noise, seen = blobs(), Noise.of(0, range(len(blobs()))), []
+
+    def correct(x_hat, x, now):
+        seen.append(x)
+        return 0.5 * (x_hat + x)
+
+    def guide(x_t, x_hat, now, then, noise):
+        return 0.1 * noise.normal(x_t)
+
+    plain = DiffPure(mixture(), t=0.1, steps=3)(x, noise)
+    for parts in (
+        {"guide": guide},
+        {"correction": correct},
+        {"guide": guide, "correction": correct},
+    ):
+        purify = DiffPure(mixture(), t=0.1, steps=3, **parts)
+        out = purify(x, noise)
+        *_, (_, last) = purify.walk(x, noise)
+        assert torch.equal(out, last)
+        assert not torch.allclose(out, plain, atol=1e-4)
+    assert all(torch.equal(given, mixture().encode(x)) for given in seen)
+
+
+def test_the_adjoint_has_no_guide_and_no_correction():
+    for parts in ({"guide": lambda *_: 0}, {"correction": lambda x_hat, x, now: x_hat}):
+        with pytest.raises(ValueError, match="exact"):
+            DiffPure(mixture(), steps=3, **parts).adjoint()
+
+
+def test_a_step_of_ones_own_goes_over_the_times_of_ddpm():
+    x, noise = blobs(), Noise.of(0, range(len(blobs())))
+
+    def own(x_t, x_hat, now, then, noise):
+        return Ancestral("small")(x_t, x_hat, now, then, noise)
+
+    pure = DiffPure(mixture(), t=0.1, steps=5, sampler=own)
+    assert torch.equal(
+        pure(x, noise), DiffPure(mixture(), t=0.1, steps=5, sampler="ddpm")(x, noise)
+    )
+    with pytest.raises(ValueError, match="100"):
+        DiffPure(mixture(), t=0.1, steps=101, sampler=own)
+    with pytest.raises(ValueError, match="sdee"):
+        DiffPure(mixture(), sampler="sdee")  # pyright: ignore

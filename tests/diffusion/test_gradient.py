@@ -11,6 +11,7 @@ from unfool.diffusion.reverse import (
     DDIM,
     Ancestral,
     Heun,
+    ascent,
     churned,
     euler_maruyama,
     even,
@@ -73,7 +74,7 @@ def times_of(schedule, steps: int) -> torch.Tensor:
     return strided(0.1, steps, 1000) if isinstance(schedule, Discrete) else even(0.1, steps)
 
 
-def plainly(model, x, times, step, guide=None, label=None):
+def plainly(model, x, times, step, guide=None, label=None, correct=None):
     """The loop of `reverse`, with nothing clever about it, for autograd to follow."""
     scales = scales_along(model, times)
     for i in range(len(times) - 1):
@@ -81,6 +82,8 @@ def plainly(model, x, times, step, guide=None, label=None):
 
         def estimate(x, at, then=then, noise=noise):
             x_hat = model(x, at.t, label)
+            if correct is not None:
+                x_hat = correct(x_hat, at)
             if guide is None:
                 return x_hat
             term = guide(x, x_hat, at, then, noise.child("guide"))
@@ -131,6 +134,97 @@ def test_gradient_is_that_of_plain_backpropagation(name: str, steps: int):
     assert len(mine) == len(plain) == 3 + 5
     for one, other in zip(mine, plain, strict=True):
         assert same(one, other)
+
+
+class Toward:
+    """A guide that computes something of the image, and differentiates the estimate."""
+
+    deep = True
+
+    def for_images(self, x):
+        anchor = torch.tanh(x)
+
+        def guide(x_t, x_hat, now, then, noise):
+            return -ascent(lambda at: (x_hat - anchor + 0.1 * at).square().sum((1, 2, 3)), x_t)
+
+        return guide
+
+
+def swap(x_hat, x, now):
+    """A correction that mixes pixels, image and estimate, by the noise that there is."""
+    return torch.tanh(x_hat) + now.sigma * (x * x_hat).roll(1, -1)
+
+
+@pytest.mark.parametrize("graphs", [0, 2, 5])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradient_through_corrections_and_guides_of_the_image_is_exact(name: str, graphs: int):
+    step, schedule, times = way_of(name, 5)
+    model, start = make(schedule, trained=True), NOISE.child("x").normal(BLANK)
+    guide = Toward()
+
+    def run(go):
+        x = start.clone().requires_grad_()
+        image = x.sin()
+        out = go(1.5 * x, image)
+        wanted = [x, image, *model.network.first.parameters()]
+        return [out.detach(), *torch.autograd.grad((out**2).sum(), wanted)]
+
+    def mine(x_t, image):
+        with keeping(graphs):
+            return reverse(
+                model, x_t, times, NOISE, step=step, guide=guide, correction=swap, image=image
+            )
+
+    def plain(x_t, image):
+        return plainly(
+            model,
+            x_t,
+            times,
+            step,
+            guide.for_images(image),
+            correct=lambda x_hat, at: swap(x_hat, image, at),
+        )
+
+    found, wanted = run(mine), run(plain)
+    assert torch.equal(found[0], wanted[0])
+    for one, other in zip(found, wanted, strict=True):
+        assert same(one, other)
+
+
+def test_a_correction_comes_before_the_guide_and_at_the_scales_of_the_answer():
+    model, seen, times = make(), [], even(0.1, 3)
+
+    def correct(x_hat, x, now):
+        seen.append((float(now.t), x))
+        return 0 * x_hat + 7
+
+    def guide(x_t, x_hat, now, then, noise):
+        assert (x_hat == 7).all()
+        return torch.ones_like(x_t)
+
+    def step(x_t, x_hat, now, then, noise):
+        assert torch.allclose(x_hat, 7 + now.sigma**2 / now.alpha)
+        return x_t
+
+    image = NOISE.normal(BLANK)
+    reverse(model, BLANK, times, NOISE, step=step, guide=guide, correction=correct, image=image)
+    assert [t for t, _ in seen] == times[:-1].tolist()
+    assert all(x is image for _, x in seen)
+
+
+@pytest.mark.parametrize("looks", [{"correction": swap}, {"guide": Toward()}])
+def test_what_looks_at_the_image_must_be_given_it(looks):
+    with pytest.raises(ValueError, match="image"):
+        reverse(make(), BLANK, even(0.1, 3), NOISE, step=flow, **looks)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"correction": lambda x_hat, x, now: x_hat[:, :1]}, {"guide": lambda *_: torch.ones(3)}],
+)
+def test_answers_of_another_shape_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        reverse(make(), BLANK, even(0.1, 3), NOISE, step=flow, image=BLANK, **wrong)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -12,6 +12,7 @@ from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import ascent, reverse, walk
 from unfool.diffusion.schedule import Scales
+from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
@@ -83,7 +84,8 @@ class COUP(nn.Module):
         t: t*, the time to begin at, in (0, 1]: 0.1 for linf 8/255, 0.075 for l2 0.5 on CIFAR-10.
         steps: How many steps lead back; 1000 t* in the paper.
         weight: lambda, the weight of the guide.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"` or `"heun"`.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or a
+            step of one's own (`protocols.Step`).
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
         detach: Leave the second derivatives out of the gradient, as the release does; purified
@@ -106,7 +108,7 @@ class COUP(nn.Module):
         t: Time = 0.1,
         steps: Count = 100,
         weight: NotNegative = 1.0,
-        sampler: SamplerName = "sde",
+        sampler: SamplerName | Step = "sde",
         variance: Variance = "small",
         eta: Share = 0.0,
         detach: bool = False,

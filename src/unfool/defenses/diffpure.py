@@ -1,7 +1,7 @@
 """DiffPure (Nie et al., 2022): noise the image to time t*, then run the model back."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -11,6 +11,7 @@ from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import euler_maruyama, reverse, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
+from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
@@ -29,12 +30,19 @@ class DiffPure(nn.Module):
         t: t*, the time to noise to, in (0, 1]; 0.1 is 100 of 1000 steps.
         steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
             Of DDPM and DDIM no more than the chain has below t*.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"` or `"heun"`.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or a
+            step of one's own (`protocols.Step`).
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
         forward: `"continuous"` noises by the denoiser's own schedule, as the paper writes;
             `"discrete"` by the linear chain of 1000 steps, as the released code does (sigma 0.3209
             instead of 0.3221 at t* = 0.1).
+        guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
+        correction: What changes each estimate of the clean image (`protocols.Correction`), before the
+            guide sees it; or None.
+
+    Raises:
+        ValueError: An option is out of range.
     """
 
     __repr__ = short_repr
@@ -45,16 +53,19 @@ class DiffPure(nn.Module):
         *,
         t: Time = 0.1,
         steps: Count = 100,
-        sampler: SamplerName = "sde",
+        sampler: SamplerName | Step = "sde",
         variance: Variance = "small",
         eta: Share = 0.0,
         forward: Forward = "continuous",
+        guide: Guide | ImageGuide | None = None,
+        correction: Correction | None = None,
     ):
         super().__init__()
         check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
+        self.guide, self.correction = guide, correction
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 
     @property
@@ -64,27 +75,32 @@ class DiffPure(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        x_t, back = self._noised(x, noise), noise.child("reverse")
-        return self.denoiser.decode(reverse(self.denoiser, x_t, self.times, back, step=self.step))
+        z, x_t, back = self._noised(x, noise)
+        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._way())
+        return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
-        x_t, back = self._noised(x, noise), noise.child("reverse")
-        for t, state in walk(self.denoiser, x_t, self.times, back, step=self.step):
+        z, x_t, back = self._noised(x, noise)
+        for t, state in walk(self.denoiser, x_t, self.times, back, image=z, **self._way()):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
         """The same purifier with the gradient of the release, which is not exact.
 
         Raises:
-            ValueError: The sampler is not `"sde"`, or torchsde is not installed.
+            ValueError: The sampler is not `"sde"`, or has a guide or a correction, or torchsde is not
+                installed.
         """
-        if self.step is not euler_maruyama:
-            raise ValueError("the adjoint gradient is that of the sampler `sde`; use `exact`")
+        if self.step is not euler_maruyama or self.guide or self.correction:
+            raise ValueError(
+                "the adjoint gradient is that of the sampler `sde` without a guide or a correction; "
+                "use `exact`"
+            )
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            x_t, back = self._noised(x, noise), noise.child("reverse")
+            _, x_t, back = self._noised(x, noise)
             return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
 
         return purify
@@ -93,6 +109,11 @@ class DiffPure(nn.Module):
         """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
         return with_fewer_steps(self, steps, matched)
 
-    def _noised(self, x: Tensor, noise: Noise) -> Tensor:
-        z, forward = self.denoiser.encode(x), noise.child("forward")
-        return self.denoiser.perturb(z, self.times[0], forward, self._noising)
+    def _way(self) -> dict[str, Any]:
+        return {"step": self.step, "guide": self.guide, "correction": self.correction}
+
+    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
+        """The image in the denoiser's space, noised to t*, and the noise of the way back."""
+        z = self.denoiser.encode(x)
+        x_t = self.denoiser.perturb(z, self.times[0], noise.child("forward"), self._noising)
+        return z, x_t, noise.child("reverse")

@@ -17,6 +17,7 @@ from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
+from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
@@ -52,7 +53,7 @@ class DistributionTransfer(nn.Module):
         at: What D looks at: `"x_t"`, as equation 11 reads, or `"x_hat"`, the estimate of the clean
             image, with the gradient through the denoiser.
         anchor: What D_in compares with: x_adv itself (`"image"`), or x_adv noised to t (`"noised"`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
@@ -75,7 +76,7 @@ class DistributionTransfer(nn.Module):
         weight: NotNegative = 100.0,
         at: At = "x_t",
         anchor: Anchor = "image",
-        sampler: SamplerName = "ddpm",
+        sampler: SamplerName | Step = "ddpm",
         variance: Variance = "small",
         eta: Share = 0.0,
     ):

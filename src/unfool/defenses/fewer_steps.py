@@ -4,7 +4,7 @@ from copy import copy
 from typing import Any
 
 from unfool.diffusion.fewer_steps import Along, Groups, groups_of, kept
-from unfool.diffusion.reverse import Heun, scales_along
+from unfool.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, flow, scales_along
 from unfool.protocols import Purifier
 
 
@@ -17,10 +17,16 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
         matched: On the same path of noise (see `diffusion.coarse`), or on noise of its own.
 
     Raises:
-        ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has.
+        ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has; or
+            it is to be matched, and goes by a step of one's own.
     """
     if isinstance(purifier.step, Heun):
         raise ValueError("a defense that goes back by `heun` has no coarser view; use `exact`")
+    if matched and not _adds_up(purifier.step):
+        raise ValueError(
+            "how the noise of many steps makes that of a few is known of `sde`, `ddpm`, `ddim` and "
+            "`ode`, and not of a step of your own: use the view `surrogate` or `exact`"
+        )
     which = kept(len(purifier.times) - 1, steps)
     shorter = copy(purifier)  # it shares the networks
     shorter.times, shorter.steps = purifier.times[which], len(which) - 1
@@ -38,3 +44,8 @@ def along(purifier: Purifier, groups: Groups) -> Purifier:
 def apart(purifier: Purifier) -> Purifier:
     """A purifier on noise of its own, unrelated to that of the model it stands in for."""
     return lambda x, noise: purifier(x, noise.child("surrogate"))
+
+
+def _adds_up(step: Any) -> bool:
+    """Whether a step's noise is known to be added, times a number that the scales alone set."""
+    return isinstance(step, Ancestral | DDIM) or step in (euler_maruyama, flow)

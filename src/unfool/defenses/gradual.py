@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
 from unfool.runtime.text import short_repr
@@ -24,7 +25,7 @@ class Gradual(nn.Module):
         denoiser: The diffusion model.
         passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
             of 10 purifications (`aggregate.Aggregated`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"` or `"heun"`.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
@@ -39,7 +40,7 @@ class Gradual(nn.Module):
         denoiser: Denoiser,
         *,
         passes: Sequence[tuple[Time, Count]] = CIFAR,
-        sampler: SamplerName = "ddpm",
+        sampler: SamplerName | Step = "ddpm",
         variance: Variance = "small",
         eta: Share = 0.0,
     ):

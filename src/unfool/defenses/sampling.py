@@ -1,4 +1,4 @@
-"""How a purifier goes back: a sampler's name to its times and its step."""
+"""How a purifier goes back: a sampler's name, or a step of one's own, to its times and its step."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -11,7 +11,6 @@ from unfool.diffusion.reverse import (
     END,
     Ancestral,
     Heun,
-    Step,
     churned,
     euler_maruyama,
     even,
@@ -20,6 +19,7 @@ from unfool.diffusion.reverse import (
     strided,
 )
 from unfool.diffusion.schedule import Discrete, chain_length
+from unfool.diffusion.seams import Step
 from unfool.ranges import Count, Share, Time, check_arguments
 
 SamplerName = Literal["sde", "ddpm", "ddim", "ode", "heun"]
@@ -42,7 +42,7 @@ def make_sampler(
     denoiser: Denoiser,
     t: Time,
     steps: Count,
-    sampler: SamplerName,
+    sampler: SamplerName | Step,
     variance: Variance = "small",
     eta: Share = 0.0,
 ) -> Sampler:
@@ -54,7 +54,8 @@ def make_sampler(
         steps: How many steps, each one call of the network (of `"heun"` two, but the last). Of DDPM
             and DDIM no more than the chain has below t*.
         sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"`, `"ode"` (the probability flow) or
-            `"heun"` (the flow by EDM's second-order steps).
+            `"heun"` (the flow by EDM's second-order steps); or a step of one's own, which goes over
+            the times of `"ddpm"`: whole steps of the chain, to the clean image at 0.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
 
@@ -63,7 +64,7 @@ def make_sampler(
     """
     check_arguments(make_sampler, locals())
     chain = chain_length(denoiser.schedule)
-    jumps = sampler in ("ddpm", "ddim")
+    jumps = callable(sampler) or sampler in ("ddpm", "ddim")
     if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
         raise ValueError(
             f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
@@ -71,6 +72,8 @@ def make_sampler(
         )
     if not jumps and t / steps <= END:
         raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
+    if callable(sampler):
+        return Sampler(strided(t, steps, chain), sampler)
     if sampler == "heun":
         times = karras(denoiser.schedule, t, steps)
         if not bool((times.diff() < 0).all()):

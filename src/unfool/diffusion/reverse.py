@@ -1,14 +1,14 @@
 """The reverse process: from x_t back to x_0, one step at a time, differentiable end to end.
 
 A `Step` is a pure function from the state and the denoiser's estimate of x_0 to the next state; a
-`Guide` adds a term to the score. Every purifier of the package is this loop with some step, some
-times and some guide.
+`Correction` changes that estimate, and a `Guide` adds a term to the score. Every purifier of the
+package is this loop with some step, some times, and a correction or a guide where it has one.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,32 +23,12 @@ from unfool.diffusion.schedule import (
     pixel_noise,
     time_of_noise,
 )
+from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 
 END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
 LEAST, POWER = 0.002, 7  # of EDM's times: the last noise above 0, in [-1, 1] units, and rho
 CHURN, CHURNED = 6, (0.01, 0.46)  # of DPEDM: how much noise is added on the way, and where
-
-
-class Guide(Protocol):
-    """What is added to the score at x_t, shaped like `x_t`.
-
-    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`; by
-    `Heun` a second time, with the same noise, when it is there: `now` is then `then`.
-    A guide with a true attribute `deep` may differentiate `x_hat` with respect to `x_t`.
-    """
-
-    def __call__(
-        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
-    ) -> Tensor: ...
-
-
-class Step(Protocol):
-    """x at the scales `then`, given x_t at `now` and the estimate `x_hat` of x_0."""
-
-    def __call__(
-        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
-    ) -> Tensor: ...
 
 
 Estimate = Callable[[Tensor, Scales], Tensor]
@@ -153,34 +133,47 @@ def reverse(
     noise: Noise,
     *,
     step: Step | Heun,
-    guide: Guide | None = None,
+    guide: Guide | ImageGuide | None = None,
+    correction: Correction | None = None,
+    image: Tensor | None = None,
     label: Tensor | None = None,
     beside: tuple[Tensor, ...] = (),
 ) -> Tensor:
     """Carry `x` through `times`, from the first to the last.
 
+    In each step the denoiser answers x_hat, the correction changes it, the guide moves it, and the
+    step goes on from there.
+
     The gradient is exact, and its memory does not grow with the number of steps
-    (`diffusion.gradient`). It reaches `x`, the denoiser's weights where they are trained, and the
-    tensors in `beside`, which a guide may use; not what a guide holds otherwise.
+    (`diffusion.gradient`). It reaches `x`, `image`, the denoiser's weights where they are trained,
+    and the tensors in `beside`, which a guide may use; not what a guide or a correction holds
+    otherwise.
 
     Args:
         denoiser: The model.
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
         times: Falling times (N + 1,), for N steps.
-        noise: Step i draws from `noise.child(i)`.
+        noise: Step i draws from `noise.child(i)`, its guide from `guide` below that.
         step: How to go from one time to the next.
         guide: A term of the score.
+        correction: What changes each estimate of x_0.
+        image: What is purified (B, C, H, W), in the denoiser's space: for the correction, and for a
+            guide that looks at it. None where neither does.
         label: Class labels (B,) for a conditional denoiser.
-        beside: Tensors a guide uses that may need a gradient.
+        beside: Other tensors a guide uses that may need a gradient.
+
+    Raises:
+        ValueError: The correction or the guide looks at `image`, and there is none.
     """
     scales = scales_along(denoiser, times)
+    way = _Way(denoiser, step, guide, correction, image, label)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
-        return _advance(denoiser, x_t, scales[i], scales[i + 1], noise.child(i), step, guide, label)
+        return way.advance(x_t, scales[i], scales[i + 1], noise.child(i))
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
-    kind = (type(step), type(guide))
-    return chain(advance, x, len(scales) - 1, (*beside, *weights), denoiser, kind)
+    needed = (*way.seen(), *beside, *weights)
+    return chain(advance, x, len(scales) - 1, needed, denoiser, way.kind())
 
 
 def walk(
@@ -190,14 +183,17 @@ def walk(
     noise: Noise,
     *,
     step: Step | Heun,
-    guide: Guide | None = None,
+    guide: Guide | ImageGuide | None = None,
+    correction: Correction | None = None,
+    image: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
     """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
     scales = scales_along(denoiser, times)
+    way = _Way(denoiser, step, guide, correction, image, label)
     yield float(times[0]), x
     for i in range(len(scales) - 1):
-        x = _advance(denoiser, x, scales[i], scales[i + 1], noise.child(i), step, guide, label)
+        x = way.advance(x, scales[i], scales[i + 1], noise.child(i))
         yield float(times[i + 1]), x
 
 
@@ -269,46 +265,79 @@ def strided(start: float, steps: int, chain: int) -> Tensor:
     return kept / chain
 
 
-def _advance(
-    denoiser: Denoiser,
-    x_t: Tensor,
-    now: Scales,
-    then: Scales,
-    noise: Noise,
-    step: Step | Heun,
-    guide: Guide | None,
-    label: Tensor | None,
-) -> Tensor:
-    def estimate(x_t: Tensor, at: Scales) -> Tensor:
-        if guide is None:
-            return denoiser(x_t, at.t, label)
-        return _guided(denoiser, x_t, at, then, noise.child("guide"), guide, label)
+@dataclass(frozen=True)
+class _Way:
+    """How a step goes: the arguments of `reverse` that are the same in all of them."""
 
-    if isinstance(step, Heun):
-        return step.solve(estimate, x_t, now, then, noise)
-    return step(x_t, estimate(x_t, now), now, then, noise)
+    denoiser: Denoiser
+    step: Step | Heun
+    guide: Guide | ImageGuide | None
+    correction: Correction | None
+    image: Tensor | None
+    label: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self._looks() and self.image is None:
+            raise ValueError(
+                "the correction, or the guide, looks at the image that is purified: give it as `image`"
+            )
+
+    def seen(self) -> tuple[Tensor, ...]:
+        """The image, if anything looks at it."""
+        return (self.image,) if self.image is not None and self._looks() else ()
+
+    def kind(self) -> tuple[type, ...]:
+        """What the memory of a step's graph depends on, beside the denoiser."""
+        return type(self.step), type(self.guide), type(self.correction)
+
+    def advance(self, x_t: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
+        """The state at `then`, given x_t at `now`."""
+
+        def estimate(x_t: Tensor, at: Scales) -> Tensor:
+            if self.guide is None:
+                return self._answer(x_t, at)
+            return self._guided(self.guide, x_t, at, then, noise.child("guide"))
+
+        if isinstance(self.step, Heun):
+            return self.step.solve(estimate, x_t, now, then, noise)
+        return self.step(x_t, estimate(x_t, now), now, then, noise)
+
+    def _looks(self) -> bool:
+        return self.correction is not None or isinstance(self.guide, ImageGuide)
+
+    def _answer(self, x_t: Tensor, now: Scales) -> Tensor:
+        """The denoiser's estimate of x_0, corrected."""
+        x_hat = self.denoiser(x_t, now.t, self.label)
+        if self.correction is None:
+            return x_hat
+        image: Any = self.image  # which is there, as `__post_init__` has seen
+        return _shaped("correction", self.correction(x_hat, image, now), x_hat)
+
+    def _guided(
+        self, guide: Guide | ImageGuide, x_t: Tensor, now: Scales, then: Scales, noise: Noise
+    ) -> Tensor:
+        """The estimate of x_0, corrected and moved by the guide."""
+        enabled, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
+        with torch.set_grad_enabled(enabled or deep):
+            at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
+            with twice_differentiable() if deep else nullcontext():
+                x_hat = self._answer(at, now)
+        image: Any = self.image
+        ask: Guide = guide.for_images(image) if isinstance(guide, ImageGuide) else guide
+        term = _shaped("guide", ask(at, x_hat, now, then, noise), x_hat)
+        if not enabled:
+            x_hat, term = x_hat.detach(), term.detach()
+        # a term g of the score moves x_hat by sigma^2 / alpha g
+        return x_hat + now.sigma**2 / now.alpha * term
 
 
-def _guided(
-    denoiser: Denoiser,
-    x_t: Tensor,
-    now: Scales,
-    then: Scales,
-    noise: Noise,
-    guide: Guide,
-    label: Tensor | None,
-) -> Tensor:
-    """The estimate of x_0, moved by the guide."""
-    kept, deep = torch.is_grad_enabled(), getattr(guide, "deep", False)
-    with torch.set_grad_enabled(kept or deep):
-        at = x_t.detach().requires_grad_() if deep and not x_t.requires_grad else x_t
-        with twice_differentiable() if deep else nullcontext():
-            x_hat = denoiser(at, now.t, label)
-    term = guide(at, x_hat, now, then, noise)
-    if not kept:
-        x_hat, term = x_hat.detach(), term.detach()
-    # a term g of the score moves x_hat by sigma^2 / alpha g
-    return x_hat + now.sigma**2 / now.alpha * term
+def _shaped(who: str, answer: Tensor, like: Tensor) -> Tensor:
+    if answer.shape != like.shape:
+        raise ValueError(
+            f"the {who} returned a tensor of shape {tuple(answer.shape)} for images of shape "
+            f"{tuple(like.shape)}: the two must be the same"
+        )
+    return answer
 
 
 def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:

@@ -275,7 +275,8 @@ def build_purifier(spec: Table, device: str, classifier: Classifier | None = Non
         SpecError: A part refuses its options.
     """
     denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
-    given = {"denoiser": denoiser, "classifier": classifier}
+    # frozen and moved here, because a plain guide may hold one of them out of the purifier's sight
+    given = {"denoiser": _frozen(denoiser, device), "classifier": _frozen(classifier, device)}
     return _frozen(specs.build("purifier", spec["purifier"], **given), device)
 
 

@@ -17,7 +17,9 @@ from unfool.ranges import complaint, hints
 from unfool.spec.load import Table
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
+    PROVIDED,
     SHORT_CALLS,
+    WORDS,
     choices,
     find,
     hint,
@@ -27,6 +29,8 @@ from unfool.spec.menu import (
     options_of,
     takes_short_call,
 )
+
+PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
 
 
 def part(kind: str, value: Any) -> Table:
@@ -66,9 +70,11 @@ def check(kind: str, value: Any) -> Table:
     types = hints(factory)
     filled: Table = {"name": table["name"]}
     for key, parameter in named.items():
-        inner = kind_of(key)
+        inner = None if types.get(key) in PLAIN_TYPES else kind_of(key)
         if inner and options.get(key) is not None:
-            filled[key] = check(inner, options[key])
+            filled[key] = _check_inner(inner, options[key])
+        elif inner and key in options and parameter.default is None:
+            filled[key] = None
         elif key in options:
             filled[key] = _fit(f"{kind}.{key}", types.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
@@ -89,6 +95,20 @@ def check(kind: str, value: Any) -> Table:
     if open_ended:
         filled |= {key: v for key, v in options.items() if key not in named}
     return filled
+
+
+def _check_inner(kind: str, value: Any) -> Table | str:
+    """A part inside a part, checked; of the kinds in `WORDS`, a short name stays the word it is."""
+    table = part(kind, value)
+    if kind not in WORDS or ":" in table["name"]:
+        return check(kind, table)
+    find(kind, table["name"])
+    if len(table) > 1:
+        raise SpecError(
+            f"{kind} {table['name']}: its options are those of the part around it; write them there, "
+            "and here the name alone"
+        )
+    return table["name"]
 
 
 def check_data(value: Any, folder: str | None) -> Table:
@@ -124,12 +144,13 @@ def build(kind: str, table: Table, **given: Any) -> Any:
         if key != "name"
     }
     known = inspect.signature(factory).parameters
+    provided = {k: v for k, v in given.items() if k in known}
     if is_callable_part(kind, factory):
-        return partial(factory, **options)
+        return partial(factory, **provided, **options)
     if takes_short_call(kind, factory):
         return find(kind, SHORT_CALLS[kind][1])(partial(factory, **options))
     try:
-        made = factory(**{k: v for k, v in given.items() if k in known}, **options)
+        made = factory(**provided, **options)
     except (ValueError, OSError) as error:
         if isinstance(error, SpecError):
             raise
@@ -161,9 +182,18 @@ def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) 
 
 
 def argument_names(kind: str, table: Table) -> list[str]:
-    """The names of the arguments of what a part names, and of such parts inside it."""
+    """The names of the arguments of what a part names, and of such parts inside it.
+
+    Of parts of another kind inside it, those alone that are provided (`menu.PROVIDED`).
+    """
     names = list(inspect.signature(find(kind, table["name"])).parameters)
-    return names + (argument_names(kind, table[kind]) if isinstance(table.get(kind), dict) else [])
+    for key, value in table.items():
+        inner = kind_of(key)
+        if inner is None or not isinstance(value, dict):
+            continue
+        below = argument_names(inner, value)
+        names += [n for n in below if inner == kind or n in PROVIDED.get(inner, ())]
+    return names
 
 
 def _fit(where: str, kind: Any, value: Any) -> Any:

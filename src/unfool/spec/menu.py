@@ -64,6 +64,15 @@ MENU: dict[str, dict[str, str]] = {
         "resized": "unfool.defenses.resized:Resized",
         "distribution-transfer": "unfool.defenses.distribution_transfer:DistributionTransfer",
     },
+    "sampler": {
+        "ddim": "unfool.diffusion.reverse:DDIM",
+        "ddpm": "unfool.diffusion.reverse:Ancestral",
+        "heun": "unfool.diffusion.reverse:Heun",
+        "ode": "unfool.diffusion.reverse:flow",
+        "sde": "unfool.diffusion.reverse:euler_maruyama",
+    },
+    "guide": {"confidence": "unfool.defenses.coup:Confidence"},
+    "correction": {},
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
         "autoattack": "unfool.attacks.autoattack:AutoAttack",
@@ -107,6 +116,9 @@ MEANINGS = {
     "network": "your own torch module, inside a classifier or denoiser of the name `network`",
     "schedule": "of a denoiser: times to noise levels",
     "purifier": "images to images",
+    "sampler": "of a purifier: how a step leads back",
+    "guide": "of a purifier: a term of the score",
+    "correction": "of a purifier: what changes the estimate of the clean image",
     "attack": "images to adversarial images",
     "view": "of an attack: what the attacker takes the model for",
     "objective": "of a training: the loss",
@@ -117,8 +129,11 @@ MEANINGS = {
 CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "attack": ("model", "x", "y", "threat", "noise"),
     "classifier": ("x", "noise"),
+    "correction": ("x_hat", "x", "now"),
+    "guide": ("x_t", "x_hat", "now", "then", "noise"),
     "objective": ("model", "x", "y", "noise"),
     "purifier": ("x", "noise"),
+    "sampler": ("x_t", "x_hat", "now", "then", "noise"),
     "view": ("model",),
 }
 # A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
@@ -128,7 +143,11 @@ SHORT_CALLS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 # Parts inside a part that are not called after their kind.
 KIND_OF_OPTION = {"source": "classifier"}
-PROVIDED: dict[str, tuple[str, ...]] = {"purifier": ("denoiser", "classifier")}
+# Kinds whose short names stay words, because the part around them knows them and has their options.
+WORDS = ("sampler",)
+PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("purifier", "sampler", "guide", "correction"), ("denoiser", "classifier")
+)
 
 
 def shipped() -> dict[str, str]:

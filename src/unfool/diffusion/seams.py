@@ -1,0 +1,54 @@
+"""What can be swapped in the reverse process: a guide, a correction, a step.
+
+States are (B, C, H, W) in the denoiser's own space, and scales (`Scales`) are shaped ().
+"""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+
+
+class Guide(Protocol):
+    """What is added to the score at x_t, shaped like `x_t`.
+
+    It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`; by
+    `Heun` a second time, with the same noise, when it is there: `now` is then `then`.
+    A guide with a true attribute `deep` may differentiate `x_hat` with respect to `x_t`.
+    """
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
+
+
+@runtime_checkable
+class ImageGuide(Protocol):
+    """A guide that looks at the image that is purified.
+
+    At every step it is asked for the guide of the images `x` (B, C, H, W), which are in the
+    denoiser's own space. What it computes from them is a part of the step, and differentiated.
+    """
+
+    def for_images(self, x: Tensor, /) -> Guide: ...
+
+
+class Correction(Protocol):
+    """Another estimate of x_0 for the estimate `x_hat`, shaped like it.
+
+    It is asked at the scales `now`, for every answer of the denoiser (of `Heun` two a step) and
+    before the guide, which sees the corrected estimate. `x` is the image that is purified, in the
+    denoiser's own space. It draws nothing; gradients go through `x_hat` and `x`.
+    """
+
+    def __call__(self, x_hat: Tensor, x: Tensor, now: Scales, /) -> Tensor: ...
+
+
+class Step(Protocol):
+    """x at the scales `then`, given x_t at `now` and the estimate `x_hat` of x_0."""
+
+    def __call__(
+        self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise, /
+    ) -> Tensor: ...
