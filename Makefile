@@ -3,6 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?=
+# Threads that wait sleep after a moment, as in the command `unfool`: see set_wait_policy in cli/main.py.
+ifeq ($(OMP_WAIT_POLICY)$(GOMP_SPINCOUNT)$(KMP_BLOCKTIME),)
+export GOMP_SPINCOUNT := 1000
+export KMP_BLOCKTIME := 0
+endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 
 from unfool.noise import Noise
-from unfool.statistics import mean_of, resubmissions, wilson
+from unfool.statistics import lower_bound, mcnemar, mean_of, resubmissions, wilson
 
 Z = 1.959963984540054
 
@@ -25,6 +25,17 @@ def test_wilson_is_the_closed_form(hits: int, total: int):
     assert share.accuracy == hits / total
     assert (share.low, share.high) == pytest.approx(by_hand(hits / total, total), abs=1e-7)
     assert 0 <= share.low <= share.accuracy <= share.high <= 1
+
+
+@pytest.mark.parametrize(("hits", "total"), [(0, 9), (1, 9), (9, 9), (7, 20), (412, 512)])
+def test_counts_are_judged_as_scipy_does(hits: int, total: int):
+    test = stats.binomtest(hits, total)
+    near = {"rel": 1e-12, "abs": 0}
+    interval = test.proportion_ci(0.95, "wilson")
+    assert wilson(hits, total)[1:] == pytest.approx((interval.low, interval.high), **near)
+    assert mcnemar(hits, total - hits) == pytest.approx(test.pvalue, **near)
+    bound = stats.beta.ppf(0.001, hits, total - hits + 1) if hits else 0
+    assert lower_bound(hits, total, 0.001) == pytest.approx(bound, **near)
 
 
 def test_wilson_is_the_book_s_number():

@@ -5,7 +5,8 @@ from math import comb
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+
+Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 class Share(NamedTuple):
@@ -41,7 +42,9 @@ def mean_interval(values: Sequence[float]) -> Mean:
     array = np.asarray(values, dtype=float)
     if array.size < 2:
         raise ValueError("an interval of a mean needs two values or more")
-    half = float(stats.t.ppf(0.975, array.size - 1) * array.std(ddof=1) / array.size**0.5)
+    from scipy.special import stdtrit
+
+    half = float(stdtrit(array.size - 1, 0.975) * array.std(ddof=1) / array.size**0.5)
     mean = float(array.mean())
     return Mean(mean, mean - half, mean + half)
 
@@ -66,7 +69,7 @@ def change_of(gaps: Sequence[float], draws: int) -> Mean:
     n = values.size + 2
     middle = float(values.sum()) / n
     spread = (float((values**2).sum()) + 1 / draws) / n - middle**2
-    half = float(stats.norm.ppf(0.975)) * (spread / n) ** 0.5
+    half = Z * (spread / n) ** 0.5
     return Mean(float(values.mean()), middle - half, middle + half)
 
 
@@ -78,8 +81,7 @@ def wilson(hits: int, total: int) -> Share:
     """
     if total < 1:
         raise ValueError("a share of no trials is not a number")
-    low, high = stats.binomtest(hits, total).proportion_ci(0.95, "wilson")
-    return Share(hits / total, float(low), float(high))
+    return _wilson(hits / total, total)
 
 
 def mcnemar(one: int, other: int) -> float:
@@ -92,7 +94,11 @@ def mcnemar(one: int, other: int) -> float:
         one: Pairs in which the one side alone is right.
         other: Pairs in which the other side alone is right.
     """
-    return float(stats.binomtest(one, one + other).pvalue) if one + other else 1.0
+    n, ways, tail = one + other, 1, 1  # ways to throw so many heads, and to throw no more
+    for heads in range(min(one, other)):
+        ways = ways * (n - heads) // (heads + 1)
+        tail += ways
+    return min(1.0, 2 * tail / 2**n)
 
 
 def lower_bound(hits: int, total: int, alpha: float) -> float:
@@ -100,7 +106,9 @@ def lower_bound(hits: int, total: int, alpha: float) -> float:
 
     The exact one-sided bound of Clopper and Pearson (1934).
     """
-    return float(stats.beta.ppf(alpha, hits, total - hits + 1)) if hits else 0.0
+    from scipy.special import betaincinv
+
+    return float(betaincinv(hits, total - hits + 1, alpha)) if hits else 0.0
 
 
 def mean_of(rates: Sequence[float], draws: float) -> Share:
@@ -127,10 +135,7 @@ def mean_of(rates: Sequence[float], draws: float) -> Share:
     scatter = (float(values.var()) * values.size + 4 * coin) / (values.size + 4)
     if scatter > 0:
         n = min(max(n, coin / scatter * n), n * draws)
-    z = float(stats.norm.ppf(0.975))
-    center = (mean + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (coin / n + z**2 / (4 * n**2)) ** 0.5
-    return Share(mean, max(0.0, center - half), min(1.0, center + half))
+    return _wilson(mean, n)
 
 
 def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
@@ -153,3 +158,12 @@ def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
         rates = [comb(right, m) / comb(draws, m) for right in hits]
         curve.append(mean_of(rates, draws / m))
     return curve
+
+
+def _wilson(share: float, trials: float) -> Share:
+    """Wilson's interval around a share of so many independent trials, whole or not."""
+    center = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
+    scatter = share * (1 - share) / trials + Z**2 / (4 * trials**2)
+    half = Z / (1 + Z**2 / trials) * scatter**0.5
+    low, high = max(0.0, center - half), min(1.0, center + half)
+    return Share(share, low if share > 0 else 0.0, high if share < 1 else 1.0)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from unfool.data.digits import digits
+from unfool.noise import permutation
 
 
 def test_split_is_fixed_and_complete():
@@ -26,3 +28,13 @@ def test_split_does_not_move():
 def test_unknown_split_is_refused():
     with pytest.raises(ValueError, match="'train' or 'test', not 'val'"):
         digits("val")  # pyright: ignore[reportArgumentType]
+
+
+def test_they_are_scikit_learn_s():
+    pixels, labels = load_digits(return_X_y=True)
+    order = permutation(1797, seed=0)
+    both = [digits("train"), digits("test")]
+    images = torch.cat([part.images for part in both])
+    assert torch.equal(images.flatten(1).double(), torch.from_numpy(pixels[order] / 16))
+    found = torch.cat([part.labels for part in both])
+    assert torch.equal(found, torch.from_numpy(labels[order]))

@@ -104,9 +104,12 @@ def test_a_chain_that_is_replayed_is_executed_one_way(backend):
     assert len(backend) == 3
 
 
-def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient():
+@pytest.mark.parametrize("ours", [True, False])
+def test_upsampling_by_a_view_is_the_same_and_scatters_no_gradient(ours):
     seed_torch(0, "up")
-    plain = Upsample2D(4, use_conv=True).requires_grad_(False)
+    doubling = [nn.Upsample(scale_factor=2), nn.Conv2d(4, 4, 3)]
+    plain = nn.Sequential(*doubling) if ours else Upsample2D(4, use_conv=True)
+    plain.requires_grad_(False)
     other = deepcopy(plain)
     execution.spread(other)
     execution.spread(other)  # once is enough

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from unfool.models.unet import PatchedUNet, unet
+from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 
 TINY = {"size": 8, "widths": (8, 16), "groups": 4}
@@ -59,20 +59,6 @@ def test_attention_is_only_where_it_is_asked_for():
     assert heads(make()) == 0
     assert heads(make(attention=(1,))) > 0
     assert heads(make(attention=(0, 1))) > heads(make(attention=(1,)))
-
-
-class Scale(nn.Module):
-    """A stand-in for the U-Net, which multiplies each channel by a number of its own."""
-
-    def forward(self, x, time, label, return_dict):
-        return (x * torch.arange(x.shape[1])[None, :, None, None],)
-
-
-def test_patches_are_pixels_of_their_places():
-    x = images(1, 4)
-    out = PatchedUNet(Scale(), 2)(x, torch.zeros(2))
-    places = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(2, 2)  # of a pixel in its patch
-    assert torch.equal(out, x * places)
 
 
 def test_the_first_weights_are_the_seed_s():

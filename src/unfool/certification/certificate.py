@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from unfool import __version__
 from unfool.results.run_folder import Run
 from unfool.statistics import Share, lower_bound, mean_of, wilson
@@ -80,13 +78,13 @@ def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
     rate = lower_bound(count.estimated.get(answer, 0), total, alpha)
     if rate <= 0.5:
         return Certificate(None, rate, 0.0)
-    return Certificate(answer, rate, sigma * float(stats.norm.ppf(rate)))
+    return Certificate(answer, rate, sigma * _quantile(rate))
 
 
 def reach(sigma: float, n: int, alpha: float) -> float:
     """The largest radius that `n` draws can prove: when all agree; 0 if they prove nothing."""
     rate = lower_bound(n, n, alpha)
-    return sigma * float(stats.norm.ppf(rate)) if rate > 0.5 else 0.0
+    return sigma * _quantile(rate) if rate > 0.5 else 0.0
 
 
 def certified_at(radius: float, images: Sequence[dict[str, Any]]) -> Share:
@@ -172,3 +170,10 @@ def _cost(counts: Sequence[ClassCounts]) -> dict[str, float]:
         "seconds_per_image": round(seconds / len(counts), 4),
         "peak_bytes": int(max(count.cost.get("peak_bytes", 0) for count in counts)),
     }
+
+
+def _quantile(share: float) -> float:
+    """Of the normal distribution."""
+    from scipy.special import ndtri
+
+    return float(ndtri(share))

@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 app.callback()(start)
+# How long threads spin while they wait: turns of a loop in GNU's OpenMP, milliseconds in LLVM's.
+WAIT_POLICY = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 @app.command()
@@ -52,8 +54,6 @@ def evaluate(
     """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
     from unfool import spec as specs
     from unfool.evaluation import run as evaluation
-    from unfool.report.tables import print_summary
-    from unfool.report.write import write_report
 
     part = shard_of(shard)
     checked = evaluation.check(specs.load(spec, changes or []), data)
@@ -72,7 +72,7 @@ def evaluate(
             return
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
-        print_summary(write_report(run), folder)
+        _report(run)
 
 
 @app.command()
@@ -329,7 +329,18 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
 
 def main() -> None:
     """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
+    set_wait_policy()
     sys.exit(run(sys.argv[1:]))
+
+
+def set_wait_policy() -> None:
+    """Let threads that wait for others sleep after a moment, unless the user has a policy of their own.
+
+    By default those of OpenMP spin for milliseconds, and beside other work the same run then takes
+    several times its CPU time. The policy is read once, when torch is imported.
+    """
+    if not os.environ.keys() & {"OMP_WAIT_POLICY", *WAIT_POLICY}:
+        os.environ.update(WAIT_POLICY)
 
 
 def run(arguments: list[str]) -> int:

@@ -135,24 +135,35 @@ def compile_network(network: nn.Module, **options: Any) -> None:
 
 
 def spread(network: nn.Module) -> None:
-    """Let the upsamplings of diffusers' networks double their pixels by a view: the same numbers.
+    """Let upsamplings to double the size repeat their pixels by a view: the same numbers.
+
+    Those are `nn.Upsample`, as our U-Net has them, and diffusers' `Upsample2D`.
 
     Of the gradient of `interpolate`, which is summed in place by index, the compiler of torch 2.13
     lets later kernels read the zeros that it begins with.
     """
-    for module in network.modules():
-        if type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False):
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Upsample) and (module.scale_factor, module.mode) == (2, "nearest"):
+            network.set_submodule(name, _Double())
+        elif type(module).__name__ == "Upsample2D" and getattr(module, "interpolate", False):
             module.interpolate = False  # pyright: ignore[reportArgumentType]
             module.register_forward_pre_hook(_doubled)
+
+
+class _Double(nn.Module):
+    """Each pixel of images (B, C, H, W) four times: (B, C, 2H, 2W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, channels, height, width = x.shape
+        twice = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
+        return twice.reshape(rows, channels, 2 * height, 2 * width)
 
 
 def _doubled(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     x, *rest = inputs
     if rest and rest[0] is not None:  # to a size that is not double
         return nn.functional.interpolate(x, size=rest[0], mode="nearest"), *rest
-    rows, channels, height, width = x.shape
-    twice = x[:, :, :, None, :, None].expand(-1, -1, -1, 2, -1, 2)
-    return twice.reshape(rows, channels, 2 * height, 2 * width), *rest
+    return _Double()(x), *rest
 
 
 def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> ExecutionMode:

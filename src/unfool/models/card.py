@@ -18,7 +18,7 @@ from unfool import __version__
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
-from unfool.models.checkpoints import load_state, read_state, sha256
+from unfool.models.checkpoints import fitting, load_state, read_state, sha256
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.runtime.files import ADAPTER, write_bytes
 from unfool.spec.menu import find
@@ -119,15 +119,14 @@ def begin(model: nn.Module, weights: str) -> list[str]:
         ValueError: There is no such card, the weights are not those it describes, or not one fits.
     """
     folder, card = read_card(weights)
-    state, own = read_state(_file(folder, card)), model.state_dict()
-    found = {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
+    found = fitting(model, read_state(_file(folder, card)))
     if not found:
         raise ValueError(f"no weight of {weights} fits the network that is to begin with them")
     model.load_state_dict(found, strict=False)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
             nn.init.zeros_(module.weight)
-    return [name for name in own if name not in found]
+    return [name for name in model.state_dict() if name not in found]
 
 
 def load_denoiser(weights: str) -> Denoiser:

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unfool.networks.unet import UNet, rename
+
 _TABLES = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -64,6 +66,15 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
               (("lacks", missing), ("has unexpected", unexpected)) if names]  # fmt: skip
     if faults:
         raise ValueError(f"{source} does not fit the network: it {' and '.join(faults)}")
+
+
+def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that a network has by name and shape, under the names that it has for them."""
+    own, state = network.state_dict(), dict(state)
+    for name, module in network.named_modules():
+        if isinstance(module, UNet):
+            rename(state, f"{name}." if name else "")
+    return {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
 
 
 def sha256(path: Path) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unfool.models.checkpoints import read_state
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # the last of diffusers' networks
 Layers = str | Sequence[str] | None
 
 _ROLES = ("unet.", "transformer.")  # what diffusers puts before the names of a network's layers
@@ -154,10 +154,13 @@ def base_of(
 
 def host_of(model: nn.Module) -> nn.Module:
     """The network whose layers are named: of a denoiser, diffusers' one if there is one."""
-    from diffusers.models.modeling_utils import ModelMixin
-
     network = getattr(model, "network", model)
-    return next((part for part in network.modules() if isinstance(part, ModelMixin)), network)
+    return next((part for part in network.modules() if _of_diffusers(part)), network)
+
+
+def _of_diffusers(module: nn.Module) -> bool:
+    """Whether it is a model of diffusers, which need not be imported to tell."""
+    return any(kind.__name__ == "ModelMixin" for kind in type(module).__mro__)
 
 
 def _chosen(host: nn.Module, layers: Layers) -> list[str]:

@@ -1,1 +1,1 @@
-"""Torch modules of networks; nothing of diffusion or attacks."""
+"""Networks as plain torch modules: they import nothing else of the package."""

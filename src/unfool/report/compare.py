@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,7 @@ from unfool.report.style import (
     INK,
     RUST,
     WIDTH,
+    blank,
     interval,
     legend,
     percent_axis,
@@ -150,7 +150,7 @@ def describe_gate(gate: Gate) -> str:
 
 def figure(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> bytes:
     """Accuracy of both runs, the paired differences beside it, and the bounds; a PNG file."""
-    drawn = Figure(figsize=(WIDTH + 1.2, 1.25 + 0.42 * len(rows)), layout="constrained")
+    drawn = blank(WIDTH + 1.2, 1.25 + 0.42 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
     styles: dict[str, dict[str, Any]] = {
         "A": {"marker": "o", "color": GREY, "markersize": 6},

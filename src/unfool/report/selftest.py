@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from unfool.evaluation.selftest import Check, Unit
 from unfool.report.rows import percent
-from unfool.report.style import BLUE, INK, RUST, WIDTH, png, tidy
+from unfool.report.style import BLUE, INK, RUST, WIDTH, blank, png, tidy
 from unfool.report.tables import markdown
 from unfool.runtime.device import versions
 from unfool.runtime.files import write_bytes
@@ -97,7 +96,7 @@ def headline(checks: Sequence[Check]) -> str:
 def figure(checks: Sequence[Check]) -> bytes:
     """By how much what was found differs from what is known, and by how much it may; a PNG file."""
     shown = [check for check in checks if check.unit in ("accuracy", "coverage", "times")]
-    drawn = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(shown)), layout="constrained")
+    drawn = blank(WIDTH, 0.9 + 0.19 * len(shown))
     axes = drawn.subplots()
     for place, check in enumerate(shown):
         low, found, high = (100 * (v - check.truth) for v in (check.low, check.found, check.high))

@@ -1,16 +1,26 @@
-"""What the figures share: colors, intervals, axes."""
+"""What the figures share: colors, intervals, axes. Matplotlib is imported when one is drawn."""
+
+from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from unfool.report.rows import Share
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
 WIDTH = 7.4
+
+
+def blank(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def interval(

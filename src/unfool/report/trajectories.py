@@ -8,8 +8,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 
 from unfool.analysis.landscape import Landscape
 from unfool.analysis.trajectories import DW, EOT, WHITE, Trajectories, flat
@@ -63,7 +61,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: Mapping[str, An
     )
     points, where = flat(found.runs, 0)
     figures = {
-        "trajectories": (PCA(2).fit_transform(points), "principal components"),
+        "trajectories": (_pca(points), "principal components"),
         "trajectories-tsne": (_tsne(points), "axes of t-SNE, where lengths mean little"),
     }
     title = "Paths of attacks"
@@ -201,7 +199,15 @@ def _ground(axes: Any, title: str, across: str = "", along: str = "") -> None:
         axis.set_pane_color((0.97, 0.97, 0.96, 1))
 
 
+def _pca(points: np.ndarray) -> np.ndarray:
+    from sklearn.decomposition import PCA
+
+    return PCA(2).fit_transform(points)
+
+
 def _tsne(points: np.ndarray) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
     near = max(2.0, min(30.0, (len(points) - 1) / 3))
     return TSNE(2, perplexity=near, init="pca", random_state=0).fit_transform(points)
 

@@ -9,7 +9,6 @@ from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
-from scipy import stats
 from torch import Tensor
 
 from unfool.ranges import Probability, check_fields
@@ -139,6 +138,8 @@ class Paired:
         self, errors: Tensor, weight: Tensor, alive: Tensor, turn: int, draws: int
     ) -> Tensor:
         """Which classes live on after a round."""
+        from scipy.special import stdtrit
+
         used, rounds = len(weight), len(self._ends(draws))
         if used == draws:
             return alive  # nothing is left to be unsure of: the means decide
@@ -150,7 +151,7 @@ class Paired:
         deviation = torch.sqrt(variance / used * (1 - used / draws))
         level = self.risk / (rounds * max(1, alive.shape[1] - 1))
         freedom = 2 / 3 * (used - 1)  # of successive differences, which overlap
-        return alive & ~(mean > float(stats.t.isf(level, freedom)) * deviation)
+        return alive & ~(mean > -float(stdtrit(freedom, level)) * deviation)
 
     def _ends(self, draws: int) -> list[int]:
         ends = [min(self.first, draws)]

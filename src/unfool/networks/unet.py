@@ -1,0 +1,251 @@
+"""The U-Net of DDPM (Ho et al., 2020), on pixels or on patches of them.
+
+It computes what diffusers' `UNet2DModel` does, which it replaces, and loads its weights.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class UNet(nn.Module):
+    """A U-Net of residual blocks, told the time and, if it has classes, the label.
+
+    Args:
+        channels: Of an image.
+        widths: Channels of each level; each level has half the resolution of the one before.
+        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        attention: The levels (from 0) that have self-attention; the middle has it if any does.
+        patch: Pixels per side that are taken together, each a channel of its own.
+        groups: Of the group normalization; each width is a multiple of it.
+        dropout: The rate in the residual blocks.
+        classes: Labels to condition on, besides the null class; 0 for none.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        widths: Sequence[int],
+        *,
+        layers: int = 1,
+        attention: Sequence[int] = (),
+        patch: int = 1,
+        groups: int = 32,
+        dropout: float = 0.0,
+        classes: int = 0,
+    ):
+        super().__init__()
+        first, embedded, head = widths[0], 4 * widths[0], min(64, *widths)
+
+        def block(inputs: int, width: int, attends: bool) -> Block:
+            return Block(inputs, width, embedded, groups, dropout, head if attends else 0)
+
+        self.patch, self.width = patch, first
+        self.conv_in = nn.Conv2d(channels * patch**2, first, 3, padding=1)
+        self.time = nn.Sequential(
+            nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded)
+        )
+        self.label = nn.Embedding(classes + 1, embedded) if classes else None
+
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        skips, width, levels = [first], first, range(len(widths))
+        for level in levels:
+            blocks = []
+            for _ in range(layers):
+                blocks.append(block(width, widths[level], level in attention))
+                width = widths[level]
+                skips.append(width)
+            halve = nn.Conv2d(width, width, 3, stride=2, padding=1) if level < levels[-1] else None
+            skips += [width] if halve else []
+            self.down.append(Down(blocks, halve))
+
+        anywhere = any(level in attention for level in levels)
+        middle = [block(width, width, attends) for attends in (anywhere, False)]
+
+        for level in reversed(levels):
+            blocks = []
+            for _ in range(layers + 1):
+                blocks.append(block(width + skips.pop(), widths[level], level in attention))
+                width = widths[level]
+            self.up.append(Up(blocks, Upsample(width) if level else nn.Identity()))
+
+        # Made before `up` and registered after it, as in diffusers: random weights, those of a LoRA
+        # adapter, too, are drawn in that order.
+        self.middle = nn.ModuleList(middle)
+        self.norm_out = nn.GroupNorm(groups, first)
+        self.conv_out = nn.Conv2d(first, channels * patch**2, 3, padding=1)
+        self.register_load_state_dict_pre_hook(_rename_before_loading)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """What the network predicts, shaped like `x`.
+
+        Args:
+            x: Images (B, C, H, W); H and W are multiples of patch x 2^(levels - 1).
+            time: What it is told of the time (B,), usually from 0 to 999.
+            label: Classes (B,), up to and with the null class; None if it has no classes.
+
+        Raises:
+            ValueError: There are labels but no classes, or the other way round.
+        """
+        embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
+        if (label is None) != (self.label is None):
+            raise ValueError("labels must be given to a U-Net with classes, and to no other")
+        if self.label is not None:
+            embedding = embedding + self.label(label)
+        embedding = F.silu(embedding)
+
+        x = F.pixel_unshuffle(x, self.patch) if self.patch > 1 else x
+        skips = [self.conv_in(x)]
+        for level in self.down:
+            skips += level(skips[-1], embedding)
+        x = skips[-1]
+        for block in self.middle:
+            x = block(x, embedding)
+        for level in self.up:
+            x = level(x, embedding, skips)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
+
+
+class Down(nn.Module):
+    """The blocks of a level, and what halves the resolution after them, if anything."""
+
+    def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module | None):
+        super().__init__()
+        self.blocks, self.resample = nn.ModuleList(blocks), resample
+
+    def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """The features after each of them."""
+        made = []
+        for block in self.blocks:
+            made.append(x := block(x, embedding))
+        return made if self.resample is None else [*made, self.resample(x)]
+
+
+class Up(nn.Module):
+    """The blocks of a level, and what doubles the resolution after them."""
+
+    def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module):
+        super().__init__()
+        self.blocks, self.resample = nn.ModuleList(blocks), resample
+
+    def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
+        """The features after all of them; each block takes the last of `skips` away."""
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), embedding)
+        return self.resample(x)
+
+
+class Upsample(nn.Sequential):
+    """Each pixel four times, and a convolution."""
+
+    def __init__(self, width: int):
+        super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1))
+
+
+class Block(nn.Module):
+    """A residual block, and self-attention after it if `head` is not 0.
+
+    Args:
+        inputs: Channels that come in.
+        width: Channels that go out.
+        embedded: Numbers of the embedding of time and label.
+        groups: Of the group normalization.
+        dropout: The rate before the second convolution.
+        head: Channels of a head of the attention.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, embedded: int, groups: int, dropout: float, head: int
+    ):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, inputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.time = nn.Linear(embedded, width)
+        self.norm2 = nn.GroupNorm(groups, width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
+        self.attention = Attention(width, groups, head) if head else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Features (B, inputs, H, W) and embeddings (B, embedded) to features (B, width, H, W)."""
+        inner = self.conv1(F.silu(self.norm1(x))) + self.time(embedding)[:, :, None, None]
+        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        return self.attention(self.shortcut(x) + inner)
+
+
+class Attention(nn.Module):
+    """Self-attention over the places of an image, with a residual connection."""
+
+    def __init__(self, width: int, groups: int, head: int):
+        super().__init__()
+        self.head, inner = head, width // head * head
+        self.norm = nn.GroupNorm(groups, width)
+        self.to_q = nn.Linear(width, inner)
+        self.to_k = nn.Linear(width, inner)
+        self.to_v = nn.Linear(width, inner)
+        self.to_out = nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, C, H, W) to features of the same shape."""
+        # In one piece: of a transposed view torch makes slow batched products.
+        places = self.norm(x.flatten(2)).transpose(1, 2).contiguous()
+        q, k, v = (
+            project(places).unflatten(2, (-1, self.head)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:]) + x
+
+
+def timestep_embedding(time: Tensor, width: int) -> Tensor:
+    """The sinusoidal embedding of times (B,), in float32: cosines, then sines, (B, width).
+
+    Their `width // 2` frequencies fall from 1 toward 1/10,000. Of an odd width the last number is 0.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=time.device)
+    angles = time[:, None].float() * torch.exp(-math.log(10_000) * steps / half)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+
+
+_NAMES = {  # of a module of diffusers' UNet2DModel: of ours
+    r"time_embedding\.linear_1": "time.0",
+    r"time_embedding\.linear_2": "time.2",
+    r"class_embedding": "label",
+    r"(down|up)_blocks\.(\d+)\.resnets": r"\1.\2.blocks",
+    r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)": r"\1.\2.blocks.\3.attention",
+    r"down_blocks\.(\d+)\.downsamplers\.0\.conv": r"down.\1.resample",
+    r"up_blocks\.(\d+)\.upsamplers\.0\.conv": r"up.\1.resample.1",
+    r"mid_block\.resnets": "middle",
+    r"mid_block\.attentions\.0": "middle.0.attention",
+    r"time_emb_proj": "time",
+    r"conv_shortcut": "shortcut",
+    r"group_norm": "norm",
+    r"to_out\.0": "to_out",
+    r"conv_norm_out": "norm_out",
+}
+
+
+def rename(state: dict[str, Any], prefix: str = "") -> None:
+    """Give weights that have the names of diffusers' `UNet2DModel` those of `UNet`, in place.
+
+    Args:
+        state: The weights by name. Those that have our names keep them.
+        prefix: What the names of the weights of the U-Net begin with; the others keep theirs.
+    """
+    for name in [name for name in state if name.startswith(prefix)]:
+        inner = name.removeprefix(prefix).removeprefix("unet.")  # that module once made the patches
+        for old, new in _NAMES.items():
+            inner = re.sub(rf"\b{old}\b", new, inner)
+        state[prefix + inner] = state.pop(name)
+
+
+def _rename_before_loading(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    rename(state, prefix)
