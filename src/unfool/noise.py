@@ -35,10 +35,10 @@ PART = 2**16  # numbers that a thread draws at least: about a millisecond
 class KnownNoise:
     """What an attacker was told of the defense's noise: the streams `names` of `keys`.
 
-    With no names he was told all of it. With `pool`, the defense draws from `pool` fixed paths, and
-    he knows these; with `options`, each single draw of the defense is one of so many, which he knows,
-    and which of them it is he does not. `live` turns on where the defense begins to draw (see
-    `Noise.draws`).
+    Without names, all of it is known to the attacker. With `pool`, the defense draws from `pool` fixed
+    paths, which are known; with `options`, each single draw of the defense is one of so many known
+    ones, but which of them it is stays unknown. `live` turns on where the defense begins to draw (see
+    `Noise.for_query`).
     """
 
     keys: tuple[int, ...]
@@ -137,9 +137,10 @@ class Noise:
 
         Args:
             secret: The very noise that the defense will be called with, for the same images.
-            names: The streams he knows (`"forward"`, `"reverse"`, ...); none means all of them.
+            names: The streams that the attacker knows (`"forward"`, `"reverse"`, ...); none means
+                all of them.
             pool: If positive, the defense draws from this many fixed paths (`pooled`), all known
-                to him.
+                to the attacker.
             options: If positive, the defense draws each of its numbers from this many fixed ones.
         """
         if len(secret) != len(self):
@@ -147,10 +148,10 @@ class Noise:
         return replace(self, given=KnownNoise(secret.keys, frozenset(names), pool, options))
 
     def for_query(self, turn: int, copies: int = 1) -> "Noise":
-        """What an attacker takes for the defense's noise in his query number `turn`.
+        """The noise that an attacker uses in query number `turn`.
 
-        Every image `copies` times in a row. Whatever he was not told (`with_known_noise`) is fresh
-        for each turn and copy; what he was told is the defense's own. It is, too, how a defense
+        Every image `copies` times in a row. Streams that are not known (`with_known_noise`) are fresh
+        for each turn and copy; known streams equal the defense's own. It is, too, how a defense
         draws whose noise is partly fixed: for its own answers, with turns of their own.
         """
         own = self.child("draw", turn).repeat(copies)

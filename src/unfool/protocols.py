@@ -36,11 +36,12 @@ __all__ = [
 class Classifier(Protocol):
     """Any model under test, defended or not: images to logits.
 
-    A model may carry a number `rows`: how many images an attack should give it in one call that is
-    differentiated, for the memory's sake. A number `keeps`: an image is lost to it once so many wrong
-    classes are above the true one, as in a stage that keeps so many (1 if it says nothing). And a
-    method `decide(x, noise)`: the class (B,) of the highest logit, the lowest of equals, where that is
-    cheaper to tell than the logits.
+    Optional attributes:
+        batch_size (int): The most images in one call that needs gradients, to save memory.
+        classes_kept (int, default 1): The image counts as misclassified when at least this many wrong
+            classes score above the true one, as in a stage that keeps several classes.
+        decide(x, noise) -> (B,): The predicted class (the lowest index on ties), for models where that
+            is cheaper than full logits.
     """
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...

@@ -123,8 +123,9 @@ _WITHIN: dict[str, Callable[[float, float], bool]] = {
 
 
 def _words(hint: Any) -> tuple[Any, ...]:
-    """The words that a text must be one of; () if it may be any, or the option takes no text."""
-    if any(part in (str, Any, Path) for part in _parts(hint)):
+    """The words that a text must be one of; () if it may be any, or the option takes numbers, too."""
+    kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
+    if any(kind in (str, Path, Any, int, float, bool) for kind in kinds):
         return ()
     return tuple(w for p in _parts(hint) if get_origin(p) is Literal for w in get_args(p))
 

@@ -1,4 +1,4 @@
-"""Threat models: what an attacker may change, the geometry that attacks need, and what he knows."""
+"""Threat models: what an attacker may change, and which noise they know."""
 
 import re
 from dataclasses import dataclass
@@ -118,8 +118,9 @@ class Knowledge:
 
     Attributes:
         word: `"forward"` (the forward noise: DW-Fwd), `"reverse"` (that of the way back: DW-Rev),
-            `"both"` (all noise: DW-box), `"semi-128"` (the defense draws one of 128 paths, which he
-            knows) or `"semi-128-steps"` (it draws each of its numbers from 128); any number will do.
+            `"both"` (all noise: DW-box), `"semi-128"` (the defense draws one of 128 paths,
+            all of which the attacker knows) or `"semi-128-steps"` (it draws each of its numbers from
+            128); any number will do.
     """
 
     word: str

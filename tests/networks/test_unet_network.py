@@ -6,11 +6,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool import spec as specs
 from unfool.models import card
 from unfool.models.checkpoints import fitting
 from unfool.networks.unet import UNet, rename, timestep_embedding
 from unfool.noise import Noise, seed_torch
-from unfool.spec import load
 
 CASES = {
     "plain": {"channels": 3, "widths": (8, 16)},
@@ -145,15 +145,15 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
         "name": "unet", "channels": 1, "size": 8, "widths": [8, 16], "groups": 4, "patch": 2,
         "attention": [1],
     }  # fmt: skip
-    checked = load.check("denoiser", part)
-    model = load.build("denoiser", checked)
+    checked = specs.check("denoiser", part)
+    model = specs.build("denoiser", checked)
     old = Reference(1, (8, 16), groups=4, patch=2, attention=(1,))
     model.network.load_state_dict(old.state_dict())
     wanted = model.network.state_dict()
-    kept = load.build("denoiser", checked)
+    kept = specs.build("denoiser", checked)
     kept.network = old
     card.save(elsewhere / "old", "denoiser", checked, kept)
-    begun = load.build("denoiser", checked)
+    begun = specs.build("denoiser", checked)
     assert card.begin(begun, str(elsewhere / "old")) == []
     for loaded in (card.load_denoiser(str(elsewhere / "old")), begun):
         assert all(torch.equal(v, wanted[n]) for n, v in loaded.network.state_dict().items())

@@ -2,7 +2,7 @@
 
 A search is a generator: it yields what it asks of the model, is sent the answer, and returns what it
 found. It may be that of a batch or of one image, which is free to end early. The queue packs what all
-of them ask into calls of the model's `rows`, and starts the next search as soon as there is room.
+of them ask into calls of the model's `batch_size`, and starts the next search as soon as there is room.
 What a search is told does not depend on the others, as an image's noise is its own.
 """
 
@@ -24,11 +24,11 @@ AttackSteps = Generator[Query, QueryResult, Found]
 def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Found]:
     """What the searches find, in their order.
 
-    Where somebody is `watching`, he sees their steps as those of one batch; of a search that ended
-    early, no numbers for the steps it left out.
+    `recording_losses` sees their steps as those of one batch; of a search that ended early, no numbers
+    for the steps it left out.
 
     Args:
-        model: The model, as the attacker sees it; called with its `rows` at a time, if it has any.
+        model: The model, as the attacker sees it; called with its `batch_size` at a time, if it has any.
         searches: Each is started when there is room for it.
     """
     waiting = iter(enumerate(searches))

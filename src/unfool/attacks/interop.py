@@ -96,7 +96,7 @@ class ExternalAttack:
 
         def draw(size: int) -> Noise:
             if noise.given is not None:
-                _at(noise, size)  # what he was told is of these images, in this order
+                _at(noise, size)  # the known noise belongs to these images, in this order
             copies = -(-size // len(noise))
             return noise.for_query(next(turns), copies).take(range(size))
 

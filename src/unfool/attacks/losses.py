@@ -1,4 +1,4 @@
-"""What an attacker climbs, averaged over what he takes for the defense's noise."""
+"""The losses that attacks maximize, averaged over draws of the defense's noise (EOT)."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -74,7 +74,7 @@ TARGETED: dict[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 class QueryResult(NamedTuple):
-    """What an attacker saw of each image, averaged over his draws.
+    """The result of a query for each image, averaged over the attacker's draws.
 
     Attributes:
         loss: The mean loss (B,).
@@ -163,7 +163,7 @@ def query_model(
 
 
 def gradient_run(step: LossRecord) -> None:
-    """Tell whoever is `watching` of a step."""
+    """Tell whoever is `recording_losses` of a step."""
     if (steps := _WATCHED.get()) is not None:
         steps.append(step)
 
@@ -243,7 +243,7 @@ def runner_up_classes(
 
 
 def competing_logits(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
-    """Of logits (B, K) the true one, then the wrong ones from the `keeps`-th best on; labels 0.
+    """Of logits (B, K) the true one, then the wrong ones from the `classes_kept`-th best on; labels 0.
 
     Where one class is kept, nothing is left out, nor is the order changed.
     """

@@ -41,7 +41,7 @@ class PGD:
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
         selection_draws: Draws to compare the candidates on; None is as many as `eot`, at least 1.
         early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
-            the draws of its step and then on so many fresh ones (`choice.Stop`), and that is
+            the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
             returned; other images take its place in the calls of the model.
         early_stop_share: Of these draws that must be misclassified.
     """

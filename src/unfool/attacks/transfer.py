@@ -18,7 +18,8 @@ class Transfer:
     What a model withstands of it says little: who may ask the model attacks that.
 
     Attributes:
-        source: The classifier that is attacked; of a diffusion classifier its `whole` (see `views`).
+        source: The classifier that is attacked; of a diffusion classifier, the one
+            without elimination (`views.no_elimination`).
         attack: How.
     """
 

@@ -116,7 +116,7 @@ def first_stage(model: Classifier) -> Classifier:
 
 
 def without_elimination(model: Classifier) -> Classifier:
-    """What an attack should climb: a diffusion classifier's `whole`, and any other model itself."""
+    """What an attack should differentiate: `no_elimination` of a diffusion classifier, else the model."""
     try:
         return no_elimination(model)
     except ValueError:
@@ -206,8 +206,8 @@ def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
     whole = _defended(model)
     if not hasattr(whole.purifier, "with_fewer_steps"):
         raise ValueError(
-            "the views `surrogate` and `matched` leave out steps of the purifier, and this one does "
-            "not say how; use `bpda` or `exact`"
+            "the views `surrogate` and `surrogate-same-noise` leave out steps of the purifier, and this "
+            "one does not say how; use `bpda` or `exact`"
         )
     return _as(model, whole.with_purifier(whole.purifier.with_fewer_steps(steps, matched)))  # pyright: ignore
 

@@ -7,6 +7,7 @@ from unfool.lazy import lazily
 if TYPE_CHECKING:
     from unfool.defenses.aggregate import Aggregated as Aggregated
     from unfool.defenses.coup import COUP as COUP
+    from unfool.defenses.coup import Confidence as Confidence
     from unfool.defenses.denoised_smoothing import DensePure as DensePure
     from unfool.defenses.denoised_smoothing import OneStep as OneStep
     from unfool.defenses.diffpure import DiffPure as DiffPure
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Aggregated": "unfool.defenses.aggregate",
     "calibrate": "unfool.defenses.diffusion_classifier.classifier",
+    "Confidence": "unfool.defenses.coup",
     "COUP": "unfool.defenses.coup",
     "DensePure": "unfool.defenses.denoised_smoothing",
     "DiffPure": "unfool.defenses.diffpure",

@@ -137,7 +137,7 @@ class COUP(nn.Module):
             yield t, self._clamped(image) if t == end else image
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
         return with_fewer_steps(self, steps, matched)
 
     def _clamped(self, x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class OneStep(_Smoothing):
     """Diffusion denoised smoothing (Carlini et al., 2023): one call of the network, x_hat at t*.
 
     As a purifier it puts the noise on first, drawn from the stream `forward`. The released code
-    clips x_hat to [-1, 1]: an option of the denoiser (`clip`).
+    clips x_hat to [-1, 1]: an option of the denoiser (`clip_x0`).
 
     Args:
         denoiser: A diffusion model of pixels.

@@ -106,7 +106,7 @@ class DiffPure(nn.Module):
         return purify
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
         return with_fewer_steps(self, steps, matched)
 
     def _way(self) -> dict[str, Any]:

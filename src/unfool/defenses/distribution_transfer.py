@@ -121,7 +121,7 @@ class DistributionTransfer(nn.Module):
             yield t, self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`coarser`)."""
+        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
         return with_fewer_steps(self, steps, matched)
 
     def _start(self, x: Tensor, noise: Noise) -> tuple[Tensor, Descent | None, tuple[Tensor, ...]]:

@@ -120,7 +120,7 @@ class GDMP(nn.Module):
             yield t, self.denoiser.decode(state)
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps each pass, on the same path of noise or not (`coarser`)."""
+        """The same purifier with fewer steps in each pass, on the same path of noise or not."""
         return with_fewer_steps(self, steps, matched)
 
     def _noised(self, z: Tensor, own: Noise) -> tuple[Tensor, Noise]:

@@ -54,7 +54,7 @@ def execute(model: object, way: Execution, rows: int) -> None:
     """Let all denoisers of a model be executed that way from now on.
 
     Args:
-        model: Anything; what is no module with a `Network` in it stays as it is.
+        model: Anything; what is no module with a `NetworkDenoiser` in it stays as it is.
         way: How; `"auto"` is the fastest here, by trial or from memory.
         rows: How many images one call will have.
 
@@ -196,7 +196,7 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
 
 
 def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[ExecutionMode, Trial]:
-    """Try the ways of `TRIED` on copies of a denoiser, those that work here; the plain one first.
+    """Try the ways of `TRIAL_SIZES` on copies of a denoiser, those that work here; the plain one first.
 
     Args:
         denoiser: The denoiser, frozen.

@@ -38,7 +38,7 @@ class Cost:
     """What something costs per image.
 
     Attributes:
-        calls: By name (`ledger.Ledger`): images through a network.
+        calls: By name (`cost.CallCounter`): images through a network.
         seconds: On the machine where it was timed.
     """
 
@@ -112,7 +112,7 @@ def forecast(spec: Table, budget: float | None = None, made: Prepared | None = N
     Args:
         spec: What `run.check` returned.
         budget: Seconds; at least one block of images is taken, and never more than the spec's.
-        made: What `run.parts` made of it, if it was made already.
+        made: What `prepare.prepare` made of it, if it was made already.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.

@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
         attacks: By label.
         indices: The images of the run.
         device: Where to compute.
-        manifest: What the run is asked (`question`).
+        manifest: What the run is asked (`make_manifest`).
         fingerprint: The hash of the images at some indices.
     """
 

@@ -123,7 +123,7 @@ def workers(spec: Table) -> int:
 
 
 def worker_payload(asked: Table) -> dict[str, Any]:
-    """What tells a run (`Parts.asked`) from one of other contents, by the keys of `SAME`."""
+    """What tells a run (`Prepared.manifest`) from one of other contents, by the keys of `SAME`."""
     found = asked | {"version": asked["versions"].get("unfool")}
     return {key: found[key] for key in SAME}
 
@@ -136,7 +136,7 @@ def evaluate_block(
     Args:
         spec: What `run.check` returned.
         block: Which images.
-        driver: What tells the run (`told`) where it was started.
+        driver: What tells the run (`worker_payload`) where it was started.
         beside: How many such tasks share the machine and its memory.
 
     Raises:

@@ -36,9 +36,9 @@ def unet(
         groups: Of the group normalization; each width is a multiple of it.
         dropout: The rate in the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
-        predicts: What the network says (see `Network`).
+        predicts: What the network says (see `NetworkDenoiser`).
         schedule: The noise schedule; continuous VP if None.
-        time: How the network is told the time (see `Network`).
+        time: How the network is told the time (see `NetworkDenoiser`).
         clip_x0: Whether x_hat is clipped to [-1, 1].
     """
     if size % (patch * 2 ** (len(widths) - 1)):

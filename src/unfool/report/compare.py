@@ -50,8 +50,8 @@ def print_comparison(
     """Print a comparison, and whether its gates are kept.
 
     Args:
-        found: What `evaluation.compare.compare` returned.
-        kept: What `evaluation.compare.gates` returned.
+        found: What `results.compare.compare` returned.
+        kept: What `results.compare.gates` returned.
         console: Where to; the standard output by default.
     """
     console = console or Console(highlight=False)
@@ -79,8 +79,8 @@ def write_comparison(folder: Path, found: Comparison, kept: Sequence[Gate], comm
 
     Args:
         folder: Where to.
-        found: What `evaluation.compare.compare` returned.
-        kept: What `evaluation.compare.gates` returned.
+        found: What `results.compare.compare` returned.
+        kept: What `results.compare.gates` returned.
         command: How to make it again.
 
     Raises:

@@ -14,7 +14,7 @@ class Column:
     """A reading of accuracy.
 
     Attributes:
-        key: Its name in `report.json`: `bare`, `mean`, `majority` or `worst`.
+        key: Its name in `report.json`: `undefended`, `per_draw`, `majority` or `all_draws`.
         title: Its heading.
         meaning: What it is, in plain words.
     """

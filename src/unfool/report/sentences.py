@@ -151,7 +151,7 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
         said.append(
             f"An attacker who may submit the same picture {k} times gets through on {cell(worst)} of "
             f"the pictures (with clean ones, on {idle}); if the class with most of {k} "
-            f"draws is the answer (a tie is none), he gets through on {cell(majority)}."
+            f"draws is the answer (a tie is none), they get through on {cell(majority)}."
         )
     if "undefended" in robust:
         name, bare = weakest_bare(summary)

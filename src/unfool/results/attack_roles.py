@@ -39,7 +39,7 @@ def roles(rows: Sequence[AttackRow]) -> Roles:
 
 
 def given_to(played: Roles) -> list[str]:
-    """What an attacker has before he attacks: the image, and random noise unless all he has is beyond.
+    """What attackers have before they attack: the image, and random noise unless all is unbounded.
 
     As `evaluate.Judge.candidates`, of the rows of a spec.
     """

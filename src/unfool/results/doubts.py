@@ -235,7 +235,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
             "no-whole-view",
             "yellow",
             "the classifier drops classes early, where its logits have steps that no gradient tells "
-            "of, and no attack climbs it without: add one with the view `whole`",
+            "of, and no attack climbs it without: add one with the view `no-elimination`",
         )
 
 

@@ -22,7 +22,7 @@ def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
     batch: a cascade, runs of different lengths or losses.
 
     Args:
-        steps: What was seen (`losses.watching`).
+        steps: What was seen (`losses.recording_losses`).
         size: Images of the batch.
     """
     runs = [[step.loss for step in run] for _, run in groupby(steps, lambda step: step.run)]
@@ -50,7 +50,7 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[st
     found = []
     for name in names:
         longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
-        # where a whole block ended early (`stop`), one image has a curve that is shorter
+        # where a whole block ended early (`early_stop`), one image has a curve that is shorter
         kept = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]

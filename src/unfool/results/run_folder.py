@@ -67,9 +67,9 @@ class Condition:
         draws: The class the model chose at each held-out draw of its noise.
         undefended: The class that the classifier without its defense chose; None if there is no defense.
         size: The norm of the perturbation, in the threat's norm.
-        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which he chooses.
+        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they choose.
         same_image_as: The earlier condition whose image this is, if that one had left the attack
-            nothing to do (`evaluate`, survivors); empty if it is the attack's own.
+            nothing to do (`evaluation.skip_broken`); empty if it is the attack's own.
     """
 
     draws: list[int]
@@ -87,7 +87,7 @@ class Outcome:
         index: Its place in the data set.
         label: Its class.
         conditions: By name: `clean`, `random`, and each attack.
-        chosen: The condition that the attacker would submit, chosen on his own draws.
+        chosen: The condition that the attacker would submit, chosen on their own draws.
         seconds: Time spent on it.
         cost: Network calls spent on it.
         made_by: The versions of what did it.

@@ -29,7 +29,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         told = {
             "the attacker may change": change,
             "the attacker's view": attacker or "none was tried",
-            "the attacker's randomness": "draws of his own, fresh at every step; never those of the "
+            "the attacker's randomness": "draws of their own, fresh at every step; never those of the "
             "verdict"
             if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
             else "not told: the images were made elsewhere",

@@ -189,7 +189,7 @@ def is_callable_part(kind: str, found: Any) -> bool:
 
 
 def takes_short_call(kind: str, found: Any) -> bool:
-    """Whether what a part names is a function of fewer arguments than a call's (see `PLAIN`)."""
+    """Whether what a part names is a function of fewer arguments than a call's (see `SHORT_CALLS`)."""
     first, _ = SHORT_CALLS.get(kind, ((), ""))
     if not first or inspect.isclass(found) or is_callable_part(kind, found):
         return False
@@ -197,7 +197,7 @@ def takes_short_call(kind: str, found: Any) -> bool:
 
 
 def makes_short_call(kind: str, made: Any) -> bool:
-    """Whether an object, made by a class of one's own, is called with fewer arguments (`PLAIN`)."""
+    """Whether an object, made by a class of one's own, is called with fewer arguments (`SHORT_CALLS`)."""
     if kind not in SHORT_CALLS or not callable(made) or not takes_short_call(kind, made):
         return False
     taken = inspect.signature(made).parameters.values()

@@ -85,7 +85,7 @@ def ends(
 
     Args:
         weight: lambda, of the guide.
-        level: The standard deviation of the classifier's error (see `Mistaken`).
+        level: The standard deviation of the classifier's error (see `LabelFlip`).
         world: The two Gaussians; mean 1 and spread 0.5 by default.
         start: Where to begin, above 0.
         t: t*.

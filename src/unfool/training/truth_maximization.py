@@ -2,7 +2,7 @@
 
 The loss is the error of the network's prediction for adversarial images under their true labels, so
 that these explain them better; nothing is said of the other classes. The images are made once, before
-the training (see `adversaries`).
+the training (see `adversarial_images`).
 """
 
 from collections.abc import Sequence

@@ -38,8 +38,8 @@ class DiffusionClassifier(nn.Module):
     over the draws it was given, or 1 less than the lowest of the classes that outlived it, whichever
     is lower.
 
-    Attacks should climb `whole()`, which has a gradient everywhere, and be scored on the model
-    itself; `stage(1)` is for those that want the true class dropped early.
+    Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere, and be
+    scored on the model itself; `stage(1)` is for those that want the true class dropped early.
 
     Args:
         denoiser: A denoiser with classes.
