@@ -97,8 +97,8 @@ def test_what_is_no_number_stops_muon_with_the_last_good_checkpoint(elsewhere, w
         return loss * float("nan") if what == "loss" else torch.sqrt(loss * 0)
 
     said = rf"the {what} is nan at step 3; the last good checkpoint is .*latest.pt"
+    options = TrainingOptions(steps=6, batch_size=4, optimizer="muon")
     with pytest.raises(RuntimeError, match=said):
-        options = TrainingOptions(steps=6, batch_size=4, optimizer="muon")
         loop.train(Net(), objective, Blobs(size=8), elsewhere, options, save_every=2, quiet=True)
     saved = torch.load(elsewhere / "latest.pt", weights_only=True)
     assert saved["step"] == 2

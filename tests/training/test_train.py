@@ -440,7 +440,7 @@ def test_channels_last_changes_the_layout_only(elsewhere):
     two = training.run(other, elsewhere / "b", quiet=True)
     for name, tensor in weights(one).items():
         assert torch.allclose(tensor, weights(two)[name], atol=1e-3), name
-    with pytest.raises(SpecError, match="precision is float32 or bfloat16, not 'half'"):
+    with pytest.raises(SpecError, match="precision is one of float32, bfloat16, not 'half'"):
         started(training={"steps": 1, "precision": "half"})
 
 
