@@ -102,6 +102,7 @@ if TYPE_CHECKING:
     from unfool.training.adversarial import TRADES as TRADES
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.options import TrainingOptions as TrainingOptions
     from unfool.training.purified import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
@@ -198,6 +199,7 @@ _HOMES = {
     "train": "unfool.training.train",
     "training": "unfool.training",
     "Transfer": "unfool.attacks.transfer",
+    "TrainingOptions": "unfool.training.options",
     "TruthMaximization": "unfool.training.truth_maximization",
     "VP": "unfool.diffusion.schedule",
 }

@@ -134,11 +134,11 @@ def test_dropout_is_the_adapter_s_alone_and_of_training_alone(base):
         lora.add(made(), dropout=-0.1)
 
 
-def test_no_dropout_is_the_spec_it_was(base):
+def test_no_dropout_is_the_default(base):
     asked, none = (
         started(lora=said)["training"]["lora"] for said in ("{rank: 2}", "{rank: 2, dropout: 0}")
     )
-    assert asked == none == {"rank": 2, "alpha": None, "layers": None}
+    assert asked == none == {"rank": 2, "alpha": None, "layers": None, "dropout": 0}
 
 
 def test_names_are_whole_names():

@@ -10,6 +10,7 @@ from unfool.models.card import load_classifier, read_card
 from unfool.networks.quick_resnet import QuickResNet
 from unfool.noise import Noise
 from unfool.training import run as training
+from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import _optimizer
 
@@ -77,10 +78,13 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
 
 def test_biases_learn_faster_and_decay_no_faster():
     """One step of plain descent, with the gradients set to zero and to one."""
+    options = TrainingOptions(
+        1, learning_rate=0.01, weight_decay=0.1, bias_lr_factor=4, optimizer="sgd"
+    )
     for gradient in (0.0, 1.0):
         layer = nn.Linear(1, 1)
         nn.init.ones_(layer.weight), nn.init.ones_(layer.bias)
-        descent = _optimizer("sgd", layer, 0.01, 0.1, bias_rate=4)
+        descent = _optimizer(layer, options)
         for group in descent.param_groups:
             group["lr"] = 0.01 * group.get("faster", 1)
         for p in layer.parameters():

@@ -23,6 +23,7 @@ from unfool.training import checkpoint, memory_forecast
 from unfool.training import run as training
 from unfool.training import train as loop
 from unfool.training.objectives import Denoising, time_and_label
+from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train
 
@@ -97,9 +98,14 @@ def test_a_gradient_that_is_no_number_stops_with_the_step(elsewhere, step):
     said = rf"the gradient is nan at step {step - 1}; the last good checkpoint is"
     with pytest.raises(RuntimeError, match=said):
         train(
-            nn.Linear(1, 1), objective, Blobs(size=8), elsewhere, steps=4, batch_size=4, save_every=2,
+            nn.Linear(1, 1),
+            objective,
+            Blobs(size=8),
+            elsewhere,
+            TrainingOptions(steps=4, batch_size=4),
+            save_every=2,
             quiet=True,
-        )  # fmt: skip
+        )
     if step == 4:
         saved = torch.load(elsewhere / "latest.pt", weights_only=True)
         assert saved["step"] == 2
@@ -304,10 +310,7 @@ def test_the_average_is_of_the_last_tenth(tmp_path):
         objective,
         Blobs(size=8),
         tmp_path,
-        steps=6,
-        batch_size=4,
-        learning_rate=0.1,
-        warmup=0,
+        TrainingOptions(steps=6, batch_size=4, learning_rate=0.1, warmup=0),
         quiet=True,
     )
     average = seen[0]

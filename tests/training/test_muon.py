@@ -9,6 +9,7 @@ from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 from unfool.training import train as loop
 from unfool.training.muon import Muon, orthogonal
+from unfool.training.options import TrainingOptions
 
 W = Noise.of(4, range(8)).normal(torch.empty(8, 27)).view(8, 3, 3, 3)
 
@@ -59,7 +60,15 @@ def test_all_else_is_adamw_s():
 
 def test_kernels_have_a_rate_of_their_own_and_biases_too():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2))
-    groups = loop._optimizer("muon", model, 0.1, 0.2, 4, muon_lr_factor=20).param_groups
+    options = TrainingOptions(
+        1,
+        learning_rate=0.1,
+        weight_decay=0.2,
+        bias_lr_factor=4,
+        optimizer="muon",
+        muon_lr_factor=20,
+    )
+    groups = loop._optimizer(model, options).param_groups
     assert [len(group["params"]) for group in groups] == [1, 1, 2]
     assert [group.get("faster", 1) for group in groups] == [20, 1, 4]
     assert [group["muon"] for group in groups] == [True, False, False]
@@ -88,11 +97,9 @@ def test_what_is_no_number_stops_muon_with_the_last_good_checkpoint(elsewhere, w
         return loss * float("nan") if what == "loss" else torch.sqrt(loss * 0)
 
     said = rf"the {what} is nan at step 3; the last good checkpoint is .*latest.pt"
+    options = TrainingOptions(steps=6, batch_size=4, optimizer="muon")
     with pytest.raises(RuntimeError, match=said):
-        loop.train(
-            Net(), objective, Blobs(size=8), elsewhere, steps=6, batch_size=4, save_every=2,
-            optimizer="muon", quiet=True,
-        )  # fmt: skip
+        loop.train(Net(), objective, Blobs(size=8), elsewhere, options, save_every=2, quiet=True)
     saved = torch.load(elsewhere / "latest.pt", weights_only=True)
     assert saved["step"] == 2
     assert all(bool(tensor.isfinite().all()) for tensor in saved["now"].values())

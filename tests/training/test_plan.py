@@ -10,6 +10,7 @@ from unfool.errors import SpecError
 from unfool.models import card
 from unfool.training import run as training
 from unfool.training import train as loop
+from unfool.training.options import TrainingOptions
 from unfool.training.plan import Plan
 from unfool.training.spec import check
 
@@ -144,8 +145,9 @@ def test_a_grown_batch_must_be_split_evenly(elsewhere):
 def test_a_mean_of_power_form_counts_step_i_as_i_to_the_gamma():
     """Karras et al. (2024), equation 123: up to what sums have in place of integrals."""
     gamma, steps, mean = 6.94, 400, 0.0
+    options = TrainingOptions(steps, ema_decay=0.9, ema_gamma=gamma)
     for step in range(1, steps + 1):
-        decay = loop._decay(step, 0.9, None, gamma)
+        decay = loop._decay(step, options)
         mean = decay * mean + (1 - decay) * step / steps
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2 / steps)
-    assert loop._decay(1, 0.9, None, gamma) == 0, "nothing of the first weights stays"
+    assert loop._decay(1, options) == 0, "nothing of the first weights stays"

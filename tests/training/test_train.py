@@ -1,6 +1,7 @@
 """Training: it learns, it resumes bit for bit, and it refuses what it should."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
@@ -17,7 +18,8 @@ from unfool.training import run as training
 from unfool.training import train as loop
 from unfool.training.compatibility import check_fit
 from unfool.training.objectives import augmented
-from unfool.training.spec import check
+from unfool.training.options import TrainingOptions
+from unfool.training.spec import check, loop_options
 from unfool.training.train import train
 
 TINY = {
@@ -113,7 +115,8 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
 
 def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
     layer, plain = torch.nn.Linear(1, 1), {"steps": 30}
-    (group,) = loop._optimizer("adamw", layer, 0.1, 0, 1, (0.5, 0.9)).param_groups
+    options = TrainingOptions(30, learning_rate=0.1, betas=(0.5, 0.9))
+    (group,) = loop._optimizer(layer, options).param_groups
     assert group["betas"] == (0.5, 0.9)
     named = started(training=plain | {"betas": [0.9, 0.999]})
     assert specs.identity(named) == specs.identity(started(training=plain))
@@ -145,11 +148,7 @@ def test_the_average_warms_up_as_diffusers_does(tmp_path):
         objective,
         Blobs(size=8),
         tmp_path,
-        steps=4,
-        batch_size=4,
-        learning_rate=0.1,
-        ema_decay=0.5,
-        ema_power=0.75,
+        TrainingOptions(4, batch_size=4, learning_rate=0.1, ema_decay=0.5, ema_power=0.75),
         quiet=True,
     )
     for after in (*seen[1:], model):
@@ -231,8 +230,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere):
             objective,
             Blobs(size=8),
             elsewhere,
-            steps=20,
-            batch_size=4,
+            TrainingOptions(steps=20, batch_size=4),
             save_every=5,
             quiet=True,
         )
@@ -269,6 +267,33 @@ def test_a_training_spec_is_checked():
         started(training={"stepz": 3})
     with pytest.raises(SpecError, match="training spec has no 'threat'"):
         started(threat={})
+
+
+def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
+    section = started(training={"steps": 30})["training"]
+    assert loop_options(section) == TrainingOptions(30, betas=[0.9, 0.999], save_steps=[])
+    assert loop_options(section, precision="bfloat16").precision == "bfloat16"
+    others = {"dropout": None, "lora": None, "save_half": False, "init_from": None}
+    names = [field.name for field in dataclasses.fields(TrainingOptions)]
+    assert section == {name: section[name] for name in names} | others
+    assert json.loads(json.dumps(section)) == section
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 0}, "steps must be 1 or more, not 0"),
+        ({"optimizer": "adam"}, "optimizer is one of adamw, sgd, muon, not 'adam'"),
+        ({"betas": (0.9, 1)}, "betas are two numbers from 0 to below 1"),
+        ({"decay_from": 3}, "decay_from is of lr_schedule: linear"),
+        ({"grow": {"at": 3}}, "grow has the keys at and batch_size, not at"),
+        ({"grow": {"at": 3, "batch_size": 0}}, "grow.batch_size must be 1 or more, not 0"),
+        ({"save_steps": [31]}, "save_steps holds steps from 1 to 30, not 31"),
+    ],
+)
+def test_options_are_checked_for_who_calls_train_too(options, said):
+    with pytest.raises(ValueError, match=said):
+        TrainingOptions(**{"steps": 30} | options)
 
 
 def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, capsys):

@@ -19,6 +19,7 @@ from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
 from unfool.training import adversarial_images as cache
 from unfool.training import run as training
+from unfool.training.options import TrainingOptions
 from unfool.training.plan import Plan
 from unfool.training.spec import check
 from unfool.training.train import train
@@ -191,7 +192,9 @@ def test_the_loss_on_a_fixed_batch_falls_over_20_steps(elsewhere):
         "lr_schedule": "none",
         "ema_decay": 0,
     }
-    ended = train(denoiser, objective, data, elsewhere / "run", **settings, quiet=True)
+    ended = train(
+        denoiser, objective, data, elsewhere / "run", TrainingOptions(**settings), quiet=True
+    )
     assert loss(ended) < 0.7 * before
 
 
@@ -199,8 +202,9 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
     norms = []
     for clip in (1.0, 1e9):
         denoiser = model()
-        settings = {"steps": 2, "batch_size": 4, "grad_clip": clip, "quiet": True}
-        train(denoiser, made(), DATA, elsewhere / str(clip), **settings)
+        settings = {"steps": 2, "batch_size": 4, "grad_clip": clip}
+        options = TrainingOptions(**settings)
+        train(denoiser, made(), DATA, elsewhere / str(clip), options, quiet=True)
         grads = [p.grad for p in denoiser.parameters()]  # of the last step
         norms.append(float(torch.cat([g.flatten() for g in grads]).norm()))
     assert norms[0] <= 1 + 1e-6
@@ -329,7 +333,12 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         begun = card.load_denoiser("digits-conditional").requires_grad_(True)
         own = elsewhere / f"own{step}"
         ended = train(
-            begun, objective, data, own, steps=step, batch_size=4, ema_decay=0, quiet=True
+            begun,
+            objective,
+            data,
+            own,
+            TrainingOptions(step, batch_size=4, ema_decay=0),
+            quiet=True,
         )
         for name, value in ended.state_dict().items():
             assert torch.equal(value, kept[name]), name
@@ -359,7 +368,7 @@ def test_times_and_noise_are_new_at_each_step_whatever_an_attack_seeds(tmp_path)
         return truth(model, truth.attacked(x, y, noise), y, noise)
 
     denoiser = model()
-    train(denoiser, objective, Same(), tmp_path, steps=3, batch_size=4, quiet=True)
+    train(denoiser, objective, Same(), tmp_path, TrainingOptions(3, batch_size=4), quiet=True)
     given = [seen for seen in denoiser.network.seen if len(seen[0]) == 4]
     assert len(given) == 3
     t = torch.cat([time for _, time, _ in given]).double()
@@ -374,12 +383,6 @@ def test_a_constant_rate_stays():
     plan = Plan(9, warmup=4, lr_schedule="none")
     assert [plan.rate(step) for step in (0, 1, 3, 4, 8)] == [0.25, 0.5, 1, 1, 1]
     assert Plan(9, warmup=4).rate(8) < 0.2
-
-
-def test_older_specs_are_asked_as_before():
-    """New options at their defaults leave the identity of a training, and so its checkpoint, alone."""
-    asked = check(specs.load(SPEC))["training"]
-    assert not {"lora", "save_steps", "lr_schedule"} & set(asked)
 
 
 def test_a_transfer_attack_never_asks_the_model():
@@ -407,5 +410,7 @@ def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
     before = right(denoiser)
     denoiser.requires_grad_(True)
     settings = {"steps": 50, "batch_size": 32, "learning_rate": 1e-3, "warmup": 5, "ema_decay": 0.9}
-    after = right(train(denoiser, objective, data, elsewhere / "run", **settings, quiet=True))
+    after = right(
+        train(denoiser, objective, data, elsewhere / "run", TrainingOptions(**settings), quiet=True)
+    )
     assert wilson(after, 100).low > wilson(before, 100).high

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unfool.training.adversarial import TRADES as TRADES
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.options import TrainingOptions as TrainingOptions
     from unfool.training.purified import PurifiedCopies as PurifiedCopies
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
@@ -20,6 +21,7 @@ _HOMES = {
     "PGDAT": "unfool.training.adversarial",
     "PurifiedCopies": "unfool.training.purified",
     "TRADES": "unfool.training.adversarial",
+    "TrainingOptions": "unfool.training.options",
     "TruthMaximization": "unfool.training.truth_maximization",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

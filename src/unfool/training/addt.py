@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
+from unfool.training.frozen import frozen
 from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
@@ -88,14 +89,8 @@ class ADDT:
             label: What a conditional denoiser is told (B,).
             noise: Of every round.
         """
-        mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
-        model.train(self.mode == "train").requires_grad_(False)
-        try:
+        with frozen(model, self.mode == "train"):
             return self._search(model, x, y, t, label, noise)
-        finally:
-            model.train(mode)
-            for parameter, want in zip(model.parameters(), wanted, strict=True):
-                parameter.requires_grad_(want)
 
     def _search(
         self, model: NetworkDenoiser, x: Tensor, y: Tensor, t: Tensor, label: Tensor, noise: Noise

@@ -1,7 +1,6 @@
 """Adversarial training of a classifier: PGD-AT and TRADES."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
 from unfool.threat import Threat
+from unfool.training.frozen import frozen
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class TRADES:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
         threat = Threat(self.norm, self.eps)
-        with _frozen(model):
+        with frozen(model):
             clean = model(x, noise).float().softmax(1)
 
         def loss(logits: Tensor) -> Tensor:
@@ -99,9 +99,13 @@ def _strongest_images(
     step_size: float,
     noise: Noise,
 ) -> Tensor:
-    """PGD on `loss` of the logits, from `start`; the weights get no gradient."""
+    """PGD on `loss` of the logits, from `start`; the weights get no gradient.
+
+    Not `attacks.PGD`: the loss may be any, such as the divergence of TRADES, and is of logits in
+    float32 whatever autocast makes of them; and the steps may be none.
+    """
     x_adv = start
-    with _frozen(model):
+    with frozen(model):
         for i in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             value = loss(model(x_adv, noise.child("attack", i)).float())
@@ -109,20 +113,3 @@ def _strongest_images(
             step = threat.eps * step_size * threat.steepest(gradient)
             x_adv = threat.project(x, x_adv.detach() + step)
     return x_adv.detach()
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, a model in evaluation mode, whose weights want no gradient.
-
-    Under `no_grad`, autocast would keep casts of weights that do want one, without their graph, for
-    the training pass that follows.
-    """
-    mode, wanted = model.training, [p.requires_grad for p in model.parameters()]
-    model.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(mode)
-        for parameter, want in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(want)

@@ -81,7 +81,7 @@ def read(
         saved = torch.load(
             path, map_location=device or "cpu", weights_only=True, mmap=device is None
         )
-        before, _ = saved["asked"], int(saved["step"])
+        before, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
     except Exception as error:  # a damaged file may raise anything
         raise RuntimeError(f"{path} is damaged; delete it to start again") from error
     if before != asked:

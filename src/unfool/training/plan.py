@@ -7,8 +7,10 @@ than was first meant.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+from unfool.training.options import TrainingOptions
 
 OPEN = (
     "steps",
@@ -38,6 +40,11 @@ class Plan:
     lr_schedule: str = "cosine"
     decay_from: int | None = None
     grow: Mapping[str, int] | None = None
+
+    @classmethod
+    def of(cls, options: TrainingOptions) -> "Plan":
+        """The plan that the options of a training ask for."""
+        return cls(**{field.name: getattr(options, field.name) for field in fields(cls)})
 
     def rate(self, step: int) -> float:
         """The share of the full rate that `step` (from 0) is taken with."""

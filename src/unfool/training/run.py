@@ -1,7 +1,8 @@
 """A training spec, from its text to a folder with weights, a card, a log and pictures."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
 from unfool.training.purified import PurifiedCopies, beside
-from unfool.training.spec import kind_of
+from unfool.training.spec import kind_of, loop_options
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
 
@@ -59,110 +60,185 @@ def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Pa
     """
     device = pick_device(spec["machine"]["device"])
     with together(device) as processes:
-        return _run(spec, folder, device, processes, quiet or not processes.first, command)
+        job = Job(spec, folder, device, processes, quiet or not processes.first, command)
+        return _run(job)
 
 
-def _run(
-    spec: Table, folder: Path, device: str, processes: Processes, quiet: bool, command: str
-) -> Path:
-    kind, options = kind_of(spec), dict(spec["training"])
-    half, seed, adapter = options.pop("save_half"), options["seed"], options.pop("lora", None)
-    start, dropped = options.pop("init_from", None), options.pop("dropout", None)
+@dataclass(frozen=True)
+class Job:
+    """A training that runs: what is asked, where, and by whom.
+
+    Attributes:
+        spec: What `check` returned.
+        folder: Where everything goes.
+        device: Where to train.
+        processes: Those that share each batch.
+        quiet: Show no progress.
+        command: What to write on the card.
+    """
+
+    spec: Table
+    folder: Path
+    device: str
+    processes: Processes
+    quiet: bool
+    command: str
+
+    @property
+    def kind(self) -> str:
+        """`"denoiser"` or `"classifier"`."""
+        return kind_of(self.spec)
+
+    @property
+    def part(self) -> Table:
+        """The part of the spec that is trained."""
+        return self.spec[self.kind]
+
+    @property
+    def section(self) -> Table:
+        """The section `training` of the spec."""
+        return self.spec["training"]
+
+    def save(self, folder: Path, trained: nn.Module, facts: Table, **more: Any) -> None:
+        """Write what is trained, all of it or the adapter alone, with its card."""
+        if self.section["lora"] is not None:
+            card.save_adapter(folder, self.part, trained, **facts, **more)
+        else:
+            network, began = card.network_of(self.kind, self.part)
+            half = self.section["save_half"]
+            card.save(folder, self.kind, network, trained, half, **began, **facts, **more)
+
+
+def _run(job: Job) -> Path:
+    spec, folder, processes, device = job.spec, job.folder, job.processes, job.device
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
     asked = checkpoint.question(spec, data)
-    if processes.first:
-        checkpoint.prepare(folder)
-    processes.agreed(None)  # until the folder is there
-    before = (checkpoint.read(folder, asked) or {}).get("precision")
-    if options["precision"] == "bfloat16":
-        options["precision"] = processes.agreed(_precision(device, before, quiet))
-    if not spec[kind].get("weights"):
-        check_weights(lambda: specs.build(kind, spec[kind]), device)
-    seed_torch(seed, "weights")
-    model: nn.Module = specs.build(kind, spec[kind])
-    check_fit(kind, spec[kind], model.eval(), data)
-    if test is not None:
-        check_test(kind, spec[kind], model, data, test)
-    if start is not None:
-        new = card.begin(model, start)
-        if new and not quiet:
-            print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
-    if dropped is not None:
-        _drop(getattr(model, "network", model), dropped)
+    options = loop_options(job.section, precision=_begin(job, asked))
+    model = _model(job, data, test)
     objective = _objective(spec["objective"])
     check_guide(objective, data)
-    model.to(device).train().requires_grad_(False)
-    if adapter is not None:
-        seed_torch(seed, "lora")
-        lora.add(model, **adapter)
-        model.to(device)
-    else:
-        denoising = getattr(model, "network", model) if kind == "denoiser" else model
-        denoising.requires_grad_(True)  # of a latent denoiser, not the autoencoder
-    fresh = start is None and spec[kind]["name"] != "trained" and not spec[kind].get("weights")
-    if (
-        fresh
-        and isinstance(model, NormalizedClassifier)
-        and (prepare := getattr(model.network, "prepare", None))
-    ):
-        x, _ = fetch(data, range(min(5000, len(data))))  # for what is fitted, and not learned
-        prepare((x.to(device) - model.mean) / model.std)
-    parts = processes.count * options.get("accumulate", 1)
-    half_products = options["precision"] == "bfloat16"
-    most = max(options["batch_size"], (options.get("grow") or {}).get("batch_size", 0))
-    check_memory(model, objective, data, most, parts, device, half_products)
-    facts: Table = {"data": spec["data"] | {"images": len(data)}}
-    for word, (made, make) in MADE.items():
-        if isinstance(objective, made):
-            for turn in (True, False):  # the first makes them, the others find them
-                if processes.first == turn:
-                    home = folder.parent / word
-                    data = make(data, objective, spec["objective"], home, device, quiet)
-                processes.agreed(None)
-            facts[word] = cast(Any, data).facts()
-    facts |= {
-        "objective": spec["objective"],
-        "training": spec["training"] | {"precision": options["precision"]},
-        "command": command,
-    }
-    for fact in facts.values():
-        if isinstance(fact, dict):
-            fact.pop("folder", None)
-
-    def save(folder: Path, trained: nn.Module, **more: Any) -> None:
-        if adapter is not None:
-            card.save_adapter(folder, spec[kind], trained, **facts, **more)
-        else:
-            network, began = card.network_of(kind, spec[kind])
-            card.save(folder, kind, network, trained, half, **began, **facts, **more)
-
+    _open(job, model)
+    _prepare(job, model, data)
+    most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
+    parts, half = processes.count * options.accumulate, options.precision == "bfloat16"
+    check_memory(model, objective, data, most, parts, device, half)
+    images = len(data)
+    data, made = _made(job, objective, data)
+    facts = _facts(job, images, made, options.precision)
     trained = train(
         model,
         objective,
         data,
         folder,
-        **options,
-        kept=lambda step, mean: save(folder / "steps" / str(step), mean, step=step),
+        options,
+        kept=lambda step, mean: job.save(folder / "steps" / str(step), mean, facts, step=step),
         **spec["machine"] | {"device": device},
         asked=asked,
-        quiet=quiet,
+        quiet=job.quiet,
         processes=processes,
     )
-    if not processes.first:
-        processes.agreed(None)  # until all is written
-        return folder
-    save(folder, trained)
-    loaded = (
-        card.load_denoiser(str(folder)) if kind == "denoiser" else card.load_classifier(str(folder))
-    )
-    if test is not None:
-        metrics = _measure(loaded.to(device), test, getattr(objective, "t_max", 1.0))
-        save(folder, trained, metrics=metrics)
-    if isinstance(loaded, NetworkDenoiser):
-        _draw(loaded, test or data, folder, getattr(objective, "t_max", 1.0))
-    processes.agreed(None)
+    if processes.first:
+        _finish(job, trained, facts, test, data, getattr(objective, "t_max", 1.0))
+    processes.agreed(None)  # until all is written
     return folder
+
+
+def _begin(job: Job, asked: Mapping[str, str]) -> str:
+    """Make the folder ready; the precision that all processes train in."""
+    if job.processes.first:
+        checkpoint.prepare(job.folder)
+    job.processes.agreed(None)  # until the folder is there
+    before = (checkpoint.read(job.folder, asked) or {}).get("precision")
+    if job.section["precision"] != "bfloat16":
+        return job.section["precision"]
+    return job.processes.agreed(_precision(job.device, before, job.quiet))
+
+
+def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
+    """The model that is trained, checked against the data, with the weights it begins with."""
+    kind, part = job.kind, job.part
+    start, dropped = job.section["init_from"], job.section["dropout"]
+    if not part.get("weights"):
+        check_weights(lambda: specs.build(kind, part), job.device)
+    seed_torch(job.section["seed"], "weights")
+    model: nn.Module = specs.build(kind, part)
+    check_fit(kind, part, model.eval(), data)
+    if test is not None:
+        check_test(kind, part, model, data, test)
+    if start is not None:
+        new = card.begin(model, start)
+        if new and not job.quiet:
+            print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
+    if dropped is not None:
+        _drop(getattr(model, "network", model), dropped)
+    return model
+
+
+def _open(job: Job, model: nn.Module) -> None:
+    """Let those weights want a gradient that are trained: all, or those of a new adapter."""
+    model.to(job.device).train().requires_grad_(False)
+    if job.section["lora"] is not None:
+        seed_torch(job.section["seed"], "lora")
+        lora.add(model, **job.section["lora"])
+        model.to(job.device)
+    else:
+        trained = getattr(model, "network", model) if job.kind == "denoiser" else model
+        trained.requires_grad_(True)  # of a latent denoiser, not the autoencoder
+
+
+def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
+    """Fit to the data what a new network fits, and does not learn."""
+    begun = job.section["init_from"] is not None or job.part.get("weights")
+    if begun or job.part["name"] == "trained" or not isinstance(model, NormalizedClassifier):
+        return
+    if prepare := getattr(model.network, "prepare", None):
+        x, _ = fetch(data, range(min(5000, len(data))))
+        prepare((x.to(job.device) - model.mean) / model.std)
+
+
+def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, Table]:
+    """What is trained on, made before the training if it must be, and what a card says of it."""
+    facts: Table = {}
+    for word, (made, make) in MADE.items():
+        if isinstance(objective, made):
+            home, part = job.folder.parent / word, job.spec["objective"]
+            for turn in (True, False):  # the first makes them, the others find them
+                if job.processes.first == turn:
+                    data = make(data, objective, part, home, job.device, job.quiet)
+                job.processes.agreed(None)
+            facts[word] = cast(Any, data).facts()
+    return data, facts
+
+
+def _facts(job: Job, images: int, made: Table, precision: str) -> Table:
+    """What the card says of the training."""
+    facts: Table = {
+        "data": job.spec["data"] | {"images": images},
+        **made,
+        "objective": job.spec["objective"],
+        "training": job.section | {"precision": precision},
+        "command": job.command,
+    }
+    for fact in facts.values():
+        if isinstance(fact, dict):
+            fact.pop("folder", None)
+    return facts
+
+
+def _finish(
+    job: Job, trained: nn.Module, facts: Table, test: Dataset | None, data: Dataset, t_max: float
+) -> None:
+    """Write what was trained, measure what is read back, and draw its pictures."""
+    folder = job.folder
+    job.save(folder, trained, facts)
+    load = card.load_denoiser if job.kind == "denoiser" else card.load_classifier
+    loaded = load(str(folder))
+    if test is not None:
+        metrics = _measure(loaded.to(job.device), test, t_max)
+        job.save(folder, trained, facts, metrics=metrics)
+    if isinstance(loaded, NetworkDenoiser):
+        _draw(loaded, test or data, folder, t_max)
 
 
 def _objective(part: Table) -> Any:

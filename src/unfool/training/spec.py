@@ -1,45 +1,37 @@
 """A training spec, checked, with every option filled in."""
 
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
-from unfool.ranges import Count, CountFromZero, NotNegative, Positive, ShareAboveZero, ShareBelowOne
+from unfool.ranges import Count, ShareBelowOne, hints
 from unfool.spec import Table
 from unfool.spec.menu import MENU
 from unfool.training.compatibility import check_objective
+from unfool.training.options import GROW, TrainingOptions
 
-OPTIONS: dict[str, tuple[Any, Any]] = {
-    "steps": (Count, ...),
-    "batch_size": (Count, 64),
-    "learning_rate": (Positive, 2e-4),
-    "warmup": (CountFromZero, 100),
-    "weight_decay": (NotNegative, 0.0),
-    "bias_lr_factor": (Positive, 1.0),
-    "muon_lr_factor": (Positive, 20.0),
-    "betas": (list[float], [0.9, 0.999]),
-    "ema_decay": (ShareBelowOne, 0.999),
-    "ema_power": (ShareAboveZero | None, None),  # pyright: ignore[reportOperatorIssue]
-    "ema_gamma": (NotNegative | None, None),  # pyright: ignore[reportOperatorIssue]
-    "dropout": (ShareBelowOne | None, None),  # pyright: ignore[reportOperatorIssue]
-    "grad_clip": (Annotated[float, Field(gt=0)], 1.0),
-    "flip": (bool, False),
-    "crop": (CountFromZero, 0),
-    "seed": (int, 0),
-    "optimizer": (Literal["adamw", "sgd", "muon"], "adamw"),
-    "precision": (Literal["float32", "bfloat16"], "float32"),
-    "lr_schedule": (Literal["cosine", "linear", "none"], "cosine"),
-    "decay_from": (int | None, None),
-    "grow": (dict | None, None),
-    "save_steps": (list[int], []),
-    "accumulate": (Count, 1),
-    "lora": (dict | None, None),
-    "save_half": (bool, False),
-    "init_from": (str | None, None),
-}
+
+@dataclass(frozen=True)
+class TrainingSection(TrainingOptions):
+    """The section `training` of a spec: the options of `train`, and what is done before and after it.
+
+    Attributes:
+        dropout: What all dropout of the network drops in training; None for as it was built.
+        lora: The adapter to train in place of the weights: `{"rank": 4, "alpha": None, "layers": None,
+            "dropout": 0}`, all of which may be left out (`models.lora.add`).
+        save_half: Whether the weights are written in float16.
+        init_from: The trained model, by its folder or its shipped name, whose weights to begin with.
+    """
+
+    dropout: ShareBelowOne | None = None
+    lora: Mapping[str, Any] | None = None
+    save_half: bool = False
+    init_from: str | None = None
+
+
 MACHINE: dict[str, tuple[Any, Any]] = {
     "device": (str, "auto"),
     "save_every": (Count, 500),
@@ -52,22 +44,6 @@ LORA: dict[str, tuple[Any, Any]] = {
     "layers": (str | list[str] | None, None),
     "dropout": (ShareBelowOne, 0.0),
 }
-GROW: dict[str, tuple[Any, Any]] = {"at": (CountFromZero, ...), "batch_size": (Count, ...)}
-LATER = (
-    "lr_schedule",
-    "decay_from",
-    "grow",
-    "save_steps",
-    "lora",
-    "bias_lr_factor",
-    "muon_lr_factor",
-    "betas",
-    "ema_power",
-    "ema_gamma",
-    "dropout",
-    "accumulate",
-    "init_from",
-)  # left out at their defaults, as before there were such things
 MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
@@ -92,22 +68,8 @@ def check(spec: Table, folder: str | None = None) -> Table:
     checked: Table = {"data": specs.check_data(spec["data"], folder)}
     if "test" in spec:
         checked["test"] = specs.check_data(spec["test"], folder)
-    options = specs.check_section("training", spec["training"], OPTIONS)
+    options = _check_options(spec["training"])
     machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
-    if options["ema_gamma"] is not None and options["ema_power"] is not None:
-        raise SpecError("training.ema_gamma stands alone: leave out ema_power")
-    betas = options["betas"]
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
-        raise SpecError(f"training.betas are two numbers from 0 to below 1, not {betas}")
-    if options["optimizer"] == "sgd" and betas != OPTIONS["betas"][1]:
-        raise SpecError("training.betas are AdamW's: leave them out, or the optimizer")
-    if options["optimizer"] != "muon" and options["muon_lr_factor"] != OPTIONS["muon_lr_factor"][1]:
-        raise SpecError("training.muon_lr_factor is Muon's: set optimizer: muon, or leave it out")
-    _check_plan(options)
-    if wrong := [step for step in options["save_steps"] if not 0 < step <= options["steps"]]:
-        raise SpecError(
-            f"training.save_steps holds steps from 1 to {options['steps']}, not {wrong[0]}"
-        )
     part = specs.check(kind, spec[kind])
     if options["init_from"] is not None:
         _check_start(options["init_from"], kind, part)
@@ -115,9 +77,6 @@ def check(spec: Table, folder: str | None = None) -> Table:
         _check_precision(part, options["lora"])
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
-    for name in LATER:
-        if options[name] == OPTIONS[name][1]:
-            del options[name]
     objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
     check_objective(kind, objective["name"])
     return checked | {
@@ -140,18 +99,34 @@ def kind_of(spec: Table) -> str:
     return kinds[0]
 
 
-def _check_plan(options: Table) -> None:
-    """Whether the steps at which rate and batch change can be, with `grow` filled in."""
-    steps, begins = options["steps"], options["decay_from"]
-    if begins is not None and options["lr_schedule"] != "linear":
-        raise SpecError("training.decay_from is of lr_schedule: linear: set that, or leave it out")
-    if begins is not None and not options["warmup"] <= begins < steps:
-        raise SpecError(
-            f"training.decay_from must be from warmup, {options['warmup']}, to below steps, {steps}, "
-            f"not {begins}"
-        )
+def loop_options(section: Table, **changes: Any) -> TrainingOptions:
+    """The options of `train` in a checked section `training`.
+
+    Args:
+        section: What `check` returned of it.
+        changes: Options that differ from it.
+    """
+    names = [field.name for field in fields(TrainingOptions)]
+    return TrainingOptions(**{name: section[name] for name in names} | changes)
+
+
+def _check_options(section: Any) -> Table:
+    """The section `training`, checked and filled in, but for its `lora`."""
+    types = hints(TrainingSection)
+    kinds = {
+        field.name: (types[field.name], ... if field.default is MISSING else field.default)
+        for field in fields(TrainingSection)
+    }
+    options = specs.check_section("training", section, kinds)
+    options = {name: _listed(value) for name, value in options.items()}
     if options["grow"] is not None:
-        options["grow"] = specs.check_section("training.grow", options["grow"], GROW)
+        required = {key: (kind, ...) for key, kind in GROW.items()}
+        options["grow"] = specs.check_section("training.grow", options["grow"], required)
+    try:
+        TrainingSection(**options)
+    except ValueError as error:
+        raise SpecError(f"training.{error}") from error
+    return options
 
 
 def _check_lora(options: Table, kind: str, part: Table) -> Table:
@@ -163,9 +138,7 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
         )
     if options["save_half"]:
         raise SpecError("training.save_half would round away what LoRA learns: leave it out")
-    asked = specs.check_section("training.lora", options["lora"], LORA)
-    # left out at its default, as before there was such a thing
-    return {key: value for key, value in asked.items() if (key, value) != ("dropout", 0)}
+    return specs.check_section("training.lora", options["lora"], LORA)
 
 
 def _check_precision(part: Table, lora: Table | None) -> None:

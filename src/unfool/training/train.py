@@ -14,7 +14,7 @@ measured over images together, as dropout and the statistics of batch normalizat
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import deepcopy
 from functools import lru_cache
@@ -33,6 +33,7 @@ from unfool.training import checkpoint
 from unfool.training.distributed import Processes
 from unfool.training.muon import Muon, is_kernel
 from unfool.training.objectives import augmented
+from unfool.training.options import TrainingOptions
 from unfool.training.plan import Plan
 
 Batch = tuple[Tensor, Tensor, Noise]
@@ -43,31 +44,10 @@ def train(
     objective: Any,
     data: Dataset,
     folder: Path,
+    options: TrainingOptions,
     *,
-    steps: int,
-    batch_size: int = 64,
-    learning_rate: float = 2e-4,
-    warmup: int = 100,
-    weight_decay: float = 0.0,
-    bias_lr_factor: float = 1.0,
-    muon_lr_factor: float = 20.0,
-    betas: Sequence[float] = (0.9, 0.999),
-    ema_decay: float = 0.999,
-    ema_power: float | None = None,
-    ema_gamma: float | None = None,
-    grad_clip: float = 1.0,
-    flip: bool = False,
-    crop: int = 0,
-    seed: int = 0,
-    optimizer: str = "adamw",
-    precision: str = "float32",
-    lr_schedule: str = "cosine",
-    decay_from: int | None = None,
-    grow: Mapping[str, int] | None = None,
-    save_every: int = 500,
-    save_steps: Collection[int] = (),
-    accumulate: int = 1,
     kept: Callable[[int, nn.Module], object] | None = None,
+    save_every: int = 500,
     device: str = "cpu",
     channels_last: bool = False,
     compile: bool = False,
@@ -82,37 +62,10 @@ def train(
         objective: The loss (see `protocols.Objective`).
         data: Images with labels.
         folder: Where the checkpoint (`latest.pt`) and the log (`log.jsonl`) go.
-        steps: How many batches; those done before, as the folder says, count.
-        batch_size: Images of a step.
-        learning_rate: The learning rate, reached after `warmup` steps.
-        warmup: Steps of a linear rise of the rate.
-        weight_decay: Of the optimizer.
-        bias_lr_factor: How many times faster than weights biases learn, and decay no faster (Jordan,
-            2024, section 3.4: 64).
-        muon_lr_factor: How many times faster than other weights kernels of convolutions learn by Muon.
-        betas: The decays of AdamW's two running averages, of the gradient and of its square.
-        ema_decay: The decay of the running average of the weights; after k steps at most
-            k / (9 + k).
-        ema_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
-            which ADDT was released with 3/4).
-        ema_gamma: With it, the decay after k steps is (1 - 1 / k)^(gamma + 1) in place of
-            `ema_decay`: a mean in which step i counts as i^gamma (Karras et al., 2024, equation 124).
-        grad_clip: The greatest norm of a step's gradient.
-        flip: Whether images are mirrored half of the time.
-        crop: By up to how many pixels images are moved.
-        seed: Of everything random.
-        optimizer: `"adamw"`; `"sgd"` with Nesterov's momentum of 0.9; or `"muon"` for kernels of
-            convolutions, and AdamW for all other weights.
-        precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
-        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it does so in a straight line;
-            `"none"`: it stays.
-        decay_from: The step at which the straight line begins; None for the end of the warm-up.
-        grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has N images.
+        options: How to train it.
+        kept: Called with the step and the average of the weights after each of `options.save_steps`,
+            before the checkpoint: after a kill it may be called again, with the same bits.
         save_every: Steps between checkpoints.
-        save_steps: Steps after which `kept` is called with the step and the average, before the
-            checkpoint: after a kill it may be called again, with the same bits.
-        accumulate: In how many parts, one after another, a process takes its share of a batch.
-        kept: See `save_steps`.
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
@@ -128,7 +81,8 @@ def train(
             processes do not see the same folder.
         ValueError: The batch cannot be split evenly.
     """
-    plan = Plan(steps, batch_size, warmup, lr_schedule, decay_from, grow)
+    steps, accumulate = options.steps, options.accumulate
+    plan = Plan.of(options)
     parts_of_batch = processes.count * accumulate
     for size in plan.sizes():
         if size % parts_of_batch:
@@ -144,13 +98,11 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = _optimizer(
-        optimizer, model, learning_rate, weight_decay, bias_lr_factor, betas, muon_lr_factor
-    )
+    descent = _optimizer(model, options)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     asked = dict(asked or {})
     saved = checkpoint.read(folder, asked, device)
-    if saved and "plan" in saved:
+    if saved:
         plan.check_same(saved["plan"], saved["step"])
     step = checkpoint.restore(saved, parts, frozen) if saved else 0
     if step != processes.agreed(step):
@@ -158,32 +110,32 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     lines = checkpoint.logged(folder, step)
     recent: deque[float] = deque(maxlen=100)
-    kind, half = torch.device(device).type, precision == "bfloat16"
+    kind, half = torch.device(device).type, options.precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
         share = plan.size(step) // processes.count
         start = plan.before(step) + processes.rank * share
         places = range(start, start + share)
-        return _batch(data, seed, places, flip, crop, device)
+        return _batch(data, options.seed, places, options.flip, options.crop, device)
 
     with progress(f"training {folder.name}", steps, step, quiet) as show:
         began, first = time.monotonic(), step
         for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
-                group["lr"] = learning_rate * group.get("faster", 1) * plan.rate(step)
+                group["lr"] = options.learning_rate * group.get("faster", 1) * plan.rate(step)
             descent.zero_grad()
             share, total = len(x), torch.zeros((), device=device)
             for part in range(accumulate):
                 some = range(share)[part * share // accumulate :][: share // accumulate]
                 place = [processes.rank * accumulate + part] if parts_of_batch > 1 else []
-                seed_torch(seed, "step", step, *place)  # dropout
+                seed_torch(options.seed, "step", step, *place)  # dropout
                 here = slice(some.start, some.stop)
                 with torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
                     loss = objective(model, x[here], y[here], noise.take(some)).mean() / accumulate
                 loss.backward()
                 total += loss.detach()
             lost = processes.average(trained, total)
-            size = nn.utils.clip_grad_norm_(trained, grad_clip)
+            size = nn.utils.clip_grad_norm_(trained, options.grad_clip)
             value, size = torch.stack([lost, size.to(lost)]).tolist()  # waits for the device
             if not (math.isfinite(value) and math.isfinite(size)):
                 what = "gradient" if math.isfinite(value) else "loss"
@@ -194,20 +146,20 @@ def train(
                 )
             descent.step()
             step += 1
-            blend(mean, model, _decay(step, ema_decay, ema_power, ema_gamma))
+            blend(mean, model, _decay(step, options))
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
             if not processes.first:
                 continue
-            if kept is not None and step in save_steps:
+            if kept is not None and step in options.save_steps:
                 kept(step, mean)
             if step % save_every == 0 or step == steps:
                 done = plan.before(step) - plan.before(first)
                 pace = done / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
-                more = {"step": step, "asked": asked, "precision": precision, "plan": plan.state()}
-                checkpoint.write(folder, lines, parts, frozen, **more)
+                more = {"asked": asked, "precision": options.precision, "plan": plan.state()}
+                checkpoint.write(folder, lines, parts, frozen, step=step, **more)
     return mean
 
 
@@ -221,28 +173,21 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
         slow.copy_(fast)
 
 
-def _optimizer(
-    name: str,
-    model: nn.Module,
-    rate: float,
-    weight_decay: float,
-    bias_rate: float,
-    betas: Sequence[float] = (0.9, 0.999),
-    muon_lr_factor: float = 20.0,
-) -> torch.optim.Optimizer:
-    settings: dict[str, Any] = {"lr": rate, "weight_decay": weight_decay}
+def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    decay, faster = options.weight_decay, options.bias_lr_factor
+    settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
-    if bias_rate != 1:
+    if faster != 1:
         biases = [p for n, p in model.named_parameters() if n.endswith("bias") and p.requires_grad]
         known = set(map(id, biases))
-        fast = {"faster": bias_rate, "weight_decay": weight_decay / bias_rate}
+        fast = {"faster": faster, "weight_decay": decay / faster}
         weights = [p for p in trained if id(p) not in known]
         trained = [{"params": weights}, {"params": biases} | fast]
-    if name == "sgd":
+    if options.optimizer == "sgd":
         return torch.optim.SGD(trained, momentum=0.9, nesterov=True, **settings)
-    first, second = betas
-    if name == "muon":
-        groups = _kernels_apart(trained, muon_lr_factor)
+    first, second = options.betas
+    if options.optimizer == "muon":
+        groups = _kernels_apart(trained, options.muon_lr_factor)
         return Muon(groups, betas=(first, second), **settings)
     return torch.optim.AdamW(trained, betas=(first, second), **settings)
 
@@ -298,8 +243,9 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
     return permutation(size, seed, "epoch", epoch)
 
 
-def _decay(step: int, most: float, power: float | None, gamma: float | None) -> float:
+def _decay(step: int, options: TrainingOptions) -> float:
     """How much of the average of weights stays at `step` (from 1)."""
-    if gamma is not None:
-        return (1 - 1 / step) ** (gamma + 1)
-    return min(most, step / (9 + step) if power is None else 1 - step**-power)
+    if options.ema_gamma is not None:
+        return (1 - 1 / step) ** (options.ema_gamma + 1)
+    power = options.ema_power
+    return min(options.ema_decay, step / (9 + step) if power is None else 1 - step**-power)

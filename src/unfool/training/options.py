@@ -1,0 +1,112 @@
+"""The options of a training, for who calls `train` and for the section `training` of a spec."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from unfool.ranges import (
+    Count,
+    CountFromZero,
+    NotNegative,
+    Positive,
+    ShareAboveZero,
+    ShareBelowOne,
+    check_fields,
+    complaint,
+)
+
+ADAMW, MUON = (0.9, 0.999), 20.0  # the default betas, and the default factor of Muon's rate
+GROW = {"at": CountFromZero, "batch_size": Count}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a model is trained.
+
+    Attributes:
+        steps: How many batches; those done before, as the folder says, count.
+        batch_size: Images of a step.
+        learning_rate: The learning rate, reached after `warmup` steps.
+        warmup: Steps of a linear rise of the rate.
+        weight_decay: Of the optimizer.
+        bias_lr_factor: How many times faster than weights biases learn, and decay no faster (Jordan,
+            2024, section 3.4: 64).
+        muon_lr_factor: How many times faster than other weights kernels of convolutions learn by Muon.
+        betas: The decays of AdamW's two running averages, of the gradient and of its square.
+        ema_decay: The decay of the running average of the weights; after k steps at most
+            k / (9 + k).
+        ema_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
+            which ADDT was released with 3/4).
+        ema_gamma: With it, the decay after k steps is (1 - 1 / k)^(gamma + 1) in place of
+            `ema_decay`: a mean in which step i counts as i^gamma (Karras et al., 2024, equation 124).
+        grad_clip: The greatest norm of a step's gradient.
+        flip: Whether images are mirrored half of the time.
+        crop: By up to how many pixels images are moved.
+        seed: Of everything random.
+        optimizer: `"adamw"`; `"sgd"` with Nesterov's momentum of 0.9; or `"muon"` for kernels of
+            convolutions, and AdamW for all other weights.
+        precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
+        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it does so in a straight line;
+            `"none"`: it stays.
+        decay_from: The step at which the straight line begins; None for the end of the warm-up.
+        grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has N images.
+        save_steps: Steps after which the average of the weights is kept as well.
+        accumulate: In how many parts, one after another, a process takes its share of a batch.
+
+    Raises:
+        ValueError: A value is out of its range, or two options do not go together.
+    """
+
+    steps: Count
+    batch_size: Count = 64
+    learning_rate: Positive = 2e-4
+    warmup: CountFromZero = 100
+    weight_decay: NotNegative = 0.0
+    bias_lr_factor: Positive = 1.0
+    muon_lr_factor: Positive = MUON
+    betas: Sequence[float] = ADAMW
+    ema_decay: ShareBelowOne = 0.999
+    ema_power: ShareAboveZero | None = None
+    ema_gamma: NotNegative | None = None
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    flip: bool = False
+    crop: CountFromZero = 0
+    seed: int = 0
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    lr_schedule: Literal["cosine", "linear", "none"] = "cosine"
+    decay_from: int | None = None
+    grow: Mapping[str, int] | None = None
+    save_steps: Sequence[int] = ()
+    accumulate: Count = 1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.ema_gamma is not None and self.ema_power is not None:
+            raise ValueError("ema_gamma stands alone: leave out ema_power")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are two numbers from 0 to below 1, not {self.betas}")
+        if self.optimizer == "sgd" and tuple(self.betas) != ADAMW:
+            raise ValueError("betas are AdamW's: leave them out, or the optimizer")
+        if self.optimizer != "muon" and self.muon_lr_factor != MUON:
+            raise ValueError("muon_lr_factor is Muon's: set optimizer: muon, or leave it out")
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        """Whether the steps at which something changes or is kept can be."""
+        steps, begins = self.steps, self.decay_from
+        if begins is not None and self.lr_schedule != "linear":
+            raise ValueError("decay_from is of lr_schedule: linear: set that, or leave it out")
+        if begins is not None and not self.warmup <= begins < steps:
+            raise ValueError(
+                f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not {begins}"
+            )
+        if self.grow is not None and set(self.grow) != set(GROW):
+            raise ValueError(f"grow has the keys {' and '.join(GROW)}, not {', '.join(self.grow)}")
+        for key, value in (self.grow or {}).items():
+            if wrong := complaint(GROW[key], value):
+                raise ValueError(f"grow.{key} {wrong}")
+        if wrong := [step for step in self.save_steps if not 0 < step <= steps]:
+            raise ValueError(f"save_steps holds steps from 1 to {steps}, not {wrong[0]}")
