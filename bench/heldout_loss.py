@@ -1,0 +1,70 @@
+"""Compare the held-out loss of denoisers on the same images, times and noise.
+
+    python bench/heldout_loss.py cifar10-denoiser-small FOLDER --data CIFAR --images 1000
+
+The first denoiser is what the others are compared with. Because all of them meet the same noise, a
+difference of 0.2 % of the loss shows on 1,000 images.
+"""
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from unfool import spec as specs
+from unfool.data import fetch
+from unfool.diffusion.denoiser import Denoiser
+from unfool.models.card import load_denoiser
+from unfool.noise import Noise
+from unfool.statistics import mean_interval
+from unfool.training.objectives import denoising_loss
+
+TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
+BATCH = 100
+
+
+def main() -> None:
+    """Print a table: a row for each denoiser, a column for each time."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("denoisers", nargs="+", help="shipped names, or folders with a card")
+    parser.add_argument("--data", help="the folder of the data set")
+    parser.add_argument("--name", default="cifar10", help="the data set")
+    parser.add_argument("--images", type=int, default=500)
+    options = parser.parse_args()
+    part = specs.check_data({"name": options.name, "split": "test"}, options.data)
+    x, _ = fetch(specs.build("data", part), range(options.images))
+    print("| denoiser | " + " | ".join(f"t = {t}" for t in TIMES) + " |")
+    print("|---|" + "---|" * len(TIMES))
+    first: list[Tensor] = []
+    for name in options.denoisers:
+        found = [losses(load_denoiser(name), x, t) for t in TIMES]
+        first = first or found
+        cells = [
+            cell(one, base, alone=found is first) for one, base in zip(found, first, strict=True)
+        ]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+@torch.inference_mode()
+def losses(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
+    """The loss (B,) of each image (B, C, H, W) at time `t`, on noise that depends on its place alone."""
+    found = []
+    for first in range(0, len(x), BATCH):
+        images = x[first : first + BATCH]
+        noise = Noise.of(77, range(first, first + len(images))).child(f"held{t}")
+        labels = torch.zeros(len(images), dtype=torch.long)
+        z = denoiser.encode(images)
+        found.append(denoising_loss(denoiser, z, torch.tensor(t), labels, noise.normal(images)))
+    return torch.cat(found)
+
+
+def cell(losses: Tensor, base: Tensor, alone: bool) -> str:
+    """The mean loss, or the change of it in percent of the first denoiser's, with a 95 % interval."""
+    if alone:
+        return f"{float(losses.mean()):.5f}"
+    change = mean_interval((100 * (losses - base) / base.mean()).tolist())
+    return f"{change.mean:+.2f} % [{change.low:+.2f}, {change.high:+.2f}]"
+
+
+if __name__ == "__main__":
+    main()
