@@ -80,7 +80,7 @@ def test_what_differs_above_the_lowest_32_bits_still_differs():
 
 
 def test_streams_are_independent():
-    """Neighbours in every sense (seed, index, name, copy, turn) are uncorrelated."""
+    """Neighbors in every sense (seed, index, name, copy, turn) are uncorrelated."""
     base = Noise.of(0, range(40))
     streams = [
         base,

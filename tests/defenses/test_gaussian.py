@@ -24,7 +24,7 @@ from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
 from unfool.models.classifiers import NormalizedClassifier
 
-CENTRE, SPREAD, IMAGE = 0.2, 0.5, 0.8
+CENTER, SPREAD, IMAGE = 0.2, 0.5, 0.8
 ANY = NormalizedClassifier(nn.Sequential(nn.Flatten(), nn.Linear(1, 2).double()))
 
 
@@ -38,7 +38,7 @@ def affine(t: float) -> tuple[float, float]:
     """x_hat = gain x_t + rest."""
     alpha, sigma, _ = scales(t)
     gain = alpha * SPREAD**2 / (alpha**2 * SPREAD**2 + sigma**2)
-    return gain, CENTRE - gain * alpha * CENTRE
+    return gain, CENTER - gain * alpha * CENTER
 
 
 def sde(t: float, s: float, flow: bool = False) -> tuple[float, float, float]:
@@ -50,7 +50,7 @@ def sde(t: float, s: float, flow: bool = False) -> tuple[float, float, float]:
     )  # of x_t; its score is -(x - ..) / variance
     share = 0.5 if flow else 1.0
     a = 1 + h * beta * (0.5 - share / variance)
-    return a, h * beta * share * alpha * CENTRE / variance, 0 if flow else math.sqrt(beta * h)
+    return a, h * beta * share * alpha * CENTER / variance, 0 if flow else math.sqrt(beta * h)
 
 
 def ddpm(t: float, s: float, large: bool = False, pull: float = 0.0) -> tuple[float, float, float]:
@@ -111,7 +111,7 @@ def langevin() -> tuple[float, float]:
     alpha, sigma, _ = scales(0.01)
     variance, h = alpha**2 * SPREAD**2 + sigma**2, 0.01
     a = 1 - 0.5 * 1e-2 * h * (1 / variance + 1e3)
-    b = 0.5 * 1e-2 * h * (alpha * CENTRE / variance + 1e3 * IMAGE)
+    b = 0.5 * 1e-2 * h * (alpha * CENTER / variance + 1e3 * IMAGE)
     return back(START, [0.0] * 11, lambda t, s: (a, b, 5 * math.sqrt(1e-2 * h)))
 
 

@@ -17,7 +17,7 @@ from unfool.report.document import Part, sheet
 from unfool.report.rows import cell, percent
 from unfool.report.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     RUST,
     WIDTH,
@@ -153,7 +153,7 @@ def figure(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> bytes:
     drawn = blank(WIDTH + 1.2, 1.25 + 0.42 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
     styles: dict[str, dict[str, Any]] = {
-        "A": {"marker": "o", "color": GREY, "markersize": 6},
+        "A": {"marker": "o", "color": GRAY, "markersize": 6},
         "B": {"marker": "s", "color": BLUE, "markersize": 5.5, "markerfacecolor": "white"},
     }
     for (name, style), shift in zip(styles.items(), (-0.14, 0.14), strict=True):

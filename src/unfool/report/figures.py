@@ -15,7 +15,7 @@ from unfool.report.examples import Gallery
 from unfool.report.rows import SUBMITTED, columns, rows, weakest
 from unfool.report.style import (
     BLUE,
-    GREY,
+    GRAY,
     INK,
     RUST,
     TEAL,
@@ -30,7 +30,7 @@ from unfool.statistics import wilson
 
 GREEN, RED = "#1b6e35", "#b01f1f"
 STYLES: dict[str, dict[str, Any]] = {
-    "undefended": {"marker": "x", "color": GREY, "markersize": 6, "markeredgewidth": 1.6},
+    "undefended": {"marker": "x", "color": GRAY, "markersize": 6, "markeredgewidth": 1.6},
     "per_draw": {"marker": "o", "color": BLUE, "markersize": 6.5},
     "majority": {"marker": "s", "color": TEAL, "markersize": 6, "markerfacecolor": "white"},
     "all_draws": {"marker": "v", "color": RUST, "markersize": 6.5},
@@ -84,7 +84,7 @@ def resubmission(summary: Mapping[str, Any]) -> bytes:
     axes = figure.subplots()
     styles: dict[str, dict[str, Any]] = {
         "clean": {"color": BLUE, "marker": "o", "linestyle": "-"},
-        "random": {"color": GREY, "marker": "s", "linestyle": ":"},
+        "random": {"color": GRAY, "marker": "s", "linestyle": ":"},
         "robust": {"color": RUST, "marker": "v", "linestyle": "--"},
     }
     shown = [(name, style) for name, style in styles.items() if name in curve]
@@ -194,7 +194,7 @@ def label_flips(
     axes = figure.subplots()
     marks = ("o", "s", "^", "D", "v", "P", "X")
     for i, (level, line) in enumerate(zip(levels, shares, strict=True)):
-        color = (BLUE, TEAL, RUST, GREY)[i % 4]
+        color = (BLUE, TEAL, RUST, GRAY)[i % 4]
         spread = [wilson(round(share * runs), runs) for share in line]
         low, high = ([100 * getattr(s, side) for s in spread] for side in ("low", "high"))
         axes.fill_between(weights, low, high, color=color, alpha=0.15, linewidth=0)
@@ -283,7 +283,7 @@ def certified(summary: Mapping[str, Any]) -> bytes:
     clean = 100 * summary["clean"]["accuracy"]
     axes.axhline(clean, color=TEAL, linestyle="--", linewidth=1.3, label="right, certified or not")
     axes.axvline(
-        reach, color=GREY, linestyle=":", linewidth=1.6, label="the most that the draws can prove"
+        reach, color=GRAY, linestyle=":", linewidth=1.6, label="the most that the draws can prove"
     )
     axes.set_xlim(0, 1.05 * reach)
     axes.set_ylim(0, 103)

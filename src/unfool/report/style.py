@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, BLUE, TEAL, RUST, GREY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
+INK, BLUE, TEAL, RUST, GRAY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
 WIDTH = 7.4
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from unfool.report.rows import Share
 from unfool.report.style import (
     BLUE,
-    GREY,
+    GRAY,
     RUST,
     TEAL,
     WIDTH,
@@ -29,7 +29,7 @@ from unfool.report.style import (
 
 MAX_LABELS = 8  # lines in a panel
 ACROSS = 3  # panels beside each other
-COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GREY)
+COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GRAY)
 MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
 FIXED = {"clean": (BLUE, "o"), "robust": (RUST, "v")}
 
@@ -207,10 +207,10 @@ def _line(
 
 
 def _level(axes: Axes, level: float) -> None:
-    axes.axhline(level, color=GREY, linestyle=":", linewidth=1.4)
+    axes.axhline(level, color=GRAY, linestyle=":", linewidth=1.4)
     where = ("axes fraction", "data")
     axes.annotate(
-        "clean", (1, level), xycoords=where, ha="right", va="bottom", fontsize=9, color=GREY
+        "clean", (1, level), xycoords=where, ha="right", va="bottom", fontsize=9, color=GRAY
     )
 
 

@@ -14,7 +14,7 @@ from unfool.noise import Noise
 from unfool.threat import Threat
 
 SHAPE = (3, 4, 4)
-GREY = 0.5
+GRAY = 0.5
 CLASSES = ("right", "left", "low", "lowest")
 
 
@@ -56,7 +56,7 @@ class LinearClassifier(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, 4) of images (B, C, H, W): twice the lead of class 0 is between the first two."""
-        lead = ((x - GREY) * self.weight.to(x)).flatten(1).sum(1)
+        lead = ((x - GRAY) * self.weight.to(x)).flatten(1).sum(1)
         low = torch.full_like(lead, -3.0)
         return self.scale * torch.stack([lead, -lead, low, low - 1], 1)
 
@@ -75,7 +75,7 @@ class MultiPlaneClassifier(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Logits (B, K) of images (B, C, H, W)."""
-        return (x - GREY).flatten(1) @ self.weights.to(x).flatten(1).T
+        return (x - GRAY).flatten(1) @ self.weights.to(x).flatten(1).T
 
     def distances(self, x: Tensor, norm: str) -> Tensor:
         """How far each image is from the nearest of another class, (B,), the box aside."""
@@ -160,7 +160,7 @@ class Points:
         spread = 0.2 * (Noise.of(2, [index]).uniform(normal[None])[0] - 0.5)
         along = (spread * normal).sum()
         lead = self.nearest + (self.farthest - self.nearest) * index / (self.size - 1)
-        x = GREY + spread + ((1 - 2 * label) * lead - along) * normal
+        x = GRAY + spread + ((1 - 2 * label) * lead - along) * normal
         return x, 0 if self.one_class else label
 
 
@@ -172,7 +172,7 @@ def normal_vector() -> Tensor:
 
 def leads(x: Tensor, y: Tensor) -> Tensor:
     """By how much the true class leads over the plane, (B,), in Euclidean length."""
-    lead = ((x - GREY) * normal_vector().to(x)).flatten(1).sum(1)
+    lead = ((x - GRAY) * normal_vector().to(x)).flatten(1).sum(1)
     return (1 - 2 * y) * lead
 
 
