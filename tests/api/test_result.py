@@ -45,7 +45,8 @@ def test_the_numbers_are_those_of_the_report(result):
     assert len(result.doubts) == len(told["doubts"])
 
 
-def test_it_prints_the_table_of_the_command(result, capsys):
+def test_it_prints_the_table_of_the_command(result, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "110")
     print(result)
     printed = capsys.readouterr().out
     console = Console(width=110, highlight=False, color_system=None)

@@ -39,8 +39,6 @@ def attack_entry(label: str, viewed: AttackOnView) -> Table:
     if isinstance(attack, ExternalAttack):
         attack = attack.function
     row = part("attack", attack)
-    if not row.get("early_stop"):  # as of a checked spec
-        row = {k: v for k, v in row.items() if k not in ("early_stop", "early_stop_share")}
     view = part("view", viewed.view)
     row |= {"view": view["name"] if len(view) == 1 else view, "label": label}
     if viewed.knows is not None:

@@ -81,7 +81,7 @@ def evaluate(
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
         spec = _asked(asked, images_of, viewed, threat)
         spec["evaluation"] |= {"images": images, "seed": seed, "draws": draws}
-        spec["evaluation"] |= {"skip_broken": True} if skip_broken else {}
+        spec["evaluation"] |= {"skip_broken": skip_broken}
         spec["machine"] |= {"device": place, "batch_size": batch_size}
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)

@@ -153,7 +153,7 @@ def dry_run(spec: Table, made: Prepared, rows: int) -> DryRun:
         Threat(**spec["threat"]),
         options["seed"],
         options["draws"],
-        options.get("skip_broken", False),
+        options["skip_broken"],
     )
 
     found, versions = {}, {}

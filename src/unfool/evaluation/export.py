@@ -96,7 +96,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         threat,
         options["seed"],
         options["draws"],
-        options.get("skip_broken", False),
+        options["skip_broken"],
     )
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:

@@ -254,4 +254,4 @@ def _one_thread() -> Iterator[None]:
 def _most(spec: Table) -> bool:
     """Whether images that fall are left alone before the end."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
-    return early or spec["evaluation"].get("skip_broken", False)
+    return early or spec["evaluation"]["skip_broken"]

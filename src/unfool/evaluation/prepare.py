@@ -81,7 +81,7 @@ def run_blocks(
         seed=options["seed"],
         draws=options["draws"],
         examples=options["examples"],
-        skip_broken=options.get("skip_broken", False),
+        skip_broken=options["skip_broken"],
         lpips=options["lpips"],
         machine=machine,
     )

@@ -86,8 +86,6 @@ def check(spec: Table, folder: str | None = None) -> Table:
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
     options = specs.check_section("evaluation", spec.get("evaluation", {}), EVALUATION)
     machine = check_machine(spec.get("machine", {}))
-    if not options["skip_broken"]:  # so that a spec without it is what it was before there was it
-        del options["skip_broken"]
     return checked | {
         "threat": threat,
         "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
@@ -112,12 +110,6 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         if seen in DEFENSE_VIEWS and not defended:
             raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
         row = specs.check("attack", table)
-        if not row.get("early_stop"):  # so that a spec without it is what it was before, as above
-            row = {
-                key: value
-                for key, value in row.items()
-                if key not in ("early_stop", "early_stop_share")
-            }
         said = f"{row['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
         row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
         found = menu.find("attack", row["name"])
@@ -149,11 +141,8 @@ def _check_view(view: Any) -> Any:
     if len(table) == 1 and not menu.is_callable_part("view", menu.find("view", table["name"])):
         return table["name"]  # a class of one's own, made from the model alone
     checked = specs.check("view", table)
-    bare = len(checked) == 1 or checked == {
-        "name": "no-elimination",
-        "draws": None,
-    }  # known by it for long
-    return checked["name"] if bare else checked
+    plain = len(checked) == 1 or checked == {"name": "no-elimination", "draws": None}
+    return checked["name"] if plain else checked
 
 
 def check_model(spec: Table) -> Table:

@@ -109,7 +109,7 @@ def sees(row: dict[str, Any]) -> str:
         "early_stop": "to stop",
     }
     effort = [
-        f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 1)
+        f"{row[key]} {what}" for key, what in counted.items() if row.get(key) not in (None, 0, 1)
     ]
     options = [f"its {key} {value}" for key, value in view.items() if key != "name" and value]
     said = ", ".join([views.get(view["name"]) or str(view["name"]), *options])
