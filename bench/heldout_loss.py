@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.data import fetch
-from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.models.card import load_denoiser
 from unfool.noise import Noise
 from unfool.statistics import mean_interval
@@ -25,7 +25,9 @@ BATCH = 100
 
 def main() -> None:
     """Print a table: a row for each denoiser, a column for each time."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("denoisers", nargs="+", help="shipped names, or folders with a card")
     parser.add_argument("--data", help="the folder of the data set")
     parser.add_argument("--name", default="cifar10", help="the data set")
@@ -37,7 +39,10 @@ def main() -> None:
     print("|---|" + "---|" * len(TIMES))
     first: list[Tensor] = []
     for name in options.denoisers:
-        found = [losses(load_denoiser(name), x, t) for t in TIMES]
+        denoiser = load_denoiser(name)
+        if not isinstance(denoiser, NetworkDenoiser):
+            raise SystemExit(f"{name} is not a network that was trained by a denoising loss")
+        found = [losses(denoiser, x, t) for t in TIMES]
         first = first or found
         cells = [
             cell(one, base, alone=found is first) for one, base in zip(found, first, strict=True)
@@ -46,7 +51,7 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def losses(denoiser: Denoiser, x: Tensor, t: float) -> Tensor:
+def losses(denoiser: NetworkDenoiser, x: Tensor, t: float) -> Tensor:
     """The loss (B,) of each image (B, C, H, W) at time `t`, on noise that depends on its place alone."""
     found = []
     for first in range(0, len(x), BATCH):
