@@ -45,7 +45,7 @@ def menu_lines() -> Iterator[str]:
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
     yield "specs"
     for name, text in menus.shipped().items():
-        yield f"{'':12}{name:26}{text}"
+        yield f"{'':12}{name:38}{text}"
     yield "more on any of them: unfool menu NAME"
 
 
@@ -80,8 +80,8 @@ def kind_lines(kind: str) -> Iterator[str]:
 
     yield f"{kind}: {menus.MEANINGS[kind]}"
     for name in sorted(menus.MENU[kind]):
-        yield _wrapped(f"  {name:24}", describe(kind, name).text)
-    yield f"  {'module:attribute':24}your own"
+        yield _wrapped(f"  {name:28}", describe(kind, name).text)
+    yield f"  {'module:attribute':28}your own"
 
 
 def part_lines(kind: str, name: str) -> Iterator[str]:
