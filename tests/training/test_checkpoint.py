@@ -320,6 +320,22 @@ def test_the_average_is_of_the_last_tenth(tmp_path):
     assert abs(average - seen[0]) > 0.05
 
 
+def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
+    """Such cards say `clip`; they are loaded, trained further, and begun with."""
+    folder = elsewhere / "before"
+    shutil.copytree(card.read_card("digits-denoiser")[0], folder)
+    told = json.loads((folder / "card.json").read_text())
+    told["part"]["clip"] = told["part"].pop("clip_x0")
+    (folder / "card.json").write_text(json.dumps(told))
+    assert card.load_denoiser(str(folder)).clip_x0 is False
+    part = {"name": "trained", "weights": str(folder)}
+    built, began = card.network_of("denoiser", part)
+    assert "clip_x0" in built
+    assert "clip" not in built
+    assert began == {"began_as": str(folder)}
+    assert specs.check("denoiser", built) == built
+
+
 def test_shipped_weights_stay_small():
     sizes = [
         sum(file.stat().st_size for file in card.read_card(name)[0].iterdir())

@@ -8,12 +8,12 @@ from typing import Any
 
 from unfool.api.describe import contents, model_parts
 from unfool.api.evaluate import data_name
-from unfool.api.frame import to_frame
 from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.result import check_least, kept, place_for
+from unfool.api.run_result import RunResult, kept, place_for
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
+from unfool.ranges import Count, check_arguments
 from unfool.report.certified import headline, print_certificates, tables, write_certificates
 from unfool.report.notebook import fragment, plain_text
 from unfool.report.rows import percent
@@ -21,7 +21,7 @@ from unfool.results.run_folder import Run
 from unfool.statistics import Share
 
 
-class CertifyResult:
+class CertifyResult(RunResult):
     """What a certification proved. Printing it gives the tables that the command prints.
 
     Args:
@@ -33,32 +33,7 @@ class CertifyResult:
     """
 
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
-        self.run, self._home = run, home
-        self._summary = summary(run)
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "CertifyResult":
-        """The result that a run folder of `unfool certify` holds so far.
-
-        Raises:
-            RuntimeError: There is no run, no image yet, or it is no certification.
-        """
-        return cls(Run.open(Path(folder)))
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder; None if it is a temporary one."""
-        return None if self._home else self.run.folder
-
-    @property
-    def n(self) -> int:
-        """How many images are done."""
-        return self._summary["n"]
-
-    @property
-    def of(self) -> int:
-        """How many were asked for."""
-        return self._summary["of"]
+        super().__init__(run, summary(run), home)
 
     @cached_property
     def certified(self) -> dict[float, Share]:
@@ -95,15 +70,6 @@ class CertifyResult:
         """The mean certified radius; of images that are wrong or abstained on it is 0."""
         return self._summary["mean_radius"]
 
-    @property
-    def cost(self) -> dict[str, float]:
-        """Network calls, seconds and memory."""
-        return dict(self._summary["cost"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `report.json` holds."""
-        return summary(self.run)
-
     def to_records(self) -> list[dict[str, Any]]:
         """A row for each image: `index`, `label`, `answer` (None: abstained), `radius`, `correct`."""
         return [
@@ -111,14 +77,6 @@ class CertifyResult:
             | {"correct": row["answer"] == row["label"]}
             for row in self._summary["images"]
         ]
-
-    def to_dataframe(self) -> Any:
-        """The rows of `to_records` as a `pandas.DataFrame`.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return to_frame(self.to_records())
 
     def write_report(self, folder: str | Path | None = None) -> Path:
         """Write the report, and keep the run beside it, as `Result.write_report` does.
@@ -154,7 +112,7 @@ def certify(
     seed: int = 0,
     out: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    batch_size: int = 256,
+    batch_size: Count = 256,
     device: str | None = None,
     quiet: bool = False,
 ) -> CertifyResult:
@@ -180,7 +138,7 @@ def certify(
         TypeError: The model cannot be called, or the data are of no kind that is known.
         RuntimeError: The folder holds another run.
     """
-    check_least({"batch_size": batch_size})
+    check_arguments(certify, locals())
     asked = as_classifier(model)
     place, told = device_of(asked, device), getattr(asked, "sigma", sigma)
     if getattr(asked, "noised", False) and told != sigma:

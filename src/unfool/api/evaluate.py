@@ -13,7 +13,8 @@ from unfool.api.parts import (
     lent,
     number_of_classes,
 )
-from unfool.api.result import Result, check_least, place_for
+from unfool.api.result import Result
+from unfool.api.run_result import place_for
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays
@@ -21,6 +22,7 @@ from unfool.errors import SpecError
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
 from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
+from unfool.ranges import Count, check_arguments
 from unfool.results.run_folder import Run
 from unfool.spec import Table, menu
 from unfool.threat import Threat
@@ -32,13 +34,13 @@ def evaluate(
     *,
     attacks: Mapping[str, Attack | Callable[..., Any]],
     threat: Threat,
-    draws: int = 8,
-    images: int | None = None,
+    draws: Count = 8,
+    images: Count | None = None,
     seed: int = 0,
     skip_broken: bool = False,
     out: str | Path | None = None,
     classes: Sequence[str] | None = None,
-    batch_size: int | Literal["auto"] = 256,
+    batch_size: Count | Literal["auto"] = 256,
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
@@ -72,7 +74,7 @@ def evaluate(
         TypeError: The model cannot be called, or the data are of no kind that is known.
         RuntimeError: The folder holds another run, or an attack left the threat.
     """
-    check_least({"draws": draws, "images": images, "batch_size": batch_size})
+    check_arguments(evaluate, locals())
     check_threat(threat)
     asked = as_classifier(model)
     place = device_of(asked, device)

@@ -6,20 +6,20 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.frame import to_frame
+from unfool.api.run_result import RunResult, kept
 from unfool.report.notebook import plain_text, summary_html
 from unfool.report.rows import percent
 from unfool.report.tables import print_summary
 from unfool.report.write import write_report
 from unfool.results.doubt import Doubt
-from unfool.results.run_folder import Run, merge
+from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
 from unfool.statistics import Share
 
 READINGS = ("per_draw", "majority", "all_draws")
 
 
-class Result:
+class Result(RunResult):
     """What an evaluation found. Printing it gives the table that the command prints.
 
     Each condition is a `Judged`: how often the model is right `per_draw`, by `majority` and on
@@ -39,32 +39,7 @@ class Result:
             raise RuntimeError(
                 f"{run.folder} holds a certification: open it by unfool.CertifyResult.open(folder)"
             )
-        self.run, self._home = run, home
-        self._summary = summarize_run(run)
-
-    @classmethod
-    def open(cls, folder: str | Path) -> "Result":
-        """The result that a run folder holds so far.
-
-        Raises:
-            RuntimeError: There is no run, no outcome yet, or it is no evaluation.
-        """
-        return cls(Run.open(Path(folder)))
-
-    @property
-    def folder(self) -> Path | None:
-        """The run folder; None if it is a temporary one."""
-        return None if self._home else self.run.folder
-
-    @property
-    def n(self) -> int:
-        """How many images are done."""
-        return self._summary["n"]
-
-    @property
-    def of(self) -> int:
-        """How many were asked for."""
-        return self._summary["of"]
+        super().__init__(run, summarize_run(run), home)
 
     @cached_property
     def clean(self) -> Judged:
@@ -94,15 +69,6 @@ class Result:
         found = [Doubt(**doubt) for doubt in self._summary["doubts"]]
         return sorted(found, key=lambda doubt: doubt.severity != "red")
 
-    @property
-    def cost(self) -> dict[str, float]:
-        """Network calls (`nfe_forward`, ...), `seconds`, `images_per_second` and `peak_bytes`."""
-        return dict(self._summary["cost"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `report.json` holds."""
-        return summarize_run(self.run)
-
     def to_records(self) -> list[dict[str, Any]]:
         """Every answer: a row for each image, condition and draw.
 
@@ -127,14 +93,6 @@ class Result:
             }.items()
             for draw, answer in enumerate(condition.draws)
         ]
-
-    def to_dataframe(self) -> Any:
-        """The rows of `to_records` as a `pandas.DataFrame`.
-
-        Raises:
-            ImportError: pandas is not installed.
-        """
-        return to_frame(self.to_records())
 
     def write_report(self, folder: str | Path | None = None) -> Path:
         """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
@@ -183,46 +141,11 @@ def judged(name: str, readings: Mapping[str, Any]) -> Judged:
     return Judged(name, **shares, k=readings["k"], undefended=Share(**bare) if bare else None)
 
 
-def kept(run: Run, temporary: bool, folder: str | Path | None) -> Run:
-    """A run where it is; or a copy of it in `folder`.
-
-    Raises:
-        ValueError: It is in a temporary folder, and no other is named.
-        RuntimeError: The folder holds another run.
-    """
-    if folder is None and temporary:
-        raise ValueError("this run is in a temporary folder: name a folder for the report")
-    if folder is None or Path(folder).resolve() == run.folder.resolve():
-        return run
-    return merge([run.folder], Path(folder))
-
-
 def run_of(given: "Result | Run | str | Path") -> Run:
     """The run of a result, or in a folder."""
     if isinstance(given, Result):
         return given.run
     return given if isinstance(given, Run) else Run.open(Path(given))
-
-
-def place_for(
-    out: str | Path | None,
-) -> tuple[Path, "TemporaryDirectory[str] | None"]:
-    """The folder for a run, and, if none is named, the temporary one that holds it."""
-    if out is not None:
-        return Path(out), None
-    home: TemporaryDirectory[str] = TemporaryDirectory(prefix="unfool-")
-    return Path(home.name), home
-
-
-def check_least(values: Mapping[str, Any], least: int = 1) -> None:
-    """Refuse numbers below `least`.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name, value in values.items():
-        if isinstance(value, int) and value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
 
 
 def _count(number: int, what: str) -> str:

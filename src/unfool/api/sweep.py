@@ -7,7 +7,8 @@ from typing import Any
 
 from unfool import spec as specs
 from unfool.api.frame import to_frame
-from unfool.api.result import READINGS, Result, place_for
+from unfool.api.result import READINGS, Result
+from unfool.api.run_result import place_for
 from unfool.evaluation import sweep as sweeps
 from unfool.report.notebook import fragment, plain_text
 from unfool.report.sweep import sweep_table, write_sweep

@@ -44,8 +44,10 @@ def menu_lines() -> Iterator[str]:
         yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
     yield "specs"
-    for name, text in menus.shipped().items():
-        yield f"{'':12}{name:38}{text}"
+    specs = menus.shipped()
+    width = max(map(len, specs)) + 2
+    for name, text in specs.items():
+        yield f"{'':12}{name:{width}}{text}"
     yield "more on any of them: unfool menu NAME"
 
 

@@ -163,9 +163,10 @@ def read_card(weights: str) -> tuple[Path, specs.Table]:
         path = folder / "card.json"
         if path.is_file():
             try:
-                return folder, json.loads(path.read_text("utf-8"))
+                card = json.loads(path.read_text("utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is not a card: {error}") from error
+            return folder, card | {"part": _renamed(card.get("part", {}))}
     names = ", ".join(shipped()) or "none"
     raise ValueError(
         f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
@@ -183,7 +184,7 @@ def _load(kind: str, weights: str) -> Any:
     folder, card = read_card(weights)
     if card.get("kind") != kind:
         raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
-    path, part = _file(folder, card), _renamed(card["part"])
+    path, part = _file(folder, card), card["part"]
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
         part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)

@@ -1,0 +1,93 @@
+"""What the results of all kinds of runs share: the run folder, counts, costs and tables."""
+
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from unfool.api.frame import to_frame
+from unfool.results.run_folder import Run, merge
+
+
+class RunResult:
+    """The result of a run, finished or not.
+
+    Args:
+        run: The run.
+        summary: What `report.json` holds of it.
+        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+    """
+
+    def __init__(
+        self, run: Run, summary: dict[str, Any], home: "TemporaryDirectory[str] | None"
+    ) -> None:
+        self.run, self._summary, self._home = run, summary, home
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Self:
+        """The result that a run folder holds so far.
+
+        Raises:
+            RuntimeError: There is no run, no image is done yet, or it is a run of another kind.
+        """
+        return cls(Run.open(Path(folder)))  # pyright: ignore[reportCallIssue]
+
+    @property
+    def folder(self) -> Path | None:
+        """The run folder; None if it is a temporary one."""
+        return None if self._home else self.run.folder
+
+    @property
+    def n(self) -> int:
+        """How many images are done."""
+        return self._summary["n"]
+
+    @property
+    def of(self) -> int:
+        """How many were asked for."""
+        return self._summary["of"]
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Network calls (`nfe_forward`, ...), seconds and memory."""
+        return dict(self._summary["cost"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `report.json` holds."""
+        return deepcopy(self._summary)
+
+    def to_records(self) -> list[dict[str, Any]]:
+        """The rows of the table, each a dictionary."""
+        raise NotImplementedError
+
+    def to_dataframe(self) -> Any:
+        """The rows of `to_records` as a `pandas.DataFrame`.
+
+        Raises:
+            ImportError: pandas is not installed.
+        """
+        return to_frame(self.to_records())
+
+
+def kept(run: Run, temporary: bool, folder: str | Path | None) -> Run:
+    """A run where it is; or a copy of it in `folder`.
+
+    Raises:
+        ValueError: It is in a temporary folder, and no other is named.
+        RuntimeError: The folder holds another run.
+    """
+    if folder is None and temporary:
+        raise ValueError("this run is in a temporary folder: name a folder for the report")
+    if folder is None or Path(folder).resolve() == run.folder.resolve():
+        return run
+    return merge([run.folder], Path(folder))
+
+
+def place_for(
+    out: str | Path | None,
+) -> tuple[Path, "TemporaryDirectory[str] | None"]:
+    """The folder for a run, and, if none is named, the temporary one that holds it."""
+    if out is not None:
+        return Path(out), None
+    home: TemporaryDirectory[str] = TemporaryDirectory(prefix="unfool-")
+    return Path(home.name), home
