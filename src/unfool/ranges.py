@@ -1,4 +1,4 @@
-"""The ranges of options: written once, in a signature, for who builds a part and for who reads a spec.
+"""The allowed ranges of options, written once in the signatures.
 
 `steps: Count = 20` says that there is at least one step. A spec is checked against it before anything
 heavy is loaded (`spec.check`), and whoever builds the part in Python is checked by `check_arguments`

@@ -165,3 +165,11 @@ def test_every_shipped_spec_is_sound():
         spec = specs.load(name)
         (kind,) = [kinds[key] for key in spec if key in kinds] or [evaluation]
         kind.check(spec, folder="/nowhere")
+
+
+def test_an_experiment_of_the_repository_is_named_by_its_file(tmp_path, monkeypatch):
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "digits-eps.yaml").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(specs.SpecError, match=r"did you mean experiments/digits-eps\.yaml\?"):
+        specs.load("digits-eps")

@@ -48,7 +48,9 @@ def _read(source: str | Path) -> Table:
         names = shipped()
         if str(source) not in names:
             listed = ", ".join(names)
-            raise SpecError(f"there is no spec {str(source)!r}; {hint(str(source), names, listed)}")
+            file = Path("experiments", f"{source}.yaml")
+            near = f"did you mean {file}?" if file.is_file() else hint(str(source), names, listed)
+            raise SpecError(f"there is no spec {str(source)!r}; {near}")
         text = resources.files("unfool.specs").joinpath(f"{source}.yaml").read_text("utf-8")
     try:
         spec = yaml.safe_load(text)

@@ -1,8 +1,8 @@
 """Images made from those of a data set, once, and kept on disk under a name that says what they are.
 
-The name is a hash of the images, of what makes them, with its weights, and of the seed; so another
-training finds them, and nothing else is ever taken for them. They are written a block at a time, whole
-or not at all: killed, the same command goes on where it was.
+The folder's name is a hash of the clean images, the model with its weights, the options and the seed, so
+a later training with the same settings reuses them. Each block is written completely or not at all. After
+a kill, the same command continues.
 """
 
 import hashlib

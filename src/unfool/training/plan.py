@@ -1,8 +1,7 @@
-"""What rate and how many images each step of a training gets.
+"""The learning rate and the batch size of each training step.
 
-A plan may be changed between two calls of the same training as long as the steps already done would have
-gone the same way: so a training of a constant rate can be ended at any time, and its batch can grow later
-than was first meant.
+The plan of a training may be changed when it is resumed, if the steps already done would have been the
+same. So a training at a constant rate can be ended at any time, and its batch can grow at another step.
 """
 
 import math

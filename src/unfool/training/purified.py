@@ -1,7 +1,7 @@
-"""Training a classifier on purified copies of its images beside the clean ones.
+"""Train a classifier on purified copies of its images and on the clean images.
 
-As FT-CADIS does for smoothed classifiers: a purifier changes pictures in ways of its own, which a
-classifier of clean pictures has not seen.
+A purifier changes images in ways that a classifier of clean images has never seen. FT-CADIS fine-tunes
+smoothed classifiers for the same reason.
 """
 
 from collections.abc import Sequence
@@ -27,8 +27,7 @@ ASKED = ("denoiser", "purifier", "copies", "images", "seed")
 class PurifiedCopies:
     """Cross-entropy on purified copies and on the images they were made from, one of each.
 
-    Called, it takes the images as they are given: half of them are purified in the data set that
-    `beside` makes.
+    The purified copies come from the data set that `beside` makes. This object only computes the loss.
 
     Attributes:
         denoiser: The purifier's.
@@ -55,12 +54,12 @@ class PurifiedCopies:
 
 
 class Beside:
-    """A data set of clean images, and after them as many purified ones.
+    """A data set of clean images, followed by the same number of purified ones.
 
     Args:
         data: Holds the clean images.
-        places: Where, in order; copy number i x len(places) + j is of the one at `places[j]`.
-        kept: The purified ones.
+        places: Which images of `data`; copy i x len(places) + j is made from `places[j]`.
+        kept: The purified images.
     """
 
     def __init__(self, data: Dataset, places: Sequence[int], kept: Kept) -> None:
