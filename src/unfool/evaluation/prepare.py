@@ -3,7 +3,7 @@
 import hashlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit, check_sources
+from unfool.evaluation.compatibility import check_fit, check_sources, undefended
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
@@ -167,6 +167,8 @@ def fit_together(
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
     asked = make_manifest(spec, data, indices, fingerprint(data, indices) + brought)
+    if (stated := getattr(undefended(model), "stated", None)) is not None:
+        asked["stated"] = asdict(stated)
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 
