@@ -53,10 +53,12 @@ if TYPE_CHECKING:
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
     from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.digits import digits as digits
     from unfool.data.folder import Folder as Folder
     from unfool.data.mnist import mnist as mnist
+    from unfool.data.sample import cifar10_sample as cifar10_sample
     from unfool.defenses.aggregate import Aggregated as Aggregated
     from unfool.defenses.coup import COUP as COUP
     from unfool.defenses.denoised_smoothing import DensePure as DensePure
@@ -127,6 +129,8 @@ _HOMES = {
     "CertifyResult": "unfool.api.certify",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
+    "cifar10_sample": "unfool.data.sample",
+    "cifar100": "unfool.data.cifar",
     "Classifier": "unfool.protocols",
     "classifier_only": "unfool.attacks.views",
     "compare": "unfool.api.compare",

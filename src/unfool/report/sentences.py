@@ -30,7 +30,7 @@ CHECKED = {
     "unknown-attack": "attacks that are not of unfool have one beside them that is",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
-    "less-than-stated": "the clean accuracy is not far below what the classifier's source states, if it does",
+    "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
     "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
 }

@@ -296,8 +296,8 @@ def _less_than_stated(
             "red",
             f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
             f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
-            "these its weights, its `mean` and `std` those of its training, its activation and layout right, "
-            "and its classes in the order of the data set's?",
+            "these its weights, its `mean` and `std` those of its training, its activation and layout "
+            "right, and its classes in the order of the data set's?",
         )
 
 
