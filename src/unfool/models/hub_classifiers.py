@@ -5,7 +5,7 @@ size are resized inside the model. The libraries are optional, and imported when
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def timm_classifier(
         if (rows := state.get(f"{head}.weight")) is not None and len(rows) != network.num_classes:
             network = timm.create_model(model, num_classes=len(rows))
         load_state(network, state, weights)
-    told = network.pretrained_cfg
+    told: dict[str, Any] = network.pretrained_cfg
     sides = told["input_size"][1:] if size is None else size
     return NormalizedClassifier(network, mean or told["mean"], std or told["std"], sides, labels)
 
@@ -204,7 +204,7 @@ def _size(given: dict[str, Any]) -> int | tuple[int, int] | None:
     return None
 
 
-def _fetched(model: str, make: Any) -> nn.Module:
+def _fetched(model: str, make: Callable[[], Any]) -> Any:
     try:
         return make()
     except (OSError, RuntimeError, ValueError, KeyError) as error:
