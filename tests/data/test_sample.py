@@ -1,5 +1,6 @@
 """The sample of CIFAR-10 that comes with the package."""
 
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from unfool.cli.main import run
 from unfool.data import cifar10_sample
 from unfool.data.cifar import CLASSES, cifar10
 
@@ -26,3 +28,30 @@ def test_they_are_the_first_of_each_class_in_the_official_file():
     first = torch.cat([(whole.labels == number).nonzero()[:10, 0] for number in range(10)])
     assert torch.equal(data.images, whole.images[first])
     assert torch.equal(data.labels, whole.labels[first])
+
+
+def test_the_demo_needs_no_files_but_those_of_the_package(elsewhere):
+    changes = [
+        "--set",
+        "evaluation.images=4",
+        "--set",
+        "evaluation.draws=2",
+        "--set",
+        "attacks.1.steps=2",
+    ]
+    assert run(["evaluate", "cifar10-demo", *changes, "--quiet", "--out", "run"]) == 0
+    told = json.loads((elsewhere / "run" / "report.json").read_text())
+    assert told["clean"]["undefended"]["accuracy"] > 0.4
+    assert {attack["name"] for attack in told["attacks"]} == {
+        "classifier only",
+        "adaptive PGD + EOT",
+    }
+
+
+def test_a_spec_for_cifar_10_runs_on_it(elsewhere):
+    changes = ["data=cifar10-sample", "purifier=null", "denoiser=null", "attacks=[{name: fgsm}]"]
+    words = [word for change in [*changes, "evaluation.images=20"] for word in ("--set", change)]
+    assert run(["evaluate", "cifar10-diffpure", *words, "--quiet", "--out", "run"]) == 0
+    told = json.loads((elsewhere / "run" / "report.json").read_text())
+    assert told["clean"]["accuracy"] > 0.7
+    assert "less-than-stated" not in {doubt["name"] for doubt in told["doubts"]}

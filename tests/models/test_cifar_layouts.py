@@ -70,7 +70,7 @@ def test_a_published_network_is_read_off_its_file(tmp_path, name):
         lambda state: {f"model.{k}": v for k, v in state.items()},
         lambda state: {"model_state_dict": {f"module.0.{k}": v for k, v in state.items()}},
         lambda state: {"state_dict": {f"net.model.{k}": v for k, v in state.items()}},
-        lambda state: {"last": state, "best": {}},
+        lambda state: {"last": state | {"model_preact_hl1.1.weight": torch.zeros(3)}, "best": {}},
         lambda state: {f"_orig_mod.module.{k}": v for k, v in state.items()},
     ],
 )  # fmt: skip
@@ -183,8 +183,8 @@ def test_robustbench_by_name_knows_input_activation_and_shortcuts(tmp_path, name
 
 
 def test_robustbench_tells_a_wrong_name(tmp_path):
-    with pytest.raises(ValueError, match=r"'Standart' of cifar10, L2.*'Standard'"):
-        robustbench("Standart", tmp_path / "f.pt", threat="L2")
+    with pytest.raises(ValueError, match=r"'Standrad' of cifar10, L2.*'Standard'"):
+        robustbench("Standrad", tmp_path / "f.pt", threat="L2")
     with pytest.raises(ValueError, match=r"threat is one of Linf, L2, not 'l2'"):
         robustbench("Standard", tmp_path / "f.pt", threat="l2")  # pyright: ignore[reportArgumentType]
 
@@ -199,8 +199,8 @@ def test_a_classifier_is_loaded_by_its_name_in_a_spec(tmp_path):
         2,
         10,
     )
-    with pytest.raises(ValueError, match="'modell'"):
-        unfool.load_classifier(file, name="cifar-network", modell="resnet18")
+    with pytest.raises(ValueError, match="'modelname'"):
+        unfool.load_classifier(file, name="cifar-network", modelname="resnet18")
     with pytest.raises(ValueError, match="weights"):
         unfool.load_classifier()
 

@@ -113,6 +113,7 @@ _ADVICE = (
     "use `timm`, `torchvision` or `transformers` for their models, or your own network by "
     "{name: network, network: {name: 'mine:Net'}, weights: FILE}"
 )
+_BESIDE = re.compile(r"\b(attacker|model_preact_hl1)\.")
 _MEAN = re.compile(r"(?:\w+\.)?(?:new_)?(?:mu|mean)")
 _STD = re.compile(r"(?:\w+\.)?(?:new_)?(?:sigma|std)")
 
@@ -120,8 +121,11 @@ _STD = re.compile(r"(?:\w+\.)?(?:new_)?(?:sigma|std)")
 def _without_normalization(
     state: Mapping[str, Tensor],
 ) -> tuple[State, tuple[Numbers, Numbers] | None]:
-    """The weights without those of an attacker or a normalization; and the latter's numbers, if any."""
-    rest = {k: v for k, v in state.items() if "attacker." not in k}
+    """The weights without those of a normalization, and its numbers, if any.
+
+    Copies of the network that training kept beside it are dropped, too.
+    """
+    rest = {k: v for k, v in state.items() if not _BESIDE.search(k)}
     rest = _without_prefixes(rest)
     found: dict[bool, Numbers] = {}
     for is_std, pattern in ((False, _MEAN), (True, _STD)):
