@@ -67,8 +67,8 @@ class DiffusionClassifier(nn.Module):
             times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
             `calibrate`).
         batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
-            wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
-            halved.
+            wordings, each is a row; of a multi-head denoiser, (image, draw) is one); only speed and
+            memory depend on it. When memory runs out, it is halved.
 
     Raises:
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
