@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.schedule import VP, Schedule, chain_length
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Prediction = Literal["noise", "image", "velocity", "edm"]
 SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
@@ -31,7 +31,7 @@ class Denoiser(nn.Module, ABC):
             c + (classes + 1) w is class c in its wording w.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     schedule: Schedule
     shape: tuple[int, int, int] | None = None

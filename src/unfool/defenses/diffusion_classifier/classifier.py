@@ -26,7 +26,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -74,7 +74,7 @@ class DiffusionClassifier(nn.Module):
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,
