@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class NormalizedClassifier(nn.Module):
         ValueError: `std` is not above 0, `size` is below 1, or a label is below 0.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
     stated: Stated | None = None
     class_names: Sequence[str] | None = None
 
