@@ -180,10 +180,10 @@ class _Logits(nn.Module):
 
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        more = "" if path.name == "config.json" else "; or give `mean`, `std` and `size` yourself"
         raise FileNotFoundError(
             f"there is no {path.name} in {path.parent}: fetch the whole folder, for example by "
-            f"`huggingface-cli download owner/name --local-dir {path.parent}`, or, if it never had one, "
-            "give `mean`, `std` and `size` yourself"
+            f"`hf download owner/name --local-dir {path.parent}`{more}"
         )
     try:
         return json.loads(path.read_text("utf-8"))
