@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import unfool
-from unfool.api import frame
+from unfool.api import data_frame
 from unfool.attacks.pgd import PGD
 from unfool.data import fetch
 from unfool.data.digits import digits
@@ -86,7 +86,7 @@ def test_without_pandas_a_sentence_names_it(result, monkeypatch):
 
 def test_a_data_frame_is_made_of_the_records(result, monkeypatch):
     table = SimpleNamespace(DataFrame=SimpleNamespace(from_records=builtins.list))
-    monkeypatch.setattr(frame, "import_module", lambda name: table)
+    monkeypatch.setattr(data_frame, "import_module", lambda name: table)
     assert result.to_dataframe() == result.to_records()
 
 

@@ -20,7 +20,7 @@ from unfool.certification.certificate import (
 from unfool.certification.certify import Noisy, answers
 from unfool.cli.main import run
 from unfool.defenses.aggregate import Aggregated
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.errors import SpecError
 from unfool.evaluation.evaluate import Machine
 from unfool.noise import Noise

@@ -13,10 +13,10 @@ from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.defenses.resized import Resized
 from unfool.diffusion.denoiser import Mixture
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import kept
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs, bayes, mixture
 

@@ -13,10 +13,10 @@ from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
-from unfool.training import kept
-from unfool.training import purified as cache
+from unfool.training import image_cache
+from unfool.training import purified_copies as cache
 from unfool.training import run as training
-from unfool.training.purified import PurifiedCopies, beside
+from unfool.training.purified_copies import PurifiedCopies, beside
 from unfool.training.spec import check
 
 SPEC = {
@@ -92,7 +92,7 @@ def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
 
 def test_a_copy_does_not_depend_on_those_made_with_it(elsewhere, monkeypatch):
     whole, _ = fetch(of(made(), elsewhere / "whole"), range(100))
-    monkeypatch.setattr(kept, "BLOCK", 7)
+    monkeypatch.setattr(image_cache, "BLOCK", 7)
     parts, _ = fetch(of(made(), elsewhere / "parts"), range(100))
     assert torch.equal(whole, parts)
 

@@ -19,8 +19,8 @@ from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
 from unfool.training import adversarial_images as cache
 from unfool.training import run as training
+from unfool.training.lr_schedule import Plan
 from unfool.training.options import TrainingOptions
-from unfool.training.plan import Plan
 from unfool.training.spec import check
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.describe import contents, model_parts
 from unfool.api.evaluate import data_name
-from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
+from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
 from unfool.api.run_result import RunResult, kept, place_for
+from unfool.api.spec_from_objects import contents, model_parts
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-from unfool.api.frame import to_frame
+from unfool.api.data_frame import to_frame
 from unfool.results.run_folder import Run, merge
 
 

@@ -45,7 +45,7 @@ def gradients(
 ) -> None:
     """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
     from unfool.analysis.gradients import compare
-    from unfool.analysis.setup import load_inputs
+    from unfool.analysis.inputs import load_inputs
     from unfool.report.gradients import write_gradients
 
     seen = load_inputs(spec, changes or [], data, images, device)
@@ -76,7 +76,7 @@ def trajectories(
     quiet: Quiet = False,
 ) -> None:
     """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
-    from unfool.analysis.setup import load_inputs
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
     from unfool.report.trajectories import write_trajectories
 
@@ -110,8 +110,8 @@ def landscape(
     quiet: Quiet = False,
 ) -> None:
     """Draw the loss around an image, with the noise known and with fresh noise."""
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.landscape import landscape as look_around
-    from unfool.analysis.setup import load_inputs
     from unfool.report.trajectories import write_landscapes
 
     found = {}
@@ -156,8 +156,8 @@ def purification(
     quiet: Quiet = False,
 ) -> None:
     """Measure how near purified pictures are to the clean ones, beside noise alone."""
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
-    from unfool.analysis.setup import load_inputs
     from unfool.report.purification import write_purification
 
     seen = load_inputs(spec, changes or [], data, images, device)
@@ -186,8 +186,8 @@ def samples(
     quiet: Quiet = False,
 ) -> None:
     """Compare generated pictures with real ones, before and after fine-tuning."""
+    from unfool.analysis.inputs import load_inputs, whole_chain
     from unfool.analysis.samples import samples as generate
-    from unfool.analysis.setup import load_inputs, whole_chain
     from unfool.report.samples import write_samples
 
     wanted = [*(changes or []), f"evaluation.images={images}"]

@@ -90,7 +90,7 @@ def attack(
 ) -> None:
     """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
     from unfool import spec as specs
-    from unfool.evaluation import export as attacks
+    from unfool.evaluation import export_images as attacks
     from unfool.evaluation import run as evaluation
 
     part, kind = shard_of(shard), attacks.check_format(form)
@@ -176,7 +176,7 @@ def purify(
 
     The noise of an image depends on the seed and on its place among all images given.
     """
-    from unfool.cli.files import purify_files
+    from unfool.cli.purify_and_classify import purify_files
 
     for made in purify_files(
         images, spec, changes or [], out or Path("purified"), seed, device, batch_size
@@ -198,7 +198,7 @@ def classify(
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
 ) -> None:
     """Predict the classes of pictures through a defense, with the vote."""
-    from unfool.cli.files import classify_files
+    from unfool.cli.purify_and_classify import classify_files
 
     for line in classify_files(images, spec, changes or [], votes, seed, data, device, batch_size):
         typer.echo(line)
@@ -383,7 +383,7 @@ def _report(run: Any) -> None:
 
         print_certificates(write_certificates(run), run.folder)
     elif run.kind == "collection":
-        from unfool.evaluation.export import write_images
+        from unfool.evaluation.export_images import write_images
 
         for made in write_images(run):
             typer.echo(made)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import kept
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain, twice_differentiable
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.schedule import (
     Discrete,
     Scales,
@@ -23,7 +24,6 @@ from unfool.diffusion.schedule import (
     pixel_noise,
     time_of_noise,
 )
-from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 
 END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE

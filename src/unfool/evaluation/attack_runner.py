@@ -13,7 +13,7 @@ from torch import Tensor
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.data.folder import Folder
-from unfool.defenses.purified import image_shape
+from unfool.defenses.purified_classifier import image_shape
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset

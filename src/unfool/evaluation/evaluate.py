@@ -15,7 +15,7 @@ from torch import Tensor
 from unfool import __version__
 from unfool.attacks.views import Batched
 from unfool.batching import in_parts
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.attack_runner import (
     AttackRunner,
     Machine,

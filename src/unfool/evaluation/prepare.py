@@ -15,7 +15,7 @@ from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
 from unfool.evaluation.compatibility import check_fit, check_sources

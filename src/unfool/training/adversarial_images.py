@@ -1,4 +1,4 @@
-"""Adversarial images, made once and kept on disk (see `kept`)."""
+"""Adversarial images, made once and kept on disk (see `image_cache`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.spec import Table
 from unfool.threat import Threat
-from unfool.training.kept import Kept, chosen, fill, name_of
+from unfool.training.image_cache import Kept, chosen, fill, name_of
 from unfool.training.truth_maximization import TruthMaximization
 
 ASKED = ("source", "attack", "norm", "eps", "images", "seed", "released")

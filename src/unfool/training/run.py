@@ -29,7 +29,7 @@ from unfool.training.compatibility import check_fit, check_guide, check_test
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
-from unfool.training.purified import PurifiedCopies, beside
+from unfool.training.purified_copies import PurifiedCopies, beside
 from unfool.training.spec import kind_of, loop_options
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization

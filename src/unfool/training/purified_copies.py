@@ -17,7 +17,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
 from unfool.spec import Table
-from unfool.training.kept import Kept, chosen, fill, name_of
+from unfool.training.image_cache import Kept, chosen, fill, name_of
 from unfool.training.objectives import CrossEntropy
 
 ASKED = ("denoiser", "purifier", "copies", "images", "seed")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from unfool import spec as specs
 from unfool.attacks.views import Batched
 from unfool.data import image_files
-from unfool.defenses.purified import image_shape, majority_class, predict_draws
+from unfool.defenses.purified_classifier import image_shape, majority_class, predict_draws
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model, check_purifier

@@ -13,8 +13,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.schedule import Scales
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise, StreamName
 
 Groups = tuple[tuple[float, ...], ...]  # of each coarse step, the weights of its fine steps' noise
