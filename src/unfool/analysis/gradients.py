@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unfool.analysis.means import bounded
 from unfool.attacks import views
 from unfool.attacks.losses import LOSSES, Loss, query_model
 from unfool.diffusion.gradient import keeping
@@ -23,6 +22,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.memory import kept_by_graphs
 from unfool.runtime.progress import progress
+from unfool.statistics import bounded_mean_interval
 from unfool.threat import images as per_image
 
 EXACT = "exact"
@@ -119,10 +119,10 @@ class Gradients:
                 {
                     "way": way.name,
                     "meaning": way.meaning,
-                    "cosine": bounded(cosines[i, 0], -1, 1),
-                    "sign": bounded(signs[i], 0, 1),
-                    "error": bounded(errors[i], 0),
-                    "slope_error": bounded(slopes[i], 0),
+                    "cosine": bounded_mean_interval(cosines[i, 0], -1, 1),
+                    "sign": bounded_mean_interval(signs[i], 0, 1),
+                    "error": bounded_mean_interval(errors[i], 0),
+                    "slope_error": bounded_mean_interval(slopes[i], 0),
                     "seconds": float(self.seconds[i]),
                     "forwards": float(self.seconds[i] / self.forward),
                     "kept": float(self.kept[i]),

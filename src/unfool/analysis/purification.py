@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
@@ -21,7 +20,7 @@ from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.runtime.progress import progress
-from unfool.statistics import mean_of, wilson
+from unfool.statistics import bounded_mean_interval, mean_of, wilson
 from unfool.threat import Threat
 
 CLEAN, ATTACKED = "clean", "attacked"
@@ -54,7 +53,7 @@ class Purification:
         rows = []
         for name, right in self.right.items():
             measured = self.distances.get(name, {})
-            means = {m: bounded(v.mean(1), *RANGES[m]) for m, v in measured.items()}
+            means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
             share = mean_of(right.mean(1).tolist(), right.shape[1])
             rows.append({"row": name, **means, "right": share._asdict()})
         nearer = {}
@@ -72,7 +71,7 @@ class Purification:
             "pixel_noise": self.noise,
             "rows": rows,
             "nearer": nearer,
-            "left": bounded(self.left.mean(1), 0),
+            "left": bounded_mean_interval(self.left.mean(1), 0),
         }
 
 

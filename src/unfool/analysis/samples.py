@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfool.analysis.means import bounded
 from unfool.attacks.views import Batched
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
@@ -20,6 +19,7 @@ from unfool.diffusion.schedule import chain_length
 from unfool.noise import Noise, permutation
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
+from unfool.statistics import bounded_mean_interval
 
 REAL = "other real pictures"
 
@@ -40,7 +40,7 @@ class Samples:
 
     def summary(self) -> dict[str, Any]:
         """Means over sets with 95 % intervals."""
-        rows = {name: bounded(d, 0) for name, d in self.distances.items()}
+        rows = {name: bounded_mean_interval(d, 0) for name, d in self.distances.items()}
         return {"size": self.size, "sets": len(self.distances[REAL]), "frechet": rows}
 
 

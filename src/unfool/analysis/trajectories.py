@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
-from unfool.statistics import Share, mean_interval, mean_of
+from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_of
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -72,7 +71,9 @@ class Trajectories:
             )
             for other, others in self.runs.items():
                 if (other, name) not in cosines and (name != other or runs.ends.shape[1] > 1):
-                    cosines[name, other] = bounded(_cosines(runs.ends, others.ends), -1, 1)
+                    cosines[name, other] = bounded_mean_interval(
+                        _cosines(runs.ends, others.ends), -1, 1
+                    )
         return {
             "images": len(next(iter(self.runs.values())).ends),
             "draws": self.draws,
