@@ -9,11 +9,11 @@ from torch import Tensor
 from unfool import spec as specs
 from unfool.attacks.views import Batched
 from unfool.batching import fitting
+from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.compatibility import check_fit
 from unfool.evaluation.prepare import build_model, subset
 from unfool.evaluation.spec import refuse_ray
 from unfool.models.card import read_card

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.certification.certificate import KIND, ClassCounts, reach
+from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit
 from unfool.evaluation.cost import CallCounter, peak_bytes
 from unfool.evaluation.evaluate import Machine
 from unfool.evaluation.prepare import build_model, fingerprint, make_manifest, subset

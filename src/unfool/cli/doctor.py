@@ -14,9 +14,9 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
+from unfool.compatibility import answer, check_classes
 from unfool.data import fetch
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import answer, check_classes
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise

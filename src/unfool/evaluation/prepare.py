@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
+from unfool.compatibility import check_fit, check_sources
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit, check_sources
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
