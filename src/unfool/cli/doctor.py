@@ -14,7 +14,7 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
-from unfool.compatibility import answer, check_classes
+from unfool.compatibility import check_classes, logits_of
 from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
@@ -106,7 +106,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
     with torch.no_grad():
         try:
-            logits = answer(model, x, noise.child("a"))
+            logits = logits_of(model, x, noise.child("a"))
         except SpecError as error:
             return [Finding("FAIL", str(error))]
         knows = logits.shape[1]
