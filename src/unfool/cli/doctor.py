@@ -18,6 +18,7 @@ from unfool.compatibility import check_classes, logits_of
 from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
+from unfool.evaluation.sanity_checks import are_probabilities, same_logits
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
@@ -123,15 +124,15 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         "note",
     )
     say(bool(logits.isfinite().all()), "logits are finite", "logits are not finite")
-    sums = (logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-3).all()
-    say(not bool(sums), "logits, not probabilities", "returns probabilities: remove its softmax")
+    softmax = bool(are_probabilities(logits).all())
+    say(not softmax, "logits, not probabilities", "returns probabilities: remove its softmax")
     say(
         torch.equal(logits, again),
         "the same noise gives the same answer",
         "the same noise gives another answer: it draws numbers of its own; use its `noise`",
     )
     say(
-        torch.allclose(alone, logits[:2], rtol=1e-3, atol=1e-4),
+        same_logits(alone, logits[:2]),
         "an answer does not depend on the batch",
         "an answer depends on the batch: is it in eval mode?",
     )
