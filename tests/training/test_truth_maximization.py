@@ -308,7 +308,7 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
         specs.load(SPEC, ["objective.source={name: diffusion, draws: 2, elimination: paired}"])
     )
     assert own["objective"]["source"]["denoiser"] == own["denoiser"]
-    seen = specs.build("objective", own["objective"]).seen()
+    seen = specs.build("objective", own["objective"]).attacked_model()
     assert isinstance(seen.model, DiffusionClassifier)
     assert seen.model.rule is None, "an attack climbs the whole classifier"
     folder = training.run(own, elsewhere / "runs" / "own", quiet=True)

@@ -134,12 +134,12 @@ def purification(
             stream = noise.child("held", draw)
             forward = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
-                ways = {NOISED: start + sigma * forward} if sigma else {}
-                ways[PURE] = purify(start, stream.child("purify"))
-                for way, picture in ways.items():
-                    row = f"{name}, {way}"
-                    pictures.setdefault(row, []).append(picture)
-                    correct = classify(picture, stream.child("classify")).argmax(1) == y
+                versions = {NOISED: start + sigma * forward} if sigma else {}
+                versions[PURE] = purify(start, stream.child("purify"))
+                for kind, image in versions.items():
+                    row = f"{name}, {kind}"
+                    pictures.setdefault(row, []).append(image)
+                    correct = classify(image, stream.child("classify")).argmax(1) == y
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {
@@ -161,10 +161,10 @@ def purification(
     )
 
 
-def _distances(pictures: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
-    told = [measure(picture, x, perceptual) for picture in pictures]
+def _distances(images: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
+    distances = [measure(image, x, perceptual) for image in images]
     return {
-        metric: np.array([[image[metric] for image in draw] for draw in told]).T
+        metric: np.array([[by_metric[metric] for by_metric in draw] for draw in distances]).T
         for metric in METRICS
-        if metric in told[0][0]
+        if metric in distances[0][0]
     }

@@ -118,10 +118,10 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
         if isinstance(classifier, nn.Module)
         else []
     )
-    seen: list[Tensor] = []
+    collected: list[Tensor] = []
 
     def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0].detach().flatten(1))
+        collected.append(given[0].detach().flatten(1))
 
     hooks = [linear[-1].register_forward_pre_hook(keep)] if linear else []
     try:
@@ -129,7 +129,7 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(seen) if seen else logits
+    return torch.cat(collected) if collected else logits
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from unfool import __version__
 from unfool import spec as specs
-from unfool.certification.certificate import KIND, ClassCounts, reach
+from unfool.certification.certificate import KIND, ClassCounts, largest_radius
 from unfool.compatibility import check_fit
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
@@ -282,7 +282,7 @@ def check_options(section: Any) -> Table:
             "certification.alpha is the chance that a certificate may be wrong, above 0 and below "
             f"0.5 (0.001, say), not {alpha}"
         )
-    if not reach(sigma, n, alpha):
+    if not largest_radius(sigma, n, alpha):
         least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(
             f"certification.n: {n} draws cannot certify anything at alpha {alpha:g}, even if all "

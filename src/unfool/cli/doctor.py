@@ -171,10 +171,10 @@ def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: 
             f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in {best}: "
             "it wants another range; give the classifier a `mean` and a `std`",
         )
-    told = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
+    accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
     if ours <= 1 / classes + 0.1:
         return Finding(
             "note",
-            f"{told}: are its weights loaded, its classes in order, its input normalized?",
+            f"{accuracy}: are its weights loaded, its classes in order, its input normalized?",
         )
-    return Finding("ok", told)
+    return Finding("ok", accuracy)

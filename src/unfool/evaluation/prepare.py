@@ -231,8 +231,8 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
         x: An image (1, C, H, W).
         attacks: Checked rows of a spec.
     """
-    told = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
-    for word in sorted(told):
+    known_streams = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
+    for word in sorted(known_streams):
         known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
         if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(

@@ -46,14 +46,14 @@ def sanity_check(
     probabilities, alike = are_probabilities(logits), same_logits(alone, logits[:1])
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)
-    climbed = without_elimination(model)
+    surface = without_elimination(model)
     single = torch.stack(
-        [query_model(climbed, x, y, "margin", noise, i, 1).gradient for i in turns]
+        [query_model(surface, x, y, "margin", noise, i, 1).gradient for i in turns]
     )
-    peaks = {"ce": query_model(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    peaks = {"ce": query_model(surface, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
     common = _agreement(single)
-    promised, found = _slope(climbed, x, y, noise, peaks["margin"])
+    promised, found = _slope(surface, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),

@@ -172,10 +172,13 @@ def _blind_beats_gradient(
 def _known_is_harder(
     spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
-    told = {
+    informed = {
         row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
     }
-    for name in [*exact_attacks(told), *(name for name, row in told.items() if is_custom(row))]:
+    for name in [
+        *exact_attacks(informed),
+        *(name for name, row in informed.items() if is_custom(row)),
+    ]:
         by = max((paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0)
         if by > 0:
             yield Doubt(
@@ -243,8 +246,8 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
 
 
 def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
-    climbed = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
-    if spec["classifier"].get("elimination") and attacks and not climbed:
+    covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
             "no-whole-view",
             "yellow",

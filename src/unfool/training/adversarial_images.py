@@ -80,7 +80,7 @@ def _attack(
     x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()
-    model, heldout = objective.seen(), noise.child("verdict")
+    model, heldout = objective.attacked_model(), noise.child("verdict")
     with torch.no_grad():
         wrong = [model(images, heldout).argmax(1) != y for images in (x, x_adv)]
     size = Threat(objective.norm, objective.eps).size(x_adv - x)

@@ -256,9 +256,9 @@ def _objective(part: Table) -> Any:
 
 def result(folder: Path) -> str:
     """What came of a training, and how to use it, in a few lines."""
-    told = card.read_card(str(folder))[1]
-    metrics = told.get("metrics", {})
-    lines = [f"use it by: {told['kind']}: {{name: trained, weights: {folder}}}"]
+    facts = card.read_card(str(folder))[1]
+    metrics = facts.get("metrics", {})
+    lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}}}"]
     if "accuracy" in metrics:
         low, high = metrics["interval"]
         share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
