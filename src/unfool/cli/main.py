@@ -11,13 +11,16 @@ import typer
 from unfool.cli.analyze import analyze
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
+    BatchSize,
     Data,
     Device,
+    ImageFiles,
     Out,
     Quiet,
     Set,
     Shard,
     Spec,
+    checked_spec,
     command_line,
     shard_of,
     start,
@@ -32,10 +35,6 @@ app = typer.Typer(
 )
 app.add_typer(analyze, name="analyze")
 app.callback()(start)
-ImageFiles = Annotated[
-    list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
-]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one call of the model.")]
 # How long threads spin while they wait: turns of a loop in GNU's OpenMP, milliseconds in LLVM's.
 WAIT_POLICY = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
@@ -60,7 +59,7 @@ def evaluate(
 
     part = shard_of(shard)
     suffix = f"-{budget}" if budget else ""
-    checked, folder = _checked(evaluation.check, spec, changes, data, out, suffix)
+    checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
     if dry_run or budget:
         from unfool.evaluation import forecast
         from unfool.report.forecast import forecast_lines, so_far
@@ -96,7 +95,7 @@ def attack(
     from unfool.evaluation import run as evaluation
 
     part, kind = shard_of(shard), export_images.check_format(form)
-    checked, folder = _checked(evaluation.check, spec, changes, data, out, "-images")
+    checked, folder = checked_spec(evaluation.check, spec, changes, data, out, "-images")
     run = export_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         command = command_line("attack", spec, changes, format=form, png=png)
@@ -153,7 +152,7 @@ def certify(
     from unfool.certification import certify as certification
 
     part = shard_of(shard)
-    checked, folder = _checked(certification.check, spec, changes, data, out)
+    checked, folder = checked_spec(certification.check, spec, changes, data, out)
     run = certification.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         _report(run)
@@ -266,7 +265,7 @@ def train(
     from unfool.training.distributed import numbers
     from unfool.training.spec import check
 
-    checked, folder = _checked(check, spec, changes, data, out)
+    checked, folder = checked_spec(check, spec, changes, data, out)
     training.run(checked, folder, quiet, command_line("train", spec, changes))
     if numbers().first:
         typer.echo(f"{folder}\n{training.result(folder)}")
@@ -384,18 +383,3 @@ def _report(run: Any) -> None:
         from unfool.report.write import write_report
 
         print_summary(write_report(run), run.folder)
-
-
-def _checked(
-    check: Callable[[Any, str | None], Any],
-    spec: str,
-    changes: list[str] | None,
-    data: str | None,
-    out: Path | None,
-    suffix: str = "",
-) -> tuple[Any, Path]:
-    """A spec, read and checked, and the run folder: `out`, or one named by what the spec asks."""
-    from unfool import spec as specs
-
-    checked = check(specs.load(spec, changes or []), data)
-    return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"
