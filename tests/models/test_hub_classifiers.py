@@ -9,7 +9,7 @@ import torch
 
 import unfool
 from unfool import spec as specs
-from unfool.evaluation.compatibility import check_fit
+from unfool.compatibility import check_fit
 from unfool.models.hub_classifiers import (
     timm_classifier,
     torchvision_classifier,
