@@ -46,7 +46,8 @@ def gradients(
     """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
     from unfool.analysis.gradients import compare
     from unfool.analysis.setup import load_inputs
-    from unfool.report.gradients import write_gradients
+    from unfool.report.analyses import write_gradients
+    from unfool.report.render_terminal import print_document
 
     seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws}
@@ -55,8 +56,8 @@ def gradients(
     words = options | {"images": images, "coarse": coarse}
     command = command_line("analyze gradients", spec, changes, **words)
     about = {"command": command, "spec": seen.spec}
-    table = write_gradients(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'gradients.html'}")
+    document = write_gradients(folder, found, about | options | {"indices": seen.indices})
+    print_document(document, page=folder / "gradients.html")
 
 
 @analyze.command()
@@ -78,7 +79,8 @@ def trajectories(
     """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
     from unfool.analysis.setup import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
-    from unfool.report.trajectories import write_trajectories
+    from unfool.report.analyses import write_trajectories
+    from unfool.report.render_terminal import print_document
 
     seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "runs": runs}
@@ -87,8 +89,8 @@ def trajectories(
     folder = out or Path("runs") / f"{Path(spec).stem}-trajectories"
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
     about = {"command": command, "spec": seen.spec}
-    table = write_trajectories(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'trajectories.html'}")
+    document = write_trajectories(folder, found, about | options | {"indices": seen.indices})
+    print_document(document, page=folder / "trajectories.html")
 
 
 @analyze.command()
@@ -112,7 +114,8 @@ def landscape(
     """Draw the loss around an image, with the noise known and with fresh noise."""
     from unfool.analysis.landscape import landscape as look_around
     from unfool.analysis.setup import load_inputs
-    from unfool.report.trajectories import write_landscapes
+    from unfool.report.analyses import write_landscapes
+    from unfool.report.render_terminal import print_document
 
     found = {}
     options: Any = {
@@ -136,8 +139,8 @@ def landscape(
     folder = out or Path("runs") / f"{Path(spec).stem}-landscape"
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
     about = {"command": command, "specs": {name: seen.spec for name, seen in every.items()}}
-    write_landscapes(folder, found, about | options | {"image": image})
-    typer.echo(f"report: {folder / 'landscape.html'}")
+    document = write_landscapes(folder, found, about | options | {"image": image})
+    print_document(document, page=folder / "landscape.html")
 
 
 @analyze.command()
@@ -158,7 +161,8 @@ def purification(
     """Measure how near purified pictures are to the clean ones, beside noise alone."""
     from unfool.analysis.purification import purification as look_at
     from unfool.analysis.setup import load_inputs
-    from unfool.report.purification import write_purification
+    from unfool.report.analyses import write_purification
+    from unfool.report.render_terminal import print_document
 
     seen = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
@@ -168,8 +172,8 @@ def purification(
     options |= {"images": images, "lpips": lpips}
     command = command_line("analyze purification", spec, changes, **options)
     about = {"command": command, "spec": seen.spec}
-    told = write_purification(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(told.replace("\\", "") + f"\n\nreport: {folder / 'purification.html'}")
+    document = write_purification(folder, found, about | options | {"indices": seen.indices})
+    print_document(document, page=folder / "purification.html")
 
 
 @analyze.command()
@@ -188,7 +192,8 @@ def samples(
     """Compare generated pictures with real ones, before and after fine-tuning."""
     from unfool.analysis.samples import samples as generate
     from unfool.analysis.setup import load_inputs, whole_chain
-    from unfool.report.samples import write_samples
+    from unfool.report.analyses import write_samples
+    from unfool.report.render_terminal import print_document
 
     wanted = [*(changes or []), f"evaluation.images={images}"]
     seen = load_inputs(spec, wanted, data, images, device)
@@ -205,5 +210,5 @@ def samples(
     folder = out or Path("runs") / f"{Path(spec).stem}-samples"
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
     about = {"command": command, "specs": told} | options
-    table = write_samples(folder, found, about | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'samples.html'}")
+    document = write_samples(folder, found, about | {"indices": seen.indices})
+    print_document(document, page=folder / "samples.html")
