@@ -18,8 +18,9 @@ from scipy import stats
 from unfool import spec as specs
 from unfool.evaluation import run as running
 from unfool.report import sentences
-from unfool.report.tables import print_summary, quote
-from unfool.report.write import write_report
+from unfool.report.evaluation import brief, write_report
+from unfool.report.render_markdown import quote
+from unfool.report.render_terminal import print_document
 from unfool.results import doubts, model_doubts
 from unfool.results.run_folder import Condition, Outcome, Run
 
@@ -126,7 +127,8 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 def printed(summary: dict, folder: Path, width: int = 200) -> str:
     out = io.StringIO()
-    print_summary(summary, folder, Console(file=out, width=width, highlight=False))
+    console = Console(file=out, width=width, highlight=False)
+    print_document(brief(summary), console, folder / "report.html")
     return out.getvalue()
 
 
@@ -287,7 +289,7 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
             "Not checked, as no picture of those the model itself is examined on is done yet"
             in shown
         )
-    assert "no doubts were raised" in printed(summary, tmp_path)
+    assert "No doubts were raised" in printed(summary, tmp_path)
 
 
 @pytest.mark.parametrize("attacks", [0, 9])

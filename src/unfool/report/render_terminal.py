@@ -22,6 +22,7 @@ from unfool.report.document import (
 )
 
 WIDTH = 110  # characters, where there is no terminal
+UNBROKEN = 10_000
 STYLES = {
     "strong": "bold",
     "failed": "bold red",
@@ -39,19 +40,18 @@ def print_document(
 
     Args:
         document: What to print.
-        console: Where to; by default the standard output, where a pipe or a file gets a sentence as
-            one line.
+        console: Where to; by default the standard output, where a pipe or a file gets sentences and
+            rows of tables unbroken, each on one line.
         page: The file that holds all of it, to be named at the end.
     """
-    one_line = console is None and not sys.stdout.isatty()
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, width=None if sys.stdout.isatty() else UNBROKEN)
     if document.title:
-        console.print(Text(document.title, style="bold"), soft_wrap=one_line)
+        console.print(Text(document.title, style="bold"))
     for block in document.blocks:
         if isinstance(block, Table):
             console.print(_table(block, console))
         for line in _lines(block):
-            console.print(line, soft_wrap=one_line)
+            console.print(line)
     if page is not None:
         console.print(Text(f"report: {page}"), soft_wrap=True)
 
@@ -89,7 +89,7 @@ def _lines(block: object) -> list[Text]:
 def _table(table: Table, console: Console) -> rich.table.Table:
     """The table; where it is too wide, intervals stand below their numbers."""
     wide = _grid(table, " [")
-    roomy = console.options.update(width=10_000)
+    roomy = console.options.update(width=UNBROKEN)
     fits = console.measure(wide, options=roomy).maximum <= console.width
     return wide if fits else _grid(table, "\n[")
 
