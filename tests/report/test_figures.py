@@ -1,5 +1,7 @@
 """The figures of confidence along the purification, and of label flips."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -30,7 +32,8 @@ def gallery(fooled: list[int] | None) -> Gallery:
 
 
 def confidence(gallery: Gallery) -> Figure:
-    return examples.confidence(gallery).png
+    drawn: Any = examples.confidence(gallery).png
+    return drawn
 
 
 def titles(figure: Figure) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from unfool.evaluation.sweep import name_of
-from unfool.report.document import Block, Code, Document, Doubts, Paragraph, Table
+from unfool.report.document import Block, Code, Document, Doubts, Paragraph, Style, Table
 from unfool.report.figures.comparison import paired_accuracy, title_of
 from unfool.report.formatting import cell, percent, points
 from unfool.report.write import write_document
@@ -31,7 +31,9 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
         kept: What `results.compare.gates` returned.
     """
     title, *opening = _opening(found)
-    strong = {i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"}
+    strong: dict[int, Style] = {
+        i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"
+    }
     blocks: list[Block] = [
         *map(Paragraph, opening),
         Table(HEADS, _lines(found), strong),

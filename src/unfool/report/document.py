@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+Style = Literal["strong", "failed"]
+Kind = Literal["", "note", "notice", "warning"]
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -27,7 +30,7 @@ class Paragraph:
     """
 
     text: str
-    kind: Literal["", "note", "notice", "warning"] = ""
+    kind: Kind = ""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Table:
 
     heads: Sequence[str]
     rows: Sequence[Sequence[str]]
-    styles: Mapping[int, Literal["strong", "failed"]] = field(default_factory=dict)
+    styles: Mapping[int, Style] = field(default_factory=dict)
     marks: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
@@ -62,6 +65,34 @@ class Figure:
     title: str
     caption: str
     png: bytes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of few pixels, which a page enlarges without blur.
+
+    Attributes:
+        png: The bytes of its file, a pixel each.
+        about: What stands below it, such as the model's answer.
+        right: Whether that answer is right; None if it is no answer.
+    """
+
+    png: bytes
+    about: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Pictures(Figure):
+    """A figure that a page shows as a table of pictures instead.
+
+    Attributes:
+        heads: The headings of the columns of pictures.
+        rows: Of each row, what stands before it, and its pictures.
+    """
+
+    heads: Sequence[str] = ()
+    rows: Sequence[tuple[Sequence[str], Sequence[Picture]]] = ()
 
 
 @dataclass(frozen=True)

@@ -97,10 +97,11 @@ def whole(summary: Mapping[str, Any], gallery: Gallery | None) -> Document:
     )
 
 
-def notices(summary: Mapping[str, Any]) -> list[Block]:
+def notices(summary: Mapping[str, Any]) -> list[Paragraph]:
     """What stands before all else: that a run is not finished, or not to be believed."""
-    said = ((sentences.unfinished(summary), "notice"), (sentences.warning(summary), "warning"))
-    return [Paragraph(text, kind) for text, kind in said if text]
+    unfinished, warning = sentences.unfinished(summary), sentences.warning(summary)
+    found = [Paragraph(unfinished, "notice")] if unfinished else []
+    return found + ([Paragraph(warning, "warning")] if warning else [])
 
 
 def how_to_reproduce(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unfool.evaluation.selftest import Check, Unit
-from unfool.report.document import Document, Paragraph, Table
+from unfool.report.document import Document, Paragraph, Style, Table
 from unfool.report.figures.selftest import gaps
 from unfool.report.formatting import percent
 from unfool.report.write import write_document
@@ -23,7 +23,8 @@ def brief(checks: Sequence[Check]) -> Document:
     Args:
         checks: What `evaluation.selftest.run` returned.
     """
-    lines, styles = [], {}
+    lines: list[list[str]] = []
+    styles: dict[int, Style] = {}
     for part, among in groupby(checks, lambda check: check.part):
         styles[len(lines)] = "strong"
         lines.append([part, *[""] * (len(HEADS) - 2)])
@@ -42,7 +43,7 @@ def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
     """
     on = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
     lines = [[check.part, check.what, *_numbers(check)] for check in checks]
-    failed = {i: "failed" for i, check in enumerate(checks) if not check.ok}
+    failed: dict[int, Style] = {i: "failed" for i, check in enumerate(checks) if not check.ok}
     made = Paragraph(f"Made by `unfool selftest`: {on}.", "note")
     return Document(
         headline(checks), [Table(HEADS, lines, failed), gaps(checks), made], "Self-test"

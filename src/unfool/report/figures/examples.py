@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 GREEN, RED = "#1b6e35", "#b01f1f"
 SHARED = ("times",)
+SIGNS = {True: "\u2713", False: "\u2717"}
+FEW_PIXELS = 100  # more need no enlarging
+Column = tuple[str, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
     arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
     difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
     seen = "bare" if "clean_bare" in arrays else "answer"
-    grid = [
+    grid: list[Column] = [
         ("clean", arrays["clean"], arrays[f"clean_{seen}"]),
         (gallery.changed, arrays["attacked"], arrays[f"attacked_{seen}"]),
         (f"difference \u00d7 {factor:g}", difference, None),
@@ -119,25 +123,60 @@ def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
         for column, (title, images, answers) in enumerate(grid):
             axes: Axes = cells[row, column]
             show(axes, images[row])
-            for side in axes.spines.values():
-                side.set(color="#c9c9c6", linewidth=0.6)
+            for edge in axes.spines.values():
+                edge.set(color="#c9c9c6", linewidth=0.6)
             if row == 0:
                 axes.set_title(title, fontsize=9, color=INK)
             if answers is not None:
                 _answer(axes, gallery.name(int(answers[row])), int(answers[row]) == truth)
             else:
-                size = gallery.sizes[row]
-                said = f"size {size:.3g}" if size else "no change"
-                axes.set_xlabel(said, fontsize=8.5, color=INK, labelpad=2)
-        about = (
-            f"true: {gallery.name(truth)}\nno. {arrays['index'][row]}\n{short(gallery.chosen[row])}"
-        )
+                axes.set_xlabel(_size(gallery, row), fontsize=8.5, color=INK, labelpad=2)
+        about = "\n".join(_about(gallery, row))
         side: Axes = cells[row, 0]
         side.set_ylabel(
             about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
         )
     title, said = "What the model saw", _about_pictures(gallery, count, factor)
-    return document.Figure("figures/pictures.png", title, said, png(figure))
+    drawn = document.Figure("figures/pictures.png", title, said, png(figure))
+    if max(arrays["clean"].shape[2:]) > FEW_PIXELS:
+        return drawn
+    heads = [title.replace("\n", " ") for title, _, _ in grid]
+    rows = [(_about(gallery, row), _row(gallery, grid, row)) for row in range(count)]
+    return document.Pictures(**vars(drawn), heads=heads, rows=rows)
+
+
+def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.Picture]:
+    """The pictures of a row of the grid, pixel by pixel."""
+    found, truth = [], int(gallery.arrays["label"][row])
+    for _, images, answers in grid:
+        if answers is None:
+            found.append(document.Picture(_file(images[row]), _size(gallery, row)))
+            continue
+        right = int(answers[row]) == truth
+        about = f"{SIGNS[right]} {gallery.name(int(answers[row]))}"
+        found.append(document.Picture(_file(images[row]), about, right))
+    return found
+
+
+def _file(image: np.ndarray) -> bytes:
+    """An image (C, H, W) in [0, 1] as the bytes of a PNG file."""
+    from PIL import Image
+
+    buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
+    pixels = shades.transpose(1, 2, 0) if len(image) == 3 else shades.mean(0).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _about(gallery: Gallery, row: int) -> list[str]:
+    """What stands before a row: the true class, the picture's number, and what changed it."""
+    arrays = gallery.arrays
+    name, number = gallery.name(int(arrays["label"][row])), arrays["index"][row]
+    return [f"true: {name}", f"no. {number}", short(gallery.chosen[row])]
+
+
+def _size(gallery: Gallery, row: int) -> str:
+    return f"size {gallery.sizes[row]:.3g}" if gallery.sizes[row] else "no change"
 
 
 def confidence(gallery: Gallery) -> document.Figure:
@@ -185,10 +224,11 @@ def magnification(gallery: Gallery, most: int = 8) -> float:
 
 
 def _answer(axes: Axes, name: str, right: bool) -> None:
-    sign = "\u2713" if right else "\u2717"
     color = GREEN if right else RED
     size = 8.5 if len(name) <= 9 else 7
-    axes.set_xlabel(f"{sign} {name}", fontsize=size, color=color, labelpad=2, parse_math=False)
+    axes.set_xlabel(
+        f"{SIGNS[right]} {name}", fontsize=size, color=color, labelpad=2, parse_math=False
+    )
 
 
 def _about_pictures(gallery: Gallery, shown: int, factor: float) -> str:
