@@ -64,7 +64,8 @@ def test_a_run_of_before_has_the_true_class_alone():
 
 def test_label_flips_are_drawn_with_intervals():
     shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
-    (axes,) = label_flips.label_flips([0, 1, 2], [0, 4], shares, 400).axes
+    figure: Any = label_flips.label_flips([0, 1, 2], [0, 4], shares, 400)
+    (axes,) = figure.axes
     for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
         assert line.get_ydata() == pytest.approx(100 * row)
         edges = band.get_paths()[0].vertices[:, 1]
@@ -79,7 +80,9 @@ def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
         name: [share._asdict() for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
     }
-    figure = evaluation.resubmission({"resubmission": curve | {"submissions": [1, 2, 3, 4]}}).png
+    figure: Any = evaluation.resubmission(
+        {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
+    ).png
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines][:2] == ["clean", "random noise"]
     for line, band, shares in zip(axes.lines, axes.collections, curve.values(), strict=True):
