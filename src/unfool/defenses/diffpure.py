@@ -15,7 +15,7 @@ from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Forward = Literal["continuous", "discrete"]
 
@@ -45,7 +45,7 @@ class DiffPure(nn.Module):
         ValueError: An option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

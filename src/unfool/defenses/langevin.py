@@ -15,7 +15,7 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, Positive, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class Langevin(nn.Module):
@@ -36,7 +36,7 @@ class Langevin(nn.Module):
         score_t: The time at which the score is asked for.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

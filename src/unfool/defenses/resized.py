@@ -9,7 +9,7 @@ from unfool.defenses.purified import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class Resized(nn.Module):
@@ -25,7 +25,7 @@ class Resized(nn.Module):
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(self, purifier: Purifier, *, size: Count | None = None):
         super().__init__()

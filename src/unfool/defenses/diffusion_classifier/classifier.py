@@ -26,7 +26,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -67,14 +67,14 @@ class DiffusionClassifier(nn.Module):
             times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
             `calibrate`).
         batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
-            wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
-            halved.
+            wordings, each is a row; of a multi-head denoiser, (image, draw) is one); only speed and
+            memory depend on it. When memory runs out, it is halved.
 
     Raises:
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,
