@@ -6,7 +6,7 @@ from typing import Any
 from unfool.certification import certificate
 from unfool.report import sentences
 from unfool.report.document import Document, Paragraph, Table
-from unfool.report.evaluation import how_to_reproduce
+from unfool.report.evaluation import how_to_reproduce, notices
 from unfool.report.figures.certification import certified_accuracy
 from unfool.report.formatting import cell, memory, percent
 from unfool.report.write import write_document
@@ -34,7 +34,7 @@ def write_report(run: Run) -> dict[str, Any]:
 
 def brief(summary: Summary) -> Document:
     """What a terminal and a notebook show: the result and the tables."""
-    return Document(headline(summary), [*_notice(summary), _by_radius(summary), _readings(summary)])
+    return Document(headline(summary), [*notices(summary), _by_radius(summary), _readings(summary)])
 
 
 def whole(summary: Summary) -> Document:
@@ -44,7 +44,7 @@ def whole(summary: Summary) -> Document:
     return Document(
         headline(summary),
         [
-            *_notice(summary),
+            *notices(summary),
             Paragraph(_basis(summary)),
             *map(Paragraph, _meaning(summary)),
             _by_radius(summary),
@@ -54,11 +54,6 @@ def whole(summary: Summary) -> Document:
         ],
         f"{sentences.overline(summary)}; run {summary['run']}",
     )
-
-
-def _notice(summary: Summary) -> list[Paragraph]:
-    note = sentences.unfinished(summary)
-    return [Paragraph(note, "notice")] if note else []
 
 
 def headline(summary: Summary) -> str:

@@ -4,22 +4,10 @@ import html
 import re
 from collections.abc import Sequence
 
-from unfool.report.document import (
-    NOT_CHECKED,
-    Block,
-    Code,
-    Definitions,
-    Document,
-    Doubts,
-    Figure,
-    Heading,
-    Items,
-    Paragraph,
-    Table,
-)
+from unfool.report import document as doc
 
 
-def to_markdown(document: Document) -> str:
+def to_markdown(document: doc.Document) -> str:
     """The document in Markdown. Its figures lie beside it, in files of their own."""
     parts = [f"# {_text(document.title)}", _text(document.overline)]
     return "\n\n".join(filter(None, [*parts, *map(_block, document.blocks)])) + "\n"
@@ -37,30 +25,30 @@ def _text(text: str) -> str:
     return "".join(part if i % 2 else quote(f".{part}.")[1:-1] for i, part in enumerate(parts))
 
 
-def _block(block: Block) -> str:
+def _block(block: doc.Block) -> str:
     match block:
-        case Heading(text):
+        case doc.Heading(text):
             return f"## {_text(text)}"
-        case Paragraph(text, kind):
+        case doc.Paragraph(text, kind):
             stands_out = kind in ("notice", "warning")
             return f"> **{_text(text)}**" if stands_out else _text(text)
-        case Table():
+        case doc.Table():
             return _table(block)
-        case Figure(file, title, caption):
+        case doc.Figure(file, title, caption):
             return f"![{quote(title)}]({file})\n\n*{quote(title)}.* {_text(caption)}"
-        case Code(text, ""):
+        case doc.Code(text, ""):
             return f"Made by `{text}`"
-        case Code(text, language):
+        case doc.Code(text, language):
             return f"```{language}\n{text.rstrip()}\n```"
-        case Items(texts):
+        case doc.Items(texts):
             return _list(texts)
-        case Definitions(pairs):
+        case doc.Definitions(pairs):
             return "\n".join(f"- **{quote(term)}**: {_text(about)}" for term, about in pairs)
-        case Doubts():
+        case doc.Doubts():
             return _doubts(block)
 
 
-def _table(table: Table) -> str:
+def _table(table: doc.Table) -> str:
     """The columns after the first stand to the right."""
     marks = {row: "".join(f" [{n}]" for n in table.marks[row]) for row in table.marks}
     body = [[row[0] + marks.get(i, ""), *row[1:]] for i, row in enumerate(table.rows)]
@@ -69,7 +57,7 @@ def _table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in lines)
 
 
-def _doubts(doubts: Doubts) -> str:
+def _doubts(doubts: doc.Doubts) -> str:
     parts = ["## Doubts"]
     numbered = [
         f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {_text(doubt['why'])}"
@@ -81,7 +69,7 @@ def _doubts(doubts: Doubts) -> str:
         parts.append("No doubts were raised." + " Checked:" * bool(doubts.checked))
         parts.append(_list(doubts.checked))
     if doubts.unchecked:
-        parts += [NOT_CHECKED, _list(doubts.unchecked)]
+        parts += [doc.NOT_CHECKED, _list(doubts.unchecked)]
     return "\n\n".join(filter(None, parts))
 
 

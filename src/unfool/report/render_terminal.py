@@ -6,20 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import rich.table
 from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from unfool.report.document import (
-    Definitions,
-    Document,
-    Doubts,
-    Heading,
-    Items,
-    Paragraph,
-    Table,
-)
+from unfool.report import document as doc
 
 WIDTH = 110  # characters, where there is no terminal
 UNBROKEN = 10_000
@@ -34,7 +26,7 @@ SEVERITY = {"red": "bold red", "yellow": "yellow"}
 
 
 def print_document(
-    document: Document, console: Console | None = None, page: Path | None = None
+    document: doc.Document, console: Console | None = None, page: Path | None = None
 ) -> None:
     """Print a document, without its figures and listings.
 
@@ -48,7 +40,7 @@ def print_document(
     if document.title:
         console.print(Text(document.title, style="bold"))
     for block in document.blocks:
-        if isinstance(block, Table):
+        if isinstance(block, doc.Table):
             console.print(_table(block, console))
         for line in _lines(block):
             console.print(line)
@@ -56,7 +48,7 @@ def print_document(
         console.print(Text(f"report: {page}"), soft_wrap=True)
 
 
-def plain_text(document: Document) -> str:
+def plain_text(document: doc.Document) -> str:
     """What `print_document` prints, without colors."""
     width = shutil.get_terminal_size((WIDTH, 24)).columns
     console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None)
@@ -68,15 +60,15 @@ def plain_text(document: Document) -> str:
 def _lines(block: object) -> list[Text]:
     """The lines of a block that is no table; none of what a terminal does not show."""
     match block:
-        case Heading(text):
+        case doc.Heading(text):
             return [Text(""), Text(text, "bold")]
-        case Paragraph(text, kind):
+        case doc.Paragraph(text, kind):
             return [Text(text, STYLES.get(kind, ""))]
-        case Items(texts):
+        case doc.Items(texts):
             return [Text(f"- {text}") for text in texts]
-        case Definitions(pairs):
+        case doc.Definitions(pairs):
             return [Text(f"  {term}: {about}", "dim") for term, about in pairs]
-        case Doubts(found):
+        case doc.Doubts(found):
             numbered = [
                 Text(f"[{n}] {doubt['severity']} doubt ", SEVERITY.get(doubt["severity"], ""))
                 + Text(f"{doubt['name']}: {doubt['why']}", "default")
@@ -86,7 +78,7 @@ def _lines(block: object) -> list[Text]:
     return []
 
 
-def _table(table: Table, console: Console) -> rich.table.Table:
+def _table(table: doc.Table, console: Console) -> Table:
     """The table; where it is too wide, intervals stand below their numbers."""
     wide = _grid(table, " [")
     roomy = console.options.update(width=UNBROKEN)
@@ -94,8 +86,8 @@ def _table(table: Table, console: Console) -> rich.table.Table:
     return wide if fits else _grid(table, "\n[")
 
 
-def _grid(table: Table, before_interval: str) -> rich.table.Table:
-    grid = rich.table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _grid(table: doc.Table, before_interval: str) -> Table:
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for i, head in enumerate(table.heads):
         grid.add_column(head, justify="right" if i else "left", overflow="fold")
     for number, (first, *others) in enumerate(table.rows):

@@ -168,7 +168,7 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
 
 def warning(summary: Mapping[str, Any]) -> str | None:
     """What stands beside the headline when it must not be quoted as it is."""
-    red = sum(doubt["severity"] == "red" for doubt in summary["doubts"])
+    red = sum(doubt["severity"] == "red" for doubt in summary.get("doubts", []))
     if not red:
         return None
     told = "One red doubt is" if red == 1 else f"{red} red doubts are"
