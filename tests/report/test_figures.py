@@ -1,4 +1,4 @@
-"""The figures of confidence along the purification, and of label flips."""
+"""The figures of confidence along the purification, and of resubmissions."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from unfool.report.figures import evaluation, examples, label_flips
+from unfool.report.figures import evaluation, examples
 from unfool.report.figures.examples import Gallery
-from unfool.statistics import resubmissions, wilson
+from unfool.statistics import resubmissions
 
 TIMES = np.array([0.1, 0.05, 0.0])
 
@@ -16,7 +16,7 @@ TIMES = np.array([0.1, 0.05, 0.0])
 @pytest.fixture(autouse=True)
 def kept(monkeypatch):
     """Keep figures as they are drawn, instead of the bytes of their files."""
-    for module in (evaluation, examples, label_flips):
+    for module in (evaluation, examples):
         monkeypatch.setattr(module, "png", lambda figure: figure)
 
 
@@ -60,19 +60,6 @@ def test_where_nothing_fell_there_is_no_adversarial_class():
 
 def test_a_run_of_before_has_the_true_class_alone():
     assert titles(confidence(gallery(None))) == ["in the true class (3)"]
-
-
-def test_label_flips_are_drawn_with_intervals():
-    shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
-    figure: Any = label_flips.label_flips([0, 1, 2], [0, 4], shares, 400)
-    (axes,) = figure.axes
-    for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
-        assert line.get_ydata() == pytest.approx(100 * row)
-        edges = band.get_paths()[0].vertices[:, 1]
-        intervals = [wilson(round(400 * share), 400) for share in row]
-        assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
-        assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
-    assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
 
 
 def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():

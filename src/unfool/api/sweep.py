@@ -6,15 +6,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfool import spec as specs
-from unfool.api.frame import to_frame
+from unfool.api.data_frame import to_frame
 from unfool.api.result import READINGS, Result
 from unfool.api.run_result import place_for
 from unfool.evaluation import sweep as sweeps
 from unfool.report import sweep as sweep_report
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
-from unfool.results.cell import Cell
 from unfool.results.run_folder import merge
+from unfool.results.sweep_cell import Cell
 
 
 class SweepResult(list[tuple[dict[str, str], Result]]):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import Purified, majority_vote
+from unfool.defenses.purified_classifier import Purified, majority_vote
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, check_arguments

@@ -15,9 +15,9 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.seams import Step
+from unfool.diffusion.protocols import Step
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
 from unfool.runtime.text import html_repr, short_repr

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import coarse_times
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
@@ -81,7 +81,7 @@ class Langevin(nn.Module):
         Raises:
             ValueError: `steps` does not divide its own, or the anchor overshoots.
         """
-        taken = len(kept(self.steps, steps)) - 1
+        taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
             raise ValueError(
                 f"langevin's {self.steps} steps have one length: those of a view divide them, and "

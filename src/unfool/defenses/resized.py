@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import image_shape
+from unfool.defenses.purified_classifier import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, check_arguments
@@ -38,8 +38,10 @@ class Resized(nn.Module):
         else:
             self.size = (size, size)
         if shape is not None and shape[1:] != self.size:
-            told = " x ".join(map(str, shape[1:]))
-            raise ValueError(f"the denoiser was made for {told}; leave `size` out, or give that")
+            size_text = " x ".join(map(str, shape[1:]))
+            raise ValueError(
+                f"the denoiser was made for {size_text}; leave `size` out, or give that"
+            )
         self.purifier = purifier
         if hasattr(purifier, "walk"):
             self.walk = self._walk

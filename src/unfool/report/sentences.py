@@ -5,8 +5,7 @@ from typing import Any
 
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
 from unfool.report.formatting import cell, complement, percent
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS
+from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 

@@ -11,11 +11,11 @@ from unfool.report.document import Block, Code, Document, Figure, Items, Paragra
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
 from unfool.report.write import write_document
-from unfool.results.cell import Cell
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
+from unfool.results.sweep_cell import Cell
 
 VERSION = 1
 Done = Sequence[tuple[Cell, Mapping[str, Any]]]

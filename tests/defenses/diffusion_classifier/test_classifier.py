@@ -22,7 +22,7 @@ from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier,
 from unfool.defenses.diffusion_classifier.elimination import SCHEDULES, Paired, Stages
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import weights_of
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, Discrete, Scales
