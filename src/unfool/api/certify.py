@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.describe import contents, model_parts
+from unfool.api.describe import contents, model_parts, modules
 from unfool.api.evaluate import data_name
 from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
 from unfool.api.run_result import RunResult, kept, place_for
@@ -148,7 +148,8 @@ def certify(
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
         spec = {"python": "unfool.certify", "data": {"name": data_name(images_of)}}
         spec |= model_parts(asked)
-        spec["contents"] = {"model": contents(asked)}
+        code = [{"name": f"{name}:"} for name in modules(asked)]
+        spec["contents"] = {"model": contents(asked), "code": code}
         spec["certification"] = check_options(options)
         spec["machine"] = {"device": place, "batch_size": batch_size}
         folder, home = place_for(out)

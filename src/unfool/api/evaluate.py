@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from unfool.api.describe import attack_entry, contents, model_parts
+from unfool.api.describe import attack_entry, contents, model_parts, modules
 from unfool.api.parts import (
     TorchImages,
     as_classifier,
@@ -63,7 +63,8 @@ def evaluate(
         out: A run folder. What is done there is not done again; a run on fewer of the same images grows.
             It is refused if it holds another run: other contents of the model (weights, buffers and
             options), of the attacks (their fields) or of the data, another threat, seed or number
-            of draws. Code of your own counts if it is in a module, not in a notebook.
+            of draws. Code of your own counts if it is in a module, with the modules that it imports;
+            not that of a notebook, or of the script that is run itself.
         classes: The name of each class; those of the data, or numbers, by default.
         batch_size: The most images (with their draws) in one call of the model; speed only.
         device: Where to compute; by default where the model's weights are.
@@ -124,6 +125,7 @@ def _asked(
     told["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
     made = {label: contents(attack) for label, attack in attacks.items()}
     told["contents"] = {"model": contents(model), "attacks": made}
+    told["contents"]["code"] = [{"name": f"{name}:"} for name in modules([model, attacks])]
     told["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
     told["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
     return told

@@ -27,6 +27,7 @@ from unfool.evaluation.cost import CallCounter, peak_bytes
 from unfool.evaluation.evaluate import Machine
 from unfool.evaluation.prepare import build_model, fingerprint, make_manifest, subset
 from unfool.evaluation.spec import check_model
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
 from unfool.ranges import Count, InPixels
@@ -170,9 +171,11 @@ def certify_model(
     if isinstance(model, Defended):
         _denoises(spec["purifier"]["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
+    weights = weights_hash(noisy)  # before a call, which may keep what it computed
     indices = subset(len(data), options["images"], options["subset_seed"])
     check_fit(noisy, data, indices, device)
-    asked = make_manifest(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
+    asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
+    asked |= {"kind": KIND}
     begun = Run.begin(folder, asked, partial(fingerprint, data))
     certify(
         noisy,

@@ -22,6 +22,7 @@ from unfool.evaluation.compatibility import check_fit, check_sources
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, permutation
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
 from unfool.results.run_folder import OutcomeStore
@@ -151,6 +152,8 @@ def fit_together(
         SpecError: The parts do not fit each other.
     """
     options = spec["evaluation"]
+    made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
+    weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
     indices = subset(len(data), options["images"], options["subset_seed"])
     check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
@@ -166,17 +169,29 @@ def fit_together(
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
-    asked = make_manifest(spec, data, indices, fingerprint(data, indices) + brought)
+    images = fingerprint(data, indices) + brought
+    asked = make_manifest(spec, data, indices, images, weights)
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 
 
-def make_manifest(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
-    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
+def make_manifest(
+    spec: Table, data: Dataset, indices: Sequence[int], images: str, weights: str
+) -> Table:
+    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others.
+
+    Args:
+        spec: As checked.
+        data: The data set.
+        indices: The images of the run.
+        images: Their hash (`fingerprint`).
+        weights: A hash of the weights of the model and of the attacks (`weights_hash`).
+    """
     return {
         "identity": specs.identity(spec),
         "images": images,
         "code": specs.code_hash(spec),
+        "weights": weights,
         "spec": spec,
         "indices": list(indices),
         "classes": list(data.classes),

@@ -23,7 +23,8 @@ SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
     "images": "of other images (the data set's contents differ)",
-    "code": "by other code (a module that the spec names has changed)",
+    "code": "by other code (a module that the spec names, or one that it imports, has changed)",
+    "weights": "of other weights (the model or an attack was built with others)",
 }
 MEASURED = (
     "seconds",
@@ -122,8 +123,8 @@ class Run:
 
     Attributes:
         folder: Where it is.
-        manifest: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
-            `classes`, `versions`, and the `kind` of a run that is not an evaluation.
+        manifest: What it was asked: `spec`, `identity`, `images`, `code` and `weights` (hashes),
+            `indices`, `classes`, `versions`, and the `kind` of a run that is not an evaluation.
     """
 
     folder: Path

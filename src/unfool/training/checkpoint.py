@@ -18,11 +18,16 @@ from unfool.training.plan import OPEN
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again
-MEANT = {"spec": "another spec", "data": "other data", "code": "other code of your own"}
+MEANT = {
+    "spec": "another spec",
+    "data": "other data",
+    "code": "other code of your own",
+    "weights": "other weights that it uses and does not train",
+}
 
 
-def question(spec: Table, data: Dataset) -> dict[str, str]:
-    """What a training is asked, by hashes: its spec, its data and the modules of one's own.
+def question(spec: Table, data: Dataset, weights: str = "") -> dict[str, str]:
+    """What a training is asked, by hashes: its spec, its data, your own code, and fixed weights.
 
     Of the data count how many there are, their classes, and at most 256 images spread over them. Of a
     training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its
@@ -31,6 +36,7 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     Args:
         spec: A checked training spec.
         data: What its data part builds.
+        weights: A hash of the weights that are used and not trained (`weights_hash`).
     """
     size = len(data)
     x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
@@ -40,7 +46,12 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     if options.get("lr_schedule") == "linear":
         fixed = {key: value for key, value in options.items() if key not in OPEN}
         spec = {**spec, "training": fixed}
-    return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code_hash(spec)}
+    return {
+        "spec": specs.identity(spec),
+        "data": digest.hexdigest(),
+        "code": specs.code_hash(spec),
+        "weights": weights,
+    }
 
 
 def prepare(folder: Path) -> None:

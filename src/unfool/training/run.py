@@ -18,6 +18,7 @@ from unfool.diffusion.schedule import chain_length
 from unfool.errors import SpecError
 from unfool.models import card, lora
 from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
@@ -113,12 +114,14 @@ def _run(job: Job) -> Path:
     spec, folder, processes, device = job.spec, job.folder, job.processes, job.device
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
-    asked = checkpoint.question(spec, data)
-    options = loop_options(job.section, precision=_begin(job, asked))
     model = _model(job, data, test)
     objective = _objective(spec["objective"])
     check_guide(objective, data)
+    fixed = weights_hash(objective)
     _open(job, model)
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    asked = checkpoint.question(spec, data, fixed + weights_hash(frozen))
+    options = loop_options(job.section, precision=_begin(job, asked))
     _prepare(job, model, data)
     most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
     parts, half = processes.count * options.accumulate, options.precision == "bfloat16"
