@@ -390,3 +390,21 @@ def test_ctrl_c_says_how_to_go_on(elsewhere):
     _, said = process.communicate(timeout=60)
     assert said.strip().splitlines()[-1] == "unfool: stopped; run the same command again to go on"
     assert process.returncode == 130
+
+
+def test_changed_bits_of_a_checkpoint_are_told(elsewhere, mistake):
+    (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
+    assert run(command) == 0
+    path = elsewhere / "run" / "latest.pt"
+    whole = path.read_bytes()
+    saved = torch.load(path, weights_only=True)
+    for changed in ({"step": -5}, {"step": saved["step"] - 1}, {"now": saved["mean"]}):
+        torch.save(saved | changed, path)
+        assert "latest.pt is damaged" in mistake(*command)
+    weight = next(v for v in saved["now"].values() if v.is_floating_point() and v.numel() > 8)
+    place = whole.index(weight.flatten()[:4].numpy().tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert "latest.pt is damaged" in mistake(*command)
+    path.write_bytes(whole)
+    assert run(command) == 0

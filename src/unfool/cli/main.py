@@ -1,5 +1,7 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -171,6 +173,9 @@ def purify(
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also pictures far larger than the model's images.")
+    ] = False,
 ) -> None:
     """Purify pictures: PNG in, PNG out; npz in, npz out.
 
@@ -179,7 +184,7 @@ def purify(
     from unfool.cli.files import purify_files
 
     for made in purify_files(
-        images, spec, changes or [], out or Path("purified"), seed, device, batch_size
+        images, spec, changes or [], out or Path("purified"), seed, device, batch_size, force
     ):
         typer.echo(made)
 
@@ -330,6 +335,12 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
 def main() -> None:
     """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
     set_wait_policy()
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a path or label may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -348,6 +359,7 @@ def run(arguments: list[str]) -> int:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
             return _told("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
@@ -363,7 +375,8 @@ def run(arguments: list[str]) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
+        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
+        where = f": {error.filename}" if error.filename else unnamed
         return (
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"

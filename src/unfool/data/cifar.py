@@ -15,6 +15,7 @@ from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
+from unfool.runtime.files import raise_system_error
 
 CLASSES = (
     "airplane",
@@ -87,6 +88,7 @@ def _python(file: Path) -> tuple[np.ndarray, np.ndarray]:
             table = _Unpickler(source, encoding="latin1").load()
         pixels, labels = table["data"], np.asarray(table["labels"], dtype=np.int64)
     except Exception as error:  # a damaged pickle may raise anything
+        raise_system_error(error)
         raise ValueError(
             f"{file} cannot be read ({error}): it has {file.stat().st_size} bytes instead of about "
             f"{_PICKLE_BYTES} and is truncated or not CIFAR-10; fetch it again"

@@ -155,7 +155,7 @@ def fit_together(
     made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
     weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
     indices = subset(len(data), options["images"], options["subset_seed"])
-    check_fit(model, data, indices, device)
+    logits = check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
@@ -170,7 +170,7 @@ def fit_together(
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
     images = fingerprint(data, indices) + brought
-    asked = make_manifest(spec, data, indices, images, weights)
+    asked = make_manifest(spec, data, indices, images, weights) | {"logits": logits}
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 

@@ -1,6 +1,7 @@
 """Read a spec: a YAML file, or a shipped one, with changes from the command line."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -108,18 +109,24 @@ def _at(change: str, step: str, place: Any) -> Any:
     return int(step)
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: Any, as_text: bool = False) -> Any:
     """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
     if isinstance(value, dict):
-        return {key: v if key in TEXT_KEYS else _numbers(v) for key, v in value.items()}
+        return {key: _numbers(v, key in TEXT_KEYS) for key, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise SpecError(f"{value!r} holds a letter that is not Unicode; write it another way")
+        if as_text:
+            return value
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*", value):
             above, below = map(float, match.groups())
             if below == 0:
                 raise SpecError(f"{value} divides by zero")
             return above / below
         if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+", value):
+            if math.isinf(float(value)):
+                raise SpecError(f"{value} is too large a number")
             return float(value)
     return value

@@ -12,7 +12,7 @@ from torch import nn
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
-from unfool.runtime.files import write_bytes, write_torch
+from unfool.runtime.files import raise_system_error, write_bytes, write_torch
 from unfool.spec import Table
 from unfool.training.plan import OPEN
 
@@ -94,7 +94,10 @@ def read(
         )
         before, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
     except Exception as error:  # a damaged file may raise anything
+        raise_system_error(error)
         raise RuntimeError(f"{path} is damaged; delete it to start again") from error
+    if device is not None and saved.pop("contents", None) != _digest(saved):
+        raise RuntimeError(f"{path} is damaged (not what was written); delete it to start again")
     if before != asked:
         known = before if isinstance(before, dict) else {}
         changed = [what for key, what in MEANT.items() if known.get(key) != asked.get(key)]
@@ -146,8 +149,34 @@ def write(
         OSError: The folder cannot be written, or the disk is full; what was there is as it was.
     """
     states = {name: _state(part, frozen) for name, part in parts.items()}
-    write_torch(folder / NAME, {**more, **states})
+    content = {**more, **states}
+    write_torch(folder / NAME, content | {"contents": _digest(content)})
     write_bytes(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _digest(content: Any) -> str:
+    """A hash of tensors and plain values, in tables and lists: torch's files have no checksum."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        elif isinstance(value, Mapping):
+            digest.update(b"{")
+            for key, each in value.items():
+                add(key)
+                add(each)
+        elif isinstance(value, list | tuple):
+            digest.update(b"[")
+            for each in value:
+                add(each)
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(content)
+    return digest.hexdigest()
 
 
 def logged(folder: Path, step: int) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.noise import permutation
 from unfool.protocols import Dataset
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.runtime.progress import progress
 from unfool.spec import Table
 
@@ -137,6 +137,7 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
+        raise_system_error(error)
         raise ValueError(
             f"{path} is damaged or gone; delete it and run the command again"
         ) from error
