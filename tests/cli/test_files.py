@@ -138,10 +138,8 @@ def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     assert run(["classify", str(images / "gray.png"), *alone]) == 0
     assert "not known" not in capsys.readouterr().err
     assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
-    assert (
-        "stretched to fit: the image and the model are 1 x 20 x 30 and 1 x 4 x 4"
-        in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "stretched to fit: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in said
     photographs = [*alone, "--set", "data={name: cifar10}"]
     assert run(["classify", str(images / "some.npz"), *photographs]) == 0
     assert "the size of the classifier's images is not known" in capsys.readouterr().err

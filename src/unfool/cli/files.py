@@ -181,7 +181,8 @@ def _refuse_large(path: Path, x: Tensor, shape: tuple[int, int, int] | None) -> 
     if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
         raise ValueError(
             f"{path} is {x.shape[3]} x {x.shape[2]} pixels and the denoiser takes {shape[2]} x "
-            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, or add --force"
+            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, "
+            "or add --force"
         )
 
 
