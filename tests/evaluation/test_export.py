@@ -73,7 +73,7 @@ def test_what_is_kept_says_what_it_is(kept):
     assert card["seed"] == 4
     assert (card["images"], card["of"]) == (7, 7)
     assert card["command"].startswith("unfool attack my.yaml")
-    indices = subset(len(digits()), 7, 0)
+    indices = subset(digits(), 7, 0)
     assert found["indices"].tolist() == indices
     x, y = fetch(digits(), indices)
     assert found["labels"].tolist() == y.tolist()

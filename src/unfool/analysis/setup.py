@@ -78,7 +78,7 @@ def load_inputs(
     options, where = checked["evaluation"], pick_device(device)
     data = specs.build("data", checked["data"])
     model = build_model(checked, where)
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = subset(data, options["images"], options["subset_seed"])
     if images is None and image >= len(indices):
         count = len(indices)
         raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")

@@ -172,7 +172,7 @@ def certify_model(
         _denoises(spec["purifier"]["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
     weights = weights_hash(noisy)  # before a call, which may keep what it computed
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = subset(data, options["images"], options["subset_seed"])
     check_fit(noisy, data, indices, device)
     asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
     asked |= {"kind": KIND}

@@ -2,9 +2,11 @@
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -154,7 +156,7 @@ def fit_together(
     options = spec["evaluation"]
     made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
     weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = subset(data, options["images"], options["subset_seed"])
     logits = check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
@@ -200,17 +202,40 @@ def make_manifest(
     }
 
 
-def subset(size: int, images: int | None, seed: int) -> list[int]:
-    """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
+def subset(data: Dataset, images: int | None, seed: int) -> list[int]:
+    """The places of `images` images of a data set, chosen by `seed`, in order; of all if None.
+
+    Classes are taken in turn, so that their numbers differ by one at most while none runs out. A
+    subset lies in every larger one of the same seed. Of a data set that tells its labels only image
+    by image (it has no `labels` or `targets`), images are chosen whatever their class.
 
     Raises:
         SpecError: There are not so many.
     """
+    size = len(data)
     if images is None:
         return list(range(size))
     if images > size:
         raise SpecError(f"images: the data set has {size}, not {images}; null takes them all")
-    return sorted(permutation(size, seed, "subset")[:images])
+    order, labels = permutation(size, seed, "subset"), _labels(data)
+    if labels is not None:
+        before: Counter[int] = Counter()
+        turns = []
+        for place in order:
+            turns.append(before[labels[place]])
+            before[labels[place]] += 1
+        order = [place for _, place in sorted(zip(turns, order, strict=True), key=itemgetter(0))]
+    return sorted(order[:images])
+
+
+def _labels(data: Any) -> list[int] | None:
+    """The labels of all images, where a data set has them at hand."""
+    for owner in (data, getattr(data, "data", None)):
+        for name in ("labels", "targets"):
+            found = getattr(owner, name, None)
+            if found is not None and hasattr(found, "__len__") and len(found) == len(data):
+                return [int(label) for label in found]
+    return None
 
 
 def fingerprint(
