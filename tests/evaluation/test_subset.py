@@ -1,15 +1,20 @@
 """Which images a run takes of a data set."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 import torch
 
 from unfool.data.arrays import Arrays
 from unfool.data.digits import digits
+from unfool.data.subset import choose_indices, labels_of
 from unfool.errors import SpecError
-from unfool.evaluation.prepare import subset
 from unfool.toy.blobs import Blobs
+
+
+def subset(data, images, seed):
+    return choose_indices(len(data), images, seed, labels=labels_of(data))
 
 
 def arrays(*counts):
@@ -38,7 +43,7 @@ def test_a_class_that_runs_out_leaves_its_turns_to_the_others():
 def test_a_subset_lies_in_every_larger_one_and_the_seed_chooses(data):
     sizes = (1, 3, 10, 25, 40)
     chosen = [set(subset(data, size, 0)) for size in sizes]
-    assert all(few < more for few, more in zip(chosen, chosen[1:], strict=False))
+    assert all(few < more for few, more in pairwise(chosen))
     assert subset(data, None, 0) == list(range(len(data)))
     assert subset(data, 10, 0) != subset(data, 10, 1)
     with pytest.raises(SpecError, match="not 99"):

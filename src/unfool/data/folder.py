@@ -37,7 +37,7 @@ class Folder:
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        pictures: The files, in the order of their numbers.
+        files: The files, in the order of their numbers.
 
     Raises:
         FileNotFoundError: There is no such folder, or no picture in it or in one of its sub-folders.
@@ -60,16 +60,16 @@ class Folder:
         if label not in ("folder", "name"):
             raise ValueError(f"label is 'folder' or 'name', not {label!r}")
         self.gray = gray
-        self.pictures = _pictures(Path(folder))
-        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.pictures]
+        self.files = _image_files(Path(folder))
+        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.read(self.pictures[index]), self.labels[index]
+        return self.read(self.files[index]), self.labels[index]
 
     def read(self, file: Path) -> Tensor:
         """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
@@ -90,7 +90,7 @@ class Folder:
         return channels, height, width
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "

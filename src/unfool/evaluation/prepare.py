@@ -1,12 +1,9 @@
 """From a checked evaluation spec to what it names: model, data and attacks, found to fit together."""
 
-import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -15,17 +12,17 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
-from unfool.data import fetch
+from unfool.compatibility import check_fit, check_sources
+from unfool.data.subset import choose_indices, hash_images, labels_of
 from unfool.defenses.aggregate import Aggregated
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit, check_sources
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.models.weights_hash import weights_hash
-from unfool.noise import Noise, permutation
+from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
 from unfool.results.run_folder import OutcomeStore
 from unfool.runtime.device import pick_device, versions
@@ -156,7 +153,9 @@ def fit_together(
     options = spec["evaluation"]
     made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
     weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
-    indices = subset(data, options["images"], options["subset_seed"])
+    indices = choose_indices(
+        len(data), options["images"], options["subset_seed"], labels=labels_of(data)
+    )
     logits = check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
@@ -202,57 +201,13 @@ def make_manifest(
     }
 
 
-def subset(data: Dataset, images: int | None, seed: int) -> list[int]:
-    """The places of `images` images of a data set, chosen by `seed`, in order; of all if None.
-
-    Classes are taken in turn, so that their numbers differ by one at most while none runs out. A
-    subset lies in every larger one of the same seed. Of a data set that tells its labels only image
-    by image (it has no `labels` or `targets`), images are chosen whatever their class.
-
-    Raises:
-        SpecError: There are not so many.
-    """
-    size = len(data)
-    if images is None:
-        return list(range(size))
-    if images > size:
-        raise SpecError(f"images: the data set has {size}, not {images}; null takes them all")
-    order, labels = permutation(size, seed, "subset"), _labels(data)
-    if labels is not None:
-        before: Counter[int] = Counter()
-        turns = []
-        for place in order:
-            turns.append(before[labels[place]])
-            before[labels[place]] += 1
-        order = [place for _, place in sorted(zip(turns, order, strict=True), key=itemgetter(0))]
-    return sorted(order[:images])
-
-
-def _labels(data: Any) -> list[int] | None:
-    """The labels of all images, where a data set has them at hand."""
-    for owner in (data, getattr(data, "data", None)):
-        for name in ("labels", "targets"):
-            found = getattr(owner, name, None)
-            if found is not None and hasattr(found, "__len__") and len(found) == len(data):
-                return [int(label) for label in found]
-    return None
-
-
 def fingerprint(
     data: Dataset, indices: Sequence[int], attacks: Mapping[str, AttackOnView] | None = None
 ) -> str:
     """A hash of the images and labels at `indices`, and of what was made of them before the run."""
-    digest = hashlib.sha256()
-    for first in range(0, len(indices), 256):
-        x, y = fetch(data, indices[first : first + 256])
-        if int(y.min()) < 0 or int(y.max()) >= len(data.classes):
-            raise SpecError(
-                f"the data set has {len(data.classes)} classes, and labels from {int(y.min())} to "
-                f"{int(y.max())}"
-            )
-        digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)]
-    return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
+    own = hash_images(data, indices).hexdigest()
+    return own + "".join(made.over(data, indices).digest for made in given)
 
 
 def _attacks(rows: Sequence[Table]) -> list[tuple[str, AttackOnView]]:
@@ -293,8 +248,8 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
         x: An image (1, C, H, W).
         attacks: Checked rows of a spec.
     """
-    told = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
-    for word in sorted(told):
+    known_streams = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
+    for word in sorted(known_streams):
         known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
         if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(
