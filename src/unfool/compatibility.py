@@ -1,6 +1,7 @@
 """Whether models and images fit each other, checked before the work begins."""
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,11 @@ CLASS_OPTIONS = ("prompts", "labels", "classes")  # options by which a denoiser 
 
 
 @torch.no_grad()
-def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) -> None:
+def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) -> int:
     """Check on one image that a model can be evaluated on a data set.
+
+    Returns:
+        How many classes the model tells apart. If they are more than the data set's, stderr says so.
 
     Raises:
         SpecError: Model and images do not fit each other.
@@ -35,10 +39,24 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
     if logits.shape[1] < len(data.classes):
         raise SpecError(
             f"the classifier returns {tuple(logits.shape)}, and the data set has "
-            f"{len(data.classes)} classes, the last {data.classes[-1]!r}; a diffusion classifier knows "
+            f"{len(data.classes)} classes ({_listed(data.classes)}); a diffusion classifier knows "
             "those that its denoiser's prompts, labels or classes name"
         )
+    if logits.shape[1] > len(data.classes):
+        print(
+            f"unfool: the model tells {logits.shape[1]} classes apart and the data set has "
+            f"{len(data.classes)} ({_listed(data.classes)}); if one is missing in between, the labels of "
+            "all later ones are wrong",
+            file=sys.stderr,
+        )
     check_class_names(undefended(model), data)
+    return logits.shape[1]
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """The names of classes, the first and the last ones if they are many."""
+    names = [repr(name) for name in classes]
+    return ", ".join(names if len(names) <= 12 else [*names[:8], "...", *names[-2:]])
 
 
 def check_sources(

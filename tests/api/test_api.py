@@ -1,5 +1,6 @@
 """From Python: the same outcomes as the command's, on whatever a user hands over."""
 
+import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -123,6 +124,29 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return self.x[index], self.y[index]
+
+
+def test_code_of_one_s_own_counts_with_the_modules_that_it_imports(
+    tensors, network, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strength_of_own.py").write_text("STRENGTH = 0.0\n")
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "from strength_of_own import STRENGTH\n\n\n"
+        "class Darker(nn.Module):\n"
+        "    def __init__(self, inner):\n"
+        "        super().__init__()\n"
+        "        self.inner = inner\n\n"
+        "    def forward(self, x):\n"
+        "        return self.inner(x * (1 - STRENGTH))\n"
+    )
+    darker = importlib.import_module("own_network").Darker(network)
+    evaluate(darker, tensors, images=2, out=tmp_path / "a")
+    assert evaluate(darker, tensors, images=2, out=tmp_path / "a").n == 2
+    (tmp_path / "strength_of_own.py").write_text("STRENGTH = 1.0\n")
+    with pytest.raises(RuntimeError, match="by other code"):
+        evaluate(darker, tensors, images=2, out=tmp_path / "a")
 
 
 def test_any_kind_of_data_will_do(network, tensors):

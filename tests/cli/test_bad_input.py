@@ -115,7 +115,7 @@ def test_no_such_device(elsewhere, mistake):
         (["train", "demo"], "evaluation spec: run it by `unfool evaluate`"),
         (["evaluate", "blobs", "--set", "purifier.t=7"], "purifier.t must be from 0.0001 to 1"),
         (["evaluate", "blobs", "--set", "purifier={name: diffpure, sampler: ddpm}"], "at most"),
-        (["evaluate", "blobs", "--set", "attacks.0.label=5"], "attack.label must be a word"),
+        (["evaluate", "blobs", "--set", "attacks.0.label=[5]"], "attack.label must be a word"),
         (["evaluate", "blobs", "--set", "attacks.0.label=robust"], "is a row of its own"),
         (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attack.view must be a word"),
         (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),

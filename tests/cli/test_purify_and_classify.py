@@ -1,5 +1,7 @@
 """Pictures and arrays through a defense: purify and classify."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -136,11 +138,54 @@ def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     assert run(["classify", str(images / "gray.png"), *alone]) == 0
     assert "not known" not in capsys.readouterr().err
     assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
-    assert (
-        "resized: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "stretched to fit: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in said
     photographs = [*alone, "--set", "data={name: cifar10}"]
     assert run(["classify", str(images / "some.npz"), *photographs]) == 0
     assert "the size of the classifier's images is not known" in capsys.readouterr().err
     said = mistake("classify", images / "gray.png", *photographs, "--data", "/nowhere")
     assert "/nowhere" in said
+
+
+def test_classify_sees_pictures_as_the_data_set_gives_them(elsewhere, capsys):
+    """A folder with a size covers it and cuts the center out; so does `classify`."""
+    for label, level in (("dark", 0), ("light", 255)):
+        for number in range(3):
+            pixels = np.full((16, 32), 255 - level, np.uint8)
+            pixels[:, 8:24] = level  # the center decides; a stretched picture would be gray
+            pixels[:, 8 + number] = 128
+            (elsewhere / "pics" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(elsewhere / "pics" / label / f"{number}.png")
+    shared = ["--set", "data={name: folder, gray: true, size: 4}", "--set", "purifier=null"]
+    shared += ["--data", "pics"]
+    assert run(["classify", "pics", "--spec", "blobs", *shared, "--votes", "1"]) == 0
+    told = capsys.readouterr()
+    answers = [line.split("\t")[1] for line in told.out.splitlines()]
+    assert answers == ["dark"] * 3 + ["light"] * 3
+    assert "stretched" not in told.err
+
+
+def test_stretching_is_told(images, capsys):
+    assert run(["classify", str(images / "wide.jpg"), *TOY]) == 0
+    assert "stretched" in capsys.readouterr().err
+
+
+def test_a_photograph_is_not_made_a_thumbnail_without_a_word(elsewhere, mistake):
+    Image.new("RGB", (400, 300), (10, 20, 30)).save(elsewhere / "photo.jpg")
+    said = mistake("purify", "photo.jpg", *TOY)
+    assert "400 x 300" in said
+    assert "4 x 4" in said
+    assert "--force" in said
+    assert run(["purify", "photo.jpg", *TOY, "--force"]) == 0
+    assert image_files.read(elsewhere / "purified" / "photo.png").shape == (3, 300, 400)
+
+
+def test_what_is_no_file_of_the_user_is_left_out_of_a_folder(images, capsys):
+    for name in (".thumbnails/a.png", "__MACOSX/a.png", "._a.png", "d.png/inner.txt"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"nothing")
+    os.mkfifo(images / "pipe.png")
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    (images / "loop.png").symlink_to(images / "loop.png")
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    assert capsys.readouterr().out.split() == ["out/gray.png", "out/some.npz", "out/wide.png"]

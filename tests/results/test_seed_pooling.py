@@ -26,7 +26,7 @@ def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
 
 
 def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple[Cell, Run]:
-    run = Run(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
+    run = Run.begin(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
     run.add(outcomes, {})
     return Cell(values, {}), run
 

@@ -11,7 +11,7 @@ from unfool.attacks.views import Batched
 from unfool.batching import fitting
 from unfool.compatibility import check_fit
 from unfool.data import fetch
-from unfool.data.subset import choose_indices
+from unfool.data.subset import choose_indices, labels_of
 from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
@@ -79,7 +79,9 @@ def load_inputs(
     options, where = checked["evaluation"], pick_device(device)
     data = specs.build("data", checked["data"])
     model = build_model(checked, where)
-    indices = choose_indices(len(data), options["images"], options["subset_seed"])
+    indices = choose_indices(
+        len(data), options["images"], options["subset_seed"], labels=labels_of(data)
+    )
     if images is None and image >= len(indices):
         count = len(indices)
         raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")

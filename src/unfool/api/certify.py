@@ -9,7 +9,7 @@ from typing import Any
 from unfool.api.evaluate import data_name
 from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
 from unfool.api.run_result import RunResult, place_for, run_in
-from unfool.api.spec_from_objects import contents, model_parts
+from unfool.api.spec_from_objects import contents, model_parts, modules
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
@@ -151,7 +151,8 @@ def certify(
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
         spec = {"python": "unfool.certify", "data": {"name": data_name(images_of)}}
         spec |= model_parts(asked)
-        spec["contents"] = {"model": contents(asked)}
+        code = [{"name": f"{name}:"} for name in modules(asked)]
+        spec["contents"] = {"model": contents(asked), "code": code}
         spec["certification"] = check_options(options)
         spec["machine"] = {"device": place, "batch_size": batch_size}
         folder, home = place_for(out)

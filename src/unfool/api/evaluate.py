@@ -14,7 +14,7 @@ from unfool.api.inputs import (
 )
 from unfool.api.result import Result
 from unfool.api.run_result import place_for
-from unfool.api.spec_from_objects import attack_entry, contents, model_parts
+from unfool.api.spec_from_objects import attack_entry, contents, model_parts, modules
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays
@@ -63,7 +63,8 @@ def evaluate(
         out: A run folder. What is done there is not done again; a run on fewer of the same images grows.
             It is refused if it holds another run: other contents of the model (weights, buffers and
             options), of the attacks (their fields) or of the data, another threat, seed or number
-            of draws. Code of your own counts if it is in a module, not in a notebook.
+            of draws. Code of your own counts if it is in a module, with the modules that it imports;
+            not that of a notebook, or of the script that is run itself.
         classes: The name of each class; those of the data, or numbers, by default.
         batch_size: The most images (with their draws) in one call of the model; speed only.
         device: Where to compute; by default where the model's weights are.
@@ -124,6 +125,7 @@ def _spec_of(
     spec["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
     hashes = {label: contents(attack) for label, attack in attacks.items()}
     spec["contents"] = {"model": contents(model), "attacks": hashes}
+    spec["contents"]["code"] = [{"name": f"{name}:"} for name in modules([model, attacks])]
     spec["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
     spec["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
     return spec

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,24 @@ def contents(thing: Any) -> str:
     return digest.hexdigest()[:16]
 
 
+def modules(thing: Any) -> list[str]:
+    """The modules of all classes and functions in an object, but for unfool's and torch's."""
+    found: set[str] = set()
+    seen, todo = {}, [thing]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, Tensor | str | bytes | int | float):
+            continue
+        seen[id(thing)] = thing  # kept, so that no other has its number
+        if inspect.ismodule(thing):
+            continue
+        named = inspect.isroutine(thing) or inspect.isclass(thing)
+        found.add(str((thing if named else type(thing)).__module__))
+        todo += [] if named else [value for _, value in _pairs(thing)]
+    skipped = (*sys.stdlib_module_names, "torch", "numpy", "unfool")
+    return sorted(name for name in found if name.partition(".")[0] not in skipped)
+
+
 def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     if isinstance(thing, Tensor):
         flat = thing.detach().cpu().contiguous().reshape(-1)
@@ -116,24 +135,28 @@ def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 
 
 def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    if isinstance(thing, Mapping):
-        pairs = [(str(key), value) for key, value in thing.items()]
-    elif isinstance(thing, list | tuple):
-        pairs = [(str(place), value) for place, value in enumerate(thing)]
-    elif isinstance(thing, partial):
-        pairs = [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
-    elif inspect.ismodule(thing):
+    if inspect.ismodule(thing):
         yield thing.__name__.encode()
         return
-    elif inspect.isroutine(thing) or inspect.isclass(thing):
+    if inspect.isroutine(thing) or inspect.isclass(thing):
         yield f"{thing.__module__}:{thing.__qualname__};".encode()
         return
-    else:
+    if not isinstance(thing, Mapping | list | tuple | partial):
         yield f"{type(thing).__module__}:{type(thing).__qualname__};".encode()
-        pairs = _attributes(thing)
-    for name, value in pairs:
+    for name, value in _pairs(thing):
         yield f"{name}=".encode()
         yield from _pieces(value, seen)
+
+
+def _pairs(thing: Any) -> list[tuple[str, Any]]:
+    """What an object holds, by name."""
+    if isinstance(thing, Mapping):
+        return [(str(key), value) for key, value in thing.items()]
+    if isinstance(thing, list | tuple):
+        return [(str(place), value) for place, value in enumerate(thing)]
+    if isinstance(thing, partial):
+        return [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
+    return _attributes(thing)
 
 
 def _attributes(thing: Any) -> list[tuple[str, Any]]:

@@ -15,6 +15,7 @@ from unfool.data import fetch, image_files
 from unfool.data.arrays import channels_first, check_images, read
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
+from unfool.runtime.files import raise_system_error
 from unfool.threat import Threat
 
 NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
@@ -39,7 +40,8 @@ class PrecomputedAttack:
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
             ends = image_files.ENDINGS
-            self.image_files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
+            inside = (p for p in self.path.iterdir() if image_files.is_picture(p))
+            self.image_files = sorted(inside, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
                     f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
@@ -161,6 +163,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
+            raise_system_error(error)
             raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
     if "images" not in found and "x_adv" not in found:
         raise ValueError(f"{path} has neither `images` nor `x_adv`")

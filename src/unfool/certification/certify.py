@@ -22,12 +22,13 @@ from unfool import spec as specs
 from unfool.certification.certificate import KIND, ClassCounts, largest_radius
 from unfool.compatibility import check_fit
 from unfool.data import fetch
-from unfool.data.subset import choose_indices
+from unfool.data.subset import choose_indices, labels_of
 from unfool.errors import SpecError
 from unfool.evaluation.cost import CallCounter, peak_bytes
 from unfool.evaluation.evaluate import Machine
 from unfool.evaluation.prepare import build_model, fingerprint, make_manifest
 from unfool.evaluation.spec import check_model
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
 from unfool.ranges import Count, InPixels
@@ -171,9 +172,13 @@ def certify_model(
     if isinstance(model, Defended):
         _denoises(spec["purifier"]["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
-    indices = choose_indices(len(data), options["images"], options["subset_seed"])
+    weights = weights_hash(noisy)  # before a call, which may keep what it computed
+    indices = choose_indices(
+        len(data), options["images"], options["subset_seed"], labels=labels_of(data)
+    )
     check_fit(noisy, data, indices, device)
-    asked = make_manifest(spec, data, indices, fingerprint(data, indices)) | {"kind": KIND}
+    asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
+    asked |= {"kind": KIND}
     begun = Run.begin(folder, asked, partial(fingerprint, data))
     certify(
         noisy,

@@ -1,5 +1,7 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -167,6 +169,9 @@ def purify(
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
     batch_size: BatchSize = 64,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also pictures far larger than the model's images.")
+    ] = False,
 ) -> None:
     """Purify pictures: PNG in, PNG out; npz in, npz out.
 
@@ -175,7 +180,7 @@ def purify(
     from unfool.cli.purify_and_classify import purify_files
 
     folder = out or Path("purified")
-    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size):
+    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
         typer.echo(path)
 
 
@@ -321,6 +326,12 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
 def main() -> None:
     """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
     set_wait_policy()
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a path or label may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -339,6 +350,7 @@ def run(arguments: list[str]) -> int:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
             return _exit_with("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
@@ -354,7 +366,8 @@ def run(arguments: list[str]) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
+        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
+        where = f": {error.filename}" if error.filename else unnamed
         return (
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"

@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from unfool import spec as specs
 from unfool.attacks.views import Batched
 from unfool.data import image_files
+from unfool.data.folder import Folder
 from unfool.defenses.purified_classifier import image_shape, majority_class, predict_draws
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
 from unfool.noise import Noise
-from unfool.protocols import Purifier
+from unfool.protocols import Dataset, Purifier
 from unfool.runtime.device import pick_device
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.spec import Table
 
 
@@ -32,11 +33,13 @@ def purify_files(
     seed: int = 0,
     device: str = "auto",
     batch_size: int = 64,
+    force: bool = False,
 ) -> Iterator[Path]:
     """Purify pictures (to PNG, of their own size) and npz files (to npz), one after the other.
 
-    An image of another size than the denoiser's is resized to it and back; the noise of an image
-    depends on the seed and its place among all images given.
+    An image of another size than the denoiser's is resized to it and back, which stretches it if its
+    sides are in another proportion; one far larger is refused, for little of it would remain. The noise
+    of an image depends on the seed and its place among all images given.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
@@ -46,18 +49,21 @@ def purify_files(
         seed: Of the noise.
         device: Where to compute.
         batch_size: Images in one call of the model.
+        force: Purify images that are far larger than the denoiser's, too.
 
     Yields:
         The path of each file made.
 
     Raises:
         SpecError: The spec has no purifier, or something in it is wrong.
-        ValueError: A file is no picture, or holds values that are no images.
+        ValueError: A file is no picture, holds values that are no images, or is far too large.
     """
     purifier, place = _purifier(spec, changes, device), 0
     shape = image_shape(purifier)
     for path, target in _targets(files, out).items():
         x, stored = _images(path, shape)
+        if not force:
+            _refuse_large(path, x, shape)
         noise = Noise.of(seed, range(place, place + len(x))).child("apply", "purify")
         pure = _purified(purifier, x, noise, shape, pick_device(device), batch_size)
         if stored is None:
@@ -87,7 +93,8 @@ def classify_files(
         draws: Passes that vote.
         seed: Of the noise.
         folder: Where data sets lie: the class names are the data set's, numbers without it; and so is
-            the size that pictures get, if no purifier has one.
+            the size that pictures get, if no purifier has one. Where the data are a `folder` with a
+            `size`, pictures are resized and cut as its own are; else they are stretched, which is told.
         device: Where to compute.
         batch_size: Images in one call of the model.
 
@@ -99,7 +106,7 @@ def classify_files(
         raise SpecError(f"votes must be 1 or more, not {draws}")
     table, place = specs.load(spec, changes), 0
     model = build_model(check_model(table), pick_device(device))
-    names, shape = _told_by_data(table, folder)
+    names, shape, data = _told_by_data(table, folder)
     shape = image_shape(getattr(model, "purifier", None)) or shape
     if shape is None:
         print(
@@ -108,9 +115,12 @@ def classify_files(
             file=sys.stderr,
         )
     for path, _ in _list_files(files):
-        x, _ = _images(path, shape)
-        _tell_resized(x, shape, "resized: the image and the model")
-        x = _resized(x, shape).to(pick_device(device))
+        x = _as_data_set(path, data, shape)
+        if x is None:
+            x, _ = _images(path, shape)
+            _tell_resized(x, shape, "stretched to fit: the image and the model")
+            x = _resized(x, shape)
+        x = x.to(pick_device(device))
         noise = Noise.of(seed, range(place, place + len(x))).child("apply")
         chosen = predict_draws(Batched(model, batch_size), x, noise, draws)
         winners = majority_class(chosen, int(chosen.max()) + 1)
@@ -136,8 +146,8 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
 
 def _told_by_data(
     table: Table, folder: str | None
-) -> tuple[Sequence[str], tuple[int, int, int] | None]:
-    """The classes and the size of images of a spec's data set, if it can be had.
+) -> tuple[Sequence[str], tuple[int, int, int] | None, Dataset | None]:
+    """The classes and the size of images of a spec's data set, and the data set, if it can be had.
 
     Raises:
         SpecError: A folder was named, and it is not there.
@@ -148,8 +158,32 @@ def _told_by_data(
     except (SpecError, KeyError, ValueError):
         if folder is not None and "data" in table:
             raise
-        return (), None
-    return data.classes, (channels, height, width)
+        return (), None, None
+    return data.classes, (channels, height, width), data
+
+
+def _as_data_set(
+    path: Path, data: Dataset | None, shape: tuple[int, int, int] | None
+) -> Tensor | None:
+    """A picture (1, C, H, W) as a data set of pictures reads it; None if it cannot, or has no size."""
+    if path.suffix.lower() == ".npz" or not isinstance(data, Folder) or data.size is None:
+        return None
+    x = data.read(path)[None]
+    return x if shape is None or x.shape[1:] == shape else None
+
+
+def _refuse_large(path: Path, x: Tensor, shape: tuple[int, int, int] | None) -> None:
+    """Refuse an image of which little would remain in the size that the denoiser takes.
+
+    Raises:
+        ValueError: It is more than `LARGE` times as high or wide.
+    """
+    if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
+        raise ValueError(
+            f"{path} is {x.shape[3]} x {x.shape[2]} pixels and the denoiser takes {shape[2]} x "
+            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, "
+            "or add --force"
+        )
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
@@ -174,7 +208,7 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
     found: list[tuple[Path, Path]] = []
     for file in files:
         if file.is_dir():
-            inside = sorted(p for p in file.rglob("*") if p.suffix.lower() in _ENDINGS)
+            inside = sorted(p for p in file.rglob("*") if _taken(p, file))
             if besides is not None and besides.resolve() != file.resolve():
                 inside = [p for p in inside if besides.resolve() not in p.resolve().parents]
             if not inside:
@@ -189,7 +223,21 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
     return found
 
 
+def _taken(path: Path, folder: Path) -> bool:
+    """Whether a file in a folder is taken: none that is hidden, a broken link, or a pipe."""
+    if path.suffix.lower() not in _ENDINGS:
+        return False
+    around = path.relative_to(folder)
+    if any(image_files.hidden(part) for part in (around, *around.parents) if part.name):
+        return False
+    try:
+        return path.is_file()
+    except (OSError, RuntimeError):  # of a link that leads back to itself
+        return False
+
+
 _ENDINGS = (*image_files.ENDINGS, ".npz")
+LARGE = 8  # times the denoiser's height or width
 
 
 def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Table | None]:
@@ -203,6 +251,7 @@ def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Tab
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # a damaged archive may raise anything
+        raise_system_error(error)
         raise ValueError(f"{path} cannot be read as npz ({error or 'it is empty'})") from error
     key = "images" if "images" in arrays else next(iter(arrays), "")
     stored = arrays.get(key)
@@ -229,7 +278,7 @@ def _purified(
     rows: int,
 ) -> Tensor:
     size, channels = x.shape[2:], x.shape[1]
-    _tell_resized(x, shape, "resized, and back: the image and the denoiser")
+    _tell_resized(x, shape, "stretched to fit, and back: the image and the denoiser")
     x, parts = _resized(x, shape), []
     with torch.no_grad():
         for first in range(0, len(x), rows):

@@ -17,6 +17,7 @@ from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
+from unfool.runtime.files import raise_system_error
 
 CLASSES = (
     "airplane",
@@ -155,6 +156,7 @@ def _python(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
             table = _Unpickler(source, encoding="latin1").load()
         pixels, labels = table["data"], np.asarray(table[told.key], dtype=np.int64)
     except Exception as error:  # a damaged pickle may raise anything
+        raise_system_error(error)
         raise ValueError(
             f"{file} cannot be read ({error}): it has {file.stat().st_size} bytes instead of about "
             f"{told.images * _PICKLE_BYTES // _IMAGES} and is truncated or not {told.what}; fetch it "

@@ -9,9 +9,19 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import raise_system_error, write_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def hidden(path: Path) -> bool:
+    """Whether a file or folder is one that systems and tools put beside the user's."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is a file that is read as a picture, by its ending."""
+    return path.suffix.lower() in ENDINGS and not hidden(path) and path.is_file()
 
 
 def read(path: Path, gray: bool = False) -> Tensor:
@@ -34,8 +44,11 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+            if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
+                raise ValueError("it is transparent in places, where it has no color of its own")
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise_system_error(error)
         raise ValueError(
             f"the picture {path} cannot be read ({error}): mend it, or take it away"
         ) from error

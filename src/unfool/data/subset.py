@@ -1,7 +1,9 @@
 """A part of a data set: which images it holds, and a hash of what is in them."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from unfool.data import fetch
 from unfool.errors import SpecError
@@ -10,7 +12,13 @@ from unfool.protocols import Dataset
 
 
 def choose_indices(
-    size: int, images: int | None, seed: int, *, stream: str = "subset", option: str = "images"
+    size: int,
+    images: int | None,
+    seed: int,
+    *,
+    labels: Sequence[int] | None = None,
+    stream: str = "subset",
+    option: str = "images",
 ) -> list[int]:
     """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
 
@@ -18,6 +26,8 @@ def choose_indices(
         size: Of the data set.
         images: How many to choose.
         seed: Of the choice.
+        labels: Of all images. With them, classes are taken in turn, so that their numbers differ by one
+            at most while none runs out. A choice lies in every larger one of the same seed.
         stream: Another name makes another choice with the same seed.
         option: What an error message calls `images`.
 
@@ -28,7 +38,25 @@ def choose_indices(
         return list(range(size))
     if images > size:
         raise SpecError(f"{option}: the data set has {size}, not {images}; null takes them all")
-    return sorted(permutation(size, seed, stream)[:images])
+    order = permutation(size, seed, stream)
+    if labels is not None:
+        before: Counter[int] = Counter()
+        turn: dict[int, int] = {}
+        for place in order:
+            turn[place] = before[labels[place]]
+            before[labels[place]] += 1
+        order = sorted(order, key=turn.__getitem__)
+    return sorted(order[:images])
+
+
+def labels_of(data: Any) -> list[int] | None:
+    """The labels of all images, where a data set has them at hand as `labels` or `targets`."""
+    for owner in (data, getattr(data, "data", None)):
+        for name in ("labels", "targets"):
+            found = getattr(owner, name, None)
+            if found is not None and hasattr(found, "__len__") and len(found) == len(data):
+                return [int(label) for label in found]
+    return None
 
 
 def hash_images(data: Dataset, indices: Sequence[int]) -> "hashlib._Hash":

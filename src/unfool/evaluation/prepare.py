@@ -13,7 +13,7 @@ from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
 from unfool.compatibility import check_fit, check_sources, undefended
-from unfool.data.subset import choose_indices, hash_images
+from unfool.data.subset import choose_indices, hash_images, labels_of
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
@@ -21,6 +21,7 @@ from unfool.errors import SpecError
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
 from unfool.results.run_folder import OutcomeStore
@@ -150,8 +151,12 @@ def fit_together(
         SpecError: The parts do not fit each other.
     """
     options = spec["evaluation"]
-    indices = choose_indices(len(data), options["images"], options["subset_seed"])
-    check_fit(model, data, indices, device)
+    made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
+    weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
+    indices = choose_indices(
+        len(data), options["images"], options["subset_seed"], labels=labels_of(data)
+    )
+    logits = check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
     if options["lpips"]:
@@ -165,19 +170,31 @@ def fit_together(
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
-    asked = make_manifest(spec, data, indices, fingerprint(data, indices) + brought)
+    images = fingerprint(data, indices) + brought
+    asked = make_manifest(spec, data, indices, images, weights) | {"logits": logits}
     if (stated := getattr(undefended(model), "stated", None)) is not None:
         asked["stated"] = asdict(stated)
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 
 
-def make_manifest(spec: Table, data: Dataset, indices: Sequence[int], images: str) -> Table:
-    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others."""
+def make_manifest(
+    spec: Table, data: Dataset, indices: Sequence[int], images: str, weights: str
+) -> Table:
+    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others.
+
+    Args:
+        spec: As checked.
+        data: The data set.
+        indices: The images of the run.
+        images: Their hash (`fingerprint`).
+        weights: A hash of the weights of the model and of the attacks (`weights_hash`).
+    """
     return {
         "identity": specs.identity(spec),
         "images": images,
         "code": specs.code_hash(spec),
+        "weights": weights,
         "spec": spec,
         "indices": list(indices),
         "classes": list(data.classes),

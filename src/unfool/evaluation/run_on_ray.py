@@ -32,7 +32,8 @@ SAME = {  # what a worker must have as the machine has that started the run
     "version": "version of unfool",
     "identity": "weights, or another file that the spec names",
     "images": "images or labels",
-    "code": "code of a module that the spec names",
+    "code": "code of a module that the spec names, or of one that it imports",
+    "weights": "weights of the model as it is built",
 }
 
 

@@ -104,7 +104,7 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
         knows = _check_knows(table.pop("knows", None))
         for key in ATTACK_FLAGS:
             table.pop(key, None)  # of a checked spec; what is named says it
-        if not isinstance(label or "", str):
+        if label is not None and (not isinstance(label, str) or not label):
             raise SpecError(f"attack.label must be a word, not {label!r}")
         seen = specs.part("view", view)["name"]
         if seen in DEFENSE_VIEWS and not defended:

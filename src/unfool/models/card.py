@@ -7,6 +7,7 @@ large for that, a LoRA adapter is kept alone, and the card's part builds what it
 
 import inspect
 import json
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
             builds its network.
     """
     if part["name"] == "trained":
-        _, card = read_card(part["weights"])
+        folder, card = read_card(part["weights"])
+        check_trust(folder, card["part"], part.get("trust", False))
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
     if part.get("weights") and weights and weights.default is None:  # it is built without, too
@@ -130,28 +132,32 @@ def begin(model: nn.Module, weights: str) -> list[str]:
     return [name for name in model.state_dict() if name not in found]
 
 
-def load_denoiser(weights: str) -> Denoiser:
+def load_denoiser(weights: str, trust: bool = False) -> Denoiser:
     """The denoiser of a card, frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
+        trust: Let the card name code of your own (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, or the weights are not those it describes.
+        ValueError: There is no such card, the weights are not those it describes, or the card names
+            code and is not trusted.
     """
-    return _load("denoiser", weights)
+    return _load("denoiser", weights, trust)
 
 
-def trained_classifier(weights: str) -> NormalizedClassifier:
+def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
+        trust: Let the card name code of your own (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, or the weights are not those it describes.
+        ValueError: There is no such card, the weights are not those it describes, or the card names
+            code and is not trusted.
     """
-    model, (_, card) = _load("classifier", weights), read_card(weights)
+    model, (_, card) = _load("classifier", weights, trust), read_card(weights)
     accuracy = card.get("metrics", {}).get("accuracy")
     if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
         model.stated = Stated(accuracy, card["data"]["name"], f"the card of {Path(weights).name}")
@@ -179,17 +185,70 @@ def read_card(weights: str) -> tuple[Path, specs.Table]:
     )
 
 
+def check_trust(folder: Path, part: specs.Table, trust: bool) -> None:
+    """Refuse a card that names code, unless the user trusts it: a card is data, like its weights.
+
+    Args:
+        folder: Where the card is.
+        part: The part that it says.
+        trust: What the user said. The card cannot say it itself.
+
+    Raises:
+        ValueError: The card names code, or leads back to itself.
+    """
+    _check_trust(folder, part, trust, ())
+
+
+def described(part: specs.Table) -> specs.Table:
+    """The part that builds a network, read from card to card; nothing is imported.
+
+    Raises:
+        ValueError: A card is not there, or leads back to itself.
+    """
+    if part.get("name") != "trained":
+        return part
+    folder, card = read_card(part["weights"])
+    check_trust(folder, card["part"], True)  # for the cards that lead back to themselves
+    return described(card["part"])
+
+
 def shipped() -> list[str]:
     """The names of the models that come with the package."""
     home = resources.files("unfool.weights")
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
 
 
-def _load(kind: str, weights: str) -> Any:
+def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) -> None:
+    if folder.resolve() in above:
+        raise ValueError(f"{folder / 'card.json'} leads back to itself; it describes no model")
+    named = sorted(set(specs.modules_named(part)))
+    tables = list(_tables(part))
+    if not trust and (named or any(table.get("trust") for table in tables)):
+        raise ValueError(
+            f"{folder / 'card.json'} names code ({', '.join(named) or 'and asks for trust'}), which "
+            "loading would run; read that code, and if you trust it, add trust: true beside weights in "
+            "the spec (in Python: trust=True)"
+        )
+    for table in tables:
+        if table.get("name") == "trained" and isinstance(table.get("weights"), str):
+            inner, card = read_card(table["weights"])
+            _check_trust(inner, card["part"], trust, (*above, folder.resolve()))
+
+
+def _tables(value: Any) -> Iterator[specs.Table]:
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, dict | list):
+            yield from _tables(each)
+
+
+def _load(kind: str, weights: str, trust: bool) -> Any:
     folder, card = read_card(weights)
     if card.get("kind") != kind:
         raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
     path, part = _file(folder, card), card["part"]
+    check_trust(folder, part, trust)
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
         part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unfool.networks.unet import UNet, rename, repeat_heads
+from unfool.runtime.files import raise_system_error
 
 _TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -93,6 +94,7 @@ def _content(path: Path) -> object:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
+        raise_system_error(error)
         if refused := re.search(r"(?i)unsupported global:? (?:global )?([\w.]+)", str(error)):
             raise ValueError(
                 f"{path} was refused, for it holds more than plain weights ({refused[1]}) and "

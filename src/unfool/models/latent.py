@@ -19,7 +19,7 @@ from unfool.diffusion.schedule import Discrete
 from unfool.models import lora
 from unfool.models.prompts import read_prompts
 from unfool.runtime.device import pick_device
-from unfool.runtime.files import weights_in
+from unfool.runtime.files import raise_system_error, weights_in
 
 Predicts = Literal["noise", "velocity", "image"]
 Precision = Literal["float32", "float16", "bfloat16"]
@@ -218,6 +218,7 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
         with _silence(kind):
             model, info = kind.from_pretrained(str(part), **options)
     except Exception as error:  # a damaged or foreign file may raise anything
+        raise_system_error(error)
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} cannot be read as a {kind.__name__}: {told}") from error
     if lacks := sorted(info["missing_keys"]):

@@ -31,6 +31,8 @@ CHECKED = {
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
     "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
+    "more-logits-than-classes": "the model tells no more classes apart than the data set has",
+    "classes-missing": "there are pictures of every class, where there are as many pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
     "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
 }

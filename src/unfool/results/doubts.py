@@ -59,7 +59,8 @@ def all_doubts(
     outcomes: Sequence[Outcome],
     judged: Mapping[str, Any],
     robust: Any,
-    classes: int,
+    classes: Sequence[str],
+    logits: int | None = None,
     stated: Mapping[str, Any] | None = None,
 ) -> list[Doubt]:
     """Every doubt about a run.
@@ -69,7 +70,8 @@ def all_doubts(
         outcomes: What came of each image.
         judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
-        classes: How many classes the data set has.
+        classes: The names of the data set's classes.
+        logits: How many classes the model tells apart; None in runs made before it was kept.
         stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
     probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
@@ -86,8 +88,10 @@ def all_doubts(
         *_low_precision(spec, attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_no_whole_view(spec, attacks),
-        *_guessing(judged, classes),
+        *_guessing(judged, len(classes)),
         *(_less_than_stated(spec["data"], judged, stated) if stated else ()),
+        *_more_logits(logits, classes),
+        *_classes_missing(outcomes, classes),
         *_few_images(robust),
         *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
     ]
@@ -315,6 +319,30 @@ def _less_than_stated(
             f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
             "these its weights, its `mean` and `std` those of its training, its activation and layout "
             "right, and its classes in the order of the data set's?",
+        )
+
+
+def _more_logits(logits: int | None, classes: Sequence[str]) -> Iterator[Doubt]:
+    if logits is not None and logits > len(classes):
+        yield Doubt(
+            "more-logits-than-classes",
+            "yellow",
+            f"the model tells {logits} classes apart, and the data set has {len(classes)} "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): if one is missing in "
+            "between, the labels of all later ones are wrong",
+        )
+
+
+def _classes_missing(outcomes: Sequence[Outcome], classes: Sequence[str]) -> Iterator[Doubt]:
+    there = {outcome.label for outcome in outcomes}
+    missing = [name for label, name in enumerate(classes) if label not in there]
+    if missing and len(outcomes) >= len(classes):
+        named = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        yield Doubt(
+            "classes-missing",
+            "yellow",
+            f"no image of the run is of {len(missing)} of the {len(classes)} classes ({named}): the "
+            "numbers are of the others alone",
         )
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from unfool.runtime.files import npz_bytes, write_bytes
+from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
 from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
@@ -23,16 +23,19 @@ SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
     "images": "of other images (the data set's contents differ)",
-    "code": "by other code (a module that the spec names has changed)",
+    "code": "by other code (a module that the spec names, or one that it imports, has changed)",
+    "weights": "of other weights (the model or an attack was built with others)",
 }
 MEASURED = (
     "seconds",
     "cost",
     "made_by",
-    "probe",
+    "sanity",
     "quality",
     "loss_curves",
 )  # in what the same image may differ
+
+AGAIN = "delete the file and run the same command again: only its images are done anew"
 
 
 class HasIndex(Protocol):
@@ -122,8 +125,8 @@ class Run:
 
     Attributes:
         folder: Where it is.
-        manifest: What it was asked: `spec`, `identity`, `images` and `code` (hashes), `indices`,
-            `classes`, `versions`, and the `kind` of a run that is not an evaluation.
+        manifest: What it was asked: `spec`, `identity`, `images`, `code` and `weights` (hashes),
+            `indices`, `classes`, `versions`, and the `kind` of a run that is not an evaluation.
     """
 
     folder: Path
@@ -151,10 +154,16 @@ class Run:
 
         Raises:
             RuntimeError: The folder holds a run of another spec, on other images, on more of them, or
-                by other code.
+                by other code; or it holds outcomes and no run.json that says of what run.
             OSError: The folder cannot be written.
         """
-        if (folder / "run.json").exists() and any((folder / "outcomes").glob("*.jsonl")):
+        begun = any((folder / "outcomes").glob("*.jsonl"))
+        if begun and not (folder / "run.json").exists():
+            raise RuntimeError(
+                f"{folder} holds outcomes and no run.json that says of what run they are; put run.json "
+                f"back, delete {folder / 'outcomes'}, or name another folder with --out"
+            )
+        if begun:
             run = cls.open(folder)
             held, wanted = (set(told.get("indices", ())) for told in (run.manifest, manifest))
             if wanted < held and run.manifest.get("identity") == manifest.get("identity"):
@@ -201,11 +210,21 @@ class Run:
         return cls(Path(folder), asked)
 
     def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
-        """Write a block of outcomes, and the pictures of those that are shown."""
+        """Write a block of outcomes, and the pictures of those that are shown.
+
+        Raises:
+            RuntimeError: The folder was moved or deleted since the run began.
+            OSError: The folder cannot be written, or the disk is full.
+        """
+        if not (self.folder / "run.json").is_file():
+            raise RuntimeError(
+                f"{self.folder} was moved or deleted while the run worked, and what came of "
+                f"{len(outcomes)} images is not written; run the same command again where the folder is"
+            )
         tables: list[Any] = list(outcomes)
         lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
         # The name holds the contents, so that no two processes can write over each other.
-        name = f"{outcomes[0].index:07}-{hashlib.sha256(lines).hexdigest()[:8]}"
+        name = f"{outcomes[0].index:07}-{self._told_by(lines)}"
         if examples:
             write_bytes(self.folder / "examples" / f"{name}.npz", npz_bytes(examples))
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
@@ -221,23 +240,47 @@ class Run:
         return self.read(Outcome.from_dict)
 
     def read(self, of: Callable[[dict[str, Any]], Kept]) -> list[Kept]:
-        """All facts so far, by index, each made by `same_image_as` from the table that was written.
+        """All facts so far, by index, each made by `of` from the table that was written.
 
         Raises:
-            RuntimeError: A file is damaged.
+            RuntimeError: A file is damaged, is of another run, holds an image that the run does not
+                have, or disagrees with another file about an image.
         """
         found: dict[int, Kept] = {}
+        known: dict[int, tuple[Path, Any]] = {}
+        asked = set(self.manifest["indices"]) if "indices" in self.manifest else None
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
-            for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            content = path.read_bytes()
+            if path.stem.rpartition("-")[2] != self._told_by(content):
+                raise RuntimeError(
+                    f"{path} is damaged, was changed, or is of another run (its name does not tell its "
+                    f"contents); {AGAIN}"
+                )
+            for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
                 try:
-                    fact = of(json.loads(line))
-                    found[fact.index] = fact
-                except (ValueError, TypeError, KeyError) as error:
+                    table = json.loads(line)
+                    fact = of(table)
+                    index = fact.index
+                    told = {key: value for key, value in table.items() if key not in MEASURED}
+                except (ValueError, TypeError, KeyError, AttributeError) as error:
+                    raise RuntimeError(f"{path} is damaged in line {number}; {AGAIN}") from error
+                if type(index) is not int or (asked is not None and index not in asked):
                     raise RuntimeError(
-                        f"{path} is damaged in line {number}; delete the file and run the same "
-                        "command again: only its images are done anew"
-                    ) from error
+                        f"{path} holds image {index}, which the run does not have; {AGAIN}"
+                    )
+                before, same = known.setdefault(index, (path, told))
+                if same != told:
+                    raise RuntimeError(
+                        f"{before} and {path} disagree about image {index}: they were made by "
+                        "other models or machines; delete one of them, and run the same command again"
+                    )
+                found[index] = fact
         return [found[index] for index in sorted(found)]
+
+    def _told_by(self, content: bytes) -> str:
+        """Eight digits that tell what a file of this run holds."""
+        identity = str(self.manifest.get("identity", "")).encode()
+        return hashlib.sha256(identity + b"\n" + content).hexdigest()[:8]
 
     def forecast(self) -> dict[str, Any] | None:
         """What was forecast of its cost (`forecast.Forecast.keep`); None if nothing was."""
@@ -245,10 +288,22 @@ class Run:
         return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
-        """The pictures kept of each block, by index; only these arrays, if any are named."""
+        """The pictures kept of each block, by index; only these arrays, if any are named.
+
+        Raises:
+            RuntimeError: A file is damaged.
+            OSError: A file cannot be opened or read.
+        """
         for path in sorted((self.folder / "examples").glob("*.npz")):
-            with np.load(path) as file:
-                yield {name: file[name] for name in names or file}
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    block = {name: file[name] for name in names or file}
+            except Exception as error:  # a damaged archive may raise anything
+                raise_system_error(error)
+                raise RuntimeError(
+                    f"{path} is damaged ({error}); delete it: the report then shows fewer images"
+                ) from error
+            yield block
 
 
 def _hash_if_known(

@@ -123,7 +123,8 @@ def summarize_run(run: Run) -> dict[str, Any]:
                 outcomes,
                 by_name,
                 corrupted if not labels and corrupted else robust,
-                len(run.manifest["classes"]),
+                run.manifest["classes"],
+                run.manifest.get("logits"),
                 run.manifest.get("stated"),
             )
         ],

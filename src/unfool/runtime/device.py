@@ -28,8 +28,8 @@ def pick_device(name: str) -> str:
     if name == "auto" or (name == "cuda" and torch.cuda.is_available()):
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros(1, device=name))  # a meta device has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
     return name
 

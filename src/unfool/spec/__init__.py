@@ -2,7 +2,8 @@
 
 from unfool.errors import SpecError
 from unfool.spec.check import argument_names, build, check, check_data, check_section, part
-from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, code_hash, identity
+from unfool.spec.code import code_hash, modules_named
+from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, identity
 from unfool.spec.load import Table, load
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "code_hash",
     "identity",
     "load",
+    "modules_named",
     "part",
 ]

@@ -155,6 +155,11 @@ def build(kind: str, table: Table, **given: Any) -> Any:
         if isinstance(error, SpecError):
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
+    except (RuntimeError, MemoryError) as error:  # such as sizes for which there is no memory
+        said = " ".join(str(error).split())[:200] or "there is not enough memory"
+        raise SpecError(
+            f"{kind} {table['name']} cannot be built with these options ({said})"
+        ) from error
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
 
@@ -171,13 +176,13 @@ def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) 
             raise SpecError(
                 f"{name}: there is no option {key!r}; {hint(key, kinds, ', '.join(kinds))}"
             )
+    for key, value in values.items():
+        if wrong := complaint(kinds[key][0], value):
+            raise SpecError(f"{name}.{key} {wrong}")
     model = create_model(name, __config__=ConfigDict(extra="forbid"), **kinds)  # pyright: ignore
     try:
         return model(**values).model_dump()
     except ValidationError as error:
-        for key, value in values.items():
-            if wrong := complaint(kinds[key][0], value):
-                raise SpecError(f"{name}.{key} {wrong}") from error
         raise _spec_error(name, error, 1) from error
 
 
@@ -199,6 +204,8 @@ def argument_names(kind: str, table: Table) -> list[str]:
 def _fit(where: str, kind: Any, value: Any) -> Any:
     if kind is inspect.Parameter.empty:
         return value
+    if wrong := complaint(kind, value):
+        raise SpecError(f"{where} {wrong}")
     try:
         fitted = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
     except TypeError:
@@ -208,8 +215,6 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     try:
         result = fitted.validate_python(value)
     except ValidationError as error:
-        if wrong := complaint(kind, value):
-            raise SpecError(f"{where} {wrong}") from error
         raise _spec_error(where, error) from error
     return str(result) if isinstance(result, Path) else result
 

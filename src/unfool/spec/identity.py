@@ -1,9 +1,7 @@
 """What tells a spec from another: a hash of what it asks and of the files that it names."""
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Iterator
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -38,19 +36,6 @@ def identity(spec: Table) -> str:
         if section in asked:
             asked[section] = {k: v for k, v in asked[section].items() if k != "images"}
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def code_hash(spec: Table) -> str:
-    """A hash of the source of every module of one's own that a spec names."""
-    digest = hashlib.sha256()
-    for module in sorted(set(_modules(spec))):
-        try:
-            found = importlib.util.find_spec(module)
-        except (ValueError, ImportError):  # of a notebook, or of a module that is gone
-            continue
-        if found is not None and found.origin and Path(found.origin).is_file():
-            digest.update(Path(found.origin).read_bytes())
-    return digest.hexdigest()
 
 
 def _by_contents(value: Any) -> Any:
@@ -93,16 +78,3 @@ def _sha256(file: Path, size: int, changed: int) -> str:
     """Of a large file, computed again only if its size or its time changed."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _modules(value: Any) -> Iterator[str]:
-    """The modules that a spec names as `module:attribute`."""
-    if isinstance(value, list):
-        for v in value:
-            yield from _modules(v)
-    elif isinstance(value, dict):
-        for key, v in value.items():
-            if key in ("name", "view") and isinstance(v, str) and ":" in v:
-                yield v.partition(":")[0]
-            else:
-                yield from _modules(v)

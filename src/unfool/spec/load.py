@@ -1,15 +1,15 @@
 """Read a spec: a YAML file, or a shipped one, with changes from the command line."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from unfool.errors import SpecError
+from unfool.spec import strict_yaml
 from unfool.spec.menu import hint, kind_of, shipped
 
 Table = dict[str, Any]
@@ -27,17 +27,34 @@ def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
     Raises:
         SpecError: There is no such spec, it is no YAML table, or a change does not fit.
     """
-    spec = json.loads(json.dumps(source)) if isinstance(source, Mapping) else _read(source)
+    spec = _copied(source) if isinstance(source, Mapping) else _read(source)
     for change in changes:
         _change(spec, change)
     return _numbers(spec)
 
 
+def _copied(source: Mapping[str, Any]) -> Table:
+    """A table from Python, in plain values: paths as text, and numbers of NumPy as numbers."""
+    try:
+        return json.loads(json.dumps(source, default=_plain, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"a spec holds tables, lists, words and finite numbers: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} is a {type(value).__name__}")
+
+
 def _read(source: str | Path) -> Table:
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or (path.exists() and not path.is_dir()):
         try:
-            text = path.read_text("utf-8")
+            with path.open(encoding="utf-8") as file:  # a pipe of the shell, too
+                text = file.read(strict_yaml.LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
             why = "it is no text" if isinstance(error, ValueError) else str(error.strerror).lower()
             raise SpecError(
@@ -53,9 +70,9 @@ def _read(source: str | Path) -> Table:
             raise SpecError(f"there is no spec {str(source)!r}; {near}")
         text = resources.files("unfool.specs").joinpath(f"{source}.yaml").read_text("utf-8")
     try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        spec = strict_yaml.parse(text)
+    except ValueError as error:
+        raise SpecError(f"{source} is not YAML that makes a spec: {error}") from error
     if not isinstance(spec, dict):
         raise SpecError(f"{source} must hold a table of parts (data, classifier, ...)")
     return spec
@@ -65,11 +82,11 @@ def _change(spec: Table, change: str) -> None:
     path, equals, value = change.partition("=")
     if not equals or not path:
         raise SpecError(f"--set takes path.to.key=value, not {change!r}")
-    try:
-        value = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from error
     *parents, last = path.split(".")
+    try:
+        value = strict_yaml.parse_value(value, as_text=last in TEXT_KEYS)
+    except ValueError as error:
+        raise SpecError(f"--set {change}: {error}") from error
     place: Any = spec
     for step in parents:
         at = _at(change, step, place)
@@ -92,18 +109,24 @@ def _at(change: str, step: str, place: Any) -> Any:
     return int(step)
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: Any, as_text: bool = False) -> Any:
     """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
     if isinstance(value, dict):
-        return {key: v if key in TEXT_KEYS else _numbers(v) for key, v in value.items()}
+        return {key: _numbers(v, key in TEXT_KEYS) for key, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise SpecError(f"{value!r} holds a letter that is not Unicode; write it another way")
+        if as_text:
+            return value
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*", value):
             above, below = map(float, match.groups())
             if below == 0:
                 raise SpecError(f"{value} divides by zero")
             return above / below
         if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+", value):
+            if math.isinf(float(value)):
+                raise SpecError(f"{value} is too large a number")
             return float(value)
     return value

@@ -172,18 +172,22 @@ def find(kind: str, name: str) -> Any:
     """What `name` stands for: from the menu, or imported from `module:attribute`.
 
     Raises:
-        SpecError: The menu has no such name, or the import fails.
+        SpecError: The menu has no such name, the import fails, or what it finds cannot be called.
     """
     target = name if ":" in name else MENU[kind].get(name)
     if target is None:
         raise SpecError(f"{kind}: there is no {name!r}; {hint(name, MENU[kind], choices(kind))}")
     module, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
+    if ":" in name and not {"", os.getcwd()} & set(sys.path):
+        # Last, so that no file in the current folder takes the place of an installed module.
+        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+    if not callable(found):
+        raise SpecError(f"{kind}: {target!r} is a {type(found).__name__}, not a class or function")
+    return found
 
 
 def kind_of(key: str) -> str | None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.data.subset import hash_images
 from unfool.protocols import Dataset
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.runtime.progress import progress
 from unfool.spec import Table
 
@@ -127,6 +127,7 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "pt")
     except (OSError, SafetensorError) as error:
+        raise_system_error(error)
         raise ValueError(
             f"{path} is damaged or gone; delete it and run the command again"
         ) from error

@@ -19,6 +19,7 @@ from unfool.diffusion.schedule import chain_length
 from unfool.errors import SpecError
 from unfool.models import card, lora
 from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
@@ -113,12 +114,14 @@ def _run(job: Job) -> Path:
     spec, folder, processes, device = job.spec, job.folder, job.processes, job.device
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
-    asked = checkpoint.question(spec, data)
-    options = loop_options(job.section, precision=_begin(job, asked))
     model = _model(job, data, test)
     objective = _objective(spec["objective"])
     check_objective_models(objective, data)
+    fixed = weights_hash(objective)
     _open(job, model)
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    asked = checkpoint.question(spec, data, fixed + weights_hash(frozen))
+    options = loop_options(job.section, precision=_begin(job, asked))
     _prepare(job, model, data)
     most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
     parts, half = processes.count * options.accumulate, options.precision == "bfloat16"
@@ -233,7 +236,7 @@ def _finish(
     folder = job.folder
     job.save(folder, trained, facts)
     load = card.load_denoiser if job.kind == "denoiser" else card.trained_classifier
-    loaded = load(str(folder))
+    loaded = load(str(folder), trust=True)  # the spec named its code
     if test is not None:
         metrics = _measure(loaded.to(job.device), test, t_max)
         job.save(folder, trained, facts, metrics=metrics)
@@ -258,7 +261,8 @@ def result(folder: Path) -> str:
     """What came of a training, and how to use it, in a few lines."""
     facts = card.read_card(str(folder))[1]
     metrics = facts.get("metrics", {})
-    lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}}}"]
+    trust = ", trust: true" if any(specs.modules_named(facts["part"])) else ""
+    lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}{trust}}}"]
     if "accuracy" in metrics:
         low, high = metrics["interval"]
         share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"

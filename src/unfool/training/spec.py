@@ -173,7 +173,7 @@ def _check_start(start: str, kind: str, part: Table) -> None:
         raise SpecError(f"training.init_from: {error}") from error
     if told["kind"] != kind:
         raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
-    began = card.network_of(kind, told["part"])[0]
+    began = card.described(told["part"])
     for key in MEANING:
         if key in began and key in part and _listed(began[key]) != _listed(part[key]):
             raise SpecError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,11 +61,7 @@ class Gallery:
             RuntimeError: A file of them is damaged.
         """
         found = {outcome.index: outcome for outcome in run.outcomes()}
-        try:
-            blocks = [block for block in run.examples() if len(block["index"])]
-        except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-            folder = run.folder / "examples"
-            raise RuntimeError(f"{folder} holds a damaged file ({error}); delete it") from error
+        blocks = [block for block in run.examples() if len(block["index"])]
         if not blocks:
             return None
         indices = np.concatenate([block["index"] for block in blocks])
