@@ -44,7 +44,7 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-            if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
+            if opened.has_transparency_data and np.array(opened.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError("it is transparent in places, where it has no color of its own")
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
