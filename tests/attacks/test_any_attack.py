@@ -43,7 +43,7 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
 @pytest.mark.parametrize("norm", THREATS)
 def test_it_stays_within_the_threat(name, norm):
     attack = ATTACKS[name]
-    for eps in (0.0, 0.02, 2.0):
+    for eps in (0.0, 0.02, 1.0):
         found = attack(Shaken(), X.float(), Y, Threat(norm, eps), NOISE)
         assert found.shape == X.shape
         assert found.dtype == torch.float32

@@ -17,6 +17,7 @@ from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
+from unfool.defenses.purified import predict
 from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
@@ -128,7 +129,7 @@ def purification(
         show(1, "attacked")
         pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
         right = {
-            name: [classify(start, noise.child("classify")).argmax(1) == y]
+            name: [predict(classify, start, noise.child("classify")) == y]
             for name, start in starts.items()
         }
         for draw in range(draws):
@@ -140,7 +141,7 @@ def purification(
                 for way, picture in ways.items():
                     row = f"{name}, {way}"
                     pictures.setdefault(row, []).append(picture)
-                    correct = classify(picture, stream.child("classify")).argmax(1) == y
+                    correct = predict(classify, picture, stream.child("classify")) == y
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {

@@ -9,6 +9,7 @@ from torch import Tensor
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_ball
 from unfool.attacks.losses import Loss, Query, runner_up_classes
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, MostOf, check_fields
@@ -58,6 +59,7 @@ class APGD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

@@ -19,6 +19,7 @@ from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
+from unfool.checks import checked
 from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -47,6 +48,7 @@ class Corruption:
     def __post_init__(self) -> None:
         _check(self.kind, 1 if self.severity is None else self.severity)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from unfool.attacks.candidates import choose, require_ball
 from unfool.attacks.losses import query_model, runner_up_classes
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields
@@ -48,6 +49,7 @@ class FAB:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -61,6 +63,7 @@ class FAB:
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
+    @checked
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

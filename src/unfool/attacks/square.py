@@ -7,6 +7,7 @@ from torch import Tensor
 
 from unfool.attacks.candidates import choose, require_ball
 from unfool.attacks.losses import query_model
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, check_fields
@@ -41,6 +42,7 @@ class Square:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

@@ -6,6 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.distances import mse, ssim
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
@@ -91,6 +92,7 @@ class GDMP(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z = given = self.denoiser.encode(x)
         guide = self._guide(given)
         for i in range(self.passes):

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
 from unfool.diffusion.reverse import ascent
@@ -90,6 +91,7 @@ class LikelihoodMaximization(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
         z = self.denoiser.encode(x)
         advance = partial(self._advance, noise.child("forward"), z)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
+from unfool.checks import check_threat
 from unfool.data import fetch
 from unfool.defenses.purified import predict_draws
 from unfool.evaluation.cost import CallCounter
@@ -78,6 +79,7 @@ class AttackRunner:
         self, x: Tensor, y: Tensor, indices: Sequence[int]
     ) -> Iterator[tuple[str, Tensor]]:
         """The images as they are; and, if there are attacks, under random noise and each attack."""
+        check_threat(self.threat, x)
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.calls.take()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unfool.data import fetch
+from unfool.defenses.purified import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.spec import Table
@@ -79,7 +80,7 @@ def _made(
     x_adv = objective.attacked(x, y, noise).detach()
     model, told = objective.seen(), noise.child("verdict")
     with torch.no_grad():
-        wrong = [model(picture, told).argmax(1) != y for picture in (x, x_adv)]
+        wrong = [predict(model, picture, told) != y for picture in (x, x_adv)]
     size = Threat(objective.norm, objective.eps).size(x_adv - x)
     return {"images": x_adv, "labels": y, "before": wrong[0], "after": wrong[1], "size": size}
 
