@@ -13,6 +13,7 @@ from torch import Tensor
 from unfool.analysis.trajectories import DW, EOT
 from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
+from unfool.checks import images_of_any_range
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
@@ -108,7 +109,8 @@ def landscape(
             known = secret.take(same)
             told = known.with_known_noise(known)
             for kind, stream, count in (("known", told, 1), ("fresh", held.take(same), draws)):
-                seen = query_model(model, row, labels, loss, stream, 0, count, gradient=False)
+                with images_of_any_range():  # unless `clip`, the plane is not bent at the box
+                    seen = query_model(model, row, labels, loss, stream, 0, count, gradient=False)
                 surfaces[kind].append(seen.loss.cpu())
             show(done, "looking")
     plane = torch.stack([u / (u @ u), r / (r @ r)], 1)  # (P, 2)

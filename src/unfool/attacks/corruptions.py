@@ -138,7 +138,10 @@ def _motion_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _zoom_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    zooms = [1 + i / 100 for i in range((6, 11, 16, 21, 26)[level])]
+    # As released: of a float's range, the end is in it or not as rounding will have it.
+    zooms = np.arange(
+        1, *((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))[level]
+    )
     return (x + sum(_zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 

@@ -37,17 +37,17 @@ def as_module(
             their mean probability. Memory and time are that many times as much.
 
     Raises:
-        ValueError: `noise` is another word, or `votes` below 1.
-        TypeError: `noise` is none of these.
+        ValueError: `noise` is none of these, or `votes` below 1.
     """
     check_arguments(as_module, {"votes": votes})
     if isinstance(noise, Noise):
         return Module(model, lambda size: _at(noise, size), votes)
-    if isinstance(noise, str):
-        if noise != "fresh":
-            raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}")
+    if isinstance(noise, str) and noise == "fresh":
         return Module(model, Noise.fresh, votes)
-    Noise.of(noise, [])  # refuses what is no seed
+    try:
+        Noise.of(noise, [])  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}") from error
     return Module(model, lambda size: Noise.of(noise, [0] * size), votes)
 
 

@@ -195,9 +195,23 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
         return x_adv.detach()
     allowed = threat.allows(x, x_adv)
     if not bool(allowed.all()):
+        most = float((threat.size(x_adv - x) - threat.eps).max())
+        excess = f", by up to {most:.4g}" if most > 0 else "" if most <= 0 else ", by NaN"
         raise RuntimeError(
             f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images: let an attack of yours end with "
-            "threat.project(x, x_adv); images made before need the threat that they were made for"
+            f"{int((~allowed).sum())} of {len(x)} images{excess}: {_cure(threat, most)}"
         )
     return x_adv.detach()
+
+
+def _cure(threat: Threat, excess: float) -> str:
+    if threat.norm == "linf" and 0 < excess <= 0.5 / 255 + 1e-6:
+        return (
+            "so far do images go that were rounded to 8 bits; let the threat be 0.5/255 more, or round "
+            "toward the clean image"
+        )
+    return (
+        "let an attack of yours end with threat.project(x, x_adv); images made before need the threat "
+        "and the order that they were made for (pictures of a folder are taken in the order of their "
+        "names as text: 0, 1, 10, 2)"
+    )
