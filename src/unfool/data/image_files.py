@@ -34,7 +34,10 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-            if opened.has_transparency_data and opened.convert("RGBA").getextrema()[3][0] < 255:
+            if (
+                opened.has_transparency_data
+                and np.array(opened.convert("RGBA"))[..., 3].min() < 255
+            ):
                 raise ValueError(
                     "it is transparent in places, and what shows through is up to you: put it on "
                     "white or black with an image editor"

@@ -33,8 +33,9 @@ class LikelihoodMaximization(nn.Module):
 
     With `eta` every step ends by a clamp to what is both in [0, 1] and in the linf ball around the image
     that came in. The gradient goes through it, by its center too. That, with `optimizer="momentum"`, is
-    the paper's form as others tell of it: 5 steps in a ball of 8/255. Its text was not at hand: the
-    decay of the momentum (0.9) is ours, and a rate of 2/255 would be.
+    the paper's form as others tell of it: 5 steps in a ball of 8/255. The decay of the momentum (0.9)
+    and a rate of 2/255 are ours; the release holds a form with momentum in linf of its own, which its
+    demos do not run and which this one does not follow number by number.
 
     The sign of `"momentum"` has the slope 0 everywhere. So its exact gradient is that of the identity,
     but for pixels that a clamp holds at 0 or 1, and tells an attacker nothing of the diffusion model: it
