@@ -16,7 +16,7 @@ from unfool.data.arrays import Arrays
 from unfool.data.digits import digits
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.gradual import Gradual
-from unfool.defenses.purified import Purified, majority_vote, predict_draws
+from unfool.defenses.purified_classifier import Purified, majority_vote, predict_draws
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.threat import Threat
@@ -302,3 +302,14 @@ def test_a_network_normalized_outside_looks_robust_and_is_refused():
 def test_arrays_hold_images_alone():
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         Arrays(2 * X - 1, Y, ("0", "1"))
+
+
+@pytest.mark.parametrize("by", ["logits", "softmax", "votes"])
+def test_no_aggregate_of_paths_answers_from_what_is_not_finite(by):
+    model = unfool.Aggregated(
+        Purified(lambda x, noise: x.new_full((len(x), 2), torch.nan), lambda x, noise: x),
+        paths=2,
+        by=by,
+    )
+    with pytest.raises(RuntimeError, match="not finite on 12 of 12|not finite on 6 of 6"):
+        predict_draws(model, X, NOISE, 2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unfool.checks import check_logits
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Values = Sequence[float] | float | np.ndarray | np.floating | Tensor
 
@@ -29,7 +29,7 @@ class NormalizedClassifier(nn.Module):
         ValueError: `mean` or `std` is not finite, or `std` not above 0.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     mean: Tensor
     std: Tensor

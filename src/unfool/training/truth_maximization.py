@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unfool.attacks.views import without_elimination
 from unfool.checks import images_of_any_range
-from unfool.defenses.purified import predict
+from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -102,7 +102,7 @@ class TruthMaximization:
         Raises:
             RuntimeError: The attack left what the threat allows.
         """
-        model, threat, start = self.seen(), Threat(self.norm, self.eps), x
+        model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
         asked: AbstractContextManager[None] = nullcontext()
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
@@ -114,13 +114,13 @@ class TruthMaximization:
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
             raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
         if "unattacked" in self.released:
-            told = noise.child("unattacked")
+            stream = noise.child("unattacked")
             with torch.no_grad():
-                fooled = (predict(model, start, told) == y) & (predict(model, x_adv, told) != y)
+                fooled = (predict(model, start, stream) == y) & (predict(model, x_adv, stream) != y)
             x_adv = torch.where(images(fooled), x_adv, start)
         return (x_adv + 1) / 2 if "range" in self.released else x_adv
 
-    def seen(self) -> Classifier:
+    def attacked_model(self) -> Classifier:
         """The source as the attack sees it: a diffusion classifier without its elimination."""
         source: Any = self.source
         if isinstance(source, nn.Module):
