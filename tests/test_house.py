@@ -11,7 +11,7 @@ FLOORS = [
     {"noise", "statistics", "runtime", "networks"},
     {"spec"},
     {"diffusion", "threat"},
-    {"protocols"},
+    {"protocols", "checks"},
     {"batching"},
     {"data"},
     {"defenses", "attacks", "models"},

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from unfool.attacks.square import Square as Square
     from unfool.attacks.stadv import StAdv as StAdv
     from unfool.attacks.transfer import Transfer as Transfer
+    from unfool.attacks.views import Batched as Batched
     from unfool.attacks.views import adjoint as adjoint
     from unfool.attacks.views import bfloat16 as bfloat16
     from unfool.attacks.views import bpda as bpda
@@ -122,6 +123,7 @@ _HOMES = {
     "AttackOnView": "unfool.evaluation.prepare",
     "attacks": "unfool.attacks",
     "AutoAttack": "unfool.attacks.autoattack",
+    "Batched": "unfool.attacks.views",
     "bfloat16": "unfool.attacks.views",
     "bpda": "unfool.attacks.views",
     "calibrate": "unfool.defenses.diffusion_classifier.classifier",

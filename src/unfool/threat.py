@@ -21,6 +21,9 @@ class Threat:
         norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length) or `"l0"` (the
             share of places, all channels together, that are changed at all).
         eps: The budget, in units of [0, 1] images (8/255 is 0.0314); of l0 a share, 0 to 1.
+
+    Raises:
+        ValueError: The budget is below 0, or above 1 in linf or l0.
     """
 
     norm: Norm
@@ -28,6 +31,9 @@ class Threat:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.norm != "l2" and self.eps > 1:
+            unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
+            raise ValueError(f"threat: eps of {self.norm} is at most 1, as {unit}, not {self.eps}")
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""
@@ -66,6 +72,8 @@ class Threat:
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
+            far = torch.finfo(delta.dtype).max ** 0.25  # lest squares overflow, or infinity meet 0
+            delta = delta.clamp(-far, far)
             size = images(self.size(delta))
             delta = torch.where(size > self.eps, delta * (self.eps / size.clamp(min=1e-30)), delta)
         return (x + delta).clamp(0, 1)

@@ -13,6 +13,7 @@ from unfool.analysis.inputs import load_inputs
 from unfool.analysis.landscape import Landscape, landscape
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
 from unfool.attacks.losses import LOSSES
+from unfool.checks import images_of_any_range
 from unfool.cli.main import run
 from unfool.report.figures import style
 from unfool.report.figures import trajectories as report
@@ -114,7 +115,7 @@ def test_the_landscape_has_the_attacks_where_it_says():
     secret = at.noise.take([0]).child("defense")
     u = torch.from_numpy(found.directions[0])
     for a, b in ((0, 0), (1, 0), (2, 0)):
-        with torch.no_grad():
+        with torch.no_grad(), images_of_any_range():
             logits = at.model(at.x[:1] + a * u.to(at.x), secret)
         loss = float(LOSSES["margin"](logits, at.y[:1]))
         assert found.known[b, a] == pytest.approx(loss, rel=1e-3)

@@ -208,7 +208,7 @@ def test_without_attacks_there_is_no_robustness(network, tensors):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"threat": Threat("linf", 8)}, "at most 1"),
+        ({"threat": Threat("l2", 128)}, "128"),
         ({"threat": 8 / 255}, "unfool.Threat"),
         ({"draws": 0}, "draws must be 1 or more"),
         ({"images": 7}, "the data set has 6"),

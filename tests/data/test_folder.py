@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unfool.data import fetch
+from unfool.data import fetch, image_files
 from unfool.data.folder import Folder
 
 
@@ -169,6 +169,25 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path: Path):
     with pytest.raises(ValueError, match=r"image 1 is 3x6x4 .* 3x4x6: give .* `size`"):
         fetch(Folder(tmp_path), [0, 1])
     assert fetch(Folder(tmp_path, size=4), [0, 1])[0].shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB"])
+def test_a_picture_that_is_transparent_in_places_is_refused(tmp_path: Path, mode: str):
+    """A white digit drawn by its alpha is no digit on white, nor without alpha."""
+    place = tmp_path / "digit.png"
+    if mode in ("LA", "RGBA"):
+        picture = Image.new(mode, (5, 5), (255,) * len(mode))
+        picture.putpixel((2, 2), (255,) * (len(mode) - 1) + (254,))
+        picture.save(place)
+    else:  # one color stands for what is transparent
+        blank = Image.new(mode, (5, 5), 0)
+        blank.save(place, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    with pytest.raises(ValueError, match=r"digit\.png.*transparent"):
+        image_files.read(place)
+    picture = Image.open(place).convert("RGBA")
+    picture.putalpha(255)
+    picture.save(place)
+    assert image_files.read(place).shape == (3, 5, 5)
 
 
 def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):

@@ -145,6 +145,8 @@ def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
     refused("has another label", labels=made["labels"] + 1)
     refused("has 6 images and the run 7", images=made["images"][:6], indices=None)
     refused("has 7 images but 3 `labels`", labels=made["labels"][:3])
+    rounded = made["images"] + 0.3 / 255
+    refused("rounded to 8 bits", images=rounded.clip(0, 1))
     refused("left the threat", images=(made["images"] + 0.2).clip(0, 1))
     refused("must lie in [0, 1]", images=made["images"] * 2)
     refused("has neither `images` nor `x_adv`", images=None)

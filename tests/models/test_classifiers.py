@@ -1,5 +1,6 @@
 """Networks as classifiers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,47 @@ def test_input_is_normalized_by_channel_or_as_a_whole():
     assert torch.equal(
         NormalizedClassifier(nn.Flatten(), (0.5,), (0.5,))(X, NOISE), ((X - 0.5) / 0.5).flatten(1)
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        np.array,
+        torch.tensor,
+        lambda values: np.array(values, np.float32),
+        lambda values: torch.tensor(values).view(3, 1, 1),
+        lambda values: torch.tensor(values, dtype=torch.float64)[None, :, None, None],
+    ],
+)
+def test_constants_come_as_everybody_has_them(make):
+    given = NormalizedClassifier(nn.Flatten(), make([0.1, 0.2, 0.3]), make([1.0, 2.0, 4.0]))
+    assert torch.equal(
+        given(X, NOISE),
+        NormalizedClassifier(nn.Flatten(), (0.1, 0.2, 0.3), (1, 2, 4))(X, NOISE),
+    )
+    for one in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 0.5):
+        assert torch.equal(
+            NormalizedClassifier(nn.Flatten(), one, one)(X, NOISE), ((X - 0.5) / 0.5).flatten(1)
+        )
+    for odd in (0.0, -1.0, [1.0, 0.0, 1.0]):
+        with pytest.raises(ValueError, match=r"std must be above 0.*0\.0|-1\.0"):
+            NormalizedClassifier(nn.Flatten(), std=odd)
+    with pytest.raises(ValueError, match=r"mean must be finite.*nan"):
+        NormalizedClassifier(nn.Flatten(), mean=np.array([torch.nan]))
+
+
+def test_the_default_type_of_torch_changes_no_constant():
+    seed_torch(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    expected = NormalizedClassifier(network, 0.5, 0.5)(X, NOISE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = NormalizedClassifier(network, 0.5, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.mean.dtype == torch.float32
+    assert torch.equal(model(X, NOISE), expected)
 
 
 def test_nothing_is_normalized_unless_asked():

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unfool.attacks import views
 from unfool.attacks.losses import LOSSES, Loss, query_model
+from unfool.checks import images_of_any_range
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -244,12 +245,13 @@ def _slopes(
     exact, x = (double, x.double()) if double else (model, x)
     slopes = []
     for direction in directions.to(x):
-        sides = [
-            query_model(
-                exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False
-            ).loss
-            for side in (1, -1)
-        ]
+        with images_of_any_range():  # a step from a black pixel leaves the box
+            sides = [
+                query_model(
+                    exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False
+                ).loss
+                for side in (1, -1)
+            ]
         slopes.append((sides[0] - sides[1]) / (2 * step))
     return torch.stack(slopes, 1), double is not None
 

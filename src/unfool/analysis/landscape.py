@@ -13,6 +13,7 @@ from torch import Tensor
 from unfool.analysis.trajectories import DW, EOT, losses_at
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
+from unfool.checks import images_of_any_range
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
@@ -105,7 +106,8 @@ def landscape(
         for done, b in enumerate(along, 3):
             moved = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
             row = (x + moved).clamp(0, 1) if clip else x + moved
-            losses = losses_at(model, row, y.expand(grid), loss, *streams, draws)
+            with images_of_any_range():  # unless `clip`, the plane is not bent at the box
+                losses = losses_at(model, row, y.expand(grid), loss, *streams, draws)
             for kind, surface in surfaces.items():
                 surface.append(losses[kind][0])
             show(done, "looking")

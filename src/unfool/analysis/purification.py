@@ -16,6 +16,7 @@ from torch import Tensor
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
+from unfool.defenses.purified_classifier import predict
 from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
@@ -127,7 +128,7 @@ def purification(
         show(1, "attacked")
         pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
         right = {
-            name: [classify(start, noise.child("classify")).argmax(1) == y]
+            name: [predict(classify, start, noise.child("classify")) == y]
             for name, start in starts.items()
         }
         for draw in range(draws):
@@ -139,7 +140,7 @@ def purification(
                 for kind, image in versions.items():
                     row = f"{name}, {kind}"
                     pictures.setdefault(row, []).append(image)
-                    correct = classify(image, stream.child("classify")).argmax(1) == y
+                    correct = predict(classify, image, stream.child("classify")) == y
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {

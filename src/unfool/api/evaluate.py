@@ -17,6 +17,7 @@ from unfool.api.run_result import place_for
 from unfool.api.spec_from_objects import attack_entry, contents, model_parts, modules
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
+from unfool.checks import check_threat
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
@@ -91,22 +92,6 @@ def evaluate(
         run = Run.begin(folder, made.manifest, made.fingerprint)
         run_blocks(spec, made, run, made.on(spec, (0, 1), quiet))
     return Result(run, home)
-
-
-def check_threat(threat: Threat) -> None:
-    """Refuse what is no threat, or one in units of 0 to 255.
-
-    Raises:
-        TypeError: It is none.
-        ValueError: Its budget is more than there is to change.
-    """
-    if not isinstance(threat, Threat):
-        raise TypeError(f'threat is unfool.Threat("linf", 8/255), say, not {threat!r}')
-    if threat.norm != "l2" and threat.eps > 1:
-        raise ValueError(
-            f"threat: eps of {threat.norm} is at most 1, as pixels are in [0, 1] (8/255, say), not "
-            f"{threat.eps}"
-        )
 
 
 def data_name(data: Dataset) -> str:

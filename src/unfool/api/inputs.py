@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from unfool.checks import NORMALIZED
 from unfool.data.arrays import Arrays
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
@@ -20,10 +21,6 @@ from unfool.runtime.device import pick_device
 WANTED = (
     "data is a pair of tensors (images, labels), a torch Dataset of (image, label), or a data set "
     "of unfool"
-)
-NORMALIZED = (
-    "images are numbers of [0, 1]; if yours are normalized for the network, leave that out of the "
-    "data and put it into the model: unfool.NormalizedClassifier(network, mean, std)"
 )
 
 
@@ -164,7 +161,8 @@ def _image(image: Any) -> Tensor:
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not ((image >= 0) & (image <= 1)).all():
         raise ValueError(
-            f"{NORMALIZED} (this one goes from {image.min():.4g} to {image.max():.4g})"
+            f"images are numbers of [0, 1], and this one goes from {image.min():.4g} to "
+            f"{image.max():.4g}; {NORMALIZED}"
         )
     return image
 

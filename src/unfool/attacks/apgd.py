@@ -8,7 +8,8 @@ from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_ball
-from unfool.attacks.losses import Loss, Query, runner_up_classes
+from unfool.attacks.losses import Loss, Query, runner_up_classes, without_noise
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, MostOf, check_fields
@@ -26,7 +27,8 @@ class APGD:
     best image so far meets the same draws as each new one, and loses its place only to what is
     better on them; whether a step rose is told by the two leads over the best, which are such
     paired differences, too. The last image, the best, and the one that was wrong most often are
-    then compared, with all other runs' and the image itself, on draws of their own.
+    then compared, with all other runs' and the image itself, on draws of their own. Of several runs,
+    each is on the images that all before it left right, where the model draws no noise.
 
     Attributes:
         steps: Gradient steps of a run.
@@ -58,6 +60,7 @@ class APGD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -71,25 +74,39 @@ class APGD:
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
             toward = found.unbind(1)
+        sure = torch.zeros_like(y, dtype=torch.bool)
+        if len(toward) * self.restarts > 1:
+            sure = without_noise(model, x, noise.child("sure"))
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
-            return self._search(x[which], y[which], aims, threat, noise.take(which))
+            return self._search(x[which], y[which], sure[which], aims, threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
     def _search(
-        self, x: Tensor, y: Tensor, aims: Sequence[Tensor | None], threat: Threat, noise: Noise
+        self,
+        x: Tensor,
+        y: Tensor,
+        sure: Tensor,
+        aims: Sequence[Tensor | None],
+        threat: Threat,
+        noise: Noise,
     ) -> AttackSteps[Tensor]:
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
+        left = torch.arange(len(x), device=x.device)  # but for those that are beaten
         for i, aim in enumerate(aims):
             for restart in range(self.restarts):
-                below = noise.child("run", i, restart)
-                fell, found = yield from self._run(x, y, aim, threat, below)
+                below = noise.child("run", i, restart).take(left)
+                toward = None if aim is None else aim[left]
+                fell, found = yield from self._run(x[left], y[left], toward, threat, below)
                 if fell:
                     return found[0]
-                yield from contest.meet(*found)
-        yield from contest.meet(x)
+                yield from contest.meet(*found, which=left)
+                left = (~(sure & contest.wrong)).nonzero()[:, 0]
+                if not len(left):
+                    return contest.best
+        yield from contest.meet(x[left], which=left)
         return contest.best
 
     def _run(

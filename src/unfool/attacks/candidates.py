@@ -56,23 +56,36 @@ class Selection:
 
     Attributes:
         best: Of those that were met.
+        wrong: Whether that was misclassified on all draws, (B,) of bool.
     """
 
     best: Tensor
+    wrong: Tensor
 
     def __init__(self, y: Tensor, loss: Loss, noise: Noise, draws: int):
         self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
         self._highest: Tensor | None = None
 
-    def meet(self, *candidates: Tensor) -> AttackSteps[None]:
-        """Compare with the best so far."""
+    def meet(self, *candidates: Tensor, which: Tensor | None = None) -> AttackSteps[None]:
+        """Compare with the best so far.
+
+        Args:
+            candidates: Images.
+            which: Their positions in the batch; None for all. (The first is of all.)
+        """
+        asked, some = self._asked, slice(None) if which is None else which
+        if which is not None:
+            asked = asked._replace(y=asked.y[which], noise=asked.noise.take(which))
         for candidate in candidates:
-            found = rank_value((yield self._asked._replace(x=candidate)))
+            seen = yield asked._replace(x=candidate)
+            found, wrong = rank_value(seen), seen.error_rate == 1
             if self._highest is None:
-                self.best, self._highest = candidate, found
-            better = found > self._highest
-            self.best = torch.where(images(better), candidate, self.best)
-            self._highest = torch.where(better, found, self._highest)
+                self.best, self._highest, self.wrong = candidate.clone(), found, wrong
+                continue
+            better = found > self._highest[some]
+            self.best[some] = torch.where(images(better), candidate, self.best[some])
+            self.wrong[some] = torch.where(better, wrong, self.wrong[some])
+            self._highest[some] = torch.where(better, found, self._highest[some])
 
 
 @dataclass(frozen=True)

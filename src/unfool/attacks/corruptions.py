@@ -19,6 +19,7 @@ from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
+from unfool.checks import checked
 from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -47,6 +48,7 @@ class Corruption:
     def __post_init__(self) -> None:
         _check(self.kind, 1 if self.severity is None else self.severity)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -136,7 +138,10 @@ def _motion_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _zoom_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    zooms = [1 + i / 100 for i in range((6, 11, 16, 21, 26)[level])]
+    # As released: of a float's range, the end is in it or not as rounding will have it.
+    zooms = np.arange(
+        1, *((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))[level]
+    )
     return (x + sum(_zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 

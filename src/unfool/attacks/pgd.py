@@ -12,6 +12,7 @@ from torch import Tensor
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
+from unfool.checks import check_attack, checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, InEps, MostOf, check_fields
@@ -60,6 +61,7 @@ class PGD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -74,6 +76,7 @@ class PGD:
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[tuple[Tensor, QueryResult | None]]:
         """The iterates of one run, each with what was seen there; the last with None."""
+        check_attack(model, x, y, threat, noise)
         steps, result = self._path(x, y, threat, noise), None
         with suppress(StopIteration):
             while True:

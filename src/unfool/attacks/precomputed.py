@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from unfool.checks import checked
 from unfool.data import fetch, image_files
 from unfool.data.arrays import channels_first, check_images, read
 from unfool.noise import Noise
@@ -92,6 +93,7 @@ class PrecomputedAttack:
             hashed.update(clean + x_adv.numpy().tobytes())
         return hashed.hexdigest()
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

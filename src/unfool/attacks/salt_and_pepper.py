@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unfool.attacks.candidates import rank_value
 from unfool.attacks.losses import query_model
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields
@@ -35,6 +36,7 @@ class SaltAndPepper:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, check_fields
@@ -44,6 +45,7 @@ class StAdv:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

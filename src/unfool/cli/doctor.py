@@ -14,6 +14,7 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
+from unfool.checks import images_of_any_range
 from unfool.compatibility import check_classes, logits_of
 from unfool.data import fetch
 from unfool.errors import SpecError
@@ -160,10 +161,11 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: int) -> Finding:
     """Whether the model takes images of [0, 1]: it should do no better on another range."""
     ranges = {"[0, 1]": x, "[-1, 1]": 2 * x - 1, "[0, 255]": 255 * x}
-    right = {
-        name: float((model(images, noise).argmax(1) == y).float().mean())
-        for name, images in ranges.items()
-    }
+    with images_of_any_range():
+        right = {
+            name: float((model(images, noise).argmax(1) == y).float().mean())
+            for name, images in ranges.items()
+        }
     ours, best = right["[0, 1]"], max(right, key=lambda name: right[name])
     if right[best] > ours + 0.2 and right[best] > 1.5 / classes:
         return Finding(

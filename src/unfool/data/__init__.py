@@ -4,11 +4,13 @@ Nothing is fetched unasked: files are read from the folder that the user names.
 """
 
 from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from unfool.checks import NORMALIZED, check_labels
 from unfool.lazy import lazily
 from unfool.protocols import Dataset
 
@@ -52,14 +54,14 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: No index was given, the images differ in size, or the data set breaks its
-            promise of float32 images in [0, 1].
+            promise of float32 images in [0, 1] with labels from 0 to `len(data.classes)` - 1.
     """
     images, labels = [], []
-    for index in indices:
-        image, label = data[int(index)]
+    for place in indices:
+        image, label = data[int(place)]
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"image {index} is {_size(image)} and the first of its batch {_size(images[0])}: "
+                f"image {place} is {_size(image)} and the first of its batch {_size(images[0])}: "
                 "give the data set a `size` that all its images get"
             )
         images.append(image)
@@ -70,9 +72,20 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
     if x.ndim != 4 or x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(
             "a data set must give float32 images (C, H, W) in [0, 1]; this one gave "
-            f"{x.dtype} {tuple(x.shape[1:])} from {x.min():.4g} to {x.max():.4g}"
+            f"{x.dtype} {tuple(x.shape[1:])} from {x.min():.4g} to {x.max():.4g}; {NORMALIZED}"
         )
-    return x, torch.tensor(labels, dtype=torch.int64)
+    y = torch.tensor([_label(label) for label in labels], dtype=torch.int64)
+    check_labels(y, len(x), len(data.classes))
+    return x, y
+
+
+def _label(label: object) -> int:
+    try:
+        return index(label)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ValueError(
+            f"a data set must give labels that are whole numbers, not {label!r}"
+        ) from error
 
 
 def _size(image: Tensor) -> str:

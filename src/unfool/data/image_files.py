@@ -28,7 +28,7 @@ def read(path: Path, gray: bool = False) -> Tensor:
     """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `gray`.
 
     Raises:
-        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
     """
     pixels = np.array(decode(path, gray))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
@@ -38,14 +38,20 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
     """A picture as Pillow has it, in color or gray, and upright as its camera says.
 
     Raises:
-        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
     """
     try:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
-            if opened.has_transparency_data and np.array(opened.convert("RGBA"))[..., 3].min() < 255:
-                raise ValueError("it is transparent in places, where it has no color of its own")
+            if (
+                opened.has_transparency_data
+                and np.array(opened.convert("RGBA"))[..., 3].min() < 255
+            ):
+                raise ValueError(
+                    "it is transparent in places, and what shows through is up to you: put it on "
+                    "white or black with an image editor"
+                )
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
@@ -75,6 +76,7 @@ class DiffPure(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z, x_t, back = self._noised(x, noise)
         x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._reverse_options())
         return self.denoiser.decode(x_0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.matched_noise import coarse_times
@@ -61,6 +62,7 @@ class Langevin(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z = self.denoiser.encode(x)
         noise, step = noise.child("reverse"), self._step(z)
         return self.denoiser.decode(

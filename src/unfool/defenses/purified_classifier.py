@@ -5,6 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import (
+    check_evaluating,
+    check_finite,
+    check_images,
+    check_logits,
+    check_noise,
+)
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.runtime.text import html_repr, short_repr
@@ -51,14 +58,41 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i). All passes go into one call. A model that has a method `decide`
-    tells its class by it.
+    Draw i uses the stream ("vote", i), which no attack meets that was called with the same noise. All
+    passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256 images in a
+    call. A model that has a method `decide` tells its class by it.
+
+    Raises:
+        TypeError: The images or the noise are of another type.
+        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images or is an
+            attacker's, the model is in training mode, or has fewer than 2 classes.
+        RuntimeError: Logits are not finite.
     """
+    check_images(x)
+    check_evaluating(model)
+    check_noise(noise, len(x))
+    if noise.given is not None:
+        raise ValueError(
+            "this is the noise of an attacker, who knows some of the defense's: draw the verdict from "
+            "noise of its own, such as Noise.of(seed, indices)"
+        )
+    if not len(x):
+        return torch.zeros(0, draws, dtype=torch.long, device=x.device)
     keys = (key for i in range(draws) for key in noise.child("vote", i).keys)
     copies, streams = x.repeat(draws, 1, 1, 1), Noise(tuple(keys))
     decide = getattr(model, "decide", None)
-    chosen = decide(copies, streams) if decide else model(copies, streams).argmax(1)
+    chosen = decide(copies, streams) if decide else predict(model, copies, streams)
     return chosen.view(draws, len(x)).T
+
+
+def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+    """The class of the highest logit, (B,).
+
+    Raises:
+        ValueError: The model does not give logits of 2 classes or more.
+        RuntimeError: Logits are not finite.
+    """
+    return _answer(model, x, noise).argmax(1)
 
 
 def majority_class(chosen: Tensor, classes: int) -> Tensor:
@@ -77,20 +111,37 @@ def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Ten
         model: A classifier.
         x: Images (B, C, H, W).
         streams: One at least, each the noise of one pass over all images.
+
+    Raises:
+        TypeError: The images or the noise are of another type.
+        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images, the model
+            is in training mode, or has fewer than 2 classes.
+        RuntimeError: Logits are not finite.
     """
+    check_images(x)
+    check_evaluating(model)
+    for stream in streams:
+        check_noise(stream, len(x))
     winners = torch.zeros(len(x), dtype=torch.long, device=x.device)
     open_ = torch.arange(len(x), device=x.device)
     counts: Tensor | None = None
     for asked, stream in enumerate(streams, 1):
-        logits = model(x[open_], stream.take(open_))
+        if not len(open_):
+            break
+        logits = _answer(model, x[open_], stream.take(open_))
         choice = nn.functional.one_hot(logits.argmax(1), logits.shape[1])
         counts = choice if counts is None else counts + choice
         winners[open_] = counts.argmax(1)
         still = ~_settled(counts, len(streams) - asked)
         open_, counts = open_[still], counts[still]
-        if not len(open_):
-            break
     return winners
+
+
+def _answer(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+    logits = model(x, noise)
+    check_logits(logits, len(x))
+    check_finite(logits)
+    return logits
 
 
 def _settled(counts: Tensor, left: int) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool.checks import check_images
 from unfool.defenses.purified_classifier import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
@@ -48,6 +49,7 @@ class Resized(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         return _to(x.shape[2:], self.purifier(_to(self.size, x), noise))
 
     def adjoint(self) -> Purifier:

@@ -81,8 +81,9 @@ class NetworkDenoiser(Denoiser):
         shape: (C, H, W) of its images.
         classes: How many labels it knows.
         multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
-        time: `"scaled"` tells it 1000 t - 1 (999 t for the continuous models of score_sde: use
-            `"score_sde"`), `"index"` the whole number of the step, counted from 0.
+        time: `"scaled"` tells it T t - 1 of a chain of T steps, and 1000 t - 1 of a continuous
+            schedule (999 t for the continuous models of score_sde: use `"score_sde"`), `"index"` the
+            whole number of the step, counted from 0.
         clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
             gradient.
     """

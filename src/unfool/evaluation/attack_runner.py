@@ -12,6 +12,7 @@ from torch import Tensor
 
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
+from unfool.checks import check_threat
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.cost import CallCounter
@@ -78,6 +79,7 @@ class AttackRunner:
         self, x: Tensor, y: Tensor, indices: Sequence[int]
     ) -> Iterator[tuple[str, Tensor]]:
         """The images as they are; and, if there are attacks, under random noise and each attack."""
+        check_threat(self.threat, x)
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.calls.take()
@@ -193,9 +195,23 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
         return x_adv.detach()
     allowed = threat.allows(x, x_adv)
     if not bool(allowed.all()):
+        most = float((threat.size(x_adv - x) - threat.eps).max())
+        excess = f", by up to {most:.4g}" if most > 0 else "" if most <= 0 else ", by NaN"
         raise RuntimeError(
             f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images: let an attack of yours end with "
-            "threat.project(x, x_adv); images made before need the threat that they were made for"
+            f"{int((~allowed).sum())} of {len(x)} images{excess}: {_cure(threat, most)}"
         )
     return x_adv.detach()
+
+
+def _cure(threat: Threat, excess: float) -> str:
+    if threat.norm == "linf" and 0 < excess <= 0.5 / 255 + 1e-6:
+        return (
+            "so far do images go that were rounded to 8 bits; let the threat be 0.5/255 more, or round "
+            "toward the clean image"
+        )
+    return (
+        "let an attack of yours end with threat.project(x, x_adv); images made before need the threat "
+        "and the order that they were made for (pictures of a folder are taken in the order of their "
+        "names as text: 0, 1, 10, 2)"
+    )

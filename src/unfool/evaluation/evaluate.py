@@ -15,7 +15,7 @@ from torch import Tensor
 from unfool import __version__
 from unfool.attacks.views import Batched
 from unfool.batching import in_parts
-from unfool.defenses.purified_classifier import predict_draws
+from unfool.defenses.purified_classifier import predict, predict_draws
 from unfool.evaluation.attack_runner import (
     AttackRunner,
     Machine,
@@ -269,12 +269,12 @@ def _examples(
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
     fooled = y
     if isinstance(model, Defended):
-        fooled = model.classifier(x_adv, noise).argmax(1)  # what the attack makes of it, undefended
+        fooled = predict(model.classifier, x_adv, noise)  # what the attack makes of it, undefended
     for name, version in (("clean", x), ("attacked", x_adv)):
-        kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
+        kept[f"{name}_answer"] = _array(predict(model, version, noise))
         if not isinstance(model, Defended):
             continue
-        kept[f"{name}_bare"] = _array(model.classifier(version, noise).argmax(1))
+        kept[f"{name}_bare"] = _array(predict(model.classifier, version, noise))
         purify, see = noise.child("purify"), noise.child("classify")
         if not hasattr(model.purifier, "walk"):
             kept[f"{name}_purified"] = _array(model.purifier(version, purify))

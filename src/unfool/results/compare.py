@@ -163,8 +163,24 @@ def paired(
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
+        change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
         found.append(Paired(name, *shares, change, only_a, only_b, mcnemar(only_a, only_b)))
     return found
+
+
+def within_reach(change: Mean, a: float, b: float) -> Mean:
+    """A change from `a` to `b` whose interval does not cross 0 where one of them is at its end.
+
+    Beside what is right on every image, or on none, another can differ to one side alone. (Where both
+    are there the interval keeps its width: it is all that tells how few images were seen.)
+    """
+    if a == b:
+        return change
+    if (a == 1 or b == 0) and b < a:
+        return change._replace(high=min(change.high, 0.0))
+    if (a == 0 or b == 1) and a < b:
+        return change._replace(low=max(change.low, 0.0))
+    return change
 
 
 def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int) -> list[Mean]:

@@ -18,16 +18,17 @@ def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
     """The mean loss of each of `size` images over the steps of a search, in up to 16 equal bins.
 
     The steps of a run are those in a row on the same noise; runs (restarts, targets) are averaged.
-    The first bin holds what is left over, too. Nothing is kept of what is no climb of the whole
-    batch: a cascade, runs of different lengths or losses.
+    The first bin holds what is left over, too. Runs on fewer images, the others being beaten, are left
+    out; and nothing is kept of what is no climb: runs of different lengths or losses.
 
     Args:
         steps: What was seen (`losses.recording_losses`).
         size: Images of the batch.
     """
+    steps = [step for step in steps if len(step.loss) == size]
     runs = [[step.loss for step in run] for _, run in groupby(steps, lambda step: step.run)]
     losses, lengths = {step.run[1] for step in steps}, {len(run) for run in runs}
-    if len(losses) != 1 or len(lengths) != 1 or any(len(step.loss) != size for step in steps):
+    if len(losses) != 1 or len(lengths) != 1:
         return [[] for _ in range(size)]
     table = torch.stack([torch.stack(run) for run in runs]).double().mean(0)  # (steps, images)
     width = -(-len(table) // BINS)

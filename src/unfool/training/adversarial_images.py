@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
+from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.spec import Table
@@ -82,6 +83,6 @@ def _attack(
     x_adv = objective.attacked(x, y, noise).detach()
     model, heldout = objective.attacked_model(), noise.child("verdict")
     with torch.no_grad():
-        wrong = [model(images, heldout).argmax(1) != y for images in (x, x_adv)]
+        wrong = [predict(model, images, heldout) != y for images in (x, x_adv)]
     size = Threat(objective.norm, objective.eps).size(x_adv - x)
     return {"images": x_adv, "labels": y, "before": wrong[0], "after": wrong[1], "size": size}

@@ -13,6 +13,7 @@ from unfool import spec as specs
 from unfool.compatibility import check_objective_models, check_test, check_trainable
 from unfool.data import fetch
 from unfool.data.image_files import grid
+from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
 from unfool.diffusion.schedule import chain_length
@@ -304,7 +305,7 @@ def _measure(model: Any, test: Dataset, t_max: float) -> Table:
         hits = 0
         for block in blocks:
             x, y = (part.to(device) for part in fetch(test, block))
-            hits += int((model(x, _noise(block)).argmax(1) == y).sum())
+            hits += int((predict(model, x, _noise(block)) == y).sum())
         share = wilson(hits, size)
         return {
             "test_images": size,
