@@ -37,7 +37,7 @@ class Inert(metaclass=_NeverCalled):
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         """An object without attributes."""
         made = super().__new__(cls)
-        made.__dict__["state"] = {}
+        made.state = {}
         return made
 
     def __setstate__(self, state: Any) -> None:

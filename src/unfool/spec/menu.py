@@ -43,6 +43,7 @@ MENU: dict[str, dict[str, str]] = {
         "empirical": "unfool.toy.empirical_data:empirical",
         "mixture": "unfool.toy.blobs:mixture",
         "network": "unfool.models.build:denoising_network",
+        "score-sde": "unfool.models.published.score_sde:score_sde",
         "stable-diffusion": "unfool.models.latent:stable_diffusion",
         "trained": "unfool.models.card:load_denoiser",
         "unet": "unfool.models.unet:unet",
