@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from unfool.networks.score_unet import ScoreUNet
 
 HOME = Path(__file__).parents[1] / "fixtures" / "checkpoints"
 
@@ -46,3 +48,71 @@ def state_of(known: dict[str, Any], seed: str | None = None) -> dict[str, Tensor
     """The weights of a layout by their published names; of another `seed`, other ones."""
     prefix = known.get("seed_prefix", "") if seed is None else seed
     return {n: weight(prefix + n, tuple(shape)) for n, shape in known["weights"].items()}
+
+
+def lively(network: Any) -> Any:
+    """A network whose weights follow from the rule, so that each of them counts."""
+    with torch.no_grad():
+        for name, value in network.named_parameters():
+            value.copy_(weight(name, tuple(value.shape)))
+    return network.eval().requires_grad_(False)
+
+
+OPENAI = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "shortcut": "skip_connection",
+}
+
+
+def openai_state(network: ScoreUNet, order: str) -> dict[str, Tensor]:
+    """The weights of our network by the names of guided-diffusion."""
+    state = {}
+
+    def put(block: nn.Module, place: str, layer: int) -> None:
+        if hasattr(block, "conv"):
+            name = "op" if place.startswith("input") else "conv"
+            state.update(_named(block.conv, f"{place}.{layer}.{name}"))
+            return
+        for ours, theirs in OPENAI.items():
+            state.update(_named(getattr(block, ours), f"{place}.{layer}.{theirs}"))
+        if block.attention is not None:
+            at = f"middle_block.{layer + 1}" if place == "middle_block" else f"{place}.{layer + 1}"
+            attention = block.attention
+            state.update(_named(attention.norm, f"{at}.norm"))
+            heads = attention.to_q.out_features // attention.head
+            parts = (attention.to_q, attention.to_k, attention.to_v)
+            for kind in ("weight", "bias"):
+                rows = [getattr(part, kind) for part in parts]
+                if order == "legacy":  # head by head
+                    rows = [r.chunk(heads)[i] for i in range(heads) for r in rows]
+                table = torch.cat(rows)
+                state[f"{at}.qkv.{kind}"] = table[..., None] if kind == "weight" else table
+            state[f"{at}.proj_out.weight"] = attention.to_out.weight[..., None]
+            state[f"{at}.proj_out.bias"] = attention.to_out.bias
+
+    for i, linear in enumerate(network.time):
+        state.update(_named(linear, f"time_embed.{2 * i}"))
+    if network.label is not None:
+        state["label_emb.weight"] = network.label.weight
+    state.update(_named(network.conv_in, "input_blocks.0.0"))
+    for i, block in enumerate(network.down, 1):
+        put(block, f"input_blocks.{i}", 0)
+    for i, block in enumerate(network.middle):
+        put(block, "middle_block", 2 * i)
+    number, layers = -1, 0
+    for block in network.up:
+        if not block.resample:
+            number, layers = number + 1, 0
+        put(block, f"output_blocks.{number}", layers)
+        layers += 1 if getattr(block, "attention", None) is None else 2
+    state.update(_named(network.norm_out, "out.0"))
+    state.update(_named(network.conv_out, "out.2"))
+    return state
+
+
+def _named(module: nn.Module, name: str) -> dict[str, Tensor]:
+    return {f"{name}.{kind}": value for kind, value in module.state_dict().items()}

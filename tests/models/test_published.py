@@ -1,16 +1,18 @@
 """Published checkpoints, named by a spec: they load, and give the numbers of the original code."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from published_files import fixture, numbers, state_of
+from published_files import fixture, lively, numbers, openai_state, state_of
 from torch import Tensor
 
 from unfool import spec as specs
-from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.schedule import VP, time_of_noise
+from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
+from unfool.diffusion.schedule import VP, Discrete, time_of_noise
+from unfool.networks.score_unet import ADM, ScoreUNet
 
 SMALL = {"size": 16}  # of the images of the fixtures
 
@@ -107,3 +109,199 @@ def test_score_sde_of_another_sde_is_told(tmp_path: Path):
         load("score-sde", file, sde="ve")
     assert load("score-sde", file, sde="subvp").predicts == "subvp"
     assert load("score-sde", file, continuous=False).time == "index"
+
+
+# ---- guided-diffusion, improved-diffusion, consistency models
+
+
+def test_guided_diffusion(tmp_path: Path):
+    known = fixture("guided_diffusion_uncond")
+    file = saved(tmp_path, state_of(known))
+    check(load("guided-diffusion", file, **SMALL, head_width=32), known)
+
+
+def test_guided_diffusion_with_labels_and_the_new_attention_order(tmp_path: Path):
+    known = fixture("guided_diffusion_cond")
+    file = saved(tmp_path, state_of(known))
+    cosine = {"name": "discrete", "kind": "cosine"}
+    told = {"head_width": 32, "attention_order": "new", "schedule": cosine}
+    model = load("guided-diffusion", file, **SMALL, **told)
+    assert model.classes == 1000
+    with pytest.raises(ValueError, match="1000 classes and no null class"):
+        model(torch.zeros(1, 3, 16, 16), torch.tensor(0.1))
+    check(model, known)
+
+
+def test_improved_diffusion(tmp_path: Path):
+    known = fixture("improved_diffusion")
+    file = saved(tmp_path, state_of(known))
+    check(load("improved-diffusion", file, **SMALL, heads=4), known)
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [("consistency_edm_teacher", "edm_a.pt"), ("consistency_model", "cd_a.pt")],
+)
+def test_consistency(tmp_path: Path, layout: str, file: str):
+    known = fixture(layout)
+    path = saved(tmp_path, state_of(known), file)
+    check(load("consistency", path, **SMALL, head_width=32), known, at_noise=True, within=5e-5)
+    other = saved(tmp_path, state_of(known), "a.pt")
+    with pytest.raises(specs.SpecError, match=r"a\.pt .* kind: teacher or kind: model"):
+        load("consistency", other, **SMALL, head_width=32)
+
+
+def test_what_a_file_of_guided_diffusion_does_not_tell_is_asked_for(tmp_path: Path):
+    file = saved(tmp_path, state_of(fixture("guided_diffusion_uncond")))
+    with pytest.raises(specs.SpecError, match=r"width 32, levels 1,2, 1 blocks, .*size: 64"):
+        load("guided-diffusion", file)
+    with pytest.raises(specs.SpecError, match="heads: 4, or head_width: 64"):
+        load("guided-diffusion", file, **SMALL)
+    with pytest.raises(specs.SpecError, match="64 channels, which heads: 7 does not divide"):
+        load("guided-diffusion", file, **SMALL, heads=7)
+    with pytest.raises(specs.SpecError, match="either heads or head_width"):
+        load("guided-diffusion", file, **SMALL, heads=2, head_width=32)
+
+
+PLAIN = replace(ADM, blocks_resample=False, scale_shift=False)
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # our network, and what a spec says
+    "deep": ({"widths": (32, 64, 96), "layers": 2, "attention": (1, 2), "heads": 2}, {"heads": 2}),
+    "wide heads": ({"widths": (32, 64), "attention": (0, 1), "head_width": 16}, {"head_width": 16}),
+    "no attention below": ({"widths": (64, 32), "layers": 3, "heads": 1}, {"heads": 1}),
+    "one level": ({"widths": (32,), "layers": 2, "heads": 4}, {"heads": 4}),
+    "labels": ({"widths": (32, 32), "labels": 5, "outputs": 6, "heads": 1}, {"heads": 1}),
+    "embedded": ({"widths": (32, 96), "embedded": 64, "heads": 1}, {"heads": 1}),
+    "plain": ({"widths": (32, 64), "layers": 2, "style": PLAIN, "heads": 2}, {"heads": 2}),
+    "gray": ({"widths": (32, 64), "channels": 1, "outputs": 2, "heads": 2}, {"heads": 2}),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("order", ["legacy", "new"])
+def test_other_networks_of_guided_diffusion(tmp_path: Path, name: str, order: str):
+    options, told = VARIANTS[name]
+    network = lively(ScoreUNet(**options))
+    file = saved(tmp_path, {f"module.{n}": v for n, v in openai_state(network, order).items()})
+    model = load("guided-diffusion", file, **SMALL, **told, attention_order=order)
+    assert isinstance(model, NetworkDenoiser)
+    assert model.shape == (options.get("channels", 3), 16, 16)
+    x = torch.from_numpy(numbers("x", (2, *model.shape))).float()
+    time = torch.tensor([3.0, 700.0])
+    label = torch.tensor([1, 4]) if model.classes else None
+    with torch.no_grad():
+        assert torch.allclose(model.network(x, time, label), network(x, time, label), atol=1e-5)
+
+
+# As published: our network, millions of weights, size of the images, and the chain.
+ATTENTION = {"outputs": 6, "head_width": 64}
+WHOLE: dict[str, tuple[str, dict[str, Any], float, int, Discrete, str]] = {
+    "256x256_diffusion_uncond.pt": (
+        "guided-diffusion",
+        {
+            "widths": (256, 256, 512, 512, 1024, 1024),
+            "layers": 2,
+            "attention": (3, 4, 5),
+            **ATTENTION,
+        },
+        552.8,
+        256,
+        Discrete(),
+        "index",
+    ),
+    "512x512_diffusion.pt": (
+        "guided-diffusion",
+        {
+            "widths": (128, 256, 256, 512, 512, 1024, 1024),
+            "embedded": 256,
+            "layers": 2,
+            "attention": (4, 5, 6),
+            "labels": 1000,
+            **ATTENTION,
+        },
+        559.0,
+        512,
+        Discrete(),
+        "index",
+    ),
+    "128x128_diffusion.pt": (
+        "guided-diffusion",
+        {
+            "widths": (256, 256, 512, 768, 1024),
+            "layers": 2,
+            "attention": (2, 3, 4),
+            "labels": 1000,
+            "outputs": 6,
+            "heads": 4,
+        },
+        421.5,
+        128,
+        Discrete(),
+        "index",
+    ),
+    "64x64_diffusion.pt": (
+        "guided-diffusion",
+        {
+            "widths": (192, 384, 576, 768),
+            "layers": 3,
+            "attention": (1, 2, 3),
+            "labels": 1000,
+            **ATTENTION,
+        },
+        295.9,
+        64,
+        Discrete(1000, "cosine"),
+        "index",
+    ),
+    "cifar10_uncond_50M_500K.pt": (
+        "improved-diffusion",
+        {
+            "widths": (128, 256, 256, 256),
+            "layers": 3,
+            "attention": (1, 2),
+            "outputs": 6,
+            "heads": 4,
+            "style": replace(ADM, blocks_resample=False),
+        },
+        52.5,
+        32,
+        Discrete(4000, "cosine"),
+        "rescaled",
+    ),
+    "lsun_uncond_100M_1200K_bs128.pt": (
+        "improved-diffusion",
+        {
+            "widths": (128, 128, 256, 256, 512, 512),
+            "layers": 2,
+            "attention": (4,),
+            "outputs": 6,
+            "heads": 1,
+            "style": PLAIN,
+        },
+        113.7,
+        256,
+        Discrete(),
+        "index",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", WHOLE)
+def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path, file: str):
+    name, options, millions, size, schedule, time = WHOLE[file]
+    with torch.device("meta"):
+        network = ScoreUNet(**options)
+    state = {n: torch.zeros(1).expand(v.shape) for n, v in openai_state(network, "legacy").items()}
+    model = load(
+        name, saved(tmp_path, state)
+    )  # a file of a few kB, for its tables repeat one number
+    assert isinstance(model, NetworkDenoiser)
+    assert sum(p.numel() for p in model.network.parameters()) / 1e6 == pytest.approx(
+        millions, abs=0.06
+    )
+    assert (model.shape, model.schedule, model.time) == ((3, size, size), schedule, time)
+    assert attention_of(model.network) == attention_of(network)
+
+
+def attention_of(network: Any) -> dict[str, int]:
+    """The width of the heads of each attention."""
+    return {n: m.head for n, m in network.named_modules() if hasattr(m, "to_q")}

@@ -39,8 +39,11 @@ MENU: dict[str, dict[str, str]] = {
         "quick-resnet": "unfool.models.build:quick",
     },
     "denoiser": {
+        "consistency": "unfool.models.published.openai:consistency",
         "dit": "unfool.models.latent:dit",
         "empirical": "unfool.toy.empirical_data:empirical",
+        "guided-diffusion": "unfool.models.published.openai:guided_diffusion",
+        "improved-diffusion": "unfool.models.published.openai:improved_diffusion",
         "mixture": "unfool.toy.blobs:mixture",
         "network": "unfool.models.build:denoising_network",
         "score-sde": "unfool.models.published.score_sde:score_sde",

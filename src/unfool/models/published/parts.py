@@ -117,6 +117,14 @@ def renamed(state: State, names: Mapping[str, str]) -> Part:
     return {f"{names.get(part, part)}{dot}{kind}": value for part, dot, kind, value in split}
 
 
+def depth(sections: Sections) -> tuple[int, list[Part]]:
+    """The residual blocks of a level on the way down, and the first block of each level."""
+    down = sections["down"]
+    levels = max(len(sections["up"]) - len(down), 1)  # of each level, one more block on the way up
+    layers = max((len(down) + 1) // levels - 1, 0)
+    return layers, down[:: layers + 1]
+
+
 def build_unet(
     sections: Sections, outside: State, style: Style, source: Path, heads: int = 0, head_width: int = 64
 ) -> ScoreUNet:  # fmt: skip
@@ -134,10 +142,9 @@ def build_unet(
         ValueError: The weights do not make a whole network.
     """
     down, up = sections["down"], sections["up"]
-    levels = len(up) - len(down)  # one more block than on the way down, of each level
-    layers = (len(down) + 1) // max(levels, 1) - 1
-    firsts = down[:: layers + 1] if layers > 0 else []
-    whole = layers > 0 and len(down) == levels * (layers + 1) - 1
+    layers, firsts = depth(sections)
+    levels = len(firsts)
+    whole = layers > 0 and len(down) == levels * (layers + 1) - 1 and len(up) == len(down) + levels
     if not whole or not all("conv1.weight" in part for part in firsts):
         raise ValueError(
             f"{source} does not hold a whole U-Net (it has {len(down)} blocks on the way down and "
