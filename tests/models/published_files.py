@@ -2,6 +2,10 @@
 
 import json
 import math
+import pickle
+import sys
+import types
+import unittest.mock
 import zlib
 from pathlib import Path
 from typing import Any
@@ -56,6 +60,68 @@ def lively(network: Any) -> Any:
         for name, value in network.named_parameters():
             value.copy_(weight(name, tuple(value.shape)))
     return network.eval().requires_grad_(False)
+
+
+def edm_pickle(known: dict[str, Any], path: Path) -> Path:
+    """As EDM writes it: objects of classes that the reader does not have, with the source of one.
+
+    The source would end the process if it ran. The raw weights lie beside the averaged ones.
+    """
+    easy = type("EasyDict", (dict,), {"__module__": "dnnlib.util"})
+    _reconstruct_persistent_obj.__module__ = "torch_utils.persistence"
+    homes = {n: types.ModuleType(n) for n in ("torch_utils", "torch_utils.persistence")}
+    homes |= {n: types.ModuleType(n) for n in ("dnnlib", "dnnlib.util")}
+    vars(homes["torch_utils.persistence"])["_reconstruct_persistent_obj"] = (
+        _reconstruct_persistent_obj
+    )
+    vars(homes["dnnlib.util"])["EasyDict"] = easy
+    content = {
+        "model": _root(known, "raw."),
+        "ema": _root(known, known.get("seed_prefix", "")),
+        "dataset_kwargs": easy(batch=3),
+        "loss": np.float64(1.5),
+    }
+    with unittest.mock.patch.dict(sys.modules, homes):
+        path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def _reconstruct_persistent_obj(_: Any) -> None:
+    raise AssertionError("code of the file ran")
+
+
+class _Persistent:
+    """A module of theirs: it is pickled as its class's name and source, and its attributes."""
+
+    def __init__(self, name: str, **state: Any):
+        self.name, self.state = name, state
+
+    def __reduce__(self) -> Any:
+        meta = {"type": "class", "version": 6, "class_name": self.name}
+        meta |= {"module_src": "raise SystemExit", "state": self.state}
+        return _reconstruct_persistent_obj, (meta,)
+
+
+def _root(known: dict[str, Any], seed: str) -> _Persistent:
+    """The tree of modules that the names of the weights describe."""
+    root = _tree(known["class_name"])
+    weights = state_of(known, seed) | {
+        n: torch.ones(shape) for n, shape in known.get("constant", {}).items()
+    }
+    weights |= known.get("tables", {})
+    for name, value in weights.items():
+        *path, last = name.split(".")
+        at = root
+        for step in path:
+            at = at.state["_modules"].setdefault(step, _tree("Layer"))
+        kind = "_parameters" if last in ("weight", "bias") else "_buffers"
+        at.state[kind][last] = nn.Parameter(value) if kind == "_parameters" else value
+    root.state["_init_kwargs"] = known["init_kwargs"]
+    return root
+
+
+def _tree(name: str) -> _Persistent:
+    return _Persistent(name, _parameters={}, _buffers={}, _modules={}, training=False)
 
 
 OPENAI = {

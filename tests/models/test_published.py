@@ -1,12 +1,13 @@
 """Published checkpoints, named by a spec: they load, and give the numbers of the original code."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from published_files import fixture, lively, numbers, openai_state, state_of
+from published_files import edm_pickle, fixture, lively, numbers, openai_state, state_of, weight
 from torch import Tensor
 
 from unfool import spec as specs
@@ -305,3 +306,78 @@ def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path,
 def attention_of(network: Any) -> dict[str, int]:
     """The width of the heads of each attention."""
     return {n: m.head for n, m in network.named_modules() if hasattr(m, "to_q")}
+
+
+# ---- EDM
+
+
+EDM = {  # layout: how close, since the original rounds the time of one to float32
+    "edm_cifar10_uncond_vp": 1e-5,
+    "edm_cifar10_uncond_ve": 1e-5,
+    "edm_imagenet64_adm": 1e-5,
+    "edm_baseline_cifar10_vp": 5e-5,
+}
+
+
+@pytest.mark.parametrize("layout", EDM)
+def test_edm(tmp_path: Path, layout: str):
+    known = fixture(layout)
+    model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
+    assert model.shape == (3, 16, 16)
+    check(model, known, at_noise=True, within=EDM[layout])
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "module.model."])
+def test_a_bare_table_of_edm(tmp_path: Path, prefix: str):
+    known = fixture("edm_cifar10_uncond_vp")
+    state = {prefix + n.removeprefix("model."): v for n, v in state_of(known).items()}
+    names = sorted(state, reverse=True)  # in any order
+    model = load("edm", saved(tmp_path, {n: state[n] for n in names}))
+    check(model, known, at_noise=True)
+
+
+def test_labels_of_edm_shift_what_the_first_layer_is_told(tmp_path: Path):
+    known = fixture("edm_cifar10_uncond_vp")
+    state = state_of(known)
+    told = state["model.map_layer0.weight"].shape[1]
+    table = weight("map_label.weight", (told, 10))
+    state |= {"model.map_label.weight": table, "model.map_label.bias": torch.full((told,), 0.1)}
+    model = load("edm", saved(tmp_path, state))
+    assert model.classes == 10
+    first = "model.map_layer0"
+    for label, row in ((7, math.sqrt(10) * table[:, 7]), (None, torch.zeros(told))):
+        without = {n: v for n, v in state.items() if "map_label" not in n}
+        without[f"{first}.bias"] = state[f"{first}.bias"] + state[f"{first}.weight"] @ (row + 0.1)
+        plain = load("edm", saved(tmp_path, without, "b.pt"))
+        x, t = torch.from_numpy(numbers("x", (2, 3, 16, 16))).float(), torch.tensor(0.3)
+        labels = None if label is None else torch.full((2,), label)
+        with torch.no_grad():
+            assert torch.allclose(model(x, t, labels), plain(x, t), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["VEPrecond", "iDDPMPrecond"])
+def test_the_other_preconditionings_of_edm(tmp_path: Path, name: str):
+    levels = torch.linspace(40, 0, 101, dtype=torch.float64) ** 2 / 40  # of 100 steps, falling
+    known = fixture("edm_cifar10_uncond_vp") | {"class_name": name}
+    known |= {"tables": {"u": levels}} if name == "iDDPMPrecond" else {}
+    model = load("edm", edm_pickle(known, tmp_path / "a.pkl"))
+    assert isinstance(model, NetworkDenoiser)
+    x = torch.from_numpy(numbers("x", (2, 3, 16, 16))).float()
+    for noise in (0.06, 0.7, 9.0):
+        t = torch.tensor(time_of_noise(VP(), noise / 2), dtype=torch.float64)
+        with torch.no_grad():
+            if name == "VEPrecond":
+                told = torch.full((2,), math.log(noise / 2))
+                expected = x + noise * model.network(x, told)
+            else:
+                nearest = min(range(101), key=lambda j: abs(float(levels[j]) - noise))
+                told = torch.full((2,), 99.0 - nearest)
+                expected = x - noise * model.network(x / math.sqrt(noise**2 + 1), told)
+            found = model(VP()(t).alpha * x, t)
+        assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_an_unknown_class_of_edm_is_told(tmp_path: Path):
+    known = fixture("edm_cifar10_uncond_vp") | {"class_name": "MinePrecond"}
+    with pytest.raises(specs.SpecError, match=r"a\.pkl holds a MinePrecond"):
+        load("edm", edm_pickle(known, tmp_path / "a.pkl"))

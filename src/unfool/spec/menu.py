@@ -41,6 +41,7 @@ MENU: dict[str, dict[str, str]] = {
     "denoiser": {
         "consistency": "unfool.models.published.openai:consistency",
         "dit": "unfool.models.latent:dit",
+        "edm": "unfool.models.published.edm:edm",
         "empirical": "unfool.toy.empirical_data:empirical",
         "guided-diffusion": "unfool.models.published.openai:guided_diffusion",
         "improved-diffusion": "unfool.models.published.openai:improved_diffusion",
