@@ -1,5 +1,6 @@
 """Published checkpoints, named by a spec: they load, and give the numbers of the original code."""
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -306,6 +307,127 @@ def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path,
 def attention_of(network: Any) -> dict[str, int]:
     """The width of the heads of each attention."""
     return {n: m.head for n, m in network.named_modules() if hasattr(m, "to_q")}
+
+
+# ---- DDPM and diffusers
+
+
+def test_ddpm(tmp_path: Path):
+    known = fixture("ho_ddpm")
+    check(load("ddpm", saved(tmp_path, state_of(known), "model.ckpt"), **SMALL), known)
+    with pytest.raises(specs.SpecError, match=r"none of the published .*1,2.*size: 64"):
+        load("ddpm", tmp_path / "model.ckpt")
+
+
+def test_a_training_checkpoint_of_ddim(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    known = fixture("ho_ddpm")
+    raw, average = ({f"module.{n}": v for n, v in state_of(known, s).items()} for s in ("raw.", ""))
+    file = saved(tmp_path, [raw, {"state": {}, "param_groups": []}, 3, 400, average], "ckpt.pth")
+    check(load("ddpm", file, **SMALL), known)
+    assert "averaged weights" in capsys.readouterr().err
+
+
+TWO_BLOCKS = {"sample_size": 16, "layers_per_block": 2, "block_out_channels": (32, 64)}
+UNETS: dict[str, dict[str, Any]] = {  # settings of diffusers' UNet2DModel
+    "as google/ddpm-cifar10-32": {
+        **TWO_BLOCKS,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": None,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+        "norm_eps": 1e-6,
+        "downsample_padding": 0,
+    },
+    "as diffusers trains": {
+        **TWO_BLOCKS,
+        "down_block_types": ("AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D"),
+        "norm_num_groups": 16,
+    },
+    "as ADM": {
+        "sample_size": (16, 16),
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("ResnetDownsampleBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "attn_norm_num_groups": 32,
+        "attention_head_dim": 16,
+        "num_class_embeds": 7,
+        "out_channels": 6,
+    },
+    "other sines": {
+        **TWO_BLOCKS,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "flip_sin_to_cos": True,
+        "freq_shift": 1,
+        "in_channels": 1,
+        "out_channels": 1,
+    },
+}
+
+
+def diffusers_folder(home: Path, settings: dict[str, Any], at_root: bool, **options: Any) -> Any:
+    """A folder as diffusers saves a pipeline, or as google/ddpm-* lie, and the network in it."""
+    from diffusers.models.unets.unet_2d import UNet2DModel
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    network = lively(UNet2DModel(**settings))
+    network.save_pretrained(home if at_root else home / "unet", **options)
+    scheduler = DDPMScheduler(500, beta_start=2e-4, prediction_type="epsilon")
+    scheduler.save_pretrained(home if at_root else home / "scheduler")
+    return network, scheduler
+
+
+@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("at_root", [True, False])
+def test_a_folder_of_diffusers(tmp_path: Path, name: str, at_root: bool):
+    network, scheduler = diffusers_folder(
+        tmp_path, UNETS[name], at_root, safe_serialization=at_root
+    )
+    model = load("diffusers", tmp_path)
+    channels = UNETS[name].get("in_channels", 3)
+    assert model.shape == (channels, 16, 16)
+    x = torch.from_numpy(numbers("x", (2, channels, 16, 16))).float()
+    label = torch.tensor([2, 6]) if model.classes else None
+    for index in (0, 123, 499):
+        told = scheduler.alphas_cumprod[index].double()
+        with torch.no_grad():
+            out = network(x, index, class_labels=label).sample[:, :channels]
+            found = model(x, torch.tensor((index + 1) / 500, dtype=torch.float64), label)
+        expected = (x - (1 - told).sqrt() * out) / told.sqrt()
+        assert torch.allclose(found, expected, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_attention_as_diffusers_named_it_in_2022(tmp_path: Path):
+    settings = UNETS["as google/ddpm-cifar10-32"]
+    network, _ = diffusers_folder(tmp_path, settings, True, safe_serialization=False)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = network.state_dict()
+    for new, name in old.items():
+        state = {n.replace(f".{new}.", f".{name}."): v for n, v in state.items()}
+    torch.save(state, tmp_path / "diffusion_pytorch_model.bin")
+    before = load("diffusers", tmp_path)
+    network.save_pretrained(tmp_path)
+    x, t = torch.from_numpy(numbers("x", (1, 3, 16, 16))).float(), torch.tensor(0.3)
+    assert torch.allclose(before(x, t), load("diffusers", tmp_path)(x, t), atol=1e-5)
+
+
+def test_a_folder_that_is_not_computed_here_is_told(tmp_path: Path):
+    with pytest.raises(specs.SpecError, match=r"needs config\.json, scheduler_config\.json"):
+        load("diffusers", tmp_path)
+    diffusers_folder(tmp_path, UNETS["other sines"], True)
+    path = tmp_path / "config.json"
+    settings = json.loads(path.read_text())
+    for change in ({"act_fn": "relu"}, {"time_embedding_type": "fourier"}, {"freq_shift": 2}):
+        path.write_text(json.dumps(settings | change))
+        (key, value), *_ = change.items()
+        with pytest.raises(specs.SpecError, match=f"{key} {value!r}"):
+            load("diffusers", tmp_path)
 
 
 # ---- EDM

@@ -4,7 +4,6 @@ Of diffusers and transformers only the networks and the settings are taken; what
 folder is fetched only from where the user said.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,20 +14,13 @@ import torch
 from torch import Tensor
 
 from unfool.diffusion.latent_space import Latent, Numbered, Prompted, factor_of
-from unfool.diffusion.schedule import Discrete
 from unfool.models import lora
 from unfool.models.prompts import read_prompts
+from unfool.models.scheduler import Predicts, read_schedule
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import weights_in
 
-Predicts = Literal["noise", "velocity", "image"]
 Precision = Literal["float32", "float16", "bfloat16"]
-
-TERMS: dict[str, Predicts] = {
-    "epsilon": "noise",
-    "v_prediction": "velocity",
-    "sample": "image",
-}
 
 
 def stable_diffusion(
@@ -132,7 +124,7 @@ def _latent(
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     vae = _load(AutoencoderKL, weights / "vae", "float32")
-    schedule, told = _schedule(weights / "scheduler" / "scheduler_config.json")
+    schedule, told = read_schedule(weights / "scheduler" / "scheduler_config.json")
     latent = Latent(
         network,
         vae,
@@ -143,23 +135,6 @@ def _latent(
         wordings=wordings if set(wordings) - {1} else (),
     )
     return latent.eval().requires_grad_(False)
-
-
-def _schedule(path: Path) -> tuple[Discrete, Predicts]:
-    """The chain that a scheduler's settings describe, and what the network says by them."""
-    settings = json.loads(path.read_text("utf-8"))
-    kind = settings.get("beta_schedule", "linear")
-    if kind not in ("linear", "scaled_linear"):
-        raise ValueError(f"{path}: the beta_schedule {kind!r} is not linear or scaled_linear")
-    for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if settings.get(name):
-            raise ValueError(f"{path}: a schedule with {name} is not known here")
-    told = settings.get("prediction_type", "epsilon")
-    if told not in TERMS:
-        raise ValueError(f"{path}: the prediction_type {told!r} is none of {', '.join(TERMS)}")
-    steps = settings.get("num_train_timesteps", 1000)
-    low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
-    return Discrete(steps, kind, low * steps, high * steps), TERMS[told]
 
 
 def _places(ways: Sequence[int]) -> Tensor:

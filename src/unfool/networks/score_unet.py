@@ -26,8 +26,8 @@ class Style:
         groups: The most groups of a normalization.
         group_width: The fewest channels of a group.
         eps: Of the normalization.
-        sines_first: Whether the embedding of the time begins with the sines, at frequencies that reach
-            1/10,000; otherwise it begins with the cosines.
+        sines_first: Whether the embedding of the time begins with the sines; otherwise with the cosines.
+        reaches_end: Whether the last frequency of the embedding is 1/10,000; otherwise it is above.
         fourier: Whether the time is embedded at stored frequencies.
         labels_first: Whether the label is added to the embedding of the time before the two linear
             layers; otherwise after them.
@@ -46,6 +46,7 @@ class Style:
     group_width: int = 1
     eps: float = 1e-5
     sines_first: bool = False
+    reaches_end: bool = False
     fourier: bool = False
     labels_first: bool = False
     blocks_resample: bool = True
@@ -70,11 +71,19 @@ class Style:
 
 
 ADM = Style()
-DDPM = Style(eps=1e-6, sines_first=True, blocks_resample=False, centered=False, scale_shift=False)
+DDPM = Style(
+    eps=1e-6,
+    sines_first=True,
+    reaches_end=True,
+    blocks_resample=False,
+    centered=False,
+    scale_shift=False,
+)
 DDPMPP = Style(
     group_width=4,
     eps=1e-6,
     sines_first=True,
+    reaches_end=True,
     labels_first=True,
     scale_shift=False,
     normalizes_sums=True,
@@ -190,7 +199,7 @@ class ScoreUNet(nn.Module):
             angles = 2 * math.pi * time[:, None] * self.frequencies
             embedding = torch.cat([angles.sin(), angles.cos()], 1)
         else:
-            embedding = timestep_embedding(time, self.told, style.sines_first)
+            embedding = timestep_embedding(time, self.told, style.reaches_end)
             if style.sines_first:
                 embedding = embedding.roll(self.told // 2, 1)
         embedding = embedding.to(x.dtype)

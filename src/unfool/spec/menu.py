@@ -40,6 +40,8 @@ MENU: dict[str, dict[str, str]] = {
     },
     "denoiser": {
         "consistency": "unfool.models.published.openai:consistency",
+        "ddpm": "unfool.models.published.ddpm:ddpm",
+        "diffusers": "unfool.models.published.ddpm:diffusers",
         "dit": "unfool.models.latent:dit",
         "edm": "unfool.models.published.edm:edm",
         "empirical": "unfool.toy.empirical_data:empirical",
