@@ -2,13 +2,16 @@
 
 import json
 import math
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from published_files import edm_pickle, fixture, lively, numbers, openai_state, state_of, weight
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from unfool import spec as specs
@@ -49,6 +52,7 @@ def check(
     """Compare with the original in all cases, and the input gradient with finite differences."""
     assert not any(p.requires_grad for p in model.parameters())
     assert not any(module.training for module in model.modules())
+    assert to_bytes({n: v.contiguous() for n, v in model.state_dict().items()}), "no shared memory"
     for case in known["cases"]:
         found, told = answer(model, case, at_noise)
         assert (found - told).abs().max() < within * told.abs().max()
@@ -503,3 +507,53 @@ def test_an_unknown_class_of_edm_is_told(tmp_path: Path):
     known = fixture("edm_cifar10_uncond_vp") | {"class_name": "MinePrecond"}
     with pytest.raises(specs.SpecError, match=r"a\.pkl holds a MinePrecond"):
         load("edm", edm_pickle(known, tmp_path / "a.pkl"))
+
+
+# ---- DiT
+
+
+def dit_state(known: dict[str, Any], seed: str = "") -> dict[str, Tensor]:
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    table = get_2d_sincos_pos_embed(32, 4, base_size=4, output_type="pt")
+    assert float(table.sum()) == pytest.approx(known["pos_embed_sum"], rel=1e-5)
+    return state_of(known, seed) | {"pos_embed": table[None].float()}
+
+
+@pytest.fixture
+def vae(tmp_path: Path) -> Path:
+    lively(tiny.autoencoder()).save_pretrained(tmp_path / "vae")
+    return tmp_path / "vae"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dit(tmp_path: Path, vae: Path, nested: bool):
+    known = fixture("dit")
+    content: Any = dit_state(known)
+    if nested:  # as its train.py saves
+        args = Namespace(model="DiT-XL/2", num_classes=10)
+        content = {"model": dit_state(known, "raw."), "ema": content, "opt": {}, "args": args}
+    file = saved(tmp_path, content)
+    model = load("dit", file, vae=str(vae), heads=2)
+    assert (model.shape, model.classes) == ((3, 16, 16), 10)
+    check(model, known)
+
+
+def test_a_folder_of_dit_is_told_the_time_as_its_weights_were(tmp_path: Path, vae: Path):
+    known = fixture("dit")
+    original = load("dit", saved(tmp_path, dit_state(known)), vae=str(vae), heads=2)
+    original.network.transformer.save_pretrained(tmp_path / "transformer")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
+    check(load("dit", tmp_path), known)
+    other = load("dit", tmp_path, trained_with="diffusers")
+    found, told = answer(other, known["cases"][-1])
+    assert (found - told).abs().max() > 0.01 * told.abs().max()
+
+
+def test_what_a_file_of_dit_does_not_tell_is_asked_for(tmp_path: Path, vae: Path):
+    file = saved(tmp_path, dit_state(fixture("dit")))
+    with pytest.raises(specs.SpecError, match=r"a\.pt .* vae: FOLDER"):
+        load("dit", file)
+    with pytest.raises(specs.SpecError, match=r"width of 32, .* heads: 16"):
+        load("dit", file, vae=str(vae))

@@ -13,7 +13,7 @@ from unfool.runtime.files import ADAPTER, files_in
 from unfool.spec.load import Table
 
 # of which the contents count, not the place
-FILE_KEYS = ("weights", "adapter", "path", "prompts", "init_from")
+FILE_KEYS = ("weights", "adapter", "vae", "path", "prompts", "init_from")
 ADDITIONS = ("guide", "correction")  # parts that change nothing where they are null
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
@@ -64,7 +64,8 @@ def _digest(file: str) -> str:
     """
     home = Path(file)
     if home.is_file():
-        return hashlib.sha256(home.read_bytes()).hexdigest()
+        stat = home.stat()
+        return _sha256(home, stat.st_size, stat.st_mtime_ns)
     if (parts := files_in(home)) and not (home / "card.json").is_file():
         digest = hashlib.sha256()
         for part in parts:
