@@ -14,10 +14,12 @@ from published_files import edm_pickle, fixture, lively, numbers, openai_state, 
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+import unfool
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.schedule import VP, Discrete, time_of_noise
 from unfool.networks.score_unet import ADM, ScoreUNet
+from unfool.noise import Noise
 
 SMALL = {"size": 16}  # of the images of the fixtures
 
@@ -555,5 +557,120 @@ def test_what_a_file_of_dit_does_not_tell_is_asked_for(tmp_path: Path, vae: Path
     file = saved(tmp_path, dit_state(fixture("dit")))
     with pytest.raises(specs.SpecError, match=r"a\.pt .* vae: FOLDER"):
         load("dit", file)
-    with pytest.raises(specs.SpecError, match=r"width of 32, .* heads: 16"):
+    with pytest.raises(specs.SpecError, match=r"width of 32, .*heads: 16"):
         load("dit", file, vae=str(vae))
+
+
+# ---- what all have in common
+
+
+FILES: dict[str, tuple[str, dict[str, Any]]] = {  # a layout, and what else is said of it
+    "consistency": ("consistency_edm_teacher", {"kind": "teacher", **SMALL, "head_width": 32}),
+    "ddpm": ("ho_ddpm", SMALL),
+    "dit": ("dit", {"heads": 2}),
+    "edm": ("edm_cifar10_uncond_vp", {}),
+    "guided-diffusion": ("guided_diffusion_uncond", {**SMALL, "head_width": 32}),
+    "improved-diffusion": ("improved_diffusion", {**SMALL, "heads": 4}),
+    "score-sde": ("score_sde_vp_ddpmpp", SMALL),
+}
+SAME_NAMES = {"consistency", "guided-diffusion", "improved-diffusion"}
+
+
+def options_of(name: str, vae: Path) -> dict[str, Any]:
+    return FILES[name][1] | ({"vae": str(vae)} if name == "dit" else {})
+
+
+def published(name: str) -> dict[str, Tensor]:
+    known = fixture(FILES[name][0])
+    return dit_state(known) if name == "dit" else state_of(known)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_family_is_told(tmp_path: Path, vae: Path, name: str):
+    for other in FILES:
+        if other == name or {other, name} <= SAME_NAMES:
+            continue
+        file = saved(tmp_path, published(other))
+        with pytest.raises(specs.SpecError) as error:
+            load(name, file, **options_of(name, vae))
+        said = str(error.value)
+        assert f"{file} is no file of {name}" in said
+        assert "take name: " in said
+        assert said.split("take name: ")[1] in {other, "guided-diffusion"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_whole_network_is_told(tmp_path: Path, vae: Path, name: str):
+    state, options = published(name), options_of(name, vae)
+    names = list(state)
+    for kept in (len(names) // 3, len(names) // 2, len(names) - 8, len(names) - 1):
+        file = saved(tmp_path, {n: state[n] for n in names[:kept]})
+        with pytest.raises(specs.SpecError, match=r"a\.pt"):
+            load(name, file, **options)
+    wider = {n: torch.cat([v, v]) if n == names[len(names) // 2] else v for n, v in state.items()}
+    with pytest.raises(specs.SpecError, match=r"a\.pt"):
+        load(name, saved(tmp_path, wider), **options)
+    file = saved(tmp_path, state | {"another.weight": torch.zeros(1)})
+    with pytest.raises(specs.SpecError, match=r"unexpected 1 \(another\.weight\)"):
+        load(name, file, **options)
+    whole = saved(tmp_path, state).read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(specs.SpecError, match=r"a\.pt .* cannot be read: it is truncated"):
+        load(name, file, **options)
+    with pytest.raises(specs.SpecError, match="nowhere"):
+        load(name, tmp_path / "nowhere.pt", **options)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_of_half_precision_are_computed_in_float32(tmp_path: Path, vae: Path, name: str):
+    state = published(name)
+    torso = {n: v.half() if v.ndim > 1 else v for n, v in state.items()}
+    half = load(name, saved(tmp_path, torso), **options_of(name, vae))
+    rounded = {n: v.float() for n, v in torso.items()}
+    whole = load(name, saved(tmp_path, rounded, "b.pt"), **options_of(name, vae))
+    case = fixture(FILES[name][0])["cases"][0]
+    with torch.no_grad():
+        assert torch.equal(answer(half, case)[0], answer(whole, case)[0])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_published_file_is_named_from_python(tmp_path: Path, vae: Path, name: str):
+    file = saved(tmp_path, published(name))
+    model = unfool.load_denoiser(name=name, weights=file, **options_of(name, vae))
+    case = fixture(FILES[name][0])["cases"][0]
+    named = load(name, file, **options_of(name, vae))
+    with torch.no_grad():
+        assert torch.allclose(answer(model, case)[0], answer(named, case)[0], atol=1e-6)
+    with pytest.raises(unfool.SpecError, match="sizes"):
+        unfool.load_denoiser(name=name, weights=file, sizes=3)
+
+
+def test_the_identity_of_a_spec_changes_with_the_weights(tmp_path: Path):
+    state = published("ddpm")
+    file = saved(tmp_path, state)
+    part = {"denoiser": {"name": "ddpm", "weights": str(file)}}
+    before = specs.identity(part)
+    state["conv_in.bias"][0] += 1
+    saved(tmp_path, state)
+    assert specs.identity(part) != before
+    folder = tmp_path / "folder"
+    network, _ = diffusers_folder(folder, UNETS["other sines"], True)
+    part = {"denoiser": {"name": "diffusers", "weights": str(folder)}}
+    before = specs.identity(part)
+    with torch.no_grad():
+        network.conv_in.bias[0] += 1
+    network.save_pretrained(folder)
+    assert specs.identity(part) != before
+
+
+def test_diffpure_runs_on_a_published_checkpoint(tmp_path: Path):
+    """A shipped spec, with a small network in the published layout in place of its own."""
+    known = fixture("score_sde_vp_ddpmpp")
+    model = load("score-sde", score_sde_file(tmp_path, known))
+    part = {"name": "diffpure", "t": 0.1, "steps": 2, "sampler": "sde", "forward": "discrete"}
+    purifier = specs.build("purifier", specs.check("purifier", part), denoiser=model)
+    x = torch.from_numpy(numbers("x", (2, 3, 32, 32))).float().add(1).div(2).requires_grad_()
+    purified = purifier(x, Noise.of(0, range(2)))
+    assert purified.isfinite().all()
+    (gradient,) = torch.autograd.grad(purified.square().sum(), x)
+    assert bool((gradient.flatten(1).norm(dim=1) > 0).all())

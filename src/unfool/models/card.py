@@ -129,7 +129,42 @@ def begin(model: nn.Module, weights: str) -> list[str]:
     return [name for name in model.state_dict() if name not in found]
 
 
-def load_denoiser(weights: str) -> Denoiser:
+def load_denoiser(weights: str | Path, name: str = "trained", **options: Any) -> Denoiser:
+    """A denoiser with its weights, frozen: that of a card, or any that a spec can name.
+
+    `load_denoiser("digits-denoiser")` is a shipped one, and
+    `load_denoiser(name="score-sde", weights="checkpoint_8.pth")` a published checkpoint.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card; of another `name`, its file or
+            folder.
+        name: What a spec calls it; `"trained"` is what has a card.
+        options: The other options of a spec of that name.
+
+    Raises:
+        ValueError: There is no such card, the weights are not those it describes, or an option is wrong.
+    """
+    return _named("denoiser", weights, name, options)
+
+
+def load_classifier(
+    weights: str | Path, name: str = "trained", **options: Any
+) -> NormalizedClassifier:
+    """A classifier with its weights, frozen: that of a card, or any that a spec can name.
+
+    Args:
+        weights: The name of a shipped model, or a folder with a card; of another `name`, its file or
+            folder.
+        name: What a spec calls it; `"trained"` is what has a card.
+        options: The other options of a spec of that name.
+
+    Raises:
+        ValueError: There is no such card, the weights are not those it describes, or an option is wrong.
+    """
+    return _named("classifier", weights, name, options)
+
+
+def load_trained_denoiser(weights: str) -> Denoiser:
     """The denoiser of a card, frozen.
 
     Args:
@@ -141,7 +176,7 @@ def load_denoiser(weights: str) -> Denoiser:
     return _load("denoiser", weights)
 
 
-def load_classifier(weights: str) -> NormalizedClassifier:
+def load_trained_classifier(weights: str) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
@@ -178,6 +213,14 @@ def shipped() -> list[str]:
     """The names of the models that come with the package."""
     home = resources.files("unfool.weights")
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
+
+
+def _named(kind: str, weights: str | Path, name: str, options: specs.Table) -> Any:
+    """What a spec of that name builds, frozen."""
+    if name == "trained" and not options:
+        return _load(kind, str(weights))
+    part = specs.check(kind, {"name": name, "weights": str(weights), **options})
+    return specs.build(kind, part).eval().requires_grad_(False)
 
 
 def _load(kind: str, weights: str) -> Any:

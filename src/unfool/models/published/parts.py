@@ -63,7 +63,7 @@ def require_family(state: State, path: Path, family: str, name: str) -> None:
     """
     if FAMILIES[family] in state:
         return
-    others = [other for other, key in FAMILIES.items() if key in state]
+    others = [o for o, key in FAMILIES.items() if key in state or f"model.{key}" in state]
     advice = f"its names are those of {others[0]}: take name: {others[0]}" if others else (
         "it is of another network, or truncated: check the file, or name your own network by "
         "name: network"

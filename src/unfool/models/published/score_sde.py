@@ -76,12 +76,14 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
         ValueError: The weights do not make a whole network.
     """
     groups: dict[int, Part] = {}
+    outside: Part = {}
     for name, value in state.items():
         if found := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
             groups.setdefault(int(found[1]), {})[found[2]] = value
+        elif name != "sigmas":  # the noise of each step, which is not needed
+            outside[name] = value
     blocks: list[Part] = []
     others: list[Part] = []
-    outside: Part = {}
     for _, group in sorted(groups.items()):
         if "NIN_0.W" in group and blocks:  # attention belongs to the block before it
             blocks[-1] |= _attention(group)
