@@ -444,6 +444,7 @@ EDM = {  # layout: how close, since the original rounds the time of one to float
     "edm_cifar10_uncond_ve": 1e-5,
     "edm_imagenet64_adm": 1e-5,
     "edm_baseline_cifar10_vp": 5e-5,
+    "edm2": 1e-5,
 }
 
 

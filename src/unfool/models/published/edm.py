@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,15 +17,28 @@ from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Scales
 from unfool.models.checkpoints import choose_state, read_content
 from unfool.models.pickles import Inert
-from unfool.models.published.parts import Part, build_unet, gather, renamed, require_family
+from unfool.models.published.edm2 import FAMILY as EDM2
+from unfool.models.published.edm2 import build_edm2
+from unfool.models.published.parts import (
+    Part,
+    State,
+    build_unet,
+    gather,
+    place_by_resolution,
+    renamed,
+    require_family,
+)
+from unfool.networks.magnitude_unet import MagnitudeUNet
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 
 Preconditioning = Literal["edm", "vp", "ve", "iddpm"]
+Told = Time | Callable[[Scales], Tensor]
 _OF_CLASS: dict[str, Preconditioning] = {
     "EDMPrecond": "edm",
     "VPPrecond": "vp",
     "VEPrecond": "ve",
     "iDDPMPrecond": "iddpm",
+    "Precond": "edm",  # of EDM2
 }
 _BLOCK = {
     "norm0": "norm1",
@@ -48,7 +61,7 @@ _ENDS = {
 def edm(
     weights: Path, preconditioning: Preconditioning | None = None, clip_x0: bool = False
 ) -> NetworkDenoiser:
-    """A network of EDM (Karras et al., 2022), such as `edm-cifar10-32x32-uncond-vp.pkl`.
+    """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
 
     Args:
         weights: The pickle, of which no code runs, or a bare table of its weights.
@@ -64,28 +77,24 @@ def edm(
     content = read_content(path)
     kind = preconditioning or _kind(content, path)
     state = choose_state(content, path)
+    if EDM2 in state:
+        network = build_edm2(state, path, _settings(content).get("channels_per_head", 64))
+        classes = 0 if network.label is None else network.label.in_features
+        return _denoiser(network, ("edm", "edm"), _shape(network, state), classes, clip_x0)
     state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
     levels = state.pop("u", None)  # the noise of each step, which only one kind has
     if kind == "iddpm" and levels is None:
         raise ValueError(f"{path} lacks the table u, which preconditioning: iddpm needs")
     require_family(state, path, "edm", "edm")
     network = build_edm(state, path)
-    told: dict[Preconditioning, tuple[Prediction, Time | Callable[[Scales], Tensor]]] = {
+    told: dict[Preconditioning, tuple[Prediction, Told]] = {
         "edm": ("edm", "edm"),
         "vp": ("noise", "score_sde"),
         "ve": ("ve", "ve"),
         "iddpm": ("noise", "index" if levels is None else NearestStep(levels)),
     }
-    predicts, time = told[kind]
-    size = max(_resolution(name) for name in state)
-    return NetworkDenoiser(
-        network,
-        predicts=predicts,
-        time=time,
-        shape=(network.conv_in.in_channels, size, size),
-        classes=0 if network.label is None else network.label.num_embeddings - 1,
-        clip_x0=clip_x0,
-    ).eval()
+    classes = 0 if network.label is None else network.label.num_embeddings - 1
+    return _denoiser(network, told[kind], _shape(network, state), classes, clip_x0)
 
 
 def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
@@ -94,7 +103,7 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     Raises:
         ValueError: The weights do not make a whole network.
     """
-    sections, outside = gather(state, _place, _BLOCK, "channels")
+    sections, outside = gather(state, place_by_resolution, _BLOCK, "channels")
     first = next(
         (name for name in outside if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", name)), None
     )
@@ -143,6 +152,32 @@ class NearestStep:
         return (len(self.levels) - 2 - gap.argmin(-1)).to(noise)
 
 
+def _denoiser(
+    network: ScoreUNet | MagnitudeUNet,
+    told: tuple[Prediction, Told],
+    shape: tuple[int, int, int],
+    classes: int,
+    clip_x0: bool,
+) -> NetworkDenoiser:
+    predicts, time = told
+    return NetworkDenoiser(
+        network, predicts=predicts, time=time, shape=shape, classes=classes, clip_x0=clip_x0
+    ).eval()
+
+
+def _shape(network: ScoreUNet | MagnitudeUNet, state: State) -> tuple[int, int, int]:
+    """The shape of the images: the first level is named by its resolution."""
+    size = max(_resolution(name.removeprefix("unet.")) for name in state)
+    channels = network.conv_in.in_channels - isinstance(network, MagnitudeUNet)  # one is of ones
+    return channels, size, size
+
+
+def _settings(content: object) -> dict[str, Any]:
+    """The arguments that the network of a pickle was made with."""
+    network = content.get("ema") if isinstance(content, dict) else None
+    return network.state.get("_init_kwargs", {}) if isinstance(network, Inert) else {}
+
+
 def _kind(content: object, path: Path) -> Preconditioning:
     """The preconditioning that a pickle was trained with."""
     network = content.get("ema") if isinstance(content, dict) else None
@@ -166,22 +201,6 @@ def _labels(state: Part, adm: bool) -> Part:
         return {"label.weight": torch.cat([table, null])}
     shift = state.pop("map_label.bias").float()
     return {"label.weight": torch.cat([table * math.sqrt(len(table)), null]) + shift}
-
-
-def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Where a name belongs: levels are named by their resolution."""
-    found = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_(down|up|in|block)(\d*)\.(.+)", name)
-    if found is None:
-        return None
-    half, side, kind, number, inner = found.groups()
-    if kind == "in":
-        return "middle", (int(number),), inner
-    position = (-1 if kind in ("down", "up") else int(number),)
-    return (
-        ("down", (-int(side), *position), inner)
-        if half == "enc"
-        else ("up", (int(side), *position), inner)
-    )
 
 
 def _resolution(name: str) -> int:

@@ -4,6 +4,7 @@ Each family names the parts of its blocks, and says where in the network a name 
 attention and labels are then read off the shapes.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -109,6 +110,22 @@ def gather(
     for section, position in sorted(blocks):
         sections[section].append(blocks[section, position])
     return sections, outside
+
+
+def place_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
+    """Where a name of EDM belongs: the levels are named by their resolution."""
+    found = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_(down|up|in|block)(\d*)\.(.+)", name)
+    if found is None:
+        return None
+    half, side, kind, number, inner = found.groups()
+    if kind == "in":
+        return "middle", (int(number),), inner
+    position = (-1 if kind in ("down", "up") else int(number),)
+    return (
+        ("down", (-int(side), *position), inner)
+        if half == "enc"
+        else ("up", (int(side), *position), inner)
+    )
 
 
 def renamed(state: State, names: Mapping[str, str]) -> Part:
