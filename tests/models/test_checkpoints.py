@@ -81,13 +81,16 @@ def test_a_file_runs_no_code(tmp_path: Path, network: nn.Sequential, zipped: boo
 
 def test_a_program_of_torch_is_refused(tmp_path: Path, network: nn.Sequential):
     with warnings.catch_warnings(action="ignore"):
-        torch.jit.trace(network.eval(), torch.zeros(2, 3)).save(tmp_path / "a.pt")
+        torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(2, 3)), tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"was refused, .*torch\.jit"):
         read_state(tmp_path / "a.pt")
 
 
 class Unknown:
     """A class that whoever reads the file does not have."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
 
     def __setstate__(self, _: object) -> None:
         raise AssertionError("code of the file ran")
@@ -100,7 +103,6 @@ def test_what_lies_beside_weights_does_no_harm(
     tmp_path: Path, network: nn.Sequential, zipped: bool, protocol: int
 ):
     unknown = Unknown()
-    unknown.lr = 0.1
     beside = {
         "accuracy": np.float32(0.9),
         "curve": np.arange(3.0),

@@ -164,7 +164,7 @@ def load_classifier(
     return _named("classifier", weights, name, options)
 
 
-def load_trained_denoiser(weights: str) -> Denoiser:
+def trained_denoiser(weights: str) -> Denoiser:
     """The denoiser of a card, frozen.
 
     Args:
@@ -176,7 +176,7 @@ def load_trained_denoiser(weights: str) -> Denoiser:
     return _load("denoiser", weights)
 
 
-def load_trained_classifier(weights: str) -> NormalizedClassifier:
+def trained_classifier(weights: str) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
