@@ -180,5 +180,40 @@ def openai_state(network: ScoreUNet, order: str) -> dict[str, Tensor]:
     return state
 
 
+def score_sde_state(network: ScoreUNet) -> dict[str, Tensor]:
+    """The weights of our network by the names of score_sde."""
+    parts: list[dict[str, Tensor]] = []
+    if network.style.fourier:
+        parts.append({"W": network.frequencies})
+    pyramid = iter(network.pyramid)
+    parts += [dict(linear.state_dict()) for linear in network.time]
+    parts.append(dict(network.conv_in.state_dict()))
+    for block in (*network.down, *network.middle, *network.up):
+        state = {}
+        for ours, theirs in SCORE_SDE.items():
+            state |= _named(getattr(block, ours), theirs)
+        parts.append(state)
+        if block.attention is not None:
+            state = _named(block.attention.norm, "GroupNorm_0")
+            for i, part in enumerate(("to_q", "to_k", "to_v", "to_out")):
+                linear = getattr(block.attention, part)
+                state |= {f"NIN_{i}.W": linear.weight.T, f"NIN_{i}.b": linear.bias}
+            parts.append(state)
+        if block.resample == -1 and network.style.pyramid:
+            parts.append(_named(next(pyramid), "Conv2d_0"))
+    parts += [dict(network.norm_out.state_dict()), dict(network.conv_out.state_dict())]
+    return {f"all_modules.{i}.{n}": v for i, part in enumerate(parts) for n, v in part.items()}
+
+
+SCORE_SDE = {
+    "norm1": "GroupNorm_0",
+    "conv1": "Conv_0",
+    "time": "Dense_0",
+    "norm2": "GroupNorm_1",
+    "conv2": "Conv_1",
+    "shortcut": "Conv_2",
+}
+
+
 def _named(module: nn.Module, name: str) -> dict[str, Tensor]:
     return {f"{name}.{kind}": value for kind, value in module.state_dict().items()}

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from published_files import edm_pickle, fixture, lively, numbers, openai_state, state_of, weight
+from published_files import (
+    edm_pickle,
+    fixture,
+    lively,
+    numbers,
+    openai_state,
+    score_sde_state,
+    state_of,
+    weight,
+)
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
@@ -18,7 +27,7 @@ import unfool
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.schedule import VP, Discrete, time_of_noise
-from unfool.networks.score_unet import ADM, ScoreUNet
+from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.noise import Noise
 
 SMALL = {"size": 16}  # of the images of the fixtures
@@ -117,6 +126,33 @@ def test_score_sde_of_another_sde_is_told(tmp_path: Path):
         load("score-sde", file, sde="ve")
     assert load("score-sde", file, sde="subvp").predicts == "subvp"
     assert load("score-sde", file, continuous=False).time == "index"
+
+
+NCSNPP = replace(DDPMPP, fourier=True, pyramid=True, taps=(1, 3, 3, 1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"widths": (32, 128, 128), "layers": 2, "attention": (1,)},
+        {"widths": (64, 64), "layers": 4, "attention": (0, 1), "first": 32},
+        {"widths": (32,), "layers": 3, "channels": 1, "outputs": 1},
+        {"widths": (32, 96, 64), "attention": (2,), "style": NCSNPP},
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_other_networks_of_score_sde(tmp_path: Path, options: dict[str, Any], prefix: str):
+    network = lively(ScoreUNet(**{"style": DDPMPP, "heads": 1, **options}))
+    if network.style.fourier:
+        network.frequencies.copy_(weight("frequencies", (32,)))
+    state = {prefix + n: v for n, v in score_sde_state(network).items()}
+    model = load("score-sde", saved(tmp_path, state), **SMALL)
+    assert isinstance(model, NetworkDenoiser)
+    assert model.predicts == ("ve" if network.style.fourier else "noise")
+    x = torch.from_numpy(numbers("x", (2, options.get("channels", 3), 16, 16))).float()
+    time = torch.tensor([0.5, -2.0]) if network.style.fourier else torch.tensor([3.0, 700.0])
+    with torch.no_grad():
+        assert torch.allclose(model.network(x, time), network(x, time), atol=1e-5)
 
 
 # ---- guided-diffusion, improved-diffusion, consistency models

@@ -100,7 +100,8 @@ class ScoreUNet(nn.Module):
         attention: The levels (from 0) that have self-attention; the middle always has it.
         channels: Of an image.
         outputs: Channels of the prediction; more than `channels` if it includes a variance.
-        embedded: Numbers that the time is embedded in; the width of the first level if None.
+        first: Channels of the first convolution; the width of the first level if None.
+        embedded: Numbers that the time is embedded in; those of the first convolution if None.
         labels: Rows of the table of labels; 0 for none.
         heads: Of the attention, if their number is fixed; otherwise their width is.
         head_width: Channels of a head where `heads` is 0.
@@ -118,6 +119,7 @@ class ScoreUNet(nn.Module):
         attention: Sequence[int] = (),
         channels: int = 3,
         outputs: int = 3,
+        first: int | None = None,
         embedded: int | None = None,
         labels: int = 0,
         heads: int = 0,
@@ -126,7 +128,8 @@ class ScoreUNet(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.style, self.told = style, embedded or widths[0]
+        first = first or widths[0]
+        self.style, self.told = style, embedded or first
         inner = self.told * 2 if style.fourier else self.told
         told = self.told * 4
         if style.fourier:
@@ -143,10 +146,10 @@ class ScoreUNet(nn.Module):
                 return block(width, width, resample=direction)
             return Resample(width, direction, style.centered)
 
-        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.pyramid = nn.ModuleList()
-        width, skips = widths[0], [widths[0]]
+        width, skips = first, [first]
         for level, after in enumerate(widths):
             if level:
                 self.down.append(resample(width, DOWN))

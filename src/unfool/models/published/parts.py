@@ -189,6 +189,7 @@ def build_unet(
             attention=[i for i, first in enumerate(firsts) if "attention.to_q.weight" in first],
             channels=state["conv_in.weight"].shape[1],
             outputs=len(state["conv_out.weight"]),
+            first=len(state["conv_in.weight"]),
             embedded=state["time.0.weight"].shape[1] // (2 if style.fourier else 1),
             labels=0 if labels is None else len(labels),
             heads=heads,

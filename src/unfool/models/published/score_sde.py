@@ -112,7 +112,7 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
         pyramid=bool(pyramid),
         taps=(1, 3, 3, 1) if pyramid else (1, 1),
     )
-    return build_unet(_in_sections(blocks), outside, style, source)
+    return build_unet(_in_sections(blocks), outside, style, source, heads=1)
 
 
 def _in_sections(blocks: list[Part]) -> Sections:
