@@ -5,9 +5,9 @@ from statistics import fmean
 
 import pytest
 
-from unfool.results.cell import Cell
 from unfool.results.run_folder import Condition, Outcome, Run
 from unfool.results.seed_pooling import Pooled, pool
+from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
 
 ROWS = [

@@ -249,7 +249,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
     (elsewhere / "own.pt").unlink()
-    assert torch.equal(card.load_classifier(str(folder)).network.whitening, whitening)
+    assert torch.equal(card.trained_classifier(str(folder)).network.whitening, whitening)
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 
@@ -327,7 +327,7 @@ def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
     told = json.loads((folder / "card.json").read_text())
     told["part"]["clip"] = told["part"].pop("clip_x0")
     (folder / "card.json").write_text(json.dumps(told))
-    assert card.load_denoiser(str(folder)).clip_x0 is False
+    assert card.trained_denoiser(str(folder)).clip_x0 is False
     part = {"name": "trained", "weights": str(folder)}
     built, began = card.network_of("denoiser", part)
     assert "clip_x0" in built

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from unfool.api.describe import attack_entry, contents, model_parts
-from unfool.api.parts import (
+from unfool.api.inputs import (
     TorchImages,
     as_classifier,
     as_dataset,
@@ -15,6 +14,7 @@ from unfool.api.parts import (
 )
 from unfool.api.result import Result
 from unfool.api.run_result import place_for
+from unfool.api.spec_from_objects import attack_entry, contents, model_parts
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays
@@ -81,7 +81,7 @@ def evaluate(
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = _asked(asked, images_of, viewed, threat)
+        spec = _spec_of(asked, images_of, viewed, threat)
         spec["evaluation"] |= {"images": images, "seed": seed, "draws": draws}
         spec["evaluation"] |= {"skip_broken": skip_broken}
         spec["machine"] |= {"device": place, "batch_size": batch_size}
@@ -114,19 +114,19 @@ def data_name(data: Dataset) -> str:
     return "tensors" if isinstance(inner, Arrays) else type(inner).__name__
 
 
-def _asked(
+def _spec_of(
     model: Classifier, data: Dataset, attacks: Mapping[str, AttackOnView], threat: Threat
 ) -> Table:
     """What is asked, in the words of a spec."""
-    told: Table = {"python": "unfool.evaluate", "data": {"name": data_name(data)}}
-    told |= model_parts(model)
-    told |= {"threat": {"norm": threat.norm, "eps": float(threat.eps)}}
-    told["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
-    made = {label: contents(attack) for label, attack in attacks.items()}
-    told["contents"] = {"model": contents(model), "attacks": made}
-    told["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
-    told["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
-    return told
+    spec: Table = {"python": "unfool.evaluate", "data": {"name": data_name(data)}}
+    spec |= model_parts(model)
+    spec |= {"threat": {"norm": threat.norm, "eps": float(threat.eps)}}
+    spec["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
+    hashes = {label: contents(attack) for label, attack in attacks.items()}
+    spec["contents"] = {"model": contents(model), "attacks": hashes}
+    spec["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
+    spec["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
+    return spec
 
 
 def _viewed(label: str, attack: Any) -> AttackOnView:

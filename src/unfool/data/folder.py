@@ -10,10 +10,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from unfool.data.image_files import ENDINGS, decode
+from unfool.data.image_files import ENDINGS, cover, decode
 from unfool.ranges import Count
 
 
@@ -34,7 +33,7 @@ class Folder:
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        pictures: The files, in the order of their numbers.
+        files: The files, in the order of their numbers.
 
     Raises:
         FileNotFoundError: There is no such folder, or no picture in it.
@@ -57,16 +56,16 @@ class Folder:
         if label not in ("folder", "name"):
             raise ValueError(f"label is 'folder' or 'name', not {label!r}")
         self.gray = gray
-        self.pictures = _pictures(Path(folder))
-        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.pictures]
+        self.files = _image_files(Path(folder))
+        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels = torch.from_numpy(self._read(self.pictures[index]))
+        pixels = torch.from_numpy(self._read(self.files[index]))
         image = pixels[None] if self.gray else pixels.permute(2, 0, 1)
         return image.float().contiguous() / 255, self.labels[index]
 
@@ -78,10 +77,10 @@ class Folder:
 
     def _read(self, file: Path) -> np.ndarray:
         image = decode(file, self.gray)
-        return np.array(image if self.size is None else _cover(image, *self.size))
+        return np.array(image if self.size is None else cover(image, *self.size))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "
@@ -104,14 +103,3 @@ def _directly_in(folder: Path) -> list[Path]:
 
 def _word(file: Path) -> str:
     return file.stem.partition("_")[2] or file.stem
-
-
-def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The center of the picture, which is first resized until it just covers (height, width)."""
-    if image.width * height <= image.height * width:
-        resized = width, image.height * width // image.width
-    else:
-        resized = image.width * height // image.height, height
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.schedule import VP, Scales, Schedule, chain_length
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Prediction = Literal["noise", "image", "velocity", "edm", "ve", "subvp", "consistency"]
 Time = Literal["scaled", "score_sde", "index", "rescaled", "edm", "consistency", "ve", "subvp"]
@@ -30,26 +30,29 @@ class Denoiser(nn.Module, ABC):
         shape: (C, H, W) of the images it was made for; None if any will do.
         resizes: Whether `encode` brings images of any size to that shape.
         classes: How many labels it can be conditioned on; 0 for an unconditional one.
+        multi_head: Whether one call answers for several labels of each image.
         wordings: In how many ways each class can be told, if not in one: the label
             c + (classes + 1) w is class c in its wording w.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     schedule: Schedule
     shape: tuple[int, int, int] | None = None
     resizes: bool = False
     classes: int = 0
+    multi_head: bool = False
     wordings: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x_0 | x_t], shaped like `x_t`.
+        """E[x_0 | x_t], shaped like `x_t`, or (B, L, C, H, W) for L labels of each image.
 
         Args:
             x_t: Noisy images (B, C, H, W) in the denoiser's space.
             t: Times in [0, 1], shaped () or (B, 1, 1, 1).
-            label: Class labels (B,); None for the unconditional answer.
+            label: Class labels (B,), or (B, L) of a multi-head denoiser; None for the unconditional
+                answer.
         """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -85,6 +88,7 @@ class NetworkDenoiser(Denoiser):
             consistency model (Song et al., 2023), a point of the flow's end and not E[x_0 | x_t].
         shape: (C, H, W) of its images.
         classes: How many labels it knows.
+        multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
         time: What the network is told, where n = T t counts the T steps of the chain (1000 of a
             continuous schedule) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` that as a whole
             number, `"rescaled"` the index on a chain of 1000, `"score_sde"` 999 t, `"edm"` ln(s) / 4,
@@ -103,6 +107,7 @@ class NetworkDenoiser(Denoiser):
         predicts: Prediction = "noise",
         shape: tuple[int, int, int] | None = None,
         classes: int = 0,
+        multi_head: bool = False,
         time: Time | Callable[[Scales], Tensor] = "scaled",
         clip_x0: bool = False,
         null: bool = True,
@@ -116,7 +121,7 @@ class NetworkDenoiser(Denoiser):
             raise ValueError(f"a network's time is {', '.join(get_args(Time))}; not {time!r}")
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
-        self.time, self.clip_x0, self.null = time, clip_x0, null
+        self.multi_head, self.time, self.clip_x0, self.null = multi_head, time, clip_x0, null
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
@@ -127,6 +132,10 @@ class NetworkDenoiser(Denoiser):
         """E[x_0 | x_t], never clipped."""
         _, alpha, sigma, _ = self.schedule(_exact(t, x_t))
         out = self.predict(x_t, t, label)
+        if out.ndim > x_t.ndim:  # several labels of each image
+            x_t, alpha, sigma = (
+                value.unsqueeze(1) if value.ndim else value for value in (x_t, alpha, sigma)
+            )
         if self.predicts in ("noise", "subvp"):
             out = (x_t - sigma * out) / alpha
         elif self.predicts == "ve":
@@ -143,7 +152,7 @@ class NetworkDenoiser(Denoiser):
         return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network itself says, in its own terms, shaped like `x_t`.
+        """What the network itself says, in its own terms, shaped as `forward` answers.
 
         Raises:
             ValueError: The network has classes but no null class, and there is no label.
@@ -156,7 +165,8 @@ class NetworkDenoiser(Denoiser):
         else:
             out = self.network(inputs, time, self._null(x_t) if label is None else label)
         out = cast(Tensor, out if isinstance(out, Tensor) else out.sample)
-        return out[:, : x_t.shape[1]] if out.shape[1] == 2 * x_t.shape[1] else out
+        channels = x_t.shape[1]
+        return out[..., :channels, :, :] if out.shape[-3] == 2 * channels else out
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What `predict` should say of x_t = alpha z + sigma eps.

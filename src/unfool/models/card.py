@@ -19,7 +19,7 @@ from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
 from unfool.models.checkpoints import fitting, load_state, read_state, sha256
-from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.runtime.files import ADAPTER, write_bytes
 from unfool.spec.menu import find
 
@@ -105,8 +105,9 @@ def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
 def begin(model: nn.Module, weights: str) -> list[str]:
     """Give a network every weight of a trained one that fits it by name and shape.
 
-    What the trained one lacks stays random, except tables of labels, which become zero: a
-    class-conditional network then begins as the unconditional one it was made from.
+    What the trained one lacks stays random, except tables of labels, which become zero, and heads, which
+    become copies of its output layer: a class-conditional network then begins as the unconditional one
+    it was made from.
 
     Args:
         model: Gets the weights, in place.
@@ -127,41 +128,6 @@ def begin(model: nn.Module, weights: str) -> list[str]:
         if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
             nn.init.zeros_(module.weight)
     return [name for name in model.state_dict() if name not in found]
-
-
-def load_denoiser(weights: str | Path, name: str = "trained", **options: Any) -> Denoiser:
-    """A denoiser with its weights, frozen: that of a card, or any that a spec can name.
-
-    `load_denoiser("digits-denoiser")` is a shipped one, and
-    `load_denoiser(name="score-sde", weights="checkpoint_8.pth")` a published checkpoint.
-
-    Args:
-        weights: The name of a shipped model, or a folder with a card; of another `name`, its file or
-            folder.
-        name: What a spec calls it; `"trained"` is what has a card.
-        options: The other options of a spec of that name.
-
-    Raises:
-        ValueError: There is no such card, the weights are not those it describes, or an option is wrong.
-    """
-    return _named("denoiser", weights, name, options)
-
-
-def load_classifier(
-    weights: str | Path, name: str = "trained", **options: Any
-) -> NormalizedClassifier:
-    """A classifier with its weights, frozen: that of a card, or any that a spec can name.
-
-    Args:
-        weights: The name of a shipped model, or a folder with a card; of another `name`, its file or
-            folder.
-        name: What a spec calls it; `"trained"` is what has a card.
-        options: The other options of a spec of that name.
-
-    Raises:
-        ValueError: There is no such card, the weights are not those it describes, or an option is wrong.
-    """
-    return _named("classifier", weights, name, options)
 
 
 def trained_denoiser(weights: str) -> Denoiser:
@@ -185,7 +151,11 @@ def trained_classifier(weights: str) -> NormalizedClassifier:
     Raises:
         ValueError: There is no such card, or the weights are not those it describes.
     """
-    return _load("classifier", weights)
+    model, (_, card) = _load("classifier", weights), read_card(weights)
+    accuracy = card.get("metrics", {}).get("accuracy")
+    if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
+        model.stated = Stated(accuracy, card["data"]["name"], f"the card of {Path(weights).name}")
+    return model
 
 
 def read_card(weights: str) -> tuple[Path, specs.Table]:
@@ -213,14 +183,6 @@ def shipped() -> list[str]:
     """The names of the models that come with the package."""
     home = resources.files("unfool.weights")
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
-
-
-def _named(kind: str, weights: str | Path, name: str, options: specs.Table) -> Any:
-    """What a spec of that name builds, frozen."""
-    if name == "trained" and not options:
-        return _load(kind, str(weights))
-    part = specs.check(kind, {"name": name, "weights": str(weights), **options})
-    return specs.build(kind, part).eval().requires_grad_(False)
 
 
 def _load(kind: str, weights: str) -> Any:

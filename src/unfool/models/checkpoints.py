@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unfool.models.pickles import Inert, RefusedError, read_pickle, weights_of
-from unfool.networks.unet import UNet, rename
+from unfool.networks.unet import UNet, rename, repeat_heads
 
-_TABLES = ("state_dict", "model_state_dict", "model", "net")
+_TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
 _INSIDE = ("module", "state_dict", "shadow")  # of an average that has options beside its weights
 _PREFIXES = ("module.", "_orig_mod.")
@@ -28,7 +28,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
     Reads .safetensors, files of torch, and plain pickles, of which no code runs: whole networks, NumPy
     numbers and objects of unknown classes may lie in them. Weights may lie in a table `state_dict`,
-    `model_state_dict`, `model` or `net`. Where a file has averaged weights, too (`ema`,
+    `model_state_dict`, `model`, `net` or `last`. Where a file has averaged weights, too (`ema`,
     `ema_state_dict`, `state_dict_ema`, `model_ema`, or the last table of a list), these are read, and
     stderr says so. The prefixes that DataParallel and torch.compile put before every name are taken off.
 
@@ -137,11 +137,15 @@ def load_state(
 
 
 def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that a network has by name and shape, under the names that it has for them."""
+    """The weights that a network has by name and shape, under the names that it has for them.
+
+    A U-Net with several heads takes the output layer of one without for each of them.
+    """
     own, state = network.state_dict(), dict(state)
     for name, module in network.named_modules():
         if isinstance(module, UNet):
             rename(state, f"{name}." if name else "")
+            repeat_heads(module, state, f"{name}." if name else "")
     return {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from unfool.results.cell import Cell
 from unfool.results.doubt import Doubt
 from unfool.results.run_folder import Outcome, Run
+from unfool.results.sweep_cell import Cell
 from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger

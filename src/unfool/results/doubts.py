@@ -8,12 +8,22 @@ from math import ceil
 from statistics import mean, variance
 from typing import Any
 
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen
+from unfool.results.attack_roles import (
+    BLIND,
+    ELSEWHERE,
+    EXACT_VIEWS,
+    TRANSFER,
+    AttackRow,
+    exact_attacks,
+    is_custom,
+    roles,
+    view_name,
+)
+from unfool.results.doubt import Doubt
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
 from unfool.results.run_folder import Outcome
-from unfool.statistics import mean_interval
+from unfool.statistics import change_of, mean_interval
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -40,6 +50,7 @@ MORE = {  # what may help an attack that has such an option
 }
 STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
+FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
 WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make it so
 
 
@@ -49,6 +60,7 @@ def all_doubts(
     judged: Mapping[str, Any],
     robust: Any,
     classes: int,
+    stated: Mapping[str, Any] | None = None,
 ) -> list[Doubt]:
     """Every doubt about a run.
 
@@ -58,6 +70,7 @@ def all_doubts(
         judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
         classes: How many classes the data set has.
+        stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
     probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
@@ -74,6 +87,7 @@ def all_doubts(
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_no_whole_view(spec, attacks),
         *_guessing(judged, classes),
+        *(_less_than_stated(spec["data"], judged, stated) if stated else ()),
         *_few_images(robust),
         *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
     ]
@@ -97,7 +111,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) ->
         stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = ", ".join(words for option, words in MORE.items() if option in row)
-        if seen(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
+        if view_name(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -110,7 +124,7 @@ def _weaker_than_random(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
         if by > 0:
             yield Doubt(
                 "weaker-than-random",
@@ -127,9 +141,9 @@ def _cheap_beats_exact(
     cheap = [
         name
         for name, row in attacks.items()
-        if seen(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
+        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
-    strong = list(exact(attacks))
+    strong = list(exact_attacks(attacks))
     for name, by in _beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
@@ -145,8 +159,10 @@ def _blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if seen(row) in EXACT_VIEWS and row.get("name") in BLIND]
-    strong = list(exact(held))
+    blind = [
+        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+    ]
+    strong = list(exact_attacks(held))
     for name, by in _beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
@@ -160,11 +176,14 @@ def _blind_beats_gradient(
 def _known_is_harder(
     spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
-    told = {
+    informed = {
         row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
     }
-    for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
-        by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
+    for name in [
+        *exact_attacks(informed),
+        *(name for name, row in informed.items() if is_custom(row)),
+    ]:
+        by = max((paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0)
         if by > 0:
             yield Doubt(
                 "known-noise-is-harder",
@@ -180,14 +199,14 @@ def _beaten(
 ) -> Iterator[tuple[str, float]]:
     """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
     for name in weak if strong else ():
-        by = min(lead(outcomes, other, name) for other in strong)
+        by = min(paired_gap(outcomes, other, name) for other in strong)
         if by > 0:
             yield name, by
 
 
 def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if seen(row) not in WHOLE_INTERVAL:
+        if view_name(row) not in WHOLE_INTERVAL:
             continue
         stood = [outcome for outcome in outcomes if right(outcome, name)]
         curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
@@ -207,9 +226,11 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow])
 
 def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
-    early = any(seen(row) == "first-stage" for row in attacks.values())
-    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in EXACT_VIEWS]
-    if exact(attacks) or early:
+    early = any(view_name(row) == "first-stage" for row in attacks.values())
+    theirs = [
+        name for name, row in attacks.items() if is_custom(row) and view_name(row) in EXACT_VIEWS
+    ]
+    if exact_attacks(attacks) or early:
         return
     if theirs:
         yield Doubt(
@@ -229,8 +250,8 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
 
 
 def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
-    climbed = any(seen(row) == "no-elimination" for row in exact(attacks).values())
-    if spec["classifier"].get("elimination") and attacks and not climbed:
+    covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
             "no-whole-view",
             "yellow",
@@ -240,7 +261,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
 
 
 def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
-    rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
+    rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
     if rough:
         yield Doubt(
             "low-precision",
@@ -278,6 +299,22 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
             f"{clean.high:.1%}] of the time, and guessing would be {1 / classes:.1%}: are its weights "
             "loaded, its classes in the order of the data set's, and its `mean` and `std` those of "
             "its training?",
+        )
+
+
+def _less_than_stated(
+    data: Mapping[str, Any], judged: Mapping[str, Any], stated: Mapping[str, Any]
+) -> Iterator[Doubt]:
+    same = data.get("name") in (stated["data"], f"{stated['data']}-sample")
+    clean = judged["clean"].undefended or judged["clean"].per_draw
+    if same and data.get("split") != "train" and clean.high + FAR_BELOW < stated["accuracy"]:
+        yield Doubt(
+            "less-than-stated",
+            "red",
+            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
+            f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
+            "these its weights, its `mean` and `std` those of its training, its activation and layout "
+            "right, and its classes in the order of the data set's?",
         )
 
 
@@ -324,3 +361,17 @@ def _few_draws(
         f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
         f"the images: raise evaluation.draws ({advice})",
     )
+
+
+def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
+
+    It has a width even if all images differ alike, so a few images raise no doubt.
+    """
+    gaps = [
+        mean(d == o.label for d in o.conditions[one].draws)
+        - mean(d == o.label for d in o.conditions[other].draws)
+        for o in outcomes
+    ]
+    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
+    return change_of(gaps, draws).low

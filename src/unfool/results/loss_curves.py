@@ -55,8 +55,8 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[st
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]
         if kept:
-            told = {key: _band([o.loss_curves[name] for o in few]) for key, few in groups.items()}
-            found.append({"name": name, **told})
+            bands = {key: _band([o.loss_curves[name] for o in few]) for key, few in groups.items()}
+            found.append({"name": name, **bands})
     return found
 
 
@@ -65,9 +65,9 @@ def right(outcome: Outcome, name: str) -> bool:
     return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
 
 
-def _band(climbs: Sequence[Sequence[float]]) -> Mapping[str, Any]:
-    if len(climbs) < 2:
-        return {"n": len(climbs), "mean": list(climbs[0]) if climbs else [], "low": [], "high": []}
-    bins = [mean_interval(values) for values in zip(*climbs, strict=True)]
+def _band(curves: Sequence[Sequence[float]]) -> Mapping[str, Any]:
+    if len(curves) < 2:
+        return {"n": len(curves), "mean": list(curves[0]) if curves else [], "low": [], "high": []}
+    bins = [mean_interval(values) for values in zip(*curves, strict=True)]
     table = {key: [getattr(b, key) for b in bins] for key in ("mean", "low", "high")}
-    return {"n": len(climbs), **table}
+    return {"n": len(curves), **table}

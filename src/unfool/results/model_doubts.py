@@ -5,7 +5,8 @@ from math import ceil, inf
 from statistics import mean
 from typing import Any
 
-from unfool.results.doubt import AttackRow, Doubt, eot, exact
+from unfool.results.attack_roles import AttackRow, draws_per_step, exact_attacks
+from unfool.results.doubt import Doubt
 
 ZERO_GRADIENT = 1e-10  # a gradient of [0, 1] images that is no gradient
 COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
@@ -41,7 +42,7 @@ def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
 def _no_gradient(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
-    for loss in sorted({row.get("loss", "margin") for row in exact(attacks).values()}):
+    for loss in sorted({row.get("loss", "margin") for row in exact_attacks(attacks).values()}):
         seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
         dead = sum(not ZERO_GRADIENT < gradient < inf for gradient in seen)
         if dead:
@@ -59,7 +60,7 @@ def _wrong_gradient(
 ) -> Iterator[Doubt]:
     slopes = [probe["slope"] for probe in probes]
     off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
-    if exact(attacks) and off > len(slopes) / 2:
+    if exact_attacks(attacks) and off > len(slopes) / 2:
         yield Doubt(
             "gradient-disagrees",
             "red",
@@ -76,7 +77,7 @@ def _clamped(
     alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
     without = [share for share in shares if share > SHARE]
-    if exact(attacks) and len(without) > len(probes) / 2:
+    if exact_attacks(attacks) and len(without) > len(probes) / 2:
         yield Doubt(
             "clamped",
             "yellow",
@@ -100,7 +101,11 @@ def _one_draw(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
-    lazy = [n for n, row in attacks.items() if eot(row) == 1 and row["view"] != "classifier-only"]
+    lazy = [
+        n
+        for n, row in attacks.items()
+        if draws_per_step(row) == 1 and row["view"] != "classifier-only"
+    ]
     if random and lazy:
         yield Doubt(
             "random-model-eot-1",
@@ -113,7 +118,7 @@ def _draws_disagree(
     probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
 ) -> Iterator[Doubt]:
     seen = [p["agreement"] for p in probes if p.get("agreement") is not None]
-    taken = {name: eot(row) or 0 for name, row in exact(attacks).items()}
+    taken = {name: draws_per_step(row) or 0 for name, row in exact_attacks(attacks).items()}
     draws = max(taken.values(), default=0)
     if not seen or not draws:
         return

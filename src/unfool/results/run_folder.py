@@ -162,7 +162,7 @@ class Run:
                     f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
                     "them; ask for as many or more, or name another folder with --out"
                 )
-            grows = held < wanted and run.manifest["images"] == _told(
+            grows = held < wanted and run.manifest["images"] == _hash_if_known(
                 fingerprint, run.manifest["indices"]
             )
             for key in SAME:
@@ -251,7 +251,9 @@ class Run:
                 yield {name: file[name] for name in names or file}
 
 
-def _told(fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]) -> str | None:
+def _hash_if_known(
+    fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]
+) -> str | None:
     """The hash of the images at `indices`; None if it cannot be told of these alone."""
     try:
         return None if fingerprint is None else fingerprint(indices)
@@ -304,12 +306,12 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
-        for told in run.read(_Told):
-            fact = {key: value for key, value in told.table.items() if key not in MEASURED}
-            folder, known = facts.setdefault(told.index, (run.folder, fact))
+        for entry in run.read(_Told):
+            fact = {key: value for key, value in entry.table.items() if key not in MEASURED}
+            folder, known = facts.setdefault(entry.index, (run.folder, fact))
             if known != fact:
                 raise RuntimeError(
-                    f"{folder} and {run.folder} disagree about image {told.index}: they were made "
+                    f"{folder} and {run.folder} disagree about image {entry.index}: they were made "
                     "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:

@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from unfool.results.attack_roles import AttackRow, roles
-from unfool.results.cell import Cell
 from unfool.results.run_folder import Outcome, Run
+from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
 
 Group = Sequence[tuple[Cell, Run]]

@@ -124,6 +124,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
                 by_name,
                 corrupted if not labels and corrupted else robust,
                 len(run.manifest["classes"]),
+                run.manifest.get("stated"),
             )
         ],
         "cost": _cost(outcomes),

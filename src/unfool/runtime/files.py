@@ -61,15 +61,13 @@ def weights_in(part: Path) -> Path | None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files that are read of a diffusers folder, in order: settings, vocabularies, weights.
+    """The files that are read of a folder of diffusers or transformers.
 
-    Those of a single network lie in the folder itself.
+    They are in order: settings, vocabularies, weights. A single network has them in the folder itself.
     """
     found = []
-    for part in (folder, *(folder / name for name in PARTS)):
+    for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):
         small = (path for path in part.glob("*") if path.suffix in (".json", ".txt"))
         weights = weights_in(part)
-        if part == folder and weights is None:
-            continue
         found += sorted(small) + ([weights] if weights else [])
     return found

@@ -178,7 +178,7 @@ def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) 
         for key, value in values.items():
             if wrong := complaint(kinds[key][0], value):
                 raise SpecError(f"{name}.{key} {wrong}") from error
-        raise _told(name, error, 1) from error
+        raise _spec_error(name, error, 1) from error
 
 
 def argument_names(kind: str, table: Table) -> list[str]:
@@ -210,22 +210,26 @@ def _fit(where: str, kind: Any, value: Any) -> Any:
     except ValidationError as error:
         if wrong := complaint(kind, value):
             raise SpecError(f"{where} {wrong}") from error
-        raise _told(where, error) from error
+        raise _spec_error(where, error) from error
     return str(result) if isinstance(result, Path) else result
 
 
-def _told(where: str, error: ValidationError, depth: int = 0) -> SpecError:
+def _spec_error(where: str, error: ValidationError, depth: int = 0) -> SpecError:
     """The first mistake, in words; `depth` steps of its path come before the types that may be."""
     first, *others = error.errors()
-    path, said, given = first["loc"], [first["msg"]], first.get("input")
-    beside = [e["msg"] for e in others if e["loc"][:-1] == path[:-1] and e.get("input") == given]
-    if beside and len(path) > depth:  # several types may be, and the last step names one of them
-        path, said = path[:-1], said + beside
+    path, messages, value = first["loc"], [first["msg"]], first.get("input")
+    alternatives = [
+        e["msg"] for e in others if e["loc"][:-1] == path[:-1] and e.get("input") == value
+    ]
+    if (
+        alternatives and len(path) > depth
+    ):  # several types may be, and the last step names one of them
+        path, messages = path[:-1], messages + alternatives
     inside = ".".join(str(step) for step in path if not str(step).endswith("]"))
     place = f"{where}.{inside}" if inside and inside not in where else where
-    words = [text.removeprefix("Value error, ") for text in said]
-    told = ", or ".join(text[0].lower() + text[1:] for text in words)
-    return SpecError(f"{place}: {told}, not {given!r}")
+    words = [text.removeprefix("Value error, ") for text in messages]
+    reasons = ", or ".join(text[0].lower() + text[1:] for text in words)
+    return SpecError(f"{place}: {reasons}, not {value!r}")
 
 
 def _plain(value: Any) -> bool:

@@ -14,7 +14,7 @@ from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import write_bytes, write_torch
 from unfool.spec import Table
-from unfool.training.plan import OPEN
+from unfool.training.lr_schedule import OPEN
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool import spec as specs
+from unfool.compatibility import check_objective_models, check_test, check_trainable
 from unfool.data import fetch
 from unfool.data.image_files import grid
 from unfool.diffusion.denoiser import NetworkDenoiser
@@ -25,11 +26,10 @@ from unfool.spec import Table
 from unfool.statistics import wilson
 from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
-from unfool.training.compatibility import check_fit, check_guide, check_test
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
-from unfool.training.purified import PurifiedCopies, beside
+from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
 from unfool.training.spec import kind_of, loop_options
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
@@ -37,7 +37,7 @@ from unfool.training.truth_maximization import TruthMaximization
 # objectives whose images are made before the training, and kept in a folder of this name
 MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
-    "purified": (PurifiedCopies, beside),
+    "purified": (PurifiedCopies, with_purified_copies),
 }
 
 
@@ -117,7 +117,7 @@ def _run(job: Job) -> Path:
     options = loop_options(job.section, precision=_begin(job, asked))
     model = _model(job, data, test)
     objective = _objective(spec["objective"])
-    check_guide(objective, data)
+    check_objective_models(objective, data)
     _open(job, model)
     _prepare(job, model, data)
     most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
@@ -163,7 +163,7 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
         check_weights(lambda: specs.build(kind, part), job.device)
     seed_torch(job.section["seed"], "weights")
     model: nn.Module = specs.build(kind, part)
-    check_fit(kind, part, model.eval(), data)
+    check_trainable(kind, part, model.eval(), data)
     if test is not None:
         check_test(kind, part, model, data, test)
     if start is not None:
@@ -232,7 +232,7 @@ def _finish(
     """Write what was trained, measure what is read back, and draw its pictures."""
     folder = job.folder
     job.save(folder, trained, facts)
-    load = card.load_denoiser if job.kind == "denoiser" else card.load_classifier
+    load = card.trained_denoiser if job.kind == "denoiser" else card.trained_classifier
     loaded = load(str(folder))
     if test is not None:
         metrics = _measure(loaded.to(job.device), test, t_max)
@@ -256,9 +256,9 @@ def _objective(part: Table) -> Any:
 
 def result(folder: Path) -> str:
     """What came of a training, and how to use it, in a few lines."""
-    told = card.read_card(str(folder))[1]
-    metrics = told.get("metrics", {})
-    lines = [f"use it by: {told['kind']}: {{name: trained, weights: {folder}}}"]
+    facts = card.read_card(str(folder))[1]
+    metrics = facts.get("metrics", {})
+    lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}}}"]
     if "accuracy" in metrics:
         low, high = metrics["interval"]
         share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"

@@ -10,8 +10,17 @@ from unfool.models import card
 from unfool.ranges import Count, ShareBelowOne, hints
 from unfool.spec import Table
 from unfool.spec.menu import MENU
-from unfool.training.compatibility import check_objective
 from unfool.training.options import GROW, TrainingOptions
+
+TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
+    "denoising": "denoiser",
+    "addt": "denoiser",
+    "truth-maximization": "denoiser",
+    "cross-entropy": "classifier",
+    "purified": "classifier",
+    "pgd-at": "classifier",
+    "trades": "classifier",
+}
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
     objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
-    check_objective(kind, objective["name"])
+    _check_objective(kind, objective["name"])
     return checked | {
         kind: part,
         "objective": objective,
@@ -190,3 +199,13 @@ def _with_source(objective: Any, denoiser: Any) -> Table:
             source = {"denoiser": denoiser} | source
         table["source"] = source
     return table
+
+
+def _check_objective(kind: str, name: str) -> None:
+    """Refuse an objective `name` that trains a model of another `kind`."""
+    if (wanted := TRAINED.get(name, kind)) != kind:
+        others = ", ".join(other for other, trained in TRAINED.items() if trained == kind)
+        raise SpecError(
+            f"the objective {name} trains a {wanted}, and the spec has a {kind}: name a {wanted}, or "
+            f"one of {others}"
+        )
