@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from unfool.api.evaluate import evaluate as evaluate
     from unfool.api.load import load as load
     from unfool.api.load import load_classifier as load_classifier
+    from unfool.api.load import load_denoiser as load_denoiser
     from unfool.api.result import Result as Result
     from unfool.api.result import load_run as load_run
     from unfool.api.sweep import SweepResult as SweepResult
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import Discrete as Discrete
     from unfool.errors import SpecError as SpecError
     from unfool.evaluation.prepare import AttackOnView as AttackOnView
-    from unfool.models.card import load_denoiser as load_denoiser
     from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
     from unfool.noise import Noise as Noise
     from unfool.protocols import Attack as Attack
@@ -166,7 +166,7 @@ _HOMES = {
     "LikelihoodMaximization": "unfool.defenses.likelihood",
     "load": "unfool.api.load",
     "load_classifier": "unfool.api.load",
-    "load_denoiser": "unfool.models.card",
+    "load_denoiser": "unfool.api.load",
     "load_run": "unfool.api.result",
     "load_spec": "unfool.spec.load:load",
     "majority_vote": "unfool.defenses.purified_classifier",

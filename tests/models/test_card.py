@@ -49,7 +49,7 @@ def write(folder, part, kind="classifier"):
 def test_a_card_runs_no_code(elsewhere, part, kind, mistake):
     write(elsewhere / "inner", INSIDE, kind)
     write(elsewhere / "m", part, kind)
-    load = card.load_classifier if kind == "classifier" else card.load_denoiser
+    load = card.trained_classifier if kind == "classifier" else card.trained_denoiser
     with pytest.raises(ValueError, match=r"card.json names code .* trust"):
         load("m")
     said = mistake("evaluate", "demo", "--set", f"{kind}={{name: trained, weights: m}}")

@@ -270,7 +270,7 @@ def test_it_is_trained_by_the_command(elsewhere):
     told = card.read_card("made")[1]
     assert told["began_as"] == "digits-denoiser"
     assert told["part"] == card.read_card("digits-denoiser")[1]["part"]
-    assert card.load_denoiser("made").shape == (1, 8, 8)
+    assert card.trained_denoiser("made").shape == (1, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -355,7 +355,7 @@ def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
     told = json.loads((folder / "card.json").read_text())
     told["part"]["clip"] = told["part"].pop("clip_x0")
     (folder / "card.json").write_text(json.dumps(told))
-    assert card.load_denoiser(str(folder)).clip_x0 is False
+    assert card.trained_denoiser(str(folder)).clip_x0 is False
     part = {"name": "trained", "weights": str(folder)}
     built, began = card.network_of("denoiser", part)
     assert "clip_x0" in built

@@ -132,7 +132,7 @@ def test_a_copy_is_what_the_purifier_makes(elsewhere):
     )
     x, _ = fetch(data, range(4))
     pure, _ = fetch(data, range(4, 8))
-    purifier = DiffPure(card.load_denoiser("digits-denoiser"), sampler="ddpm", t=0.2, steps=2)
+    purifier = DiffPure(card.trained_denoiser("digits-denoiser"), sampler="ddpm", t=0.2, steps=2)
     with torch.no_grad():
         wanted = purifier(x, Noise.of(0, data.indices).child("purified", 0))
     assert torch.allclose(pure, wanted.clamp(0, 1), atol=1e-3), "but for half precision"

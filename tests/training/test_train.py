@@ -57,7 +57,7 @@ def test_a_denoiser_learns_and_its_card_says_how_well(elsewhere):
     assert told["sha256"] == card.sha256(folder / "model.safetensors")
     for name in ("denoised.png", "log.jsonl"):
         assert (folder / name).stat().st_size
-    model = card.load_denoiser(str(folder))
+    model = card.trained_denoiser(str(folder))
     assert model.shape == (1, 4, 4)
     assert model.classes == 2
     assert not any(p.requires_grad for p in model.parameters())
@@ -166,7 +166,7 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
     )
     one, other = weights(plain), weights(dropped)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    loaded = card.load_denoiser(str(dropped))
+    loaded = card.trained_denoiser(str(dropped))
     assert {m.p for m in loaded.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
     with pytest.raises(SpecError, match=r"training.dropout must be from 0 to below 1"):
         started(training=short | {"dropout": 1})
@@ -310,7 +310,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
     x, t = Noise.of(0, range(4)).normal(torch.zeros(4, 1, 4, 4)), torch.tensor(0.3)
     for label in (0, 1, 2):
         same = model.eval()(x, t, torch.full((4,), label))
-        assert torch.allclose(same, card.load_denoiser(str(first))(x, t, None), atol=1e-6)
+        assert torch.allclose(same, card.trained_denoiser(str(first))(x, t, None), atol=1e-6)
     options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "init_from": str(first)}
     second = training.run(started(training=options), elsewhere / "second")
     assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err

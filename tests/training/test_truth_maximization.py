@@ -331,8 +331,8 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         digits("train"), objective, asks["objective"], home, quiet=True
     )
     for step in (1, 3):
-        kept = card.load_denoiser(str(folder / "steps" / str(step))).state_dict()
-        begun = card.load_denoiser("digits-conditional").requires_grad_(True)
+        kept = card.trained_denoiser(str(folder / "steps" / str(step))).state_dict()
+        begun = card.trained_denoiser("digits-conditional").requires_grad_(True)
         own = elsewhere / f"own{step}"
         ended = train(
             begun,
@@ -402,7 +402,7 @@ def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
     objective = TruthMaximization(source, PGD(steps=5), eps=0.3, images=100)
     data = cache.make_adversarial_images(digits("train"), objective, {}, elsewhere, quiet=True)
     x_adv, y = fetch(data, range(100))
-    denoiser = card.load_denoiser("digits-conditional")
+    denoiser = card.trained_denoiser("digits-conditional")
 
     def right(denoiser):
         judged = DiffusionClassifier(denoiser.eval().requires_grad_(False), draws=4, policy="fixed")

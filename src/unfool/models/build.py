@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
 from unfool.models.cifar_layouts import Choices, recognize
@@ -162,7 +162,7 @@ def denoising_network(
     schedule: Schedule | None = None,
     predicts: Prediction = "noise",
     classes: CountFromZero = 0,
-    time: Literal["scaled", "score_sde", "index"] = "scaled",
+    time: Time = "scaled",
     clip_x0: bool = False,
     weights: Path | None = None,
 ) -> NetworkDenoiser:

@@ -132,7 +132,7 @@ def begin(model: nn.Module, weights: str) -> list[str]:
     return [name for name in model.state_dict() if name not in found]
 
 
-def load_denoiser(weights: str, trust: bool = False) -> Denoiser:
+def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
     """The denoiser of a card, frozen.
 
     Args:

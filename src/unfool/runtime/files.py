@@ -78,9 +78,9 @@ def weights_in(part: Path) -> Path | None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files that are read of a folder in the diffusers layout, or of one of transformers.
+    """The files that are read of a folder of diffusers or transformers.
 
-    They are in order: settings, vocabularies, weights. The latter has its weights beside its settings.
+    They are in order: settings, vocabularies, weights. A single network has them in the folder itself.
     """
     found = []
     for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):

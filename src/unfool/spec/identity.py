@@ -14,6 +14,7 @@ from unfool.spec.load import Table
 FILE_KEYS = (
     "weights",
     "adapter",
+    "vae",
     "path",
     "prompts",
     "init_from",
@@ -57,7 +58,8 @@ def _digest(file: str) -> str:
     """
     home = Path(file)
     if home.is_file():
-        return hashlib.sha256(home.read_bytes()).hexdigest()
+        stat = home.stat()
+        return _sha256(home, stat.st_size, stat.st_mtime_ns)
     if (parts := files_in(home)) and not (home / "card.json").is_file():
         digest = hashlib.sha256()
         for part in parts:

@@ -236,7 +236,7 @@ def _finish(
     """Write what was trained, measure what is read back, and draw its pictures."""
     folder = job.folder
     job.save(folder, trained, facts)
-    load = card.load_denoiser if job.kind == "denoiser" else card.trained_classifier
+    load = card.trained_denoiser if job.kind == "denoiser" else card.trained_classifier
     loaded = load(str(folder), trust=True)  # the spec named its code
     if test is not None:
         metrics = _measure(loaded.to(job.device), test, t_max)

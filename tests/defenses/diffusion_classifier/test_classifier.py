@@ -29,7 +29,7 @@ from unfool.diffusion.schedule import VP, Discrete, Scales
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
-from unfool.models.card import load_denoiser
+from unfool.models.card import trained_denoiser
 from unfool.noise import Noise
 from unfool.threat import Knowledge, Threat
 from unfool.toy.blobs import bayes, mixture
@@ -745,7 +745,7 @@ def test_a_transfer_from_it_climbs_it_without_elimination():
 def test_an_early_exit_attack_has_the_true_class_dropped():
     """Five others must be above it in the first stage, the last of which is climbed."""
     model = DiffusionClassifier(
-        load_denoiser("digits-conditional").eval().requires_grad_(False),
+        trained_denoiser("digits-conditional").eval().requires_grad_(False),
         elimination="staged",
         samples=(2, 4),
         classes_per_stage=(5, 1),
