@@ -59,7 +59,8 @@ def test_image_by_image_is_the_batch(attack):
         searches = (attack._search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
     else:
         searches = (
-            attack._search(X[[i]], Y[[i]], [None], THREAT, NOISE.take([i])) for i in range(SIZE)
+            attack._search(X[[i]], Y[[i]], torch.tensor([False]), [None], THREAT, NOISE.take([i]))
+            for i in range(SIZE)
         )
     apart = torch.cat(serve(Batched(MODEL, 5), searches))
     assert torch.allclose(whole, apart, atol=1e-6)
