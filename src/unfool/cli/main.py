@@ -27,6 +27,7 @@ from unfool.cli.options import (
     shard_of,
     start,
 )
+from unfool.cli.serve import serve
 
 app = typer.Typer(
     name="unfool",
@@ -276,6 +277,7 @@ def train(
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 
+app.command()(serve)
 app.command()(menu)
 app.command()(init)
 
