@@ -52,12 +52,12 @@ class Tally(NamedTuple):
     """The vote on one image.
 
     Attributes:
-        index: The class with most votes; of equals, the lowest.
+        winner: The class with most votes; of equals, the lowest.
         votes: Its votes.
         undecided: Whether another class has as many.
     """
 
-    index: int
+    winner: int
     votes: int
     undecided: bool
 

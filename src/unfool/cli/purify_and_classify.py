@@ -135,7 +135,7 @@ def classify_files(
         for i, found in enumerate(tally(chosen)):
             which = f"{path}[{i}]" if len(x) > 1 else str(path)
             tie = ", undecided" if found.undecided else ""
-            yield f"{which}\t{loaded.label(found.index)}\t{found.votes} of {draws} votes{tie}"
+            yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
         place += len(x)
 
 

@@ -215,7 +215,7 @@ def _told_votes(
         "predictions": [
             {
                 "class": each.label,
-                "index": each.tally.index,
+                "index": each.tally.winner,
                 "votes": each.tally.votes,
                 "undecided": each.tally.undecided,
                 "share": each.share.value,

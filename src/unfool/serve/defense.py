@@ -137,7 +137,7 @@ class Defense:
             counts = torch.bincount(chosen[i], minlength=classes).tolist()
             share = wilson(won.votes, chosen.shape[1])
             likely = None if means is None else means[i].tolist()
-            found.append(Prediction(won, self.loaded.label(won.index), share, counts, likely))
+            found.append(Prediction(won, self.loaded.label(won.winner), share, counts, likely))
         return found
 
     def _classify(self, x: Tensor, noise: Noise) -> Outputs:

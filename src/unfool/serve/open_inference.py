@@ -118,7 +118,7 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
 def answer(asked: Inference, defense: Defense, found: Sequence[Prediction]) -> Response:
     """The answer to a request for inference."""
     values: dict[str, list[Any]] = {
-        "class": [each.tally.index for each in found],
+        "class": [each.tally.winner for each in found],
         "label": [each.label for each in found],
         "votes": [each.counts for each in found],
         "interval": [[each.share.low, each.share.high] for each in found],
