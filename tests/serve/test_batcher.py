@@ -31,7 +31,7 @@ def model():
 
 @pytest.fixture
 def batcher(model):
-    made = Batcher({"add": model, "other": model}, 8, 100, lambda rows, seconds: None)
+    made = Batcher({"add": model, "other": model}, 8, 200, lambda rows, seconds: None)
     yield made
     model.gate.set()
     made.close()
@@ -63,9 +63,8 @@ def test_a_job_that_goes_alone_shares_no_call(batcher, model):
     model.gate.set()
     for future in (*others, alone, late):
         future.result(30)
-    assert sorted(model.calls) in ([2, 3, 3, 6, 8], [2, 3, 8, 9], [2, 3, 3, 3, 3, 8])
-    first = model.calls.index(8)
-    assert model.calls[first : first + 3] == [8, 2, 3]
+    assert [8, 2, 3] in [model.calls[i : i + 3] for i in range(len(model.calls))]
+    assert sum(model.calls) == 3 * 3 + 13
 
 
 def test_kinds_and_sizes_do_not_mix(batcher, model):
@@ -91,7 +90,7 @@ def test_a_job_that_fails_spoils_no_other(batcher, model, caplog):
 
 
 def test_what_does_not_fit_is_refused_and_what_was_accepted_is_done(batcher, model):
-    futures = [batcher.submit("add", [part(0, 10, 5)], False) for _ in range(2)]
+    futures = [batcher.submit("add", [part(0, 20, 5)], False) for _ in range(2)]
     with pytest.raises(Overloaded) as told:
         batcher.submit("add", [part(0)], False)
     assert 1 <= told.value.retry_after <= 60

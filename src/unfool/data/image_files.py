@@ -63,9 +63,8 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)
-        raise ValueError(
-            f"the picture {name or path} cannot be read ({error}): mend it, or take it away"
-        ) from error
+        what = name if name and not isinstance(path, Path) else f"the picture {path}"
+        raise ValueError(f"{what} cannot be read ({error}): mend it, or take it away") from error
 
 
 def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:
