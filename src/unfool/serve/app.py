@@ -21,6 +21,7 @@ from unfool.serve.defense import Defense, Prediction, Work
 from unfool.serve.limits import Refused
 from unfool.serve.metrics import CountRequests, Metrics
 from unfool.serve.request import (
+    SMALL,
     Body,
     Images,
     images_to_classify,
@@ -83,7 +84,9 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, votes: int) -> 
         async def work() -> Response:
             body = await parse_body(request, await read_body(request, limits), limits)
             draws, seed = to_votes(body.fields.get("votes", votes), limits), _seed(body)
-            images = await in_thread(images_to_classify, body, defense.loaded, limits)
+            images = await in_thread(
+                images_to_classify, body, defense.loaded, limits, small=body.small
+            )
             _check_size(images, draws, limits.queue)
             found = await defense.classify(Work(images.groups, draws, seed))
             metrics.images.labels("/classify").inc(len(found))
@@ -99,11 +102,13 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, votes: int) -> 
             body = await parse_body(request, await read_body(request, limits), limits)
             seed, force = _seed(body), body.fields.get("force") in (True, "true", "1")
             shape = defense.purifier_shape
-            images = await in_thread(images_to_purify, body, shape, force, limits)
+            images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
             _check_size(images, 1, limits.queue)
             pure = await defense.purify(Work(images.groups, 1, seed), images.given)
             metrics.images.labels("/purify").inc(sum(map(len, pure)))
-            return await in_thread(_told_pure, request, defense, seed, body, images, pure)
+            return await in_thread(
+                _told_pure, request, defense, seed, body, images, pure, small=body.small
+            )
 
         return await _in_time(work, limits.seconds)
 
@@ -138,9 +143,14 @@ def _add_open_inference(app: FastAPI, defense: Defense, metrics: Metrics, votes:
                 await read_body(request, limits),
                 request.headers.get(open_inference.HEADER),
             )
-            asked = await in_thread(open_inference.read, content, header, defense, limits)
+            small = len(content) <= SMALL
+            asked = await in_thread(
+                open_inference.read, content, header, defense, limits, small=small
+            )
             body, draws = Body((), asked.array, {}), asked.votes or votes
-            images = await in_thread(images_to_classify, body, defense.loaded, limits)
+            images = await in_thread(
+                images_to_classify, body, defense.loaded, limits, small=body.small
+            )
             _check_size(images, draws, limits.queue)
             found = await defense.classify(Work(images.groups, draws, asked.seed))
             metrics.images.labels("/v2").inc(len(found))

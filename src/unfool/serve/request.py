@@ -29,6 +29,7 @@ from unfool.serve.limits import Limits, Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 DRAINED = 4  # times the limit of a body that is read and thrown away, so that the client hears why
+SMALL = 2**16  # bytes of JSON that are read in no time; a picture of so few may be a large one
 FIELDS = ("votes", "seed", "force")
 Found = TypeVar("Found")
 _THREADS: RunVar[CapacityLimiter | None] = RunVar("unfool_decoding", default=None)
@@ -47,6 +48,11 @@ class Body(NamedTuple):
     files: Sequence[bytes]
     array: np.ndarray | None
     fields: Mapping[str, Any]
+
+    @property
+    def small(self) -> bool:
+        """Whether it takes no time to make images of it."""
+        return self.array is not None and self.array.nbytes <= 4 * SMALL
 
 
 @dataclass
@@ -103,7 +109,7 @@ async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
     if kind == "multipart/form-data":
         body = await _parse_form(request, content, limits)
     elif kind == "application/json":
-        body = await in_thread(_parse_json, content)
+        body = await in_thread(_parse_json, content, small=len(content) <= SMALL)
     else:
         raise Refused(
             415, "send pictures as multipart/form-data, or arrays of numbers as application/json"
@@ -115,8 +121,13 @@ async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
     return body
 
 
-async def in_thread(call: Callable[..., Found], *arguments: object) -> Found:
-    """Run what takes long, such as decoding, in one of a few threads, so that others are heard."""
+async def in_thread(call: Callable[..., Found], *arguments: object, small: bool = False) -> Found:
+    """Run what takes long, such as decoding, in one of a few threads, so that others are heard.
+
+    What is `small` is done at once: a thread would take longer to get its turn.
+    """
+    if small:
+        return call(*arguments)
     if _THREADS.get() is None:
         _THREADS.set(CapacityLimiter(2))
     return await to_thread.run_sync(call, *arguments, limiter=_THREADS.get())
