@@ -152,7 +152,7 @@ def test_votes_of_shared_calls_are_those_of_the_model(service):
         async with httpx.AsyncClient(
             base_url=service.address, timeout=120, limits=limits, trust_env=False
         ) as client:
-            for _ in range(3):
+            for _ in range(2):
                 await asyncio.gather(*(ask(client, i) for i in range(200)))
 
     before = predict_draws(

@@ -181,9 +181,9 @@ def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     return _resized(x, shape)
 
 
-def purified_like(pure: Tensor, x: Tensor) -> Tensor:
-    """Purified images in the size and with the channels of the images that were given."""
-    size, channels = x.shape[2:], x.shape[1]
+def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
+    """Purified images in the size and with the channels of images shaped (B, C, H, W)."""
+    size, channels = shape[2:], shape[1]
     if pure.shape[2:] != size:
         pure = F.interpolate(pure, size=tuple(size), mode="bilinear", align_corners=False)
     if pure.shape[1] != channels:

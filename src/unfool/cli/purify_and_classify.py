@@ -225,7 +225,7 @@ def _purified(
         which = range(first, min(first + rows, len(x)))
         images = fitting[which.start : which.stop].to(device)
         parts.append(purifier(images, noise.take(which)).cpu())
-    return purified_like(torch.cat(parts), x)
+    return purified_like(torch.cat(parts), x.shape)
 
 
 def _say(what: str) -> None:

@@ -39,6 +39,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds that a request may take; then 503.")
     ] = 30.0,
+    seeds: Annotated[
+        bool, typer.Option(help="Whether clients may choose a seed, and so know the noise.")
+    ] = True,
 ) -> None:
     """Serve a defended classifier over HTTP. It asks for no password: see docs/serve.md.
 
@@ -53,7 +56,7 @@ def serve(
     from unfool.serve import run
     from unfool.serve.limits import Limits
 
-    limits = Limits(max_body * MIB, max_pixels, max_images, max_votes, queue, timeout)
+    limits = Limits(max_body * MIB, max_pixels, max_images, max_votes, queue, timeout, seeds)
     called = name or re.sub(r"[^\w.-]", "-", Path(spec).stem) or "model"
     with run.listen(host, port) as at:
         server = run.make_server(

@@ -13,22 +13,22 @@ from starlette.responses import JSONResponse, Response
 from torch import Tensor
 
 from unfool import __version__
-from unfool.api.apply import array_of_images
+from unfool.api.apply import array_of_images, purified_like
 from unfool.data.image_files import png
 from unfool.serve import examples, open_inference
 from unfool.serve.batcher import ModelFailed, Overloaded
 from unfool.serve.defense import Defense, Prediction, Work
-from unfool.serve.limits import Refused
+from unfool.serve.limits import Held, Refused
 from unfool.serve.metrics import CountRequests, Metrics
 from unfool.serve.request import (
     SMALL,
     Body,
     Images,
+    body_of,
     images_to_classify,
     images_to_purify,
     in_thread,
     parse_body,
-    read_body,
     to_seed,
     to_votes,
 )
@@ -56,8 +56,9 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
     for kind in (Refused, HTTPException, Exception):
         app.add_exception_handler(kind, _told)
     _add_status(app, defense, metrics)
-    _add_plain(app, defense, metrics, votes)
-    _add_open_inference(app, defense, metrics, votes)
+    held = Held(defense.limits)
+    _add_plain(app, defense, metrics, held, votes)
+    _add_open_inference(app, defense, metrics, held, votes)
     return app
 
 
@@ -76,14 +77,15 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, votes: int) -> None:
+def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int) -> None:
     limits = defense.limits
 
     @app.post("/classify", tags=["defense"], **examples.classify(defense.name))
     async def classify(request: Request) -> Response:
-        async def work() -> Response:
-            body = await parse_body(request, await read_body(request, limits), limits)
-            draws, seed = to_votes(body.fields.get("votes", votes), limits), _seed(body)
+        async def answer(content: bytes) -> Response:
+            body = await parse_body(request, content, limits)
+            draws = to_votes(body.fields.get("votes", votes), limits)
+            seed = to_seed(body.fields.get("seed"), limits)
             images = await in_thread(
                 images_to_classify, body, defense.loaded, limits, small=body.small
             )
@@ -92,28 +94,31 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, votes: int) -> 
             metrics.images.labels("/classify").inc(len(found))
             return JSONResponse(_told_votes(defense, draws, seed, images, found))
 
-        return await _in_time(work, limits.seconds)
+        return await _in_time(request, held, answer)
 
     @app.post("/purify", tags=["defense"], **examples.purify(defense.name))
     async def purify(request: Request) -> Response:
-        async def work() -> Response:
+        async def answer(content: bytes) -> Response:
             if defense.purifier is None:
                 raise Refused(404, "this model has no purifier: there is nothing to purify with")
-            body = await parse_body(request, await read_body(request, limits), limits)
-            seed, force = _seed(body), body.fields.get("force") in (True, "true", "1")
+            body = await parse_body(request, content, limits)
+            seed = to_seed(body.fields.get("seed"), limits)
+            force = body.fields.get("force") in (True, "true", "1")
             shape = defense.purifier_shape
             images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
             _check_size(images, 1, limits.queue)
-            pure = await defense.purify(Work(images.groups, 1, seed), images.given)
+            pure = await defense.purify(Work(images.groups, 1, seed))
             metrics.images.labels("/purify").inc(sum(map(len, pure)))
-            return await in_thread(
-                _told_pure, request, defense, seed, body, images, pure, small=body.small
-            )
+            json_ = "application/json" in request.headers.get("accept", "")
+            told = {"model": defense.name, "seed": seed, "notes": images.notes}
+            return await in_thread(_told_pure, told, body, images, pure, json_, small=body.small)
 
-        return await _in_time(work, limits.seconds)
+        return await _in_time(request, held, answer)
 
 
-def _add_open_inference(app: FastAPI, defense: Defense, metrics: Metrics, votes: int) -> None:
+def _add_open_inference(
+    app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int
+) -> None:
     limits, tags = defense.limits, ["Open Inference Protocol"]
 
     def get(path: str, told: Callable[[], tuple[Any, int]], summary: str) -> None:
@@ -137,13 +142,9 @@ def _add_open_inference(app: FastAPI, defense: Defense, metrics: Metrics, votes:
     )
 
     async def infer(request: Request) -> Response:
-        async def work() -> Response:
+        async def answer(content: bytes) -> Response:
             _check_model(request, defense)
-            content, header = (
-                await read_body(request, limits),
-                request.headers.get(open_inference.HEADER),
-            )
-            small = len(content) <= SMALL
+            header, small = request.headers.get(open_inference.HEADER), len(content) <= SMALL
             asked = await in_thread(
                 open_inference.read, content, header, defense, limits, small=small
             )
@@ -156,7 +157,7 @@ def _add_open_inference(app: FastAPI, defense: Defense, metrics: Metrics, votes:
             metrics.images.labels("/v2").inc(len(found))
             return open_inference.answer(asked, defense, found)
 
-        return await _in_time(work, limits.seconds)
+        return await _in_time(request, held, answer)
 
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
@@ -180,15 +181,14 @@ def _check_size(images: Images, votes: int, most: int) -> None:
         raise Refused(413, f"{rows} passes are more than the queue holds ({most}): ask for fewer")
 
 
-def _seed(body: Body) -> int | None:
-    return to_seed(body.fields.get("seed"))
-
-
-async def _in_time(work: Callable[[], Awaitable[Response]], seconds: float) -> Response:
-    """The answer, or why there is none."""
+async def _in_time(
+    request: Request, held: Held, answer: Callable[[bytes], Awaitable[Response]]
+) -> Response:
+    """The answer to the body of a request, or why there is none."""
+    seconds = held.limits.seconds
     try:
-        async with asyncio.timeout(seconds):
-            return await work()
+        async with asyncio.timeout(seconds), body_of(request, held) as content:
+            return await answer(content)
     except TimeoutError:
         raise Refused(503, f"no answer within {seconds:g} seconds: try again later", 1) from None
     except Overloaded as error:
@@ -241,19 +241,13 @@ def _told_votes(
 
 
 def _told_pure(
-    request: Request,
-    defense: Defense,
-    seed: int | None,
-    body: Body,
-    images: Images,
-    pure: list[Tensor],
+    told: dict[str, Any], body: Body, images: Images, pure: list[Tensor], json_: bool
 ) -> Response:
-    """Purified arrays as arrays, one picture as PNG, and several, or if JSON is asked for, as base64."""
-    told: dict[str, Any] = {"model": defense.name, "seed": seed, "notes": images.notes}
-    accepted = request.headers.get("accept", "*/*")
+    """Purified arrays as arrays; one picture as PNG; several, or where JSON is asked for, as base64."""
+    made = [purified_like(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
     if body.array is not None:
-        last = images.given[0].shape[1:] != body.array.shape[1:] and body.array.ndim == 4
-        return JSONResponse(told | {"images": array_of_images(pure[0], body.array, last).tolist()})
-    if len(pure) == 1 and "application/json" not in accepted:
-        return Response(png(pure[0][0]), media_type="image/png")
-    return JSONResponse(told | {"png": [base64.b64encode(png(each[0])).decode() for each in pure]})
+        last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
+        return JSONResponse(told | {"images": array_of_images(made[0], body.array, last).tolist()})
+    if len(made) == 1 and not json_:
+        return Response(png(made[0][0]), media_type="image/png")
+    return JSONResponse(told | {"png": [base64.b64encode(png(x[0])).decode() for x in made]})

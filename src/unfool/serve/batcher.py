@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -162,21 +162,23 @@ class Batcher:
         """Whether waiting gains nothing for the next call."""
         if self._waiting[0].alone:
             return True
-        return sum(part_rows for _, _, part_rows in self._fitting()) >= self.batch_size
+        rows = 0
+        for _, _, lacking in self._fitting():
+            rows += lacking
+            if rows >= self.batch_size:
+                return True
+        return False
 
-    def _fitting(self) -> list[tuple[_Job, Part, int]]:
+    def _fitting(self) -> Iterator[tuple[_Job, Part, int]]:
         """The parts that may share the next call, oldest first, with the rows that they lack."""
         head = self._waiting[0]
         first = next(part for part in head.parts if part.taken < len(part.noise))
-        if head.alone:
-            return [(head, first, len(first.noise) - first.taken)]
-        return [
-            (job, part, len(part.noise) - part.taken)
-            for job in self._waiting
-            if job.kind == head.kind and not job.alone
-            for part in job.parts
-            if part.x.shape[1:] == first.x.shape[1:] and part.taken < len(part.noise)
-        ]
+        for job in self._waiting if not head.alone else (head,):
+            if job is not head and (job.alone or job.kind != head.kind):
+                continue
+            for part in (first,) if head.alone else job.parts:
+                if part.taken < len(part.noise) and part.x.shape[1:] == first.x.shape[1:]:
+                    yield job, part, len(part.noise) - part.taken
 
     def _take(self) -> list[_Slice]:
         room, slices = self.batch_size, []

@@ -16,7 +16,6 @@ from unfool.api.apply import (
     load_defended,
     noise_to_classify,
     noise_to_purify,
-    purified_like,
     tally,
 )
 from unfool.attacks.views import Batched
@@ -116,14 +115,13 @@ class Defense:
             found += self._predictions(chosen, means)
         return found
 
-    async def purify(self, work: Work, given: Sequence[Tensor]) -> list[Tensor]:
-        """The purified images of each group, in the size and with the channels that were given."""
+    async def purify(self, work: Work) -> list[Tensor]:
+        """The purified images of each group, in the size that the denoiser takes."""
         parts, place = [], 0
         for x in work.groups:
             parts.append(Part(x, noise_to_purify(work.seed, place, len(x))))
             place += len(x)
-        outputs = await self._answer("purify", parts, work)
-        return [purified_like(pure, x) for (pure,), x in zip(outputs, given, strict=True)]
+        return [pure for (pure,) in await self._answer("purify", parts, work)]
 
     async def _answer(self, kind: str, parts: Sequence[Part], work: Work) -> list[Outputs]:
         alone = work.seed is not None

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+BODIES = 16  # bodies of the largest size that are held at once
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -14,6 +16,7 @@ class Limits:
         votes: Passes through the defense per image.
         queue: Passes (images times votes) that are accepted and not done.
         seconds: From the first byte of a request to its answer.
+        seeds: Whether a request may choose the noise.
     """
 
     body: int = 16 * 2**20
@@ -22,6 +25,28 @@ class Limits:
     votes: int = 64
     queue: int = 4096
     seconds: float = 30.0
+    seeds: bool = True
+
+
+class Held:
+    """The bytes of all bodies that are not answered; they may take as much as `BODIES` of the largest."""
+
+    def __init__(self, limits: Limits):
+        self.limits, self.bytes = limits, 0
+
+    def take(self, size: int) -> None:
+        """Make room for bytes that come.
+
+        Raises:
+            Refused: There is none.
+        """
+        if self.bytes + size > BODIES * self.limits.body:
+            raise Refused(503, "the requests that wait are too large together: try again later", 1)
+        self.bytes += size
+
+    def give_back(self, size: int) -> None:
+        """Free what an answered request took."""
+        self.bytes -= size
 
 
 class Refused(Exception):

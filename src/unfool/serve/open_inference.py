@@ -110,7 +110,7 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
         id_,
         _tensor(given[0], binary),
         None if votes is None else to_votes(votes, limits),
-        to_seed(parameters.get("seed")),
+        to_seed(parameters.get("seed"), limits),
         wanted or dict.fromkeys(names, default),
     )
 

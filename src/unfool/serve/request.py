@@ -2,11 +2,13 @@
 
 import io
 import json
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 from anyio import CapacityLimiter, to_thread
 from anyio.lowlevel import RunVar
 from PIL import Image
@@ -25,7 +27,7 @@ from unfool.api.apply import (
     stretched,
     to_purify,
 )
-from unfool.serve.limits import Limits, Refused
+from unfool.serve.limits import Held, Limits, Refused
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 DRAINED = 4  # times the limit of a body that is read and thrown away, so that the client hears why
@@ -61,42 +63,52 @@ class Images:
 
     Attributes:
         groups: Images (B, C, H, W) as the model takes them.
-        given: The same as they came.
+        shapes: (B, C, H, W) as they came.
         notes: What was done to them.
     """
 
     groups: list[Tensor] = field(default_factory=list)
-    given: list[Tensor] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body of a request.
+@asynccontextmanager
+async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
+    """The body of a request, whose bytes count as held until the block ends.
 
     Raises:
-        Refused: It is too large, or compressed.
+        Refused: It is too large, or compressed, or too much is held.
     """
+    size = 0
+    try:
+        chunks = []
+        async for chunk in _chunks(request, held.limits):
+            held.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+        yield b"".join(chunks)
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended before the body did") from None
+    finally:
+        held.give_back(size)
+
+
+async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(
             415, "the body is compressed, which the service does not read: send it as it is"
         )
-    chunks, size = [], 0
-    try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size <= limits.body:
-                chunks.append(chunk)
-                continue
-            chunks.clear()
-            if size > DRAINED * limits.body:
-                break
-    except ClientDisconnect:
-        raise Refused(400, "the connection ended before the body did") from None
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limits.body:
+            yield chunk
+        elif size > DRAINED * limits.body:
+            break
     if size > limits.body:
         raise Refused(
             413, f"the body has more than {limits.body} bytes: send fewer or smaller images"
         )
-    return b"".join(chunks)
 
 
 async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
@@ -170,12 +182,14 @@ def to_votes(value: object, limits: Limits) -> int:
     return whole_number(value, "votes", 1, limits.votes)
 
 
-def to_seed(value: object) -> int | None:
+def to_seed(value: object, limits: Limits) -> int | None:
     """The seed, or None for fresh noise.
 
     Raises:
         Refused: It is no such number.
     """
+    if value is not None and not limits.seeds:
+        raise Refused(403, "this service takes no seed: every answer has fresh noise")
     return None if value is None else whole_number(value, "seed", -(2**63), 2**63 - 1)
 
 
@@ -198,26 +212,28 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
 
 
 def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limits) -> Images:
-    """The images of a body, as the denoiser takes them and as they came.
+    """The images of a body as the denoiser takes them.
 
     Raises:
         Refused: They are no images, or too many or too large.
     """
     found, room = Images(), _Room(limits)
+
+    def add(x: Tensor, name: str) -> None:
+        if not force:
+            try:
+                refuse_large(x, shape, name, "add the field force=true")
+            except ValueError as error:
+                raise Refused(413, str(error)) from None
+        found.shapes.append(x.shape)
+        found.groups.append(to_purify(x, shape, found.notes.append))
+
     for number, content in enumerate(body.files, 1):
         name = f"image {number}"
         room.take(_pixels(content, name))
-        file = io.BytesIO(content)
-        found.given.append(_decoded(read_picture, file, name, shape, found.notes.append))
+        add(_decoded(read_picture, io.BytesIO(content), name, shape, found.notes.append), name)
     if body.array is not None:
-        found.given.append(_checked_array(body.array, room))
-    for number, x in enumerate(found.given, 1):
-        if not force:
-            try:
-                refuse_large(x, shape, f"image {number}", "add the field force=true")
-            except ValueError as error:
-                raise Refused(413, str(error)) from None
-        found.groups.append(to_purify(x, shape, found.notes.append))
+        add(_checked_array(body.array, room), "the images")
     return found
 
 
