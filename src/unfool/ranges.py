@@ -65,9 +65,14 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def complaint(hint: Any, value: Any) -> str | None:
-    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None."""
+    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None.
+
+    True and False are no numbers.
+    """
     if value is None:
         return None
+    if _is_bool_for_number(hint, value):
+        return f"must be a number, not {value}"
     words, bounds = _words(hint), limits(hint)
     if words and isinstance(value, str) and value not in words:
         return f"is one of {', '.join(map(str, words))}, not {value!r}"
@@ -120,6 +125,17 @@ _WITHIN: dict[str, Callable[[float, float], bool]] = {
     "le": lambda value, bound: value <= bound,
     "lt": lambda value, bound: value < bound,
 }
+
+
+def _is_bool_for_number(hint: Any, value: Any) -> bool:
+    """Whether a value is a bool, or a list that holds one, where the type has numbers."""
+    kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
+    if isinstance(value, bool):
+        return any(k in (int, float) for k in kinds) and not any(k in (bool, Any) for k in kinds)
+    if not isinstance(value, list | tuple):
+        return False
+    inside = [each for kind in kinds for each in get_args(kind) if each is not Ellipsis]
+    return any(_is_bool_for_number(each, v) for each in inside for v in value)
 
 
 def _words(hint: Any) -> tuple[Any, ...]:

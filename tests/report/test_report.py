@@ -21,7 +21,8 @@ from unfool.report import sentences
 from unfool.report.tables import print_summary, quote
 from unfool.report.write import write_report
 from unfool.results import doubts, model_doubts
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 
 K = 4
 ATTACKS = [

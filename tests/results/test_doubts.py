@@ -7,7 +7,7 @@ import pytest
 from unfool.cli.main import run
 from unfool.results.doubt import lead
 from unfool.results.doubts import _halves, _unchanged
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome
 
 SOFT = '''
 import torch

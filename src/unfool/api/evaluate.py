@@ -24,7 +24,8 @@ from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.results.run_folder import Run
-from unfool.spec import Table, menu
+from unfool.results.spec import EvaluationSpec
+from unfool.spec import menu
 from unfool.threat import Threat
 
 
@@ -81,10 +82,31 @@ def evaluate(
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = _asked(asked, images_of, viewed, threat)
-        spec["evaluation"] |= {"images": images, "seed": seed, "draws": draws}
-        spec["evaluation"] |= {"skip_broken": skip_broken}
-        spec["machine"] |= {"device": place, "batch_size": batch_size}
+        made = {label: contents(attack) for label, attack in viewed.items()}
+        spec: EvaluationSpec = {
+            "python": "unfool.evaluate",
+            "data": {"name": data_name(images_of)},
+            **model_parts(asked),
+            "threat": {"norm": threat.norm, "eps": float(threat.eps)},
+            "attacks": [attack_entry(label, attack) for label, attack in viewed.items()],
+            "contents": {"model": contents(asked), "attacks": made},
+            "evaluation": {
+                "subset_seed": 0,
+                "examples": 8,
+                "lpips": False,
+                "images": images,
+                "seed": seed,
+                "draws": draws,
+                "skip_broken": skip_broken,
+            },
+            "machine": {
+                "images_per_block": 32,
+                "execution": "plain",
+                "engine": "local",
+                "device": place,
+                "batch_size": batch_size,
+            },
+        }
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
@@ -112,21 +134,6 @@ def data_name(data: Dataset) -> str:
     """What a report calls a data set: `tensors`, or the name of its class."""
     inner = data.data if isinstance(data, TorchImages) else data
     return "tensors" if isinstance(inner, Arrays) else type(inner).__name__
-
-
-def _asked(
-    model: Classifier, data: Dataset, attacks: Mapping[str, AttackOnView], threat: Threat
-) -> Table:
-    """What is asked, in the words of a spec."""
-    told: Table = {"python": "unfool.evaluate", "data": {"name": data_name(data)}}
-    told |= model_parts(model)
-    told |= {"threat": {"norm": threat.norm, "eps": float(threat.eps)}}
-    told["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
-    made = {label: contents(attack) for label, attack in attacks.items()}
-    told["contents"] = {"model": contents(model), "attacks": made}
-    told["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
-    told["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
-    return told
 
 
 def _viewed(label: str, attack: Any) -> AttackOnView:

@@ -1,6 +1,6 @@
 """A sweep from Python: an evaluation for every combination of some values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +14,7 @@ from unfool.report.notebook import fragment, plain_text
 from unfool.report.sweep import sweep_table, write_sweep
 from unfool.report.tables import grid
 from unfool.results.cell import Cell
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
 
 
@@ -72,7 +73,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         write_sweep(whole, self._done(), of, "unfool.sweep(...)", self.failed)
         return whole
 
-    def _done(self) -> list[tuple[Cell, Mapping[str, Any]]]:
+    def _done(self) -> list[tuple[Cell, Summary]]:
         return [(cell, result.to_dict()) for cell, result in self._cells]
 
     def __str__(self) -> str:

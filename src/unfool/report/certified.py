@@ -1,9 +1,8 @@
 """The report of a certification: certified accuracy over the radius, and what it rests on."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from rich.console import Console
@@ -15,10 +14,10 @@ from unfool.report.document import Part, sheet
 from unfool.report.rows import cell, memory, percent
 from unfool.report.tables import grid, markdown, quote
 from unfool.report.text import reproduction
+from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run
 from unfool.runtime.files import write_bytes
 
-Summary = Mapping[str, Any]
 FIGURE = "certified"
 CAPTION = (
     "How many pictures have the right answer, certified, at every point nearer than the radius. The "
@@ -28,7 +27,7 @@ CAPTION = (
 )
 
 
-def write_certificates(run: Run) -> dict[str, Any]:
+def write_certificates(run: Run) -> Summary:
     """Write `report.json`, `report.md`, `report.html` and the figure into a certification's folder.
 
     It may be unfinished; the report then says so.

@@ -30,6 +30,7 @@ from unfool.report.style import (
 )
 from unfool.report.tables import SEVERITY, markdown, quote
 from unfool.results.compare import Comparison, Gate, Paired
+from unfool.results.report_json import DoubtEntry
 from unfool.runtime.files import write_bytes
 from unfool.statistics import Mean
 
@@ -235,7 +236,7 @@ def named(row: Paired) -> dict[str, Any]:
     return asdict(row) | shares
 
 
-def _doubts(found: Comparison) -> list[tuple[str, dict[str, str]]]:
+def _doubts(found: Comparison) -> list[tuple[str, DoubtEntry]]:
     return [(run, d) for run, doubts in zip("AB", found.doubts, strict=True) for d in doubts]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from unfool.evaluation.forecast import Forecast, begun
 from unfool.report.rows import duration
 from unfool.results.run_folder import Run
-from unfool.spec import Table
+from unfool.results.spec import EvaluationSpec
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -16,7 +16,7 @@ TITLES = {
 }
 
 
-def so_far(spec: Table, folder: Path) -> Iterator[str]:
+def so_far(spec: EvaluationSpec, folder: Path) -> Iterator[str]:
     """How much of a run of a checked spec is done, if it was begun in the folder."""
     if (images := begun(spec, folder)) is not None:
         done = len(Run.open(folder).outcomes())

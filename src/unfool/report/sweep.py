@@ -15,12 +15,13 @@ from unfool.report.tables import markdown, quote
 from unfool.results.cell import Cell
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
 from unfool.runtime.files import write_bytes
 
 VERSION = 1
-Done = Sequence[tuple[Cell, Mapping[str, Any]]]
+Done = Sequence[tuple[Cell, Summary]]
 
 
 def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()) -> str:

@@ -1,14 +1,14 @@
 """Write the report of a run into its folder."""
 
 import json
-from typing import Any
 
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 from unfool.runtime.files import write_bytes
 
 
-def write_report(run: Run) -> dict[str, Any]:
+def write_report(run: Run) -> Summary:
     """Write `report.json`, `report.md`, `report.html` and `figures/*.png` into the run's folder.
 
     The run may be unfinished; the report then says so. Each file is written whole or not at all, and

@@ -1,12 +1,13 @@
 """What part each attack of a run plays: it counts, stands beside those that count, or is none."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from unfool.results.spec import AttackEntry
 
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-AttackRow = dict[str, Any]
 
 
 class Roles(NamedTuple):
@@ -20,13 +21,13 @@ class Roles(NamedTuple):
         known_noise: Those of an attacker who was told some of the defense's noise.
     """
 
-    attacks: list[AttackRow]
-    unbounded: list[AttackRow]
-    corruptions: list[AttackRow]
-    known_noise: list[AttackRow]
+    attacks: list[AttackEntry]
+    unbounded: list[AttackEntry]
+    corruptions: list[AttackEntry]
+    known_noise: list[AttackEntry]
 
 
-def roles(rows: Sequence[AttackRow]) -> Roles:
+def roles(rows: Sequence[AttackEntry]) -> Roles:
     """What part each of `rows` plays."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
     knowing = [row for row in rows if "knows" in row]

@@ -3,15 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
-from typing import Any, Literal
+from typing import Literal
 
 from unfool.attacks.autoattack import EOT
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER
-from unfool.results.run_folder import Outcome
+from unfool.results.outcome import Outcome
+from unfool.results.spec import AttackEntry
 from unfool.spec import part
 from unfool.statistics import change_of
 
-AttackRow = Mapping[str, Any]
 EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
 
 
@@ -30,7 +30,7 @@ class Doubt:
     why: str
 
 
-def exact(attacks: Mapping[str, AttackRow]) -> dict[str, AttackRow]:
+def exact(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
     """Those of `attacks` that climb the exact gradient of the whole model, by label.
 
     Not one of somebody's own, of which nobody here knows what it asks for.
@@ -43,17 +43,17 @@ def exact(attacks: Mapping[str, AttackRow]) -> dict[str, AttackRow]:
     }
 
 
-def own(row: AttackRow) -> bool:
+def own(row: AttackEntry) -> bool:
     """Whether an attack is not of the menu, but of a module that the spec names."""
     return ":" in row.get("name", "")
 
 
-def seen(row: AttackRow) -> str:
+def seen(row: AttackEntry) -> str:
     """The name of what the attacker takes the model for, whatever its options."""
     return part("view", row["view"])["name"]
 
 
-def eot(row: AttackRow) -> int | None:
+def eot(row: AttackEntry) -> int | None:
     """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
     return row.get("eot") or EOT.get(row.get("version", ""))
 

@@ -6,13 +6,14 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from statistics import mean, variance
-from typing import Any
+from typing import Any, cast
 
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen
+from unfool.results.doubt import EXACT_VIEWS, Doubt, exact, lead, own, seen
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
-from unfool.results.run_folder import Outcome
+from unfool.results.outcome import Outcome, SanityCheck
+from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval
 
 # views without the exact gradient of the whole model
@@ -44,7 +45,7 @@ WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make i
 
 
 def all_doubts(
-    spec: Mapping[str, Any],
+    spec: EvaluationSpec,
     outcomes: Sequence[Outcome],
     judged: Mapping[str, Any],
     robust: Any,
@@ -59,7 +60,7 @@ def all_doubts(
         robust: `verdict.Judged` of the attack that counts.
         classes: How many classes the data set has.
     """
-    probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
+    probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *model_doubts(probes, attacks),
@@ -90,7 +91,7 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if row.get("name") in ELSEWHERE:
             continue
@@ -107,7 +108,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) ->
 
 
 def _weaker_than_random(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
         by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
@@ -121,7 +122,7 @@ def _weaker_than_random(
 
 
 def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
@@ -142,7 +143,7 @@ def _cheap_beats_exact(
 
 
 def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [n for n, row in held.items() if seen(row) in EXACT_VIEWS and row.get("name") in BLIND]
@@ -158,10 +159,12 @@ def _blind_beats_gradient(
 
 
 def _known_is_harder(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     told = {
-        row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
+        row["label"]: row
+        for row in roles(spec["attacks"]).known_noise
+        if row.get("knows", "") == "both"
     }
     for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
         by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
@@ -185,7 +188,9 @@ def _beaten(
             yield name, by
 
 
-def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _still_rising(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if seen(row) not in WHOLE_INTERVAL:
             continue
@@ -205,7 +210,7 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow])
             )
 
 
-def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
     early = any(seen(row) == "first-stage" for row in attacks.values())
     theirs = [name for name, row in attacks.items() if own(row) and seen(row) in EXACT_VIEWS]
@@ -228,7 +233,7 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     climbed = any(seen(row) == "no-elimination" for row in exact(attacks).values())
     if spec["classifier"].get("elimination") and attacks and not climbed:
         yield Doubt(
@@ -239,7 +244,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
     if rough:
         yield Doubt(
@@ -293,7 +298,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 
 
 def _few_draws(
-    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+    outcomes: Sequence[Outcome], probes: Sequence[SanityCheck], robust: Any
 ) -> Iterator[Doubt]:
     width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:

@@ -3,14 +3,13 @@
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from unfool.runtime.files import ADAPTER, files_in
-from unfool.spec.load import Table
 
 # of which the contents count, not the place
 FILE_KEYS = ("weights", "adapter", "path", "prompts", "init_from")
@@ -18,7 +17,7 @@ ADDITIONS = ("guide", "correction")  # parts that change nothing where they are 
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 
-def identity(spec: Table) -> str:
+def identity(spec: Mapping[str, Any]) -> str:
     """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
     `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of
@@ -32,7 +31,7 @@ def identity(spec: Table) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def code_hash(spec: Table) -> str:
+def code_hash(spec: Mapping[str, Any]) -> str:
     """A hash of the source of every module of one's own that a spec names."""
     digest = hashlib.sha256()
     for module in sorted(set(_modules(spec))):

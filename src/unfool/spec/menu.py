@@ -170,9 +170,17 @@ def find(kind: str, name: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
+        raise SpecError(
+            f"{kind}: {target!r} is the {what}; name a class or a function written in Python"
+        ) from error
+    return found
 
 
 def kind_of(key: str) -> str | None:

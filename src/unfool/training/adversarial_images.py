@@ -10,7 +10,7 @@ from torch import Tensor
 from unfool.data import fetch
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.threat import Threat
 from unfool.training.kept import Kept, chosen, fill, name_of
 from unfool.training.truth_maximization import TruthMaximization
@@ -21,7 +21,7 @@ ASKED = ("source", "attack", "norm", "eps", "images", "seed", "released")
 class AdversarialImages(Kept):
     """A data set of adversarial images with their true labels."""
 
-    def facts(self) -> Table:
+    def facts(self) -> dict[str, object]:
         """How often the source was wrong before and after the attack, and how far images moved."""
         before, after, size = (self.column(name).double() for name in ("before", "after", "size"))
         return {
@@ -38,7 +38,7 @@ class AdversarialImages(Kept):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Table,
+    asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -88,5 +88,5 @@ def _places(size: int, objective: TruthMaximization) -> list[int]:
     return chosen(size, objective.images, objective.seed)
 
 
-def _key(data: Dataset, places: Sequence[int], source: Any, asked: Table) -> str:
+def _key(data: Dataset, places: Sequence[int], source: Any, asked: Part) -> str:
     return name_of(data, places, {key: asked.get(key) for key in ASKED}, [source])

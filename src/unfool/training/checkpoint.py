@@ -13,15 +13,15 @@ from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import write_bytes, write_torch
-from unfool.spec import Table
 from unfool.training.plan import OPEN
+from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again
 MEANT = {"spec": "another spec", "data": "other data", "code": "other code of your own"}
 
 
-def question(spec: Table, data: Dataset) -> dict[str, str]:
+def question(spec: TrainingSpec, data: Dataset) -> dict[str, str]:
     """What a training is asked, by hashes: its spec, its data and the modules of one's own.
 
     Of the data count how many there are, their classes, and at most 256 images spread over them. Of a

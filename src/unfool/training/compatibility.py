@@ -10,7 +10,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Table
+from unfool.spec import Part
 
 TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
     "denoising": "denoiser",
@@ -49,13 +49,13 @@ def check_guide(objective: Any, data: Dataset) -> None:
         guide = getattr(objective, name, None)
         if isinstance(guide, nn.Module):
             try:
-                check_fit(kind, {}, guide.eval(), data)
+                check_fit(kind, {"name": name}, guide.eval(), data)
             except SpecError as error:
                 raise SpecError(f"objective.{name}: {error}") from error
 
 
 @torch.no_grad()
-def check_fit(kind: str, part: Table, model: nn.Module, data: Dataset) -> None:
+def check_fit(kind: str, part: Part, model: nn.Module, data: Dataset) -> None:
     """Whether a model takes the images, and knows all classes.
 
     Args:
@@ -81,7 +81,7 @@ def check_fit(kind: str, part: Table, model: nn.Module, data: Dataset) -> None:
         )
 
 
-def check_test(kind: str, part: Table, model: nn.Module, data: Dataset, test: Dataset) -> None:
+def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dataset) -> None:
     """Whether a model can be measured on `test` when it has been trained on `data`.
 
     Args:
@@ -105,7 +105,7 @@ def check_test(kind: str, part: Table, model: nn.Module, data: Dataset, test: Da
         raise SpecError(f"test: {error}") from error
 
 
-def _known(kind: str, part: Table, model: Any, x: torch.Tensor, size: str) -> tuple[int, str]:
+def _known(kind: str, part: Part, model: Any, x: torch.Tensor, size: str) -> tuple[int, str]:
     """How many classes a model knows, and by what; 0 of an unconditional denoiser."""
     if kind == "denoiser":
         by = next((f"its {key} {part[key]}" for key in NAMES if part.get(key)), "its weights")

@@ -23,7 +23,6 @@ from unfool.noise import permutation
 from unfool.protocols import Dataset
 from unfool.runtime.files import write_bytes
 from unfool.runtime.progress import progress
-from unfool.spec import Table
 
 BLOCK = 64  # images of a file, which are made together
 
@@ -63,7 +62,7 @@ def fill(
     size: int,
     make: Callable[[slice], Mapping[str, Tensor]],
     models: Sequence[Any],
-    said: Table,
+    said: Mapping[str, Any],
     *,
     doing: str,
     device: str = "cpu",
@@ -113,7 +112,9 @@ def chosen(size: int, images: int | None, seed: int) -> list[int]:
     return sorted(permutation(size, seed, "images")[:images])
 
 
-def name_of(data: Dataset, places: Sequence[int], asked: Table, models: Sequence[Any]) -> str:
+def name_of(
+    data: Dataset, places: Sequence[int], asked: Mapping[str, Any], models: Sequence[Any]
+) -> str:
     """A name for images that are made of those at `places` as `asked`, by models with weights."""
     digest = hashlib.sha256()
     digest.update(specs.identity(asked).encode())

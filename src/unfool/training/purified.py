@@ -16,7 +16,7 @@ from unfool.data import fetch
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.training.kept import Kept, chosen, fill, name_of
 from unfool.training.objectives import CrossEntropy
 
@@ -74,7 +74,7 @@ class Beside:
             return self.data[self.places[index % len(self.places)]]
         return self.kept[index - len(self.kept)]
 
-    def facts(self) -> Table:
+    def facts(self) -> dict[str, object]:
         """How many copies there are, and how far purification moves an image."""
         moved = self.kept.column("moved").double()
         return {
@@ -87,7 +87,7 @@ class Beside:
 def beside(
     data: Dataset,
     objective: PurifiedCopies,
-    asked: Table,
+    asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,

@@ -1,0 +1,68 @@
+"""What a run folder says of the run: `run.json`, and `forecast.json` beside it."""
+
+from typing import Annotated, NotRequired
+
+from pydantic import SkipValidation
+from typing_extensions import TypedDict
+
+from unfool.results.spec import CertificationSpec, EvaluationSpec
+
+
+class Format(TypedDict):
+    """What tells the format of a file."""
+
+    version: int
+
+
+class Manifest(TypedDict):
+    """What a run was asked: `run.json`.
+
+    Attributes:
+        version: Of the format.
+        kind: `certification` or `collection` (of adversarial images); an evaluation has none.
+        identity: A hash of what the spec asks.
+        images: A hash of the images.
+        code: A hash of the modules of one's own that the spec names.
+        spec: The checked spec.
+        indices: Which images of the data set.
+        classes: The names of its classes.
+        shape: Of an image, (C, H, W).
+        versions: Of Python and of the libraries.
+    """
+
+    version: NotRequired[int]
+    kind: NotRequired[str]
+    identity: str
+    images: str
+    code: str
+    spec: Annotated[EvaluationSpec | CertificationSpec, SkipValidation]  # by the kind
+    indices: list[int]
+    classes: list[str]
+    shape: NotRequired[list[int]]
+    versions: dict[str, str]
+
+
+class CostForecast(TypedDict):
+    """What was forecast of one image, by condition.
+
+    Attributes:
+        calls: Of each network, forward and back.
+        seconds: The time.
+    """
+
+    calls: dict[str, float]
+    seconds: float
+
+
+class KeptForecast(TypedDict):
+    """What was forecast of a run's cost: `forecast.json`, as `forecast.Forecast` says."""
+
+    images: int
+    per_image: dict[str, CostForecast]
+    most: bool
+    batch_size: int
+    low: float
+    high: float
+    workers: int
+    calls: dict[str, float]
+    seconds: float
