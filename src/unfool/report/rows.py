@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from unfool.results.report_json import ShareEntry
 from unfool.results.threat_model import known_words
 
-Share = Mapping[str, float]
+Share = ShareEntry | Mapping[str, float]  # as a report or a run holds it
 
 
 @dataclass(frozen=True)
