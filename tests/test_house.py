@@ -15,7 +15,7 @@ FLOORS = [
     {"batching"},
     {"data"},
     {"defenses", "attacks", "models"},
-    {"toy"},
+    {"toy", "compatibility"},
     {"training", "results"},
     {"evaluation"},
     {"certification"},

@@ -6,7 +6,7 @@ from scipy import stats
 
 from unfool import noise
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.noise import Noise, permutation, seed_torch
 from unfool.toy.blobs import Blobs, bayes, mixture
 

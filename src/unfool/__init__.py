@@ -73,9 +73,9 @@ if TYPE_CHECKING:
     from unfool.defenses.gradual import Gradual as Gradual
     from unfool.defenses.langevin import Langevin as Langevin
     from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
-    from unfool.defenses.purified import Purified as Purified
-    from unfool.defenses.purified import majority_vote as majority_vote
-    from unfool.defenses.purified import predict_draws as predict_draws
+    from unfool.defenses.purified_classifier import Purified as Purified
+    from unfool.defenses.purified_classifier import majority_vote as majority_vote
+    from unfool.defenses.purified_classifier import predict_draws as predict_draws
     from unfool.defenses.resized import Resized as Resized
     from unfool.defenses.sampling import make_sampler as make_sampler
     from unfool.diffusion.denoiser import Denoiser as Denoiser
@@ -103,7 +103,7 @@ if TYPE_CHECKING:
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
     from unfool.training.options import TrainingOptions as TrainingOptions
-    from unfool.training.purified import PurifiedCopies as PurifiedCopies
+    from unfool.training.purified_copies import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
@@ -163,7 +163,7 @@ _HOMES = {
     "load_denoiser": "unfool.models.card",
     "load_run": "unfool.api.result",
     "load_spec": "unfool.spec.load:load",
-    "majority_vote": "unfool.defenses.purified",
+    "majority_vote": "unfool.defenses.purified_classifier",
     "make_sampler": "unfool.defenses.sampling",
     "mnist": "unfool.data.mnist",
     "models": "unfool.models",
@@ -177,9 +177,9 @@ _HOMES = {
     "PGD": "unfool.attacks.pgd",
     "PGDAT": "unfool.training.adversarial",
     "PrecomputedAttack": "unfool.attacks.precomputed",
-    "predict_draws": "unfool.defenses.purified",
-    "Purified": "unfool.defenses.purified",
-    "PurifiedCopies": "unfool.training.purified",
+    "predict_draws": "unfool.defenses.purified_classifier",
+    "Purified": "unfool.defenses.purified_classifier",
+    "PurifiedCopies": "unfool.training.purified_copies",
     "Purifier": "unfool.protocols",
     "RandomSearch": "unfool.attacks.random_search",
     "Resized": "unfool.defenses.resized",

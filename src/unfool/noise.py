@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from hashlib import blake2b
+from html import escape
 from itertools import pairwise
 from typing import Any
 
@@ -76,6 +77,9 @@ class Noise:
     def __repr__(self) -> str:
         known = "" if self.given is None else ", of an attacker who knows some of the defense's"
         return f"<Noise for {len(self)} image{'' if len(self) == 1 else 's'}{known}>"
+
+    def _repr_html_(self) -> str:
+        return f"<code>{escape(repr(self))}</code>"
 
     def child(self, *path: StreamName) -> "Noise":
         """The stream named `path` below this one."""

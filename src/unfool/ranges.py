@@ -101,8 +101,10 @@ def limits(hint: Any) -> dict[str, float]:
 def remark(hint: Any) -> str:
     """What a type says of the number beside its range, such as its unit; "" for nothing."""
     notes = [note for part in _parts(hint) for note in getattr(part, "__metadata__", ())]
-    told = [note.description for note in notes if isinstance(note, FieldInfo) and note.description]
-    return told[-1] if told else ""
+    descriptions = [
+        note.description for note in notes if isinstance(note, FieldInfo) and note.description
+    ]
+    return descriptions[-1] if descriptions else ""
 
 
 def range_text(hint: Any) -> str:

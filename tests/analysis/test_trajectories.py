@@ -9,8 +9,8 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from unfool.analysis.inputs import load_inputs
 from unfool.analysis.landscape import Landscape, landscape
-from unfool.analysis.setup import load_inputs
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
 from unfool.attacks.losses import LOSSES
 from unfool.cli.main import run

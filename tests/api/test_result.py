@@ -1,15 +1,12 @@
 """A result: its numbers, what it prints, and what can be made of it."""
 
-import builtins
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
 import unfool
-from unfool.api import frame
 from unfool.attacks.pgd import PGD
 from unfool.data import fetch
 from unfool.data.digits import digits
@@ -84,10 +81,11 @@ def test_without_pandas_a_sentence_names_it(result, monkeypatch):
         result.to_dataframe()
 
 
-def test_a_data_frame_is_made_of_the_records(result, monkeypatch):
-    table = SimpleNamespace(DataFrame=SimpleNamespace(from_records=builtins.list))
-    monkeypatch.setattr(frame, "import_module", lambda name: table)
-    assert result.to_dataframe() == result.to_records()
+def test_a_data_frame_is_made_of_the_records(result):
+    table = result.to_dataframe()
+    assert table.to_dict("records") == result.to_records()
+    right = table[table.condition == "robust"].groupby("draw").correct.mean()
+    assert right.mean() == pytest.approx(result.robust.per_draw.value)
 
 
 def test_a_report_can_be_opened_again(result, tmp_path):

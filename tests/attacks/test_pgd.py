@@ -11,7 +11,7 @@ from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, predict_draws
+from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.statistics import wilson
 from unfool.threat import Threat, images

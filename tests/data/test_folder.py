@@ -28,7 +28,7 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: Path):
     paint(tmp_path / "loose.png")
     data = Folder(tmp_path)
     assert list(data.classes) == ["cat", "dog"]
-    assert [p.name for p in data.pictures] == [
+    assert [p.name for p in data.files] == [
         "w.jpeg",
         "x.JPG",
         "y.webp",

@@ -9,7 +9,7 @@ from torch import nn
 
 from unfool.defenses.coup import COUP, Confidence
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.reverse import euler_maruyama, even, flow, reverse
 from unfool.diffusion.schedule import VP
 from unfool.errors import SpecError

@@ -296,7 +296,7 @@ def test_search_never_sees_the_noise_of_the_verdict():
             return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)
 
     from unfool.attacks.pgd import PGD
-    from unfool.defenses.purified import predict_draws
+    from unfool.defenses.purified_classifier import predict_draws
 
     spy, data = Spy(), Blobs(size=4)
     x = torch.stack([data[i][0] for i in range(4)])

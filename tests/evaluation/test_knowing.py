@@ -7,7 +7,7 @@ import torch
 
 from unfool import Noise, Purified
 from unfool import spec as specs
-from unfool.analysis.setup import load_inputs
+from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare

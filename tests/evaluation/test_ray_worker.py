@@ -8,7 +8,7 @@ import torch
 
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import prepare
-from unfool.evaluation.ray import evaluate_block, worker_payload
+from unfool.evaluation.run_on_ray import evaluate_block, worker_payload
 from unfool.evaluation.spec import check
 from unfool.models import card
 from unfool.runtime.memory import free_bytes

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from unfool.models import card
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 
@@ -50,6 +51,32 @@ def test_time_and_label_matter():
     assert not torch.allclose(none, zero)
     assert not torch.allclose(one, zero)
     assert not torch.allclose(model.predict(x, t), model.predict(x, torch.tensor(0.5)))
+
+
+def test_heads_answer_for_all_labels_in_one_call():
+    model, x, t = make(classes=3, multi_head=True), images(), torch.tensor([0.1, 0.4])
+    t = t[:, None, None, None]
+    labels = torch.tensor([[2, 0, 3], [1, 1, 0]])
+    together = model(x, t, labels)
+    assert together.shape == (2, 3, 3, 8, 8)
+    for i in range(3):
+        assert torch.allclose(together[:, i], model(x, t, labels[:, i]), atol=1e-6)
+    assert torch.equal(model(x, t), model(x, t, torch.full((2,), 3)))
+    assert not torch.allclose(together[0, 0], together[0, 1])
+
+
+def test_heads_begin_as_the_one_they_come_from(tmp_path):
+    one, many = make(), make(classes=3, multi_head=True)
+    card.save(tmp_path, "denoiser", {"name": "unet", **TINY}, one)
+    assert card.begin(many, str(tmp_path)) == []
+    x, t = images(), torch.tensor(0.1)
+    for label in (None, torch.tensor([0, 2])):
+        assert torch.allclose(many(x, t, label), one(x, t), atol=1e-6)
+
+
+def test_heads_need_classes():
+    with pytest.raises(ValueError, match="multi_head"):
+        make(multi_head=True)
 
 
 def test_attention_is_only_where_it_is_asked_for():

@@ -1,4 +1,4 @@
-"""The figures of confidence along the purification, and of label flips."""
+"""The figures of confidence along the purification, and of resubmissions."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from unfool.report import figures
 from unfool.report.examples import Gallery
-from unfool.statistics import resubmissions, wilson
+from unfool.statistics import resubmissions
 
 TIMES = np.array([0.1, 0.05, 0.0])
 
@@ -57,18 +57,6 @@ def test_where_nothing_fell_there_is_no_adversarial_class(drawn):
 
 def test_a_run_of_before_has_the_true_class_alone(drawn):
     assert titles(drawn("confidence", gallery(None))) == ["in the true class (3)"]
-
-
-def test_label_flips_are_drawn_with_intervals(drawn):
-    shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
-    (axes,) = drawn("label_flips", [0, 1, 2], [0, 4], shares, 400).axes
-    for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
-        assert line.get_ydata() == pytest.approx(100 * row)
-        edges = band.get_paths()[0].vertices[:, 1]
-        intervals = [wilson(round(400 * share), 400) for share in row]
-        assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
-        assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
-    assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
 
 
 def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them(drawn):

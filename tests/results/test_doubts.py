@@ -5,8 +5,7 @@ import json
 import pytest
 
 from unfool.cli.main import run
-from unfool.results.doubt import lead
-from unfool.results.doubts import _halves, _unchanged
+from unfool.results.doubts import _halves, _unchanged, paired_gap
 from unfool.results.outcome import Condition, Outcome
 
 SOFT = '''
@@ -156,8 +155,8 @@ def test_a_lead_needs_more_than_two_images(images, raised):
     made = {"undefended": None, "size": 0.1, "attacker_error_rate": 0.5}
     versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
     outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
-    assert (lead(outcomes, "a", "b") > 0) == raised
-    assert lead(outcomes, "b", "a") < 0
+    assert (paired_gap(outcomes, "a", "b") > 0) == raised
+    assert paired_gap(outcomes, "b", "a") < 0
 
 
 def test_numbers_that_are_none_are_refused(doubts, mistake):

@@ -5,10 +5,10 @@ from statistics import fmean
 
 import pytest
 
-from unfool.results.cell import Cell
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, pool
+from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
 
 ROWS = [

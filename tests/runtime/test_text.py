@@ -1,5 +1,7 @@
 """Objects in a line of text."""
 
+from xml.etree import ElementTree
+
 import pytest
 import torch
 
@@ -22,6 +24,15 @@ def test_a_model_is_told_in_a_line_or_two(demo):
     assert repr(demo).startswith("Purified(classifier=NormalizedClassifier(network=Sequential(")
     assert "t=0.2, steps=1, sampler='ddpm'" in repr(demo)
     assert "forward" not in repr(demo)
+
+
+def test_a_notebook_shows_nested_tables(demo):
+    page = demo._repr_html_()
+    assert page.startswith("<b>Purified</b><table>")
+    assert page.count("<table>") == page.count("</table>") > 2
+    assert "<tr><th>steps</th><td>1</td></tr>" in page
+    ElementTree.fromstring(f"<div>{page}</div>")
+    assert "2 images" in Noise.of(0, [1, 2])._repr_html_()
 
 
 def test_options_at_their_defaults_are_left_out():

@@ -80,7 +80,10 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ({"classifier": "zzzz"}, "choose from: .*small-cnn"),
         ({"classifier": {"side": 4}}, "needs a name"),
         ({"classifier": {"name": "bayes", "sied": 4}}, "no option 'sied'; did you mean 'side'"),
-        ({"classifier": {"name": "bayes", "side": "many"}}, "classifier.side must be a whole number, not 'many'"),
+        (
+            {"classifier": {"name": "bayes", "side": "many"}},
+            "classifier.side must be a whole number, not 'many'",
+        ),
         ({"classifier": "nowhere:Thing"}, "cannot import 'nowhere:Thing'"),
         ({"data": {"name": "arrays"}}, "option 'path' is missing"),
         ({"data": "cifar10"}, "--data FOLDER.*UNFOOL_DATA"),

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser
 from unfool.diffusion.schedule import VP
 from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.unet import unet
 from unfool.noise import Noise, permutation
 from unfool.threat import Threat
 from unfool.training.adversarial import PGDAT, TRADES
@@ -196,3 +197,23 @@ def test_stratified_times_are_spread_evenly_and_go_with_the_image():
     assert torch.equal(found.argsort(), free.argsort()), "the order is that of the image's own time"
     of_one = torch.stack([times(spread, seed)[5] for seed in range(800)])
     assert kstest(of_one.numpy(), "uniform").pvalue > 0.01
+
+
+def test_classification_adds_the_cross_entropy_of_the_errors_of_all_classes():
+    model = unet(channels=1, size=4, widths=(8,), groups=4, classes=3, multi_head=True)
+    plain = Denoising(label_dropout=0.5)
+    both = Denoising(label_dropout=0.5, classification_weight=0.01)
+    t, _ = time_and_label(plain, model, X, Y, NOISE)
+    z = model.encode(X)
+    eps = NOISE.child("noise").normal(z)
+    errors = torch.stack(
+        [denoising_loss(model, z, t, torch.full_like(Y, label), eps) for label in range(3)], dim=1
+    )
+    expected = plain(model, X, Y, NOISE) + 0.01 * F.cross_entropy(-16 * errors, Y, reduction="none")
+    assert torch.allclose(both(model, X, Y, NOISE), expected, rtol=1e-5)
+
+
+def test_classification_without_heads_is_refused():
+    model = unet(channels=1, size=4, widths=(8,), groups=4, classes=3)
+    with pytest.raises(ValueError, match="classification_weight"):
+        Denoising(classification_weight=0.01)(model, X, Y, NOISE)

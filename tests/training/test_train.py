@@ -10,13 +10,13 @@ from diffusers.training_utils import EMAModel
 
 from unfool import spec as specs
 from unfool.cli.main import run
+from unfool.compatibility import check_trainable
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.compatibility import check_fit
 from unfool.training.objectives import augmented
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check, loop_options
@@ -476,11 +476,11 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
     assert "10 classes, the last 'nine'" in said or "10 classes, the last '9'" in said
     assert "the classifier knows 5, by what it returns" in said
     other = ["train", "digits-denoiser", "--quiet", "--set", "denoiser.size=16"]
-    assert "the images are 1 x 8 x 8 and the denoiser is made for 1 x 16 x 16" in mistake(
+    assert "the images are 1 x 8 x 8 and the denoiser was made for 1 x 16 x 16" in mistake(
         *other, "--out", "other"
     )
     channels = ["train", "digits-classifier", "--quiet", "--set", "classifier.channels=3"]
-    assert "the classifier does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
+    assert "the model does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
     guide = "objective.classifier={name: small-cnn, channels: 1, size: 8, classes: 5}"
     said = mistake("train", "digits-addt", "--quiet", "--set", guide, "--out", "guide")
     assert "objective.classifier: the data set has 10 classes" in said
@@ -507,5 +507,5 @@ def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objectiv
 
 
 def test_a_classifier_gives_a_row_of_numbers():
-    with pytest.raises(SpecError, match=r"returns \(1,\), not a row of numbers per image"):
-        check_fit("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))
+    with pytest.raises(SpecError, match=r"logits \(1, K\), and returned \(1,\)"):
+        check_trainable("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))

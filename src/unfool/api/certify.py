@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.describe import contents, model_parts
 from unfool.api.evaluate import data_name
-from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.run_result import RunResult, kept, place_for
+from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
+from unfool.api.run_result import RunResult, place_for, run_in
+from unfool.api.spec_from_objects import contents, model_parts
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
@@ -87,7 +87,7 @@ class CertifyResult(RunResult[CertificationSummary]):
             ValueError: The run's folder is a temporary one, and no other is named.
             RuntimeError: The folder holds another run.
         """
-        run = kept(self.run, self._home is not None, folder)
+        run = run_in(self.run, self._home is not None, folder)
         write_certificates(run)
         return run.folder
 
@@ -142,9 +142,11 @@ def certify(
     """
     check_arguments(certify, locals())
     asked = as_classifier(model)
-    place, told = device_of(asked, device), getattr(asked, "sigma", sigma)
-    if getattr(asked, "noised", False) and told != sigma:
-        raise ValueError(f"the model judges images with noise of {told:g}, not of sigma {sigma:g}")
+    place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
+    if getattr(asked, "noised", False) and trained_sigma != sigma:
+        raise ValueError(
+            f"the model judges images with noise of {trained_sigma:g}, not of sigma {sigma:g}"
+        )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from unfool.api.describe import attack_entry, contents, model_parts
-from unfool.api.parts import (
+from unfool.api.inputs import (
     TorchImages,
     as_classifier,
     as_dataset,
@@ -15,6 +14,7 @@ from unfool.api.parts import (
 )
 from unfool.api.result import Result
 from unfool.api.run_result import place_for
+from unfool.api.spec_from_objects import attack_entry, contents, model_parts
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
 from unfool.data.arrays import Arrays

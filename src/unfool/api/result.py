@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.run_result import RunResult, kept
+from unfool.api.run_result import RunResult, run_in
 from unfool.report.notebook import plain_text, summary_html
 from unfool.report.rows import percent
 from unfool.report.tables import print_summary
@@ -107,7 +107,7 @@ class Result(RunResult[Summary]):
             ValueError: The run's folder is a temporary one, and no other is named.
             RuntimeError: The folder holds another run.
         """
-        run = kept(self.run, self._home is not None, folder)
+        run = run_in(self.run, self._home is not None, folder)
         write_report(run)
         return run.folder
 
@@ -118,8 +118,8 @@ class Result(RunResult[Summary]):
         said = f"clean {percent(self.clean.per_draw.value)}"
         if self._summary["attacks"]:
             said += f", robust {percent(self.robust.per_draw.value)}"
-        seen = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
-        return f"<Result: {said} per draw; {seen}>"
+        counts = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
+        return f"<Result: {said} per draw; {counts}>"
 
     def _repr_html_(self) -> str:
         return summary_html(self._summary)

@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Generic, Self, TypeVar, cast
 
-from unfool.api.frame import to_frame
+from unfool.api.data_frame import to_frame
 from unfool.results.report_json import CertificationSummary, Summary
 from unfool.results.run_folder import Run, merge
 
@@ -70,7 +70,7 @@ class RunResult(Generic[S]):
         return to_frame(self.to_records())
 
 
-def kept(run: Run, temporary: bool, folder: str | Path | None) -> Run:
+def run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
     """A run where it is; or a copy of it in `folder`.
 
     Raises:

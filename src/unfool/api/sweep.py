@@ -6,16 +6,16 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfool import spec as specs
-from unfool.api.frame import to_frame
+from unfool.api.data_frame import to_frame
 from unfool.api.result import READINGS, Result
 from unfool.api.run_result import place_for
 from unfool.evaluation import sweep as sweeps
 from unfool.report.notebook import fragment, plain_text
 from unfool.report.sweep import sweep_table, write_sweep
 from unfool.report.tables import grid
-from unfool.results.cell import Cell
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
+from unfool.results.sweep_cell import Cell
 
 
 class SweepResult(list[tuple[dict[str, str], Result]]):

@@ -102,40 +102,40 @@ class APGD:
             return Query(at, y, self.loss, noise, i // self.steps_per_draw, self.eot, gradient, aim)
 
         x_adv = previous = threat.start(x, noise.child("start"))
-        seen = yield ask(x_adv, 0)
-        if (yield from stop.here(ask(x_adv, 0), seen)):
+        result = yield ask(x_adv, 0)
+        if (yield from stop.here(ask(x_adv, 0), result)):
             return True, [x_adv]
-        gradient = seen.gradient
-        best, highest, slope = x_adv, seen.loss, gradient
-        wrongest, most = x_adv, rank_value(seen)
+        gradient = result.gradient
+        best, highest, slope = x_adv, result.loss, gradient
+        wrongest, most = x_adv, rank_value(result)
         behind = torch.zeros_like(highest)  # how far x_adv is below the best
         stride = torch.full_like(highest, 2 * threat.eps)
         rises = torch.zeros_like(highest)
         improved, halved = highest > highest, highest == highest  # none, all
         since, checks = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
-            way = images(stride) * threat.steepest(gradient)
-            step = threat.project(x, x_adv + way) - x_adv
+            direction = images(stride) * threat.steepest(gradient)
+            step = threat.project(x, x_adv + direction) - x_adv
             if i > 1:
                 step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)
             previous, x_adv = x_adv, threat.project(x, x_adv + step)
-            seen = yield ask(x_adv, i)
-            if (yield from stop.here(ask(x_adv, i), seen)):
+            result = yield ask(x_adv, i)
+            if (yield from stop.here(ask(x_adv, i), result)):
                 return True, [x_adv]
-            gradient = seen.gradient
+            gradient = result.gradient
             if i % self.steps_per_draw == 0:  # the draws are new
                 highest = (yield ask(best, i, gradient=False)).loss
-            lead = seen.loss - highest
+            lead = result.loss - highest
             rises += lead > -behind
             behind = (-lead).clamp(min=0)
             better = lead > 0
             improved = improved | better
             best = torch.where(images(better), x_adv, best)
             slope = torch.where(images(better), gradient, slope)
-            highest = torch.where(better, seen.loss, highest)
-            more = rank_value(seen) > most
+            highest = torch.where(better, result.loss, highest)
+            more = rank_value(result) > most
             wrongest = torch.where(images(more), x_adv, wrongest)
-            most = torch.where(more, rank_value(seen), most)
+            most = torch.where(more, rank_value(result), most)
             if i in checks:
                 halved = (rises <= RISES * (i - since)) | ~(halved | improved)
                 stride = torch.where(halved, stride / 2, stride)

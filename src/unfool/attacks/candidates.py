@@ -15,12 +15,12 @@ from unfool.ranges import CountFromZero, MostOf, check_fields
 from unfool.threat import Threat, images
 
 
-def rank_value(seen: QueryResult) -> Tensor:
+def rank_value(result: QueryResult) -> Tensor:
     """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
 
     One whose loss is no number is below all others, whatever answers its logits seem to give.
     """
-    found = seen.error_rate + 1e-3 * torch.tanh(seen.loss / 10)
+    found = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
     return found.nan_to_num(nan=-torch.inf)
 
 
@@ -94,17 +94,17 @@ class EarlyStop:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def here(self, query: Query, seen: QueryResult) -> AttackSteps[bool]:
+    def here(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
         """Whether the search of one image may end where it asked last, and what it saw."""
         noise = query.noise.child("stop", query.turn)
-        if not self.draws or float(seen.error_rate) < self.share - 1e-6:
+        if not self.draws or float(at_query.error_rate) < self.share - 1e-6:
             return False
         needed = math.ceil(self.share * self.draws - 1e-6)
         wrong = asked = 0
         while wrong < needed <= wrong + self.draws - asked:
             few = min(max(self.draws // 5, 1), self.draws - asked)
-            told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
-            asked, wrong = asked + few, wrong + round(few * float(told.error_rate))
+            result = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
+            asked, wrong = asked + few, wrong + round(few * float(result.error_rate))
         return wrong >= needed
 
 

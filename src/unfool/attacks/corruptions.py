@@ -70,13 +70,13 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
     if x.shape[1] not in (1, 3):
         raise ValueError(f"corruptions are for images of 1 or 3 channels, not {x.shape[1]}")
     out = np.empty(x.shape, np.float32)
-    pictures = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
-    for i, picture in enumerate(pictures):
+    arrays = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
+    for i, array in enumerate(arrays):
         draws = noise.take([i])
         level = severity
         if level is None:
             level = 1 + int(SEVERITIES * float(_uniform(draws.child("severity"), 1)[0]))
-        result = np.clip(_MAKE[kind](picture, level - 1, draws), 0, 1)
+        result = np.clip(_MAKE[kind](array, level - 1, draws), 0, 1)
         out[i] = (result * 255).round().transpose(2, 0, 1) / 255
     return torch.from_numpy(out).to(x)
 
@@ -217,14 +217,14 @@ def _pixelate(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     height, width = x.shape[:2]
     small = (max(1, int(width * share)), max(1, int(height * share)))
     box = Image.Resampling.BOX
-    return _numbers(_picture(x).resize(small, box).resize((width, height), box), x.shape)
+    return _from_pil(_to_pil(x).resize(small, box).resize((width, height), box), x.shape)
 
 
 def _jpeg_compression(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     buffer = io.BytesIO()
-    _picture(x).save(buffer, "JPEG", quality=(80, 65, 58, 50, 40)[level])
+    _to_pil(x).save(buffer, "JPEG", quality=(80, 65, 58, 50, 40)[level])
     with Image.open(buffer) as picture:
-        return _numbers(picture, x.shape)
+        return _from_pil(picture, x.shape)
 
 
 _MAKE: dict[Kind, Callable[[np.ndarray, int, Noise], np.ndarray]] = {
@@ -297,13 +297,13 @@ def _power(side: int) -> int:
     return 1 << (side - 1).bit_length()
 
 
-def _picture(x: np.ndarray) -> Image.Image:
+def _to_pil(x: np.ndarray) -> Image.Image:
     pixels = (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if x.shape[2] == 1 else pixels)
 
 
-def _numbers(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(picture).reshape(shape) / 255
+def _from_pil(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(image).reshape(shape) / 255
 
 
 def _normal(noise: Noise, *shape: int) -> np.ndarray:

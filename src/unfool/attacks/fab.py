@@ -112,9 +112,9 @@ class FAB:
         """The nearest image across, and one away from the true class; `x` where none was across."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
-            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
-            slope = seen.gradient.nan_to_num(0, 0, 0)
-            missing = -seen.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
+            slope = result.gradient.nan_to_num(0, 0, 0)
+            missing = -result.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
             since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
             here = to_plane(x_adv, slope, missing, threat)
             there = to_plane(x, slope, since, threat)

@@ -156,10 +156,10 @@ def query_model(
         target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
             what is not the true class, either way.)
     """
-    (seen,) = query_batch(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
+    (result,) = query_batch(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
     if gradient:
-        gradient_run(LossRecord((noise.keys, loss), seen.loss))
-    return seen
+        gradient_run(LossRecord((noise.keys, loss), result.loss))
+    return result
 
 
 def gradient_run(step: LossRecord) -> None:
@@ -205,7 +205,7 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
 
     losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
     rows = [len(q.x) * q.draws for q in queries]
-    told = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
+    means = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
     slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
 
     def mean(values: Tensor, query: Query) -> Tensor:
@@ -217,7 +217,7 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
             mean(wrong, q),
             torch.zeros_like(q.x) if slope is None else mean(slope, q),
         )
-        for q, loss, wrong, slope in zip(queries, *told, slopes, strict=True)
+        for q, loss, wrong, slope in zip(queries, *means, slopes, strict=True)
     ]
 
 

@@ -74,12 +74,12 @@ class PGD:
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[tuple[Tensor, QueryResult | None]]:
         """The iterates of one run, each with what was seen there; the last with None."""
-        steps, seen = self._path(x, y, threat, noise), None
+        steps, result = self._path(x, y, threat, noise), None
         with suppress(StopIteration):
             while True:
-                x_adv, query = steps.send(seen)
-                seen = None if query is None else query_model(model, *query)
-                yield x_adv, seen
+                x_adv, query = steps.send(result)
+                result = None if query is None else query_model(model, *query)
+                yield x_adv, result
 
     def _path(
         self, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -87,28 +87,28 @@ class PGD:
         """The iterates, each with what is asked about it, for which the answer is sent."""
         x_adv = threat.start(x, noise.child("start")) if self.start == "random" else x
         for i in range(self.steps):
-            seen = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot)
-            assert seen is not None
+            result = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot)
+            assert result is not None
             stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient))
         yield x_adv, None
 
     def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
         stop = EarlyStop(self.early_stop, self.early_stop_share)
         contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
         for restart in range(self.restarts):
-            steps, seen = self._path(x, y, threat, noise.child("restart", restart)), None
+            steps, result = self._path(x, y, threat, noise.child("restart", restart)), None
             peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
             while True:
-                x_adv, query = steps.send(seen)
+                x_adv, query = steps.send(result)
                 if query is None:
                     break
-                seen = yield query
-                if (yield from stop.here(query, seen)):
+                result = yield query
+                if (yield from stop.here(query, result)):
                     return x_adv
-                higher = seen.loss > highest
+                higher = result.loss > highest
                 peak = torch.where(images(higher), x_adv, peak)
-                highest = torch.where(higher, seen.loss, highest)
+                highest = torch.where(higher, result.loss, highest)
             yield from contest.meet(x_adv, peak, *([] if restart else [x]))
         return contest.best
 

@@ -72,23 +72,23 @@ class PrecomputedAttack:
         bound._of = {}
         for index in indices:
             x, y = fetch(data, [index])
-            i, told = row[index], digest(x[0])
+            i, clean_digest = row[index], digest(x[0])
             other = labels is not None and int(labels[i]) != int(y)
-            if other or (clean is not None and clean[i].tobytes() != told):
+            if other or (clean is not None and clean[i].tobytes() != clean_digest):
                 raise ValueError(
                     f"{self.path} was made of other images: what it has for image {index} was not "
                     "made of that image of this data set, or has another label"
                 )
-            bound._of[told, int(y)] = x_adv[i]
+            bound._of[clean_digest, int(y)] = x_adv[i]
         return bound
 
     @property
     def digest(self) -> str:
         """A hash of the images that are given."""
-        told = hashlib.sha256()
+        hashed = hashlib.sha256()
         for (clean, _), x_adv in self._of.items():
-            told.update(clean + x_adv.numpy().tobytes())
-        return told.hexdigest()
+            hashed.update(clean + x_adv.numpy().tobytes())
+        return hashed.hexdigest()
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise

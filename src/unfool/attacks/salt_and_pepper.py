@@ -50,8 +50,8 @@ class SaltAndPepper:
             )
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):
-            seen = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
-            score = rank_value(seen)
+            result = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
+            score = rank_value(result)
             better = score > highest
             best = torch.where(images(better), candidate, best)
             highest = torch.where(better, score, highest)

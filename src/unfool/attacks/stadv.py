@@ -55,11 +55,11 @@ class StAdv:
             with torch.enable_grad():
                 x_adv = warp(x, flow)
                 penalty = self.smoothness / self.bound * roughness(flow).sum()
-            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot)
-            higher = seen.loss > highest
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
+            higher = result.loss > highest
             peak = torch.where(images(higher), x_adv.detach(), peak)
-            highest = torch.where(higher, seen.loss, highest)
-            along = (seen.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
+            highest = torch.where(higher, result.loss, highest)
+            along = (result.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
             (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, along)
             adam.step()
             with torch.no_grad():

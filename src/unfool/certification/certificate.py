@@ -80,7 +80,7 @@ def certificate(count: ClassCounts, sigma: float, alpha: float) -> Certificate:
     return Certificate(answer, rate, sigma * _quantile(rate))
 
 
-def reach(sigma: float, n: int, alpha: float) -> float:
+def largest_radius(sigma: float, n: int, alpha: float) -> float:
     """The largest radius that `n` draws can prove: when all agree; 0 if they prove nothing."""
     rate = lower_bound(n, n, alpha)
     return sigma * _quantile(rate) if rate > 0.5 else 0.0
@@ -124,7 +124,7 @@ def summary(run: Run) -> CertificationSummary:
         "abstained": share(lambda row: row["answer"] is None),
         "wrong": share(lambda row: row["answer"] not in (None, row["label"])),
         "mean_radius": mean_radius,
-        "reach": reach(sigma, n, alpha),
+        "reach": largest_radius(sigma, n, alpha),
         "images": images,
         "cost": _cost(counts),
         "versions": run.manifest["versions"],

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from unfool import __version__
 from unfool import spec as specs
-from unfool.certification.certificate import KIND, ClassCounts, reach
+from unfool.certification.certificate import KIND, ClassCounts, largest_radius
+from unfool.compatibility import check_fit
 from unfool.data import fetch
+from unfool.data.subset import choose_indices
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit
 from unfool.evaluation.cost import CallCounter, peak_bytes
 from unfool.evaluation.evaluate import Machine
-from unfool.evaluation.prepare import build_model, fingerprint, make_manifest, subset
+from unfool.evaluation.prepare import build_model, fingerprint, make_manifest
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
@@ -170,7 +171,7 @@ def certify_model(
     if isinstance(model, Defended):
         _denoises(specs.part("purifier", spec.get("purifier"))["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = choose_indices(len(data), options["images"], options["subset_seed"])
     check_fit(noisy, data, indices, device)
     asked = make_manifest(spec, data, indices, fingerprint(data, indices))
     asked["kind"] = KIND
@@ -277,7 +278,7 @@ def check_options(section: Any) -> CertificationSection:
         )
     options = specs.check_section("certification", section, CertificationSection, CERTIFICATION)
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
-    if not reach(sigma, n, alpha):
+    if not largest_radius(sigma, n, alpha):
         least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(
             f"certification.n: {n} draws cannot certify anything at alpha {alpha:g}, even if all "

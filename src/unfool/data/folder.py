@@ -34,7 +34,7 @@ class Folder:
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        pictures: The files, in the order of their numbers.
+        files: The files, in the order of their numbers.
 
     Raises:
         FileNotFoundError: There is no such folder, or no picture in it.
@@ -57,16 +57,16 @@ class Folder:
         if label not in ("folder", "name"):
             raise ValueError(f"label is 'folder' or 'name', not {label!r}")
         self.gray = gray
-        self.pictures = _pictures(Path(folder))
-        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.pictures]
+        self.files = _image_files(Path(folder))
+        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels = torch.from_numpy(self._read(self.pictures[index]))
+        pixels = torch.from_numpy(self._read(self.files[index]))
         image = pixels[None] if self.gray else pixels.permute(2, 0, 1)
         return image.float().contiguous() / 255, self.labels[index]
 
@@ -81,7 +81,7 @@ class Folder:
         return np.array(image if self.size is None else _cover(image, *self.size))
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "

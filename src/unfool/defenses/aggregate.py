@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import Purified, majority_vote
+from unfool.defenses.purified_classifier import Purified, majority_vote
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 By = Literal["logits", "softmax", "votes"]
 
@@ -30,7 +30,7 @@ class Aggregated(nn.Module):
         ValueError: An option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(self, model: Purified, *, paths: Count = 10, by: By = "softmax"):
         super().__init__()

@@ -17,13 +17,13 @@ from unfool.diffusion.reverse import Ancestral, reverse, strided, walk
 from unfool.diffusion.schedule import chain_length, pixel_noise, time_of_noise
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class _Smoothing(nn.Module):
     """A purifier that puts noise on, and takes it off again by its method `denoise`."""
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(self, denoiser: Denoiser, sigma: float | None, t: float | None):
         super().__init__()

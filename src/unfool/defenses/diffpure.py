@@ -9,13 +9,13 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.reverse import euler_maruyama, reverse, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
-from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Forward = Literal["continuous", "discrete"]
 
@@ -45,7 +45,7 @@ class DiffPure(nn.Module):
         ValueError: An option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,
@@ -76,13 +76,15 @@ class DiffPure(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         z, x_t, back = self._noised(x, noise)
-        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._way())
+        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._reverse_options())
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
         z, x_t, back = self._noised(x, noise)
-        for t, state in walk(self.denoiser, x_t, self.times, back, image=z, **self._way()):
+        for t, state in walk(
+            self.denoiser, x_t, self.times, back, image=z, **self._reverse_options()
+        ):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
@@ -109,7 +111,7 @@ class DiffPure(nn.Module):
         """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
         return with_fewer_steps(self, steps, matched)
 
-    def _way(self) -> dict[str, Any]:
+    def _reverse_options(self) -> dict[str, Any]:
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:

@@ -15,13 +15,13 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 At = Literal["x_t", "x_hat"]
 Anchor = Literal["image", "noised"]
@@ -61,7 +61,7 @@ class DistributionTransfer(nn.Module):
         ValueError: An option is out of range, options do not go together, or there is no classifier.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Held = Literal["mse", "ssim", "none"]
 Anchor = Literal["image", "noised"]
@@ -56,7 +56,7 @@ class GDMP(nn.Module):
         ValueError: An option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.seams import Step
+from unfool.diffusion.protocols import Step
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
 
@@ -33,7 +33,7 @@ class Gradual(nn.Module):
         ValueError: There is no pass, or one is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import coarse_times
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, Positive, Time, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class Langevin(nn.Module):
@@ -36,7 +36,7 @@ class Langevin(nn.Module):
         score_t: The time at which the score is asked for.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class Langevin(nn.Module):
         Raises:
             ValueError: `steps` does not divide its own, or the anchor overshoots.
         """
-        taken = len(kept(self.steps, steps)) - 1
+        taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
             raise ValueError(
                 f"langevin's {self.steps} steps have one length: those of a view divide them, and "

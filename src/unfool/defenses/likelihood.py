@@ -13,7 +13,7 @@ from unfool.diffusion.reverse import ascent
 from unfool.diffusion.schedule import time_of_noise
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Positive, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Optimizer = Literal["adam", "gradient", "momentum"]
 
@@ -58,7 +58,7 @@ class LikelihoodMaximization(nn.Module):
             and the denoiser is not one of pixels.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import image_shape
+from unfool.defenses.purified_classifier import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class Resized(nn.Module):
@@ -25,7 +25,7 @@ class Resized(nn.Module):
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(self, purifier: Purifier, *, size: Count | None = None):
         super().__init__()
@@ -38,8 +38,10 @@ class Resized(nn.Module):
         else:
             self.size = (size, size)
         if shape is not None and shape[1:] != self.size:
-            told = " x ".join(map(str, shape[1:]))
-            raise ValueError(f"the denoiser was made for {told}; leave `size` out, or give that")
+            size_text = " x ".join(map(str, shape[1:]))
+            raise ValueError(
+                f"the denoiser was made for {size_text}; leave `size` out, or give that"
+            )
         self.purifier = purifier
         if hasattr(purifier, "walk"):
             self.walk = self._walk

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.schedule import VP, Schedule, chain_length
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Prediction = Literal["noise", "image", "velocity", "edm"]
 SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
@@ -26,26 +26,29 @@ class Denoiser(nn.Module, ABC):
         shape: (C, H, W) of the images it was made for; None if any will do.
         resizes: Whether `encode` brings images of any size to that shape.
         classes: How many labels it can be conditioned on; 0 for an unconditional one.
+        multi_head: Whether one call answers for several labels of each image.
         wordings: In how many ways each class can be told, if not in one: the label
             c + (classes + 1) w is class c in its wording w.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     schedule: Schedule
     shape: tuple[int, int, int] | None = None
     resizes: bool = False
     classes: int = 0
+    multi_head: bool = False
     wordings: tuple[int, ...] = ()
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """E[x_0 | x_t], shaped like `x_t`.
+        """E[x_0 | x_t], shaped like `x_t`, or (B, L, C, H, W) for L labels of each image.
 
         Args:
             x_t: Noisy images (B, C, H, W) in the denoiser's space.
             t: Times in [0, 1], shaped () or (B, 1, 1, 1).
-            label: Class labels (B,); None for the unconditional answer.
+            label: Class labels (B,), or (B, L) of a multi-head denoiser; None for the unconditional
+                answer.
         """
 
     def encode(self, x: Tensor) -> Tensor:
@@ -77,6 +80,7 @@ class NetworkDenoiser(Denoiser):
             network's input and target are scaled to unit variance (Karras et al., 2022, section 5).
         shape: (C, H, W) of its images.
         classes: How many labels it knows.
+        multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
         time: `"scaled"` tells it 1000 t - 1 (999 t for the continuous models of score_sde: use
             `"score_sde"`), `"index"` the whole number of the step, counted from 0.
         clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
@@ -91,6 +95,7 @@ class NetworkDenoiser(Denoiser):
         predicts: Prediction = "noise",
         shape: tuple[int, int, int] | None = None,
         classes: int = 0,
+        multi_head: bool = False,
         time: Literal["scaled", "score_sde", "index"] = "scaled",
         clip_x0: bool = False,
     ):
@@ -101,7 +106,7 @@ class NetworkDenoiser(Denoiser):
             )
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
-        self.time, self.clip_x0 = time, clip_x0
+        self.multi_head, self.time, self.clip_x0 = multi_head, time, clip_x0
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
@@ -112,6 +117,10 @@ class NetworkDenoiser(Denoiser):
         """E[x_0 | x_t], never clipped."""
         _, alpha, sigma, _ = self.schedule(_exact(t, x_t))
         out = self.predict(x_t, t, label)
+        if out.ndim > x_t.ndim:  # several labels of each image
+            x_t, alpha, sigma = (
+                value.unsqueeze(1) if value.ndim else value for value in (x_t, alpha, sigma)
+            )
         if self.predicts == "noise":
             out = (x_t - sigma * out) / alpha
         elif self.predicts == "velocity":
@@ -122,7 +131,7 @@ class NetworkDenoiser(Denoiser):
         return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network itself says, in its own terms, shaped like `x_t`."""
+        """What the network itself says, in its own terms, shaped as `forward` answers."""
         exact = _exact(t, x_t)
         time = self._time(exact).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
         if self.predicts == "edm":

@@ -13,7 +13,7 @@ from torch import Tensor
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
@@ -57,9 +57,9 @@ class AttackRunner:
         skip_broken: Attack only images that nothing before made wrong on all of these.
         calls: Of network calls.
         began: When the block began.
-        kept: By attack, the places of images left to an earlier one, and which.
-        seen: By version, what the attacker's own draws say, as far as they were asked.
-        climbs: By attack and place, the loss over its steps.
+        reused_from: By attack, the places of images left to an earlier one, and which.
+        own_predictions: By version, what the attacker's own draws say, as far as they were asked.
+        loss_curves: By attack and place, the loss over its steps.
     """
 
     model: Batched
@@ -70,9 +70,9 @@ class AttackRunner:
     skip_broken: bool
     calls: CallCounter = field(default_factory=CallCounter)
     began: float = 0.0
-    kept: dict[str, dict[int, str]] = field(default_factory=dict)
-    seen: dict[str, Tensor] = field(default_factory=dict)
-    climbs: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    reused_from: dict[str, dict[int, str]] = field(default_factory=dict)
+    own_predictions: dict[str, Tensor] = field(default_factory=dict)
+    loss_curves: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
@@ -81,7 +81,7 @@ class AttackRunner:
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.calls.take()
-        self.kept, self.seen, self.climbs = {}, {}, {}
+        self.reused_from, self.own_predictions, self.loss_curves = {}, {}, {}
         broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
         before = {"clean": x}
         if self.attacks:
@@ -103,9 +103,9 @@ class AttackRunner:
                 with recording_losses() as steps:
                     x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
                 risen = zip(todo, curves(steps, len(todo)), strict=True)
-                self.climbs[name] = {i: curve for i, curve in risen if curve}
+                self.loss_curves[name] = {i: curve for i, curve in risen if curve}
                 version[todo] = _allowed(name, x_adv, x[todo], held)
-            self.kept[name] = {i: by for i, (by, _) in done.items()}
+            self.reused_from[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
             if held and not knows:
                 broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
@@ -118,10 +118,10 @@ class AttackRunner:
         if not (self.skip_broken and todo):
             return {}
         select = noise.take(todo).child("select")
-        self.seen[name] = predict_draws(
+        self.own_predictions[name] = predict_draws(
             self.model, version[todo], select, max(self.draws, MIN_DRAWS)
         )
-        wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
+        wrong = (self.own_predictions[name] != y[todo, None]).all(1).tolist()
         return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared

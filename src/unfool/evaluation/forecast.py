@@ -237,9 +237,9 @@ def _trial(made: Prepared, part: Any, how: str, size: int) -> Cost:
 def _workers(spec: EvaluationSpec) -> int:
     if spec["machine"]["engine"] != "ray":
         return 1
-    from unfool.evaluation import ray
+    from unfool.evaluation import run_on_ray
 
-    return ray.workers(spec)
+    return run_on_ray.workers(spec)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """From a checked evaluation spec to what it names: model, data and attacks, found to fit together."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,16 +12,16 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
-from unfool.data import fetch
+from unfool.compatibility import check_fit, check_sources
+from unfool.data.subset import choose_indices, hash_images
 from unfool.defenses.aggregate import Aggregated, By
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import check_fit, check_sources
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
-from unfool.noise import Noise, permutation
+from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
 from unfool.results.manifest import Manifest
 from unfool.results.run_folder import OutcomeStore
@@ -159,7 +158,7 @@ def fit_together(
         SpecError: The parts do not fit each other.
     """
     options = spec["evaluation"]
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = choose_indices(len(data), options["images"], options["subset_seed"])
     check_fit(model, data, indices, device)
     check_sources(attacks, data, indices, device)
     say_unknown(model, data[indices[0]][0][None].to(device), spec["attacks"])
@@ -195,34 +194,13 @@ def make_manifest(
     }
 
 
-def subset(size: int, images: int | None, seed: int) -> list[int]:
-    """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
-
-    Raises:
-        SpecError: There are not so many.
-    """
-    if images is None:
-        return list(range(size))
-    if images > size:
-        raise SpecError(f"images: the data set has {size}, not {images}; null takes them all")
-    return sorted(permutation(size, seed, "subset")[:images])
-
-
 def fingerprint(
     data: Dataset, indices: Sequence[int], attacks: Mapping[str, AttackOnView] | None = None
 ) -> str:
     """A hash of the images and labels at `indices`, and of what was made of them before the run."""
-    digest = hashlib.sha256()
-    for first in range(0, len(indices), 256):
-        x, y = fetch(data, indices[first : first + 256])
-        if int(y.min()) < 0 or int(y.max()) >= len(data.classes):
-            raise SpecError(
-                f"the data set has {len(data.classes)} classes, and labels from {int(y.min())} to "
-                f"{int(y.max())}"
-            )
-        digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)]
-    return digest.hexdigest() + "".join(made.over(data, indices).digest for made in given)
+    own = hash_images(data, indices).hexdigest()
+    return own + "".join(made.over(data, indices).digest for made in given)
 
 
 def _attacks(rows: Sequence[AttackEntry]) -> list[tuple[str, AttackOnView]]:

@@ -27,9 +27,9 @@ def run(
     """
     made = prepare(spec)
     if spec["machine"]["engine"] == "ray":
-        from unfool.evaluation import ray
+        from unfool.evaluation import run_on_ray
 
-        return ray.run(spec, made, folder, shard, quiet)
+        return run_on_ray.run(spec, made, folder, shard, quiet)
     begun = Run.begin(folder, made.manifest, made.fingerprint)
     run_blocks(spec, made, begun, made.on(spec, shard, quiet))
     return begun

@@ -21,7 +21,7 @@ from unfool.attacks.fab import FAB
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation import run as evaluation
 from unfool.noise import Noise
 from unfool.protocols import Attack

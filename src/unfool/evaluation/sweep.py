@@ -14,10 +14,10 @@ import yaml
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.results.cell import Cell
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
+from unfool.results.sweep_cell import Cell
 from unfool.spec import RawSpec
 from unfool.spec.tables import without
 

@@ -149,8 +149,9 @@ def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
 def begin(model: nn.Module, weights: str) -> list[str]:
     """Give a network every weight of a trained one that fits it by name and shape.
 
-    What the trained one lacks stays random, except tables of labels, which become zero: a
-    class-conditional network then begins as the unconditional one it was made from.
+    What the trained one lacks stays random, except tables of labels, which become zero, and heads, which
+    become copies of its output layer: a class-conditional network then begins as the unconditional one
+    it was made from.
 
     Args:
         model: Gets the weights, in place.

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from unfool.networks.unet import UNet, rename
+from unfool.networks.unet import UNet, rename, repeat_heads
 
 _TABLES = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.")
@@ -69,11 +69,15 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
 
 
 def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that a network has by name and shape, under the names that it has for them."""
+    """The weights that a network has by name and shape, under the names that it has for them.
+
+    A U-Net with several heads takes the output layer of one without for each of them.
+    """
     own, state = network.state_dict(), dict(state)
     for name, module in network.named_modules():
         if isinstance(module, UNet):
             rename(state, f"{name}." if name else "")
+            repeat_heads(module, state, f"{name}." if name else "")
     return {n: v for n, v in state.items() if n in own and v.shape == own[n].shape}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class NormalizedClassifier(nn.Module):
@@ -24,7 +24,7 @@ class NormalizedClassifier(nn.Module):
         ValueError: `std` is not above 0.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     mean: Tensor
     std: Tensor

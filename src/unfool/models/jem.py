@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unfool.diffusion.reverse import ascent
 from unfool.noise import Noise
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 LEAK = 0.2
 
@@ -36,7 +36,7 @@ class JEM(nn.Module):
         ValueError: There is no network of this depth or width, or an option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,

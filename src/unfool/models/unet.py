@@ -19,6 +19,7 @@ def unet(
     groups: int = 32,
     dropout: float = 0.0,
     classes: int = 0,
+    multi_head: bool = False,
     predicts: Prediction = "noise",
     schedule: Schedule | None = None,
     time: Literal["scaled", "score_sde", "index"] = "scaled",
@@ -36,6 +37,8 @@ def unet(
         groups: Of the group normalization; each width is a multiple of it.
         dropout: The rate in the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
+        multi_head: Whether each label has an output layer of its own, so that one forward answers for
+            all of them; a diffusion classifier then costs one forward per random draw.
         predicts: What the network says (see `NetworkDenoiser`).
         schedule: The noise schedule; continuous VP if None.
         time: How the network is told the time (see `NetworkDenoiser`).
@@ -48,6 +51,8 @@ def unet(
         )
     if any(width % groups for width in widths):
         raise ValueError(f"every width must be a multiple of groups = {groups}, not {list(widths)}")
+    if multi_head and not classes:
+        raise ValueError("multi_head needs classes: give the number of classes, or leave it out")
     network = UNet(
         channels,
         widths,
@@ -57,6 +62,7 @@ def unet(
         groups=groups,
         dropout=dropout,
         classes=classes,
+        multi_head=multi_head,
     )
     return NetworkDenoiser(
         network,
@@ -64,6 +70,7 @@ def unet(
         predicts=predicts,
         shape=(channels, size, size),
         classes=classes,
+        multi_head=multi_head,
         time=time,
         clip_x0=clip_x0,
     )

@@ -25,6 +25,8 @@ class UNet(nn.Module):
         groups: Of the group normalization; each width is a multiple of it.
         dropout: The rate in the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
+        multi_head: Whether the label chooses one of `classes` + 1 heads (last convolutions) instead of
+            being embedded: one forward then answers for all labels (Chen et al., 2024).
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class UNet(nn.Module):
         groups: int = 32,
         dropout: float = 0.0,
         classes: int = 0,
+        multi_head: bool = False,
     ):
         super().__init__()
         first, embedded, head = widths[0], 4 * widths[0], min(64, *widths)
@@ -50,7 +53,8 @@ class UNet(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded)
         )
-        self.label = nn.Embedding(classes + 1, embedded) if classes else None
+        self.heads = classes + 1 if classes and multi_head else 0
+        self.label = nn.Embedding(classes + 1, embedded) if classes and not multi_head else None
 
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         skips, width, levels = [first], first, range(len(widths))
@@ -78,22 +82,23 @@ class UNet(nn.Module):
         # adapter, too, are drawn in that order.
         self.middle = nn.ModuleList(middle)
         self.norm_out = nn.GroupNorm(groups, first)
-        self.conv_out = nn.Conv2d(first, channels * patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(first, max(self.heads, 1) * channels * patch**2, 3, padding=1)
         self.register_load_state_dict_pre_hook(_rename_before_loading)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network predicts, shaped like `x`.
+        """What the network predicts, shaped like `x`; for several labels of an image, (B, L, C, H, W).
 
         Args:
             x: Images (B, C, H, W); H and W are multiples of patch x 2^(levels - 1).
             time: What it is told of the time (B,), usually from 0 to 999.
-            label: Classes (B,), up to and with the null class; None if it has no classes.
+            label: Classes (B,), up to and with the null class; None if it has no classes. With heads
+                also (B, L), which costs no more.
 
         Raises:
             ValueError: There are labels but no classes, or the other way round.
         """
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
-        if (label is None) != (self.label is None):
+        if (label is None) != (self.label is None and not self.heads):
             raise ValueError("labels must be given to a U-Net with classes, and to no other")
         if self.label is not None:
             embedding = embedding + self.label(label)
@@ -109,6 +114,10 @@ class UNet(nn.Module):
         for level in self.up:
             x = level(x, embedding, skips)
         x = self.conv_out(F.silu(self.norm_out(x)))
+        if label is not None and self.heads:
+            x = x.unflatten(1, (self.heads, -1))
+            rows = torch.arange(len(x), device=x.device)
+            x = x[rows if label.ndim == 1 else rows[:, None], label]
         return F.pixel_shuffle(x, self.patch) if self.patch > 1 else x
 
 
@@ -245,6 +254,20 @@ def rename(state: dict[str, Any], prefix: str = "") -> None:
         for old, new in _NAMES.items():
             inner = re.sub(rf"\b{old}\b", new, inner)
         state[prefix + inner] = state.pop(name)
+
+
+def repeat_heads(network: UNet, state: dict[str, Any], prefix: str = "") -> None:
+    """Give each head of `network` the output layer of a U-Net without heads, in place.
+
+    Args:
+        network: One without heads takes what it is given.
+        state: The weights by name, in the names of `UNet`; an output layer of another size stays.
+        prefix: What the names of the weights of the U-Net begin with.
+    """
+    for part in ("weight", "bias") if network.heads else ():
+        name, wanted = f"{prefix}conv_out.{part}", getattr(network.conv_out, part)
+        if name in state and len(state[name]) * network.heads == len(wanted):
+            state[name] = torch.cat([state[name]] * network.heads)
 
 
 def _rename_before_loading(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:

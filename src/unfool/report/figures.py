@@ -4,7 +4,7 @@ They are drawn on `Figure` objects, so nothing global is touched. Each reads wit
 differ by marker, right and wrong by a sign, lines by dashes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -176,38 +176,6 @@ def confidence(gallery: Gallery) -> bytes:
     row[0].set_ylabel("confidence, %", fontsize=9, color=INK)
     figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
     legend(figure, row[0], 2)
-    return png(figure)
-
-
-def label_flips(
-    weights: Sequence[float], levels: Sequence[float], shares: np.ndarray, runs: int
-) -> bytes:
-    """What `evaluation.two_gaussians.label_flips` returned, against the weight, a line per level.
-
-    Args:
-        weights: Of the guide.
-        levels: Of the classifier's noise.
-        shares: Label-flip probabilities (levels, weights).
-        runs: Runs behind each, for the 95 % intervals.
-    """
-    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
-    axes = figure.subplots()
-    marks = ("o", "s", "^", "D", "v", "P", "X")
-    for i, (level, line) in enumerate(zip(levels, shares, strict=True)):
-        color = (BLUE, TEAL, RUST, GRAY)[i % 4]
-        spread = [wilson(round(share * runs), runs) for share in line]
-        low, high = ([100 * getattr(s, side) for s in spread] for side in ("low", "high"))
-        axes.fill_between(weights, low, high, color=color, alpha=0.15, linewidth=0)
-        axes.plot(
-            weights, 100 * line, color=color, marker=marks[i % 7], linewidth=1.6, markersize=5,
-            linestyle=("-", "--", "-.", ":")[i % 4], label=f"noise level {level:g}",
-        )  # fmt: skip
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("guidance weight", fontsize=9, color=INK)
-    axes.set_ylabel("label-flip probability, %", fontsize=9, color=INK)
-    axes.grid(color="#e2e2e0", linewidth=0.7)
-    tidy(axes)
-    legend(figure, axes, min(len(levels), 5))
     return png(figure)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from unfool.report.rows import cell, columns, complement, percent, weakest_bare
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS
+from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 

@@ -12,12 +12,12 @@ from unfool.report.document import Part, sheet
 from unfool.report.rows import cell as share_of
 from unfool.report.sweep_figure import Point, figure, legible, over_numbers
 from unfool.report.tables import markdown, quote
-from unfool.results.cell import Cell
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
+from unfool.results.sweep_cell import Cell
 from unfool.runtime.files import write_bytes
 
 VERSION = 1

@@ -1,13 +1,16 @@
 """What part each attack of a run plays: it counts, stands beside those that count, or is none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from unfool.attacks.autoattack import EOT
 from unfool.results.spec import AttackEntry
+from unfool.spec import part
 
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
+EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
 
 
 class Roles(NamedTuple):
@@ -47,3 +50,31 @@ def given_to(played: Roles) -> list[str]:
     held = any(row.get("bounded", True) for row in played.attacks)
     alone = played.known_noise and not (played.attacks or played.corruptions)
     return ["clean", *(["random"] if held or alone else [])]
+
+
+def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
+    """Those of `attacks` that climb the exact gradient of the whole model, by label.
+
+    Not one of somebody's own, of which nobody here knows what it asks for.
+    """
+    return {
+        name: row
+        for name, row in attacks.items()
+        if view_name(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if not is_custom(row)
+    }
+
+
+def is_custom(row: AttackEntry) -> bool:
+    """Whether an attack is not of the menu, but of a module that the spec names."""
+    return ":" in row.get("name", "")
+
+
+def view_name(row: AttackEntry) -> str:
+    """The name of what the attacker takes the model for, whatever its options."""
+    return part("view", row["view"])["name"]
+
+
+def draws_per_step(row: AttackEntry) -> int | None:
+    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
+    return row.get("eot") or EOT.get(row.get("version", ""))

@@ -8,13 +8,22 @@ from math import ceil
 from statistics import mean, variance
 from typing import Any, cast
 
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS, Doubt, exact, lead, own, seen
+from unfool.results.attack_roles import (
+    BLIND,
+    ELSEWHERE,
+    EXACT_VIEWS,
+    TRANSFER,
+    exact_attacks,
+    is_custom,
+    roles,
+    view_name,
+)
+from unfool.results.doubt import Doubt
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
-from unfool.statistics import mean_interval
+from unfool.statistics import change_of, mean_interval
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -98,7 +107,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) 
         stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = ", ".join(words for option, words in MORE.items() if option in row)
-        if seen(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
+        if view_name(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -111,7 +120,7 @@ def _weaker_than_random(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
         if by > 0:
             yield Doubt(
                 "weaker-than-random",
@@ -128,9 +137,9 @@ def _cheap_beats_exact(
     cheap = [
         name
         for name, row in attacks.items()
-        if seen(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
+        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
-    strong = list(exact(attacks))
+    strong = list(exact_attacks(attacks))
     for name, by in _beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
@@ -146,8 +155,10 @@ def _blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if seen(row) in EXACT_VIEWS and row.get("name") in BLIND]
-    strong = list(exact(held))
+    blind = [
+        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+    ]
+    strong = list(exact_attacks(held))
     for name, by in _beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
@@ -161,13 +172,14 @@ def _blind_beats_gradient(
 def _known_is_harder(
     spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    told = {
-        row["label"]: row
-        for row in roles(spec["attacks"]).known_noise
-        if row.get("knows", "") == "both"
+    informed = {
+        row["label"]: row for row in roles(spec["attacks"]).known_noise if row.get("knows") == "both"
     }
-    for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
-        by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
+    for name in [
+        *exact_attacks(informed),
+        *(name for name, row in informed.items() if is_custom(row)),
+    ]:
+        by = max((paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0)
         if by > 0:
             yield Doubt(
                 "known-noise-is-harder",
@@ -183,7 +195,7 @@ def _beaten(
 ) -> Iterator[tuple[str, float]]:
     """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
     for name in weak if strong else ():
-        by = min(lead(outcomes, other, name) for other in strong)
+        by = min(paired_gap(outcomes, other, name) for other in strong)
         if by > 0:
             yield name, by
 
@@ -192,7 +204,7 @@ def _still_rising(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if seen(row) not in WHOLE_INTERVAL:
+        if view_name(row) not in WHOLE_INTERVAL:
             continue
         stood = [outcome for outcome in outcomes if right(outcome, name)]
         curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
@@ -212,9 +224,11 @@ def _still_rising(
 
 def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
-    early = any(seen(row) == "first-stage" for row in attacks.values())
-    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in EXACT_VIEWS]
-    if exact(attacks) or early:
+    early = any(view_name(row) == "first-stage" for row in attacks.values())
+    theirs = [
+        name for name, row in attacks.items() if is_custom(row) and view_name(row) in EXACT_VIEWS
+    ]
+    if exact_attacks(attacks) or early:
         return
     if theirs:
         yield Doubt(
@@ -234,8 +248,8 @@ def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
 
 
 def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
-    climbed = any(seen(row) == "no-elimination" for row in exact(attacks).values())
-    if spec["classifier"].get("elimination") and attacks and not climbed:
+    covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
             "no-whole-view",
             "yellow",
@@ -245,7 +259,7 @@ def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
 
 
 def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
-    rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
+    rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
     if rough:
         yield Doubt(
             "low-precision",
@@ -329,3 +343,17 @@ def _few_draws(
         f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
         f"the images: raise evaluation.draws ({advice})",
     )
+
+
+def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
+
+    It has a width even if all images differ alike, so a few images raise no doubt.
+    """
+    gaps = [
+        mean(d == o.label for d in o.conditions[one].draws)
+        - mean(d == o.label for d in o.conditions[other].draws)
+        for o in outcomes
+    ]
+    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
+    return change_of(gaps, draws).low

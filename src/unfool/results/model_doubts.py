@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, inf
 from statistics import mean
 
-from unfool.results.doubt import Doubt, eot, exact
+from unfool.results.attack_roles import draws_per_step, exact_attacks
+from unfool.results.doubt import Doubt
 from unfool.results.outcome import SanityCheck
 from unfool.results.spec import AttackEntry
 
@@ -42,7 +43,7 @@ def _probabilities(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
 def _no_gradient(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    for loss in sorted({row.get("loss", "margin") for row in exact(attacks).values()}):
+    for loss in sorted({row.get("loss", "margin") for row in exact_attacks(attacks).values()}):
         seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
         dead = sum(not ZERO_GRADIENT < gradient < inf for gradient in seen)
         if dead:
@@ -60,7 +61,7 @@ def _wrong_gradient(
 ) -> Iterator[Doubt]:
     slopes = [probe["slope"] for probe in probes]
     off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
-    if exact(attacks) and off > len(slopes) / 2:
+    if exact_attacks(attacks) and off > len(slopes) / 2:
         yield Doubt(
             "gradient-disagrees",
             "red",
@@ -75,7 +76,7 @@ def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) 
     alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
     without = [share for share in shares if share > SHARE]
-    if exact(attacks) and len(without) > len(probes) / 2:
+    if exact_attacks(attacks) and len(without) > len(probes) / 2:
         yield Doubt(
             "clamped",
             "yellow",
@@ -97,7 +98,11 @@ def _batch_matters(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
 
 def _one_draw(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
-    lazy = [n for n, row in attacks.items() if eot(row) == 1 and row["view"] != "classifier-only"]
+    lazy = [
+        n
+        for n, row in attacks.items()
+        if draws_per_step(row) == 1 and row["view"] != "classifier-only"
+    ]
     if random and lazy:
         yield Doubt(
             "random-model-eot-1",
@@ -110,7 +115,7 @@ def _draws_disagree(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     seen = [share for p in probes if (share := p.get("agreement")) is not None]
-    taken = {name: eot(row) or 0 for name, row in exact(attacks).items()}
+    taken = {name: draws_per_step(row) or 0 for name, row in exact_attacks(attacks).items()}
     draws = max(taken.values(), default=0)
     if not seen or not draws:
         return

@@ -112,7 +112,7 @@ class Run:
                     f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
                     "them; ask for as many or more, or name another folder with --out"
                 )
-            grows = held < wanted and run.manifest["images"] == _told(
+            grows = held < wanted and run.manifest["images"] == _hash_if_known(
                 fingerprint, run.manifest["indices"]
             )
             for key in SAME:
@@ -258,7 +258,9 @@ def draws_of(spec: EvaluationSpec) -> dict[str, int]:
     }
 
 
-def _told(fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]) -> str | None:
+def _hash_if_known(
+    fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]
+) -> str | None:
     """The hash of the images at `indices`; None if it cannot be told of these alone."""
     try:
         return None if fingerprint is None else fingerprint(indices)

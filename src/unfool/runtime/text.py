@@ -1,8 +1,9 @@
-"""Objects in a line of text."""
+"""Objects in a line of text, and as a table for notebooks."""
 
 import inspect
 from dataclasses import fields, is_dataclass
 from functools import partial
+from html import escape
 from typing import Any
 
 import torch
@@ -16,8 +17,24 @@ def short_repr(self: object) -> str:
 
     Networks are told by their class and their number of weights. It serves as a `__repr__`.
     """
-    told = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
-    return f"{type(self).__name__}({', '.join(told)})"
+    options = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
+    return f"{type(self).__name__}({', '.join(options)})"
+
+
+def html_repr(self: object) -> str:
+    """An object as a table of its options, nested where an option has options of its own.
+
+    It serves as a `_repr_html_`.
+    """
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{_cell(value)}</td></tr>"
+        for name, value in kept_options(self).items()
+    )
+    return f"<b>{escape(type(self).__name__)}</b><table>{rows}</table>"
+
+
+def _cell(value: Any) -> str:
+    return html_repr(value) if hasattr(type(value), "_repr_html_") else escape(_value(value))
 
 
 def kept_options(thing: object, defaults: bool = False) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from unfool.runtime.files import ADAPTER, files_in
 
 # of which the contents count, not the place
 FILE_KEYS = ("weights", "adapter", "path", "prompts", "init_from")
-ADDITIONS = ("guide", "correction")  # parts that change nothing where they are null
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 
@@ -52,7 +51,7 @@ def _by_contents(value: Any) -> Any:
     return {
         key: _digest(v) if key in FILE_KEYS and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in NOT_IN_IDENTITY and not (key in ADDITIONS and v is None)
+        if key not in NOT_IN_IDENTITY
     }
 
 

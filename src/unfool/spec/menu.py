@@ -103,7 +103,7 @@ MENU: dict[str, dict[str, str]] = {
         "denoising": "unfool.training.objectives:Denoising",
         "pgd-at": "unfool.training.adversarial:PGDAT",
         "cross-entropy": "unfool.training.objectives:CrossEntropy",
-        "purified": "unfool.training.purified:PurifiedCopies",
+        "purified": "unfool.training.purified_copies:PurifiedCopies",
         "trades": "unfool.training.adversarial:TRADES",
         "truth-maximization": "unfool.training.truth_maximization:TruthMaximization",
     },

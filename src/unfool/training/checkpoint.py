@@ -13,7 +13,7 @@ from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import write_bytes, write_torch
-from unfool.training.plan import OPEN
+from unfool.training.lr_schedule import OPEN
 from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"

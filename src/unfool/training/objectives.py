@@ -12,7 +12,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
+from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
 from unfool.threat import images
 
 Times = Literal["uniform", "lognormal"]
@@ -32,6 +32,10 @@ class Denoising:
         spread: Its standard deviation.
         min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
             al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
+        stratified: Whether the times of a batch are spread evenly, one in each of B parts.
+        classification_weight: Of the cross-entropy of the diffusion classifier on this one random draw:
+            logits are minus the squared errors of the prediction under each class, summed over the
+            image. Needs a multi-head denoiser, which has them all from one call.
     """
 
     t_min: ShareAboveZero = 1e-3
@@ -42,6 +46,7 @@ class Denoising:
     spread: Positive = 1.2
     min_snr: Positive | None = None
     stratified: bool = False
+    classification_weight: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -54,12 +59,16 @@ class Denoising:
         """The loss of each image (B,), with a time of its own for each."""
         t, label = time_and_label(self, model, x, y, noise)
         z = model.encode(x)
-        loss = denoising_loss(model, z, t, label, noise.child("noise").normal(z))
-        if self.min_snr is None:
-            return loss
-        _, alpha, sigma, _ = model.schedule(t)
-        wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
-        return loss * (wanted / model.sharpness(t)).flatten()
+        eps = noise.child("noise").normal(z)
+        if self.classification_weight:
+            loss, cross_entropy = losses_of_heads(model, z, t, label, y, eps)
+        else:
+            loss, cross_entropy = denoising_loss(model, z, t, label, eps), 0.0
+        if self.min_snr is not None:
+            _, alpha, sigma, _ = model.schedule(t)
+            wanted = ((alpha / sigma) ** 2).clamp(max=self.min_snr)
+            loss = loss * (wanted / model.sharpness(t)).flatten()
+        return loss + self.classification_weight * cross_entropy
 
     def at(self, share: Tensor, schedule: Schedule) -> Tensor:
         """The times below which lies this `share` of them all."""
@@ -113,6 +122,36 @@ def denoising_loss(model: NetworkDenoiser, z: Tensor, t: Tensor, y: Tensor, eps:
     _, alpha, sigma, _ = model.schedule(t)
     out = model.predict(alpha * z + sigma * eps, t, y)
     return (out.to(z) - model.target(z, eps, t)).square().flatten(1).mean(1)
+
+
+def losses_of_heads(
+    model: NetworkDenoiser, z: Tensor, t: Tensor, label: Tensor, y: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The denoising loss, and the cross-entropy of the errors of all classes, both (B,).
+
+    Args:
+        model: A multi-head denoiser.
+        z: Clean images (B, C, H, W) in the denoiser's space.
+        t: Times (B, 1, 1, 1).
+        label: Whose head is to denoise each image (B,), up to and with the null class.
+        y: The classes of the images (B,).
+        eps: The noise in x_t, shaped like `z`.
+
+    Raises:
+        ValueError: The denoiser has no heads.
+    """
+    if not model.multi_head:
+        raise ValueError(
+            "classification_weight needs the errors of all classes from one call: give the denoiser "
+            "classes and multi_head: true, or leave classification_weight out"
+        )
+    _, alpha, sigma, _ = model.schedule(t)
+    every = torch.arange(model.classes + 1, device=z.device).expand(len(z), -1)
+    out = model.predict(alpha * z + sigma * eps, t, every).to(z)
+    errors = (out - model.target(z, eps, t).unsqueeze(1)).square().flatten(2).mean(2)
+    logits = -z[0].numel() * errors[:, : model.classes]
+    cross_entropy = F.cross_entropy(logits, y, reduction="none")
+    return errors.gather(1, label[:, None])[:, 0], cross_entropy
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool import spec as specs
+from unfool.compatibility import check_objective_models, check_test, check_trainable
 from unfool.data import fetch
 from unfool.data.image_files import grid
 from unfool.diffusion.denoiser import NetworkDenoiser
@@ -26,11 +27,10 @@ from unfool.spec import Part
 from unfool.statistics import wilson
 from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
-from unfool.training.compatibility import check_fit, check_guide, check_test
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
-from unfool.training.purified import PurifiedCopies, beside
+from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
@@ -38,7 +38,7 @@ from unfool.training.truth_maximization import TruthMaximization
 # objectives whose images are made before the training, and kept in a folder of this name
 MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
     "adversaries": (TruthMaximization, make_adversarial_images),
-    "purified": (PurifiedCopies, beside),
+    "purified": (PurifiedCopies, with_purified_copies),
 }
 
 
@@ -118,7 +118,7 @@ def _run(job: Job) -> Path:
     options = loop_options(job.section, precision=_begin(job, asked))
     model = _model(job, data, test)
     objective = _objective(spec["objective"])
-    check_guide(objective, data)
+    check_objective_models(objective, data)
     _open(job, model)
     _prepare(job, model, data)
     most = max(options.batch_size, (options.grow or {}).get("batch_size", 0))
@@ -164,7 +164,7 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
         check_weights(lambda: specs.build(kind, part), job.device)
     seed_torch(job.section.seed, "weights")
     model: nn.Module = specs.build(kind, part)
-    check_fit(kind, part, model.eval(), data)
+    check_trainable(kind, part, model.eval(), data)
     if test is not None:
         check_test(kind, part, model, data, test)
     if start is not None:

@@ -12,8 +12,17 @@ from unfool.models import card
 from unfool.ranges import Count, Positive, ShareBelowOne, hints
 from unfool.spec import Part, RawSpec
 from unfool.spec.menu import MENU
-from unfool.training.compatibility import check_objective
 from unfool.training.options import GROW, TrainingOptions
+
+TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
+    "denoising": "denoiser",
+    "addt": "denoiser",
+    "truth-maximization": "denoiser",
+    "cross-entropy": "classifier",
+    "purified": "classifier",
+    "pgd-at": "classifier",
+    "trades": "classifier",
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,7 @@ def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
     objective = specs.check("objective", _with_source(spec.get("objective"), spec.get("denoiser")))
-    check_objective(kind, objective["name"])
+    _check_objective(kind, objective["name"])
     checked: dict[str, Any] = {"data": data, **test, kind: part, "objective": objective}
     return cast(TrainingSpec, checked | {"training": options, "machine": machine})
 
@@ -232,3 +241,13 @@ def _with_source(objective: Any, denoiser: Any) -> Part:
             source = {"denoiser": denoiser, **source}
         table["source"] = source
     return cast(Part, table)
+
+
+def _check_objective(kind: str, name: str) -> None:
+    """Refuse an objective `name` that trains a model of another `kind`."""
+    if (wanted := TRAINED.get(name, kind)) != kind:
+        others = ", ".join(other for other, trained in TRAINED.items() if trained == kind)
+        raise SpecError(
+            f"the objective {name} trains a {wanted}, and the spec has a {kind}: name a {wanted}, or "
+            f"one of {others}"
+        )

@@ -99,7 +99,7 @@ class TruthMaximization:
         Raises:
             RuntimeError: The attack left what the threat allows.
         """
-        model, threat = self.seen(), Threat(self.norm, self.eps)
+        model, threat = self.attacked_model(), Threat(self.norm, self.eps)
         start = x
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
@@ -109,13 +109,15 @@ class TruthMaximization:
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
             raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
         if "unattacked" in self.released:
-            told = noise.child("unattacked")
+            stream = noise.child("unattacked")
             with torch.no_grad():
-                fooled = (model(start, told).argmax(1) == y) & (model(x_adv, told).argmax(1) != y)
+                fooled = (model(start, stream).argmax(1) == y) & (
+                    model(x_adv, stream).argmax(1) != y
+                )
             x_adv = torch.where(images(fooled), x_adv, start)
         return (x_adv + 1) / 2 if "range" in self.released else x_adv
 
-    def seen(self) -> Classifier:
+    def attacked_model(self) -> Classifier:
         """The source as the attack sees it: a diffusion classifier without its elimination."""
         source: Any = self.source
         if isinstance(source, nn.Module):

@@ -22,7 +22,7 @@ from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier,
 from unfool.defenses.diffusion_classifier.elimination import SCHEDULES, Paired, Stages
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import weights_of
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, Discrete, Scales
@@ -69,12 +69,50 @@ def calls():
     return watch
 
 
+class Heads(nn.Module):
+    """The same network, which answers for several labels (B, L) in one call."""
+
+    def __init__(self, tiny):
+        super().__init__()
+        self.tiny = tiny
+
+    def forward(self, x, time, label):
+        if label.ndim == 1:
+            return self.tiny(x, time, label)
+        return torch.stack([self.tiny(x, time, column) for column in label.T], 1)
+
+
 def pictures(size, side=2, seed=0):
     return Noise.of(seed, range(size)).uniform(torch.empty(size, 1, side, side)).double()
 
 
 def keys(size, seed=1):
     return Noise.of(seed, range(size))
+
+
+@pytest.mark.parametrize("elimination", [None, "paired"])
+@pytest.mark.parametrize("batch_size", [3, 256])
+def test_a_multi_head_denoiser_answers_alike_in_fewer_calls(tiny, calls, elimination, batch_size):
+    heads = NetworkDenoiser(Heads(tiny.network), shape=(1, 2, 2), classes=4, multi_head=True)
+    x, found = pictures(5).requires_grad_(), []
+    for denoiser in (tiny, heads):
+        rows = calls(denoiser)
+        model = DiffusionClassifier(
+            denoiser, draws=40, elimination=elimination, batch_size=batch_size
+        )
+        logits = model(x, keys(5))
+        (gradient,) = torch.autograd.grad(logits[:, :2].sum(), x)
+        with torch.no_grad():
+            rows.clear()
+            plain = model(x, keys(5))
+        assert max(rows) <= batch_size
+        found.append((logits, gradient, plain, sum(rows)))
+    (*one, rows_of_one), (*many, rows_of_many) = found
+    for a, b in zip(one, many, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+    if elimination is None:
+        assert (rows_of_one, rows_of_many) == (5 * 4 * 40, 5 * 40)
+    assert rows_of_many < rows_of_one / 2
 
 
 def worlds(classes, spread=0.3):

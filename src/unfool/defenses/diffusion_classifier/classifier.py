@@ -26,7 +26,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import Count, Positive, Probability, check_arguments
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 Policy = Literal["fresh", "fixed", "image"]
 
@@ -67,14 +67,14 @@ class DiffusionClassifier(nn.Module):
             times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
             `calibrate`).
         batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
-            wordings, each is a row); only speed and memory depend on it. When memory runs out, it is
-            halved.
+            wordings, each is a row; of a multi-head denoiser, (image, draw) is one); only speed and
+            memory depend on it. When memory runs out, it is halved.
 
     Raises:
         ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(
         self,
@@ -209,8 +209,8 @@ class DiffusionClassifier(nn.Module):
             errors.fill(table, z, wanted)
             taken, seen = taken | wanted, sorted(seen + added)
             if self.rule:
-                far = table[..., seen].double()
-                living = self.rule.living(far, weight[seen], unsure, turn, draws)
+                errors_so_far = table[..., seen].double()
+                living = self.rule.living(errors_so_far, weight[seen], unsure, turn, draws)
                 dropped = unsure & ~living
                 fallen[dropped], alive = turn, alive & ~dropped
         return table, taken, fallen
@@ -219,8 +219,8 @@ class DiffusionClassifier(nn.Module):
         if self.policy == "fixed":
             return Noise.of(self.seed, [0] * len(x))
         if self.policy == "image":
-            pictures = (x.detach().double() * 255).round().int().cpu().numpy()
-            marks = (blake2b(picture.tobytes(), digest_size=8).digest() for picture in pictures)
+            pixels = (x.detach().double() * 255).round().int().cpu().numpy()
+            marks = (blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
             return Noise.of(self.seed, (int.from_bytes(mark, "little") for mark in marks))
         return noise
 

@@ -66,7 +66,11 @@ class ClassErrors:
         parts = zip(draws.tolist(), image.split(counts.tolist()), strict=True)
         eps = Noise.join([self._stream(k).take(of) for k, of in parts]).normal(z[image])
         x_t, target = self.meet(z, image, alpha, sigma, eps)  # once for all classes
-        x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
+        if self.denoiser.multi_head:
+            every = torch.arange(self.denoiser.classes, device=z.device).expand(len(pairs), -1)
+            x_hat = self.denoiser(x_t, t.to(z), every)[row, places[:, 2]].to(z)
+        else:
+            x_hat = self.denoiser(x_t[row], t[row].to(z), places[:, 2]).to(z)
         # eps_hat - eps, whatever the network predicts: x_t is the same on both sides
         gap = ratio[row] * (target[row] - x_hat)
         return LOSSES[self.loss](gap).flatten(1).mean(1)
@@ -100,7 +104,7 @@ class ClassErrors:
             with torch.set_grad_enabled(keep):
                 value = self.at(at.requires_grad_(keep), places)
             if keep:
-                self._kept.append((at, value, spot, learned.held(len(places))))
+                self._kept.append((at, value, spot, learned.held(self.rows(places))))
             table.index_put_(spot, (value.detach() * part).to(table), accumulate=True)
 
         self.each(wanted, add)
@@ -127,8 +131,14 @@ class ClassErrors:
             return value
         return _Mean.apply(self, value, share, z, *trained)  # pyright: ignore[reportReturnType]
 
+    def rows(self, places: Tensor) -> int:
+        """How many rows of the network `places` (n, 3), sorted by their first two, need."""
+        if not self.denoiser.multi_head:
+            return len(places)
+        return len(places[:, :2].unique_consecutive(dim=0))
+
     def each(self, wanted: Tensor, use: Use) -> None:
-        """Call `use` for the rows of what is wanted (B, K, M), at most `limit` at a time."""
+        """Call `use` for what is wanted (B, K, M), at most `limit` rows of the network at a time."""
         # draws first, classes last: the classes of one x_t meet in one call
         places = wanted.permute(2, 0, 1).nonzero()
         classes = wanted.shape[1]
@@ -137,14 +147,19 @@ class ClassErrors:
         spot = torch.arange(len(places), device=wanted.device).repeat_interleave(ways)
         wording = torch.arange(len(spot), device=wanted.device) - (ways.cumsum(0) - ways)[spot]
 
+        ends = list(range(len(spot) + 1))  # where each row of the network begins and ends
+        if self.denoiser.multi_head:  # a row answers for all classes
+            _, counts = places[:, :2].unique_consecutive(dim=0, return_counts=True)
+            ends = [0, *counts.cumsum(0).tolist()]
+
         def part(of: slice) -> None:
-            here = spot[of]
+            here = spot[ends[of.start] : ends[of.stop]]
             draw, image, label = places[here].unbind(1)
-            told = label + (classes + 1) * wording[of]
+            told = label + (classes + 1) * wording[ends[of.start] : ends[of.stop]]
             rows = torch.stack((draw, image, told), 1)
             use(rows, (image, label, draw), 1 / ways[here].double())
 
-        in_parts(part, len(spot), self.limit, "noised images")
+        in_parts(part, len(ends) - 1, self.limit, "noised images")
 
     def _stream(self, draw: int) -> Noise:
         if draw not in self._streams:
@@ -178,7 +193,7 @@ class _Mean(torch.autograd.Function):
                     whole.add_(found)
 
         def add(places: Tensor, spot: tuple[Tensor, ...], part: Tensor) -> None:
-            watched = learned.watching(len(places)) if most else nullcontext()
+            watched = learned.watching(errors.rows(places)) if most else nullcontext()
             with torch.enable_grad(), ctx.precision(), watched:
                 at = z.detach().requires_grad_()
                 value = errors.at(at, places)

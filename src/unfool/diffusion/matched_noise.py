@@ -13,14 +13,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.schedule import Scales
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise, StreamName
 
 Groups = tuple[tuple[float, ...], ...]  # of each coarse step, the weights of its fine steps' noise
 
 
-def kept(fine: int, steps: int | None) -> list[int]:
+def coarse_times(fine: int, steps: int | None) -> list[int]:
     """Which of the times 0 .. `fine` a way in `steps` steps keeps, evenly, both ends among them.
 
     Args:
@@ -43,7 +43,7 @@ def groups_of(step: Step, scales: Sequence[Scales], which: Sequence[int]) -> Gro
     Args:
         step: A pure function that is linear in its noise.
         scales: At every fine time.
-        which: What `kept` returned.
+        which: What `coarse_times` returned.
     """
     still = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     sizes = [float(step(still, still, now, then, _Ones((0,)))) for now, then in pairwise(scales)]

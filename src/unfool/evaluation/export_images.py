@@ -111,7 +111,7 @@ def run(
                 index=index,
                 label=int(y[i]),
                 sizes={name: round(size[i], 6) for name, size in sizes.items()},
-                of={name: by[i] for name, by in search.kept.items() if i in by},
+                of={name: by[i] for name, by in search.reused_from.items() if i in by},
                 seconds=seconds,
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
             )
@@ -165,14 +165,14 @@ def write_images(
         if png:
             threat = Threat(**run.spec["threat"]) if row.get("bounded", True) else None
             images = torch.from_numpy(x), torch.from_numpy(made["images"])
-            beyond[name] = _pictures(run.folder / stem, facts, *images, threat)
+            beyond[name] = _write_pngs(run.folder / stem, facts, *images, threat)
             written.append(run.folder / stem)
     card = run.folder / "card.json"
     write_bytes(card, (json.dumps(_card(run, facts, form, png, command), indent=1) + "\n").encode())
     if any(beyond.values()):
-        told = ", ".join(f"{count} of {name}" for name, count in beyond.items() if count)
+        counts = ", ".join(f"{count} of {name}" for name, count in beyond.items() if count)
         raise RuntimeError(
-            f"as pictures of 8 bits {told} would leave the threat, and were not written: the clean "
+            f"as pictures of 8 bits {counts} would leave the threat, and were not written: the clean "
             "images have more than 8 bits; use the arrays, which are written"
         )
     return [*written, card]
@@ -217,7 +217,7 @@ def _images(run: Run, key: str) -> np.ndarray:
     return np.stack([found[index] for index in sorted(found)])
 
 
-def _pictures(
+def _write_pngs(
     folder: Path, facts: Sequence[AttackedImage], x: Tensor, x_adv: Tensor, threat: Threat | None
 ) -> int:
     """Write pictures; those that would leave the threat are not written, and counted."""

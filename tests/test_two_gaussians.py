@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,10 @@ from unfool.diffusion.denoiser import Denoiser, Mixture
 from unfool.diffusion.reverse import even
 from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
-from unfool.toy.two_gaussians import Line, ends, label_flips
+from unfool.statistics import wilson
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from two_gaussians import Line, ends, figure_of, label_flips, main
 
 GRID = np.linspace(-3, 3, 601)
 
@@ -175,3 +180,20 @@ def test_a_classifier_that_is_wrong_enough_does_harm():
 def test_mistakes_are_told(options):
     with pytest.raises(ValueError, match="start must be above 0, runs 1 or more, level 0 or more"):
         ends(1, **options)
+
+
+def test_label_flips_are_drawn_with_intervals():
+    shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
+    (axes,) = figure_of([0, 1, 2], [0, 4], shares, 400).axes
+    for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
+        assert line.get_ydata() == pytest.approx(100 * row)
+        edges = band.get_paths()[0].vertices[:, 1]
+        intervals = [wilson(round(400 * share), 400) for share in row]
+        assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
+        assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
+    assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
+
+
+def test_the_example_writes_a_png(elsewhere):
+    main(["--runs", "50", "--out", "f.png"])
+    assert Path("f.png").read_bytes().startswith(b"\x89PNG")

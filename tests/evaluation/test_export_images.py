@@ -12,8 +12,9 @@ from unfool.attacks.precomputed import PrecomputedAttack, toward
 from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
+from unfool.data.subset import choose_indices
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.prepare import prepare, subset
+from unfool.evaluation.prepare import prepare
 from unfool.noise import Noise
 from unfool.spec import load
 from unfool.threat import Threat
@@ -73,7 +74,7 @@ def test_what_is_kept_says_what_it_is(kept):
     assert card["seed"] == 4
     assert (card["images"], card["of"]) == (7, 7)
     assert card["command"].startswith("unfool attack my.yaml")
-    indices = subset(len(digits()), 7, 0)
+    indices = choose_indices(len(digits()), 7, 0)
     assert found["indices"].tolist() == indices
     x, y = fetch(digits(), indices)
     assert found["labels"].tolist() == y.tolist()

@@ -3,20 +3,27 @@
 The data are N(mean, spread^2) and N(-mean, spread^2) in equal parts, the denoiser is exact, and the
 very purifier of `defenses.coup` runs from a point of the upper class. A run whose end has the other
 sign has lost its label.
+
+    python examples/two_gaussians.py --out flips.png
 """
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from unfool.defenses.coup import COUP
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
+from unfool.report.style import png
+from unfool.statistics import wilson
 
 
 class Line(Denoiser):
@@ -125,3 +132,35 @@ def label_flips(
     """
     rows = [[ends(w, level, runs=runs, **options).end for w in weights] for level in levels]
     return np.array([[float((end < 0).double().mean()) for end in row] for row in rows])
+
+
+def figure_of(
+    weights: Sequence[float], levels: Sequence[float], shares: np.ndarray, runs: int
+) -> Figure:
+    """The probabilities `shares` (levels, weights) with their 95 % intervals, a line for each level."""
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for level, line, marker in zip(levels, shares, "osD^vPX", strict=False):
+        spread = [wilson(round(share * runs), runs) for share in line]
+        low, high = ([100 * getattr(share, side) for share in spread] for side in ("low", "high"))
+        axes.fill_between(weights, low, high, alpha=0.15, linewidth=0)
+        axes.plot(weights, 100 * line, marker=marker, label=f"noise level {level:g}")
+    axes.set_xlabel("guidance weight")
+    axes.set_ylabel("label-flip probability, %")
+    axes.legend()
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw how often a run loses its label."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("flips.png"))
+    options = parser.parse_args(arguments)
+    weights, levels = [0, 0.5, 1, 2, 4, 8], [0, 1, 2, 4]
+    shares = label_flips(weights, levels, runs=options.runs)
+    options.out.write_bytes(png(figure_of(weights, levels, shares, options.runs)))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
-from unfool.runtime.text import short_repr
+from unfool.runtime.text import html_repr, short_repr
 
 
 class Purified(nn.Module):
@@ -16,7 +16,7 @@ class Purified(nn.Module):
     The purifier draws from the stream `purify`, the classifier from `classify`.
     """
 
-    __repr__ = short_repr
+    __repr__, _repr_html_ = short_repr, html_repr
 
     def __init__(self, classifier: Classifier, purifier: Purifier):
         super().__init__()

@@ -9,12 +9,13 @@ from torch import Tensor
 from unfool import spec as specs
 from unfool.attacks.views import Batched
 from unfool.batching import fitting
+from unfool.compatibility import check_fit
 from unfool.data import fetch
+from unfool.data.subset import choose_indices
 from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.compatibility import check_fit
-from unfool.evaluation.prepare import build_model, subset
+from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import refuse_ray
 from unfool.models.card import read_card
 from unfool.noise import Noise
@@ -79,7 +80,7 @@ def load_inputs(
     options, where = checked["evaluation"], pick_device(device)
     data = specs.build("data", checked["data"])
     model = build_model(checked, where)
-    indices = subset(len(data), options["images"], options["subset_seed"])
+    indices = choose_indices(len(data), options["images"], options["subset_seed"])
     if images is None and image >= len(indices):
         count = len(indices)
         raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")

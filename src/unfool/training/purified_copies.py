@@ -13,21 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from unfool.data import fetch
+from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
 from unfool.spec import Part
-from unfool.training.kept import Kept, chosen, fill, name_of
+from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives import CrossEntropy
 
-ASKED = ("denoiser", "purifier", "copies", "images", "seed")
+# what the copies depend on
+OPTIONS = ("denoiser", "purifier", "copies", "images", "seed")
 
 
 @dataclass(frozen=True)
 class PurifiedCopies:
     """Cross-entropy on purified copies and on the images they were made from, one of each.
 
-    The purified copies come from the data set that `beside` makes. This object only computes the loss.
+    `with_purified_copies` makes the purified copies; this object only computes the loss.
 
     Attributes:
         denoiser: The purifier's.
@@ -53,45 +55,45 @@ class PurifiedCopies:
         return CrossEntropy(self.smoothing)(model, x, y, noise)
 
 
-class Beside:
+class CleanAndPurified:
     """A data set of clean images, followed by the same number of purified ones.
 
     Args:
         data: Holds the clean images.
-        places: Which images of `data`; copy i x len(places) + j is made from `places[j]`.
-        kept: The purified images.
+        indices: Which images of `data`; copy i x len(indices) + j is made from `indices[j]`.
+        purified: The purified images.
     """
 
-    def __init__(self, data: Dataset, places: Sequence[int], kept: Kept) -> None:
-        self.data, self.places, self.kept = data, places, kept
+    def __init__(self, data: Dataset, indices: Sequence[int], purified: CachedImages) -> None:
+        self.data, self.indices, self.purified = data, indices, purified
         self.classes = data.classes
 
     def __len__(self) -> int:
-        return 2 * len(self.kept)
+        return 2 * len(self.purified)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index < len(self.kept):
-            return self.data[self.places[index % len(self.places)]]
-        return self.kept[index - len(self.kept)]
+        if index < len(self.purified):
+            return self.data[self.indices[index % len(self.indices)]]
+        return self.purified[index - len(self.purified)]
 
     def facts(self) -> dict[str, object]:
         """How many copies there are, and how far purification moves an image."""
-        moved = self.kept.column("moved").double()
+        moved = self.purified.column("moved").double()
         return {
-            "images": len(self.kept),
+            "images": len(self.purified),
             "moved_mean": round(float(moved.mean()), 5),
-            "key": self.kept.folder.name,
+            "key": self.purified.folder.name,
         }
 
 
-def beside(
+def with_purified_copies(
     data: Dataset,
     objective: PurifiedCopies,
     asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
-) -> Beside:
+) -> CleanAndPurified:
     """Clean images and their purified copies, the latter from disk as far as they are there.
 
     Args:
@@ -106,30 +108,34 @@ def beside(
         SpecError: There are not so many images.
         ValueError: A file is damaged, or the purifier changes the shape of images.
     """
-    places = chosen(len(data), objective.images, objective.seed)
-    size, models = len(places) * objective.copies, [objective.denoiser]
-    said = {key: asked[key] for key in ASKED if key in asked}
-    folder = home / name_of(data, places, {key: asked.get(key) for key in ASKED}, models)
+    indices = choose_indices(
+        len(data), objective.images, objective.seed, stream="images", option="objective.images"
+    )
+    size = len(indices) * objective.copies
 
-    def make(part: slice) -> dict[str, Tensor]:
-        return _made(data, places, range(part.start, part.stop), objective, device)
+    def make(numbers: range) -> dict[str, Tensor]:
+        return _purify(data, indices, numbers, objective, device)
 
-    fill(folder, size, make, models, said, doing="purifying", device=device, quiet=quiet)
-    return Beside(data, places, Kept(folder, size, data.classes))
+    options = {key: asked.get(key) for key in OPTIONS}
+    folder = fill_cache(
+        home, data, indices, size, make, [objective.denoiser], options,
+        doing="purifying", device=device, quiet=quiet,
+    )  # fmt: skip
+    return CleanAndPurified(data, indices, CachedImages(folder, size, data.classes))
 
 
 @torch.no_grad()
-def _made(
-    data: Dataset, places: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
+def _purify(
+    data: Dataset, indices: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
 ) -> dict[str, Tensor]:
     """Copies of these numbers: images in float16, labels, and how far each moved (root mean square).
 
     They are cut to [0, 1], as those of a data set are, though a defense does not do so.
     """
-    which = [places[number % len(places)] for number in numbers]
+    which = [indices[number % len(indices)] for number in numbers]
     x, y = (part.to(device) for part in fetch(data, which))
-    pairs = [(place, number // len(places)) for place, number in zip(which, numbers, strict=True)]
-    keys = [Noise.of(objective.seed, [p]).child("purified", copy).keys[0] for p, copy in pairs]
+    pairs = [(index, number // len(indices)) for index, number in zip(which, numbers, strict=True)]
+    keys = [Noise.of(objective.seed, [i]).child("purified", copy).keys[0] for i, copy in pairs]
     if isinstance(objective.purifier, nn.Module):
         objective.purifier.eval().requires_grad_(False)
     pure = objective.purifier(x, Noise(tuple(keys)))

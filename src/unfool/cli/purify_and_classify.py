@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from unfool import spec as specs
 from unfool.attacks.views import Batched
 from unfool.data import image_files
-from unfool.defenses.purified import image_shape, majority_class, predict_draws
+from unfool.defenses.purified_classifier import image_shape, majority_class, predict_draws
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
@@ -108,7 +108,7 @@ def classify_files(
             "folder of the spec's data by --data",
             file=sys.stderr,
         )
-    for path, _ in _found(files):
+    for path, _ in _list_files(files):
         x, _ = _images(path, shape)
         _tell_resized(x, shape, "resized: the image and the model")
         x = _resized(x, shape).to(pick_device(device))
@@ -158,7 +158,7 @@ def _told_by_data(
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where each file's result goes: a folder keeps its shape below `out`."""
     targets: dict[Path, Path] = {}
-    for path, inside in _found(files, out):
+    for path, inside in _list_files(files, out):
         target = out / inside.with_suffix(".npz" if path.suffix.lower() == ".npz" else ".png")
         taken = next((p for p, t in targets.items() if t == target), None)
         if taken is not None:
@@ -169,7 +169,7 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     return targets
 
 
-def _found(files: Sequence[Path], besides: Path | None = None) -> list[tuple[Path, Path]]:
+def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tuple[Path, Path]]:
     """The files named, and those in the folders named, each with its place below `files`.
 
     What lies in the folder `besides` is left out where it is inside one of them.
@@ -264,8 +264,8 @@ def _purified(
 
 def _tell_resized(x: Tensor, shape: tuple[int, int, int] | None, what: str) -> None:
     if shape is not None and x.shape[1:] != shape:
-        told = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
-        print(f"unfool: {what} are {told}", file=sys.stderr)
+        sizes = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        print(f"unfool: {what} are {sizes}", file=sys.stderr)
 
 
 def _resized(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:

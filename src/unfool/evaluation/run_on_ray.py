@@ -147,11 +147,11 @@ def evaluate_block(
     Raises:
         SpecError: The run is another here.
     """
-    kept = _Carried()
+    collected = _Carried()
     with shared_by(beside):
         made, machine = _prepared(json.dumps(spec), json.dumps(driver))
-        run_blocks(spec, made, kept, machine, only=block)
-    return kept.found, kept.examples
+        run_blocks(spec, made, collected, machine, only=block)
+    return collected.found, collected.examples
 
 
 class _Carried:

@@ -10,8 +10,8 @@ from unfool.errors import SpecError
 from unfool.models import card
 from unfool.training import run as training
 from unfool.training import train as loop
+from unfool.training.lr_schedule import Plan
 from unfool.training.options import TrainingOptions
-from unfool.training.plan import Plan
 from unfool.training.spec import check
 
 TINY = {
