@@ -79,6 +79,8 @@ def evaluate(
     check_threat(threat)
     asked = as_classifier(model)
     place = device_of(asked, device)
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f'attacks is a dictionary, {{"PGD": PGD()}}, say, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))

@@ -1,5 +1,6 @@
 """Check an evaluation spec: every section and option, before anything heavy is loaded."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from typing_extensions import TypedDict
@@ -61,6 +62,8 @@ MACHINE: MachineSection = {
     "cluster": None,
 }
 
+PATHS = {"by": "softmax"}
+
 
 class PathsSection(TypedDict):
     """The section `paths`: several purifications of an image, classified together.
@@ -72,6 +75,15 @@ class PathsSection(TypedDict):
 
     count: Count
     by: By
+
+
+# of `unfool menu`: the sections that are no parts, with what is taken where nothing is said
+OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "evaluation": (EvaluationSection, EVALUATION),
+    "machine": (MachineSection, MACHINE),
+    "paths": (PathsSection, PATHS),
+    "threat": (ThreatSection, {}),
+}
 
 
 def check(spec: RawSpec, folder: str | None = None) -> EvaluationSpec:
@@ -201,7 +213,7 @@ def check_model(spec: RawSpec) -> ModelSpec:
             raise SpecError(
                 "paths are purifications of one image: add a purifier, or leave them out"
             )
-        paths = specs.check_section("paths", spec.get("paths"), PathsSection, {"by": "softmax"})
+        paths = specs.check_section("paths", spec.get("paths"), PathsSection, PATHS)
         checked["paths"] = cast(Paths, paths)
     return checked
 
