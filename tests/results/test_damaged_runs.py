@@ -81,7 +81,7 @@ def test_files_that_disagree(folder):
 
 def test_a_damaged_forecast(folder):
     (folder / "forecast.json").write_text("{}")
-    with pytest.raises(RuntimeError, match="forecast.json.*'images'"):
+    with pytest.raises(RuntimeError, match=r"forecast.json.*'images'"):
         Run.open(folder).forecast()
 
 

@@ -45,7 +45,10 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     ("changed", "said"),
     [
         ({}, "other weights or images"),
-        ({"spec": SPEC | {"machine": SPEC["machine"] | {"batch_size": 8}}}, "other weights or images"),
+        (
+            {"spec": SPEC | {"machine": SPEC["machine"] | {"batch_size": 8}}},
+            "other weights or images",
+        ),
         ({"spec": SPEC | {"classifier": {"name": "bayes"}}}, "another spec"),
         ({"kind": "collection"}, "another spec"),
     ],

@@ -173,7 +173,9 @@ def _known_is_harder(
     spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     informed = {
-        row["label"]: row for row in roles(spec["attacks"]).known_noise if row.get("knows") == "both"
+        row["label"]: row
+        for row in roles(spec["attacks"]).known_noise
+        if row.get("knows") == "both"
     }
     for name in [
         *exact_attacks(informed),
