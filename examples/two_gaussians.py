@@ -22,7 +22,7 @@ from unfool.defenses.coup import COUP
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
-from unfool.report.style import png
+from unfool.report.figures.style import png
 from unfool.statistics import wilson
 
 

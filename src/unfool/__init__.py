@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unfool.api.compare import compare as compare
     from unfool.api.evaluate import evaluate as evaluate
     from unfool.api.load import load as load
+    from unfool.api.load import load_classifier as load_classifier
     from unfool.api.result import Result as Result
     from unfool.api.result import load_run as load_run
     from unfool.api.sweep import SweepResult as SweepResult
@@ -52,10 +53,12 @@ if TYPE_CHECKING:
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
     from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.digits import digits as digits
     from unfool.data.folder import Folder as Folder
     from unfool.data.mnist import mnist as mnist
+    from unfool.data.sample import cifar10_sample as cifar10_sample
     from unfool.defenses.aggregate import Aggregated as Aggregated
     from unfool.defenses.coup import COUP as COUP
     from unfool.defenses.denoised_smoothing import DensePure as DensePure
@@ -86,7 +89,6 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import Discrete as Discrete
     from unfool.errors import SpecError as SpecError
     from unfool.evaluation.prepare import AttackOnView as AttackOnView
-    from unfool.models.card import load_classifier as load_classifier
     from unfool.models.card import load_denoiser as load_denoiser
     from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
     from unfool.noise import Noise as Noise
@@ -127,6 +129,8 @@ _HOMES = {
     "CertifyResult": "unfool.api.certify",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
+    "cifar10_sample": "unfool.data.sample",
+    "cifar100": "unfool.data.cifar",
     "Classifier": "unfool.protocols",
     "classifier_only": "unfool.attacks.views",
     "compare": "unfool.api.compare",
@@ -159,7 +163,7 @@ _HOMES = {
     "Langevin": "unfool.defenses.langevin",
     "LikelihoodMaximization": "unfool.defenses.likelihood",
     "load": "unfool.api.load",
-    "load_classifier": "unfool.models.card",
+    "load_classifier": "unfool.api.load",
     "load_denoiser": "unfool.models.card",
     "load_run": "unfool.api.result",
     "load_spec": "unfool.spec.load:load",

@@ -38,6 +38,7 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
             f"{len(data.classes)} classes, the last {data.classes[-1]!r}; a diffusion classifier knows "
             "those that its denoiser's prompts, labels or classes name"
         )
+    check_class_names(undefended(model), data)
 
 
 def check_sources(
@@ -175,10 +176,41 @@ def _check_size(shape: Sequence[int], wanted: Sequence[int] | None) -> None:
         )
 
 
-def _takes_images_alone(model: Any) -> bool:
-    """Whether a classifier, alone or in a defense, is called without noise."""
+def check_class_names(classifier: Any, data: Dataset) -> None:
+    """Refuse a classifier that has the classes of the data set in another order, by their names.
+
+    Raises:
+        SpecError: It has.
+    """
+    names = [_plain(name) for name in getattr(classifier, "class_names", None) or ()]
+    wanted = [_plain(name) for name in data.classes]
+    if names == wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
+        return
+    if names[: len(wanted)] == wanted:
+        return
+    labels = [names.index(name) for name in wanted]
+    first = next(i for i, label in enumerate(labels) if label != i)
+    told = f"`labels: {labels}`" if len(labels) <= 20 else "`labels`"
+    raise SpecError(
+        f"the classifier's class {first} is {classifier.class_names[first]!r} and the data set's is "
+        f"{data.classes[first]!r}: tell it the data set's order by {told}"
+    )
+
+
+def undefended(model: Any) -> Any:
+    """The classifier inside a defense, or the model itself."""
     for name in ("model", "classifier"):
         model = getattr(model, name, model)
+    return model
+
+
+def _plain(name: object) -> str:
+    return str(name).casefold().replace("_", " ").strip()
+
+
+def _takes_images_alone(model: Any) -> bool:
+    """Whether a classifier, alone or in a defense, is called without noise."""
+    model = undefended(model)
     try:
         signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
         signature.bind("x")

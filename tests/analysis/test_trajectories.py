@@ -14,8 +14,8 @@ from unfool.analysis.landscape import Landscape, landscape
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
 from unfool.attacks.losses import LOSSES
 from unfool.cli.main import run
-from unfool.report import style
-from unfool.report import trajectories as report
+from unfool.report.figures import style
+from unfool.report.figures import trajectories as report
 
 SPEC = ["purifier={name: diffpure, t: 0.3, steps: 4, sampler: ddpm}", "threat.eps=0.2"]
 DIGITS = ["purifier.steps=2"]
@@ -204,7 +204,7 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     found = Landscape(along, plane, plane, paths, {}, np.zeros((2, 1, 1, 1)))
     figures = []
     monkeypatch.setattr(report, "png", lambda figure: figures.append(figure) or b"")
-    report._surfaces({"the model": found})
+    report.surfaces({"the model": found})
     style.png(figures[0])  # which lays it out
     names = 0
     for axes in figures[0].axes:

@@ -265,6 +265,6 @@ def test_load_gives_the_model_of_a_spec(demo, tensors):
 def test_a_run_from_python_keeps_what_a_function_asked(network, tensors, tmp_path):
     found = evaluate(network, tensors, out=tmp_path)
     text = (found.write_report() / "report.md").read_text()
-    assert "asked from Python, by `unfool.evaluate`" in text
+    assert "`unfool.evaluate` was called from Python" in text
     assert Run.open(tmp_path).manifest["spec"]["data"] == {"name": "tensors"}
     assert isinstance(network, nn.Module)

@@ -37,7 +37,7 @@ class Counts:
 
 
 def test_a_worker_with_other_weights_refuses(elsewhere):
-    model = card.load_classifier("digits-classifier")
+    model = card.trained_classifier("digits-classifier")
     part = card.read_card("digits-classifier")[1]["part"]
     card.save(elsewhere / "mine", "classifier", part, model)
     changes = ["classifier.weights=mine", "purifier=null", "denoiser=null", "attacks=[]"]

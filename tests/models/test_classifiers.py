@@ -83,3 +83,28 @@ def test_wrong_normalization_is_refused():
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
     with pytest.raises(ValueError, match="std must be above 0"):
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.0, 0.1))
+
+
+def test_images_of_another_size_are_resized_inside_and_gradients_keep_their_size():
+    x = X.clone().requires_grad_()
+    model = NormalizedClassifier(nn.Flatten(), size=6)
+    logits = model(x, NOISE)
+    assert logits.shape == (2, 3 * 6 * 6)
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert gradient.shape == x.shape
+    assert (gradient != 0).float().mean() > 0.9
+    flat = torch.full((1, 3, 5, 7), 0.25)
+    assert torch.allclose(NormalizedClassifier(nn.Flatten(), size=(2, 3))(flat), torch.tensor(0.25))
+    same = NormalizedClassifier(nn.Flatten(), size=4)(X, NOISE)
+    assert torch.equal(same, X.flatten(1))
+    with pytest.raises(ValueError, match=r"size must be 1 or more, .* not \(0, 4\)"):
+        NormalizedClassifier(nn.Flatten(), size=(0, 4))
+
+
+def test_labels_choose_and_order_the_logits():
+    model = NormalizedClassifier(nn.Flatten(), labels=[5, 0])
+    assert torch.equal(model(X, NOISE), X.flatten(1)[:, [5, 0]])
+    with pytest.raises(ValueError, match=r"labels go up to 48, .* 48 classes"):
+        NormalizedClassifier(nn.Flatten(), labels=[48])(X, NOISE)
+    with pytest.raises(ValueError, match=r"labels must be .* not \[-1\]"):
+        NormalizedClassifier(nn.Flatten(), labels=[-1])

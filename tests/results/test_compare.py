@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from unfool.cli.main import run
-from unfool.report.compare import junit
+from unfool.report.comparison import junit
 from unfool.results.compare import Comparison, Gate, bootstrap, compare, differences, gates
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run

@@ -93,6 +93,29 @@ def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
     assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
 
 
+def test_less_accurate_than_the_source_states(doubts, elsewhere):
+    made = elsewhere / "made"
+    changes = ["evaluation.images=40", "evaluation.draws=2", "attacks=[{name: fgsm}]"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert run(["evaluate", "demo", *words, "--quiet", "--out", str(made)]) == 0
+
+    def names():
+        told = json.loads((made / "report.json").read_text())
+        return [doubt["name"] for doubt in told["doubts"]]
+
+    manifest = json.loads((made / "run.json").read_text())
+    assert manifest["stated"]["data"] == "digits"
+    assert "less-than-stated" not in names()
+    for change, raised in (
+        ({"accuracy": 2.0}, True),
+        ({"accuracy": 2.0, "data": "mnist"}, False),
+    ):
+        stated = manifest["stated"] | change
+        (made / "run.json").write_text(json.dumps(manifest | {"stated": stated}))
+        assert run(["report", str(made)]) == 0
+        assert ("less-than-stated" in names()) is raised
+
+
 def test_guessing(doubts):
     wrong = "classifier={name: network, network: {name: 'soft:Wrong'}}"
     assert "no-better-than-guessing" in doubts(wrong)

@@ -249,7 +249,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
     (elsewhere / "own.pt").unlink()
-    assert torch.equal(card.load_classifier(str(folder)).network.whitening, whitening)
+    assert torch.equal(card.trained_classifier(str(folder)).network.whitening, whitening)
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 

@@ -121,7 +121,7 @@ def test_a_classifier_is_trained_on_purified_copies(elsewhere):
     home = elsewhere / "runs" / "purified" / told["purified"]["key"]
     assert len(list(home.glob("*.safetensors"))) == 2
     assert json.loads((home / "asked.json").read_text())["copies"] == 2
-    card.load_classifier(str(folder))
+    card.trained_classifier(str(folder))
 
 
 def test_a_copy_is_what_the_purifier_makes(elsewhere):

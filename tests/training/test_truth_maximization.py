@@ -398,7 +398,7 @@ def test_a_transfer_attack_never_asks_the_model():
 
 def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
     """Of the diffusion classifier, on images made against a small CNN: 45 % before, 75 % after."""
-    source = card.load_classifier("digits-classifier")
+    source = card.trained_classifier("digits-classifier")
     objective = TruthMaximization(source, PGD(steps=5), eps=0.3, images=100)
     data = cache.make_adversarial_images(digits("train"), objective, {}, elsewhere, quiet=True)
     x_adv, y = fetch(data, range(100))

@@ -14,9 +14,10 @@ from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
-from unfool.report.certified import headline, print_certificates, tables, write_certificates
-from unfool.report.notebook import fragment, plain_text
-from unfool.report.rows import percent
+from unfool.report import certification
+from unfool.report.formatting import percent
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
@@ -88,18 +89,18 @@ class CertifyResult(RunResult[CertificationSummary]):
             RuntimeError: The folder holds another run.
         """
         run = run_in(self.run, self._home is not None, folder)
-        write_certificates(run)
+        certification.write_report(run)
         return run.folder
 
     def __str__(self) -> str:
-        return plain_text(lambda console: print_certificates(self._summary, console=console))
+        return plain_text(certification.brief(self._summary))
 
     def __repr__(self) -> str:
         at = ", ".join(f"{percent(self.certified[r].value)} at {r:g}" for r in (0.25, 0.5))
         return f"<CertifyResult: certified {at} (l2); {self.n} of {self.of} images>"
 
     def _repr_html_(self) -> str:
-        return fragment(headline(self._summary), [], tables(self._summary))
+        return to_fragment(certification.brief(self._summary))
 
 
 def certify(

@@ -6,10 +6,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfool.api.run_result import RunResult, run_in
-from unfool.report.notebook import plain_text, summary_html
-from unfool.report.rows import percent
-from unfool.report.tables import print_summary
-from unfool.report.write import write_report
+from unfool.report import evaluation
+from unfool.report.formatting import percent
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
 from unfool.results.doubt import Doubt
 from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
@@ -108,11 +108,11 @@ class Result(RunResult[Summary]):
             RuntimeError: The folder holds another run.
         """
         run = run_in(self.run, self._home is not None, folder)
-        write_report(run)
+        evaluation.write_report(run)
         return run.folder
 
     def __str__(self) -> str:
-        return plain_text(lambda console: print_summary(self._summary, console=console))
+        return plain_text(evaluation.brief(self._summary))
 
     def __repr__(self) -> str:
         said = f"clean {percent(self.clean.per_draw.value)}"
@@ -122,7 +122,7 @@ class Result(RunResult[Summary]):
         return f"<Result: {said} per draw; {counts}>"
 
     def _repr_html_(self) -> str:
-        return summary_html(self._summary)
+        return to_fragment(evaluation.brief(self._summary))
 
 
 def load_run(folder: str | Path) -> Result:

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line, help_if_alone
+
+if TYPE_CHECKING:
+    from unfool.report.document import Document
 
 analyze = typer.Typer(invoke_without_command=True)
 Images = Annotated[int, typer.Option(help="How many of the images that the spec evaluates.")]
@@ -46,7 +49,7 @@ def gradients(
     """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
     from unfool.analysis.gradients import compare
     from unfool.analysis.inputs import load_inputs
-    from unfool.report.gradients import write_gradients
+    from unfool.report.analyses import write_gradients
 
     at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws}
@@ -76,7 +79,7 @@ def trajectories(
     """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
-    from unfool.report.trajectories import write_trajectories
+    from unfool.report.analyses import write_trajectories
 
     at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "runs": runs}
@@ -108,7 +111,7 @@ def landscape(
     """Draw the loss around an image, with the noise known and with fresh noise."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.landscape import landscape as look_around
-    from unfool.report.trajectories import write_landscapes
+    from unfool.report.analyses import write_landscapes
 
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "draws": draws}
     options |= {"grid": grid, "loss": loss, "clip": clip}
@@ -143,7 +146,7 @@ def purification(
     """Measure how near purified pictures are to the clean ones, beside noise alone."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
-    from unfool.report.purification import write_purification
+    from unfool.report.analyses import write_purification
 
     at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
@@ -171,7 +174,7 @@ def samples(
     """Compare generated pictures with real ones, before and after fine-tuning."""
     from unfool.analysis.inputs import load_inputs, whole_chain
     from unfool.analysis.samples import samples as generate
-    from unfool.report.samples import write_samples
+    from unfool.report.analyses import write_samples
 
     enough = [*(changes or []), f"evaluation.images={images}"]
     at = load_inputs(spec, enough, data, images, device)
@@ -197,16 +200,15 @@ def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[s
 
 
 def _write(
-    write: Callable[[Path, Any, dict[str, Any]], str | None],
+    write: "Callable[[Path, Any, dict[str, Any]], Document]",
     name: str,
     spec: str,
     out: Path | None,
     found: Any,
     about: dict[str, Any],
 ) -> None:
-    """Write a report and print its tables, if any, and where it is."""
+    """Write a report, and print it without its figures, and where it is."""
+    from unfool.report.render_terminal import print_document
+
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
-    table = write(folder, found, about)
-    if table:
-        typer.echo(table.replace("\\", "") + "\n")  # what Markdown needs quoted
-    typer.echo(f"report: {folder / name}.html")
+    print_document(write(folder, found, about), page=folder / f"{name}.html")

@@ -62,14 +62,13 @@ def evaluate(
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
     if dry_run or budget:
         from unfool.evaluation import forecast
-        from unfool.report.forecast import forecast_lines, so_far
+        from unfool.report import forecast as told
+        from unfool.report.render_terminal import print_document
 
         checked, cost = forecast.plan(checked, folder, budget, part)
-        for line in (
-            *(forecast_lines(cost, part[1], budget) if cost else ()),
-            *so_far(checked, folder),
-        ):
-            typer.echo(line)
+        if cost:
+            print_document(told.brief(cost, part[1], budget))
+        print_document(told.so_far(checked, folder))
         if dry_run:
             return
     run = evaluation.run(checked, folder, part, quiet)
@@ -110,8 +109,9 @@ def sweep(
     """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
     from unfool import spec as specs
     from unfool.evaluation import sweep as sweeps
-    from unfool.report.sweep import write_sweep
-    from unfool.report.write import write_report
+    from unfool.report import evaluation as evaluation_report
+    from unfool.report.render_terminal import print_document
+    from unfool.report.sweep import write_report
 
     cells = sweeps.check(specs.load(spec, changes or []), data)
     folder = out or Path("runs") / Path(spec).stem
@@ -127,16 +127,16 @@ def sweep(
         summary = before.get(run.folder, {})
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
-            summary = write_report(run)
+            summary = evaluation_report.write_report(run)
         result = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
         if summary["attacks"]:
             result += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
         typer.echo(f"{number}/{len(cells)}  {name}: {result}")
         if new and number < len(cells):  # for who looks while it runs
-            write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
-    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command, failed)
-    plain = table.replace("\\", "")  # what Markdown needs quoted
-    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
+            write_report(folder, sweeps.finished(cells, folder), len(cells), command)
+    done = sweeps.finished(cells, folder)
+    document = write_report(folder, done, len(cells), command, failed)
+    print_document(document, page=folder / "sweep.html")
 
 
 @app.command()
@@ -234,7 +234,8 @@ def compare(
     out: Out = None,
 ) -> None:
     """Compare two runs of `evaluate`, image by image, on the same images and draws."""
-    from unfool.report import compare as reports
+    from unfool.report import comparison
+    from unfool.report.render_terminal import print_document
     from unfool.results import compare as comparing
     from unfool.results.run_folder import Run
     from unfool.runtime.files import write_bytes
@@ -242,13 +243,12 @@ def compare(
     found = comparing.compare(Run.open(a), Run.open(b))
     bounds = comparing.gates(found, min_robust, max_drop)
     if junit is not None:
-        write_bytes(junit, reports.junit(bounds))
-    reports.print_comparison(found, bounds)
+        write_bytes(junit, comparison.junit(bounds))
     if out is not None:
         options: Any = {"min_robust": min_robust, "max_drop": max_drop}
         command = command_line("compare", [str(a), str(b)], None, **options)
-        reports.write_comparison(out, found, bounds, command)
-        typer.echo(f"report: {out / 'compare.html'}")
+        comparison.write_report(out, found, bounds, command)
+    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
     if not all(gate.ok for gate in bounds):
         raise typer.Exit(1)
 
@@ -302,18 +302,18 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
     import time
 
     from unfool.evaluation import selftest as known
-    from unfool.report.selftest import print_selftest, write_selftest
+    from unfool.report.render_terminal import print_document
+    from unfool.report.selftest import brief, write_report
     from unfool.runtime.device import pick_device
 
     began, where = time.perf_counter(), pick_device(device)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # before the work, if it cannot be
     checks = known.run(where, quiet)
-    print_selftest(checks)
     if out is not None:
         took = round(time.perf_counter() - began)
-        write_selftest(out, checks, {"device": where, "seconds": took})
-        typer.echo(f"report: {out / 'selftest.md'}")
+        write_report(out, checks, {"device": where, "seconds": took})
+    print_document(brief(checks), page=out and out / "selftest.html")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -369,17 +369,17 @@ def _exit_with(sentence: str, code: int) -> int:
 
 def _report(run: Any) -> None:
     """Write the report of a run of any kind, and print what it says."""
-    if run.kind == "certification":
-        from unfool.report.certified import print_certificates, write_certificates
-
-        print_certificates(write_certificates(run), run.folder)
-    elif run.kind == "collection":
+    if run.kind == "collection":
         from unfool.evaluation.export_images import write_images
 
         for made in write_images(run):
             typer.echo(made)
-    else:
-        from unfool.report.tables import print_summary
-        from unfool.report.write import write_report
+        return
+    from unfool.report import certification, evaluation
+    from unfool.report.render_terminal import print_document
 
-        print_summary(write_report(run), run.folder)
+    if run.kind == "certification":
+        brief = certification.brief(certification.write_report(run))
+    else:
+        brief = evaluation.brief(evaluation.write_report(run))
+    print_document(brief, page=run.folder / "report.html")

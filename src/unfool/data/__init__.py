@@ -15,17 +15,29 @@ from unfool.protocols import Dataset
 if TYPE_CHECKING:
     from unfool.data.arrays import Arrays as Arrays
     from unfool.data.arrays import npz as npz
+    from unfool.data.celeba import celeba_hq as celeba_hq
     from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.folder import Folder as Folder
+    from unfool.data.hub_table import hub as hub
+    from unfool.data.imagenet_folders import imagenet as imagenet
+    from unfool.data.imagenet_folders import tiny_imagenet as tiny_imagenet
+    from unfool.data.sample import cifar10_sample as cifar10_sample
 
 # The functions `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone.
 _HOMES = {
     "Arrays": "unfool.data.arrays",
+    "celeba_hq": "unfool.data.celeba",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
+    "cifar10_sample": "unfool.data.sample",
+    "cifar100": "unfool.data.cifar",
     "Folder": "unfool.data.folder",
+    "hub": "unfool.data.hub_table",
+    "imagenet": "unfool.data.imagenet_folders",
     "npz": "unfool.data.arrays",
+    "tiny_imagenet": "unfool.data.imagenet_folders",
 }
 __all__ = ["fetch", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 if not TYPE_CHECKING:  # lest a name that is not there pass for one

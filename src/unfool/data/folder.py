@@ -10,10 +10,9 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from unfool.data.image_files import ENDINGS, decode
+from unfool.data.image_files import ENDINGS, cover, decode
 from unfool.ranges import Count
 
 
@@ -78,7 +77,7 @@ class Folder:
 
     def _read(self, file: Path) -> np.ndarray:
         image = decode(file, self.gray)
-        return np.array(image if self.size is None else _cover(image, *self.size))
+        return np.array(image if self.size is None else cover(image, *self.size))
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -104,14 +103,3 @@ def _directly_in(folder: Path) -> list[Path]:
 
 def _word(file: Path) -> str:
     return file.stem.partition("_")[2] or file.stem
-
-
-def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The center of the picture, which is first resized until it just covers (height, width)."""
-    if image.width * height <= image.height * width:
-        resized = width, image.height * width // image.width
-    else:
-        resized = image.width * height // image.height, height
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

@@ -41,6 +41,28 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
         ) from error
 
 
+def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:
+    """The center (height, width) of a picture, which is resized (bicubic) first.
+
+    Args:
+        image: The picture.
+        height: Of the center.
+        width: Of the center.
+        shorter: The length of the shorter side after resizing; None makes the picture just cover the
+            center.
+    """
+    if shorter is not None:
+        scale = shorter / min(image.width, image.height)
+        resized = max(round(image.width * scale), width), max(round(image.height * scale), height)
+    elif image.width * height <= image.height * width:
+        resized = width, image.height * width // image.width
+    else:
+        resized = image.width * height // image.height, height
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
 def png(image: Tensor, enlarge: int = 1) -> bytes:
     """An image (C, H, W) as a PNG file, values outside [0, 1] cut."""
     pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu()

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unfool import spec as specs
 from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
-from unfool.compatibility import check_fit, check_sources
+from unfool.compatibility import check_fit, check_sources, undefended
 from unfool.data.subset import choose_indices, hash_images
 from unfool.defenses.aggregate import Aggregated, By
 from unfool.defenses.purified_classifier import Purified
@@ -23,7 +23,7 @@ from unfool.evaluation.image_quality import check_perceptual
 from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
-from unfool.results.manifest import Manifest
+from unfool.results.manifest import Manifest, StatedAccuracy
 from unfool.results.run_folder import OutcomeStore
 from unfool.results.spec import (
     AttackEntry,
@@ -174,6 +174,8 @@ def fit_together(
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
     asked = make_manifest(spec, data, indices, fingerprint(data, indices) + brought)
+    if (stated := getattr(undefended(model), "stated", None)) is not None:
+        asked["stated"] = cast(StatedAccuracy, asdict(stated))
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 

@@ -21,7 +21,7 @@ from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
 from unfool.models.checkpoints import fitting, load_state, read_state, sha256
-from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.runtime.files import ADAPTER, write_bytes
 from unfool.runtime.validate import read_json
 from unfool.spec import Part
@@ -186,7 +186,7 @@ def load_denoiser(weights: str) -> Denoiser:
     return _load("denoiser", weights)
 
 
-def load_classifier(weights: str) -> NormalizedClassifier:
+def trained_classifier(weights: str) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
@@ -195,7 +195,11 @@ def load_classifier(weights: str) -> NormalizedClassifier:
     Raises:
         ValueError: There is no such card, or the weights are not those it describes.
     """
-    return _load("classifier", weights)
+    model, (_, card) = _load("classifier", weights), read_card(weights)
+    accuracy = card.get("metrics", {}).get("accuracy")
+    if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
+        model.stated = Stated(accuracy, card["data"]["name"], f"the card of {Path(weights).name}")
+    return model
 
 
 def read_card(weights: str) -> tuple[Path, Card]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from unfool.networks.unet import UNet, rename, repeat_heads
 
-_TABLES = ("state_dict", "model_state_dict", "model", "net")
+_TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
@@ -20,7 +20,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by name, on the CPU.
 
     Reads .safetensors, and torch's own files as far as they hold plain values only. Weights may lie
-    in a table `state_dict`, `model_state_dict`, `model` or `net`; the prefixes that DataParallel
+    in a table `state_dict`, `model_state_dict`, `model`, `net` or `last`; the prefixes that DataParallel
     and torch.compile put before every name are taken off.
 
     Raises:

@@ -50,6 +50,7 @@ MORE = {  # what may help an attack that has such an option
 }
 STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
+FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
 WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make it so
 
 
@@ -59,6 +60,7 @@ def all_doubts(
     judged: Mapping[str, Any],
     robust: Any,
     classes: int,
+    stated: Mapping[str, Any] | None = None,
 ) -> list[Doubt]:
     """Every doubt about a run.
 
@@ -68,6 +70,7 @@ def all_doubts(
         judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
         classes: How many classes the data set has.
+        stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
     probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
@@ -84,6 +87,7 @@ def all_doubts(
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_no_whole_view(spec, attacks),
         *_guessing(judged, classes),
+        *(_less_than_stated(spec["data"], judged, stated) if stated else ()),
         *_few_images(robust),
         *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
     ]
@@ -299,6 +303,22 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
             f"{clean.high:.1%}] of the time, and guessing would be {1 / classes:.1%}: are its weights "
             "loaded, its classes in the order of the data set's, and its `mean` and `std` those of "
             "its training?",
+        )
+
+
+def _less_than_stated(
+    data: Mapping[str, Any], judged: Mapping[str, Any], stated: Mapping[str, Any]
+) -> Iterator[Doubt]:
+    same = data.get("name") in (stated["data"], f"{stated['data']}-sample")
+    clean = judged["clean"].undefended or judged["clean"].per_draw
+    if same and data.get("split") != "train" and clean.high + FAR_BELOW < stated["accuracy"]:
+        yield Doubt(
+            "less-than-stated",
+            "red",
+            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
+            f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
+            "these its weights, its `mean` and `std` those of its training, its activation and layout "
+            "right, and its classes in the order of the data set's?",
         )
 
 

@@ -14,6 +14,14 @@ class Format(TypedDict):
     version: int
 
 
+class StatedAccuracy(TypedDict):
+    """The clean accuracy that the source of a classifier states (`models.classifiers.Stated`)."""
+
+    accuracy: float
+    data: str
+    source: str
+
+
 class Manifest(TypedDict):
     """What a run was asked: `run.json`.
 
@@ -28,6 +36,7 @@ class Manifest(TypedDict):
         classes: The names of its classes.
         shape: Of an image, (C, H, W).
         versions: Of Python and of the libraries.
+        stated: What the source of the classifier states of it.
     """
 
     version: NotRequired[int]
@@ -40,6 +49,7 @@ class Manifest(TypedDict):
     classes: list[str]
     shape: NotRequired[list[int]]
     versions: dict[str, str]
+    stated: NotRequired[StatedAccuracy]
 
 
 class CostForecast(TypedDict):

@@ -141,6 +141,7 @@ def summarize_run(run: Run) -> Summary:
                 by_name,
                 corrupted if not labels and corrupted else robust,
                 len(run.manifest["classes"]),
+                run.manifest.get("stated"),
             )
         ],
         "cost": _cost(outcomes),

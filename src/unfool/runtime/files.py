@@ -61,9 +61,12 @@ def weights_in(part: Path) -> Path | None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files that are read of a diffusers folder, in order: settings, vocabularies, weights."""
+    """The files that are read of a folder in the diffusers layout, or of one of transformers.
+
+    They are in order: settings, vocabularies, weights. The latter has its weights beside its settings.
+    """
     found = []
-    for part in (folder / name for name in PARTS):
+    for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):
         small = (path for path in part.glob("*") if path.suffix in (".json", ".txt"))
         weights = weights_in(part)
         found += sorted(small) + ([weights] if weights else [])

@@ -12,7 +12,16 @@ from typing import Any
 from unfool.runtime.files import ADAPTER, files_in
 
 # of which the contents count, not the place
-FILE_KEYS = ("weights", "adapter", "path", "prompts", "init_from")
+FILE_KEYS = (
+    "weights",
+    "adapter",
+    "path",
+    "prompts",
+    "init_from",
+    "pictures",
+    "subset",
+    "attributes",
+)
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 

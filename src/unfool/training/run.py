@@ -238,7 +238,7 @@ def _finish(
     """Write what was trained, measure what is read back, and draw its pictures."""
     folder = job.folder
     job.save(folder, trained, facts)
-    load = card.load_denoiser if job.kind == "denoiser" else card.load_classifier
+    load = card.load_denoiser if job.kind == "denoiser" else card.trained_classifier
     loaded = load(str(folder))
     if test is not None:
         metrics = _measure(loaded.to(job.device), test, t_max)

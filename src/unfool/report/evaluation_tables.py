@@ -1,13 +1,14 @@
-"""What the tables hold: rows and columns of a summary, in order, before any markup."""
+"""The tables of an evaluation: which conditions, readings and numbers of a summary stand where."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from unfool.results.report_json import ShareEntry
+from unfool.report.document import Table
+from unfool.report.formatting import Share, cell, duration, mean, memory, points
 from unfool.results.threat_model import known_words
 
-Share = ShareEntry | Mapping[str, float]  # as a report or a run holds it
+SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
 
 
 @dataclass(frozen=True)
@@ -40,25 +41,6 @@ class TableRow:
     title: str
     shares: dict[str, Share]
     marks: tuple[int, ...]
-
-
-def percent(value: float) -> str:
-    """A share as a percentage: 0.717 is `71.7 %`."""
-    return f"{100 * value:.1f} %"
-
-
-def cell(share: Share) -> str:
-    """A share with its interval: `71.7 % [64.9, 77.6]`."""
-    return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
-
-
-def complement(share: Share) -> Share:
-    """The share of wrong answers where `share` is that of right ones."""
-    return {
-        "accuracy": 1 - share["accuracy"],
-        "low": 1 - share["high"],
-        "high": 1 - share["low"],
-    }
 
 
 def doubts(summary: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -114,6 +96,26 @@ def rows(summary: Mapping[str, Any]) -> list[TableRow]:
     ]
 
 
+def accuracy(summary: Mapping[str, Any]) -> Table:
+    """Accuracy under every condition; marked are those that a doubt is about."""
+    heads, lines = columns(summary), rows(summary)
+    return Table(
+        ["condition", *(head.title for head in heads)],
+        [[line.title, *(cell(line.shares[head.key]) for head in heads)] for line in lines],
+        {i: "strong" for i, line in enumerate(lines) if line.name == "robust"},
+        {i: line.marks for i, line in enumerate(lines)},
+    )
+
+
+def classes(summary: Mapping[str, Any]) -> Table:
+    """Accuracy of each class; of many classes, the least robust ones."""
+    keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
+    body = [
+        [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
+    ]
+    return Table(["class", "pictures", *keys], body)
+
+
 QUALITY = (
     ("psnr", "PSNR, dB", ".1f"),
     ("ssim", "SSIM", ".3f"),
@@ -122,7 +124,7 @@ QUALITY = (
 )
 
 
-def quality(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def quality(summary: Mapping[str, Any]) -> Table:
     """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
@@ -134,16 +136,16 @@ def quality(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     body = [
         [titles[line["name"]]]
         + [
-            _spread(line[when][metric], digits) if metric in line.get(when, {}) else "-"
+            mean(line.get(when, {}).get(metric), digits)
             for metric, _, digits in metrics
             for when, _ in shown
         ]
         for line in lines
     ]
-    return heads, body
+    return Table(heads, body)
 
 
-def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def ladder(summary: Mapping[str, Any]) -> Table:
     """What the attacker has after each attack: headings, and a line per attack; none of one."""
     rungs = summary.get("by_attack", [])
     heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
@@ -151,10 +153,11 @@ def ladder(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         [rung["name"], str(rung["attacked"]), *(cell(rung["robust"][head.key]) for head in heads)]
         for rung in rungs
     ]
-    return ["after", "tried on", *(head.title for head in heads)], body if len(rungs) > 1 else []
+    titles = ["after", "tried on", *(head.title for head in heads)]
+    return Table(titles, body if len(rungs) > 1 else [])
 
 
-def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def knowing(summary: Mapping[str, Any]) -> Table:
     """Accuracy with some of the noise known: headings, and a line per attack; maybe none.
 
     First stand the attacks, without such knowledge, that they are compared with.
@@ -171,42 +174,28 @@ def knowing(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             row["name"],
             known_words(row["knows"]),
             cell(row["robust"]["per_draw"]),
-            _points(row["gap"]) + f" ({row['beside']})" if "gap" in row else "-",
+            points(row["gap"], unit=" points") + f" ({row['beside']})" if "gap" in row else "-",
         ]
         for row in table
     ]
-    return ["attack", "what is known", "right, per answer", "below that with none known"], body
+    heads = ["attack", "what is known", "right, per answer", "below that with none known"]
+    return Table(heads, body)
 
 
-def _points(gap: Mapping[str, float]) -> str:
-    mean, low, high = (100 * gap[key] for key in ("mean", "low", "high"))
-    return f"{mean:.1f} points [{low:.1f}, {high:.1f}]"
-
-
-def resubmission(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def resubmission(summary: Mapping[str, Any]) -> Table:
     """How often all of m answers are right: headings, and a line for 1, 2, 4, ... submissions."""
     curve = summary.get("resubmission", {})
     names = [name for name in SUBMITTED if name in curve]
     if _one_reading(summary) or not curve:
-        return [], []
+        return Table([], [])
     most = len(curve["submissions"])
     shown = sorted({2**i for i in range(most.bit_length())} | {most})
     body = [[str(m), *(cell(curve[name][m - 1]) for name in names)] for m in shown]
-    return ["submissions", *(SUBMITTED[name] for name in names)], body
+    return Table(["submissions", *(SUBMITTED[name] for name in names)], body)
 
 
-SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
-
-
-def _spread(value: Mapping[str, float | None], digits: str) -> str:
-    told = f"{value['mean']:{digits}}"
-    if value["low"] is None:
-        return told
-    return f"{told} [{value['low']:{digits}}, {value['high']:{digits}}]"
-
-
-def costs(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The cost: (what, in all, per picture)."""
+def costs(summary: Mapping[str, Any]) -> Table:
+    """What the evaluation cost, in all and per picture."""
     cost, n = summary["cost"], summary["n"]
     names = {
         "nfe_forward": "denoiser, forward calls",
@@ -215,13 +204,14 @@ def costs(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         "classifier_vjp": "classifier, backward calls",
     }
     found = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
-    return [
+    lines = [
         *found,
         ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
         ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
         ("peak memory", memory(cost["peak_bytes"]), ""),
         *_against(summary),
     ]
+    return Table(["cost", "in all", "per picture"], lines)
 
 
 def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -236,11 +226,6 @@ def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("forecast, calls", f"{most}{calls:,.0f}", f"{took / calls:.0%} taken" if calls else ""),
         ("forecast, time", most + duration(seconds), f"{cost['seconds'] / seconds:.0%} taken"),
     ]
-
-
-def memory(size: float) -> str:
-    """A number of bytes in MiB, or in GiB from one GiB on."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def weakest_bare(summary: Mapping[str, Any]) -> tuple[str, Share]:
@@ -288,10 +273,3 @@ def _marks(summary: Mapping[str, Any], name: str, shares: Mapping[str, Any]) -> 
 
 def _speaks(text: str, name: str) -> bool:
     return f" {name} " in f" {text.replace(',', ' ').replace(':', ' ')} "
-
-
-def duration(seconds: float) -> str:
-    """A time in seconds, minutes or hours."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from unfool.report.rows import Share
+from unfool.report.formatting import Share
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,8 +39,16 @@ def percent_axis(axes: Axes, names: list[str], title: str) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(0, 100)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel(title, fontsize=9, color=INK)
-    axes.grid(axis="x", color="#e2e2e0", linewidth=0.7)
+    ground(axes, title, lines="x")
+
+
+def ground(axes: Axes, x: str = "", y: str = "", lines: Literal["both", "x", "y"] = "both") -> None:
+    """Name the axes, and lay lines behind what is drawn."""
+    if x:
+        axes.set_xlabel(x, fontsize=9, color=INK)
+    if y:
+        axes.set_ylabel(y, fontsize=9, color=INK)
+    axes.grid(axis=lines, color="#e2e2e0", linewidth=0.7)
     tidy(axes)
 
 
@@ -64,3 +73,18 @@ def png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170, facecolor="white")
     return buffer.getvalue()
+
+
+def show(axes: Axes, image: np.ndarray) -> None:
+    """An image (C, H, W) in [0, 1], one of few pixels without blur."""
+    image = image.clip(0, 1)
+    pixels = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
+    smooth = "antialiased" if min(pixels.shape[:2]) > 100 else "nearest"
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation=smooth)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def short(name: str) -> str:
+    """A name, cut where it is long."""
+    return name if len(name) <= 24 else f"{name[:23]}…"

@@ -3,29 +3,33 @@
 Conditions differ by color and by marker, so that they are told apart without color.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from unfool.report.rows import Share
-from unfool.report.style import (
+from unfool.report.figures.style import (
     BLUE,
     GRAY,
     RUST,
     TEAL,
     WIDTH,
+    blank,
+    ground,
     interval,
     legend,
     percent_axis,
     png,
-    tidy,
 )
+from unfool.report.formatting import Share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MAX_LABELS = 8  # lines in a panel
 ACROSS = 3  # panels beside each other
@@ -101,7 +105,7 @@ def _by_name(points: Sequence[Point], names: Sequence[str]) -> Figure:
     """A row for each combination: every condition of the table."""
     step = 0.28 if len(names) == 2 else 0.7 / len(names)
     height = 0.34 if len(names) == 2 else 0.12 * len(names) + 0.12
-    figure = Figure(figsize=(WIDTH, 1.2 + height * len(points)), layout="constrained")
+    figure = blank(WIDTH, 1.2 + height * len(points))
     axes = figure.subplots()
     for i, (name, (color, marker, _)) in enumerate(_styles(names).items()):
         style = {"color": color, "marker": marker, "markersize": 5.5}
@@ -125,7 +129,7 @@ def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
     rows = -(-len(panels) // columns)
     beside = len(panels) == 1  # then the legend is, too
     size = (WIDTH if beside else 3.5 * columns, 3.8 if beside else 3.0 * rows + 0.7)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = blank(*size)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     apart, styles = _apart(points, len(names)), _styles(names)
     for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
@@ -138,7 +142,7 @@ def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
             axes.xaxis.set_tick_params(labelbottom=True)
         if place % columns == 0:
             axes.set_ylabel("accuracy per draw, %", fontsize=9)
-        _ground(axes)
+        ground(axes)
     for axes in grid.flat[len(panels) :]:
         axes.set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
@@ -160,7 +164,7 @@ def _by_second(points: Sequence[Point], names: Sequence[str]) -> Figure:
     beside = len(panels) == 1  # then the readings stand side by side
     rows, columns = (1, len(shown)) if beside else (len(shown), len(panels))
     width = 3.9 * columns + (0.4 if rows * columns > 1 else 1.6)
-    figure = Figure(figsize=(width, 3.2 * rows + 0.6), layout="constrained")
+    figure = blank(width, 3.2 * rows + 0.6)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
     kinds = list(dict.fromkeys(point.values[second] for point in points))
     apart = _apart(points, len(kinds))
@@ -179,7 +183,7 @@ def _by_second(points: Sequence[Point], names: Sequence[str]) -> Figure:
                 axes.set_xlabel(first, fontsize=9)
             if beside or column == 0:
                 axes.set_ylabel(f"{name} accuracy, %", fontsize=9)
-            _ground(axes)
+            ground(axes)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     told = {"loc": "outside upper center", "ncols": 2 * columns + 1, "frameon": False}
     figure.legend(handles, labels, fontsize=9, title=second, title_fontsize=9, **told)
@@ -212,11 +216,6 @@ def _level(axes: Axes, level: float) -> None:
     axes.annotate(
         "clean", (1, level), xycoords=where, ha="right", va="bottom", fontsize=9, color=GRAY
     )
-
-
-def _ground(axes: Axes) -> None:
-    axes.grid(color="#e2e2e0", linewidth=0.7)
-    tidy(axes)
 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
