@@ -1,5 +1,6 @@
 """What the tests share: one thread, no data of the machine's own, and ways to read a run."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -23,6 +24,19 @@ def elsewhere(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def edited():
+    """Change the text of a file of outcomes; its name goes by its contents, as in a run."""
+
+    def edit(path, change):
+        content = change(path.read_text()).encode()
+        path.unlink()
+        made = path.with_stem(f"{path.stem[:-8]}{hashlib.sha256(content).hexdigest()[:8]}")
+        made.write_bytes(content)
+
+    return edit
 
 
 @pytest.fixture
