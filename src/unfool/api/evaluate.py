@@ -101,7 +101,7 @@ def check_threat(threat: Threat) -> None:
     """
     if not isinstance(threat, Threat):
         raise TypeError(f'threat is unfool.Threat("linf", 8/255), say, not {threat!r}')
-    if threat.norm != "l2" and threat.eps > 1:
+    if threat.norm in ("linf", "l0") and threat.eps > 1:
         raise ValueError(
             f"threat: eps of {threat.norm} is at most 1, as pixels are in [0, 1] (8/255, say), not "
             f"{threat.eps}"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
-from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_ball
+from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
 from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -66,7 +66,7 @@ class APGD:
         Raises:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
-        require_ball("APGD", threat)
+        require_norm("APGD", threat, "linf", "l2", "l1")
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
@@ -114,7 +114,7 @@ class APGD:
         improved, halved = highest > highest, highest == highest  # none, all
         since, checks = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
-            way = images(stride) * threat.steepest(gradient)
+            way = images(stride) * threat.steepest(gradient, x_adv)
             step = threat.project(x, x_adv + way) - x_adv
             if i > 1:
                 step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)

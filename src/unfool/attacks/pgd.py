@@ -90,7 +90,7 @@ class PGD:
             seen = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot)
             assert seen is not None
             stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient))
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient, x_adv))
         yield x_adv, None
 
     def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import choose, require_ball
+from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -48,9 +48,9 @@ class Square:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The threat's norm is l0.
+            ValueError: The threat's norm is l1 or l0.
         """
-        require_ball("Square", threat)
+        require_norm("Square", threat, "linf", "l2")
 
         def loss(at: Tensor, i: int) -> Tensor:
             turn = i // self.steps_per_draw

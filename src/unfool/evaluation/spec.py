@@ -80,7 +80,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
             raise SpecError(f"an evaluation spec needs {key!r}")
     checked = {"data": specs.check_data(spec["data"], folder)} | check_model(spec)
     threat = specs.check_section("threat", spec["threat"], THREAT)
-    if threat["norm"] != "l2" and threat["eps"] > 1:
+    if threat["norm"] in ("linf", "l0") and threat["eps"] > 1:
         units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")

@@ -14,6 +14,7 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
     change = {
         "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
+        "l1": f"the values of the image by up to {threat.eps:.4g} in sum, pixels in [0, 1] (l1)",
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
