@@ -7,8 +7,10 @@ from unfool.lazy import lazily
 if TYPE_CHECKING:
     from unfool.attacks.apgd import APGD as APGD
     from unfool.attacks.autoattack import AutoAttack as AutoAttack
+    from unfool.attacks.carlini_wagner import CarliniWagner as CarliniWagner
     from unfool.attacks.corruptions import Corruption as Corruption
     from unfool.attacks.corruptions import corrupt as corrupt
+    from unfool.attacks.deepfool import DeepFool as DeepFool
     from unfool.attacks.fab import FAB as FAB
     from unfool.attacks.interop import ExternalAttack as ExternalAttack
     from unfool.attacks.interop import as_module as as_module
@@ -37,9 +39,11 @@ _HOMES = {
     "AutoAttack": "unfool.attacks.autoattack",
     "bfloat16": "unfool.attacks.views",
     "bpda": "unfool.attacks.views",
+    "CarliniWagner": "unfool.attacks.carlini_wagner",
     "classifier_only": "unfool.attacks.views",
     "corrupt": "unfool.attacks.corruptions",
     "Corruption": "unfool.attacks.corruptions",
+    "DeepFool": "unfool.attacks.deepfool",
     "exact": "unfool.attacks.views",
     "ExternalAttack": "unfool.attacks.interop",
     "FAB": "unfool.attacks.fab",

@@ -76,7 +76,9 @@ MENU: dict[str, dict[str, str]] = {
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
         "autoattack": "unfool.attacks.autoattack:AutoAttack",
+        "carlini-wagner": "unfool.attacks.carlini_wagner:CarliniWagner",
         "corruption": "unfool.attacks.corruptions:Corruption",
+        "deepfool": "unfool.attacks.deepfool:DeepFool",
         "fab": "unfool.attacks.fab:FAB",
         "fgsm": "unfool.attacks.pgd:fgsm",
         "images": "unfool.attacks.precomputed:PrecomputedAttack",
