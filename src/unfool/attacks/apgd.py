@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
+from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -39,6 +40,9 @@ class APGD:
             forward pass a step, of the best so far; a model without noise needs none: any number
             above `steps`.
         selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
+            step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
+            several draws).
         early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
             the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
             returned; other images take its place in the calls of the model.
@@ -52,11 +56,13 @@ class APGD:
     restarts: Count = 1
     steps_per_draw: Count = 1
     selection_draws: Count | None = None
+    weights: Weights = "mean"
     early_stop: CountFromZero = 0
     early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require_boundary(self.weights, self.loss)
 
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -97,9 +103,11 @@ class APGD:
     ) -> AttackSteps[tuple[bool, list[Tensor]]]:
         """Whether the search is over, and what it found: the image, or the candidates."""
         stop = EarlyStop(self.early_stop, self.early_stop_share)
+        weigh = weigh_draws(self.weights, threat)
 
         def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
-            return Query(at, y, self.loss, noise, i // self.steps_per_draw, self.eot, gradient, aim)
+            turn = i // self.steps_per_draw
+            return Query(at, y, self.loss, noise, turn, self.eot, gradient, aim, weigh)
 
         x_adv = previous = threat.start(x, noise.child("start"))
         seen = yield ask(x_adv, 0)
