@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from unfool.attacks.fab import FAB as FAB
     from unfool.attacks.interop import ExternalAttack as ExternalAttack
     from unfool.attacks.interop import as_module as as_module
+    from unfool.attacks.low_frequency import LowFrequency as LowFrequency
+    from unfool.attacks.perceptual import PerceptualPGD as PerceptualPGD
     from unfool.attacks.pgd import PGD as PGD
     from unfool.attacks.pgd import fgsm as fgsm
     from unfool.attacks.precomputed import PrecomputedAttack as PrecomputedAttack
@@ -50,6 +52,8 @@ _HOMES = {
     "fgsm": "unfool.attacks.pgd",
     "first_stage": "unfool.attacks.views",
     "no_elimination": "unfool.attacks.views",
+    "LowFrequency": "unfool.attacks.low_frequency",
+    "PerceptualPGD": "unfool.attacks.perceptual",
     "PGD": "unfool.attacks.pgd",
     "PrecomputedAttack": "unfool.attacks.precomputed",
     "RandomSearch": "unfool.attacks.random_search",

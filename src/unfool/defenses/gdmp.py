@@ -6,13 +6,13 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unfool.defenses.distances import mse, ssim
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
 from unfool.defenses.sampling import Variance, in_turn, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
+from unfool.distances import mse, ssim
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
