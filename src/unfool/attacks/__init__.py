@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unfool.attacks.views import exact as exact
     from unfool.attacks.views import first_stage as first_stage
     from unfool.attacks.views import no_elimination as no_elimination
+    from unfool.attacks.views import per_step as per_step
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
 
@@ -53,6 +54,7 @@ _HOMES = {
     "first_stage": "unfool.attacks.views",
     "no_elimination": "unfool.attacks.views",
     "LowFrequency": "unfool.attacks.low_frequency",
+    "per_step": "unfool.attacks.views",
     "PerceptualPGD": "unfool.attacks.perceptual",
     "PGD": "unfool.attacks.pgd",
     "PrecomputedAttack": "unfool.attacks.precomputed",

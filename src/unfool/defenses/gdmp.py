@@ -102,6 +102,7 @@ class GDMP(nn.Module):
                 back,
                 step=self.step,
                 guide=guide,
+                image=z,
                 beside=(given,),
             )
         return self.denoiser.decode(z)

@@ -12,7 +12,7 @@ from unfool.spec import part
 from unfool.statistics import change_of
 
 AttackRow = Mapping[str, Any]
-EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
+EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # with the exact gradient of the whole model
 
 
 @dataclass(frozen=True)

@@ -89,6 +89,7 @@ def sees(row: dict[str, Any]) -> str:
         "exact": "the whole model, with its exact gradient",
         "no-elimination": "the whole model without its elimination, with the exact gradient",
         "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
+        "per-step": "the whole model, with its exact gradient and that of a loss at every step",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",

@@ -97,6 +97,7 @@ MENU: dict[str, dict[str, str]] = {
         "bpda": "unfool.attacks.views:bpda",
         "exact": "unfool.attacks.views:exact",
         "first-stage": "unfool.attacks.views:first_stage",
+        "per-step": "unfool.attacks.views:per_step",
         "surrogate-same-noise": "unfool.attacks.views:surrogate_same_noise",
         "surrogate": "unfool.attacks.views:surrogate",
         "classifier-only": "unfool.attacks.views:classifier_only",
