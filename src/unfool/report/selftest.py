@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from unfool.evaluation.selftest import Check, Unit
+from unfool.evaluation.selftest_check import Check, Unit
 from unfool.report.rows import percent
 from unfool.report.style import BLUE, INK, RUST, WIDTH, blank, png, tidy
 from unfool.report.tables import markdown

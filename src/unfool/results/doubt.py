@@ -48,6 +48,17 @@ def own(row: AttackRow) -> bool:
     return ":" in row.get("name", "")
 
 
+def special(row: AttackRow) -> str | None:
+    """What an attack does that a plain climb of the mean loss does not, in words; None for nothing."""
+    if row.get("weights") == "em":
+        return "which weighs the random draws"
+    if seen(row) == "per-step":
+        return "which climbs a loss at every step of the chain"
+    if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
+        return "which looks for the nearest boundary"
+    return None
+
+
 def seen(row: AttackRow) -> str:
     """The name of what the attacker takes the model for, whatever its options."""
     return part("view", row["view"])["name"]

@@ -9,7 +9,7 @@ from statistics import mean, variance
 from typing import Any
 
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen
+from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen, special
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
 from unfool.results.run_folder import Outcome
@@ -68,6 +68,8 @@ def all_doubts(
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
+        *_special_beats_plain(outcomes, attacks),
+        *_unbounded_beats_bounded(spec, outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
         *_low_precision(spec, attacks),
@@ -154,6 +156,38 @@ def _blind_beats_gradient(
             f"{name}, which asks for no gradient, leaves fewer images right than "
             f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: the gradients "
             "are masked; try the loss `margin`, the view `bpda`, or more queries without gradients",
+        )
+
+
+def _special_beats_plain(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
+    """A way of climbing that another model's attacks may need, too, which the plain one did not see."""
+    climbing = exact(attacks)
+    told = {name: how for name, row in climbing.items() if (how := special(row))}
+    plain = [name for name in climbing if name not in told]
+    for name, by in _beaten(outcomes, list(told), plain):
+        yield Doubt(
+            "plain-attack-stops-short",
+            "yellow",
+            f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
+            f"{by:.1%} on the same images and draws: what the plain attack leaves is not robust, and "
+            "neither may be what this one leaves; give it more steps, draws (eot) and restarts",
+        )
+
+
+def _unbounded_beats_bounded(
+    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+) -> Iterator[Doubt]:
+    bounded = list(exact({n: row for n, row in attacks.items() if row.get("bounded", True)}))
+    beyond = [row["label"] for row in roles(spec["attacks"]).unbounded]
+    for name, by in _beaten(outcomes, beyond, bounded):
+        yield Doubt(
+            "robust-to-this-threat-alone",
+            "yellow",
+            f"{name}, which the threat does not bound, leaves fewer images right than "
+            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws: the robust "
+            "accuracy is that of the threat, not of all images that look alike; quote both",
         )
 
 
