@@ -14,7 +14,7 @@ from torch import Tensor
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.models.card import load_denoiser
+from unfool.models.card import trained_denoiser
 from unfool.noise import Noise
 from unfool.statistics import mean_interval
 from unfool.training.objectives import denoising_loss
@@ -39,7 +39,7 @@ def main() -> None:
     print("|---|" + "---|" * len(TIMES))
     first: list[Tensor] = []
     for name in options.denoisers:
-        denoiser = load_denoiser(name)
+        denoiser = trained_denoiser(name)
         if not isinstance(denoiser, NetworkDenoiser):
             raise SystemExit(f"{name} is not a network that was trained by a denoising loss")
         found = [losses(denoiser, x, t) for t in TIMES]

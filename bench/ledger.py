@@ -27,7 +27,7 @@ from unfool.attacks.losses import query_logits, query_model
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.data import fetch
-from unfool.defenses.purified import majority_class, majority_vote, predict_draws
+from unfool.defenses.purified_classifier import majority_class, majority_vote, predict_draws
 from unfool.diffusion.gradient import keeping
 from unfool.evaluation import prepare
 from unfool.evaluation import run as evaluation

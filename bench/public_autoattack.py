@@ -25,7 +25,7 @@ from torch import Tensor
 
 from unfool.attacks.autoattack import AutoAttack
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.noise import Noise
 from unfool.statistics import Share, mean_of, wilson
 from unfool.threat import Threat

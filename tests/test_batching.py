@@ -10,7 +10,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.batching import MAX_BATCH, fitting
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, predict_draws
+from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.models.build import small_cnn
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch

@@ -1,12 +1,13 @@
 """Randomness as a value: what an image meets depends on its key alone."""
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
 from unfool import noise
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.noise import Noise, permutation, seed_torch
 from unfool.toy.blobs import Blobs, bayes, mixture
 
@@ -20,6 +21,48 @@ def test_noise_is_taken_of_images_there_are():
 
 def blank(size: int, *shape: int) -> torch.Tensor:
     return torch.zeros(size, *(shape or SHAPE))
+
+
+@pytest.mark.parametrize("make", [torch.tensor, np.array, list, tuple])
+def test_a_mask_selects(make):
+    noise = Noise.of(0, range(4)).with_known_noise(Noise.of(1, range(4)))
+    assert noise.take(make([False, True, False, True])) == noise.take([1, 3])
+    assert len(noise.take(make([False] * 4))) == 0
+    with pytest.raises(ValueError, match=r"4 images.* 3"):
+        noise.take(make([True, False, True]))
+    with pytest.raises(TypeError, match=r"1\.5|1\.0"):
+        noise.take(make([1.0, 1.5]))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int32, np.uint8])
+def test_a_whole_number_of_numpy_is_the_same_seed(kind):
+    noise, one = Noise.of(0, range(4)), kind(1)
+    assert Noise.of(kind(0), np.arange(4, dtype=kind)) == noise
+    assert Noise.of(kind(0), [kind(i) for i in range(4)]) == noise
+    assert noise.child("a", one) == noise.child("a", 1)
+    assert noise.child(np.str_("a")) == noise.child("a")
+    assert noise.for_query(one, one) == noise.for_query(1, 1)
+    assert noise.take([one]) == noise.take([1])
+    assert permutation(5, one, "subset", one) == permutation(5, 1, "subset", 1)
+    seed_torch(one)
+    drawn = torch.nn.Linear(2, 2).weight
+    seed_torch(1)
+    assert torch.equal(torch.nn.Linear(2, 2).weight, drawn)
+
+
+@pytest.mark.parametrize("odd", [1.0, True, np.True_, np.float64(1), None])
+def test_what_is_no_whole_number_is_no_seed(odd):
+    noise = Noise.of(0, range(4))
+    for make in (
+        lambda: Noise.of(odd, range(4)),
+        lambda: Noise.of(0, [odd]),
+        lambda: noise.child("a", odd),
+        lambda: noise.for_query(odd),
+        lambda: permutation(5, odd),
+        lambda: seed_torch(odd),
+    ):
+        with pytest.raises(TypeError, match=str(odd)):
+            make()
 
 
 @pytest.mark.parametrize("draw", [Noise.normal, Noise.uniform])

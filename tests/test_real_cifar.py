@@ -10,7 +10,7 @@ import torch
 from unfool.cli.main import run
 from unfool.data import fetch
 from unfool.data.cifar import cifar10
-from unfool.models.card import load_classifier
+from unfool.models.card import trained_classifier
 from unfool.noise import Noise
 
 DATA, WEIGHTS = os.environ.get("UNFOOL_DATA"), os.environ.get("UNFOOL_WEIGHTS")
@@ -47,7 +47,7 @@ def test_pgd_20_leaves_nothing_of_resnet_20(tmp_path):
 @pytest.mark.skipif(not DATA, reason="needs the folder UNFOOL_DATA")
 @pytest.mark.parametrize("name", ACCURACY)
 def test_the_shipped_classifiers_are_as_right_as_the_docs_say(name):
-    model, data, right = load_classifier(name), cifar10(Path(str(DATA))), 0
+    model, data, right = trained_classifier(name), cifar10(Path(str(DATA))), 0
     for block in (range(i, i + 500) for i in range(0, len(data), 500)):
         x, y = fetch(data, block)
         with torch.inference_mode():

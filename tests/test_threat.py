@@ -28,7 +28,7 @@ def test_size_is_the_norm():
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "l1"])
-@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 3.0])
+@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 1.0])
 def test_project_ends_inside_and_is_idempotent(norm, eps: float):
     threat, x = Threat(norm, eps), draw(50)
     far = x + 2 * gauss(50)
@@ -114,7 +114,21 @@ def test_steepest_of_no_gradient_is_nowhere(norm):
 
 
 @pytest.mark.parametrize("norm", [*NORMS, "l1"])
-@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 3.0])
+def test_infinity_is_projected_as_far_as_it_may(norm):
+    x, threat = draw(5), Threat(norm, 0.1)
+    far = x.clone()
+    far[0, 0, 0, 0], far[1, 0, 0, 0], far[2] = torch.inf, -torch.inf, torch.inf
+    far[3] = x[3] + 1e30
+    found = threat.project(x, far)
+    assert threat.allows(x, found).all()
+    assert float(found[0, 0, 0, 0]) == pytest.approx(min(1, float(x[0, 0, 0, 0]) + 0.1), abs=1e-6)
+    assert not torch.equal(found[3], x[3])
+    far[4, 0, 0, 0] = torch.nan
+    assert not threat.allows(x, threat.project(x, far))[4]
+
+
+@pytest.mark.parametrize("norm", [*NORMS, "l1"])
+@pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 1.0])
 def test_random_images_are_allowed(norm, eps: float):
     threat, x, noise = Threat(norm, eps), draw(50), Noise.of(1, range(50))
     x[0], x[1] = 0, 1
@@ -248,3 +262,9 @@ def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
     assert stats.binomtest(salt, salt + pepper).pvalue > 0.01
     where = (edge[:, 0] != 0.5).flatten(1).sum(0).numpy()
     assert stats.chisquare(where).pvalue > 0.01
+
+
+def test_a_fraction_is_taken_as_a_spec_takes_it():
+    assert Threat("linf", "8/255") == Threat("linf", 8 / 255)
+    with pytest.raises(ValueError, match="'8/0'"):
+        Threat("linf", "8/0")

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from unfool.api.compare import compare as compare
     from unfool.api.evaluate import evaluate as evaluate
     from unfool.api.load import load as load
+    from unfool.api.load import load_classifier as load_classifier
+    from unfool.api.load import load_denoiser as load_denoiser
     from unfool.api.result import Result as Result
     from unfool.api.result import load_run as load_run
     from unfool.api.sweep import SweepResult as SweepResult
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from unfool.attacks.square import Square as Square
     from unfool.attacks.stadv import StAdv as StAdv
     from unfool.attacks.transfer import Transfer as Transfer
+    from unfool.attacks.views import Batched as Batched
     from unfool.attacks.views import adjoint as adjoint
     from unfool.attacks.views import bfloat16 as bfloat16
     from unfool.attacks.views import bpda as bpda
@@ -52,10 +55,12 @@ if TYPE_CHECKING:
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
     from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.digits import digits as digits
     from unfool.data.folder import Folder as Folder
     from unfool.data.mnist import mnist as mnist
+    from unfool.data.sample import cifar10_sample as cifar10_sample
     from unfool.defenses.aggregate import Aggregated as Aggregated
     from unfool.defenses.coup import COUP as COUP
     from unfool.defenses.denoised_smoothing import DensePure as DensePure
@@ -73,9 +78,9 @@ if TYPE_CHECKING:
     from unfool.defenses.gradual import Gradual as Gradual
     from unfool.defenses.langevin import Langevin as Langevin
     from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
-    from unfool.defenses.purified import Purified as Purified
-    from unfool.defenses.purified import majority_vote as majority_vote
-    from unfool.defenses.purified import predict_draws as predict_draws
+    from unfool.defenses.purified_classifier import Purified as Purified
+    from unfool.defenses.purified_classifier import majority_vote as majority_vote
+    from unfool.defenses.purified_classifier import predict_draws as predict_draws
     from unfool.defenses.resized import Resized as Resized
     from unfool.defenses.sampling import make_sampler as make_sampler
     from unfool.diffusion.denoiser import Denoiser as Denoiser
@@ -86,8 +91,6 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import Discrete as Discrete
     from unfool.errors import SpecError as SpecError
     from unfool.evaluation.prepare import AttackOnView as AttackOnView
-    from unfool.models.card import load_classifier as load_classifier
-    from unfool.models.card import load_denoiser as load_denoiser
     from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
     from unfool.noise import Noise as Noise
     from unfool.protocols import Attack as Attack
@@ -103,7 +106,7 @@ if TYPE_CHECKING:
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
     from unfool.training.options import TrainingOptions as TrainingOptions
-    from unfool.training.purified import PurifiedCopies as PurifiedCopies
+    from unfool.training.purified_copies import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
@@ -120,6 +123,7 @@ _HOMES = {
     "AttackOnView": "unfool.evaluation.prepare",
     "attacks": "unfool.attacks",
     "AutoAttack": "unfool.attacks.autoattack",
+    "Batched": "unfool.attacks.views",
     "bfloat16": "unfool.attacks.views",
     "bpda": "unfool.attacks.views",
     "calibrate": "unfool.defenses.diffusion_classifier.classifier",
@@ -127,6 +131,8 @@ _HOMES = {
     "CertifyResult": "unfool.api.certify",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
+    "cifar10_sample": "unfool.data.sample",
+    "cifar100": "unfool.data.cifar",
     "Classifier": "unfool.protocols",
     "classifier_only": "unfool.attacks.views",
     "compare": "unfool.api.compare",
@@ -159,11 +165,11 @@ _HOMES = {
     "Langevin": "unfool.defenses.langevin",
     "LikelihoodMaximization": "unfool.defenses.likelihood",
     "load": "unfool.api.load",
-    "load_classifier": "unfool.models.card",
-    "load_denoiser": "unfool.models.card",
+    "load_classifier": "unfool.api.load",
+    "load_denoiser": "unfool.api.load",
     "load_run": "unfool.api.result",
     "load_spec": "unfool.spec.load:load",
-    "majority_vote": "unfool.defenses.purified",
+    "majority_vote": "unfool.defenses.purified_classifier",
     "make_sampler": "unfool.defenses.sampling",
     "mnist": "unfool.data.mnist",
     "models": "unfool.models",
@@ -177,9 +183,9 @@ _HOMES = {
     "PGD": "unfool.attacks.pgd",
     "PGDAT": "unfool.training.adversarial",
     "PrecomputedAttack": "unfool.attacks.precomputed",
-    "predict_draws": "unfool.defenses.purified",
-    "Purified": "unfool.defenses.purified",
-    "PurifiedCopies": "unfool.training.purified",
+    "predict_draws": "unfool.defenses.purified_classifier",
+    "Purified": "unfool.defenses.purified_classifier",
+    "PurifiedCopies": "unfool.training.purified_copies",
     "Purifier": "unfool.protocols",
     "RandomSearch": "unfool.attacks.random_search",
     "Resized": "unfool.defenses.resized",

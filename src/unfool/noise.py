@@ -21,6 +21,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from html import escape
 from itertools import pairwise
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,13 @@ class Noise:
 
     @classmethod
     def of(cls, seed: int, indices: Iterable[int]) -> "Noise":
-        """The noise of the images at `indices` of a data set, for one seed."""
-        return cls(tuple(_key(seed, int(index)) for index in indices))
+        """The noise of the images at `indices` of a data set, for one seed.
+
+        Raises:
+            TypeError: The seed or an index is no whole number.
+        """
+        seed = _whole(seed)
+        return cls(tuple(_key(seed, _whole(index)) for index in _listed(indices)))
 
     @classmethod
     def fresh(cls, size: int) -> "Noise":
@@ -82,10 +88,14 @@ class Noise:
         return f"<code>{escape(repr(self))}</code>"
 
     def child(self, *path: StreamName) -> "Noise":
-        """The stream named `path` below this one."""
+        """The stream named `path` below this one, by texts and whole numbers.
+
+        Raises:
+            TypeError: A name is neither.
+        """
         noise = self
         for name in path:
-            noise = noise._step(name)
+            noise = noise._step(_name(name))
         return noise
 
     def _step(self, name: StreamName) -> "Noise":
@@ -109,10 +119,22 @@ class Noise:
     def take(self, which: Iterable[int] | Tensor) -> "Noise":
         """The noise of the images at positions `which` of this batch.
 
+        Args:
+            which: Positions; or a mask, a bool for each image.
+
         Raises:
+            TypeError: Positions are no whole numbers.
             ValueError: There are not so many images.
         """
-        chosen = [int(i) for i in which]
+        places = _listed(which)
+        if places and all(isinstance(place, bool | np.bool_) for place in places):
+            if len(places) != len(self.keys):
+                raise ValueError(
+                    f"noise for {len(self.keys)} images, and the mask is of {len(places)}"
+                )
+            chosen = [i for i, taken in enumerate(places) if taken]
+        else:
+            chosen = [_whole(place) for place in places]
         if chosen and max(chosen) >= len(self.keys):
             raise ValueError(f"noise for {len(self.keys)} images, asked for image {max(chosen)}")
         given = self.given
@@ -222,13 +244,13 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
     """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
-    source = torch.Generator().manual_seed(_key(seed, *path))
+    source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
     return torch.randperm(size, generator=source).tolist()
 
 
 def seed_torch(seed: int, *path: StreamName) -> None:
     """Seed torch's global generators: for the first weights of a network and for dropout."""
-    torch.manual_seed(_key(seed, *path))
+    torch.manual_seed(_key(_whole(seed), *map(_name, path)))
 
 
 @contextmanager
@@ -247,6 +269,30 @@ def seeded(noise: Noise) -> Iterator[None]:
         finally:
             np.random.set_state(theirs)  # noqa: NPY002
             random.setstate(ours)
+
+
+def _listed(values: Iterable[Any] | Tensor) -> Sequence[Any]:
+    if isinstance(values, Tensor | np.ndarray):
+        return values.tolist()
+    return values if isinstance(values, range | list | tuple) else list(values)
+
+
+def _whole(value: Any) -> int:
+    """A whole number of Python or NumPy as that of Python, which alone has one spelling in a key."""
+    if type(value) is int:
+        return value
+    if isinstance(value, bool | np.bool_):
+        raise TypeError(f"seeds, indices and names of streams are whole numbers, not {value!r}")
+    try:
+        return index(value)
+    except TypeError:
+        raise TypeError(
+            f"seeds, indices and names of streams are whole numbers, not {value!r}"
+        ) from None
+
+
+def _name(value: Any) -> StreamName:
+    return str(value) if isinstance(value, str) else _whole(value)
 
 
 def _copies(keys: Sequence[int], copies: int) -> tuple[int, ...]:

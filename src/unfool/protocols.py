@@ -12,8 +12,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.schedule import Schedule
-from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.threat import Threat
 

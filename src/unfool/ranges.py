@@ -65,9 +65,14 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def complaint(hint: Any, value: Any) -> str | None:
-    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None."""
+    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None.
+
+    True and False are no numbers.
+    """
     if value is None:
         return None
+    if _is_bool_for_number(hint, value):
+        return f"must be a number, not {str(value).lower()}"
     words, bounds = _words(hint), limits(hint)
     if words and isinstance(value, str) and value not in words:
         return f"is one of {', '.join(map(str, words))}, not {value!r}"
@@ -96,8 +101,10 @@ def limits(hint: Any) -> dict[str, float]:
 def remark(hint: Any) -> str:
     """What a type says of the number beside its range, such as its unit; "" for nothing."""
     notes = [note for part in _parts(hint) for note in getattr(part, "__metadata__", ())]
-    told = [note.description for note in notes if isinstance(note, FieldInfo) and note.description]
-    return told[-1] if told else ""
+    descriptions = [
+        note.description for note in notes if isinstance(note, FieldInfo) and note.description
+    ]
+    return descriptions[-1] if descriptions else ""
 
 
 def range_text(hint: Any) -> str:
@@ -128,6 +135,17 @@ def _words(hint: Any) -> tuple[Any, ...]:
     if any(kind in (str, Path, Any, int, float, bool) for kind in kinds):
         return ()
     return tuple(w for p in _parts(hint) if get_origin(p) is Literal for w in get_args(p))
+
+
+def _is_bool_for_number(hint: Any, value: Any) -> bool:
+    """Whether a value is (or, in a list, holds) true or false where a number is meant."""
+    parts = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
+    if isinstance(value, bool):
+        return bool not in parts and Any not in parts and any(p in (int, float) for p in parts)
+    if not isinstance(value, list | tuple):
+        return False
+    inner = [kind for part in parts for kind in get_args(part) if kind is not Ellipsis]
+    return any(_is_bool_for_number(kind, each) for kind in inner for each in value)
 
 
 def _within(bounds: Mapping[str, float], value: float) -> bool:

@@ -49,6 +49,18 @@ def mean_interval(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - half, mean + half)
 
 
+def bounded_mean_interval(
+    values: Sequence[float] | np.ndarray, least: float, most: float = np.inf
+) -> dict[str, float]:
+    """`mean`, `low` and `high` as `mean_interval` has them, cut to [`least`, `most`].
+
+    Raises:
+        ValueError: There are fewer than two values.
+    """
+    mean, low, high = mean_interval([float(value) for value in values])
+    return {"mean": mean, "low": max(low, least), "high": min(high, most)}
+
+
 def change_of(gaps: Sequence[float], draws: int) -> Mean:
     """The mean of paired differences of rates in [0, 1], one per image, with its 95 % interval.
 

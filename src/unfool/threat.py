@@ -23,14 +23,23 @@ class Threat:
         norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length), `"l1"` (the sum of
             all changes) or `"l0"` (the share of places, all channels together, that are changed at
             all).
-        eps: The budget, in units of [0, 1] images (8/255 is 0.0314); of l0 a share, 0 to 1.
+        eps: The budget, in units of [0, 1] images (8/255, or the text "8/255", is 0.0314); of l0 a
+            share, 0 to 1.
+
+    Raises:
+        ValueError: The budget is below 0, or above 1 in linf or l0.
     """
 
     norm: Norm
     eps: NotNegative
 
     def __post_init__(self) -> None:
+        if isinstance(self.eps, str):
+            object.__setattr__(self, "eps", _number(self.eps))
         check_fields(self)
+        if self.norm in ("linf", "l0") and self.eps > 1:
+            unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
+            raise ValueError(f"threat: eps of {self.norm} is at most 1, as {unit}, not {self.eps}")
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""
@@ -85,6 +94,8 @@ class Threat:
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
+            far = torch.finfo(delta.dtype).max ** 0.25  # lest squares overflow, or infinity meet 0
+            delta = delta.clamp(-far, far)
             size = images(self.size(delta))
             delta = torch.where(size > self.eps, delta * (self.eps / size.clamp(min=1e-30)), delta)
         return (x + delta).clamp(0, 1)
@@ -160,6 +171,17 @@ class Threat:
         flat = worth.flatten(1)
         best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
+
+
+def _number(text: str) -> float:
+    """A number, or a fraction such as 8/255, from text."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"eps must be a number, or a fraction such as 8/255, not {text!r}"
+        ) from None
 
 
 def images(per_image: Tensor) -> Tensor:

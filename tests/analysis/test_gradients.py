@@ -8,7 +8,7 @@ import torch
 
 from unfool import Noise, Purified
 from unfool.analysis.gradients import compare
-from unfool.analysis.setup import load_inputs
+from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 
 SDE = ["purifier={name: diffpure, t: 0.3, steps: 8, sampler: sde}"]

@@ -9,13 +9,14 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from unfool.analysis.inputs import load_inputs
 from unfool.analysis.landscape import Landscape, landscape
-from unfool.analysis.setup import load_inputs
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
 from unfool.attacks.losses import LOSSES
+from unfool.checks import images_of_any_range
 from unfool.cli.main import run
-from unfool.report import style
-from unfool.report import trajectories as report
+from unfool.report.figures import style
+from unfool.report.figures import trajectories as report
 
 SPEC = ["purifier={name: diffpure, t: 0.3, steps: 4, sampler: ddpm}", "threat.eps=0.2"]
 DIGITS = ["purifier.steps=2"]
@@ -114,7 +115,7 @@ def test_the_landscape_has_the_attacks_where_it_says():
     secret = at.noise.take([0]).child("defense")
     u = torch.from_numpy(found.directions[0])
     for a, b in ((0, 0), (1, 0), (2, 0)):
-        with torch.no_grad():
+        with torch.no_grad(), images_of_any_range():
             logits = at.model(at.x[:1] + a * u.to(at.x), secret)
         loss = float(LOSSES["margin"](logits, at.y[:1]))
         assert found.known[b, a] == pytest.approx(loss, rel=1e-3)
@@ -204,7 +205,7 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     found = Landscape(along, plane, plane, paths, {}, np.zeros((2, 1, 1, 1)))
     figures = []
     monkeypatch.setattr(report, "png", lambda figure: figures.append(figure) or b"")
-    report._surfaces({"the model": found})
+    report.surfaces({"the model": found})
     style.png(figures[0])  # which lays it out
     names = 0
     for axes in figures[0].axes:

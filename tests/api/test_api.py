@@ -1,5 +1,6 @@
 """From Python: the same outcomes as the command's, on whatever a user hands over."""
 
+import importlib
 from dataclasses import dataclass
 
 import pytest
@@ -125,6 +126,29 @@ class Pairs(torch.utils.data.Dataset):
         return self.x[index], self.y[index]
 
 
+def test_code_of_one_s_own_counts_with_the_modules_that_it_imports(
+    tensors, network, tmp_path, monkeypatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "strength_of_own.py").write_text("STRENGTH = 0.0\n")
+    (tmp_path / "own_network.py").write_text(
+        "from torch import nn\n"
+        "from strength_of_own import STRENGTH\n\n\n"
+        "class Darker(nn.Module):\n"
+        "    def __init__(self, inner):\n"
+        "        super().__init__()\n"
+        "        self.inner = inner\n\n"
+        "    def forward(self, x):\n"
+        "        return self.inner(x * (1 - STRENGTH))\n"
+    )
+    darker = importlib.import_module("own_network").Darker(network)
+    evaluate(darker, tensors, images=2, out=tmp_path / "a")
+    assert evaluate(darker, tensors, images=2, out=tmp_path / "a").n == 2
+    (tmp_path / "strength_of_own.py").write_text("STRENGTH = 1.0\n")
+    with pytest.raises(RuntimeError, match="by other code"):
+        evaluate(darker, tensors, images=2, out=tmp_path / "a")
+
+
 def test_any_kind_of_data_will_do(network, tensors):
     x, y = tensors
     x = (x * 255).byte().float() / 255
@@ -184,7 +208,7 @@ def test_without_attacks_there_is_no_robustness(network, tensors):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"threat": Threat("linf", 8)}, "at most 1"),
+        ({"threat": Threat("l2", 128)}, "128"),
         ({"threat": 8 / 255}, "unfool.Threat"),
         ({"draws": 0}, "draws must be 1 or more"),
         ({"images": 7}, "the data set has 6"),
@@ -265,6 +289,6 @@ def test_load_gives_the_model_of_a_spec(demo, tensors):
 def test_a_run_from_python_keeps_what_a_function_asked(network, tensors, tmp_path):
     found = evaluate(network, tensors, out=tmp_path)
     text = (found.write_report() / "report.md").read_text()
-    assert "asked from Python, by `unfool.evaluate`" in text
+    assert "`unfool.evaluate` was called from Python" in text
     assert Run.open(tmp_path).manifest["spec"]["data"] == {"name": "tensors"}
     assert isinstance(network, nn.Module)

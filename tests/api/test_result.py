@@ -11,7 +11,8 @@ from unfool.attacks.pgd import PGD
 from unfool.data import fetch
 from unfool.data.digits import digits
 from unfool.networks.cnn import small_cnn
-from unfool.report.tables import print_summary
+from unfool.report.evaluation import brief
+from unfool.report.render_terminal import print_document
 from unfool.results.run_folder import Run
 from unfool.threat import Threat
 
@@ -48,7 +49,7 @@ def test_it_prints_the_table_of_the_command(result, capsys, monkeypatch):
     printed = capsys.readouterr().out
     console = Console(width=110, highlight=False, color_system=None)
     with console.capture() as kept:
-        print_summary(result.to_dict(), console=console)
+        print_document(brief(result.to_dict()), console)
     assert printed.split() == kept.get().split()
     assert "\x1b" not in printed
     assert "report:" not in printed

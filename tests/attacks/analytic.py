@@ -60,6 +60,17 @@ class Shaken(nn.Module):
         return torch.stack([torch.sin((7 + k) * x).flatten(1).sum(1) for k in range(3)], 1)
 
 
+class Drifting(nn.Module):
+    """The model, with noise that moves all logits alike: no two draws are equal, but all answers are."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, noise):
+        return self.model(x, noise) + noise.child("drift").normal(x[:, 0, 0, :1])
+
+
 class Coin(nn.Module):
     """Right with probability `p`, whatever the image; of a class for every label of `Y`."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from analytic import NOISE, SIZE, THREATS, Linear, Shaken, X, Y
+from analytic import NOISE, SIZE, THREATS, Drifting, Linear, Shaken, X, Y
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
@@ -55,7 +55,7 @@ def test_it_stays_within_the_threat(name, norm):
         with pytest.raises(ValueError, match="Carlini-Wagner is for l2, not for the norm linf"):
             attack(Shaken(), X, Y, THREATS[norm], NOISE)
         return
-    for eps in (0.0, 0.02, 2.0):
+    for eps in (0.0, 0.02, 1.0):
         found = attack(Shaken(), X.float(), Y, Threat(norm, eps), NOISE)
         assert found.shape == X.shape
         assert found.dtype == torch.float32
@@ -126,3 +126,45 @@ def test_the_menu_has_them():
         "stadv",
     ):
         assert callable(menu.find("attack", name))
+
+
+class Counted(torch.nn.Module):
+    """Four classes without noise, or with noise that moves no answer; counts what it is asked."""
+
+    def __init__(self, drifting=False):
+        super().__init__()
+        self.model, self.asked = Linear(classes=4), 0
+        if drifting:
+            self.model = Drifting(self.model)
+
+    def forward(self, x, noise):
+        self.asked += len(x)
+        return self.model(x, noise)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        APGD(20, loss="margin", targets=3),
+        APGD(20, restarts=3),
+        FAB(20, targets=3),
+        Square(200, steps_per_draw=200),
+    ],
+    ids=["apgd-t", "apgd-restarts", "fab", "square"],
+)
+@pytest.mark.parametrize("norm", THREATS)
+def test_images_that_are_beaten_are_left_alone_where_no_draw_can_be_luck(attack, norm):
+    still, random = Counted(), Counted(drifting=True)
+    for threat, reached in ((THREATS[norm], True), (Threat(norm, 1e-4), False)):
+        found = {}
+        for model in (still, random):
+            model.asked = 0
+            x_adv = attack(model, X, Y, threat, NOISE)
+            assert threat.allows(X, x_adv).all()
+            found[model] = model(x_adv, NOISE).argmax(1) != Y
+        assert torch.equal(found[still], found[random])
+        assert bool(found[still].any()) == reached
+        if reached:
+            assert still.asked < 0.6 * random.asked
+        else:
+            assert still.asked == random.asked

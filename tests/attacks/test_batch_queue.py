@@ -11,7 +11,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, predict_draws
+from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves
 from unfool.threat import Threat
@@ -59,7 +59,8 @@ def test_image_by_image_is_the_batch(attack):
         searches = (attack._search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
     else:
         searches = (
-            attack._search(X[[i]], Y[[i]], [None], THREAT, NOISE.take([i])) for i in range(SIZE)
+            attack._search(X[[i]], Y[[i]], torch.tensor([False]), [None], THREAT, NOISE.take([i]))
+            for i in range(SIZE)
         )
     apart = torch.cat(serve(Batched(MODEL, 5), searches))
     assert torch.allclose(whole, apart, atol=1e-6)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from unfool.attacks.corruptions import KINDS, Corruption, corrupt
 from unfool.noise import Noise
@@ -83,6 +84,25 @@ def test_a_disc_of_one_and_a_half_pixels_spreads_a_point_over_nine():
     seen = corrupt(x, "defocus_blur", 5, Noise.of(0, [0]))[0, 0]
     assert torch.allclose(seen[6:9, 6:9], torch.tensor(1 / 9), atol=1 / 255)
     assert float(seen.sum()) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("severity", "factors"), [(1, 7), (2, 12), (3, 16), (4, 21), (5, 26)])
+def test_zoom_blur_is_the_mean_over_the_released_factors(severity, factors):
+    """np.arange(1, 1.06, 0.01), as released, has 7 numbers and not 6."""
+    picture = X[0].permute(1, 2, 0).double().numpy()
+    zooms = np.arange(1, (1.06, 1.11, 1.16, 1.21, 1.26)[severity - 1], 0.01)
+    assert len(zooms) == factors
+    total = picture.copy()
+    for zoom in zooms:
+        side = int(np.ceil(32 / zoom))
+        start = (32 - side) // 2
+        middle = picture[start : start + side, start : start + side]
+        large = ndimage.zoom(middle, (zoom, zoom, 1), order=1)
+        edge = (large.shape[0] - 32) // 2
+        total += large[edge : edge + 32, edge : edge + 32]
+    wanted = (np.clip(total / (factors + 1), 0, 1) * 255).round() / 255
+    found = corrupt(X[:1], "zoom_blur", severity, NOISE.take([0]))[0].permute(1, 2, 0)
+    assert np.allclose(found.numpy(), wanted, atol=1e-6)
 
 
 def test_motion_blur_streaks_to_one_side():

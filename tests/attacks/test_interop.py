@@ -83,7 +83,9 @@ def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
     assert not model.training
 
 
-@pytest.mark.parametrize(("noise", "votes"), [("frsh", 1), (None, 1), ("fresh", 0)])
+@pytest.mark.parametrize(
+    ("noise", "votes"), [("frsh", 1), (None, 1), (True, 1), (1.0, 1), ("fresh", 0)]
+)
 def test_odd_options_are_refused(noise, votes):
     with pytest.raises(ValueError, match=r"noise is|votes must"):
         as_module(Bent(), noise, votes)

@@ -7,6 +7,7 @@ from analytic import (
     THREATS,
     Bent,
     Blurred,
+    Drifting,
     Linear,
     X,
     Y,
@@ -44,7 +45,7 @@ def test_a_masked_gradient_does_not_stop_it():
 def test_most_of_the_way_to_the_optimum_of_a_linear_model_is_gone(norm, share: float):
     """(The windows of l2, of bumps at least 3 wide, are no match for 4 x 4 pixels of white noise.)"""
     threat = THREATS[norm]
-    found = Square(200, steps_per_draw=200)(Linear(), X, Y, threat, NOISE)
+    found = Square(200, steps_per_draw=200)(Drifting(Linear()), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
     assert float(progress(found, threat).mean()) > share
 
@@ -61,7 +62,7 @@ def test_a_noisy_model_is_attacked_nearly_as_well():
 @pytest.mark.parametrize("hold", [1, 5])
 def test_luck_that_all_images_share_changes_nothing(hold: int):
     attack, threat = Square(40, steps_per_draw=hold), THREATS["linf"]
-    still = attack(Bent(), X, Y, threat, NOISE)
+    still = attack(Drifting(Bent()), X, Y, threat, NOISE)
     shaken = attack(Bent(luck=1.0), X, Y, threat, NOISE)
     assert torch.allclose(shaken, still, atol=1e-9)
 
@@ -71,13 +72,13 @@ def test_it_asks_for_no_gradient_and_for_no_more_than_it_says():
 
     def model(x, noise):
         calls.append((torch.is_grad_enabled(), x.requires_grad))
-        return Linear()(x, noise)
+        return Drifting(Linear())(x, noise)
 
     for hold, looks in ((1, 19), (10, 10)):  # the start, then 9 proposals, with the best or without
         calls.clear()
         Square(10, steps_per_draw=hold)(model, X, Y, THREATS["l2"], NOISE)
         assert set(calls) == {(False, False)}
-        assert len(calls) == looks + 2  # the best and the image, at the end
+        assert len(calls) == looks + 3  # two draws of the image; at the end the best and the image
 
 
 def test_bumps_have_the_form_of_the_paper():

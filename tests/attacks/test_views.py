@@ -9,7 +9,7 @@ from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched, bpda, classifier_only, exact, straight_through
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.threat import Threat

@@ -15,12 +15,12 @@ from unfool.certification.certificate import (
     ClassCounts,
     certificate,
     certified_at,
-    reach,
+    largest_radius,
 )
 from unfool.certification.certify import Noisy, answers
 from unfool.cli.main import run
 from unfool.defenses.aggregate import Aggregated
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.errors import SpecError
 from unfool.evaluation.evaluate import Machine
 from unfool.noise import Noise
@@ -72,7 +72,7 @@ def test_the_radius_by_hand():
     assert found.answer == 3
     assert found.radius == pytest.approx(0.5 * stats.norm.ppf(low))
     # all 100 agree: p^100 = alpha
-    assert reach(0.5, 100, 0.05) == pytest.approx(0.5 * stats.norm.ppf(0.05**0.01))
+    assert largest_radius(0.5, 100, 0.05) == pytest.approx(0.5 * stats.norm.ppf(0.05**0.01))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import nn
 from unfool.cli import doctor
 from unfool.cli.main import run
 from unfool.data import fetch, image_files
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.toy.blobs import Blobs, bayes
 

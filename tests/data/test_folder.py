@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unfool.data import fetch
+from unfool.data import fetch, image_files
 from unfool.data.folder import Folder
 
 
@@ -24,11 +24,10 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: Path):
         paint(tmp_path / name)
     for name in ("dog/notes.txt", "dog/.hidden.png"):
         (tmp_path / name).write_text("no picture")
-    (tmp_path / "empty").mkdir()
     paint(tmp_path / "loose.png")
     data = Folder(tmp_path)
     assert list(data.classes) == ["cat", "dog"]
-    assert [p.name for p in data.pictures] == [
+    assert [p.name for p in data.files] == [
         "w.jpeg",
         "x.JPG",
         "y.webp",
@@ -39,6 +38,75 @@ def test_sub_folders_are_classes_in_alphabetical_order(tmp_path: Path):
     assert [data[i][1] for i in range(len(data))] == [0, 0, 0, 0, 1, 1]
     with pytest.raises(IndexError):
         data[6]
+
+
+def three_classes(folder: Path) -> Path:
+    for name in ("0/a", "0/b", "1/a", "1/b", "2/a"):
+        paint(folder / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("change", ["empty", "tif", "links", "deeper"])
+def test_a_class_without_pictures_is_told_and_does_not_vanish(tmp_path: Path, change: str):
+    three_classes(tmp_path)
+    for file in list((tmp_path / "1").iterdir()):
+        if change == "tif":
+            file.rename(file.with_suffix(".tif"))
+            continue
+        file.unlink()
+        if change == "links":
+            file.symlink_to(tmp_path / "gone.png")
+        elif change == "deeper":
+            paint(tmp_path / "1" / "below" / file.name)
+    with pytest.raises(FileNotFoundError, match=f"sub-folder {tmp_path / '1'} ") as told:
+        Folder(tmp_path)
+    holds = {"empty": "is empty", "tif": "2 .tif", "links": "2 broken link", "deeper": ""}
+    assert holds[change] in str(told.value)
+
+
+@pytest.mark.parametrize("name", [".thumbnails", ".ipynb_checkpoints", "__MACOSX", ".git"])
+def test_hidden_folders_are_no_classes(tmp_path: Path, name: str, capsys: pytest.CaptureFixture):
+    three_classes(tmp_path)
+    paint(tmp_path / name / "a.png")
+    paint(tmp_path / "0" / "._a.png")
+    data = Folder(tmp_path)
+    assert list(data.classes) == ["0", "1", "2"]
+    assert data.labels == [0, 0, 1, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_what_is_left_out_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture):
+    three_classes(tmp_path)
+    for name in ("0/c.tif", "0/d.TIF", "1/e.ppm", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "2" / "gone.png").symlink_to(tmp_path / "nowhere")
+    paint(tmp_path / "loose.png")
+    paint(tmp_path / "2" / "deeper" / "x.png")
+    Folder(tmp_path)
+    said = capsys.readouterr().err
+    for part in (
+        str(tmp_path),
+        "2 .tif",
+        "1 .ppm",
+        "1 .txt",
+        "1 broken link",
+        "2 .png in other places",
+    ):
+        assert part in said
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparent_pictures_are_told(tmp_path: Path, mode: str):
+    image = Image.new("RGBA", (4, 4), (255, 255, 255, 255))
+    image.convert(mode if mode != "PA" else "P").save(tmp_path / "a.png")
+    assert Folder(tmp_path)[0][0].min() == 1
+    image.putpixel((1, 1), (255, 255, 255, 0))
+    if mode == "PA":
+        image.convert("P").save(tmp_path / "a.png", transparency=0)
+    else:
+        image.convert(mode).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a.png .*transparent"):
+        Folder(tmp_path)[0]
 
 
 def test_pixels_are_those_of_the_file(tmp_path: Path):
@@ -55,7 +123,8 @@ def test_pixels_are_those_of_the_file(tmp_path: Path):
 def test_gray_and_other_modes_get_the_channels_asked_for(tmp_path: Path):
     for mode in ("1", "L", "LA", "P", "RGBA", "CMYK"):
         ending = "jpg" if mode == "CMYK" else "png"
-        Image.new(mode, (5, 5)).save(tmp_path / f"{mode}.{ending}")
+        image = Image.new("L", (5, 5)).convert("RGBA")  # opaque
+        image.convert(mode).save(tmp_path / f"{mode}.{ending}")
     x, _ = fetch(Folder(tmp_path), range(6))
     assert x.shape == (6, 3, 5, 5)
     x, _ = fetch(Folder(tmp_path, gray=True), range(6))
@@ -100,6 +169,25 @@ def test_pictures_of_different_sizes_need_a_size(tmp_path: Path):
     with pytest.raises(ValueError, match=r"image 1 is 3x6x4 .* 3x4x6: give .* `size`"):
         fetch(Folder(tmp_path), [0, 1])
     assert fetch(Folder(tmp_path, size=4), [0, 1])[0].shape == (2, 3, 4, 4)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB"])
+def test_a_picture_that_is_transparent_in_places_is_refused(tmp_path: Path, mode: str):
+    """A white digit drawn by its alpha is no digit on white, nor without alpha."""
+    place = tmp_path / "digit.png"
+    if mode in ("LA", "RGBA"):
+        picture = Image.new(mode, (5, 5), (255,) * len(mode))
+        picture.putpixel((2, 2), (255,) * (len(mode) - 1) + (254,))
+        picture.save(place)
+    else:  # one color stands for what is transparent
+        blank = Image.new(mode, (5, 5), 0)
+        blank.save(place, transparency=(0, 0, 0) if mode == "RGB" else 0)
+    with pytest.raises(ValueError, match=r"digit\.png.*transparent"):
+        image_files.read(place)
+    picture = Image.open(place).convert("RGBA")
+    picture.putalpha(255)
+    picture.save(place)
+    assert image_files.read(place).shape == (3, 5, 5)
 
 
 def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):

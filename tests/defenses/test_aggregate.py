@@ -7,7 +7,12 @@ from torch import nn
 from unfool.attacks.views import Batched, bpda, classifier_only
 from unfool.defenses.aggregate import Aggregated, aggregate
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, majority_class, majority_vote, predict_draws
+from unfool.defenses.purified_classifier import (
+    Purified,
+    majority_class,
+    majority_vote,
+    predict_draws,
+)
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.toy.blobs import Blobs, bayes, mixture

@@ -13,10 +13,10 @@ from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.defenses.resized import Resized
 from unfool.diffusion.denoiser import Mixture
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import coarse_times
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs, bayes, mixture
 
@@ -160,10 +160,10 @@ def test_an_attacker_who_was_told_the_noise_comes_near_with_few_steps():
 
 
 def test_which_times_are_kept():
-    assert kept(10, 4) == [0, 2, 5, 8, 10]
-    assert kept(100, None) == list(range(0, 101, 10))
-    assert kept(20, None) == [0, 4, 8, 12, 16, 20]
-    assert kept(3, None) == [0, 1, 2, 3]
+    assert coarse_times(10, 4) == [0, 2, 5, 8, 10]
+    assert coarse_times(100, None) == list(range(0, 101, 10))
+    assert coarse_times(20, None) == [0, 4, 8, 12, 16, 20]
+    assert coarse_times(3, None) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("steps", [0, 11])

@@ -42,6 +42,34 @@ def test_the_pull_of_the_release():
         assert float((moved / (y - x_t)).std()) < 1e-8
 
 
+@pytest.mark.parametrize("distance", ["ssim", "ssim-padded"])
+def test_the_guide_of_ssim_is_its_gradient_with_or_without_a_border_of_zeros(distance):
+    model, noise = Mixture(torch.zeros(1, 3, 16, 16).double(), 0.5, Discrete()), Noise.of(0, [0])
+    x = noise.child("x").uniform(torch.zeros(1, 3, 16, 16, dtype=torch.float64))
+    options = {"passes": 1, "anchor": "image", "reference_batch_size": 1, "distance": distance}
+    free, held = (GDMP(model, scale=scale, **options) for scale in (0.0, 10.0))
+    x_t = model.perturb(2 * x - 1, free.times[0], noise.child("pass", 0, "forward"))
+    free.times = held.times = free.times[:2]
+    moved = (held(x, noise) - free(x, noise)).flatten()
+
+    place = torch.arange(11, dtype=torch.float64) - 5
+    row = torch.exp(-(place**2) / (2 * 1.5**2))
+    window = (row[:, None] * row / row.sum() ** 2).expand(3, 1, 11, 11)
+    border = 5 if distance == "ssim-padded" else 0
+
+    def mean(image):
+        return torch.nn.functional.conv2d(image, window, padding=border, groups=3)
+
+    a, b = x_t.requires_grad_(), 2 * x - 1
+    shared = 2 * (mean(a * b) - mean(a) * mean(b)) + 9e-4
+    spread = mean(a * a) - mean(a) ** 2 + mean(b * b) - mean(b) ** 2 + 9e-4
+    light = (2 * mean(a) * mean(b) + 1e-4) / (mean(a) ** 2 + mean(b) ** 2 + 1e-4)
+    (slope,) = torch.autograd.grad((light * shared / spread).mean(), a)
+    ratio = float(moved @ slope.flatten() / slope.square().sum())
+    assert ratio > 0
+    assert torch.allclose(moved, ratio * slope.flatten(), atol=1e-9)
+
+
 def test_images_do_not_depend_on_their_batch_unless_asked():
     x, noise = blobs(4), Noise.of(0, range(4))
     for options in ({}, {"distance": "ssim", "scale": 7e4}, {"anchor": "image"}):
@@ -69,7 +97,7 @@ def test_guidance_holds_the_image(distance: str, scale: float):
     assert float(held) < 0.95 * float(free)
 
 
-@pytest.mark.parametrize("distance", ["mse", "ssim"])
+@pytest.mark.parametrize("distance", ["mse", "ssim", "ssim-padded"])
 @pytest.mark.parametrize("anchor", ["image", "noised"])
 def test_gradients_are_exact(distance: str, anchor: str):
     pure = GDMP(mixture(side=3), **SHORT, distance=distance, anchor=anchor)
@@ -97,7 +125,7 @@ def test_the_release_s_start_is_one_step_late():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"distance": "lpips"}, "distance is one of mse, ssim, none"),
+        ({"distance": "lpips"}, "distance is one of mse, ssim, ssim-padded, none"),
         ({"anchor": "x_t"}, "anchor is one of image, noised"),
         ({"passes": 0}, "passes must be 1 or more"),
         ({"reference_batch_size": 0}, "reference_batch_size must be 1 or more"),

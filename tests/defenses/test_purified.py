@@ -6,7 +6,7 @@ from torch import nn
 
 from unfool.attacks.views import Batched
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified, majority_class, predict_draws
+from unfool.defenses.purified_classifier import Purified, majority_class, predict_draws
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.toy.blobs import Blobs, bayes, mixture

@@ -1,5 +1,6 @@
 """Denoisers: every adapter says E[x_0 | x_t], and the toy one says it exactly."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
-from unfool.diffusion.schedule import VP, Discrete
+from unfool.diffusion.schedule import VP, Discrete, time_of_noise
 from unfool.noise import Noise
 
 SHAPE = (2, 3, 3)
@@ -48,6 +49,47 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
             assert torch.allclose(score, -EPS / sigma, atol=1e-10 / float(alpha.min()))
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.5, 5.0])
+@pytest.mark.parametrize("kind", ["subvp", "ve", "edm"])
+def test_a_network_of_another_sde_is_asked_at_the_same_noise(noise: float, kind: str):
+    """A world of one Gaussian, whose noise each SDE's own network knows in closed form."""
+    spread, x = 0.5, Z + noise * EPS
+
+    def answer(inputs, told):
+        if kind == "edm":  # of unit variance: what is left to say of x_0 is nothing
+            assert torch.allclose(inputs, x / math.hypot(noise, spread))
+            return torch.zeros_like(inputs)
+        if kind == "ve":
+            level = 2 * told.exp()[:, None, None, None]
+            return -level * inputs / (level**2 + spread**2)
+        t = told[:, None, None, None] / 999
+        alpha = torch.exp(-0.25 * t**2 * 19.9 - 0.05 * t)
+        sigma = 1 - alpha**2
+        return sigma * inputs / (sigma**2 + (alpha * spread) ** 2)
+
+    class Exact(nn.Module):
+        def forward(self, inputs, told):
+            return answer(inputs, told)
+
+    model = NetworkDenoiser(Exact(), predicts=kind, time=kind)
+    t = torch.tensor(time_of_noise(VP(), noise / 2), dtype=torch.float64)
+    x_hat = model(VP()(t).alpha * x, t)
+    assert torch.allclose(x_hat, spread**2 / (spread**2 + noise**2) * x, rtol=1e-9, atol=1e-11)
+
+
+def test_a_learned_variance_is_split_off():
+    both = torch.cat([EPS, 7 + EPS], 1)
+    t = torch.tensor(0.3)
+    assert torch.equal(NetworkDenoiser(Oracle(both))(Z, t), NetworkDenoiser(Oracle(EPS))(Z, t))
+
+
+def test_a_network_without_a_null_class_needs_labels():
+    model = NetworkDenoiser(Oracle(Z), classes=10, null=False)
+    with pytest.raises(ValueError, match="10 classes and no null class"):
+        model(Z, torch.tensor(0.3))
+    model(Z, torch.tensor(0.3), torch.zeros(5, dtype=torch.long))
+
+
 def test_perturb_is_x_t():
     model = NetworkDenoiser(Oracle(Z), predicts="image")
     t = torch.tensor(0.3, dtype=torch.float64)
@@ -56,6 +98,9 @@ def test_perturb_is_x_t():
     other = Discrete(10)
     _, alpha, sigma, _ = other(t)
     assert torch.equal(model.perturb(Z, t, NOISE, other), alpha * Z + sigma * NOISE.normal(Z))
+
+
+NOISE_AT_TENTH = math.sqrt(math.expm1(0.1 * 0.1 + 0.5 * 19.9 * 0.1**2))  # sigma / alpha of VP
 
 
 @pytest.mark.parametrize(
@@ -68,6 +113,11 @@ def test_perturb_is_x_t():
         ("index", Discrete(1000), 99.0),
         ("index", Discrete(50), 4.0),
         ("scaled", Discrete(4000, "cosine"), 399.0),
+        ("rescaled", Discrete(4000, "cosine"), 99.75),
+        ("edm", VP(), math.log(NOISE_AT_TENTH) / 4),
+        ("consistency", VP(), math.log(NOISE_AT_TENTH) * 250),
+        ("ve", VP(), math.log(NOISE_AT_TENTH / 2)),
+        (lambda scales: 2 * scales.t, VP(), 0.2),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -128,8 +178,10 @@ def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
 
 
 def test_an_unknown_prediction_is_refused():
-    with pytest.raises(ValueError, match="noise, image, velocity, edm; not 'score'"):
+    with pytest.raises(ValueError, match=r"noise, image, .*; not 'score'"):
         NetworkDenoiser(Oracle(Z), predicts="score")
+    with pytest.raises(ValueError, match=r"index, .*; not 'steps'"):
+        NetworkDenoiser(Oracle(Z), time="steps")
 
 
 MEANS = Noise.of(1, range(3)).uniform(BLANK[:3]) * 2 - 1

@@ -7,7 +7,7 @@ from unfool.attacks.views import Batched, per_step
 from unfool.defenses.coup import COUP
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.gdmp import GDMP
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs, bayes, mixture

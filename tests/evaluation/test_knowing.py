@@ -7,11 +7,12 @@ import torch
 
 from unfool import Noise, Purified
 from unfool import spec as specs
-from unfool.analysis.setup import load_inputs
+from unfool.analysis.inputs import load_inputs
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
-from unfool.report.rows import cell, knowing
+from unfool.report.evaluation_tables import knowing
+from unfool.report.formatting import cell
 from unfool.results.run_folder import Run
 from unfool.threat import Knowledge
 
@@ -199,7 +200,7 @@ def test_the_report_sets_them_beside_the_white_box(folder):
     assert "all noise is fixed and known (DW-box)" in told["threat_model"]["with the noise known"]
     for name in ("report.md", "report.html"):
         assert "With the noise known" in (folder / name).read_text()
-    body = knowing(told)[1]
+    body = knowing(told).rows
     assert body[0] == [
         "white box",
         "none of the noise is known",
@@ -218,7 +219,7 @@ def test_they_never_count_for_the_robust_accuracy(folder):
 
 def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
     rows = "attacks=[{name: pgd, knows: everything}]"
-    assert "attack.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
+    assert "attacks.0.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
 
 
 DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}

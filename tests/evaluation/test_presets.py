@@ -11,7 +11,7 @@ from unfool.certification import certify
 from unfool.evaluation import run as evaluation
 from unfool.evaluation import sweep
 from unfool.evaluation.prepare import build_purifier
-from unfool.report.sweep_figure import number
+from unfool.report.figures.sweep import number
 from unfool.results.summary import summarize_run
 from unfool.spec.menu import shipped
 from unfool.training.spec import check

@@ -15,7 +15,8 @@ from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.forecast import forecast
 from unfool.evaluation.spec import check
-from unfool.report.forecast import forecast_lines
+from unfool.report.forecast import brief
+from unfool.report.render_terminal import plain_text
 from unfool.results.run_folder import Run
 from unfool.spec import load
 
@@ -155,7 +156,7 @@ def test_a_budget_is_for_all_workers_and_after_an_error_no_task_goes_on(elsewher
     attacks = f"attacks=[{{name: 'falls:Falls', seen: {seen}}}]"
     found = forecast(spec, budget=0.001)
     assert (found.workers, found.images) == (2, 2)
-    assert any("on each of 2" in line for line in forecast_lines(found))
+    assert "on each of 2" in plain_text(brief(found))
     budget = 3.5 * found.each.seconds
     again = forecast(spec, budget=budget)
     assert again.images == max(2, min(24, int(2 * budget / again.each.seconds)))

@@ -8,7 +8,7 @@ import torch
 
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import prepare
-from unfool.evaluation.ray import evaluate_block, worker_payload
+from unfool.evaluation.run_on_ray import evaluate_block, worker_payload
 from unfool.evaluation.spec import check
 from unfool.models import card
 from unfool.runtime.memory import free_bytes
@@ -37,7 +37,7 @@ class Counts:
 
 
 def test_a_worker_with_other_weights_refuses(elsewhere):
-    model = card.load_classifier("digits-classifier")
+    model = card.trained_classifier("digits-classifier")
     part = card.read_card("digits-classifier")[1]["part"]
     card.save(elsewhere / "mine", "classifier", part, model)
     changes = ["classifier.weights=mine", "purifier=null", "denoiser=null", "attacks=[]"]

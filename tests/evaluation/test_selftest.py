@@ -177,6 +177,7 @@ def test_the_command_prints_a_table_and_writes_only_where_it_is_told(
     assert {path.name for path in made.iterdir()} == {
         "selftest.json",
         "selftest.md",
+        "selftest.html",
         "selftest.png",
     }
     table = json.loads((made / "selftest.json").read_text())

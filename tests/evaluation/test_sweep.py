@@ -10,10 +10,11 @@ from unfool.cli.main import run
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
 from unfool.evaluation import sweep as sweeps
-from unfool.report.rows import cell as share_of
-from unfool.report.sweep import write_sweep
-from unfool.report.sweep_figure import Point, figure
-from unfool.report.tables import quote
+from unfool.report.document import Document, Table
+from unfool.report.figures.sweep import Point, figure
+from unfool.report.formatting import cell as share_of
+from unfool.report.render_markdown import to_markdown
+from unfool.report.sweep import write_report
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import pool
 
@@ -101,6 +102,10 @@ def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     assert again == kept
 
 
+def tables(document: Document) -> list[Table]:
+    return [block for block in document.blocks if isinstance(block, Table)]
+
+
 ATTACKERS = [
     {"name": "pgd", "label": "white box", "steps": 2, "eot": 2},
     {"name": "pgd", "label": "transfer", "view": "classifier-only", "steps": 2},
@@ -114,9 +119,8 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
     evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
     evaluation.run(cells[1].spec, sweeps.place(elsewhere, cells[1]), shard=(0, 3), quiet=True)
     done = sweeps.finished(cells, elsewhere)
-    text = write_sweep(elsewhere, done, 2, "unfool sweep s.yaml")
-    lines = [[part.strip() for part in line.split("|")[1:-1]] for line in text.splitlines()[:4]]
-    heads, whole, half = lines[0], lines[2], lines[3]
+    (table,) = tables(write_report(elsewhere, done, 2, "unfool sweep s.yaml"))
+    heads, (whole, half) = table.heads, table.rows
     names = ["clean", "white box", "transfer", "robust", "DW-box"]
     assert heads[:6] == ["purifier.t", *names]
     assert (whole[0], half[0]) == ("0.05", "0.06 (2 of 6 images)")
@@ -126,7 +130,7 @@ def test_every_attacker_has_a_column_and_a_run_that_is_half_done_says_so(elsewhe
         for row in summary["attacks"] + summary["known_noise"]
     }
     found |= {name: summary[name]["per_draw"] for name in ("clean", "robust")}
-    assert whole[1:6] == [quote(share_of(found[name])) for name in names]
+    assert whole[1:6] == [share_of(found[name]) for name in names]
     page = (elsewhere / "sweep.html").read_text()
     assert '<th scope="col">DW-box</th>' in page
     assert "2 of 2 combinations; 6 images and 2 held-out draws each." in page
@@ -146,7 +150,7 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
         found |= {row["name"]: row["robust"]["per_draw"] for row in summary["known_noise"]}
         found |= {name: summary[name]["per_draw"] for name in ("clean", "robust")}
         assert alone.shares == found
-    text = write_sweep(elsewhere, done, 2, "")
+    pooled, _ = tables(write_report(elsewhere, done, 2, ""))
     told = json.loads((elsewhere / "sweep.json").read_text())["pooled"]
     places = [{o.index for o in made.outcomes()} for made in runs]
     distinct = len(places[0] | places[1])
@@ -156,10 +160,9 @@ def test_seeds_are_pooled_in_a_table_the_figure_and_the_json(elsewhere):
     names = ["clean", "white box", "transfer", "robust", "DW-box"]
     drawn = figure([Point(row["values"], row["shares"])], names, names[1:3])
     assert (elsewhere / "sweep.png").read_bytes() == drawn
-    below = text.split("\n\n")[1].splitlines()
-    assert below[0] == f"| purifier.t | {' | '.join(names)} | runs | distinct images |"
-    shares = " | ".join(quote(share_of(row["shares"][name])) for name in names)
-    assert below[2] == f"| 0.05 | {shares} | 2 | {distinct} |"
+    assert pooled.heads == ["purifier.t", *names, "runs", "distinct images"]
+    shares = [share_of(row["shares"][name]) for name in names]
+    assert pooled.rows == [["0.05", *shares, "2", str(distinct)]]
     page = (elsewhere / "sweep.html").read_text()
     assert "Accuracy over purifier.t, pooled over evaluation.subset_seed" in page
     assert f"2 runs and {distinct} distinct images in each row" in page
@@ -171,7 +174,7 @@ def test_the_seed_of_a_model_is_told_not_to_be_in_the_intervals(elsewhere):
     table |= {"classifier": defense | {"denoiser": "mixture"}, "sweep": {"classifier.seed": [0, 1]}}
     cells = sweeps.check(specs.load(table))
     assert len(list(sweeps.run(cells, elsewhere, quiet=True))) == 2
-    text = write_sweep(elsewhere, sweeps.finished(cells, elsewhere), 2, "")
+    text = to_markdown(write_report(elsewhere, sweeps.finished(cells, elsewhere), 2, ""))
     assert "They take these values of classifier.seed as they are" in text
     assert "2 runs and 6 distinct images" in text
     assert (
@@ -183,8 +186,8 @@ def test_of_one_attack_there_is_one_column(elsewhere):
     table = SPEC | {"attacks": ATTACKERS[:1], "sweep": {"purifier.t": [0.05]}}
     cells = sweeps.check(specs.load(table))
     evaluation.run(cells[0].spec, sweeps.place(elsewhere, cells[0]), quiet=True)
-    text = write_sweep(elsewhere, sweeps.finished(cells, elsewhere), 1, "")
-    assert text.startswith("| purifier.t | clean | robust | network calls an image |")
+    (table,) = tables(write_report(elsewhere, sweeps.finished(cells, elsewhere), 1, ""))
+    assert table.heads[:4] == ["purifier.t", "clean", "robust", "network calls an image"]
 
 
 @pytest.mark.parametrize(

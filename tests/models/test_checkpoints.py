@@ -4,9 +4,15 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
+import warnings
+from argparse import Namespace
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -66,16 +72,115 @@ def test_a_file_runs_no_code(tmp_path: Path, network: nn.Sequential, zipped: boo
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"a\.pt was refused, .* \((posix|nt)\.mkdir\)"):
         read_state(file)
-    file.write_bytes(pickle.dumps(Evil(tmp_path / "ran"), 4))
-    with pytest.raises(ValueError, match=r"a\.pt .* cannot be read"):
-        read_state(file)
+    for protocol in range(5):
+        file.write_bytes(pickle.dumps(content | {"state_dict": {}}, protocol))
+        with pytest.raises(ValueError, match=r"a\.pt was refused, .* \((posix|nt)\.mkdir\)"):
+            read_state(file)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_whole_network_is_refused(tmp_path: Path, network: nn.Sequential):
-    torch.save(network, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match=r"was refused, .* save its weights as \.safetensors"):
+def test_a_program_of_torch_is_refused(tmp_path: Path, network: nn.Sequential):
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.trace(network.eval(), torch.zeros(2, 3)), tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"was refused, .*torch\.jit"):
         read_state(tmp_path / "a.pt")
+
+
+class Unknown:
+    """A class that whoever reads the file does not have."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+    def __setstate__(self, _: object) -> None:
+        raise AssertionError("code of the file ran")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_lies_beside_weights_does_no_harm(
+    tmp_path: Path, network: nn.Sequential, zipped: bool, protocol: int
+):
+    unknown = Unknown()
+    beside = {
+        "accuracy": np.float32(0.9),
+        "curve": np.arange(3.0),
+        "args": Namespace(lr=0.1, folder=Path("runs")),
+        "groups": defaultdict(list, a=[1]),
+        "config": unknown,
+        "state_dict_ema": None,
+    }
+    for content in (
+        {"net": network.state_dict(), **beside},
+        {"model": network, **beside},
+        [network.state_dict(), {"state": {}}, 3],
+        network,
+    ):
+        torch.save(
+            content,
+            tmp_path / "a.pt",
+            _use_new_zipfile_serialization=zipped,
+            pickle_protocol=protocol,
+        )
+        assert same(read_state(tmp_path / "a.pt"), dict(network.state_dict()))
+
+
+def averages(network: nn.Sequential) -> list[Any]:
+    """Files with raw and averaged weights, in the forms that training codes write."""
+    average = {name: value + 1 for name, value in network.state_dict().items()}
+    raw = network.state_dict()
+    averaged = {"n_averaged": torch.tensor(3)} | {f"module.{n}": v for n, v in average.items()}
+    trained = [average[name] for name, _ in network.named_parameters()]
+    return [
+        {"model": raw, "ema": average, "step": 3},
+        {"state_dict": raw, "state_dict_ema": average},
+        {"model": raw, "model_ema": averaged},
+        {"net": raw, "ema_state_dict": average},
+        {"model": raw, "ema": {"decay": 0.999, "module": average}},
+        {"model": raw, "ema": {"decay": 0.999, "shadow_params": trained}},
+        [raw, {"state": {}}, 1, 2, average],
+    ]
+
+
+@pytest.mark.parametrize("form", range(7))
+def test_the_average_is_taken_and_this_is_said(
+    tmp_path: Path, network: nn.Sequential, form: int, capsys: pytest.CaptureFixture[str]
+):
+    torch.save(averages(network)[form], tmp_path / "a.pt")
+    found = read_state(tmp_path / "a.pt")
+    for name, _ in network.named_parameters():
+        assert torch.equal(found[name], network.state_dict()[name] + 1)
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "a.pt" in said
+    assert "averaged" in said
+    load_state(network, found, "a.pt")
+
+
+def test_an_average_in_an_unknown_form_is_refused(tmp_path: Path, network: nn.Sequential):
+    raw = network.state_dict()
+    for unknown in ([torch.zeros(3)], {"shadow_params": [torch.zeros(3)]}, {"a": {"b": raw}}):
+        torch.save({"model": raw, "ema": unknown}, tmp_path / "a.pt")
+        with pytest.raises(ValueError, match=r"a\.pt has averaged weights under 'ema'"):
+            read_state(tmp_path / "a.pt")
+
+
+def test_a_large_file_is_not_held_twice(tmp_path: Path):
+    size = 64 << 20
+    torch.save({"weight": torch.zeros(size // 4)}, tmp_path / "a.pt")
+    code = (
+        "import resource, sys, torch; from torch import nn; from pathlib import Path\n"
+        "from unfool.models.checkpoints import load_state, read_state\n"
+        "with torch.device('meta'): net = nn.Linear(1, 1, bias=False)\n"
+        f"net.weight = nn.Parameter(torch.empty({size // 4}, device='meta'))\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "load_state(net, read_state(Path(sys.argv[1])), 'it', assign=True); net.weight.sum()\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.pt")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert int(told) < 1.5 * size
 
 
 @pytest.mark.parametrize("content", [[1], {}, {"a": 1}, {"model": {"a": "b"}}, {3: torch.zeros(1)}])

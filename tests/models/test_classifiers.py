@@ -1,5 +1,6 @@
 """Networks as classifiers."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,47 @@ def test_input_is_normalized_by_channel_or_as_a_whole():
     assert torch.equal(
         NormalizedClassifier(nn.Flatten(), (0.5,), (0.5,))(X, NOISE), ((X - 0.5) / 0.5).flatten(1)
     )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        np.array,
+        torch.tensor,
+        lambda values: np.array(values, np.float32),
+        lambda values: torch.tensor(values).view(3, 1, 1),
+        lambda values: torch.tensor(values, dtype=torch.float64)[None, :, None, None],
+    ],
+)
+def test_constants_come_as_everybody_has_them(make):
+    given = NormalizedClassifier(nn.Flatten(), make([0.1, 0.2, 0.3]), make([1.0, 2.0, 4.0]))
+    assert torch.equal(
+        given(X, NOISE),
+        NormalizedClassifier(nn.Flatten(), (0.1, 0.2, 0.3), (1, 2, 4))(X, NOISE),
+    )
+    for one in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5), 0.5):
+        assert torch.equal(
+            NormalizedClassifier(nn.Flatten(), one, one)(X, NOISE), ((X - 0.5) / 0.5).flatten(1)
+        )
+    for odd in (0.0, -1.0, [1.0, 0.0, 1.0]):
+        with pytest.raises(ValueError, match=r"std must be above 0.*0\.0|-1\.0"):
+            NormalizedClassifier(nn.Flatten(), std=odd)
+    with pytest.raises(ValueError, match=r"mean must be finite.*nan"):
+        NormalizedClassifier(nn.Flatten(), mean=np.array([torch.nan]))
+
+
+def test_the_default_type_of_torch_changes_no_constant():
+    seed_torch(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    expected = NormalizedClassifier(network, 0.5, 0.5)(X, NOISE)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = NormalizedClassifier(network, 0.5, 0.5)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert model.mean.dtype == torch.float32
+    assert torch.equal(model(X, NOISE), expected)
 
 
 def test_nothing_is_normalized_unless_asked():
@@ -83,3 +125,28 @@ def test_wrong_normalization_is_refused():
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
     with pytest.raises(ValueError, match="std must be above 0"):
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.0, 0.1))
+
+
+def test_images_of_another_size_are_resized_inside_and_gradients_keep_their_size():
+    x = X.clone().requires_grad_()
+    model = NormalizedClassifier(nn.Flatten(), size=6)
+    logits = model(x, NOISE)
+    assert logits.shape == (2, 3 * 6 * 6)
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert gradient.shape == x.shape
+    assert (gradient != 0).float().mean() > 0.9
+    flat = torch.full((1, 3, 5, 7), 0.25)
+    assert torch.allclose(NormalizedClassifier(nn.Flatten(), size=(2, 3))(flat), torch.tensor(0.25))
+    same = NormalizedClassifier(nn.Flatten(), size=4)(X, NOISE)
+    assert torch.equal(same, X.flatten(1))
+    with pytest.raises(ValueError, match=r"size must be 1 or more, .* not \(0, 4\)"):
+        NormalizedClassifier(nn.Flatten(), size=(0, 4))
+
+
+def test_labels_choose_and_order_the_logits():
+    model = NormalizedClassifier(nn.Flatten(), labels=[5, 0])
+    assert torch.equal(model(X, NOISE), X.flatten(1)[:, [5, 0]])
+    with pytest.raises(ValueError, match=r"labels go up to 48, .* 48 classes"):
+        NormalizedClassifier(nn.Flatten(), labels=[48])(X, NOISE)
+    with pytest.raises(ValueError, match=r"labels must be .* not \[-1\]"):
+        NormalizedClassifier(nn.Flatten(), labels=[-1])

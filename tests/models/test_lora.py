@@ -275,7 +275,7 @@ def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
     if not merged:
         monkeypatch.setattr(card, "MERGED", 0)
     folder = training.run(started(save_steps=[4]), Path("run"), quiet=True)
-    begun, ended = card.load_denoiser("base"), card.load_denoiser("run")
+    begun, ended = card.trained_denoiser("base"), card.trained_denoiser("run")
     names = lora._chosen(lora.host_of(begun), None)
     for name, value in ended.state_dict().items():
         layer = name.removeprefix("network.").removesuffix(".weight")
@@ -284,10 +284,10 @@ def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
     assert (folder / "model.safetensors").is_file() is merged
     checkpoint = torch.load(folder / "latest.pt", weights_only=True)
     assert all(".lora_" in name for name in checkpoint["now"])
-    alone = card.load_denoiser("base")
+    alone = card.trained_denoiser("base")
     lora.load(alone, folder / ADAPTER)
     assert torch.equal(logits(alone), logits(ended))
-    assert not torch.equal(logits(card.load_denoiser("run/steps/4")), logits(ended))
+    assert not torch.equal(logits(card.trained_denoiser("run/steps/4")), logits(ended))
     assert not any(weight.requires_grad for weight in ended.parameters())
     told = card.read_card("run")[1]
     assert ("base" in told) is not merged
@@ -301,10 +301,10 @@ def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
     training.run(started(steps=1), Path("run"), quiet=True)
     card.save(base, "denoiser", specs.check("denoiser", BASE), made(seed=9))
     with pytest.raises(ValueError, match="weights it stands beside have changed"):
-        card.load_denoiser("run")
+        card.trained_denoiser("run")
     (base / "card.json").unlink()
     with pytest.raises(ValueError, match="no folder 'base'"):
-        card.load_denoiser("run")
+        card.trained_denoiser("run")
 
 
 def test_what_it_began_as_may_be_an_adapter(base):
@@ -314,7 +314,7 @@ def test_what_it_began_as_may_be_an_adapter(base):
     told = card.read_card("two")[1]
     assert told["part"]["name"] == "unet"
     assert told["began_as"] == "one"
-    assert torch.isfinite(logits(card.load_denoiser("two"))).all()
+    assert torch.isfinite(logits(card.trained_denoiser("two"))).all()
 
 
 def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monkeypatch):
@@ -351,7 +351,7 @@ def test_a_latent_model_is_fine_tuned_against_its_own_classifier(elsewhere, monk
     names = load_file(Path("run") / ADAPTER)
     assert any(name.endswith("attn2.to_k.lora_A.weight") for name in names)
     assert all(name.startswith(("unet.down", "unet.mid", "unet.up")) for name in names)
-    begun, ended = specs.build("denoiser", spec["denoiser"]), card.load_denoiser("run")
+    begun, ended = specs.build("denoiser", spec["denoiser"]), card.trained_denoiser("run")
     changed = [
         name
         for name, value in ended.state_dict().items()
@@ -381,7 +381,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
             nn.init.constant_(way, 2e-4**0.5)
     card.save_adapter(Path("run"), part, model)
     assert not (Path("run") / "model.safetensors").exists()
-    loaded = card.load_denoiser("run")
+    loaded = card.trained_denoiser("run")
     assert {p.dtype for p in loaded.network.parameters()} == {torch.bfloat16}
     assert loaded.network.texts.dtype == torch.bfloat16
     whole = lora.host_of(specs.build("denoiser", part | {"precision": "float32"}))
@@ -394,7 +394,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     other = card.read_card("run")[1] | {"base": "0"}
     (Path("run") / "card.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="weights it stands beside have changed"):
-        card.load_denoiser("run")
+        card.trained_denoiser("run")
 
 
 @pytest.mark.parametrize("kind", [stable_diffusion, dit])

@@ -9,7 +9,8 @@ import torch
 from unfool.noise import Noise, seed_torch
 
 
-def _autoencoder():
+def autoencoder():
+    """An autoencoder for 8 x 8 images, of latents of 4 channels."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return AutoencoderKL(
@@ -57,7 +58,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
         use_linear_projection=True,
     )
     _lively(unet).save_pretrained(folder / "unet")
-    _lively(_autoencoder()).save_pretrained(folder / "vae")
+    _lively(autoencoder()).save_pretrained(folder / "vae")
     letters = string.ascii_lowercase
     words = ["!", *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
     text = CLIPTextConfig(
@@ -103,6 +104,6 @@ def dit(folder: Path) -> Path:
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"_class_name": "Transformer2DModel"})
     )
-    _lively(_autoencoder()).save_pretrained(folder / "vae")
+    _lively(autoencoder()).save_pretrained(folder / "vae")
     _scheduler(folder, "epsilon", "linear", 1e-4, 0.02)
     return folder

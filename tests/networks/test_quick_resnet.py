@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unfool import spec as specs
-from unfool.models.card import load_classifier, read_card
+from unfool.models.card import read_card, trained_classifier
 from unfool.networks.quick_resnet import QuickResNet
 from unfool.noise import Noise
 from unfool.training import run as training
@@ -71,7 +71,7 @@ def test_it_learns_by_a_spec_that_whitens_first(elsewhere):
         | {"bias_lr_factor": 64, "optimizer": "sgd", "ema_decay": 0.9, "grad_clip": 100},
     }
     folder = training.run(check(specs.load(asks)), elsewhere / "run", quiet=True)
-    trained = load_classifier(str(folder))
+    trained = trained_classifier(str(folder))
     assert read_card(str(folder))[1]["metrics"]["accuracy"] > 0.7
     assert not torch.equal(trained.network.whitening.flatten(1), torch.eye(4))
 

@@ -135,7 +135,7 @@ def test_names_of_other_modules_stay():
 def test_shipped_weights_have_our_names(name):
     told = card.read_card(name)[1]
     if told["kind"] == "denoiser":
-        unet = card.load_denoiser(name).network
+        unet = card.trained_denoiser(name).network
         assert isinstance(unet, UNet)
         assert sum(p.numel() for p in unet.parameters()) == told["parameters"]
 
@@ -155,7 +155,7 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
     card.save(elsewhere / "old", "denoiser", checked, kept)
     begun = specs.build("denoiser", checked)
     assert card.begin(begun, str(elsewhere / "old")) == []
-    for loaded in (card.load_denoiser(str(elsewhere / "old")), begun):
+    for loaded in (card.trained_denoiser(str(elsewhere / "old")), begun):
         assert all(torch.equal(v, wanted[n]) for n, v in loaded.network.state_dict().items())
 
 

@@ -1,25 +1,23 @@
-"""The figures of confidence along the purification, and of label flips."""
+"""The figures of confidence along the purification, and of resubmissions."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from unfool.report import figures
-from unfool.report.examples import Gallery
-from unfool.statistics import resubmissions, wilson
+from unfool.report.figures import evaluation, examples
+from unfool.report.figures.examples import Gallery
+from unfool.statistics import resubmissions
 
 TIMES = np.array([0.1, 0.05, 0.0])
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Draw a figure and keep it, instead of its bytes."""
-    monkeypatch.setattr(figures, "png", lambda figure: figure)
-
-    def draw(name: str, *arguments) -> Figure:
-        return getattr(figures, name)(*arguments)
-
-    return draw
+@pytest.fixture(autouse=True)
+def kept(monkeypatch):
+    """Keep figures as they are drawn, instead of the bytes of their files."""
+    for module in (evaluation, examples):
+        monkeypatch.setattr(module, "png", lambda figure: figure)
 
 
 def gallery(fooled: list[int] | None) -> Gallery:
@@ -33,12 +31,17 @@ def gallery(fooled: list[int] | None) -> Gallery:
     return Gallery(arrays, ["a", "b"], ["pgd"] * 3, [0.1] * 3)
 
 
+def confidence(gallery: Gallery) -> Figure:
+    drawn: Any = examples.confidence(gallery).png
+    return drawn
+
+
 def titles(figure: Figure) -> list[str]:
     return [axes.get_title() for axes in figure.axes]
 
 
-def test_a_panel_for_each_class_that_is_followed(drawn):
-    figure = drawn("confidence", gallery([0, 1, 1]))
+def test_a_panel_for_each_class_that_is_followed():
+    figure = confidence(gallery([0, 1, 1]))
     assert titles(figure) == [
         "in the true class (3)",
         "in the adversarial class (2)",
@@ -50,33 +53,23 @@ def test_a_panel_for_each_class_that_is_followed(drawn):
     assert adversarial["attacked"] == pytest.approx(expected + 40)
 
 
-def test_where_nothing_fell_there_is_no_adversarial_class(drawn):
-    figure = drawn("confidence", gallery([0, 0, 0]))
+def test_where_nothing_fell_there_is_no_adversarial_class():
+    figure = confidence(gallery([0, 0, 0]))
     assert titles(figure) == ["in the true class (3)", "in the class it is surest of (3)"]
 
 
-def test_a_run_of_before_has_the_true_class_alone(drawn):
-    assert titles(drawn("confidence", gallery(None))) == ["in the true class (3)"]
+def test_a_run_of_before_has_the_true_class_alone():
+    assert titles(confidence(gallery(None))) == ["in the true class (3)"]
 
 
-def test_label_flips_are_drawn_with_intervals(drawn):
-    shares = np.array([[0.2, 0.1, 0.0], [0.2, 0.25, 0.3]])
-    (axes,) = drawn("label_flips", [0, 1, 2], [0, 4], shares, 400).axes
-    for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
-        assert line.get_ydata() == pytest.approx(100 * row)
-        edges = band.get_paths()[0].vertices[:, 1]
-        intervals = [wilson(round(400 * share), 400) for share in row]
-        assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
-        assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))
-    assert [line.get_label() for line in axes.lines] == ["noise level 0", "noise level 4"]
-
-
-def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them(drawn):
+def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
     curve = {
         name: [share._asdict() for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
     }
-    figure = drawn("resubmission", {"resubmission": curve | {"submissions": [1, 2, 3, 4]}})
+    figure: Any = evaluation.resubmission(
+        {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
+    ).png
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines][:2] == ["clean", "random noise"]
     for line, band, shares in zip(axes.lines, axes.collections, curve.values(), strict=True):

@@ -18,10 +18,14 @@ from scipy import stats
 from unfool import spec as specs
 from unfool.evaluation import run as running
 from unfool.report import sentences
-from unfool.report.tables import print_summary, quote
-from unfool.report.write import write_report
+from unfool.report.document import Document, Paragraph, Table
+from unfool.report.evaluation import brief, write_report
+from unfool.report.render_html import to_fragment, to_html
+from unfool.report.render_markdown import quote, to_markdown
+from unfool.report.render_terminal import plain_text, print_document
 from unfool.results import doubts, model_doubts
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 
 K = 4
 ATTACKS = [
@@ -126,7 +130,8 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
 
 def printed(summary: dict, folder: Path, width: int = 200) -> str:
     out = io.StringIO()
-    print_summary(summary, folder, Console(file=out, width=width, highlight=False))
+    console = Console(file=out, width=width, highlight=False)
+    print_document(brief(summary), console, folder / "report.html")
     return out.getvalue()
 
 
@@ -209,11 +214,18 @@ def test_the_page_needs_nothing_beside_it(standard):
     _, _, page = read(folder)
     assert "script" not in page.tags
     assert "link" not in page.tags
-    assert page.tags.count("img") == 5
+    assert page.tags.count("figure") == 5
+    sizes = []
     for source in page.sources:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
-        assert Image.open(io.BytesIO(base64.b64decode(data))).size[0] > 500
+        sizes.append(Image.open(io.BytesIO(base64.b64decode(data))).size)
+    pictures = [size for size in sizes if size == (4, 4)]
+    assert (
+        len(pictures) == 8 * 5
+    )  # the first eight: as they are, attacked, the difference, purified
+    assert len(sizes) - len(pictures) == 4
+    assert all(width > 500 for width, _ in sizes if width != 4)
     raw = (folder / "report.html").read_text("utf-8")
     assert "http" not in re.sub(r"base64,[^\"]*", "", raw)
     assert "@import" not in raw
@@ -257,7 +269,7 @@ def test_without_a_purifier(tmp_path):
             "view: classifier-only", ""
         )
         assert "An attacker who knows the whole model and may" in shown
-    assert page.tags.count("img") == 4  # nothing is purified, so no confidence along it
+    assert page.tags.count("figure") == 4  # nothing is purified, so no confidence along it
 
 
 def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
@@ -280,14 +292,14 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path):
     summary = write_report(run)
     _, text, page = read(tmp_path)
     assert summary["doubts"] == []
-    assert page.tags.count("img") == 3
+    assert page.tags.count("figure") == 3
     for shown in (text, page.text):
         assert "No doubts were raised" in shown
         assert (
             "Not checked, as no picture of those the model itself is examined on is done yet"
             in shown
         )
-    assert "no doubts were raised" in printed(summary, tmp_path)
+    assert "No doubts were raised" in printed(summary, tmp_path)
 
 
 @pytest.mark.parametrize("attacks", [0, 9])
@@ -408,10 +420,48 @@ def test_the_toy_world_from_spec_to_report(tmp_path):
     summary = write_report(running.run(spec, tmp_path, quiet=True))
     _, text, page = read(tmp_path)
     assert summary["n"] == summary["of"] == 16
-    assert page.tags.count("img") == 6
+    assert page.tags.count("figure") == 6
     for attack in ("pgd-classifier-only", "pgd-exact"):
         assert attack in page.text
         assert attack in text
     assert not list(tmp_path.rglob("*.tmp"))
     narrow = printed(summary, tmp_path, width=80)
     assert max(map(len, narrow.splitlines()[:-1])) <= 80
+
+
+def test_figures_have_words_and_tables_have_headings(standard):
+    raw = (standard[0] / "report.html").read_text("utf-8")
+    for image in re.findall(r"<img [^>]*>", raw):
+        assert re.search(r'alt="[^"]+"', image), image[:60]
+    for table in re.findall(r"<table.*?</table>", raw, re.DOTALL):
+        heads = len(re.findall(r'<th scope="col">[^<]+</th>', table))
+        lines = re.findall(r"<tr.*?</tr>", table, re.DOTALL)[1:]
+        assert lines
+        for line in lines:
+            assert line.count('<th scope="row">') == 1
+            assert line.count("<td") == heads - 1
+
+
+def test_the_three_renderers_show_the_same_cells():
+    rows = [["a|b <i>", "71.7 % [64.9, 77.6]"], ["`c`", "-"]]
+    shown = Document("It is", [Table(["which", "how often"], rows, {1: "failed"}, {0: [1, 2]})])
+    assert "| a\\|b &lt;i&gt; \\[1\\] \\[2\\] | 71.7 % \\[64.9, 77.6\\] |" in to_markdown(shown)
+    assert "| \\`c\\` | - |" in to_markdown(shown)
+    page = Page(to_html(shown))
+    assert "a|b <i> 1,2 71.7 % [64.9, 77.6]" in page.text
+    assert Page(to_fragment(shown)).text in page.text
+    assert re.search(r"a\|b <i> \[1\] \[2\] +71\.7 % \[64\.9, 77\.6\]", plain_text(shown))
+
+
+def test_words_between_backticks_are_code_and_no_others():
+    said = "Save it as `a<b>_c`, then *run* `unfool`"
+    shown = Document("Title", [Paragraph(said)])
+    assert r"Save it as `a<b>_c`, then \*run\* `unfool`" in to_markdown(shown)
+    assert "Save it as <code>a&lt;b&gt;_c</code>, then *run* <code>unfool</code>" in to_html(shown)
+    assert said in plain_text(shown)
+
+
+def test_no_line_of_a_pipe_is_broken(capsys):
+    words = "word " * 60
+    print_document(Document("Title", [Paragraph(words), Table(["a", "b"], [[words, "1"]])]))
+    assert capsys.readouterr().out.count(words.strip()) == 2

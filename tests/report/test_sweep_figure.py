@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from unfool.report.sweep_figure import MAX_LABELS, Point, drawn, figure, legible
+from unfool.report.figures.sweep import MAX_LABELS, Point, drawn, figure, legible
 from unfool.statistics import wilson
 
 NAMES = ["clean", "transfer", "white box", "robust", "DW-box"]

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from unfool.cli.main import run
-from unfool.report.compare import junit
+from unfool.report.comparison import junit
 from unfool.results.compare import Comparison, Gate, bootstrap, compare, differences, gates
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.statistics import Mean, mcnemar, wilson
 
 K = 4
@@ -311,3 +312,18 @@ def test_without_attacks_only_clean_images_are_compared(elsewhere, mistake, caps
     assert "--min-robust needs runs with attacks" in mistake(
         "compare", "a", "b", "--min-robust", "0.1"
     )
+
+
+@pytest.mark.parametrize("n", [4, 16, 64])
+def test_beside_a_run_that_is_right_on_everything_the_other_is_not_better(tmp_path, n):
+    whole, less = [4] * n, [4] * (n - 1) + [3]
+    a, b = a_run(tmp_path / "a", whole), a_run(tmp_path / "b", less)
+    one, other = (compare(*pair, resamples=400).rows[-1] for pair in ((a, b), (b, a)))
+    assert one.a.accuracy == 1 > one.b.accuracy
+    assert one.change.low < one.change.mean < one.change.high == 0
+    assert other.change.low == 0 < other.change.mean < other.change.high
+    nothing, little = a_run(tmp_path / "c", [0] * n), a_run(tmp_path / "d", [1] + [0] * (n - 1))
+    assert compare(nothing, little, resamples=400).rows[-1].change.low == 0
+    assert compare(little, nothing, resamples=400).rows[-1].change.high == 0
+    same = compare(a, a, resamples=400).rows[-1].change
+    assert same.low < 0 == same.mean < same.high, "so many images show no more"

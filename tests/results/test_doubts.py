@@ -5,9 +5,9 @@ import json
 import pytest
 
 from unfool.cli.main import run
-from unfool.results.doubt import lead
+from unfool.results.attack_doubts import paired_gap
 from unfool.results.doubts import _halves, _unchanged
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome
 
 SOFT = '''
 import torch
@@ -94,6 +94,29 @@ def test_a_masked_gradient_is_seen_whatever_the_loss_and_the_start(doubts):
     assert not {"zero-gradient", "gradient-disagrees", "batch-matters"} & sound
 
 
+def test_less_accurate_than_the_source_states(doubts, elsewhere):
+    made = elsewhere / "made"
+    changes = ["evaluation.images=40", "evaluation.draws=2", "attacks=[{name: fgsm}]"]
+    words = [word for change in changes for word in ("--set", change)]
+    assert run(["evaluate", "demo", *words, "--quiet", "--out", str(made)]) == 0
+
+    def names():
+        told = json.loads((made / "report.json").read_text())
+        return [doubt["name"] for doubt in told["doubts"]]
+
+    manifest = json.loads((made / "run.json").read_text())
+    assert manifest["stated"]["data"] == "digits"
+    assert "less-than-stated" not in names()
+    for change, raised in (
+        ({"accuracy": 2.0}, True),
+        ({"accuracy": 2.0, "data": "mnist"}, False),
+    ):
+        stated = manifest["stated"] | change
+        (made / "run.json").write_text(json.dumps(manifest | {"stated": stated}))
+        assert run(["report", str(made)]) == 0
+        assert ("less-than-stated" in names()) is raised
+
+
 def test_guessing(doubts):
     wrong = "classifier={name: network, network: {name: 'soft:Wrong'}}"
     assert "no-better-than-guessing" in doubts(wrong)
@@ -156,8 +179,8 @@ def test_a_lead_needs_more_than_two_images(images, raised):
     made = {"undefended": None, "size": 0.1, "attacker_error_rate": 0.5}
     versions = {"a": Condition(draws=[0, 0], **made), "b": Condition(draws=[1, 1], **made)}
     outcomes = [Outcome(i, 0, versions, "a", 0.0, {}) for i in range(images)]
-    assert (lead(outcomes, "a", "b") > 0) == raised
-    assert lead(outcomes, "b", "a") < 0
+    assert (paired_gap(outcomes, "a", "b") > 0) == raised
+    assert paired_gap(outcomes, "b", "a") < 0
 
 
 def test_numbers_that_are_none_are_refused(doubts, mistake):

@@ -1,5 +1,11 @@
 """Runs on disk: why a folder is refused is told by what has changed."""
 
+import errno
+import hashlib
+import json
+import shutil
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 
@@ -9,10 +15,22 @@ from unfool.results.run_folder import Run, merge
 SPEC = {
     "data": {"name": "digits", "folder": "a"},
     "classifier": {"name": "small-cnn", "weights": "net.safetensors"},
-    "evaluation": {"images": 2, "seed": 0},
-    "machine": {"batch_size": 4},
+    "threat": {"norm": "linf", "eps": 0.1},
+    "attacks": [],
+    "evaluation": {"images": 2, "subset_seed": 0, "seed": 0, "draws": 2, "examples": 0}
+    | {"skip_broken": False, "lpips": False},
+    "machine": {"device": "cpu", "batch_size": 4, "images_per_block": 32}
+    | {"execution": "plain", "engine": "local"},
 }
-ASKED = {"identity": "one", "images": "abc", "code": "c", "indices": [0], "spec": SPEC}
+ASKED = {
+    "identity": "one",
+    "images": "abc",
+    "code": "c",
+    "indices": [0],
+    "spec": SPEC,
+    "classes": ["a", "b"],
+    "versions": {},
+}
 
 
 def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake):
@@ -33,7 +51,10 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     ("changed", "said"),
     [
         ({}, "other weights or images"),
-        ({"spec": SPEC | {"machine": {"batch_size": 8}}}, "other weights or images"),
+        (
+            {"spec": SPEC | {"machine": SPEC["machine"] | {"batch_size": 8}}},
+            "other weights or images",
+        ),
         ({"spec": SPEC | {"classifier": {"name": "bayes"}}}, "another spec"),
         ({"kind": "collection"}, "another spec"),
     ],
@@ -43,3 +64,96 @@ def test_merging_says_the_same(tmp_path, changed, said):
     Run.begin(tmp_path / "b", ASKED | {"identity": "two"} | changed)
     with pytest.raises(RuntimeError, match=f"differ: one is of {said}"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
+
+
+SMALL = ["data.size=12", "purifier=null", "denoiser=null", "attacks=[]", "evaluation.draws=2"]
+
+
+def command(folder, *changes):
+    words = [word for change in (*SMALL, *changes) for word in ("--set", change)]
+    return ["evaluate", "blobs", *words, "--out", str(folder), "--quiet"]
+
+
+@pytest.fixture
+def made(elsewhere):
+    """A run of 12 images in blocks of 6."""
+    assert run(command(elsewhere / "r", "machine.images_per_block=6")) == 0
+    return elsewhere / "r"
+
+
+def test_outcomes_without_their_run_are_refused(made, mistake):
+    (made / "run.json").unlink()
+    for changes in ((), ("threat.eps=0.5", "evaluation.seed=7")):
+        assert "no run.json that says" in mistake(*command(made, *changes))
+
+
+def test_outcomes_of_another_run_are_refused(made, mistake):
+    other = made.parent / "other"
+    assert run(command(other, "evaluation.seed=7")) == 0
+    file = next((other / "outcomes").iterdir())
+    shutil.copy(file, made / "outcomes" / file.name)
+    for words in (command(made), ["report", made], ["merge", made, "--out", made.parent / "m"]):
+        assert file.name in mistake(*words)
+
+
+def test_a_folder_that_moves_away_stops_the_run(made, elsewhere):
+    begun = Run.open(made)
+    outcomes = begun.outcomes()
+    made.rename(elsewhere / "moved")
+    with pytest.raises(RuntimeError, match="moved or deleted"):
+        begun.add(outcomes, {})
+    assert not made.exists()
+
+
+@pytest.mark.parametrize("place", [3, 40, 150, 300])
+def test_one_changed_bit_is_told(made, mistake, place):
+    file = sorted((made / "outcomes").iterdir())[0]
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+    for words in (command(made), ["report", made]):
+        said = mistake(*words)
+        assert file.name in said
+        assert "delete the file" in said
+    file.unlink()
+    assert run(command(made)) == 0
+    assert len(Run.open(made).outcomes()) == 12
+
+
+@pytest.mark.parametrize("index", [12, 10**6, -1, 3.5, "3", None, True])
+def test_images_that_the_run_does_not_have_are_refused(made, mistake, index):
+    begun = Run.open(made)
+    lines = json.dumps(asdict(replace(begun.outcomes()[0], index=index))).encode() + b"\n"
+    told = hashlib.sha256(begun.manifest["identity"].encode() + b"\n" + lines).hexdigest()[:8]
+    (made / "outcomes" / f"zz-{told}.jsonl").write_bytes(lines)
+    for words in (command(made), ["report", made]):
+        assert f"image {index}" in mistake(*words)
+
+
+def test_files_that_disagree_about_an_image_are_refused(made, mistake):
+    begun = Run.open(made)
+    second = begun.outcomes()[1]
+    begun.add([replace(second, seconds=9.0)], {})
+    assert run(["report", str(made)]) == 0, "in its time alone it may differ"
+    begun.add([replace(second, chosen="random")], {})
+    for words in (command(made), ["report", made], ["merge", made, "--out", made.parent / "m"]):
+        assert "disagree about image 1" in mistake(*words)
+
+
+def test_too_many_open_files_are_not_told_as_damage(made, monkeypatch):
+    assert run(command(made.parent / "s", "evaluation.examples=2")) == 0
+    begun = Run.open(made.parent / "s")
+
+    def crowded(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files", "x.npz")
+
+    monkeypatch.setattr(np, "load", crowded)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(begun.examples())
+
+
+def test_a_damaged_example_is_named(elsewhere, mistake):
+    assert run(command(elsewhere / "s", "evaluation.examples=2")) == 0
+    file = next((elsewhere / "s" / "examples").iterdir())
+    file.write_bytes(file.read_bytes()[:100])
+    assert file.name in mistake("report", elsewhere / "s")

@@ -5,9 +5,10 @@ from statistics import fmean
 
 import pytest
 
-from unfool.results.cell import Cell
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, pool
+from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
 
 ROWS = [
@@ -26,7 +27,7 @@ def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
 
 
 def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple[Cell, Run]:
-    run = Run(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
+    run = Run.begin(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
     run.add(outcomes, {})
     return Cell(values, {}), run
 

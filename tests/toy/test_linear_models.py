@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.noise import Noise
 from unfool.threat import Threat
 from unfool.toy import linear_models

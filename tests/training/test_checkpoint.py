@@ -56,11 +56,12 @@ class Mirrored(Blobs):
 
 def test_other_data_never_resume(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
-    asked = checkpoint.question(started(), Blobs(size=32))
+    weights = torch.load(elsewhere / "run" / "latest.pt")["asked"]["weights"]
+    asked = checkpoint.question(started(), Blobs(size=32), weights)
     assert checkpoint.read(elsewhere / "run", asked)["step"] == 4
     for data in (Blobs(size=31), Mirrored(size=32)):
         with pytest.raises(RuntimeError, match=r"belongs to other data; name another folder"):
-            checkpoint.read(elsewhere / "run", checkpoint.question(started(), data))
+            checkpoint.read(elsewhere / "run", checkpoint.question(started(), data, weights))
 
 
 def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
@@ -70,6 +71,33 @@ def test_changed_code_of_one_s_own_never_resumes(elsewhere, mistake):
     assert run(command) == 0
     (elsewhere / "own_loss.py").write_text(OWN.format(sign=-1))
     assert "latest.pt belongs to other code of your own" in mistake(*command)
+
+
+def test_changed_helpers_and_weights_of_one_s_own_never_resume(elsewhere, mistake):
+    (elsewhere / "tiny.yaml").write_text(
+        yaml.safe_dump(TINY | {"objective": {"name": "scaled_loss:Loss"}})
+    )
+    (elsewhere / "scaled_loss.py").write_text(
+        "import torch\n"
+        "class Loss:\n"
+        "    def __init__(self):\n"
+        "        self.scale = torch.load('scale.pt')\n"
+        "    def __call__(self, model, x, y, noise):\n"
+        "        from mean_of_loss import mean\n"
+        "        z = model.perturb(model.encode(x), torch.tensor(0.5), noise)\n"
+        "        return mean(self.scale * (model(z, torch.tensor(0.5)) - model.encode(x)).square())\n"
+    )
+    helper = "def mean(loss):\n    return loss.flatten(1).mean(1)\n"
+    (elsewhere / "mean_of_loss.py").write_text(helper)
+    torch.save(torch.ones(1), elsewhere / "scale.pt")
+    command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
+    assert run(command) == 0
+    assert run(command) == 0
+    (elsewhere / "mean_of_loss.py").write_text(helper.replace("mean(1)", "sum(1)"))
+    assert "latest.pt belongs to other code of your own" in mistake(*command)
+    (elsewhere / "mean_of_loss.py").write_text(helper)
+    torch.save(torch.ones(1) * 2, elsewhere / "scale.pt")
+    assert "latest.pt belongs to other weights" in mistake(*command)
 
 
 def test_a_training_begun_with_other_weights_is_another(elsewhere):
@@ -249,7 +277,7 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
     (elsewhere / "own.pt").unlink()
-    assert torch.equal(card.load_classifier(str(folder)).network.whitening, whitening)
+    assert torch.equal(card.trained_classifier(str(folder)).network.whitening, whitening)
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 
@@ -327,7 +355,7 @@ def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
     told = json.loads((folder / "card.json").read_text())
     told["part"]["clip"] = told["part"].pop("clip_x0")
     (folder / "card.json").write_text(json.dumps(told))
-    assert card.load_denoiser(str(folder)).clip_x0 is False
+    assert card.trained_denoiser(str(folder)).clip_x0 is False
     part = {"name": "trained", "weights": str(folder)}
     built, began = card.network_of("denoiser", part)
     assert "clip_x0" in built
@@ -362,3 +390,21 @@ def test_ctrl_c_says_how_to_go_on(elsewhere):
     _, said = process.communicate(timeout=60)
     assert said.strip().splitlines()[-1] == "unfool: stopped; run the same command again to go on"
     assert process.returncode == 130
+
+
+def test_changed_bits_of_a_checkpoint_are_told(elsewhere, mistake):
+    (elsewhere / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    command = ["train", "tiny.yaml", "--out", "run", "--quiet"]
+    assert run(command) == 0
+    path = elsewhere / "run" / "latest.pt"
+    whole = path.read_bytes()
+    saved = torch.load(path, weights_only=True)
+    for changed in ({"step": -5}, {"step": saved["step"] - 1}, {"now": saved["mean"]}):
+        torch.save(saved | changed, path)
+        assert "latest.pt is damaged" in mistake(*command)
+    weight = next(v for v in saved["now"].values() if v.is_floating_point() and v.numel() > 8)
+    place = whole.index(weight.flatten()[:4].numpy().tobytes())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    assert "latest.pt is damaged" in mistake(*command)
+    path.write_bytes(whole)
+    assert run(command) == 0

@@ -104,7 +104,7 @@ def test_two_processes_take_over_from_one_and_equal_it(elsewhere, whole, monkeyp
 
 
 def weights_of_the_start():
-    return card.load_denoiser("digits-denoiser").state_dict()
+    return card.trained_denoiser("digits-denoiser").state_dict()
 
 
 def test_parts_one_after_another_equal_the_whole(tmp_path, whole):

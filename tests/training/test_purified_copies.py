@@ -13,10 +13,10 @@ from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
-from unfool.training import kept
-from unfool.training import purified as cache
+from unfool.training import image_cache
+from unfool.training import purified_copies as cache
 from unfool.training import run as training
-from unfool.training.purified import PurifiedCopies, beside
+from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
 from unfool.training.spec import check
 
 SPEC = {
@@ -49,7 +49,7 @@ def made(**options):
 
 
 def of(objective, home, **asked):
-    return beside(DATA, objective, ASKED | asked, home, quiet=True)
+    return with_purified_copies(DATA, objective, ASKED | asked, home, quiet=True)
 
 
 def test_half_of_the_images_are_purified(elsewhere):
@@ -71,7 +71,7 @@ def test_half_of_the_images_are_purified(elsewhere):
 
 def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
     whole = of(made(copies=2), elsewhere / "whole")
-    real = cache._made
+    real = cache._purify
 
     def dies(data, places, numbers, *rest):
         if numbers[0] > 0:
@@ -79,7 +79,7 @@ def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
         return real(data, places, numbers, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_made", dies)
+        patch.setattr(cache, "_purify", dies)
         with pytest.raises(KeyboardInterrupt):
             of(made(copies=2), elsewhere / "killed")
     objective = made(copies=2)
@@ -92,14 +92,14 @@ def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
 
 def test_a_copy_does_not_depend_on_those_made_with_it(elsewhere, monkeypatch):
     whole, _ = fetch(of(made(), elsewhere / "whole"), range(100))
-    monkeypatch.setattr(kept, "BLOCK", 7)
+    monkeypatch.setattr(image_cache, "BLOCK", 7)
     parts, _ = fetch(of(made(), elsewhere / "parts"), range(100))
     assert torch.equal(whole, parts)
 
 
 def test_the_name_of_a_set_says_what_it_depends_on(elsewhere):
     def key(objective=None, **asked):
-        return of(objective or made(), elsewhere, **asked).kept.folder.name
+        return of(objective or made(), elsewhere, **asked).purified.folder.name
 
     keys = [
         key(),
@@ -121,18 +121,20 @@ def test_a_classifier_is_trained_on_purified_copies(elsewhere):
     home = elsewhere / "runs" / "purified" / told["purified"]["key"]
     assert len(list(home.glob("*.safetensors"))) == 2
     assert json.loads((home / "asked.json").read_text())["copies"] == 2
-    card.load_classifier(str(folder))
+    card.trained_classifier(str(folder))
 
 
 def test_a_copy_is_what_the_purifier_makes(elsewhere):
     asks = check(specs.load(SPEC, ["objective.images=4", "objective.copies=1"]))
     objective = training._objective(asks["objective"])
-    data = beside(digits("train"), objective, asks["objective"], elsewhere, quiet=True)
+    data = with_purified_copies(
+        digits("train"), objective, asks["objective"], elsewhere, quiet=True
+    )
     x, _ = fetch(data, range(4))
     pure, _ = fetch(data, range(4, 8))
-    purifier = DiffPure(card.load_denoiser("digits-denoiser"), sampler="ddpm", t=0.2, steps=2)
+    purifier = DiffPure(card.trained_denoiser("digits-denoiser"), sampler="ddpm", t=0.2, steps=2)
     with torch.no_grad():
-        wanted = purifier(x, Noise.of(0, data.places).child("purified", 0))
+        wanted = purifier(x, Noise.of(0, data.indices).child("purified", 0))
     assert torch.allclose(pure, wanted.clamp(0, 1), atol=1e-3), "but for half precision"
 
 

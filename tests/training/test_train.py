@@ -10,13 +10,13 @@ from diffusers.training_utils import EMAModel
 
 from unfool import spec as specs
 from unfool.cli.main import run
+from unfool.compatibility import check_trainable
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.compatibility import check_fit
 from unfool.training.objectives import augmented
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check, loop_options
@@ -57,7 +57,7 @@ def test_a_denoiser_learns_and_its_card_says_how_well(elsewhere):
     assert told["sha256"] == card.sha256(folder / "model.safetensors")
     for name in ("denoised.png", "log.jsonl"):
         assert (folder / name).stat().st_size
-    model = card.load_denoiser(str(folder))
+    model = card.trained_denoiser(str(folder))
     assert model.shape == (1, 4, 4)
     assert model.classes == 2
     assert not any(p.requires_grad for p in model.parameters())
@@ -166,7 +166,7 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
     )
     one, other = weights(plain), weights(dropped)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    loaded = card.load_denoiser(str(dropped))
+    loaded = card.trained_denoiser(str(dropped))
     assert {m.p for m in loaded.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
     with pytest.raises(SpecError, match=r"training.dropout must be from 0 to below 1"):
         started(training=short | {"dropout": 1})
@@ -310,7 +310,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
     x, t = Noise.of(0, range(4)).normal(torch.zeros(4, 1, 4, 4)), torch.tensor(0.3)
     for label in (0, 1, 2):
         same = model.eval()(x, t, torch.full((4,), label))
-        assert torch.allclose(same, card.load_denoiser(str(first))(x, t, None), atol=1e-6)
+        assert torch.allclose(same, card.trained_denoiser(str(first))(x, t, None), atol=1e-6)
     options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "init_from": str(first)}
     second = training.run(started(training=options), elsewhere / "second")
     assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err
@@ -476,11 +476,11 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
     assert "10 classes, the last 'nine'" in said or "10 classes, the last '9'" in said
     assert "the classifier knows 5, by what it returns" in said
     other = ["train", "digits-denoiser", "--quiet", "--set", "denoiser.size=16"]
-    assert "the images are 1 x 8 x 8 and the denoiser is made for 1 x 16 x 16" in mistake(
+    assert "the images are 1 x 8 x 8 and the denoiser was made for 1 x 16 x 16" in mistake(
         *other, "--out", "other"
     )
     channels = ["train", "digits-classifier", "--quiet", "--set", "classifier.channels=3"]
-    assert "the classifier does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
+    assert "the model does not take images of 1 x 8 x 8" in mistake(*channels, "--out", "c")
     guide = "objective.classifier={name: small-cnn, channels: 1, size: 8, classes: 5}"
     said = mistake("train", "digits-addt", "--quiet", "--set", guide, "--out", "guide")
     assert "objective.classifier: the data set has 10 classes" in said
@@ -507,5 +507,5 @@ def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objectiv
 
 
 def test_a_classifier_gives_a_row_of_numbers():
-    with pytest.raises(SpecError, match=r"returns \(1,\), not a row of numbers per image"):
-        check_fit("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))
+    with pytest.raises(SpecError, match=r"logits \(1, K\), and returned \(1,\)"):
+        check_trainable("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))

@@ -19,8 +19,8 @@ from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
 from unfool.training import adversarial_images as cache
 from unfool.training import run as training
+from unfool.training.lr_schedule import Plan
 from unfool.training.options import TrainingOptions
-from unfool.training.plan import Plan
 from unfool.training.spec import check
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
@@ -213,18 +213,18 @@ def test_a_gradient_is_clipped_to_the_norm_that_is_asked(elsewhere):
 
 def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
     whole = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "whole", quiet=True)
-    real = cache._made
+    real = cache._attack
 
     def dies(data, places, *rest):
         if places[0] > 0:
             raise KeyboardInterrupt
         return real(data, places, *rest)
 
-    monkeypatch.setattr(cache, "_made", dies)
+    monkeypatch.setattr(cache, "_attack", dies)
     with pytest.raises(KeyboardInterrupt):
         cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
     blocks = []
-    monkeypatch.setattr(cache, "_made", lambda d, p, *r: blocks.append(p[0]) or real(d, p, *r))
+    monkeypatch.setattr(cache, "_attack", lambda d, p, *r: blocks.append(p[0]) or real(d, p, *r))
     resumed = cache.make_adversarial_images(DATA, made(), ASKED, elsewhere / "killed", quiet=True)
     assert blocks == [64]
     for index in (0, 63, 64, 69):
@@ -233,9 +233,11 @@ def test_a_killed_attack_goes_on_where_it_was(elsewhere, monkeypatch):
 
 def test_the_name_of_a_set_says_all_it_depends_on(elsewhere):
     def key(data=DATA, source=None, images=None, **asked):
-        objective = made(images=images)
-        places = cache._places(len(data), objective)
-        return cache._key(data, places, source or Bright(), ASKED | asked | {"images": images})
+        objective = made(images=images, source=source or Bright())
+        options = ASKED | asked | {"images": images}
+        return cache.make_adversarial_images(
+            data, objective, options, elsewhere, quiet=True
+        ).folder.name
 
     other = Bright()
     other.edge += 1e-3
@@ -306,7 +308,7 @@ def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
         specs.load(SPEC, ["objective.source={name: diffusion, draws: 2, elimination: paired}"])
     )
     assert own["objective"]["source"]["denoiser"] == own["denoiser"]
-    seen = specs.build("objective", own["objective"]).seen()
+    seen = specs.build("objective", own["objective"]).attacked_model()
     assert isinstance(seen.model, DiffusionClassifier)
     assert seen.model.rule is None, "an attack climbs the whole classifier"
     folder = training.run(own, elsewhere / "runs" / "own", quiet=True)
@@ -329,8 +331,8 @@ def test_weights_are_kept_at_the_steps_that_are_asked(elsewhere):
         digits("train"), objective, asks["objective"], home, quiet=True
     )
     for step in (1, 3):
-        kept = card.load_denoiser(str(folder / "steps" / str(step))).state_dict()
-        begun = card.load_denoiser("digits-conditional").requires_grad_(True)
+        kept = card.trained_denoiser(str(folder / "steps" / str(step))).state_dict()
+        begun = card.trained_denoiser("digits-conditional").requires_grad_(True)
         own = elsewhere / f"own{step}"
         ended = train(
             begun,
@@ -396,11 +398,11 @@ def test_a_transfer_attack_never_asks_the_model():
 
 def test_a_little_training_raises_accuracy_on_its_attack(elsewhere):
     """Of the diffusion classifier, on images made against a small CNN: 45 % before, 75 % after."""
-    source = card.load_classifier("digits-classifier")
+    source = card.trained_classifier("digits-classifier")
     objective = TruthMaximization(source, PGD(steps=5), eps=0.3, images=100)
     data = cache.make_adversarial_images(digits("train"), objective, {}, elsewhere, quiet=True)
     x_adv, y = fetch(data, range(100))
-    denoiser = card.load_denoiser("digits-conditional")
+    denoiser = card.trained_denoiser("digits-conditional")
 
     def right(denoiser):
         judged = DiffusionClassifier(denoiser.eval().requires_grad_(False), draws=4, policy="fixed")

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unfool.analysis.means import bounded
 from unfool.attacks import views
 from unfool.attacks.losses import LOSSES, Loss, query_model
+from unfool.checks import images_of_any_range
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.memory import kept_by_graphs
 from unfool.runtime.progress import progress
+from unfool.statistics import bounded_mean_interval
 from unfool.threat import images as per_image
 
 EXACT = "exact"
@@ -114,15 +115,15 @@ class Gradients:
         cosines, signs = self.cosines(), self.signs()
         errors, slopes = self.errors(), self.slope_errors()
         rows = []
-        for i, way in enumerate(self.variants):
+        for i, variant in enumerate(self.variants):
             rows.append(
                 {
-                    "way": way.name,
-                    "meaning": way.meaning,
-                    "cosine": bounded(cosines[i, 0], -1, 1),
-                    "sign": bounded(signs[i], 0, 1),
-                    "error": bounded(errors[i], 0),
-                    "slope_error": bounded(slopes[i], 0),
+                    "way": variant.name,
+                    "meaning": variant.meaning,
+                    "cosine": bounded_mean_interval(cosines[i, 0], -1, 1),
+                    "sign": bounded_mean_interval(signs[i], 0, 1),
+                    "error": bounded_mean_interval(errors[i], 0),
+                    "slope_error": bounded_mean_interval(slopes[i], 0),
                     "seconds": float(self.seconds[i]),
                     "forwards": float(self.seconds[i] / self.forward),
                     "kept": float(self.kept[i]),
@@ -180,52 +181,52 @@ def compare(
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}")
     found, missing = [], {}
-    for way in variants:
+    for variant in variants:
         view = (
-            partial(way.view, steps=coarse)
-            if way.name in ("surrogate-same-noise", "surrogate")
-            else way.view
+            partial(variant.view, steps=coarse)
+            if variant.name in ("surrogate-same-noise", "surrogate")
+            else variant.view
         )
         try:
-            found.append((way, view(model)))
+            found.append((variant, view(model)))
         except ValueError as error:
-            missing[way.name] = str(error)
+            missing[variant.name] = str(error)
     rounds = repeats * (1 + len(found))
     gradients: dict[str, Tensor] = {}
-    seconds: dict[str, list[float]] = {way.name: [] for way, _ in found} | {"": []}
-    kept: dict[str, int] = {}
+    seconds: dict[str, list[float]] = {variant.name: [] for variant, _ in found} | {"": []}
+    graph_bytes: dict[str, int] = {}
     done = 0
     with progress("comparing gradients", rounds + 1, 0, quiet) as show:
         for _ in range(repeats):
             _, took = _timed(query_model, model, x, y, loss, noise, 0, draws, gradient=False)
             seconds[""].append(took)
-            for way, seen in found:
+            for variant, viewed in found:
                 counting: AbstractContextManager[Any] = (
-                    nullcontext() if way.name in kept else kept_by_graphs(model)
+                    nullcontext() if variant.name in graph_bytes else kept_by_graphs(model)
                 )
-                with keeping(way.graphs), counting as held:
-                    out, took = _timed(query_model, seen, x, y, loss, noise, 0, draws)
-                if held is not None:
-                    kept[way.name], gradients[way.name] = held.peak, out.gradient
-                if held is None or repeats == 1:
-                    seconds[way.name].append(took)  # counting takes time of its own
+                with keeping(variant.graphs), counting as counter:
+                    out, took = _timed(query_model, viewed, x, y, loss, noise, 0, draws)
+                if counter is not None:
+                    graph_bytes[variant.name], gradients[variant.name] = counter.peak, out.gradient
+                if counter is None or repeats == 1:
+                    seconds[variant.name].append(took)  # counting takes time of its own
                 done += 1
-                show(done, way.name)
+                show(done, variant.name)
         vectors = torch.stack(
             [_unit(noise.child("direction", i).normal(x)) for i in range(directions)]
         )
         slopes, precise = _slopes(model, x, y, noise, loss, draws, vectors)
     each = len(x) * draws
     return Gradients(
-        tuple(way for way, _ in found),
+        tuple(variant for variant, _ in found),
         missing,
-        torch.stack([gradients[way.name] for way, _ in found]).double().cpu().numpy(),
+        torch.stack([gradients[variant.name] for variant, _ in found]).double().cpu().numpy(),
         vectors.double().cpu().numpy(),
         slopes.double().cpu().numpy(),
         precise,
-        np.array([min(seconds[way.name]) / each for way, _ in found]),
+        np.array([min(seconds[variant.name]) / each for variant, _ in found]),
         min(seconds[""]) / each,
-        np.array([kept[way.name] / each for way, _ in found]),
+        np.array([graph_bytes[variant.name] / each for variant, _ in found]),
     )
 
 
@@ -244,12 +245,13 @@ def _slopes(
     exact, x = (double, x.double()) if double else (model, x)
     slopes = []
     for direction in directions.to(x):
-        sides = [
-            query_model(
-                exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False
-            ).loss
-            for side in (1, -1)
-        ]
+        with images_of_any_range():  # a step from a black pixel leaves the box
+            sides = [
+                query_model(
+                    exact, x + side * step * direction, y, loss, noise, 0, draws, gradient=False
+                ).loss
+                for side in (1, -1)
+            ]
         slopes.append((sides[0] - sides[1]) / (2 * step))
     return torch.stack(slopes, 1), double is not None
 

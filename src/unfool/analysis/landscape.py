@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.analysis.trajectories import DW, EOT
-from unfool.attacks.losses import Loss, query_model
+from unfool.analysis.trajectories import DW, EOT, losses_at
+from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
+from unfool.checks import images_of_any_range
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
@@ -84,13 +85,13 @@ def landscape(
             raise ValueError(f"{name} must be {least} or more, not {value}")
     if len(x) != 1:
         raise ValueError(f"a landscape is around one image, not {len(x)}")
-    secret, held, deltas = noise.child("defense"), noise.child("held"), {}
+    known, heldout, deltas = noise.child("defense"), noise.child("held"), {}
     with progress("attacking and looking", grid + 2, 0, quiet) as show:
         for done, (name, per_step) in enumerate(((DW, 1), (EOT, eot)), 1):
             own = noise.child(name)
             attack = PGD(steps, per_step, step_size, start="zero", loss=loss)
-            told = own.with_known_noise(secret) if name == DW else own
-            path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, told)]
+            own = own.with_known_noise(known) if name == DW else own
+            path = [x_adv - x for x_adv, _ in attack.path(model, x, y, threat, own)]
             deltas[name] = torch.cat(path).flatten(1).double()
             show(done, name)
         u = deltas[DW][-1]
@@ -100,16 +101,15 @@ def landscape(
         if not float(r.norm()):
             raise ValueError("the two attacks end at the same image: there is no second direction")
         along = torch.linspace(0, reach, grid, dtype=torch.float64)
-        surfaces: dict[str, list[Tensor]] = {"known": [], "fresh": []}
+        surfaces: dict[str, list[np.ndarray]] = {"known": [], "fresh": []}
+        streams = known.take([0] * grid), heldout.take([0] * grid)
         for done, b in enumerate(along, 3):
             moved = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
             row = (x + moved).clamp(0, 1) if clip else x + moved
-            labels, same = y.expand(grid), [0] * grid
-            known = secret.take(same)
-            told = known.with_known_noise(known)
-            for kind, stream, count in (("known", told, 1), ("fresh", held.take(same), draws)):
-                seen = query_model(model, row, labels, loss, stream, 0, count, gradient=False)
-                surfaces[kind].append(seen.loss.cpu())
+            with images_of_any_range():  # unless `clip`, the plane is not bent at the box
+                losses = losses_at(model, row, y.expand(grid), loss, *streams, draws)
+            for kind, surface in surfaces.items():
+                surface.append(losses[kind][0])
             show(done, "looking")
     plane = torch.stack([u / (u @ u), r / (r @ r)], 1)  # (P, 2)
     paths = {name: (path @ plane).cpu().numpy() for name, path in deltas.items()}
@@ -119,8 +119,8 @@ def landscape(
         outside[name] = float(rest.norm() / path[-1].norm())
     return Landscape(
         along.numpy(),
-        torch.stack(surfaces["known"]).numpy(),
-        torch.stack(surfaces["fresh"]).numpy(),
+        np.stack(surfaces["known"]),
+        np.stack(surfaces["fresh"]),
         paths,
         outside,
         torch.stack([u, r]).view(2, *x.shape[1:]).cpu().numpy(),

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
+from unfool.defenses.purified_classifier import predict
 from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
 from unfool.runtime.progress import progress
-from unfool.statistics import mean_of, wilson
+from unfool.statistics import bounded_mean_interval, mean_of, wilson
 from unfool.threat import Threat
 
 CLEAN, ATTACKED = "clean", "attacked"
@@ -54,7 +54,7 @@ class Purification:
         rows = []
         for name, right in self.right.items():
             measured = self.distances.get(name, {})
-            means = {m: bounded(v.mean(1), *RANGES[m]) for m, v in measured.items()}
+            means = {m: bounded_mean_interval(v.mean(1), *RANGES[m]) for m, v in measured.items()}
             share = mean_of(right.mean(1).tolist(), right.shape[1])
             rows.append({"row": name, **means, "right": share._asdict()})
         nearer = {}
@@ -72,7 +72,7 @@ class Purification:
             "pixel_noise": self.noise,
             "rows": rows,
             "nearer": nearer,
-            "left": bounded(self.left.mean(1), 0),
+            "left": bounded_mean_interval(self.left.mean(1), 0),
         }
 
 
@@ -128,19 +128,19 @@ def purification(
         show(1, "attacked")
         pictures: dict[str, list[Tensor]] = {name: [start] for name, start in starts.items()}
         right = {
-            name: [classify(start, noise.child("classify")).argmax(1) == y]
+            name: [predict(classify, start, noise.child("classify")) == y]
             for name, start in starts.items()
         }
         for draw in range(draws):
             stream = noise.child("held", draw)
             forward = stream.child("purify").child("forward").normal(x)
             for name, start in starts.items():
-                ways = {NOISED: start + sigma * forward} if sigma else {}
-                ways[PURE] = purify(start, stream.child("purify"))
-                for way, picture in ways.items():
-                    row = f"{name}, {way}"
-                    pictures.setdefault(row, []).append(picture)
-                    correct = classify(picture, stream.child("classify")).argmax(1) == y
+                versions = {NOISED: start + sigma * forward} if sigma else {}
+                versions[PURE] = purify(start, stream.child("purify"))
+                for kind, image in versions.items():
+                    row = f"{name}, {kind}"
+                    pictures.setdefault(row, []).append(image)
+                    correct = predict(classify, image, stream.child("classify")) == y
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {
@@ -162,10 +162,10 @@ def purification(
     )
 
 
-def _distances(pictures: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
-    told = [measure(picture, x, perceptual) for picture in pictures]
+def _distances(images: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
+    distances = [measure(image, x, perceptual) for image in images]
     return {
-        metric: np.array([[image[metric] for image in draw] for draw in told]).T
+        metric: np.array([[by_metric[metric] for by_metric in draw] for draw in distances]).T
         for metric in METRICS
-        if metric in told[0][0]
+        if metric in distances[0][0]
     }

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unfool.analysis.means import bounded
 from unfool.attacks.views import Batched
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided
@@ -20,6 +19,7 @@ from unfool.diffusion.schedule import chain_length
 from unfool.noise import Noise, permutation
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
+from unfool.statistics import bounded_mean_interval
 
 REAL = "other real pictures"
 
@@ -40,7 +40,7 @@ class Samples:
 
     def summary(self) -> dict[str, Any]:
         """Means over sets with 95 % intervals."""
-        rows = {name: bounded(d, 0) for name, d in self.distances.items()}
+        rows = {name: bounded_mean_interval(d, 0) for name, d in self.distances.items()}
         return {"size": self.size, "sets": len(self.distances[REAL]), "frechet": rows}
 
 
@@ -118,10 +118,10 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
         if isinstance(classifier, nn.Module)
         else []
     )
-    seen: list[Tensor] = []
+    collected: list[Tensor] = []
 
     def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.append(given[0].detach().flatten(1))
+        collected.append(given[0].detach().flatten(1))
 
     hooks = [linear[-1].register_forward_pre_hook(keep)] if linear else []
     try:
@@ -129,7 +129,7 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
     finally:
         for hook in hooks:
             hook.remove()
-    return torch.cat(seen) if seen else logits
+    return torch.cat(collected) if collected else logits
 
 
 @torch.no_grad()

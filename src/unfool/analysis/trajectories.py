@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unfool.analysis.means import bounded
 from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress
-from unfool.statistics import Share, mean_interval, mean_of
+from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_of
 from unfool.threat import Threat
 
 DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
@@ -72,7 +71,9 @@ class Trajectories:
             )
             for other, others in self.runs.items():
                 if (other, name) not in cosines and (name != other or runs.ends.shape[1] > 1):
-                    cosines[name, other] = bounded(_cosines(runs.ends, others.ends), -1, 1)
+                    cosines[name, other] = bounded_mean_interval(
+                        _cosines(runs.ends, others.ends), -1, 1
+                    )
         return {
             "images": len(next(iter(self.runs.values())).ends),
             "draws": self.draws,
@@ -140,10 +141,10 @@ def trajectories(
             deltas, heights, last = [], [], many
             for last, _ in attack.path(model, many, labels, threat, own):
                 deltas.append((last - many)[where].flatten(1).cpu())
-                heights.append(_told(model, last[where], labels[where], loss, *streams, draws))
+                heights.append(losses_at(model, last[where], labels[where], loss, *streams, draws))
                 done += copies
                 show(done, name)
-            ends = _told(model, last, labels, loss, known, held, draws)
+            ends = losses_at(model, last, labels, loss, known, held, draws)
             shape = (len(x), copies)
             paths = torch.stack(deltas, 1).view(min(shown, len(x)), copies, steps + 1, -1)
             found[name] = Runs(
@@ -171,7 +172,7 @@ def flat(paths: Mapping[str, Runs], image: int) -> tuple[np.ndarray, list[tuple[
     return np.concatenate(rows), where
 
 
-def _told(
+def losses_at(
     model: Classifier,
     x: Tensor,
     y: Tensor,
@@ -184,8 +185,8 @@ def _told(
     one = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
     many = query_model(model, x, y, loss, held, 0, draws, gradient=False)
     return {
-        key: (seen.loss.cpu().numpy(), 1 - seen.error_rate.cpu().numpy())
-        for key, seen in (("known", one), ("fresh", many))
+        key: (result.loss.cpu().numpy(), 1 - result.error_rate.cpu().numpy())
+        for key, result in (("known", one), ("fresh", many))
     }
 
 

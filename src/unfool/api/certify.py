@@ -6,22 +6,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.describe import contents, model_parts
 from unfool.api.evaluate import data_name
-from unfool.api.parts import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.run_result import RunResult, kept, place_for
+from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
+from unfool.api.run_result import RunResult, place_for, run_in
+from unfool.api.spec_from_objects import contents, model_parts, modules
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
-from unfool.report.certified import headline, print_certificates, tables, write_certificates
-from unfool.report.notebook import fragment, plain_text
-from unfool.report.rows import percent
+from unfool.report import certification
+from unfool.report.formatting import percent
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
+from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
+from unfool.results.spec import CertificationSpec
 from unfool.statistics import Share
 
 
-class CertifyResult(RunResult):
+class CertifyResult(RunResult[CertificationSummary]):
     """What a certification proved. Printing it gives the tables that the command prints.
 
     Args:
@@ -85,19 +88,19 @@ class CertifyResult(RunResult):
             ValueError: The run's folder is a temporary one, and no other is named.
             RuntimeError: The folder holds another run.
         """
-        run = kept(self.run, self._home is not None, folder)
-        write_certificates(run)
+        run = run_in(self.run, self._home is not None, folder)
+        certification.write_report(run)
         return run.folder
 
     def __str__(self) -> str:
-        return plain_text(lambda console: print_certificates(self._summary, console=console))
+        return plain_text(certification.brief(self._summary))
 
     def __repr__(self) -> str:
         at = ", ".join(f"{percent(self.certified[r].value)} at {r:g}" for r in (0.25, 0.5))
         return f"<CertifyResult: certified {at} (l2); {self.n} of {self.of} images>"
 
     def _repr_html_(self) -> str:
-        return fragment(headline(self._summary), [], tables(self._summary))
+        return to_fragment(certification.brief(self._summary))
 
 
 def certify(
@@ -140,17 +143,23 @@ def certify(
     """
     check_arguments(certify, locals())
     asked = as_classifier(model)
-    place, told = device_of(asked, device), getattr(asked, "sigma", sigma)
-    if getattr(asked, "noised", False) and told != sigma:
-        raise ValueError(f"the model judges images with noise of {told:g}, not of sigma {sigma:g}")
+    place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
+    if getattr(asked, "noised", False) and trained_sigma != sigma:
+        raise ValueError(
+            f"the model judges images with noise of {trained_sigma:g}, not of sigma {sigma:g}"
+        )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = {"python": "unfool.certify", "data": {"name": data_name(images_of)}}
-        spec |= model_parts(asked)
-        spec["contents"] = {"model": contents(asked)}
-        spec["certification"] = check_options(options)
-        spec["machine"] = {"device": place, "batch_size": batch_size}
+        code = [{"name": f"{name}:"} for name in modules(asked)]
+        spec: CertificationSpec = {
+            "python": "unfool.certify",
+            "data": {"name": data_name(images_of)},
+            **model_parts(asked),
+            "contents": {"model": contents(asked), "code": code},
+            "certification": check_options(options),
+            "machine": {"device": place, "batch_size": batch_size},
+        }
         folder, home = place_for(out)
         run = certify_model(spec, asked, images_of, folder, device=place, quiet=quiet)
     return CertifyResult(run, home)

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from unfool.api.result import Result, run_of
-from unfool.report import compare as told
-from unfool.report.notebook import fragment, plain_text
+from unfool.report import comparison
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
 from unfool.results import compare as comparing
 from unfool.results.run_folder import Run
 
@@ -15,7 +16,7 @@ class Comparison(comparing.Comparison):
     """Two runs beside each other, image by image. Printing it gives the table of the command."""
 
     def __str__(self) -> str:
-        return plain_text(lambda console: told.print_comparison(self, console=console))
+        return plain_text(comparison.brief(self))
 
     def __repr__(self) -> str:
         found = {row.name: row.change.mean for row in self.rows}
@@ -24,16 +25,15 @@ class Comparison(comparing.Comparison):
         return f"<Comparison: {name} {points:+.1f} points from A to B; {self.n} images>"
 
     def _repr_html_(self) -> str:
-        title, *opening = told.opening(self)
-        return fragment(title, opening, [(told.HEADS, told.lines(self))])
+        return to_fragment(comparison.brief(self))
 
     def to_dict(self) -> dict[str, Any]:
         """What `compare.json` holds of it."""
-        return asdict(self) | {"rows": [told.named(row) for row in self.rows]}
+        return asdict(self) | {"rows": [comparison.named(row) for row in self.rows]}
 
     def write_report(self, folder: str | Path) -> Path:
         """Write `compare.html`, `.md`, `.json` and `.png` into a folder, which is returned."""
-        told.write_comparison(Path(folder), self, (), "unfool.compare(a, b)")
+        comparison.write_report(Path(folder), self, (), "unfool.compare(a, b)")
         return Path(folder)
 
 

@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from unfool.api.describe import attack_entry, contents, model_parts
-from unfool.api.parts import (
+from unfool.api.inputs import (
     TorchImages,
     as_classifier,
     as_dataset,
@@ -15,8 +14,10 @@ from unfool.api.parts import (
 )
 from unfool.api.result import Result
 from unfool.api.run_result import place_for
+from unfool.api.spec_from_objects import attack_entry, contents, model_parts, modules
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
+from unfool.checks import check_threat
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
@@ -24,7 +25,8 @@ from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.results.run_folder import Run
-from unfool.spec import Table, menu
+from unfool.results.spec import EvaluationSpec
+from unfool.spec import menu
 from unfool.threat import Threat
 
 
@@ -63,7 +65,8 @@ def evaluate(
         out: A run folder. What is done there is not done again; a run on fewer of the same images grows.
             It is refused if it holds another run: other contents of the model (weights, buffers and
             options), of the attacks (their fields) or of the data, another threat, seed or number
-            of draws. Code of your own counts if it is in a module, not in a notebook.
+            of draws. Code of your own counts if it is in a module, with the modules that it imports;
+            not that of a notebook, or of the script that is run itself.
         classes: The name of each class; those of the data, or numbers, by default.
         batch_size: The most images (with their draws) in one call of the model; speed only.
         device: Where to compute; by default where the model's weights are.
@@ -78,13 +81,37 @@ def evaluate(
     check_threat(threat)
     asked = as_classifier(model)
     place = device_of(asked, device)
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f'attacks is a dictionary, {{"PGD": PGD()}}, say, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = _asked(asked, images_of, viewed, threat)
-        spec["evaluation"] |= {"images": images, "seed": seed, "draws": draws}
-        spec["evaluation"] |= {"skip_broken": skip_broken}
-        spec["machine"] |= {"device": place, "batch_size": batch_size}
+        hashes = {label: contents(attack) for label, attack in viewed.items()}
+        code = [{"name": f"{name}:"} for name in modules([asked, viewed])]
+        spec: EvaluationSpec = {
+            "python": "unfool.evaluate",
+            "data": {"name": data_name(images_of)},
+            **model_parts(asked),
+            "threat": {"norm": threat.norm, "eps": float(threat.eps)},
+            "attacks": [attack_entry(label, attack) for label, attack in viewed.items()],
+            "contents": {"model": contents(asked), "attacks": hashes, "code": code},
+            "evaluation": {
+                "subset_seed": 0,
+                "examples": 8,
+                "lpips": False,
+                "images": images,
+                "seed": seed,
+                "draws": draws,
+                "skip_broken": skip_broken,
+            },
+            "machine": {
+                "images_per_block": 32,
+                "execution": "plain",
+                "engine": "local",
+                "device": place,
+                "batch_size": batch_size,
+            },
+        }
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
@@ -92,41 +119,10 @@ def evaluate(
     return Result(run, home)
 
 
-def check_threat(threat: Threat) -> None:
-    """Refuse what is no threat, or one in units of 0 to 255.
-
-    Raises:
-        TypeError: It is none.
-        ValueError: Its budget is more than there is to change.
-    """
-    if not isinstance(threat, Threat):
-        raise TypeError(f'threat is unfool.Threat("linf", 8/255), say, not {threat!r}')
-    if threat.norm in ("linf", "l0") and threat.eps > 1:
-        raise ValueError(
-            f"threat: eps of {threat.norm} is at most 1, as pixels are in [0, 1] (8/255, say), not "
-            f"{threat.eps}"
-        )
-
-
 def data_name(data: Dataset) -> str:
     """What a report calls a data set: `tensors`, or the name of its class."""
     inner = data.data if isinstance(data, TorchImages) else data
     return "tensors" if isinstance(inner, Arrays) else type(inner).__name__
-
-
-def _asked(
-    model: Classifier, data: Dataset, attacks: Mapping[str, AttackOnView], threat: Threat
-) -> Table:
-    """What is asked, in the words of a spec."""
-    told: Table = {"python": "unfool.evaluate", "data": {"name": data_name(data)}}
-    told |= model_parts(model)
-    told |= {"threat": {"norm": threat.norm, "eps": float(threat.eps)}}
-    told["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
-    made = {label: contents(attack) for label, attack in attacks.items()}
-    told["contents"] = {"model": contents(model), "attacks": made}
-    told["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
-    told["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
-    return told
 
 
 def _viewed(label: str, attack: Any) -> AttackOnView:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from unfool import spec as specs
+from unfool.diffusion.denoiser import Denoiser
+from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.protocols import Classifier
@@ -29,3 +31,65 @@ def load(
         ValueError: What is wrong with the spec, in a sentence.
     """
     return build_model(check_model(specs.load(spec, changes)), pick_device(device))
+
+
+def load_classifier(
+    weights: str | Path | None = None,
+    *,
+    name: str = "trained",
+    device: str = "auto",
+    **options: Any,
+) -> Classifier:
+    """A classifier by its name in a spec, with the same options.
+
+    Args:
+        weights: Of `"trained"`, the name of a shipped model or a folder with a card; of others, what
+            their option `weights` takes.
+        name: A classifier of the menu (`"timm"`, `"cifar-network"`, ...), or your own `module:attribute`.
+        device: Where the model is put; `"auto"` is the GPU where there is one.
+        options: The options of that classifier; `unfool menu NAME` lists them.
+
+    Returns:
+        A classifier, frozen and in eval mode: `model(x)` with images (B, C, H, W) in [0, 1] gives
+        logits (B, K).
+
+    Raises:
+        ValueError: What is wrong with the name or the options, in a sentence.
+    """
+    if weights is None and name == "trained":
+        raise SpecError("name the `weights` of a shipped model, or a classifier by `name`")
+    given = {} if weights is None else {"weights": str(weights)}
+    return load({"classifier": {"name": name, **given, **options}}, device=device)
+
+
+def load_denoiser(
+    weights: str | Path | None = None,
+    *,
+    name: str = "trained",
+    device: str = "auto",
+    **options: Any,
+) -> Denoiser:
+    """A denoiser by its name in a spec, with the same options.
+
+    `load_denoiser("digits-denoiser")` is a shipped one, and
+    `load_denoiser(name="score-sde", weights="checkpoint_8.pth")` a published checkpoint.
+
+    Args:
+        weights: Of `"trained"`, the name of a shipped model or a folder with a card; of others, what
+            their option `weights` takes.
+        name: A denoiser of the menu (`"score-sde"`, `"edm"`, ...), or your own `module:attribute`.
+        device: Where the model is put; `"auto"` is the GPU where there is one.
+        options: The options of that denoiser; `unfool menu NAME` lists them.
+
+    Returns:
+        A denoiser, frozen and in eval mode: `denoiser(x_t, t, label)` gives E[x_0 | x_t].
+
+    Raises:
+        ValueError: What is wrong with the name or the options, in a sentence.
+    """
+    if weights is None and name == "trained":
+        raise SpecError("name the `weights` of a shipped model, or a denoiser by `name`")
+    given = {} if weights is None else {"weights": str(weights)}
+    part = specs.check("denoiser", {"name": name, **given, **options})
+    denoiser: Denoiser = specs.build("denoiser", part)
+    return denoiser.to(pick_device(device)).eval().requires_grad_(False)

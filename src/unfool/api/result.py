@@ -1,17 +1,17 @@
 """The result of an evaluation, finished or not: numbers with intervals, doubts, and every answer."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.run_result import RunResult, kept
-from unfool.report.notebook import plain_text, summary_html
-from unfool.report.rows import percent
-from unfool.report.tables import print_summary
-from unfool.report.write import write_report
+from unfool.api.run_result import RunResult, run_in
+from unfool.report import evaluation
+from unfool.report.formatting import percent
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
 from unfool.results.doubt import Doubt
+from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
 from unfool.statistics import Share
@@ -19,7 +19,7 @@ from unfool.statistics import Share
 READINGS = ("per_draw", "majority", "all_draws")
 
 
-class Result(RunResult):
+class Result(RunResult[Summary]):
     """What an evaluation found. Printing it gives the table that the command prints.
 
     Each condition is a `Judged`: how often the model is right `per_draw`, by `majority` and on
@@ -107,22 +107,22 @@ class Result(RunResult):
             ValueError: The run's folder is a temporary one, and no other is named.
             RuntimeError: The folder holds another run.
         """
-        run = kept(self.run, self._home is not None, folder)
-        write_report(run)
+        run = run_in(self.run, self._home is not None, folder)
+        evaluation.write_report(run)
         return run.folder
 
     def __str__(self) -> str:
-        return plain_text(lambda console: print_summary(self._summary, console=console))
+        return plain_text(evaluation.brief(self._summary))
 
     def __repr__(self) -> str:
         said = f"clean {percent(self.clean.per_draw.value)}"
         if self._summary["attacks"]:
             said += f", robust {percent(self.robust.per_draw.value)}"
-        seen = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
-        return f"<Result: {said} per draw; {seen}>"
+        counts = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
+        return f"<Result: {said} per draw; {counts}>"
 
     def _repr_html_(self) -> str:
-        return summary_html(self._summary)
+        return to_fragment(evaluation.brief(self._summary))
 
 
 def load_run(folder: str | Path) -> Result:
@@ -134,7 +134,7 @@ def load_run(folder: str | Path) -> Result:
     return Result.open(folder)
 
 
-def judged(name: str, readings: Mapping[str, Any]) -> Judged:
+def judged(name: str, readings: Readings) -> Judged:
     """The condition that a summary's `readings` tell of."""
     shares = {key: Share(**readings[key]) for key in READINGS}
     bare = readings.get("undefended")

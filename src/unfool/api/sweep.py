@@ -1,20 +1,21 @@
 """A sweep from Python: an evaluation for every combination of some values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from unfool import spec as specs
-from unfool.api.frame import to_frame
+from unfool.api.data_frame import to_frame
 from unfool.api.result import READINGS, Result
 from unfool.api.run_result import place_for
 from unfool.evaluation import sweep as sweeps
-from unfool.report.notebook import fragment, plain_text
-from unfool.report.sweep import sweep_table, write_sweep
-from unfool.report.tables import grid
-from unfool.results.cell import Cell
+from unfool.report import sweep as sweep_report
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
+from unfool.results.sweep_cell import Cell
 
 
 class SweepResult(list[tuple[dict[str, str], Result]]):
@@ -69,23 +70,20 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
             if place.resolve() != result.run.folder.resolve():
                 merge([result.run.folder], place)
         of = len(self) + len(self.failed)
-        write_sweep(whole, self._done(), of, "unfool.sweep(...)", self.failed)
+        sweep_report.write_report(whole, self._done(), of, "unfool.sweep(...)", self.failed)
         return whole
 
-    def _done(self) -> list[tuple[Cell, Mapping[str, Any]]]:
+    def _done(self) -> list[tuple[Cell, Summary]]:
         return [(cell, result.to_dict()) for cell, result in self._cells]
 
     def __str__(self) -> str:
-        heads, lines = sweep_table(self._done())
-        table = plain_text(lambda console: console.print(grid(heads, lines)))
-        return "\n".join([table, *(f"not run: {each}" for each in self.failed)])
+        return plain_text(sweep_report.brief(self._done(), self.failed))
 
     def __repr__(self) -> str:
         return f"<SweepResult: {len(self)} of {len(self) + len(self.failed)} combinations>"
 
     def _repr_html_(self) -> str:
-        failed = [f"not run: {each}" for each in self.failed]
-        return fragment("Accuracy per draw", [], [sweep_table(self._done())], failed)
+        return to_fragment(sweep_report.brief(self._done(), self.failed))
 
 
 def sweep(

@@ -9,7 +9,8 @@ from torch import Tensor
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
-from unfool.attacks.losses import Loss, Query, runner_up_classes
+from unfool.attacks.losses import Loss, Query, runner_up_classes, without_noise
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, MostOf, check_fields
@@ -27,7 +28,8 @@ class APGD:
     best image so far meets the same draws as each new one, and loses its place only to what is
     better on them; whether a step rose is told by the two leads over the best, which are such
     paired differences, too. The last image, the best, and the one that was wrong most often are
-    then compared, with all other runs' and the image itself, on draws of their own.
+    then compared, with all other runs' and the image itself, on draws of their own. Of several runs,
+    each is on the images that all before it left right, where the model draws no noise.
 
     Attributes:
         steps: Gradient steps of a run.
@@ -64,6 +66,7 @@ class APGD:
         check_fields(self)
         require_boundary(self.weights, self.loss)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -77,25 +80,39 @@ class APGD:
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
             toward = found.unbind(1)
+        sure = torch.zeros_like(y, dtype=torch.bool)
+        if len(toward) * self.restarts > 1:
+            sure = without_noise(model, x, noise.child("sure"))
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
-            return self._search(x[which], y[which], aims, threat, noise.take(which))
+            return self._search(x[which], y[which], sure[which], aims, threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
     def _search(
-        self, x: Tensor, y: Tensor, aims: Sequence[Tensor | None], threat: Threat, noise: Noise
+        self,
+        x: Tensor,
+        y: Tensor,
+        sure: Tensor,
+        aims: Sequence[Tensor | None],
+        threat: Threat,
+        noise: Noise,
     ) -> AttackSteps[Tensor]:
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
+        left = torch.arange(len(x), device=x.device)  # but for those that are beaten
         for i, aim in enumerate(aims):
             for restart in range(self.restarts):
-                below = noise.child("run", i, restart)
-                fell, found = yield from self._run(x, y, aim, threat, below)
+                below = noise.child("run", i, restart).take(left)
+                toward = None if aim is None else aim[left]
+                fell, found = yield from self._run(x[left], y[left], toward, threat, below)
                 if fell:
                     return found[0]
-                yield from contest.meet(*found)
-        yield from contest.meet(x)
+                yield from contest.meet(*found, which=left)
+                left = (~(sure & contest.wrong)).nonzero()[:, 0]
+                if not len(left):
+                    return contest.best
+        yield from contest.meet(x[left], which=left)
         return contest.best
 
     def _run(
@@ -110,40 +127,40 @@ class APGD:
             return Query(at, y, self.loss, noise, turn, self.eot, gradient, aim, weigh)
 
         x_adv = previous = threat.start(x, noise.child("start"))
-        seen = yield ask(x_adv, 0)
-        if (yield from stop.here(ask(x_adv, 0), seen)):
+        result = yield ask(x_adv, 0)
+        if (yield from stop.here(ask(x_adv, 0), result)):
             return True, [x_adv]
-        gradient = seen.gradient
-        best, highest, slope = x_adv, seen.loss, gradient
-        wrongest, most = x_adv, rank_value(seen)
+        gradient = result.gradient
+        best, highest, slope = x_adv, result.loss, gradient
+        wrongest, most = x_adv, rank_value(result)
         behind = torch.zeros_like(highest)  # how far x_adv is below the best
         stride = torch.full_like(highest, 2 * threat.eps)
         rises = torch.zeros_like(highest)
         improved, halved = highest > highest, highest == highest  # none, all
         since, checks = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
-            way = images(stride) * threat.steepest(gradient, x_adv)
-            step = threat.project(x, x_adv + way) - x_adv
+            direction = images(stride) * threat.steepest(gradient, x_adv)
+            step = threat.project(x, x_adv + direction) - x_adv
             if i > 1:
                 step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)
             previous, x_adv = x_adv, threat.project(x, x_adv + step)
-            seen = yield ask(x_adv, i)
-            if (yield from stop.here(ask(x_adv, i), seen)):
+            result = yield ask(x_adv, i)
+            if (yield from stop.here(ask(x_adv, i), result)):
                 return True, [x_adv]
-            gradient = seen.gradient
+            gradient = result.gradient
             if i % self.steps_per_draw == 0:  # the draws are new
                 highest = (yield ask(best, i, gradient=False)).loss
-            lead = seen.loss - highest
+            lead = result.loss - highest
             rises += lead > -behind
             behind = (-lead).clamp(min=0)
             better = lead > 0
             improved = improved | better
             best = torch.where(images(better), x_adv, best)
             slope = torch.where(images(better), gradient, slope)
-            highest = torch.where(better, seen.loss, highest)
-            more = rank_value(seen) > most
+            highest = torch.where(better, result.loss, highest)
+            more = rank_value(result) > most
             wrongest = torch.where(images(more), x_adv, wrongest)
-            most = torch.where(more, rank_value(seen), most)
+            most = torch.where(more, rank_value(result), most)
             if i in checks:
                 halved = (rises <= RISES * (i - since)) | ~(halved | improved)
                 stride = torch.where(halved, stride / 2, stride)

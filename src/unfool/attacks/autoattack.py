@@ -14,6 +14,7 @@ from unfool.attacks.fab import FAB
 from unfool.attacks.losses import competing_logits, query_logits, recording_losses
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
+from unfool.checks import check_labels, checked
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier
 from unfool.ranges import Count, CountFromZero, ShareAboveZero, check_fields
@@ -73,6 +74,7 @@ class AutoAttack:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -94,6 +96,7 @@ class AutoAttack:
                 pair, compare = (best[alive], found), stage.child("compare")
                 best[alive] = choose(model, y[alive], pair, "margin", compare, self.draws)
             logits = query_logits(model, best[alive], stage.child("survive"), 0, self.draws)
+            check_labels(y[alive], len(alive), logits.shape[2])
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
             if logits.shape[2] < needed:
                 raise ValueError(

@@ -37,9 +37,9 @@ def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Fou
     steps: dict[int, list[LossRecord]] = {}
     rows = getattr(model, "batch_size", None) or math.inf
 
-    def go_on(number: int, search: AttackSteps[Found], seen: Any) -> None:
+    def go_on(number: int, search: AttackSteps[Found], result: Any) -> None:
         try:
-            query = search.send(seen)
+            query = search.send(result)
         except StopIteration as end:
             found[number] = end.value
             return
@@ -62,10 +62,10 @@ def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Fou
             size += _rows(line[0][2])
             batch.append(line.popleft())
         answers = query_batch(model, [query for _, _, query in batch])
-        for (number, search, query), seen in zip(batch, answers, strict=True):
+        for (number, search, query), result in zip(batch, answers, strict=True):
             if query.gradient:
-                steps[number].append(LossRecord((query.noise.keys, query.loss), seen.loss))
-            go_on(number, search, seen)
+                steps[number].append(LossRecord((query.noise.keys, query.loss), result.loss))
+            go_on(number, search, result)
     _tell(list(steps.values()))
     return [found[number] for number in sorted(found)]
 
@@ -97,9 +97,9 @@ def _tell(searches: Sequence[Sequence[LossRecord]]) -> None:
     """Tell of the steps of several searches as of one batch's."""
     longest = max(searches, key=len, default=[])
     for i, step in enumerate(longest):
-        told = [
+        losses = [
             steps[i].loss if i < len(steps) else torch.full_like(steps[0].loss, math.nan)
             for steps in searches
             if steps
         ]
-        gradient_run(LossRecord(step.run, torch.cat(told)))
+        gradient_run(LossRecord(step.run, torch.cat(losses)))

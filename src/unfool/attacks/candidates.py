@@ -15,12 +15,12 @@ from unfool.ranges import CountFromZero, MostOf, check_fields
 from unfool.threat import Norm, Threat, images
 
 
-def rank_value(seen: QueryResult) -> Tensor:
+def rank_value(result: QueryResult) -> Tensor:
     """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
 
     One whose loss is no number is below all others, whatever answers its logits seem to give.
     """
-    found = seen.error_rate + 1e-3 * torch.tanh(seen.loss / 10)
+    found = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
     return found.nan_to_num(nan=-torch.inf)
 
 
@@ -56,23 +56,36 @@ class Selection:
 
     Attributes:
         best: Of those that were met.
+        wrong: Whether that was misclassified on all draws, (B,) of bool.
     """
 
     best: Tensor
+    wrong: Tensor
 
     def __init__(self, y: Tensor, loss: Loss, noise: Noise, draws: int):
         self._asked = Query(y, y, loss, noise, 0, draws, gradient=False)
         self._highest: Tensor | None = None
 
-    def meet(self, *candidates: Tensor) -> AttackSteps[None]:
-        """Compare with the best so far."""
+    def meet(self, *candidates: Tensor, which: Tensor | None = None) -> AttackSteps[None]:
+        """Compare with the best so far.
+
+        Args:
+            candidates: Images.
+            which: Their positions in the batch; None for all. (The first is of all.)
+        """
+        asked, some = self._asked, slice(None) if which is None else which
+        if which is not None:
+            asked = asked._replace(y=asked.y[which], noise=asked.noise.take(which))
         for candidate in candidates:
-            found = rank_value((yield self._asked._replace(x=candidate)))
+            seen = yield asked._replace(x=candidate)
+            found, wrong = rank_value(seen), seen.error_rate == 1
             if self._highest is None:
-                self.best, self._highest = candidate, found
-            better = found > self._highest
-            self.best = torch.where(images(better), candidate, self.best)
-            self._highest = torch.where(better, found, self._highest)
+                self.best, self._highest, self.wrong = candidate.clone(), found, wrong
+                continue
+            better = found > self._highest[some]
+            self.best[some] = torch.where(images(better), candidate, self.best[some])
+            self.wrong[some] = torch.where(better, wrong, self.wrong[some])
+            self._highest[some] = torch.where(better, found, self._highest[some])
 
 
 @dataclass(frozen=True)
@@ -94,17 +107,17 @@ class EarlyStop:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def here(self, query: Query, seen: QueryResult) -> AttackSteps[bool]:
+    def here(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
         """Whether the search of one image may end where it asked last, and what it saw."""
         noise = query.noise.child("stop", query.turn)
-        if not self.draws or float(seen.error_rate) < self.share - 1e-6:
+        if not self.draws or float(at_query.error_rate) < self.share - 1e-6:
             return False
         needed = math.ceil(self.share * self.draws - 1e-6)
         wrong = asked = 0
         while wrong < needed <= wrong + self.draws - asked:
             few = min(max(self.draws // 5, 1), self.draws - asked)
-            told = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
-            asked, wrong = asked + few, wrong + round(few * float(told.error_rate))
+            result = yield query._replace(noise=noise, turn=asked, draws=few, gradient=False)
+            asked, wrong = asked + few, wrong + round(few * float(result.error_rate))
         return wrong >= needed
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import stretched
 from unfool.attacks.losses import query_model, runner_up_classes
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, NotNegative, Positive, check_fields
@@ -53,6 +54,7 @@ class CarliniWagner:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -124,13 +126,13 @@ class CarliniWagner:
             with torch.enable_grad():
                 x_adv = (torch.tanh(free) / INSIDE + 1).clamp(0, 2) / 2
             at = x_adv.detach()
-            seen = query_model(model, at, y, "margin", noise, i, self.eot, target=aim)
+            result = query_model(model, at, y, "margin", noise, i, self.eot, target=aim)
             far = (at - x).flatten(1).norm(dim=1)
-            closer = (seen.error_rate > 0.5) & (seen.loss >= self.confidence) & (far < least)
+            closer = (result.error_rate > 0.5) & (result.loss >= self.confidence) & (far < least)
             nearest = torch.where(images(closer), at, nearest)
             least = torch.where(closer, far, least)
-            missing = images(weight * (seen.loss < self.confidence))
-            slope = 2 * (at - x) - missing * seen.gradient.nan_to_num(0, 0, 0)
+            missing = images(weight * (result.loss < self.confidence))
+            slope = 2 * (at - x) - missing * result.gradient.nan_to_num(0, 0, 0)
             (free.grad,) = torch.autograd.grad(x_adv, free, slope)
             adam.step()
         return nearest, x_adv.detach(), least

@@ -19,6 +19,7 @@ from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
+from unfool.checks import checked
 from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -47,6 +48,7 @@ class Corruption:
     def __post_init__(self) -> None:
         _check(self.kind, 1 if self.severity is None else self.severity)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -70,13 +72,13 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
     if x.shape[1] not in (1, 3):
         raise ValueError(f"corruptions are for images of 1 or 3 channels, not {x.shape[1]}")
     out = np.empty(x.shape, np.float32)
-    pictures = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
-    for i, picture in enumerate(pictures):
+    arrays = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
+    for i, array in enumerate(arrays):
         draws = noise.take([i])
         level = severity
         if level is None:
             level = 1 + int(SEVERITIES * float(_uniform(draws.child("severity"), 1)[0]))
-        result = np.clip(_MAKE[kind](picture, level - 1, draws), 0, 1)
+        result = np.clip(_MAKE[kind](array, level - 1, draws), 0, 1)
         out[i] = (result * 255).round().transpose(2, 0, 1) / 255
     return torch.from_numpy(out).to(x)
 
@@ -136,7 +138,10 @@ def _motion_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _zoom_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    zooms = [1 + i / 100 for i in range((6, 11, 16, 21, 26)[level])]
+    # As released: of a float's range, the end is in it or not as rounding will have it.
+    zooms = np.arange(
+        1, *((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))[level]
+    )
     return (x + sum(_zoomed(x, zoom) for zoom in zooms)) / (len(zooms) + 1)
 
 
@@ -217,14 +222,14 @@ def _pixelate(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     height, width = x.shape[:2]
     small = (max(1, int(width * share)), max(1, int(height * share)))
     box = Image.Resampling.BOX
-    return _numbers(_picture(x).resize(small, box).resize((width, height), box), x.shape)
+    return _from_pil(_to_pil(x).resize(small, box).resize((width, height), box), x.shape)
 
 
 def _jpeg_compression(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     buffer = io.BytesIO()
-    _picture(x).save(buffer, "JPEG", quality=(80, 65, 58, 50, 40)[level])
+    _to_pil(x).save(buffer, "JPEG", quality=(80, 65, 58, 50, 40)[level])
     with Image.open(buffer) as picture:
-        return _numbers(picture, x.shape)
+        return _from_pil(picture, x.shape)
 
 
 _MAKE: dict[Kind, Callable[[np.ndarray, int, Noise], np.ndarray]] = {
@@ -297,13 +302,13 @@ def _power(side: int) -> int:
     return 1 << (side - 1).bit_length()
 
 
-def _picture(x: np.ndarray) -> Image.Image:
+def _to_pil(x: np.ndarray) -> Image.Image:
     pixels = (np.clip(x, 0, 1) * 255).round().astype(np.uint8)
     return Image.fromarray(pixels[..., 0] if x.shape[2] == 1 else pixels)
 
 
-def _numbers(picture: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
-    return np.asarray(picture).reshape(shape) / 255
+def _from_pil(image: Image.Image, shape: tuple[int, ...]) -> np.ndarray:
+    return np.asarray(image).reshape(shape) / 255
 
 
 def _normal(noise: Noise, *shape: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from torch import Tensor
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import stretched
 from unfool.attacks.losses import Query, QueryResult, query_batch, runner_up_classes
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, check_fields
@@ -42,6 +43,7 @@ class DeepFool:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -73,18 +75,18 @@ class DeepFool:
                 Query(x_adv[going], y[going], "margin", noise.take(going), i, self.eot, True, aim)
                 for aim in aims[going].unbind(1)
             ]
-            seen = query_batch(model, asked)
-            short = seen[0].error_rate <= 0.5
-            going, seen = going[short], [_part(each, short) for each in seen]
+            results = query_batch(model, asked)
+            short = results[0].error_rate <= 0.5
+            going, results = going[short], [_part(each, short) for each in results]
             if not len(going):
                 break
-            x_adv[going] = self._over(x_adv[going], seen, threat)
+            x_adv[going] = self._over(x_adv[going], results, threat)
         return x_adv
 
-    def _over(self, x: Tensor, seen: list[QueryResult], threat: Threat) -> Tensor:
+    def _over(self, x: Tensor, results: list[QueryResult], threat: Threat) -> Tensor:
         """Just over the nearest of the planes, of each class one."""
         way, least = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.inf)
-        for margin, _, gradient in seen:
+        for margin, _, gradient in results:
             steepest = threat.steepest(gradient)
             slope = (steepest * gradient.nan_to_num(0, 0, 0)).flatten(1).sum(1)
             far = (-margin).clamp(min=0) / slope  # no number, or infinite, where there is no slope
@@ -95,5 +97,5 @@ class DeepFool:
         return (x + images(reach) * way).clamp(0, 1)
 
 
-def _part(seen: QueryResult, which: Tensor) -> QueryResult:
-    return QueryResult(*(values[which] for values in seen))
+def _part(result: QueryResult, which: Tensor) -> QueryResult:
+    return QueryResult(*(values[which] for values in result))

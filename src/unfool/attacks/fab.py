@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unfool.attacks.candidates import choose, require_norm
-from unfool.attacks.losses import query_model, runner_up_classes
+from unfool.attacks.losses import query_model, runner_up_classes, without_noise
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields
@@ -30,6 +31,7 @@ class FAB:
     wrong about half of the time only, and more often further on. So the nearest image across, and
     the way over the last plane, each at the length of eps, are candidates, too: compared on draws of
     their own. An image that is itself across on most draws is taken away from the plane, not to it.
+    Where the model draws no noise, images that one run beat are left alone by the next.
 
     Attributes:
         steps: Of a run.
@@ -48,6 +50,7 @@ class FAB:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -61,6 +64,7 @@ class FAB:
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
 
+    @checked
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -83,21 +87,39 @@ class FAB:
     def _candidates(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[Tensor]:
-        for nearest, last in self._runs(model, x, y, threat, noise):
+        for nearest, last in self._runs(model, x, y, threat, noise, leave=True):
             near = threat.size(nearest - x) <= threat.eps
             yield torch.where(images(near), nearest, x)
             yield stretched(x, nearest, threat)
             yield stretched(x, last, threat)
 
     def _runs(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        threat: Threat,
+        noise: Noise,
+        leave: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The ends of each run; with `leave`, `x` of images that an earlier one beat within eps."""
         aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
+        sure = torch.zeros_like(y, dtype=torch.bool)
+        if leave and aims.shape[1] * self.restarts > 1:
+            sure = without_noise(model, x, noise.child("sure"))
+        left = torch.arange(len(x), device=x.device)
         for i, aim in enumerate(aims.unbind(1)):
             for restart in range(self.restarts):
                 below = noise.child("run", i, restart)
-                start = threat.start(x, below.child("start")) if restart else x
-                yield self._run(model, x, y, aim, start, threat, below)
+                if not len(left):
+                    return
+                below, still = below.take(left), x[left]
+                start = threat.start(still, below.child("start")) if restart else still
+                found = self._run(model, still, y[left], aim[left], start, threat, below)
+                ends = x.index_copy(0, left, found[0]), x.index_copy(0, left, found[1])
+                yield ends
+                way = threat.size(ends[0] - x)
+                left = left[~(sure & (way > 0) & (way <= threat.eps))[left]]
 
     def _run(
         self,
@@ -112,9 +134,9 @@ class FAB:
         """The nearest image across, and one away from the true class; `x` where none was across."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
-            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
-            slope = seen.gradient.nan_to_num(0, 0, 0)
-            missing = -seen.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
+            slope = result.gradient.nan_to_num(0, 0, 0)
+            missing = -result.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
             since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
             here = to_plane(x_adv, slope, missing, threat)
             there = to_plane(x, slope, since, threat)

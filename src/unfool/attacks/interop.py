@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.attacks.views import Batched
+from unfool.checks import checked
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
@@ -36,16 +37,18 @@ def as_module(
             their mean probability. Memory and time are that many times as much.
 
     Raises:
-        ValueError: `noise` is none of these, or `predict_draws` below 1.
+        ValueError: `noise` is none of these, or `votes` below 1.
     """
     check_arguments(as_module, {"votes": votes})
     if isinstance(noise, Noise):
         return Module(model, lambda size: _at(noise, size), votes)
-    if isinstance(noise, int):
-        return Module(model, lambda size: Noise.of(noise, [0] * size), votes)
-    if noise != "fresh":
-        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}")
-    return Module(model, Noise.fresh, votes)
+    if isinstance(noise, str) and noise == "fresh":
+        return Module(model, Noise.fresh, votes)
+    try:
+        Noise.of(noise, [])  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}") from error
+    return Module(model, lambda size: Noise.of(noise, [0] * size), votes)
 
 
 class Module(nn.Module):
@@ -84,6 +87,7 @@ class ExternalAttack:
 
     function: Callable[..., Any]
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.batching import in_parts
+from unfool.checks import check_labels, check_logits
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 
@@ -168,10 +169,10 @@ def query_model(
         weigh: What each draw counts for in the gradient (see `Query`).
     """
     asked = Query(x, y, loss, noise, turn, draws, gradient, target, weigh)
-    (seen,) = query_batch(model, [asked])
+    (result,) = query_batch(model, [asked])
     if gradient:
-        gradient_run(LossRecord((noise.keys, loss), seen.loss))
-    return seen
+        gradient_run(LossRecord((noise.keys, loss), result.loss))
+    return result
 
 
 def gradient_run(step: LossRecord) -> None:
@@ -201,6 +202,8 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
         batch = images[part].requires_grad_(first.gradient)
         with torch.set_grad_enabled(first.gradient):
             logits, y = model(batch, copies.take(range(part.start, part.stop))), labels[part]
+            check_logits(logits, len(batch))
+            check_labels(y, len(batch), logits.shape[1])
             others, place = competing_logits(logits, y, keeps)
             if toward is None:
                 value = LOSSES[first.loss](others, place)
@@ -217,7 +220,7 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
 
     losses, wrongs, gradients = zip(*in_parts(see, len(images), model), strict=True)
     rows = [len(q.x) * q.draws for q in queries]
-    told = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
+    means = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
     slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
 
     def apart(values: Tensor, query: Query) -> Tensor:
@@ -241,7 +244,7 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
             mean(wrong, q),
             slope_of(loss, slope, q),
         )
-        for q, loss, wrong, slope in zip(queries, *told, slopes, strict=True)
+        for q, loss, wrong, slope in zip(queries, *means, slopes, strict=True)
     ]
 
 
@@ -251,10 +254,22 @@ def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: i
     copies, images = noise.for_query(turn, draws), x.repeat_interleave(draws, 0)
 
     def tell(part: slice) -> Tensor:
-        return model(images[part], copies.take(range(part.start, part.stop)))
+        logits = model(images[part], copies.take(range(part.start, part.stop)))
+        check_logits(logits, len(images[part]))
+        return logits
 
     joined = torch.cat(in_parts(tell, len(images), model))
     return joined.view(len(x), draws, joined.shape[1])
+
+
+def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+    """Which images get the same logits at two draws, (B,) of bool: once wrong, they are wrong for good.
+
+    An attack of several runs leaves these alone then, as published (Croce and Hein, 2020). Of a random
+    model one wrong answer may be luck, so its images are searched to the end.
+    """
+    one, other = query_logits(model, x, noise, 0, 2).unbind(1)
+    return torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(1)
 
 
 def runner_up_classes(
@@ -262,6 +277,7 @@ def runner_up_classes(
 ) -> Tensor:
     """The `n` wrong classes of the highest mean logits, (B, n), the highest first; fewer of few."""
     mean = query_logits(model, x, noise, 0, draws).mean(1)
+    check_labels(y, len(x), mean.shape[1])
     wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
     return wrong.topk(min(n, mean.shape[1] - 1), dim=1).indices
 

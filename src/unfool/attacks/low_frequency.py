@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.attacks.perceptual import within
+from unfool.checks import checked
 from unfool.distances import INPUT, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -69,6 +70,7 @@ class LowFrequency:
         if self.width % 2 == 0:
             raise ValueError(f"width must be odd, not {self.width}: a kernel has a center")
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -88,13 +90,13 @@ class LowFrequency:
                 x_adv = filtered(x, kernels, self.color)
                 beyond = (distance(x, x_adv) - self.bound).clamp(min=0)
                 cost = self.penalty * beyond
-            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot)
-            short = seen.loss < self.confidence
-            value = seen.loss.clamp(max=self.confidence) - cost.detach()
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
+            short = result.loss < self.confidence
+            value = result.loss.clamp(max=self.confidence) - cost.detach()
             higher = value > highest
             peak = torch.where(images(higher), x_adv.detach(), peak)
             highest = torch.where(higher, value, highest)
-            slope = images(short) * seen.gradient.nan_to_num(0, 0, 0)
+            slope = images(short) * result.gradient.nan_to_num(0, 0, 0)
             along = (slope, -torch.ones_like(cost))
             (kernels.grad,) = torch.autograd.grad((x_adv, cost), kernels, along)
             adam.step()

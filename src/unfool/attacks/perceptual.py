@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import Loss, query_model
+from unfool.checks import checked
 from unfool.distances import INPUT, Distance, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -51,6 +52,7 @@ class PerceptualPGD:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -62,11 +64,11 @@ class PerceptualPGD:
         distance, stride = INPUT[self.distance], torch.zeros_like(x[:, 0, 0, 0])
         x_adv, peak, highest = x, x, torch.full_like(stride, -torch.inf)
         for i in range(self.steps):
-            seen = query_model(model, x_adv, y, self.loss, noise, i, self.eot)
-            higher = seen.loss > highest
+            result = query_model(model, x_adv, y, self.loss, noise, i, self.eot)
+            higher = result.loss > highest
             peak = torch.where(images(higher), x_adv, peak)
-            highest = torch.where(higher, seen.loss, highest)
-            way = unit(seen.gradient.nan_to_num(0, 0, 0))
+            highest = torch.where(higher, result.loss, highest)
+            way = unit(result.gradient.nan_to_num(0, 0, 0))
             if not i:
                 far = x + x[0].numel() ** 0.5 * way
                 reach = (within(distance, x, far, self.bound) - x).flatten(1).norm(dim=1)

@@ -13,6 +13,7 @@ from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
+from unfool.checks import check_attack, checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, InEps, MostOf, check_fields
@@ -66,6 +67,7 @@ class PGD:
         check_fields(self)
         require_boundary(self.weights, self.loss)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -80,12 +82,13 @@ class PGD:
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[tuple[Tensor, QueryResult | None]]:
         """The iterates of one run, each with what was seen there; the last with None."""
-        steps, seen = self._path(x, y, threat, noise), None
+        check_attack(model, x, y, threat, noise)
+        steps, result = self._path(x, y, threat, noise), None
         with suppress(StopIteration):
             while True:
-                x_adv, query = steps.send(seen)
-                seen = None if query is None else query_model(model, *query)
-                yield x_adv, seen
+                x_adv, query = steps.send(result)
+                result = None if query is None else query_model(model, *query)
+                yield x_adv, result
 
     def _path(
         self, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -94,28 +97,28 @@ class PGD:
         x_adv = threat.start(x, noise.child("start")) if self.start == "random" else x
         weigh = weigh_draws(self.weights, threat)
         for i in range(self.steps):
-            seen = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot, weigh=weigh)
-            assert seen is not None
+            result = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot, weigh=weigh)
+            assert result is not None
             stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(seen.gradient, x_adv))
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient, x_adv))
         yield x_adv, None
 
     def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
         stop = EarlyStop(self.early_stop, self.early_stop_share)
         contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
         for restart in range(self.restarts):
-            steps, seen = self._path(x, y, threat, noise.child("restart", restart)), None
+            steps, result = self._path(x, y, threat, noise.child("restart", restart)), None
             peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
             while True:
-                x_adv, query = steps.send(seen)
+                x_adv, query = steps.send(result)
                 if query is None:
                     break
-                seen = yield query
-                if (yield from stop.here(query, seen)):
+                result = yield query
+                if (yield from stop.here(query, result)):
                     return x_adv
-                higher = seen.loss > highest
+                higher = result.loss > highest
                 peak = torch.where(images(higher), x_adv, peak)
-                highest = torch.where(higher, seen.loss, highest)
+                highest = torch.where(higher, result.loss, highest)
             yield from contest.meet(x_adv, peak, *([] if restart else [x]))
         return contest.best
 

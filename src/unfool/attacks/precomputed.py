@@ -11,10 +11,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
+from unfool.checks import checked
 from unfool.data import fetch, image_files
 from unfool.data.arrays import channels_first, check_images, read
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
+from unfool.runtime.files import raise_system_error
 from unfool.threat import Threat
 
 NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
@@ -39,7 +41,8 @@ class PrecomputedAttack:
         self._of: dict[tuple[bytes, int], Tensor] = {}
         if self.path.is_dir():
             ends = image_files.ENDINGS
-            self.image_files = sorted(p for p in self.path.iterdir() if p.suffix.lower() in ends)
+            inside = (p for p in self.path.iterdir() if image_files.is_picture(p))
+            self.image_files = sorted(inside, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
                     f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
@@ -72,24 +75,25 @@ class PrecomputedAttack:
         bound._of = {}
         for index in indices:
             x, y = fetch(data, [index])
-            i, told = row[index], digest(x[0])
+            i, clean_digest = row[index], digest(x[0])
             other = labels is not None and int(labels[i]) != int(y)
-            if other or (clean is not None and clean[i].tobytes() != told):
+            if other or (clean is not None and clean[i].tobytes() != clean_digest):
                 raise ValueError(
                     f"{self.path} was made of other images: what it has for image {index} was not "
                     "made of that image of this data set, or has another label"
                 )
-            bound._of[told, int(y)] = x_adv[i]
+            bound._of[clean_digest, int(y)] = x_adv[i]
         return bound
 
     @property
     def digest(self) -> str:
         """A hash of the images that are given."""
-        told = hashlib.sha256()
+        hashed = hashlib.sha256()
         for (clean, _), x_adv in self._of.items():
-            told.update(clean + x_adv.numpy().tobytes())
-        return told.hexdigest()
+            hashed.update(clean + x_adv.numpy().tobytes())
+        return hashed.hexdigest()
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -161,6 +165,7 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
+            raise_system_error(error)
             raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
     if "images" not in found and "x_adv" not in found:
         raise ValueError(f"{path} has neither `images` nor `x_adv`")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from unfool.attacks.candidates import choose
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields
@@ -26,6 +27,7 @@ class RandomSearch:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

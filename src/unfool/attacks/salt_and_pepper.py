@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unfool.attacks.candidates import rank_value
 from unfool.attacks.losses import query_model
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields
@@ -35,6 +36,7 @@ class SaltAndPepper:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -50,8 +52,8 @@ class SaltAndPepper:
             )
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):
-            seen = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
-            score = rank_value(seen)
+            result = query_model(model, candidate, y, "margin", noise, 0, self.eot, gradient=False)
+            score = rank_value(result)
             better = score > highest
             best = torch.where(images(better), candidate, best)
             highest = torch.where(better, score, highest)

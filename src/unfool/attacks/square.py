@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from unfool.attacks.candidates import choose, require_norm
-from unfool.attacks.losses import query_model
+from unfool.attacks.losses import query_model, without_noise
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, check_fields
@@ -20,7 +21,8 @@ class Square:
     """Squares of the image are moved to the edge of the budget, and kept if the mean margin rises.
 
     The best image and each proposal are compared on the same draws, so that no lucky draw decides;
-    at the end the best and the image itself, on draws of their own.
+    at the end the best and the image itself, on draws of their own. Where the model draws no noise, an
+    image is left alone once it is misclassified.
 
     Attributes:
         queries: Proposals, the start among them.
@@ -41,6 +43,7 @@ class Square:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -52,27 +55,49 @@ class Square:
         """
         require_norm("Square", threat, "linf", "l2")
 
+        propose = _stripes if threat.norm == "linf" else _tiles
+        best = propose(x, threat, noise.child("start"))
+        sure = without_noise(model, x, noise.child("sure"))
+        self._climb(model, x, y, best, sure, threat, noise)
+        draws = self.selection_draws or self.eot
+        return choose(model, y, [best, x], "margin", noise.child("compare"), draws)
+
+    def _climb(
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        best: Tensor,
+        sure: Tensor,
+        threat: Threat,
+        noise: Noise,
+    ) -> None:
+        """Improve `best` in place; images that are `sure` and beaten are left alone."""
+        left = torch.arange(len(x), device=x.device)
+
         def loss(at: Tensor, i: int) -> Tensor:
             turn = i // self.steps_per_draw
             return query_model(model, at, y, "margin", noise, turn, self.eot, gradient=False).loss
 
-        propose = _stripes if threat.norm == "linf" else _tiles
-        best = propose(x, threat, noise.child("start"))
         highest = loss(best, 0)
         for i in range(1, self.queries):
-            fresh = noise.child("square", i)
+            if bool((beaten := sure & (highest > 0)).any()):
+                keep = (~beaten).nonzero()[:, 0]
+                left, noise, highest = left[keep], noise.take(keep), highest[keep]
+                x, y, sure = x[keep], y[keep], sure[keep]
+            if not len(x):
+                return
+            fresh, here = noise.child("square", i), best[left]
             if threat.norm == "linf":
-                proposal = _square(x, best, self._side(x, i, 1), threat, fresh)
+                proposal = _square(x, here, self._side(x, i, 1), threat, fresh)
             else:
-                proposal = _two_squares(x, best, self._side(x, i, 3), threat, fresh)
+                proposal = _two_squares(x, here, self._side(x, i, 3), threat, fresh)
             if i % self.steps_per_draw == 0:  # the draws are new
-                highest = loss(best, i)
+                highest = loss(here, i)
             found = loss(proposal, i)
             better = found > highest
-            best = torch.where(images(better), proposal, best)
+            best[left] = torch.where(images(better), proposal, here)
             highest = torch.where(better, found, highest)
-        draws = self.selection_draws or self.eot
-        return choose(model, y, [best, x], "margin", noise.child("compare"), draws)
 
     def _side(self, x: Tensor, i: int, least: int) -> int:
         done = 10_000 * i / self.queries

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, check_fields
@@ -44,6 +45,7 @@ class StAdv:
     def __post_init__(self) -> None:
         check_fields(self)
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
@@ -55,11 +57,11 @@ class StAdv:
             with torch.enable_grad():
                 x_adv = warp(x, flow)
                 penalty = self.smoothness / self.bound * roughness(flow).sum()
-            seen = query_model(model, x_adv, y, "margin", noise, i, self.eot)
-            higher = seen.loss > highest
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
+            higher = result.loss > highest
             peak = torch.where(images(higher), x_adv.detach(), peak)
-            highest = torch.where(higher, seen.loss, highest)
-            along = (seen.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
+            highest = torch.where(higher, result.loss, highest)
+            along = (result.gradient.nan_to_num(0, 0, 0), -torch.ones_like(penalty))
             (flow.grad,) = torch.autograd.grad((x_adv, penalty), flow, along)
             adam.step()
             with torch.no_grad():

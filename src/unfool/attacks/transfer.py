@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unfool.attacks.views import without_elimination
+from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat
@@ -26,6 +27,7 @@ class Transfer:
     source: Any
     attack: Any
 
+    @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:

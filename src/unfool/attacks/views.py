@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.batching import BatchLimit, in_parts
+from unfool.checks import check_finite, check_logits
 from unfool.diffusion.deviation import deviating
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
@@ -198,16 +199,13 @@ class Batched:
         """The classes (B,) that the model chooses, by its own `decide` if it has one.
 
         Raises:
+            ValueError: It does not give logits of 2 classes or more.
             RuntimeError: Its logits are not finite: there is no highest among them.
         """
         if not hasattr(self.model, "decide"):
             logits = self(x, noise)
-            if broken := int((~logits.isfinite().all(1)).sum()):
-                raise RuntimeError(
-                    f"the model returned logits that are not finite on {broken} of {len(x)} images "
-                    "(with their draws): an answer of such is no verdict; mend the model, or compute "
-                    "in a higher precision (see `unfool doctor`)"
-                )
+            check_logits(logits, len(x))
+            check_finite(logits)
             return logits.argmax(1)
         return self._in_parts(self.model.decide, x, noise)  # pyright: ignore
 

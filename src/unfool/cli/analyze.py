@@ -1,11 +1,15 @@
 """The commands `unfool analyze ...`. They parse and print, as those of `cli`."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line, help_if_alone
+
+if TYPE_CHECKING:
+    from unfool.report.document import Document
 
 analyze = typer.Typer(invoke_without_command=True)
 Images = Annotated[int, typer.Option(help="How many of the images that the spec evaluates.")]
@@ -17,7 +21,8 @@ CompareWith = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
 ]
-Held = Annotated[int, typer.Option(help="Fresh draws behind a loss.")]
+Draws = Annotated[int, typer.Option(help="Of the defense's noise, per image.")]
+HeldOut = Annotated[int, typer.Option(help="Fresh draws behind a loss.")]
 
 
 @analyze.callback()
@@ -32,11 +37,9 @@ def gradients(
     changes: Set = None,
     data: Data = None,
     out: Out = None,
-    images: Annotated[
-        int, typer.Option(help="How many of the images that the spec evaluates.")
-    ] = 8,
-    draws: Annotated[int, typer.Option(help="Of the defense's noise, per image.")] = 4,
-    loss: Annotated[str, typer.Option(help="margin, ce or dlr.")] = "margin",
+    images: Images = 8,
+    draws: Draws = 4,
+    loss: Loss = "margin",
     coarse: Annotated[
         int | None, typer.Option(help="Steps of the surrogates; their own choice if not given.")
     ] = None,
@@ -45,18 +48,16 @@ def gradients(
 ) -> None:
     """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
     from unfool.analysis.gradients import compare
-    from unfool.analysis.setup import load_inputs
-    from unfool.report.gradients import write_gradients
+    from unfool.analysis.inputs import load_inputs
+    from unfool.report.analyses import write_gradients
 
-    seen = load_inputs(spec, changes or [], data, images, device)
+    at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"loss": loss, "draws": draws}
-    found = compare(seen.model, seen.x, seen.y, seen.noise, coarse=coarse, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-gradients"
+    found = compare(at.model, at.x, at.y, at.noise, coarse=coarse, quiet=quiet, **options)
     words = options | {"images": images, "coarse": coarse}
     command = command_line("analyze gradients", spec, changes, **words)
-    about = {"command": command, "spec": seen.spec}
-    table = write_gradients(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'gradients.html'}")
+    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
+    _write(write_gradients, "gradients", spec, out, found, about)
 
 
 @analyze.command()
@@ -70,25 +71,23 @@ def trajectories(
     step_size: StepSize = 0.25,
     eot: Eot = 10,
     runs: Annotated[int, typer.Option(help="Of each image, in white box.")] = 6,
-    draws: Held = 16,
+    draws: HeldOut = 16,
     loss: Loss = "margin",
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
-    from unfool.analysis.setup import load_inputs
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
-    from unfool.report.trajectories import write_trajectories
+    from unfool.report.analyses import write_trajectories
 
-    seen = load_inputs(spec, changes or [], data, images, device)
+    at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "runs": runs}
     options |= {"draws": draws, "loss": loss}
-    found = follow(seen.model, seen.x, seen.y, seen.threat, seen.noise, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-trajectories"
+    found = follow(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
-    about = {"command": command, "spec": seen.spec}
-    table = write_trajectories(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'trajectories.html'}")
+    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
+    _write(write_trajectories, "trajectories", spec, out, found, about)
 
 
 @analyze.command()
@@ -102,7 +101,7 @@ def landscape(
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
-    draws: Held = 16,
+    draws: HeldOut = 16,
     grid: Annotated[int, typer.Option(help="Points along each axis.")] = 17,
     loss: Loss = "margin",
     clip: Annotated[bool, typer.Option(help="Keep images in [0, 1].")] = True,
@@ -110,34 +109,23 @@ def landscape(
     quiet: Quiet = False,
 ) -> None:
     """Draw the loss around an image, with the noise known and with fresh noise."""
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.landscape import landscape as look_around
-    from unfool.analysis.setup import load_inputs
-    from unfool.report.trajectories import write_landscapes
+    from unfool.report.analyses import write_landscapes
 
-    found = {}
-    options: Any = {
-        "steps": steps,
-        "step_size": step_size,
-        "eot": eot,
-        "draws": draws,
-        "grid": grid,
+    options: Any = {"steps": steps, "step_size": step_size, "eot": eot, "draws": draws}
+    options |= {"grid": grid, "loss": loss, "clip": clip}
+    inputs = {
+        name: load_inputs(spec, own, data, None, device, image=image)
+        for name, own in _models(changes, compare_with).items()
     }
-    options |= {"loss": loss, "clip": clip}
-    models: dict[str, list[str]] = {"the model": []} | (
-        {"beside": compare_with} if compare_with else {}
-    )
-    wanted = {name: [*(changes or []), *other] for name, other in models.items()}
-    every = {
-        n: load_inputs(spec, own, data, None, device, image=image) for n, own in wanted.items()
+    found = {
+        name: look_around(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+        for name, at in inputs.items()
     }
-    for name, seen in every.items():
-        at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
-        found[name] = look_around(*at, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-landscape"
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
-    about = {"command": command, "specs": {name: seen.spec for name, seen in every.items()}}
-    write_landscapes(folder, found, about | options | {"image": image})
-    typer.echo(f"report: {folder / 'landscape.html'}")
+    about = {"command": command, "specs": {name: at.spec for name, at in inputs.items()}}
+    _write(write_landscapes, "landscape", spec, out, found, about | options | {"image": image})
 
 
 @analyze.command()
@@ -149,27 +137,25 @@ def purification(
     images: Images = 32,
     steps: Annotated[int, typer.Option(help="Of PGD, exact gradient.")] = 20,
     eot: Eot = 8,
-    draws: Annotated[int, typer.Option(help="Of the defense's noise, per image.")] = 4,
+    draws: Draws = 4,
     loss: Loss = "margin",
     lpips: Annotated[bool, typer.Option(help="Measure LPIPS, where unfool[lpips] is.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
     """Measure how near purified pictures are to the clean ones, beside noise alone."""
+    from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
-    from unfool.analysis.setup import load_inputs
-    from unfool.report.purification import write_purification
+    from unfool.report.analyses import write_purification
 
-    seen = load_inputs(spec, changes or [], data, images, device)
+    at = load_inputs(spec, changes or [], data, images, device)
     options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
-    at = (seen.model, seen.x, seen.y, seen.threat, seen.noise)
-    found = look_at(*at, perceptual=lpips, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-purification"
+    inputs = (at.model, at.x, at.y, at.threat, at.noise)
+    found = look_at(*inputs, perceptual=lpips, quiet=quiet, **options)
     options |= {"images": images, "lpips": lpips}
     command = command_line("analyze purification", spec, changes, **options)
-    about = {"command": command, "spec": seen.spec}
-    told = write_purification(folder, found, about | options | {"indices": seen.indices})
-    typer.echo(told.replace("\\", "") + f"\n\nreport: {folder / 'purification.html'}")
+    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
+    _write(write_purification, "purification", spec, out, found, about)
 
 
 @analyze.command()
@@ -186,24 +172,43 @@ def samples(
     quiet: Quiet = False,
 ) -> None:
     """Compare generated pictures with real ones, before and after fine-tuning."""
+    from unfool.analysis.inputs import load_inputs, whole_chain
     from unfool.analysis.samples import samples as generate
-    from unfool.analysis.setup import load_inputs, whole_chain
-    from unfool.report.samples import write_samples
+    from unfool.report.analyses import write_samples
 
-    wanted = [*(changes or []), f"evaluation.images={images}"]
-    seen = load_inputs(spec, wanted, data, images, device)
-    models: dict[str, list[str]] = {"the model": []} | (
-        {"beside": compare_with} if compare_with else {}
-    )
-    told = {n: load_inputs(spec, [*wanted, *c], data, 2, device).spec for n, c in models.items()}
-    denoisers = {name: whole_chain(table, seen.x.device) for name, table in told.items()}
-    inner: Any = seen.model.model
+    enough = [*(changes or []), f"evaluation.images={images}"]
+    at = load_inputs(spec, enough, data, images, device)
+    checked = {
+        name: load_inputs(spec, own, data, 2, device).spec
+        for name, own in _models(enough, compare_with).items()
+    }
+    denoisers = {name: whole_chain(table, at.x.device) for name, table in checked.items()}
+    inner: Any = at.model.model
     classifier = getattr(inner, "classifier", inner)
     options: Any = {"steps": steps, "sets": sets}
-    at = (denoisers, classifier, seen.x, seen.y, seen.noise)
-    found = generate(*at, rows=seen.model.batch_size, quiet=quiet, **options)
-    folder = out or Path("runs") / f"{Path(spec).stem}-samples"
+    inputs = (denoisers, classifier, at.x, at.y, at.noise)
+    found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
-    about = {"command": command, "specs": told} | options
-    table = write_samples(folder, found, about | {"indices": seen.indices})
-    typer.echo(table.replace("\\", "") + f"\n\nreport: {folder / 'samples.html'}")
+    about = {"command": command, "specs": checked} | options | {"indices": at.indices}
+    _write(write_samples, "samples", spec, out, found, about)
+
+
+def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
+    """The changes of the spec that make each model, by what a report calls it."""
+    models = {"the model": changes or []}
+    return models | ({"beside": [*(changes or []), *compare_with]} if compare_with else {})
+
+
+def _write(
+    write: "Callable[[Path, Any, dict[str, Any]], Document]",
+    name: str,
+    spec: str,
+    out: Path | None,
+    found: Any,
+    about: dict[str, Any],
+) -> None:
+    """Write a report, and print it without its figures, and where it is."""
+    from unfool.report.render_terminal import print_document
+
+    folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
+    print_document(write(folder, found, about), page=folder / f"{name}.html")

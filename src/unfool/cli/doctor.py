@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,14 +14,15 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
+from unfool.checks import images_of_any_range
+from unfool.compatibility import check_classes, logits_of
 from unfool.data import fetch
 from unfool.errors import SpecError
-from unfool.evaluation.compatibility import answer, check_classes
 from unfool.evaluation.prepare import build_model
+from unfool.evaluation.sanity_checks import are_probabilities, same_logits
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
-from unfool.spec import Table
 
 
 class Finding(NamedTuple):
@@ -75,7 +76,7 @@ def installed() -> list[Finding]:
 
 
 def model(
-    spec: str | Table, changes: Sequence[str], folder: str | None, device: str
+    spec: str | Mapping[str, Any], changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
     """Whether the classifier of a spec, and its defense, keep the contract of a classifier.
 
@@ -106,7 +107,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
     with torch.no_grad():
         try:
-            logits = answer(model, x, noise.child("a"))
+            logits = logits_of(model, x, noise.child("a"))
         except SpecError as error:
             return [Finding("FAIL", str(error))]
         knows = logits.shape[1]
@@ -123,15 +124,15 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         "note",
     )
     say(bool(logits.isfinite().all()), "logits are finite", "logits are not finite")
-    sums = (logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-3).all()
-    say(not bool(sums), "logits, not probabilities", "returns probabilities: remove its softmax")
+    softmax = bool(are_probabilities(logits).all())
+    say(not softmax, "logits, not probabilities", "returns probabilities: remove its softmax")
     say(
         torch.equal(logits, again),
         "the same noise gives the same answer",
         "the same noise gives another answer: it draws numbers of its own; use its `noise`",
     )
     say(
-        torch.allclose(alone, logits[:2], rtol=1e-3, atol=1e-4),
+        same_logits(alone, logits[:2]),
         "an answer does not depend on the batch",
         "an answer depends on the batch: is it in eval mode?",
     )
@@ -159,10 +160,11 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: int) -> Finding:
     """Whether the model takes images of [0, 1]: it should do no better on another range."""
     ranges = {"[0, 1]": x, "[-1, 1]": 2 * x - 1, "[0, 255]": 255 * x}
-    right = {
-        name: float((model(images, noise).argmax(1) == y).float().mean())
-        for name, images in ranges.items()
-    }
+    with images_of_any_range():
+        right = {
+            name: float((model(images, noise).argmax(1) == y).float().mean())
+            for name, images in ranges.items()
+        }
     ours, best = right["[0, 1]"], max(right, key=lambda name: right[name])
     if right[best] > ours + 0.2 and right[best] > 1.5 / classes:
         return Finding(
@@ -170,10 +172,10 @@ def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: 
             f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in {best}: "
             "it wants another range; give the classifier a `mean` and a `std`",
         )
-    told = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
+    accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
     if ours <= 1 / classes + 0.1:
         return Finding(
             "note",
-            f"{told}: are its weights loaded, its classes in order, its input normalized?",
+            f"{accuracy}: are its weights loaded, its classes in order, its input normalized?",
         )
-    return Finding("ok", told)
+    return Finding("ok", accuracy)

@@ -1,5 +1,7 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
+import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -11,13 +13,16 @@ import typer
 from unfool.cli.analyze import analyze
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
+    BatchSize,
     Data,
     Device,
+    ImageFiles,
     Out,
     Quiet,
     Set,
     Shard,
     Spec,
+    checked_spec,
     command_line,
     shard_of,
     start,
@@ -52,22 +57,20 @@ def evaluate(
     ] = None,
 ) -> None:
     """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
-    from unfool import spec as specs
     from unfool.evaluation import run as evaluation
 
     part = shard_of(shard)
-    checked = evaluation.check(specs.load(spec, changes or []), data)
-    folder = out or _folder(spec, specs.identity(checked) + (f"-{budget}" if budget else ""))
+    suffix = f"-{budget}" if budget else ""
+    checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
     if dry_run or budget:
         from unfool.evaluation import forecast
-        from unfool.report.forecast import forecast_lines, so_far
+        from unfool.report import forecast as told
+        from unfool.report.render_terminal import print_document
 
         checked, cost = forecast.plan(checked, folder, budget, part)
-        for line in (
-            *(forecast_lines(cost, part[1], budget) if cost else ()),
-            *so_far(checked, folder),
-        ):
-            typer.echo(line)
+        if cost:
+            print_document(told.brief(cost, part[1], budget))
+        print_document(told.so_far(checked, folder))
         if dry_run:
             return
     run = evaluation.run(checked, folder, part, quiet)
@@ -89,17 +92,15 @@ def attack(
     quiet: Quiet = False,
 ) -> None:
     """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
-    from unfool import spec as specs
-    from unfool.evaluation import export as attacks
+    from unfool.evaluation import export_images
     from unfool.evaluation import run as evaluation
 
-    part, kind = shard_of(shard), attacks.check_format(form)
-    checked = evaluation.check(specs.load(spec, changes or []), data)
-    folder = out or _folder(spec, specs.identity(checked) + "-images")
-    run = attacks.run(checked, folder, part, quiet)
+    part, kind = shard_of(shard), export_images.check_format(form)
+    checked, folder = checked_spec(evaluation.check, spec, changes, data, out, "-images")
+    run = export_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         command = command_line("attack", spec, changes, format=form, png=png)
-        for made in attacks.write_images(run, kind, png, command):
+        for made in export_images.write_images(run, kind, png, command):
             typer.echo(made)
 
 
@@ -110,33 +111,34 @@ def sweep(
     """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
     from unfool import spec as specs
     from unfool.evaluation import sweep as sweeps
-    from unfool.report.sweep import write_sweep
-    from unfool.report.write import write_report
+    from unfool.report import evaluation as evaluation_report
+    from unfool.report.render_terminal import print_document
+    from unfool.report.sweep import write_report
 
     cells = sweeps.check(specs.load(spec, changes or []), data)
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
-    before = {sweeps.place(folder, cell): told for cell, told in sweeps.finished(cells, folder)}
+    before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
-        told = ", ".join(f"{path} {value}" for path, value in cell.values.items())
+        name = ", ".join(f"{path} {value}" for path, value in cell.values.items())
         if isinstance(run, Exception):
-            failed.append(f"{told}: {run}")
+            failed.append(f"{name}: {run}")
             typer.echo(f"{number}/{len(cells)}  {failed[-1]}")
             continue
         summary = before.get(run.folder, {})
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
-            summary = write_report(run)
-        said = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
+            summary = evaluation_report.write_report(run)
+        result = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
         if summary["attacks"]:
-            said += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
-        typer.echo(f"{number}/{len(cells)}  {told}: {said}")
+            result += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
+        typer.echo(f"{number}/{len(cells)}  {name}: {result}")
         if new and number < len(cells):  # for who looks while it runs
-            write_sweep(folder, sweeps.finished(cells, folder), len(cells), command)
-    table = write_sweep(folder, sweeps.finished(cells, folder), len(cells), command, failed)
-    plain = table.replace("\\", "")  # what Markdown needs quoted
-    typer.echo(f"{plain}\n\nreport: {folder / 'sweep.html'}")
+            write_report(folder, sweeps.finished(cells, folder), len(cells), command)
+    done = sweeps.finished(cells, folder)
+    document = write_report(folder, done, len(cells), command, failed)
+    print_document(document, page=folder / "sweep.html")
 
 
 @app.command()
@@ -149,12 +151,10 @@ def certify(
     quiet: Quiet = False,
 ) -> None:
     """Certify answers in l2 by randomized smoothing. To resume, run it again."""
-    from unfool import spec as specs
     from unfool.certification import certify as certification
 
     part = shard_of(shard)
-    checked = certification.check(specs.load(spec, changes or []), data)
-    folder = out or _folder(spec, specs.identity(checked))
+    checked, folder = checked_spec(certification.check, spec, changes, data, out)
     run = certification.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         _report(run)
@@ -162,43 +162,41 @@ def certify(
 
 @app.command()
 def purify(
-    images: Annotated[
-        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
-    ],
+    images: ImageFiles,
     spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
     changes: Set = None,
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 64,
+    batch_size: BatchSize = 64,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also pictures far larger than the model's images.")
+    ] = False,
 ) -> None:
     """Purify pictures: PNG in, PNG out; npz in, npz out.
 
     The noise of an image depends on the seed and on its place among all images given.
     """
-    from unfool.cli.files import purify_files
+    from unfool.cli.purify_and_classify import purify_files
 
-    for made in purify_files(
-        images, spec, changes or [], out or Path("purified"), seed, device, batch_size
-    ):
-        typer.echo(made)
+    folder = out or Path("purified")
+    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
+        typer.echo(path)
 
 
 @app.command()
 def classify(
-    images: Annotated[
-        list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
-    ],
+    images: ImageFiles,
     spec: Annotated[str, typer.Option(help="The spec whose classifier and defense to use.")],
     changes: Set = None,
     votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
     data: Data = None,
     device: Device = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one call of the model.")] = 256,
+    batch_size: BatchSize = 256,
 ) -> None:
     """Predict the classes of pictures through a defense, with the vote."""
-    from unfool.cli.files import classify_files
+    from unfool.cli.purify_and_classify import classify_files
 
     for line in classify_files(images, spec, changes or [], votes, seed, data, device, batch_size):
         typer.echo(line)
@@ -241,22 +239,22 @@ def compare(
     out: Out = None,
 ) -> None:
     """Compare two runs of `evaluate`, image by image, on the same images and draws."""
-    from unfool.report import compare as told
+    from unfool.report import comparison
+    from unfool.report.render_terminal import print_document
     from unfool.results import compare as comparing
     from unfool.results.run_folder import Run
     from unfool.runtime.files import write_bytes
 
     found = comparing.compare(Run.open(a), Run.open(b))
-    kept = comparing.gates(found, min_robust, max_drop)
+    bounds = comparing.gates(found, min_robust, max_drop)
     if junit is not None:
-        write_bytes(junit, told.junit(kept))
-    told.print_comparison(found, kept)
+        write_bytes(junit, comparison.junit(bounds))
     if out is not None:
-        bounds: Any = {"min_robust": min_robust, "max_drop": max_drop}
-        command = command_line("compare", [str(a), str(b)], None, **bounds)
-        told.write_comparison(out, found, kept, command)
-        typer.echo(f"report: {out / 'compare.html'}")
-    if not all(gate.ok for gate in kept):
+        options: Any = {"min_robust": min_robust, "max_drop": max_drop}
+        command = command_line("compare", [str(a), str(b)], None, **options)
+        comparison.write_report(out, found, bounds, command)
+    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
+    if not all(gate.ok for gate in bounds):
         raise typer.Exit(1)
 
 
@@ -268,13 +266,11 @@ def train(
 
     On several processes: torchrun --nproc-per-node N -m unfool train SPEC
     """
-    from unfool import spec as specs
     from unfool.training import run as training
     from unfool.training.distributed import numbers
     from unfool.training.spec import check
 
-    checked = check(specs.load(spec, changes or []), data)
-    folder = out or _folder(spec, specs.identity(checked))
+    checked, folder = checked_spec(check, spec, changes, data, out)
     training.run(checked, folder, quiet, command_line("train", spec, changes))
     if numbers().first:
         typer.echo(f"{folder}\n{training.result(folder)}")
@@ -311,18 +307,18 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
     import time
 
     from unfool.evaluation import selftest as known
-    from unfool.report.selftest import print_selftest, write_selftest
+    from unfool.report.render_terminal import print_document
+    from unfool.report.selftest import brief, write_report
     from unfool.runtime.device import pick_device
 
     began, where = time.perf_counter(), pick_device(device)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)  # before the work, if it cannot be
     checks = known.run(where, quiet)
-    print_selftest(checks)
     if out is not None:
         took = round(time.perf_counter() - began)
-        write_selftest(out, checks, {"device": where, "seconds": took})
-        typer.echo(f"report: {out / 'selftest.md'}")
+        write_report(out, checks, {"device": where, "seconds": took})
+    print_document(brief(checks), page=out and out / "selftest.html")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
@@ -330,6 +326,12 @@ def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> 
 def main() -> None:
     """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
     set_wait_policy()
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a path or label may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -348,22 +350,24 @@ def run(arguments: list[str]) -> int:
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
         code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
-            return _told("stopped; run the same command again to go on", 130)
+            return _exit_with("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
     except (ValueError, RuntimeError, OSError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
-        return _told(_sentence(error), 2)
+        return _exit_with(_sentence(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            return _told(error.format_message(), 2)  # pyright: ignore
+            return _exit_with(error.format_message(), 2)  # pyright: ignore
         raise
 
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
+        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
+        where = f": {error.filename}" if error.filename else unnamed
         return (
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"
@@ -371,28 +375,24 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _told(sentence: str, code: int) -> int:
+def _exit_with(sentence: str, code: int) -> int:
     print(f"unfool: {sentence}", file=sys.stderr)
     return code
 
 
 def _report(run: Any) -> None:
     """Write the report of a run of any kind, and print what it says."""
-    if run.kind == "certification":
-        from unfool.report.certified import print_certificates, write_certificates
-
-        print_certificates(write_certificates(run), run.folder)
-    elif run.kind == "collection":
-        from unfool.evaluation.export import write_images
+    if run.kind == "collection":
+        from unfool.evaluation.export_images import write_images
 
         for made in write_images(run):
             typer.echo(made)
+        return
+    from unfool.report import certification, evaluation
+    from unfool.report.render_terminal import print_document
+
+    if run.kind == "certification":
+        brief = certification.brief(certification.write_report(run))
     else:
-        from unfool.report.tables import print_summary
-        from unfool.report.write import write_report
-
-        print_summary(write_report(run), run.folder)
-
-
-def _folder(spec: str, identity: str) -> Path:
-    return Path("runs") / f"{Path(spec).stem}-{identity}"
+        brief = evaluation.brief(evaluation.write_report(run))
+    print_document(brief, page=run.folder / "report.html")

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,10 @@ Shard = Annotated[
     str | None,
     typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
 ]
+ImageFiles = Annotated[
+    list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images in one call of the model.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -87,3 +91,18 @@ def shard_of(text: str | None) -> tuple[int, int]:
     if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
         raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
     return int(part), int(whole)
+
+
+def checked_spec(
+    check: Callable[[Any, str | None], Any],
+    spec: str,
+    changes: list[str] | None,
+    data: str | None,
+    out: Path | None,
+    suffix: str = "",
+) -> tuple[Any, Path]:
+    """A spec, read and checked, and the run folder: `out`, or one named by what the spec asks."""
+    from unfool import spec as specs
+
+    checked = check(specs.load(spec, changes or []), data)
+    return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"

@@ -4,28 +4,42 @@ Nothing is fetched unasked: files are read from the folder that the user names.
 """
 
 from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from unfool.checks import NORMALIZED, check_labels
 from unfool.lazy import lazily
 from unfool.protocols import Dataset
 
 if TYPE_CHECKING:
     from unfool.data.arrays import Arrays as Arrays
     from unfool.data.arrays import npz as npz
+    from unfool.data.celeba import celeba_hq as celeba_hq
     from unfool.data.cifar import cifar10 as cifar10
+    from unfool.data.cifar import cifar100 as cifar100
     from unfool.data.cifar_c import cifar10_c as cifar10_c
     from unfool.data.folder import Folder as Folder
+    from unfool.data.hub_table import hub as hub
+    from unfool.data.imagenet_folders import imagenet as imagenet
+    from unfool.data.imagenet_folders import tiny_imagenet as tiny_imagenet
+    from unfool.data.sample import cifar10_sample as cifar10_sample
 
 # The functions `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone.
 _HOMES = {
     "Arrays": "unfool.data.arrays",
+    "celeba_hq": "unfool.data.celeba",
     "cifar10": "unfool.data.cifar",
     "cifar10_c": "unfool.data.cifar_c",
+    "cifar10_sample": "unfool.data.sample",
+    "cifar100": "unfool.data.cifar",
     "Folder": "unfool.data.folder",
+    "hub": "unfool.data.hub_table",
+    "imagenet": "unfool.data.imagenet_folders",
     "npz": "unfool.data.arrays",
+    "tiny_imagenet": "unfool.data.imagenet_folders",
 }
 __all__ = ["fetch", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 if not TYPE_CHECKING:  # lest a name that is not there pass for one
@@ -40,14 +54,14 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: No index was given, the images differ in size, or the data set breaks its
-            promise of float32 images in [0, 1].
+            promise of float32 images in [0, 1] with labels from 0 to `len(data.classes)` - 1.
     """
     images, labels = [], []
-    for index in indices:
-        image, label = data[int(index)]
+    for place in indices:
+        image, label = data[int(place)]
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"image {index} is {_size(image)} and the first of its batch {_size(images[0])}: "
+                f"image {place} is {_size(image)} and the first of its batch {_size(images[0])}: "
                 "give the data set a `size` that all its images get"
             )
         images.append(image)
@@ -58,9 +72,20 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
     if x.ndim != 4 or x.dtype != torch.float32 or not (x.min() >= 0 and x.max() <= 1):
         raise ValueError(
             "a data set must give float32 images (C, H, W) in [0, 1]; this one gave "
-            f"{x.dtype} {tuple(x.shape[1:])} from {x.min():.4g} to {x.max():.4g}"
+            f"{x.dtype} {tuple(x.shape[1:])} from {x.min():.4g} to {x.max():.4g}; {NORMALIZED}"
         )
-    return x, torch.tensor(labels, dtype=torch.int64)
+    y = torch.tensor([_label(label) for label in labels], dtype=torch.int64)
+    check_labels(y, len(x), len(data.classes))
+    return x, y
+
+
+def _label(label: object) -> int:
+    try:
+        return index(label)  # pyright: ignore[reportArgumentType]
+    except TypeError as error:
+        raise ValueError(
+            f"a data set must give labels that are whole numbers, not {label!r}"
+        ) from error
 
 
 def _size(image: Tensor) -> str:

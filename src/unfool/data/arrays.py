@@ -3,14 +3,14 @@
 What is wrong with the numbers is told when the data set is made, not in the middle of a run.
 """
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from unfool.runtime.files import raise_system_error
 
 
 class Arrays:
@@ -93,11 +93,18 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name an .npz file of images and labels")
     try:
+        with open(path, "rb") as opened:
+            if opened.read(2) != b"PK":  # numpy would take it for a pickle, and advise to load that
+                raise ValueError("it is no archive")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # a damaged archive, or an array without memory, may raise anything
+        raise_system_error(error)
+        why = (
+            "it holds Python objects" if "allow_pickle" in str(error) else "it is damaged, or none"
+        )
         raise ValueError(
-            f"{path} cannot be read ({error}): it is damaged, or not an .npz file of plain numbers"
+            f"{path} cannot be read as an .npz file of plain numbers: {why}; save it by numpy.savez"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 (Krizhevsky, 2009), from the official files in the binary or the python layout.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), from the official files in the binary or the python layout.
 
 Pickles of the python layout are read without running anything that is in them.
 """
@@ -7,7 +7,9 @@ import os
 import pickle
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
+from unfool.runtime.files import raise_system_error
 
 CLASSES = (
     "airplane",
@@ -28,12 +31,28 @@ CLASSES = (
     "ship",
     "truck",
 )
+_NAMES_100 = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge "
+    "bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud "
+    "cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox "
+    "girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree "
+    "pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray "
+    "road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel "
+    "streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+    "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+CLASSES_100 = tuple(_NAMES_100.split())
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+URL_100 = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
+MD5_100 = "03b5dce01913d631647c71ecec9e9cb8"
 
 _INSIDE = (".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")
 _FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
-_IMAGES = 10_000  # in each file
+_INSIDE_100 = (".", "cifar100", "cifar-100-binary", "cifar-100-python")
+_IMAGES = 10_000  # in each file of CIFAR-10, and the test file of CIFAR-100
+_TRAIN_100 = 50_000
 _PIXELS = 3 * 32 * 32
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since numpy 2
 _PICKLE_BYTES = 31_035_500  # of a file in the python layout, to a few hundred
@@ -60,48 +79,101 @@ def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arra
     except FileNotFoundError:
         if not download:
             raise
-        _download(folder)
+        _download(folder, URL, MD5, "cifar-10-batches-bin")
         files = find("CIFAR-10", folder, ("cifar-10-batches-bin",), sets)
-    parts = [_binary(file) if file.suffix == ".bin" else _python(file) for file in files]
+    return _arrays(files, _Contents("CIFAR-10", _IMAGES, 1, "labels", CLASSES))
+
+
+def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arrays:
+    """CIFAR-100: 50,000 train or 10,000 test images (3, 32, 32) of a hundred classes, the fine labels.
+
+    Args:
+        folder: Holds the official file (train.bin or train, test.bin or test), directly or in
+            `cifar100`, `cifar-100-binary` or `cifar-100-python`.
+        split: `"train"` or `"test"`.
+        download: Fetch the binary layout (169 MB) into `folder` if files are missing.
+
+    Raises:
+        FileNotFoundError: Files are missing and not to be fetched, or cannot be fetched.
+        ValueError: A file is damaged or not what it should be.
+    """
+    check_split(split)
+    folder, sets = Path(folder), [[f"{split}.bin"], [split]]
+    try:
+        files = find("CIFAR-100", folder, _INSIDE_100, sets)
+    except FileNotFoundError:
+        if not download:
+            raise
+        _download(folder, URL_100, MD5_100, "cifar-100-binary")
+        files = find("CIFAR-100", folder, ("cifar-100-binary",), sets)
+    count = _TRAIN_100 if split == "train" else _IMAGES
+    return _arrays(files, _Contents("CIFAR-100", count, 2, "fine_labels", CLASSES_100))
+
+
+class _Contents(NamedTuple):
+    """What each file of a data set holds.
+
+    Attributes:
+        what: The name of the data set.
+        images: How many there are.
+        label_bytes: Before the pixels of a record; the last is the label.
+        key: The name of the labels in the python layout.
+        classes: The name of each class.
+    """
+
+    what: str
+    images: int
+    label_bytes: int
+    key: str
+    classes: Sequence[str]
+
+
+def _arrays(files: Sequence[Path], told: _Contents) -> Arrays:
+    parts = [(_binary if file.suffix == ".bin" else _python)(file, told) for file in files]
     images = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
     labels = np.concatenate([numbers for _, numbers in parts])
-    return Arrays(torch.from_numpy(images), torch.from_numpy(labels), CLASSES)
+    return Arrays(torch.from_numpy(images), torch.from_numpy(labels), told.classes)
 
 
-def _binary(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of a file of records: a label byte, then the pixels."""
-    expected, found = _IMAGES * (1 + _PIXELS), file.stat().st_size
+def _binary(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3072) and labels (N,) of a file of records: the bytes of labels, then the pixels."""
+    record = told.label_bytes + _PIXELS
+    expected, found = told.images * record, file.stat().st_size
     if found != expected:
         raise ValueError(
-            f"{file} has {found} bytes instead of {expected}: it is truncated or not CIFAR-10; "
+            f"{file} has {found} bytes instead of {expected}: it is truncated or not {told.what}; "
             "fetch it again"
         )
-    records = np.fromfile(file, np.uint8).reshape(_IMAGES, 1 + _PIXELS)
-    return records[:, 1:], _labels(file, records[:, 0].astype(np.int64))
+    records = np.fromfile(file, np.uint8).reshape(told.images, record)
+    labels = records[:, told.label_bytes - 1].astype(np.int64)
+    return records[:, told.label_bytes :], _labels(file, labels, told)
 
 
-def _python(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of a pickled table with `data` and `labels`."""
+def _python(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (N, 3072) and labels (N,) of a pickled table of them."""
     try:
         with file.open("rb") as source:
             table = _Unpickler(source, encoding="latin1").load()
-        pixels, labels = table["data"], np.asarray(table["labels"], dtype=np.int64)
+        pixels, labels = table["data"], np.asarray(table[told.key], dtype=np.int64)
     except Exception as error:  # a damaged pickle may raise anything
+        raise_system_error(error)
         raise ValueError(
             f"{file} cannot be read ({error}): it has {file.stat().st_size} bytes instead of about "
-            f"{_PICKLE_BYTES} and is truncated or not CIFAR-10; fetch it again"
+            f"{told.images * _PICKLE_BYTES // _IMAGES} and is truncated or not {told.what}; fetch it "
+            "again"
         ) from error
-    shape = (_IMAGES, _PIXELS)
+    shape = (told.images, _PIXELS)
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
-        raise ValueError(f"{file} does not hold {_IMAGES} CIFAR-10 images; fetch it again")
-    return pixels, _labels(file, labels)
+        raise ValueError(f"{file} does not hold {told.images} {told.what} images; fetch it again")
+    return pixels, _labels(file, labels, told)
 
 
-def _labels(file: Path, labels: np.ndarray) -> np.ndarray:
-    if labels.shape != (_IMAGES,) or labels.min() < 0 or labels.max() >= len(CLASSES):
+def _labels(file: Path, labels: np.ndarray, told: _Contents) -> np.ndarray:
+    last = len(told.classes) - 1
+    if labels.shape != (told.images,) or labels.min() < 0 or labels.max() > last:
         raise ValueError(
-            f"{file} must hold {_IMAGES} labels from 0 to {len(CLASSES) - 1} and does not: it is "
-            "damaged or not CIFAR-10; fetch it again"
+            f"{file} must hold {told.images} labels from 0 to {last} and does not: it is "
+            f"damaged or not {told.what}; fetch it again"
         )
     return labels
 
@@ -117,14 +189,14 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
 
 
-def _download(folder: Path) -> None:
+def _download(folder: Path, url: str, md5: str, inside: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
-        archive = Path(scratch) / "cifar-10-binary.tar.gz"
-        fetch_file(URL, MD5, archive)
+        archive = Path(scratch) / "cifar.tar.gz"
+        fetch_file(url, md5, archive)
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
-        target = folder / "cifar-10-batches-bin"
+        target = folder / inside
         target.mkdir(exist_ok=True)
         for file in (Path(scratch) / target.name).iterdir():
             os.replace(file, target / file.name)

@@ -30,8 +30,8 @@ def digits(split: Split = "test") -> Arrays:
     """
     check_split(split)
     with resources.files("unfool.data").joinpath("digits.npz").open("rb") as file:
-        kept = np.load(file)
-        pixels, labels = kept["pixels"], kept["labels"]
+        arrays = np.load(file)
+        pixels, labels = arrays["pixels"], arrays["labels"]
     order = permutation(len(pixels), seed=0)
     chosen = order[-_TEST:] if split == "test" else order[:-_TEST]
     images = torch.from_numpy((pixels[chosen] / 16).astype(np.float32)).view(-1, 1, 8, 8)

@@ -4,24 +4,26 @@ Pictures are numbered by the name of their folder, then their own, so that a num
 picture on every machine.
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from unfool.data.image_files import ENDINGS, decode
+from unfool.data.image_files import ENDINGS, cover, decode, hidden, is_picture
 from unfool.ranges import Count
 
 
 class Folder:
     """Pictures, read when they are asked for.
 
-    They lie in sub-folders (`folder/class/picture.png`), or, where no sub-folder holds any, in the
-    folder itself. Pictures beside such sub-folders, or deeper, are left out.
+    They lie in sub-folders (`folder/class/picture.png`), or, where there is no sub-folder, in the
+    folder itself. Every sub-folder must hold pictures: a class that vanished would move the labels of
+    all later ones. Hidden folders and `__MACOSX` are left out, and so are hidden files. What else is left
+    out (other endings, broken links, pictures beside or below the classes) is told on stderr, by count.
 
     Args:
         folder: Where they lie; .png, .jpg, .jpeg, .webp and .bmp are read.
@@ -34,10 +36,10 @@ class Folder:
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        pictures: The files, in the order of their numbers.
+        files: The files, in the order of their numbers.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no picture in it.
+        FileNotFoundError: There is no such folder, or no picture in it or in one of its sub-folders.
         ValueError: `size` is not positive; when a picture is read, that it is damaged.
     """
 
@@ -57,18 +59,28 @@ class Folder:
         if label not in ("folder", "name"):
             raise ValueError(f"label is 'folder' or 'name', not {label!r}")
         self.gray = gray
-        self.pictures = _pictures(Path(folder))
-        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.pictures]
+        self.files = _image_files(Path(folder))
+        names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        pixels = torch.from_numpy(self._read(self.pictures[index]))
-        image = pixels[None] if self.gray else pixels.permute(2, 0, 1)
-        return image.float().contiguous() / 255, self.labels[index]
+        return self.read(self.files[index]), self.labels[index]
+
+    def read(self, file: Path) -> Tensor:
+        """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
+
+        Raises:
+            ValueError: It is no picture, or a damaged one.
+        """
+        picture = decode(file, self.gray)
+        pixels = np.array(picture if self.size is None else cover(picture, *self.size))
+        image = torch.from_numpy(pixels)
+        image = image[None] if self.gray else image.permute(2, 0, 1)
+        return image.float().contiguous() / 255
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,42 +88,67 @@ class Folder:
         channels, height, width = self[0][0].shape
         return channels, height, width
 
-    def _read(self, file: Path) -> np.ndarray:
-        image = decode(file, self.gray)
-        return np.array(image if self.size is None else _cover(image, *self.size))
 
-
-def _pictures(folder: Path) -> list[Path]:
+def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
             f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "
             "UNFOOL_DATA"
         )
-    inside = sorted((p for p in folder.iterdir() if p.is_dir()), key=lambda p: p.name)
-    found = [p for sub in inside for p in _directly_in(sub)] or _directly_in(folder)
+    inside = sorted((p for p in folder.iterdir() if p.is_dir() and not hidden(p)), key=_name)
+    empty = [sub for sub in inside if not _directly_in(sub)]
+    if empty and len(empty) < len(inside):
+        others = _left_out(empty[0])
+        holds = f"holds only {_counted(others)}" if others else "is empty"
+        raise FileNotFoundError(
+            f"the sub-folder {empty[0]} of {folder} {holds}, so its class would vanish and the labels of "
+            f"all later classes would move; put pictures ({', '.join(ENDINGS)}) into it, or take it away"
+        )
+    found = [p for sub in inside for p in _directly_in(sub)]
+    left = [p for sub in inside for p in (*_left_out(sub), *_below(sub))]
+    left += [*_left_out(folder), *_directly_in(folder)] if found else _left_out(folder)
+    found = found or _directly_in(folder)
     if not found:
         raise FileNotFoundError(
-            f"there are no pictures ({', '.join(ENDINGS)}) in {folder} or its sub-folders; name "
-            "a folder of pictures with --data FOLDER or UNFOOL_DATA"
+            f"there are no pictures ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
+            + (f", only {_counted(left)}" if left else "")
+            + "; name a folder of pictures with --data FOLDER or UNFOOL_DATA"
         )
+    if left:
+        print(f"unfool: {folder}: left out {_counted(left)}", file=sys.stderr)
     return found
 
 
 def _directly_in(folder: Path) -> list[Path]:
-    files = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
-    return sorted((p for p in files if not p.name.startswith(".")), key=lambda p: p.name)
+    """The pictures that lie in a folder, by name."""
+    return sorted((p for p in folder.iterdir() if is_picture(p)), key=_name)
+
+
+def _left_out(folder: Path) -> list[Path]:
+    """The files in a folder that are not read, though somebody may take them for pictures."""
+    return [p for p in folder.iterdir() if not (hidden(p) or p.is_dir() or is_picture(p))]
+
+
+def _below(folder: Path) -> list[Path]:
+    """The pictures that lie deeper than a class."""
+    deeper = (p for p in folder.iterdir() if p.is_dir() and not hidden(p))
+    return [picture for sub in deeper for picture in (*_directly_in(sub), *_below(sub))]
+
+
+def _counted(files: Sequence[Path]) -> str:
+    """Files by kind: "3 .tif, 1 broken link"."""
+    counts: dict[str, int] = {}
+    for file in files:
+        broken = file.is_symlink() and not file.exists()
+        kind = "broken link" if broken else file.suffix.lower() or "file without an ending"
+        kind = f"{kind} in other places" if not broken and kind in ENDINGS else kind
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+
+
+def _name(path: Path) -> str:
+    return path.name
 
 
 def _word(file: Path) -> str:
     return file.stem.partition("_")[2] or file.stem
-
-
-def _cover(image: Image.Image, height: int, width: int) -> Image.Image:
-    """The center of the picture, which is first resized until it just covers (height, width)."""
-    if image.width * height <= image.height * width:
-        resized = width, image.height * width // image.width
-    else:
-        resized = image.width * height // image.height, height
-    image = image.resize(resized, Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    return image.crop((left, top, left + width, top + height))

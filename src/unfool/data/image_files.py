@@ -9,16 +9,26 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import raise_system_error, write_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def hidden(path: Path) -> bool:
+    """Whether a file or folder is one that systems and tools put beside the user's."""
+    return path.name.startswith(".") or path.name == "__MACOSX"
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a path is a file that is read as a picture, by its ending."""
+    return path.suffix.lower() in ENDINGS and not hidden(path) and path.is_file()
 
 
 def read(path: Path, gray: bool = False) -> Tensor:
     """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `gray`.
 
     Raises:
-        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
     """
     pixels = np.array(decode(path, gray))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
@@ -28,17 +38,48 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
     """A picture as Pillow has it, in color or gray, and upright as its camera says.
 
     Raises:
-        ValueError: It is no picture, a broken one, or one of more than 8 bits.
+        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
     """
     try:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+            if (
+                opened.has_transparency_data
+                and np.array(opened.convert("RGBA"))[..., 3].min() < 255
+            ):
+                raise ValueError(
+                    "it is transparent in places, and what shows through is up to you: put it on "
+                    "white or black with an image editor"
+                )
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise_system_error(error)
         raise ValueError(
             f"the picture {path} cannot be read ({error}): mend it, or take it away"
         ) from error
+
+
+def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:
+    """The center (height, width) of a picture, which is resized (bicubic) first.
+
+    Args:
+        image: The picture.
+        height: Of the center.
+        width: Of the center.
+        shorter: The length of the shorter side after resizing; None makes the picture just cover the
+            center.
+    """
+    if shorter is not None:
+        scale = shorter / min(image.width, image.height)
+        resized = max(round(image.width * scale), width), max(round(image.height * scale), height)
+    elif image.width * height <= image.height * width:
+        resized = width, image.height * width // image.width
+    else:
+        resized = image.width * height // image.height, height
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
 
 
 def png(image: Tensor, enlarge: int = 1) -> bytes:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from unfool.defenses.gradual import Gradual as Gradual
     from unfool.defenses.langevin import Langevin as Langevin
     from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
-    from unfool.defenses.purified import Purified as Purified
-    from unfool.defenses.purified import majority_vote as majority_vote
-    from unfool.defenses.purified import predict_draws as predict_draws
+    from unfool.defenses.purified_classifier import Purified as Purified
+    from unfool.defenses.purified_classifier import majority_vote as majority_vote
+    from unfool.defenses.purified_classifier import predict_draws as predict_draws
     from unfool.defenses.resized import Resized as Resized
     from unfool.defenses.sampling import make_sampler as make_sampler
 
@@ -42,12 +42,12 @@ _HOMES = {
     "Gradual": "unfool.defenses.gradual",
     "Langevin": "unfool.defenses.langevin",
     "LikelihoodMaximization": "unfool.defenses.likelihood",
-    "majority_vote": "unfool.defenses.purified",
+    "majority_vote": "unfool.defenses.purified_classifier",
     "make_sampler": "unfool.defenses.sampling",
     "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
     "OneStep": "unfool.defenses.denoised_smoothing",
-    "predict_draws": "unfool.defenses.purified",
-    "Purified": "unfool.defenses.purified",
+    "predict_draws": "unfool.defenses.purified_classifier",
+    "Purified": "unfool.defenses.purified_classifier",
     "Resized": "unfool.defenses.resized",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

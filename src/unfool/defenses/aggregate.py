@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import Purified, majority_vote
+from unfool.defenses.purified_classifier import Purified, majority_vote, predict
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, check_arguments
@@ -59,7 +59,7 @@ class Aggregated(nn.Module):
         """The class (B,) of the highest aggregate; by votes, no path that cannot change it is taken."""
         if self.by == "votes":
             return majority_vote(self.model, x, self._streams(noise))
-        return self(x, noise).argmax(1)
+        return predict(self, x, noise)
 
     def _streams(self, noise: Noise) -> list[Noise]:
         return [noise, *(noise.child("path", i) for i in range(1, self.paths))]

@@ -6,13 +6,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import require_classifier, require_grad_path
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import ascent, reverse, walk
 from unfool.diffusion.schedule import Scales
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments
@@ -124,6 +125,7 @@ class COUP(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z, back = self.denoiser.encode(self._clamped(x)), noise.child("reverse")
         z = reverse(self.denoiser, z, self.times, back, step=self.step, guide=self.guide)
         return self._clamped(self.denoiser.decode(z))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.sampling import Variance
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided, walk
@@ -31,6 +32,7 @@ class _Smoothing(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         return self.denoise(self._noised(x, noise), self.pixel_noise, noise)
 
     def _noised(self, x: Tensor, noise: Noise) -> Tensor:

@@ -5,13 +5,14 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.reverse import euler_maruyama, reverse, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
-from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
@@ -75,14 +76,17 @@ class DiffPure(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z, x_t, back = self._noised(x, noise)
-        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._way())
+        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._reverse_options())
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
         z, x_t, back = self._noised(x, noise)
-        for t, state in walk(self.denoiser, x_t, self.times, back, image=z, **self._way()):
+        for t, state in walk(
+            self.denoiser, x_t, self.times, back, image=z, **self._reverse_options()
+        ):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
@@ -109,7 +113,7 @@ class DiffPure(nn.Module):
         """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
         return with_fewer_steps(self, steps, matched)
 
-    def _way(self) -> dict[str, Any]:
+    def _reverse_options(self) -> dict[str, Any]:
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
     def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:

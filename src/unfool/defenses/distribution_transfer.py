@@ -10,13 +10,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
-from unfool.diffusion.seams import Step
 from unfool.distances import INPUT, OUTPUT, Input, Output
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
@@ -106,6 +107,7 @@ class DistributionTransfer(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         x_t, guide, beside = self._start(x, noise)
         back = noise.child("reverse")
         z = reverse(

@@ -3,7 +3,7 @@
 from copy import copy
 from typing import Any
 
-from unfool.diffusion.fewer_steps import Along, Groups, groups_of, kept
+from unfool.diffusion.matched_noise import Along, Groups, coarse_times, groups_of
 from unfool.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, flow, scales_along
 from unfool.protocols import Purifier
 
@@ -14,7 +14,7 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
     Args:
         purifier: It goes from one of its `times` to the next by its `step`, on its stream `reverse`.
         steps: How many are left; None is a tenth, but at least 5 (or all, of fewer).
-        matched: On the same path of noise (see `diffusion.fewer_steps`), or on noise of its own.
+        matched: On the same path of noise (see `diffusion.matched_noise`), or on noise of its own.
 
     Raises:
         ValueError: It has not so many, or goes by `heun`, whose noise depends on how many it has; or
@@ -27,7 +27,7 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
             "how the noise of many steps makes that of a few is known of `sde`, `ddpm`, `ddim` and "
             "`ode`, and not of a step of your own: use the view `surrogate` or `exact`"
         )
-    which = kept(len(purifier.times) - 1, steps)
+    which = coarse_times(len(purifier.times) - 1, steps)
     shorter = copy(purifier)  # it shares the networks
     shorter.times, shorter.steps = purifier.times[which], len(which) - 1
     if not matched:

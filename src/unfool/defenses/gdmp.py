@@ -5,20 +5,22 @@ from functools import partial
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
 from unfool.defenses.sampling import Variance, in_turn, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
-from unfool.distances import mse, ssim
+from unfool.distances import WINDOW, mse, ssim
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
 from unfool.runtime.text import html_repr, short_repr
 
-Held = Literal["mse", "ssim", "none"]
+Held = Literal["mse", "ssim", "ssim-padded", "none"]
 Anchor = Literal["image", "noised"]
 
 
@@ -32,14 +34,16 @@ class GDMP(nn.Module):
 
     Pass i draws from the streams `forward` and `reverse` below ("pass", i). The release aggregates
     10 purifications: see `aggregate.Aggregated`. Its DDPM clips x_hat (an option of the denoiser),
-    its SSIM pads images with zeros (here windows stay inside), and its `default.yml` does not guide.
+    its SSIM pads images with zeros of [-1, 1] (`ssim-padded`; with `ssim` windows stay inside), and its
+    `default.yml` does not guide.
 
     Args:
         denoiser: The diffusion model.
         t: The time that each pass noises to; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet: 0.18.
         steps: Of a pass, each one call of the network. ImageNet: 45.
         passes: M. ImageNet: 1.
-        distance: S: `"mse"`, `"ssim"`, or `"none"` for passes without a guide.
+        distance: S: `"mse"`, `"ssim"`, `"ssim-padded"` (the release's, below), or `"none"` for passes
+            without a guide.
         scale: The release's guide_scale: 60000 of MSE, 70000 of SSIM; 1000 of SSIM on ImageNet.
         eps: The perturbation that scale was chosen for, in units of [0, 1] pixels.
         anchor: y_t: the image noised to t, afresh at each step (`"noised"`, as for CIFAR-10), or the
@@ -91,6 +95,7 @@ class GDMP(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z = given = self.denoiser.encode(x)
         guide = self._guide(given)
         for i in range(self.passes):
@@ -147,7 +152,11 @@ class GDMP(nn.Module):
         )
 
     def _distance(self, state: Tensor, anchor: Tensor, noise: Noise) -> Tensor:
-        return mse(state, anchor) if self.distance == "mse" else 1 - ssim(state, anchor)
+        if self.distance == "mse":
+            return mse(state, anchor)
+        if self.distance == "ssim-padded":
+            state, anchor = (F.pad(image, [WINDOW // 2] * 4) for image in (state, anchor))
+        return 1 - ssim(state, anchor)
 
 
 def _rate(now: Scales) -> Tensor:

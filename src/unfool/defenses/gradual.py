@@ -5,10 +5,11 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from unfool.checks import check_images, images_of_any_range
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.seams import Step
+from unfool.diffusion.protocols import Step
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
 from unfool.runtime.text import html_repr, short_repr
@@ -63,8 +64,10 @@ class Gradual(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
-        for i, purify in enumerate(self.passes):
-            x = purify(x, noise.child("pass", i))
+        check_images(x)
+        with images_of_any_range():  # what a pass returns is not clamped
+            for i, purify in enumerate(self.passes):
+                x = purify(x, noise.child("pass", i))
         return x
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import Ancestral, Heun, ascent
 from unfool.diffusion.schedule import Scales
-from unfool.diffusion.seams import Step
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.fewer_steps import kept
+from unfool.diffusion.matched_noise import coarse_times
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
@@ -61,6 +62,7 @@ class Langevin(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         z = self.denoiser.encode(x)
         noise, step = noise.child("reverse"), self._step(z)
         return self.denoiser.decode(
@@ -81,7 +83,7 @@ class Langevin(nn.Module):
         Raises:
             ValueError: `steps` does not divide its own, or the anchor overshoots.
         """
-        taken = len(kept(self.steps, steps)) - 1
+        taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
             raise ValueError(
                 f"langevin's {self.steps} steps have one length: those of a view divide them, and "

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from unfool.checks import check_images
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
 from unfool.diffusion.reverse import ascent
@@ -32,8 +33,9 @@ class LikelihoodMaximization(nn.Module):
 
     With `eta` every step ends by a clamp to what is both in [0, 1] and in the linf ball around the image
     that came in. The gradient goes through it, by its center too. That, with `optimizer="momentum"`, is
-    the paper's form as others tell of it: 5 steps in a ball of 8/255. Its text was not at hand: the
-    decay of the momentum (0.9) is ours, and a rate of 2/255 would be.
+    the paper's form as others tell of it: 5 steps in a ball of 8/255. The decay of the momentum (0.9)
+    and a rate of 2/255 are ours; the release holds a form with momentum in linf of its own, which its
+    demos do not run and which this one does not follow number by number.
 
     The sign of `"momentum"` has the slope 0 everywhere. So its exact gradient is that of the identity,
     but for pixels that a clamp holds at 0 or 1, and tells an attacker nothing of the diffusion model: it
@@ -90,6 +92,7 @@ class LikelihoodMaximization(nn.Module):
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         weights = tuple(p for p in self.denoiser.parameters() if p.requires_grad)
         z = self.denoiser.encode(x)
         advance = partial(self._advance, noise.child("forward"), z)

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.defenses.purified import image_shape
+from unfool.checks import check_images
+from unfool.defenses.purified_classifier import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, check_arguments
@@ -38,14 +39,17 @@ class Resized(nn.Module):
         else:
             self.size = (size, size)
         if shape is not None and shape[1:] != self.size:
-            told = " x ".join(map(str, shape[1:]))
-            raise ValueError(f"the denoiser was made for {told}; leave `size` out, or give that")
+            size_text = " x ".join(map(str, shape[1:]))
+            raise ValueError(
+                f"the denoiser was made for {size_text}; leave `size` out, or give that"
+            )
         self.purifier = purifier
         if hasattr(purifier, "walk"):
             self.walk = self._walk
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
+        check_images(x)
         return _to(x.shape[2:], self.purifier(_to(self.size, x), noise))
 
     def adjoint(self) -> Purifier:

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import (
     DDIM,
     END,
@@ -19,7 +20,6 @@ from unfool.diffusion.reverse import (
     strided,
 )
 from unfool.diffusion.schedule import Discrete, chain_length
-from unfool.diffusion.seams import Step
 from unfool.ranges import Count, Share, Time, check_arguments
 
 SamplerName = Literal["sde", "ddpm", "ddim", "ode", "heun"]

@@ -4,18 +4,22 @@ A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the 
 velocity or a scaled mixture, and in which units it is told the time, is settled inside it.
 """
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from unfool.diffusion.schedule import VP, Schedule, chain_length
+from unfool.diffusion.schedule import VP, Scales, Schedule, chain_length
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
-Prediction = Literal["noise", "image", "velocity", "edm"]
+Prediction = Literal["noise", "image", "velocity", "edm", "ve", "subvp", "consistency"]
+Time = Literal["scaled", "score_sde", "index", "rescaled", "edm", "consistency", "ve", "subvp"]
 SIGMA_DATA = 0.5  # the standard deviation that the prediction "edm" takes pixels in [-1, 1] to have
+SIGMA_MIN = 0.002  # the noise at which a consistency model returns its input
 
 
 class Denoiser(nn.Module, ABC):
@@ -71,20 +75,28 @@ class NetworkDenoiser(Denoiser):
     """A network as a denoiser: x_hat from what it predicts.
 
     The network is called with (x_t, time (B,)), and the labels (B,) if it has classes. Where images
-    have no label, the label is `classes`, the null class.
+    have no label, the label is `classes`, the null class. Of an output with twice the channels of
+    x_t, which includes a learned variance, the first half counts.
 
     Args:
         network: The network; a diffusers `UNet2DModel` or any module with that call.
         schedule: Its noise schedule; `VP()` if None.
         predicts: `"noise"`, `"image"`, `"velocity"` (alpha noise - sigma x_0), or `"edm"`: the
             network's input and target are scaled to unit variance (Karras et al., 2022, section 5).
+            `"ve"` takes x_t / alpha and predicts the negative noise, `"subvp"` takes x_t of the same
+            noise under the sub-VP SDE (Song et al., 2021). `"consistency"` is the function of a
+            consistency model (Song et al., 2023), a point of the flow's end and not E[x_0 | x_t].
         shape: (C, H, W) of its images.
         classes: How many labels it knows.
         multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
-        time: `"scaled"` tells it 1000 t - 1 (999 t for the continuous models of score_sde: use
-            `"score_sde"`), `"index"` the whole number of the step, counted from 0.
+        time: What the network is told, where n = T t counts the T steps of the chain (1000 of a
+            continuous schedule) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` that as a whole
+            number, `"rescaled"` the index on a chain of 1000, `"score_sde"` 999 t, `"edm"` ln(s) / 4,
+            `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the time of the sub-VP
+            SDE. Or a function from scales to the time.
         clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
             gradient.
+        null: Whether the network knows a null class. If not, it needs labels.
     """
 
     def __init__(
@@ -96,17 +108,20 @@ class NetworkDenoiser(Denoiser):
         shape: tuple[int, int, int] | None = None,
         classes: int = 0,
         multi_head: bool = False,
-        time: Literal["scaled", "score_sde", "index"] = "scaled",
+        time: Time | Callable[[Scales], Tensor] = "scaled",
         clip_x0: bool = False,
+        null: bool = True,
     ):
         super().__init__()
         if predicts not in get_args(Prediction):
             raise ValueError(
                 f"a network predicts {', '.join(get_args(Prediction))}; not {predicts!r}"
             )
+        if not callable(time) and time not in get_args(Time):
+            raise ValueError(f"a network's time is {', '.join(get_args(Time))}; not {time!r}")
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
-        self.multi_head, self.time, self.clip_x0 = multi_head, time, clip_x0
+        self.multi_head, self.time, self.clip_x0, self.null = multi_head, time, clip_x0, null
 
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """E[x_0 | x_t]."""
@@ -121,52 +136,96 @@ class NetworkDenoiser(Denoiser):
             x_t, alpha, sigma = (
                 value.unsqueeze(1) if value.ndim else value for value in (x_t, alpha, sigma)
             )
-        if self.predicts == "noise":
+        if self.predicts in ("noise", "subvp"):
             out = (x_t - sigma * out) / alpha
+        elif self.predicts == "ve":
+            out = (x_t + sigma * out) / alpha
         elif self.predicts == "velocity":
             out = alpha * x_t - sigma * out
         elif self.predicts == "edm":
             size = _size(alpha, sigma)
             out = alpha * SIGMA_DATA**2 / size**2 * x_t + sigma * SIGMA_DATA / size * out
+        elif self.predicts == "consistency":
+            beyond = sigma / alpha - SIGMA_MIN
+            keep = SIGMA_DATA**2 / (beyond**2 + SIGMA_DATA**2) / alpha
+            out = keep * x_t + beyond * SIGMA_DATA * alpha / _size(alpha, sigma) * out
         return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network itself says, in its own terms, shaped as `forward` answers."""
-        exact = _exact(t, x_t)
-        time = self._time(exact).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
-        if self.predicts == "edm":
-            _, alpha, sigma, _ = self.schedule(exact)
-            x_t = x_t / _size(alpha, sigma)
+        """What the network itself says, in its own terms, shaped as `forward` answers.
+
+        Raises:
+            ValueError: The network has classes but no null class, and there is no label.
+        """
+        scales = self.schedule(_exact(t, x_t))
+        time = self._time(scales).to(x_t).expand(len(x_t), 1, 1, 1).flatten()
+        inputs = self._input(x_t, scales)
         if not self.classes:
-            out = self.network(x_t, time)
+            out = self.network(inputs, time)
         else:
-            null = torch.full((len(x_t),), self.classes, device=x_t.device)
-            out = self.network(x_t, time, null if label is None else label)
-        return cast(Tensor, out if isinstance(out, Tensor) else out.sample)
+            out = self.network(inputs, time, self._null(x_t) if label is None else label)
+        out = cast(Tensor, out if isinstance(out, Tensor) else out.sample)
+        channels = x_t.shape[1]
+        return out[..., :channels, :, :] if out.shape[-3] == 2 * channels else out
 
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """What `predict` should say of x_t = alpha z + sigma eps."""
+        """What `predict` should say of x_t = alpha z + sigma eps.
+
+        Raises:
+            ValueError: It predicts the function of a consistency model, which has no such target.
+        """
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "edm":
             return (sigma / SIGMA_DATA * z - alpha * SIGMA_DATA * eps) / _size(alpha, sigma)
-        return {"noise": eps, "image": z, "velocity": alpha * eps - sigma * z}[self.predicts]
+        if self.predicts == "velocity":
+            return alpha * eps - sigma * z
+        if self.predicts == "consistency":
+            raise ValueError("a consistency model cannot be trained here; train its EDM teacher")
+        return {"noise": eps, "subvp": eps, "ve": -eps, "image": z}[self.predicts]
 
     def sharpness(self, t: Tensor) -> Tensor:
         """How much a squared error of x_hat weighs in the squared error of the prediction."""
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "image":
             return torch.ones_like(alpha)
-        if self.predicts == "noise":
+        if self.predicts in ("noise", "ve", "subvp"):
             return (alpha / sigma) ** 2
         if self.predicts == "velocity":
             return sigma**-2
         return (_size(alpha, sigma) / (sigma * SIGMA_DATA)) ** 2
 
-    def _time(self, t: Tensor) -> Tensor:
-        if self.time == "score_sde":
-            return 999 * t
-        time = (chain_length(self.schedule) * t - 1).clamp(min=0)
-        return time.round() if self.time == "index" else time
+    def _null(self, x_t: Tensor) -> Tensor:
+        if not self.null:
+            raise ValueError(
+                f"the network knows {self.classes} classes and no null class, so it cannot denoise "
+                "without labels; take an unconditional network"
+            )
+        return torch.full((len(x_t),), self.classes, device=x_t.device)
+
+    def _input(self, x_t: Tensor, scales: Scales) -> Tensor:
+        _, alpha, sigma, _ = scales
+        if self.predicts in ("edm", "consistency"):
+            return x_t / _size(alpha, sigma)
+        if self.predicts == "ve":
+            return x_t / alpha
+        return x_t * _subvp_alpha(scales) / alpha if self.predicts == "subvp" else x_t
+
+    def _time(self, scales: Scales) -> Tensor:
+        if callable(self.time):
+            return self.time(scales)
+        steps = chain_length(self.schedule)
+        number = (steps * scales.t - 1).clamp(min=0)
+        log_noise = (scales.sigma / scales.alpha).log()
+        return {
+            "scaled": lambda: number,
+            "index": lambda: number.round(),
+            "rescaled": lambda: number.round() * 1000 / steps,
+            "score_sde": lambda: 999 * scales.t,
+            "edm": lambda: log_noise / 4,
+            "consistency": lambda: 250 * log_noise,
+            "ve": lambda: log_noise - math.log(2),
+            "subvp": lambda: 999 * _vp_time(_subvp_alpha(scales)),
+        }[self.time]()
 
 
 class Mixture(Denoiser):
@@ -204,6 +263,18 @@ class Mixture(Denoiser):
 def _size(alpha: Tensor, sigma: Tensor) -> Tensor:
     """The standard deviation of x_t, if that of x_0 is SIGMA_DATA."""
     return torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2)
+
+
+def _subvp_alpha(scales: Scales) -> Tensor:
+    """The alpha of the sub-VP SDE, whose sigma is 1 - alpha^2, at the noise sigma / alpha of `scales`."""
+    noise = scales.sigma / scales.alpha
+    return 2 / (noise + torch.sqrt(noise**2 + 4))
+
+
+def _vp_time(alpha: Tensor) -> Tensor:
+    """The time at which the default `VP` schedule, or the sub-VP SDE, has this alpha."""
+    slope, rise = VP().beta_min, VP().beta_max - VP().beta_min
+    return (torch.sqrt(slope**2 - 4 * rise * alpha.log()) - slope) / rise
 
 
 def _exact(t: Tensor, x_t: Tensor) -> Tensor:

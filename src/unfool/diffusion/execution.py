@@ -50,54 +50,54 @@ class Trial(NamedTuple):
     prepare: float
 
 
-def execute(model: object, way: Execution, rows: int) -> None:
+def execute(model: object, mode: Execution, rows: int) -> None:
     """Let all denoisers of a model be executed that way from now on.
 
     Args:
         model: Anything; what is no module with a `NetworkDenoiser` in it stays as it is.
-        way: How; `"auto"` is the fastest here, by trial or from memory.
+        mode: How; `"auto"` is the fastest here, by trial or from memory.
         rows: How many images one call will have.
 
     Raises:
         SpecError: CUDA graphs are asked for without a GPU, or the way gives other numbers here.
     """
-    if way == "plain" or not isinstance(model, nn.Module):
+    if mode == "plain" or not isinstance(model, nn.Module):
         return
     for part in [module for module in model.modules() if isinstance(module, NetworkDenoiser)]:
-        chosen = choose(part, min(rows, MAX_BATCH)) if way == "auto" else way
-        if way != "auto" and (error := off(part, way, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE:
+        chosen = choose(part, min(rows, MAX_BATCH)) if mode == "auto" else mode
+        if mode != "auto" and (error := off(part, mode, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE:
             raise SpecError(
-                f"machine.execution: {way} gives other numbers than plain here (a relative error of "
+                f"machine.execution: {mode} gives other numbers than plain here (a relative error of "
                 f"{error:.1g}): use auto, or plain"
             )
         run_as(part, chosen)
 
 
-def off(denoiser: NetworkDenoiser, way: ExecutionMode, rows: int) -> float:
+def off(denoiser: NetworkDenoiser, mode: ExecutionMode, rows: int) -> float:
     """How far the values and gradients of a way are from the plain one, relatively; 0 if unknown."""
     if denoiser.shape is None:
         return 0.0
     copy, x = deepcopy(denoiser), _input(denoiser, rows)
-    run_as(copy, way)
-    return _apart(_told(copy, x), _told(denoiser, x))
+    run_as(copy, mode)
+    return _relative_error(_outputs_of(copy, x), _outputs_of(denoiser, x))
 
 
-def run_as(denoiser: NetworkDenoiser, way: ExecutionMode) -> None:
+def run_as(denoiser: NetworkDenoiser, mode: ExecutionMode) -> None:
     """Let the network of a denoiser be executed that way from now on.
 
     Raises:
         SpecError: CUDA graphs are asked for without a GPU.
     """
     network = denoiser.network
-    if way == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
+    if mode == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
         raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
-    if way == "channels_last":
+    if mode == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    elif way == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
+    elif mode == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
         compile_network(network, mode="reduce-overhead")
-    elif way == "compiled" and any(p.is_cuda for p in network.parameters()):
+    elif mode == "compiled" and any(p.is_cuda for p in network.parameters()):
         compile_network(network)
-    elif way == "compiled":
+    elif mode == "compiled":
         network.forward = _Compiled(network)  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -185,11 +185,11 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
     print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
     found: dict[ExecutionMode, Trial]
     found = {
-        way: trial
-        for way, trial in trials(denoiser, rows).items()
+        mode: trial
+        for mode, trial in trials(denoiser, rows).items()
         if trial.error <= RELATIVE_TOLERANCE
     }
-    best = min(found, key=lambda way: min(found[way].forward) + min(found[way].gradient))
+    best = min(found, key=lambda mode: min(found[mode].forward) + min(found[mode].gradient))
     with suppress(OSError):  # a home that cannot be written: the next run tries again
         write_bytes(memory, (json.dumps(known | {key: best}, indent=1) + "\n").encode())
     return best
@@ -205,24 +205,24 @@ def trials(denoiser: NetworkDenoiser, rows: int, turns: int = 5) -> dict[Executi
     """
     x = _input(denoiser, rows)
     copies: dict[ExecutionMode, tuple[NetworkDenoiser, float, list[Tensor]]] = {}
-    for way in TRIAL_SIZES:
+    for mode in TRIAL_SIZES:
         copy, began = deepcopy(denoiser), time.perf_counter()
         try:
-            run_as(copy, way)
-            told = _told(copy, x)
+            run_as(copy, mode)
+            outputs = _outputs_of(copy, x)
         except Exception:  # no compiler, or a network that it cannot take
-            if way == "plain":
+            if mode == "plain":
                 raise
             continue
-        copies[way] = copy, time.perf_counter() - began, told
+        copies[mode] = copy, time.perf_counter() - began, outputs
     plain = copies["plain"][2]
-    errors = {way: _apart(told, plain) for way, (_, _, told) in copies.items()}
+    errors = {mode: _relative_error(outputs, plain) for mode, (_, _, outputs) in copies.items()}
     found: dict[ExecutionMode, Trial]
-    found = {way: Trial([], [], errors[way], first) for way, (_, first, _) in copies.items()}
+    found = {mode: Trial([], [], errors[mode], first) for mode, (_, first, _) in copies.items()}
     for _ in range(turns):
-        for way, (copy, _, _) in copies.items():
-            found[way].forward.append(_seconds(_forward, copy, x))
-            found[way].gradient.append(_seconds(_gradient, copy, x))
+        for mode, (copy, _, _) in copies.items():
+            found[mode].forward.append(_seconds(_forward, copy, x))
+            found[mode].gradient.append(_seconds(_gradient, copy, x))
     return found
 
 
@@ -233,11 +233,11 @@ def _input(denoiser: NetworkDenoiser, rows: int) -> Tensor:
     return x.to(next(denoiser.parameters()))
 
 
-def _told(denoiser: NetworkDenoiser, x: Tensor) -> list[Tensor]:
+def _outputs_of(denoiser: NetworkDenoiser, x: Tensor) -> list[Tensor]:
     return [_forward(denoiser, x), _gradient(denoiser, x)]
 
 
-def _apart(found: list[Tensor], plain: list[Tensor]) -> float:
+def _relative_error(found: list[Tensor], plain: list[Tensor]) -> float:
     return max(float((a - b).norm() / b.norm()) for a, b in zip(found, plain, strict=True))
 
 
@@ -275,11 +275,11 @@ def _fingerprint(denoiser: NetworkDenoiser, rows: int) -> str:
         where = torch.cuda.get_device_name(weight.device)
     else:
         where = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {os.cpu_count()}"
-    told = [
+    facts = [
         f"ways {MODES}",
         where,
         torch.__version__,
         f"{torch.get_num_threads()} {rows} {denoiser.shape}",
     ]
-    told += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in denoiser.named_parameters()]
-    return hashlib.blake2b("\n".join(told).encode(), digest_size=16).hexdigest()
+    facts += [f"{name} {tuple(p.shape)} {p.dtype}" for name, p in denoiser.named_parameters()]
+    return hashlib.blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()

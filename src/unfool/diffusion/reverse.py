@@ -16,6 +16,7 @@ from torch import Tensor
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.deviation import forward_path
 from unfool.diffusion.gradient import chain, twice_differentiable
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.schedule import (
     Discrete,
     Scales,
@@ -24,7 +25,6 @@ from unfool.diffusion.schedule import (
     pixel_noise,
     time_of_noise,
 )
-from unfool.diffusion.seams import Correction, Guide, ImageGuide, Step
 from unfool.noise import Noise
 
 END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
@@ -167,18 +167,18 @@ def reverse(
         ValueError: The correction or the guide looks at `image`, and there is none.
     """
     scales = scales_along(denoiser, times)
-    way = _Way(denoiser, step, guide, correction, image, label)
+    options = _StepOptions(denoiser, step, guide, correction, image, label)
     path = forward_path(image, x, scales)
     if path is not None and image is not None:
         x = path.begin(x, image)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
-        then = way.advance(x_t, scales[i], scales[i + 1], noise.child(i))
+        then = options.advance(x_t, scales[i], scales[i + 1], noise.child(i))
         return then if path is None else path.meet(then, i)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
-    needed = (*way.seen(), *beside, *weights)
-    return chain(advance, x, len(scales) - 1, needed, denoiser, way.kind())
+    needed = (*options.differentiated_inputs(), *beside, *weights)
+    return chain(advance, x, len(scales) - 1, needed, denoiser, options.kind())
 
 
 def walk(
@@ -195,10 +195,10 @@ def walk(
 ) -> Iterator[tuple[float, Tensor]]:
     """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
     scales = scales_along(denoiser, times)
-    way = _Way(denoiser, step, guide, correction, image, label)
+    options = _StepOptions(denoiser, step, guide, correction, image, label)
     yield float(times[0]), x
     for i in range(len(scales) - 1):
-        x = way.advance(x, scales[i], scales[i + 1], noise.child(i))
+        x = options.advance(x, scales[i], scales[i + 1], noise.child(i))
         yield float(times[i + 1]), x
 
 
@@ -271,7 +271,7 @@ def strided(start: float, steps: int, chain: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Way:
+class _StepOptions:
     """How a step goes: the arguments of `reverse` that are the same in all of them."""
 
     denoiser: Denoiser
@@ -282,14 +282,14 @@ class _Way:
     label: Tensor | None
 
     def __post_init__(self) -> None:
-        if self._looks() and self.image is None:
+        if self._uses_image() and self.image is None:
             raise ValueError(
                 "the correction, or the guide, looks at the image that is purified: give it as `image`"
             )
 
-    def seen(self) -> tuple[Tensor, ...]:
+    def differentiated_inputs(self) -> tuple[Tensor, ...]:
         """The image, if anything looks at it."""
-        return (self.image,) if self.image is not None and self._looks() else ()
+        return (self.image,) if self.image is not None and self._uses_image() else ()
 
     def kind(self) -> tuple[type, ...]:
         """What the memory of a step's graph depends on, beside the denoiser."""
@@ -307,7 +307,7 @@ class _Way:
             return self.step.solve(estimate, x_t, now, then, noise)
         return self.step(x_t, estimate(x_t, now), now, then, noise)
 
-    def _looks(self) -> bool:
+    def _uses_image(self) -> bool:
         return self.correction is not None or isinstance(self.guide, ImageGuide)
 
     def _answer(self, x_t: Tensor, now: Scales) -> Tensor:

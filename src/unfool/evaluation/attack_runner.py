@@ -12,8 +12,9 @@ from torch import Tensor
 
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
+from unfool.checks import check_threat
 from unfool.data import fetch
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
@@ -57,9 +58,9 @@ class AttackRunner:
         skip_broken: Attack only images that nothing before made wrong on all of these.
         calls: Of network calls.
         began: When the block began.
-        kept: By attack, the places of images left to an earlier one, and which.
-        seen: By version, what the attacker's own draws say, as far as they were asked.
-        climbs: By attack and place, the loss over its steps.
+        reused_from: By attack, the places of images left to an earlier one, and which.
+        own_predictions: By version, what the attacker's own draws say, as far as they were asked.
+        loss_curves: By attack and place, the loss over its steps.
     """
 
     model: Batched
@@ -70,18 +71,19 @@ class AttackRunner:
     skip_broken: bool
     calls: CallCounter = field(default_factory=CallCounter)
     began: float = 0.0
-    kept: dict[str, dict[int, str]] = field(default_factory=dict)
-    seen: dict[str, Tensor] = field(default_factory=dict)
-    climbs: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+    reused_from: dict[str, dict[int, str]] = field(default_factory=dict)
+    own_predictions: dict[str, Tensor] = field(default_factory=dict)
+    loss_curves: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
     ) -> Iterator[tuple[str, Tensor]]:
         """The images as they are; and, if there are attacks, under random noise and each attack."""
+        check_threat(self.threat, x)
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.calls.take()
-        self.kept, self.seen, self.climbs = {}, {}, {}
+        self.reused_from, self.own_predictions, self.loss_curves = {}, {}, {}
         broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
         before = {"clean": x}
         if self.attacks:
@@ -103,9 +105,9 @@ class AttackRunner:
                 with recording_losses() as steps:
                     x_adv = attack(self.model, x[todo], y[todo], self.threat, search)
                 risen = zip(todo, curves(steps, len(todo)), strict=True)
-                self.climbs[name] = {i: curve for i, curve in risen if curve}
+                self.loss_curves[name] = {i: curve for i, curve in risen if curve}
                 version[todo] = _allowed(name, x_adv, x[todo], held)
-            self.kept[name] = {i: by for i, (by, _) in done.items()}
+            self.reused_from[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
             if held and not knows:
                 broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
@@ -118,10 +120,10 @@ class AttackRunner:
         if not (self.skip_broken and todo):
             return {}
         select = noise.take(todo).child("select")
-        self.seen[name] = predict_draws(
+        self.own_predictions[name] = predict_draws(
             self.model, version[todo], select, max(self.draws, MIN_DRAWS)
         )
-        wrong = (self.seen[name] != y[todo, None]).all(1).tolist()
+        wrong = (self.own_predictions[name] != y[todo, None]).all(1).tolist()
         return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 
 
@@ -193,9 +195,23 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
         return x_adv.detach()
     allowed = threat.allows(x, x_adv)
     if not bool(allowed.all()):
+        most = float((threat.size(x_adv - x) - threat.eps).max())
+        excess = f", by up to {most:.4g}" if most > 0 else "" if most <= 0 else ", by NaN"
         raise RuntimeError(
             f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images: let an attack of yours end with "
-            "threat.project(x, x_adv); images made before need the threat that they were made for"
+            f"{int((~allowed).sum())} of {len(x)} images{excess}: {_cure(threat, most)}"
         )
     return x_adv.detach()
+
+
+def _cure(threat: Threat, excess: float) -> str:
+    if threat.norm == "linf" and 0 < excess <= 0.5 / 255 + 1e-6:
+        return (
+            "so far do images go that were rounded to 8 bits; let the threat be 0.5/255 more, or round "
+            "toward the clean image"
+        )
+    return (
+        "let an attack of yours end with threat.project(x, x_adv); images made before need the threat "
+        "and the order that they were made for (pictures of a folder are taken in the order of their "
+        "names as text: 0, 1, 10, 2)"
+    )

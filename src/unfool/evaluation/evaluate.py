@@ -15,7 +15,7 @@ from torch import Tensor
 from unfool import __version__
 from unfool.attacks.views import Batched
 from unfool.batching import in_parts
-from unfool.defenses.purified import predict_draws
+from unfool.defenses.purified_classifier import predict, predict_draws
 from unfool.evaluation.attack_runner import (
     AttackRunner,
     Machine,
@@ -29,8 +29,9 @@ from unfool.evaluation.image_quality import measure
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
+from unfool.results.outcome import Condition, Outcome
 from unfool.results.quality import Quality
-from unfool.results.run_folder import Condition, Outcome, OutcomeStore
+from unfool.results.run_folder import OutcomeStore
 from unfool.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
@@ -90,9 +91,11 @@ def evaluate_into(
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
         robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
-        told = f"robust in this block {np.mean(robust):.0%}"
+        status = f"robust in this block {np.mean(robust):.0%}"
         return (
-            told if judge.candidates() - {"clean", "random"} else f"{told}, to random noise alone"
+            status
+            if judge.candidates() - {"clean", "random"}
+            else f"{status}, to random noise alone"
         )
 
     done = {outcome.index for outcome in run.outcomes()}
@@ -139,7 +142,7 @@ class Judge:
         noise, clean = Noise.of(search.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
         for name, version in versions.items():
-            kept = search.kept.get(name, {})
+            kept = search.reused_from.get(name, {})
             for i, earlier in kept.items():
                 table[i][name] = replace(table[i][earlier], same_image_as=earlier)
             own = besides(kept, len(y))
@@ -148,11 +151,12 @@ class Judge:
             x, private = version[own], noise.take(own)
             knows = getattr(search.attacks.get(name), "knows", None)
             judged = self._judged(x, private, knows)
-            seen = search.seen.get(name, judged)
-            if search.attacks and name not in search.seen and not knows:  # else there is no choice
+            seen = search.own_predictions.get(name, judged)
+            # without attacks, or with one that knows the noise, there is no choice
+            if search.attacks and name not in search.own_predictions and not knows:
                 seen = predict_draws(self.model, x, private.child("select"), search.draws)
             wrong = (seen != y[own, None]).float().mean(1)
-            bare = self._bare(x, private.child("bare"))
+            bare = self._without_purifier(x, private.child("bare"))
             size = search.threat.size(x - clean[own])
             for j, i in enumerate(own):
                 table[i][name] = Condition(
@@ -189,7 +193,7 @@ class Judge:
                 made_by=f"unfool {__version__}, torch {torch.__version__}",
                 sanity=probes.get(i, {}),
                 quality=quality.get(i, {}),
-                loss_curves={name: of[i] for name, of in search.climbs.items() if i in of},
+                loss_curves={name: of[i] for name, of in search.loss_curves.items() if i in of},
             )
             for i, (index, row) in enumerate(zip(indices, table, strict=True))
         ]
@@ -199,9 +203,9 @@ class Judge:
         """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
         if knows is None:
             return predict_draws(self.model, x, noise.child("verdict"), self.search.draws)
-        told = knows.reveal(noise.child("verdict", "rest"), secret(noise))
+        stream = knows.reveal(noise.child("verdict", "rest"), secret(noise))
         turns = knows.turns(self.search.draws)
-        return torch.stack([self.model.decide(x, told.for_query(turn)) for turn in turns], 1)
+        return torch.stack([self.model.decide(x, stream.for_query(turn)) for turn in turns], 1)
 
     @torch.no_grad()
     def quality(
@@ -216,15 +220,15 @@ class Judge:
             return found
         clean, model, noise = versions["clean"][which], self.model.model, noise.take(which)
         for name, version in versions.items():
-            seen = {} if name == "clean" else {"before": version[which]}
+            by_time = {} if name == "clean" else {"before": version[which]}
             if isinstance(model, Defended):
-                seen["after"] = Batched(model.purifier, self.model)(version[which], noise)
-            for when, pictures in seen.items():
-                for i, told in zip(which, measure(pictures, clean, self.lpips), strict=True):
-                    found[i].setdefault(name, {})[when] = told
+                by_time["after"] = Batched(model.purifier, self.model)(version[which], noise)
+            for when, pictures in by_time.items():
+                for i, distances in zip(which, measure(pictures, clean, self.lpips), strict=True):
+                    found[i].setdefault(name, {})[when] = distances
         return found
 
-    def _bare(self, x: Tensor, noise: Noise) -> list[int | None]:
+    def _without_purifier(self, x: Tensor, noise: Noise) -> list[int | None]:
         """What the classifier without its defense answers; None if there is no defense."""
         if not isinstance(self.model.model, Defended):
             return [None] * len(x)
@@ -266,12 +270,12 @@ def _examples(
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
     fooled = y
     if isinstance(model, Defended):
-        fooled = model.classifier(x_adv, noise).argmax(1)  # what the attack makes of it, undefended
+        fooled = predict(model.classifier, x_adv, noise)  # what the attack makes of it, undefended
     for name, version in (("clean", x), ("attacked", x_adv)):
-        kept[f"{name}_answer"] = _array(model(version, noise).argmax(1))
+        kept[f"{name}_answer"] = _array(predict(model, version, noise))
         if not isinstance(model, Defended):
             continue
-        kept[f"{name}_bare"] = _array(model.classifier(version, noise).argmax(1))
+        kept[f"{name}_bare"] = _array(predict(model.classifier, version, noise))
         purify, see = noise.child("purify"), noise.child("classify")
         if not hasattr(model.purifier, "walk"):
             kept[f"{name}_purified"] = _array(model.purifier(version, purify))

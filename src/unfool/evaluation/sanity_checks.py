@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,13 +10,27 @@ from unfool.attacks.losses import query_model
 from unfool.attacks.views import Batched, without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.results.outcome import SanityCheck
 
 DRAWS = 8  # gradients of a random model that are compared with each other
+# How far the logits of an image may differ between batches: TF32 and bfloat16 round each product to
+# 2^-11 and 2^-9 of its size, while batch normalization in training mode changes logits by much more.
+RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-2, 1e-3
+
+
+def are_probabilities(logits: Tensor) -> Tensor:
+    """Whether the rows of logits (B, K) are probabilities: not negative, and 1 in sum; (B,) of bool."""
+    return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
+
+
+def same_logits(one: Tensor, other: Tensor) -> bool:
+    """Whether logits (B, K) agree but for rounding."""
+    return torch.allclose(one, other, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
 
 
 def sanity_check(
     model: Batched, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, SanityCheck]:
     """What the doubts are about, seen on the images at positions `which`.
 
     Gradients are those of the model without elimination (`views.no_elimination`), where it has any.
@@ -30,18 +43,17 @@ def sanity_check(
         alone = model(x[:1], noise.take([0]).child(0))
     if not bool(logits.isfinite().all()):
         raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
-    probabilities = (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
-    alike = bool(torch.allclose(alone, logits[:1], rtol=1e-2, atol=1e-3))
+    probabilities, alike = are_probabilities(logits), same_logits(alone, logits[:1])
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)
-    climbed = without_elimination(model)
+    surface = without_elimination(model)
     single = torch.stack(
-        [query_model(climbed, x, y, "margin", noise, i, 1).gradient for i in turns]
+        [query_model(surface, x, y, "margin", noise, i, 1).gradient for i in turns]
     )
-    peaks = {"ce": query_model(climbed, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
+    peaks = {"ce": query_model(surface, x, y, "ce", noise, 0, 1).gradient, "margin": single[0]}
     clamped = (single == 0).all(0).flatten(1).double().mean(1)
     common = _agreement(single)
-    promised, found = _slope(climbed, x, y, noise, peaks["margin"])
+    promised, found = _slope(surface, x, y, noise, peaks["margin"])
     return {
         i: {
             "probabilities": bool(probabilities[j]),

@@ -14,7 +14,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import per_step
 from unfool.data import fetch
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.selftest_check import Check, reaches
 from unfool.noise import Noise
 from unfool.protocols import Attack

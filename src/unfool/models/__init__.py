@@ -5,29 +5,53 @@ from typing import TYPE_CHECKING
 from unfool.lazy import lazily
 
 if TYPE_CHECKING:
+    from unfool.models.build import cifar_network as cifar_network
     from unfool.models.build import cifar_resnet as cifar_resnet
     from unfool.models.build import denoising_network as denoising_network
     from unfool.models.build import network as network
     from unfool.models.build import quick as quick
     from unfool.models.build import small_cnn as small_cnn
     from unfool.models.build import wide_resnet as wide_resnet
-    from unfool.models.card import load_classifier as load_classifier
-    from unfool.models.card import load_denoiser as load_denoiser
+    from unfool.models.card import trained_classifier as trained_classifier
+    from unfool.models.card import trained_denoiser as trained_denoiser
     from unfool.models.classifiers import NormalizedClassifier as NormalizedClassifier
+    from unfool.models.hub_classifiers import timm_classifier as timm_classifier
+    from unfool.models.hub_classifiers import torchvision_classifier as torchvision_classifier
+    from unfool.models.hub_classifiers import transformers_classifier as transformers_classifier
     from unfool.models.latent import dit as dit
     from unfool.models.latent import stable_diffusion as stable_diffusion
+    from unfool.models.published.ddpm import ddpm as ddpm
+    from unfool.models.published.ddpm import diffusers as diffusers
+    from unfool.models.published.edm import edm as edm
+    from unfool.models.published.openai import consistency as consistency
+    from unfool.models.published.openai import guided_diffusion as guided_diffusion
+    from unfool.models.published.openai import improved_diffusion as improved_diffusion
+    from unfool.models.published.score_sde import score_sde as score_sde
+    from unfool.models.robustbench_zoo import robustbench as robustbench
 
 _HOMES = {
+    "cifar_network": "unfool.models.build",
     "cifar_resnet": "unfool.models.build",
+    "consistency": "unfool.models.published.openai",
+    "ddpm": "unfool.models.published.ddpm",
     "denoising_network": "unfool.models.build",
+    "diffusers": "unfool.models.published.ddpm",
     "dit": "unfool.models.latent",
-    "load_classifier": "unfool.models.card",
-    "load_denoiser": "unfool.models.card",
+    "edm": "unfool.models.published.edm",
+    "guided_diffusion": "unfool.models.published.openai",
+    "improved_diffusion": "unfool.models.published.openai",
     "network": "unfool.models.build",
     "NormalizedClassifier": "unfool.models.classifiers",
     "quick": "unfool.models.build",
+    "score_sde": "unfool.models.published.score_sde",
     "small_cnn": "unfool.models.build",
+    "robustbench": "unfool.models.robustbench_zoo",
     "stable_diffusion": "unfool.models.latent",
+    "timm_classifier": "unfool.models.hub_classifiers",
+    "torchvision_classifier": "unfool.models.hub_classifiers",
+    "trained_classifier": "unfool.models.card",
+    "trained_denoiser": "unfool.models.card",
+    "transformers_classifier": "unfool.models.hub_classifiers",
     "wide_resnet": "unfool.models.build",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

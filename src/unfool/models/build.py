@@ -7,17 +7,78 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import nn
 
-from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
+from unfool.models.cifar_layouts import Choices, recognize
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
 from unfool.networks import wide_resnet as wide
-from unfool.ranges import Count, CountFromZero, NotNegative, ShareBelowOne
+from unfool.networks.deepmind import Activation, DeepMindWideResNet
+from unfool.networks.mobilenet import MobileNetV2
+from unfool.networks.resnet import ResNet
+from unfool.networks.shufflenet import ShuffleNetV2
+from unfool.ranges import Count, CountFromZero, NotNegative, ShareBelowOne, check_arguments
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+CifarModel = Literal[
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "preact-resnet18",
+    "mobilenetv2",
+    "shufflenetv2",
+    "wrn-28-10",
+    "wrn-34-10",
+    "wrn-70-16",
+]
+
+
+def cifar_network(
+    model: CifarModel | None = None,
+    weights: Path | None = None,
+    classes: Count | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    activation: Activation | None = None,
+    max_pool: bool | None = None,
+    shortcut_of_input: bool | None = None,
+) -> NormalizedClassifier:
+    """A classifier of a common collection for 32x32 images, from its file; or a random one, to train.
+
+    Args:
+        model: Its name; with `weights`, it is read off the file, and another name is refused.
+        weights: The file. Network, depth, width and number of classes are read off it (see
+            `cifar_layouts`); prefixes and a normalization inside do not matter.
+        classes: Number of classes of a random one; 10 by default.
+        mean: What is subtracted from images; None is that of the file or usual for such files.
+        std: What the difference is divided by, likewise.
+        activation: Of networks of DeepMind, whose files do not tell; SiLU by default.
+        max_pool: Of ResNets with torchvision's names, whether a pooling follows the first convolution,
+            which files do not tell; by default it does, as in PyTorch_CIFAR10.
+        shortcut_of_input: Of pre-activation ResNets, whether shortcut convolutions see the input of
+            their block before normalization and ReLU, which files do not tell; by default they do not.
+
+    Raises:
+        ValueError: The file is of no known network, or of another; or neither name nor file is given.
+    """
+    check_arguments(cifar_network, locals())
+    if weights is None:
+        if model is None:
+            raise ValueError("name a `model`, or a file of `weights` that tells it")
+        return NormalizedClassifier(_random(model, classes or 10, activation), mean, std)
+    choices = Choices(activation, max_pool, shortcut_of_input)
+    layout = recognize(read_state(Path(weights)), str(weights), choices)
+    if model not in (None, layout.name):
+        raise ValueError(f"{weights} is a {layout.name}, not a {model}; leave `model` out")
+    if classes not in (None, layout.classes):
+        raise ValueError(f"{weights} tells {layout.classes} classes apart, not {classes}")
+    load_state(layout.network, layout.state, str(weights))
+    return NormalizedClassifier(layout.network, mean or layout.mean, std or layout.std)
 
 
 def cifar_resnet(
@@ -27,8 +88,8 @@ def cifar_resnet(
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[float] = CIFAR_STD,
 ) -> NormalizedClassifier:
-    """A CIFAR ResNet of He et al. (2016), random or with the public weights."""
-    return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std)
+    """A CIFAR ResNet of He et al. (2016) with parameter-free shortcuts, random or with public weights."""
+    return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std, _ANY_LAYOUT)
 
 
 def wide_resnet(
@@ -40,8 +101,9 @@ def wide_resnet(
     mean: Sequence[float] = (0.0,),
     std: Sequence[float] = (1.0,),
 ) -> NormalizedClassifier:
-    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016)."""
-    return _plain(wide.wide_resnet(depth, width, classes, dropout), weights, mean, std)
+    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016), with files in the layout of TRADES."""
+    network = wide.wide_resnet(depth, width, classes, dropout)
+    return _plain(network, weights, mean, std, _ANY_LAYOUT)
 
 
 def jem(
@@ -100,7 +162,7 @@ def denoising_network(
     schedule: Schedule | None = None,
     predicts: Prediction = "noise",
     classes: CountFromZero = 0,
-    time: Literal["scaled", "score_sde", "index"] = "scaled",
+    time: Time = "scaled",
     clip_x0: bool = False,
     weights: Path | None = None,
 ) -> NetworkDenoiser:
@@ -112,9 +174,38 @@ def denoising_network(
     )
 
 
+_ANY_LAYOUT = "; or use {name: cifar-network, weights: FILE}, which reads the network off the file"
+
+
 def _plain(
-    network: nn.Module, weights: Path | None, mean: Sequence[float], std: Sequence[float]
+    network: nn.Module,
+    weights: Path | None,
+    mean: Sequence[float],
+    std: Sequence[float],
+    otherwise: str = "",
 ) -> NormalizedClassifier:
     if weights is not None:
-        load_state(network, read_state(Path(weights)), str(weights))
+        state = read_state(Path(weights))
+        try:
+            load_state(network, state, str(weights))
+        except ValueError as error:
+            raise ValueError(f"{error}{otherwise}") from error
     return NormalizedClassifier(network, tuple(mean), tuple(std))
+
+
+def _random(model: CifarModel, classes: int, activation: Activation | None) -> nn.Module:
+    match model.split("-"):
+        case ["mobilenetv2"]:
+            return MobileNetV2(classes)
+        case ["shufflenetv2"]:
+            return ShuffleNetV2(classes)
+        case ["wrn", depth, width] if activation is not None:
+            return DeepMindWideResNet(int(depth), int(width), classes, activation)
+        case ["wrn", depth, width]:
+            return wide.wide_resnet(int(depth), int(width), classes)
+        case ["preact", "resnet18"]:
+            return ResNet(classes=classes, pre_activation=True)
+        case ["resnet18"]:
+            return ResNet(classes=classes)
+        case _:
+            return ResNet((3, 4, 6, 3), classes=classes, bottleneck=model == "resnet50")

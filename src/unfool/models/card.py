@@ -7,28 +7,72 @@ large for that, a LoRA adapter is kept alone, and the card's part builds what it
 
 import inspect
 import json
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, cast, final
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from unfool import __version__
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.models import lora
 from unfool.models.checkpoints import fitting, load_state, read_state, sha256
-from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.runtime.files import ADAPTER, write_bytes
-from unfool.spec.menu import find
+from unfool.runtime.validate import read_json
+from unfool.spec import Part
+from unfool.spec.menu import find, hint
 
 VERSION = 1
 MERGED = 20_000_000  # bytes up to which an adapter is kept merged, too
 
 
+@final
+class ClassifierMetrics(TypedDict):
+    """How well a classifier does on images that it was not trained on, with a 95 % interval."""
+
+    test_images: int
+    accuracy: float
+    interval: list[float]
+
+
+@final
+class DenoiserMetrics(TypedDict):
+    """How well a denoiser does on images that it was not trained on: its loss, by time."""
+
+    test_images: int
+    denoising_loss: dict[str, float]
+
+
+Metrics = ClassifierMetrics | DenoiserMetrics
+
+
+class Card(TypedDict, extra_items=Any):
+    """What `card.json` says of a model; other facts of its training stand beside these.
+
+    Attributes:
+        kind: What it is.
+        part: The part of a spec that builds its network.
+        sha256: Of the weights, or of the adapter.
+        base: The weights beside which an adapter stands (`lora.base_of`).
+        objective: The loss that it was trained by.
+        metrics: How well it does.
+    """
+
+    kind: Literal["denoiser", "classifier"]
+    part: Part
+    sha256: str
+    base: NotRequired[str]
+    objective: NotRequired[Part]
+    metrics: NotRequired[Metrics]
+
+
 def save(
-    folder: Path, kind: str, part: specs.Table, model: nn.Module, half: bool = False, **facts: Any
+    folder: Path, kind: str, part: Part, model: nn.Module, half: bool = False, **facts: Any
 ) -> Path:
     """Write a model and its card to `folder`.
 
@@ -62,7 +106,7 @@ def save(
     return path
 
 
-def save_adapter(folder: Path, part: specs.Table, model: nn.Module, **facts: Any) -> Path:
+def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Path:
     """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
 
     Weights below float32 are not kept with it: they would round away what it learned.
@@ -85,7 +129,7 @@ def save_adapter(folder: Path, part: specs.Table, model: nn.Module, **facts: Any
     return path
 
 
-def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
+def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
     """The part that builds the network of a model, with what its card should say of its beginning.
 
     Args:
@@ -94,11 +138,12 @@ def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
             builds its network.
     """
     if part["name"] == "trained":
-        _, card = read_card(part["weights"])
+        folder, card = read_card(part["weights"])
+        check_trust(folder, card["part"], part.get("trust", False))
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
     if part.get("weights") and weights and weights.default is None:  # it is built without, too
-        return part | {"weights": None}, {"began_as": part["weights"]}
+        return {**part, "weights": None}, {"began_as": part["weights"]}
     return part, {}
 
 
@@ -130,31 +175,39 @@ def begin(model: nn.Module, weights: str) -> list[str]:
     return [name for name in model.state_dict() if name not in found]
 
 
-def load_denoiser(weights: str) -> Denoiser:
+def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
     """The denoiser of a card, frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
+        trust: Let the card name code of your own (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, or the weights are not those it describes.
+        ValueError: There is no such card, the weights are not those it describes, or the card names
+            code and is not trusted.
     """
-    return _load("denoiser", weights)
+    return _load("denoiser", weights, trust)
 
 
-def load_classifier(weights: str) -> NormalizedClassifier:
+def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifier:
     """The classifier of a card, frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
+        trust: Let the card name code of your own (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, or the weights are not those it describes.
+        ValueError: There is no such card, the weights are not those it describes, or the card names
+            code and is not trusted.
     """
-    return _load("classifier", weights)
+    model, (_, card) = _load("classifier", weights, trust), read_card(weights)
+    accuracy = card.get("metrics", {}).get("accuracy")
+    if isinstance(model, NormalizedClassifier) and accuracy is not None and "data" in card:
+        model.stated = Stated(accuracy, card["data"]["name"], f"the card of {Path(weights).name}")
+    return model
 
 
-def read_card(weights: str) -> tuple[Path, specs.Table]:
+def read_card(weights: str) -> tuple[Path, Card]:
     """The folder of a card, and what it says.
 
     Raises:
@@ -164,15 +217,41 @@ def read_card(weights: str) -> tuple[Path, specs.Table]:
         path = folder / "card.json"
         if path.is_file():
             try:
-                card = json.loads(path.read_text("utf-8"))
+                card = read_json(Card, path)
             except ValueError as error:
-                raise ValueError(f"{path} is not a card: {error}") from error
-            return folder, card | {"part": _renamed(card.get("part", {}))}
-    names = ", ".join(shipped()) or "none"
+                raise ValueError(f"{error}: it is not the card of a model") from error
+            return folder, {**card, "part": _renamed(card["part"])}
     raise ValueError(
-        f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
-        f"(there are: {names})"
+        f"there is no folder {weights!r} with a card.json, and no shipped model of that name; "
+        f"{hint(weights, shipped())}"
     )
+
+
+def check_trust(folder: Path, part: Part, trust: bool) -> None:
+    """Refuse a card that names code, unless the user trusts it: a card is data, like its weights.
+
+    Args:
+        folder: Where the card is.
+        part: The part that it says.
+        trust: What the user said. The card cannot say it itself.
+
+    Raises:
+        ValueError: The card names code, or leads back to itself.
+    """
+    _check_trust(folder, part, trust, ())
+
+
+def described(part: Part) -> Part:
+    """The part that builds a network, read from card to card; nothing is imported.
+
+    Raises:
+        ValueError: A card is not there, or leads back to itself.
+    """
+    if part.get("name") != "trained":
+        return part
+    folder, card = read_card(part["weights"])
+    check_trust(folder, card["part"], True)  # for the cards that lead back to themselves
+    return described(card["part"])
 
 
 def shipped() -> list[str]:
@@ -181,14 +260,40 @@ def shipped() -> list[str]:
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
 
 
-def _load(kind: str, weights: str) -> Any:
+def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) -> None:
+    if folder.resolve() in above:
+        raise ValueError(f"{folder / 'card.json'} leads back to itself; it describes no model")
+    named = sorted(set(specs.modules_named(part)))
+    tables = list(_tables(part))
+    if not trust and (named or any(table.get("trust") for table in tables)):
+        raise ValueError(
+            f"{folder / 'card.json'} names code ({', '.join(named) or 'and asks for trust'}), which "
+            "loading would run; read that code, and if you trust it, add trust: true beside weights in "
+            "the spec (in Python: trust=True)"
+        )
+    for table in tables:
+        if table.get("name") == "trained" and isinstance(table.get("weights"), str):
+            inner, card = read_card(table["weights"])
+            _check_trust(inner, card["part"], trust, (*above, folder.resolve()))
+
+
+def _tables(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+    for each in value.values() if isinstance(value, dict) else value:
+        if isinstance(each, dict | list):
+            yield from _tables(each)
+
+
+def _load(kind: str, weights: str, trust: bool) -> Any:
     folder, card = read_card(weights)
-    if card.get("kind") != kind:
-        raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
+    if card["kind"] != kind:
+        raise ValueError(f"{folder} holds a {card['kind']}, not a {kind}")
     path, part = _file(folder, card), card["part"]
+    check_trust(folder, part, trust)
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
-        part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
+        part: Part = {**part, "precision": "float32"}  # until the adapter is in (see `lora.load`)
     model = specs.build(kind, specs.check(kind, part))
     if "base" in card:
         lora.load(model, path, card["base"], precision)
@@ -198,12 +303,12 @@ def _load(kind: str, weights: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _renamed(part: specs.Table) -> specs.Table:
+def _renamed(part: Part) -> Part:
     """The part of a card, in today's names: cards written by version 0.1 of `defuse` say `clip`."""
-    return {("clip_x0" if key == "clip" else key): value for key, value in part.items()}
+    return cast(Part, {("clip_x0" if k == "clip" else k): value for k, value in part.items()})
 
 
-def _file(folder: Path, card: specs.Table) -> Path:
+def _file(folder: Path, card: Card) -> Path:
     """The weights that a card describes, or the adapter.
 
     Raises:
@@ -212,16 +317,14 @@ def _file(folder: Path, card: specs.Table) -> Path:
     path = folder / (ADAPTER if "base" in card else "model.safetensors")
     if not path.is_file():
         raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
-    if sha256(path) != card.get("sha256"):
+    if sha256(path) != card["sha256"]:
         raise ValueError(
             f"{path} is not the file its card describes (another sha256); copy it again"
         )
     return path
 
 
-def _write(
-    folder: Path, kind: str, part: specs.Table, model: nn.Module, facts: specs.Table
-) -> None:
+def _write(folder: Path, kind: str, part: Part, model: nn.Module, facts: Mapping[str, Any]) -> None:
     card = {
         "version": VERSION,
         "kind": kind,

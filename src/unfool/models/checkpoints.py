@@ -1,8 +1,10 @@
 """Weights from files, without running what a file may hold, and without a silent misfit."""
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,45 +12,113 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unfool.models.pickles import Inert, RefusedError, read_pickle, weights_of
 from unfool.networks.unet import UNet, rename, repeat_heads
+from unfool.runtime.files import raise_system_error
 
-_TABLES = ("state_dict", "model_state_dict", "model", "net")
+_TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
+_AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
+_INSIDE = ("module", "state_dict", "shadow")  # of an average that has options beside its weights
 _PREFIXES = ("module.", "_orig_mod.")
+# Buffers, which a list of averaged parameters leaves out; the last two are those of score_sde.
+_NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "sigmas", "all_modules.0.W")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The weights in a file, by name, on the CPU.
 
-    Reads .safetensors, and torch's own files as far as they hold plain values only. Weights may lie
-    in a table `state_dict`, `model_state_dict`, `model` or `net`; the prefixes that DataParallel
-    and torch.compile put before every name are taken off.
+    Reads .safetensors, files of torch, and plain pickles, of which no code runs: whole networks, NumPy
+    numbers and objects of unknown classes may lie in them. Weights may lie in a table `state_dict`,
+    `model_state_dict`, `model`, `net` or `last`. Where a file has averaged weights, too (`ema`,
+    `ema_state_dict`, `state_dict_ema`, `model_ema`, or the last table of a list), these are read, and
+    stderr says so. The prefixes that DataParallel and torch.compile put before every name are taken off.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, would run code, or holds no weights.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; name a file of weights")
-    content = _content(path)
-    if isinstance(content, Mapping):
-        tables = (content[name] for name in _TABLES if isinstance(content.get(name), Mapping))
-        content = next(tables, content)
-    if not isinstance(content, Mapping) or not content or not _tensors_by_name(content):
+    return choose_state(read_content(path), path)
+
+
+def choose_state(content: object, path: Path) -> dict[str, Tensor]:
+    """The weights in what a file holds, by name: the averaged ones where there are any.
+
+    Args:
+        content: What `read_content` returned.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: There are no weights, or averaged ones in an unknown form.
+    """
+    named = _named(content)
+    raw = next((table for name in _TABLES if (table := _table(named.get(name)))), _table(content))
+    for name in _AVERAGES:
+        if not _holds_weights(given := named.get(name)):
+            continue
+        average = _table(given) or _laid_over(raw or {}, given)
+        if average is None:
+            raise ValueError(
+                f"{path} has averaged weights under {name!r}, in a form that is not known here; save "
+                "them as a table of weights by name"
+            )
+        print(f"{path}: taking the averaged weights ({name!r})", file=sys.stderr)
+        return _stripped(average)
+    tables = [t for part in content if (t := _table(part))] if isinstance(content, list) else []
+    if len(tables) > 1 and tables[-1].keys() == tables[0].keys():
+        print(f"{path}: taking the averaged weights (the last table of its list)", file=sys.stderr)
+        return _stripped(tables[-1])
+    raw = raw or next(iter(tables), None)
+    if raw is None:
         raise ValueError(
             f"{path} holds no table of weights by name, neither directly nor under "
             f"{', '.join(_TABLES)}; save the network's state_dict()"
         )
-    return _stripped(dict(content))
+    return _stripped(raw)
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def read_content(path: Path) -> object:
+    """What a file of weights holds, whatever its form; tensors of large files are mapped from the disk.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or would run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; name a file of weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings(action="ignore"):  # of source text and the like
+            try:
+                return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            except Exception:  # more than plain values, or no file of torch
+                return read_pickle(path)
+    except RefusedError as error:
+        raise ValueError(
+            f"{path} was refused, for it calls functions that weights do not need ({error}) and could "
+            "run code, or is damaged; if you trust it, load it yourself and save its weights as "
+            ".safetensors"
+        ) from error
+    except Exception as error:  # a damaged pickle may raise anything
+        raise_system_error(error)
+        raise ValueError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "
+            "file of weights; fetch it again"
+        ) from error
+
+
+def load_state(
+    network: nn.Module, state: Mapping[str, Tensor], source: str, assign: bool = False
+) -> None:
     """Put weights into a network, all of them and into all of it.
 
     Args:
         network: Gets the weights; if they do not fit, it may be left with some of them.
         state: The weights by name.
         source: Where they come from, for the message.
+        assign: Whether the network takes the tensors themselves, and not their values.
 
     Raises:
         ValueError: The network lacks a weight, has one more, or one of another shape.
@@ -61,7 +131,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], source: str) -> 
                 f"{tuple(own[name].shape)} in the network; check its depth, width and classes"
             )
     # torch first mends what old files lack, and then says what does not fit.
-    missing, unexpected = network.load_state_dict(state, strict=False)
+    missing, unexpected = network.load_state_dict(state, strict=False, assign=assign)
     faults = [_listed(kind, names) for kind, names in
               (("lacks", missing), ("has unexpected", unexpected)) if names]  # fmt: skip
     if faults:
@@ -87,26 +157,48 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _content(path: Path) -> object:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may raise anything
-        if refused := re.search(r"(?i)unsupported global:? (?:global )?([\w.]+)", str(error)):
-            raise ValueError(
-                f"{path} was refused, for it holds more than plain weights ({refused[1]}) and "
-                "could run code, or is damaged; if you trust it, load it yourself and save its "
-                "weights as .safetensors"
-            ) from error
-        raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "
-            "file of weights; fetch it again"
-        ) from error
+def _named(content: object) -> Mapping[Any, Any]:
+    """The parts of a file's content by name; {} if they have none."""
+    if isinstance(content, Inert):
+        return content.state
+    return content if isinstance(content, Mapping) else {}
 
 
-def _tensors_by_name(content: Mapping[Any, Any]) -> bool:
-    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+def _table(value: object) -> dict[str, Tensor] | None:
+    """A table of weights by name, or the weights of a whole network; None if it is neither."""
+    if isinstance(value, Inert) and "_modules" in value.state:
+        return dict(weights_of(value)) or None
+    named = _named(value)
+    if not named:
+        return None
+    if inner := next((t for name in _INSIDE if (t := _table(named.get(name)))), None):
+        return inner
+    state = {k: v for k, v in named.items() if k != "n_averaged"}  # the counter of AveragedModel
+    complete = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    return state if state and complete else None
+
+
+def _laid_over(raw: Mapping[str, Tensor], average: object) -> dict[str, Tensor] | None:
+    """A table of weights with a list of averaged parameters in place of the trained ones."""
+    values = _named(average).get("shadow_params", average)
+    trained = [name for name in raw if not name.endswith(_NOT_TRAINED)]
+    for names in (list(raw), trained):
+        if isinstance(values, list) and _shapes(raw[n] for n in names) == _shapes(values):
+            return dict(raw) | dict(zip(names, values, strict=True))
+    return None
+
+
+def _shapes(values: Iterable[Any]) -> list[Any]:
+    return [getattr(value, "shape", None) for value in values]
+
+
+def _holds_weights(value: object) -> bool:
+    """Whether there is a tensor in a value, at any depth."""
+    if isinstance(value, Mapping | Inert):
+        value = list(_named(value).values())
+    if isinstance(value, list | tuple):
+        return any(_holds_weights(v) for v in value)
+    return isinstance(value, Tensor)
 
 
 def _stripped(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,12 +1,33 @@
 """Networks as classifiers: images of [0, 1] in, logits out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unfool.checks import check_logits
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
+
+Values = Sequence[float] | float | np.ndarray | np.floating | Tensor
+
+
+@dataclass(frozen=True)
+class Stated:
+    """The clean accuracy that the source of a classifier states.
+
+    Attributes:
+        accuracy: From 0 to 1.
+        data: The data set, as a spec names it; its test images are meant.
+        source: Who states it.
+    """
+
+    accuracy: float
+    data: str
+    source: str
 
 
 class NormalizedClassifier(nn.Module):
@@ -17,14 +38,26 @@ class NormalizedClassifier(nn.Module):
 
     Args:
         network: Normalized images (B, C, H, W) to logits (B, K).
-        mean: What is subtracted, a number per channel or one for all; None for nothing.
+        mean: What is subtracted, a number per channel or one for all (a list, an array or a tensor of
+            any shape); None for nothing.
         std: What the difference is divided by, likewise.
+        size: Height and width that the network wants, one number if they are equal. Images of another
+            size are resized (bicubic) inside the model, so an attack still changes their own pixels.
+        labels: The network's number of each class of the data set, in its order; the logits of other
+            classes are left out. None keeps all in the network's order.
+
+    Attributes:
+        stated: The accuracy that the source of the weights states, if it does.
+        class_names: The names of the logits' classes, if the source of the weights tells them.
 
     Raises:
-        ValueError: `std` is not above 0.
+        ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or a label is
+            below 0.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
+    stated: Stated | None = None
+    class_names: Sequence[str] | None = None
 
     mean: Tensor
     std: Tensor
@@ -32,36 +65,56 @@ class NormalizedClassifier(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: Sequence[float] | float | None = None,
-        std: Sequence[float] | float | None = None,
+        mean: Values | None = None,
+        std: Values | None = None,
+        size: int | Sequence[int] | None = None,
+        labels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        mean, std = _numbers(mean, 0.0), _numbers(std, 1.0)
-        if min(std) <= 0:
-            raise ValueError(f"std must be above 0, not {tuple(std)}")
+        self.size = (size, size) if isinstance(size, int) else tuple(size) if size else None
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ValueError(f"size must be 1 or more, or two such numbers, not {size}")
+        if labels is not None and (not labels or min(labels) < 0):
+            raise ValueError(f"labels must be numbers of classes, 0 or more, not {list(labels)}")
+        self.labels = None if labels is None else list(labels)
+        center, scale = _numbers("mean", mean, 0.0), _numbers("std", std, 1.0)
+        if not bool((scale > 0).all()):
+            raise ValueError(f"std must be above 0, not {tuple(scale.tolist())}")
         self.network = network
         # Options of the model and not weights: a checkpoint neither has nor needs them.
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", center.view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", scale.view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
 
         Raises:
             ValueError: The images have another number of channels than `mean` or `std`, or the
-                network does not give logits.
+                network does not give logits of 2 classes or more.
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[1]):
                 raise ValueError(f"{name} has {len(values)} numbers for {x.shape[1]} channels")
+        if self.size is not None and tuple(x.shape[2:]) != self.size:
+            x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         logits = self.network((x - self.mean) / self.std)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the network must give logits ({len(x)}, K), and gave {found}")
-        return logits
+        check_logits(logits, len(x))
+        if self.labels is None:
+            return logits
+        if max(self.labels) >= logits.shape[1]:
+            raise ValueError(
+                f"labels go up to {max(self.labels)}, and the network tells {logits.shape[1]} classes "
+                "apart, numbered from 0"
+            )
+        return logits[:, self.labels]
 
 
-def _numbers(given: Sequence[float] | float | None, unit: float) -> Sequence[float]:
-    if given is None or isinstance(given, int | float):
-        return [unit if given is None else given]
-    return given or [unit]
+def _numbers(name: str, given: Values | None, unit: float) -> Tensor:
+    """What is given, as float32 (N,); `unit` where it is nothing."""
+    if isinstance(given, list | tuple):
+        given = [float(number) for number in given]
+    values = torch.as_tensor(unit if given is None else given).detach()
+    values = values.to("cpu", torch.float32).reshape(-1)
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite, not {tuple(values.tolist())}")
+    return values if len(values) else torch.tensor([unit], dtype=torch.float32)

@@ -4,7 +4,6 @@ Of diffusers and transformers only the networks and the settings are taken; what
 folder is fetched only from where the user said.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -18,17 +17,13 @@ from unfool.diffusion.latent_space import Latent, Numbered, Prompted, factor_of
 from unfool.diffusion.schedule import Discrete
 from unfool.models import lora
 from unfool.models.prompts import read_prompts
+from unfool.models.published.dit import build_transformer, tell_time_as_original
+from unfool.models.scheduler import Predicts, read_schedule
+from unfool.ranges import Count
 from unfool.runtime.device import pick_device
-from unfool.runtime.files import weights_in
+from unfool.runtime.files import raise_system_error, weights_in
 
-Predicts = Literal["noise", "velocity", "image"]
 Precision = Literal["float32", "float16", "bfloat16"]
-
-TERMS: dict[str, Predicts] = {
-    "epsilon": "noise",
-    "v_prediction": "velocity",
-    "sample": "image",
-}
 
 
 def stable_diffusion(
@@ -77,7 +72,8 @@ def stable_diffusion(
         )
     network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
     wordings = tuple(len(ways) for ways in told)
-    return _latent(network, unet, weights, predicts, size, len(told), wordings)
+    chain = read_schedule(weights / "scheduler" / "scheduler_config.json")
+    return _latent(network, unet, weights / "vae", chain, predicts, size, len(told), wordings)
 
 
 def dit(
@@ -87,17 +83,26 @@ def dit(
     size: int | None = None,
     precision: Precision = "float32",
     adapter: Path | None = None,
+    vae: Path | None = None,
+    heads: Count | None = None,
+    trained_with: Literal["original", "diffusers"] = "original",
     download: Sequence[str] = (),
 ) -> Latent:
     """A class-conditional DiT (Peebles and Xie, 2023).
 
     Args:
-        weights: A folder in the diffusers layout.
+        weights: A folder in the diffusers layout, or a file of the original, such as
+            `DiT-XL-2-256x256.pt`.
         labels: The number, in the network, of each class of the data set; None takes all in order.
         predicts: What the network says; None is what its scheduler's settings tell.
         size: Of its images, in pixels; None is what the network was trained for.
         precision: Of the transformer. The autoencoder is in float32.
         adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
+        vae: The folder of the autoencoder, such as a copy of `stabilityai/sd-vae-ft-ema`; None is the
+            one in the folder `weights`. An original file needs it.
+        heads: Of the attention of an original file; known of the published ones.
+        trained_with: The code that trained the weights, which tells the network the time. The published
+            folders hold weights of the original.
         download: Where to fetch the folder from if it is not complete (see `stable_diffusion`).
 
     Raises:
@@ -105,10 +110,23 @@ def dit(
         ValueError: Another file is missing or does not fit, or there is no such label.
     """
     weights = Path(weights)
-    _complete(weights, ("transformer", "vae"), (), download)
-    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+    if weights.is_file():
+        if vae is None:
+            raise ValueError(
+                f"{weights} holds a transformer alone: name the folder of its autoencoder, such as a "
+                "copy of stabilityai/sd-vae-ft-ema, by vae: FOLDER"
+            )
+        dtype = getattr(torch, precision if adapter is None else "float32")
+        transformer = build_transformer(weights, heads, dtype)
+        if adapter is not None:
+            lora.load(transformer, Path(adapter), precision=precision)
+    else:
+        _complete(weights, ("transformer", "vae"), (), download)
+        from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    transformer = _adapted(DiTTransformer2DModel, weights / "transformer", precision, adapter)
+        transformer = _adapted(DiTTransformer2DModel, weights / "transformer", precision, adapter)
+    if trained_with == "original":
+        tell_time_as_original(transformer)
     classes = transformer.config["num_embeds_ada_norm"]
     numbers = list(range(classes)) if labels is None else list(labels)
     if wrong := [n for n in numbers if not 0 <= n < classes]:
@@ -117,13 +135,17 @@ def dit(
         if hasattr(part, "token_drop"):
             part.dropout_prob = 0.0  # in training it would draw null labels by itself
     network = Numbered(transformer, torch.tensor([*numbers, classes]))
-    return _latent(network, transformer, weights, predicts, size, len(numbers))
+    settings = weights / "scheduler" / "scheduler_config.json"
+    chain = (Discrete(), "noise") if weights.is_file() else read_schedule(settings)
+    autoencoder = weights / "vae" if vae is None else Path(vae)
+    return _latent(network, transformer, autoencoder, chain, predicts, size, len(numbers))
 
 
 def _latent(
     network: Prompted | Numbered,
     inner: Any,
-    weights: Path,
+    autoencoder: Path,
+    chain: tuple[Discrete, Predicts],
     predicts: Predicts | None,
     size: int | None,
     classes: int,
@@ -131,8 +153,8 @@ def _latent(
 ) -> Latent:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-    vae = _load(AutoencoderKL, weights / "vae", "float32")
-    schedule, told = _schedule(weights / "scheduler" / "scheduler_config.json")
+    vae = _load(AutoencoderKL, autoencoder, "float32")
+    schedule, told = chain
     latent = Latent(
         network,
         vae,
@@ -143,23 +165,6 @@ def _latent(
         wordings=wordings if set(wordings) - {1} else (),
     )
     return latent.eval().requires_grad_(False)
-
-
-def _schedule(path: Path) -> tuple[Discrete, Predicts]:
-    """The chain that a scheduler's settings describe, and what the network says by them."""
-    settings = json.loads(path.read_text("utf-8"))
-    kind = settings.get("beta_schedule", "linear")
-    if kind not in ("linear", "scaled_linear"):
-        raise ValueError(f"{path}: the beta_schedule {kind!r} is not linear or scaled_linear")
-    for name in ("trained_betas", "rescale_betas_zero_snr"):
-        if settings.get(name):
-            raise ValueError(f"{path}: a schedule with {name} is not known here")
-    told = settings.get("prediction_type", "epsilon")
-    if told not in TERMS:
-        raise ValueError(f"{path}: the prediction_type {told!r} is none of {', '.join(TERMS)}")
-    steps = settings.get("num_train_timesteps", 1000)
-    low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
-    return Discrete(steps, kind, low * steps, high * steps), TERMS[told]
 
 
 def _places(ways: Sequence[int]) -> Tensor:
@@ -218,6 +223,7 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
         with _silence(kind):
             model, info = kind.from_pretrained(str(part), **options)
     except Exception as error:  # a damaged or foreign file may raise anything
+        raise_system_error(error)
         told = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} cannot be read as a {kind.__name__}: {told}") from error
     if lacks := sorted(info["missing_keys"]):

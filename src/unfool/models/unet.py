@@ -1,9 +1,8 @@
 """The U-Net of the package as a denoiser."""
 
 from collections.abc import Sequence
-from typing import Literal
 
-from unfool.diffusion.denoiser import NetworkDenoiser, Prediction
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.networks.unet import UNet
 
@@ -22,7 +21,7 @@ def unet(
     multi_head: bool = False,
     predicts: Prediction = "noise",
     schedule: Schedule | None = None,
-    time: Literal["scaled", "score_sde", "index"] = "scaled",
+    time: Time = "scaled",
     clip_x0: bool = False,
 ) -> NetworkDenoiser:
     """A U-Net denoiser with random weights.

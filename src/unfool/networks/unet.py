@@ -192,10 +192,10 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Self-attention over the places of an image, with a residual connection."""
 
-    def __init__(self, width: int, groups: int, head: int):
+    def __init__(self, width: int, groups: int, head: int, eps: float = 1e-5):
         super().__init__()
         self.head, inner = head, width // head * head
-        self.norm = nn.GroupNorm(groups, width)
+        self.norm = nn.GroupNorm(groups, width, eps=eps)
         self.to_q = nn.Linear(width, inner)
         self.to_k = nn.Linear(width, inner)
         self.to_v = nn.Linear(width, inner)
@@ -213,14 +213,15 @@ class Attention(nn.Module):
         return self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:]) + x
 
 
-def timestep_embedding(time: Tensor, width: int) -> Tensor:
+def timestep_embedding(time: Tensor, width: int, reached: bool = False) -> Tensor:
     """The sinusoidal embedding of times (B,), in float32: cosines, then sines, (B, width).
 
-    Their `width // 2` frequencies fall from 1 toward 1/10,000. Of an odd width the last number is 0.
+    Their `width // 2` frequencies fall from 1 toward 1/10,000, which the last one is if it is `reached`,
+    as in Ho et al. (2020). Of an odd width the last number is 0.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=time.device)
-    angles = time[:, None].float() * torch.exp(-math.log(10_000) * steps / half)
+    angles = time[:, None].float() * torch.exp(-math.log(10_000) * steps / (half - reached))
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 

@@ -1,123 +1,163 @@
-"""A short report as one page of HTML: paragraphs, tables and figures, nothing beside it."""
+"""What a report consists of, before any markup: a title, and blocks below it.
 
-import base64
-import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from jinja2 import Environment, StrictUndefined
-
-from unfool.runtime.files import write_bytes
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 60rem; color: #1c1c1c; background: #fff;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.3; font-weight: 600; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid #d9d9d4; white-space: pre; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-thead th { border-bottom: 1px solid #1c1c1c; font-weight: 600; }
-img { display: block; max-width: 100%; height: auto; margin: 1.5rem 0 .5rem; }
-figcaption, .soft { color: #5c5c58; font-size: .875rem; }
-figure { margin: 1.5rem 0; }
-pre { background: #f3f3ef; padding: .9rem 1rem; overflow-x: auto; font-size: .8125rem; }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-{% for part in parts %}
-{% if part.rows %}
-<div class="wide"><table>
-<thead><tr>{% for head in part.heads %}<th scope="col">{{ head }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in part.rows %}
-<tr>{% for text in row %}<td>{{ text }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-{% elif part.picture %}
-<figure><img src="{{ part.picture }}" alt="{{ part.text }}">
-<figcaption>{{ part.text }}</figcaption></figure>
-{% elif part.code %}
-<pre>{{ part.text }}</pre>
-{% else %}
-<p>{{ part.text }}</p>
-{% endif %}
-{% endfor %}
-</body>
-</html>
+A report is a function of a result that returns a `Document`. `render_terminal`, `render_markdown` and
+`render_html` show any document, `write` puts it into a folder. Text is plain, except that words
+between backticks are code.
 """
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Style = Literal["strong", "failed"]
+Kind = Literal["", "note", "notice", "warning"]
 
 
 @dataclass(frozen=True)
-class Part:
-    """A paragraph, a figure, a table or a listing of a page.
+class Heading:
+    """The heading of a section."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Sentences.
 
     Attributes:
-        text: The paragraph, the figure's caption, or the listing.
-        png: The figure, as the bytes of a PNG file.
-        heads: The table's headings.
-        rows: Its rows.
-        code: Whether the text is a listing.
+        text: The sentences.
+        kind: `"note"` is small print, `"notice"` and `"warning"` stand out.
     """
 
-    text: str = ""
-    png: bytes = b""
+    text: str
+    kind: Kind = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table. The columns after the first hold numbers, and stand to the right.
+
+    Attributes:
+        heads: The headings of its columns.
+        rows: Of each row, a text for each column.
+        styles: Of some rows, by their number from 0, how they look.
+        marks: Of some rows, by their number from 0, the doubts about them, numbered from 1.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    styles: Mapping[int, Style] = field(default_factory=dict)
+    marks: Mapping[int, Sequence[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure. A terminal does not show it.
+
+    Attributes:
+        file: Its file, seen from the folder of the report: `figures/accuracy.png`.
+        title: What it shows; read out to who cannot see it.
+        caption: How to read it.
+        png: The bytes of its file.
+    """
+
+    file: str
+    title: str
+    caption: str
+    png: bytes
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of few pixels, which a page enlarges without blur.
+
+    Attributes:
+        png: The bytes of its file, a pixel each.
+        about: What stands below it, such as the model's answer.
+        right: Whether that answer is right; None if it is no answer.
+    """
+
+    png: bytes
+    about: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Pictures(Figure):
+    """A figure that a page shows as a table of pictures instead.
+
+    Attributes:
+        heads: The headings of the columns of pictures.
+        rows: Of each row, what stands before it, and its pictures.
+    """
+
     heads: Sequence[str] = ()
-    rows: Sequence[Sequence[str]] = ()
-    code: bool = False
+    rows: Sequence[tuple[Sequence[str], Sequence[Picture]]] = ()
+
+
+@dataclass(frozen=True)
+class Code:
+    """A listing. A terminal does not show it.
+
+    Attributes:
+        text: The listing.
+        language: What it is written in; empty for a command.
+    """
+
+    text: str
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list of sentences."""
+
+    texts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Terms, and what each is."""
+
+    pairs: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """The doubts about a result, in the order of their numbers.
+
+    Attributes:
+        found: `severity`, `name` and `why` of each.
+        checked: What was checked; told where no doubt was raised.
+        unchecked: What could not be checked yet.
+    """
+
+    found: Sequence[Mapping[str, str]]
+    checked: Sequence[str] = ()
+    unchecked: Sequence[str] = ()
+
+
+Block = Heading | Paragraph | Table | Figure | Code | Items | Definitions | Doubts
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report, or the short form of one.
+
+    Attributes:
+        title: The result in one sentence, or what the report is about.
+        blocks: What stands below it.
+        overline: What was measured, by name; above the title.
+    """
+
+    title: str
+    blocks: Sequence[Block]
+    overline: str = ""
 
     @property
-    def picture(self) -> str:
-        """The figure as a data URL; empty if there is none."""
-        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}" if self.png else ""
+    def figures(self) -> list[Figure]:
+        """The figures in it."""
+        return [block for block in self.blocks if isinstance(block, Figure)]
 
 
-def sheet(title: str, parts: Sequence[Part]) -> str:
-    """The page."""
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_PAGE).render(title=title, parts=parts)
-
-
-def write_sheet(
-    folder: Path,
-    name: str,
-    title: str,
-    parts: Sequence[str],
-    page: Sequence[Part],
-    about: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    arrays: Mapping[str, np.ndarray],
-) -> None:
-    """Write `NAME.{npz,md,html,json}` of an analysis into `folder`.
-
-    Args:
-        folder: Where to.
-        name: What the files are called.
-        title: Of the page.
-        parts: The text in Markdown, without the command.
-        page: The page.
-        about: `command`, and what else is written beside the numbers.
-        summary: The numbers.
-        arrays: What is behind the figures.
-    """
-    kept = io.BytesIO()
-    np.savez_compressed(kept, **arrays)  # pyright: ignore[reportArgumentType]
-    text = "\n\n".join([*parts, f"Made by `{about['command']}`"])
-    write_bytes(folder / f"{name}.npz", kept.getvalue())
-    write_bytes(folder / f"{name}.md", (text + "\n").encode())
-    write_bytes(folder / f"{name}.html", sheet(title, page).encode())
-    told = {"version": 1, **about, **summary}
-    write_bytes(folder / f"{name}.json", (json.dumps(told, indent=1) + "\n").encode())
+NOT_CHECKED = "Not checked, as no picture of those the model itself is examined on is done yet:"

@@ -1,12 +1,12 @@
-"""A forecast in words."""
+"""A forecast in words: what `--dry-run` and `--budget` print."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from unfool.evaluation.forecast import Forecast, begun
-from unfool.report.rows import duration
+from unfool.report.document import Document, Paragraph, Table
+from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
-from unfool.spec import Table
+from unfool.results.spec import EvaluationSpec
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -16,14 +16,16 @@ TITLES = {
 }
 
 
-def so_far(spec: Table, folder: Path) -> Iterator[str]:
-    """How much of a run of a checked spec is done, if it was begun in the folder."""
-    if (images := begun(spec, folder)) is not None:
-        done = len(Run.open(folder).outcomes())
-        yield f"the run was begun with {images} images, of which {done} are done"
+def so_far(spec: EvaluationSpec, folder: Path) -> Document:
+    """How much of a run of a checked spec is done; empty if it was not begun in the folder."""
+    if (images := begun(spec, folder)) is None:
+        return Document("", [])
+    done = len(Run.open(folder).outcomes())
+    said = f"The run was begun with {images} images, of which {done} are done."
+    return Document("", [Paragraph(said)])
 
 
-def forecast_lines(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Iterator[str]:
+def brief(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Document:
     """A table of network calls and time by condition, and what it comes to.
 
     Args:
@@ -31,27 +33,28 @@ def forecast_lines(forecast: Forecast, shards: int = 1, budget: str | None = Non
         shards: Machines that share the work, each with the workers of the forecast.
         budget: What the number of images was chosen for.
     """
-    heads = ["of an image", *TITLES.values(), "time"]
-    rows = [*forecast.per_image.items(), ("in all", forecast.each)]
-    table = [heads]
-    for name, cost in rows:
-        calls = [f"{cost.calls.get(key, 0):,.0f}" for key in TITLES]
-        table.append([name, *calls, duration(cost.seconds)])
-    widths = [max(len(row[i]) for row in table) for i in range(len(heads))]
-    for row in table:
-        first, *others = (text.ljust(w) for text, w in zip(row, widths, strict=True))
-        yield "  ".join([first, *(text.strip().rjust(len(text)) for text in others)])
-    most = "at most " if forecast.most else ""
-    calls = sum(forecast.total.calls.values())
-    shards *= forecast.workers
-    each = f", {duration(forecast.total.seconds / shards)} on each of {shards}"
-    for_ = f" (the most that fit into {budget}, but a block at least)" if budget else ""
-    timed = f"; timed on calls of up to {forecast.batch_size} images" if forecast.batch_size else ""
-    yield (
-        f"{forecast.images} images{for_}: {most}{calls:,.0f} network calls, {most}"
-        f"{duration(forecast.total.seconds)} on this machine{each if shards > 1 else ''}{timed}"
+    lines = [
+        [name, *(f"{cost.calls.get(key, 0):,.0f}" for key in TITLES), duration(cost.seconds)]
+        for name, cost in (*forecast.per_image.items(), ("in all", forecast.each))
+    ]
+    table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
+    half_width = (forecast.high - forecast.low) / 2
+    known = (
+        f"An accuracy will be known to about +-{half_width:.1%} (95 %, at one half; nearer where it is "
+        "near 0 or 1)."
     )
-    yield (
-        f"an accuracy will be known to about +-{(forecast.high - forecast.low) / 2:.1%} (95 %, "
-        "at one half; nearer where it is near 0 or 1)"
-    )
+    return Document("", [table, Paragraph(_total(forecast, shards, budget)), Paragraph(known)])
+
+
+def _total(forecast: Forecast, shards: int, budget: str | None) -> str:
+    most, machines = ("at most " if forecast.most else ""), shards * forecast.workers
+    said = f"{forecast.images} images"
+    if budget:
+        said += f" (the most that fit into {budget}, but a block at least)"
+    said += f": {most}{sum(forecast.total.calls.values()):,.0f} network calls, "
+    said += f"{most}{duration(forecast.total.seconds)} on this machine"
+    if machines > 1:
+        said += f", {duration(forecast.total.seconds / machines)} on each of {machines}"
+    if forecast.batch_size:
+        said += f"; timed on calls of up to {forecast.batch_size} images"
+    return f"{said}."

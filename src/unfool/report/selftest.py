@@ -1,55 +1,57 @@
 """The report of a self-test: what is known, what was found, and whether that may be."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from unfool.evaluation.selftest_check import Check, Unit
-from unfool.report.rows import percent
-from unfool.report.style import BLUE, INK, RUST, WIDTH, blank, png, tidy
-from unfool.report.tables import markdown
+from unfool.report.document import Document, Paragraph, Style, Table
+from unfool.report.figures.selftest import gaps
+from unfool.report.formatting import percent
+from unfool.report.write import write_document
 from unfool.runtime.device import versions
-from unfool.runtime.files import write_bytes
 
 VERSION = 1
-HEADS = ("what is known", "check", "truth", "found", "may be", "")
-CAPTION = (
-    "How far what was found is from the truth, in percentage points. Bars: what may be found. Checks "
-    "of counts are in the table alone."
-)
+HEADS = ("what is known", "check", "truth", "found", "may be", "passed")
 
 
-def print_selftest(checks: Sequence[Check], console: Console | None = None) -> None:
-    """Print the table of a self-test, and what it comes to.
+def brief(checks: Sequence[Check]) -> Document:
+    """What a terminal shows: a table with a part of the checks below its name.
 
     Args:
         checks: What `evaluation.selftest.run` returned.
-        console: Where to; the standard output by default.
     """
-    console = console or Console(highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, head in enumerate(HEADS[1:]):
-        table.add_column(head, justify="right" if 0 < i < 4 else "left", overflow="fold")
-    before = ""
-    for check, (part, *row) in zip(checks, _rows(checks), strict=True):
-        if part != before:
-            table.add_row(Text(part, "bold"))
-        style = "" if check.ok else "bold red"
-        table.add_row(*(Text(text, style) for text in (f"  {row[0]}", *row[1:])))
-        before = part
-    console.print(table)
-    console.print(Text(headline(checks), "bold" if all(c.ok for c in checks) else "bold red"))
+    lines: list[list[str]] = []
+    styles: dict[int, Style] = {}
+    for part, among in groupby(checks, lambda check: check.part):
+        styles[len(lines)] = "strong"
+        lines.append([part, *[""] * (len(HEADS) - 2)])
+        for check in among:
+            styles |= {} if check.ok else {len(lines): "failed"}
+            lines.append([f"  {check.what}", *_numbers(check)])
+    return Document(headline(checks), [Table(HEADS[1:], lines, styles)])
 
 
-def write_selftest(folder: Path, checks: Sequence[Check], machine: dict[str, Any]) -> None:
-    """Write `selftest.json`, `selftest.md` and `selftest.png` into a folder.
+def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
+    """The whole report.
+
+    Args:
+        checks: What `evaluation.selftest.run` returned.
+        machine: What it ran on and how long, for the record.
+    """
+    on = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
+    lines = [[check.part, check.what, *_numbers(check)] for check in checks]
+    failed: dict[int, Style] = {i: "failed" for i, check in enumerate(checks) if not check.ok}
+    made = Paragraph(f"Made by `unfool selftest`: {on}.", "note")
+    return Document(
+        headline(checks), [Table(HEADS, lines, failed), gaps(checks), made], "Self-test"
+    )
+
+
+def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any]) -> None:
+    """Write `selftest.json`, `selftest.md`, `selftest.html` and `selftest.png` into a folder.
 
     Args:
         folder: Where to.
@@ -59,25 +61,14 @@ def write_selftest(folder: Path, checks: Sequence[Check], machine: dict[str, Any
     Raises:
         OSError: The folder cannot be written.
     """
-    made = machine | versions()
-    on = ", ".join(f"{name} {value}" for name, value in made.items())
-    parts = [
-        "# Self-test",
-        headline(checks),
-        markdown(HEADS, _rows(checks)),
-        f"![found less truth](selftest.png)\n\n{CAPTION}",
-        f"Made by `unfool selftest`: {on}.",
-    ]
-    write_bytes(folder / "selftest.png", figure(checks))
-    write_bytes(folder / "selftest.md", ("\n\n".join(parts) + "\n").encode())
-    told = {
+    numbers = {
         "version": VERSION,
         "ok": all(check.ok for check in checks),
         "checks": [asdict(check) | {"ok": check.ok} for check in checks],
         "machine": machine,
         "versions": versions(),
     }
-    write_bytes(folder / "selftest.json", (json.dumps(told, indent=1) + "\n").encode())
+    write_document(folder, "selftest", whole(checks, machine), numbers)
 
 
 def headline(checks: Sequence[Check]) -> str:
@@ -93,41 +84,9 @@ def headline(checks: Sequence[Check]) -> str:
     )
 
 
-def figure(checks: Sequence[Check]) -> bytes:
-    """By how much what was found differs from what is known, and by how much it may; a PNG file."""
-    shown = [check for check in checks if check.unit in ("accuracy", "coverage", "times")]
-    drawn = blank(WIDTH, 0.9 + 0.19 * len(shown))
-    axes = drawn.subplots()
-    for place, check in enumerate(shown):
-        low, found, high = (100 * (v - check.truth) for v in (check.low, check.found, check.high))
-        axes.plot(
-            [low, high], [place, place], "#d5d5d1", linewidth=5, solid_capstyle="butt", zorder=1
-        )
-        marker, color, size = ("o", BLUE, 5) if check.ok else ("X", RUST, 8)
-        axes.plot([found], [place], marker=marker, color=color, markersize=size, zorder=3)
-    names = [f"{check.part}: {check.what}" for check in shown]
-    axes.set_yticks(range(len(shown)), names, parse_math=False)
-    axes.set_ylim(len(shown) - 0.5, -0.5)
-    axes.axvline(0, color=INK, linewidth=0.8, zorder=2)
-    axes.set_xlabel("found less truth, percentage points", fontsize=9, color=INK)
-    axes.grid(axis="x", color="#e2e2e0", linewidth=0.7)
-    tidy(axes)
-    axes.tick_params(axis="y", labelsize=7.5)
-    return png(drawn)
-
-
-def _rows(checks: Sequence[Check]) -> list[list[str]]:
-    return [
-        [
-            check.part,
-            check.what,
-            _number(check.truth, check.unit),
-            _number(check.found, check.unit),
-            _range(check),
-            "ok" if check.ok else "FAILED",
-        ]
-        for check in checks
-    ]
+def _numbers(check: Check) -> list[str]:
+    truth, found = _number(check.truth, check.unit), _number(check.found, check.unit)
+    return [truth, found, _range(check), "ok" if check.ok else "FAILED"]
 
 
 def _range(check: Check) -> str:

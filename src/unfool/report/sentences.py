@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unfool.report.rows import cell, columns, complement, percent, weakest_bare
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS
+from unfool.report.evaluation_tables import columns, weakest, weakest_bare
+from unfool.report.formatting import cell, complement, percent
+from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 
@@ -30,6 +30,9 @@ CHECKED = {
     "unknown-attack": "attacks that are not of unfool have one beside them that is",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
     "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
+    "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
+    "more-logits-than-classes": "the model tells no more classes apart than the data set has",
+    "classes-missing": "there are pictures of every class, where there are as many pictures",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
     "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
 }
@@ -48,6 +51,8 @@ RESUBMISSION = (
     "one that is wrong. What clean pictures lose in this way is no attacker's doing: only what lies "
     "below them is. In brackets: 95 % intervals over pictures and draws."
 )
+ROBUST = "of each picture, the attack that did best on the attacker's own draws"
+COST = "A call is one picture through one network once, with every draw, step and restart counted."
 OF_ATTACKS = (
     "zero-gradient",
     "gradient-disagrees",
@@ -166,7 +171,7 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
 
 def warning(summary: Mapping[str, Any]) -> str | None:
     """What stands beside the headline when it must not be quoted as it is."""
-    red = sum(doubt["severity"] == "red" for doubt in summary["doubts"])
+    red = sum(doubt["severity"] == "red" for doubt in summary.get("doubts", []))
     if not red:
         return None
     told = "One red doubt is" if red == 1 else f"{red} red doubts are"
@@ -186,7 +191,7 @@ def unfinished(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def scatter(summary: Mapping[str, Any]) -> str | None:
+def _scatter(summary: Mapping[str, Any]) -> str | None:
     """How far the model contradicts itself; None if it always answers alike."""
     if _single(summary):
         return None
@@ -196,7 +201,7 @@ def scatter(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def broken(summary: Mapping[str, Any]) -> str | None:
+def _broken(summary: Mapping[str, Any]) -> str | None:
     """Which attack broke how many pictures; None without attacks."""
     if not summary["attacks"]:
         return None
@@ -207,13 +212,29 @@ def broken(summary: Mapping[str, Any]) -> str | None:
     )
 
 
+def about_accuracy(summary: Mapping[str, Any]) -> list[str]:
+    """What else the table of accuracies says, a sentence each."""
+    said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
+    if summary["doubts"]:
+        said.append("Numbers beside the name of a row are those of the doubts about it.")
+    return [text for text in (*said, _broken(summary), _scatter(summary)) if text]
+
+
+def about_classes(summary: Mapping[str, Any]) -> str:
+    """Which classes the table shows; nothing if it shows all."""
+    shown, many = len(weakest(summary)), len(summary["classes"])
+    if shown == many:
+        return ""
+    return f"The {shown} least robust of {many} classes; all are in report.json."
+
+
 def about_ladder(summary: Mapping[str, Any]) -> str:
     """What the table of one attack after another says."""
     said = (
         "After each attack, of that one and all before it: of each picture, what did best on the "
         "attacker's own draws."
     )
-    if all(rung["attacked"] == summary["n"] for rung in summary["by_attack"]):
+    if all(rung["attacked"] == summary["n"] for rung in summary.get("by_attack", [])):
         return said
     return (
         f"{said} An attack was tried only on pictures that nothing before had made wrong on all of "
@@ -221,14 +242,7 @@ def about_ladder(summary: Mapping[str, Any]) -> str:
     )
 
 
-def about_robust(summary: Mapping[str, Any]) -> str | None:
-    """What the row `robust` is; None without attacks."""
-    if not summary["attacks"]:
-        return None
-    return "robust: of each picture, the attack that did best on the attacker's own draws"
-
-
-def about_beyond(summary: Mapping[str, Any]) -> str | None:
+def _about_beyond(summary: Mapping[str, Any]) -> str | None:
     """What the rows of attacks beyond the threat are; None if there are none beside others."""
     if not summary.get("unbounded"):
         return None
@@ -238,8 +252,10 @@ def about_beyond(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def about_corrupted(summary: Mapping[str, Any]) -> str:
-    """What the rows of corruptions are."""
+def _about_corrupted(summary: Mapping[str, Any]) -> str | None:
+    """What the rows of corruptions are; None if there are none."""
+    if not summary.get("corruptions"):
+        return None
     names = ", ".join(row["name"] for row in summary["corruptions"])
     return (
         f"Not by an attacker, and not within the threat: {names}. They do not count in the row robust."

@@ -1,6 +1,5 @@
 """The report of a sweep: a table of its cells, one that pools them over seeds, and the figure."""
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -8,22 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from unfool.evaluation import sweep as sweeps
-from unfool.report.document import Part, sheet
-from unfool.report.rows import cell as share_of
-from unfool.report.sweep_figure import Point, figure, legible, over_numbers
-from unfool.report.tables import markdown, quote
-from unfool.results.cell import Cell
+from unfool.report.document import Block, Code, Document, Figure, Items, Paragraph, Table
+from unfool.report.figures.sweep import Point, figure, legible, over_numbers
+from unfool.report.formatting import cell as share_of
+from unfool.report.write import write_document
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
-from unfool.runtime.files import write_bytes
+from unfool.results.sweep_cell import Cell
 
 VERSION = 1
-Done = Sequence[tuple[Cell, Mapping[str, Any]]]
+Done = Sequence[tuple[Cell, Summary]]
 
 
-def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()) -> str:
+def write_report(
+    folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()
+) -> Document:
     """Write `sweep.json`, `sweep.md`, `sweep.html` and `sweep.png` into the folder of a sweep.
 
     Args:
@@ -34,7 +35,7 @@ def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequenc
         failed: Of each cell that cannot be run, its values and the reason.
 
     Returns:
-        The tables, in Markdown, and the verdicts below them.
+        The report.
     """
     runs = [Run.open(sweeps.place(folder, cell)) for cell, _ in done]
     found = verdicts(
@@ -44,33 +45,40 @@ def write_sweep(folder: Path, done: Done, of: int, command: str, failed: Sequenc
     lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
+    document = _whole(done, of, pooled, lines, command)
+    cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
+    numbers = {"version": VERSION, "of": of, "command": command, "cells": cells}
+    numbers |= {"failed": list(failed)}
+    numbers |= {"pooled": [asdict(each) for each in pooled]}
+    numbers |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
+    numbers |= {"doubts": [asdict(doubt) for doubt in doubts]}
+    write_document(folder, "sweep", document, numbers)
+    return document
+
+
+def brief(done: Done, failed: Sequence[str] = ()) -> Document:
+    """What a result prints and a notebook shows: the table, and what could not be run."""
+    below = [Items([f"not run: {each}" for each in failed])] if failed else []
+    return Document("Accuracy per draw", [sweep_table(done), *below])
+
+
+def _whole(
+    done: Done, of: int, pooled: Sequence[Pooled], lines: Sequence[str], command: str
+) -> Document:
     points = [Point(each.values, each.shares) for each in pooled]
     points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
-    names, attacks = _conditions(done), _attacks(done)
-    drawn, title = figure(points, names, attacks), _title(done, pooled)
+    names, attacks, title = _conditions(done), _attacks(done), _title(done, pooled)
     about = _about(done, of) + _about_columns(done) + _about_figure(points, names, attacks)
-    heads, rows = sweep_table(done)
-    text, page = [markdown(heads, rows)], [_part(heads, rows)]
+    tables: list[Block] = [sweep_table(done)]
     if pooled:
-        heads, rows = _pooled_table(pooled, names)
-        note = _about_pooled(done, pooled)
-        text += [markdown(heads, rows), quote(note)]
-        page = [_part(heads, rows), Part(note), *page]
-    text.append("\n".join(f"- {quote(line)}" for line in lines))
-    said = "\n\n".join(filter(None, text))
-    parts = [f"# {title}", about, said, "![accuracy](sweep.png)", f"Made by `{command}`"]
-    write_bytes(folder / "sweep.png", drawn)
-    write_bytes(folder / "sweep.md", ("\n\n".join(parts) + "\n").encode())
-    page = [Part(about), Part(title, drawn), *page, *map(Part, lines), Part(command, code=True)]
-    write_bytes(folder / "sweep.html", sheet(title, page).encode())
-    cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
-    whole = {"version": VERSION, "of": of, "command": command, "cells": cells}
-    whole |= {"failed": list(failed)}
-    whole |= {"pooled": [asdict(each) for each in pooled]}
-    whole |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
-    whole |= {"doubts": [asdict(doubt) for doubt in doubts]}
-    write_bytes(folder / "sweep.json", (json.dumps(whole, indent=1) + "\n").encode())
-    return said
+        note = Paragraph(_about_pooled(done, pooled), "note")
+        tables = [_pooled_table(pooled, names), note, *tables]
+    blocks = [
+        Paragraph(about),
+        Figure("sweep.png", title, "Bars are 95 % intervals.", figure(points, names, attacks)),
+        *tables,
+    ]
+    return Document(title, [*blocks, *([Items(lines)] if lines else []), Code(command)])
 
 
 def _title(done: Done, pooled: Sequence[Pooled]) -> str:
@@ -120,14 +128,12 @@ def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
     return said
 
 
-def _pooled_table(
-    pooled: Sequence[Pooled], names: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
+def _pooled_table(pooled: Sequence[Pooled], names: Sequence[str]) -> Table:
     rows = []
     for each in pooled:
         shares = [share_of(each.shares[n]) if n in each.shares else "-" for n in names]
         rows.append([*each.values.values(), *shares, str(each.runs), str(each.images)])
-    return [*pooled[0].values, *names, "runs", "distinct images"], rows
+    return Table([*pooled[0].values, *names, "runs", "distinct images"], rows)
 
 
 def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
@@ -141,8 +147,8 @@ def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doub
     return lines
 
 
-def sweep_table(done: Done) -> tuple[list[str], list[list[str]]]:
-    """The cells that are done: headings, and a line for each."""
+def sweep_table(done: Done) -> Table:
+    """The cells that are done, a row each."""
     names = _conditions(done)
     heads = [*done[0][0].values, *names, "network calls an image", "seconds an image"]
     rows = []
@@ -153,7 +159,7 @@ def sweep_table(done: Done) -> tuple[list[str], list[list[str]]]:
         last += f" ({n} of {summary['of']} images)" if n < summary["of"] else ""
         shares = [share_of(found[name]) if name in found else "-" for name in names]
         rows.append([*values, last, *shares, f"{calls:.0f}", f"{cost['seconds'] / n:.2f}"])
-    return heads, rows
+    return Table(heads, rows)
 
 
 def _about_columns(done: Done) -> str:
@@ -200,11 +206,3 @@ def _sizes(done: Done) -> tuple[list[int], list[int]]:
 def _range(values: Sequence[int]) -> str:
     low, high = min(values), max(values)
     return str(low) if low == high else f"{low} to {high}"
-
-
-def _part(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Part:
-    """The table for a page; of a wide one, intervals stand below their numbers."""
-    if len(heads) < 7:
-        return Part(heads=heads, rows=rows)
-    stacked = [[text.replace(" % [", " %\n[") for text in row] for row in rows]
-    return Part(heads=[head.replace(" an image", "\nan image") for head in heads], rows=stacked)

@@ -1,37 +1,53 @@
-"""Write the report of a run into its folder."""
+"""Write a report into a folder: pages, figures and numbers."""
 
+import io
 import json
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from unfool.results.run_folder import Run
-from unfool.results.summary import summarize_run
+from unfool.report.document import Document
+from unfool.report.render_html import to_html
+from unfool.report.render_markdown import to_markdown
 from unfool.runtime.files import write_bytes
 
+if TYPE_CHECKING:
+    import numpy as np
 
-def write_report(run: Run) -> dict[str, Any]:
-    """Write `report.json`, `report.md`, `report.html` and `figures/*.png` into the run's folder.
 
-    The run may be unfinished; the report then says so. Each file is written whole or not at all, and
-    `report.json` last.
+def write_document(
+    folder: Path,
+    name: str,
+    document: Document,
+    numbers: Mapping[str, Any],
+    arrays: "Mapping[str, np.ndarray] | None" = None,
+) -> None:
+    """Write `NAME.md`, `NAME.html`, `NAME.json` and the figures of a report into a folder.
 
-    Returns:
-        What `report.json` holds.
+    Each file is written whole or not at all, and `NAME.json` last.
+
+    Args:
+        folder: Where to.
+        name: What the files are called.
+        document: The report.
+        numbers: What `NAME.json` holds.
+        arrays: What `NAME.npz` holds; there is none if they are not given.
 
     Raises:
-        RuntimeError: The run has no outcomes yet, or a file of it is damaged.
         OSError: The folder cannot be written.
     """
-    from unfool.report.examples import Gallery
-    from unfool.report.page import page
-    from unfool.report.plates import report_figures
-    from unfool.report.text import to_markdown
+    for figure in document.figures:
+        write_bytes(folder / figure.file, figure.png)
+    if arrays is not None:
+        write_bytes(folder / f"{name}.npz", _npz(arrays))
+    write_bytes(folder / f"{name}.md", to_markdown(document).encode())
+    write_bytes(folder / f"{name}.html", to_html(document).encode())
+    write_bytes(folder / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
 
-    summary = summarize_run(run)
-    drawn = report_figures(summary, Gallery.of(run))
-    for name, plate in drawn.items():
-        write_bytes(run.folder / "figures" / f"{name}.png", plate.png)
-    write_bytes(run.folder / "report.md", to_markdown(summary, drawn).encode())
-    write_bytes(run.folder / "report.html", page(summary, drawn).encode())
-    table = json.dumps(summary, indent=1) + "\n"
-    write_bytes(run.folder / "report.json", table.encode())
-    return summary
+
+def _npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()

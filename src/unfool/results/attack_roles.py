@@ -1,12 +1,16 @@
 """What part each attack of a run plays: it counts, stands beside those that count, or is none."""
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from unfool.attacks.autoattack import EOT
+from unfool.results.spec import AttackEntry
+from unfool.spec import part
 
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-AttackRow = dict[str, Any]
+EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # with the whole model's exact gradient
 
 
 class Roles(NamedTuple):
@@ -20,13 +24,13 @@ class Roles(NamedTuple):
         known_noise: Those of an attacker who was told some of the defense's noise.
     """
 
-    attacks: list[AttackRow]
-    unbounded: list[AttackRow]
-    corruptions: list[AttackRow]
-    known_noise: list[AttackRow]
+    attacks: list[AttackEntry]
+    unbounded: list[AttackEntry]
+    corruptions: list[AttackEntry]
+    known_noise: list[AttackEntry]
 
 
-def roles(rows: Sequence[AttackRow]) -> Roles:
+def roles(rows: Sequence[AttackEntry]) -> Roles:
     """What part each of `rows` plays."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
     knowing = [row for row in rows if "knows" in row]
@@ -46,3 +50,42 @@ def given_to(played: Roles) -> list[str]:
     held = any(row.get("bounded", True) for row in played.attacks)
     alone = played.known_noise and not (played.attacks or played.corruptions)
     return ["clean", *(["random"] if held or alone else [])]
+
+
+def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
+    """Those of `attacks` that climb the exact gradient of the whole model, by label.
+
+    Not one of somebody's own, of which nobody here knows what it asks for.
+    """
+    return {
+        name: row
+        for name, row in attacks.items()
+        if view_name(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
+        if not is_custom(row)
+    }
+
+
+def special_climb(row: AttackEntry) -> str | None:
+    """What an attack does that a plain climb of the mean loss does not, in words; None for nothing."""
+    if row.get("weights") == "em":
+        return "which weighs the random draws"
+    if view_name(row) == "per-step":
+        return "which climbs a loss at every step of the chain"
+    if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
+        return "which looks for the nearest boundary"
+    return None
+
+
+def is_custom(row: AttackEntry) -> bool:
+    """Whether an attack is not of the menu, but of a module that the spec names."""
+    return ":" in row.get("name", "")
+
+
+def view_name(row: AttackEntry) -> str:
+    """The name of what the attacker takes the model for, whatever its options."""
+    return part("view", row["view"])["name"]
+
+
+def draws_per_step(row: AttackEntry) -> int | None:
+    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
+    return row.get("eot") or EOT.get(row.get("version", ""))

@@ -9,7 +9,10 @@ import torch
 
 from unfool.noise import Noise
 from unfool.results.attack_roles import roles
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import DoubtEntry
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
 from unfool.results.summary import judge, summarize_run, winner
 from unfool.spec import FILE_KEYS, NOT_IN_IDENTITY
 from unfool.statistics import Mean, Share, mcnemar
@@ -64,7 +67,7 @@ class Comparison:
     draws: int
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
-    doubts: tuple[list[dict[str, str]], list[dict[str, str]]]
+    doubts: tuple[list[DoubtEntry], list[DoubtEntry]]
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             f"{a.folder} and {b.folder} have no image in common yet; run their evaluations to the "
             "end, or merge their shards first"
         )
-    names = _shared(a.manifest["spec"], b.manifest["spec"])
-    options = a.manifest["spec"]["evaluation"]
+    names = _shared(a.spec, b.spec)
+    options = a.spec["evaluation"]
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
@@ -163,8 +166,24 @@ def paired(
         right = won[name, 0], won[name, 1]
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
+        change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
         found.append(Paired(name, *shares, change, only_a, only_b, mcnemar(only_a, only_b)))
     return found
+
+
+def within_reach(change: Mean, a: float, b: float) -> Mean:
+    """A change from `a` to `b` whose interval does not cross 0 where one of them is at its end.
+
+    Beside what is right on every image, or on none, another can differ to one side alone. (Where both
+    are there the interval keeps its width: it is all that tells how few images were seen.)
+    """
+    if a == b:
+        return change
+    if (a == 1 or b == 0) and b < a:
+        return change._replace(high=min(change.high, 0.0))
+    if (a == 0 or b == 1) and a < b:
+        return change._replace(low=max(change.low, 0.0))
+    return change
 
 
 def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int) -> list[Mean]:
@@ -270,7 +289,7 @@ def _by_label(value: Any) -> Any:
 
 def _comparable(a: Run, b: Run) -> None:
     """Refuse runs that have nothing in common that can be compared."""
-    specs, runs = [run.manifest["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
+    specs, runs = [run.spec for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
     places = [run.manifest["indices"] for run in (a, b)]
     images = [run.manifest["images"][:HEX] for run in (a, b)]
@@ -320,20 +339,20 @@ def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{part['name']} with {said}" for part, said in zip(asked, options, strict=True)]
 
 
-def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def _shared(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:
     """The conditions that two specs both have, in the order of a report."""
     first, second = _parts(a), _parts(b)
     return [name for name, part in first.items() if second.get(name) == part]
 
 
-def _parts(spec: Mapping[str, Any]) -> dict[str, str]:
+def _parts(spec: EvaluationSpec) -> dict[str, str]:
     """The conditions of a spec, and the part each plays."""
     attacks, beyond, corruptions, knowing = roles(spec["attacks"])
     found = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
     found |= {row["label"]: "attack" for row in attacks}
     if attacks:
         found["robust"] = "bounded" if attacks[0].get("bounded", True) else "unbounded"
-    found |= {row["label"]: f"knows {row['knows']}" for row in knowing}
+    found |= {row["label"]: f"knows {row.get('knows', '')}" for row in knowing}
     found |= {row["label"]: "beyond" for row in beyond}
     return found | {row["label"]: "corruption" for row in corruptions}
 

@@ -6,13 +6,29 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from statistics import mean, variance
-from typing import Any
+from typing import Any, cast
 
-from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
-from unfool.results.doubt import EXACT_VIEWS, AttackRow, Doubt, exact, lead, own, seen, special
+from unfool.results.attack_doubts import (
+    beaten,
+    paired_gap,
+    special_beats_plain,
+    unbounded_beats_bounded,
+)
+from unfool.results.attack_roles import (
+    BLIND,
+    ELSEWHERE,
+    EXACT_VIEWS,
+    TRANSFER,
+    exact_attacks,
+    is_custom,
+    roles,
+    view_name,
+)
+from unfool.results.doubt import Doubt
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
-from unfool.results.run_folder import Outcome
+from unfool.results.outcome import Outcome, SanityCheck
+from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval
 
 # views without the exact gradient of the whole model
@@ -40,15 +56,18 @@ MORE = {  # what may help an attack that has such an option
 }
 STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in its last part of a search
 ENOUGH = 5  # images to judge a rise by
+FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
 WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make it so
 
 
 def all_doubts(
-    spec: Mapping[str, Any],
+    spec: EvaluationSpec,
     outcomes: Sequence[Outcome],
     judged: Mapping[str, Any],
     robust: Any,
-    classes: int,
+    classes: Sequence[str],
+    logits: int | None = None,
+    stated: Mapping[str, Any] | None = None,
 ) -> list[Doubt]:
     """Every doubt about a run.
 
@@ -57,9 +76,11 @@ def all_doubts(
         outcomes: What came of each image.
         judged: `verdict.Judged` of each condition, by name.
         robust: `verdict.Judged` of the attack that counts.
-        classes: How many classes the data set has.
+        classes: The names of the data set's classes.
+        logits: How many classes the model tells apart; None in runs made before it was kept.
+        stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
-    probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
+    probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *model_doubts(probes, attacks),
@@ -68,14 +89,17 @@ def all_doubts(
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
-        *_special_beats_plain(outcomes, attacks),
-        *_unbounded_beats_bounded(spec, outcomes, attacks),
+        *special_beats_plain(outcomes, attacks),
+        *unbounded_beats_bounded(spec, outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
         *_low_precision(spec, attacks),
         *(_no_exact_view(spec, attacks) if attacks or not spec["attacks"] else ()),
         *_no_whole_view(spec, attacks),
-        *_guessing(judged, classes),
+        *_guessing(judged, len(classes)),
+        *(_less_than_stated(spec["data"], judged, stated) if stated else ()),
+        *_more_logits(logits, classes),
+        *_classes_missing(outcomes, classes),
         *_few_images(robust),
         *(_few_draws(outcomes, probes, robust) if robust.name == "robust" else ()),
     ]
@@ -92,14 +116,14 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if row.get("name") in ELSEWHERE:
             continue
         stood = [o for o in outcomes if o.conditions[name].attacker_error_rate < 0.5]
         same = sum(o.conditions[name].size == 0 for o in stood)
         more = ", ".join(words for option, words in MORE.items() if option in row)
-        if seen(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
+        if view_name(row) in EXACT_VIEWS and stood and same > len(stood) / 10:
             yield Doubt(
                 "images-unchanged",
                 "red",
@@ -109,10 +133,10 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) ->
 
 
 def _weaker_than_random(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        by = lead(outcomes, name, "random") if row.get("bounded", True) else 0.0
+        by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
         if by > 0:
             yield Doubt(
                 "weaker-than-random",
@@ -123,16 +147,16 @@ def _weaker_than_random(
 
 
 def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
         name
         for name, row in attacks.items()
-        if seen(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
+        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
-    strong = list(exact(attacks))
-    for name, by in _beaten(outcomes, [*cheap, *given], strong):
+    strong = list(exact_attacks(attacks))
+    for name, by in beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
             "cheap-beats-exact",
@@ -144,12 +168,14 @@ def _cheap_beats_exact(
 
 
 def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [n for n, row in held.items() if seen(row) in EXACT_VIEWS and row.get("name") in BLIND]
-    strong = list(exact(held))
-    for name, by in _beaten(outcomes, blind, strong):
+    blind = [
+        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+    ]
+    strong = list(exact_attacks(held))
+    for name, by in beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
             "red",
@@ -159,46 +185,19 @@ def _blind_beats_gradient(
         )
 
 
-def _special_beats_plain(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
-) -> Iterator[Doubt]:
-    """A way of climbing that another model's attacks may need, too, which the plain one did not see."""
-    climbing = exact(attacks)
-    told = {name: how for name, row in climbing.items() if (how := special(row))}
-    plain = [name for name in climbing if name not in told]
-    for name, by in _beaten(outcomes, list(told), plain):
-        yield Doubt(
-            "plain-attack-stops-short",
-            "yellow",
-            f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
-            f"{by:.1%} on the same images and draws: what the plain attack leaves is not robust, and "
-            "neither may be what this one leaves; give it more steps, draws (eot) and restarts",
-        )
-
-
-def _unbounded_beats_bounded(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
-) -> Iterator[Doubt]:
-    bounded = list(exact({n: row for n, row in attacks.items() if row.get("bounded", True)}))
-    beyond = [row["label"] for row in roles(spec["attacks"]).unbounded]
-    for name, by in _beaten(outcomes, beyond, bounded):
-        yield Doubt(
-            "robust-to-this-threat-alone",
-            "yellow",
-            f"{name}, which the threat does not bound, leaves fewer images right than "
-            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws: the robust "
-            "accuracy is that of the threat, not of all images that look alike; quote both",
-        )
-
-
 def _known_is_harder(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    told = {
-        row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
+    informed = {
+        row["label"]: row
+        for row in roles(spec["attacks"]).known_noise
+        if row.get("knows") == "both"
     }
-    for name in [*exact(told), *(name for name, row in told.items() if own(row))]:
-        by = max((lead(outcomes, name, other) for other in exact(attacks)), default=0)
+    for name in [
+        *exact_attacks(informed),
+        *(name for name, row in informed.items() if is_custom(row)),
+    ]:
+        by = max((paired_gap(outcomes, name, other) for other in exact_attacks(attacks)), default=0)
         if by > 0:
             yield Doubt(
                 "known-noise-is-harder",
@@ -209,19 +208,11 @@ def _known_is_harder(
             )
 
 
-def _beaten(
-    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
-) -> Iterator[tuple[str, float]]:
-    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
-    for name in weak if strong else ():
-        by = min(lead(outcomes, other, name) for other in strong)
-        if by > 0:
-            yield name, by
-
-
-def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _still_rising(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
     for name, row in attacks.items():
-        if seen(row) not in WHOLE_INTERVAL:
+        if view_name(row) not in WHOLE_INTERVAL:
             continue
         stood = [outcome for outcome in outcomes if right(outcome, name)]
         curves = [curve for o in stood if len(curve := o.loss_curves.get(name, [])) > 2]
@@ -239,11 +230,13 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow])
             )
 
 
-def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
-    early = any(seen(row) == "first-stage" for row in attacks.values())
-    theirs = [name for name, row in attacks.items() if own(row) and seen(row) in EXACT_VIEWS]
-    if exact(attacks) or early:
+    early = any(view_name(row) == "first-stage" for row in attacks.values())
+    theirs = [
+        name for name, row in attacks.items() if is_custom(row) and view_name(row) in EXACT_VIEWS
+    ]
+    if exact_attacks(attacks) or early:
         return
     if theirs:
         yield Doubt(
@@ -262,9 +255,9 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
-    climbed = any(seen(row) == "no-elimination" for row in exact(attacks).values())
-    if spec["classifier"].get("elimination") and attacks and not climbed:
+def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
+    covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
+    if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
             "no-whole-view",
             "yellow",
@@ -273,8 +266,8 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
-    rough = [name for name, row in attacks.items() if seen(row) == "bfloat16"]
+def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
+    rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
     if rough:
         yield Doubt(
             "low-precision",
@@ -315,6 +308,46 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
         )
 
 
+def _less_than_stated(
+    data: Mapping[str, Any], judged: Mapping[str, Any], stated: Mapping[str, Any]
+) -> Iterator[Doubt]:
+    same = data.get("name") in (stated["data"], f"{stated['data']}-sample")
+    clean = judged["clean"].undefended or judged["clean"].per_draw
+    if same and data.get("split") != "train" and clean.high + FAR_BELOW < stated["accuracy"]:
+        yield Doubt(
+            "less-than-stated",
+            "red",
+            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
+            f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
+            "these its weights, its `mean` and `std` those of its training, its activation and layout "
+            "right, and its classes in the order of the data set's?",
+        )
+
+
+def _more_logits(logits: int | None, classes: Sequence[str]) -> Iterator[Doubt]:
+    if logits is not None and logits > len(classes):
+        yield Doubt(
+            "more-logits-than-classes",
+            "yellow",
+            f"the model tells {logits} classes apart, and the data set has {len(classes)} "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): if one is missing in "
+            "between, the labels of all later ones are wrong",
+        )
+
+
+def _classes_missing(outcomes: Sequence[Outcome], classes: Sequence[str]) -> Iterator[Doubt]:
+    there = {outcome.label for outcome in outcomes}
+    missing = [name for label, name in enumerate(classes) if label not in there]
+    if missing and len(outcomes) >= len(classes):
+        named = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+        yield Doubt(
+            "classes-missing",
+            "yellow",
+            f"no image of the run is of {len(missing)} of the {len(classes)} classes ({named}): the "
+            "numbers are of the others alone",
+        )
+
+
 def _few_images(robust: Any) -> Iterator[Doubt]:
     if robust.per_draw.high - robust.per_draw.low > 0.2:
         yield Doubt(
@@ -327,7 +360,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 
 
 def _few_draws(
-    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+    outcomes: Sequence[Outcome], probes: Sequence[SanityCheck], robust: Any
 ) -> Iterator[Doubt]:
     width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:

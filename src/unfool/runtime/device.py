@@ -20,16 +20,20 @@ def pick_device(name: str) -> str:
     Convolutions and products are computed in full float32, not in TF32.
 
     Raises:
-        SpecError: There is no such device here.
+        SpecError: There is no such device here, or it has no float64.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if name == "auto" and not torch.cuda.is_available():
         return "cpu"
     if name == "auto" or (name == "cuda" and torch.cuda.is_available()):
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    if name.partition(":")[0] == "mps":
+        raise SpecError(
+            f"device: {name!r} has no float64, in which times, measures and sums are computed; take cpu"
+        )
     try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+        float(torch.zeros(1, device=name))  # a meta device has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
     return name
 

@@ -5,6 +5,7 @@ And which files of a folder in the diffusers layout are read.
 
 import io
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,31 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: The folder cannot be written, or the disk is full; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Not named by the process: containers that share a folder have processes of the same number.
+    draft = path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
     try:
-        with open(draft, "wb") as file:
+        with open(draft, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
+    except OSError as error:
+        if error.filename is None:  # of a full disk, Python does not say which file
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         draft.unlink(missing_ok=True)
+
+
+def raise_system_error(error: BaseException) -> None:
+    """Raise an error of the operating system, or of memory, again: it says nothing of the file.
+
+    Whoever reads a file that may be damaged calls it first on whatever was raised. No permission, a
+    failing disk or too many open files would otherwise be told as damage.
+    """
+    told = isinstance(error, OSError) and error.errno is not None and error.strerror is not None
+    if told or isinstance(error, MemoryError):
+        raise error
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
@@ -61,9 +78,12 @@ def weights_in(part: Path) -> Path | None:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """The files that are read of a diffusers folder, in order: settings, vocabularies, weights."""
+    """The files that are read of a folder of diffusers or transformers.
+
+    They are in order: settings, vocabularies, weights. A single network has them in the folder itself.
+    """
     found = []
-    for part in (folder / name for name in PARTS):
+    for part in (folder / name for name in (*PARTS, *([""] if weights_in(folder) else []))):
         small = (path for path in part.glob("*") if path.suffix in (".json", ".txt"))
         weights = weights_in(part)
         found += sorted(small) + ([weights] if weights else [])

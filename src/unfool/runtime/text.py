@@ -17,8 +17,8 @@ def short_repr(self: object) -> str:
 
     Networks are told by their class and their number of weights. It serves as a `__repr__`.
     """
-    told = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
-    return f"{type(self).__name__}({', '.join(told)})"
+    options = [f"{name}={_value(value)}" for name, value in kept_options(self).items()]
+    return f"{type(self).__name__}({', '.join(options)})"
 
 
 def html_repr(self: object) -> str:

@@ -1,24 +1,31 @@
 """What tells a spec from another: a hash of what it asks and of the files that it names."""
 
 import hashlib
-import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from unfool.runtime.files import ADAPTER, files_in
-from unfool.spec.load import Table
 
 # of which the contents count, not the place
-FILE_KEYS = ("weights", "adapter", "path", "prompts", "init_from")
-ADDITIONS = ("guide", "correction")  # parts that change nothing where they are null
+FILE_KEYS = (
+    "weights",
+    "adapter",
+    "vae",
+    "path",
+    "prompts",
+    "init_from",
+    "pictures",
+    "subset",
+    "attributes",
+)
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 
-def identity(spec: Table) -> str:
+def identity(spec: Mapping[str, Any]) -> str:
     """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
     `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of
@@ -32,19 +39,6 @@ def identity(spec: Table) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def code_hash(spec: Table) -> str:
-    """A hash of the source of every module of one's own that a spec names."""
-    digest = hashlib.sha256()
-    for module in sorted(set(_modules(spec))):
-        try:
-            found = importlib.util.find_spec(module)
-        except (ValueError, ImportError):  # of a notebook, or of a module that is gone
-            continue
-        if found is not None and found.origin and Path(found.origin).is_file():
-            digest.update(Path(found.origin).read_bytes())
-    return digest.hexdigest()
-
-
 def _by_contents(value: Any) -> Any:
     if isinstance(value, list):
         return [_by_contents(v) for v in value]
@@ -53,7 +47,7 @@ def _by_contents(value: Any) -> Any:
     return {
         key: _digest(v) if key in FILE_KEYS and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
-        if key not in NOT_IN_IDENTITY and not (key in ADDITIONS and v is None)
+        if key not in NOT_IN_IDENTITY
     }
 
 
@@ -64,7 +58,8 @@ def _digest(file: str) -> str:
     """
     home = Path(file)
     if home.is_file():
-        return hashlib.sha256(home.read_bytes()).hexdigest()
+        stat = home.stat()
+        return _sha256(home, stat.st_size, stat.st_mtime_ns)
     if (parts := files_in(home)) and not (home / "card.json").is_file():
         digest = hashlib.sha256()
         for part in parts:
@@ -85,16 +80,3 @@ def _sha256(file: Path, size: int, changed: int) -> str:
     """Of a large file, computed again only if its size or its time changed."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _modules(value: Any) -> Iterator[str]:
-    """The modules that a spec names as `module:attribute`."""
-    if isinstance(value, list):
-        for v in value:
-            yield from _modules(v)
-    elif isinstance(value, dict):
-        for key, v in value.items():
-            if key in ("name", "view") and isinstance(v, str) and ":" in v:
-                yield v.partition(":")[0]
-            else:
-                yield from _modules(v)

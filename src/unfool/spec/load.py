@@ -1,23 +1,25 @@
 """Read a spec: a YAML file, or a shipped one, with changes from the command line."""
 
-import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import Any, cast
 
 from unfool.errors import SpecError
+from unfool.runtime.validate import shown
+from unfool.spec import strict_yaml
 from unfool.spec.menu import hint, kind_of, shipped
+from unfool.spec.tables import RawSpec
 
-Table = dict[str, Any]
+Table = dict[str, Any]  # of raw YAML, of which nothing is known yet
 # never numbers
 TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "init_from")
 
 
-def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
+def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> RawSpec:
     """Read a spec and apply `path.to.key=value` changes to it.
 
     Args:
@@ -25,19 +27,61 @@ def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
         changes: What to change; values are YAML, and a number in a path counts into a list.
 
     Raises:
-        SpecError: There is no such spec, it is no YAML table, or a change does not fit.
+        SpecError: There is no such spec, it is no YAML table, a key of it is no text or a value is
+            something that YAML does not hold, or a change does not fit.
     """
-    spec = json.loads(json.dumps(source)) if isinstance(source, Mapping) else _read(source)
+    try:
+        spec = _plain(source if isinstance(source, Mapping) else _read(source), "")
+    except RecursionError:
+        raise SpecError("the spec is nested too deeply, or holds itself: write it out") from None
     for change in changes:
         _change(spec, change)
-    return _numbers(spec)
+    return cast(RawSpec, _numbers(spec))
+
+
+def _plain(value: Any, where: str) -> Any:
+    """A copy of a value of a spec, of plain tables, lists, text, numbers, true, false and null.
+
+    From Python come NumPy's numbers and arrays, and paths and devices, too.
+
+    Raises:
+        SpecError: It holds something else, or a key that is no text.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(
+            f"{where} is {value}, and a spec holds finite numbers: give it a finite one"
+        )
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                place = f"in {where}" if where else "at the top of the spec"
+                raise SpecError(
+                    f"the key {key!r} {place} must be text: write it in quotes, or name an option "
+                    "(without quotes YAML reads yes, no, on and off as true and false)"
+                )
+        return {key: _plain(v, f"{where}.{key}".lstrip(".")) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{where}.{place}") for place, v in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), where)
+    if isinstance(value, Path) or type(value).__name__ == "device":
+        return str(value)
+    if isinstance(value, date):
+        raise SpecError(f"{where} is a date to YAML, {value}: write it in quotes")
+    raise SpecError(
+        f"{where} is {shown(value)}, an object that a spec cannot hold: write its name and options, such "
+        "as {name: pgd, steps: 20}, or give objects to unfool.evaluate"
+    )
 
 
 def _read(source: str | Path) -> Table:
     path = Path(source)
-    if path.suffix in (".yaml", ".yml") or path.is_file():
+    if path.suffix in (".yaml", ".yml") or (path.exists() and not path.is_dir()):
         try:
-            text = path.read_text("utf-8")
+            with path.open(encoding="utf-8") as file:  # a pipe of the shell, too
+                text = file.read(strict_yaml.LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
             why = "it is no text" if isinstance(error, ValueError) else str(error.strerror).lower()
             raise SpecError(
@@ -53,9 +97,9 @@ def _read(source: str | Path) -> Table:
             raise SpecError(f"there is no spec {str(source)!r}; {near}")
         text = resources.files("unfool.specs").joinpath(f"{source}.yaml").read_text("utf-8")
     try:
-        spec = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+        spec = strict_yaml.parse(text)
+    except ValueError as error:
+        raise SpecError(f"{source} is not YAML that makes a spec: {error}") from error
     if not isinstance(spec, dict):
         raise SpecError(f"{source} must hold a table of parts (data, classifier, ...)")
     return spec
@@ -65,11 +109,11 @@ def _change(spec: Table, change: str) -> None:
     path, equals, value = change.partition("=")
     if not equals or not path:
         raise SpecError(f"--set takes path.to.key=value, not {change!r}")
-    try:
-        value = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {change}: {' '.join(str(error).split())}") from error
     *parents, last = path.split(".")
+    try:
+        value = strict_yaml.parse_value(value, as_text=last in TEXT_KEYS)
+    except ValueError as error:
+        raise SpecError(f"--set {change}: {error}") from error
     place: Any = spec
     for step in parents:
         at = _at(change, step, place)
@@ -92,18 +136,24 @@ def _at(change: str, step: str, place: Any) -> Any:
     return int(step)
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(value: Any, as_text: bool = False) -> Any:
     """Fractions such as 8/255, and numbers such as 1e-4 that YAML takes for text, as numbers."""
     if isinstance(value, dict):
-        return {key: v if key in TEXT_KEYS else _numbers(v) for key, v in value.items()}
+        return {key: _numbers(v, key in TEXT_KEYS) for key, v in value.items()}
     if isinstance(value, list):
         return [_numbers(v) for v in value]
     if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise SpecError(f"{value!r} holds a letter that is not Unicode; write it another way")
+        if as_text:
+            return value
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*", value):
             above, below = map(float, match.groups())
             if below == 0:
                 raise SpecError(f"{value} divides by zero")
             return above / below
         if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+", value):
+            if math.isinf(float(value)):
+                raise SpecError(f"{value} is too large a number")
             return float(value)
     return value

@@ -21,30 +21,48 @@ MENU: dict[str, dict[str, str]] = {
         "arrays": "unfool.data.arrays:npz",
         "blobs": "unfool.toy.blobs:Blobs",
         "cifar10": "unfool.data.cifar:cifar10",
+        "celeba-hq": "unfool.data.celeba:celeba_hq",
         "cifar10-c": "unfool.data.cifar_c:cifar10_c",
+        "cifar10-sample": "unfool.data.sample:cifar10_sample",
+        "cifar100": "unfool.data.cifar:cifar100",
         "digits": "unfool.data.digits:digits",
         "folder": "unfool.data.folder:Folder",
+        "hub": "unfool.data.hub_table:hub",
+        "imagenet": "unfool.data.imagenet_folders:imagenet",
         "mnist": "unfool.data.mnist:mnist",
+        "tiny-imagenet": "unfool.data.imagenet_folders:tiny_imagenet",
     },
     "classifier": {
         "bayes": "unfool.toy.blobs:bayes",
+        "cifar-network": "unfool.models.build:cifar_network",
         "cifar-resnet": "unfool.models.build:cifar_resnet",
         "diffusion": "unfool.defenses.diffusion_classifier.classifier:DiffusionClassifier",
         "jem": "unfool.models.build:jem",
         "network": "unfool.models.build:network",
         "noised-diffusion": "unfool.defenses.diffusion_classifier.noised:NoisedDiffusionClassifier",
+        "robustbench": "unfool.models.robustbench_zoo:robustbench",
         "small-cnn": "unfool.models.build:small_cnn",
-        "trained": "unfool.models.card:load_classifier",
+        "timm": "unfool.models.hub_classifiers:timm_classifier",
+        "torchvision": "unfool.models.hub_classifiers:torchvision_classifier",
+        "trained": "unfool.models.card:trained_classifier",
+        "transformers": "unfool.models.hub_classifiers:transformers_classifier",
         "wide-resnet": "unfool.models.build:wide_resnet",
         "quick-resnet": "unfool.models.build:quick",
     },
     "denoiser": {
+        "consistency": "unfool.models.published.openai:consistency",
+        "ddpm": "unfool.models.published.ddpm:ddpm",
+        "diffusers": "unfool.models.published.ddpm:diffusers",
         "dit": "unfool.models.latent:dit",
+        "edm": "unfool.models.published.edm:edm",
         "empirical": "unfool.toy.empirical_data:empirical",
+        "guided-diffusion": "unfool.models.published.openai:guided_diffusion",
+        "improved-diffusion": "unfool.models.published.openai:improved_diffusion",
         "mixture": "unfool.toy.blobs:mixture",
         "network": "unfool.models.build:denoising_network",
+        "score-sde": "unfool.models.published.score_sde:score_sde",
         "stable-diffusion": "unfool.models.latent:stable_diffusion",
-        "trained": "unfool.models.card:load_denoiser",
+        "trained": "unfool.models.card:trained_denoiser",
         "unet": "unfool.models.unet:unet",
     },
     "network": {},
@@ -108,7 +126,7 @@ MENU: dict[str, dict[str, str]] = {
         "denoising": "unfool.training.objectives:Denoising",
         "pgd-at": "unfool.training.adversarial:PGDAT",
         "cross-entropy": "unfool.training.objectives:CrossEntropy",
-        "purified": "unfool.training.purified:PurifiedCopies",
+        "purified": "unfool.training.purified_copies:PurifiedCopies",
         "trades": "unfool.training.adversarial:TRADES",
         "truth-maximization": "unfool.training.truth_maximization:TruthMaximization",
     },
@@ -166,18 +184,27 @@ def find(kind: str, name: str) -> Any:
     """What `name` stands for: from the menu, or imported from `module:attribute`.
 
     Raises:
-        SpecError: The menu has no such name, or the import fails.
+        SpecError: The menu has no such name, the import fails, or what it finds cannot be called.
     """
     target = name if ":" in name else MENU[kind].get(name)
     if target is None:
         raise SpecError(f"{kind}: there is no {name!r}; {hint(name, MENU[kind], choices(kind))}")
     module, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # so that `mine:Thing` is found beside the spec's user
+    if ":" in name and not {"", os.getcwd()} & set(sys.path):
+        # Last, so that no file in the current folder takes the place of an installed module.
+        sys.path.append(os.getcwd())
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
+        raise SpecError(
+            f"{kind}: {target!r} is the {what}; name a class or a function written in Python"
+        ) from error
+    return found
 
 
 def kind_of(key: str) -> str | None:

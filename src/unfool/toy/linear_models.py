@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.noise import Noise
 from unfool.threat import Threat
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from unfool.training.objectives import CrossEntropy as CrossEntropy
     from unfool.training.objectives import Denoising as Denoising
     from unfool.training.options import TrainingOptions as TrainingOptions
-    from unfool.training.purified import PurifiedCopies as PurifiedCopies
+    from unfool.training.purified_copies import PurifiedCopies as PurifiedCopies
     from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
 _HOMES = {
@@ -19,7 +19,7 @@ _HOMES = {
     "CrossEntropy": "unfool.training.objectives",
     "Denoising": "unfool.training.objectives",
     "PGDAT": "unfool.training.adversarial",
-    "PurifiedCopies": "unfool.training.purified",
+    "PurifiedCopies": "unfool.training.purified_copies",
     "TRADES": "unfool.training.adversarial",
     "TrainingOptions": "unfool.training.options",
     "TruthMaximization": "unfool.training.truth_maximization",

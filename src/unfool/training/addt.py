@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
-from unfool.training.frozen import frozen
+from unfool.training.freeze import frozen
 from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
 Target = Literal["ce", "mse"]
 Mode = Literal["train", "eval"]
-EPS, STEP = 8 / 255, 4 / 255  # of the variant linf, in the denoiser's space
+EPS, STEP = 16 / 255, 8 / 255  # of the variant linf, in the denoiser's [-1, 1]: 8/255 of pixels
 STEEPEST = 10  # alpha / sigma counts as no more there
 
 
@@ -40,8 +40,9 @@ class ADDT:
         cgpo_steps: Steps of CGPO; their gradients add up.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
             variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
-            the image's own perturbation, at most 8/255 in the denoiser's space and within its box,
-            is found by PGD from 0 with steps of 4/255, whose gradients do not add up, and
+            the image's own perturbation, at most 16/255 in the denoiser's space (8/255 of pixels in
+            [0, 1]) and within its box, is found by PGD from 0 with steps of 8/255, whose gradients do
+            not add up, and
             n = eps + min(alpha / sigma, 10) delta; `lambda_unit` and `lambda_max` are not asked.
         target: What the perturbation makes large: the classifier's cross-entropy on the one-step
             estimate of the image, or the denoiser's error (`"mse"`, a control): that of its prediction

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
 from unfool.threat import Threat
-from unfool.training.frozen import frozen
+from unfool.training.freeze import frozen
 
 
 @dataclass(frozen=True)

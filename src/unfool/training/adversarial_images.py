@@ -1,27 +1,29 @@
-"""Adversarial images, made once and kept on disk (see `kept`)."""
+"""Adversarial images, made once and cached on disk (see `image_cache`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from unfool.data import fetch
+from unfool.data.subset import choose_indices
+from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.threat import Threat
-from unfool.training.kept import Kept, chosen, fill, name_of
+from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.truth_maximization import TruthMaximization
 
-ASKED = ("source", "attack", "norm", "eps", "images", "seed", "released")
+# what the images depend on
+OPTIONS = ("source", "attack", "norm", "eps", "images", "seed", "released")
 
 
-class AdversarialImages(Kept):
+class AdversarialImages(CachedImages):
     """A data set of adversarial images with their true labels."""
 
-    def facts(self) -> Table:
+    def facts(self) -> dict[str, object]:
         """How often the source was wrong before and after the attack, and how far images moved."""
         before, after, size = (self.column(name).double() for name in ("before", "after", "size"))
         return {
@@ -38,7 +40,7 @@ class AdversarialImages(Kept):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Table,
+    asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -58,35 +60,29 @@ def make_adversarial_images(
         ValueError: A file is damaged.
         RuntimeError: The attack left what the threat allows.
     """
-    places, source = _places(len(data), objective), objective.source
-    folder = home / _key(data, places, source, asked)
+    indices = choose_indices(
+        len(data), objective.images, objective.seed, stream="images", option="objective.images"
+    )
 
-    def make(part: slice) -> dict[str, Tensor]:
-        return _made(data, places[part], objective, device)
+    def make(part: range) -> dict[str, Tensor]:
+        return _attack(data, [indices[number] for number in part], objective, device)
 
-    said = {key: asked[key] for key in ASKED if key in asked} | {"images": len(places)}
-    fill(
-        folder, len(places), make, [source], said, doing="attacking", device=device, quiet=quiet
+    options = {key: asked.get(key) for key in OPTIONS}
+    folder = fill_cache(
+        home, data, indices, len(indices), make, [objective.source], options,
+        doing="attacking", device=device, quiet=quiet,
     )  # fmt: skip
-    return AdversarialImages(folder, len(places), data.classes)
+    return AdversarialImages(folder, len(indices), data.classes)
 
 
-def _made(
-    data: Dataset, places: Sequence[int], objective: TruthMaximization, device: str
+def _attack(
+    data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
 ) -> dict[str, Tensor]:
-    x, y = (part.to(device) for part in fetch(data, places))
-    noise = Noise.of(objective.seed, places).child("adversaries")
+    x, y = (part.to(device) for part in fetch(data, indices))
+    noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()
-    model, told = objective.seen(), noise.child("verdict")
+    model, heldout = objective.attacked_model(), noise.child("verdict")
     with torch.no_grad():
-        wrong = [model(picture, told).argmax(1) != y for picture in (x, x_adv)]
+        wrong = [predict(model, images, heldout) != y for images in (x, x_adv)]
     size = Threat(objective.norm, objective.eps).size(x_adv - x)
     return {"images": x_adv, "labels": y, "before": wrong[0], "after": wrong[1], "size": size}
-
-
-def _places(size: int, objective: TruthMaximization) -> list[int]:
-    return chosen(size, objective.images, objective.seed)
-
-
-def _key(data: Dataset, places: Sequence[int], source: Any, asked: Table) -> str:
-    return name_of(data, places, {key: asked.get(key) for key in ASKED}, [source])

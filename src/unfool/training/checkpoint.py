@@ -12,17 +12,22 @@ from torch import nn
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
-from unfool.runtime.files import write_bytes, write_torch
-from unfool.spec import Table
-from unfool.training.plan import OPEN
+from unfool.runtime.files import raise_system_error, write_bytes, write_torch
+from unfool.training.lr_schedule import OPEN
+from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again
-MEANT = {"spec": "another spec", "data": "other data", "code": "other code of your own"}
+MEANT = {
+    "spec": "another spec",
+    "data": "other data",
+    "code": "other code of your own",
+    "weights": "other weights that it uses and does not train",
+}
 
 
-def question(spec: Table, data: Dataset) -> dict[str, str]:
-    """What a training is asked, by hashes: its spec, its data and the modules of one's own.
+def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, str]:
+    """What a training is asked, by hashes: its spec, its data, your own code, and fixed weights.
 
     Of the data count how many there are, their classes, and at most 256 images spread over them. Of a
     training with `lr_schedule: linear`, neither its end counts nor when its rate begins to fall or its
@@ -31,6 +36,7 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     Args:
         spec: A checked training spec.
         data: What its data part builds.
+        weights: A hash of the weights that are used and not trained (`weights_hash`).
     """
     size = len(data)
     x, y = fetch(data, sorted({place * size // LOOKED for place in range(LOOKED)}))
@@ -40,7 +46,12 @@ def question(spec: Table, data: Dataset) -> dict[str, str]:
     if options.get("lr_schedule") == "linear":
         fixed = {key: value for key, value in options.items() if key not in OPEN}
         spec = {**spec, "training": fixed}
-    return {"spec": specs.identity(spec), "data": digest.hexdigest(), "code": specs.code_hash(spec)}
+    return {
+        "spec": specs.identity(spec),
+        "data": digest.hexdigest(),
+        "code": specs.code_hash(spec),
+        "weights": weights,
+    }
 
 
 def prepare(folder: Path) -> None:
@@ -83,7 +94,10 @@ def read(
         )
         before, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
     except Exception as error:  # a damaged file may raise anything
+        raise_system_error(error)
         raise RuntimeError(f"{path} is damaged; delete it to start again") from error
+    if device is not None and saved.pop("contents", None) != _digest(saved):
+        raise RuntimeError(f"{path} is damaged (not what was written); delete it to start again")
     if before != asked:
         known = before if isinstance(before, dict) else {}
         changed = [what for key, what in MEANT.items() if known.get(key) != asked.get(key)]
@@ -135,8 +149,34 @@ def write(
         OSError: The folder cannot be written, or the disk is full; what was there is as it was.
     """
     states = {name: _state(part, frozen) for name, part in parts.items()}
-    write_torch(folder / NAME, {**more, **states})
+    content = {**more, **states}
+    write_torch(folder / NAME, content | {"contents": _digest(content)})
     write_bytes(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+
+def _digest(content: Any) -> str:
+    """A hash of tensors and plain values, in tables and lists: torch's files have no checksum."""
+    digest = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+        elif isinstance(value, Mapping):
+            digest.update(b"{")
+            for key, each in value.items():
+                add(key)
+                add(each)
+        elif isinstance(value, list | tuple):
+            digest.update(b"[")
+            for each in value:
+                add(each)
+        else:
+            digest.update(f"{value!r};".encode())
+
+    add(content)
+    return digest.hexdigest()
 
 
 def logged(folder: Path, step: int) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ the training (see `adversarial_images`).
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from unfool.attacks.views import without_elimination
+from unfool.checks import images_of_any_range
+from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -99,23 +102,25 @@ class TruthMaximization:
         Raises:
             RuntimeError: The attack left what the threat allows.
         """
-        model, threat = self.seen(), Threat(self.norm, self.eps)
-        start = x
+        model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
+        asked: AbstractContextManager[None] = nullcontext()
         if "range" in self.released:
             model, start = _of_model_space(model), 2 * x - 1
-        x_adv = self.attack(model, start, y, threat, noise.child("attack"))
+            asked = images_of_any_range()  # the very mistake that is followed here
+        with asked:
+            x_adv = self.attack(model, start, y, threat, noise.child("attack"))
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
             raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
         if "unattacked" in self.released:
-            told = noise.child("unattacked")
+            stream = noise.child("unattacked")
             with torch.no_grad():
-                fooled = (model(start, told).argmax(1) == y) & (model(x_adv, told).argmax(1) != y)
+                fooled = (predict(model, start, stream) == y) & (predict(model, x_adv, stream) != y)
             x_adv = torch.where(images(fooled), x_adv, start)
         return (x_adv + 1) / 2 if "range" in self.released else x_adv
 
-    def seen(self) -> Classifier:
+    def attacked_model(self) -> Classifier:
         """The source as the attack sees it: a diffusion classifier without its elimination."""
         source: Any = self.source
         if isinstance(source, nn.Module):

@@ -22,14 +22,14 @@ from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier,
 from unfool.defenses.diffusion_classifier.elimination import SCHEDULES, Paired, Stages
 from unfool.defenses.diffusion_classifier.errors import ClassErrors
 from unfool.defenses.diffusion_classifier.timesteps import weights_of
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, Discrete, Scales
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
-from unfool.models.card import load_denoiser
+from unfool.models.card import trained_denoiser
 from unfool.noise import Noise
 from unfool.threat import Knowledge, Threat
 from unfool.toy.blobs import bayes, mixture
@@ -725,6 +725,7 @@ def test_an_attacker_may_climb_few_of_the_draws(tiny, calls):
 
 def test_a_transfer_from_it_climbs_it_without_elimination():
     world, x = worlds(8)
+    x = x.clamp(0, 1)
     source = DiffusionClassifier(
         world, elimination="staged", samples=(2, 16), classes_per_stage=(2, 1)
     )
@@ -744,7 +745,7 @@ def test_a_transfer_from_it_climbs_it_without_elimination():
 def test_an_early_exit_attack_has_the_true_class_dropped():
     """Five others must be above it in the first stage, the last of which is climbed."""
     model = DiffusionClassifier(
-        load_denoiser("digits-conditional").eval().requires_grad_(False),
+        trained_denoiser("digits-conditional").eval().requires_grad_(False),
         elimination="staged",
         samples=(2, 4),
         classes_per_stage=(5, 1),

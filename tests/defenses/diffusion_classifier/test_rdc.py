@@ -10,7 +10,7 @@ from unfool.attacks.pgd import PGD
 from unfool.data import fetch
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from unfool.defenses.likelihood import LikelihoodMaximization
-from unfool.defenses.purified import Purified
+from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise

@@ -209,8 +209,8 @@ class DiffusionClassifier(nn.Module):
             errors.fill(table, z, wanted)
             taken, seen = taken | wanted, sorted(seen + added)
             if self.rule:
-                far = table[..., seen].double()
-                living = self.rule.living(far, weight[seen], unsure, turn, draws)
+                errors_so_far = table[..., seen].double()
+                living = self.rule.living(errors_so_far, weight[seen], unsure, turn, draws)
                 dropped = unsure & ~living
                 fallen[dropped], alive = turn, alive & ~dropped
         return table, taken, fallen
@@ -219,8 +219,8 @@ class DiffusionClassifier(nn.Module):
         if self.policy == "fixed":
             return Noise.of(self.seed, [0] * len(x))
         if self.policy == "image":
-            pictures = (x.detach().double() * 255).round().int().cpu().numpy()
-            marks = (blake2b(picture.tobytes(), digest_size=8).digest() for picture in pictures)
+            pixels = (x.detach().double() * 255).round().int().cpu().numpy()
+            marks = (blake2b(image.tobytes(), digest_size=8).digest() for image in pixels)
             return Noise.of(self.seed, (int.from_bytes(mark, "little") for mark in marks))
         return noise
 

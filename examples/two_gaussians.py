@@ -1,0 +1,166 @@
+"""Two Gaussians on a line (Zhang et al., 2024, section 5.3.2): does guidance keep a label?
+
+The data are N(mean, spread^2) and N(-mean, spread^2) in equal parts, the denoiser is exact, and the
+very purifier of `defenses.coup` runs from a point of the upper class. A run whose end has the other
+sign has lost its label.
+
+    python examples/two_gaussians.py --out flips.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from unfool.defenses.coup import COUP
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.schedule import VP
+from unfool.noise import Noise
+from unfool.report.figures.style import png
+from unfool.statistics import wilson
+
+
+class Line(Denoiser):
+    """The exact denoiser of two Gaussians on a line. Every pixel is a world of its own."""
+
+    def __init__(self, mean: float = 1.0, spread: float = 0.5):
+        super().__init__()
+        self.mean, self.spread, self.schedule = mean, spread, VP()
+
+    def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """E[x_0 | x_t], in closed form."""
+        _, alpha, sigma, _ = self.schedule(t.double() if t.ndim == 0 else t)
+        variance = (alpha * self.spread) ** 2 + sigma**2
+        center = self.mean * torch.tanh(alpha * self.mean / variance * x_t)
+        return center + alpha * self.spread**2 / variance * (x_t - alpha * center)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelFlip:
+    """The Bayes classifier of `Line`, of each pixel, but for an error of its log-odds.
+
+    An error of its own for each run, the same at every step, stands for a classifier whose boundary
+    an attacker has moved.
+
+    Attributes:
+        world: Whose classes.
+        error: What is added to the log-odds of the upper class, (pixels,); 0 is the Bayes classifier.
+    """
+
+    world: Line
+    error: Tensor
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        """Logits (pixels, 2) of one image (1, 1, 1, pixels): of -mean, and of mean."""
+        odds = 2 * self.world.mean / self.world.spread**2 * self.world.encode(x).flatten()
+        odds = odds + self.error
+        return torch.stack([-odds / 2, odds / 2], 1)
+
+
+class Endpoints(NamedTuple):
+    """What became of runs (N,) from a point above 0.
+
+    Attributes:
+        end: Where they ended.
+        crossed: Whether they were ever below 0 on the way (the label flip of proposition 1).
+    """
+
+    end: Tensor
+    crossed: Tensor
+
+
+def ends(
+    weight: float,
+    level: float = 0.0,
+    *,
+    world: Line | None = None,
+    start: float = 0.2,
+    t: float = 0.1,
+    steps: int = 100,
+    runs: int = 10000,
+    seed: int = 0,
+) -> Endpoints:
+    """Run COUP from `start`, `runs` times.
+
+    The same seed means the same draws for every weight and level.
+
+    Args:
+        weight: lambda, of the guide.
+        level: The standard deviation of the classifier's error (see `LabelFlip`).
+        world: The two Gaussians; mean 1 and spread 0.5 by default.
+        start: Where to begin, above 0.
+        t: t*.
+        steps: Euler-Maruyama steps.
+        runs: How many.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+    if not start > 0 or runs < 1 or not level >= 0:
+        raise ValueError(
+            f"start must be above 0, runs 1 or more, level 0 or more; not {start}, {runs}, {level}"
+        )
+    world = world or Line()
+    z, noise = torch.full((1, 1, 1, runs), start, dtype=torch.float64), Noise.of(seed, [0])
+    error = level * noise.child("error").normal(z).flatten()
+    purifier = COUP(world, LabelFlip(world, error), t=t, steps=steps, weight=weight)
+    crossed = torch.zeros(runs, dtype=torch.bool)
+    with torch.no_grad():
+        for _, image in purifier.walk(world.decode(z), noise):
+            z = world.encode(image)
+            crossed |= z.flatten() < 0
+    return Endpoints(z.flatten(), crossed)
+
+
+def label_flips(
+    weights: Sequence[float], levels: Sequence[float], *, runs: int = 10000, **options: Any
+) -> np.ndarray:
+    """The probability that a run ends with the other label, (levels, weights).
+
+    Args:
+        weights: Guidance weights.
+        levels: Standard deviations of the classifier's error.
+        runs: Behind each number.
+        options: As of `ends`.
+    """
+    rows = [[ends(w, level, runs=runs, **options).end for w in weights] for level in levels]
+    return np.array([[float((end < 0).double().mean()) for end in row] for row in rows])
+
+
+def figure_of(
+    weights: Sequence[float], levels: Sequence[float], shares: np.ndarray, runs: int
+) -> Figure:
+    """The probabilities `shares` (levels, weights) with their 95 % intervals, a line for each level."""
+    figure = Figure(figsize=(7.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for level, line, marker in zip(levels, shares, "osD^vPX", strict=False):
+        spread = [wilson(round(share * runs), runs) for share in line]
+        low, high = ([100 * getattr(share, side) for share in spread] for side in ("low", "high"))
+        axes.fill_between(weights, low, high, alpha=0.15, linewidth=0)
+        axes.plot(weights, 100 * line, marker=marker, label=f"noise level {level:g}")
+    axes.set_xlabel("guidance weight")
+    axes.set_ylabel("label-flip probability, %")
+    axes.legend()
+    return figure
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Draw how often a run loses its label."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=int, default=4000)
+    parser.add_argument("--out", type=Path, default=Path("flips.png"))
+    options = parser.parse_args(arguments)
+    weights, levels = [0, 0.5, 1, 2, 4, 8], [0, 1, 2, 4]
+    shares = label_flips(weights, levels, runs=options.runs)
+    options.out.write_bytes(png(figure_of(weights, levels, shares, options.runs)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""A spec's defense, taken apart for a look inside: its model, a few images, and the noise."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfool import spec as specs
+from unfool.attacks.views import Batched
+from unfool.batching import fitting
+from unfool.compatibility import check_fit
+from unfool.data import fetch
+from unfool.data.subset import choose_indices, labels_of
+from unfool.diffusion.denoiser import Denoiser
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+from unfool.evaluation.prepare import build_model
+from unfool.evaluation.spec import refuse_ray
+from unfool.models.card import read_card
+from unfool.noise import Noise
+from unfool.results.spec import EvaluationSpec, ModelSpec
+from unfool.runtime.device import pick_device
+from unfool.threat import Threat
+
+
+class AnalysisInputs(NamedTuple):
+    """What an analysis looks at.
+
+    Attributes:
+        spec: The checked evaluation spec.
+        model: Its classifier, behind its purifier if it has one.
+        x: Images (B, C, H, W).
+        y: Labels (B,).
+        indices: Which images of the data set they are.
+        noise: One key per image.
+        threat: What an attacker may change.
+    """
+
+    spec: EvaluationSpec
+    model: Batched
+    x: Tensor
+    y: Tensor
+    indices: list[int]
+    noise: Noise
+    threat: Threat
+
+
+def load_inputs(
+    spec: str,
+    changes: Sequence[str],
+    folder: str | None,
+    images: int | None,
+    device: str = "auto",
+    *,
+    image: int = 0,
+) -> AnalysisInputs:
+    """The defense of an evaluation spec, with some of the images that it evaluates.
+
+    The spec's attacks are not looked at: no analysis runs them.
+
+    Args:
+        spec: Its name or path.
+        changes: Of its values.
+        folder: Where data sets are read from.
+        images: How many, the first ones; None is one alone.
+        device: Where to compute.
+        image: Which one, from 0, if it is one alone.
+
+    Raises:
+        SpecError: The spec is wrong, its engine is Ray, or there are not so many images.
+    """
+    if images is not None and images < 2:
+        raise SpecError(f"--images must be 2 or more, not {images}")
+    table = specs.load(spec, changes)
+    table.pop("sweep", None)
+    table["attacks"] = []
+    checked = evaluation.check(table, folder)
+    refuse_ray(checked["machine"], "an analysis")
+    options, where = checked["evaluation"], pick_device(device)
+    data = specs.build("data", checked["data"])
+    model = build_model(checked, where)
+    indices = choose_indices(
+        len(data), options["images"], options["subset_seed"], labels=labels_of(data)
+    )
+    if images is None and image >= len(indices):
+        count = len(indices)
+        raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")
+    if images is not None and len(indices) < images:
+        raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
+    indices = [indices[image]] if images is None else indices[:images]
+    check_fit(model, data, indices, where)
+    x, y = (part.to(where) for part in fetch(data, indices))
+    noise = Noise.of(options["seed"], indices).child("analysis")
+    rows = checked["machine"]["batch_size"]
+    rows = fitting(model, x) if rows == "auto" else rows
+    threat = Threat(**checked["threat"])
+    return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
+
+
+def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
+    """The denoiser of a checked spec, if it may start from noise.
+
+    Raises:
+        SpecError: There is none, or it was trained for times below 1 only.
+    """
+    if "denoiser" not in spec:
+        raise SpecError("the spec has no denoiser: there is nothing to generate from")
+    part = spec["denoiser"]
+    if part["name"] == "trained":
+        reach = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
+        if reach < 1:
+            raise SpecError(
+                f"{part['weights']} was trained up to t = {reach:g} and cannot begin at noise: name a "
+                "denoiser that was trained up to t = 1"
+            )
+    return specs.build("denoiser", part).eval().requires_grad_(False).to(device)

@@ -1,0 +1,171 @@
+"""What a user hands over, made ready for the evaluation: a torch module, tensors, a torch data set."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from inspect import Parameter, signature
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from unfool.checks import NORMALIZED
+from unfool.data.arrays import Arrays
+from unfool.models.classifiers import NormalizedClassifier
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Dataset
+from unfool.runtime.device import pick_device
+
+WANTED = (
+    "data is a pair of tensors (images, labels), a torch Dataset of (image, label), or a data set "
+    "of unfool"
+)
+
+
+class TorchImages:
+    """A torch data set of (image, label) as one of ours: float32 images of [0, 1].
+
+    Args:
+        data: Its images are tensors (C, H, W), uint8 or of [0, 1], or pictures of Pillow.
+        classes: The name of each class.
+    """
+
+    classes: Sequence[str]
+
+    def __init__(self, data: Any, classes: Sequence[str]) -> None:
+        self.data, self.classes = data, classes
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.data[index][:2]
+        return _image(image), int(label)
+
+
+def as_classifier(model: Any) -> Classifier:
+    """A model that is called with (x, noise); a module that takes images alone is wrapped.
+
+    Raises:
+        TypeError: It cannot be called.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a module or a function, not a {type(model).__name__}")
+    if isinstance(model, nn.Module) and not takes_noise(model):
+        return NormalizedClassifier(model)
+    return cast(Classifier, model)
+
+
+def takes_noise(model: nn.Module) -> bool:
+    """Whether a module's second argument is noise: it is called so, or has no default."""
+    try:
+        taken = list(signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    if len(taken) < 2 or taken[1].kind in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY):
+        return False
+    return taken[1].name == "noise" or taken[1].default is Parameter.empty
+
+
+def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor], int]) -> Dataset:
+    """Any of the kinds of data that a user may hand over, as a data set of ours.
+
+    Args:
+        data: A pair (images, labels), a torch data set, or one of ours.
+        classes: The name of each class; None takes the data set's own, or numbers.
+        count: How many classes the model tells apart, asked with one image (1, C, H, W).
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It is empty, or its images or labels are not as they should be.
+    """
+    if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
+        return _arrays(data[0], data[1], classes, count)
+    if isinstance(data, DataLoader):
+        raise TypeError(f"{WANTED}; of a DataLoader, hand over its `.dataset`")
+    if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        raise TypeError(f"{WANTED}, not a {type(data).__name__}")
+    if not len(data):
+        raise ValueError("the data set has no images")
+    names = classes or getattr(data, "classes", None)
+    if not isinstance(data, TorchDataset) and names is not None and classes is None:
+        return cast(Dataset, data)
+    return TorchImages(data, names or _numbers(count(_image(data[0][0])[None])))
+
+
+@contextmanager
+def lent(model: Classifier, device: str) -> Iterator[None]:
+    """Inside, a module is on `device`, in eval mode and frozen; then it trains again as before."""
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    training = {module: module.training for module in model.modules()}
+    learning = {p: p.requires_grad for p in model.parameters()}
+    model.eval().requires_grad_(False).to(device)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, learns in learning.items():
+            parameter.requires_grad_(learns)
+
+
+def device_of(model: Classifier, name: str | None) -> str:
+    """The device of that name, made ready; None is where the model's weights are.
+
+    Raises:
+        SpecError: There is no such device here.
+    """
+    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
+    own = next((str(weight.device) for weight in weights), "auto")
+    return pick_device(own if name is None else str(name))
+
+
+@torch.no_grad()
+def number_of_classes(model: Classifier, x: Tensor) -> int:
+    """K, of the logits (1, K) of one image (1, C, H, W)."""
+    logits = model(x, Noise.of(0, [0]))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must return logits (1, K) of one image, and returned {found}")
+    return logits.shape[1]
+
+
+def _arrays(
+    images: Any, labels: Any, classes: Sequence[str] | None, count: Callable[[Tensor], int]
+) -> Arrays:
+    x, y = torch.as_tensor(images).detach().cpu(), torch.as_tensor(labels).detach().cpu()
+    if y.is_floating_point() or y.is_complex():
+        raise ValueError(f"labels must be whole numbers (N,), not {y.dtype}")
+    x = x.float() if x.is_floating_point() else x
+    if x.ndim != 4 or not len(x):
+        raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(x.shape)}")
+    names = classes or _numbers(count(_image(x[0])[None]))
+    try:
+        return Arrays(x, y.long(), names)
+    except ValueError as error:
+        if x.is_floating_point() and not ((x >= 0) & (x <= 1)).all():
+            raise ValueError(f"{error}; {NORMALIZED}") from error
+        raise
+
+
+def _image(image: Any) -> Tensor:
+    """An image as float32 of [0, 1], (C, H, W)."""
+    if not isinstance(image, Tensor):
+        array = np.asarray(image)
+        array = array[:, :, None] if array.ndim == 2 else array
+        image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
+    if not ((image >= 0) & (image <= 1)).all():
+        raise ValueError(
+            f"images are numbers of [0, 1], and this one goes from {image.min():.4g} to "
+            f"{image.max():.4g}; {NORMALIZED}"
+        )
+    return image
+
+
+def _numbers(count: int) -> tuple[str, ...]:
+    return tuple(str(label) for label in range(count))

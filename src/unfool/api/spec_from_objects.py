@@ -1,0 +1,192 @@
+"""What a run from Python was asked, in the words of a spec: the report and the doubts go by these."""
+
+import hashlib
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from unfool.attacks.interop import ExternalAttack
+from unfool.evaluation.prepare import AttackOnView
+from unfool.evaluation.spec import ATTACK_FLAGS
+from unfool.models.classifiers import NormalizedClassifier
+from unfool.protocols import Classifier, Defended
+from unfool.results.spec import AttackEntry, ModelSpec
+from unfool.runtime.text import kept_options
+from unfool.spec import Part, menu
+
+SPEED = ("batch_size", "chunk", "training")  # attributes that change no answer
+MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # what every module has
+
+
+def model_parts(model: Classifier) -> ModelSpec:
+    """The parts `classifier` and, of a defended model, `purifier` and `paths`."""
+    if not isinstance(model, Defended):
+        return {"classifier": part("classifier", model)}
+    found: ModelSpec = {"classifier": part("classifier", model.classifier)}
+    found["purifier"] = part("purifier", model.purifier)
+    if hasattr(model, "paths"):
+        found["paths"] = {"count": model.paths, "by": getattr(model, "by", "its own rule")}  # pyright: ignore
+    return found
+
+
+def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
+    """The row of an attack: its name and options, its label, what it sees, and what it is."""
+    attack: Any = viewed.attack
+    if isinstance(attack, ExternalAttack):
+        attack = attack.function
+    row: dict[str, Any] = dict(part("attack", attack))
+    view = part("view", viewed.view)
+    row |= {"view": view["name"] if len(view) == 1 else view, "label": label}
+    if viewed.knows is not None:
+        row["knows"] = viewed.knows.word
+    flags = {flag: False for flag in ATTACK_FLAGS if not getattr(viewed, flag)}
+    return cast(AttackEntry, row | flags)
+
+
+def part(kind: str, thing: Any) -> Part:
+    """An object as a part of a spec: its name, and those of its options that can be told."""
+    if isinstance(thing, partial):
+        made: dict[str, Any] = dict(part(kind, thing.func))
+        given = {key: _plain(value) for key, value in thing.keywords.items()}
+        return cast(Part, made | {key: told for key, told in given.items() if told != ()})
+    if isinstance(thing, NormalizedClassifier):
+        told: dict[str, Any] = {"name": type(thing.network).__name__}
+    else:
+        told = {"name": name_of(kind, thing)} | options(thing)
+    return cast(Part, told | _precision(thing))
+
+
+def name_of(kind: str, thing: Any) -> str:
+    """What the menu calls an object's class or a function; else `module:name`."""
+    made = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
+    target = f"{made.__module__}:{made.__qualname__}"
+    short = {address: name for name, address in menu.MENU[kind].items()}
+    if target in short:
+        return short[target]
+    return made.__qualname__ if made.__module__.startswith("unfool.") else target
+
+
+def options(thing: Any) -> dict[str, Any]:
+    """The options of an object that a spec could hold: numbers, words, and parts inside it."""
+    if inspect.isroutine(thing) or inspect.isclass(thing):
+        return {}
+    found: dict[str, Any] = {}
+    for name, value in kept_options(thing, defaults=True).items():
+        if name in SPEED:
+            continue
+        if (told := _plain(value)) != ():
+            found[name] = told
+        elif name in menu.KIND_OF_OPTION:
+            found[name] = part(menu.KIND_OF_OPTION[name], value)
+    rule = getattr(thing, "rule", None)
+    if hasattr(thing, "without_elimination") and rule is not None:
+        found["elimination"] = type(rule).__name__.lower()
+    return found
+
+
+def contents(thing: Any) -> str:
+    """A hash of what an object is made of: weights, buffers, options, and the parts inside it.
+
+    The code of its class is no part of it, but for its name; nor is the device, nor the batch size.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(thing, {}):
+        digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
+def modules(thing: Any) -> list[str]:
+    """The modules of all classes and functions in an object, but for unfool's and torch's."""
+    found: set[str] = set()
+    seen, todo = {}, [thing]
+    while todo:
+        thing = todo.pop()
+        if id(thing) in seen or isinstance(thing, Tensor | str | bytes | int | float):
+            continue
+        seen[id(thing)] = thing  # kept, so that no other has its number
+        if inspect.ismodule(thing):
+            continue
+        named = inspect.isroutine(thing) or inspect.isclass(thing)
+        found.add(str((thing if named else type(thing)).__module__))
+        todo += [] if named else [value for _, value in _pairs(thing)]
+    skipped = (*sys.stdlib_module_names, "torch", "numpy", "unfool")
+    return sorted(name for name in found if name.partition(".")[0] not in skipped)
+
+
+def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    if isinstance(thing, Tensor):
+        flat = thing.detach().cpu().contiguous().reshape(-1)
+        yield f"{thing.dtype} {tuple(thing.shape)}".encode()
+        yield flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    elif hasattr(thing, "tobytes"):
+        yield thing.tobytes()
+    elif thing is None or isinstance(thing, bool | int | float | str | bytes | Path):
+        yield repr(thing).encode() + b";"
+    elif isinstance(thing, torch.device):
+        return
+    elif id(thing) in seen:
+        yield b"again;"
+    else:
+        seen[id(thing)] = thing  # kept, so that no other has its number
+        yield from _inside(thing, seen)
+
+
+def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    if inspect.ismodule(thing):
+        yield thing.__name__.encode()
+        return
+    if inspect.isroutine(thing) or inspect.isclass(thing):
+        yield f"{thing.__module__}:{thing.__qualname__};".encode()
+        return
+    if not isinstance(thing, Mapping | list | tuple | partial):
+        yield f"{type(thing).__module__}:{type(thing).__qualname__};".encode()
+    for name, value in _pairs(thing):
+        yield f"{name}=".encode()
+        yield from _pieces(value, seen)
+
+
+def _pairs(thing: Any) -> list[tuple[str, Any]]:
+    """What an object holds, by name."""
+    if isinstance(thing, Mapping):
+        return [(str(key), value) for key, value in thing.items()]
+    if isinstance(thing, list | tuple):
+        return [(str(place), value) for place, value in enumerate(thing)]
+    if isinstance(thing, partial):
+        return [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
+    return _attributes(thing)
+
+
+def _attributes(thing: Any) -> list[tuple[str, Any]]:
+    if isinstance(thing, nn.Module):
+        found: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
+        found += thing.named_buffers(recurse=False)
+        found += thing.named_children()
+        return found + [(k, v) for k, v in sorted(vars(thing).items()) if k not in MODULE]
+    own = vars(thing) if hasattr(thing, "__dict__") else {}
+    return [(k, v) for k, v in sorted(own.items()) if k not in SPEED]
+
+
+def _plain(value: Any) -> Any:
+    """A value as YAML and JSON can hold it; () if they cannot."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple) and value:
+        told = [_plain(each) for each in value]
+        return told if () not in told else ()
+    return ()
+
+
+def _precision(thing: Any) -> dict[str, str]:
+    """The half precision that a model's weights have, which a doubt asks about."""
+    halves = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    weights = thing.parameters() if isinstance(thing, nn.Module) else ()
+    found = sorted({halves[weight.dtype] for weight in weights if weight.dtype in halves})
+    return {"precision": found[0]} if found else {}

@@ -1,0 +1,240 @@
+"""What the library refuses at its entrances, lest a number come out wrong without a word.
+
+Attacks, purifiers, votes, evaluations and certifications call these at their head. Each check reads
+its input once, which costs nothing beside a call of the model.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from functools import partial, wraps
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from unfool.noise import Noise
+from unfool.threat import Threat
+
+SLACK = 1e-5  # what rounding may put a pixel outside [0, 1]
+NORMALIZED = (
+    "if yours are normalized for the network, leave that out of the data and put it into the model: "
+    "unfool.NormalizedClassifier(network, mean, std)"
+)
+WRAPPED = ("model", "classifier", "purifier", "denoiser", "network")
+RANDOM_IN_TRAINING = (
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm,
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+Search = TypeVar("Search", bound=Callable[..., Tensor])
+_ANY_RANGE: ContextVar[bool] = ContextVar("any_range", default=False)
+
+
+@contextmanager
+def images_of_any_range() -> Iterator[None]:
+    """Inside, images need not lie in [0, 1]: for chained purifiers and for released codes to follow."""
+    token = _ANY_RANGE.set(True)
+    try:
+        yield
+    finally:
+        _ANY_RANGE.reset(token)
+
+
+def check_images(x: Tensor) -> None:
+    """Refuse what are no images (B, C, H, W) of floating point in [0, 1].
+
+    Raises:
+        TypeError: `x` is no tensor.
+        ValueError: It has another shape, type or range, or holds NaN.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"images must be a tensor (B, C, H, W), not a {type(x).__name__}")
+    if x.ndim != 4:
+        raise ValueError(f"images must be (B, C, H, W), not {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise ValueError(
+            f"images must be floating point in [0, 1], not {x.dtype}: divide images of 0 to 255 by 255"
+        )
+    if not x.numel() or _ANY_RANGE.get():
+        return
+    low, high = (float(edge) for edge in x.detach().aminmax())
+    if not (low >= -SLACK and high <= 1 + SLACK):  # of NaN, neither holds
+        raise ValueError(
+            f"images must lie in [0, 1], and these go from {low:.4g} to {high:.4g}; {NORMALIZED}"
+        )
+
+
+def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
+    """Refuse what are no labels (count,) of int64, from 0 to `classes` - 1.
+
+    Raises:
+        TypeError: `y` is no tensor.
+        ValueError: It has another shape, type or range.
+    """
+    if not isinstance(y, Tensor):
+        raise TypeError(f"labels must be a tensor (B,), not a {type(y).__name__}")
+    if y.shape != (count,):
+        raise ValueError(f"labels of {count} images must be ({count},), not {tuple(y.shape)}")
+    if y.dtype != torch.int64:
+        raise ValueError(f"labels must be whole numbers of int64, not {y.dtype}: y.long(), say")
+    if not count:
+        return
+    low, high = (int(edge) for edge in y.aminmax())
+    if low < 0 or (classes is not None and high >= classes):
+        most = "up" if classes is None else f"to {classes - 1}"
+        raise ValueError(f"labels go from 0 {most}, and these from {low} to {high}")
+
+
+def check_noise(noise: Noise, count: int) -> None:
+    """Refuse noise that is not for `count` images.
+
+    Raises:
+        TypeError: It is no `Noise`.
+        ValueError: It is for more or fewer images.
+    """
+    if not isinstance(noise, Noise):
+        raise TypeError(
+            f"noise must be a Noise, not a {type(noise).__name__}: "
+            "unfool.Noise.of(seed, range(len(x))), say"
+        )
+    if len(noise) != count:
+        raise ValueError(
+            f"noise for {len(noise)} images was given with {count} images: noise.take(which) is that "
+            "of some of them"
+        )
+
+
+def check_threat(threat: Threat, x: Tensor | None = None) -> None:
+    """Refuse what is no threat, or one in units of 0 to 255.
+
+    Args:
+        threat: Its budget for linf and l0 is checked when it is made.
+        x: Images, which tell what there is to change in l2.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: Its budget is more than the whole way from black to white.
+    """
+    if not isinstance(threat, Threat):
+        raise TypeError(f'threat is unfool.Threat("linf", 8/255), say, not {threat!r}')
+    if threat.norm == "l2" and x is not None and x.numel():
+        most = x[0].numel() ** 0.5
+        if threat.eps > most + SLACK:
+            raise ValueError(
+                f"threat: eps of l2 is {threat.eps:g}, and from black to white it is {most:.4g}: pixels "
+                "are in [0, 1], so divide a budget for 0 to 255 by 255"
+            )
+
+
+def check_logits(logits: Tensor, count: int) -> None:
+    """Refuse logits that are not (count, K) of two classes or more.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the model must give logits ({count}, K), and gave {found}")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"the model gives {logits.shape[1]} logit, and a classifier gives one for each class, two "
+            "at least: of a single logit z, stack (0, z) with torch.cat([torch.zeros_like(z), z], 1)"
+        )
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse logits (B, K) to answer from that are not finite: there is no highest among them.
+
+    Raises:
+        RuntimeError: Some are infinite or NaN.
+    """
+    if broken := int((~logits.isfinite().all(1)).sum()):
+        raise RuntimeError(
+            f"the model returned logits that are not finite on {broken} of {len(logits)} images "
+            "(with their draws): an answer of such is no verdict; mend the model, or compute "
+            "in a higher precision (see `unfool doctor`)"
+        )
+
+
+def check_evaluating(model: object) -> None:
+    """Refuse a model with batch normalization or dropout in training mode.
+
+    There, an answer depends on the batch or on draws that no `Noise` holds, and each call changes
+    what the model has learned.
+
+    Raises:
+        ValueError: A module inside is in training mode.
+    """
+    for module in _modules(model):
+        if not module.training:
+            continue
+        kind = type(module).__name__
+        dropped = float(getattr(module, "p", 1.0) or 0.0)  # Dropout(0) drops nothing
+        if kind in ("DropPath", "StochasticDepth") or (
+            isinstance(module, RANDOM_IN_TRAINING) and dropped
+        ):
+            raise ValueError(
+                f"the model is in training mode, and its {kind} answers by chance or by the batch "
+                "there: call model.eval() before it is attacked or judged"
+            )
+
+
+def check_attack(model: object, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> None:
+    """Refuse what an attack cannot search with, or would mislead it.
+
+    Raises:
+        TypeError: An argument is of another type.
+        ValueError: Images, labels, noise, threat or the model are not as they should be.
+    """
+    check_images(x)
+    check_labels(y, len(x))
+    check_noise(noise, len(x))
+    check_threat(threat, x)
+    check_evaluating(model)
+
+
+def checked(search: Search) -> Search:
+    """An attack's `__call__` that checks what it is given, and returns no images for none.
+
+    Where the caller is under `torch.inference_mode()`, the search leaves it: it needs gradients.
+    """
+
+    @wraps(search)
+    def call(self: Any, model: Any, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> Tensor:
+        check_attack(model, x, y, threat, noise)
+        if not len(x):
+            return x.clone()
+        if not torch.is_inference_mode_enabled():
+            return search(self, model, x, y, threat, noise)
+        with torch.inference_mode(False):
+            return search(self, model, x.clone(), y.clone(), threat, noise)
+
+    return cast(Search, call)
+
+
+def _modules(model: object) -> Iterator[nn.Module]:
+    """The modules of a model: its own, and those that a wrapper or a function of one holds."""
+    seen: set[int] = set()
+    todo = [model]
+    while todo:
+        part = todo.pop()
+        if id(part) not in seen:
+            seen.add(id(part))
+            todo.extend(_inside(part))
+            if isinstance(part, nn.Module):
+                yield part
+
+
+def _inside(part: Any) -> Iterator[Any]:
+    if isinstance(part, nn.Module):
+        yield from part.children()
+    held = getattr(part, "__dict__", {})
+    yield from (held[name] for name in WRAPPED if callable(held.get(name)))
+    if isinstance(part, partial):
+        yield from (part.func, *part.args)
+    if callable(owner := getattr(part, "__self__", None)):  # of a method
+        yield owner
+    for cell in getattr(part, "__closure__", None) or ():
+        with suppress(ValueError):  # a cell that holds nothing yet
+            if callable(cell.cell_contents):
+                yield cell.cell_contents

@@ -1,0 +1,245 @@
+"""Whether models and images fit each other, checked before the work begins."""
+
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfool.data import fetch
+from unfool.data.folder import Folder
+from unfool.defenses.purified_classifier import image_shape
+from unfool.diffusion.denoiser import Denoiser
+from unfool.errors import SpecError
+from unfool.noise import Noise
+from unfool.protocols import Attack, Dataset
+from unfool.spec import Part
+
+CLASS_OPTIONS = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
+
+
+@torch.no_grad()
+def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) -> int:
+    """Check on one image that a model can be evaluated on a data set.
+
+    Returns:
+        How many classes the model tells apart. If they are more than the data set's, stderr says so.
+
+    Raises:
+        SpecError: Model and images do not fit each other.
+    """
+    check_classes(data)
+    image, _ = data[indices[0]]
+    _check_size(image.shape, image_shape(getattr(model, "purifier", None)))
+    logits = logits_of(model, image[None].to(device), Noise.of(0, [0]))
+    if not bool(logits.isfinite().all()):
+        raise SpecError("the model returns logits that are not finite; see `unfool doctor`")
+    if logits.shape[1] < len(data.classes):
+        raise SpecError(
+            f"the classifier returns {tuple(logits.shape)}, and the data set has "
+            f"{len(data.classes)} classes ({_listed(data.classes)}); a diffusion classifier knows "
+            "those that its denoiser's prompts, labels or classes name"
+        )
+    if logits.shape[1] > len(data.classes):
+        print(
+            f"unfool: the model tells {logits.shape[1]} classes apart and the data set has "
+            f"{len(data.classes)} ({_listed(data.classes)}); if one is missing in between, the labels of "
+            "all later ones are wrong",
+            file=sys.stderr,
+        )
+    check_class_names(undefended(model), data)
+    return logits.shape[1]
+
+
+def _listed(classes: Sequence[str]) -> str:
+    """The names of classes, the first and the last ones if they are many."""
+    names = [repr(name) for name in classes]
+    return ", ".join(names if len(names) <= 12 else [*names[:8], "...", *names[-2:]])
+
+
+def check_sources(
+    attacks: Mapping[str, Any], data: Dataset, indices: Sequence[int], device: str
+) -> None:
+    """Check on one image the models that transfer attacks use instead of the attacked one.
+
+    Raises:
+        SpecError: A source and the images do not fit each other.
+    """
+    for label, viewed in attacks.items():
+        attack: Attack = viewed.attack
+        source = getattr(attack, "source", None)
+        if isinstance(source, nn.Module):
+            try:
+                check_fit(source.eval().to(device), data, indices, device)
+            except SpecError as error:
+                raise SpecError(f"the source of the attack {label}: {error}") from error
+
+
+@torch.no_grad()
+def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
+    """Check on one image that a model takes the images of a data set, and knows all its classes.
+
+    Args:
+        kind: `"denoiser"` or `"classifier"`.
+        part: The part of a spec that built it.
+        model: In evaluation mode, on the CPU.
+        data: What it is to be trained on.
+
+    Raises:
+        SpecError: It does not.
+    """
+    x, _ = fetch(data, [0])
+    if isinstance(model, Denoiser) and not model.resizes:
+        _check_size(x.shape[1:], getattr(model, "shape", None))
+    if kind == "denoiser":
+        known = getattr(model, "classes", 0)  # 0 of an unconditional one
+        by = next(
+            (f"its {key} {part[key]}" for key in CLASS_OPTIONS if part.get(key)), "its weights"
+        )
+    else:
+        known, by = logits_of(model, x, Noise.of(0, [0])).shape[1], "what it returns"
+    if known and known < len(data.classes):
+        raise SpecError(
+            f"the data set has {len(data.classes)} classes, the last {data.classes[-1]!r}, and the "
+            f"{kind} knows {known}, by {by}: it must know them all"
+        )
+
+
+def check_objective_models(objective: Any, data: Dataset) -> None:
+    """Check the models that a training objective uses, if any, as `check_trainable` does.
+
+    Raises:
+        SpecError: One does not take the images, or does not know all classes.
+    """
+    kinds = {"classifier": "classifier", "source": "classifier", "denoiser": "denoiser"}
+    for name, kind in kinds.items():
+        model = getattr(objective, name, None)
+        if isinstance(model, nn.Module):
+            try:
+                check_trainable(kind, {"name": name}, model.eval(), data)
+            except SpecError as error:
+                raise SpecError(f"objective.{name}: {error}") from error
+
+
+def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dataset) -> None:
+    """Check that a model can be measured on `test` when it has been trained on `data`.
+
+    Args:
+        kind: `"denoiser"` or `"classifier"`.
+        part: The part of a spec that built it.
+        model: In evaluation mode, on the CPU.
+        data: What it is to be trained on.
+        test: What it is to be measured on.
+
+    Raises:
+        SpecError: It cannot.
+    """
+    sizes = [_size(each[0][0].shape) for each in (data, test)]
+    if sizes[0] != sizes[1]:
+        raise SpecError(f"test: its images are {sizes[1]}, and those of data {sizes[0]}")
+    if kind == "classifier" and len(test.classes) != len(data.classes):
+        raise SpecError(f"test: it has {len(test.classes)} classes, and data {len(data.classes)}")
+    try:
+        check_trainable(kind, part, model, test)
+    except SpecError as error:
+        raise SpecError(f"test: {error}") from error
+
+
+def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
+    """The logits (B, K) that a model returns for images.
+
+    Raises:
+        SpecError: It does not take them, or does not return logits.
+    """
+    try:
+        logits = model(x, noise)
+    except Exception as error:  # a user's model may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        if isinstance(error, TypeError) and _takes_images_alone(model):
+            raise SpecError(
+                f"the classifier takes images alone, and is called with (x, noise) ({reason}): put a "
+                "network (images to logits) into {name: network, network: ...}"
+            ) from error
+        size = _size(x.shape[1:])
+        raise SpecError(f"the model does not take images of {size} ({reason})") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SpecError(f"the classifier must return logits ({len(x)}, K), and returned {found}")
+    return logits
+
+
+def check_classes(data: Dataset) -> None:
+    """Refuse a folder of images of one class: no other number than 0 would count as right.
+
+    Data sets of other kinds number their classes themselves, and may well hold one alone.
+
+    Raises:
+        SpecError: All its images are of one class.
+    """
+    if isinstance(data, Folder) and len(data.classes) == 1:
+        raise SpecError(
+            f"the pictures of the folder are all of one class, {data.classes[0]!r}: put those of each "
+            "class into a sub-folder (FOLDER/cat/1.png); or, if their names tell it after an underscore "
+            "(1_cat.png), set data.label=name"
+        )
+
+
+def _check_size(shape: Sequence[int], wanted: Sequence[int] | None) -> None:
+    if wanted is not None and tuple(wanted) != tuple(shape):
+        raise SpecError(
+            f"the images are {_size(shape)} and the denoiser was made for {_size(wanted)}; "
+            "choose a data set and a denoiser of the same size"
+        )
+
+
+def check_class_names(classifier: Any, data: Dataset) -> None:
+    """Refuse a classifier that has the classes of the data set in another order, by their names.
+
+    Raises:
+        SpecError: It has.
+    """
+    names = [_plain(name) for name in getattr(classifier, "class_names", None) or ()]
+    wanted = [_plain(name) for name in data.classes]
+    if names == wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(names):
+        return
+    if names[: len(wanted)] == wanted:
+        return
+    labels = [names.index(name) for name in wanted]
+    first = next(i for i, label in enumerate(labels) if label != i)
+    told = f"`labels: {labels}`" if len(labels) <= 20 else "`labels`"
+    raise SpecError(
+        f"the classifier's class {first} is {classifier.class_names[first]!r} and the data set's is "
+        f"{data.classes[first]!r}: tell it the data set's order by {told}"
+    )
+
+
+def undefended(model: Any) -> Any:
+    """The classifier inside a defense, or the model itself."""
+    for name in ("model", "classifier"):
+        model = getattr(model, name, model)
+    return model
+
+
+def _plain(name: object) -> str:
+    return str(name).casefold().replace("_", " ").strip()
+
+
+def _takes_images_alone(model: Any) -> bool:
+    """Whether a classifier, alone or in a defense, is called without noise."""
+    model = undefended(model)
+    try:
+        signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+        signature.bind("x")
+    except (TypeError, ValueError):
+        return False
+    try:
+        signature.bind("x", "noise")
+    except TypeError:
+        return True
+    return False
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

@@ -1,0 +1,131 @@
+"""Data sets of the Hugging Face hub, through the library `datasets`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.data.image_files import cover
+from unfool.ranges import Count, check_arguments
+from unfool.runtime.optional import require
+from unfool.spec.menu import hint
+
+
+class HubImages:
+    """A table of `datasets` as images and labels.
+
+    Args:
+        table: A `datasets.Dataset`: a column of pictures, and one of labels.
+        image: The column of pictures; None is the only one.
+        label: The column of labels; None is the only one with names of classes.
+        size: Height and width: a picture is resized (bicubic) until it just covers them, and its center
+            is cut out. None leaves pictures as they are.
+
+    Raises:
+        ValueError: There is no such column, or more than one that could be meant.
+    """
+
+    classes: Sequence[str]
+
+    def __init__(
+        self,
+        table: Any,
+        image: str | None = None,
+        label: str | None = None,
+        size: Count | None = None,
+    ) -> None:
+        check_arguments(HubImages, locals())
+        self.table, self.size = table, size
+        self.image = _column(table, "image", image, "Image")
+        self.label = _column(table, "label", label, "ClassLabel")
+        names = getattr(table.features[self.label], "names", None)
+        if names is None:
+            numbers = [int(number) for number in table[self.label]]
+            names = [str(number) for number in range(max(numbers, default=0) + 1)]
+        self.classes = list(names)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        row = self.table[index]
+        label = int(row[self.label])
+        if label < 0:
+            raise ValueError(f"row {index} has no label ({label}): choose a split with labels")
+        picture = row[self.image].convert("RGB")
+        if self.size is not None:
+            picture = cover(picture, self.size, self.size)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels.float().contiguous() / 255, label
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the first image, and with a `size`, of all."""
+        channels, height, width = self[0][0].shape
+        return channels, height, width
+
+
+def hub(
+    path: str,
+    split: str = "test",
+    config: str | None = None,
+    revision: str | None = None,
+    image: str | None = None,
+    label: str | None = None,
+    size: Count | None = None,
+    download: bool = False,
+) -> HubImages:
+    """A data set of the Hugging Face hub, or of a folder that `datasets` can read.
+
+    Args:
+        path: `owner/name`, or a folder: as `save_to_disk` writes it, or with the files of a data set.
+        split: Such as `"test"` or `"validation"`.
+        config: Of the configurations that the data set has, the one to take.
+        revision: A commit or tag of the data set, so that a run means the same later.
+        image: The column of pictures; None is the only one.
+        label: The column of labels; None is the only one with names of classes.
+        size: Height and width of the images; None leaves pictures as they are.
+        download: Fetch what is not on this machine yet.
+
+    Raises:
+        ValueError: `datasets` is not installed, cannot load this, or a column does not fit.
+    """
+    check_arguments(hub, locals())
+    datasets = require("datasets", "hub")
+    home = Path(path)
+    try:
+        if (home / "dataset_dict.json").is_file():
+            tables = datasets.load_from_disk(path)
+            if split not in tables:
+                raise ValueError(f"there is no split {split!r}; {hint(split, list(tables))}")
+            table = tables[split]
+        elif (home / "dataset_info.json").is_file():
+            table = datasets.load_from_disk(path)
+        else:
+            offline = datasets.DownloadConfig(local_files_only=not download)
+            table = datasets.load_dataset(
+                path, config, split=split, revision=revision, download_config=offline
+            )
+    except Exception as error:  # the library raises many kinds
+        said = " ".join(str(error).split())[:200]
+        more = "" if download or home.is_dir() else "; if it is to be fetched, set `download: true`"
+        raise ValueError(f"the data set {path!r} cannot be loaded ({said}){more}") from error
+    return HubImages(table, image, label, size)
+
+
+def _column(table: Any, option: str, named: str | None, kind: str) -> str:
+    features = table.features
+    if named is not None:
+        if named not in features:
+            raise ValueError(f"there is no column {named!r}; {hint(named, list(features))}")
+        return named
+    fitting = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"the data set has {len(fitting)} columns of the type {kind} (of {', '.join(features)}): say "
+            f"which to take with `{option}`"
+        )
+    return fitting[0]

@@ -1,0 +1,215 @@
+"""ImageNet-1k (Russakovsky et al., 2015), Tiny-ImageNet, and subsets of classes."""
+
+import json
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from unfool.data.pictures import Pictures, find_folder, listed, pictures_in
+from unfool.ranges import Count, check_arguments
+
+_CLASSES = 1000
+_INDEX = "imagenet_class_index.json"
+_WORDS = ("LOC_synset_mapping.txt", "synset_words.txt")
+_WNID = re.compile(r"n\d{8}")
+_INSIDE = {
+    "val": ("val", "validation", "ILSVRC2012_img_val", "ILSVRC/Data/CLS-LOC/val", "."),
+    "train": ("train", "ILSVRC2012_img_train", "ILSVRC/Data/CLS-LOC/train", "."),
+}
+
+
+def imagenet(
+    folder: Path,
+    split: Literal["val", "train"] = "val",
+    size: Count = 224,
+    shorter: Count | None = 256,
+    subset: str | None = None,
+    labels: Literal["imagenet", "subset"] = "imagenet",
+    pictures: Path | None = None,
+) -> Pictures:
+    """ImageNet-1k: pictures in a folder for each class, which is called after its WordNet number.
+
+    A class has the number that it has in ImageNet, however many classes are there: it is taken from the
+    index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`) beside the
+    pictures, or from the order of the names where all 1000 folders are there.
+
+    Args:
+        folder: Holds the classes (`n01440764`, ...) directly, or in `val` or `train`.
+        split: `"val"`, the 50,000 pictures that results are reported on, or `"train"`.
+        size: Height and width of the images, cut out of the center.
+        shorter: Pictures are resized (bicubic) before, until their shorter side has this length; None
+            makes them just cover `size`.
+        subset: Classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"` (Tian et al.,
+            2020), or a text file with a WordNet number on each line; None keeps all.
+        labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier of 1000 classes; or
+            `"subset"`, in the order of the subset, for one that was trained on it.
+        pictures: A text file with the name of a picture on each line: these alone, in this order. A
+            seeded subset needs no list: `evaluation.images` and `evaluation.subset_seed` choose it.
+
+    Raises:
+        FileNotFoundError: There is no such folder or file, or no class in it.
+        ValueError: A class is not of ImageNet, or missing; the classes cannot be numbered; or an option
+            does not fit.
+    """
+    check_arguments(imagenet, locals())
+    folder = Path(folder)
+    if labels == "subset" and subset is None:
+        raise ValueError("labels 'subset' needs a `subset` of the classes")
+    home = find_folder("ImageNet", folder, _INSIDE[split], lambda place: bool(_wnids(place)))
+    there = _wnids(home)
+    wanted = there if subset is None else _subset(subset)
+    if missing := [wnid for wnid in wanted if wnid not in there]:
+        raise ValueError(
+            f"{home} lacks {len(missing)} of the {len(wanted)} classes of {subset} ({missing[0]}); "
+            "complete the folder, or choose another `subset`"
+        )
+    index = _index(folder, home)
+    if index is None and labels == "imagenet" and len(there) != _CLASSES:
+        raise ValueError(
+            f"{home} has {len(there)} of the 1000 classes, so their numbers cannot be told: put {_INDEX} "
+            f"into {folder}, or set `subset` and `labels: subset`"
+        )
+    index = index or {wnid: wnid for wnid in (there if labels == "imagenet" else wanted)}
+    if strange := [wnid for wnid in wanted if wnid not in index]:
+        raise ValueError(
+            f"the class {strange[0]} in {home} is not in the index of ImageNet; remove it"
+        )
+    order = list(index) if labels == "imagenet" else list(wanted)
+    numbers = {wnid: number for number, wnid in enumerate(order)}
+    files = [(file, numbers[wnid]) for wnid in sorted(wanted) for file in pictures_in(home / wnid)]
+    return _pictures(files, [index[wnid] for wnid in order], size, shorter, pictures)
+
+
+def tiny_imagenet(
+    folder: Path,
+    split: Literal["val", "train"] = "val",
+    size: Count = 64,
+    pictures: Path | None = None,
+) -> Pictures:
+    """Tiny-ImageNet: 10,000 validation or 100,000 train pictures (3, 64, 64) of 200 classes.
+
+    Classes are numbered by their WordNet number. The labels of the test pictures were not published.
+
+    Args:
+        folder: Holds `wnids.txt`, `train` and `val`, directly or in `tiny-imagenet-200`; `val` as it
+            was published (`val/images` and `val_annotations.txt`) or sorted into a folder for each class.
+        split: `"val"` or `"train"`.
+        size: Height and width of the images.
+        pictures: A text file with the name of a picture on each line: these alone, in this order.
+
+    Raises:
+        FileNotFoundError: Files are missing.
+        ValueError: A file is not what it should be.
+    """
+    check_arguments(tiny_imagenet, locals())
+    home = find_folder(
+        "Tiny-ImageNet",
+        Path(folder),
+        (".", "tiny-imagenet-200", "tiny-imagenet"),
+        lambda place: (place / "wnids.txt").is_file() and (place / split).is_dir(),
+    )
+    wnids = sorted((home / "wnids.txt").read_text("utf-8").split())
+    words = dict(_lines(home / "words.txt")) if (home / "words.txt").is_file() else {}
+    numbers = {wnid: number for number, wnid in enumerate(wnids)}
+    notes = home / split / "val_annotations.txt"
+    if split == "val" and notes.is_file() and (home / "val" / "images").is_dir():
+        files = _annotated(notes, numbers)
+    else:
+        files = []
+        for wnid in wnids:
+            place = home / split / wnid
+            if not place.is_dir():
+                raise FileNotFoundError(f"there is no folder {place}; complete Tiny-ImageNet")
+            inner = place / "images"
+            files += [(f, numbers[wnid]) for f in pictures_in(inner if inner.is_dir() else place)]
+    names = [words.get(wnid, wnid).partition(",")[0] for wnid in wnids]
+    return _pictures(files, names, size, None, pictures)
+
+
+def _pictures(
+    files: Sequence[tuple[Path, int]],
+    classes: Sequence[str],
+    size: int,
+    shorter: int | None,
+    chosen: Path | None,
+) -> Pictures:
+    if chosen is not None:
+        files = [files[i] for i in listed(Path(chosen), [file for file, _ in files])]
+    return Pictures([f for f, _ in files], [n for _, n in files], classes, size, shorter)
+
+
+def _annotated(notes: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
+    files = []
+    for row in notes.read_text("utf-8").splitlines():
+        name, wnid = (*row.split("\t"), "", "")[:2]
+        file = notes.parent / "images" / name
+        if wnid not in numbers or not file.is_file():
+            raise ValueError(
+                f"{notes} has the line {row[:60]!r}, which names no picture that is there or no class of "
+                "wnids.txt; fetch Tiny-ImageNet again"
+            )
+        files.append((file, numbers[wnid]))
+    return files
+
+
+def _wnids(folder: Path) -> list[str]:
+    """The WordNet numbers that are the names of folders in `folder`, sorted."""
+    return sorted(p.name for p in folder.iterdir() if _WNID.fullmatch(p.name) and p.is_dir())
+
+
+def _subset(subset: str) -> list[str]:
+    lists = json.loads(
+        resources.files("unfool.data").joinpath("imagenet_subsets.json").read_text("utf-8")
+    )
+    if subset in lists:
+        return lists[subset]
+    if not Path(subset).is_file():
+        raise FileNotFoundError(
+            f"there is no file {subset}; `subset` is {', '.join(lists)}, or a text file with a WordNet "
+            "number on each line"
+        )
+    wnids = Path(subset).read_text("utf-8").split()
+    if wrong := [word for word in wnids if not _WNID.fullmatch(word)]:
+        raise ValueError(f"{subset} has {wrong[0]!r}, which is no WordNet number (n01440764)")
+    if not wnids or len(set(wnids)) < len(wnids):
+        raise ValueError(f"{subset} must name at least one class, and each once")
+    return wnids
+
+
+def _index(*folders: Path) -> dict[str, str] | None:
+    """The classes' names by their WordNet numbers, in the order of ImageNet, if a file tells them."""
+    for folder in folders:
+        if (path := folder / _INDEX).is_file():
+            try:
+                table = json.loads(path.read_text("utf-8"))
+                index = {
+                    str(wnid): str(name) for _, (wnid, name) in sorted(table.items(), key=_number)
+                }
+            except (ValueError, TypeError, AttributeError) as error:
+                raise ValueError(
+                    f"{path} is not an index of ImageNet ({error}); fetch it again"
+                ) from error
+            return _whole(path, index)
+        for path in (folder / name for name in _WORDS):
+            if path.is_file():
+                index = {wnid: names.partition(",")[0] for wnid, names in _lines(path)}
+                return _whole(path, dict(sorted(index.items())))
+    return None
+
+
+def _whole(path: Path, index: dict[str, str]) -> dict[str, str]:
+    if len(index) != _CLASSES or not all(map(_WNID.fullmatch, index)):
+        raise ValueError(f"{path} must tell 1000 classes, and tells {len(index)}; fetch it again")
+    return index
+
+
+def _number(item: tuple[str, object]) -> int:
+    return int(item[0])
+
+
+def _lines(path: Path) -> list[tuple[str, str]]:
+    """The first word of each line, and the rest of the line."""
+    rows = (line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip())
+    return [(row[0], row[1] if len(row) > 1 else row[0]) for row in rows]

@@ -1,0 +1,118 @@
+"""Pictures in files of which the labels are known, and lists that choose among them."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.data.image_files import ENDINGS, cover, decode
+
+
+class Pictures:
+    """Picture files with labels, read when they are asked for.
+
+    Args:
+        files: The files.
+        labels: The class of each, from 0 to `len(classes) - 1`.
+        classes: The name of each class.
+        size: Height and width of the images.
+        shorter: The shorter side of a picture is resized (bicubic) to this, and its center is cut out;
+            None makes the picture just cover the center. At least `size`.
+
+    Raises:
+        ValueError: There is no file, or `shorter` is below `size`; when a picture is read, that it is
+            damaged.
+    """
+
+    classes: Sequence[str]
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        labels: Sequence[int],
+        classes: Sequence[str],
+        size: int,
+        shorter: int | None = None,
+    ) -> None:
+        if not files:
+            raise ValueError("there are no pictures")
+        if size < 1 or (shorter is not None and shorter < size):
+            raise ValueError(
+                f"size must be 1 or more, and at most the length that pictures are resized to "
+                f"({shorter}), not {size}"
+            )
+        self.files, self.labels, self.classes = list(files), list(labels), classes
+        self.size, self.shorter = size, shorter
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        picture = cover(decode(self.files[index]), self.size, self.size, self.shorter)
+        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return pixels.float().contiguous() / 255, self.labels[index]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return 3, self.size, self.size
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The picture files directly in a folder, in the order of their names, numbers by their value."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    return sorted((p for p in found if not p.name.startswith(".")), key=_order)
+
+
+def listed(path: Path, files: Sequence[Path]) -> list[int]:
+    """The places of the pictures that a text file names, one a line, in its order.
+
+    Args:
+        path: The text file; a line is a file's name, or the end of its path (`n01440764/a.JPEG`).
+        files: What there is.
+
+    Raises:
+        FileNotFoundError: There is no such text file.
+        ValueError: It names a picture that is not there, or two of the same name, or none.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; name a text file with a picture a line")
+    names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{path} names no picture; write a file name on each line")
+    by_name: dict[str, list[int]] = {}
+    for i, file in enumerate(files):
+        by_name.setdefault(file.name, []).append(i)
+    places = []
+    for name in names:
+        end = tuple(Path(name).parts)
+        fits = [i for i in by_name.get(end[-1], ()) if files[i].parts[-len(end) :] == end]
+        if len(fits) != 1:
+            what = "is not there" if not fits else f"is the name of {len(fits)} pictures"
+            raise ValueError(f"{path}: the picture {name!r} {what}; check the list and the folder")
+        places += fits
+    return places
+
+
+def find_folder(
+    what: str, folder: Path, inside: Sequence[str], fits: Callable[[Path], bool]
+) -> Path:
+    """The first sub-folder that has what it should; `"."` is the folder itself.
+
+    Raises:
+        FileNotFoundError: None has.
+    """
+    for name in inside:
+        if (folder / name).is_dir() and fits(folder / name):
+            return folder / name
+    looked = ", ".join(name for name in inside if name != ".")
+    raise FileNotFoundError(
+        f"{what} is not in {folder}: looked there and in {looked}; name its folder with --data FOLDER "
+        "or UNFOOL_DATA"
+    )
+
+
+def _order(file: Path) -> tuple[int, str]:
+    return (int(file.stem) if file.stem.isascii() and file.stem.isdigit() else -1), file.name

@@ -1,0 +1,153 @@
+"""Purify, then classify: a defense is a classifier, so an attack need not know that it is one."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unfool.checks import (
+    check_evaluating,
+    check_finite,
+    check_images,
+    check_logits,
+    check_noise,
+)
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Purifier
+from unfool.runtime.text import html_repr, short_repr
+
+
+class Purified(nn.Module):
+    """A classifier that sees purified images only.
+
+    The purifier draws from the stream `purify`, the classifier from `classify`.
+    """
+
+    __repr__, _repr_html_ = short_repr, html_repr
+
+    def __init__(self, classifier: Classifier, purifier: Purifier):
+        super().__init__()
+        self.classifier, self.purifier = classifier, purifier
+
+    def forward(self, x: Tensor, noise: Noise | None = None) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]; without noise, at a fresh draw."""
+        if noise is None:
+            noise = Noise.fresh(len(x))
+        pure = self.purifier(x, noise.child("purify"))
+        if pure.shape != x.shape:
+            raise ValueError(
+                f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+            )
+        return self.classifier(pure, noise.child("classify"))
+
+    def with_purifier(self, purifier: Purifier) -> "Purified":
+        """The same classifier behind another purifier."""
+        return Purified(self.classifier, purifier)
+
+    def with_classifier(self, classifier: Classifier) -> "Purified":
+        """The same purifier before another classifier."""
+        return Purified(classifier, self.purifier)
+
+
+def image_shape(purifier: object) -> tuple[int, int, int] | None:
+    """(C, H, W) of the images that a purifier's denoiser was made for; None if any will do."""
+    return getattr(getattr(purifier, "denoiser", None), "shape", None)
+
+
+@torch.no_grad()
+def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
+    """The class that each of `draws` independent passes chooses, (B, draws).
+
+    Draw i uses the stream ("vote", i), which no attack meets that was called with the same noise. All
+    passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256 images in a
+    call. A model that has a method `decide` tells its class by it.
+
+    Raises:
+        TypeError: The images or the noise are of another type.
+        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images or is an
+            attacker's, the model is in training mode, or has fewer than 2 classes.
+        RuntimeError: Logits are not finite.
+    """
+    check_images(x)
+    check_evaluating(model)
+    check_noise(noise, len(x))
+    if noise.given is not None:
+        raise ValueError(
+            "this is the noise of an attacker, who knows some of the defense's: draw the verdict from "
+            "noise of its own, such as Noise.of(seed, indices)"
+        )
+    if not len(x):
+        return torch.zeros(0, draws, dtype=torch.long, device=x.device)
+    keys = (key for i in range(draws) for key in noise.child("vote", i).keys)
+    copies, streams = x.repeat(draws, 1, 1, 1), Noise(tuple(keys))
+    decide = getattr(model, "decide", None)
+    chosen = decide(copies, streams) if decide else predict(model, copies, streams)
+    return chosen.view(draws, len(x)).T
+
+
+def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+    """The class of the highest logit, (B,).
+
+    Raises:
+        ValueError: The model does not give logits of 2 classes or more.
+        RuntimeError: Logits are not finite.
+    """
+    return _answer(model, x, noise).argmax(1)
+
+
+def majority_class(chosen: Tensor, classes: int) -> Tensor:
+    """The class that most of the draws (B, draws) chose, (B,); of equals, the lowest number."""
+    return nn.functional.one_hot(chosen, classes).sum(1).argmax(1)
+
+
+@torch.no_grad()
+def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
+    """The class that most of the streams choose, (B,): `majority` of them all, in fewer calls.
+
+    The streams are asked one after the other, each only for those images whose class the streams
+    that are left can still change.
+
+    Args:
+        model: A classifier.
+        x: Images (B, C, H, W).
+        streams: One at least, each the noise of one pass over all images.
+
+    Raises:
+        TypeError: The images or the noise are of another type.
+        ValueError: The images do not lie in [0, 1], the noise is for more or fewer images, the model
+            is in training mode, or has fewer than 2 classes.
+        RuntimeError: Logits are not finite.
+    """
+    check_images(x)
+    check_evaluating(model)
+    for stream in streams:
+        check_noise(stream, len(x))
+    winners = torch.zeros(len(x), dtype=torch.long, device=x.device)
+    open_ = torch.arange(len(x), device=x.device)
+    counts: Tensor | None = None
+    for asked, stream in enumerate(streams, 1):
+        if not len(open_):
+            break
+        logits = _answer(model, x[open_], stream.take(open_))
+        choice = nn.functional.one_hot(logits.argmax(1), logits.shape[1])
+        counts = choice if counts is None else counts + choice
+        winners[open_] = counts.argmax(1)
+        still = ~_settled(counts, len(streams) - asked)
+        open_, counts = open_[still], counts[still]
+    return winners
+
+
+def _answer(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
+    logits = model(x, noise)
+    check_logits(logits, len(x))
+    check_finite(logits)
+    return logits
+
+
+def _settled(counts: Tensor, left: int) -> Tensor:
+    """Whether `left` more votes cannot change the class with most of `counts` (B, K), (B,)."""
+    first = counts.argmax(1, keepdim=True)
+    most = counts.gather(1, first)
+    others = (counts + left).scatter(1, first, -1)
+    lower = torch.arange(counts.shape[1], device=counts.device) < first  # of equals, it wins
+    return ~((others > most) | ((others == most) & lower)).any(1)

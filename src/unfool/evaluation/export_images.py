@@ -1,0 +1,240 @@
+"""Attacks whose images are kept, of an evaluation spec, and not judged."""
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from torch import Tensor
+
+from unfool import __version__
+from unfool import spec as specs
+from unfool.attacks.precomputed import digests, toward
+from unfool.attacks.views import Batched
+from unfool.data import image_files
+from unfool.errors import SpecError
+from unfool.evaluation.attack_runner import AttackRunner, by_block
+from unfool.evaluation.prepare import prepare
+from unfool.evaluation.spec import refuse_ray
+from unfool.results.manifest import Manifest
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
+from unfool.results.threat_model import sees
+from unfool.runtime.files import npz_bytes, write_bytes
+from unfool.threat import Threat
+
+Format = Literal["npz", "safetensors"]
+KIND = "collection"
+BY = "by "  # before an attack's label in a block's file
+
+
+@dataclass(frozen=True)
+class AttackedImage:
+    """What was made of one image.
+
+    Attributes:
+        index: Its place in the data set.
+        label: Its class.
+        sizes: By attack, the norm of the perturbation, in the threat's norm.
+        of: By attack, the earlier one whose image was kept, as that had left it nothing to do.
+        seconds: Time spent on it.
+        made_by: The versions of what did it.
+    """
+
+    index: int
+    label: int
+    sizes: dict[str, float]
+    of: dict[str, str]
+    seconds: float
+    made_by: str
+
+
+def check_format(word: str) -> Format:
+    """A format of arrays.
+
+    Raises:
+        SpecError: There is no such format.
+    """
+    for known in get_args(Format):
+        if word == known:
+            return known
+    raise SpecError(f"--format is {' or '.join(get_args(Format))}, not {word!r}")
+
+
+def run(
+    spec: EvaluationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
+) -> Run:
+    """Make the adversarial images of a checked evaluation `spec`, from where `folder` left off.
+
+    They are those that the evaluation of the same spec makes.
+
+    Args:
+        spec: What `run.check` returned.
+        folder: The folder for them.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: It has no attacks, or the engine Ray; a part refuses its options, or the parts do not
+            fit each other.
+        RuntimeError: The folder holds something else, or an attack left the threat.
+    """
+    if not spec["attacks"]:
+        raise SpecError("the spec has no attacks: there is nothing to make")
+    refuse_ray(spec["machine"], "making adversarial images")
+    made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
+    identity = specs.identity({"kind": KIND, **spec})
+    asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
+    begun = Run.begin(folder, asked, made.fingerprint)
+    machine = made.on(spec, shard, quiet)
+    search = AttackRunner(
+        Batched(made.model, machine.batch_size),
+        made.attacks,
+        threat,
+        options["seed"],
+        options["draws"],
+        options["skip_broken"],
+    )
+
+    def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
+        x = versions["clean"]
+        sizes = {name: threat.size(versions[name] - x).tolist() for name in made.attacks}
+        seconds = round((time.perf_counter() - search.began) / len(block), 4)
+        facts = [
+            AttackedImage(
+                index=index,
+                label=int(y[i]),
+                sizes={name: round(size[i], 6) for name, size in sizes.items()},
+                of={name: by[i] for name, by in search.reused_from.items() if i in by},
+                seconds=seconds,
+                made_by=f"unfool {__version__}, torch {torch.__version__}",
+            )
+            for i, index in enumerate(block)
+        ]
+        kept = {BY + name: versions[name].cpu().numpy() for name in made.attacks}
+        begun.add(facts, {"index": np.array(block), "clean": x.cpu().numpy(), **kept})
+        return "kept"
+
+    done = {fact.index for fact in begun.read(AttackedImage)}
+    by_block("attacking images", search, made.data, made.indices, done, machine, keep)
+    return begun
+
+
+def write_images(
+    run: Run, form: Format = "npz", png: bool = False, command: str = ""
+) -> list[Path]:
+    """Put the blocks of a collection together: a file of arrays per attack, and a card.
+
+    Args:
+        run: What the function `run` returned.
+        form: Of the arrays: `images` (N, C, H, W) of float32, `labels` and `indices` (N,),
+            `clean_blake2b` (N, 16), the digests of the clean images, and in an npz `classes`.
+        png: Write pictures, too, of 8 bits, each value rounded toward the clean one, so that they
+            stay within the threat; named by the image's index.
+        command: What made them, for the card.
+
+    Returns:
+        The files and folders that were written.
+
+    Raises:
+        RuntimeError: There is nothing yet; or pictures of 8 bits would leave the threat, as the clean
+            images have more (the arrays are written then).
+    """
+    facts = run.read(AttackedImage)
+    if not facts:
+        raise RuntimeError(f"{run.folder} holds no images yet")
+    rows = {row["label"]: row for row in run.spec["attacks"]}
+    x, beyond, written = _images(run, "clean"), {}, []
+    arrays = {
+        "labels": np.array([fact.label for fact in facts]),
+        "indices": np.array([fact.index for fact in facts]),
+        "clean_blake2b": digests(torch.from_numpy(x)),
+    }
+    classes = {"classes": np.array(run.manifest["classes"])}
+    for (name, row), stem in zip(rows.items(), _stems(rows), strict=True):
+        made = {**arrays, "images": _images(run, BY + name)}
+        place = run.folder / f"{stem}.{form}"
+        write_bytes(place, npz_bytes(made | classes) if form == "npz" else save(made))
+        written.append(place)
+        if png:
+            threat = Threat(**run.spec["threat"]) if row.get("bounded", True) else None
+            images = torch.from_numpy(x), torch.from_numpy(made["images"])
+            beyond[name] = _write_pngs(run.folder / stem, facts, *images, threat)
+            written.append(run.folder / stem)
+    card = run.folder / "card.json"
+    write_bytes(card, (json.dumps(_card(run, facts, form, png, command), indent=1) + "\n").encode())
+    if any(beyond.values()):
+        counts = ", ".join(f"{count} of {name}" for name, count in beyond.items() if count)
+        raise RuntimeError(
+            f"as pictures of 8 bits {counts} would leave the threat, and were not written: the clean "
+            "images have more than 8 bits; use the arrays, which are written"
+        )
+    return [*written, card]
+
+
+def _card(
+    run: Run, facts: Sequence[AttackedImage], form: Format, png: bool, command: str
+) -> dict[str, object]:
+    """What the images are, and how they were made."""
+    spec = run.spec
+    rows = {row["label"]: row for row in spec["attacks"]}
+    return {
+        "what": "adversarial images, (N, C, H, W) of [0, 1]",
+        "command": command,
+        "images": len(facts),
+        "of": len(run.manifest["indices"]),
+        "threat": spec["threat"],
+        "seed": spec["evaluation"]["seed"],
+        "attacks": {
+            name: {
+                "file": f"{stem}.{form}",
+                "pictures": f"{stem}/, 8 bits, rounded toward the clean image" if png else None,
+                "saw": sees(row),
+                "largest": max(fact.sizes[name] for fact in facts),
+                "unchanged": sum(fact.sizes[name] == 0 for fact in facts),
+                "options": row,
+            }
+            for (name, row), stem in zip(rows.items(), _stems(rows), strict=True)
+        },
+        "classes": run.manifest["classes"],
+        "data_sha256": run.manifest["images"],
+        "spec": spec,
+        "versions": run.manifest["versions"],
+    }
+
+
+def _images(run: Run, key: str) -> np.ndarray:
+    """What the blocks have of that name, (N, C, H, W), by index."""
+    found: dict[int, np.ndarray] = {}
+    for block in run.examples(("index", key)):
+        found |= zip(block["index"].tolist(), block[key], strict=True)
+    return np.stack([found[index] for index in sorted(found)])
+
+
+def _write_pngs(
+    folder: Path, facts: Sequence[AttackedImage], x: Tensor, x_adv: Tensor, threat: Threat | None
+) -> int:
+    """Write pictures; those that would leave the threat are not written, and counted."""
+    rounded = toward(x, x_adv)
+    allowed = torch.ones(len(x), dtype=torch.bool) if threat is None else threat.allows(x, rounded)
+    for fact, image, fine in zip(facts, rounded, allowed.tolist(), strict=True):
+        if fine:
+            image_files.write(folder / f"{fact.index:07}.png", image)
+    return int((~allowed).sum())
+
+
+def _stems(labels: Mapping[str, Any]) -> Iterator[str]:
+    """A name of a file for each attack, each another."""
+    taken: set[str] = set()
+    for label in labels:
+        stem = re.sub(r"[^\w.-]+", "-", label).strip(".-") or "attack"
+        while stem.lower() in taken:
+            stem += "-"
+        taken.add(stem.lower())
+        yield stem

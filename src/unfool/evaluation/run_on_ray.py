@@ -1,0 +1,210 @@
+"""An evaluation on many machines: its blocks of images as tasks of Ray, here or on a cluster.
+
+The outcomes are those of one process, because an image's noise depends on its place in the data set
+alone. They come back to the process that was started, which writes the run folder as ever; a block
+whose worker dies is done anew by another. Needs the extra `ray`.
+"""
+
+import importlib
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from unfool.errors import SpecError
+from unfool.evaluation.evaluate import Machine
+from unfool.evaluation.prepare import Prepared, prepare, run_blocks
+from unfool.results.manifest import Manifest
+from unfool.results.outcome import Outcome
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
+from unfool.runtime.memory import shared_by
+from unfool.runtime.progress import progress
+
+RETRIES = 5  # of a block whose worker died
+KNOCK = 5  # seconds until a host is taken for dead
+SAME = {  # what a worker must have as the machine has that started the run
+    "version": "version of unfool",
+    "identity": "weights, or another file that the spec names",
+    "images": "images or labels",
+    "code": "code of a module that the spec names, or of one that it imports",
+    "weights": "weights of the model as it is built",
+}
+
+
+def run(
+    spec: EvaluationSpec, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool
+) -> Run:
+    """Evaluate a checked `spec` by Ray, from where `folder` left off.
+
+    `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
+    that runs here, or one that is started here for this run. On other machines, this package, the
+    data and the weights must be where they are here; a worker that has others refuses. A task takes a
+    processor, and a GPU if the cluster has any.
+
+    Args:
+        spec: What `run.check` returned.
+        made: Its parts.
+        folder: The run folder.
+        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        quiet: Show no progress.
+
+    Raises:
+        SpecError: Ray is not installed, or does not start, or there is none at the address; or a
+            worker has other weights, images or code than there are here.
+        RuntimeError: The result must not be believed, or workers died again and again.
+    """
+    with connected(spec) as ray:
+        begun = Run.begin(folder, made.manifest, made.fingerprint)
+        done = {outcome.index for outcome in begun.outcomes()}
+        mine = made.indices[shard[0] :: shard[1]]
+        todo, size = [i for i in mine if i not in done], spec["machine"]["images_per_block"]
+        blocks = [todo[first : first + size] for first in range(0, len(todo), size)]
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(evaluate_block)
+        most = max(node["Resources"].get("GPU" if gpus else "CPU", 0) for node in ray.nodes())
+        given = worker_payload(made.manifest), max(1, min(int(most), len(blocks)))
+        waiting = [task.remote(spec, block, *given) for block in blocks]
+        try:
+            here = len(mine) - len(todo)
+            with progress("evaluating images by Ray", len(mine), here, quiet) as show:
+                while waiting:
+                    (ready,), waiting = ray.wait(waiting)
+                    outcomes, examples = ray.get(ready)
+                    begun.add(outcomes, examples)
+                    here += len(outcomes)
+                    show(here, "")
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            said = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"Ray lost a block {RETRIES + 1} times, and gave it up: {said}"
+            ) from error
+        finally:
+            for task in waiting:  # after an error: a cluster that was joined would go on with them
+                ray.cancel(task)
+    return begun
+
+
+@contextmanager
+def connected(spec: EvaluationSpec) -> Iterator[Any]:
+    """Ray, joined or started as `run` says; what was started here ends with the block.
+
+    Raises:
+        SpecError: As `run`.
+    """
+    ray = _ray()
+    started = not ray.is_initialized()
+    if started:
+        address = spec["machine"].get("cluster")
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        except Exception as error:  # where it does not start in time, Ray raises just that
+            raise SpecError(f"machine.engine: Ray did not start: {error}") from error
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def workers(spec: EvaluationSpec) -> int:
+    """How many blocks Ray does at a time: one for each GPU, or for each processor without any.
+
+    Raises:
+        SpecError: As `run`.
+    """
+    with connected(spec) as ray:
+        found = ray.cluster_resources()
+    return max(1, int(found.get("GPU") or found.get("CPU", 1)))
+
+
+def worker_payload(asked: Manifest) -> dict[str, Any]:
+    """What tells a run (`Prepared.manifest`) from one of other contents, by the keys of `SAME`."""
+    found = {**asked, "version": asked["versions"].get("unfool")}
+    return {key: found[key] for key in SAME}
+
+
+def evaluate_block(
+    spec: EvaluationSpec, block: Sequence[int], driver: Mapping[str, Any], beside: int
+) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
+    """The outcomes of a block of a checked spec's images, and the pictures of those that are shown.
+
+    Args:
+        spec: What `run.check` returned.
+        block: Which images.
+        driver: What tells the run (`worker_payload`) where it was started.
+        beside: How many such tasks share the machine and its memory.
+
+    Raises:
+        SpecError: The run is another here.
+    """
+    collected = _Carried()
+    with shared_by(beside):
+        made, machine = _prepared(json.dumps(spec), json.dumps(driver))
+        run_blocks(spec, made, collected, machine, only=block)
+    return collected.found, collected.examples
+
+
+class _Carried:
+    """Outcomes of one block, on their way to the run."""
+
+    def __init__(self) -> None:
+        self.found: list[Outcome] = []
+        self.examples: Mapping[str, np.ndarray] = {}
+
+    def outcomes(self) -> list[Outcome]:
+        return self.found
+
+    def add(self, outcomes: Sequence[Outcome], examples: Mapping[str, np.ndarray]) -> None:
+        self.found, self.examples = list(outcomes), examples
+
+
+@lru_cache(maxsize=1)
+def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
+    """The parts of a spec and how they are executed, made once in each worker, and found the same."""
+    spec, there = json.loads(text), json.loads(driver)
+    made = prepare(spec)
+    here = worker_payload(made.manifest)
+    if others := [what for key, what in SAME.items() if here[key] != there[key]]:
+        raise SpecError(
+            f"machine.engine: a worker of Ray on {socket.gethostname()} differs from where the run was "
+            f"started, in its {', and in its '.join(others)}: let both have the same, and run the same "
+            "command again"
+        )
+    return made, made.on(spec, (0, 1), quiet=True)
+
+
+def _knock(address: str) -> None:
+    """Try the address of a Ray, where it has a host and a port: Ray itself would try for minutes.
+
+    Raises:
+        SpecError: Nobody answers.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if place.hostname and place.port:  # unlike `auto` and `local`
+            socket.create_connection((place.hostname, place.port), KNOCK).close()
+    except (OSError, ValueError) as error:
+        raise SpecError(
+            f"machine.cluster: there is no Ray at {address} ({error}): start it there by `ray start "
+            "--head`, or name another address (also in RAY_ADDRESS), or none"
+        ) from error
+
+
+def _ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except (ImportError, RuntimeError) as error:
+        raise SpecError(
+            "machine.engine: ray is not installed: pip install 'unfool[ray]', or leave the engine out"
+        ) from error

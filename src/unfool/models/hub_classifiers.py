@@ -1,0 +1,214 @@
+"""Classifiers of other libraries: timm, transformers, and torchvision.
+
+Each states which input its weights want: mean, std, and size are taken from there. Images of another
+size are resized inside the model. The libraries are optional, and imported when one of them is named.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from unfool.models.checkpoints import load_state, read_state
+from unfool.models.classifiers import NormalizedClassifier, Stated
+from unfool.ranges import Count, check_arguments
+from unfool.runtime.optional import require
+from unfool.spec.menu import hint
+
+PRETRAINED = "pretrained"
+
+
+def timm_classifier(
+    model: str,
+    weights: str = PRETRAINED,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Count | None = None,
+    labels: Sequence[int] | None = None,
+) -> NormalizedClassifier:
+    """A classifier of timm.
+
+    Args:
+        model: Its name in timm, such as `"resnet50"` or `"deit_small_patch16_224"`.
+        weights: A file, of which the number of classes is read; or `"pretrained"`: those that timm
+            fetches for the name, or has fetched.
+        mean: What is subtracted from images; None is what timm states.
+        std: What the difference is divided by; None is what timm states.
+        size: Height and width the network gets; None is what timm states.
+        labels: See `NormalizedClassifier`.
+
+    Raises:
+        ValueError: timm is not installed, knows no such model, or the file does not fit.
+    """
+    check_arguments(timm_classifier, locals())
+    timm = require("timm", "hub")
+    known, _, _ = model.partition(".")
+    if ":" not in model and not timm.is_model(known):
+        raise ValueError(f"timm has no model {model!r}; {hint(known, timm.list_models(), _TIMM)}")
+    if weights == PRETRAINED:
+        network = _fetched(model, lambda: timm.create_model(model, pretrained=True))
+    else:
+        state = read_state(Path(weights))
+        network = timm.create_model(model)
+        head = network.pretrained_cfg.get("classifier", "fc")
+        head = head if isinstance(head, str) else head[0]
+        if (rows := state.get(f"{head}.weight")) is not None and len(rows) != network.num_classes:
+            network = timm.create_model(model, num_classes=len(rows))
+        load_state(network, state, weights)
+    told: dict[str, Any] = network.pretrained_cfg
+    sides = told["input_size"][1:] if size is None else size
+    return NormalizedClassifier(network, mean or told["mean"], std or told["std"], sides, labels)
+
+
+def torchvision_classifier(
+    model: str,
+    weights: str = PRETRAINED,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Count | None = None,
+    labels: Sequence[int] | None = None,
+) -> NormalizedClassifier:
+    """A classifier of torchvision.
+
+    Args:
+        model: Its name in torchvision, such as `"resnet50"`.
+        weights: A file, of which the number of classes is read; a name that torchvision has for weights
+            of this model (`"IMAGENET1K_V2"`), which it fetches or has fetched; or `"pretrained"`: its
+            default ones.
+        mean: What is subtracted from images; None is what torchvision states.
+        std: What the difference is divided by; None is what torchvision states.
+        size: Height and width the network gets; None is what torchvision states.
+        labels: See `NormalizedClassifier`.
+
+    Raises:
+        ValueError: torchvision is not installed, it knows no such model or weights, or the file does not
+            fit.
+    """
+    check_arguments(torchvision_classifier, locals())
+    models = require("torchvision", None).models
+    if model not in models.list_models(module=models):
+        names = models.list_models(module=models)
+        raise ValueError(
+            f"torchvision has no model {model!r}; {hint(model, names, 'resnet50 ...')}"
+        )
+    offered = models.get_model_weights(model)
+    word = "DEFAULT" if weights == PRETRAINED else weights
+    named = word in offered.__members__
+    chosen = offered[word] if named else offered["DEFAULT"]
+    if named:
+        network = _fetched(model, lambda: models.get_model(model, weights=chosen))
+    else:
+        state = read_state(Path(weights))
+        rows = [value for value in state.values() if value.ndim == 2]
+        classes = len(rows[-1]) if rows else 1000
+        network = models.get_model(model, weights=None, num_classes=classes)
+        load_state(network, state, weights)
+    told = chosen.transforms()
+    sides = told.crop_size[0] if size is None else size
+    made = NormalizedClassifier(network, mean or told.mean, std or told.std, sides, labels)
+    measured = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    if named and measured:
+        made.stated = Stated(measured / 100, "imagenet", f"torchvision ({model}, {chosen.name})")
+    return made
+
+
+def transformers_classifier(
+    weights: Path,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    size: Count | None = None,
+    labels: Sequence[int] | None = None,
+) -> NormalizedClassifier:
+    """An image classifier of transformers, from a folder.
+
+    Args:
+        weights: The folder, with `config.json`, `preprocessor_config.json` and the weights, as
+            `save_pretrained` writes it and the hub keeps it; nothing is downloaded.
+        mean: What is subtracted from images; None is what the folder states.
+        std: What the difference is divided by; None is what the folder states.
+        size: Height and width the network gets; None is what the folder states.
+        labels: See `NormalizedClassifier`.
+
+    Raises:
+        FileNotFoundError: A file is missing in the folder.
+        ValueError: transformers is not installed, or the folder holds no image classifier.
+    """
+    check_arguments(transformers_classifier, locals())
+    folder = Path(weights)
+    config, told = _settings(folder / "config.json"), folder / "preprocessor_config.json"
+    given = _settings(told) if mean is None or std is None or told.is_file() else {}
+    library = require("transformers", "hub")
+    try:
+        network, found = library.AutoModelForImageClassification.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise ValueError(
+            f"{folder} holds no image classifier that transformers can load "
+            f"({' '.join(str(error).split())[:200]}); name the folder of one"
+        ) from error
+    if lacks := [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]:
+        raise ValueError(
+            f"the weights in {folder} are not those of its image classifier: it lacks {len(lacks)} "
+            f"({', '.join(sorted(lacks)[:3])}); name the folder of a model trained to classify"
+        )
+    if given.get("do_normalize", True):
+        mean, std = mean or given["image_mean"], std or given["image_std"]
+    sides = _size(given) if size is None else size
+    made = NormalizedClassifier(_Logits(network), mean, std, sides, labels)
+    names = {int(number): str(name) for number, name in config.get("id2label", {}).items()}
+    if names and labels is None and sorted(names) == list(range(len(names))):
+        made.class_names = [names[number] for number in range(len(names))]
+    return made
+
+
+_TIMM = "timm.list_models() has the names"
+
+
+class _Logits(nn.Module):
+    """The logits of what a model of transformers returns."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(pixel_values=x).logits
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        more = "" if path.name == "config.json" else "; or give `mean`, `std` and `size` yourself"
+        raise FileNotFoundError(
+            f"there is no {path.name} in {path.parent}: fetch the whole folder, for example by "
+            f"`hf download owner/name --local-dir {path.parent}`{more}"
+        )
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+
+
+def _size(given: dict[str, Any]) -> int | tuple[int, int] | None:
+    """The size in the settings of a preprocessor: that of the crop, if there is one."""
+    for key in ("crop_size", "size") if given.get("do_center_crop") else ("size",):
+        told = given.get(key)
+        if isinstance(told, int):
+            return told
+        if isinstance(told, dict) and "height" in told:
+            return told["height"], told["width"]
+        if isinstance(told, dict) and "shortest_edge" in told:
+            return told["shortest_edge"]
+    return None
+
+
+def _fetched(model: str, make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the weights of {model!r} could not be fetched ({' '.join(str(error).split())[:200]}): "
+            "name a file of them with `weights`"
+        ) from error

@@ -1,0 +1,104 @@
+"""DiT (Peebles and Xie, 2023) as its authors published it, in the network of diffusers."""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfool.models.checkpoints import load_state
+from unfool.models.published.parts import read_family
+
+_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published networks, by their width
+_BLOCK = {
+    "attn.proj": "attn1.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+    "adaLN_modulation.1": "norm1.linear",
+}
+_SHARED = {  # of the original network one, of diffusers' one in each block
+    "t_embedder.mlp.0": "timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "timestep_embedder.linear_2",
+    "y_embedder.embedding_table": "class_embedder.embedding_table",
+}
+_ENDS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "final_layer.adaLN_modulation.1": "proj_out_1",
+    "final_layer.linear": "proj_out_2",
+}
+
+
+def build_transformer(path: Path, heads: int | None, dtype: torch.dtype) -> Any:
+    """The `DiTTransformer2DModel` of an original file, such as `DiT-XL-2-256x256.pt`, with its weights.
+
+    Args:
+        path: The file; of a training checkpoint the averaged weights are taken.
+        heads: Of the attention; None takes those of the published networks.
+        dtype: Of the weights.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, holds another network, or `heads` is needed.
+    """
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    state = read_family(path, "dit")
+    positions = state.pop("pos_embed", None)
+    layers = 1 + max((int(n.split(".")[1]) for n in state if n.startswith("blocks.")), default=-1)
+    if positions is None or layers == 0 or "final_layer.linear.weight" not in state:
+        raise ValueError(f"{path} does not hold a whole DiT; fetch it again")
+    width, channels, patch, _ = state["x_embedder.proj.weight"].shape
+    heads = heads or _HEADS.get(width)
+    if heads is None or width % heads:
+        told = "say how many heads its attention has (heads: 16)"
+        raise ValueError(f"{path} has a width of {width}, which no published DiT has; {told}")
+    table = state.get("y_embedder.embedding_table.weight", torch.empty(1, 0))
+    with torch.device("meta"):
+        network = DiTTransformer2DModel(
+            num_attention_heads=heads,
+            attention_head_dim=width // heads,
+            in_channels=channels,
+            out_channels=len(state["final_layer.linear.weight"]) // patch**2,
+            num_layers=layers,
+            sample_size=math.isqrt(positions.shape[1]) * patch,
+            patch_size=patch,
+            num_embeds_ada_norm=len(table) - 1,  # the last row is the null class
+        )
+    ours = {n: v.to(dtype) for n, v in _renamed(state, layers).items()}
+    load_state(network, ours, str(path), assign=True)
+    vars(network.pos_embed)["_buffers"]["pos_embed"] = positions.float()
+    return network
+
+
+def tell_time_as_original(network: Any) -> None:
+    """Make diffusers' network compute what the original does, for weights that were trained with it.
+
+    diffusers tells its network the time at other frequencies, and normalizes with another epsilon.
+    """
+    for module in network.modules():
+        if hasattr(module, "downscale_freq_shift"):
+            module.downscale_freq_shift = 0
+        if hasattr(module, "norm3"):
+            module.norm3.eps = 1e-6
+
+
+def _renamed(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """The weights by the names of diffusers."""
+    ours: dict[str, Tensor] = {}
+    for name, value in state.items():
+        part, _, kind = name.rpartition(".")
+        found = re.fullmatch(r"blocks\.(\d+)\.(.+)", part)
+        if part in _SHARED:
+            home = "transformer_blocks.{}.norm1.emb." + _SHARED[part]
+            ours |= {f"{home.format(i)}.{kind}": value.clone() for i in range(layers)}
+        elif found and found[2] == "attn.qkv":
+            home = f"transformer_blocks.{found[1]}.attn1"
+            rows = zip("qkv", value.chunk(3), strict=True)
+            ours |= {f"{home}.to_{to}.{kind}": r for to, r in rows}
+        elif found:
+            ours[f"transformer_blocks.{found[1]}.{_BLOCK.get(found[2], found[2])}.{kind}"] = value
+        else:
+            ours[f"{_ENDS.get(part, part)}.{kind}"] = value
+    return ours

@@ -1,0 +1,209 @@
+"""Networks of EDM and EDM2 (Karras et al., 2022; 2024), from their pickles or bare tables.
+
+The pickles hold the source text of their classes, which is not run (see `models.pickles`).
+"""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
+from unfool.diffusion.schedule import Scales
+from unfool.models.checkpoints import choose_state, read_content
+from unfool.models.pickles import Inert
+from unfool.models.published.edm2 import FAMILY as EDM2
+from unfool.models.published.edm2 import build_edm2
+from unfool.models.published.parts import (
+    Part,
+    State,
+    build_unet,
+    gather,
+    place_by_resolution,
+    renamed,
+    require_family,
+)
+from unfool.networks.magnitude_unet import MagnitudeUNet
+from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
+
+Preconditioning = Literal["edm", "vp", "ve", "iddpm"]
+Told = Time | Callable[[Scales], Tensor]
+_OF_CLASS: dict[str, Preconditioning] = {
+    "EDMPrecond": "edm",
+    "VPPrecond": "vp",
+    "VEPrecond": "ve",
+    "iDDPMPrecond": "iddpm",
+    "Precond": "edm",  # of EDM2
+}
+_BLOCK = {
+    "norm0": "norm1",
+    "conv0": "conv1",
+    "affine": "time",
+    "norm1": "norm2",
+    "conv1": "conv2",
+    "skip": "shortcut",
+    "norm2": "attention.norm",
+    "proj": "attention.to_out",
+}
+_ENDS = {
+    "map_layer0": "time.0",
+    "map_layer1": "time.1",
+    "out_norm": "norm_out",  # of ADM
+    "out_conv": "conv_out",
+}
+
+
+def edm(
+    weights: Path, preconditioning: Preconditioning | None = None, clip_x0: bool = False
+) -> NetworkDenoiser:
+    """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
+
+    Args:
+        weights: The pickle, of which no code runs, or a bare table of its weights.
+        preconditioning: How the network is scaled and told the noise; None takes what the pickle says,
+            and EDM's own for a bare table.
+        clip_x0: Whether x_hat is clipped to [-1, 1].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, or holds another network.
+    """
+    path = Path(weights)
+    content = read_content(path)
+    kind = preconditioning or _kind(content, path)
+    state = choose_state(content, path)
+    if EDM2 in state:
+        network = build_edm2(state, path, _settings(content).get("channels_per_head", 64))
+        classes = 0 if network.label is None else network.label.in_features
+        return _denoiser(network, ("edm", "edm"), _shape(network, state), classes, clip_x0)
+    state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
+    levels = state.pop("u", None)  # the noise of each step, which only one kind has
+    if kind == "iddpm" and levels is None:
+        raise ValueError(f"{path} lacks the table u, which preconditioning: iddpm needs")
+    require_family(state, path, "edm", "edm")
+    network = build_edm(state, path)
+    told: dict[Preconditioning, tuple[Prediction, Told]] = {
+        "edm": ("edm", "edm"),
+        "vp": ("noise", "score_sde"),
+        "ve": ("ve", "ve"),
+        "iddpm": ("noise", "index" if levels is None else NearestStep(levels)),
+    }
+    classes = 0 if network.label is None else network.label.num_embeddings - 1
+    return _denoiser(network, told[kind], _shape(network, state), classes, clip_x0)
+
+
+def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
+    """The network of EDM's tables: DDPM++ or NCSN++ (its `SongUNet`), or ADM (its `DhariwalUNet`).
+
+    Raises:
+        ValueError: The weights do not make a whole network.
+    """
+    sections, outside = gather(state, place_by_resolution, _BLOCK, "channels")
+    first = next(
+        (name for name in outside if re.fullmatch(r"enc\.\d+x\d+_conv\.weight", name)), None
+    )
+    if first is None:
+        raise ValueError(
+            f"{source} does not hold a whole U-Net: it lacks enc.*_conv; fetch it again"
+        )
+    adm = "out_conv.weight" in outside
+    pyramid = sorted((n for n in outside if "_aux_residual." in n), key=_resolution, reverse=True)
+    aside = sorted({name.rpartition(".")[0] for name in pyramid}, key=_resolution, reverse=True)
+    names = _ENDS | {first.removesuffix(".weight"): "conv_in"}
+    names |= {name: f"pyramid.{i}" for i, name in enumerate(aside)}
+    for name in outside:  # of DDPM++, which has the last layers in its decoder
+        part = name.rpartition(".")[0]
+        if part.endswith(("_aux_norm", "_aux_conv")):
+            names[part] = "norm_out" if part.endswith("norm") else "conv_out"
+    state = renamed({n: v for n, v in outside.items() if "map_augment" not in n}, names)
+    state |= _labels(state, adm)
+    if adm:
+        return build_unet(sections, state, ADM, source)
+    style = replace(
+        DDPMPP,
+        fourier="map_noise.freqs" in state,
+        pyramid=bool(aside),
+        taps=(1, 3, 3, 1) if aside else (1, 1),
+    )
+    if style.fourier:
+        state["frequencies"] = state.pop("map_noise.freqs")
+    return build_unet(sections, state, style, source, heads=1)
+
+
+class NearestStep:
+    """Tells a network the number of the step whose noise is nearest, as EDM's `iDDPMPrecond`.
+
+    Args:
+        levels: The noise sigma / alpha of each step, (T + 1,), falling to 0.
+    """
+
+    def __init__(self, levels: Tensor):
+        self.levels = levels.double()
+
+    def __call__(self, scales: Scales) -> Tensor:
+        """Step numbers, shaped like the scales."""
+        noise = scales.sigma / scales.alpha
+        gap = (noise[..., None].double() - self.levels.to(noise.device)).abs()
+        return (len(self.levels) - 2 - gap.argmin(-1)).to(noise)
+
+
+def _denoiser(
+    network: ScoreUNet | MagnitudeUNet,
+    told: tuple[Prediction, Told],
+    shape: tuple[int, int, int],
+    classes: int,
+    clip_x0: bool,
+) -> NetworkDenoiser:
+    predicts, time = told
+    return NetworkDenoiser(
+        network, predicts=predicts, time=time, shape=shape, classes=classes, clip_x0=clip_x0
+    ).eval()
+
+
+def _shape(network: ScoreUNet | MagnitudeUNet, state: State) -> tuple[int, int, int]:
+    """The shape of the images: the first level is named by its resolution."""
+    size = max(_resolution(name.removeprefix("unet.")) for name in state)
+    channels = network.conv_in.in_channels - isinstance(network, MagnitudeUNet)  # one is of ones
+    return channels, size, size
+
+
+def _settings(content: object) -> dict[str, Any]:
+    """The arguments that the network of a pickle was made with."""
+    network = content.get("ema") if isinstance(content, dict) else None
+    return network.state.get("_init_kwargs", {}) if isinstance(network, Inert) else {}
+
+
+def _kind(content: object, path: Path) -> Preconditioning:
+    """The preconditioning that a pickle was trained with."""
+    network = content.get("ema") if isinstance(content, dict) else None
+    if not isinstance(network, Inert):
+        return "edm"
+    name = type(network).__name__
+    if name not in _OF_CLASS:
+        raise ValueError(
+            f"{path} holds a {name}, which is none of {', '.join(_OF_CLASS)}; take another file"
+        )
+    return _OF_CLASS[name]
+
+
+def _labels(state: Part, adm: bool) -> Part:
+    """The linear layer of one-hot labels as a table, whose last row is the null class."""
+    if "map_label.weight" not in state:
+        return {}
+    table = state.pop("map_label.weight").T.float()
+    null = torch.zeros_like(table[:1])
+    if adm:
+        return {"label.weight": torch.cat([table, null])}
+    shift = state.pop("map_label.bias").float()
+    return {"label.weight": torch.cat([table * math.sqrt(len(table)), null]) + shift}
+
+
+def _resolution(name: str) -> int:
+    """The resolution in the name of a part; 0 if it has none."""
+    found = re.match(r"(?:enc|dec)\.(\d+)x", name)
+    return int(found[1]) if found else 0

@@ -1,0 +1,80 @@
+"""Networks of EDM2 (Karras et al., 2024): the weights of their pickles, brought to their magnitude."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from unfool.models.checkpoints import load_state
+from unfool.models.published.parts import depth, gather, place_by_resolution, renamed
+from unfool.networks.magnitude_unet import MagnitudeUNet, to_unit
+
+FAMILY = "unet.emb_fourier.freqs"  # a name that the files have
+_BLOCK = {
+    "conv_res0": "conv1",
+    "conv_res1": "conv2",
+    "emb_linear": "time",
+    "conv_skip": "shortcut",
+    "attn_qkv": "qkv",
+    "attn_proj": "out",
+}
+_ENDS = {"emb_noise": "time", "emb_label": "label", "out_conv": "conv_out"}
+
+
+def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> MagnitudeUNet:
+    """The network of EDM2's tables, in float32 and frozen.
+
+    Args:
+        state: The weights by their published names.
+        source: The file, for messages.
+        head_width: Channels of a head of the attention.
+
+    Raises:
+        ValueError: The weights do not make a whole network, or work on latents.
+    """
+    inner = {n.removeprefix("unet."): v for n, v in state.items() if not n.startswith("logvar_")}
+    sections, outside = gather(_scaled(inner), place_by_resolution, _BLOCK)
+    layers, firsts = depth(sections)
+    first = next((n for n in outside if n.startswith("enc.") and n.endswith("_conv.weight")), None)
+    if first is None or layers == 0 or "out_conv.weight" not in outside:
+        raise ValueError(f"{source} does not hold a whole network of EDM2; fetch it again")
+    if len(outside["out_conv.weight"]) not in (1, 3):
+        raise ValueError(
+            f"{source} works on latents of {len(outside['out_conv.weight'])} channels, which is not "
+            "known here; take a file of 64 pixels (edm2-img64-...)"
+        )
+    ours = renamed(outside, _ENDS | {first.removesuffix(".weight"): "conv_in"})
+    for theirs, name in (("freqs", "frequencies"), ("phases", "phases")):
+        ours[name] = ours.pop(f"emb_fourier.{theirs}")
+    for section, parts in sections.items():
+        ours |= {f"{section}.{i}.{n}": v for i, part in enumerate(parts) for n, v in part.items()}
+    label = ours.get("label.weight")
+    with torch.device("meta"):
+        network = MagnitudeUNet(
+            [len(part["conv1.weight"]) for part in firsts],
+            layers=layers,
+            attention=[i for i, part in enumerate(firsts) if "qkv.weight" in part],
+            channels=len(ours["conv_out.weight"]),
+            embedded=len(ours["time.weight"]),
+            frequencies=len(ours["frequencies"]),
+            classes=0 if label is None else label.shape[1],
+            head_width=head_width,
+        )
+    load_state(network, {n: v.float() for n, v in ours.items()}, str(source), assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of unit magnitude for each output, over the root of the inputs, times their gain."""
+    gains = {f"{n.removesuffix('emb_gain')}emb_linear.weight": v for n, v in state.items()
+             if n.endswith("emb_gain")}  # fmt: skip
+    gains["out_conv.weight"] = state.get("out_gain", torch.tensor(1.0))
+    scaled: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith(".weight") and value.ndim > 1:
+            unit = to_unit(value.float(), tuple(range(1, value.ndim)))
+            scaled[name] = unit * gains.get(name, 1) / math.sqrt(value[0].numel())
+        elif not name.endswith("_gain"):
+            scaled[name] = value
+    return scaled

@@ -1,0 +1,313 @@
+"""Checkpoints in the names of guided-diffusion: also improved-diffusion and consistency models.
+
+A file's names and shapes tell all but the size of the images, the heads of the attention, the order of
+its tables, and the chain. The published files are known by their widths.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from torch import Tensor
+
+from unfool.diffusion.denoiser import NetworkDenoiser, Time
+from unfool.diffusion.schedule import Discrete, Schedule
+from unfool.models.published.parts import (
+    Order,
+    build_unet,
+    depth,
+    gather,
+    read_family,
+    renamed,
+)
+from unfool.networks.score_unet import ADM, ScoreUNet
+from unfool.ranges import Count
+
+_ENDS = {
+    "time_embed.0": "time.0",
+    "time_embed.2": "time.1",
+    "label_emb": "label",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "norm_out",
+    "out.2": "conv_out",
+}
+_BLOCK = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "shortcut",
+    "norm": "attention.norm",
+    "proj_out": "attention.to_out",
+    "op": "conv",
+}
+
+
+LINEAR, LONG = Discrete(), Discrete(4000, "cosine")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a file does not tell of its network.
+
+    Attributes:
+        size: Height and width of its images.
+        heads: Of the attention, if their number is fixed; otherwise their width is.
+        head_width: Channels of a head where `heads` is 0.
+        order: How queries, keys and values lie in their common table.
+        schedule: The chain it was trained on.
+        time: What it is told of the time.
+    """
+
+    size: int
+    heads: int = 0
+    head_width: int = 64
+    order: Order = "heads"
+    schedule: Schedule = LINEAR
+    time: Time = "index"
+
+
+# By the width of the first convolution, the widths as multiples of it, the blocks of a level, and the
+# classes.
+Key = tuple[int, tuple[int, ...], int, int]
+GUIDED: dict[Key, Setting] = {
+    (192, (1, 2, 3, 4), 3, 1000): Setting(64, order="pieces", schedule=Discrete(1000, "cosine")),
+    (256, (1, 1, 2, 3, 4), 2, 1000): Setting(128, heads=4),
+    (256, (1, 1, 2, 2, 4, 4), 2, 1000): Setting(256),
+    (256, (1, 1, 2, 2, 4, 4), 2, 0): Setting(256),
+    (128, (1, 2, 2, 4, 4, 8, 8), 2, 1000): Setting(512),
+}
+IMPROVED: dict[Key, Setting] = {
+    (128, (1, 2, 2, 2), 3, 0): Setting(32, heads=4, schedule=LONG, time="rescaled"),
+    (128, (1, 2, 3, 4), 3, 0): Setting(64, heads=4, schedule=LONG, time="rescaled"),
+    (192, (1, 2, 3, 4), 3, 1000): Setting(64, heads=4, schedule=LONG),
+    (128, (1, 1, 2, 2, 4, 4), 2, 0): Setting(256, heads=1),
+}
+CONSISTENCY: dict[Key, Setting] = {
+    (192, (1, 2, 3, 4), 3, 1000): Setting(64, order="pieces"),
+    (256, (1, 1, 2, 2, 4, 4), 2, 0): Setting(256, order="pieces"),
+}
+
+
+def guided_diffusion(
+    weights: Path,
+    size: Count | None = None,
+    heads: Count | None = None,
+    head_width: Count | None = None,
+    attention_order: Literal["legacy", "new"] | None = None,
+    schedule: Schedule | None = None,
+    clip_x0: bool = False,
+) -> NetworkDenoiser:
+    """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
+
+    What is left out is known of the published files, which are recognized by their widths; of another
+    file, `size` and `heads` or `head_width` are needed. The conditional networks have no null class.
+
+    Args:
+        weights: The file.
+        size: Height and width of its images.
+        heads: Of the attention (`--num_heads`), if their number is fixed.
+        head_width: Channels of a head (`--num_head_channels`), if that is fixed.
+        attention_order: `"new"` for a network trained with `--use_new_attention_order`.
+        schedule: The chain it was trained on; None takes 1000 steps, linear but for the published
+            network of 64 pixels.
+        clip_x0: Whether x_hat is clipped to [-1, 1].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, holds another network, or an option is needed.
+    """
+    state = read_family(weights, "guided-diffusion")
+    order: Order | None = attention_order and ("pieces" if attention_order == "new" else "heads")
+    asked = _Asked(size, heads, head_width, order)
+    network, setting = _build(state, weights, GUIDED, asked, Setting(0))
+    return _denoiser(network, replace(setting, schedule=schedule or setting.schedule), clip_x0)
+
+
+def improved_diffusion(
+    weights: Path,
+    size: Count | None = None,
+    heads: Count | None = None,
+    schedule: Schedule | None = None,
+    rescale_timesteps: bool | None = None,
+    clip_x0: bool = False,
+) -> NetworkDenoiser:
+    """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
+
+    What is left out is known of the published files, which are recognized by their widths; of another
+    file, `size` and `heads` are needed.
+
+    Args:
+        weights: The file.
+        size: Height and width of its images.
+        heads: Of the attention (`--num_heads`).
+        schedule: The chain it was trained on; None takes 4000 steps, cosine, but for the published
+            network of LSUN.
+        rescale_timesteps: Whether it is told the index on a chain of 1000; None takes yes where it has
+            no classes and its chain has another length.
+        clip_x0: Whether x_hat is clipped to [-1, 1].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, holds another network, or an option is needed.
+    """
+    state = read_family(weights, "guided-diffusion", "improved-diffusion")
+    unknown = Setting(0, schedule=LONG, time="index" if "label_emb.weight" in state else "rescaled")
+    network, setting = _build(state, weights, IMPROVED, _Asked(size, heads, None, None), unknown)
+    if rescale_timesteps is not None:
+        setting = replace(setting, time="rescaled" if rescale_timesteps else "index")
+    return _denoiser(network, replace(setting, schedule=schedule or setting.schedule), clip_x0)
+
+
+def consistency(
+    weights: Path,
+    kind: Literal["teacher", "model"] | None = None,
+    size: Count | None = None,
+    heads: Count | None = None,
+    head_width: Count | None = None,
+    attention_order: Literal["legacy", "new"] = "new",
+    clip_x0: bool = False,
+) -> NetworkDenoiser:
+    """A network of the consistency models (Song et al., 2023), such as `edm_bedroom256_ema.pt`.
+
+    The EDM teachers are denoisers. A consistency model answers a point at the end of the flow, which is
+    not E[x_0 | x_t]: it serves to purify in one step. Its network of ImageNet has no null class.
+
+    Args:
+        weights: The file.
+        kind: None takes a teacher if the name of the file begins with `edm`, and a model if it begins
+            with `cd` or `ct`.
+        size: Height and width of its images; known of the published files.
+        heads: Of the attention, if their number is fixed.
+        head_width: Channels of a head, if that is fixed; known of the published files.
+        attention_order: `"new"` is that of flash attention, with which the published ones were trained.
+        clip_x0: Whether x_hat is clipped to [-1, 1].
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, holds another network, or an option is needed.
+    """
+    path = Path(weights)
+    begins: dict[str, Literal["teacher", "model"]] = {
+        "edm": "teacher",
+        "cd": "model",
+        "ct": "model",
+    }
+    kind = kind or begins.get(re.split(r"[_-]", path.name)[0])
+    if kind is None:
+        raise ValueError(
+            f"the name of {path} does not tell whether it is an EDM teacher (edm_...) or a "
+            "consistency model (cd_..., ct_...): say kind: teacher or kind: model"
+        )
+    state = read_family(path, "guided-diffusion", "consistency")
+    order: Order = "pieces" if attention_order == "new" else "heads"
+    asked = _Asked(size, heads, head_width, order)
+    network, setting = _build(state, path, CONSISTENCY, asked, Setting(0))
+    return NetworkDenoiser(
+        network,
+        predicts="edm" if kind == "teacher" else "consistency",
+        time="consistency",
+        shape=(network.conv_in.in_channels, setting.size, setting.size),
+        classes=_classes(network),
+        null=False,
+        clip_x0=clip_x0,
+    ).eval()
+
+
+def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDenoiser:
+    return NetworkDenoiser(
+        network,
+        schedule=setting.schedule,
+        time=setting.time,
+        shape=(network.conv_in.in_channels, setting.size, setting.size),
+        classes=_classes(network),
+        null=False,
+        clip_x0=clip_x0,
+    ).eval()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a user says of a file; None for what is to be known."""
+
+    size: int | None
+    heads: int | None
+    head_width: int | None
+    order: Order | None
+
+
+def _build(
+    state: dict[str, Tensor], path: Path, known: Mapping[Key, Setting], asked: _Asked, unknown: Setting
+) -> tuple[ScoreUNet, Setting]:  # fmt: skip
+    """The network of a file, and what is known or was said of it."""
+    key = _key(state)
+    setting = known.get(key, unknown)
+    if asked.size is None and not setting.size:
+        raise _missing(path, key, "the size of its images in pixels (size: 64)")
+    if asked.heads and asked.head_width:
+        raise ValueError("say either heads or head_width, for one follows from the other")
+    if not (asked.heads or asked.head_width) and key not in known and _attends(state):
+        raise _missing(path, key, "the heads of its attention (heads: 4, or head_width: 64)")
+    if asked.heads or asked.head_width:
+        setting = replace(setting, heads=asked.heads or 0, head_width=asked.head_width or 64)
+    setting = replace(setting, size=asked.size or setting.size, order=asked.order or setting.order)
+    heads, width = setting.heads, setting.head_width
+    for name, value in state.items():
+        wide = len(value) // 3
+        if ".qkv." in name and (wide % heads if heads else wide % width):
+            said = f"heads: {heads}" if heads else f"head_width: {width}"
+            raise ValueError(
+                f"{path} has attention of {wide} channels, which {said} does not divide"
+            )
+    sections, outside = gather(state, _place, _BLOCK, setting.order, heads, width)
+    network = build_unet(sections, renamed(outside, _ENDS), ADM, path, heads, width)
+    if network.conv_in.in_channels == 6:
+        raise ValueError(
+            f"{path} is an upsampler, which takes a smaller image beside x_t and is no denoiser by "
+            "itself; take the network of the smaller images"
+        )
+    return network, setting
+
+
+def _missing(path: Path, key: Key, what: str) -> ValueError:
+    width, multiples, layers, classes = key
+    told = (
+        f"width {width}, levels {','.join(map(str, multiples))}, {layers} blocks, {classes} classes"
+    )
+    return ValueError(f"{path} is none of the published files ({told}); say {what}")
+
+
+def _key(state: Mapping[str, Tensor]) -> Key:
+    """What the published files are recognized by."""
+    sections, _ = gather(state, _place, _BLOCK, "pieces")
+    width = len(state["input_blocks.0.0.weight"])
+    layers, firsts = depth(sections)
+    widths = [len(part["conv1.weight"]) for part in firsts if "conv1.weight" in part]
+    classes = len(state.get("label_emb.weight", ()))
+    return width, tuple(w // width for w in widths), layers, classes
+
+
+def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
+    """Where a name belongs. On the way up, what doubles the resolution is in the block before it."""
+    found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", name)
+    if found is None or name.startswith("input_blocks.0."):
+        return None
+    number, inner = int(found[2]), found[3]
+    if found[1] == "middle_block":  # a residual block, attention, and a residual block
+        return "middle", (number // 2,), inner
+    layer, _, inner = inner.partition(".")
+    if found[1] == "input_blocks":
+        return "down", (number,), inner
+    resamples = layer != "0" and inner.partition(".")[0] not in ("norm", "qkv", "proj_out")
+    return "up", (number, int(resamples)), inner
+
+
+def _attends(state: Mapping[str, Tensor]) -> bool:
+    return any(".qkv." in name for name in state)
+
+
+def _classes(network: ScoreUNet) -> int:
+    return 0 if network.label is None else network.label.num_embeddings

@@ -1,0 +1,41 @@
+"""The settings of a scheduler of diffusers: the chain of a network, and what it predicts."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from unfool.diffusion.schedule import Discrete
+
+Predicts = Literal["noise", "velocity", "image"]
+
+TERMS: dict[str, Predicts] = {
+    "epsilon": "noise",
+    "v_prediction": "velocity",
+    "sample": "image",
+}
+KINDS: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
+
+
+def read_schedule(path: Path) -> tuple[Discrete, Predicts]:
+    """The chain that a scheduler's settings describe, and what the network says by them.
+
+    Raises:
+        ValueError: They describe another kind of chain or prediction.
+    """
+    settings = json.loads(path.read_text("utf-8"))
+    kind = settings.get("beta_schedule", "linear")
+    if kind not in KINDS:
+        raise ValueError(f"{path}: the beta_schedule {kind!r} is none of {', '.join(KINDS)}")
+    for name in ("trained_betas", "rescale_betas_zero_snr"):
+        if settings.get(name):
+            raise ValueError(f"{path}: a schedule with {name} is not known here")
+    told = settings.get("prediction_type", "epsilon")
+    if told not in TERMS:
+        raise ValueError(f"{path}: the prediction_type {told!r} is none of {', '.join(TERMS)}")
+    steps = settings.get("num_train_timesteps", 1000)
+    low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
+    return Discrete(steps, KINDS[kind], low * steps, high * steps), TERMS[told]

@@ -1,0 +1,101 @@
+"""A hash of all the weights in a model, wherever they came from.
+
+A spec tells weights by the files that it names. A class of the user's own may load its weights from
+anywhere, so they are also told by what is in them once the model is built.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping
+from functools import partial
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_STATE = frozenset(vars(nn.Module()))  # what every module has
+
+
+def weights_hash(*things: Any) -> str:
+    """A hash of the tensors and arrays in some objects: weights, buffers, and what attributes hold.
+
+    It looks into modules, objects, lists, tables, and the closures and global networks of plain
+    functions. Weights that a class loads only at its first call are not seen.
+
+    Args:
+        things: Models, purifiers, attacks or objectives, as they were built.
+    """
+    digest = hashlib.sha256()
+    for piece in _pieces(things, "", {}):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[bytes]:
+    if id(thing) in seen or isinstance(thing, _OPAQUE):
+        return
+    seen[id(thing)] = thing  # kept, so that no other has its number
+    if isinstance(thing, Tensor | np.ndarray):
+        yield f"{name} {thing.dtype} {tuple(thing.shape)};".encode()
+        yield _bytes(thing)
+        return
+    for key, value in _inside(thing):
+        yield from _pieces(value, f"{name}.{key}", seen)
+
+
+def _inside(thing: Any) -> list[tuple[str, Any]]:
+    if isinstance(thing, Mapping):
+        return [(str(key), value) for key, value in thing.items()]
+    if isinstance(thing, list | tuple | set | frozenset):
+        return [(str(place), value) for place, value in enumerate(thing)]
+    if isinstance(thing, partial):
+        return [("", thing.func), ("args", thing.args), ("keywords", thing.keywords)]
+    if inspect.ismethod(thing):
+        return [("", thing.__func__), ("self", thing.__self__)]
+    if isinstance(thing, FunctionType):
+        return _reached(thing)
+    if isinstance(thing, nn.Module):
+        found: list[tuple[str, Any]] = list(thing.named_parameters(recurse=False))
+        found += thing.named_buffers(recurse=False)
+        found += thing.named_children()
+        found += [(key, value) for key, value in sorted(vars(thing).items()) if key not in _STATE]
+        return found + _methods(type(thing))
+    found = sorted(vars(thing).items()) if hasattr(thing, "__dict__") else []
+    slots = [key for kind in type(thing).__mro__ for key in getattr(kind, "__slots__", ())]
+    found += [(key, getattr(thing, key)) for key in slots if hasattr(thing, key)]
+    return found + _methods(type(thing))
+
+
+def _methods(kind: type) -> list[tuple[str, Any]]:
+    """The functions of a user's class, which may use networks of their module."""
+    if kind.__module__.partition(".")[0] in ("builtins", "torch", "numpy", "unfool"):
+        return []
+    return [(key, value) for key, value in vars(kind).items() if isinstance(value, FunctionType)]
+
+
+def _reached(function: FunctionType) -> list[tuple[str, Any]]:
+    """What a function holds in its closure, and the networks and arrays of its module that it uses."""
+    found: list[tuple[str, Any]] = []
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        try:
+            found.append((name, cell.cell_contents))
+        except ValueError:  # it is not filled yet
+            continue
+    known = function.__globals__
+    used = [(name, known[name]) for name in function.__code__.co_names if name in known]
+    return found + [(name, v) for name, v in used if isinstance(v, Tensor | np.ndarray | nn.Module)]
+
+
+def _bytes(value: Tensor | np.ndarray) -> bytes:
+    if isinstance(value, np.ndarray):
+        return b"" if value.dtype.hasobject else np.ascontiguousarray(value).tobytes()
+    if value.is_meta or not value.numel():
+        return b""
+    value = value.detach()
+    value = value.to_dense() if value.layout is not torch.strided else value
+    return value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+_OPAQUE = (str, bytes, int, float, complex, type(None), type, torch.device, torch.dtype)

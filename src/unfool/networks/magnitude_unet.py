@@ -1,0 +1,166 @@
+"""The U-Net of EDM2 (Karras et al., 2024), whose layers keep the magnitude of their features.
+
+It has neither biases nor normalization layers. Weights are brought to their magnitude once, when they
+are loaded (see `models.published.edm2`).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DOWN, UP = -1, 1
+SHARE, LABEL_SHARE = 0.3, 0.5  # of the second branch in a sum
+LARGEST = 256.0
+
+
+class MagnitudeUNet(nn.Module):
+    """A U-Net of residual blocks that keep magnitudes.
+
+    Args:
+        widths: Channels of each level; each level has half the resolution of the one before.
+        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        attention: The levels (from 0) that have self-attention; the middle always has it.
+        channels: Of an image.
+        embedded: Numbers of the embedding of time and label.
+        frequencies: Of the time.
+        classes: Labels to condition on, besides the null class; 0 for none.
+        head_width: Channels of a head of the attention.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        *,
+        layers: int = 3,
+        attention: Sequence[int] = (),
+        channels: int = 3,
+        embedded: int | None = None,
+        frequencies: int | None = None,
+        classes: int = 0,
+        head_width: int = 64,
+    ):
+        super().__init__()
+        told, waves = embedded or max(widths), frequencies or widths[0]
+        self.register_buffer("frequencies", torch.zeros(waves))
+        self.register_buffer("phases", torch.zeros(waves))
+        self.time = nn.Linear(waves, told, bias=False)
+        self.label = nn.Linear(classes, told, bias=False) if classes else None
+
+        def block(
+            inputs: int, width: int, encodes: bool, attends: bool = False, resample: int = 0
+        ) -> Block:
+            head = head_width if attends else 0
+            return Block(inputs, width, told, encodes=encodes, resample=resample, head=head)
+
+        self.conv_in = convolution(channels + 1, widths[0], 3)  # with a channel of ones
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        width, skips = widths[0], [widths[0]]
+        for level, after in enumerate(widths):
+            if level:
+                self.down.append(block(width, width, True, resample=DOWN))
+                skips.append(width)
+            for _ in range(layers):
+                self.down.append(block(width, after, True, level in attention))
+                skips.append(width := after)
+        self.middle.extend([block(width, width, False, True), block(width, width, False)])
+        for level, after in reversed(list(enumerate(widths))):
+            for _ in range(layers + 1):
+                self.up.append(block(width + skips.pop(), after, False, level in attention))
+                width = after
+            if level:
+                self.up.append(block(width, width, False, resample=UP))
+        self.conv_out = convolution(width, channels, 3)
+
+    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+        """The prediction for x (B, C, H, W) at times (B,); the label `classes` is the null class."""
+        waves = time[:, None] * self.frequencies + self.phases
+        embedding = self.time(math.sqrt(2) * waves.cos())
+        if self.label is not None and label is not None:
+            known = self.label.in_features
+            hot = F.one_hot(label, known + 1)[:, :known].to(x) * math.sqrt(known)
+            embedding = weighted_sum(embedding, self.label(hot), LABEL_SHARE)
+        embedding = silu(embedding)
+        x = self.conv_in(torch.cat([x, torch.ones_like(x[:, :1])], 1))
+        skips = [x]
+        for block in self.down:
+            skips.append(x := block(x, embedding))
+        for block in self.middle:
+            x = block(x, embedding)
+        for block in self.up:
+            x = block(x if block.resample else joined(x, skips.pop()), embedding)
+        return self.conv_out(x)
+
+
+class Block(nn.Module):
+    """A residual block, which may resample, and the attention after it.
+
+    Args:
+        inputs: Channels that come in.
+        width: Channels that go out.
+        told: Numbers of the embedding.
+        encodes: Whether it is on the way down, where the features are normalized first.
+        resample: `DOWN`, `UP`, or 0.
+        head: Channels of a head of the attention; 0 for no attention.
+    """
+
+    def __init__(
+        self, inputs: int, width: int, told: int, *, encodes: bool, resample: int, head: int
+    ):
+        super().__init__()
+        self.encodes, self.resample, self.head = encodes, resample, head
+        self.conv1 = convolution(width if encodes else inputs, width, 3)
+        self.conv2 = convolution(width, width, 3)
+        self.time = nn.Linear(told, width, bias=False)
+        self.shortcut = convolution(inputs, width, 1) if inputs != width else nn.Identity()
+        self.qkv = convolution(width, 3 * width, 1) if head else None
+        self.out = convolution(width, width, 1) if head else None
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Features (B, inputs, H, W) and embeddings (B, told) to features (B, width, H', W')."""
+        if self.resample:
+            x = F.interpolate(x, scale_factor=2.0) if self.resample == UP else F.avg_pool2d(x, 2)
+        if self.encodes:
+            x = to_unit(self.shortcut(x), (1,))
+        inner = self.conv1(silu(x)) * (self.time(embedding) + 1)[:, :, None, None]
+        inner = self.conv2(silu(inner))
+        x = weighted_sum(x if self.encodes else self.shortcut(x), inner, SHARE)
+        if self.qkv is not None and self.out is not None:
+            # query, key and value of a channel lie side by side
+            table = self.qkv(x).flatten(2).unflatten(1, (-1, self.head, 3))
+            q, k, v = (part.transpose(2, 3) for part in to_unit(table, (2,)).unbind(3))
+            seen = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
+            x = weighted_sum(x, self.out(seen), SHARE)
+        return x.clamp(-LARGEST, LARGEST)
+
+
+def convolution(inputs: int, width: int, side: int) -> nn.Conv2d:
+    """A convolution without bias that keeps the resolution."""
+    return nn.Conv2d(inputs, width, side, padding=side // 2, bias=False)
+
+
+def to_unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """`x` scaled to a root mean square of 1 over some dimensions."""
+    length = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    return x / (1e-4 + length * math.sqrt(length.numel() / x.numel()))
+
+
+def silu(x: Tensor) -> Tensor:
+    """The activation, scaled to keep the magnitude of normal inputs."""
+    return F.silu(x) / 0.596
+
+
+def weighted_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """The sum of two branches with a share of the second, scaled to keep their magnitude."""
+    return a.lerp(b, share) / math.sqrt((1 - share) ** 2 + share**2)
+
+
+def joined(a: Tensor, b: Tensor) -> Tensor:
+    """Two branches side by side (B, C + D, H, W), scaled so that both weigh the same."""
+    scale = math.sqrt((a.shape[1] + b.shape[1]) / 2)
+    return torch.cat([a * (scale / math.sqrt(a.shape[1])), b * (scale / math.sqrt(b.shape[1]))], 1)

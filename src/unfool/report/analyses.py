@@ -1,0 +1,238 @@
+"""The reports of `unfool analyze`: gradients, purification, samples, trajectories, landscape.
+
+Each is written into a folder as `NAME.{json,md,html,npz}`, with its figures, and returned. `about` holds
+the command, as `command`, and what else is written beside the numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unfool.analysis.gradients import Gradients
+from unfool.analysis.landscape import Landscape
+from unfool.analysis.purification import Purification
+from unfool.analysis.samples import REAL, Samples
+from unfool.analysis.trajectories import Trajectories, flat
+from unfool.report.document import Block, Code, Document, Figure, Paragraph, Table
+from unfool.report.figures import analyses as figures
+from unfool.report.figures import trajectories as paths
+from unfool.report.figures.analyses import METRICS
+from unfool.report.formatting import cell, mean
+from unfool.report.write import write_document
+
+About = Mapping[str, Any]
+
+
+def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
+    """The report of what `analysis.gradients.compare` returned.
+
+    `about` also holds the `loss`, and the `draws` of the noise.
+    """
+    summary = found.summary()
+    kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
+    said = (
+        f"{summary['images']} images, {about['draws']} draws of the defense's noise each, the same for "
+        f"every gradient, of the loss `{about['loss']}`. Finite differences along "
+        f"{summary['directions']} random directions, in {kind}. Means over images with 95 % intervals. "
+        f"A forward pass takes {1000 * summary['forward_seconds']:.1f} ms an image."
+    )
+    heads = ["gradient", "cosine with the exact one", "same sign", "relative error"]
+    heads += ["error against finite differences", "time, in forward passes", "kept by graphs, MiB"]
+    rows = [
+        [
+            row["way"],
+            *(_near_zero(row[key]) for key in ("cosine", "sign", "error", "slope_error")),
+            f"{row['forwards']:.2f}",
+            f"{row['kept'] / 2**20:.2f}",
+        ]
+        for row in summary["ways"]
+    ]
+    caption = (
+        "Left: the cosine of each two gradients, mean over the images. Right: the cosine with the "
+        "exact gradient, image by image."
+    )
+    missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
+    drawn = Figure("gradients.png", "Cosines of gradients", caption, figures.cosines(found))
+    blocks = [Paragraph(said), Table(heads, rows), *map(Paragraph, missing), drawn]
+    arrays = {
+        "ways": np.array([way.name for way in found.variants]),
+        "gradients": found.gradients,
+        "directions": found.directions,
+        "slopes": found.slopes,
+    }
+    return _write(folder, "gradients", "Gradients of a defense", blocks, about, summary, arrays)
+
+
+def write_purification(folder: Path, found: Purification, about: About) -> Document:
+    """The report of what `analysis.purification.purification` returned."""
+    summary = found.summary()
+    metrics = list(next(iter(found.distances.values())))
+    rows = [
+        [row["row"], *(mean(row.get(metric), ".3f") for metric in metrics), cell(row["right"])]
+        for row in summary["rows"]
+    ]
+    nearer = ", ".join(f"{cell(share)} by {METRICS[m]}" for m, share in summary["nearer"].items())
+    blocks = [
+        Paragraph(_about_purification(summary)),
+        Table(["picture", *(METRICS[metric] for metric in metrics), "right"], rows),
+        Paragraph(
+            f"Purified, attacked pictures are nearer to the clean one than before: {nearer}."
+        ),
+        Paragraph(
+            "Of the perturbation, as long as it was 1, is left after purification on the same draw: "
+            f"{mean(summary['left'], '.3f')}."
+        ),
+        Figure(
+            "purification.png",
+            "Distance to the clean picture",
+            "Picture by picture (mean over draws), and the mean. Of SSIM more is nearer.",
+            figures.distances(found, metrics),
+        ),
+        Figure(
+            "purification-pictures.png",
+            "The first pictures",
+            "On the first draw, as the classifier meets them (cut to [0, 1] here).",
+            figures.purified_pictures(found),
+        ),
+    ]
+    arrays = {
+        f"{row}/{metric}": values
+        for row, measured in found.distances.items()
+        for metric, values in measured.items()
+    }
+    arrays |= {f"{row}/right": values for row, values in found.right.items()}
+    arrays |= {f"{row}/pictures": values for row, values in found.pictures.items()}
+    arrays["left"] = found.left
+    title = "What purification does to pictures"
+    return _write(folder, "purification", title, blocks, about, summary, arrays)
+
+
+def write_samples(folder: Path, found: Samples, about: About) -> Document:
+    """The report of what `analysis.samples.samples` returned."""
+    summary = found.summary()
+    said = (
+        f"The distance of {summary['size']} pictures to as many real ones; mean over "
+        f"{summary['sets']} sets with a 95 % interval. That of {REAL} is what is left where nothing "
+        "differs. Not FID: the features are those of this classifier, and numbers of other "
+        "classifiers or sizes do not compare."
+    )
+    rows = [[name, mean(value, ".3g")] for name, value in summary["frechet"].items()]
+    drawn = figures.generated_pictures(found)
+    blocks = [
+        Paragraph(said),
+        Table(["pictures", "Fréchet distance over the classifier's features"], rows),
+        Figure(
+            "samples.png", "The first generated pictures", "All are from the same noise.", drawn
+        ),
+    ]
+    arrays = {f"{name}/distances": np.array(values) for name, values in found.distances.items()}
+    arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}
+    title = "Generated pictures beside real ones"
+    return _write(folder, "samples", title, blocks, about, summary, arrays)
+
+
+def write_trajectories(folder: Path, found: Trajectories, about: About) -> Document:
+    """The report of what `analysis.trajectories.trajectories` returned; the first picture is drawn."""
+    summary, (points, where) = found.summary(), flat(found.runs, 0)
+    said = (
+        f"{summary['images']} pictures. Losses and accuracies at the ends of the runs, on the draw of "
+        f"noise that DW-box knows and on {summary['draws']} fresh draws; cosines of the perturbations "
+        "there. Means over pictures with 95 % intervals."
+    )
+    heads = ["setting", "runs", "loss, known noise", "right, known noise"]
+    heads += ["loss, fresh noise", "right, fresh noise"]
+    rows = []
+    for row in summary["settings"]:
+        pairs = [(mean(row["loss"][kind], ".2f"), cell(row["right"][kind])) for kind in paths.KINDS]
+        rows.append([row["setting"], str(row["runs"]), *(text for pair in pairs for text in pair)])
+    cosines = [[_pair(row["between"]), mean(row["cosine"], ".2f")] for row in summary["cosines"]]
+    blocks = [Paragraph(said), Table(heads, rows), Table(["ends of", "cosine"], cosines)]
+    arrays = {}
+    for name, flat_points, axes in (
+        ("trajectories", paths.principal_components(points), "principal components"),
+        ("trajectories-tsne", paths.t_sne(points), "axes of t-SNE, where lengths mean little"),
+    ):
+        caption = (
+            "All iterates of all runs from one picture; height is the loss, on the left on the noise "
+            f"that DW-box knows, on the right on fresh noise. The flat axes are the first two {axes}."
+        )
+        drawn = paths.paths(found, flat_points, where)
+        blocks.append(Figure(f"{name}.png", "Paths of all runs", caption, drawn))
+        arrays |= {f"{name}/{run}/{number}": flat_points[own] for run, number, own in where}
+    for name, runs in found.runs.items():
+        arrays |= {f"{name}/ends": runs.ends, f"{name}/paths": runs.paths}
+        arrays |= {f"{name}/height-{kind}": height for kind, height in runs.heights.items()}
+        arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
+        arrays |= {f"{name}/right-{kind}": share for kind, share in runs.right.items()}
+    return _write(folder, "trajectories", "Paths of attacks", blocks, about, summary, arrays)
+
+
+def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
+    """The report of what `analysis.landscape.landscape` returned, by what the model is called."""
+    said = (
+        "The loss over the plane of two attacks from one picture: across, the perturbation that DW-box "
+        "ends with (at 1); along, what is left of that of white box with EOT (at 1). Lines: the iterates "
+        "of both, as far as they lie in the plane. All on one scale."
+    )
+    summary = {
+        name: {
+            "loss at the picture": {k: float(getattr(seen, k)[0, 0]) for k in paths.KINDS},
+            "highest loss": {k: float(getattr(seen, k).max()) for k in paths.KINDS},
+            "outside the plane": seen.outside,
+        }
+        for name, seen in found.items()
+    }
+    arrays: dict[str, np.ndarray] = {}
+    for name, seen in found.items():
+        values = {"along": seen.along, "known": seen.known, "fresh": seen.fresh}
+        values |= {"directions": seen.directions, **seen.paths}
+        arrays |= {f"{name}/{key}": np.asarray(value) for key, value in values.items()}
+    title = "The loss around a picture"
+    blocks = [Figure("landscape.png", title, said, paths.surfaces(found))]
+    return _write(folder, "landscape", title, blocks, about, {"models": summary}, arrays)
+
+
+def _write(
+    folder: Path,
+    name: str,
+    title: str,
+    blocks: Sequence[Block],
+    about: About,
+    summary: Mapping[str, Any],
+    arrays: Mapping[str, np.ndarray],
+) -> Document:
+    document = Document(title, [*blocks, Code(about["command"])])
+    write_document(folder, name, document, {"version": 1, **about, **summary}, arrays)
+    return document
+
+
+def _about_purification(summary: Mapping[str, Any]) -> str:
+    sigma = summary["pixel_noise"]
+    noise = (
+        f"Noise only is the defense's forward noise, of deviation {sigma:.3f} of [0, 1], with nothing "
+        "taken away."
+        if sigma
+        else "This purifier puts no noise on the picture, so there is no control of noise alone."
+    )
+    return (
+        f"{summary['images']} pictures, {summary['draws']} draws of the defense's noise each, the same "
+        "for clean and attacked ones. Distances are to the clean picture; means over pictures with 95 % "
+        f"intervals. Right is the classifier on that picture, per draw. {noise}"
+    )
+
+
+def _near_zero(value: Mapping[str, float]) -> str:
+    """A mean that may be tiny, with its interval unless that is narrow."""
+
+    def said(value: float) -> str:
+        return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"
+
+    if max(abs(value[key] - value["mean"]) for key in ("low", "high")) < 5e-4:
+        return said(value["mean"])
+    return f"{said(value['mean'])} [{said(value['low'])}, {said(value['high'])}]"
+
+
+def _pair(names: Sequence[str]) -> str:
+    return f"{names[0]}, run by run" if names[0] == names[1] else " and ".join(names)

@@ -1,0 +1,167 @@
+"""The report of a comparison: a table of paired differences, a figure, and JUnit for a CI system."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from unfool.evaluation.sweep import name_of
+from unfool.report.document import Block, Code, Document, Doubts, Paragraph, Style, Table
+from unfool.report.figures.comparison import paired_accuracy, title_of
+from unfool.report.formatting import cell, percent, points
+from unfool.report.write import write_document
+from unfool.results.compare import Comparison, Gate, Paired
+from unfool.statistics import Mean
+
+VERSION = 1
+HEADS = ("condition", "A", "B", "B - A, points", "only A right", "only B right", "p")
+ABOUT = (
+    "A, B: how often one answer is right, with 95 % intervals. B - A: the paired difference, with a "
+    "95 % interval by bootstrap over images. Only A, only B: images on which the majority of {draws} "
+    "draws is right in one run alone; p: the exact test of McNemar of these two counts."
+)
+
+
+def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
+    """What a terminal and a notebook show: the differences, the doubts, and the bounds.
+
+    Args:
+        found: What `results.compare.compare` returned.
+        kept: What `results.compare.gates` returned.
+    """
+    title, *opening = _opening(found)
+    strong: dict[int, Style] = {
+        i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"
+    }
+    blocks: list[Block] = [
+        *map(Paragraph, opening),
+        Table(HEADS, _lines(found), strong),
+        Paragraph(ABOUT.format(draws=found.draws), "note"),
+    ]
+    doubts = [
+        {"name": f"{doubt['name']} (run {run})", "severity": doubt["severity"], "why": doubt["why"]}
+        for run, listed in zip("AB", found.doubts, strict=True)
+        for doubt in listed
+    ]
+    blocks += [Doubts(doubts)] if doubts else []
+    blocks += [_bound(gate) for gate in kept]
+    return Document(title, blocks)
+
+
+def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
+    """The whole report.
+
+    Args:
+        found: What `results.compare.compare` returned.
+        kept: What `results.compare.gates` returned.
+        command: How to make it again.
+    """
+    short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
+    return Document(short.title, [*short.blocks, figure, Code(command)], "Two runs compared")
+
+
+def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
+    """Write `compare.json`, `compare.md`, `compare.html` and `compare.png` into a folder.
+
+    Args:
+        folder: Where to.
+        found: What `results.compare.compare` returned.
+        kept: What `results.compare.gates` returned.
+        command: How to make it again.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    numbers: dict[str, Any] = {"version": VERSION, "command": command} | asdict(found)
+    numbers["rows"] = [named(row) for row in found.rows]
+    numbers["gates"] = [
+        asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
+        for gate in kept
+    ]
+    write_document(folder, "compare", whole(found, kept, command), numbers)
+
+
+def junit(kept: Sequence[Gate]) -> bytes:
+    """The gates as an XML file that CI systems read: a test case each.
+
+    Raises:
+        ValueError: There are no gates.
+    """
+    if not kept:
+        raise ValueError("--junit tells of gates: add --min-robust or --max-drop")
+    failed = str(sum(not gate.ok for gate in kept))
+    count = {"tests": str(len(kept)), "failures": failed, "errors": "0"}
+    root = ElementTree.Element("testsuites", count)
+    suite = ElementTree.SubElement(root, "testsuite", {"name": "unfool compare", **count})
+    for gate in kept:
+        name = f"{gate.name} {gate.bound:g} ({gate.of})"
+        told_of = {"classname": "unfool.compare", "name": name}
+        case = ElementTree.SubElement(suite, "testcase", told_of)
+        where = "failure" if not gate.ok else "system-out"
+        beside = {"type": gate.name, "message": describe_gate(gate)} if not gate.ok else {}
+        ElementTree.SubElement(case, where, beside).text = describe_gate(gate)
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def describe_gate(gate: Gate) -> str:
+    """A gate and what became of it, in one sentence."""
+    if gate.name == "min-robust":
+        share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
+        said = f"robust accuracy of B is {cell(share)}, at least {percent(gate.bound)} was asked"
+    else:
+        said = (
+            f"{gate.of} accuracy: A - B is {_points(gate.found)} points, at most "
+            f"{100 * gate.bound:.1f} was asked"
+        )
+    return said + ("" if gate.sure else "; the interval holds both sides of the bound")
+
+
+def _opening(found: Comparison) -> list[str]:
+    """What is compared, what differs, and the number that counts."""
+    row = {row.name: row for row in found.rows}
+    name = "robust" if "robust" in row else "clean"
+    change = _points(row[name].change)
+    images = f"{found.n} images" if found.n == found.of else f"{found.n} of {found.of} images"
+    where = "; ".join(
+        f"{path} {name_of(a)} in A, {name_of(b)} in B" for path, (a, b) in found.differs.items()
+    )
+    return [
+        f"From A to B, {name} accuracy per draw changes by {change} points.",
+        f"A: {found.folders[0]}; B: {found.folders[1]}; {images}, {found.draws} held-out draws each.",
+        f"What differs: {where}."
+        if where
+        else "Both were asked the same, and made by the same versions.",
+    ]
+
+
+def _bound(gate: Gate) -> Paragraph:
+    said = f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate)}"
+    return Paragraph(said, "" if gate.ok else "warning")
+
+
+def _lines(found: Comparison) -> list[list[str]]:
+    """A line of the table (`HEADS`) for each condition."""
+    return [
+        [
+            title_of(row),
+            cell(row.a._asdict()),
+            cell(row.b._asdict()),
+            _points(row.change),
+            str(row.only_a),
+            str(row.only_b),
+            f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001",
+        ]
+        for row in found.rows
+    ]
+
+
+def named(row: Paired) -> dict[str, Any]:
+    """A condition as JSON holds it."""
+    shares = {name: getattr(row, name)._asdict() for name in ("a", "b", "change")}
+    return asdict(row) | shares
+
+
+def _points(change: Mean) -> str:
+    return points(change._asdict(), "+.1f")

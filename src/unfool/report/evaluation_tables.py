@@ -1,0 +1,275 @@
+"""The tables of an evaluation: which conditions, readings and numbers of a summary stand where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unfool.report.document import Table
+from unfool.report.formatting import Share, cell, duration, mean, memory, points
+from unfool.results.threat_model import known_words
+
+SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A reading of accuracy.
+
+    Attributes:
+        key: Its name in `report.json`: `undefended`, `per_draw`, `majority` or `all_draws`.
+        title: Its heading.
+        meaning: What it is, in plain words.
+    """
+
+    key: str
+    title: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """A condition.
+
+    Attributes:
+        name: Its name in `report.json`.
+        title: What a reader calls it.
+        shares: Of each column's key.
+        marks: The numbers, from 1, of the doubts about it.
+    """
+
+    name: str
+    title: str
+    shares: dict[str, Share]
+    marks: tuple[int, ...]
+
+
+def doubts(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The doubts, the red ones first: the order in which they are numbered."""
+    return sorted(summary["doubts"], key=lambda doubt: doubt["severity"] != "red")
+
+
+def columns(summary: Mapping[str, Any]) -> list[Column]:
+    """The readings that say something: one, if the model answers alike at every draw."""
+    k = summary["robust"]["k"]
+    found = []
+    if "undefended" in summary["robust"]:
+        meaning = "the same pictures, shown to the classifier without its defense"
+        if summary["attacks"]:
+            meaning += "; in the row robust, under whichever attack hurts it most"
+        found.append(Column("undefended", "undefended", meaning))
+    defended = "defended" if found else "accuracy"
+    if _one_reading(summary):
+        return [*found, Column("per_draw", defended, "how often the model is right")]
+    may = f": the attacker may submit {k} times" if summary["attacks"] else ""
+    return [
+        *found,
+        Column("per_draw", f"{defended}, per draw", "how often one answer of the model is right"),
+        Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
+        Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
+    ]
+
+
+def rows(summary: Mapping[str, Any]) -> list[TableRow]:
+    """The conditions: clean, random noise, each attack, and the attack that counts."""
+    table = [("clean", "clean", summary["clean"])]
+    if "random" in summary:
+        table.append(("random", "random noise", summary["random"]))
+    table += [(attack["name"], attack["name"], attack["robust"]) for attack in summary["attacks"]]
+    if summary["attacks"]:
+        table.append(("robust", "robust", summary["robust"]))
+        if "undefended" in summary["robust"]:
+            table[-1] = (
+                "robust",
+                "robust",
+                {**summary["robust"], "undefended": weakest_bare(summary)[1]},
+            )
+    table += [(row["name"], row["name"], row["robust"]) for row in summary.get("unbounded", [])]
+    corruptions = summary.get("corruptions", [])
+    table += [(row["name"], row["name"], row["robust"]) for row in corruptions]
+    if corruptions:
+        title = "corrupted, on average"
+        table.append(("corrupted", title, summary["corrupted"]))
+    keys = [column.key for column in columns(summary)]
+    return [
+        TableRow(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
+        for name, title, shares in table
+    ]
+
+
+def accuracy(summary: Mapping[str, Any]) -> Table:
+    """Accuracy under every condition; marked are those that a doubt is about."""
+    heads, lines = columns(summary), rows(summary)
+    return Table(
+        ["condition", *(head.title for head in heads)],
+        [[line.title, *(cell(line.shares[head.key]) for head in heads)] for line in lines],
+        {i: "strong" for i, line in enumerate(lines) if line.name == "robust"},
+        {i: line.marks for i, line in enumerate(lines)},
+    )
+
+
+def classes(summary: Mapping[str, Any]) -> Table:
+    """Accuracy of each class; of many classes, the least robust ones."""
+    keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
+    body = [
+        [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
+    ]
+    return Table(["class", "pictures", *keys], body)
+
+
+QUALITY = (
+    ("psnr", "PSNR, dB", ".1f"),
+    ("ssim", "SSIM", ".3f"),
+    ("lpips", "LPIPS", ".3f"),
+    ("l2", "l2", ".2f"),
+)
+
+
+def quality(summary: Mapping[str, Any]) -> Table:
+    """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
+    lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
+    shown = [w for w in whens if any(w[0] in line for line in lines)]
+    metrics = [
+        m for m in QUALITY if any(m[0] in line.get(when, {}) for line in lines for when, _ in whens)
+    ]
+    heads = ["pictures", *(name + told for _, name, _ in metrics for _, told in shown)]
+    titles = {row.name: row.title for row in rows(summary)}
+    body = [
+        [titles[line["name"]]]
+        + [
+            mean(line.get(when, {}).get(metric), digits)
+            for metric, _, digits in metrics
+            for when, _ in shown
+        ]
+        for line in lines
+    ]
+    return Table(heads, body)
+
+
+def ladder(summary: Mapping[str, Any]) -> Table:
+    """What the attacker has after each attack: headings, and a line per attack; none of one."""
+    rungs = summary.get("by_attack", [])
+    heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
+    body = [
+        [rung["name"], str(rung["attacked"]), *(cell(rung["robust"][head.key]) for head in heads)]
+        for rung in rungs
+    ]
+    titles = ["after", "tried on", *(head.title for head in heads)]
+    return Table(titles, body if len(rungs) > 1 else [])
+
+
+def knowing(summary: Mapping[str, Any]) -> Table:
+    """Accuracy with some of the noise known: headings, and a line per attack; maybe none.
+
+    First stand the attacks, without such knowledge, that they are compared with.
+    """
+    table = summary.get("known_noise", [])
+    beside = {row["beside"] for row in table if "beside" in row}
+    body = [
+        [row["name"], "none of the noise is known", cell(row["robust"]["per_draw"]), "-"]
+        for row in summary["attacks"]
+        if row["name"] in beside
+    ]
+    body += [
+        [
+            row["name"],
+            known_words(row["knows"]),
+            cell(row["robust"]["per_draw"]),
+            points(row["gap"], unit=" points") + f" ({row['beside']})" if "gap" in row else "-",
+        ]
+        for row in table
+    ]
+    heads = ["attack", "what is known", "right, per answer", "below that with none known"]
+    return Table(heads, body)
+
+
+def resubmission(summary: Mapping[str, Any]) -> Table:
+    """How often all of m answers are right: headings, and a line for 1, 2, 4, ... submissions."""
+    curve = summary.get("resubmission", {})
+    names = [name for name in SUBMITTED if name in curve]
+    if _one_reading(summary) or not curve:
+        return Table([], [])
+    most = len(curve["submissions"])
+    shown = sorted({2**i for i in range(most.bit_length())} | {most})
+    body = [[str(m), *(cell(curve[name][m - 1]) for name in names)] for m in shown]
+    return Table(["submissions", *(SUBMITTED[name] for name in names)], body)
+
+
+def costs(summary: Mapping[str, Any]) -> Table:
+    """What the evaluation cost, in all and per picture."""
+    cost, n = summary["cost"], summary["n"]
+    names = {
+        "nfe_forward": "denoiser, forward calls",
+        "nfe_vjp": "denoiser, backward calls",
+        "classifier_forward": "classifier, forward calls",
+        "classifier_vjp": "classifier, backward calls",
+    }
+    found = [(title, f"{cost[k]:,}", f"{cost[k] / n:,.0f}") for k, title in names.items()]
+    lines = [
+        *found,
+        ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
+        ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
+        ("peak memory", memory(cost["peak_bytes"]), ""),
+        *_against(summary),
+    ]
+    return Table(["cost", "in all", "per picture"], lines)
+
+
+def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """What was forecast for as many pictures, and what it took of that."""
+    told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
+    if not told:
+        return []
+    most, part = ("at most " if told["most"] else ""), n / told["images"]
+    calls, seconds = (part * sum(told["calls"].values()), part * told["seconds"])
+    took = sum(cost[key] for key in told["calls"])
+    return [
+        ("forecast, calls", f"{most}{calls:,.0f}", f"{took / calls:.0%} taken" if calls else ""),
+        ("forecast, time", most + duration(seconds), f"{cost['seconds'] / seconds:.0%} taken"),
+    ]
+
+
+def weakest_bare(summary: Mapping[str, Any]) -> tuple[str, Share]:
+    """What hurts the classifier without its defense most, and how often that is still right.
+
+    The attack that counts against the defense may be harmless to the classifier alone; to set the
+    two side by side would make the defense look worthless.
+    """
+    found = [("the attack that counts", summary["robust"]["undefended"])]
+    found += [(attack["name"], attack["robust"]["undefended"]) for attack in summary["attacks"]]
+    return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
+
+
+def weakest(summary: Mapping[str, Any], most: int = 30) -> list[dict[str, Any]]:
+    """The classes in their own order; if there are more than `most`, the least robust ones."""
+    classes = summary["classes"]
+    if len(classes) <= most:
+        return list(classes)
+    return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
+
+
+def _one_reading(summary: Mapping[str, Any]) -> bool:
+    robust = summary["robust"]
+    if robust["k"] == 1:
+        return True
+    read = [robust, summary["clean"], summary.get("random", robust)]
+    for key in ("attacks", "unbounded", "corruptions"):
+        read += [row["robust"] for row in summary.get(key, [])]
+    return "undefended" not in robust and all(
+        each["per_draw"]["accuracy"] == each[key]["accuracy"]
+        for each in read
+        for key in ("majority", "all_draws")
+    )
+
+
+def _marks(summary: Mapping[str, Any], name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
+    """The doubts about a row: all of them about the one that counts, else those that speak of it."""
+    without = "corrupted" if summary.get("corruptions") else "clean"
+    if name == ("robust" if summary["attacks"] else without):
+        return tuple(range(1, len(summary["doubts"]) + 1))
+    attack = any(attack["name"] == name for attack in summary["attacks"])
+    said = enumerate(doubts(summary), 1)
+    return tuple(number for number, doubt in said if attack and _speaks(doubt["why"], name))
+
+
+def _speaks(text: str, name: str) -> bool:
+    return f" {name} " in f" {text.replace(',', ' ').replace(':', ' ')} "

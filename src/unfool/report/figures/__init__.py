@@ -1,0 +1,1 @@
+"""The figures of reports. Matplotlib is imported when one is drawn."""

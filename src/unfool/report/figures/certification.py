@@ -1,0 +1,52 @@
+"""The figure of a certification: certified accuracy over the radius."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unfool.report import document
+from unfool.report.figures.style import BLUE, GRAY, TEAL, WIDTH, blank, ground, legend, png
+from unfool.statistics import wilson
+
+
+def certified_accuracy(summary: Mapping[str, Any]) -> document.Figure:
+    """Certified accuracy over the radius, with pointwise 95 % intervals over images."""
+    images, reach = summary["images"], summary["reach"]
+    radii = sorted(row["radius"] for row in images if row["answer"] == row["label"])
+    # A step for each radius at which a picture falls; nothing is said beyond the reach.
+    edges = np.array([0.0, *(radius for radius in radii if radius < reach), reach])
+    shares = [wilson(len(radii) - i, len(images)) for i in range(len(edges) - 1)]
+    accuracy, low, high = (100 * np.array(bound) for bound in zip(*shares, strict=True))
+    figure = blank(WIDTH, 3.6)
+    axes = figure.subplots()
+    axes.fill_between(
+        edges,
+        [*low, low[-1]],
+        [*high, high[-1]],
+        step="post",
+        color=BLUE,
+        alpha=0.16,
+        linewidth=0,
+        label="95 % interval",
+    )
+    axes.stairs(
+        accuracy, edges, baseline=None, color=BLUE, linewidth=2, label="certified and right"
+    )
+    clean = 100 * summary["clean"]["accuracy"]
+    axes.axhline(clean, color=TEAL, linestyle="--", linewidth=1.3, label="right, certified or not")
+    axes.axvline(
+        reach, color=GRAY, linestyle=":", linewidth=1.6, label="the most that the draws can prove"
+    )
+    axes.set_xlim(0, 1.05 * reach)
+    axes.set_ylim(0, 103)
+    ground(axes, "radius, Euclidean length in [0, 1] pixels", "pictures, %")
+    legend(figure, axes, 2)
+    said = (
+        "How many pictures have the right answer, certified, at every point nearer than the radius. The "
+        "band is the pointwise 95 % interval over pictures. Dashed: how many have the right class in "
+        "front, certified or not. Dotted: the radius of a picture whose every draw agrees; only more "
+        "draws can prove more."
+    )
+    title = "Certified accuracy over the radius"
+    return document.Figure("figures/certified.png", title, said, png(figure))

@@ -1,0 +1,161 @@
+"""The figures of an evaluation: accuracy, classes, submissions, and the loss of each attack.
+
+Figures are drawn on objects of their own, so nothing global is touched. Each reads without color:
+readings differ by marker, right and wrong by a sign, lines by dashes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from unfool.report import document
+from unfool.report.evaluation_tables import SUBMITTED, columns, rows, weakest
+from unfool.report.figures.style import (
+    BLUE,
+    GRAY,
+    INK,
+    RUST,
+    TEAL,
+    WIDTH,
+    blank,
+    ground,
+    interval,
+    legend,
+    percent_axis,
+    png,
+    short,
+)
+
+STYLES: dict[str, dict[str, Any]] = {
+    "undefended": {"marker": "x", "color": GRAY, "markersize": 6, "markeredgewidth": 1.6},
+    "per_draw": {"marker": "o", "color": BLUE, "markersize": 6.5},
+    "majority": {"marker": "s", "color": TEAL, "markersize": 6, "markerfacecolor": "white"},
+    "all_draws": {"marker": "v", "color": RUST, "markersize": 6.5},
+}
+
+
+def accuracy(summary: Mapping[str, Any]) -> document.Figure:
+    """Accuracy of every reading under every condition, with 95 % intervals."""
+    lines, readings = rows(summary), columns(summary)
+    height = 0.95 + len(lines) * (0.22 + 0.15 * len(readings))
+    figure = blank(WIDTH, height)
+    axes = figure.subplots()
+    spread = np.linspace(-0.27, 0.27, len(readings)) if len(readings) > 1 else [0.0]
+    for reading, shift in zip(readings, spread, strict=True):
+        for place, line in enumerate(lines):
+            title = reading.title if place == 0 else None
+            interval(axes, line.shares[reading.key], place + shift, STYLES[reading.key], title)
+    percent_axis(axes, [line.title for line in lines], "accuracy, %")
+    for place, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
+        tick.set_fontweight("bold" if line.name == "robust" else "normal")
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", zorder=0, linewidth=0)
+    if len(readings) > 1:
+        legend(figure, axes, len(readings))
+    said = "The further to the right, the more often the model is right. Bars are 95 % intervals."
+    if summary["attacks"]:
+        said += " The distance between the clean row and the robust row is what the attack costs."
+    if len(readings) > 2:
+        said += " Where the readings of one row lie apart, the model's own randomness decides the answer."
+    return document.Figure("figures/accuracy.png", "Accuracy by condition", said, png(figure))
+
+
+def classes(summary: Mapping[str, Any]) -> document.Figure:
+    """Accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
+    shown = weakest(summary)
+    figure = blank(WIDTH, 0.95 + 0.42 * len(shown))
+    axes = figure.subplots()
+    kinds = [("clean", -0.16, {"marker": "o", "color": BLUE, "markersize": 6})]
+    if summary["attacks"]:
+        style = {"marker": "v", "color": RUST, "markersize": 6.5, "markerfacecolor": "white"}
+        kinds.append(("robust", 0.16, style))
+    for key, shift, style in kinds:
+        for place, row in enumerate(shown):
+            interval(axes, row[key], place + shift, style, key if place == 0 else None)
+    percent_axis(axes, [short(row["name"]) for row in shown], "accuracy per draw, %")
+    if len(kinds) > 1:
+        legend(figure, axes, len(kinds))
+    many = len(summary["classes"])
+    said = "Each class, clean" + (" and under the attack that counts" if summary["attacks"] else "")
+    said += (
+        ". Bars are 95 % intervals: with few pictures of a class they are wide, and classes whose bars "
+        "overlap cannot be ranked. A class of which the run has no picture is left out."
+    )
+    if len(shown) < many:
+        said += f" Shown are the {len(shown)} least robust of {many}."
+    return document.Figure("figures/classes.png", "Accuracy by class", said, png(figure))
+
+
+def resubmission(summary: Mapping[str, Any]) -> document.Figure:
+    """How often all of m answers to a picture are right, over m, with 95 % intervals."""
+    curve = summary["resubmission"]
+    times = curve["submissions"]
+    figure = blank(WIDTH, 3.4)
+    axes = figure.subplots()
+    styles: dict[str, dict[str, Any]] = {
+        "clean": {"color": BLUE, "marker": "o", "linestyle": "-"},
+        "random": {"color": GRAY, "marker": "s", "linestyle": ":"},
+        "robust": {"color": RUST, "marker": "v", "linestyle": "--"},
+    }
+    shown = [(name, style) for name, style in styles.items() if name in curve]
+    for name, style in shown:
+        right, low, high = (
+            [100 * share[key] for share in curve[name]] for key in ("accuracy", "low", "high")
+        )
+        axes.fill_between(times, low, high, color=style["color"], alpha=0.15, linewidth=0)
+        label = SUBMITTED[name] if name != "robust" else "robust (the attack that counts)"
+        axes.plot(times, right, linewidth=1.6, markersize=5, label=label, clip_on=False, **style)
+    axes.set_ylim(0, 100)
+    axes.set_xlim(1, max(times[-1], 2))
+    axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
+    ground(axes, "submissions of the same picture", "all answers right, %")
+    legend(figure, axes, len(shown))
+    said = (
+        "How often the model is right every time, if the same picture is submitted once, twice, and so "
+        "on. Bands are 95 % intervals. Where the lines of clean and attacked pictures fall alike, it is "
+        "the model's own randomness that errs, and no attack is needed."
+    )
+    return document.Figure("figures/resubmission.png", "Submitted again", said, png(figure))
+
+
+def loss_curves(summary: Mapping[str, Any]) -> document.Figure:
+    """The loss over the steps of each attack, of the pictures it left right and of the others."""
+    shown = summary["loss_curves"]
+    across = min(len(shown), 3)
+    down = -(-len(shown) // across)
+    width = WIDTH if across > 1 else 0.7 * WIDTH
+    figure = blank(width, 0.6 + 2.4 * down)
+    panels = figure.subplots(down, across, squeeze=False).flatten()
+    losses = {row["label"]: row.get("loss", "margin") for row in summary["spec"]["attacks"]}
+    kinds = {"right": ("left right", BLUE, "o", "-"), "wrong": ("made wrong", RUST, "v", "--")}
+    for axes, row in zip(panels, shown, strict=False):
+        counts = []
+        for key, (_, color, marker, dashes) in kinds.items():
+            band = row[key]
+            counts.append(f"{band['n']} {kinds[key][0]}")
+            x = 100 * (np.arange(len(band["mean"])) + 0.5) / max(len(band["mean"]), 1)
+            if band["low"]:
+                low, high = band["low"], band["high"]
+                axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(x, band["mean"], color=color, marker=marker, markersize=3, linestyle=dashes)
+        title = f"{short(row['name'])}\n{', '.join(counts)}"
+        axes.set_title(title, fontsize=9, color=INK, parse_math=False)
+        axes.set_xlim(0, 100)
+        ground(axes, y=f"loss ({losses.get(row['name'], 'margin')})")
+    for axes in panels[len(shown) :]:
+        axes.set_visible(False)
+    figure.supxlabel("part of the attack's steps, %", fontsize=9, color=INK)
+    for label, color, marker, dashes in kinds.values():
+        panels[0].plot(
+            [], [], color=color, marker=marker, linestyle=dashes, label=f"pictures {label}"
+        )
+    legend(figure, panels[0], 2)
+    said = (
+        "The mean of the loss that each attack climbs, from its first steps at the left to its last, "
+        "over its draws, restarts and targets. A picture is left right if more than half of its answers "
+        "are. Bands are 95 % intervals over pictures. Where the line of pictures left right still rises "
+        "at its end, the attack was not done."
+    )
+    title = "Loss over the steps of each attack"
+    return document.Figure("figures/loss_curves.png", title, said, png(figure))

@@ -1,0 +1,263 @@
+"""The pictures that a run kept, and the figures of them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unfool.report import document
+from unfool.report.figures.style import (
+    BLUE,
+    INK,
+    RUST,
+    WIDTH,
+    blank,
+    ground,
+    legend,
+    png,
+    short,
+    show,
+)
+from unfool.results.attack_roles import roles
+from unfool.results.run_folder import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+GREEN, RED = "#1b6e35", "#b01f1f"
+SHARED = ("times",)
+SIGNS = {True: "\u2713", False: "\u2717"}
+FEW_PIXELS = 100  # more need no enlarging
+Column = tuple[str, np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures, and what the model made of them.
+
+    Attributes:
+        arrays: As in `run/examples`: one row per picture, by index; `times` is shared.
+        classes: The names of the classes.
+        chosen: Of each picture, the condition that counts as its attack.
+        sizes: Of each picture, the norm of that attack's change.
+        changed: What that made of it: `attacked`; or `corrupted`, where the run has no attack.
+    """
+
+    arrays: dict[str, np.ndarray]
+    classes: Sequence[str]
+    chosen: Sequence[str]
+    sizes: Sequence[float]
+    changed: str = "attacked"
+
+    @classmethod
+    def of(cls, run: Run) -> Gallery | None:
+        """The pictures of `run`; None if it kept none.
+
+        Raises:
+            RuntimeError: A file of them is damaged.
+        """
+        found = {outcome.index: outcome for outcome in run.outcomes()}
+        blocks = [block for block in run.examples() if len(block["index"])]
+        if not blocks:
+            return None
+        indices = np.concatenate([block["index"] for block in blocks])
+        once = [i for i in np.unique(indices, return_index=True)[1] if int(indices[i]) in found]
+        if not once:
+            return None
+        keys = [key for key in blocks[0] if all(key in block for block in blocks)]
+        arrays = {
+            key: blocks[0][key]
+            if key in SHARED
+            else np.concatenate([block[key] for block in blocks])[once]
+            for key in keys
+        }
+        kept = [found[int(index)] for index in arrays["index"]]
+        sizes = [outcome.conditions[outcome.chosen].size for outcome in kept]
+        attacks, _, corruptions, _ = roles(run.spec["attacks"])
+        return cls(
+            arrays,
+            run.manifest["classes"],
+            [outcome.chosen for outcome in kept],
+            sizes,
+            "corrupted" if corruptions and not attacks else "attacked",
+        )
+
+    def __len__(self) -> int:
+        return len(self.arrays["index"])
+
+    def name(self, label: int) -> str:
+        """The name of a class, cut where it is long."""
+        known = 0 <= label < len(self.classes)
+        name = self.classes[label] if known else f"class {label}"
+        return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
+    """A grid: of each picture clean, attacked, the difference, and both purified, with answers."""
+    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+    difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
+    seen = "bare" if "clean_bare" in arrays else "answer"
+    grid: list[Column] = [
+        ("clean", arrays["clean"], arrays[f"clean_{seen}"]),
+        (gallery.changed, arrays["attacked"], arrays[f"attacked_{seen}"]),
+        (f"difference \u00d7 {factor:g}", difference, None),
+    ]
+    for key in ("clean", "attacked"):
+        if f"{key}_purified" in arrays:
+            title = f"{gallery.changed if key == 'attacked' else key},\npurified"
+            grid.append((title, arrays[f"{key}_purified"], arrays[f"{key}_answer"]))
+    figure = blank(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count)
+    figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore
+    cells = figure.subplots(count, len(grid), squeeze=False)
+    for row in range(count):
+        truth = int(arrays["label"][row])
+        for column, (title, images, answers) in enumerate(grid):
+            axes: Axes = cells[row, column]
+            show(axes, images[row])
+            for edge in axes.spines.values():
+                edge.set(color="#c9c9c6", linewidth=0.6)
+            if row == 0:
+                axes.set_title(title, fontsize=9, color=INK)
+            if answers is not None:
+                _answer(axes, gallery.name(int(answers[row])), int(answers[row]) == truth)
+            else:
+                axes.set_xlabel(_size(gallery, row), fontsize=8.5, color=INK, labelpad=2)
+        about = "\n".join(_about(gallery, row))
+        side: Axes = cells[row, 0]
+        side.set_ylabel(
+            about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
+        )
+    title, said = "What the model saw", _about_pictures(gallery, count, factor)
+    drawn = document.Figure("figures/pictures.png", title, said, png(figure))
+    if max(arrays["clean"].shape[2:]) > FEW_PIXELS:
+        return drawn
+    heads = [title.replace("\n", " ") for title, _, _ in grid]
+    rows = [(_about(gallery, row), _row(gallery, grid, row)) for row in range(count)]
+    return document.Pictures(**vars(drawn), heads=heads, rows=rows)
+
+
+def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.Picture]:
+    """The pictures of a row of the grid, pixel by pixel."""
+    found, truth = [], int(gallery.arrays["label"][row])
+    for _, images, answers in grid:
+        if answers is None:
+            found.append(document.Picture(_file(images[row]), _size(gallery, row)))
+            continue
+        right = int(answers[row]) == truth
+        about = f"{SIGNS[right]} {gallery.name(int(answers[row]))}"
+        found.append(document.Picture(_file(images[row]), about, right))
+    return found
+
+
+def _file(image: np.ndarray) -> bytes:
+    """An image (C, H, W) in [0, 1] as the bytes of a PNG file."""
+    from PIL import Image
+
+    buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
+    pixels = shades.transpose(1, 2, 0) if len(image) == 3 else shades.mean(0).astype(np.uint8)
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _about(gallery: Gallery, row: int) -> list[str]:
+    """What stands before a row: the true class, the picture's number, and what changed it."""
+    arrays = gallery.arrays
+    name, number = gallery.name(int(arrays["label"][row])), arrays["index"][row]
+    return [f"true: {name}", f"no. {number}", short(gallery.chosen[row])]
+
+
+def _size(gallery: Gallery, row: int) -> str:
+    return f"size {gallery.sizes[row]:.3g}" if gallery.sizes[row] else "no change"
+
+
+def confidence(gallery: Gallery) -> document.Figure:
+    """Confidence along the purification, of every picture and their mean, clean and attacked.
+
+    A panel each for the true class, the adversarial class (what the classifier without its defense
+    answers to the attacked picture, where that is another; of corruptions: the mistaken class), and
+    the class it is surest of.
+    """
+    arrays, times = gallery.arrays, gallery.arrays["times"]
+    every = np.ones(len(gallery), dtype=bool)
+    panels = [("sure", "in the true class", every)]
+    if "clean_fooled" in arrays:
+        fell = arrays["attacked_bare"] != arrays["label"]
+        wrong = "adversarial" if gallery.changed == "attacked" else "mistaken"
+        panels += [("fooled", f"in the {wrong} class", fell)] if fell.any() else []
+        panels.append(("surest", "in the class it is surest of", every))
+    figure = blank(WIDTH, 3.3)
+    row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (kind, title, which) in zip(row, panels, strict=True):
+        for key, color, dashes in (("clean", BLUE, "-"), ("attacked", RUST, "--")):
+            sure = 100 * arrays[f"{key}_{kind}"][which]
+            axes.plot(times, sure.T, color=color, linestyle=dashes, linewidth=0.7, alpha=0.4)
+            mean = sure.mean(0)
+            told = gallery.changed if key == "attacked" else key
+            axes.plot(times, mean, color=color, linestyle=dashes, linewidth=2.6, label=told)
+        axes.set_title(f"{title} ({which.sum()})", fontsize=9, color=INK)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlim(float(times.max()), 0)
+        axes.set_ylim(-3, 103)
+        ground(axes)
+    row[0].set_ylabel("confidence, %", fontsize=9, color=INK)
+    figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
+    legend(figure, row[0], 2)
+    title, said = "Along the purification", _about_confidence(gallery)
+    return document.Figure("figures/confidence.png", title, said, png(figure))
+
+
+def magnification(gallery: Gallery, most: int = 8) -> float:
+    """By how much the figure of pictures magnifies the difference: 1, 2, 5, 10, 20, ..."""
+    delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
+    largest = float(np.abs(delta).max())
+    steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]
+    return max([step for step in steps if step * largest <= 0.5 + 1e-4], default=1)
+
+
+def _answer(axes: Axes, name: str, right: bool) -> None:
+    color = GREEN if right else RED
+    size = 8.5 if len(name) <= 9 else 7
+    axes.set_xlabel(
+        f"{SIGNS[right]} {name}", fontsize=size, color=color, labelpad=2, parse_math=False
+    )
+
+
+def _about_pictures(gallery: Gallery, shown: int, factor: float) -> str:
+    attacked = gallery.changed == "attacked"
+    whose = "the attack that counts" if attacked else "the corruption that hurts it most"
+    said = (
+        f"The first {shown} pictures of the run, not a selection. At the left the true class, the "
+        f"picture's number and {whose}. "
+    )
+    if "clean_purified" in gallery.arrays:
+        said += (
+            "Under the first two columns stands the answer of the classifier without its defense, "
+            "under the purified pictures that of the defended model, at one draw of its noise. "
+        )
+    else:
+        said += "Under each picture stands the model's answer. "
+    said += "\u2713 is right, \u2717 wrong. "
+    return said + (
+        f"The difference is magnified {factor:g} times, gray is no change; below it stands its size "
+        "in the threat's norm."
+    )
+
+
+def _about_confidence(gallery: Gallery) -> str:
+    said = (
+        "The softmax confidence of the classifier as the picture is purified, from time t* at the left "
+        "to the purified picture at the right. Thin lines are pictures, thick lines their mean; above "
+        f"each panel stands of how many. A defense that works brings the {gallery.changed} pictures "
+        "(dashed) up to the clean ones (solid) in the true class."
+    )
+    if "clean_fooled" in gallery.arrays:
+        said += (
+            f" The {'adversarial' if gallery.changed == 'attacked' else 'mistaken'} class is what the "
+            f"classifier without its defense answers to the {gallery.changed} picture, where that is "
+            "wrong."
+        )
+    return said

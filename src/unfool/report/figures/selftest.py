@@ -1,0 +1,32 @@
+"""The figure of a self-test: how far what was found is from the truth."""
+
+from collections.abc import Sequence
+
+from unfool.evaluation.selftest import Check
+from unfool.report import document
+from unfool.report.figures.style import BLUE, INK, RUST, WIDTH, blank, ground, png
+
+
+def gaps(checks: Sequence[Check]) -> document.Figure:
+    """By how much what was found differs from what is known, and by how much it may."""
+    shown = [check for check in checks if check.unit in ("accuracy", "coverage", "times")]
+    drawn = blank(WIDTH, 0.9 + 0.19 * len(shown))
+    axes = drawn.subplots()
+    for place, check in enumerate(shown):
+        low, found, high = (100 * (v - check.truth) for v in (check.low, check.found, check.high))
+        axes.plot(
+            [low, high], [place, place], "#d5d5d1", linewidth=5, solid_capstyle="butt", zorder=1
+        )
+        marker, color, size = ("o", BLUE, 5) if check.ok else ("X", RUST, 8)
+        axes.plot([found], [place], marker=marker, color=color, markersize=size, zorder=3)
+    names = [f"{check.part}: {check.what}" for check in shown]
+    axes.set_yticks(range(len(shown)), names, parse_math=False)
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=2)
+    ground(axes, "found less truth, percentage points", lines="x")
+    axes.tick_params(axis="y", labelsize=7.5)
+    said = (
+        "How far what was found is from the truth, in percentage points. Bars: what may be found. Checks "
+        "of counts are in the table alone."
+    )
+    return document.Figure("selftest.png", "Found less truth", said, png(drawn))

@@ -1,0 +1,258 @@
+"""The figure of a sweep: accuracy as lines over what was swept, or a row for each combination.
+
+Conditions differ by color and by marker, so that they are told apart without color.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from unfool.report.figures.style import (
+    BLUE,
+    GRAY,
+    RUST,
+    TEAL,
+    WIDTH,
+    blank,
+    ground,
+    interval,
+    legend,
+    percent_axis,
+    png,
+)
+from unfool.report.formatting import Share
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_LABELS = 8  # lines in a panel
+ACROSS = 3  # panels beside each other
+COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GRAY)
+MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
+FIXED = {"clean": (BLUE, "o"), "robust": (RUST, "v")}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A combination of a sweep.
+
+    Attributes:
+        values: What each swept path is here, in the reader's words.
+        shares: Accuracy per draw by condition.
+    """
+
+    values: Mapping[str, str]
+    shares: Mapping[str, Share]
+
+
+def figure(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> bytes:
+    """The figure of a sweep, as the bytes of a PNG file.
+
+    Args:
+        points: The combinations.
+        names: The conditions of the table, in its order.
+        attacks: Those of them that `robust` is chosen from.
+    """
+    return png(drawn(points, names, attacks))
+
+
+def drawn(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> Figure:
+    """The figure before it is a file: lines if what is swept first are several numbers, else rows.
+
+    Of two paths and no more than clean and robust accuracy, the values of the second path are lines,
+    and each accuracy has a panel; else each condition is a line, with panels for the other paths.
+    """
+    if not over_numbers(points):
+        return _by_name(points, names)
+    if len(shown := legible(points, names, attacks)) <= 2 and len(points[0].values) > 1:
+        return _by_second(points, shown)
+    return _by_condition(points, shown)
+
+
+def over_numbers(points: Sequence[Point]) -> bool:
+    """Whether what was swept first are several numbers, so that there are lines."""
+    first = {_first(point) for point in points}
+    return None not in first and len(first) > 1
+
+
+def legible(
+    points: Sequence[Point], names: Sequence[str], attacks: Collection[str], most: int = MAX_LABELS
+) -> list[str]:
+    """The conditions that are lines: no more than `most`, of the attacks then the lowest.
+
+    `robust` is left out where it is everywhere that of the one attack there is.
+    """
+    alone = next(iter(attacks), "") if len(attacks) == 1 else ""
+    same = alone in names and all(p.shares.get("robust") == p.shares.get(alone) for p in points)
+    kept = [name for name in names if not (same and name == "robust")]
+    fixed = [name for name in kept if name in FIXED]
+    height = {
+        name: fmean(point.shares[name]["accuracy"] for point in points if name in point.shares)
+        for name in kept
+        if name not in FIXED
+    }
+    lowest = sorted(height, key=lambda name: height[name])[: most - len(fixed)]
+    return [name for name in kept if name in FIXED or name in lowest]
+
+
+def _by_name(points: Sequence[Point], names: Sequence[str]) -> Figure:
+    """A row for each combination: every condition of the table."""
+    step = 0.28 if len(names) == 2 else 0.7 / len(names)
+    height = 0.34 if len(names) == 2 else 0.12 * len(names) + 0.12
+    figure = blank(WIDTH, 1.2 + height * len(points))
+    axes = figure.subplots()
+    for i, (name, (color, marker, _)) in enumerate(_styles(names).items()):
+        style = {"color": color, "marker": marker, "markersize": 5.5}
+        style |= {} if name == "clean" else {"markerfacecolor": "white"}
+        told, shift = name, step * (i - (len(names) - 1) / 2)
+        for place, point in enumerate(points):
+            if name in point.shares:
+                interval(axes, point.shares[name], place + shift, style, told)
+                told = None
+    rows = [_told(point, tuple(point.values)) or "all runs" for point in points]
+    percent_axis(axes, rows, "accuracy per draw, %")
+    legend(figure, axes, min(len(names), 5))
+    return figure
+
+
+def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
+    """Over the values of the first path, a line for each condition, a panel for the other paths."""
+    first, *others = points[0].values
+    panels = list(dict.fromkeys(_told(point, others) for point in points))
+    columns = min(len(panels), ACROSS)
+    rows = -(-len(panels) // columns)
+    beside = len(panels) == 1  # then the legend is, too
+    size = (WIDTH if beside else 3.5 * columns, 3.8 if beside else 3.0 * rows + 0.7)
+    figure = blank(*size)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    apart, styles = _apart(points, len(names)), _styles(names)
+    for place, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        here = [point for point in points if _told(point, others) == panel]
+        for i, (name, style) in enumerate(styles.items()):
+            _line(axes, here, name, name, style, apart * (i - (len(names) - 1) / 2))
+        axes.set_title(panel, fontsize=10, parse_math=False)
+        if place + columns >= len(panels):
+            axes.set_xlabel(first, fontsize=9)
+            axes.xaxis.set_tick_params(labelbottom=True)
+        if place % columns == 0:
+            axes.set_ylabel("accuracy per draw, %", fontsize=9)
+        ground(axes)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    where = "outside right center" if beside else "outside lower center"
+    wide = -(-len(names) // -(-len(names) // 4))  # of as few rows as four columns would need
+    told = {"ncols": 1 if beside else wide, "frameon": False, "fontsize": 9}
+    figure.legend(handles, labels, loc=where, **told)
+    return figure
+
+
+def _by_second(points: Sequence[Point], names: Sequence[str]) -> Figure:
+    """Over the values of the first path, a line for each of the second, a panel for the others."""
+    first, second, *others = points[0].values
+    clean = {point.shares["clean"]["accuracy"] for point in points}
+    # Where the attack's part is swept, clean accuracy is the same throughout: a level will do.
+    level = len(names) > 1 and len(clean) == 1
+    shown = [name for name in names if not (level and name == "clean")]
+    panels = list(dict.fromkeys(_told(point, others) for point in points))
+    beside = len(panels) == 1  # then the readings stand side by side
+    rows, columns = (1, len(shown)) if beside else (len(shown), len(panels))
+    width = 3.9 * columns + (0.4 if rows * columns > 1 else 1.6)
+    figure = blank(width, 3.2 * rows + 0.6)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True, sharex=True)
+    kinds = list(dict.fromkeys(point.values[second] for point in points))
+    apart = _apart(points, len(kinds))
+    for row, name in enumerate(shown):
+        for column, panel in enumerate(panels):
+            axes: Axes = grid[0, row] if beside else grid[row, column]
+            here = [point for point in points if _told(point, others) == panel]
+            for i, kind in enumerate(kinds):
+                mine = [point for point in here if point.values[second] == kind]
+                style = (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)], "-")
+                _line(axes, mine, name, kind, style, apart * (i - (len(kinds) - 1) / 2))
+            if level:
+                _level(axes, 100 * next(iter(clean)))
+            axes.set_title(panel, fontsize=10, parse_math=False)
+            if beside or row == len(shown) - 1:
+                axes.set_xlabel(first, fontsize=9)
+            if beside or column == 0:
+                axes.set_ylabel(f"{name} accuracy, %", fontsize=9)
+            ground(axes)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    told = {"loc": "outside upper center", "ncols": 2 * columns + 1, "frameon": False}
+    figure.legend(handles, labels, fontsize=9, title=second, title_fontsize=9, **told)
+    return figure
+
+
+def _line(
+    axes: Axes,
+    points: Sequence[Point],
+    name: str,
+    label: str,
+    style: tuple[str, str, str],
+    shift: float,
+) -> None:
+    """One condition over the numbers of the first path, with its intervals."""
+    mine = sorted((p for p in points if name in p.shares), key=lambda point: _first(point) or 0.0)
+    x = [(_first(point) or 0.0) + shift for point in mine]
+    y, low, high = (
+        [100 * point.shares[name][key] for point in mine] for key in ("accuracy", "low", "high")
+    )
+    color, marker, dashes = style
+    told: dict[str, Any] = {"color": color, "marker": marker, "linestyle": dashes}
+    axes.plot(x, y, label=label, markersize=5, linewidth=1.4, **told)
+    axes.vlines(x, low, high, color=color, linewidth=1)
+
+
+def _level(axes: Axes, level: float) -> None:
+    axes.axhline(level, color=GRAY, linestyle=":", linewidth=1.4)
+    where = ("axes fraction", "data")
+    axes.annotate(
+        "clean", (1, level), xycoords=where, ha="right", va="bottom", fontsize=9, color=GRAY
+    )
+
+
+def _styles(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Color, marker and dashes of each condition.
+
+    `robust` is dashed, so that the attack that it mostly is can be seen below it; and so are those
+    for which colors come again.
+    """
+    colors, markers = COLORS[2:], MARKERS[2:]
+    found: dict[str, tuple[str, str, str]] = {}
+    for i, name in enumerate(name for name in names if name not in FIXED):
+        dashes = "-" if i < len(colors) else "-."
+        found[name] = (colors[i % len(colors)], markers[i % len(markers)], dashes)
+    found |= {"clean": (*FIXED["clean"], "-"), "robust": (*FIXED["robust"], "--")}
+    return {name: found[name] for name in names}
+
+
+def _apart(points: Sequence[Point], lines: int) -> float:
+    """How far lines stand beside each other, lest intervals hide each other."""
+    x = sorted({_first(point) or 0.0 for point in points})
+    closest = min(b - a for a, b in pairwise(x))
+    return min(0.012 * (x[-1] - x[0]), 0.5 * closest / lines)
+
+
+def number(name: str) -> float | None:
+    """The number that a value is, such as 0.1 or 8/255; None if it is a word."""
+    try:
+        return float(Fraction(name))
+    except ValueError:
+        return None
+
+
+def _first(point: Point) -> float | None:
+    return number(next(iter(point.values.values()), ""))
+
+
+def _told(point: Point, paths: Sequence[str]) -> str:
+    """What some paths are at a point."""
+    said = ((path, point.values[path]) for path in paths)
+    return ", ".join(value if number(value) is None else f"{path} {value}" for path, value in said)

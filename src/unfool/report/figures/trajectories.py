@@ -1,0 +1,105 @@
+"""The figures of `unfool analyze trajectories` and `unfool analyze landscape`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from unfool.analysis.landscape import Landscape
+from unfool.analysis.trajectories import DW, EOT, WHITE, Trajectories
+from unfool.report.figures.style import BLUE, INK, RUST, TEAL, blank, legend, png
+
+COLORS = {DW: RUST, WHITE: TEAL, EOT: BLUE}
+KINDS = {"known": "the noise that DW-box knows", "fresh": "fresh noise, mean over draws"}
+
+
+def paths(
+    found: Trajectories, points: np.ndarray, where: Sequence[tuple[str, int, slice]]
+) -> bytes:
+    """The paths of all runs; height is the loss.
+
+    Args:
+        found: What `analysis.trajectories.trajectories` returned.
+        points: The iterates in two dimensions.
+        where: Of each run, its setting, its number, and which of the points are its own.
+    """
+    figure = blank(10.4, 5.2)
+    for place, (kind, title) in enumerate(KINDS.items(), 1):
+        axes: Any = figure.add_subplot(1, 2, place, projection="3d")
+        for name, number, rows in where:
+            height, flat_path = found.runs[name].heights[kind][0, number], points[rows]
+            axes.plot(
+                flat_path[:, 0], flat_path[:, 1], height, color=COLORS[name], linewidth=1.3,
+                marker="o", markersize=2.2, alpha=0.85, label=name if number == 0 else None,
+            )  # fmt: skip
+            axes.scatter(*flat_path[-1], height[-1], color=COLORS[name], s=26, depthshade=False)
+        _ground(axes, f"loss, {title}")
+    legend(figure, figure.axes[0], len(found.runs))
+    return png(figure)
+
+
+def surfaces(found: Mapping[str, Landscape]) -> bytes:
+    """The loss over the plane of each model, as a surface and from above, all on one scale."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
+
+    low = min(float(getattr(seen, k).min()) for seen in found.values() for k in KINDS)
+    high = max(float(getattr(seen, k).max()) for seen in found.values() for k in KINDS)
+    figure = blank(14.5, 3.9 * len(found))
+    scale: dict[str, Any] = {"cmap": "viridis", "vmin": low, "vmax": high}
+    for row, (name, seen) in enumerate(found.items()):
+        a, b = np.meshgrid(seen.along, seen.along)
+        for column, (kind, title) in enumerate(KINDS.items()):
+            loss = getattr(seen, kind)
+            axes: Any = figure.add_subplot(len(found), 4, 4 * row + 2 * column + 1, projection="3d")
+            axes.plot_surface(a, b, loss, rcount=40, ccount=40, **scale)
+            axes.set_zlim(low, high)
+            _ground(axes, f"{name}: {title}", "DW-box", "residual of EOT")
+            plane: Any = figure.add_subplot(len(found), 4, 4 * row + 2 * column + 2)
+            filled = plane.contourf(a, b, loss, levels=np.linspace(low, high, 18), **scale)
+            for setting, style in ((DW, "-"), (EOT, "--")):
+                path = seen.paths[setting]
+                plane.plot(
+                    path[:, 0], path[:, 1], style, color="white", linewidth=1.4, marker="o",
+                    markersize=2.4,
+                )  # fmt: skip
+                room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1 of 1.6
+                plane.annotate(
+                    setting, path[-1], color="white", fontsize=8, xytext=(7 if room else -7, 4),
+                    textcoords="offset points", ha="left" if room else "right",
+                    path_effects=[withStroke(linewidth=2, foreground=INK)],
+                )  # fmt: skip
+            plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
+            ends = np.concatenate(list(seen.paths.values()))
+            for limits, end in ((plane.set_xlim, ends[:, 0]), (plane.set_ylim, ends[:, 1])):
+                limits(min(0, end.min() - 0.02), max(seen.along[-1], end.max()))
+            plane.set_xlabel("DW-box", fontsize=8.5, color=INK)
+            plane.set_ylabel("residual of EOT", fontsize=8.5, color=INK)
+            plane.tick_params(labelsize=8, colors=INK)
+            bar = figure.colorbar(filled, ax=plane, shrink=0.8, ticks=MaxNLocator(6))
+            bar.ax.tick_params(labelsize=8, colors=INK)
+    return png(figure)
+
+
+def _ground(axes: Any, title: str, across: str = "", along: str = "") -> None:
+    axes.set_title(title, fontsize=9.5, color=INK)
+    axes.set_xlabel(across, fontsize=8.5, color=INK)
+    axes.set_ylabel(along, fontsize=8.5, color=INK)
+    axes.tick_params(labelsize=7.5, colors=INK)
+    for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+        axis.set_pane_color((0.97, 0.97, 0.96, 1))
+
+
+def principal_components(points: np.ndarray) -> np.ndarray:
+    """The points in the plane of their first two principal components."""
+    from sklearn.decomposition import PCA
+
+    return PCA(2).fit_transform(points)
+
+
+def t_sne(points: np.ndarray) -> np.ndarray:
+    """The points in a plane where near ones stay near (t-SNE)."""
+    from sklearn.manifold import TSNE
+
+    near = max(2.0, min(30.0, (len(points) - 1) / 3))
+    return TSNE(2, perplexity=near, init="pca", random_state=0).fit_transform(points)

@@ -1,0 +1,52 @@
+"""How numbers are written: shares, means with intervals, times, sizes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+Share = Mapping[str, Any]  # a `ShareEntry` of report.json
+
+
+def percent(value: float) -> str:
+    """A share as a percentage: 0.717 is `71.7 %`."""
+    return f"{100 * value:.1f} %"
+
+
+def cell(share: Share) -> str:
+    """A share with its interval: `71.7 % [64.9, 77.6]`."""
+    return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def mean(value: Mapping[str, float | None] | None, digits: str) -> str:
+    """A mean with its interval, if it has one: `2.13 [1.90, 2.36]`; `-` if there is none."""
+    if value is None:
+        return "-"
+    if value["low"] is None:
+        return f"{value['mean']:{digits}}"
+    return f"{value['mean']:{digits}} [{value['low']:{digits}}, {value['high']:{digits}}]"
+
+
+def points(change: Mapping[str, float], digits: str = ".1f", unit: str = "") -> str:
+    """A difference of shares in percentage points: `3.1 [-0.4, 6.6]`."""
+    middle, low, high = (round(100 * change[k], 1) + 0.0 for k in ("mean", "low", "high"))
+    return f"{middle:{digits}}{unit} [{low:{digits}}, {high:{digits}}]"
+
+
+def complement(share: Share) -> dict[str, float]:
+    """The share of wrong answers where `share` is that of right ones."""
+    return {
+        "accuracy": 1 - share["accuracy"],
+        "low": 1 - share["high"],
+        "high": 1 - share["low"],
+    }
+
+
+def memory(size: float) -> str:
+    """A number of bytes in MiB, or in GiB from one GiB on."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """A time in seconds, minutes or hours."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

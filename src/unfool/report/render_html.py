@@ -1,0 +1,70 @@
+"""A document as one page of HTML that needs nothing beside it, or as a piece of HTML for a notebook.
+
+How a page looks is in `page.html`, how each kind of block looks in `blocks.html`.
+"""
+
+import base64
+import re
+import struct
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup, escape
+
+from unfool.report.document import NOT_CHECKED, Document
+
+SCALE = 1.7  # pixels of a figure's file to a pixel of the page
+
+
+def to_html(document: Document) -> str:
+    """The document as a page: no script, no other file."""
+    return _environment().get_template("page.html").render(document=document)
+
+
+def to_fragment(document: Document) -> str:
+    """The document as a piece of HTML for a notebook, which has its own style."""
+    show = _environment().get_template("blocks.html").make_module().show  # pyright: ignore
+    title = Markup("<p><b>{}</b></p>\n").format(_text(document.title))
+    return str(title + show(document.blocks))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("unfool.report", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals["not_checked"] = NOT_CHECKED
+    environment.filters |= {
+        "kind": lambda block: type(block).__name__,
+        "text": _text,
+        "interval": _interval,
+        "embedded": _embedded,
+    }
+    return environment
+
+
+def _text(text: str) -> Markup:
+    """Sentences, in which words between backticks are code.
+
+    No line ends between a number, its sign and its interval's two ends.
+    """
+    pattern = r"\d %( \[[\d.]+, [\d.]+\])?"
+    whole = re.sub(pattern, lambda found: found[0].replace(" ", "\u00a0"), text)
+    parts = re.split(r"`([^`]+)`", whole)
+    code = Markup("<code>{}</code>")
+    return Markup().join(code.format(p) if i % 2 else escape(p) for i, p in enumerate(parts))
+
+
+def _interval(text: str) -> Markup:
+    """A number, and its interval in small print."""
+    number, bracket, interval = text.partition(" [")
+    small = Markup(" <small>[{}</small>").format(interval) if bracket else ""
+    return escape(number) + small
+
+
+def _embedded(png: bytes) -> tuple[str, int, int]:
+    """A figure as a data URL, with its width and height in CSS pixels."""
+    width, height = struct.unpack(">II", png[16:24])
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return source, round(width / SCALE), round(height / SCALE)

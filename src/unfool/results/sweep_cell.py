@@ -1,0 +1,18 @@
+"""One combination of the values of a sweep."""
+
+from dataclasses import dataclass
+
+from unfool.results.spec import EvaluationSpec
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        values: What each swept path is here, in the reader's words.
+        spec: The checked evaluation spec.
+    """
+
+    values: dict[str, str]
+    spec: EvaluationSpec

@@ -1,0 +1,32 @@
+"""Libraries that are optional, imported where a spec names something of theirs."""
+
+from importlib import import_module
+from typing import Any
+
+
+def require(library: str, extra: str | None) -> Any:
+    """The module of an optional library.
+
+    Args:
+        library: Its import name.
+        extra: The extra of unfool that installs it; None if it must fit the torch at hand.
+
+    Raises:
+        ValueError: It is not installed, or broken.
+    """
+    advice = f"pip install 'unfool[{extra}]'" if extra else (
+        f"install the {library} that was built for your torch (see pytorch.org), for unfool does not "
+        "choose one"
+    )  # fmt: skip
+    try:
+        return import_module(library)
+    except ModuleNotFoundError as error:
+        missing = error.name or library
+        raise ValueError(
+            f"this needs the library {missing}, which is not installed: {advice}"
+        ) from error
+    except (ImportError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the library {library} is installed but broken ({said}): {advice}"
+        ) from error

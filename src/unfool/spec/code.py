@@ -1,0 +1,168 @@
+"""The user's own code that a spec runs: every file of it counts, so that a run never mixes two.
+
+The files are found by reading the `import` statements of the modules that a spec (or the card of its
+weights) names, and of the modules those import. Nothing is imported for that, so the answer does not
+depend on what a process did before. The standard library, installed packages, and unfool do not count.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import json
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from unfool.spec.menu import kind_of
+
+CARD_KEYS = ("weights", "init_from")  # options that may name a folder with a card
+INSTALLED = ("site-packages", "dist-packages")
+_HOMES = tuple(
+    Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def code_hash(spec: Mapping[str, Any]) -> str:
+    """A hash of every file of the user's own code that a spec runs.
+
+    These are the modules that the spec names as `module:attribute`, the packages they lie in, and
+    whatever those import, at the top or inside a function. A module that is named counts even if it
+    is an installed one; what an installed module imports does not count. Of a script that is run
+    itself (`__main__`), only what it imports counts.
+    """
+    digest = hashlib.sha256()
+    for name, file in sorted(own_files(set(_all_modules(spec, set()))).items()):
+        digest.update(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def modules_named(value: Any) -> Iterator[str]:
+    """The modules that a spec, or a part of one, names as `module:attribute`."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from modules_named(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            named = key == "name" or kind_of(str(key)) is not None
+            if named and isinstance(each, str) and ":" in each:
+                yield each.partition(":")[0]
+            else:
+                yield from modules_named(each)
+
+
+def own_files(modules: set[str]) -> dict[str, Path]:
+    """The files of these modules and of all that they import of the user's own: name to file."""
+    found: dict[str, Path] = {}
+    asked, todo = set(modules), sorted(modules)
+    while todo:
+        name = todo.pop()
+        spec = _spec_of(name)
+        file = Path(spec.origin) if spec and spec.origin else None
+        if spec is None or file is None or not file.is_file():
+            continue  # a module of a notebook, a package without __init__.py, or one that is gone
+        if _is_own(file):
+            if name != "__main__":
+                found[name] = file
+            more = set(_imports(name, spec, file)) - asked
+            asked |= more
+            todo += sorted(more)
+        elif name in modules:
+            found[name] = file
+    return found
+
+
+def _all_modules(value: Any, seen: set[Path]) -> Iterator[str]:
+    """The modules that a spec names, and those that the cards of its weights name."""
+    yield from modules_named(value)
+    for place in _cards(value):
+        if place not in seen:
+            seen.add(place)
+            try:
+                yield from _all_modules(json.loads(place.read_text("utf-8")).get("part"), seen)
+            except (ValueError, AttributeError):
+                continue  # a damaged card, which is told where it is loaded
+
+
+def _cards(value: Any) -> Iterator[Path]:
+    if isinstance(value, list | tuple):
+        for each in value:
+            yield from _cards(each)
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            if key in CARD_KEYS and isinstance(each, str):
+                shipped = Path(str(resources.files("unfool.weights").joinpath(each)))
+                cards = (folder / "card.json" for folder in (Path(each), shipped))
+                yield from [card for card in cards if card.is_file()][:1]
+            else:
+                yield from _cards(each)
+
+
+def _imports(name: str, spec: ModuleSpec, file: Path) -> Iterator[str]:
+    """The modules that a file may import, the packages around each of them included."""
+    yield from _around(name)
+    if file.suffix != ".py":
+        return
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    package = name if spec.submodule_search_locations is not None else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        for target in _targets(node, package):
+            yield target
+            yield from _around(target)
+
+
+def _targets(node: ast.AST, package: str) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) - node.level + 1]
+        base = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
+        yield base
+        yield from (f"{base}.{alias.name}" for alias in node.names if alias.name != "*")
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+        called = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+            yield node.args[0].value
+
+
+def _around(name: str) -> list[str]:
+    """The packages that a module lies in, which are imported before it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Where a module is, found without importing it or its packages."""
+    top, *inside = name.split(".")
+    if not top:
+        return None
+    if top == "__main__":
+        script = getattr(sys.modules.get(top), "__file__", None)
+        return ModuleSpec(top, None, origin=script)
+    try:
+        found = importlib.util.find_spec(top)
+        for part in inside:
+            if found is None or found.submodule_search_locations is None:
+                return None
+            # The last part alone: of a dotted name, Python would ask for the packages imported.
+            found = PathFinder.find_spec(part, list(found.submodule_search_locations))
+    except (ValueError, ImportError, AttributeError):
+        return None
+    return found
+
+
+def _is_own(file: Path) -> bool:
+    """Whether a file is the user's: not of Python, of an installed package, or of unfool."""
+    file = file.resolve()
+    if any(part in INSTALLED for part in file.parts):
+        return False
+    if Path(__file__).resolve().parents[1] in file.parents:
+        return False
+    return not any(home in file.parents for home in _HOMES)

@@ -1,0 +1,147 @@
+"""YAML read strictly: what would be dropped or changed without a word is refused.
+
+YAML itself says that a key must not stand twice in a table; PyYAML keeps the last one. It also reads
+`010` as 8 and `1:30` as 90. Size and depth are bounded, so that a hostile file cannot hang the command.
+"""
+
+import math
+import re
+from typing import Any
+
+import yaml
+
+LONGEST = 256 * 1024  # characters of a spec
+DEEPEST = 40  # tables and lists inside each other
+LARGEST = 50_000  # values, with those repeated by aliases
+DIGITS = 40  # of a number
+
+
+def parse(text: str) -> Any:
+    """The value that a YAML text holds.
+
+    Raises:
+        ValueError: It is not YAML, says something twice or ambiguously, or is too large.
+    """
+    return _value(text)[0]
+
+
+def parse_value(text: str, as_text: bool = False) -> Any:
+    """The value of a change on the command line, in which `#` begins no comment.
+
+    Args:
+        text: The YAML of one value.
+        as_text: Leave a plain word as it is written, unless it is null.
+
+    Raises:
+        ValueError: As `parse`; or it is empty.
+    """
+    if not text.strip():
+        raise ValueError("it has no value after `=`; write null to leave the part out")
+    value, node = _value(text, as_text)
+    rest = text[node.end_mark.index :].strip() if node is not None else text
+    if rest and _is_plain(node):
+        return text.strip()
+    if rest:
+        raise ValueError(f"{rest!r} after the value would be a comment; leave it out, or quote it")
+    return value
+
+
+def _is_plain(node: yaml.Node | None) -> bool:
+    """Whether a value is a word or number without quotes."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None
+
+
+def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
+    if len(text) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST} characters, and no spec needs so many")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, None
+        if as_text and _is_plain(node) and not node.tag.endswith(":null"):
+            return node.value, node
+        size, depth = _extent(node, {}, set())
+        if size > LARGEST:
+            raise ValueError(f"it holds more than {LARGEST} values, with those that aliases repeat")
+        if depth > DEEPEST:
+            raise ValueError(f"it nests tables and lists more than {DEEPEST} deep")
+        return loader.construct_document(node), node
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    except RecursionError as error:
+        raise ValueError(f"it nests tables and lists more than {DEEPEST} deep") from error
+    finally:
+        loader.dispose()
+
+
+def _extent(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:
+    """How many values a node holds with aliases written out, and how deep they lie."""
+    if id(node) in above:
+        raise ValueError(f"line {node.start_mark.line + 1} holds an alias of a part around itself")
+    if id(node) not in known:
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        inner = [_extent(child, known, above | {id(node)}) for child in children]
+        size = 1 + sum(size for size, _ in inner)
+        known[id(node)] = size, 1 + max((depth for _, depth in inner), default=0)
+    return known[id(node)]
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, less its guesses."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise yaml.YAMLError(f"it nests tables and lists more than {DEEPEST} deep")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"the key in line {line} is not a word")
+            if not key.tag.endswith((":str", ":merge", ":value")):
+                raise yaml.YAMLError(
+                    f"the key {key.value!r} in line {line} is not a word to YAML; put it in quotes"
+                )
+            if key.value in seen:
+                raise yaml.YAMLError(
+                    f"{key.value!r} stands twice in one table (the second time in line {line}); "
+                    "leave one out"
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def number(self, node: yaml.ScalarNode) -> float:
+        said, line = node.value, node.start_mark.line + 1
+        if len(said) > DIGITS:
+            raise yaml.YAMLError(f"the number in line {line} has more than {DIGITS} digits")
+        if ":" in said or re.fullmatch(r"[-+]?0[0-9_]+", said):
+            base = 60 if ":" in said else 8
+            raise yaml.YAMLError(
+                f"{said} in line {line} is a number in base {base} to YAML; write it in decimal, or "
+                "put it in quotes if it is a word"
+            )
+        whole = node.tag.endswith(":int")
+        value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
+        if not math.isfinite(value):
+            raise yaml.YAMLError(f"{said} in line {line} is not a finite number")
+        return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.number)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.number)
+_Loader.yaml_implicit_resolvers = {  # dates stay words
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

@@ -1,0 +1,191 @@
+"""Pictures and arrays through a defense: purify and classify."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from unfool.cli.main import run
+from unfool.data import image_files
+from unfool.toy.blobs import Blobs
+
+TOY = ["--spec", "blobs", "--set", "purifier.steps=3"]
+
+
+@pytest.fixture
+def images(elsewhere):
+    data = Blobs(size=5)
+    stack = torch.stack([data[i][0] for i in range(5)])
+    image_files.write(elsewhere / "in" / "gray.png", stack[0])
+    colors = (np.arange(20 * 30 * 3).reshape(20, 30, 3) % 256).astype(np.uint8)
+    Image.fromarray(colors).save(elsewhere / "in" / "wide.jpg")
+    np.savez(
+        elsewhere / "in" / "some.npz", images=stack.permute(0, 2, 3, 1).numpy(), labels=np.arange(5)
+    )
+    return elsewhere / "in"
+
+
+def test_every_form_comes_back_in_its_own_size(images, capsys):
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    made = capsys.readouterr().out.split()
+    assert made == ["out/gray.png", "out/some.npz", "out/wide.png"]
+    assert image_files.read(images.parent / "out/gray.png", gray=True).shape == (1, 4, 4)
+    assert image_files.read(images.parent / "out/wide.png").shape == (3, 20, 30)
+    with np.load(images.parent / "out/some.npz") as file:
+        assert file["images"].shape == (5, 4, 4, 1)
+        assert file["images"].dtype == np.float32
+        assert file["labels"].tolist() == [0, 1, 2, 3, 4]
+        assert 0 <= file["images"].min() <= file["images"].max() <= 1
+
+
+def test_purified_images_do_not_depend_on_the_batch(images):
+    for rows in (1, 64):
+        out = f"out{rows}"
+        assert (
+            run(["purify", str(images / "some.npz"), *TOY, "--out", out, "--batch-size", str(rows)])
+            == 0
+        )
+    one, many = (np.load(images.parent / f"out{rows}" / "some.npz")["images"] for rows in (1, 64))
+    assert np.allclose(one, many, atol=1e-5)
+    assert run(["purify", str(images / "some.npz"), *TOY, "--out", "seed", "--seed", "1"]) == 0
+    assert not np.allclose(one, np.load(images.parent / "seed" / "some.npz")["images"], atol=1e-3)
+
+
+def test_classes_are_voted_for(images, capsys):
+    assert run(["classify", str(images / "some.npz"), *TOY, "--votes", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert [line.split("\t")[1] for line in lines] == ["dark", "bright", "dark", "bright", "dark"]
+    assert lines[0].endswith("of 5 votes")
+
+
+@pytest.mark.parametrize("verb", ["purify", "classify"])
+def test_files_that_are_no_images_are_told(images, mistake, verb):
+    (images / "broken.png").write_bytes(b"\x89PNG nothing")
+    np.savez(images / "nan.npz", images=np.full((2, 4, 4, 1), np.nan, np.float32))
+    np.savez(images / "flat.npz", images=np.zeros(7))
+    (images / "half.npz").write_bytes((images / "some.npz").read_bytes()[:200])
+    assert "broken.png cannot be read" in mistake(verb, images / "broken.png", *TOY)
+    assert "without NaN" in mistake(verb, images / "nan.npz", *TOY)
+    assert "needs an array `images`" in mistake(verb, images / "flat.npz", *TOY)
+    assert "cannot be read as npz" in mistake(verb, images / "half.npz", *TOY)
+    assert "there is no file" in mistake(verb, images / "none.png", *TOY)
+    assert "is none of" in mistake(verb, __file__, *TOY)
+
+
+def test_a_picture_is_never_written_over(images, mistake):
+    before = (images / "gray.png").read_bytes()
+    assert "name another folder" in mistake("purify", images / "gray.png", *TOY, "--out", images)
+    assert (images / "gray.png").read_bytes() == before
+
+
+def test_folders_keep_their_shape_and_nothing_is_lost(images, capsys, mistake):
+    for sub in ("a", "b"):
+        image_files.write(images.parent / "tree" / sub / "0.png", torch.zeros(1, 4, 4))
+    assert run(["purify", "tree", *TOY, "--out", "tree/out"]) == 0
+    assert run(["purify", "tree", *TOY, "--out", "tree/out"]) == 0, "what it made it leaves alone"
+    made = sorted(str(p) for p in (images.parent / "tree/out").rglob("*.png"))
+    assert [name.split("tree/")[1] for name in made] == ["out/a/0.png", "out/b/0.png"]
+    said = mistake("purify", "tree/a/0.png", "tree/b/0.png", *TOY, "--out", "flat")
+    assert "would both become" in said
+
+
+@pytest.mark.parametrize("content", ["text", "none", "empty"])
+def test_arrays_that_are_no_images(images, mistake, content):
+    file = images / "odd.npz"
+    if content == "empty":
+        file.write_bytes(b"")
+    else:
+        odd = np.array(["a"]) if content == "text" else np.zeros((0, 4, 4, 1))
+        np.savez(file, images=odd)
+    assert "odd.npz" in mistake("purify", file, *TOY)
+
+
+def test_undefended_specs_convert_pictures_too(images, capsys):
+    wide = ["classify", str(images / "wide.jpg"), *TOY, "--set", "purifier=null"]
+    assert run(wide) == 0
+    assert capsys.readouterr().out.split("\t")[1] in ("dark", "bright")
+
+
+def test_without_a_purifier_there_is_nothing_to_purify_with(images, mistake):
+    said = mistake("purify", images / "gray.png", "--spec", "blobs", "--set", "purifier=null")
+    assert "has no purifier" in said
+
+
+def test_pictures_stand_as_their_camera_says(tmp_path):
+    """A telephone stores them sideways, with a note."""
+    upright = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
+    noted = Image.Exif()
+    noted[0x0112] = 6  # to be turned by a quarter, clockwise
+    Image.fromarray(upright).rotate(90, expand=True).save(tmp_path / "phone.png", exif=noted)
+    Image.fromarray(upright).save(tmp_path / "upright.png")
+    assert torch.equal(
+        image_files.read(tmp_path / "phone.png"), image_files.read(tmp_path / "upright.png")
+    )
+
+
+def test_colors_that_are_lost_are_told(images, capsys):
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    said = capsys.readouterr().err
+    assert "wide.jpg loses its colors: the model knows gray alone" in said
+    assert "gray.png" not in said
+
+
+def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
+    alone = ["--spec", "blobs", "--set", "purifier=null", "--votes", "1"]
+    assert run(["classify", str(images / "gray.png"), *alone]) == 0
+    assert "not known" not in capsys.readouterr().err
+    assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
+    said = capsys.readouterr().err
+    assert "stretched to fit: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in said
+    photographs = [*alone, "--set", "data={name: cifar10}"]
+    assert run(["classify", str(images / "some.npz"), *photographs]) == 0
+    assert "the size of the classifier's images is not known" in capsys.readouterr().err
+    said = mistake("classify", images / "gray.png", *photographs, "--data", "/nowhere")
+    assert "/nowhere" in said
+
+
+def test_classify_sees_pictures_as_the_data_set_gives_them(elsewhere, capsys):
+    """A folder with a size covers it and cuts the center out; so does `classify`."""
+    for label, level in (("dark", 0), ("light", 255)):
+        for number in range(3):
+            pixels = np.full((16, 32), 255 - level, np.uint8)
+            pixels[:, 8:24] = level  # the center decides; a stretched picture would be gray
+            pixels[:, 8 + number] = 128
+            (elsewhere / "pics" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(elsewhere / "pics" / label / f"{number}.png")
+    shared = ["--set", "data={name: folder, gray: true, size: 4}", "--set", "purifier=null"]
+    shared += ["--data", "pics"]
+    assert run(["classify", "pics", "--spec", "blobs", *shared, "--votes", "1"]) == 0
+    told = capsys.readouterr()
+    answers = [line.split("\t")[1] for line in told.out.splitlines()]
+    assert answers == ["dark"] * 3 + ["light"] * 3
+    assert "stretched" not in told.err
+
+
+def test_stretching_is_told(images, capsys):
+    assert run(["classify", str(images / "wide.jpg"), *TOY]) == 0
+    assert "stretched" in capsys.readouterr().err
+
+
+def test_a_photograph_is_not_made_a_thumbnail_without_a_word(elsewhere, mistake):
+    Image.new("RGB", (400, 300), (10, 20, 30)).save(elsewhere / "photo.jpg")
+    said = mistake("purify", "photo.jpg", *TOY)
+    assert "400 x 300" in said
+    assert "4 x 4" in said
+    assert "--force" in said
+    assert run(["purify", "photo.jpg", *TOY, "--force"]) == 0
+    assert image_files.read(elsewhere / "purified" / "photo.png").shape == (3, 300, 400)
+
+
+def test_what_is_no_file_of_the_user_is_left_out_of_a_folder(images, capsys):
+    for name in (".thumbnails/a.png", "__MACOSX/a.png", "._a.png", "d.png/inner.txt"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        (images / name).write_bytes(b"nothing")
+    os.mkfifo(images / "pipe.png")
+    (images / "gone.png").symlink_to(images / "nowhere.png")
+    (images / "loop.png").symlink_to(images / "loop.png")
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    assert capsys.readouterr().out.split() == ["out/gray.png", "out/some.npz", "out/wide.png"]

@@ -1,0 +1,99 @@
+"""Data sets of the hub, through the library `datasets` where it is installed."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from PIL import Image as Picture
+
+from unfool.data import fetch, hub
+from unfool.data.hub_table import HubImages
+
+
+class Image:
+    """The type of a column of pictures, by its name in `datasets`."""
+
+
+class ClassLabel:
+    """The type of a column of labels, likewise."""
+
+    names = ("cat", "dog")
+
+
+class Table:
+    """What is used of a `datasets.Dataset`: columns with types, rows, and a length."""
+
+    def __init__(self, labels=(0, 1), **features):
+        self.features = features or {"img": Image(), "label": ClassLabel(), "id": object()}
+        colors = [(255, 0, 0), (0, 51, 0)]
+        self.columns = {
+            name: list(labels)
+            if "label" in name
+            else [Picture.new("RGB", (6, 4), c) for c in colors]
+            for name in self.features
+        }
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            return self.columns[key]
+        return {name: column[key] for name, column in self.columns.items()}
+
+
+def test_columns_are_found_by_their_types():
+    data = HubImages(Table())
+    x, y = fetch(data, range(2))
+    assert x.shape == (2, 3, 4, 6)
+    assert torch.allclose(x[:, :, 0, 0], torch.tensor([[1.0, 0, 0], [0, 0.2, 0]]))
+    assert y.tolist() == [0, 1]
+    assert data.classes == ["cat", "dog"]
+    assert HubImages(Table(), size=3).shape == (3, 3, 3)
+
+
+def test_columns_that_are_not_unique_must_be_named():
+    two = {"fine_label": ClassLabel(), "coarse_label": ClassLabel(), "image": Image()}
+    with pytest.raises(ValueError, match=r"2 columns of the type ClassLabel .*fine_label.*`label`"):
+        HubImages(Table(**two))
+    assert len(HubImages(Table(**two), label="fine_label")) == 2
+    with pytest.raises(ValueError, match=r"no column 'fine'.*fine_label"):
+        HubImages(Table(**two), label="fine")
+    plain = Table(labels=(0, 3), image=Image(), label=object())
+    assert HubImages(plain, label="label").classes == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="0 columns of the type ClassLabel"):
+        HubImages(plain)
+
+
+def test_rows_without_a_label_are_told():
+    with pytest.raises(ValueError, match="row 1 has no label"):
+        HubImages(Table(labels=(0, -1)))[1]
+
+
+def test_the_missing_library_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"datasets.*pip install 'unfool\[hub\]'"):
+        hub("owner/name")
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
+)
+def test_a_folder_written_by_the_library(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    pictures = [Picture.new("RGB", (6, 4), (255, 0, 0)), Picture.new("L", (6, 4), 51)]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": [1, 0]}, features=features)
+    datasets.DatasetDict({"test": table}).save_to_disk(str(tmp_path / "set"))
+    data = hub(str(tmp_path / "set"))
+    x, y = fetch(data, range(2))
+    assert y.tolist() == [1, 0]
+    assert torch.allclose(x[1], torch.tensor(0.2))
+    with pytest.raises(ValueError, match=r"no split 'tset'.*'test'"):
+        hub(str(tmp_path / "set"), split="tset")
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        hub("nobody/nothing")

@@ -1,0 +1,122 @@
+"""Cards of weights: data, which run no code that the user does not trust."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from unfool import spec as specs
+from unfool.models import card
+from unfool.training import spec as training
+
+RUNS = {"name": "subprocess:getoutput", "cmd": "touch PWN"}
+INSIDE = {"name": "network", "network": RUNS}
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.layer(x.flatten(1))
+"""
+
+
+def write(folder, part, kind="classifier"):
+    home, told = card.read_card("digits-classifier")
+    folder.mkdir(exist_ok=True)
+    (folder / "model.safetensors").write_bytes((home / "model.safetensors").read_bytes())
+    (folder / "card.json").write_text(json.dumps(told | {"part": part, "kind": kind}))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "denoiser"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        RUNS,
+        INSIDE,
+        {"name": "network", "network": "antigravity:x"},
+        {"name": "trained", "weights": "inner"},
+        {"name": "trained", "weights": "inner", "trust": True},
+        {"name": "diffusion", "denoiser": INSIDE},
+    ],
+)
+def test_a_card_runs_no_code(elsewhere, part, kind, mistake):
+    write(elsewhere / "inner", INSIDE, kind)
+    write(elsewhere / "m", part, kind)
+    load = card.trained_classifier if kind == "classifier" else card.trained_denoiser
+    with pytest.raises(ValueError, match=r"card.json names code .* trust"):
+        load("m")
+    said = mistake("evaluate", "demo", "--set", f"{kind}={{name: trained, weights: m}}")
+    assert "trust: true" in said
+    with pytest.raises(ValueError, match="trust"):
+        card.network_of(kind, {"name": "trained", "weights": "m"})
+    assert not (elsewhere / "PWN").exists()
+
+
+def test_weights_to_begin_with_run_no_code(elsewhere):
+    """Of their card, only what the weights mean is read."""
+    write(elsewhere / "m", INSIDE)
+    spec = {
+        "data": "digits",
+        "classifier": "small-cnn",
+        "objective": "cross-entropy",
+        "training": {"steps": 1, "batch_size": 4, "init_from": "m"},
+    }
+    assert training.check(specs.load(spec))["training"]["init_from"] == "m"
+    write(elsewhere / "other", INSIDE | {"mean": [0.1]})
+    with pytest.raises(specs.SpecError, match="mean of other"):
+        training.check(specs.load(spec, ["training.init_from=other"]))
+    assert not (elsewhere / "PWN").exists()
+
+
+@pytest.mark.parametrize("cards", [{"a": "a"}, {"a": "b", "b": "a"}])
+@pytest.mark.parametrize("trust", [True, False])
+def test_cards_that_lead_back_to_themselves_are_told(elsewhere, cards, trust):
+    for name, inner in cards.items():
+        write(elsewhere / name, {"name": "trained", "weights": inner})
+    with pytest.raises(ValueError, match="leads back to itself"):
+        card.load_classifier("a", trust=trust)
+    with pytest.raises(ValueError, match="leads back to itself"):
+        card.described({"name": "trained", "weights": "a"})
+
+
+def test_a_trusted_card_may_name_a_network_of_one_s_own(elsewhere, monkeypatch):
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "net_of_card.py").write_text(NET)
+    part = specs.check("classifier", {"name": "network", "network": "net_of_card:Net"})
+    made = specs.build("classifier", part)
+    card.save(elsewhere / "mine", "classifier", part, made)
+    with pytest.raises(ValueError, match="net_of_card"):
+        card.load_classifier("mine")
+    loaded = specs.build("classifier", {"name": "trained", "weights": "mine", "trust": True})
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))  # noqa: TID251
+    assert torch.equal(loaded(x), made(x))
+
+
+FILES = ("matplotlib", "jinja2", "sklearn", "scipy", "yaml")
+
+
+def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere):
+    for name in FILES:
+        (elsewhere / f"{name}.py").write_text(f"open('PWN-{name}', 'w')\n")
+    (elsewhere / "mine.py").write_text("def shade(x, noise):\n    return x * 0.9\n")
+    small = ["evaluation.images=2", "evaluation.draws=1", "attacks=[]", "purifier='mine:shade'"]
+    words = [word for change in small for word in ("--set", change)]
+    code = "import sys; sys.path.pop(0); from unfool.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "evaluate", "blobs", *words, "--out", "run", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(elsewhere.glob("PWN*"))
+
+
+@pytest.mark.parametrize("name", ["math:pi", "os:environ", "string:digits"])
+@pytest.mark.parametrize("kind", ["attack", "view", "purifier", "classifier"])
+def test_what_cannot_be_called_is_told(kind, name):
+    with pytest.raises(specs.SpecError, match=f"{name}.* not a class or function"):
+        specs.check(kind, name)

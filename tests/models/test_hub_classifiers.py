@@ -1,0 +1,146 @@
+"""Classifiers of timm, transformers, and torchvision, where these libraries are installed."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import unfool
+from unfool import spec as specs
+from unfool.compatibility import check_fit
+from unfool.models.hub_classifiers import (
+    timm_classifier,
+    torchvision_classifier,
+    transformers_classifier,
+)
+from unfool.noise import Noise, seed_torch
+from unfool.spec.identity import identity
+
+
+def needs(library: str):
+    missing = importlib.util.find_spec(library) is None
+    return pytest.mark.skipif(missing, reason=f"{library} is not installed")
+
+
+X = Noise.of(0, range(2)).normal(torch.empty(2, 3, 32, 32)).sigmoid()
+PREPROCESSOR = {
+    "do_normalize": True,
+    "image_mean": [0.5, 0.4, 0.3],
+    "image_std": [0.2, 0.3, 0.4],
+    "size": {"height": 16, "width": 16},
+}
+
+
+@pytest.fixture
+def vit(tmp_path):
+    """The folder of a small vision transformer, and its network."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    seed_torch(0)
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=4,
+        id2label={0: "cat", 1: "dog", 2: "frog"},
+        label2id={"cat": 0, "dog": 1, "frog": 2},
+    )
+    network = transformers.ViTForImageClassification(config).eval()
+    network.save_pretrained(tmp_path / "vit")
+    (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    return tmp_path / "vit", network
+
+
+def test_a_folder_of_transformers_is_a_classifier_with_its_own_input(vit):
+    folder, network = vit
+    model = unfool.load_classifier(folder, name="transformers", device="cpu")
+    x = X[:, :, :16, :16]
+    mean, std = (torch.tensor(PREPROCESSOR[f"image_{k}"]).view(3, 1, 1) for k in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(model(x), network((x - mean) / std).logits, atol=1e-6)
+        assert model(X).shape == (2, 3)
+    assert list(model.class_names) == ["cat", "dog", "frog"]
+    x = X.clone().requires_grad_()
+    assert torch.autograd.grad(model(x).sum(), x)[0].abs().sum() > 0
+
+
+def test_a_folder_counts_by_its_contents(vit):
+    folder, _ = vit
+    spec = {"classifier": {"name": "transformers", "weights": str(folder)}}
+    before = identity(spec)
+    moved = folder.rename(folder.with_name("moved"))
+    spec["classifier"]["weights"] = str(moved)
+    assert identity(spec) == before
+    (moved / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | {"size": 8}))
+    assert identity(spec) != before
+
+
+def test_classes_in_another_order_are_told_and_labels_mend_it(vit):
+    folder, _ = vit
+    data = unfool.data.Arrays(X, torch.tensor([0, 1]), ("dog", "Frog", "cat"))
+    model = transformers_classifier(folder).eval()
+    with pytest.raises(specs.SpecError, match=r"'cat'.*'dog'.*labels: \[1, 2, 0\]"):
+        check_fit(model, data, [0], "cpu")
+    mended = transformers_classifier(folder, labels=[1, 2, 0]).eval()
+    check_fit(mended, data, [0], "cpu")
+    with torch.no_grad():
+        assert torch.equal(mended(X), model(X)[:, [1, 2, 0]])
+
+
+def test_what_a_folder_lacks_is_told(vit, tmp_path):
+    folder, network = vit
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json"):
+        transformers_classifier(folder)
+    assert transformers_classifier(folder, mean=[0.5], std=[0.5], size=16)(X).shape == (2, 3)
+    with pytest.raises(FileNotFoundError, match=r"config\.json in .*nowhere"):
+        transformers_classifier(tmp_path / "nowhere")
+    network.vit.save_pretrained(folder)  # a backbone without a classifier
+    with pytest.raises(ValueError, match=r"lacks 2 \(classifier\.bias"):
+        transformers_classifier(folder, mean=[0.5], std=[0.5])
+
+
+@needs("timm")
+def test_a_model_of_timm_takes_its_input_from_timm_and_its_classes_from_the_file(tmp_path):
+    import timm
+
+    network = timm.create_model("resnet18", num_classes=7).eval()
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "f.pt")
+    model = timm_classifier("resnet18", str(tmp_path / "f.pt")).eval()
+    told = network.pretrained_cfg
+    assert model.size == told["input_size"][1:]
+    x = torch.nn.functional.interpolate(X, (224, 224))
+    mean, std = (torch.tensor(told[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(model(x), network((x - mean) / std), atol=1e-5)
+    with pytest.raises(ValueError, match=r"no model 'resnet180'.*resnet18"):
+        timm_classifier("resnet180")
+
+
+@needs("torchvision")
+def test_a_model_of_torchvision_takes_its_input_from_torchvision(tmp_path):
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=7).eval()
+    torch.save(network.state_dict(), tmp_path / "f.pt")
+    model = torchvision_classifier("resnet18", str(tmp_path / "f.pt")).eval()
+    assert model.size == (224, 224)
+    assert model(X).shape == (2, 7)
+    with pytest.raises(ValueError, match="no model 'resnet180'"):
+        torchvision_classifier("resnet180")
+
+
+@pytest.mark.parametrize(
+    ("make", "library", "advice"),
+    [
+        (timm_classifier, "timm", r"pip install 'unfool\[hub\]'"),
+        (torchvision_classifier, "torchvision", "built for your torch"),
+    ],
+)
+def test_a_missing_library_is_told_with_how_to_get_it(make, library, advice, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, library, None)
+    with pytest.raises(ValueError, match=f"{library}.*{advice}"):
+        make("resnet18", str(Path("anything.pt")))

@@ -1,0 +1,159 @@
+"""Published checkpoints at full width, beside the code of their authors where it is at hand.
+
+`UNFOOL_PEERS` names a folder with clones of the original repositories, under their own names. Each
+original builds its network in a process of its own, writes the file that it publishes, and answers.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unfool import spec as specs
+
+PEERS = os.environ.get("UNFOOL_PEERS")
+GUIDED = """
+from guided_diffusion.script_util import create_model
+size, classes = {size}, {classes}
+options = dict(learn_sigma=True, use_scale_shift_norm=True, resblock_updown=True)
+options.update(attention_resolutions='32,16,8', num_head_channels=64, class_cond=classes)
+net = create_model(size, {width}, {layers}, use_new_attention_order={new}, **options)
+content = fill(net)
+x, t = inputs(64), torch.tensor([499.0])
+label = torch.tensor([7]) if classes else None
+save(content, net(x, t, label) if classes else net(x, t), x, t, label)
+"""
+IMPROVED = """
+from improved_diffusion.script_util import create_model
+net = create_model(32, 128, 3, True, False, False, '16,8', 4, -1, True, 0.3)
+content = fill(net)
+x, t = inputs(32), torch.tensor([124.75])
+save(content, net(x, t), x, t)
+"""
+SCORE_SDE = """
+import types
+from types import SimpleNamespace as Settings
+absent = ('upfirdn2d', 'fused_leaky_relu', 'FusedLeakyReLU')  # which compile code of CUDA, for FIR
+sys.modules['op'] = types.ModuleType('op')
+vars(sys.modules['op']).update(dict.fromkeys(absent))
+from models import ncsnpp
+model = dict(nf=128, ch_mult=(1, 2, 2, 2), num_res_blocks=8, attn_resolutions=(16,), dropout=0.1)
+model.update(resamp_with_conv=True, conditional=True, fir=False, fir_kernel=[1, 3, 3, 1])
+model.update(skip_rescale=True, resblock_type='biggan', progressive='none', nonlinearity='swish')
+model.update(progressive_input='none', progressive_combine='sum', embedding_type='positional')
+model.update(init_scale=0.0, fourier_scale=16, scale_by_sigma=False, conv_size=3, name='ncsnpp')
+model.update(sigma_max=50, sigma_min=0.01, num_scales=1000)
+data = Settings(image_size=32, num_channels=3, centered=True)
+net = ncsnpp.NCSNpp(Settings(model=Settings(**model), data=data, training=Settings(continuous=True)))
+raw = {'module.' + name: value.clone() for name, value in net.state_dict().items()}
+fill(net)
+shadow = [p.detach() for p in net.parameters() if p.requires_grad]
+x, t = inputs(32), torch.tensor([99.9])
+save({'model': raw, 'ema': {'decay': 0.9999, 'shadow_params': shadow}, 'step': 1}, net(x, t), x, t)
+"""
+DDIM = """
+from types import SimpleNamespace as Settings
+from models.diffusion import Model
+model = dict(type='simple', in_channels=3, out_ch=3, ch=128, ch_mult=[1, 2, 2, 2], num_res_blocks=2)
+model.update(attn_resolutions=[16], dropout=0.1, resamp_with_conv=True)
+chain = Settings(num_diffusion_timesteps=1000)
+net = Model(Settings(model=Settings(**model), data=Settings(image_size=32), diffusion=chain))
+content = fill(net)
+x, t = inputs(32), torch.tensor([99.0])
+save(content, net(x, t), x, t)
+"""
+EDM = """
+import pickle
+from training.networks import EDMPrecond
+net = EDMPrecond({size}, 3, label_dim={classes}, **{options}).eval().requires_grad_(False)
+fill(net)
+x, t = inputs({size}), torch.tensor([-0.3])
+label = torch.tensor([7])
+known = torch.eye({classes})[label] if {classes} else None
+with open(sys.argv[1], 'wb') as file:
+    pickle.dump(dict(ema=net), file)
+save(None, net.model(x, t, class_labels=known), x, t, label if {classes} else None)
+"""
+START = """
+import sys
+sys.path[:0] = [{peer!r}, {here!r}]
+import torch
+from published_files import numbers, weight
+
+def fill(net):
+    with torch.no_grad():
+        for name, value in net.named_parameters():
+            value.copy_(weight(name, tuple(value.shape)))
+    net.eval()
+    return net.state_dict()
+
+def inputs(size):
+    return torch.from_numpy(numbers('x', (1, 3, size, size))).float()
+
+def save(content, out, *inputs):
+    if content is not None:
+        torch.save(content, sys.argv[1])
+    torch.save((out.detach(), *inputs), sys.argv[2])
+
+"""
+CIFAR = "dict(model_type='SongUNet', model_channels=128, channel_mult=[2, 2, 2], augment_dim=9"
+SONG_VE = "channel_mult_noise=2, resample_filter=[1, 3, 3, 1], embedding_type='fourier'"
+SONG_VE += ", encoder_type='residual'"
+ADM_64 = "dict(model_type='DhariwalUNet', model_channels=192, channel_mult=[1, 2, 3, 4])"
+CASES: dict[str, tuple[str, str, str, str]] = {  # repository, script, our name, and its file
+    "256x256_diffusion_uncond": (
+        "guided-diffusion",
+        GUIDED.format(size=256, classes=False, width=256, layers=2, new=False),
+        "guided-diffusion",
+        "a.pt",
+    ),
+    "64x64_diffusion": (
+        "guided-diffusion",
+        GUIDED.format(size=64, classes=True, width=192, layers=3, new=True),
+        "guided-diffusion",
+        "a.pt",
+    ),
+    "cifar10_uncond_50M_500K": ("improved-diffusion", IMPROVED, "improved-diffusion", "a.pt"),
+    "cifar10_ddpmpp_deep_continuous": ("score_sde_pytorch", SCORE_SDE, "score-sde", "a.pth"),
+    "ema_diffusion_cifar10_model": ("ddim", DDIM, "ddpm", "a.ckpt"),
+    "edm-cifar10-32x32-uncond-vp": (
+        "edm",
+        EDM.format(size=32, classes=0, options=f"{CIFAR})"),
+        "edm",
+        "a.pkl",
+    ),
+    "edm-cifar10-32x32-cond-ve": (
+        "edm",
+        EDM.format(size=32, classes=10, options=f"{CIFAR}, {SONG_VE})"),
+        "edm",
+        "a.pkl",
+    ),
+    "edm-imagenet-64x64-cond-adm": (
+        "edm",
+        EDM.format(size=64, classes=1000, options=ADM_64),
+        "edm",
+        "a.pkl",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_a_network_at_full_width_answers_as_the_original(tmp_path: Path, case: str):
+    repository, script, name, file = CASES[case]
+    home = Path(PEERS or "nowhere") / repository
+    if not home.is_dir():
+        pytest.skip(f"set UNFOOL_PEERS to a folder with a clone of {repository}")
+    told = START.format(peer=str(home), here=str(Path(__file__).parent)) + script
+    paths = tmp_path / file, tmp_path / "answer.pt"
+    subprocess.run([sys.executable, "-c", told, *map(str, paths)], check=True)
+    expected, x, *inputs = torch.load(paths[1])
+    part = specs.check("denoiser", {"name": name, "weights": str(paths[0])})
+    network: Any = specs.build("denoiser", part).network
+    with torch.no_grad():
+        found = network(x, *[each for each in inputs if each is not None])
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

@@ -1,0 +1,12 @@
+"""Devices by name."""
+
+import pytest
+
+from unfool.errors import SpecError
+from unfool.runtime.device import pick_device
+
+
+@pytest.mark.parametrize("name", ["mps", "mps:0", "nowhere"])
+def test_a_device_that_cannot_do_the_work_is_refused_by_name(name):
+    with pytest.raises(SpecError, match=f"{name}.*cpu"):
+        pick_device(name)

@@ -1,0 +1,52 @@
+"""Files are written whole, by however many processes."""
+
+import errno
+import os
+import threading
+
+import pytest
+
+from unfool.runtime.files import raise_system_error, write_bytes
+
+
+def test_writers_with_one_process_number_do_not_tear_each_other_s_files(tmp_path, monkeypatch):
+    """As containers that share a folder have, all of which are process 1."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    contents = [bytes([letter]) * 200_000 for letter in b"abcd"]
+    failed: list[Exception] = []
+
+    def write(content):
+        try:
+            for _ in range(25):
+                write_bytes(tmp_path / "file", content)
+                if (tmp_path / "file").read_bytes() not in contents:
+                    raise ValueError("torn")
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="kept") as told:
+        write_bytes(tmp_path / "kept", b"x")
+    assert told.value.filename == str(tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
+
+
+def test_errors_of_the_system_are_told_from_damage():
+    for error in (PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "io"), MemoryError()):
+        with pytest.raises(type(error)):
+            raise_system_error(error)
+    for error in (OSError("image file is truncated"), ValueError("bad"), EOFError()):
+        assert raise_system_error(error) is None

@@ -1,0 +1,165 @@
+"""YAML and `--set` that would mean something else than they seem to are refused."""
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.errors import SpecError
+from unfool.evaluation import run as evaluation
+
+TOY = {
+    "data": {"name": "blobs", "size": 8},
+    "classifier": "bayes",
+    "threat": {"norm": "linf", "eps": "8/255"},
+    "attacks": [{"name": "pgd", "steps": 2}],
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("threat: {eps: 0.1, eps: 0.9}", "'eps' stands twice"),
+        ("threat: {eps: 1}\nthreat: {eps: 2}", "'threat' stands twice .* line 2"),
+        ("attacks: [{name: pgd}]\nattacks: []", "'attacks' stands twice"),
+        ("a: [{b: {c: 1, c: 1}}]", "'c' stands twice"),
+        ("3: 4", "'3'"),
+        ("null: 4", "'null'"),
+        ("yes: 4", "'yes'"),
+        ("a: {off: 4}", "'off'"),
+        ("draws: 010", "010 .* base 8"),
+        ("draws: -017", "-017 .* base 8"),
+        ("time: 1:30", "1:30 .* base 60"),
+        ("eps: .inf", ".inf"),
+        ("eps: -.inf", "-.inf"),
+        ("eps: .nan", ".nan"),
+        (f"eps: {'9' * 5000}", "digits"),
+        ("a: &a [*a]", "alias"),
+        ("a: &a {b: *a}", "alias"),
+        ("a: " + "[" * 500 + "]" * 500, "deep"),
+        ("a: " + "[" * 5000 + "]" * 5000, "deep"),
+        ("a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 99)), "deep"),
+        ("a: !!python/object/apply:os.system [ls]", "python/object"),
+    ],
+)
+def test_what_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, said: str):
+    (tmp_path / "s.yaml").write_text(text + "\n")
+    with pytest.raises(SpecError, match=f"(?s)s.yaml.*{said}") as refused:
+        specs.load(tmp_path / "s.yaml")
+    assert len(str(refused.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "form", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{x: {0}, y: {0}}}"]
+)
+def test_aliases_cannot_make_a_spec_explode(tmp_path: Path, form: str):
+    lines = ["a0: &a0 lol"]
+    lines += [f"a{i}: &a{i} {form.format(f'*a{i - 1}')}" for i in range(1, 36)]
+    (tmp_path / "s.yaml").write_text("\n".join(lines))
+    begun = time.monotonic()
+    with pytest.raises(SpecError, match="values"):
+        specs.load(tmp_path / "s.yaml")
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    "filler", ["# " + "x" * 10**7, "b: " + "x" * 10**6, "a: [" + "1, " * 300_000]
+)
+def test_a_huge_spec_is_refused_at_once(tmp_path: Path, filler: str):
+    (tmp_path / "s.yaml").write_text(filler)
+    begun = time.monotonic()
+    with pytest.raises(SpecError, match="characters"):
+        specs.load(tmp_path / "s.yaml")
+    assert time.monotonic() - begun < 5
+
+
+def test_anchors_merges_and_dates_are_taken_as_they_stand(tmp_path: Path):
+    text = "a: &a {b: 1, c: 2}\nd: {<<: *a, c: 3}\nday: 2026-01-01\nn: 0x10\nf: 1.5e-3\n"
+    (tmp_path / "s.yaml").write_text(text)
+    found = specs.load(tmp_path / "s.yaml")
+    assert found["d"] == {"b": 1, "c": 3}
+    assert (found["day"], found["n"], found["f"]) == ("2026-01-01", 16, 0.0015)
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("data.path=d #1/x.npz", "d #1/x.npz"),
+        ("data.path='d #1/x.npz'", "d #1/x.npz"),
+        ("data.path=2024", "2024"),
+        ("data.path=010", "010"),
+        ("data.path=1e5", "1e5"),
+        ("data.path=null", None),
+        ("data.size=5", 5),
+        ("data.size=[4, 5]", [4, 5]),
+    ],
+)
+def test_a_change_means_what_is_written(change: str, value: object):
+    key = change.split("=")[0].split(".")[1]
+    assert specs.load(TOY, [change])["data"][key] == value
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("purifier=", "write null"),
+        ("purifier=  ", "write null"),
+        ("evaluation.draws=010", "010"),
+        ("threat.eps=.inf", ".inf"),
+        ("threat={norm: linf, eps: 1, eps: 2}", "'eps' stands twice"),
+        ("data={name: blobs} # size: 5", "# size: 5"),
+    ],
+)
+def test_a_change_that_would_be_dropped_is_refused(change: str, said: str):
+    with pytest.raises(SpecError, match=f"--set .*{re.escape(said)}"):
+        specs.load(TOY, [change])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "threat.eps=true",
+        "attacks.0.steps=true",
+        "attacks.0.eot=yes",
+        "evaluation.draws=true",
+        "evaluation.images=on",
+        "evaluation.seed=false",
+        "machine.batch_size=true",
+        "data.size=true",
+        "classifier={name: small-cnn, mean: [true]}",
+    ],
+)
+def test_true_and_false_are_no_numbers(change: str):
+    key = change.split("=")[0].split(".")[-1]
+    with pytest.raises(SpecError, match=f"({key}|mean) must be a number, not \\[?([Tt]rue|false)"):
+        evaluation.check(specs.load(TOY, [change]))
+
+
+def test_a_table_from_python_may_hold_numpy_numbers_and_paths():
+    found = specs.load({"threat": {"eps": np.float32(0.5)}, "path": Path("a/b")})
+    assert found == {"threat": {"eps": 0.5}, "path": "a/b"}
+    for wrong in (object(), np.zeros(3), float("inf")):
+        with pytest.raises(SpecError, match="a spec holds"):
+            specs.load({"eps": wrong})
+
+
+def test_an_empty_label_is_no_label():
+    with pytest.raises(SpecError, match="label"):
+        evaluation.check(specs.load(TOY, ["attacks.0.label=''"]))
+
+
+def test_a_spec_may_come_through_a_pipe(elsewhere, mistake):
+    import os
+    import threading
+
+    os.mkfifo(elsewhere / "pipe")
+    text = "data: {name: blobs, size: 8}\nnonsense: 3\n"
+    writer = threading.Thread(target=lambda: (elsewhere / "pipe").write_text(text))
+    writer.start()
+    assert "nonsense" in mistake("evaluate", "pipe")
+    writer.join()
+    assert run(["menu"]) == 0

@@ -1,0 +1,153 @@
+"""Rates and batches of each step, and changing them in a training that was begun."""
+
+import json
+
+import pytest
+import torch
+
+from unfool import spec as specs
+from unfool.errors import SpecError
+from unfool.models import card
+from unfool.training import run as training
+from unfool.training import train as loop
+from unfool.training.lr_schedule import Plan
+from unfool.training.options import TrainingOptions
+from unfool.training.spec import check
+
+TINY = {
+    "data": {"name": "blobs", "size": 32},
+    "denoiser": {"name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4},
+    "objective": {"name": "denoising", "t_max": 0.5, "times": "lognormal", "stratified": True},
+    "machine": {"save_every": 2},
+}
+OPEN = {
+    "steps": 12, "batch_size": 4, "warmup": 2, "optimizer": "muon",
+    "lr_schedule": "linear", "decay_from": 8,
+    "ema_gamma": 6.94,
+}  # fmt: skip
+
+
+def started(**options):
+    return check(specs.load(TINY | {"training": OPEN | options}))
+
+
+def weights(folder):
+    return card.read_state(folder / "model.safetensors")
+
+
+def assert_same(one, other):
+    for name, tensor in weights(one).items():
+        assert torch.equal(tensor, weights(other)[name]), name
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def killed(monkeypatch, elsewhere):
+    """Runs a training that is killed at its batch number `at` (from 1)."""
+
+    def run(name, at, **options):
+        real, count = loop._batch, 0
+
+        def dies(*arguments):
+            nonlocal count
+            count += 1
+            if count == at:
+                raise Stop
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "_batch", dies)
+            with pytest.raises(Stop):
+                training.run(started(**options), elsewhere / name, quiet=True)
+        return elsewhere / name
+
+    return run
+
+
+def test_the_rate_falls_in_a_straight_line_from_where_it_is_told():
+    plan = Plan(10, warmup=2, lr_schedule="linear", decay_from=6)
+    rates = [plan.rate(step) for step in range(10)]
+    assert rates == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
+    assert Plan(6, warmup=2, lr_schedule="linear").rate(5) == 0.25, "from the end of the warm-up"
+
+
+def test_the_batch_grows_once():
+    plan = Plan(10, batch_size=4, grow={"at": 3, "batch_size": 16})
+    assert [plan.size(step) for step in range(5)] == [4, 4, 4, 16, 16]
+    assert [plan.before(step) for step in range(6)] == [0, 4, 8, 12, 28, 44]
+    assert plan.sizes() == [4, 16]
+
+
+@pytest.mark.parametrize("at", [4, 8, 11])
+def test_muon_and_a_growing_batch_end_with_the_same_bits_after_a_kill(elsewhere, killed, at):
+    grow = {"at": 5, "batch_size": 8}
+    whole = training.run(started(grow=grow), elsewhere / "whole", quiet=True)
+    again = training.run(started(grow=grow), killed("killed", at, grow=grow), quiet=True)
+    assert_same(whole, again)
+    lines = [json.loads(line)["step"] for line in (again / "log.jsonl").read_text().splitlines()]
+    assert lines == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_training_may_be_ended_at_any_time(elsewhere, killed):
+    """Begun with a distant end, it is as one that had been meant to end where it did."""
+    whole = training.run(started(grow={"at": 5, "batch_size": 8}), elsewhere / "whole", quiet=True)
+    folder = killed("open", 7, steps=1000, decay_from=900, grow={"at": 6, "batch_size": 64})
+    with pytest.raises(
+        RuntimeError, match=r"6 steps are done, and step 5 had another rate or batch"
+    ):
+        training.run(started(grow={"at": 5, "batch_size": 8}), folder, quiet=True)
+    again = killed("again", 5, steps=1000, decay_from=900)
+    training.run(started(grow={"at": 5, "batch_size": 8}), again, quiet=True)
+    assert_same(whole, again)
+
+
+@pytest.mark.parametrize("changed", [{"decay_from": 3}, {"steps": 4, "decay_from": 3}])
+def test_what_is_done_cannot_be_changed(elsewhere, killed, changed):
+    folder = killed("run", 7)
+    with pytest.raises(RuntimeError, match="only what comes after step 6 can be changed"):
+        training.run(started(**changed), folder, quiet=True)
+
+
+def test_another_rate_is_another_training(elsewhere, killed):
+    folder = killed("run", 7)
+    with pytest.raises(RuntimeError, match="belongs to another spec"):
+        training.run(started(learning_rate=1e-3), folder, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"decay_from": 12}, r"decay_from must be from warmup, 2, to below steps, 12, not 12"),
+        ({"decay_from": 1}, r"decay_from must be from warmup, 2"),
+        ({"lr_schedule": "cosine"}, r"decay_from is of lr_schedule: linear"),
+        ({"grow": {"at": 3}}, r"training.grow"),
+        ({"grow": {"at": 3, "batch_size": 0}}, r"training.grow.batch_size must be 1 or more"),
+        ({"ema_gamma": -1}, r"ema_gamma must be 0 or more, not -1"),
+        ({"ema_power": 0.5}, r"ema_gamma stands alone: leave out ema_power"),
+        ({"optimizer": "adamw", "muon_lr_factor": 2}, r"training.muon_lr_factor is Muon's"),
+    ],
+)
+def test_what_cannot_be_is_told(options, said):
+    with pytest.raises(SpecError, match=said):
+        started(**options)
+
+
+def test_a_grown_batch_must_be_split_evenly(elsewhere):
+    with pytest.raises(ValueError, match="a batch of 9 cannot be split into 2 parts"):
+        training.run(
+            started(grow={"at": 3, "batch_size": 9}, accumulate=2), elsewhere / "run", quiet=True
+        )
+
+
+def test_a_mean_of_power_form_counts_step_i_as_i_to_the_gamma():
+    """Karras et al. (2024), equation 123: up to what sums have in place of integrals."""
+    gamma, steps, mean = 6.94, 400, 0.0
+    options = TrainingOptions(steps, ema_decay=0.9, ema_gamma=gamma)
+    for step in range(1, steps + 1):
+        decay = loop._decay(step, options)
+        mean = decay * mean + (1 - decay) * step / steps
+    assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2 / steps)
+    assert loop._decay(1, options) == 0, "nothing of the first weights stays"
