@@ -90,6 +90,7 @@ class Threat:
             return torch.where(self._places(gain.sum(1, keepdim=True)), inside, x)
         delta = x_adv - x
         if self.norm == "l1":
+            delta = delta.clamp(-8, 8)  # far outside the box, and with digits left behind the point
             return (x + self._shrunk(x, delta)).clamp(0, 1)
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
