@@ -212,7 +212,7 @@ def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
 
 def test_there_is_a_job_for_every_attack_and_norm():
     against_noise = 2 * len(selftest.AGAINST_NOISE) - 1  # Square is not tried under l2
-    assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4
+    assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4 + 5
 
 
 @pytest.mark.slow
