@@ -21,7 +21,7 @@ from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
-from unfool.spec import Table
+from unfool.spec import RawSpec
 
 Shape = tuple[int, int, int]
 Say = Callable[[str], None]
@@ -62,7 +62,7 @@ class Tally(NamedTuple):
     undecided: bool
 
 
-def load_defended(table: Table, folder: str | None, device: str) -> Loaded:
+def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
     """The classifier of a spec, on a device, with its classes and the shape of its images.
 
     Args:
@@ -206,7 +206,7 @@ def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None
 
 
 def _told_by_data(
-    table: Table, folder: str | None
+    table: RawSpec, folder: str | None
 ) -> tuple[Sequence[str], Shape | None, Dataset | None]:
     """The classes and the size of images of a spec's data set, and the data set, if it can be had.
 
@@ -214,7 +214,7 @@ def _told_by_data(
         SpecError: A folder was named, and it is not there.
     """
     try:
-        data = specs.build("data", specs.check_data(table["data"], folder))
+        data = specs.build("data", specs.check_data(table.get("data"), folder))
         channels, height, width = data[0][0].shape
     except (SpecError, KeyError, ValueError):
         if folder is not None and "data" in table:

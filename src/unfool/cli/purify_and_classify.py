@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, write_bytes
-from unfool.spec import Table
 
 
 def purify_files(
@@ -145,7 +145,9 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
     checked, classifier = check_purifier(table), None
-    if "classifier" in specs.argument_names("purifier", checked["purifier"]):
+    if "classifier" in specs.argument_names(
+        "purifier", specs.part("purifier", checked.get("purifier"))
+    ):
         classifier = specs.build("classifier", check_model(table)["classifier"])
     return build_purifier(checked, pick_device(device), classifier)
 
@@ -200,10 +202,24 @@ def _taken(path: Path, folder: Path) -> bool:
         return False
 
 
+class Stored(TypedDict):
+    """How the images of an npz are stored.
+
+    Attributes:
+        arrays: All that is in it.
+        key: Which of them the images are.
+        last: Whether their channels come last.
+    """
+
+    arrays: dict[str, np.ndarray]
+    key: str
+    last: bool
+
+
 _ENDINGS = (*image_files.ENDINGS, ".npz")
 
 
-def _open_npz(path: Path) -> tuple[Tensor, Table]:
+def _open_npz(path: Path) -> tuple[Tensor, Stored]:
     """The images of an npz file, (B, C, H, W), and how they were stored."""
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -232,9 +248,9 @@ def _say(what: str) -> None:
     print(f"unfool: {what}", file=sys.stderr)
 
 
-def _npz(pure: Tensor, stored: Table) -> bytes:
+def _npz(pure: Tensor, stored: Stored) -> bytes:
     arrays, key = stored["arrays"], stored["key"]
     buffer = io.BytesIO()
     made = array_of_images(pure, arrays[key], stored["last"])
-    np.savez_compressed(buffer, **{**arrays, key: made})
+    np.savez_compressed(buffer, **{**arrays, key: made})  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()

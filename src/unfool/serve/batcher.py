@@ -140,7 +140,7 @@ class Batcher:
         with self._changed:
             until = None
             while True:
-                self._drop_cancelled()
+                self._drop_canceled()
                 if not self._waiting:
                     if self._closed:
                         return []
@@ -153,8 +153,8 @@ class Batcher:
                     return self._take()
                 self._changed.wait(patience)
 
-    def _drop_cancelled(self) -> None:
-        for job in [job for job in self._waiting if job.future.cancelled()]:
+    def _drop_canceled(self) -> None:
+        for job in [job for job in self._waiting if job.future.done()]:
             self._waiting.remove(job)
             self._forget(job)
 
