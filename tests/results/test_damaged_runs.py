@@ -29,6 +29,12 @@ def folder(elsewhere):
         (lambda asked: asked | {"version": "1"}, ("run.json", "version", "'1'")),
         (lambda asked: asked | {"indices": [0, "x"]}, ("run.json", "indices.1", "'x'")),
         (lambda asked: asked | {"spec": asked["spec"] | {"threat": 3}}, ("spec: threat", "3")),
+        (lambda asked: asked | {"spec": asked["spec"] | {"threat": {}}}, ("'norm', 'eps'", "{}")),
+        (
+            lambda asked: asked | {"spec": _without(asked["spec"], "lpips")},
+            ("spec: evaluation", "'lpips'"),
+        ),
+        (lambda asked: asked | {"kind": "certification"}, ("spec", "'certification'")),
     ],
 )
 def test_a_damaged_run_json(folder, change, named):
@@ -111,6 +117,11 @@ def test_what_python_knows_and_yaml_does_not(tmp_path):
 def test_what_is_no_number_and_no_class(change, named):
     with pytest.raises(ValueError, match=named):
         check(specs.load("blobs", [change]))
+
+
+def _without(spec, option):
+    kept = {key: value for key, value in spec["evaluation"].items() if key != option}
+    return spec | {"evaluation": kept}
 
 
 def _draws(fact, draws):
