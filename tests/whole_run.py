@@ -2,8 +2,8 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
-from unfool.results.manifest import Manifest
 from unfool.results.run_folder import Run
 
 SPEC = {
@@ -23,7 +23,7 @@ CERTIFICATION = {key: SPEC[key] for key in ("data", "classifier")} | {
 }
 
 
-def manifest(indices, spec=None, **told) -> Manifest:
+def manifest(indices, spec=None, **told) -> Any:
     """What `run.json` holds of a run on `indices`; `spec` changes options of SPEC, or adds sections."""
     changed = {
         name: SPEC[name] | part if name in ("threat", "evaluation", "machine") else part
