@@ -6,8 +6,8 @@ import sys
 import pytest
 import torch
 
+from unfool import distances
 from unfool.cli.main import run
-from unfool.defenses import distances
 from unfool.evaluation import image_quality as quality
 from unfool.evaluation.image_quality import measure
 from unfool.noise import Noise

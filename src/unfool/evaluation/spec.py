@@ -128,7 +128,7 @@ def check(spec: RawSpec, folder: str | None = None) -> EvaluationSpec:
 
 def _check_threat(section: Any) -> ThreatSection:
     threat = specs.check_section("threat", section, ThreatSection)
-    if threat["norm"] != "l2" and threat["eps"] > 1:
+    if threat["norm"] in ("linf", "l0") and threat["eps"] > 1:
         units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
@@ -161,7 +161,7 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
     knows = _check_knows(table.pop("knows", None), where)
     for key in ATTACK_FLAGS:
         table.pop(key, None)  # of a checked spec; what is named says it
-    if not isinstance(label or "", str):
+    if label is not None and not (isinstance(label, str) and label):
         raise SpecError(f"{where}.label must be a word, not {shown(label)}")
     seen = specs.part("view", view)["name"]
     if seen in DEFENSE_VIEWS and not defended:
