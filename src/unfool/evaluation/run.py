@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unfool.evaluation.forecast import watched
 from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -29,5 +30,5 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
 
         return run_on_ray.run(spec, made, folder, shard, quiet)
     begun = Run.begin(folder, made.manifest, made.fingerprint)
-    run_blocks(spec, made, begun, made.on(spec, shard, quiet))
+    run_blocks(spec, made, begun, watched(made.on(spec, shard, quiet), spec, made))
     return begun
