@@ -171,7 +171,8 @@ def contents(folder: Path) -> dict[str, Any]:
             arrays = read_arrays(path)
             keys = arrays.pop("index", None) if path.parent.name == "examples" else None
             key = str(name) if keys is None else f"{name.parent} {keys}"
-            found.setdefault(key, []).append(arrays)
+            if arrays not in found.setdefault(key, []):  # a killed block leaves its pictures twice
+                found[key].append(arrays)
         elif path.suffix in (".json", ".jsonl"):
             lines = [path.read_text("utf-8")]
             lines = lines[0].splitlines() if path.suffix == ".jsonl" else lines

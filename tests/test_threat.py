@@ -237,3 +237,9 @@ def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
     assert stats.binomtest(salt, salt + pepper).pvalue > 0.01
     where = (edge[:, 0] != 0.5).flatten(1).sum(0).numpy()
     assert stats.chisquare(where).pvalue > 0.01
+
+
+def test_a_fraction_is_taken_as_a_spec_takes_it():
+    assert Threat("linf", "8/255") == Threat("linf", 8 / 255)
+    with pytest.raises(ValueError, match="'8/0'"):
+        Threat("linf", "8/0")

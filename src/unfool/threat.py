@@ -20,7 +20,8 @@ class Threat:
     Attributes:
         norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length) or `"l0"` (the
             share of places, all channels together, that are changed at all).
-        eps: The budget, in units of [0, 1] images (8/255 is 0.0314); of l0 a share, 0 to 1.
+        eps: The budget, in units of [0, 1] images (8/255, or the text "8/255", is 0.0314); of l0 a
+            share, 0 to 1.
 
     Raises:
         ValueError: The budget is below 0, or above 1 in linf or l0.
@@ -30,6 +31,8 @@ class Threat:
     eps: NotNegative
 
     def __post_init__(self) -> None:
+        if isinstance(self.eps, str):
+            object.__setattr__(self, "eps", _number(self.eps))
         check_fields(self)
         if self.norm != "l2" and self.eps > 1:
             unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
@@ -113,6 +116,17 @@ class Threat:
         flat = worth.flatten(1)
         best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
+
+
+def _number(text: str) -> float:
+    """A number, or a fraction such as 8/255, from text."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"eps must be a number, or a fraction such as 8/255, not {text!r}"
+        ) from None
 
 
 def images(per_image: Tensor) -> Tensor:

@@ -118,3 +118,14 @@ def test_the_version(said):
 
 def test_the_shell_is_offered_completion(said):
     assert "--install-completion" in said("-h")[1]
+
+
+def test_every_option_of_a_section_has_a_line_and_a_text():
+    from unfool.cli.menu import about
+    from unfool.evaluation.spec import OPTION_SECTIONS
+    from unfool.spec.describe import describe_section
+
+    for name, told in OPTION_SECTIONS.items():
+        section = describe_section(name, *told)
+        assert [option.name for option in section.options if not option.text] == []
+        assert any(f"  {section.options[0].name}: " in line for line in about(name))

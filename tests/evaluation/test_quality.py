@@ -11,8 +11,9 @@ from unfool.defenses import distances
 from unfool.evaluation import image_quality as quality
 from unfool.evaluation.image_quality import measure
 from unfool.noise import Noise
+from unfool.results.outcome import Outcome
 from unfool.results.quality import summarize
-from unfool.results.run_folder import Outcome, Run
+from unfool.results.run_folder import Run
 
 CLEAN = 0.5 + 0.1 * Noise.of(0, range(3)).normal(torch.empty(3, 1, 12, 12))
 

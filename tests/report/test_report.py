@@ -24,7 +24,8 @@ from unfool.report.render_html import to_fragment, to_html
 from unfool.report.render_markdown import quote, to_markdown
 from unfool.report.render_terminal import plain_text, print_document
 from unfool.results import doubts, model_doubts
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 
 K = 4
 ATTACKS = [

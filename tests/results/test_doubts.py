@@ -6,7 +6,7 @@ import pytest
 
 from unfool.cli.main import run
 from unfool.results.doubts import _halves, _unchanged, paired_gap
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome
 
 SOFT = '''
 import torch

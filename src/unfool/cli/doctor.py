@@ -2,7 +2,7 @@
 
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +23,6 @@ from unfool.evaluation.sanity_checks import are_probabilities, same_logits
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
-from unfool.spec import Table
 
 
 class Finding(NamedTuple):
@@ -77,7 +76,7 @@ def installed() -> list[Finding]:
 
 
 def model(
-    spec: str | Table, changes: Sequence[str], folder: str | None, device: str
+    spec: str | Mapping[str, Any], changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
     """Whether the classifier of a spec, and its defense, keep the contract of a classifier.
 

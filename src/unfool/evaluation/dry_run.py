@@ -23,8 +23,8 @@ from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended
+from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
-from unfool.spec import Table
 from unfool.threat import Threat
 
 DERIVED_METHODS = (
@@ -137,7 +137,7 @@ class StandIn:
         return found
 
 
-def dry_run(spec: Table, made: Prepared, rows: int) -> DryRun:
+def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
     """How the evaluation of one image asks the parts of the model.
 
     Args:

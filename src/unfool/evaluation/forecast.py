@@ -28,8 +28,8 @@ from unfool.evaluation.dry_run import Call, DryRun, dry_run
 from unfool.evaluation.prepare import Prepared, prepare
 from unfool.noise import Noise
 from unfool.results.run_folder import FORECAST, Run
+from unfool.results.spec import EvaluationSpec
 from unfool.runtime.files import write_bytes
-from unfool.spec import Table
 from unfool.statistics import wilson
 
 CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
@@ -111,7 +111,9 @@ def seconds_of(budget: str) -> float:
     return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
 
 
-def forecast(spec: Table, budget: float | None = None, made: Prepared | None = None) -> Forecast:
+def forecast(
+    spec: EvaluationSpec, budget: float | None = None, made: Prepared | None = None
+) -> Forecast:
     """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
 
     Args:
@@ -139,7 +141,9 @@ def forecast(spec: Table, budget: float | None = None, made: Prepared | None = N
     return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
 
 
-def expected(spec: Table, made: Prepared, rows: int, judged: bool = True) -> Expected | None:
+def expected(
+    spec: EvaluationSpec, made: Prepared, rows: int, judged: bool = True
+) -> Expected | None:
     """What an image of a run will take, by a few quick calls; None where that cannot be told.
 
     Args:
@@ -161,14 +165,14 @@ def expected(spec: Table, made: Prepared, rows: int, judged: bool = True) -> Exp
     return Expected(seconds, played.ticks)
 
 
-def watched(machine: Machine, spec: Table, made: Prepared, judged: bool = True) -> Machine:
+def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
     """A machine that knows what an image of a run will take (`expected`), if it shows progress."""
     return replace(machine, expected=partial(expected, spec, made, machine.batch_size, judged))
 
 
 def plan(
-    spec: Table, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
-) -> tuple[Table, Forecast | None]:
+    spec: EvaluationSpec, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
+) -> tuple[EvaluationSpec, Forecast | None]:
     """A checked spec with the images that fit into a budget, and its forecast, kept in the folder.
 
     A run that was begun with a budget goes on with the images it was begun with, and needs no
@@ -197,7 +201,7 @@ def plan(
     return _with_images(spec, found.images), found
 
 
-def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
+def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | None:
     """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
     if not found.most or begun(spec, folder) is None:
         return None
@@ -209,7 +213,7 @@ def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
     return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
 
 
-def begun(spec: Table, folder: Path) -> int | None:
+def begun(spec: EvaluationSpec, folder: Path) -> int | None:
     """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
     if not (folder / "run.json").is_file():
         return None
@@ -217,12 +221,12 @@ def begun(spec: Table, folder: Path) -> int | None:
     return len(asked["indices"]) if asked["identity"] == specs.identity(spec) else None
 
 
-def _with_images(spec: Table, images: int | None) -> Table:
+def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
     return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
 
 
 def _per_image(
-    spec: Table, made: Prepared, played: DryRun, costs: Mapping[Call, Cost]
+    spec: EvaluationSpec, made: Prepared, played: DryRun, costs: Mapping[Call, Cost]
 ) -> dict[str, Cost]:
     """What an image costs, by condition and by what judges it."""
     found = {
@@ -281,7 +285,7 @@ def _trial(made: Prepared, part: Any, how: str, size: int, trial: float) -> Cost
     return Cost(calls, min(took[2:] or took) / size)
 
 
-def _workers(spec: Table) -> int:
+def _workers(spec: EvaluationSpec) -> int:
     if spec["machine"]["engine"] != "ray":
         return 1
     from unfool.evaluation import run_on_ray
@@ -300,7 +304,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _most(spec: Table) -> bool:
+def _most(spec: EvaluationSpec) -> bool:
     """Whether images that fall are left alone before the end."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
     return early or spec["evaluation"]["skip_broken"]

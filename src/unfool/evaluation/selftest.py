@@ -25,10 +25,11 @@ from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation import run as evaluation
 from unfool.noise import Noise
 from unfool.protocols import Attack
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import Summary
 from unfool.results.summary import Judged, judge, summarize_run
 from unfool.runtime.progress import progress
-from unfool.spec import Table
+from unfool.spec import Part, RawSpec
 from unfool.statistics import wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
@@ -52,7 +53,7 @@ AGAINST_NOISE: dict[str, Attack] = {
     "AutoAttack rand": AutoAttack("rand", **EFFORT),
     "AutoAttack unfool": AutoAttack("unfool", "mean", **EFFORT, queries=1000, targets=1),
 }
-AGAINST_COINS: list[Table] = [
+AGAINST_COINS: list[Part] = [
     {"name": "pgd", "steps": 5, "eot": 4},
     {"name": "apgd", "steps": 5, "eot": 4},
     {"name": "fab", "steps": 5, "eot": 4, "targets": 1},
@@ -171,14 +172,14 @@ def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Itera
 
 
 def coin_holds(
-    p: float, device: str = "cpu", attacks: list[Table] | None = None, k: int = 9
+    p: float, device: str = "cpu", attacks: list[Part] | None = None, k: int = 9
 ) -> Iterator[Check]:
     """What an evaluation says of a coin under attack: the intervals hold the truth.
 
     Of the mean per draw, the attack that reports the least counts.
     """
     rows = AGAINST_COINS if attacks is None else attacks
-    spec = {
+    spec: RawSpec = {
         "data": {"name": f"{HERE}Points", "size": 2 * IMAGES, "one_class": True},
         "classifier": {"name": f"{HERE}RandomGuess", "p": p},
         "threat": {"norm": "linf", "eps": 0.1},
@@ -273,7 +274,7 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
     yield from _masked("plane of huge logits", spec, device, best)
 
 
-def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]:
+def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Check]:
     """The first attack is stopped, and a doubt says so; all others reach the optimum."""
     told = _evaluated(spec, device)
     left = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in told["attacks"]}
@@ -286,7 +287,7 @@ def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]
     yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
 
 
-def _plane(eps: float) -> Table:
+def _plane(eps: float) -> RawSpec:
     return {
         "data": {"name": f"{HERE}Points", "size": IMAGES},
         "classifier": {"name": f"{HERE}LinearClassifier"},
@@ -295,7 +296,7 @@ def _plane(eps: float) -> Table:
     }
 
 
-def _evaluated(spec: Table, device: str) -> dict[str, Any]:
+def _evaluated(spec: RawSpec, device: str) -> Summary:
     """What an evaluation reports, by the way of any other; the run is not kept."""
     checked = evaluation.check(
         {**spec, "machine": {"device": device, "batch_size": 4096, "images_per_block": 128}}

@@ -6,14 +6,13 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from statistics import mean, variance
-from typing import Any
+from typing import Any, cast
 
 from unfool.results.attack_roles import (
     BLIND,
     ELSEWHERE,
     EXACT_VIEWS,
     TRANSFER,
-    AttackRow,
     exact_attacks,
     is_custom,
     roles,
@@ -22,7 +21,8 @@ from unfool.results.attack_roles import (
 from unfool.results.doubt import Doubt
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
-from unfool.results.run_folder import Outcome
+from unfool.results.outcome import Outcome, SanityCheck
+from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import change_of, mean_interval
 
 # views without the exact gradient of the whole model
@@ -55,7 +55,7 @@ WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make i
 
 
 def all_doubts(
-    spec: Mapping[str, Any],
+    spec: EvaluationSpec,
     outcomes: Sequence[Outcome],
     judged: Mapping[str, Any],
     robust: Any,
@@ -74,7 +74,7 @@ def all_doubts(
         logits: How many classes the model tells apart; None in runs made before it was kept.
         stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
-    probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
+    probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *model_doubts(probes, attacks),
@@ -108,7 +108,7 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if row.get("name") in ELSEWHERE:
             continue
@@ -125,7 +125,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) ->
 
 
 def _weaker_than_random(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
         by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
@@ -139,7 +139,7 @@ def _weaker_than_random(
 
 
 def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
@@ -160,7 +160,7 @@ def _cheap_beats_exact(
 
 
 def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [
@@ -178,10 +178,12 @@ def _blind_beats_gradient(
 
 
 def _known_is_harder(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     informed = {
-        row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
+        row["label"]: row
+        for row in roles(spec["attacks"]).known_noise
+        if row.get("knows") == "both"
     }
     for name in [
         *exact_attacks(informed),
@@ -208,7 +210,9 @@ def _beaten(
             yield name, by
 
 
-def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _still_rising(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if view_name(row) not in WHOLE_INTERVAL:
             continue
@@ -228,7 +232,7 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow])
             )
 
 
-def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
     early = any(view_name(row) == "first-stage" for row in attacks.values())
     theirs = [
@@ -253,7 +257,7 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
     if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
@@ -264,7 +268,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
     if rough:
         yield Doubt(
@@ -358,7 +362,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 
 
 def _few_draws(
-    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+    outcomes: Sequence[Outcome], probes: Sequence[SanityCheck], robust: Any
 ) -> Iterator[Doubt]:
     width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:

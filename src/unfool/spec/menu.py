@@ -192,8 +192,13 @@ def find(kind: str, name: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
-    if not callable(found):
-        raise SpecError(f"{kind}: {target!r} is a {type(found).__name__}, not a class or function")
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
+        raise SpecError(
+            f"{kind}: {target!r} is the {what}; name a class or a function written in Python"
+        ) from error
     return found
 
 
