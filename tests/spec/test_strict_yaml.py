@@ -43,6 +43,7 @@ TOY = {
         ("a: " + "[" * 500 + "]" * 500, "deep"),
         ("a: " + "[" * 5000 + "]" * 5000, "deep"),
         ("a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 99)), "deep"),
+        ("label: a\x1bb", "001b"),
         ("a: !!python/object/apply:os.system [ls]", "python/object"),
     ],
 )

@@ -3,6 +3,7 @@
 And which files of a folder in the diffusers layout are read.
 """
 
+import errno
 import io
 import os
 import secrets
@@ -41,6 +42,8 @@ def raise_system_error(error: BaseException) -> None:
     failing disk or too many open files would otherwise be told as damage.
     """
     told = isinstance(error, OSError) and error.errno is not None and error.strerror is not None
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return  # a damaged archive names a place before its beginning
     if told or isinstance(error, MemoryError):
         raise error
 
