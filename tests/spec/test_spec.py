@@ -104,7 +104,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ),
         ({"attacks": [{"name": "pgd", "model": 1}]}, "no option 'model'"),
         ({"purifier": "diffpure"}, "needs a denoiser"),
-        ({"threat": {"norm": "l3", "eps": 1}}, "linf, l2, l0"),
+        ({"threat": {"norm": "l3", "eps": 1}}, "linf, l2, l1, l0"),
         ({"threat": {"norm": "linf", "eps": -1}}, "eps must be 0 or more, not -1"),
         ({"threat": {"norm": "linf"}}, "threat: the option 'eps' is missing"),
         ({"threat": 3}, "table of options"),

@@ -6,10 +6,9 @@ passes here passes again, on any machine.
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import stats
@@ -17,12 +16,15 @@ from torch import Tensor
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.deepfool import DeepFool
 from unfool.attacks.fab import FAB
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation import run as evaluation
+from unfool.evaluation import selftest_attacks
+from unfool.evaluation.selftest_check import TOLERANCE, Check, reaches
 from unfool.noise import Noise
 from unfool.protocols import Attack
 from unfool.results.outcome import Condition, Outcome
@@ -34,8 +36,6 @@ from unfool.statistics import wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
-Unit = Literal["accuracy", "coverage", "times", "images", "yes"]
-TOLERANCE = 0.01  # of an accuracy under attack
 COVERED = (0.92, 0.99)  # how often intervals that promise 95 % may cover, in `RUNS` runs
 RUNS = 400
 IMAGES = 48
@@ -49,6 +49,8 @@ AGAINST_NOISE: dict[str, Attack] = {
     "PGD": PGD(**EFFORT),
     "APGD": APGD(**EFFORT),
     "FAB": FAB(**EFFORT, targets=1, selection_draws=40),
+    "DeepFool": DeepFool(**EFFORT, targets=1, selection_draws=40),
+    "PGD, weighed draws": PGD(**EFFORT, loss="margin", weights="em"),
     "Square": Square(800, eot=4, selection_draws=40),
     "AutoAttack rand": AutoAttack("rand", **EFFORT),
     "AutoAttack unfool": AutoAttack("unfool", "mean", **EFFORT, queries=1000, targets=1),
@@ -61,35 +63,6 @@ AGAINST_COINS: list[Part] = [
     {"name": "autoattack", "version": "rand", "steps": 5, "eot": 4, "label": "rand"},
     {"name": "autoattack", "steps": 5, "eot": 4, "queries": 100, "targets": 1},
 ]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that is known, and what was found.
-
-    Attributes:
-        part: The model, or the interval.
-        what: What was measured on it.
-        unit: Of the numbers.
-        truth: By the closed form.
-        found: By this installation.
-        low: The least that may be found.
-        high: The most that may be found.
-    """
-
-    part: str
-    what: str
-    unit: Unit
-    truth: float
-    found: float
-    low: float
-    high: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether what was found is allowed; what is no number is not."""
-        return self.low <= self.found <= self.high
-
 
 Job = Callable[[], Iterator[Check]]
 
@@ -129,6 +102,11 @@ def jobs(device: str) -> list[Job]:
         *(partial(coin_holds, p, device) for p in COINS),
         *(partial(noisy_plane, norm, attack, device) for norm, attack in tried),
         *(partial(nearest, norm, device) for norm in BUDGETS),
+        partial(selftest_attacks.sparse, device),
+        partial(selftest_attacks.alike, device),
+        partial(selftest_attacks.boundaries, device),
+        partial(selftest_attacks.smoothed, device),
+        partial(selftest_attacks.at_every_step, device),
         partial(rounded, device),
         partial(saturated, device),
     ]
@@ -211,7 +189,7 @@ def noisy_plane(
         left = float(linear_models.accuracy(found, y).mean())
         if not bool(threat.allows(x, found).all()):
             left = float("nan")
-        yield _optimum("plane behind noise", f"{name}, {norm}", best, left)
+        yield reaches("plane behind noise", f"{name}, {norm}", best, left)
 
 
 def nearest(
@@ -281,7 +259,7 @@ def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Chec
     stopped = left.pop("PGD") > best + TOLERANCE
     left["what the evaluation reports"] = told["robust"]["per_draw"]["accuracy"]
     for name, found in left.items():
-        yield _optimum(part, name, best, found)
+        yield reaches(part, name, best, found)
     said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
     what = "PGD stops, and a doubt says so"
     yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
@@ -346,7 +324,3 @@ def _coin(p: float) -> str:
 
 def _coverage(part: str, what: str, covered: int) -> Check:
     return Check(f"{part}: {COVER}", what, "coverage", 0.95, covered / RUNS, *COVERED)
-
-
-def _optimum(part: str, what: str, best: float, left: float) -> Check:
-    return Check(part, what, "accuracy", best, left, best - 1e-4, best + TOLERANCE)

@@ -128,7 +128,7 @@ def check(spec: RawSpec, folder: str | None = None) -> EvaluationSpec:
 
 def _check_threat(section: Any) -> ThreatSection:
     threat = specs.check_section("threat", section, ThreatSection)
-    if threat["norm"] != "l2" and threat["eps"] > 1:
+    if threat["norm"] in ("linf", "l0") and threat["eps"] > 1:
         units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
         norm = threat["norm"]
         raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")

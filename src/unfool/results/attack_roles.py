@@ -10,7 +10,7 @@ from unfool.spec import part
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
+EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # with the whole model's exact gradient
 
 
 class Roles(NamedTuple):
@@ -63,6 +63,17 @@ def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
         if view_name(row) in EXACT_VIEWS and row.get("name") not in (*BLIND, *TRANSFER, *ELSEWHERE)
         if not is_custom(row)
     }
+
+
+def special_climb(row: AttackEntry) -> str | None:
+    """What an attack does that a plain climb of the mean loss does not, in words; None for nothing."""
+    if row.get("weights") == "em":
+        return "which weighs the random draws"
+    if view_name(row) == "per-step":
+        return "which climbs a loss at every step of the chain"
+    if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
+        return "which looks for the nearest boundary"
+    return None
 
 
 def is_custom(row: AttackEntry) -> bool:

@@ -147,7 +147,8 @@ def _all_alike(threat: ThreatSection, run: Run) -> bool:
     values = 1
     for size in run.manifest.get("shape", [0]):
         values *= size
-    least = GRAY.get(threat["norm"]) or (0.5 * values**0.5 if values else float("inf"))
+    power = {"l2": 0.5, "l1": 1.0}.get(threat["norm"], 0)
+    least = GRAY.get(threat["norm"]) or (0.5 * values**power if values else float("inf"))
     return threat["eps"] >= least
 
 

@@ -8,6 +8,12 @@ from math import ceil
 from statistics import mean, variance
 from typing import Any, cast
 
+from unfool.results.attack_doubts import (
+    beaten,
+    paired_gap,
+    special_beats_plain,
+    unbounded_beats_bounded,
+)
 from unfool.results.attack_roles import (
     BLIND,
     ELSEWHERE,
@@ -23,7 +29,7 @@ from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
-from unfool.statistics import change_of, mean_interval
+from unfool.statistics import mean_interval
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -83,6 +89,8 @@ def all_doubts(
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
+        *special_beats_plain(outcomes, attacks),
+        *unbounded_beats_bounded(spec, outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
         *_low_precision(spec, attacks),
@@ -148,7 +156,7 @@ def _cheap_beats_exact(
         if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
     strong = list(exact_attacks(attacks))
-    for name, by in _beaten(outcomes, [*cheap, *given], strong):
+    for name, by in beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
             "cheap-beats-exact",
@@ -167,7 +175,7 @@ def _blind_beats_gradient(
         n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
     ]
     strong = list(exact_attacks(held))
-    for name, by in _beaten(outcomes, blind, strong):
+    for name, by in beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
             "red",
@@ -198,16 +206,6 @@ def _known_is_harder(
                 f"attack that knows none, by at least {by:.1%} on the same images: it is too weak; give "
                 "it as many steps and restarts, and the loss `margin`",
             )
-
-
-def _beaten(
-    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
-) -> Iterator[tuple[str, float]]:
-    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
-    for name in weak if strong else ():
-        by = min(paired_gap(outcomes, other, name) for other in strong)
-        if by > 0:
-            yield name, by
 
 
 def _still_rising(
@@ -393,17 +391,3 @@ def _few_draws(
         f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
         f"the images: raise evaluation.draws ({advice})",
     )
-
-
-def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
-    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
-
-    It has a width even if all images differ alike, so a few images raise no doubt.
-    """
-    gaps = [
-        mean(d == o.label for d in o.conditions[one].draws)
-        - mean(d == o.label for d in o.conditions[other].draws)
-        for o in outcomes
-    ]
-    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
-    return change_of(gaps, draws).low

@@ -15,8 +15,8 @@ class ThreatSection(TypedDict):
     """The section `threat`: what an attacker may change.
 
     Attributes:
-        norm: How a change is measured: the largest of a pixel, the Euclidean length, or the share of
-            places that are changed at all.
+        norm: How a change is measured: the largest of a pixel, the Euclidean length, the sum, or
+            the share of places that are changed at all.
         eps: The budget, in units of [0, 1] pixels (8/255, say); of l0 a share of the places.
     """
 

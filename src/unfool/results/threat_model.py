@@ -16,6 +16,7 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
     change = {
         "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
+        "l1": f"the values of the image by up to {threat.eps:.4g} in sum, pixels in [0, 1] (l1)",
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
@@ -91,6 +92,7 @@ def sees(row: AttackEntry) -> str:
         "exact": "the whole model, with its exact gradient",
         "no-elimination": "the whole model without its elimination, with the exact gradient",
         "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
+        "per-step": "the whole model, with its exact gradient and that of a loss at every step",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
