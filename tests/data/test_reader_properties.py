@@ -5,6 +5,7 @@ import io
 import struct
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,3 +192,12 @@ def test_the_files_of_these_tests_are_sound(tmp_path):
     for name, content in WEIGHTS.items():
         (tmp_path / name).write_bytes(content)
         assert "a.weight" in read_state(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["test_batch", "w.pt"])
+def test_a_part_larger_than_all_memory_is_damage(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little") + b"abc.")
+    read = read_state if name == "w.pt" else lambda path: cifar10(path.parent)
+    with pytest.raises(ValueError, match=name):
+        read(path)

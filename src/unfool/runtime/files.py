@@ -6,6 +6,7 @@ And which files of a folder in the diffusers layout are read.
 import errno
 import io
 import os
+import pickle
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,6 +47,19 @@ def raise_system_error(error: BaseException) -> None:
         return  # a damaged archive names a place before its beginning
     if told or isinstance(error, MemoryError):
         raise error
+
+
+def load_pickle(reader: pickle.Unpickler) -> Any:
+    """What a pickle holds.
+
+    Raises:
+        pickle.UnpicklingError: It says of a part that it is larger than all memory: as a rule, damage.
+        Exception: It is damaged otherwise.
+    """
+    try:
+        return reader.load()
+    except MemoryError as error:
+        raise pickle.UnpicklingError("it asks for more memory than there is") from error
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
