@@ -278,12 +278,12 @@ def round_of(command: Command, folder: Path, chance: random.Random, most: int) -
 
 def soak(names: list[str], seconds: float, seed: int, most: int, keep: Path) -> bool:
     """Rounds of all commands in turn until the time is up; whether all agreed."""
-    end, chance, good = time.monotonic() + seconds, random.Random(seed), True
+    chance, good = random.Random(seed), True
     with tempfile.TemporaryDirectory() as place:
         commands = [prepare(name, Path(place) / name) for name in names]
         for command in commands:
             print(f"{command.name}: {command.seconds:.1f} s undisturbed", flush=True)
-        number = 0
+        number, end = 0, time.monotonic() + seconds
         while time.monotonic() < end:
             command, folder = commands[number % len(commands)], Path(place) / f"round-{number}"
             for what in (wrong := round_of(command, folder, chance, most)):
@@ -308,7 +308,9 @@ def soak(names: list[str], seconds: float, seed: int, most: int, keep: Path) -> 
 def main() -> None:
     """Read the options, soak, and exit with 1 if anything differed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=300, help="how long to go on")
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="how long to kill, after the undisturbed runs"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--kills", type=int, default=8, help="the most kills of a round")
     parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for wrong results")
