@@ -355,7 +355,7 @@ def run(arguments: list[str]) -> int:
         if code == 130:  # what typer makes of Ctrl-C
             return _exit_with("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
         return _exit_with(_sentence(error), 2)
@@ -373,7 +373,8 @@ def _sentence(error: Exception) -> str:
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"
         )
-    return " ".join(str(error).split()) or type(error).__name__
+    cure = "out of memory, lower machine.batch_size: " if isinstance(error, MemoryError) else ""
+    return cure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _exit_with(sentence: str, code: int) -> int:

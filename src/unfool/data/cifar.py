@@ -17,7 +17,7 @@ from numpy._core import multiarray
 
 from unfool.data.arrays import Arrays
 from unfool.data.download import Split, check_split, fetch_file, find
-from unfool.runtime.files import raise_system_error
+from unfool.runtime.files import load_pickle, raise_system_error
 
 CLASSES = (
     "airplane",
@@ -153,7 +153,7 @@ def _python(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
     """Pixels (N, 3072) and labels (N,) of a pickled table of them."""
     try:
         with file.open("rb") as source:
-            table = _Unpickler(source, encoding="latin1").load()
+            table = load_pickle(_Unpickler(source, encoding="latin1"))
         pixels, labels = table["data"], np.asarray(table[told.key], dtype=np.int64)
     except Exception as error:  # a damaged pickle may raise anything
         raise_system_error(error)

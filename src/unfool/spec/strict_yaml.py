@@ -54,7 +54,10 @@ def _is_plain(node: yaml.Node | None) -> bool:
 def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
     if len(text) > LONGEST:
         raise ValueError(f"it has more than {LONGEST} characters, and no spec needs so many")
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # it holds control characters, say
+        raise ValueError(" ".join(str(error).split())) from error
     try:
         node = loader.get_single_node()
         if node is None:
