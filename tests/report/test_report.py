@@ -62,11 +62,21 @@ def a_run(
             "seed": 0,
             "draws": draws,
             "examples": pictures,
+            "skip_broken": False,
+            "lpips": False,
         },
-        "machine": {"device": "cpu"},
+        "machine": {
+            "device": "cpu",
+            "batch_size": 256,
+            "images_per_block": 32,
+            "execution": "plain",
+            "engine": "local",
+        },
     }
     asked = {
         "identity": "0123456789",
+        "images": "0" * 64,
+        "code": "0" * 64,
         "spec": spec,
         "indices": list(range(of or n)),
         "classes": list(classes),
@@ -84,13 +94,14 @@ def a_run(
 def _outcome(i: int, classes: int, defended: bool, attacks: list[dict], draws: int) -> Outcome:
     label, other = i % classes, (i + 1) % classes
     right = Condition([label] * draws, label if defended else None, 0.0, 0.0)
-    conditions = {"clean": right, "random": right}
+    conditions = {"clean": right} | ({"random": right} if attacks else {})
     for attack in attacks:
         falls = i % 4 == 0 and attack["label"] == "strong"
         answers = [other] * (draws - draws // 4) + [label] * (draws // 4) if falls else right.draws
+        answers = answers[:1] if attack.get("knows") == "both" else answers
         bare = (other if i % 2 == 0 else label) if defended else None
         conditions[attack["label"]] = Condition(answers, bare, 8 / 255, 0.75 if falls else 0.0)
-    chosen = attacks[0]["label"] if attacks else "random"
+    chosen = attacks[0]["label"] if attacks else "clean"
     cost = {"nfe_forward": 100.0, "nfe_vjp": 50.0, "peak_bytes": 3 * 2**30}
     probe = {"probabilities": False, "random": True, "alike": True, "slope": [1.0, 1.0]}
     probe["gradients"] = {"ce": 1.0, "margin": 1.0}

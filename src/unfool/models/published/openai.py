@@ -217,6 +217,19 @@ def consistency(
     ).eval()
 
 
+def family_of(state: Mapping[str, Tensor], name: str) -> str:
+    """Which of the families that share these names a file is of, as a spec calls it.
+
+    Args:
+        state: The weights by name.
+        name: Of the file: those of consistency models begin with edm, cd or ct.
+    """
+    if re.split(r"[_-]", name)[0] in ("edm", "cd", "ct"):
+        return "consistency"
+    plain = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key) for key in state)
+    return "improved-diffusion" if plain else "guided-diffusion"  # blocks of the latter resample
+
+
 def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDenoiser:
     return NetworkDenoiser(
         network,
