@@ -46,7 +46,9 @@ def denoises(
     if conditional:
         asked.append((" with labels", y))
     if not asked:
-        what = f"whether it denoises was not tried: it needs labels of its {denoiser.classes} classes"
+        what = (
+            f"whether it denoises was not tried: it needs labels of its {denoiser.classes} classes"
+        )
         return [Finding("note", what)]
     findings: list[Finding] = []
     for how, label in asked:

@@ -22,9 +22,7 @@ from unfool.spec import Table
 _SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # which come with the package
 
 
-def weights(
-    given: str, changes: Sequence[str], folder: str | None, device: str
-) -> list[Finding]:
+def weights(given: str, changes: Sequence[str], folder: str | None, device: str) -> list[Finding]:
     """Say what a file or folder of weights is.
 
     Args:
@@ -90,7 +88,7 @@ def _tried(
     """What images say of a model, if there are any that fit it."""
     part = table.get("data") or _images_for(model, folder)
     if part is None:
-        what = "it was not tried: name images of its size by --set \"data={name: ...}\" --data FOLDER"
+        what = 'it was not tried: name images of its size by --set "data={name: ...}" --data FOLDER'
         return [Finding("note", what)]
     try:
         data = specs.build("data", specs.check_data(part, folder))
@@ -108,12 +106,12 @@ def _tried(
 
 def _images_for(model: nn.Module, folder: str | None) -> Table | None:
     """Images that a user named without a word of what they are, or those of the package."""
-    shape = getattr(model, "shape", (3, 32, 32)) if isinstance(model, Denoiser) else (3, 32, 32)
+    shape = model.shape if isinstance(model, Denoiser) else (3, 32, 32)
     if shape is None:
         return None
-    if folder is not None and tuple(shape) == (3, 32, 32):
+    if folder is not None and shape == (3, 32, 32):
         return {"name": "cifar10"}
     if folder is not None:
         return {"name": "folder", "size": shape[1], "gray": shape[0] == 1}
-    name = _SAMPLES.get(tuple(shape))
+    name = _SAMPLES.get(shape)
     return None if name is None else {"name": name}

@@ -122,7 +122,7 @@ def ratios(errors: Sequence[DenoisingError]) -> list[float]:
 def better_setting(
     denoiser: Denoiser, clean: Clean, times: Sequence[float] = (0.05, 0.1, 0.2)
 ) -> tuple[str, float] | None:
-    """The time, prediction and schedule under which the network of a denoiser denoises far better, if any.
+    """The time, prediction or schedule under which a denoiser's network does far better, if any.
 
     Returns:
         The options as a spec writes them, and the mean of the ratios under them; None if no other

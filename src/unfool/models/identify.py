@@ -90,9 +90,13 @@ def identify(path: Path) -> Identified:
 def _denoiser(
     path: Path, state: Mapping[str, Tensor], form: str, average: str
 ) -> Identified | None:
-    family = next((o for o, key in FAMILIES.items() if key in state or f"model.{key}" in state), None)
+    family = next(
+        (o for o, key in FAMILIES.items() if key in state or f"model.{key}" in state), None
+    )
     if EDM2 in state:
-        return Identified(form, "EDM2 (Karras et al., 2024)", "denoiser", _line("edm", path), average)
+        return Identified(
+            form, "EDM2 (Karras et al., 2024)", "denoiser", _line("edm", path), average
+        )
     if family is None:
         return None
     if family == "guided-diffusion":
@@ -147,10 +151,14 @@ def _folder(path: Path) -> Identified:
                           _line("trained", path), average)  # fmt: skip
     unknown = "the folder does not tell whether its weights are averaged (EMA)"
     if (path / "transformer").is_dir():
-        return Identified("folder of diffusers", _SAID["dit"], "denoiser", _line("dit", path), unknown)
+        return Identified(
+            "folder of diffusers", _SAID["dit"], "denoiser", _line("dit", path), unknown
+        )
     if (path / "text_encoder").is_dir():
         part = _line("stable-diffusion", path)
-        return Identified("folder of diffusers", _SAID["stable-diffusion"], "denoiser", part, unknown)
+        return Identified(
+            "folder of diffusers", _SAID["stable-diffusion"], "denoiser", part, unknown
+        )
     for file in (path / "unet" / "config.json", path / "config.json"):
         told = _settings(file)
         if told.get("_class_name") == "UNet2DModel":
