@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from unfool.cli.options import Data, Device, Set
+from unfool.cli.options import Data, Device, Download, Set
 
 
 def doctor(
@@ -17,6 +17,7 @@ def doctor(
     ] = None,
     changes: Set = None,
     data: Data = None,
+    download: Download = False,
     device: Device = "auto",
 ) -> None:
     """Say what is installed, whether a model keeps its contract, and what a file of weights is.

@@ -17,6 +17,7 @@ from unfool.cli.options import (
     BatchSize,
     Data,
     Device,
+    Download,
     ImageFiles,
     Out,
     Quiet,
@@ -28,6 +29,7 @@ from unfool.cli.options import (
     shard_of,
     start,
 )
+from unfool.runtime.downloads import asking
 
 app = typer.Typer(
     name="unfool",
@@ -49,6 +51,7 @@ def evaluate(
     data: Data = None,
     out: Out = None,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will cost, and do not run.")
@@ -90,6 +93,7 @@ def attack(
         bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
     ] = False,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
 ) -> None:
     """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
@@ -107,7 +111,12 @@ def attack(
 
 @app.command()
 def sweep(
-    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    download: Download = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
     from unfool import spec as specs
@@ -149,6 +158,7 @@ def certify(
     data: Data = None,
     out: Out = None,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
 ) -> None:
     """Certify answers in l2 by randomized smoothing. To resume, run it again."""
@@ -168,6 +178,7 @@ def purify(
     changes: Set = None,
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
+    download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 64,
     force: Annotated[
@@ -193,6 +204,7 @@ def classify(
     votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
     data: Data = None,
+    download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 256,
 ) -> None:
@@ -261,7 +273,12 @@ def compare(
 
 @app.command()
 def train(
-    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    download: Download = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a denoiser or a classifier. To resume, run it again.
 
@@ -330,7 +347,8 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
-        code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        with asking():
+            code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
             return _exit_with("stopped; run the same command again to go on", 130)

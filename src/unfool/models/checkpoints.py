@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unfool.models.pickles import Inert, RefusedError, read_pickle, weights_of
 from unfool.networks.unet import UNet, rename, repeat_heads
 from unfool.runtime.files import raise_system_error
+from unfool.runtime.published_files import find_file
 
 _TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
@@ -90,11 +91,13 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
 def read_content(path: Path) -> object:
     """What a file of weights holds, whatever its form; tensors of large files are mapped from the disk.
 
+    The name of a published file stands for the one in the cache (see `runtime.published_files`).
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or would run code.
     """
-    path = Path(path)
+    path = find_file(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name a file of weights")
     try:

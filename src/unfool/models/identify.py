@@ -17,6 +17,7 @@ from unfool.models.cifar_layouts import recognize
 from unfool.models.published.edm2 import FAMILY as EDM2
 from unfool.models.published.openai import family_of
 from unfool.models.published.parts import FAMILIES
+from unfool.runtime.published_files import find_file
 from unfool.spec import Table
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".th", ".tar", ".t7")
@@ -75,7 +76,8 @@ def identify(path: Path) -> Identified:
     """
     if path.is_dir() or str(path) in shipped():
         return _folder(path)
-    content = read_content(path)
+    found = find_file(path)
+    content = read_content(found)
     state, place = find_state(content, path)
     if place is not None:
         average = f"averaged weights (EMA), found in {place}"
@@ -83,7 +85,7 @@ def identify(path: Path) -> Identified:
         average = "averaged weights (EMA), by the name of the file"
     else:
         average = "one table of weights; the file does not tell whether they are averaged (EMA)"
-    form = _form(path)
+    form = _form(found)
     return _denoiser(path, state, form, average) or _classifier(path, state, form, average)
 
 
