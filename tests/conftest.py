@@ -1,5 +1,7 @@
 """What the tests share: one thread, no data of the machine's own, and ways to read a run."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -24,6 +26,21 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setenv("UNFOOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def edited():
+    """Change the text of a file of outcomes; its name goes by its run and its contents, as in a run."""
+
+    def edit(path, change):
+        content = change(path.read_text()).encode()
+        identity = json.loads((path.parents[1] / "run.json").read_text())["identity"]
+        path.unlink()
+        digits = hashlib.sha256(identity.encode() + b"\n" + content).hexdigest()[:8]
+        made = path.with_stem(f"{path.stem[:-8]}{digits}")
+        made.write_bytes(content)
+
+    return edit
 
 
 @pytest.fixture

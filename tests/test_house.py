@@ -10,7 +10,7 @@ FLOORS = [
     {"errors", "lazy", "ranges"},
     {"noise", "statistics", "runtime", "networks"},
     {"spec"},
-    {"diffusion", "threat"},
+    {"diffusion", "distances", "threat"},
     {"protocols", "checks"},
     {"batching"},
     {"data"},

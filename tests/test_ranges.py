@@ -53,7 +53,7 @@ def test_values_within_their_range_are_taken():
     [
         ("purifier.steps=0", "purifier.steps must be 1 or more, not 0"),
         ("purifier.t=100", "purifier.t must be from 0.0001 to 1 (0.1 is 100 of 1000), not 100"),
-        ("attacks.0.steps=0", "attack.steps must be 1 or more, not 0"),
+        ("attacks.0.steps=0", "attacks.0.steps must be 1 or more, not 0"),
         ("purifier.variance=best", "purifier.variance is one of small, large, not"),
     ],
 )

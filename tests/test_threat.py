@@ -1,8 +1,9 @@
 """The geometry of threats."""
 
+import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import optimize, stats
 
 from unfool.noise import Noise
 from unfool.threat import Threat, images
@@ -26,7 +27,7 @@ def test_size_is_the_norm():
     assert Threat("l2", 1).size(delta).tolist() == pytest.approx([0.5, 0.2])
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "l1"])
 @pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 1.0])
 def test_project_ends_inside_and_is_idempotent(norm, eps: float):
     threat, x = Threat(norm, eps), draw(50)
@@ -36,10 +37,10 @@ def test_project_ends_inside_and_is_idempotent(norm, eps: float):
     assert torch.allclose(threat.project(x, near), near, atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "l1"])
 def test_project_leaves_what_is_allowed_alone(norm):
     threat, x = Threat(norm, 0.3), 0.5 * draw(20) + 0.25
-    inside = x + 0.2 * gauss(20).clamp(-1, 1) / (1 if norm == "linf" else SHAPE[1] * 2)
+    inside = x + 0.2 * gauss(20).clamp(-1, 1) / {"linf": 1, "l2": SHAPE[1] * 2, "l1": 48}[norm]
     assert threat.allows(x, inside, slack=0).all()
     assert torch.allclose(threat.project(x, inside), inside, atol=1e-7)
 
@@ -78,6 +79,30 @@ def test_steepest_ascends_fastest(norm, scale: float):
             assert ((gradient * rival).flatten(1).sum(1) < gain).all()
 
 
+def test_l1_projects_onto_the_nearest_image_of_the_ball_and_the_box():
+    """No allowed image is further along the way that is left, by scipy's linear program."""
+    threat, x, way = Threat("l1", 1.5), draw(8).double(), gauss(8).double()
+    near = threat.project(x, x + way)
+    for origin, left, delta in zip(x, x + way - near, near - x, strict=True):
+        z, cost = origin.flatten().numpy(), -left.flatten().numpy()
+        best = optimize.linprog(
+            np.concatenate([cost, -cost]),
+            A_ub=np.ones((1, 2 * len(z))),
+            b_ub=[1.5],
+            bounds=[*((0, 1 - v) for v in z), *((0, v) for v in z)],
+        )
+        assert -best.fun == pytest.approx(float((left * delta).sum()), abs=1e-6)
+
+
+def test_l1_measures_sums_and_steps_where_the_slope_is_largest():
+    delta = torch.tensor([0.3, -0.4, 0.0, 0.1]).view(1, 1, 2, 2)
+    assert float(Threat("l1", 1).size(delta)) == pytest.approx(0.8)
+    x, gradient = torch.full((1, 1, 2, 2), 0.5), torch.tensor([3.0, -5, 1, 2]).view(1, 1, 2, 2)
+    assert Threat("l1", 1).steepest(gradient, x).flatten().tolist() == [0, -1, 0, 0]
+    x[0, 0, 0, 1] = 0  # the box stops this value, so another moves
+    assert Threat("l1", 1).steepest(gradient, x).flatten()[0] == 1
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_steepest_of_no_gradient_is_nowhere(norm):
     gradient = gauss(3)
@@ -88,7 +113,7 @@ def test_steepest_of_no_gradient_is_nowhere(norm):
     assert (way[[0, 2]] != 0).any(1).all()
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "l1"])
 def test_infinity_is_projected_as_far_as_it_may(norm):
     x, threat = draw(5), Threat(norm, 0.1)
     far = x.clone()
@@ -102,7 +127,7 @@ def test_infinity_is_projected_as_far_as_it_may(norm):
     assert not threat.allows(x, threat.project(x, far))[4]
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "l1"])
 @pytest.mark.parametrize("eps", [0.0, 8 / 255, 0.5, 1.0])
 def test_random_images_are_allowed(norm, eps: float):
     threat, x, noise = Threat(norm, eps), draw(50), Noise.of(1, range(50))
@@ -182,8 +207,8 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="norm is one of linf, l2, l0, not 'l1'"):
-        Threat("l1", 0.1)
+    with pytest.raises(ValueError, match="norm is one of linf, l2, l1, l0, not 'l3'"):
+        Threat("l3", 0.1)
     for eps in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="eps must be 0 or more"):
             Threat("linf", eps)
@@ -237,3 +262,9 @@ def test_edge_of_l0_is_salt_and_pepper_alike_and_everywhere():
     assert stats.binomtest(salt, salt + pepper).pvalue > 0.01
     where = (edge[:, 0] != 0.5).flatten(1).sum(0).numpy()
     assert stats.chisquare(where).pvalue > 0.01
+
+
+def test_a_fraction_is_taken_as_a_spec_takes_it():
+    assert Threat("linf", "8/255") == Threat("linf", 8 / 255)
+    with pytest.raises(ValueError, match="'8/0'"):
+        Threat("linf", "8/0")

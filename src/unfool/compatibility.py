@@ -15,7 +15,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
-from unfool.spec import Table
+from unfool.spec import Part
 
 CLASS_OPTIONS = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
 
@@ -78,7 +78,7 @@ def check_sources(
 
 
 @torch.no_grad()
-def check_trainable(kind: str, part: Table, model: Any, data: Dataset) -> None:
+def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
     """Check on one image that a model takes the images of a data set, and knows all its classes.
 
     Args:
@@ -118,12 +118,12 @@ def check_objective_models(objective: Any, data: Dataset) -> None:
         model = getattr(objective, name, None)
         if isinstance(model, nn.Module):
             try:
-                check_trainable(kind, {}, model.eval(), data)
+                check_trainable(kind, {"name": name}, model.eval(), data)
             except SpecError as error:
                 raise SpecError(f"objective.{name}: {error}") from error
 
 
-def check_test(kind: str, part: Table, model: nn.Module, data: Dataset, test: Dataset) -> None:
+def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dataset) -> None:
     """Check that a model can be measured on `test` when it has been trained on `data`.
 
     Args:

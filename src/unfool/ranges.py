@@ -65,7 +65,10 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def complaint(hint: Any, value: Any) -> str | None:
-    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None."""
+    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None.
+
+    True and False are no numbers.
+    """
     if value is None:
         return None
     if _is_bool_for_number(hint, value):

@@ -1,5 +1,6 @@
 """Threat models: what an attacker may change, and which noise they know."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +11,8 @@ from torch import Tensor
 from unfool.noise import Noise, permutation
 from unfool.ranges import NotNegative, check_fields
 
-Norm = Literal["linf", "l2", "l0"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+SPARSE = 0.05  # the share of values that a step under l1 changes, those of the largest slope
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,11 @@ class Threat:
     """All images of [0, 1] within `eps` of the original.
 
     Attributes:
-        norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length) or `"l0"` (the
-            share of places, all channels together, that are changed at all).
-        eps: The budget, in units of [0, 1] images (8/255 is 0.0314); of l0 a share, 0 to 1.
+        norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length), `"l1"` (the sum of
+            all changes) or `"l0"` (the share of places, all channels together, that are changed at
+            all).
+        eps: The budget, in units of [0, 1] images (8/255, or the text "8/255", is 0.0314); of l0 a
+            share, 0 to 1.
 
     Raises:
         ValueError: The budget is below 0, or above 1 in linf or l0.
@@ -30,8 +34,10 @@ class Threat:
     eps: NotNegative
 
     def __post_init__(self) -> None:
+        if isinstance(self.eps, str):
+            object.__setattr__(self, "eps", _number(self.eps))
         check_fields(self)
-        if self.norm != "l2" and self.eps > 1:
+        if self.norm in ("linf", "l0") and self.eps > 1:
             unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
             raise ValueError(f"threat: eps of {self.norm} is at most 1, as {unit}, not {self.eps}")
 
@@ -40,12 +46,21 @@ class Threat:
         flat = delta.flatten(1)
         if self.norm == "l0":
             return (delta != 0).any(1).flatten(1).to(delta).mean(1)
+        if self.norm == "l1":
+            return flat.abs().sum(1)
         return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
 
-    def steepest(self, gradient: Tensor) -> Tensor:
+    def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The direction of unit norm that ascends fastest, per image (0 where the gradient is).
 
-        Where the gradient is not a number it counts for 0.
+        Where the gradient is not a number it counts for 0. The fastest of l1 changes a single value,
+        which the box stops at once; here it changes the 5 % of the largest slopes, as SLIDE does
+        (Tramer and Boneh, 2019), but in proportion to them, not by their signs.
+
+        Args:
+            gradient: Shaped like images (B, C, H, W).
+            at: Where the step begins. For l1, values that the box lets go no further are not among the
+                5 %, and not counted in the norm; they are held where they are, by their slope.
 
         Raises:
             ValueError: The norm is l0, where no step is small.
@@ -58,17 +73,25 @@ class Threat:
         gradient = gradient.nan_to_num()
         if self.norm == "linf":
             return gradient.sign()
+        if self.norm == "l1":
+            return self._sparse(gradient, at)
         peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
         scaled = gradient / peak  # first, lest squares of tiny gradients vanish
         return scaled / images(self.size(scaled)).clamp(min=torch.finfo(gradient.dtype).tiny)
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The nearest allowed image (for l2: the ball first, then the box, which is inside it)."""
+        """The nearest allowed image (for l2: the ball first, then the box, which is inside it).
+
+        For l1 it is the nearest one in the ball and the box (Croce and Hein, 2021).
+        """
         if self.norm == "l0":
             inside = x_adv.clamp(0, 1)
             gain = (x_adv - x).square() - (x_adv - inside).square()
             return torch.where(self._places(gain.sum(1, keepdim=True)), inside, x)
         delta = x_adv - x
+        if self.norm == "l1":
+            delta = delta.clamp(-8, 8)  # far outside the box, and with digits left behind the point
+            return (x + self._shrunk(x, delta)).clamp(0, 1)
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
@@ -89,10 +112,10 @@ class Threat:
         if self.norm == "linf":
             return self.project(x, x + self.eps * (2 * noise.uniform(x) - 1))
         radius = noise.child("radius").uniform(x[:, :1, :1, :1]) ** (1 / x[0].numel())
-        return self.project(x, x + self.eps * radius * self.steepest(noise.normal(x)))
+        return self.project(x, x + self.eps * radius * self._direction(x, noise))
 
     def edge(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random image of the whole budget: signs for linf, a direction for l2.
+        """A random image of the whole budget: signs for linf, a direction for l2 and l1.
 
         Of l0: salt and pepper, places at random that become all 1 or all 0. With the same noise,
         the places of a smaller budget are among those of a larger one.
@@ -100,19 +123,66 @@ class Threat:
         if self.norm == "l0":
             places = self._places(noise.child("places").uniform(x[:, :1]))
             return torch.where(places, noise.uniform(x[:, :1]).round(), x)
-        return self.project(x, x + self.eps * self.steepest(noise.normal(x)))
+        return self.project(x, x + self.eps * self._direction(x, noise))
 
     def allows(self, x: Tensor, x_adv: Tensor, slack: float = 1e-5) -> Tensor:
         """Which images stay within the threat, (B,) of bool; one with a NaN does not."""
         flat = x_adv.flatten(1)
         inside = (flat >= 0).all(1) & (flat <= 1).all(1)
-        return inside & (self.size(x_adv - x) <= self.eps + slack)
+        return inside & (self.size(x_adv - x) <= self.eps + slack * max(1, self.eps))
+
+    def _sparse(self, gradient: Tensor, at: Tensor | None) -> Tensor:
+        """The largest slopes, of unit l1 norm, and those of values that the box stops."""
+        slopes = gradient.flatten(1)
+        slopes = slopes / slopes.abs().amax(1, keepdim=True).clamp(
+            min=torch.finfo(slopes.dtype).tiny
+        )
+        stopped = torch.zeros_like(slopes, dtype=torch.bool)
+        if at is not None:
+            stopped = ((at + gradient.sign()).clamp(0, 1) == at).flatten(1)
+        free = slopes.masked_fill(stopped, 0)
+        best = free.abs().topk(math.ceil(SPARSE * free.shape[1]), dim=1).indices
+        largest = torch.zeros_like(free).scatter(1, best, free.gather(1, best))
+        size = largest.abs().sum(1, keepdim=True).clamp(min=1e-6)
+        return (torch.where(stopped, slopes, largest) / size).view_as(gradient)
+
+    def _direction(self, x: Tensor, noise: Noise) -> Tensor:
+        """A random direction of unit norm: of linf a corner, else as in a uniform draw of the ball."""
+        if self.norm != "l1":
+            return self.steepest(noise.normal(x))
+        ends = 2 * noise.uniform(x) - 1
+        sizes = -torch.log1p(-ends.abs().clamp(max=1 - 1e-6)) * ends.sign()  # of a Laplace variable
+        return sizes / images(self.size(sizes)).clamp(min=1e-30)
+
+    def _shrunk(self, x: Tensor, delta: Tensor) -> Tensor:
+        """The nearest change within l1 and the box: all sizes less one number, cut at 0 and the box."""
+        sizes, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
+        low = torch.zeros_like(images(sizes.flatten(1).amax(1)))
+        high = images(sizes.flatten(1).amax(1))
+        inside = self.size(torch.minimum(sizes, room)) <= self.eps
+        for _ in range(50):  # halving, beyond the digits of a float32
+            middle = (low + high) / 2
+            fits = images(self.size(torch.minimum((sizes - middle).clamp(min=0), room)) <= self.eps)
+            low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+        less = torch.where(images(inside), 0, high)
+        return delta.sign() * torch.minimum((sizes - less).clamp(min=0), room)
 
     def _places(self, worth: Tensor) -> Tensor:
         """As many places as l0 allows, those of the largest worth (B, 1, H, W), as bools."""
         flat = worth.flatten(1)
         best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
+
+
+def _number(text: str) -> float:
+    """A number, or a fraction such as 8/255, from text."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(
+            f"eps must be a number, or a fraction such as 8/255, not {text!r}"
+        ) from None
 
 
 def images(per_image: Tensor) -> Tensor:

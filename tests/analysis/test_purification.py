@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from unfool import distances
 from unfool.analysis.inputs import load_inputs, whole_chain
 from unfool.analysis.purification import Purification, purification
 from unfool.analysis.samples import REAL, Samples, features, frechet, samples
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.cli.main import run
-from unfool.defenses import distances
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.denoiser import Mixture
 from unfool.errors import SpecError

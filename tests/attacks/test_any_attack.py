@@ -7,7 +7,11 @@ from analytic import NOISE, SIZE, THREATS, Drifting, Linear, Shaken, X, Y
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
 from unfool.attacks.candidates import choose
+from unfool.attacks.carlini_wagner import CarliniWagner
+from unfool.attacks.deepfool import DeepFool
 from unfool.attacks.fab import FAB
+from unfool.attacks.low_frequency import LowFrequency
+from unfool.attacks.perceptual import PerceptualPGD
 from unfool.attacks.pgd import PGD, fgsm
 from unfool.attacks.random_search import RandomSearch
 from unfool.attacks.square import Square
@@ -19,7 +23,11 @@ from unfool.threat import Threat, images
 ATTACKS = {
     "apgd": APGD(4, eot=2, loss="dlr"),
     "apgd-t": APGD(3, eot=2, loss="margin", targets=2, steps_per_draw=2),
+    "carlini-wagner": CarliniWagner(4, searches=2, eot=2, learning_rate=0.1),
+    "deepfool": DeepFool(3, eot=2),
     "fab": FAB(3, eot=2, restarts=2, targets=1),
+    "lf": LowFrequency(3, eot=2, width=3),
+    "ppgd": PerceptualPGD(3, eot=2),
     "square": Square(6, eot=2),
     "fgsm": fgsm(eot=2),
     "random-search": RandomSearch(3, eot=2),
@@ -43,6 +51,10 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
 @pytest.mark.parametrize("norm", THREATS)
 def test_it_stays_within_the_threat(name, norm):
     attack = ATTACKS[name]
+    if (name, norm) == ("carlini-wagner", "linf"):
+        with pytest.raises(ValueError, match="Carlini-Wagner is for l2, not for the norm linf"):
+            attack(Shaken(), X, Y, THREATS[norm], NOISE)
+        return
     for eps in (0.0, 0.02, 1.0):
         found = attack(Shaken(), X.float(), Y, Threat(norm, eps), NOISE)
         assert found.shape == X.shape
@@ -66,7 +78,7 @@ def test_a_gradient_that_is_no_number_stops_nothing(name):
     attack, x, threat = ATTACKS.get(name, PGD(3, start="zero")), X.clone(), THREATS["l2"]
     x[:, 0, 0, :2] = 0
     found = attack(Rooted(), x, Y, threat, NOISE)
-    assert threat.allows(x, found).all() or name == "stadv"
+    assert threat.allows(x, found).all() or name in ("lf", "ppgd", "stadv")
     assert found.isfinite().all()
     if name == "pgd":
         assert ((found - x).flatten(1).norm(dim=1) > 0.9 * threat.eps).all()
@@ -102,7 +114,17 @@ def test_of_equals_the_first_is_chosen_and_what_is_no_number_last():
 
 
 def test_the_menu_has_them():
-    for name in ("apgd", "autoattack", "fab", "fgsm", "random-search", "square", "stadv"):
+    for name in (
+        "apgd",
+        "autoattack",
+        "carlini-wagner",
+        "deepfool",
+        "fab",
+        "fgsm",
+        "random-search",
+        "square",
+        "stadv",
+    ):
         assert callable(menu.find("attack", name))
 
 

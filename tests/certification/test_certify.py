@@ -51,10 +51,7 @@ def counted(model, x, n0, n, noise, rows=256):
 
 
 def counts(folder):
-    return [
-        (c.index, c.label, c.selected, c.estimated)
-        for c in Run.open(folder).read(ClassCounts.from_dict)
-    ]
+    return [(c.index, c.label, c.selected, c.estimated) for c in Run.open(folder).read(ClassCounts)]
 
 
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (1, 10), (7, 10), (10, 10), (9_990, 10_000)])
@@ -377,7 +374,7 @@ def test_the_library_does_it_too(tmp_path):
         n=20,
         machine=Machine(quiet=True),
     )
-    assert [count.index for count in run_.read(ClassCounts.from_dict)] == [0, 1]
+    assert [count.index for count in run_.read(ClassCounts)] == [0, 1]
 
 
 def test_specs_that_are_shipped():

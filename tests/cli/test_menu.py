@@ -127,3 +127,14 @@ def test_the_menu_lists_what_can_be_fetched(said):
     assert "256x256_diffusion_uncond.pt" in out
     assert "2,211 MB, MIT" in out
     assert str(cache_folder()) in out
+
+
+def test_every_option_of_a_section_has_a_line_and_a_text():
+    from unfool.cli.menu import about
+    from unfool.evaluation.spec import OPTION_SECTIONS
+    from unfool.spec.describe import describe_section
+
+    for name, told in OPTION_SECTIONS.items():
+        section = describe_section(name, *told)
+        assert [option.name for option in section.options if not option.text] == []
+        assert any(f"  {section.options[0].name}: " in line for line in about(name))

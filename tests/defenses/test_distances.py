@@ -9,7 +9,7 @@ from scipy.ndimage import correlate1d
 from scipy.special import rel_entr
 from scipy.stats import entropy as scipy_entropy
 
-from unfool.defenses.distances import INPUT, OUTPUT, lpips, ssim
+from unfool.distances import INPUT, OUTPUT, lpips, ssim
 from unfool.noise import Noise
 
 NOISE = Noise.of(0, range(4))

@@ -6,10 +6,10 @@ from probe import blobs
 from torch import nn
 
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.distances import INPUT, OUTPUT
 from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Discrete
+from unfool.distances import INPUT, OUTPUT
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch

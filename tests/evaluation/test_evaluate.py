@@ -4,7 +4,6 @@ import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -122,17 +121,14 @@ def test_kill_9_and_run_again(elsewhere, facts, whole, killed):
     )
 
 
-def test_merging_other_runs_or_other_answers_is_refused(elsewhere, mistake, whole):
+def test_merging_other_runs_or_other_answers_is_refused(elsewhere, mistake, whole, edited):
     one, two = elsewhere / "whole", elsewhere / "two"
     assert run(toy(two, "evaluation.seed=1")) == 0
     assert "another spec" in mistake("merge", one, two, "--out", elsewhere / "sum")
     three = elsewhere / "three"
     assert run(toy(three)) == 0
     file = next((three / "outcomes").glob("*.jsonl"))
-    three_ = Run.open(three)
-    altered = [replace(o, label=1 - o.label) for o in three_.outcomes()]
-    file.unlink()
-    three_.add(altered, {})
+    edited(file, lambda text: text.replace('"label": 0', '"label": 1'))
     assert "disagree about image" in mistake("merge", one, three, "--out", elsewhere / "sum2")
 
 

@@ -219,7 +219,7 @@ def test_they_never_count_for_the_robust_accuracy(folder):
 
 def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
     rows = "attacks=[{name: pgd, knows: everything}]"
-    assert "attack.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
+    assert "attacks.0.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
 
 
 DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from unfool.attacks.apgd import APGD
+from unfool.attacks.carlini_wagner import CarliniWagner
+from unfool.attacks.deepfool import DeepFool
 from unfool.attacks.fab import FAB
+from unfool.attacks.low_frequency import LowFrequency
+from unfool.attacks.perceptual import PerceptualPGD
 from unfool.attacks.pgd import PGD
 from unfool.cli.main import run
-from unfool.evaluation import evaluate, selftest
+from unfool.evaluation import evaluate, selftest, selftest_attacks
 from unfool.report.selftest import headline
 from unfool.results import doubts, summary
 from unfool.statistics import Share, wilson
@@ -63,6 +67,32 @@ def test_attacks_that_stop_short_are_told_by_the_planes(norm):
     assert oks(selftest.nearest(norm, fab=FAB(20, targets=1))) == [False, True]
     for broken in (unmoved, beyond, APGD(2), APGD(20, loss="ce")):
         assert oks(selftest.nearest(norm, apgd=broken)) == [True, False]
+
+
+class Loose:
+    """A distance that lets everything through."""
+
+    def __call__(self, model, x, y, threat, noise):
+        return PerceptualPGD(5, distance="mse", bound=0.1)(model, x, y, threat, noise)
+
+
+def test_broken_attacks_of_other_bounds_are_told():
+    short = {"unmoved": unmoved, "downhill": downhill, "beyond": beyond}
+    assert oks(selftest_attacks.sparse(attacks=short)) == [False] * 3
+    assert oks(selftest_attacks.alike()) == [True]
+    for broken in (unmoved, Loose(), PerceptualPGD(2, distance="mse", bound=1e-5)):
+        assert oks(selftest_attacks.alike(attack=broken)) == [False]
+    few = {"deepfool": DeepFool(1, targets=1, overshoot=0.5), "wagner": CarliniWagner(5, 1)}
+    assert oks(selftest_attacks.boundaries(**few)) == [False] * 3
+    tight = LowFrequency(60, distance="mse", bound=1e-5)
+    for broken in (unmoved, tight):
+        assert oks(selftest_attacks.smoothed(attack=broken)) == [False]
+    assert oks(selftest_attacks.at_every_step()) == [True]
+
+
+def test_a_wrong_gradient_at_the_steps_is_told(monkeypatch):
+    monkeypatch.setattr(selftest_attacks, "per_step", lambda model, weight: model)
+    assert oks(selftest_attacks.at_every_step()) == [False]
 
 
 def as_coins(rates, draws):
@@ -182,7 +212,7 @@ def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
 
 def test_there_is_a_job_for_every_attack_and_norm():
     against_noise = 2 * len(selftest.AGAINST_NOISE) - 1  # Square is not tried under l2
-    assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4
+    assert len(selftest.jobs("cpu")) == 2 + 2 * len(selftest.COINS) + against_noise + 4 + 5
 
 
 @pytest.mark.slow

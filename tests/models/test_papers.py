@@ -6,6 +6,7 @@ published widths tell by themselves (the size of the images, the heads) has to b
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from published_files import fixture, state_of
 from published_rule import weight
 from unfool.cli.main import run
 from unfool.models import build, card
+from unfool.spec import Part
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 CLASSIFIERS = Path(__file__).parents[1] / "fixtures" / "classifiers"
@@ -107,7 +109,7 @@ def faces() -> None:
     (home / "CelebAMask-HQ-attribute-anno.txt").write_text(
         "4\nEyeglasses Smiling\n" + "".join(rows)
     )
-    part = {"name": "small-cnn", "channels": 3, "size": 32, "classes": 2}
+    part: Part = {"name": "small-cnn", "channels": 3, "size": 32, "classes": 2}
     model = build.small_cnn(3, 32, 2)
     card.save(Path("runs") / "attribute-classifier", "classifier", part, model)
 
@@ -133,8 +135,7 @@ def diffpure_cifar10_bpda() -> list[str]:
 def with_timm(file: str, classes: int) -> list[str]:
     """The network of timm that the spec names; without timm, one of another collection in its place."""
     if find_spec("timm"):
-        import timm
-
+        timm = import_module("timm")
         name = file.partition("-")[0].removesuffix(".pth")
         torch.save(timm.create_model(name, num_classes=classes).state_dict(), file)
         return []

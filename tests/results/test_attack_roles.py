@@ -18,7 +18,8 @@ from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
 from unfool.results import doubts, model_doubts
 from unfool.results.attack_roles import given_to, roles
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 
 TOY = {
     "data": {"name": "blobs", "size": 4},

@@ -10,7 +10,8 @@ import pytest
 from unfool.cli.main import run
 from unfool.report.comparison import junit
 from unfool.results.compare import Comparison, Gate, bootstrap, compare, differences, gates
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.statistics import Mean, mcnemar, wilson
 
 K = 4

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from unfool.results.convergence import describe, sweep_doubts, verdicts
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.results.summary import judge
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import change_of

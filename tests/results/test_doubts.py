@@ -5,8 +5,9 @@ import json
 import pytest
 
 from unfool.cli.main import run
-from unfool.results.doubts import _halves, _unchanged, paired_gap
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.attack_doubts import paired_gap
+from unfool.results.doubts import _halves, _unchanged
+from unfool.results.outcome import Condition, Outcome
 
 SOFT = '''
 import torch
@@ -201,3 +202,31 @@ def test_who_knows_the_noise_must_do_better(doubts):
     strong = "threat.eps=0.3"
     assert "known-noise-is-harder" in doubts(f"attacks=[{rows.format(idle)}]", strong)
     assert "known-noise-is-harder" not in doubts(f"attacks=[{rows.format(told)}]", strong)
+
+
+SHORT = "{name: pgd, label: short, step_size: 0.001, steps: 1, start: zero}"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "{name: deepfool, eot: 8, targets: 1}",
+        "{name: pgd, loss: margin, weights: em, eot: 8, steps: 10}",
+        "{name: pgd, loss: margin, view: per-step, eot: 4, steps: 10}",
+    ],
+)
+def test_an_attack_that_climbs_otherwise_tells_that_the_plain_one_stops_short(doubts, other):
+    name = "plain-attack-stops-short"
+    assert name in doubts(f"attacks=[{SHORT}, {other}]")
+    if "deepfool" in other:  # but not if the plain one is strong
+        strong = "{name: apgd, label: strong, loss: margin, eot: 8, steps: 20}"
+        assert name not in doubts(f"attacks=[{strong}, {other}]")
+
+
+def test_images_that_no_threat_bounds_may_tell_that_robustness_is_to_one_threat(doubts):
+    name, far = "robust-to-this-threat-alone", "{name: ppgd, distance: mse, bound: 0.1, eot: 4}"
+    small = ("threat={norm: linf, eps: 0.001}",)
+    assert name in doubts(*small, f"attacks=[{{name: pgd, eot: 4}}, {far}]")
+    assert name not in doubts(*small, f"attacks=[{far}]")
+    near = far.replace("0.1", "1e-7")
+    assert name not in doubts(*small, f"attacks=[{{name: pgd, eot: 4}}, {near}]")

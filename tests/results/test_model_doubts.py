@@ -12,7 +12,8 @@ from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves, summarize
 from unfool.results.model_doubts import _no_gradient
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs

@@ -15,10 +15,22 @@ from unfool.results.run_folder import Run, merge
 SPEC = {
     "data": {"name": "digits", "folder": "a"},
     "classifier": {"name": "small-cnn", "weights": "net.safetensors"},
-    "evaluation": {"images": 2, "seed": 0},
-    "machine": {"batch_size": 4},
+    "threat": {"norm": "linf", "eps": 0.1},
+    "attacks": [],
+    "evaluation": {"images": 2, "subset_seed": 0, "seed": 0, "draws": 2, "examples": 0}
+    | {"skip_broken": False, "lpips": False},
+    "machine": {"device": "cpu", "batch_size": 4, "images_per_block": 32}
+    | {"execution": "plain", "engine": "local"},
 }
-ASKED = {"identity": "one", "images": "abc", "code": "c", "indices": [0], "spec": SPEC}
+ASKED = {
+    "identity": "one",
+    "images": "abc",
+    "code": "c",
+    "indices": [0],
+    "spec": SPEC,
+    "classes": ["a", "b"],
+    "versions": {},
+}
 
 
 def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake):
@@ -39,7 +51,10 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     ("changed", "said"),
     [
         ({}, "other weights or images"),
-        ({"spec": SPEC | {"machine": {"batch_size": 8}}}, "other weights or images"),
+        (
+            {"spec": SPEC | {"machine": SPEC["machine"] | {"batch_size": 8}}},
+            "other weights or images",
+        ),
         ({"spec": SPEC | {"classifier": {"name": "bayes"}}}, "another spec"),
         ({"kind": "collection"}, "another spec"),
     ],

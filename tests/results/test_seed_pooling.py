@@ -5,7 +5,8 @@ from statistics import fmean
 
 import pytest
 
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, pool
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of

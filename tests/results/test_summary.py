@@ -2,7 +2,8 @@
 
 import pytest
 
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import Run
 from unfool.results.summary import flip_rate, judge, summarize_run
 
 

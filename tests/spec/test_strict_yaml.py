@@ -142,8 +142,8 @@ def test_true_and_false_are_no_numbers(change: str):
 def test_a_table_from_python_may_hold_numpy_numbers_and_paths():
     found = specs.load({"threat": {"eps": np.float32(0.5)}, "path": Path("a/b")})
     assert found == {"threat": {"eps": 0.5}, "path": "a/b"}
-    for wrong in (object(), np.zeros(3), float("inf")):
-        with pytest.raises(SpecError, match="a spec holds"):
+    for wrong in (object(), float("inf")):
+        with pytest.raises(SpecError, match="eps"):
             specs.load({"eps": wrong})
 
 

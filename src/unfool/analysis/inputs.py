@@ -19,6 +19,7 @@ from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import refuse_ray
 from unfool.models.card import read_card
 from unfool.noise import Noise
+from unfool.results.spec import EvaluationSpec, ModelSpec
 from unfool.runtime.device import pick_device
 from unfool.threat import Threat
 
@@ -36,7 +37,7 @@ class AnalysisInputs(NamedTuple):
         threat: What an attacker may change.
     """
 
-    spec: specs.Table
+    spec: EvaluationSpec
     model: Batched
     x: Tensor
     y: Tensor
@@ -97,7 +98,7 @@ def load_inputs(
     return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
 
 
-def whole_chain(spec: specs.Table, device: torch.device) -> Denoiser:
+def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
     """The denoiser of a checked spec, if it may start from noise.
 
     Raises:
@@ -107,7 +108,7 @@ def whole_chain(spec: specs.Table, device: torch.device) -> Denoiser:
         raise SpecError("the spec has no denoiser: there is nothing to generate from")
     part = spec["denoiser"]
     if part["name"] == "trained":
-        reach = read_card(part["weights"])[1].get("objective", {}).get("t_max", 1.0)
+        reach = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
         if reach < 1:
             raise SpecError(
                 f"{part['weights']} was trained up to t = {reach:g} and cannot begin at noise: name a "

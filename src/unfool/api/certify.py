@@ -18,11 +18,13 @@ from unfool.report import certification
 from unfool.report.formatting import percent
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
+from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
+from unfool.results.spec import CertificationSpec
 from unfool.statistics import Share
 
 
-class CertifyResult(RunResult):
+class CertifyResult(RunResult[CertificationSummary]):
     """What a certification proved. Printing it gives the tables that the command prints.
 
     Args:
@@ -149,12 +151,15 @@ def certify(
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = {"python": "unfool.certify", "data": {"name": data_name(images_of)}}
-        spec |= model_parts(asked)
         code = [{"name": f"{name}:"} for name in modules(asked)]
-        spec["contents"] = {"model": contents(asked), "code": code}
-        spec["certification"] = check_options(options)
-        spec["machine"] = {"device": place, "batch_size": batch_size}
+        spec: CertificationSpec = {
+            "python": "unfool.certify",
+            "data": {"name": data_name(images_of)},
+            **model_parts(asked),
+            "contents": {"model": contents(asked), "code": code},
+            "certification": check_options(options),
+            "machine": {"device": place, "batch_size": batch_size},
+        }
         folder, home = place_for(out)
         run = certify_model(spec, asked, images_of, folder, device=place, quiet=quiet)
     return CertifyResult(run, home)

@@ -25,7 +25,8 @@ from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.results.run_folder import Run
-from unfool.spec import Table, menu
+from unfool.results.spec import EvaluationSpec
+from unfool.spec import menu
 from unfool.threat import Threat
 
 
@@ -80,13 +81,37 @@ def evaluate(
     check_threat(threat)
     asked = as_classifier(model)
     place = device_of(asked, device)
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f'attacks is a dictionary, {{"PGD": PGD()}}, say, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
-        spec = _spec_of(asked, images_of, viewed, threat)
-        spec["evaluation"] |= {"images": images, "seed": seed, "draws": draws}
-        spec["evaluation"] |= {"skip_broken": skip_broken}
-        spec["machine"] |= {"device": place, "batch_size": batch_size}
+        hashes = {label: contents(attack) for label, attack in viewed.items()}
+        code = [{"name": f"{name}:"} for name in modules([asked, viewed])]
+        spec: EvaluationSpec = {
+            "python": "unfool.evaluate",
+            "data": {"name": data_name(images_of)},
+            **model_parts(asked),
+            "threat": {"norm": threat.norm, "eps": float(threat.eps)},
+            "attacks": [attack_entry(label, attack) for label, attack in viewed.items()],
+            "contents": {"model": contents(asked), "attacks": hashes, "code": code},
+            "evaluation": {
+                "subset_seed": 0,
+                "examples": 8,
+                "lpips": False,
+                "images": images,
+                "seed": seed,
+                "draws": draws,
+                "skip_broken": skip_broken,
+            },
+            "machine": {
+                "images_per_block": 32,
+                "execution": "plain",
+                "engine": "local",
+                "device": place,
+                "batch_size": batch_size,
+            },
+        }
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
@@ -98,22 +123,6 @@ def data_name(data: Dataset) -> str:
     """What a report calls a data set: `tensors`, or the name of its class."""
     inner = data.data if isinstance(data, TorchImages) else data
     return "tensors" if isinstance(inner, Arrays) else type(inner).__name__
-
-
-def _spec_of(
-    model: Classifier, data: Dataset, attacks: Mapping[str, AttackOnView], threat: Threat
-) -> Table:
-    """What is asked, in the words of a spec."""
-    spec: Table = {"python": "unfool.evaluate", "data": {"name": data_name(data)}}
-    spec |= model_parts(model)
-    spec |= {"threat": {"norm": threat.norm, "eps": float(threat.eps)}}
-    spec["attacks"] = [attack_entry(label, attack) for label, attack in attacks.items()]
-    hashes = {label: contents(attack) for label, attack in attacks.items()}
-    spec["contents"] = {"model": contents(model), "attacks": hashes}
-    spec["contents"]["code"] = [{"name": f"{name}:"} for name in modules([model, attacks])]
-    spec["evaluation"] = {"subset_seed": 0, "examples": 8, "lpips": False}
-    spec["machine"] = {"images_per_block": 32, "execution": "plain", "engine": "local"}
-    return spec
 
 
 def _viewed(label: str, attack: Any) -> AttackOnView:

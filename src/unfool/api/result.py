@@ -1,6 +1,5 @@
 """The result of an evaluation, finished or not: numbers with intervals, doubts, and every answer."""
 
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +11,7 @@ from unfool.report.formatting import percent
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
 from unfool.results.doubt import Doubt
+from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
 from unfool.statistics import Share
@@ -19,7 +19,7 @@ from unfool.statistics import Share
 READINGS = ("per_draw", "majority", "all_draws")
 
 
-class Result(RunResult):
+class Result(RunResult[Summary]):
     """What an evaluation found. Printing it gives the table that the command prints.
 
     Each condition is a `Judged`: how often the model is right `per_draw`, by `majority` and on
@@ -134,7 +134,7 @@ def load_run(folder: str | Path) -> Result:
     return Result.open(folder)
 
 
-def judged(name: str, readings: Mapping[str, Any]) -> Judged:
+def judged(name: str, readings: Readings) -> Judged:
     """The condition that a summary's `readings` tell of."""
     shares = {key: Share(**readings[key]) for key in READINGS}
     bare = readings.get("undefended")

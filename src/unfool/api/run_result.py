@@ -3,13 +3,16 @@
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar, cast
 
 from unfool.api.data_frame import to_frame
+from unfool.results.report_json import CertificationSummary, Summary
 from unfool.results.run_folder import Run, merge
 
+S = TypeVar("S", Summary, CertificationSummary)
 
-class RunResult:
+
+class RunResult(Generic[S]):
     """The result of a run, finished or not.
 
     Args:
@@ -18,9 +21,7 @@ class RunResult:
         home: The temporary folder that the run lies in, if it does; it goes when the result does.
     """
 
-    def __init__(
-        self, run: Run, summary: dict[str, Any], home: "TemporaryDirectory[str] | None"
-    ) -> None:
+    def __init__(self, run: Run, summary: S, home: "TemporaryDirectory[str] | None") -> None:
         self.run, self._summary, self._home = run, summary, home
 
     @classmethod
@@ -50,9 +51,9 @@ class RunResult:
     @property
     def cost(self) -> dict[str, float]:
         """Network calls (`nfe_forward`, ...), seconds and memory."""
-        return dict(self._summary["cost"])
+        return cast(dict[str, float], dict(self._summary["cost"]))
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> S:
         """What `report.json` holds."""
         return deepcopy(self._summary)
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,47 +16,50 @@ from unfool.evaluation.prepare import AttackOnView
 from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.protocols import Classifier, Defended
+from unfool.results.spec import AttackEntry, ModelSpec
 from unfool.runtime.text import kept_options
-from unfool.spec import Table, menu
+from unfool.spec import Part, menu
 
 SPEED = ("batch_size", "chunk", "training")  # attributes that change no answer
 MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # what every module has
 
 
-def model_parts(model: Classifier) -> Table:
+def model_parts(model: Classifier) -> ModelSpec:
     """The parts `classifier` and, of a defended model, `purifier` and `paths`."""
     if not isinstance(model, Defended):
         return {"classifier": part("classifier", model)}
-    found = {"classifier": part("classifier", model.classifier)}
+    found: ModelSpec = {"classifier": part("classifier", model.classifier)}
     found["purifier"] = part("purifier", model.purifier)
     if hasattr(model, "paths"):
         found["paths"] = {"count": model.paths, "by": getattr(model, "by", "its own rule")}  # pyright: ignore
     return found
 
 
-def attack_entry(label: str, viewed: AttackOnView) -> Table:
+def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
     """The row of an attack: its name and options, its label, what it sees, and what it is."""
     attack: Any = viewed.attack
     if isinstance(attack, ExternalAttack):
         attack = attack.function
-    row = part("attack", attack)
+    row: dict[str, Any] = dict(part("attack", attack))
     view = part("view", viewed.view)
     row |= {"view": view["name"] if len(view) == 1 else view, "label": label}
     if viewed.knows is not None:
         row["knows"] = viewed.knows.word
-    return row | {flag: False for flag in ATTACK_FLAGS if not getattr(viewed, flag)}
+    flags = {flag: False for flag in ATTACK_FLAGS if not getattr(viewed, flag)}
+    return cast(AttackEntry, row | flags)
 
 
-def part(kind: str, thing: Any) -> Table:
+def part(kind: str, thing: Any) -> Part:
     """An object as a part of a spec: its name, and those of its options that can be told."""
     if isinstance(thing, partial):
-        plain = {
-            key: told for key, value in thing.keywords.items() if (told := _plain(value)) != ()
-        }
-        return part(kind, thing.func) | plain
+        made: dict[str, Any] = dict(part(kind, thing.func))
+        given = {key: _plain(value) for key, value in thing.keywords.items()}
+        return cast(Part, made | {key: told for key, told in given.items() if told != ()})
     if isinstance(thing, NormalizedClassifier):
-        return {"name": type(thing.network).__name__} | _precision(thing)
-    return {"name": name_of(kind, thing)} | options(thing) | _precision(thing)
+        told: dict[str, Any] = {"name": type(thing.network).__name__}
+    else:
+        told = {"name": name_of(kind, thing)} | options(thing)
+    return cast(Part, told | _precision(thing))
 
 
 def name_of(kind: str, thing: Any) -> str:
@@ -69,11 +72,11 @@ def name_of(kind: str, thing: Any) -> str:
     return made.__qualname__ if made.__module__.startswith("unfool.") else target
 
 
-def options(thing: Any) -> Table:
+def options(thing: Any) -> dict[str, Any]:
     """The options of an object that a spec could hold: numbers, words, and parts inside it."""
     if inspect.isroutine(thing) or inspect.isclass(thing):
         return {}
-    found: Table = {}
+    found: dict[str, Any] = {}
     for name, value in kept_options(thing, defaults=True).items():
         if name in SPEED:
             continue
@@ -181,7 +184,7 @@ def _plain(value: Any) -> Any:
     return ()
 
 
-def _precision(thing: Any) -> Table:
+def _precision(thing: Any) -> dict[str, str]:
     """The half precision that a model's weights have, which a doubt asks about."""
     halves = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     weights = thing.parameters() if isinstance(thing, nn.Module) else ()

@@ -1,6 +1,6 @@
 """A sweep from Python: an evaluation for every combination of some values."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,6 +13,7 @@ from unfool.evaluation import sweep as sweeps
 from unfool.report import sweep as sweep_report
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
 from unfool.results.sweep_cell import Cell
 
@@ -72,7 +73,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         sweep_report.write_report(whole, self._done(), of, "unfool.sweep(...)", self.failed)
         return whole
 
-    def _done(self) -> list[tuple[Cell, Mapping[str, Any]]]:
+    def _done(self) -> list[tuple[Cell, Summary]]:
         return [(cell, result.to_dict()) for cell, result in self._cells]
 
     def __str__(self) -> str:

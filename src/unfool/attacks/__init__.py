@@ -7,11 +7,15 @@ from unfool.lazy import lazily
 if TYPE_CHECKING:
     from unfool.attacks.apgd import APGD as APGD
     from unfool.attacks.autoattack import AutoAttack as AutoAttack
+    from unfool.attacks.carlini_wagner import CarliniWagner as CarliniWagner
     from unfool.attacks.corruptions import Corruption as Corruption
     from unfool.attacks.corruptions import corrupt as corrupt
+    from unfool.attacks.deepfool import DeepFool as DeepFool
     from unfool.attacks.fab import FAB as FAB
     from unfool.attacks.interop import ExternalAttack as ExternalAttack
     from unfool.attacks.interop import as_module as as_module
+    from unfool.attacks.low_frequency import LowFrequency as LowFrequency
+    from unfool.attacks.perceptual import PerceptualPGD as PerceptualPGD
     from unfool.attacks.pgd import PGD as PGD
     from unfool.attacks.pgd import fgsm as fgsm
     from unfool.attacks.precomputed import PrecomputedAttack as PrecomputedAttack
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from unfool.attacks.views import exact as exact
     from unfool.attacks.views import first_stage as first_stage
     from unfool.attacks.views import no_elimination as no_elimination
+    from unfool.attacks.views import per_step as per_step
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
 
@@ -37,15 +42,20 @@ _HOMES = {
     "AutoAttack": "unfool.attacks.autoattack",
     "bfloat16": "unfool.attacks.views",
     "bpda": "unfool.attacks.views",
+    "CarliniWagner": "unfool.attacks.carlini_wagner",
     "classifier_only": "unfool.attacks.views",
     "corrupt": "unfool.attacks.corruptions",
     "Corruption": "unfool.attacks.corruptions",
+    "DeepFool": "unfool.attacks.deepfool",
     "exact": "unfool.attacks.views",
     "ExternalAttack": "unfool.attacks.interop",
     "FAB": "unfool.attacks.fab",
     "fgsm": "unfool.attacks.pgd",
     "first_stage": "unfool.attacks.views",
     "no_elimination": "unfool.attacks.views",
+    "LowFrequency": "unfool.attacks.low_frequency",
+    "per_step": "unfool.attacks.views",
+    "PerceptualPGD": "unfool.attacks.perceptual",
     "PGD": "unfool.attacks.pgd",
     "PrecomputedAttack": "unfool.attacks.precomputed",
     "RandomSearch": "unfool.attacks.random_search",

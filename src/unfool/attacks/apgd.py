@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
-from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_ball
+from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
+from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, runner_up_classes, without_noise
 from unfool.checks import checked
 from unfool.noise import Noise
@@ -41,6 +42,9 @@ class APGD:
             forward pass a step, of the best so far; a model without noise needs none: any number
             above `steps`.
         selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
+            step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
+            several draws).
         early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
             the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
             returned; other images take its place in the calls of the model.
@@ -54,11 +58,13 @@ class APGD:
     restarts: Count = 1
     steps_per_draw: Count = 1
     selection_draws: Count | None = None
+    weights: Weights = "mean"
     early_stop: CountFromZero = 0
     early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require_boundary(self.weights, self.loss)
 
     @checked
     def __call__(
@@ -69,7 +75,7 @@ class APGD:
         Raises:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
-        require_ball("APGD", threat)
+        require_norm("APGD", threat, "linf", "l2", "l1")
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
@@ -114,9 +120,11 @@ class APGD:
     ) -> AttackSteps[tuple[bool, list[Tensor]]]:
         """Whether the search is over, and what it found: the image, or the candidates."""
         stop = EarlyStop(self.early_stop, self.early_stop_share)
+        weigh = weigh_draws(self.weights, threat)
 
         def ask(at: Tensor, i: int, gradient: bool = True) -> Query:
-            return Query(at, y, self.loss, noise, i // self.steps_per_draw, self.eot, gradient, aim)
+            turn = i // self.steps_per_draw
+            return Query(at, y, self.loss, noise, turn, self.eot, gradient, aim, weigh)
 
         x_adv = previous = threat.start(x, noise.child("start"))
         result = yield ask(x_adv, 0)
@@ -131,7 +139,7 @@ class APGD:
         improved, halved = highest > highest, highest == highest  # none, all
         since, checks = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
-            direction = images(stride) * threat.steepest(gradient)
+            direction = images(stride) * threat.steepest(gradient, x_adv)
             step = threat.project(x, x_adv + direction) - x_adv
             if i > 1:
                 step = MOMENTUM * step + (1 - MOMENTUM) * (x_adv - previous)

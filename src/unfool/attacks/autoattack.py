@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.attacks.apgd import APGD
-from unfool.attacks.candidates import choose, require_ball
+from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import FAB
 from unfool.attacks.losses import competing_logits, query_logits, recording_losses
 from unfool.attacks.pgd import PGD
@@ -81,9 +81,9 @@ class AutoAttack:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The threat's norm is l0, or the version needs more classes than there are.
+            ValueError: The threat's norm is l1 or l0, or the version needs more classes than there are.
         """
-        require_ball("AutoAttack", threat)
+        require_norm("AutoAttack", threat, "linf", "l2")
         best = x.clone()
         alive = torch.arange(len(x), device=x.device)
         for i, attack in enumerate([None, *self.stages()]):

@@ -12,7 +12,7 @@ from unfool.attacks.losses import Loss, Query, QueryResult
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import CountFromZero, MostOf, check_fields
-from unfool.threat import Threat, images
+from unfool.threat import Norm, Threat, images
 
 
 def rank_value(result: QueryResult) -> Tensor:
@@ -121,14 +121,15 @@ class EarlyStop:
         return wrong >= needed
 
 
-def require_ball(attack: str, threat: Threat) -> None:
-    """Refuse a threat that is neither linf nor l2.
+def require_norm(attack: str, threat: Threat, *norms: Norm) -> None:
+    """Refuse a threat of another norm than an attack is for.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It is another.
     """
-    if threat.norm not in ("linf", "l2"):
+    if threat.norm not in norms:
+        others = {"l0": "salt-and-pepper or random-search", "l1": "pgd or apgd"}
         raise ValueError(
-            f"{attack} is for the norms linf and l2, not {threat.norm}: use salt-and-pepper or "
-            "random-search"
+            f"{attack} is for {' and '.join(norms)}, not for the norm {threat.norm}: use "
+            f"{others.get(threat.norm, 'pgd or apgd')}"
         )

@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import choose, require_ball
+from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.losses import query_model, runner_up_classes, without_noise
 from unfool.checks import checked
 from unfool.noise import Noise
@@ -57,9 +57,9 @@ class FAB:
         """Adversarial images, shaped like `x`; the image itself where none was found within eps.
 
         Raises:
-            ValueError: The threat's norm is l0.
+            ValueError: The threat's norm is l1 or l0.
         """
-        require_ball("FAB", threat)
+        require_norm("FAB", threat, "linf", "l2")
         candidates = chain([x], self._candidates(model, x, y, threat, noise))
         draws = self.selection_draws or self.eot
         return choose(model, y, candidates, "margin", noise.child("compare"), draws)
@@ -73,9 +73,9 @@ class FAB:
         Of the threat, only the norm counts (and eps for the random starts of `restarts`).
 
         Raises:
-            ValueError: The threat's norm is l0.
+            ValueError: The threat's norm is l1 or l0.
         """
-        require_ball("FAB", threat)
+        require_norm("FAB", threat, "linf", "l2")
         best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for found, _ in self._runs(model, x, y, threat, noise):
             way = threat.size(found - x)

@@ -74,6 +74,9 @@ TARGETED: dict[Loss, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 }
 
 
+Weigh = Callable[[Tensor, Tensor], Tensor]
+
+
 class QueryResult(NamedTuple):
     """The result of a query for each image, averaged over the attacker's draws.
 
@@ -118,7 +121,12 @@ def recording_losses() -> Iterator[list[LossRecord]]:
 
 
 class Query(NamedTuple):
-    """What a search asks of the model: the arguments of `query_model`."""
+    """What a search asks of the model: the arguments of `query_model`, and how draws are weighed.
+
+    Attributes:
+        weigh: Given the losses (B, draws) and the gradients (B, draws, C, H, W) of all draws, what each
+            counts for in the gradient (B, draws); None for all alike. The loss stays the plain mean.
+    """
 
     x: Tensor
     y: Tensor
@@ -128,6 +136,7 @@ class Query(NamedTuple):
     draws: int
     gradient: bool = True
     target: Tensor | None = None
+    weigh: Weigh | None = None
 
 
 def query_model(
@@ -140,6 +149,7 @@ def query_model(
     draws: int,
     gradient: bool = True,
     target: Tensor | None = None,
+    weigh: Weigh | None = None,
 ) -> QueryResult:
     """Query the model at `x` with `draws` draws of its noise per image (EOT, Athalye et al., 2018).
 
@@ -156,8 +166,10 @@ def query_model(
         gradient: Whether to ask for the gradient.
         target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
             what is not the true class, either way.)
+        weigh: What each draw counts for in the gradient (see `Query`).
     """
-    (result,) = query_batch(model, [Query(x, y, loss, noise, turn, draws, gradient, target)])
+    asked = Query(x, y, loss, noise, turn, draws, gradient, target, weigh)
+    (result,) = query_batch(model, [asked])
     if gradient:
         gradient_run(LossRecord((noise.keys, loss), result.loss))
     return result
@@ -211,14 +223,26 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
     means = [torch.cat(values).to(first.x.dtype).split(rows) for values in (losses, wrongs)]
     slopes = torch.cat(gradients).split(rows) if first.gradient else [None] * len(queries)
 
+    def apart(values: Tensor, query: Query) -> Tensor:
+        return values.view(len(query.x), query.draws, *values.shape[1:])
+
     def mean(values: Tensor, query: Query) -> Tensor:
-        return values.view(len(query.x), query.draws, *values.shape[1:]).mean(1)
+        return apart(values, query).mean(1)
+
+    def slope_of(loss: Tensor, slope: Tensor | None, query: Query) -> Tensor:
+        if slope is None:
+            return torch.zeros_like(query.x)
+        if query.weigh is None:
+            return mean(slope, query)
+        each = apart(slope, query)
+        weights = query.weigh(apart(loss, query), each)
+        return (weights[:, :, None, None, None] * each).sum(1) / weights.sum(1)[:, None, None, None]
 
     return [
         QueryResult(
             mean(loss, q),
             mean(wrong, q),
-            torch.zeros_like(q.x) if slope is None else mean(slope, q),
+            slope_of(loss, slope, q),
         )
         for q, loss, wrong, slope in zip(queries, *means, slopes, strict=True)
     ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection
+from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
 from unfool.checks import check_attack, checked
 from unfool.noise import Noise
@@ -41,6 +42,9 @@ class PGD:
         step_schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
         selection_draws: Draws to compare the candidates on; None is as many as `eot`, at least 1.
+        weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
+            step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
+            several draws).
         early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
             the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
             returned; other images take its place in the calls of the model.
@@ -55,11 +59,13 @@ class PGD:
     step_schedule: StepSchedule = "constant"
     loss: Loss = "ce"
     selection_draws: Count | None = None
+    weights: Weights = "mean"
     early_stop: CountFromZero = 0
     early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require_boundary(self.weights, self.loss)
 
     @checked
     def __call__(
@@ -89,11 +95,12 @@ class PGD:
     ) -> Generator[tuple[Tensor, Query | None], QueryResult | None, None]:
         """The iterates, each with what is asked about it, for which the answer is sent."""
         x_adv = threat.start(x, noise.child("start")) if self.start == "random" else x
+        weigh = weigh_draws(self.weights, threat)
         for i in range(self.steps):
-            result = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot)
+            result = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot, weigh=weigh)
             assert result is not None
             stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient))
+            x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient, x_adv))
         yield x_adv, None
 
     def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:

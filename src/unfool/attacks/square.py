@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import choose, require_ball
+from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.losses import query_model, without_noise
 from unfool.checks import checked
 from unfool.noise import Noise
@@ -51,9 +51,9 @@ class Square:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The threat's norm is l0.
+            ValueError: The threat's norm is l1 or l0.
         """
-        require_ball("Square", threat)
+        require_norm("Square", threat, "linf", "l2")
 
         propose = _stripes if threat.norm == "linf" else _tiles
         best = propose(x, threat, noise.child("start"))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from unfool.batching import BatchLimit, in_parts
 from unfool.checks import check_finite, check_logits
+from unfool.diffusion.deviation import deviating
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
-from unfool.ranges import Count
+from unfool.ranges import Count, Positive
 from unfool.runtime.device import bfloat16_costs
 
 
@@ -86,6 +87,35 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
         ValueError: The purifier does not say how to leave out steps, or has not so many.
     """
     return _coarse(model, steps, matched=True)
+
+
+def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
+    """The model itself; the gradient also leads the way back from the way forward (Kang et al., 2023).
+
+    So a gradient reaches every step of the chain, not through the last one alone. The losses at the steps
+    cost no calls (`diffusion.deviation`); what an attack compares are the model's own answers.
+
+    Args:
+        model: A classifier behind `diffpure` or `gdmp`.
+        weight: Of the deviation, in the unit of the attack's loss.
+
+    Raises:
+        ValueError: There is no purifier; or, when it is called, no chain that knows its image.
+    """
+    _defended(model)
+    inner = model.model if isinstance(model, Batched) else model
+
+    def deviated(x: Tensor, noise: Noise) -> Tensor:
+        with deviating(weight) as asked:
+            logits = inner(x, noise)
+        if torch.is_grad_enabled() and not asked.chains:
+            raise ValueError(
+                "the view `per-step` needs a purifier that goes from the noised image back step by "
+                "step (`diffpure` or `gdmp`), and this one does not: use `exact`"
+            )
+        return logits
+
+    return _as(model, deviated)
 
 
 def classifier_only(model: Classifier) -> Classifier:

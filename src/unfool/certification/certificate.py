@@ -7,10 +7,18 @@ alpha, over the draws of the noise. All here is a pure function of the counts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from unfool import __version__
+from unfool.results.report_json import (
+    CertificationCost,
+    CertificationSummary,
+    CertifiedImage,
+    ShareEntry,
+    share_entry,
+)
 from unfool.results.run_folder import Run
+from unfool.results.spec import CertificationSpec
 from unfool.statistics import Share, lower_bound, mean_of, wilson
 
 VERSION = 1
@@ -39,15 +47,6 @@ class ClassCounts:
     seconds: float
     cost: dict[str, float]
     made_by: str = ""
-
-    @classmethod
-    def from_dict(cls, table: dict[str, Any]) -> "ClassCounts":
-        """The count that `dataclasses.asdict` wrote."""
-        counts = {
-            name: {int(label): int(hits) for label, hits in table[name].items()}
-            for name in ("selected", "estimated")
-        }
-        return cls(**{**table, **counts})
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,12 @@ def largest_radius(sigma: float, n: int, alpha: float) -> float:
     return sigma * _quantile(rate) if rate > 0.5 else 0.0
 
 
-def certified_at(radius: float, images: Sequence[dict[str, Any]]) -> Share:
+def certified_at(radius: float, images: Sequence[CertifiedImage]) -> Share:
     """How many of a summary's `images` are rightly answered up to `radius`, for certain."""
     return wilson(sum(_right(row) and row["radius"] >= radius for row in images), len(images))
 
 
-def summary(run: Run) -> dict[str, Any]:
+def summary(run: Run) -> CertificationSummary:
     """What `report.json` holds of a certification, finished or not.
 
     Raises:
@@ -100,17 +99,17 @@ def summary(run: Run) -> dict[str, Any]:
     """
     if run.kind != KIND:
         raise RuntimeError(f"{run.folder} holds an {run.kind}, not a {KIND}")
-    counts = run.read(ClassCounts.from_dict)
+    counts = run.read(ClassCounts)
     if not counts:
         raise RuntimeError(f"{run.folder} has no images yet; run the certification first")
-    spec = run.manifest["spec"]
+    spec = cast(CertificationSpec, run.manifest["spec"])
     options = spec["certification"]
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
     images = [_image(count, certificate(count, sigma, alpha)) for count in counts]
     mean_radius = sum(row["radius"] for row in images if _right(row)) / len(images)
 
-    def share(holds: Callable[[dict[str, Any]], bool]) -> dict[str, float]:
-        return wilson(sum(map(holds, images)), len(images))._asdict()
+    def share(holds: Callable[[CertifiedImage], bool]) -> ShareEntry:
+        return share_entry(wilson(sum(map(holds, images)), len(images)))
 
     return {
         "version": VERSION,
@@ -119,9 +118,9 @@ def summary(run: Run) -> dict[str, Any]:
         "spec": spec,
         "n": len(counts),
         "of": len(run.manifest["indices"]),
-        "certified": [{"radius": r} | certified_at(r, images)._asdict() for r in RADII],
+        "certified": [{"radius": r, **share_entry(certified_at(r, images))} for r in RADII],
         "clean": share(lambda row: row["most"] == row["label"]),
-        "one_draw": mean_of([row["share"] for row in images], n)._asdict(),
+        "one_draw": share_entry(mean_of([row["share"] for row in images], n)),
         "abstained": share(lambda row: row["answer"] is None),
         "wrong": share(lambda row: row["answer"] not in (None, row["label"])),
         "mean_radius": mean_radius,
@@ -134,7 +133,7 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
-def _image(count: ClassCounts, found: Certificate) -> dict[str, Any]:
+def _image(count: ClassCounts, found: Certificate) -> CertifiedImage:
     """A row of `report.json`: `most` is the class of most estimation draws, None of equals."""
     first, *others = sorted(count.estimated.values(), reverse=True)
     tied = bool(others) and others[0] == first
@@ -149,7 +148,7 @@ def _image(count: ClassCounts, found: Certificate) -> dict[str, Any]:
     }
 
 
-def _right(row: dict[str, Any]) -> bool:
+def _right(row: CertifiedImage) -> bool:
     return row["answer"] == row["label"]
 
 
@@ -158,14 +157,13 @@ def _leader(counts: dict[int, int]) -> int:
     return min(counts, key=lambda label: (-counts[label], label))
 
 
-def _cost(counts: Sequence[ClassCounts]) -> dict[str, float]:
+def _cost(counts: Sequence[ClassCounts]) -> CertificationCost:
     seconds = sum(count.seconds for count in counts)
-    calls = {
-        name: round(sum(count.cost.get(name, 0) for count in counts))
-        for name in ("nfe_forward", "classifier_forward")
-    }
     return {
-        **calls,
+        "nfe_forward": round(sum(count.cost.get("nfe_forward", 0) for count in counts)),
+        "classifier_forward": round(
+            sum(count.cost.get("classifier_forward", 0) for count in counts)
+        ),
         "seconds": round(seconds, 2),
         "seconds_per_image": round(seconds / len(counts), 4),
         "peak_bytes": int(max(count.cost.get("peak_bytes", 0) for count in counts)),

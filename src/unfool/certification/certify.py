@@ -31,23 +31,22 @@ from unfool.evaluation.spec import check_model
 from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
-from unfool.ranges import Count, InPixels
 from unfool.results.run_folder import Run
+from unfool.results.spec import CertificationMachine, CertificationSection, CertificationSpec
 from unfool.runtime.device import pick_device
 from unfool.runtime.progress import progress
-from unfool.spec import Table, menu
+from unfool.spec import Part, RawSpec, menu
 
 SECTIONS = ("data", "classifier", "denoiser", "purifier", "paths", "certification", "machine")
-CERTIFICATION: dict[str, tuple[Any, Any]] = {
-    "sigma": (InPixels, ...),
-    "n0": (Count, 100),
-    "n": (Count, 10_000),
-    "alpha": (float, 0.001),
-    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
-    "subset_seed": (int, 0),
-    "seed": (int, 0),
+CERTIFICATION = {  # what is taken where nothing is said
+    "n0": 100,
+    "n": 10_000,
+    "alpha": 0.001,
+    "images": None,
+    "subset_seed": 0,
+    "seed": 0,
 }
-MACHINE: dict[str, tuple[Any, Any]] = {"device": (str, "auto"), "batch_size": (Count, 256)}
+MACHINE: CertificationMachine = {"device": "auto", "batch_size": 256}
 
 
 class Denoising(nn.Module):
@@ -98,7 +97,7 @@ class Noisy(nn.Module):
         return logits
 
 
-def check(spec: Table, folder: str | None = None) -> Table:
+def check(spec: RawSpec, folder: str | None = None) -> CertificationSpec:
     """A certification spec with every option checked and filled in.
 
     Args:
@@ -114,17 +113,18 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for key in ("data", "classifier", "certification"):
         if key not in spec:
             raise SpecError(f"a certification spec needs {key!r}")
-    options = check_options(spec["certification"])
-    machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
+    options = check_options(spec.get("certification"))
+    machine = specs.check_section("machine", spec.get("machine", {}), CertificationMachine, MACHINE)
     if spec.get("purifier") is not None:
-        spec = spec | {"purifier": _for_noise(spec["purifier"], options["sigma"])}
-    spec = spec | {"classifier": _judge(spec, options["sigma"])}
-    model = check_model(spec)
-    data = {"data": specs.check_data(spec["data"], folder)}
-    return data | model | {"certification": options, "machine": machine}
+        spec = spec | {"purifier": _for_noise(spec.get("purifier"), options["sigma"])}
+    model = check_model(spec | {"classifier": _judge(spec, options["sigma"])})
+    data = specs.check_data(spec.get("data"), folder)
+    return {"data": data, **model, "certification": options, "machine": machine}
 
 
-def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
+def run(
+    spec: CertificationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
+) -> Run:
     """Certify what a checked `spec` asks, from where `folder` left off.
 
     Args:
@@ -144,7 +144,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
 
 
 def certify_model(
-    spec: Table,
+    spec: CertificationSpec,
     model: Classifier,
     data: Dataset,
     folder: Path,
@@ -170,7 +170,7 @@ def certify_model(
     """
     options, machine = spec["certification"], spec["machine"]
     if isinstance(model, Defended):
-        _denoises(spec["purifier"]["name"], model.purifier)
+        _denoises(specs.part("purifier", spec.get("purifier"))["name"], model.purifier)
     noisy = Noisy(model, options["sigma"]).eval()
     weights = weights_hash(noisy)  # before a call, which may keep what it computed
     indices = choose_indices(
@@ -178,7 +178,7 @@ def certify_model(
     )
     check_fit(noisy, data, indices, device)
     asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
-    asked |= {"kind": KIND}
+    asked["kind"] = KIND
     begun = Run.begin(folder, asked, partial(fingerprint, data))
     certify(
         noisy,
@@ -217,7 +217,7 @@ def certify(
         machine: What changes only speed; `rows` is how many draws go into one call.
     """
     machine = machine or Machine()
-    done = {count.index for count in run.read(ClassCounts.from_dict)}
+    done = {count.index for count in run.read(ClassCounts)}
     rank, ranks = machine.shard
     mine = indices[rank::ranks]
     todo = [index for index in mine if index not in done]
@@ -269,7 +269,7 @@ def answers(
         yield logits.argmax(1).tolist()
 
 
-def check_options(section: Any) -> Table:
+def check_options(section: Any) -> CertificationSection:
     """The section `certification`, checked and filled in.
 
     Raises:
@@ -280,13 +280,8 @@ def check_options(section: Any) -> Table:
             "certification needs `sigma`, the standard deviation of the noise in units of [0, 1] "
             "pixels (0.25, say)"
         )
-    options = specs.check_section("certification", section, CERTIFICATION)
+    options = specs.check_section("certification", section, CertificationSection, CERTIFICATION)
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]
-    if not 0 < alpha < 0.5:
-        raise SpecError(
-            "certification.alpha is the chance that a certificate may be wrong, above 0 and below "
-            f"0.5 (0.001, say), not {alpha}"
-        )
     if not largest_radius(sigma, n, alpha):
         least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(
@@ -296,13 +291,13 @@ def check_options(section: Any) -> Table:
     return options
 
 
-def _judge(spec: Table, sigma: float) -> Table:
+def _judge(spec: RawSpec, sigma: float) -> Part:
     """The classifier's part; of one that judges noisy images, told of their noise.
 
     Raises:
         SpecError: It was told of another, or a purifier takes the noise off before.
     """
-    table = specs.part("classifier", spec["classifier"])
+    table = specs.part("classifier", spec.get("classifier"))
     if not getattr(menu.find("classifier", table["name"]), "noised", False):
         return table
     if spec.get("purifier") is not None:
@@ -313,10 +308,10 @@ def _judge(spec: Table, sigma: float) -> Table:
         raise SpecError(
             f"classifier {table['name']}: the noise is certification.sigma; leave out `sigma`"
         )
-    return table | {"sigma": sigma}
+    return {**table, "sigma": sigma}
 
 
-def _for_noise(part: Any, sigma: float) -> Table:
+def _for_noise(part: Any, sigma: float) -> Part:
     """A purifier's part, its own noise set to that of the certification."""
     table = specs.part("purifier", part)
     found = menu.find("purifier", table["name"])
@@ -328,7 +323,7 @@ def _for_noise(part: Any, sigma: float) -> Table:
         raise SpecError(
             f"purifier {table['name']}: the noise is certification.sigma; leave out `sigma` and `t`"
         )
-    return table | {"sigma": sigma}
+    return {**table, "sigma": sigma}
 
 
 def _denoises(name: str, purifier: Any) -> None:

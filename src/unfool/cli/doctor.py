@@ -3,7 +3,7 @@
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +30,6 @@ from unfool.evaluation.sanity_checks import are_probabilities, same_logits
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
-from unfool.spec import Table
 
 VOTES = 8  # as `classify` and `evaluate` take by default
 STATISTICS = 256  # images that tell the mean and the variance of each pixel
@@ -81,7 +80,7 @@ def installed() -> list[Finding]:
 
 
 def model(
-    spec: str | Table, changes: Sequence[str], folder: str | None, device: str
+    spec: str | Mapping[str, Any], changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
     """Whether the classifier of a spec, and its defense, keep the contract of a classifier.
 
@@ -172,7 +171,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
     return found
 
 
-def options(checked: Table) -> list[Finding]:
+def options(checked: Mapping[str, Any]) -> list[Finding]:
     """Each part of a checked spec with its options, those that were left out, too."""
     found: list[Finding] = []
     for kind in ("data", "classifier", "denoiser", "purifier"):

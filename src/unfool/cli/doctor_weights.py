@@ -17,7 +17,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.models.identify import Identified, identify
 from unfool.runtime.device import pick_device
-from unfool.spec import Table
+from unfool.spec import Part, RawSpec
 
 _SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # which come with the package
 
@@ -45,13 +45,14 @@ def weights(given: str, changes: Sequence[str], folder: str | None, device: str)
     if known.kind is None or known.part is None:
         return [*found, Finding("FAIL", known.advice)]
     table = specs.load({known.kind: known.part}, changes)
-    line = yaml.safe_dump(table[known.kind], default_flow_style=True, sort_keys=False, width=10_000)
+    part: Any = table.get(known.kind)
+    line = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, width=10_000)
     found.append(Finding("ok", f"the line that loads it: {known.kind}: {line.strip()}"))
     if known.advice:
         found.append(Finding("note", known.advice))
     where = pick_device(device)
     try:
-        model: Any = specs.build(known.kind, specs.check(known.kind, table[known.kind]))
+        model: Any = specs.build(known.kind, specs.check(known.kind, part))
     except (SpecError, ValueError, OSError) as error:
         told = f"{' '.join(str(error).split())} (here by --set {known.kind}.OPTION=VALUE)"
         return [*found, Finding("FAIL", told)]
@@ -83,10 +84,10 @@ def _numbers(value: Any) -> str:
 
 
 def _tried(
-    known: Identified, model: nn.Module, table: Table, folder: str | None, device: str
+    known: Identified, model: nn.Module, table: RawSpec, folder: str | None, device: str
 ) -> list[Finding]:
     """What images say of a model, if there are any that fit it."""
-    part = table.get("data") or _images_for(model, folder)
+    part: Any = table.get("data") or _images_for(model, folder)
     if part is None:
         what = 'it was not tried: name images of its size by --set "data={name: ...}" --data FOLDER'
         return [Finding("note", what)]
@@ -104,7 +105,7 @@ def _tried(
     return [tried, *examine(model, x[:32], y[:32], classes)]
 
 
-def _images_for(model: nn.Module, folder: str | None) -> Table | None:
+def _images_for(model: nn.Module, folder: str | None) -> Part | None:
     """Images that a user named without a word of what they are, or those of the package."""
     shape = model.shape if isinstance(model, Denoiser) else (3, 32, 32)
     if shape is None:

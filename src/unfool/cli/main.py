@@ -390,6 +390,8 @@ def _report(run: Any) -> None:
     from unfool.report import certification, evaluation
     from unfool.report.render_terminal import print_document
 
-    kind = certification if run.kind == "certification" else evaluation
-    summary = kind.write_report(run)
-    print_document(kind.brief(summary), page=run.folder / "report.html")
+    if run.kind == "certification":
+        brief = certification.brief(certification.write_report(run))
+    else:
+        brief = evaluation.brief(evaluation.write_report(run))
+    print_document(brief, page=run.folder / "report.html")

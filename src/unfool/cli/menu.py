@@ -4,9 +4,12 @@ import textwrap
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from unfool.spec.describe import Description
 
 DOWNLOADS = "downloads"
 
@@ -47,6 +50,7 @@ def menu_lines() -> Iterator[str]:
     for kind, (meaning, names) in menus.menu().items():
         yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
+    yield f"{'sections':12}that are no parts\n{'':12}evaluation, machine, paths, threat"
     yield "specs"
     specs = menus.shipped()
     width = max(map(len, specs)) + 2
@@ -63,8 +67,9 @@ def about(name: str) -> Iterator[str]:
         SpecError: It is none of these.
     """
     from unfool.errors import SpecError
+    from unfool.evaluation.spec import OPTION_SECTIONS
     from unfool.spec import menu as menus
-    from unfool.spec.describe import kinds_with
+    from unfool.spec.describe import describe_section, kinds_with
 
     if name == DOWNLOADS:
         yield from download_lines()
@@ -73,6 +78,11 @@ def about(name: str) -> Iterator[str]:
     found = list(kind_lines(name)) if name in menus.MENU else []
     for kind in kinds:
         found += [*([""] if found else []), *part_lines(kind, name)]
+    if name in OPTION_SECTIONS:
+        found += [
+            *([""] if found else []),
+            *option_lines(describe_section(name, *OPTION_SECTIONS[name])),
+        ]
     if name in specs:
         text = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
         found += [*([""] if found else []), text.rstrip()]
@@ -80,11 +90,12 @@ def about(name: str) -> Iterator[str]:
         known = [
             DOWNLOADS,
             *menus.MENU,
+            *OPTION_SECTIONS,
             *(n for names in menus.MENU.values() for n in names),
             *specs,
         ]
         near = menus.hint(name, known, "what `unfool menu` prints")
-        raise SpecError(f"there is no part, kind or spec {name!r}; {near}")
+        raise SpecError(f"there is no part, kind, section or spec {name!r}; {near}")
     yield from found
 
 
@@ -115,9 +126,16 @@ def kind_lines(kind: str) -> Iterator[str]:
 
 def part_lines(kind: str, name: str) -> Iterator[str]:
     """The options of a part, with their types, ranges, and defaults."""
-    from unfool.spec.describe import REQUIRED, describe
+    from unfool.spec.describe import describe
 
-    part = describe(kind, name)
+    yield from option_lines(describe(kind, name))
+
+
+def option_lines(part: "Description") -> Iterator[str]:
+    """The options of a part or a section that was described."""
+    from unfool.spec.describe import REQUIRED
+
+    kind, name = part.kind, part.name
     yield _wrapped(f"{kind} {name}: ", part.text, 2)
     for option in part.options:
         default = REQUIRED if option.default == REQUIRED else f"default {option.default}"

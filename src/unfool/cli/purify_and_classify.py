@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from unfool.noise import Noise
 from unfool.protocols import Dataset, Purifier
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, write_bytes
-from unfool.spec import Table
+from unfool.spec import RawSpec
 
 
 def purify_files(
@@ -139,13 +140,15 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
     checked, classifier = check_purifier(table), None
-    if "classifier" in specs.argument_names("purifier", checked["purifier"]):
+    if "classifier" in specs.argument_names(
+        "purifier", specs.part("purifier", checked.get("purifier"))
+    ):
         classifier = specs.build("classifier", check_model(table)["classifier"])
     return build_purifier(checked, pick_device(device), classifier)
 
 
 def _told_by_data(
-    table: Table, folder: str | None
+    table: RawSpec, folder: str | None
 ) -> tuple[Sequence[str], tuple[int, int, int] | None, Dataset | None]:
     """The classes and the size of images of a spec's data set, and the data set, if it can be had.
 
@@ -153,7 +156,7 @@ def _told_by_data(
         SpecError: A folder was named, and it is not there.
     """
     try:
-        data = specs.build("data", specs.check_data(table["data"], folder))
+        data = specs.build("data", specs.check_data(table.get("data"), folder))
         channels, height, width = data[0][0].shape
     except (SpecError, KeyError, ValueError):
         if folder is not None and "data" in table:
@@ -236,11 +239,27 @@ def _taken(path: Path, folder: Path) -> bool:
         return False
 
 
+class Stored(TypedDict):
+    """How the images of an npz are stored.
+
+    Attributes:
+        arrays: All that is in it.
+        key: Which of them the images are.
+        last: Whether their channels come last.
+        flat: Whether they have no axis of channels.
+    """
+
+    arrays: dict[str, np.ndarray]
+    key: str
+    last: bool
+    flat: bool
+
+
 _ENDINGS = (*image_files.ENDINGS, ".npz")
 LARGE = 8  # times the denoiser's height or width
 
 
-def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Table | None]:
+def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Stored | None]:
     """The images of a file, (B, C, H, W); and for an npz, how they were stored."""
     if path.suffix.lower() != ".npz":
         x, gray = image_files.read(path), shape is not None and shape[0] == 1
@@ -311,11 +330,11 @@ def _resized(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:
     return x.clamp(0, 1)
 
 
-def _npz(pure: Tensor, stored: Table) -> bytes:
+def _npz(pure: Tensor, stored: Stored) -> bytes:
     array = pure.permute(0, 2, 3, 1) if stored["last"] else pure[:, 0] if stored["flat"] else pure
     arrays, key = stored["arrays"], stored["key"]
     if arrays[key].dtype == np.uint8:
         array = (array * 255).round().byte()
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{**arrays, key: array.numpy()})
+    np.savez_compressed(buffer, **{**arrays, key: array.numpy()})  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()

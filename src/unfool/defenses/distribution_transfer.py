@@ -11,7 +11,6 @@ from typing import Literal
 from torch import Tensor, nn
 
 from unfool.checks import check_images
-from unfool.defenses.distances import INPUT, OUTPUT, Input, Output
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
@@ -19,6 +18,7 @@ from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.protocols import Step
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import pixel_noise
+from unfool.distances import INPUT, OUTPUT, Input, Output
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Purifier
 from unfool.ranges import Count, NotNegative, Share, Time, check_arguments

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.checks import check_images
-from unfool.defenses.distances import WINDOW, mse, ssim
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
 from unfool.defenses.sampling import Variance, in_turn, make_sampler
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import reverse, walk
 from unfool.diffusion.schedule import Scales, chain_length, pixel_noise
+from unfool.distances import WINDOW, mse, ssim
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, Time, check_arguments
@@ -107,6 +107,7 @@ class GDMP(nn.Module):
                 back,
                 step=self.step,
                 guide=guide,
+                image=z,
                 beside=(given,),
             )
         return self.denoiser.decode(z)

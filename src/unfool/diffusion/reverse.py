@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.deviation import forward_path
 from unfool.diffusion.gradient import chain, twice_differentiable
 from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.schedule import (
@@ -167,9 +168,13 @@ def reverse(
     """
     scales = scales_along(denoiser, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
+    path = forward_path(image, x, scales)
+    if path is not None and image is not None:
+        x = path.begin(x, image)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
-        return options.advance(x_t, scales[i], scales[i + 1], noise.child(i))
+        then = options.advance(x_t, scales[i], scales[i + 1], noise.child(i))
+        return then if path is None else path.meet(then, i)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
     needed = (*options.differentiated_inputs(), *beside, *weights)

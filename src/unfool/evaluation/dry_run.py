@@ -23,7 +23,7 @@ from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended
-from unfool.spec import Table
+from unfool.results.spec import EvaluationSpec
 from unfool.threat import Threat
 
 DERIVED_METHODS = (
@@ -134,7 +134,7 @@ class StandIn:
         return found
 
 
-def dry_run(spec: Table, made: Prepared, rows: int) -> DryRun:
+def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
     """How the evaluation of one image asks the parts of the model.
 
     Args:

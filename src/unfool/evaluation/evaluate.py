@@ -29,8 +29,9 @@ from unfool.evaluation.image_quality import measure
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
+from unfool.results.outcome import Condition, Outcome
 from unfool.results.quality import Quality
-from unfool.results.run_folder import Condition, Outcome, OutcomeStore
+from unfool.results.run_folder import OutcomeStore
 from unfool.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself

@@ -22,10 +22,11 @@ from unfool.errors import SpecError
 from unfool.evaluation.attack_runner import AttackRunner, by_block
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import refuse_ray
+from unfool.results.manifest import Manifest
 from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import sees
 from unfool.runtime.files import npz_bytes, write_bytes
-from unfool.spec import Table
 from unfool.threat import Threat
 
 Format = Literal["npz", "safetensors"]
@@ -66,7 +67,9 @@ def check_format(word: str) -> Format:
     raise SpecError(f"--format is {' or '.join(get_args(Format))}, not {word!r}")
 
 
-def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
+def run(
+    spec: EvaluationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
+) -> Run:
     """Make the adversarial images of a checked evaluation `spec`, from where `folder` left off.
 
     They are those that the evaluation of the same spec makes.
@@ -87,7 +90,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
     refuse_ray(spec["machine"], "making adversarial images")
     made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
     identity = specs.identity({"kind": KIND, **spec})
-    asked = {**made.manifest, "identity": identity, "kind": KIND}
+    asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
     begun = Run.begin(folder, asked, made.fingerprint)
     machine = made.on(spec, shard, quiet)
     search = AttackRunner(
@@ -118,7 +121,7 @@ def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool 
         begun.add(facts, {"index": np.array(block), "clean": x.cpu().numpy(), **kept})
         return "kept"
 
-    done = {fact.index for fact in begun.read(lambda table: AttackedImage(**table))}
+    done = {fact.index for fact in begun.read(AttackedImage)}
     by_block("attacking images", search, made.data, made.indices, done, machine, keep)
     return begun
 
@@ -143,10 +146,10 @@ def write_images(
         RuntimeError: There is nothing yet; or pictures of 8 bits would leave the threat, as the clean
             images have more (the arrays are written then).
     """
-    facts = run.read(lambda table: AttackedImage(**table))
+    facts = run.read(AttackedImage)
     if not facts:
         raise RuntimeError(f"{run.folder} holds no images yet")
-    rows = {row["label"]: row for row in run.manifest["spec"]["attacks"]}
+    rows = {row["label"]: row for row in run.spec["attacks"]}
     x, beyond, written = _images(run, "clean"), {}, []
     arrays = {
         "labels": np.array([fact.label for fact in facts]),
@@ -160,7 +163,7 @@ def write_images(
         write_bytes(place, npz_bytes(made | classes) if form == "npz" else save(made))
         written.append(place)
         if png:
-            threat = Threat(**run.manifest["spec"]["threat"]) if row.get("bounded", True) else None
+            threat = Threat(**run.spec["threat"]) if row.get("bounded", True) else None
             images = torch.from_numpy(x), torch.from_numpy(made["images"])
             beyond[name] = _write_pngs(run.folder / stem, facts, *images, threat)
             written.append(run.folder / stem)
@@ -175,9 +178,11 @@ def write_images(
     return [*written, card]
 
 
-def _card(run: Run, facts: Sequence[AttackedImage], form: Format, png: bool, command: str) -> Table:
+def _card(
+    run: Run, facts: Sequence[AttackedImage], form: Format, png: bool, command: str
+) -> dict[str, object]:
     """What the images are, and how they were made."""
-    spec = run.manifest["spec"]
+    spec = run.spec
     rows = {row["label"]: row for row in spec["attacks"]}
     return {
         "what": "adversarial images, (N, C, H, W) of [0, 1]",

@@ -25,8 +25,8 @@ from unfool.evaluation.dry_run import Call, DryRun, dry_run
 from unfool.evaluation.prepare import Prepared, prepare
 from unfool.noise import Noise
 from unfool.results.run_folder import FORECAST, Run
+from unfool.results.spec import EvaluationSpec
 from unfool.runtime.files import write_bytes
-from unfool.spec import Table
 from unfool.statistics import wilson
 
 CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
@@ -106,7 +106,9 @@ def seconds_of(budget: str) -> float:
     return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
 
 
-def forecast(spec: Table, budget: float | None = None, made: Prepared | None = None) -> Forecast:
+def forecast(
+    spec: EvaluationSpec, budget: float | None = None, made: Prepared | None = None
+) -> Forecast:
     """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
 
     Args:
@@ -140,8 +142,8 @@ def forecast(spec: Table, budget: float | None = None, made: Prepared | None = N
 
 
 def plan(
-    spec: Table, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
-) -> tuple[Table, Forecast | None]:
+    spec: EvaluationSpec, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
+) -> tuple[EvaluationSpec, Forecast | None]:
     """A checked spec with the images that fit into a budget, and its forecast, kept in the folder.
 
     A run that was begun with a budget goes on with the images it was begun with, and needs no
@@ -170,7 +172,7 @@ def plan(
     return _with_images(spec, found.images), found
 
 
-def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
+def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | None:
     """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
     if not found.most or begun(spec, folder) is None:
         return None
@@ -182,7 +184,7 @@ def _so_far(found: Forecast, spec: Table, folder: Path) -> Forecast | None:
     return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
 
 
-def begun(spec: Table, folder: Path) -> int | None:
+def begun(spec: EvaluationSpec, folder: Path) -> int | None:
     """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
     if not (folder / "run.json").is_file():
         return None
@@ -190,7 +192,7 @@ def begun(spec: Table, folder: Path) -> int | None:
     return len(asked["indices"]) if asked["identity"] == specs.identity(spec) else None
 
 
-def _with_images(spec: Table, images: int | None) -> Table:
+def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
     return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
 
 
@@ -232,7 +234,7 @@ def _trial(made: Prepared, part: Any, how: str, size: int) -> Cost:
     return Cost(calls, min(took[2:]) / size)
 
 
-def _workers(spec: Table) -> int:
+def _workers(spec: EvaluationSpec) -> int:
     if spec["machine"]["engine"] != "ray":
         return 1
     from unfool.evaluation import run_on_ray
@@ -251,7 +253,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _most(spec: Table) -> bool:
+def _most(spec: EvaluationSpec) -> bool:
     """Whether images that fall are left alone before the end."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
     return early or spec["evaluation"]["skip_broken"]

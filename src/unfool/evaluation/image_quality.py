@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from unfool.defenses.distances import lpips, mse, ssim
+from unfool.distances import lpips, mse, ssim
 
 MIN_MSE = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
 

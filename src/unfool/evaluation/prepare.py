@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from unfool.attacks.precomputed import PrecomputedAttack
 from unfool.batching import fitting
 from unfool.compatibility import check_fit, check_sources, undefended
 from unfool.data.subset import choose_indices, hash_images, labels_of
-from unfool.defenses.aggregate import Aggregated
+from unfool.defenses.aggregate import Aggregated, By
 from unfool.defenses.purified_classifier import Purified
 from unfool.diffusion.execution import execute
 from unfool.errors import SpecError
@@ -24,9 +24,17 @@ from unfool.evaluation.spec import ATTACK_FLAGS
 from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Purifier
+from unfool.results.manifest import Manifest, StatedAccuracy
 from unfool.results.run_folder import OutcomeStore
+from unfool.results.spec import (
+    AttackEntry,
+    CertificationSpec,
+    DefenseSpec,
+    EvaluationSpec,
+    ModelSpec,
+)
 from unfool.runtime.device import pick_device, versions
-from unfool.spec import Table, menu
+from unfool.spec import Part, menu
 from unfool.threat import Knowledge, Threat
 
 
@@ -54,7 +62,7 @@ class AttackOnView:
 
 
 def run_blocks(
-    spec: Table,
+    spec: EvaluationSpec,
     made: "Prepared",
     keeper: OutcomeStore,
     machine: Machine,
@@ -105,10 +113,10 @@ class Prepared(NamedTuple):
     attacks: dict[str, AttackOnView]
     indices: list[int]
     device: str
-    manifest: Table
+    manifest: Manifest
     fingerprint: Callable[[Sequence[int]], str]
 
-    def on(self, spec: Table, shard: tuple[int, int], quiet: bool) -> Machine:
+    def on(self, spec: EvaluationSpec, shard: tuple[int, int], quiet: bool) -> Machine:
         """What changes only the speed."""
         machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
@@ -118,7 +126,7 @@ class Prepared(NamedTuple):
         return Machine(self.device, rows, machine["images_per_block"], shard, quiet)
 
 
-def prepare(spec: Table) -> Prepared:
+def prepare(spec: EvaluationSpec) -> Prepared:
     """What a checked evaluation spec names.
 
     Raises:
@@ -132,7 +140,7 @@ def prepare(spec: Table) -> Prepared:
 
 
 def fit_together(
-    spec: Table,
+    spec: EvaluationSpec,
     model: Classifier,
     data: Dataset,
     attacks: dict[str, AttackOnView],
@@ -171,16 +179,21 @@ def fit_together(
     given = (attack.attack for attack in attacks.values())
     brought = "".join(images.digest for images in given if isinstance(images, PrecomputedAttack))
     images = fingerprint(data, indices) + brought
-    asked = make_manifest(spec, data, indices, images, weights) | {"logits": logits}
+    asked = make_manifest(spec, data, indices, images, weights)
+    asked["logits"] = logits
     if (stated := getattr(undefended(model), "stated", None)) is not None:
-        asked["stated"] = asdict(stated)
+        asked["stated"] = cast(StatedAccuracy, asdict(stated))
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
 
 
 def make_manifest(
-    spec: Table, data: Dataset, indices: Sequence[int], images: str, weights: str
-) -> Table:
+    spec: EvaluationSpec | CertificationSpec,
+    data: Dataset,
+    indices: Sequence[int],
+    images: str,
+    weights: str,
+) -> Manifest:
     """What a run is asked: a checked spec, the images at `indices`, and what tells it from others.
 
     Args:
@@ -212,11 +225,11 @@ def fingerprint(
     return own + "".join(made.over(data, indices).digest for made in given)
 
 
-def _attacks(rows: Sequence[Table]) -> list[tuple[str, AttackOnView]]:
+def _attacks(rows: Sequence[AttackEntry]) -> list[tuple[str, AttackOnView]]:
     made = []
     for row in rows:
         asides = ("view", "label", "knows", *ATTACK_FLAGS)
-        table = {key: value for key, value in row.items() if key not in asides}
+        table = cast(Part, {key: value for key, value in row.items() if key not in asides})
         attack = specs.build("attack", table)
         view = specs.part("view", row["view"])
         options = {key: value for key, value in view.items() if key != "name"}
@@ -227,7 +240,7 @@ def _attacks(rows: Sequence[Table]) -> list[tuple[str, AttackOnView]]:
     return made
 
 
-def build_model(spec: Table, device: str) -> Classifier:
+def build_model(spec: ModelSpec, device: str) -> Classifier:
     """The classifier of a checked spec, behind its purifier if it has one; frozen, on `device`.
 
     Raises:
@@ -237,12 +250,12 @@ def build_model(spec: Table, device: str) -> Classifier:
     if "purifier" in spec:
         model = Purified(model, build_purifier(spec, device, model))
     if "paths" in spec:
-        model = Aggregated(model, paths=spec["paths"]["count"], by=spec["paths"]["by"])
+        model = Aggregated(model, paths=spec["paths"]["count"], by=cast(By, spec["paths"]["by"]))
     return _frozen(model, device)
 
 
 @torch.no_grad()
-def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
+def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) -> None:
     """Say which attackers are told of a stream of noise from which the model never draws.
 
     Args:
@@ -250,8 +263,8 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
         x: An image (1, C, H, W).
         attacks: Checked rows of a spec.
     """
-    known_streams = {row["knows"] for row in attacks if row.get("knows") in ("forward", "reverse")}
-    for word in sorted(known_streams):
+    told = {row.get("knows", "") for row in attacks} & {"forward", "reverse"}
+    for word in sorted(told):
         known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
         if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(
@@ -260,7 +273,9 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[Table]) -> None:
             )
 
 
-def build_purifier(spec: Table, device: str, classifier: Classifier | None = None) -> Purifier:
+def build_purifier(
+    spec: DefenseSpec, device: str, classifier: Classifier | None = None
+) -> Purifier:
     """The purifier of a checked spec, with its denoiser; frozen, on `device`.
 
     Args:
@@ -274,7 +289,9 @@ def build_purifier(spec: Table, device: str, classifier: Classifier | None = Non
     denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
     # frozen and moved here, because a plain guide may hold one of them out of the purifier's sight
     given = {"denoiser": _frozen(denoiser, device), "classifier": _frozen(classifier, device)}
-    return _frozen(specs.build("purifier", spec["purifier"], **given), device)
+    return _frozen(
+        specs.build("purifier", specs.part("purifier", spec.get("purifier")), **given), device
+    )
 
 
 def _frozen(part: Any, device: str) -> Any:

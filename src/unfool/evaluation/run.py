@@ -5,12 +5,14 @@ from pathlib import Path
 from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
-from unfool.spec import Table
+from unfool.results.spec import EvaluationSpec
 
 __all__ = ["check", "run"]
 
 
-def run(spec: Table, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False) -> Run:
+def run(
+    spec: EvaluationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
+) -> Run:
     """Evaluate what a checked `spec` asks, from where `folder` left off.
 
     Args:

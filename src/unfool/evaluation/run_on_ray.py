@@ -21,10 +21,12 @@ import numpy as np
 from unfool.errors import SpecError
 from unfool.evaluation.evaluate import Machine
 from unfool.evaluation.prepare import Prepared, prepare, run_blocks
-from unfool.results.run_folder import Outcome, Run
+from unfool.results.manifest import Manifest
+from unfool.results.outcome import Outcome
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
 from unfool.runtime.memory import shared_by
 from unfool.runtime.progress import progress
-from unfool.spec import Table
 
 RETRIES = 5  # of a block whose worker died
 KNOCK = 5  # seconds until a host is taken for dead
@@ -37,7 +39,9 @@ SAME = {  # what a worker must have as the machine has that started the run
 }
 
 
-def run(spec: Table, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool) -> Run:
+def run(
+    spec: EvaluationSpec, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool
+) -> Run:
     """Evaluate a checked `spec` by Ray, from where `folder` left off.
 
     `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
@@ -91,7 +95,7 @@ def run(spec: Table, made: Prepared, folder: Path, shard: tuple[int, int], quiet
 
 
 @contextmanager
-def connected(spec: Table) -> Iterator[Any]:
+def connected(spec: EvaluationSpec) -> Iterator[Any]:
     """Ray, joined or started as `run` says; what was started here ends with the block.
 
     Raises:
@@ -100,9 +104,10 @@ def connected(spec: Table) -> Iterator[Any]:
     ray = _ray()
     started = not ray.is_initialized()
     if started:
-        _knock(spec["machine"]["cluster"] or os.environ.get("RAY_ADDRESS", ""))
+        address = spec["machine"].get("cluster")
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         try:
-            ray.init(address=spec["machine"]["cluster"], log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception as error:  # where it does not start in time, Ray raises just that
             raise SpecError(f"machine.engine: Ray did not start: {error}") from error
     try:
@@ -112,7 +117,7 @@ def connected(spec: Table) -> Iterator[Any]:
             ray.shutdown()
 
 
-def workers(spec: Table) -> int:
+def workers(spec: EvaluationSpec) -> int:
     """How many blocks Ray does at a time: one for each GPU, or for each processor without any.
 
     Raises:
@@ -123,14 +128,14 @@ def workers(spec: Table) -> int:
     return max(1, int(found.get("GPU") or found.get("CPU", 1)))
 
 
-def worker_payload(asked: Table) -> dict[str, Any]:
+def worker_payload(asked: Manifest) -> dict[str, Any]:
     """What tells a run (`Prepared.manifest`) from one of other contents, by the keys of `SAME`."""
-    found = asked | {"version": asked["versions"].get("unfool")}
+    found = {**asked, "version": asked["versions"].get("unfool")}
     return {key: found[key] for key in SAME}
 
 
 def evaluate_block(
-    spec: Table, block: Sequence[int], driver: Mapping[str, Any], beside: int
+    spec: EvaluationSpec, block: Sequence[int], driver: Mapping[str, Any], beside: int
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
     """The outcomes of a block of a checked spec's images, and the pictures of those that are shown.
 

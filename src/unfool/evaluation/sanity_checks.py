@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from unfool.attacks.losses import query_model
 from unfool.attacks.views import Batched, without_elimination
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.results.outcome import SanityCheck
 
 DRAWS = 8  # gradients of a random model that are compared with each other
 # How far the logits of an image may differ between batches: TF32 and bfloat16 round each product to
@@ -30,7 +30,7 @@ def same_logits(one: Tensor, other: Tensor) -> bool:
 
 def sanity_check(
     model: Batched, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
-) -> dict[int, dict[str, Any]]:
+) -> dict[int, SanityCheck]:
     """What the doubts are about, seen on the images at positions `which`.
 
     Gradients are those of the model without elimination (`views.no_elimination`), where it has any.

@@ -6,10 +6,9 @@ passes here passes again, on any machine.
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy import stats
@@ -17,24 +16,26 @@ from torch import Tensor
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
+from unfool.attacks.deepfool import DeepFool
 from unfool.attacks.fab import FAB
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation import run as evaluation
+from unfool.evaluation import selftest_attacks
+from unfool.evaluation.selftest_check import TOLERANCE, Check, reaches
 from unfool.noise import Noise
 from unfool.protocols import Attack
-from unfool.results.run_folder import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import Summary
 from unfool.results.summary import Judged, judge, summarize_run
 from unfool.runtime.progress import progress
-from unfool.spec import Table
+from unfool.spec import Part, RawSpec
 from unfool.statistics import wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
-Unit = Literal["accuracy", "coverage", "times", "images", "yes"]
-TOLERANCE = 0.01  # of an accuracy under attack
 COVERED = (0.92, 0.99)  # how often intervals that promise 95 % may cover, in `RUNS` runs
 RUNS = 400
 IMAGES = 48
@@ -48,11 +49,13 @@ AGAINST_NOISE: dict[str, Attack] = {
     "PGD": PGD(**EFFORT),
     "APGD": APGD(**EFFORT),
     "FAB": FAB(**EFFORT, targets=1, selection_draws=40),
+    "DeepFool": DeepFool(**EFFORT, targets=1, selection_draws=40),
+    "PGD, weighed draws": PGD(**EFFORT, loss="margin", weights="em"),
     "Square": Square(800, eot=4, selection_draws=40),
     "AutoAttack rand": AutoAttack("rand", **EFFORT),
     "AutoAttack unfool": AutoAttack("unfool", "mean", **EFFORT, queries=1000, targets=1),
 }
-AGAINST_COINS: list[Table] = [
+AGAINST_COINS: list[Part] = [
     {"name": "pgd", "steps": 5, "eot": 4},
     {"name": "apgd", "steps": 5, "eot": 4},
     {"name": "fab", "steps": 5, "eot": 4, "targets": 1},
@@ -60,35 +63,6 @@ AGAINST_COINS: list[Table] = [
     {"name": "autoattack", "version": "rand", "steps": 5, "eot": 4, "label": "rand"},
     {"name": "autoattack", "steps": 5, "eot": 4, "queries": 100, "targets": 1},
 ]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that is known, and what was found.
-
-    Attributes:
-        part: The model, or the interval.
-        what: What was measured on it.
-        unit: Of the numbers.
-        truth: By the closed form.
-        found: By this installation.
-        low: The least that may be found.
-        high: The most that may be found.
-    """
-
-    part: str
-    what: str
-    unit: Unit
-    truth: float
-    found: float
-    low: float
-    high: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether what was found is allowed; what is no number is not."""
-        return self.low <= self.found <= self.high
-
 
 Job = Callable[[], Iterator[Check]]
 
@@ -128,6 +102,11 @@ def jobs(device: str) -> list[Job]:
         *(partial(coin_holds, p, device) for p in COINS),
         *(partial(noisy_plane, norm, attack, device) for norm, attack in tried),
         *(partial(nearest, norm, device) for norm in BUDGETS),
+        partial(selftest_attacks.sparse, device),
+        partial(selftest_attacks.alike, device),
+        partial(selftest_attacks.boundaries, device),
+        partial(selftest_attacks.smoothed, device),
+        partial(selftest_attacks.at_every_step, device),
         partial(rounded, device),
         partial(saturated, device),
     ]
@@ -171,14 +150,14 @@ def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Itera
 
 
 def coin_holds(
-    p: float, device: str = "cpu", attacks: list[Table] | None = None, k: int = 9
+    p: float, device: str = "cpu", attacks: list[Part] | None = None, k: int = 9
 ) -> Iterator[Check]:
     """What an evaluation says of a coin under attack: the intervals hold the truth.
 
     Of the mean per draw, the attack that reports the least counts.
     """
     rows = AGAINST_COINS if attacks is None else attacks
-    spec = {
+    spec: RawSpec = {
         "data": {"name": f"{HERE}Points", "size": 2 * IMAGES, "one_class": True},
         "classifier": {"name": f"{HERE}RandomGuess", "p": p},
         "threat": {"norm": "linf", "eps": 0.1},
@@ -210,7 +189,7 @@ def noisy_plane(
         left = float(linear_models.accuracy(found, y).mean())
         if not bool(threat.allows(x, found).all()):
             left = float("nan")
-        yield _optimum("plane behind noise", f"{name}, {norm}", best, left)
+        yield reaches("plane behind noise", f"{name}, {norm}", best, left)
 
 
 def nearest(
@@ -273,20 +252,20 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
     yield from _masked("plane of huge logits", spec, device, best)
 
 
-def _masked(part: str, spec: Table, device: str, best: float) -> Iterator[Check]:
+def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Check]:
     """The first attack is stopped, and a doubt says so; all others reach the optimum."""
     told = _evaluated(spec, device)
     left = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in told["attacks"]}
     stopped = left.pop("PGD") > best + TOLERANCE
     left["what the evaluation reports"] = told["robust"]["per_draw"]["accuracy"]
     for name, found in left.items():
-        yield _optimum(part, name, best, found)
+        yield reaches(part, name, best, found)
     said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
     what = "PGD stops, and a doubt says so"
     yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
 
 
-def _plane(eps: float) -> Table:
+def _plane(eps: float) -> RawSpec:
     return {
         "data": {"name": f"{HERE}Points", "size": IMAGES},
         "classifier": {"name": f"{HERE}LinearClassifier"},
@@ -295,7 +274,7 @@ def _plane(eps: float) -> Table:
     }
 
 
-def _evaluated(spec: Table, device: str) -> dict[str, Any]:
+def _evaluated(spec: RawSpec, device: str) -> Summary:
     """What an evaluation reports, by the way of any other; the run is not kept."""
     checked = evaluation.check(
         {**spec, "machine": {"device": device, "batch_size": 4096, "images_per_block": 128}}
@@ -345,7 +324,3 @@ def _coin(p: float) -> str:
 
 def _coverage(part: str, what: str, covered: int) -> Check:
     return Check(f"{part}: {COVER}", what, "coverage", 0.95, covered / RUNS, *COVERED)
-
-
-def _optimum(part: str, what: str, best: float, left: float) -> Check:
-    return Check(part, what, "accuracy", best, left, best - 1e-4, best + TOLERANCE)

@@ -1,14 +1,28 @@
 """Check an evaluation spec: every section and option, before anything heavy is loaded."""
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, cast
+
+from typing_extensions import TypedDict
 
 from unfool import spec as specs
 from unfool.defenses.aggregate import By
-from unfool.diffusion.execution import Execution
 from unfool.errors import SpecError
-from unfool.ranges import Count, CountFromZero, NotNegative
-from unfool.spec import Table, menu
-from unfool.threat import Knowledge, Norm
+from unfool.ranges import Count
+from unfool.results.spec import (
+    AttackEntry,
+    DefenseSpec,
+    EvaluationSection,
+    EvaluationSpec,
+    MachineSection,
+    ModelSpec,
+    Paths,
+    ThreatSection,
+)
+from unfool.runtime.validate import shown
+from unfool.spec import RawSpec, menu
+from unfool.spec.tables import without
+from unfool.threat import Knowledge
 
 SECTIONS = (
     "data",
@@ -30,28 +44,49 @@ DEFENSE_VIEWS = (
     "surrogate-same-noise",
 )  # views that take a defense apart
 RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
-EVALUATION: dict[str, tuple[Any, Any]] = {
-    "images": (Count | None, None),  # pyright: ignore[reportOperatorIssue]
-    "subset_seed": (int, 0),
-    "seed": (int, 0),
-    "draws": (Count, 8),
-    "examples": (CountFromZero, 8),
-    "skip_broken": (bool, False),
-    "lpips": (bool, False),
+EVALUATION: EvaluationSection = {
+    "images": None,
+    "subset_seed": 0,
+    "seed": 0,
+    "draws": 8,
+    "examples": 8,
+    "skip_broken": False,
+    "lpips": False,
 }
-MACHINE: dict[str, tuple[Any, Any]] = {
-    "device": (str, "auto"),
-    "batch_size": (Count | Literal["auto"], 256),
-    "images_per_block": (Count, 32),
-    "execution": (Execution, "plain"),
-    "engine": (Literal["local", "ray"], "local"),
-    "cluster": (str | None, None),
+MACHINE: MachineSection = {
+    "device": "auto",
+    "batch_size": 256,
+    "images_per_block": 32,
+    "execution": "plain",
+    "engine": "local",
+    "cluster": None,
 }
-THREAT: dict[str, tuple[Any, Any]] = {"norm": (Norm, ...), "eps": (NotNegative, ...)}
-PATHS: dict[str, tuple[Any, Any]] = {"count": (Count, ...), "by": (By, "softmax")}
+
+PATHS = {"by": "softmax"}
 
 
-def check(spec: Table, folder: str | None = None) -> Table:
+class PathsSection(TypedDict):
+    """The section `paths`: several purifications of an image, classified together.
+
+    Attributes:
+        count: How many purifications.
+        by: How they become one answer: by the mean of their logits, the mean of their softmax, or votes.
+    """
+
+    count: Count
+    by: By
+
+
+# of `unfool menu`: the sections that are no parts, with what is taken where nothing is said
+OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "evaluation": (EvaluationSection, EVALUATION),
+    "machine": (MachineSection, MACHINE),
+    "paths": (PathsSection, PATHS),
+    "threat": (ThreatSection, {}),
+}
+
+
+def check(spec: RawSpec, folder: str | None = None) -> EvaluationSpec:
     """An evaluation spec with every option checked and filled in.
 
     Args:
@@ -66,7 +101,7 @@ def check(spec: Table, folder: str | None = None) -> Table:
             "this spec has a sweep: run it by `unfool sweep`; or, for its values outside of the "
             "sweep alone, by `unfool evaluate` with `--set sweep=null`"
         )
-    spec = {key: value for key, value in spec.items() if key != "sweep"}
+    spec = without(spec, "sweep")
     if "training" in spec:
         raise SpecError("this is a training spec: run it by `unfool train`, not `unfool evaluate`")
     if "certification" in spec:
@@ -78,42 +113,37 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for key in ("data", "classifier", "threat", "attacks"):
         if key not in spec:
             raise SpecError(f"an evaluation spec needs {key!r}")
-    checked = {"data": specs.check_data(spec["data"], folder)} | check_model(spec)
-    threat = specs.check_section("threat", spec["threat"], THREAT)
-    if threat["norm"] != "l2" and threat["eps"] > 1:
-        units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
-        norm = threat["norm"]
-        raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
-    options = specs.check_section("evaluation", spec.get("evaluation", {}), EVALUATION)
-    machine = check_machine(spec.get("machine", {}))
-    return checked | {
-        "threat": threat,
-        "attacks": _check_attacks(spec["attacks"], defended="purifier" in checked),
-        "evaluation": options,
-        "machine": machine,
+    model = check_model(spec)
+    return {
+        "data": specs.check_data(spec.get("data"), folder),
+        **model,
+        "threat": _check_threat(spec.get("threat")),
+        "attacks": _check_attacks(spec.get("attacks"), defended="purifier" in model),
+        "evaluation": specs.check_section(
+            "evaluation", spec.get("evaluation", {}), EvaluationSection, EVALUATION
+        ),
+        "machine": check_machine(spec.get("machine", {})),
     }
 
 
-def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
+def _check_threat(section: Any) -> ThreatSection:
+    threat = specs.check_section("threat", section, ThreatSection)
+    if threat["norm"] in ("linf", "l0") and threat["eps"] > 1:
+        units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
+        norm = threat["norm"]
+        raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
+    return threat
+
+
+def _check_attacks(attacks: Any, defended: bool) -> list[AttackEntry]:
     if not isinstance(attacks, list):
-        raise SpecError("attacks must be a list; each has a name, and may have a view and a label")
-    checked: list[Table] = []
-    for attack in attacks:
-        table = dict(specs.part("attack", attack))
-        view, label = _check_view(table.pop("view", "exact")), table.pop("label", None)
-        knows = _check_knows(table.pop("knows", None))
-        for key in ATTACK_FLAGS:
-            table.pop(key, None)  # of a checked spec; what is named says it
-        if label is not None and (not isinstance(label, str) or not label):
-            raise SpecError(f"attack.label must be a word, not {label!r}")
-        seen = specs.part("view", view)["name"]
-        if seen in DEFENSE_VIEWS and not defended:
-            raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
-        row = specs.check("attack", table)
-        said = f"{row['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
-        row |= {"view": view, "label": label or said} | ({"knows": knows} if knows else {})
-        found = menu.find("attack", row["name"])
-        row |= {key: False for key in ATTACK_FLAGS if not getattr(found, key, True)}
+        raise SpecError(
+            "attacks must be a list of attacks, each with a name, and perhaps a view and a label, not "
+            f"{shown(attacks)}"
+        )
+    checked: list[AttackEntry] = []
+    for place, attack in enumerate(attacks):
+        row = _check_attack(attack, f"attacks.{place}", defended)
         if row["label"] in RESERVED:
             raise SpecError(
                 f"{row['label']!r} is a row of its own: give the attack another `label`"
@@ -124,28 +154,49 @@ def _check_attacks(attacks: Any, defended: bool) -> list[Table]:
     return checked
 
 
-def _check_knows(word: Any) -> str | None:
+def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
+    """An attack, checked, whose place in the spec is `where`."""
+    table: dict[str, Any] = dict(specs.part("attack", attack))
+    view, label = _check_view(table.pop("view", "exact"), where), table.pop("label", None)
+    knows = _check_knows(table.pop("knows", None), where)
+    for key in ATTACK_FLAGS:
+        table.pop(key, None)  # of a checked spec; what is named says it
+    if label is not None and not (isinstance(label, str) and label):
+        raise SpecError(f"{where}.label must be a word, not {shown(label)}")
+    seen = specs.part("view", view)["name"]
+    if seen in DEFENSE_VIEWS and not defended:
+        raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
+    part = specs.check("attack", table, where)
+    said = f"{part['name'].rpartition(':')[2]}-{seen}" + (f"-{knows}" if knows else "")
+    row: dict[str, Any] = {**part, "view": view, "label": label or said}
+    row |= {"knows": knows} if knows else {}
+    found = menu.find("attack", part["name"])
+    row |= {key: False for key in ATTACK_FLAGS if not getattr(found, key, True)}
+    return cast(AttackEntry, row)
+
+
+def _check_knows(word: Any, where: str) -> str | None:
     if word is None:
         return None
     try:
         return Knowledge(str(word)).word
     except ValueError as error:
-        raise SpecError(f"attack.{error}") from error
+        raise SpecError(f"{where}.{error}") from error
 
 
-def _check_view(view: Any) -> Any:
+def _check_view(view: Any, where: str) -> Any:
     """A view as its bare name; or with its options, if it takes any, as a table."""
     if not isinstance(view, str | dict):
-        raise SpecError(f"attack.view must be a word, or a table with a name, not {view!r}")
+        raise SpecError(f"{where}.view must be a word, or a table with a name, not {shown(view)}")
     table = specs.part("view", view)
     if len(table) == 1 and not menu.is_callable_part("view", menu.find("view", table["name"])):
         return table["name"]  # a class of one's own, made from the model alone
-    checked = specs.check("view", table)
+    checked = specs.check("view", table, f"{where}.view")
     plain = len(checked) == 1 or checked == {"name": "no-elimination", "draws": None}
     return checked["name"] if plain else checked
 
 
-def check_model(spec: Table) -> Table:
+def check_model(spec: RawSpec) -> ModelSpec:
     """The parts of a spec that make the model: classifier, and denoiser, purifier, paths if any.
 
     Raises:
@@ -153,27 +204,31 @@ def check_model(spec: Table) -> Table:
     """
     if "classifier" not in spec:
         raise SpecError("the spec needs 'classifier'")
-    checked = {"classifier": specs.check("classifier", spec["classifier"])} | check_purifier(spec)
+    checked: ModelSpec = {
+        "classifier": specs.check("classifier", spec.get("classifier")),
+        **check_purifier(spec),
+    }
     if spec.get("paths") is not None:
         if "purifier" not in checked:
             raise SpecError(
                 "paths are purifications of one image: add a purifier, or leave them out"
             )
-        checked["paths"] = specs.check_section("paths", spec["paths"], PATHS)
+        paths = specs.check_section("paths", spec.get("paths"), PathsSection, PATHS)
+        checked["paths"] = cast(Paths, paths)
     return checked
 
 
-def check_purifier(spec: Table) -> Table:
+def check_purifier(spec: RawSpec) -> DefenseSpec:
     """The denoiser and the purifier of a spec, if it has them.
 
     Raises:
         SpecError: What is wrong with them.
     """
-    checked: Table = {}
+    checked: DefenseSpec = {}
     if spec.get("denoiser") is not None:
-        checked["denoiser"] = specs.check("denoiser", spec["denoiser"])
+        checked["denoiser"] = specs.check("denoiser", spec.get("denoiser"))
     if spec.get("purifier") is not None:
-        checked["purifier"] = specs.check("purifier", spec["purifier"])
+        checked["purifier"] = specs.check("purifier", spec.get("purifier"))
         needs = specs.argument_names("purifier", checked["purifier"])
         if "denoiser" in needs and "denoiser" not in checked:
             name = checked["purifier"]["name"]
@@ -181,14 +236,14 @@ def check_purifier(spec: Table) -> Table:
     return checked
 
 
-def check_machine(section: Any) -> Table:
+def check_machine(section: Any) -> MachineSection:
     """The section `machine`, checked and filled in.
 
     Raises:
         SpecError: An option is not known or does not fit, or a cluster is named that nobody asks.
     """
-    machine = specs.check_section("machine", section, MACHINE)
-    if machine["cluster"] is not None and machine["engine"] != "ray":
+    machine = specs.check_section("machine", section, MachineSection, MACHINE)
+    if machine.get("cluster") is not None and machine["engine"] != "ray":
         raise SpecError(
             "machine.cluster is an address of Ray: add machine.engine=ray, or leave the cluster out "
             "(--set machine.cluster=null)"
@@ -196,7 +251,7 @@ def check_machine(section: Any) -> Table:
     return machine
 
 
-def refuse_ray(machine: Table, what: str) -> None:
+def refuse_ray(machine: MachineSection, what: str) -> None:
     """Let `what` begin only where it obeys the engine of a checked section `machine`.
 
     Raises:

@@ -14,13 +14,15 @@ import yaml
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 from unfool.results.sweep_cell import Cell
-from unfool.spec import Table
+from unfool.spec import RawSpec
+from unfool.spec.tables import without
 
 
-def check(spec: Table, folder: str | None = None) -> list[Cell]:
+def check(spec: RawSpec, folder: str | None = None) -> list[Cell]:
     """Every combination of a sweep, checked.
 
     Args:
@@ -44,7 +46,7 @@ def check(spec: Table, folder: str | None = None) -> list[Cell]:
         names = [name_of(value) for value in values]
         if len(set(names)) < len(names):
             raise SpecError(f"sweep: two values of {path} are called alike: {', '.join(names)}")
-    plain = {key: value for key, value in spec.items() if key != "sweep"}
+    plain = without(spec, "sweep")
     cells = []
     for chosen in product(*axes.values()):
         changes = [f"{path}={_yaml(value)}" for path, value in zip(axes, chosen, strict=True)]
@@ -87,7 +89,7 @@ def run(
         yield cell, done
 
 
-def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, dict[str, Any]]]:
+def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
     """The cells that have outcomes, with the summaries of their runs: of `n` images `of` so many."""
     runs = [(cell, place(folder, cell)) for cell in cells]
     return [

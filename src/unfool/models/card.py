@@ -7,13 +7,14 @@ large for that, a LoRA adapter is kept alone, and the card's part builds what it
 
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, cast, final
 
 import torch
 from torch import nn
+from typing_extensions import TypedDict
 
 from unfool import __version__
 from unfool import spec as specs
@@ -22,14 +23,56 @@ from unfool.models import lora
 from unfool.models.checkpoints import fitting, load_state, read_state, sha256
 from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.runtime.files import ADAPTER, write_bytes
-from unfool.spec.menu import find
+from unfool.runtime.validate import read_json
+from unfool.spec import Part
+from unfool.spec.menu import find, hint
 
 VERSION = 1
 MERGED = 20_000_000  # bytes up to which an adapter is kept merged, too
 
 
+@final
+class ClassifierMetrics(TypedDict):
+    """How well a classifier does on images that it was not trained on, with a 95 % interval."""
+
+    test_images: int
+    accuracy: float
+    interval: list[float]
+
+
+@final
+class DenoiserMetrics(TypedDict):
+    """How well a denoiser does on images that it was not trained on: its loss, by time."""
+
+    test_images: int
+    denoising_loss: dict[str, float]
+
+
+Metrics = ClassifierMetrics | DenoiserMetrics
+
+
+class Card(TypedDict, extra_items=Any):
+    """What `card.json` says of a model; other facts of its training stand beside these.
+
+    Attributes:
+        kind: What it is.
+        part: The part of a spec that builds its network.
+        sha256: Of the weights, or of the adapter.
+        base: The weights beside which an adapter stands (`lora.base_of`).
+        objective: The loss that it was trained by.
+        metrics: How well it does.
+    """
+
+    kind: Literal["denoiser", "classifier"]
+    part: Part
+    sha256: str
+    base: NotRequired[str]
+    objective: NotRequired[Part]
+    metrics: NotRequired[Metrics]
+
+
 def save(
-    folder: Path, kind: str, part: specs.Table, model: nn.Module, half: bool = False, **facts: Any
+    folder: Path, kind: str, part: Part, model: nn.Module, half: bool = False, **facts: Any
 ) -> Path:
     """Write a model and its card to `folder`.
 
@@ -63,7 +106,7 @@ def save(
     return path
 
 
-def save_adapter(folder: Path, part: specs.Table, model: nn.Module, **facts: Any) -> Path:
+def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Path:
     """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
 
     Weights below float32 are not kept with it: they would round away what it learned.
@@ -86,7 +129,7 @@ def save_adapter(folder: Path, part: specs.Table, model: nn.Module, **facts: Any
     return path
 
 
-def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
+def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
     """The part that builds the network of a model, with what its card should say of its beginning.
 
     Args:
@@ -100,7 +143,7 @@ def network_of(kind: str, part: specs.Table) -> tuple[specs.Table, specs.Table]:
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
     if part.get("weights") and weights and weights.default is None:  # it is built without, too
-        return part | {"weights": None}, {"began_as": part["weights"]}
+        return {**part, "weights": None}, {"began_as": part["weights"]}
     return part, {}
 
 
@@ -164,7 +207,7 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
     return model
 
 
-def read_card(weights: str) -> tuple[Path, specs.Table]:
+def read_card(weights: str) -> tuple[Path, Card]:
     """The folder of a card, and what it says.
 
     Raises:
@@ -174,18 +217,17 @@ def read_card(weights: str) -> tuple[Path, specs.Table]:
         path = folder / "card.json"
         if path.is_file():
             try:
-                card = json.loads(path.read_text("utf-8"))
+                card = read_json(Card, path)
             except ValueError as error:
-                raise ValueError(f"{path} is not a card: {error}") from error
-            return folder, card | {"part": _renamed(card.get("part", {}))}
-    names = ", ".join(shipped()) or "none"
+                raise ValueError(f"{error}: it is not the card of a model") from error
+            return folder, {**card, "part": _renamed(card["part"])}
     raise ValueError(
-        f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
-        f"(there are: {names})"
+        f"there is no folder {weights!r} with a card.json, and no shipped model of that name; "
+        f"{hint(weights, shipped())}"
     )
 
 
-def check_trust(folder: Path, part: specs.Table, trust: bool) -> None:
+def check_trust(folder: Path, part: Part, trust: bool) -> None:
     """Refuse a card that names code, unless the user trusts it: a card is data, like its weights.
 
     Args:
@@ -199,7 +241,7 @@ def check_trust(folder: Path, part: specs.Table, trust: bool) -> None:
     _check_trust(folder, part, trust, ())
 
 
-def described(part: specs.Table) -> specs.Table:
+def described(part: Part) -> Part:
     """The part that builds a network, read from card to card; nothing is imported.
 
     Raises:
@@ -235,7 +277,7 @@ def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) 
             _check_trust(inner, card["part"], trust, (*above, folder.resolve()))
 
 
-def _tables(value: Any) -> Iterator[specs.Table]:
+def _tables(value: Any) -> Iterator[dict[str, Any]]:
     if isinstance(value, dict):
         yield value
     for each in value.values() if isinstance(value, dict) else value:
@@ -245,13 +287,13 @@ def _tables(value: Any) -> Iterator[specs.Table]:
 
 def _load(kind: str, weights: str, trust: bool) -> Any:
     folder, card = read_card(weights)
-    if card.get("kind") != kind:
-        raise ValueError(f"{folder} holds a {card.get('kind')}, not a {kind}")
+    if card["kind"] != kind:
+        raise ValueError(f"{folder} holds a {card['kind']}, not a {kind}")
     path, part = _file(folder, card), card["part"]
     check_trust(folder, part, trust)
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
-        part = part | {"precision": "float32"}  # until the adapter is in (see `lora.load`)
+        part: Part = {**part, "precision": "float32"}  # until the adapter is in (see `lora.load`)
     model = specs.build(kind, specs.check(kind, part))
     if "base" in card:
         lora.load(model, path, card["base"], precision)
@@ -261,12 +303,12 @@ def _load(kind: str, weights: str, trust: bool) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def _renamed(part: specs.Table) -> specs.Table:
+def _renamed(part: Part) -> Part:
     """The part of a card, in today's names: cards written by version 0.1 of `defuse` say `clip`."""
-    return {("clip_x0" if key == "clip" else key): value for key, value in part.items()}
+    return cast(Part, {("clip_x0" if k == "clip" else k): value for k, value in part.items()})
 
 
-def _file(folder: Path, card: specs.Table) -> Path:
+def _file(folder: Path, card: Card) -> Path:
     """The weights that a card describes, or the adapter.
 
     Raises:
@@ -275,16 +317,14 @@ def _file(folder: Path, card: specs.Table) -> Path:
     path = folder / (ADAPTER if "base" in card else "model.safetensors")
     if not path.is_file():
         raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
-    if sha256(path) != card.get("sha256"):
+    if sha256(path) != card["sha256"]:
         raise ValueError(
             f"{path} is not the file its card describes (another sha256); copy it again"
         )
     return path
 
 
-def _write(
-    folder: Path, kind: str, part: specs.Table, model: nn.Module, facts: specs.Table
-) -> None:
+def _write(folder: Path, kind: str, part: Part, model: nn.Module, facts: Mapping[str, Any]) -> None:
     card = {
         "version": VERSION,
         "kind": kind,

@@ -7,7 +7,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -18,7 +18,7 @@ from unfool.models.published.edm2 import FAMILY as EDM2
 from unfool.models.published.openai import family_of
 from unfool.models.published.parts import FAMILIES
 from unfool.runtime.published_files import find_file
-from unfool.spec import Table
+from unfool.spec import Part
 
 ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".th", ".tar", ".t7")
 _SAID = {
@@ -51,7 +51,7 @@ class Identified(NamedTuple):
     form: str
     family: str
     kind: Literal["denoiser", "classifier"] | None
-    part: Table | None
+    part: Part | None
     average: str
     advice: str = ""
 
@@ -103,21 +103,22 @@ def _denoiser(
         return None
     if family == "guided-diffusion":
         family = family_of(state, path.name)
-    part, advice = _line(family, path), ""
+    part: Part | None = _line(family, path)
+    advice = ""
     if family == "diffusers":
         part = None
         advice = "name the folder that it lies in, with its config.json and scheduler_config.json"
     elif family == "stable-diffusion":
         part, advice = None, "a single file is not read: name a folder in the layout of diffusers"
     elif family == "dit":
-        part |= {"vae": "sd-vae-ft-ema"}
+        part = {**_line(family, path), "vae": "sd-vae-ft-ema"}
         advice = "name the folder of the autoencoder it was trained with as vae"
     return Identified(form, _SAID[family], "denoiser", part, average, advice)
 
 
 def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -> Identified:
     if (model := _of_torchvision(state)) is not None:
-        part = _line("timm", path) | {"model": model}
+        part: Part = {**_line("timm", path), "model": model}
         return Identified(form, f"{model} in the names of torchvision and timm", "classifier", part,
                           average)  # fmt: skip
     try:
@@ -176,7 +177,7 @@ def _folder(path: Path) -> Identified:
     )
 
 
-def _settings(path: Path) -> Table:
+def _settings(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
     except ValueError as error:
@@ -184,7 +185,7 @@ def _settings(path: Path) -> Table:
     return told if isinstance(told, dict) else {}
 
 
-def _line(name: str, path: Path) -> Table:
+def _line(name: str, path: Path) -> Part:
     return {"name": name, "weights": str(path)}
 
 

@@ -1,8 +1,5 @@
 """The report of a certification: certified accuracy over the radius, and what it rests on."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from unfool.certification import certificate
 from unfool.report import sentences
 from unfool.report.document import Document, Paragraph, Table
@@ -10,12 +7,11 @@ from unfool.report.evaluation import how_to_reproduce, notices
 from unfool.report.figures.certification import certified_accuracy
 from unfool.report.formatting import cell, memory, percent
 from unfool.report.write import write_document
+from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run
 
-Summary = Mapping[str, Any]
 
-
-def write_report(run: Run) -> dict[str, Any]:
+def write_report(run: Run) -> Summary:
     """Write `report.json`, `report.md`, `report.html` and the figure into a certification's folder.
 
     It may be unfinished; the report then says so.

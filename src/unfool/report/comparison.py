@@ -40,7 +40,7 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
         Paragraph(ABOUT.format(draws=found.draws), "note"),
     ]
     doubts = [
-        doubt | {"name": f"{doubt['name']} (run {run})"}
+        {"name": f"{doubt['name']} (run {run})", "severity": doubt["severity"], "why": doubt["why"]}
         for run, listed in zip("AB", found.doubts, strict=True)
         for doubt in listed
     ]

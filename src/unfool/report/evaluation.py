@@ -21,11 +21,12 @@ from unfool.report.figures import evaluation as figures
 from unfool.report.figures import examples
 from unfool.report.figures.examples import Gallery
 from unfool.report.write import write_document
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 
 
-def write_report(run: Run) -> dict[str, Any]:
+def write_report(run: Run) -> Summary:
     """Write `report.json`, `report.md`, `report.html` and `figures/*.png` into the run's folder.
 
     The run may be unfinished; the report then says so.

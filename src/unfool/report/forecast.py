@@ -6,7 +6,7 @@ from unfool.evaluation.forecast import Forecast, begun
 from unfool.report.document import Document, Paragraph, Table
 from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
-from unfool.spec import Table as Spec
+from unfool.results.spec import EvaluationSpec
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -16,7 +16,7 @@ TITLES = {
 }
 
 
-def so_far(spec: Spec, folder: Path) -> Document:
+def so_far(spec: EvaluationSpec, folder: Path) -> Document:
     """How much of a run of a checked spec is done; empty if it was not begun in the folder."""
     if (images := begun(spec, folder)) is None:
         return Document("", [])

@@ -1,8 +1,9 @@
 """How numbers are written: shares, means with intervals, times, sizes."""
 
 from collections.abc import Mapping
+from typing import Any
 
-Share = Mapping[str, float]
+Share = Mapping[str, Any]  # a `ShareEntry` of report.json
 
 
 def percent(value: float) -> str:

@@ -6,7 +6,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from unfool.evaluation.selftest import Check, Unit
+from unfool.evaluation.selftest_check import Check, Unit
 from unfool.report.document import Document, Paragraph, Style, Table
 from unfool.report.figures.selftest import gaps
 from unfool.report.formatting import percent

@@ -103,6 +103,7 @@ def headline(summary: Mapping[str, Any]) -> str:
     change = {
         "linf": f"change every pixel by up to {eps_words(threat['eps'])}",
         "l2": f"change the picture by up to {threat['eps']:.4g} in Euclidean length",
+        "l1": f"change its values by up to {threat['eps']:.4g} in sum",
         "l0": f"change up to {100 * threat['eps']:.4g} % of the pixels at will",
     }[threat["norm"]]
     attacks = roles(summary["spec"]["attacks"]).attacks

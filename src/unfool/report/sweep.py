@@ -13,12 +13,13 @@ from unfool.report.formatting import cell as share_of
 from unfool.report.write import write_document
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
 from unfool.results.sweep_cell import Cell
 
 VERSION = 1
-Done = Sequence[tuple[Cell, Mapping[str, Any]]]
+Done = Sequence[tuple[Cell, Summary]]
 
 
 def write_report(

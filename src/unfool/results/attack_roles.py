@@ -1,16 +1,16 @@
 """What part each attack of a run plays: it counts, stands beside those that count, or is none."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from unfool.attacks.autoattack import EOT
+from unfool.results.spec import AttackEntry
 from unfool.spec import part
 
 BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
 TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
 ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-EXACT_VIEWS = ("exact", "no-elimination")  # views with the exact gradient of the whole model
-AttackRow = Mapping[str, Any]
+EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # with the whole model's exact gradient
 
 
 class Roles(NamedTuple):
@@ -24,13 +24,13 @@ class Roles(NamedTuple):
         known_noise: Those of an attacker who was told some of the defense's noise.
     """
 
-    attacks: list[AttackRow]
-    unbounded: list[AttackRow]
-    corruptions: list[AttackRow]
-    known_noise: list[AttackRow]
+    attacks: list[AttackEntry]
+    unbounded: list[AttackEntry]
+    corruptions: list[AttackEntry]
+    known_noise: list[AttackEntry]
 
 
-def roles(rows: Sequence[AttackRow]) -> Roles:
+def roles(rows: Sequence[AttackEntry]) -> Roles:
     """What part each of `rows` plays."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
     knowing = [row for row in rows if "knows" in row]
@@ -52,7 +52,7 @@ def given_to(played: Roles) -> list[str]:
     return ["clean", *(["random"] if held or alone else [])]
 
 
-def exact_attacks(attacks: Mapping[str, AttackRow]) -> dict[str, AttackRow]:
+def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
     """Those of `attacks` that climb the exact gradient of the whole model, by label.
 
     Not one of somebody's own, of which nobody here knows what it asks for.
@@ -65,16 +65,27 @@ def exact_attacks(attacks: Mapping[str, AttackRow]) -> dict[str, AttackRow]:
     }
 
 
-def is_custom(row: AttackRow) -> bool:
+def special_climb(row: AttackEntry) -> str | None:
+    """What an attack does that a plain climb of the mean loss does not, in words; None for nothing."""
+    if row.get("weights") == "em":
+        return "which weighs the random draws"
+    if view_name(row) == "per-step":
+        return "which climbs a loss at every step of the chain"
+    if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
+        return "which looks for the nearest boundary"
+    return None
+
+
+def is_custom(row: AttackEntry) -> bool:
     """Whether an attack is not of the menu, but of a module that the spec names."""
     return ":" in row.get("name", "")
 
 
-def view_name(row: AttackRow) -> str:
+def view_name(row: AttackEntry) -> str:
     """The name of what the attacker takes the model for, whatever its options."""
     return part("view", row["view"])["name"]
 
 
-def draws_per_step(row: AttackRow) -> int | None:
+def draws_per_step(row: AttackEntry) -> int | None:
     """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
     return row.get("eot") or EOT.get(row.get("version", ""))

@@ -9,7 +9,10 @@ import torch
 
 from unfool.noise import Noise
 from unfool.results.attack_roles import roles
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import DoubtEntry
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
 from unfool.results.summary import judge, summarize_run, winner
 from unfool.spec import FILE_KEYS, NOT_IN_IDENTITY
 from unfool.statistics import Mean, Share, mcnemar
@@ -64,7 +67,7 @@ class Comparison:
     draws: int
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
-    doubts: tuple[list[dict[str, str]], list[dict[str, str]]]
+    doubts: tuple[list[DoubtEntry], list[DoubtEntry]]
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,8 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             f"{a.folder} and {b.folder} have no image in common yet; run their evaluations to the "
             "end, or merge their shards first"
         )
-    names = _shared(a.manifest["spec"], b.manifest["spec"])
-    options = a.manifest["spec"]["evaluation"]
+    names = _shared(a.spec, b.spec)
+    options = a.spec["evaluation"]
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
@@ -286,7 +289,7 @@ def _by_label(value: Any) -> Any:
 
 def _comparable(a: Run, b: Run) -> None:
     """Refuse runs that have nothing in common that can be compared."""
-    specs, runs = [run.manifest["spec"] for run in (a, b)], f"{a.folder} and {b.folder}"
+    specs, runs = [run.spec for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
     places = [run.manifest["indices"] for run in (a, b)]
     images = [run.manifest["images"][:HEX] for run in (a, b)]
@@ -336,20 +339,20 @@ def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{part['name']} with {said}" for part, said in zip(asked, options, strict=True)]
 
 
-def _shared(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+def _shared(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:
     """The conditions that two specs both have, in the order of a report."""
     first, second = _parts(a), _parts(b)
     return [name for name, part in first.items() if second.get(name) == part]
 
 
-def _parts(spec: Mapping[str, Any]) -> dict[str, str]:
+def _parts(spec: EvaluationSpec) -> dict[str, str]:
     """The conditions of a spec, and the part each plays."""
     attacks, beyond, corruptions, knowing = roles(spec["attacks"])
     found = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
     found |= {row["label"]: "attack" for row in attacks}
     if attacks:
         found["robust"] = "bounded" if attacks[0].get("bounded", True) else "unbounded"
-    found |= {row["label"]: f"knows {row['knows']}" for row in knowing}
+    found |= {row["label"]: f"knows {row.get('knows', '')}" for row in knowing}
     found |= {row["label"]: "beyond" for row in beyond}
     return found | {row["label"]: "corruption" for row in corruptions}
 

@@ -3,20 +3,23 @@
 A verdict is of the two largest values of what was swept, on the same images and the same draws.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 from unfool.results.doubt import Doubt
-from unfool.results.run_folder import Outcome, Run
+from unfool.results.outcome import Outcome
+from unfool.results.report_json import Summary
+from unfool.results.run_folder import Run
+from unfool.results.spec import ThreatSection
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger
 CLOSE = 0.02  # a change that is none
 GRAY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
-Done = Sequence[tuple[Cell, Run, Mapping[str, Any]]]
+Done = Sequence[tuple[Cell, Run, Summary]]
 
 
 @dataclass(frozen=True)
@@ -139,12 +142,13 @@ def _rate(outcome: Outcome, kind: str) -> float:
     return draws.count(outcome.label) / len(draws)
 
 
-def _all_alike(threat: Mapping[str, Any], run: Run) -> bool:
+def _all_alike(threat: ThreatSection, run: Run) -> bool:
     """Whether the threat allows to make every image the same gray."""
     values = 1
     for size in run.manifest.get("shape", [0]):
         values *= size
-    least = GRAY.get(threat["norm"]) or (0.5 * values**0.5 if values else float("inf"))
+    power = {"l2": 0.5, "l1": 1.0}.get(threat["norm"], 0)
+    least = GRAY.get(threat["norm"]) or (0.5 * values**power if values else float("inf"))
     return threat["eps"] >= least
 
 

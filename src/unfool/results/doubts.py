@@ -6,14 +6,19 @@ docs/doubts.md has a paragraph on each: when it is raised, what it means, what t
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from statistics import mean, variance
-from typing import Any
+from typing import Any, cast
 
+from unfool.results.attack_doubts import (
+    beaten,
+    paired_gap,
+    special_beats_plain,
+    unbounded_beats_bounded,
+)
 from unfool.results.attack_roles import (
     BLIND,
     ELSEWHERE,
     EXACT_VIEWS,
     TRANSFER,
-    AttackRow,
     exact_attacks,
     is_custom,
     roles,
@@ -22,8 +27,9 @@ from unfool.results.attack_roles import (
 from unfool.results.doubt import Doubt
 from unfool.results.loss_curves import right
 from unfool.results.model_doubts import model_doubts
-from unfool.results.run_folder import Outcome
-from unfool.statistics import change_of, mean_interval
+from unfool.results.outcome import Outcome, SanityCheck
+from unfool.results.spec import AttackEntry, EvaluationSpec
+from unfool.statistics import mean_interval
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -55,7 +61,7 @@ WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make i
 
 
 def all_doubts(
-    spec: Mapping[str, Any],
+    spec: EvaluationSpec,
     outcomes: Sequence[Outcome],
     judged: Mapping[str, Any],
     robust: Any,
@@ -74,7 +80,7 @@ def all_doubts(
         logits: How many classes the model tells apart; None in runs made before it was kept.
         stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
-    probes = [outcome.sanity for outcome in outcomes if outcome.sanity]
+    probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
     attacks = {row["label"]: row for row in roles(spec["attacks"]).attacks}
     return [
         *model_doubts(probes, attacks),
@@ -83,6 +89,8 @@ def all_doubts(
         *_weaker_than_random(outcomes, attacks),
         *_cheap_beats_exact(outcomes, attacks),
         *_blind_beats_gradient(outcomes, attacks),
+        *special_beats_plain(outcomes, attacks),
+        *unbounded_beats_bounded(spec, outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
         *_still_rising(outcomes, attacks),
         *_low_precision(spec, attacks),
@@ -108,7 +116,7 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         )
 
 
-def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if row.get("name") in ELSEWHERE:
             continue
@@ -125,7 +133,7 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) ->
 
 
 def _weaker_than_random(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for name, row in attacks.items():
         by = paired_gap(outcomes, name, "random") if row.get("bounded", True) else 0.0
@@ -139,7 +147,7 @@ def _weaker_than_random(
 
 
 def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
@@ -148,7 +156,7 @@ def _cheap_beats_exact(
         if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
     ]
     strong = list(exact_attacks(attacks))
-    for name, by in _beaten(outcomes, [*cheap, *given], strong):
+    for name, by in beaten(outcomes, [*cheap, *given], strong):
         how = "was made elsewhere" if name in given else "does not use the exact gradient"
         yield Doubt(
             "cheap-beats-exact",
@@ -160,14 +168,14 @@ def _cheap_beats_exact(
 
 
 def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [
         n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
     ]
     strong = list(exact_attacks(held))
-    for name, by in _beaten(outcomes, blind, strong):
+    for name, by in beaten(outcomes, blind, strong):
         yield Doubt(
             "blind-beats-gradient",
             "red",
@@ -178,10 +186,12 @@ def _blind_beats_gradient(
 
 
 def _known_is_harder(
-    spec: Mapping[str, Any], outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]
+    spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     informed = {
-        row["label"]: row for row in roles(spec["attacks"]).known_noise if row["knows"] == "both"
+        row["label"]: row
+        for row in roles(spec["attacks"]).known_noise
+        if row.get("knows") == "both"
     }
     for name in [
         *exact_attacks(informed),
@@ -198,17 +208,9 @@ def _known_is_harder(
             )
 
 
-def _beaten(
-    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
-) -> Iterator[tuple[str, float]]:
-    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
-    for name in weak if strong else ():
-        by = min(paired_gap(outcomes, other, name) for other in strong)
-        if by > 0:
-            yield name, by
-
-
-def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _still_rising(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
     for name, row in attacks.items():
         if view_name(row) not in WHOLE_INTERVAL:
             continue
@@ -228,7 +230,7 @@ def _still_rising(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackRow])
             )
 
 
-def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     others = any(row.get("name") in TRANSFER for row in attacks.values())
     early = any(view_name(row) == "first-stage" for row in attacks.values())
     theirs = [
@@ -253,7 +255,7 @@ def _no_exact_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     covered = any(view_name(row) == "no-elimination" for row in exact_attacks(attacks).values())
     if spec["classifier"].get("elimination") and attacks and not covered:
         yield Doubt(
@@ -264,7 +266,7 @@ def _no_whole_view(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) ->
         )
 
 
-def _low_precision(spec: Mapping[str, Any], attacks: Mapping[str, AttackRow]) -> Iterator[Doubt]:
+def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     rough = [name for name, row in attacks.items() if view_name(row) == "bfloat16"]
     if rough:
         yield Doubt(
@@ -358,7 +360,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 
 
 def _few_draws(
-    outcomes: Sequence[Outcome], probes: Sequence[Mapping[str, Any]], robust: Any
+    outcomes: Sequence[Outcome], probes: Sequence[SanityCheck], robust: Any
 ) -> Iterator[Doubt]:
     width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:
@@ -389,17 +391,3 @@ def _few_draws(
         f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
         f"the images: raise evaluation.draws ({advice})",
     )
-
-
-def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
-    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
-
-    It has a width even if all images differ alike, so a few images raise no doubt.
-    """
-    gaps = [
-        mean(d == o.label for d in o.conditions[one].draws)
-        - mean(d == o.label for d in o.conditions[other].draws)
-        for o in outcomes
-    ]
-    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
-    return change_of(gaps, draws).low

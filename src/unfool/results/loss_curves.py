@@ -1,14 +1,14 @@
 """How an attack's loss rose over its steps: what tells whether it had come to an end."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from statistics import mean
-from typing import Any
 
 import torch
 
 from unfool.attacks.losses import LossRecord
-from unfool.results.run_folder import Outcome
+from unfool.results.outcome import Outcome
+from unfool.results.report_json import LossBand, LossCurve
 from unfool.statistics import mean_interval
 
 BINS = 16  # the most numbers that are kept of a search
@@ -43,12 +43,12 @@ def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
     ]
 
 
-def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[str, Any]]:
+def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[LossCurve]:
     """What `report.json` holds of the curves of the attacks `names`: means with 95 % intervals.
 
     Apart for the images that the attack left right on most draws, and the others.
     """
-    found = []
+    found: list[LossCurve] = []
     for name in names:
         longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
         # where a whole block ended early (`early_stop`), one image has a curve that is shorter
@@ -56,8 +56,8 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[dict[st
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]
         if kept:
-            bands = {key: _band([o.loss_curves[name] for o in few]) for key, few in groups.items()}
-            found.append({"name": name, **bands})
+            bands = {k: _band([o.loss_curves[name] for o in few]) for k, few in groups.items()}
+            found.append({"name": name, "right": bands["right"], "wrong": bands["wrong"]})
     return found
 
 
@@ -66,9 +66,13 @@ def right(outcome: Outcome, name: str) -> bool:
     return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
 
 
-def _band(curves: Sequence[Sequence[float]]) -> Mapping[str, Any]:
-    if len(curves) < 2:
-        return {"n": len(curves), "mean": list(curves[0]) if curves else [], "low": [], "high": []}
-    bins = [mean_interval(values) for values in zip(*curves, strict=True)]
-    table = {key: [getattr(b, key) for b in bins] for key in ("mean", "low", "high")}
-    return {"n": len(curves), **table}
+def _band(climbs: Sequence[Sequence[float]]) -> LossBand:
+    if len(climbs) < 2:
+        return {"n": len(climbs), "mean": list(climbs[0]) if climbs else [], "low": [], "high": []}
+    bins = [mean_interval(values) for values in zip(*climbs, strict=True)]
+    return {
+        "n": len(climbs),
+        "mean": [b.mean for b in bins],
+        "low": [b.low for b in bins],
+        "high": [b.high for b in bins],
+    }

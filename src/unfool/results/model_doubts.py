@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, inf
 from statistics import mean
-from typing import Any
 
-from unfool.results.attack_roles import AttackRow, draws_per_step, exact_attacks
+from unfool.results.attack_roles import draws_per_step, exact_attacks
 from unfool.results.doubt import Doubt
+from unfool.results.outcome import SanityCheck
+from unfool.results.spec import AttackEntry
 
 ZERO_GRADIENT = 1e-10  # a gradient of [0, 1] images that is no gradient
 COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
@@ -15,7 +16,7 @@ SHARE = 0.1  # of the pixels, without any gradient
 
 
 def model_doubts(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+    probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     """Every doubt about the model that `attacks`, by label, are tried on."""
     if not probes:
@@ -29,7 +30,7 @@ def model_doubts(
     yield from _draws_disagree(probes, attacks)
 
 
-def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
+def _probabilities(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
     if all(probe["probabilities"] for probe in probes):
         yield Doubt(
             "probabilities-for-logits",
@@ -40,7 +41,7 @@ def _probabilities(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
 
 
 def _no_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+    probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     for loss in sorted({row.get("loss", "margin") for row in exact_attacks(attacks).values()}):
         seen = [probe["gradients"].get(loss, probe["gradients"]["margin"]) for probe in probes]
@@ -56,7 +57,7 @@ def _no_gradient(
 
 
 def _wrong_gradient(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+    probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
     slopes = [probe["slope"] for probe in probes]
     off = sum(not 0.5 * promised <= found <= 2 * promised for promised, found in slopes)
@@ -70,9 +71,7 @@ def _wrong_gradient(
         )
 
 
-def _clamped(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
-) -> Iterator[Doubt]:
+def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     # where all of the gradient is gone, `zero-gradient` says so
     alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
@@ -87,7 +86,7 @@ def _clamped(
         )
 
 
-def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
+def _batch_matters(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
     if not all(probe["alike"] for probe in probes):
         yield Doubt(
             "batch-matters",
@@ -97,9 +96,7 @@ def _batch_matters(probes: Sequence[Mapping[str, Any]]) -> Iterator[Doubt]:
         )
 
 
-def _one_draw(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
-) -> Iterator[Doubt]:
+def _one_draw(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
     random = any(probe["random"] for probe in probes)
     lazy = [
         n
@@ -115,9 +112,9 @@ def _one_draw(
 
 
 def _draws_disagree(
-    probes: Sequence[Mapping[str, Any]], attacks: Mapping[str, AttackRow]
+    probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    seen = [p["agreement"] for p in probes if p.get("agreement") is not None]
+    seen = [share for p in probes if (share := p.get("agreement")) is not None]
     taken = {name: draws_per_step(row) or 0 for name, row in exact_attacks(attacks).items()}
     draws = max(taken.values(), default=0)
     if not seen or not draws:

@@ -1,15 +1,15 @@
 """Means over images of how far images are from the clean ones, before and after purification."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from unfool.results.report_json import MeanEntry, QualityRow, mean_entry
 from unfool.statistics import mean_interval
 
 Quality = dict[str, dict[str, float]]  # "before" and "after" purification: metric to value
 METRICS = ("psnr", "ssim", "l2", "linf", "lpips")
 
 
-def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[Any]:
+def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[QualityRow]:
     """The means over images, with 95 % intervals of Student's t, of the conditions `names`.
 
     Args:
@@ -20,9 +20,9 @@ def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) 
         Of each condition `name`, and under `before` and `after`, as far as it was measured, each
         metric's `mean`, `low` and `high` (None for a single image).
     """
-    table = []
+    table: list[QualityRow] = []
     for name in names:
-        row: dict[str, Any] = {"name": name}
+        row: QualityRow = {"name": name}
         for when in ("before", "after"):
             measured = [q[name][when] for q in qualities if when in q.get(name, {})]
             if measured:
@@ -35,7 +35,7 @@ def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) 
     return table
 
 
-def _interval(values: Sequence[float]) -> dict[str, float | None]:
+def _interval(values: Sequence[float]) -> MeanEntry:
     if len(values) < 2:
         return {"mean": values[0], "low": None, "high": None}
-    return mean_interval(values)._asdict()
+    return mean_entry(mean_interval(values))

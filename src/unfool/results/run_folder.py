@@ -8,17 +8,22 @@ same command again.
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from unfool.results.manifest import Format, KeptForecast, Manifest
+from unfool.results.outcome import Indexed, Line, Outcome
+from unfool.results.spec import CertificationSpec, EvaluationSpec
 from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
+from unfool.runtime.validate import from_json, read_json
 from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
+AGAIN = "delete the file and run the same command again: only its images are done anew"
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
@@ -26,14 +31,6 @@ SAME = {  # what runs that share a folder have in common
     "code": "by other code (a module that the spec names, or one that it imports, has changed)",
     "weights": "of other weights (the model or an attack was built with others)",
 }
-MEASURED = (
-    "seconds",
-    "cost",
-    "made_by",
-    "sanity",
-    "quality",
-    "loss_curves",
-)  # in what the same image may differ
 
 AGAIN = "delete the file and run the same command again: only its images are done anew"
 
@@ -53,7 +50,7 @@ Kept = TypeVar("Kept", bound=HasIndex)
 class OutcomeStore(Protocol):
     """Where outcomes go: a run on disk, or what is carried to one."""
 
-    def outcomes(self) -> list["Outcome"]:
+    def outcomes(self) -> list[Outcome]:
         """Those that are there."""
         ...
 
@@ -63,85 +60,38 @@ class OutcomeStore(Protocol):
 
 
 @dataclass(frozen=True)
-class Condition:
-    """What became of one image under one condition: clean, random noise, or an attack.
-
-    Attributes:
-        draws: The class the model chose at each held-out draw of its noise.
-        undefended: The class that the classifier without its defense chose; None if there is no defense.
-        size: The norm of the perturbation, in the threat's norm.
-        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they choose.
-        same_image_as: The earlier condition whose image this is, if that one had left the attack
-            nothing to do (`evaluation.skip_broken`); empty if it is the attack's own.
-    """
-
-    draws: list[int]
-    undefended: int | None
-    size: float
-    attacker_error_rate: float
-    same_image_as: str = ""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one image.
-
-    Attributes:
-        index: Its place in the data set.
-        label: Its class.
-        conditions: By name: `clean`, `random`, and each attack.
-        chosen: The condition that the attacker would submit, chosen on their own draws.
-        seconds: Time spent on it.
-        cost: Network calls spent on it.
-        made_by: The versions of what did it.
-        sanity: What a look at the model showed; on the first images only.
-        quality: By condition, how far the image is from the clean one, `before` and `after` it is
-            purified (`quality.measure`); empty in runs made before it was measured.
-        loss_curves: By attack, its mean loss over its steps (`climb.curves`); empty of those that
-            climb no gradient, and in runs made before it was kept.
-    """
-
-    index: int
-    label: int
-    conditions: dict[str, Condition]
-    chosen: str
-    seconds: float
-    cost: dict[str, float]
-    sanity: dict[str, Any] = field(default_factory=dict)
-    made_by: str = ""
-    quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    loss_curves: dict[str, list[float]] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(cls, table: dict[str, Any]) -> "Outcome":
-        """The outcome that `dataclasses.asdict` wrote."""
-        conditions = {name: Condition(**c) for name, c in table["conditions"].items()}
-        return cls(**{**table, "conditions": conditions})
-
-
-@dataclass(frozen=True)
 class Run:
     """A folder of outcomes.
 
     Attributes:
         folder: Where it is.
-        manifest: What it was asked: `spec`, `identity`, `images`, `code` and `weights` (hashes),
-            `indices`, `classes`, `versions`, and the `kind` of a run that is not an evaluation.
+        manifest: What it was asked.
     """
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
 
     @property
     def kind(self) -> str:
         """What was done: `evaluation`, `certification` or `collection` (of adversarial images)."""
         return self.manifest.get("kind", "evaluation")
 
+    @property
+    def spec(self) -> EvaluationSpec:
+        """The spec of an evaluation, or of a collection.
+
+        Raises:
+            RuntimeError: The run is a certification.
+        """
+        if self.kind == "certification":
+            raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
+        return cast(EvaluationSpec, self.manifest["spec"])
+
     @classmethod
     def begin(
         cls,
         folder: Path,
-        manifest: Mapping[str, Any],
+        manifest: Manifest,
         fingerprint: Callable[[Sequence[int]], str] | None = None,
     ) -> "Run":
         """Open the run at `folder`, or start it.
@@ -165,8 +115,8 @@ class Run:
             )
         if begun:
             run = cls.open(folder)
-            held, wanted = (set(told.get("indices", ())) for told in (run.manifest, manifest))
-            if wanted < held and run.manifest.get("identity") == manifest.get("identity"):
+            held, wanted = (set(told["indices"]) for told in (run.manifest, manifest))
+            if wanted < held and run.manifest["identity"] == manifest["identity"]:
                 raise RuntimeError(
                     f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
                     "them; ask for as many or more, or name another folder with --out"
@@ -184,7 +134,8 @@ class Run:
                     )
             if not grows:
                 return run
-        run = cls(folder, {"version": VERSION, **manifest})
+        asked: Manifest = {"version": VERSION, **manifest}
+        run = cls(folder, asked)
         write_bytes(folder / "run.json", (json.dumps(run.manifest, indent=1) + "\n").encode())
         return run
 
@@ -202,12 +153,14 @@ class Run:
                 "`attack`, or `certify`) was given as --out, or one in runs/"
             )
         try:
-            asked = json.loads(path.read_text("utf-8"))
+            if (found := read_json(Format, path)["version"]) != VERSION:
+                raise RuntimeError(f"{path} is of format {found}, and this unfool reads {VERSION}")
+            run = cls(Path(folder), read_json(Manifest, path))
+            kind = CertificationSpec if run.kind == "certification" else EvaluationSpec
+            from_json(kind, json.dumps(run.manifest["spec"]), f"{path}, spec")
+            return run
         except ValueError as error:
-            raise RuntimeError(f"{path} is damaged ({error})") from error
-        if asked.get("version") != VERSION:
-            raise RuntimeError(f"{path} is of format {asked.get('version')}, this is {VERSION}")
-        return cls(Path(folder), asked)
+            raise RuntimeError(f"{error}: the file is damaged, or is no run of unfool") from error
 
     def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown.
@@ -237,18 +190,44 @@ class Run:
         """
         if self.kind != "evaluation":
             raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
-        return self.read(Outcome.from_dict)
+        draws = draws_of(self.spec)
+        found = self.read(Outcome)
+        for outcome in found:
+            held = {name: len(condition.draws) for name, condition in outcome.conditions.items()}
+            if held != draws or outcome.chosen not in held:
+                raise RuntimeError(
+                    f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} is not of this "
+                    f"run: its conditions have the draws {held}, of which the attacker chose "
+                    f"{outcome.chosen!r}, and run.json asks for {draws}; {AGAIN}"
+                )
+        return found
 
-    def read(self, of: Callable[[dict[str, Any]], Kept]) -> list[Kept]:
-        """All facts so far, by index, each made by `of` from the table that was written.
+    def read(self, of: type[Kept]) -> list[Kept]:
+        """All facts so far, by index.
+
+        Args:
+            of: The dataclass of a fact.
 
         Raises:
             RuntimeError: A file is damaged, is of another run, holds an image that the run does not
                 have, or disagrees with another file about an image.
         """
-        found: dict[int, Kept] = {}
-        known: dict[int, tuple[Path, Any]] = {}
-        asked = set(self.manifest["indices"]) if "indices" in self.manifest else None
+        found: list[Kept] = []
+        for line in self.lines():
+            try:
+                found.append(from_json(of, line.text, line.place))
+            except ValueError as error:
+                raise RuntimeError(f"{error}; {AGAIN}") from error
+        return found
+
+    def lines(self) -> list[Line]:
+        """All facts so far as they were written, one for each image, by index.
+
+        Raises:
+            RuntimeError: A file is damaged, is of another run, holds an image that the run does not
+                have, or disagrees with another file about an image.
+        """
+        known, found = set(self.manifest["indices"]), dict[int, Line]()
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
             content = path.read_bytes()
             if path.stem.rpartition("-")[2] != self._told_by(content):
@@ -256,36 +235,40 @@ class Run:
                     f"{path} is damaged, was changed, or is of another run (its name does not tell its "
                     f"contents); {AGAIN}"
                 )
-            for number, line in enumerate(content.decode("utf-8").splitlines(), 1):
+            for number, text in enumerate(content.splitlines(), 1):
+                place = f"{path}, line {number}"
                 try:
-                    table = json.loads(line)
-                    fact = of(table)
-                    index = fact.index
-                    told = {key: value for key, value in table.items() if key not in MEASURED}
-                except (ValueError, TypeError, KeyError, AttributeError) as error:
-                    raise RuntimeError(f"{path} is damaged in line {number}; {AGAIN}") from error
-                if type(index) is not int or (asked is not None and index not in asked):
+                    line = Line(from_json(Indexed, text, place)["index"], text, place)
+                except ValueError as error:
+                    raise RuntimeError(f"{error}; {AGAIN}") from error
+                if line.index not in known:
                     raise RuntimeError(
-                        f"{path} holds image {index}, which the run does not have; {AGAIN}"
+                        f"{place} holds image {line.index}, which the run does not have; {AGAIN}"
                     )
-                before, same = known.setdefault(index, (path, told))
-                if same != told:
+                if found.setdefault(line.index, line).fact() != line.fact():
                     raise RuntimeError(
-                        f"{before} and {path} disagree about image {index}: they were made by "
-                        "other models or machines; delete one of them, and run the same command again"
+                        f"{found[line.index].place} and {place} disagree about image {line.index}: they "
+                        "were made by other models or machines; delete one of the files, and run the "
+                        "same command again"
                     )
-                found[index] = fact
         return [found[index] for index in sorted(found)]
 
     def _told_by(self, content: bytes) -> str:
         """Eight digits that tell what a file of this run holds."""
-        identity = str(self.manifest.get("identity", "")).encode()
+        identity = self.manifest["identity"].encode()
         return hashlib.sha256(identity + b"\n" + content).hexdigest()[:8]
 
-    def forecast(self) -> dict[str, Any] | None:
-        """What was forecast of its cost (`forecast.Forecast.keep`); None if nothing was."""
+    def forecast(self) -> KeptForecast | None:
+        """What was forecast of its cost (`forecast.Forecast.keep`); None if nothing was.
+
+        Raises:
+            RuntimeError: The file is damaged.
+        """
         path = self.folder / FORECAST
-        return json.loads(path.read_text("utf-8")) if path.is_file() else None
+        try:
+            return read_json(KeptForecast, path) if path.is_file() else None
+        except ValueError as error:
+            raise RuntimeError(f"{error}; delete the file: the report does without it") from error
 
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
         """The pictures kept of each block, by index; only these arrays, if any are named.
@@ -306,6 +289,16 @@ class Run:
             yield block
 
 
+def draws_of(spec: EvaluationSpec) -> dict[str, int]:
+    """How often the model answers under each condition; once if the attacker knows all of its noise."""
+    draws = spec["evaluation"]["draws"]
+    names = ["clean", *(["random"] if spec["attacks"] else [])]
+    known = {row["label"]: row.get("knows") == "both" for row in spec["attacks"]}
+    return dict.fromkeys(names, draws) | {
+        name: 1 if all_ else draws for name, all_ in known.items()
+    }
+
+
 def _hash_if_known(
     fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]
 ) -> str | None:
@@ -316,14 +309,14 @@ def _hash_if_known(
         return None
 
 
-def _other(key: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
+def _other(key: str, a: Manifest, b: Manifest) -> str:
     """What two runs that differ in `key` are of, told apart from one another."""
     if key == "identity" and _words(a) == _words(b):
         return "of other weights or images (a file that the spec names has changed)"
     return SAME[key]
 
 
-def _words(asked: Mapping[str, Any]) -> Any:
+def _words(asked: Manifest) -> Any:
     """What a run was asked in words: its kind and spec, less what is no part of an identity."""
     spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
     kept = {
@@ -333,17 +326,6 @@ def _words(asked: Mapping[str, Any]) -> Any:
         for key, part in spec.items()
     }
     return asked.get("kind"), kept
-
-
-@dataclass(frozen=True)
-class _Told:
-    """A fact of any kind of run, as it was written."""
-
-    table: dict[str, Any]
-
-    @property
-    def index(self) -> int:
-        return self.table["index"]
 
 
 def merge(folders: Sequence[Path], out: Path) -> Run:
@@ -361,12 +343,11 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
     whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
-        for entry in run.read(_Told):
-            fact = {key: value for key, value in entry.table.items() if key not in MEASURED}
-            folder, known = facts.setdefault(entry.index, (run.folder, fact))
-            if known != fact:
+        for line in run.lines():
+            folder, known = facts.setdefault(line.index, (run.folder, line.fact()))
+            if known != line.fact():
                 raise RuntimeError(
-                    f"{folder} and {run.folder} disagree about image {entry.index}: they were made "
+                    f"{folder} and {run.folder} disagree about image {line.index}: they were made "
                     "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from unfool.results.attack_roles import AttackRow, roles
-from unfool.results.run_folder import Outcome, Run
+from unfool.results.attack_roles import roles
+from unfool.results.outcome import Outcome
+from unfool.results.run_folder import Run
+from unfool.results.spec import AttackEntry
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
 
@@ -71,13 +73,12 @@ def _together(group: Group) -> Pooled:
         runs=len(group),
         images=len(images),
         shares={
-            name: _share(images, names)
-            for name, names in _conditions(run.manifest["spec"]["attacks"]).items()
+            name: _share(images, names) for name, names in _conditions(run.spec["attacks"]).items()
         },
     )
 
 
-def _conditions(attacks: Sequence[AttackRow]) -> dict[str, list[str]]:
+def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
     """The conditions that are told, each with those it is the mean of; none: the one chosen."""
     labels, beyond, corruptions, knowing = (
         [row["label"] for row in rows] for rows in roles(attacks)

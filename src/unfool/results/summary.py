@@ -2,15 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 from unfool import __version__
 from unfool.results import doubts, loss_curves
 from unfool.results.attack_roles import given_to, roles
+from unfool.results.outcome import Condition, Outcome
 from unfool.results.quality import summarize
-from unfool.results.run_folder import Condition, Outcome, Run
+from unfool.results.report_json import (
+    ClassRow,
+    CostEntry,
+    KnownNoise,
+    Readings,
+    Resubmission,
+    Rung,
+    SometimesThere,
+    Summary,
+    mean_entry,
+    share_entry,
+)
+from unfool.results.run_folder import Run
+from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import card
 from unfool.statistics import Share, change_of, mean_of, resubmissions, wilson
 
@@ -63,7 +77,7 @@ def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Cond
     )
 
 
-def summarize_run(run: Run) -> dict[str, Any]:
+def summarize_run(run: Run) -> Summary:
     """What `report.json` holds of a run, finished or not.
 
     Raises:
@@ -72,7 +86,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
     outcomes = run.outcomes()
     if not outcomes:
         raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
-    spec = run.manifest["spec"]
+    spec = run.spec
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
     names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
@@ -82,15 +96,18 @@ def summarize_run(run: Run) -> dict[str, Any]:
     robust = judge("robust", outcomes, submitted)
     corrupted = _over(outcomes, corruptions) if corruptions else None
     fallen = [o.chosen for o in outcomes if _right(o, "clean") and not _right(o, o.chosen)]
+    random: SometimesThere = {"random": _readings(by_name["random"])} if spec["attacks"] else {}
+    mean: SometimesThere = {"corrupted": _readings(corrupted)} if corrupted else {}
+    forecast: SometimesThere = {"forecast": told} if (told := run.forecast()) else {}
     return {
         "version": VERSION,
         "run": run.manifest["identity"],
         "spec": spec,
         "n": len(outcomes),
         "of": len(run.manifest["indices"]),
-        "clean": by_name["clean"].per_draw._asdict() | _readings(by_name["clean"]),
+        "clean": {**share_entry(by_name["clean"].per_draw), **_readings(by_name["clean"])},
         "robust": _readings(robust),
-        **({"random": _readings(by_name["random"])} if "random" in by_name else {}),
+        **random,
         "resubmission": _resubmission(
             outcomes,
             {
@@ -99,7 +116,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
                 **({"robust": submitted} if labels else {}),
             },
         ),
-        "flip_rate": flip_rate(outcomes)._asdict(),
+        "flip_rate": share_entry(flip_rate(outcomes)),
         "images_checked": sum(bool(outcome.sanity) for outcome in outcomes),
         "attacks": [
             {"name": name, "broken": fallen.count(name), "robust": _readings(by_name[name])}
@@ -110,14 +127,14 @@ def summarize_run(run: Run) -> dict[str, Any]:
         "by_attack": _ladder(outcomes, given, labels),
         "loss_curves": loss_curves.summarize(outcomes, [*labels, *beyond]),
         "corruptions": [{"name": name, "robust": _readings(by_name[name])} for name in corruptions],
-        **({"corrupted": _readings(corrupted)} if corrupted else {}),
+        **mean,
         "quality": summarize([outcome.quality for outcome in outcomes], names),
         "classes": _by_class(outcomes, run.manifest["classes"], submitted),
         "number_of_classes": len(run.manifest["classes"]),
         "threat": spec["threat"],
         "threat_model": card(spec),
         "doubts": [
-            asdict(doubt)
+            {"name": doubt.name, "severity": doubt.severity, "why": doubt.why}
             for doubt in doubts.all_doubts(
                 spec,
                 outcomes,
@@ -129,7 +146,7 @@ def summarize_run(run: Run) -> dict[str, Any]:
             )
         ],
         "cost": _cost(outcomes),
-        **({"forecast": told} if (told := run.forecast()) else {}),
+        **forecast,
         "versions": run.manifest["versions"],
         "unfool": __version__,
     }
@@ -144,13 +161,15 @@ def flip_rate(outcomes: Sequence[Outcome]) -> Share:
     return mean_of(rates, len(outcomes[0].conditions["clean"].draws))
 
 
-def _readings(judged: Judged) -> dict[str, Any]:
-    found = {
-        name: getattr(judged, name)._asdict() for name in ("per_draw", "majority", "all_draws")
+def _readings(judged: Judged) -> Readings:
+    found: Readings = {
+        "per_draw": share_entry(judged.per_draw),
+        "majority": share_entry(judged.majority),
+        "all_draws": share_entry(judged.all_draws),
+        "k": judged.k,
     }
-    found["k"] = judged.k
     if judged.undefended is not None:
-        found["undefended"] = judged.undefended._asdict()
+        found["undefended"] = share_entry(judged.undefended)
     return found
 
 
@@ -176,23 +195,28 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     )
 
 
-def _knowing(spec: dict[str, Any], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def _knowing(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoise]:
     """Accuracy with some of the noise known, and how far it lies below that with none known.
 
     The one with none known is the attack of the same name and view that is tried last.
     """
-    found, plain = [], roles(spec["attacks"]).attacks
+    found: list[KnownNoise] = []
+    plain = roles(spec["attacks"]).attacks
     for row in roles(spec["attacks"]).known_noise:
         name = row["label"]
-        told = {"name": name, "knows": row["knows"]}
-        told["robust"] = _readings(judge(name, outcomes, _named(name)))
+        told: KnownNoise = {
+            "name": name,
+            "knows": row.get("knows", ""),
+            "robust": _readings(judge(name, outcomes, _named(name))),
+        }
         alike = [other for other in plain if other["view"] == row["view"]]
         alike = [other for other in alike if other["name"] == row["name"]] or alike
         if alike:
             other = alike[-1]["label"]
             gaps = [_rate(o, other) - _rate(o, name) for o in outcomes]
             draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
-            told |= {"beside": other, "gap": change_of(gaps, draws)._asdict()}
+            told["beside"] = other
+            told["gap"] = mean_entry(change_of(gaps, draws))
         found.append(told)
     return found
 
@@ -202,16 +226,14 @@ def _rate(outcome: Outcome, name: str) -> float:
     return draws.count(outcome.label) / len(draws)
 
 
-def _ladder(
-    outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]
-) -> list[dict[str, Any]]:
+def _ladder(outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]) -> list[Rung]:
     """What the attacker has after each attack: how many images it was tried on, and the accuracy.
 
     He begins with what is `given`.
 
     The last rung is the attack that counts, chosen among all.
     """
-    rungs = []
+    rungs: list[Rung] = []
     for i, name in enumerate(labels):
         tried = [*given, *labels[: i + 1]]
         judged = judge(name, outcomes, lambda o, tried=tried: _best(o, tried))
@@ -222,15 +244,15 @@ def _ladder(
 
 def _resubmission(
     outcomes: Sequence[Outcome], picks: Mapping[str, Callable[[Outcome], Condition]]
-) -> dict[str, Any]:
+) -> Resubmission:
     """How often the model is right every time, if the same image is submitted 1 .. k times."""
     found: dict[str, Any] = {}
     for name, pick in picks.items():
         rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
         curve = resubmissions([draws.count(label) for draws, label in rows], len(rows[0][0]))
         found["submissions"] = list(range(1, len(curve) + 1))
-        found[name] = [share._asdict() for share in curve]
-    return found
+        found[name] = [share_entry(share) for share in curve]
+    return cast(Resubmission, found)
 
 
 def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
@@ -247,24 +269,35 @@ def _by_class(
     outcomes: Sequence[Outcome],
     classes: Sequence[str],
     submitted: Callable[[Outcome], Condition],
-) -> list[dict[str, Any]]:
-    rows = []
+) -> list[ClassRow]:
+    rows: list[ClassRow] = []
     for label, name in enumerate(classes):
         of_class = [outcome for outcome in outcomes if outcome.label == label]
         if of_class:
             clean = judge("clean", of_class, _named("clean")).per_draw
             robust = judge("robust", of_class, submitted).per_draw
-            row = {"name": name, "n": len(of_class)}
-            rows.append(row | {"clean": clean._asdict(), "robust": robust._asdict()})
+            rows.append(
+                {
+                    "name": name,
+                    "n": len(of_class),
+                    "clean": share_entry(clean),
+                    "robust": share_entry(robust),
+                }
+            )
     return rows
 
 
-def _cost(outcomes: Sequence[Outcome]) -> dict[str, int | float]:
+def _cost(outcomes: Sequence[Outcome]) -> CostEntry:
     seconds = sum(outcome.seconds for outcome in outcomes)
-    names = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
-    totals = {name: round(sum(o.cost.get(name, 0) for o in outcomes)) for name in names}
+
+    def total(name: str) -> int:
+        return round(sum(outcome.cost.get(name, 0) for outcome in outcomes))
+
     return {
-        **totals,
+        "nfe_forward": total("nfe_forward"),
+        "nfe_vjp": total("nfe_vjp"),
+        "classifier_forward": total("classifier_forward"),
+        "classifier_vjp": total("classifier_vjp"),
         "seconds": round(seconds, 2),
         "images_per_second": round(len(outcomes) / seconds, 4) if seconds else 0.0,
         "peak_bytes": int(max(outcome.cost.get("peak_bytes", 0) for outcome in outcomes)),

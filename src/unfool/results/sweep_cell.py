@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unfool.spec import Table
+from unfool.results.spec import EvaluationSpec
 
 
 @dataclass(frozen=True)
@@ -15,4 +15,4 @@ class Cell:
     """
 
     values: dict[str, str]
-    spec: Table
+    spec: EvaluationSpec

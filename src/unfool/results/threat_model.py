@@ -1,19 +1,22 @@
 """The threat model of a checked spec, in plain words."""
 
-from typing import Any
+from typing import cast
 
 from unfool import spec as specs
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.spec import AttackEntry, EvaluationSpec
+from unfool.spec import Part
 from unfool.threat import Threat
 
 
-def card(spec: dict[str, Any]) -> dict[str, str]:
+def card(spec: EvaluationSpec) -> dict[str, str]:
     """The threat model in plain words."""
     threat, options = Threat(**spec["threat"]), spec["evaluation"]
     purifier = spec.get("purifier")
     change = {
         "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
+        "l1": f"the values of the image by up to {threat.eps:.4g} in sum, pixels in [0, 1] (l1)",
         "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
@@ -36,7 +39,8 @@ def card(spec: dict[str, Any]) -> dict[str, str]:
         }
     if knowing:
         told["with the noise known"] = "; ".join(
-            f"{row['label']}: {known_words(row['knows'])}, seeing {sees(row)}" for row in knowing
+            f"{row['label']}: {known_words(row.get('knows', ''))}, seeing {sees(row)}"
+            for row in knowing
         )
     if beyond:
         told["beyond the threat"] = "; ".join(
@@ -78,7 +82,7 @@ def known_words(word: str) -> str:
     return f"each {what} {count}, which are known (semi-{count})"
 
 
-def sees(row: dict[str, Any]) -> str:
+def sees(row: AttackEntry) -> str:
     """What the attacker of a checked spec's row took the model for, in words."""
     if row.get("name") in ELSEWHERE:
         return f"nothing of this run: images made elsewhere ({row['path']})"
@@ -88,6 +92,7 @@ def sees(row: dict[str, Any]) -> str:
         "exact": "the whole model, with its exact gradient",
         "no-elimination": "the whole model without its elimination, with the exact gradient",
         "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
+        "per-step": "the whole model, with its exact gradient and that of a loss at every step",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
@@ -116,10 +121,10 @@ def sees(row: dict[str, Any]) -> str:
     return f"{said} ({', '.join(effort)})".replace(" ()", "")
 
 
-def _options(part: dict[str, Any]) -> str:
+def _options(part: Part | AttackEntry) -> str:
     asides = ("name", "view", "label", "bounded", "adversarial", "knows")
     options = ", ".join(
-        f"{k} {_options(v) if isinstance(v, dict) and 'name' in v else v}"
+        f"{k} {_options(cast(Part, v)) if isinstance(v, dict) and 'name' in v else v}"
         for k, v in part.items()
         if k not in asides and v is not None
     )

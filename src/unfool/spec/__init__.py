@@ -1,24 +1,37 @@
 """Specs: from YAML to checked options and the objects they name."""
 
 from unfool.errors import SpecError
-from unfool.spec.check import argument_names, build, check, check_data, check_section, part
+from unfool.spec.check import (
+    argument_names,
+    build,
+    check,
+    check_data,
+    check_options,
+    check_section,
+    option_types,
+    part,
+)
 from unfool.spec.code import code_hash, modules_named
 from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, identity
-from unfool.spec.load import Table, load
+from unfool.spec.load import load
+from unfool.spec.tables import Part, RawSpec
 
 __all__ = [
     "FILE_KEYS",
     "NOT_IN_IDENTITY",
+    "Part",
+    "RawSpec",
     "SpecError",
-    "Table",
     "argument_names",
     "build",
     "check",
     "check_data",
+    "check_options",
     "check_section",
     "code_hash",
     "identity",
     "load",
     "modules_named",
+    "option_types",
     "part",
 ]

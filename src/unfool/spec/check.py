@@ -8,14 +8,12 @@ import inspect
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from unfool.errors import SpecError
 from unfool.ranges import complaint, hints
 from unfool.runtime.downloads import allowed, cache_folder
-from unfool.spec.load import Table
+from unfool.runtime.validate import fitted, shown
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
     PROVIDED,
@@ -30,11 +28,13 @@ from unfool.spec.menu import (
     options_of,
     takes_short_call,
 )
+from unfool.spec.tables import Part
 
+Section = TypeVar("Section")
 PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
 
 
-def part(kind: str, value: Any) -> Table:
+def part(kind: str, value: Any) -> Part:
     """A part of a spec as a table with a name.
 
     Raises:
@@ -42,21 +42,25 @@ def part(kind: str, value: Any) -> Table:
     """
     table = {"name": value} if isinstance(value, str) else value
     if not isinstance(table, dict) or not isinstance(table.get("name"), str):
-        raise SpecError(f"{kind} needs a name; choose from: {choices(kind)}")
-    return table
+        given = "" if table is None else f", not {shown(table)}"
+        raise SpecError(
+            f"{kind} needs a name, alone or in a table with options{given}; choose from: {choices(kind)}"
+        )
+    return cast(Part, table)
 
 
-def check(kind: str, value: Any) -> Table:
+def check(kind: str, value: Any, where: str | None = None) -> Part:
     """A part with its options checked and its defaults filled in; nothing is built.
 
     Args:
         kind: A row of the menu.
         value: The part, as it stands in the spec.
+        where: What a message calls the part; its kind by default.
 
     Raises:
         SpecError: An unknown name or option, or a value that does not fit.
     """
-    table = part(kind, value)
+    table, where = part(kind, value), where or kind
     factory = find(kind, table["name"])
     options = {key: v for key, v in table.items() if key != "name"}
     parameters = options_of(kind, factory)
@@ -66,10 +70,10 @@ def check(kind: str, value: Any) -> Table:
         if key not in named and not open_ended:
             takes = ", ".join(named) or "no options"
             raise SpecError(
-                f"{kind} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
+                f"{where} {table['name']}: there is no option {key!r}; {hint(key, named, takes)}"
             )
     types = hints(factory)
-    filled: Table = {"name": table["name"]}
+    filled: dict[str, Any] = {"name": table["name"]}
     for key, parameter in named.items():
         inner = None if types.get(key) in PLAIN_TYPES else kind_of(key)
         if inner and options.get(key) is not None:
@@ -77,7 +81,7 @@ def check(kind: str, value: Any) -> Table:
         elif inner and key in options and parameter.default is None:
             filled[key] = None
         elif key in options:
-            filled[key] = _fit(f"{kind}.{key}", types.get(key, Any), options[key])
+            filled[key] = _fit(f"{where}.{key}", types.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
             if key in CALL_ARGUMENTS.get(
                 kind, ()
@@ -87,18 +91,18 @@ def check(kind: str, value: Any) -> Table:
                     *([SHORT_CALLS[kind][0]] if kind in SHORT_CALLS else []),
                 ]
                 raise SpecError(
-                    f"{kind} {table['name']}: the first arguments of a function must be called "
+                    f"{where} {table['name']}: the first arguments of a function must be called "
                     f"{', or '.join(' '.join(way) for way in ways)}; not {' '.join(parameters)}"
                 )
-            raise SpecError(f"{kind} {table['name']}: the option {key!r} is missing")
+            raise SpecError(f"{where} {table['name']}: the option {key!r} is missing")
         elif _plain(parameter.default):
             filled[key] = parameter.default
     if open_ended:
         filled |= {key: v for key, v in options.items() if key not in named}
-    return filled
+    return cast(Part, filled)
 
 
-def _check_inner(kind: str, value: Any) -> Table | str:
+def _check_inner(kind: str, value: Any) -> Part | str:
     """A part inside a part, checked; of the kinds in `WORDS`, a short name stays the word it is."""
     table = part(kind, value)
     if kind not in WORDS or ":" in table["name"]:
@@ -112,7 +116,7 @@ def _check_inner(kind: str, value: Any) -> Table | str:
     return table["name"]
 
 
-def check_data(value: Any, folder: str | None) -> Table:
+def check_data(value: Any, folder: str | None) -> Part:
     """A `data` part, checked, with the folder that the user named where it needs one.
 
     Raises:
@@ -131,11 +135,11 @@ def check_data(value: Any, folder: str | None) -> Table:
                 f"data {table['name']} is read from a folder: name it by --data FOLDER or in the "
                 f"environment as UNFOOL_DATA{more}"
             )
-        table = {**table, "folder": folder}
+        table: Part = {**table, "folder": folder}
     return check("data", table)
 
 
-def build(kind: str, table: Table, **given: Any) -> Any:
+def build(kind: str, table: Part, **given: Any) -> Any:
     """Make the `kind` that a checked `table` names, from its options and what is `given`.
 
     Raises:
@@ -143,7 +147,7 @@ def build(kind: str, table: Table, **given: Any) -> Any:
     """
     factory = find(kind, table["name"])
     options = {
-        key: build(inner, value, **given)
+        key: build(inner, cast(Part, value), **given)
         if (inner := kind_of(key)) and isinstance(value, dict)
         else value
         for key, value in table.items()
@@ -169,30 +173,56 @@ def build(kind: str, table: Table, **given: Any) -> Any:
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
 
-def check_section(name: str, values: Any, kinds: Mapping[str, tuple[Any, Any]]) -> Table:
-    """A plain section of a spec (no `name`), checked: {key: (type, default)}; `...` is required.
+def check_section(
+    name: str, values: Any, kind: type[Section], defaults: Mapping[str, Any] | None = None
+) -> Section:
+    """A plain section of a spec (no `name`), checked and filled in.
+
+    Args:
+        name: What a message calls it.
+        values: The section, as it stands in the spec.
+        kind: Its type, a TypedDict.
+        defaults: Of the options that may be left out.
 
     Raises:
-        SpecError: An unknown key or a value that does not fit.
+        SpecError: An unknown key, one that is missing, or a value that does not fit.
+    """
+    return cast(Section, check_options(name, values, option_types(kind), defaults or {}))
+
+
+def check_options(
+    name: str, values: Any, types: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """As `check_section`, of options whose types are told one by one.
+
+    Raises:
+        SpecError: An unknown key, one that is missing, or a value that does not fit.
     """
     if not isinstance(values, dict):
-        raise SpecError(f"{name} must be a table of options: {', '.join(kinds)}")
+        listed = ", ".join(types)
+        raise SpecError(f"{name} must be a table of options ({listed}), not {shown(values)}")
     for key in values:
-        if key not in kinds:
-            raise SpecError(
-                f"{name}: there is no option {key!r}; {hint(key, kinds, ', '.join(kinds))}"
-            )
-    for key, value in values.items():
-        if wrong := complaint(kinds[key][0], value):
-            raise SpecError(f"{name}.{key} {wrong}")
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **kinds)  # pyright: ignore
-    try:
-        return model(**values).model_dump()
-    except ValidationError as error:
-        raise _spec_error(name, error, 1) from error
+        if key not in types:
+            near = hint(key, types, ", ".join(types))
+            raise SpecError(f"{name}: there is no option {key!r}; {near}")
+    for key in types:
+        if key not in values and key not in defaults:
+            raise SpecError(f"{name}: the option {key!r} is missing")
+    return {
+        key: _fit(f"{name}.{key}", of, values[key]) if key in values else defaults[key]
+        for key, of in types.items()
+    }
 
 
-def argument_names(kind: str, table: Table) -> list[str]:
+def option_types(kind: Any) -> dict[str, Any]:
+    """The type of each option of a section, with its range."""
+    types = get_type_hints(kind, include_extras=True)
+    return {
+        key: get_args(of)[0] if get_origin(of) is NotRequired else of for key, of in types.items()
+    }
+
+
+def argument_names(kind: str, table: Part) -> list[str]:
     """The names of the arguments of what a part names, and of such parts inside it.
 
     Of parts of another kind inside it, those alone that are provided (`menu.PROVIDED`).
@@ -202,45 +232,22 @@ def argument_names(kind: str, table: Table) -> list[str]:
         inner = kind_of(key)
         if inner is None or not isinstance(value, dict):
             continue
-        below = argument_names(inner, value)
+        below = argument_names(inner, cast(Part, value))
         names += [n for n in below if inner == kind or n in PROVIDED.get(inner, ())]
     return names
 
 
 def _fit(where: str, kind: Any, value: Any) -> Any:
+    """The value of an option as its type has it."""
     if kind is inspect.Parameter.empty:
         return value
     if wrong := complaint(kind, value):
         raise SpecError(f"{where} {wrong}")
     try:
-        fitted = TypeAdapter(kind, config=ConfigDict(arbitrary_types_allowed=True))
-    except TypeError:
-        fitted = TypeAdapter(kind)
-    except Exception:  # a type that pydantic cannot describe takes what it is given
-        return value
-    try:
-        result = fitted.validate_python(value)
-    except ValidationError as error:
-        raise _spec_error(where, error) from error
+        result = fitted(kind, value, where)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     return str(result) if isinstance(result, Path) else result
-
-
-def _spec_error(where: str, error: ValidationError, depth: int = 0) -> SpecError:
-    """The first mistake, in words; `depth` steps of its path come before the types that may be."""
-    first, *others = error.errors()
-    path, messages, value = first["loc"], [first["msg"]], first.get("input")
-    alternatives = [
-        e["msg"] for e in others if e["loc"][:-1] == path[:-1] and e.get("input") == value
-    ]
-    if (
-        alternatives and len(path) > depth
-    ):  # several types may be, and the last step names one of them
-        path, messages = path[:-1], messages + alternatives
-    inside = ".".join(str(step) for step in path if not str(step).endswith("]"))
-    place = f"{where}.{inside}" if inside and inside not in where else where
-    words = [text.removeprefix("Value error, ") for text in messages]
-    reasons = ", or ".join(text[0].lower() + text[1:] for text in words)
-    return SpecError(f"{place}: {reasons}, not {value!r}")
 
 
 def _plain(value: Any) -> bool:

@@ -11,13 +11,12 @@ import importlib.util
 import json
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from unfool.spec.load import Table
 from unfool.spec.menu import kind_of
 
 CARD_KEYS = ("weights", "init_from")  # options that may name a folder with a card
@@ -28,7 +27,7 @@ _HOMES = tuple(
 )
 
 
-def code_hash(spec: Table) -> str:
+def code_hash(spec: Mapping[str, Any]) -> str:
     """A hash of every file of the user's own code that a spec runs.
 
     These are the modules that the spec names as `module:attribute`, the packages they lie in, and

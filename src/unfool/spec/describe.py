@@ -2,13 +2,14 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from unfool.ranges import choices, hints, range_text, remark
+from unfool.spec.check import option_types
 from unfool.spec.menu import MENU, find, kind_of, options_of
 
 REQUIRED = "required"
@@ -66,6 +67,18 @@ def describe(kind: str, name: str) -> Description:
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
     return Description(kind, name, first_sentence(inspect.getdoc(factory) or ""), options)
+
+
+def describe_section(name: str, kind: Any, defaults: Mapping[str, Any]) -> Description:
+    """A section of a spec that is no part: its type's docstring and options."""
+    texts = argument_texts(kind)
+    options = [
+        Option(
+            key, _type(key, of), _default(defaults.get(key, inspect.Parameter.empty)), texts[key]
+        )
+        for key, of in option_types(kind).items()
+    ]
+    return Description("section", name, first_sentence(inspect.getdoc(kind) or ""), options)
 
 
 def kinds_with(name: str) -> list[str]:

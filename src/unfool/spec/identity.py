@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 from unfool.runtime.files import ADAPTER, files_in
 from unfool.runtime.published_files import kept_file
-from unfool.spec.load import Table
 
 # of which the contents count, not the place
 FILE_KEYS = (
@@ -26,7 +26,7 @@ FILE_KEYS = (
 NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what a spec asks
 
 
-def identity(spec: Table) -> str:
+def identity(spec: Mapping[str, Any]) -> str:
     """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
     `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of

@@ -1,23 +1,25 @@
 """Read a spec: a YAML file, or a shipped one, with changes from the command line."""
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from unfool.errors import SpecError
+from unfool.runtime.validate import shown
 from unfool.spec import strict_yaml
 from unfool.spec.menu import hint, kind_of, shipped
+from unfool.spec.tables import RawSpec
 
-Table = dict[str, Any]
+Table = dict[str, Any]  # of raw YAML, of which nothing is known yet
 # never numbers
 TEXT_KEYS = ("name", "label", "view", "weights", "adapter", "path", "folder", "device", "init_from")
 
 
-def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
+def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) -> RawSpec:
     """Read a spec and apply `path.to.key=value` changes to it.
 
     Args:
@@ -25,28 +27,53 @@ def load(source: str | Path | Table, changes: Sequence[str] = ()) -> Table:
         changes: What to change; values are YAML, and a number in a path counts into a list.
 
     Raises:
-        SpecError: There is no such spec, it is no YAML table, or a change does not fit.
+        SpecError: There is no such spec, it is no YAML table, a key of it is no text or a value is
+            something that YAML does not hold, or a change does not fit.
     """
-    spec = _copied(source) if isinstance(source, Mapping) else _read(source)
+    try:
+        spec = _plain(source if isinstance(source, Mapping) else _read(source), "")
+    except RecursionError:
+        raise SpecError("the spec is nested too deeply, or holds itself: write it out") from None
     for change in changes:
         _change(spec, change)
-    return _numbers(spec)
+    return cast(RawSpec, _numbers(spec))
 
 
-def _copied(source: Mapping[str, Any]) -> Table:
-    """A table from Python, in plain values: paths as text, and numbers of NumPy as numbers."""
-    try:
-        return json.loads(json.dumps(source, default=_plain, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"a spec holds tables, lists, words and finite numbers: {error}") from error
+def _plain(value: Any, where: str) -> Any:
+    """A copy of a value of a spec, of plain tables, lists, text, numbers, true, false and null.
 
+    From Python come NumPy's numbers and arrays, and paths and devices, too.
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
+    Raises:
+        SpecError: It holds something else, or a key that is no text.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SpecError(
+            f"{where} is {value}, and a spec holds finite numbers: give it a finite one"
+        )
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                place = f"in {where}" if where else "at the top of the spec"
+                raise SpecError(
+                    f"the key {key!r} {place} must be text: write it in quotes, or name an option "
+                    "(without quotes YAML reads yes, no, on and off as true and false)"
+                )
+        return {key: _plain(v, f"{where}.{key}".lstrip(".")) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v, f"{where}.{place}") for place, v in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist(), where)
+    if isinstance(value, Path) or type(value).__name__ == "device":
         return str(value)
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{value!r} is a {type(value).__name__}")
+    if isinstance(value, date):
+        raise SpecError(f"{where} is a date to YAML, {value}: write it in quotes")
+    raise SpecError(
+        f"{where} is {shown(value)}, an object that a spec cannot hold: write its name and options, such "
+        "as {name: pgd, steps: 20}, or give objects to unfool.evaluate"
+    )
 
 
 def _read(source: str | Path) -> Table:

@@ -94,11 +94,15 @@ MENU: dict[str, dict[str, str]] = {
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
         "autoattack": "unfool.attacks.autoattack:AutoAttack",
+        "carlini-wagner": "unfool.attacks.carlini_wagner:CarliniWagner",
         "corruption": "unfool.attacks.corruptions:Corruption",
+        "deepfool": "unfool.attacks.deepfool:DeepFool",
         "fab": "unfool.attacks.fab:FAB",
         "fgsm": "unfool.attacks.pgd:fgsm",
         "images": "unfool.attacks.precomputed:PrecomputedAttack",
+        "lf": "unfool.attacks.low_frequency:LowFrequency",
         "pgd": "unfool.attacks.pgd:PGD",
+        "ppgd": "unfool.attacks.perceptual:PerceptualPGD",
         "random-search": "unfool.attacks.random_search:RandomSearch",
         "salt-and-pepper": "unfool.attacks.salt_and_pepper:SaltAndPepper",
         "square": "unfool.attacks.square:Square",
@@ -111,6 +115,7 @@ MENU: dict[str, dict[str, str]] = {
         "bpda": "unfool.attacks.views:bpda",
         "exact": "unfool.attacks.views:exact",
         "first-stage": "unfool.attacks.views:first_stage",
+        "per-step": "unfool.attacks.views:per_step",
         "surrogate-same-noise": "unfool.attacks.views:surrogate_same_noise",
         "surrogate": "unfool.attacks.views:surrogate",
         "classifier-only": "unfool.attacks.views:classifier_only",
@@ -192,8 +197,13 @@ def find(kind: str, name: str) -> Any:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
         raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
-    if not callable(found):
-        raise SpecError(f"{kind}: {target!r} is a {type(found).__name__}, not a class or function")
+    try:
+        inspect.signature(found)
+    except (TypeError, ValueError) as error:
+        what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
+        raise SpecError(
+            f"{kind}: {target!r} is the {what}; name a class or a function written in Python"
+        ) from error
     return found
 
 

@@ -184,10 +184,18 @@ def accuracy(x: Tensor, y: Tensor, sigma: float = 0.2) -> Tensor:
 def worst(x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """The worst allowed images of a plane, noisy or not, as long as the box is far.
 
-    The lead falls by eps times the dual norm of the plane's normal.
+    The lead falls by eps times the dual norm of the plane's normal. For l1 the box may be near: the
+    values of the largest weights go as far as it lets them, until the budget is spent.
     """
     normal = normal_vector().to(x)
     away = (2 * y - 1).to(x)[:, None, None, None] * normal
+    if threat.norm == "l1":
+        room = torch.where(away > 0, 1 - x, x).flatten(1)
+        order = normal.flatten().abs().argsort(descending=True)
+        spent = room[:, order].cumsum(1)
+        sizes = (threat.eps - spent + room[:, order]).clamp(min=0).minimum(room[:, order])
+        sizes = torch.zeros_like(room).index_copy(1, order, sizes)
+        return x + away.sign() * sizes.view_as(x)
     return x + threat.eps * threat.steepest(away)
 
 

@@ -11,7 +11,7 @@ from unfool.data.subset import choose_indices
 from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.threat import Threat
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.truth_maximization import TruthMaximization
@@ -23,7 +23,7 @@ OPTIONS = ("source", "attack", "norm", "eps", "images", "seed", "released")
 class AdversarialImages(CachedImages):
     """A data set of adversarial images with their true labels."""
 
-    def facts(self) -> Table:
+    def facts(self) -> dict[str, object]:
         """How often the source was wrong before and after the attack, and how far images moved."""
         before, after, size = (self.column(name).double() for name in ("before", "after", "size"))
         return {
@@ -40,7 +40,7 @@ class AdversarialImages(CachedImages):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Table,
+    asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,

@@ -13,8 +13,8 @@ from unfool import spec as specs
 from unfool.data import fetch
 from unfool.protocols import Dataset
 from unfool.runtime.files import raise_system_error, write_bytes, write_torch
-from unfool.spec import Table
 from unfool.training.lr_schedule import OPEN
+from unfool.training.spec import TrainingSpec
 
 NAME, LOG = "latest.pt", "log.jsonl"
 LOOKED = 256  # images by which data are known again
@@ -26,7 +26,7 @@ MEANT = {
 }
 
 
-def question(spec: Table, data: Dataset, weights: str = "") -> dict[str, str]:
+def question(spec: TrainingSpec, data: Dataset, weights: str = "") -> dict[str, str]:
     """What a training is asked, by hashes: its spec, its data, your own code, and fixed weights.
 
     Of the data count how many there are, their classes, and at most 256 images spread over them. Of a

@@ -20,7 +20,6 @@ from unfool.data.subset import hash_images
 from unfool.protocols import Dataset
 from unfool.runtime.files import raise_system_error, write_bytes
 from unfool.runtime.progress import progress
-from unfool.spec import Table
 
 BLOCK = 64  # images of a file, which are made together
 
@@ -62,7 +61,7 @@ def fill_cache(
     size: int,
     make: Callable[[range], Mapping[str, Tensor]],
     models: Sequence[Any],
-    options: Table,
+    options: Mapping[str, Any],
     *,
     doing: str,
     device: str = "cpu",
@@ -100,14 +99,16 @@ def fill_cache(
             written = save({name: value.cpu().contiguous() for name, value in block.items()})
             write_bytes(_block(folder, number), written)
             show(done, "")
-    asked = options | {"images": len(indices)}
+    asked = {**options, "images": len(indices)}
     write_bytes(folder / "asked.json", (json.dumps(asked, indent=2) + "\n").encode())
     for module in modules:
         module.cpu()  # its memory is wanted for the training
     return folder
 
 
-def _cache_key(data: Dataset, indices: Sequence[int], options: Table, models: Sequence[Any]) -> str:
+def _cache_key(
+    data: Dataset, indices: Sequence[int], options: Mapping[str, Any], models: Sequence[Any]
+) -> str:
     """A hash of clean images, options, and the weights of models."""
     digest = hash_images(data, indices)
     digest.update(specs.identity(options).encode() + specs.code_hash(options).encode())

@@ -17,7 +17,7 @@ from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives import CrossEntropy
 
@@ -76,7 +76,7 @@ class CleanAndPurified:
             return self.data[self.indices[index % len(self.indices)]]
         return self.purified[index - len(self.purified)]
 
-    def facts(self) -> Table:
+    def facts(self) -> dict[str, object]:
         """How many copies there are, and how far purification moves an image."""
         moved = self.purified.column("moved").double()
         return {
@@ -89,7 +89,7 @@ class CleanAndPurified:
 def with_purified_copies(
     data: Dataset,
     objective: PurifiedCopies,
-    asked: Table,
+    asked: Part,
     home: Path,
     device: str = "cpu",
     quiet: bool = False,

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,13 @@ from unfool.diffusion.reverse import Ancestral, reverse, strided
 from unfool.diffusion.schedule import chain_length
 from unfool.errors import SpecError
 from unfool.models import card, lora
+from unfool.models.card import Metrics
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.weights_hash import weights_hash
 from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
-from unfool.spec import Table
+from unfool.spec import Part
 from unfool.statistics import wilson
 from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
@@ -32,7 +33,7 @@ from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
 from unfool.training.objectives import denoising_loss
 from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
-from unfool.training.spec import kind_of, loop_options
+from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
 from unfool.training.truth_maximization import TruthMaximization
 
@@ -43,7 +44,7 @@ MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
 }
 
 
-def run(spec: Table, folder: Path, quiet: bool = False, command: str = "") -> Path:
+def run(spec: TrainingSpec, folder: Path, quiet: bool = False, command: str = "") -> Path:
     """Train what a checked `spec` asks, from where `folder` left off.
 
     Args:
@@ -79,7 +80,7 @@ class Job:
         command: What to write on the card.
     """
 
-    spec: Table
+    spec: TrainingSpec
     folder: Path
     device: str
     processes: Processes
@@ -87,27 +88,27 @@ class Job:
     command: str
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["denoiser", "classifier"]:
         """`"denoiser"` or `"classifier"`."""
         return kind_of(self.spec)
 
     @property
-    def part(self) -> Table:
+    def part(self) -> Part:
         """The part of the spec that is trained."""
-        return self.spec[self.kind]
+        return specs.part(self.kind, self.spec.get(self.kind))
 
     @property
-    def section(self) -> Table:
+    def section(self) -> TrainingSection:
         """The section `training` of the spec."""
-        return self.spec["training"]
+        return TrainingSection(**self.spec["training"])
 
-    def save(self, folder: Path, trained: nn.Module, facts: Table, **more: Any) -> None:
+    def save(self, folder: Path, trained: nn.Module, facts: Mapping[str, Any], **more: Any) -> None:
         """Write what is trained, all of it or the adapter alone, with its card."""
-        if self.section["lora"] is not None:
+        if self.section.lora is not None:
             card.save_adapter(folder, self.part, trained, **facts, **more)
         else:
             network, began = card.network_of(self.kind, self.part)
-            half = self.section["save_half"]
+            half = self.section.save_half
             card.save(folder, self.kind, network, trained, half, **began, **facts, **more)
 
 
@@ -137,7 +138,7 @@ def _run(job: Job) -> Path:
         folder,
         options,
         kept=lambda step, mean: job.save(folder / "steps" / str(step), mean, facts, step=step),
-        **spec["machine"] | {"device": device},
+        **{**spec["machine"], "device": device},
         asked=asked,
         quiet=job.quiet,
         processes=processes,
@@ -154,18 +155,18 @@ def _begin(job: Job, asked: Mapping[str, str]) -> str:
         checkpoint.prepare(job.folder)
     job.processes.agreed(None)  # until the folder is there
     before = (checkpoint.read(job.folder, asked) or {}).get("precision")
-    if job.section["precision"] != "bfloat16":
-        return job.section["precision"]
+    if job.section.precision != "bfloat16":
+        return job.section.precision
     return job.processes.agreed(_precision(job.device, before, job.quiet))
 
 
 def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
     """The model that is trained, checked against the data, with the weights it begins with."""
     kind, part = job.kind, job.part
-    start, dropped = job.section["init_from"], job.section["dropout"]
+    start, dropped = job.section.init_from, job.section.dropout
     if not part.get("weights"):
         check_weights(lambda: specs.build(kind, part), job.device)
-    seed_torch(job.section["seed"], "weights")
+    seed_torch(job.section.seed, "weights")
     model: nn.Module = specs.build(kind, part)
     check_trainable(kind, part, model.eval(), data)
     if test is not None:
@@ -182,9 +183,9 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
 def _open(job: Job, model: nn.Module) -> None:
     """Let those weights want a gradient that are trained: all, or those of a new adapter."""
     model.to(job.device).train().requires_grad_(False)
-    if job.section["lora"] is not None:
-        seed_torch(job.section["seed"], "lora")
-        lora.add(model, **job.section["lora"])
+    if job.section.lora is not None:
+        seed_torch(job.section.seed, "lora")
+        lora.add(model, **job.section.lora)
         model.to(job.device)
     else:
         trained = getattr(model, "network", model) if job.kind == "denoiser" else model
@@ -193,7 +194,7 @@ def _open(job: Job, model: nn.Module) -> None:
 
 def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
     """Fit to the data what a new network fits, and does not learn."""
-    begun = job.section["init_from"] is not None or job.part.get("weights")
+    begun = job.section.init_from is not None or job.part.get("weights")
     if begun or job.part["name"] == "trained" or not isinstance(model, NormalizedClassifier):
         return
     if prepare := getattr(model.network, "prepare", None):
@@ -201,9 +202,9 @@ def _prepare(job: Job, model: nn.Module, data: Dataset) -> None:
         prepare((x.to(job.device) - model.mean) / model.std)
 
 
-def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, Table]:
+def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, dict[str, Any]]:
     """What is trained on, made before the training if it must be, and what a card says of it."""
-    facts: Table = {}
+    facts: dict[str, Any] = {}
     for word, (made, make) in MADE.items():
         if isinstance(objective, made):
             home, part = job.folder.parent / word, job.spec["objective"]
@@ -215,13 +216,13 @@ def _made(job: Job, objective: Any, data: Dataset) -> tuple[Dataset, Table]:
     return data, facts
 
 
-def _facts(job: Job, images: int, made: Table, precision: str) -> Table:
+def _facts(job: Job, images: int, made: Mapping[str, Any], precision: str) -> dict[str, Any]:
     """What the card says of the training."""
-    facts: Table = {
-        "data": job.spec["data"] | {"images": images},
+    facts: dict[str, Any] = {
+        "data": {**job.spec["data"], "images": images},
         **made,
         "objective": job.spec["objective"],
-        "training": job.section | {"precision": precision},
+        "training": {**job.spec["training"], "precision": precision},
         "command": job.command,
     }
     for fact in facts.values():
@@ -231,7 +232,12 @@ def _facts(job: Job, images: int, made: Table, precision: str) -> Table:
 
 
 def _finish(
-    job: Job, trained: nn.Module, facts: Table, test: Dataset | None, data: Dataset, t_max: float
+    job: Job,
+    trained: nn.Module,
+    facts: Mapping[str, Any],
+    test: Dataset | None,
+    data: Dataset,
+    t_max: float,
 ) -> None:
     """Write what was trained, measure what is read back, and draw its pictures."""
     folder = job.folder
@@ -245,9 +251,10 @@ def _finish(
         _draw(loaded, test or data, folder, t_max)
 
 
-def _objective(part: Table) -> Any:
+def _objective(part: Part) -> Any:
     """An objective, and with it a purifier whose denoiser it names."""
-    rest, given = dict(part), {}
+    rest: dict[str, Any] = dict(part)
+    given = {}
     if isinstance(rest.get("purifier"), dict):
         if "classifier" in specs.argument_names("purifier", rest["purifier"]):
             name = rest["purifier"]["name"]
@@ -255,21 +262,22 @@ def _objective(part: Table) -> Any:
                 f"objective.purifier: {name} goes by a classifier; name one that does not"
             )
         given["denoiser"] = specs.build("denoiser", rest.pop("denoiser"))
-    return specs.build("objective", rest, **given)
+    return specs.build("objective", cast(Part, rest), **given)
 
 
 def result(folder: Path) -> str:
     """What came of a training, and how to use it, in a few lines."""
     facts = card.read_card(str(folder))[1]
-    metrics = facts.get("metrics", {})
+    metrics = facts.get("metrics")
     trust = ", trust: true" if any(specs.modules_named(facts["part"])) else ""
     lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}{trust}}}"]
-    if "accuracy" in metrics:
+    if metrics is not None and "accuracy" in metrics:
         low, high = metrics["interval"]
         share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
         lines.insert(0, f"right on {share} of {metrics['test_images']} test images")
-    for t, loss in metrics.get("denoising_loss", {}).items():
-        lines.insert(-1, f"denoising loss at t = {t}: {loss}")
+    elif metrics is not None:
+        losses = metrics["denoising_loss"].items()
+        lines = [*(f"denoising loss at t = {t}: {loss}" for t, loss in losses), *lines]
     return "\n".join(lines)
 
 
@@ -297,7 +305,7 @@ def _drop(model: nn.Module, share: float) -> None:
 
 
 @torch.inference_mode()
-def _measure(model: Any, test: Dataset, t_max: float) -> Table:
+def _measure(model: Any, test: Dataset, t_max: float) -> Metrics:
     """What the card says of the model on images it was not trained on (at most 2,000)."""
     size, device = min(len(test), 2000), next(model.parameters()).device
     blocks = [range(i, min(i + 250, size)) for i in range(0, size, 250)]

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any
+from typing import Any, Literal, NotRequired, cast
+
+from typing_extensions import TypedDict
 
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
-from unfool.ranges import Count, ShareBelowOne, hints
-from unfool.spec import Table
+from unfool.ranges import Count, Positive, ShareBelowOne, hints
+from unfool.spec import Part, RawSpec
 from unfool.spec.menu import MENU
 from unfool.training.options import GROW, TrainingOptions
 
@@ -41,23 +43,72 @@ class TrainingSection(TrainingOptions):
     init_from: str | None = None
 
 
-MACHINE: dict[str, tuple[Any, Any]] = {
-    "device": (str, "auto"),
-    "save_every": (Count, 500),
-    "channels_last": (bool, False),
-    "compile": (bool, False),
+class LoraSection(TypedDict):
+    """The section `training.lora`: the adapter that is trained in place of the weights.
+
+    Attributes:
+        rank: Of each layer's adapter.
+        alpha: What the adapter is scaled by, over the rank; null for the rank.
+        layers: Which layers get one, by their names or a pattern; null for those of attention.
+        dropout: What the adapter drops in training.
+    """
+
+    rank: Count
+    alpha: Positive | None
+    layers: str | list[str] | None
+    dropout: ShareBelowOne
+
+
+class TrainingMachine(TypedDict):
+    """The section `machine` of a training: what changes the speed.
+
+    Attributes:
+        device: Where to train: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
+        save_every: Steps from one checkpoint to the next.
+        channels_last: Whether images lie in memory with their channels last.
+        compile: Whether the network is compiled.
+    """
+
+    device: str
+    save_every: Count
+    channels_last: bool
+    compile: bool
+
+
+class TrainingSpec(TypedDict):
+    """A checked training spec, of a denoiser or of a classifier.
+
+    Attributes:
+        data: What is trained on.
+        test: Images for the metrics of the card.
+        denoiser: What is trained,
+        classifier: or what is trained.
+        objective: The loss.
+        training: The fields of `TrainingSection`, as JSON holds them.
+        machine: What changes the speed.
+    """
+
+    data: Part
+    test: NotRequired[Part]
+    denoiser: NotRequired[Part]
+    classifier: NotRequired[Part]
+    objective: Part
+    training: Mapping[str, Any]
+    machine: TrainingMachine
+
+
+MACHINE: TrainingMachine = {
+    "device": "auto",
+    "save_every": 500,
+    "channels_last": False,
+    "compile": False,
 }
-LORA: dict[str, tuple[Any, Any]] = {
-    "rank": (int, 4),
-    "alpha": (float | None, None),
-    "layers": (str | list[str] | None, None),
-    "dropout": (ShareBelowOne, 0.0),
-}
+LORA: LoraSection = {"rank": 4, "alpha": None, "layers": None, "dropout": 0.0}
 MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
-def check(spec: Table, folder: str | None = None) -> Table:
+def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
     """A training spec with every option checked and filled in.
 
     Raises:
@@ -74,63 +125,54 @@ def check(spec: Table, folder: str | None = None) -> Table:
     for key in ("data", "objective", "training"):
         if key not in spec:
             raise SpecError(f"a training spec needs {key!r}")
-    checked: Table = {"data": specs.check_data(spec["data"], folder)}
-    if "test" in spec:
-        checked["test"] = specs.check_data(spec["test"], folder)
-    options = _check_options(spec["training"])
-    machine = specs.check_section("machine", spec.get("machine", {}), MACHINE)
-    part = specs.check(kind, spec[kind])
+    data = specs.check_data(spec.get("data"), folder)
+    test = {"test": specs.check_data(spec.get("test"), folder)} if "test" in spec else {}
+    options = _check_options(spec.get("training"))
+    machine = specs.check_section("machine", spec.get("machine", {}), TrainingMachine, MACHINE)
+    part = specs.check(kind, spec.get(kind))
     if options["init_from"] is not None:
         _check_start(options["init_from"], kind, part)
     if kind == "denoiser":
         _check_precision(part, options["lora"])
     if options["lora"] is not None:
         options["lora"] = _check_lora(options, kind, part)
-    objective = specs.check("objective", _with_source(spec["objective"], spec.get("denoiser")))
+    objective = specs.check("objective", _with_source(spec.get("objective"), spec.get("denoiser")))
     _check_objective(kind, objective["name"])
-    return checked | {
-        kind: part,
-        "objective": objective,
-        "training": options,
-        "machine": machine,
-    }
+    checked: dict[str, Any] = {"data": data, **test, kind: part, "objective": objective}
+    return cast(TrainingSpec, checked | {"training": options, "machine": machine})
 
 
-def kind_of(spec: Table) -> str:
+def kind_of(spec: RawSpec | TrainingSpec) -> Literal["denoiser", "classifier"]:
     """`"denoiser"` or `"classifier"`: what a spec trains.
 
     Raises:
         SpecError: It trains neither, or both.
     """
-    kinds = [kind for kind in ("denoiser", "classifier") if kind in spec]
-    if len(kinds) != 1:
+    if ("denoiser" in spec) == ("classifier" in spec):
         raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
-    return kinds[0]
+    return "denoiser" if "denoiser" in spec else "classifier"
 
 
-def loop_options(section: Table, **changes: Any) -> TrainingOptions:
-    """The options of `train` in a checked section `training`.
+def loop_options(section: TrainingSection, **changes: Any) -> TrainingOptions:
+    """The options of `train` in a section `training`.
 
     Args:
-        section: What `check` returned of it.
+        section: The section.
         changes: Options that differ from it.
     """
     names = [field.name for field in fields(TrainingOptions)]
-    return TrainingOptions(**{name: section[name] for name in names} | changes)
+    return TrainingOptions(**{name: getattr(section, name) for name in names} | changes)
 
 
-def _check_options(section: Any) -> Table:
+def _check_options(section: Any) -> dict[str, Any]:
     """The section `training`, checked and filled in, but for its `lora`."""
-    types = hints(TrainingSection)
-    kinds = {
-        field.name: (types[field.name], ... if field.default is MISSING else field.default)
-        for field in fields(TrainingSection)
-    }
-    options = specs.check_section("training", section, kinds)
+    told, types = fields(TrainingSection), hints(TrainingSection)
+    defaults = {field.name: field.default for field in told if field.default is not MISSING}
+    kinds = {field.name: types[field.name] for field in told}
+    options = specs.check_options("training", section, kinds, defaults)
     options = {name: _listed(value) for name, value in options.items()}
     if options["grow"] is not None:
-        required = {key: (kind, ...) for key, kind in GROW.items()}
-        options["grow"] = specs.check_section("training.grow", options["grow"], required)
+        options["grow"] = specs.check_options("training.grow", options["grow"], GROW, {})
     try:
         TrainingSection(**options)
     except ValueError as error:
@@ -138,7 +180,7 @@ def _check_options(section: Any) -> Table:
     return options
 
 
-def _check_lora(options: Table, kind: str, part: Table) -> Table:
+def _check_lora(options: Mapping[str, Any], kind: str, part: Part) -> LoraSection:
     """What `training.lora` asks, checked."""
     if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
         raise SpecError(
@@ -147,10 +189,10 @@ def _check_lora(options: Table, kind: str, part: Table) -> Table:
         )
     if options["save_half"]:
         raise SpecError("training.save_half would round away what LoRA learns: leave it out")
-    return specs.check_section("training.lora", options["lora"], LORA)
+    return specs.check_section("training.lora", options["lora"], LoraSection, LORA)
 
 
-def _check_precision(part: Table, lora: Table | None) -> None:
+def _check_precision(part: Part, lora: Mapping[str, Any] | None) -> None:
     """Whether the weights that are trained can hold what they learn."""
     try:
         precision = card.network_of("denoiser", part)[0].get("precision", "float32")
@@ -163,7 +205,7 @@ def _check_precision(part: Table, lora: Table | None) -> None:
         )
 
 
-def _check_start(start: str, kind: str, part: Table) -> None:
+def _check_start(start: str, kind: str, part: Part) -> None:
     """Whether what `training.init_from` names can be begun with."""
     if part["name"] == "trained":
         raise SpecError(f"{kind} {part['weights']} is trained: leave out training.init_from")
@@ -187,18 +229,18 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _with_source(objective: Any, denoiser: Any) -> Table:
+def _with_source(objective: Any, denoiser: Any) -> Part:
     """An objective whose source may be a trained model, or the diffusion classifier of the denoiser."""
-    table = dict(specs.part("objective", objective))
+    table: dict[str, Any] = dict(specs.part("objective", objective))
     source = table.get("source")
     if isinstance(source, str) and ":" not in source and source not in MENU["classifier"]:
         source = {"name": "trained", "weights": source}
     if source is not None:
         source = specs.part("classifier", source)
         if source["name"] == "diffusion" and denoiser is not None:
-            source = {"denoiser": denoiser} | source
+            source = {"denoiser": denoiser, **source}
         table["source"] = source
-    return table
+    return cast(Part, table)
 
 
 def _check_objective(kind: str, name: str) -> None:

@@ -77,7 +77,7 @@ class Gallery:
         }
         kept = [found[int(index)] for index in arrays["index"]]
         sizes = [outcome.conditions[outcome.chosen].size for outcome in kept]
-        attacks, _, corruptions, _ = roles(run.manifest["spec"]["attacks"])
+        attacks, _, corruptions, _ = roles(run.spec["attacks"])
         return cls(
             arrays,
             run.manifest["classes"],

@@ -1,0 +1,138 @@
+"""The l2 attack of Carlini and Wagner (2017), over the defense's noise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import choose, require_norm
+from unfool.attacks.fab import stretched
+from unfool.attacks.losses import query_model, runner_up_classes
+from unfool.checks import checked
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, CountFromZero, NotNegative, Positive, check_fields
+from unfool.threat import Threat, images
+
+INSIDE = 1 - 1e-6  # of the box, where the change of variables still has a slope
+HIGHEST = 1e10  # weight of the margin, as in the published search
+
+
+@dataclass(frozen=True)
+class CarliniWagner:
+    """Adam on the squared length plus a weight times the margin that is missing, through a tanh.
+
+    The weight of each image is searched by halving, from large to small lengths. With noise the margin
+    is the mean over fresh draws of each step, and an image counts as across if most of these are wrong.
+
+    The published attack asks for the nearest image across. Within a threat, that image, the way to it
+    at the length of eps, and the last image of each search at that length are compared on draws of their
+    own, as a random model is wrong only about half of the time on the boundary.
+
+    Attributes:
+        steps: Of Adam, in each search.
+        searches: Weights that are tried for an image.
+        eot: Draws of the defense's noise per step and image.
+        learning_rate: Of Adam, in the variable whose tanh is the image.
+        targets: Searches toward this many wrong classes, those of the highest mean logits first; 0 is
+            away from the true class.
+        confidence: The margin that is asked for, in logits.
+        weight: The first weight of the margin.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+    """
+
+    steps: Count = 100
+    searches: Count = 9
+    eot: Count = 1
+    learning_rate: Positive = 0.01
+    targets: CountFromZero = 0
+    confidence: NotNegative = 0.0
+    weight: Positive = 0.01
+    selection_draws: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is not l2.
+        """
+        require_norm("Carlini-Wagner", threat, "l2")
+        runs = list(self._runs(model, x, y, noise))
+        nearest = runs[-1][0]
+        near = threat.size(nearest - x) <= threat.eps
+        candidates = [x, torch.where(images(near), nearest, x), stretched(x, nearest, threat)]
+        candidates += [stretched(x, last, threat) for _, last in runs]
+        draws = self.selection_draws or self.eot
+        return choose(model, y, candidates, "margin", noise.child("compare"), draws)
+
+    def nearest(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """The nearest images across, at whatever length; `x` where none was found.
+
+        Raises:
+            ValueError: The threat's norm is not l2.
+        """
+        require_norm("Carlini-Wagner", threat, "l2")
+        *_, (nearest, _) = self._runs(model, x, y, noise)
+        return nearest
+
+    def _runs(
+        self, model: Classifier, x: Tensor, y: Tensor, noise: Noise
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each search: the nearest images across of all of them, and the last of this one."""
+        nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        toward: Sequence[Tensor | None] = [None]
+        if self.targets:
+            rivals = noise.child("rivals")
+            toward = runner_up_classes(model, x, y, rivals, self.eot, self.targets).unbind(1)
+        for number, aim in enumerate(toward):
+            weight = torch.full_like(least, self.weight)
+            low, high = torch.zeros_like(weight), torch.full_like(weight, HIGHEST)
+            for search in range(self.searches):
+                below = noise.child("search", number, search)
+                found, last, far = self._search(model, x, y, aim, weight, below)
+                closer, across = far < least, far.isfinite()
+                nearest = torch.where(images(closer), found, nearest)
+                least = torch.where(closer, far, least)
+                high = torch.where(across, torch.minimum(high, weight), high)
+                low = torch.where(across, low, torch.maximum(low, weight))
+                known = high < HIGHEST
+                weight = torch.where(known, (low + high) / 2, (weight * 10).clamp(max=HIGHEST))
+                yield nearest, last
+
+    def _search(
+        self,
+        model: Classifier,
+        x: Tensor,
+        y: Tensor,
+        aim: Tensor | None,
+        weight: Tensor,
+        noise: Noise,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The nearest image across, the last image, and the length of the former (infinite if none)."""
+        free = torch.atanh((2 * x - 1) * INSIDE).requires_grad_()
+        adam = torch.optim.Adam([free], lr=self.learning_rate)
+        nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
+        x_adv = x
+        for i in range(self.steps):
+            with torch.enable_grad():
+                x_adv = (torch.tanh(free) / INSIDE + 1).clamp(0, 2) / 2
+            at = x_adv.detach()
+            result = query_model(model, at, y, "margin", noise, i, self.eot, target=aim)
+            far = (at - x).flatten(1).norm(dim=1)
+            closer = (result.error_rate > 0.5) & (result.loss >= self.confidence) & (far < least)
+            nearest = torch.where(images(closer), at, nearest)
+            least = torch.where(closer, far, least)
+            missing = images(weight * (result.loss < self.confidence))
+            slope = 2 * (at - x) - missing * result.gradient.nan_to_num(0, 0, 0)
+            (free.grad,) = torch.autograd.grad(x_adv, free, slope)
+            adam.step()
+        return nearest, x_adv.detach(), least

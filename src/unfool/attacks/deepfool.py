@@ -1,0 +1,101 @@
+"""DeepFool (Moosavi-Dezfooli et al., 2016), over the defense's noise."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import choose, require_norm
+from unfool.attacks.fab import stretched
+from unfool.attacks.losses import Query, QueryResult, query_batch, runner_up_classes
+from unfool.checks import checked
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, NotNegative, check_fields
+from unfool.threat import Threat, images
+
+LEAST = 1e-6  # how far a step goes over a plane at least, lest rounding hold an image on it
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """Steps over the nearest boundary, each boundary taken for a plane, until the image is across.
+
+    The mean logits over the draws say where the planes are, and an image is across if most draws of
+    the next step are wrong. The published attack asks how near that is; within a threat, the image
+    across and the way to it at the length of eps are compared on draws of their own, as a random model
+    is wrong only about half of the time on the boundary.
+
+    Attributes:
+        steps: The most steps of an image.
+        eot: Draws of the defense's noise per step and image.
+        targets: The wrong classes whose boundaries are looked at, those of the highest mean logits.
+        overshoot: How far over the plane a step goes, as a share of it.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+    """
+
+    steps: Count = 50
+    eot: Count = 1
+    targets: Count = 9
+    overshoot: NotNegative = 0.02
+    selection_draws: Count | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The threat's norm is l1 or l0.
+        """
+        found = self.nearest(model, x, y, threat, noise)
+        candidates = (x, threat.project(x, found), stretched(x, found, threat))
+        draws = self.selection_draws or self.eot
+        return choose(model, y, candidates, "margin", noise.child("compare"), draws)
+
+    def nearest(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Where the steps end, at whatever length: across for most images, and near the boundary.
+
+        Of the threat, only the norm counts. An image that is across from the start is left alone.
+
+        Raises:
+            ValueError: The threat's norm is l1 or l0.
+        """
+        require_norm("DeepFool", threat, "linf", "l2")
+        aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
+        x_adv, going = x.clone(), torch.arange(len(x), device=x.device)
+        for i in range(self.steps):
+            asked = [
+                Query(x_adv[going], y[going], "margin", noise.take(going), i, self.eot, True, aim)
+                for aim in aims[going].unbind(1)
+            ]
+            results = query_batch(model, asked)
+            short = results[0].error_rate <= 0.5
+            going, results = going[short], [_part(each, short) for each in results]
+            if not len(going):
+                break
+            x_adv[going] = self._over(x_adv[going], results, threat)
+        return x_adv
+
+    def _over(self, x: Tensor, results: list[QueryResult], threat: Threat) -> Tensor:
+        """Just over the nearest of the planes, of each class one."""
+        way, least = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.inf)
+        for margin, _, gradient in results:
+            steepest = threat.steepest(gradient)
+            slope = (steepest * gradient.nan_to_num(0, 0, 0)).flatten(1).sum(1)
+            far = (-margin).clamp(min=0) / slope  # no number, or infinite, where there is no slope
+            nearer = far < least
+            way = torch.where(images(nearer), steepest, way)
+            least = torch.where(nearer, far, least)
+        reach = torch.where(least.isfinite(), least * (1 + self.overshoot) + LEAST, 0)
+        return (x + images(reach) * way).clamp(0, 1)
+
+
+def _part(result: QueryResult, which: Tensor) -> QueryResult:
+    return QueryResult(*(values[which] for values in result))

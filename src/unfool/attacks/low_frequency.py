@@ -1,0 +1,125 @@
+"""The low-frequency attack: learned smoothing filters, no added pattern (Kassis et al., 2025)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.attacks.candidates import choose
+from unfool.attacks.losses import query_model
+from unfool.attacks.perceptual import within
+from unfool.checks import checked
+from unfool.distances import INPUT, Input
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, NotNegative, Positive, check_fields
+from unfool.threat import Threat, images
+
+STILL = 6.0  # by how much the logit of a kernel's center is above the others at the start
+
+
+@dataclass(frozen=True)
+class LowFrequency:
+    """A chain of filters, each with a kernel of its own at every place, found by Adam.
+
+    A filter replaces a pixel by a weighted mean of its neighbors. The weights are positive and sum to
+    1, the same for all channels; neighbors of another color count for less, as in a bilateral filter,
+    so edges stay. What it can do is smooth and shade, and an image is far from the original in pixels
+    while it looks alike: purifiers, made for noise, leave it as it is.
+
+    Adam climbs the mean margin (up to a margin that is enough) less a penalty for each image's
+    perceptual distance beyond a bound. What is still beyond it at the end comes back on the straight way
+    to the image. The filters and the distance are simpler than the paper's, whose numbers are not to
+    be expected.
+
+    The last image, that of the highest objective, and the image itself are compared on draws of their
+    own. The spec's threat, which measures pixel values, does not bound it.
+
+    Attributes:
+        steps: Of Adam.
+        eot: Draws of the defense's noise per step and image.
+        filters: Filters in the chain.
+        width: Of a kernel, odd.
+        color: The difference of two colors, in [0, 1], by which a neighbor's weight falls to 0.6.
+        learning_rate: Of Adam, in logits of the kernels.
+        distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"`.
+        bound: The largest distance, from which on there is a penalty.
+        penalty: Its slope, per unit of the distance beyond the bound.
+        confidence: The margin that is enough, in logits.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        bounded: Whether images are held to the threat.
+    """
+
+    steps: Count = 100
+    eot: Count = 1
+    filters: Count = 2
+    width: Count = 5
+    color: Positive = 0.2
+    learning_rate: Positive = 0.2
+    distance: Input = "ssim"
+    bound: Positive = 0.1
+    penalty: NotNegative = 100.0
+    confidence: NotNegative = 5.0
+    selection_draws: Count | None = None
+    bounded: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.width % 2 == 0:
+            raise ValueError(f"width must be odd, not {self.width}: a kernel has a center")
+
+    @checked
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The distance is lpips, and its package is not here.
+        """
+        distance, size = INPUT[self.distance], self.width**2
+        kernels = x.new_zeros(len(x), self.filters, size, *x.shape[2:])
+        kernels[:, :, size // 2] = STILL
+        kernels.requires_grad_()
+        adam = torch.optim.Adam([kernels], lr=self.learning_rate, maximize=True)
+        peak, highest = x, torch.full_like(x[:, 0, 0, 0], -torch.inf)
+        for i in range(self.steps):
+            with torch.enable_grad():
+                x_adv = filtered(x, kernels, self.color)
+                beyond = (distance(x, x_adv) - self.bound).clamp(min=0)
+                cost = self.penalty * beyond
+            result = query_model(model, x_adv, y, "margin", noise, i, self.eot)
+            short = result.loss < self.confidence
+            value = result.loss.clamp(max=self.confidence) - cost.detach()
+            higher = value > highest
+            peak = torch.where(images(higher), x_adv.detach(), peak)
+            highest = torch.where(higher, value, highest)
+            slope = images(short) * result.gradient.nan_to_num(0, 0, 0)
+            along = (slope, -torch.ones_like(cost))
+            (kernels.grad,) = torch.autograd.grad((x_adv, cost), kernels, along)
+            adam.step()
+        last = filtered(x, kernels.detach(), self.color)
+        allowed = [within(distance, x, found, self.bound) for found in (last, peak)]
+        draws = self.selection_draws or self.eot
+        return choose(model, y, [x, *allowed], "margin", noise.child("compare"), draws)
+
+
+def filtered(x: Tensor, kernels: Tensor, color: float) -> Tensor:
+    """Images (B, C, H, W) after a chain of filters, of [0, 1] as the images are.
+
+    Args:
+        x: Images.
+        kernels: Logits (B, filters, width * width, H, W) of the weights of a place's neighbors, row by
+            row; beyond the border are the border's pixels.
+        color: The deviation of the Gaussian of the colors' distance that a weight is multiplied by.
+    """
+    side = round(kernels.shape[2] ** 0.5)
+    for logits in kernels.unbind(1):
+        around = F.unfold(F.pad(x, [side // 2] * 4, mode="replicate"), side)
+        around = around.view(len(x), x.shape[1], side * side, *x.shape[2:])
+        apart = (around - x[:, :, None]).square().mean(1)
+        weights = (logits - apart / (2 * color**2)).softmax(1)
+        x = (around * weights[:, None]).sum(2)
+    return x.clamp(0, 1)  # of rounding

@@ -1,0 +1,115 @@
+"""Perceptual PGD: steps within a bound on a perceptual distance (after Laidlaw et al., 2021)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from unfool.attacks.candidates import choose
+from unfool.attacks.losses import Loss, query_model
+from unfool.checks import checked
+from unfool.distances import INPUT, Distance, Input
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, Positive, check_fields
+from unfool.threat import Threat, images
+
+BOUND = 0.99  # the share of the bound from which on steps go along its surface
+FIND = 12  # halvings for a place on the bound
+
+
+@dataclass(frozen=True)
+class PerceptualPGD:
+    """Gradient steps in a set of images that look alike, whatever their distance in pixels.
+
+    A step goes along the gradient; at the bound, along its part that leads along the bound. What is
+    beyond comes back on the straight way to the image, to the last place found within. The last image,
+    that of the highest mean loss and the image itself are compared on draws of their own. The spec's
+    threat, which measures pixel values, does not bound it. SSIM hardly sees the corners of an image,
+    which may change at will.
+
+    Attributes:
+        steps: Gradient steps.
+        eot: Draws of the defense's noise per step and image.
+        distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"` (means).
+        bound: The largest distance, in the distance's own unit.
+        step_size: As a share of the length that reaches the bound along the first gradient.
+        loss: `"ce"`, `"margin"` or `"dlr"`.
+        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        bounded: Whether images are held to the threat.
+    """
+
+    steps: Count = 40
+    eot: Count = 1
+    distance: Input = "ssim"
+    bound: Positive = 0.05
+    step_size: Positive = 0.1
+    loss: Loss = "margin"
+    selection_draws: Count | None = None
+    bounded: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @checked
+    def __call__(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
+    ) -> Tensor:
+        """Adversarial images, shaped like `x`.
+
+        Raises:
+            ValueError: The distance is lpips, and its package is not here.
+        """
+        distance, stride = INPUT[self.distance], torch.zeros_like(x[:, 0, 0, 0])
+        x_adv, peak, highest = x, x, torch.full_like(stride, -torch.inf)
+        for i in range(self.steps):
+            result = query_model(model, x_adv, y, self.loss, noise, i, self.eot)
+            higher = result.loss > highest
+            peak = torch.where(images(higher), x_adv, peak)
+            highest = torch.where(higher, result.loss, highest)
+            way = unit(result.gradient.nan_to_num(0, 0, 0))
+            if not i:
+                far = x + x[0].numel() ** 0.5 * way
+                reach = (within(distance, x, far, self.bound) - x).flatten(1).norm(dim=1)
+                stride = self.step_size * reach
+            step = images(stride) * self._along(distance, x, x_adv, way)
+            x_adv = within(distance, x, x_adv + step, self.bound)
+        candidates = (x, x_adv, peak)
+        draws = self.selection_draws or self.eot
+        return choose(model, y, candidates, self.loss, noise.child("compare"), draws)
+
+    def _along(self, distance: Distance, x: Tensor, x_adv: Tensor, way: Tensor) -> Tensor:
+        """The way, less its part that leads out of the bound where the image is on it."""
+        with torch.enable_grad():
+            at = x_adv.detach().requires_grad_()
+            far = distance(x, at)
+            (out,) = torch.autograd.grad(far.sum(), at)
+        out = unit(out)
+        leads = images((way * out).flatten(1).sum(1).clamp(min=0))
+        there = images(far.detach() > BOUND * self.bound)
+        return torch.where(there, way - leads * out, way)
+
+
+def within(distance: Distance, x: Tensor, x_adv: Tensor, bound: float) -> Tensor:
+    """The last images found on the straight way from `x` to `x_adv` that are within the bound."""
+    inside = torch.zeros_like(x[:, 0, 0, 0])
+    outside = torch.ones_like(inside)
+
+    def at(share: Tensor) -> Tensor:
+        return (x + images(share) * (x_adv - x)).clamp(0, 1)
+
+    inside = torch.where(distance(x, at(outside)) <= bound, outside, inside)
+    for _ in range(FIND):
+        middle = (inside + outside) / 2
+        fits = distance(x, at(middle)) <= bound
+        inside = torch.where(fits, middle, inside)
+        outside = torch.where(fits, outside, middle)
+    return torch.where(images(inside > 0), at(inside), x)
+
+
+def unit(way: Tensor) -> Tensor:
+    """A way of Euclidean length 1 per image, or 0 where there is none."""
+    peak = images(way.flatten(1).abs().amax(1)).clamp(min=torch.finfo(way.dtype).tiny)
+    way = way / peak
+    return way / images(way.flatten(1).norm(dim=1)).clamp(min=torch.finfo(way.dtype).tiny)

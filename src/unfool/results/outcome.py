@@ -1,0 +1,118 @@
+"""What became of an image in an evaluation: a line of JSON in the run's folder."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+MEASURED = (
+    "seconds",
+    "cost",
+    "made_by",
+    "sanity",
+    "quality",
+    "loss_curves",
+)  # in what the same image may differ
+
+
+class SanityCheck(TypedDict):
+    """What a look at the model showed on one image (`evaluation.sanity_checks`).
+
+    Attributes:
+        probabilities: Whether the model returned probabilities, not logits.
+        random: Whether two draws gave other logits.
+        alike: Whether an image alone got the logits that it got in a batch.
+        gradients: By loss, the largest absolute gradient.
+        slope: How much the margin rose over a small step, as the gradient says, and in fact.
+        clamped: The share of values whose gradient was 0 at every draw.
+        agreement: How much the gradients of several draws have in common; None if there are none.
+    """
+
+    probabilities: bool
+    random: bool
+    alike: bool
+    gradients: dict[str, float]
+    slope: list[float]
+    clamped: NotRequired[float]
+    agreement: NotRequired[float | None]
+
+
+Nothing = Annotated[dict[str, Any], Field(max_length=0)]  # an empty table
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What became of one image under one condition: clean, random noise, or an attack.
+
+    Attributes:
+        draws: The class the model chose at each held-out draw of its noise.
+        undefended: The class that the classifier without its defense chose; None if there is no defense.
+        size: The norm of the perturbation, in the threat's norm.
+        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they choose.
+        same_image_as: The earlier condition whose image this is, if that one had left the attack
+            nothing to do (`evaluation.skip_broken`); empty if it is the attack's own.
+    """
+
+    draws: list[int]
+    undefended: int | None
+    size: float
+    attacker_error_rate: float
+    same_image_as: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes:
+        index: Its place in the data set.
+        label: Its class.
+        conditions: By name: `clean`, `random`, and each attack.
+        chosen: The condition that the attacker would submit, chosen on their own draws.
+        seconds: Time spent on it.
+        cost: Network calls spent on it.
+        made_by: The versions of what did it.
+        sanity: What a look at the model showed; on the first images only.
+        quality: By condition, how far the image is from the clean one, `before` and `after` it is
+            purified (`quality.measure`); empty in runs made before it was measured.
+        loss_curves: By attack, its mean loss over its steps (`climb.curves`); empty of those that
+            climb no gradient, and in runs made before it was kept.
+    """
+
+    index: int
+    label: int
+    conditions: dict[str, Condition]
+    chosen: str
+    seconds: float
+    cost: dict[str, float]
+    sanity: SanityCheck | Nothing = field(default_factory=dict)
+    made_by: str = ""
+    quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    loss_curves: dict[str, list[float]] = field(default_factory=dict)
+
+
+class Indexed(TypedDict, extra_items=Any):
+    """What every fact of a run says: the image's place in the data set."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a run holds of one image, as it was written.
+
+    Attributes:
+        index: The image's place in the data set.
+        text: JSON.
+        place: The file and the line.
+    """
+
+    index: int
+    text: bytes
+    place: str
+
+    def fact(self) -> dict[str, Any]:
+        """What any machine would have found of the image."""
+        return {key: v for key, v in json.loads(self.text).items() if key not in MEASURED}

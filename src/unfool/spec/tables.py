@@ -1,0 +1,39 @@
+"""The tables of a spec, with the names of what they hold."""
+
+from typing import Any, cast
+
+from typing_extensions import TypedDict
+
+
+class Part(TypedDict, extra_items=Any):
+    """A part of a spec: a name of the menu, or `module:attribute`; all other keys are its options.
+
+    Attributes:
+        name: What it names.
+    """
+
+    name: str
+
+
+class RawSpec(TypedDict, total=False, extra_items=Any):
+    """A spec as it was read: its sections by name, not yet checked, so that each may hold anything."""
+
+    data: Any
+    test: Any
+    classifier: Any
+    denoiser: Any
+    purifier: Any
+    paths: Any
+    threat: Any
+    attacks: Any
+    evaluation: Any
+    certification: Any
+    objective: Any
+    training: Any
+    sweep: Any
+    machine: Any
+
+
+def without(spec: RawSpec, key: str) -> RawSpec:
+    """The spec without one of its sections."""
+    return cast(RawSpec, {name: section for name, section in spec.items() if name != key})

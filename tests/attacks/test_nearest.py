@@ -1,0 +1,66 @@
+"""Attacks that look for the nearest image across, where that is known."""
+
+import pytest
+import torch
+from analytic import NOISE, THREATS, Blurred, Linear, X, Y, accuracy, lead, progress, worst
+
+from unfool.attacks.carlini_wagner import CarliniWagner
+from unfool.attacks.deepfool import DeepFool
+from unfool.noise import Noise
+from unfool.threat import Threat
+from unfool.toy.linear_models import SHAPE, MultiPlaneClassifier
+
+WAGNER = CarliniWagner(60, searches=7, learning_rate=0.005, targets=4)
+CASES = [("linf", DeepFool(20, targets=4)), ("l2", DeepFool(20, targets=4)), ("l2", WAGNER)]
+
+
+@pytest.mark.parametrize(("norm", "attack"), CASES)
+def test_it_finds_how_near_the_nearest_image_of_another_class_is(norm, attack):
+    model, noise, threat = MultiPlaneClassifier(), Noise.of(0, range(12)), Threat(norm, 0.1)
+    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(12, *SHAPE))
+    y = model(x, noise).argmax(1)
+    found = attack.nearest(model, x, y, threat, noise)
+    assert (model(found, noise).argmax(1) != y).all()
+    times = threat.size(found - x) / model.distances(x, norm)
+    assert float(times.min()) > 1 - 1e-4
+    assert float(times.max()) < 1.05
+    broken = model(attack(model, x, y, threat, noise), noise).argmax(1) != y
+    reach = model.distances(x, norm)
+    sure = (reach / threat.eps - 1).abs() > 0.05
+    assert torch.equal(broken[sure], (reach < threat.eps)[sure])
+
+
+@pytest.mark.parametrize(("norm", "attack"), [("linf", DeepFool(20, 20)), ("l2", DeepFool(20, 20))])
+def test_of_a_random_model_it_goes_as_far_as_the_threat_allows(norm, attack):
+    threat = THREATS[norm]
+    found = attack(Blurred(), X, Y, threat, NOISE)
+    assert accuracy(found, Y) == pytest.approx(accuracy(worst(threat, X, Y), Y), abs=0.01)
+    assert (progress(found, threat) > 0.95).all()
+
+
+def test_carlini_and_wagner_go_nearly_as_far():
+    found = CarliniWagner(40, 6, eot=20, learning_rate=0.03)(Blurred(), X, Y, THREATS["l2"], NOISE)
+    assert (progress(found, THREATS["l2"]) > 0.8).all()
+    assert progress(found, THREATS["l2"]).mean() > 0.9
+
+
+@pytest.mark.parametrize("attack", [DeepFool(5), CarliniWagner(3, 2)])
+def test_an_image_that_is_wrong_already_is_left_where_it_is(attack):
+    wrong = 1 - Y
+    assert (lead(X, wrong) < 0).all()
+    assert torch.allclose(attack.nearest(Linear(), X, wrong, THREATS["l2"], NOISE), X, atol=1e-6)
+
+
+def test_confidence_is_a_margin_that_is_kept():
+    found = CarliniWagner(100, 5, confidence=0.5, learning_rate=0.03).nearest(
+        Linear(), X, Y, THREATS["l2"], NOISE
+    )
+    assert ((-2 * lead(found, Y) >= 0.5) & (-2 * lead(found, Y) < 0.6)).all()
+
+
+@pytest.mark.parametrize("name", ["confidence", "learning_rate", "weight", "searches", "targets"])
+def test_mistakes_are_told(name):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        CarliniWagner(**{name: -1})
+    with pytest.raises(ValueError, match="overshoot must be"):
+        DeepFool(overshoot=-0.1)

@@ -1,0 +1,123 @@
+"""A damaged or foreign file of a run is refused by one sentence with the file, the key and the value."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.evaluation.spec import check
+from unfool.results.run_folder import Run
+
+ARGUMENTS = ["evaluate", "blobs", "--out", "run", "--quiet", "--set", "purifier=null"]
+ARGUMENTS += ["--set", "attacks=[]", "--set", "evaluation.images=2", "--set", "evaluation.draws=2"]
+
+
+@pytest.fixture
+def folder(elsewhere):
+    assert run(ARGUMENTS) == 0
+    return elsewhere / "run"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda asked: [], ("run.json", "a table")),
+        (lambda asked: {"version": 1}, ("run.json", "'identity'")),
+        (lambda asked: asked | {"version": "1"}, ("run.json", "version", "'1'")),
+        (lambda asked: asked | {"indices": [0, "x"]}, ("run.json", "indices.1", "'x'")),
+        (lambda asked: asked | {"spec": asked["spec"] | {"threat": 3}}, ("spec: threat", "3")),
+    ],
+)
+def test_a_damaged_run_json(folder, change, named):
+    path = folder / "run.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(RuntimeError) as refused:
+        Run.open(folder)
+    assert all(word in str(refused.value) for word in named), refused.value
+    assert run(["report", str(folder)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda fact: fact | {"index": "3"}, ("index", "'3'")),
+        (lambda fact: fact | {"index": 10**6}, ("no image 1000000",)),
+        (lambda fact: fact | {"conditions": []}, ("conditions", "[]")),
+        (lambda fact: fact | {"chosen": "nobody"}, ("'nobody'",)),
+        (lambda fact: fact | {"seconds": "x"}, ("seconds", "'x'")),
+        (lambda fact: fact | {"sanity": {"random": True}}, ("sanity", "'probabilities'")),
+        (lambda fact: _draws(fact, [True, 1]), ("draws.0", "true")),
+        (lambda fact: _draws(fact, [1]), ("'clean': 1",)),
+    ],
+)
+def test_a_damaged_outcome(folder, change, named):
+    (path,) = (folder / "outcomes").iterdir()
+    lines = path.read_text().splitlines()
+    lines[0] = json.dumps(change(json.loads(lines[0])))
+    path.unlink()
+    _write(folder, "\n".join(lines).encode())
+    with pytest.raises(RuntimeError) as refused:
+        Run.open(folder).outcomes()
+    assert all(word in str(refused.value) for word in ("outcomes", *named)), refused.value
+
+
+def test_contents_that_are_not_those_of_the_name(folder):
+    (path,) = (folder / "outcomes").iterdir()
+    path.write_text(path.read_text().replace(" ", "  ", 1))
+    with pytest.raises(RuntimeError, match=path.name):
+        Run.open(folder).outcomes()
+
+
+def test_files_that_disagree(folder):
+    (path,) = (folder / "outcomes").iterdir()
+    fact = json.loads(path.read_text().splitlines()[0])
+    _write(folder, json.dumps(_draws(fact, [7, 7])).encode())
+    with pytest.raises(RuntimeError, match=f"disagree about image {fact['index']}"):
+        Run.open(folder).outcomes()
+
+
+def test_a_damaged_forecast(folder):
+    (folder / "forecast.json").write_text("{}")
+    with pytest.raises(RuntimeError, match=r"forecast.json.*'images'"):
+        Run.open(folder).forecast()
+
+
+def test_what_python_knows_and_yaml_does_not(tmp_path):
+    spec = {"data": {"name": "blobs"}, "classifier": {"name": "bayes"}, "attacks": []}
+    given = spec | {"threat": {"norm": "linf", "eps": np.float32(0.25)}}
+    assert specs.load(given)["threat"]["eps"] == 0.25
+    assert specs.load({"data": {"path": tmp_path}})["data"]["path"] == str(tmp_path)
+    for wrong, named in (
+        ({"attacks": object()}, "attacks is <object"),
+        ({"data": {True: 4}}, "key True in data"),
+        ({3: 4}, "key 3"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            specs.load(spec | wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("threat.eps=true", "threat.eps must be a number, not True"),
+        ("evaluation.draws=true", "evaluation.draws must be a number, not True"),
+        ("attacks=[{name: pgd, steps: yes}]", "attacks.0.steps must be a number, not True"),
+        ("attacks=[{name: 'math:pi'}]", "'math:pi' is the float 3.14"),
+    ],
+)
+def test_what_is_no_number_and_no_class(change, named):
+    with pytest.raises(ValueError, match=named):
+        check(specs.load("blobs", [change]))
+
+
+def _draws(fact, draws):
+    conditions = fact["conditions"]
+    return fact | {"conditions": conditions | {"clean": conditions["clean"] | {"draws": draws}}}
+
+
+def _write(folder, content):
+    name = f"0000000-{hashlib.sha256(content).hexdigest()[:8]}.jsonl"
+    (folder / "outcomes" / name).write_bytes(content)
