@@ -29,6 +29,7 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty folder to work in, without shards or data folders from the environment."""
     for name in ("RANK", "WORLD_SIZE", "UNFOOL_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UNFOOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -122,7 +122,7 @@ def test_no_such_device(elsewhere, mistake):
         (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attacks.0.view must be a word"),
         (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
         (["evaluate", "blobs", "--set", "threat.eps=8"], "at most 1"),
-        (["doctor", "digits-denoiser"], "needs 'classifier'"),
+        (["doctor", "digits-addt"], "needs 'classifier'"),
         (
             ["train", "digits-denoiser", "--set", "machine.save_every=0"],
             "save_every must be 1 or more",

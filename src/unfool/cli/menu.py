@@ -11,11 +11,15 @@ import typer
 if TYPE_CHECKING:
     from unfool.spec.describe import Description
 
+DOWNLOADS = "downloads"
+
 
 def menu(
     name: Annotated[
         str | None,
-        typer.Argument(help="A part (pgd), a kind of parts (attack), or a shipped spec (demo)."),
+        typer.Argument(
+            help="A part (pgd), a kind of parts (attack), a shipped spec (demo), or `downloads`."
+        ),
     ] = None,
 ) -> None:
     """Print what a spec may name; with NAME, a part's options, a kind's parts, or a spec's text."""
@@ -52,6 +56,7 @@ def menu_lines() -> Iterator[str]:
     width = max(map(len, specs)) + 2
     for name, text in specs.items():
         yield f"{'':12}{name:{width}}{text}"
+    yield f"{'downloads':12}published weights that --download fetches: unfool menu downloads"
     yield "more on any of them: unfool menu NAME"
 
 
@@ -66,6 +71,9 @@ def about(name: str) -> Iterator[str]:
     from unfool.spec import menu as menus
     from unfool.spec.describe import describe_section, kinds_with
 
+    if name == DOWNLOADS:
+        yield from download_lines()
+        return
     kinds, specs = kinds_with(name), menus.shipped()
     found = list(kind_lines(name)) if name in menus.MENU else []
     for kind in kinds:
@@ -80,6 +88,7 @@ def about(name: str) -> Iterator[str]:
         found += [*([""] if found else []), text.rstrip()]
     if not found:
         known = [
+            DOWNLOADS,
             *menus.MENU,
             *OPTION_SECTIONS,
             *(n for names in menus.MENU.values() for n in names),
@@ -88,6 +97,20 @@ def about(name: str) -> Iterator[str]:
         near = menus.hint(name, known, "what `unfool menu` prints")
         raise SpecError(f"there is no part, kind, section or spec {name!r}; {near}")
     yield from found
+
+
+def download_lines() -> Iterator[str]:
+    """The published files of weights that have a name here, where they go, and which are there."""
+    from unfool.runtime.downloads import cache_folder
+    from unfool.runtime.published_files import FILES
+
+    yield f"published weights; --download fetches what a spec names into {cache_folder()} (UNFOOL_CACHE)"
+    for name, remote in FILES.items():
+        how = "there" if (cache_folder() / name).is_file() else (
+            "" if remote.url else "fetch it by hand"
+        )  # fmt: skip
+        told = ", ".join(filter(None, (f"{remote.megabytes:,} MB", remote.license, how)))
+        yield f"  {name:46}{told}; {remote.page}"
 
 
 def kind_lines(kind: str) -> Iterator[str]:
