@@ -223,7 +223,10 @@ def main() -> None:
     change = [f"evaluation.images={given.images}", "machine.device=cpu"]
     spec = evaluation.check(specs.load(given.spec, change), given.data)
     made = prepare.prepare(spec)
-    bench = Bench(made, Threat(**spec["threat"]), spec["machine"]["batch_size"])
+    rows = spec["machine"]["batch_size"]
+    if rows == "auto":
+        raise SystemExit("give a number: --set machine.batch_size=256")
+    bench = Bench(made, Threat(**spec["threat"]), rows)
     blocks = []
     for first in range(0, given.images, given.block):
         indices = made.indices[first : first + given.block]

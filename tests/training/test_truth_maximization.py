@@ -303,7 +303,11 @@ SPEC = {
 
 def test_the_source_may_be_a_trained_model_or_the_denoiser_itself(elsewhere):
     objective = check(specs.load(SPEC))["objective"]
-    assert objective["source"] == {"name": "trained", "weights": "digits-classifier"}
+    assert objective["source"] == {
+        "name": "trained",
+        "weights": "digits-classifier",
+        "trust": False,
+    }
     own = check(
         specs.load(SPEC, ["objective.source={name: diffusion, draws: 2, elimination: paired}"])
     )
