@@ -29,6 +29,11 @@ def test_every_part_of_the_menu_is_described():
             part = describe(kind, name)
             assert part.text, (kind, name)
             assert all(option.type for option in part.options)
+            assert [option.name for option in part.options if not option.text] == [], (kind, name)
+
+
+def test_ranges_inside_of_lists_are_shown(said):
+    assert "widths: list of whole number (1 or more);" in said("menu", "unet")[1]
 
 
 def test_an_option_has_its_type_range_default_and_a_line():

@@ -136,7 +136,7 @@ def _plain(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_plain(part) for part in inside))
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        of = [_plain(part) for part in inside if part is not Ellipsis]
+        of = [_element(part) for part in inside if part is not Ellipsis]
         return f"list of ({', '.join(of)})" if len(of) > 1 else f"list of {of[0]}" if of else "list"
     names = {
         int: "whole number",
@@ -148,6 +148,12 @@ def _plain(hint: Any) -> str:
         Any: "any",
     }
     return names.get(hint) or getattr(origin or hint, "__name__", str(hint)).lower()
+
+
+def _element(hint: Any) -> str:
+    """The type of a list's elements, with its range: "whole number (1 or more)"."""
+    bounds = range_text(hint)
+    return f"{_plain(hint)} ({bounds})" if bounds else _plain(hint)
 
 
 def _default(value: Any) -> str:
