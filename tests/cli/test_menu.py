@@ -68,7 +68,35 @@ def test_a_part_a_kind_and_a_spec_are_printed(said):
 def test_a_word_that_is_nothing_is_told(said):
     code, _, wrong = said("menu", "pgdd")
     assert code == 2
-    assert "did you mean 'pgd'?" in wrong
+    assert "did you mean 'pgd' (attack)?" in wrong
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("Purified", "'purifier' (kind of parts)"),
+        ("PurifiedCopies", "'purified' (objective)"),
+        ("DiffPure", "'diffpure' (purifier)"),
+        ("trainin", "'training' (section)"),
+        ("digits-addd", "'digits-addt' (spec)"),
+    ],
+)
+def test_a_hint_says_what_it_names(said, word, meant):
+    assert f"did you mean {meant}?" in said("menu", word)[2]
+
+
+def test_the_keys_beside_the_options_of_an_attack_are_shown(said):
+    out = said("menu", "attacks")[1]
+    assert all(f"  {key}: " in out for key in ("view", "label", "knows"))
+    assert "unfool menu attacks" in said("menu", "fgsm")[1]
+
+
+def test_the_sections_of_a_training_are_shown(said):
+    out = said("menu", "training")[1]
+    assert "  steps: whole number, 1 or more; required" in out
+    assert "  grow: table or null; default null" in out
+    assert "  rank: " in said("menu", "training.lora")[1]
+    assert "  save_every: " in said("menu", "machine")[1]
 
 
 def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
@@ -126,11 +154,10 @@ def test_the_shell_is_offered_completion(said):
 
 
 def test_every_option_of_a_section_has_a_line_and_a_text():
-    from unfool.cli.menu import about
-    from unfool.evaluation.spec import OPTION_SECTIONS
+    from unfool.cli.menu import about, sections
     from unfool.spec.describe import describe_section
 
-    for name, told in OPTION_SECTIONS.items():
+    for name, told in ((name, one) for name, several in sections().items() for one in several):
         section = describe_section(name, *told)
         assert [option.name for option in section.options if not option.text] == []
         assert any(f"  {section.options[0].name}: " in line for line in about(name))
