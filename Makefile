@@ -3,6 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 PEERS ?=
+SECONDS ?= 600
+TESTS ?=
+THREADS ?= 1 2
+SETS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+	ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default,ONEDNN_MAX_CPU_ISA=SSE41
 # Threads that wait sleep after a moment, as in the command `unfool`: see set_wait_policy in cli/main.py.
 ifeq ($(OMP_WAIT_POLICY)$(GOMP_SPINCOUNT)$(KMP_BLOCKTIME),)
 export GOMP_SPINCOUNT := 1000
@@ -11,10 +16,10 @@ endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check slow bench clean
+.PHONY: help demo test check slow soak test-portable bench clean
 
 help:  ## What can be made.
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -36,6 +41,18 @@ test: check  ## All checks: format, lint, types, tests.
 
 slow: $(READY)  ## The tests that take minutes, on the data in UNFOOL_DATA and UNFOOL_WEIGHTS.
 	$(BIN)/python -m pytest -m slow
+
+soak: $(READY)  ## Kill commands at random moments and compare, for SECONDS=600.
+	OMP_NUM_THREADS=1 $(BIN)/python bench/soak.py --seconds $(SECONDS)
+
+# The instruction sets of other processors, as far as torch can be told to use no more than these.
+test-portable: $(READY)  ## The tests (or TESTS="FOLDER ...") as on other processors, with 1 and 2 threads.
+	@failed=; for set in $(SETS); do for threads in $(THREADS); do \
+		echo "== $$set, threads: $$threads"; \
+		env $$(echo $$set | tr , ' ') UNFOOL_TEST_THREADS=$$threads OMP_NUM_THREADS=$$threads \
+		$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup $(TESTS) \
+		|| failed="$$failed $$set/$$threads"; \
+	done; done; test -z "$$failed" || { echo "failed under:$$failed"; exit 1; }
 
 bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md; PEERS=FOLDER: public code, too.
 	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs $(if $(PEERS),--peers '$(PEERS)')

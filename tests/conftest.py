@@ -1,4 +1,4 @@
-"""What the tests share: one thread, no data of the machine's own, and ways to read a run."""
+"""What the tests share: one thread, the same examples, no data of the machine's own; a run's facts."""
 
 import hashlib
 import json
@@ -11,11 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from unfool.cli.main import run
 from unfool.results.run_folder import Run
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UNFOOL_TEST_THREADS", "1")))  # see `make test-portable`
+settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=60)
+settings.register_profile(
+    "long", database=None, deadline=None, max_examples=1500
+)  # others each time
+settings.load_profile("same")  # the same examples in each run, however fast the machine is
 
 
 @pytest.fixture
@@ -23,6 +29,7 @@ def elsewhere(tmp_path, monkeypatch):
     """An empty folder to work in, without shards or data folders from the environment."""
     for name in ("RANK", "WORLD_SIZE", "UNFOOL_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("UNFOOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

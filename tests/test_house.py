@@ -22,6 +22,7 @@ FLOORS = [
     {"analysis"},
     {"report"},
     {"api"},
+    {"serve"},
     {"cli"},
     {"__main__"},
 ]

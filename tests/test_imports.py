@@ -9,7 +9,10 @@ import pytest
 
 from unfool.cli import main
 
-HEAVY = ("diffusers", "transformers", "peft", "sklearn", "scipy", "matplotlib")
+HEAVY = (
+    "diffusers", "transformers", "peft", "sklearn", "scipy", "matplotlib", "fastapi", "uvicorn",
+    "prometheus_client",
+)  # fmt: skip
 BEFORE = """
 from unfool.attacks.pgd import PGD
 from unfool.cli.main import run

@@ -318,9 +318,9 @@ def test_more_restarts_never_make_it_worse_by_its_own_lights(norm):
     for restarts in (1, 2, 3, 6):
         found = PGD(steps=3, selection_draws=4, restarts=restarts)(Bent(), X, Y, threat, NOISE)
         scores.append(on_compare(found, 4))
-        assert (scores[-1] >= before).all()  # nor worse than nothing
+        assert (scores[-1] >= before - 1e-6).all()  # nor worse than nothing, up to rounding
         before = scores[-1]
-    assert (scores[-1] > scores[0]).any()
+    assert (scores[-1] > scores[0] + 1e-6).any()
 
 
 def test_the_best_of_all_candidates_is_returned():

@@ -26,6 +26,7 @@ from unfool.evaluation.evaluate import Machine
 from unfool.noise import Noise
 from unfool.results.run_folder import Run
 from unfool.statistics import lower_bound
+from whole_run import CERTIFICATION, manifest
 
 TOY = {
     "data": {"name": "blobs", "size": 6},
@@ -275,15 +276,15 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
     ("changes", "said"),
     [
         (["certification.sigma=0"], "sigma must be above 0"),
-        (["certification.sigma=.inf"], "sigma must be above 0"),
+        (["certification.sigma=.inf"], "certification.sigma=.inf"),
         (["certification.sigma=much"], "certification.sigma"),
         (["certification={n: 10}"], "certification needs `sigma`"),
         (["certification.sigma=1000"], "the most that the schedule has"),
         (["certification.n=9"], "take 10 or more"),
         (["certification.n=4", "certification.alpha=0.05"], "take 5 or more"),
         (["certification.n0=0"], "n0 must be 1 or more"),
-        (["certification.alpha=0"], "alpha is the chance"),
-        (["certification.alpha=0.6"], "alpha is the chance"),
+        (["certification.alpha=0"], "certification.alpha must be above 0 and below 0.5"),
+        (["certification.alpha=0.6"], "certification.alpha must be above 0 and below 0.5"),
         (["certification.images=7"], "has 6, not 7"),
         (["certification.image=7"], "did you mean 'images'?"),
         (["machine.batch_size=0"], "batch_size must be 1 or more"),
@@ -364,7 +365,7 @@ def test_from_the_command_to_the_report_on_digits(elsewhere, capsys):
 def test_the_library_does_it_too(tmp_path):
     from unfool.toy.blobs import Blobs, bayes
 
-    run_ = Run.begin(tmp_path, {"identity": "mine", "kind": "certification"})
+    run_ = Run.begin(tmp_path, manifest([0, 1]) | {"kind": "certification", "spec": CERTIFICATION})
     certification.certify(
         Noisy(bayes(), 0.25),
         Blobs(2),

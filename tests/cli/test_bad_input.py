@@ -1,5 +1,7 @@
 """Parts that do not fit each other: one sentence that says what to do, exit code 2."""
 
+import textwrap
+
 import numpy as np
 import pytest
 import torch
@@ -120,7 +122,7 @@ def test_no_such_device(elsewhere, mistake):
         (["evaluate", "blobs", "--set", "attacks.0.view=null"], "attacks.0.view must be a word"),
         (["evaluate", "blobs", "--set", "purifier.steps=20000"], "steps must be below"),
         (["evaluate", "blobs", "--set", "threat.eps=8"], "at most 1"),
-        (["doctor", "digits-denoiser"], "needs 'classifier'"),
+        (["doctor", "digits-addt"], "needs 'classifier'"),
         (
             ["train", "digits-denoiser", "--set", "machine.save_every=0"],
             "save_every must be 1 or more",
@@ -141,3 +143,16 @@ def test_wrong_words_on_the_command_line(elsewhere, mistake, arguments, said):
     if said == "at most":
         arguments = [*arguments, "--set", "purifier.steps=500"]
     assert said in mistake(*arguments)
+
+
+def test_too_little_memory_is_told_in_a_sentence(elsewhere, monkeypatch, mistake):
+    code = """
+        import numpy as np
+        class Data:
+            classes = ["a", "b"]
+            def __len__(self): return 4
+            def __getitem__(self, index): return np.empty(2**50), 0
+    """
+    (elsewhere / "vast.py").write_text(textwrap.dedent(code))
+    monkeypatch.syspath_prepend(elsewhere)
+    assert "out of memory" in mistake("evaluate", "blobs", "--set", "data=vast:Data", "--quiet")

@@ -149,3 +149,29 @@ def test_the_command(elsewhere, capsys):
     assert "logits of 2 classes" in out
     assert run(["menu"]) == 0
     assert "diffpure" in capsys.readouterr().out
+
+
+def test_a_spec_is_told_with_its_parts_denoiser_and_time(elsewhere, capsys):
+    assert run(["doctor", "demo"]) == 0
+    out = capsys.readouterr().out
+    assert "purifier diffpure: {t: 0.2, steps: 5, sampler: ddpm" in out
+    assert "unfool menu diffpure" in out
+    assert "at t = 0.05, 0.1, 0.2 its error is" in out
+    assert "doing nothing" in out
+    assert "8 votes" in out
+
+
+def test_a_defense_that_destroys_images_is_not_told_as_another_range(elsewhere, capsys):
+    """The classifier's range is looked at without its purifier."""
+    assert run(["doctor", "demo", "--set", "purifier.t=0.9"]) == 0
+    out = capsys.readouterr().out
+    assert "wants another range" not in out
+    assert "behind its defense, right on" in out
+
+
+def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
+    network = "{name: unet, channels: 1, size: 8, widths: [32], predicts: image}"
+    assert run(["doctor", "demo", "--set", f"denoiser={network}"]) == 1
+    out = capsys.readouterr().out
+    assert "FAIL  x_hat" in out
+    assert "wants another range" not in out

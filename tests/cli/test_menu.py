@@ -4,6 +4,7 @@ import unfool
 from unfool import spec
 from unfool.cli.main import run
 from unfool.evaluation import run as evaluation
+from unfool.runtime.downloads import cache_folder
 from unfool.spec import menu
 from unfool.spec.describe import describe
 
@@ -151,6 +152,14 @@ def test_the_version(said):
 
 def test_the_shell_is_offered_completion(said):
     assert "--install-completion" in said("-h")[1]
+
+
+def test_the_menu_lists_what_can_be_fetched(said):
+    code, out, _ = said("menu", "downloads")
+    assert code == 0
+    assert "256x256_diffusion_uncond.pt" in out
+    assert "2,211 MB, MIT" in out
+    assert str(cache_folder()) in out
 
 
 def test_every_option_of_a_section_has_a_line_and_a_text():

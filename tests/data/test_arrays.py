@@ -107,3 +107,10 @@ def test_missing_and_damaged_npz_are_told(tmp_path: Path):
     np.save(tmp_path / "b.npy", BYTES)
     with pytest.raises(ValueError, match=r"b\.npy cannot be read"):
         npz(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize("label", [2**20, 2**40, 2**62])
+def test_a_label_that_is_no_class_does_not_ask_for_all_memory(tmp_path: Path, label: int):
+    np.savez(tmp_path / "far.npz", images=BYTES, labels=np.array([0, label]))
+    with pytest.raises(ValueError, match=rf"far\.npz: the highest label is {label}"):
+        npz(tmp_path / "far.npz")

@@ -4,7 +4,6 @@ import json
 import resource
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from unfool.noise import Noise
 from unfool.results.run_folder import Run, merge
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
+from whole_run import manifest
 
 TOY = [
     "evaluate",
@@ -271,8 +271,8 @@ def test_the_attack_that_counts_is_not_chosen_on_the_verdict(elsewhere):
     def dark_stays_dark(name):
         return lambda model, x, y, threat, noise: threat.edge(x, noise.child(name)).clamp(min=0)
 
-    run_ = Run.begin(elsewhere / "coin", {"identity": "coin"})
     attacks = {f"a{i}": dark_stays_dark(i) for i in range(12)}
+    run_ = Run.begin(elsewhere / "coin", asked(300, 4, attacks))
     data = Blobs(size=300)
     evaluate_into(
         coin, data, attacks, Threat("linf", 0.01), run_, draws=4, machine=Machine(quiet=True)
@@ -317,6 +317,12 @@ def test_merge_is_a_function_of_the_package(elsewhere, whole, facts):
     assert facts(merged.folder) == whole
 
 
+def asked(images, draws, attacks):
+    """The `run.json` of a run of attacks from Python."""
+    rows = [{"name": "mine:attack", "view": "exact", "label": label} for label in attacks]
+    return manifest(range(images), {"attacks": rows, "evaluation": {"draws": draws}})
+
+
 def survivors(folder, facts, block: int = 32, **options):
     """Two attacks on a sure model: `half` reaches dark images only, `all` every image it is given."""
     seen = {"half": [], "all": []}
@@ -334,7 +340,7 @@ def survivors(folder, facts, block: int = 32, **options):
 
         return reach
 
-    run_, data = Run.begin(folder, {"identity": "x"}), Blobs(size=12)
+    run_, data = Run.begin(folder, asked(12, 2, seen)), Blobs(size=12)
     attacks = {name: attack(name) for name in seen}
     machine = Machine(quiet=True, images_per_block=block)
     evaluate_into(
@@ -398,7 +404,7 @@ def test_one_unlucky_draw_gives_no_image_up(elsewhere):
         tried.extend(noise.keys)
         return x
 
-    run_, data = Run.begin(elsewhere / "run", {"identity": "x"}), Blobs(size=40)
+    run_, data = Run.begin(elsewhere / "run", asked(40, 1, "a")), Blobs(size=40)
     threat, machine = Threat("linf", 0.1), Machine(quiet=True)
     evaluate_into(
         coin, data, {"a": attack}, threat, run_, draws=1, machine=machine, skip_broken=True

@@ -12,6 +12,7 @@ from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
 from unfool.spec import load
+from whole_run import CERTIFICATION, manifest
 
 SMALL = ["purifier.steps=3", "evaluation.draws=3", "evaluation.images=4", "evaluation.examples=1"]
 ATTACKS = [
@@ -163,7 +164,7 @@ def test_a_begun_run_is_known_by_what_it_asks(elsewhere, capsys, changes):
 
 
 def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):
-    Run.begin(elsewhere / "run", {"identity": "x", "spec": {"certification": {}}, "indices": [0]})
+    Run.begin(elsewhere / "run", manifest([0]) | {"kind": "certification", "spec": CERTIFICATION})
     assert run([*command("attacks=[]"), "--dry-run"]) == 0
     assert "was begun" not in capsys.readouterr().out
 

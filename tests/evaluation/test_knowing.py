@@ -28,9 +28,14 @@ def defended_by(purifier: str) -> Purified:
     return load_inputs("blobs", [change], None, images=2, device="cpu").model.model  # pyright: ignore
 
 
+def pictures() -> torch.Tensor:
+    values = Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
+    return (0.5 + 0.2 * values).clamp(0, 1)
+
+
 def answers(model, word: str, turns=range(6), own=1):
     """The logits (turns, B, K) that an attacker or the defense gets who knows `word`."""
-    x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
+    x = pictures()
     secret, other = Noise.of(0, range(IMAGES)), Noise.of(own, range(IMAGES))
     told = Knowledge(word).reveal(other, secret)
     return torch.stack([model(x, told.for_query(turn)) for turn in turns]), model(x, secret)
@@ -53,7 +58,7 @@ def test_without_noise_on_the_way_back_the_forward_noise_is_all_there_is(sampler
 
 def model_at(model, turn: int):
     """What an attacker sees who knows nothing, and draws from the same noise of his own."""
-    x = 0.5 + 0.2 * Noise.of(5, range(IMAGES)).normal(torch.zeros(IMAGES, 1, 4, 4))
+    x = pictures()
     return model(x, Noise.of(1, range(IMAGES)).for_query(turn))
 
 

@@ -13,6 +13,7 @@ from unfool.results.compare import Comparison, Gate, bootstrap, compare, differe
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
 from unfool.statistics import Mean, mcnemar, wilson
+from whole_run import CERTIFICATION, manifest
 
 K = 4
 SPEC = {
@@ -27,15 +28,16 @@ ASKED = {"images": "abc", "code": "c", "classes": ["a", "b"], "versions": {"torc
 
 
 def a_run(folder, right, clean=K, asked=None, done=None, **changed):
-    """A run in which image i has `right[i]` of 4 draws right under attack, and `clean` when clean."""
+    """A run in which image i has `right[i]` draws (of 4) right under attack, and `clean` when clean."""
     spec = SPEC | changed
     identity = str(sorted((k, str(v)) for k, v in changed.items() if k != "machine"))
     indices = list(range(len(right)))
-    told = ASKED | {"identity": identity, "spec": spec, "indices": indices} | (asked or {})
-    made = Run.begin(folder, told)
+    told = ASKED | {"identity": identity} | (asked or {})
+    made = Run.begin(folder, manifest(indices, **{"spec": spec} | told))
 
     def condition(hits):
-        return Condition([0] * hits + [1] * (K - hits), None, 0.1, 1 - hits / K)
+        wrong = spec["evaluation"]["draws"] - hits
+        return Condition([0] * hits + [1] * wrong, None, 0.1, wrong / (hits + wrong))
 
     outcomes = []
     for i in indices if done is None else done:
@@ -281,7 +283,7 @@ def changed(section, **values):
         (changed("threat", eps=0.2), "other threats (linf 0.1 and linf 0.2)"),
         ({"done": [3]}, "no image in common yet"),
         ({"done": [3]} | changed("data", split="of the same images"), "no image in common yet"),
-        ({"asked": {"kind": "certification"}}, "holds a certification"),
+        ({"asked": {"kind": "certification", "spec": CERTIFICATION}}, "holds a certification"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(elsewhere, mistake, other, said):

@@ -9,6 +9,7 @@ from unfool.results.run_folder import Run
 from unfool.results.summary import judge
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import change_of
+from whole_run import manifest
 
 K = 4
 
@@ -23,14 +24,22 @@ def a_cell(folder, right, clean=None, **changed):
     }
     paths = {"own": "purifier.steps", "eps": "threat.eps"}
     values = {paths.get(k, f"attacks.0.{k}"): str(v) for k, v in changed.items() if k != "norm"}
-    run = Run.begin(folder, {"spec": spec, "shape": [1, 2, 2], "identity": str(values)})
+    told = {"shape": [1, 2, 2], "identity": str(values)}
+    run = Run.begin(folder, manifest(range(len(right)), spec, **told))
     clean = clean or [K] * len(right)
 
     def condition(hits):
         return Condition([0] * hits + [1] * (K - hits), None, 0.1, 0.0)
 
     outcomes = [
-        Outcome(i, 0, {"clean": condition(c), "pgd": condition(r)}, "pgd", 0.0, {})
+        Outcome(
+            i,
+            0,
+            dict.fromkeys(("clean", "random"), condition(c)) | {"pgd": condition(r)},
+            "pgd",
+            0,
+            {},
+        )
         for i, (r, c) in enumerate(zip(right, clean, strict=True))
     ]
     run.add(outcomes, {})

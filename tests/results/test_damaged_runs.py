@@ -1,6 +1,5 @@
 """A damaged or foreign file of a run is refused by one sentence with the file, the key and the value."""
 
-import hashlib
 import json
 
 import numpy as np
@@ -10,6 +9,7 @@ from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
+from whole_run import write_outcomes
 
 ARGUMENTS = ["evaluate", "blobs", "--out", "run", "--quiet", "--set", "purifier=null"]
 ARGUMENTS += ["--set", "attacks=[]", "--set", "evaluation.images=2", "--set", "evaluation.draws=2"]
@@ -29,6 +29,12 @@ def folder(elsewhere):
         (lambda asked: asked | {"version": "1"}, ("run.json", "version", "'1'")),
         (lambda asked: asked | {"indices": [0, "x"]}, ("run.json", "indices.1", "'x'")),
         (lambda asked: asked | {"spec": asked["spec"] | {"threat": 3}}, ("spec: threat", "3")),
+        (lambda asked: asked | {"spec": asked["spec"] | {"threat": {}}}, ("'norm', 'eps'", "{}")),
+        (
+            lambda asked: asked | {"spec": _without(asked["spec"], "lpips")},
+            ("spec: evaluation", "'lpips'"),
+        ),
+        (lambda asked: asked | {"kind": "certification"}, ("spec", "'certification'")),
     ],
 )
 def test_a_damaged_run_json(folder, change, named):
@@ -44,7 +50,7 @@ def test_a_damaged_run_json(folder, change, named):
     ("change", "named"),
     [
         (lambda fact: fact | {"index": "3"}, ("index", "'3'")),
-        (lambda fact: fact | {"index": 10**6}, ("no image 1000000",)),
+        (lambda fact: fact | {"index": 10**6}, ("image 1000000",)),
         (lambda fact: fact | {"conditions": []}, ("conditions", "[]")),
         (lambda fact: fact | {"chosen": "nobody"}, ("'nobody'",)),
         (lambda fact: fact | {"seconds": "x"}, ("seconds", "'x'")),
@@ -58,7 +64,7 @@ def test_a_damaged_outcome(folder, change, named):
     lines = path.read_text().splitlines()
     lines[0] = json.dumps(change(json.loads(lines[0])))
     path.unlink()
-    _write(folder, "\n".join(lines).encode())
+    write_outcomes(Run.open(folder), "\n".join(lines).encode())
     with pytest.raises(RuntimeError) as refused:
         Run.open(folder).outcomes()
     assert all(word in str(refused.value) for word in ("outcomes", *named)), refused.value
@@ -74,7 +80,7 @@ def test_contents_that_are_not_those_of_the_name(folder):
 def test_files_that_disagree(folder):
     (path,) = (folder / "outcomes").iterdir()
     fact = json.loads(path.read_text().splitlines()[0])
-    _write(folder, json.dumps(_draws(fact, [7, 7])).encode())
+    write_outcomes(Run.open(folder), json.dumps(_draws(fact, [7, 7])).encode())
     with pytest.raises(RuntimeError, match=f"disagree about image {fact['index']}"):
         Run.open(folder).outcomes()
 
@@ -102,9 +108,9 @@ def test_what_python_knows_and_yaml_does_not(tmp_path):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ("threat.eps=true", "threat.eps must be a number, not True"),
-        ("evaluation.draws=true", "evaluation.draws must be a number, not True"),
-        ("attacks=[{name: pgd, steps: yes}]", "attacks.0.steps must be a number, not True"),
+        ("threat.eps=true", "threat.eps .*true"),
+        ("evaluation.draws=true", "evaluation.draws .*true"),
+        ("attacks=[{name: pgd, steps: yes}]", "attacks.0.steps .*true"),
         ("attacks=[{name: 'math:pi'}]", "'math:pi' is the float 3.14"),
     ],
 )
@@ -113,11 +119,11 @@ def test_what_is_no_number_and_no_class(change, named):
         check(specs.load("blobs", [change]))
 
 
+def _without(spec, option):
+    kept = {key: value for key, value in spec["evaluation"].items() if key != option}
+    return spec | {"evaluation": kept}
+
+
 def _draws(fact, draws):
     conditions = fact["conditions"]
     return fact | {"conditions": conditions | {"clean": conditions["clean"] | {"draws": draws}}}
-
-
-def _write(folder, content):
-    name = f"0000000-{hashlib.sha256(content).hexdigest()[:8]}.jsonl"
-    (folder / "outcomes" / name).write_bytes(content)

@@ -10,24 +10,28 @@ from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, pool
 from unfool.results.sweep_cell import Cell
 from unfool.statistics import mean_of
+from whole_run import manifest
 
 ROWS = [
-    {"name": "pgd", "label": "a"},
-    {"name": "pgd", "label": "b"},
-    {"name": "pgd", "label": "DW-box", "knows": "both"},
+    {"name": "pgd", "view": "exact", "label": "a"},
+    {"name": "pgd", "view": "exact", "label": "b"},
+    {"name": "pgd", "view": "exact", "label": "DW-box", "knows": "both"},
 ]
 SUBSET, SEED = "evaluation.subset_seed", "evaluation.seed"
 
 
 def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
     """An image of class 1: its clean answers as told, right under `a` alone."""
-    draws = {"clean": clean, "random": [0, 0], "a": [1, 1], "b": [0, 0], "DW-box": [0]}
+    k = len(clean)
+    draws = {"clean": clean, "random": [0] * k, "a": [1] * k, "b": [0] * k, "DW-box": [0]}
     made = {name: Condition(row, None, 0.0, 0.0) for name, row in draws.items()}
     return Outcome(index, 1, made, chosen, 0.0, {})
 
 
 def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple[Cell, Run]:
-    run = Run.begin(folder / "-".join(values.values()), {"spec": {"attacks": ROWS}})
+    spec = {"attacks": ROWS, "evaluation": {"draws": len(outcomes[0].conditions["clean"].draws)}}
+    told = manifest([o.index for o in outcomes], spec, identity=str(values))
+    run = Run.begin(folder / "-".join(values.values()), told)
     run.add(outcomes, {})
     return Cell(values, {}), run
 

@@ -1,7 +1,6 @@
 """YAML and `--set` that would mean something else than they seem to are refused."""
 
 import re
-import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +43,7 @@ TOY = {
         ("a: " + "[" * 500 + "]" * 500, "deep"),
         ("a: " + "[" * 5000 + "]" * 5000, "deep"),
         ("a0: &a0 [1]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}]" for i in range(1, 99)), "deep"),
+        ("label: a\x1bb", "001b"),
         ("a: !!python/object/apply:os.system [ls]", "python/object"),
     ],
 )
@@ -54,6 +54,7 @@ def test_what_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, sa
     assert len(str(refused.value)) < 600
 
 
+@pytest.mark.timeout(60)  # unbounded, it would take hours
 @pytest.mark.parametrize(
     ("text", "place", "said"),
     [
@@ -94,21 +95,18 @@ def test_aliases_cannot_make_a_spec_explode(tmp_path: Path, form: str):
     lines = ["a0: &a0 lol"]
     lines += [f"a{i}: &a{i} {form.format(f'*a{i - 1}')}" for i in range(1, 36)]
     (tmp_path / "s.yaml").write_text("\n".join(lines))
-    begun = time.monotonic()
     with pytest.raises(SpecError, match="values"):
         specs.load(tmp_path / "s.yaml")
-    assert time.monotonic() - begun < 5
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "filler", ["# " + "x" * 10**7, "b: " + "x" * 10**6, "a: [" + "1, " * 300_000]
 )
 def test_a_huge_spec_is_refused_at_once(tmp_path: Path, filler: str):
     (tmp_path / "s.yaml").write_text(filler)
-    begun = time.monotonic()
     with pytest.raises(SpecError, match="characters"):
         specs.load(tmp_path / "s.yaml")
-    assert time.monotonic() - begun < 5
 
 
 def test_anchors_merges_and_dates_are_taken_as_they_stand(tmp_path: Path):

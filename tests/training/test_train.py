@@ -107,9 +107,13 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
     resumed = training.run(started(), elsewhere / "killed", quiet=True)
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(resumed)[name]), name
-    steps_logged = [
-        json.loads(line)["step"] for line in (resumed / "log.jsonl").read_text().splitlines()
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (whole, resumed)
     ]
+    losses, losses_resumed = ([(row["step"], row["loss"]) for row in log] for log in logs)
+    assert losses_resumed == losses, "the logged mean of the last 100 losses goes on, too"
+    steps_logged = [step for step, _ in losses_resumed]
     assert steps_logged == [10, 20, 30]
 
 

@@ -20,6 +20,7 @@ from unfool.attacks.views import exact
 from unfool.checks import check_threat
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
+from unfool.evaluation.forecast import watched
 from unfool.evaluation.prepare import AttackOnView, fit_together, run_blocks
 from unfool.evaluation.spec import RESERVED
 from unfool.protocols import Attack, Classifier, Dataset
@@ -115,7 +116,7 @@ def evaluate(
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
-        run_blocks(spec, made, run, made.on(spec, (0, 1), quiet))
+        run_blocks(spec, made, run, watched(made.on(spec, (0, 1), quiet), spec, made))
     return Result(run, home)
 
 

@@ -13,6 +13,9 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
 from unfool.ranges import Count, Positive
 from unfool.runtime.device import bfloat16_costs
+from unfool.runtime.progress import tick
+
+BACKWARD = 2  # what the way back of a gradient costs, in forward calls
 
 
 def exact(model: Classifier) -> Classifier:
@@ -171,6 +174,7 @@ class Batched:
     It says how many classes it keeps by `classes_kept`. (See `protocols.Classifier` for both.)
 
     When memory runs out, `batch_size` is halved, and what was asked goes on (`parts.in_parts`).
+    Each call is a `tick` of as much work as it has images; the way back of a gradient, of twice that.
     Given another model, it has its number of rows, and they learn from each other.
     """
 
@@ -214,8 +218,13 @@ class Batched:
             return call(x, noise)
 
         def part(of: slice) -> Tensor:
-            whole = of.stop - of.start == len(x)
-            return call(x, noise) if whole else call(x[of], noise.take(range(of.start, of.stop)))
+            rows = of.stop - of.start
+            whole = rows == len(x)
+            out = call(x, noise) if whole else call(x[of], noise.take(range(of.start, of.stop)))
+            tick(rows)
+            if isinstance(out, Tensor) and out.requires_grad:
+                out.register_hook(lambda gradient: tick(BACKWARD * rows))
+            return out
 
         found = in_parts(part, len(x), self)
         return found[0] if len(found) == 1 else torch.cat(found)

@@ -2,21 +2,28 @@
 
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
+import yaml
 from torch import nn
 
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
 from unfool.checks import images_of_any_range
-from unfool.compatibility import check_classes, logits_of
+from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.finding import Finding
+from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
+from unfool.data.subset import choose_indices
+from unfool.defenses.purified_classifier import predict_draws
+from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.sanity_checks import are_probabilities, same_logits
@@ -24,12 +31,9 @@ from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
 
-
-class Finding(NamedTuple):
-    """Something the doctor saw: fine, worth knowing, or wrong."""
-
-    mark: Literal["ok", "note", "FAIL"]
-    what: str
+VOTES = 8  # as `classify` and `evaluate` take by default
+STATISTICS = 256  # images that tell the mean and the variance of each pixel
+SECONDS = 20.0  # for which an answer is timed again
 
 
 def installed() -> list[Finding]:
@@ -88,9 +92,16 @@ def model(
     if "data" not in table:
         raise SpecError("the doctor needs a spec with 'data' and 'classifier'")
     data = specs.build("data", specs.check_data(table["data"], folder))
-    made = build_model(check_model(table), where)
-    x, y = fetch(data, range(min(32, len(data))))
-    found = examine(made, x.to(where), y.to(where), len(data.classes))
+    checked = check_model(table)
+    made = build_model(checked, where)
+    indices = choose_indices(len(data), min(STATISTICS, len(data)), 0)
+    x, y = (values.to(where) for values in fetch(data, indices))
+    found = options({"data": specs.check_data(table["data"], folder), **checked})
+    found += examine(made, x[:32], y[:32], len(data.classes))
+    for denoiser in _denoisers(made):
+        found += denoises(denoiser, x, y, len(data.classes), (0.05, 0.1, 0.2))
+    if not any(finding.mark == "FAIL" for finding in found):
+        found.append(latency(made, x[:1]))
     try:
         check_classes(data)
     except SpecError as error:
@@ -153,7 +164,54 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         )
     except RuntimeError as error:
         found.append(Finding("FAIL", " ".join(str(error).split())))
-    return [*found, _range(model, x, y, noise, classes)]
+    found.append(_range(undefended(model), x, y, noise, classes))
+    if undefended(model) is not model:
+        right = float((logits.argmax(1) == y).float().mean())
+        found.append(Finding("ok", f"behind its defense, right on {right:.0%} of them"))
+    return found
+
+
+def options(checked: Mapping[str, Any]) -> list[Finding]:
+    """Each part of a checked spec with its options, those that were left out, too."""
+    found: list[Finding] = []
+    for kind in ("data", "classifier", "denoiser", "purifier"):
+        if kind in checked:
+            table = {key: value for key, value in checked[kind].items() if key != "name"}
+            told = yaml.safe_dump(table, default_flow_style=True, sort_keys=False, width=10_000)
+            name = checked[kind]["name"]
+            more = f" (unfool menu {name})" if ":" not in name else ""
+            found.append(Finding("ok", f"{kind} {name}: {told.strip()}{more}"))
+    return found
+
+
+@torch.no_grad()
+def latency(model: Any, x: torch.Tensor) -> Finding:
+    """How long an answer for one image (1, C, H, W) takes, and the vote of several."""
+    noise = Noise.of(0, [0])
+    one = _seconds(lambda: model(x, noise), x.device)
+    vote = _seconds(lambda: predict_draws(model, x, noise, VOTES), x.device)
+    return Finding("ok", f"an answer for one image takes {one:.2g} s, {VOTES} votes {vote:.2g} s")
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """The median of three calls after a first one; of a slow call, the first alone."""
+    taken: list[float] = []
+    for _ in range(4):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - began)
+        if sum(taken) > SECONDS:
+            return taken[-1]
+    return sorted(taken[1:])[1]
+
+
+def _denoisers(model: Any) -> Iterator[Denoiser]:
+    """The denoisers in a model, each once."""
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, Denoiser):
+            yield module
 
 
 @torch.no_grad()

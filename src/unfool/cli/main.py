@@ -11,11 +11,13 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
+from unfool.cli.diagnose import doctor
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
     BatchSize,
     Data,
     Device,
+    Download,
     ImageFiles,
     Out,
     Quiet,
@@ -27,6 +29,8 @@ from unfool.cli.options import (
     shard_of,
     start,
 )
+from unfool.cli.serve import serve
+from unfool.runtime.downloads import asking
 
 app = typer.Typer(
     name="unfool",
@@ -48,6 +52,7 @@ def evaluate(
     data: Data = None,
     out: Out = None,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it will cost, and do not run.")
@@ -89,6 +94,7 @@ def attack(
         bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
     ] = False,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
 ) -> None:
     """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
@@ -106,7 +112,12 @@ def attack(
 
 @app.command()
 def sweep(
-    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    download: Download = False,
+    quiet: Quiet = False,
 ) -> None:
     """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
     from unfool import spec as specs
@@ -148,6 +159,7 @@ def certify(
     data: Data = None,
     out: Out = None,
     shard: Shard = None,
+    download: Download = False,
     quiet: Quiet = False,
 ) -> None:
     """Certify answers in l2 by randomized smoothing. To resume, run it again."""
@@ -167,6 +179,7 @@ def purify(
     changes: Set = None,
     out: Out = None,
     seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
+    download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 64,
     force: Annotated[
@@ -192,6 +205,7 @@ def classify(
     votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
     data: Data = None,
+    download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 256,
 ) -> None:
@@ -260,7 +274,12 @@ def compare(
 
 @app.command()
 def train(
-    spec: Spec, changes: Set = None, data: Data = None, out: Out = None, quiet: Quiet = False
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    download: Download = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train a denoiser or a classifier. To resume, run it again.
 
@@ -276,29 +295,8 @@ def train(
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 
-app.command()(menu)
-app.command()(init)
-
-
-@app.command()
-def doctor(
-    spec: Annotated[
-        str | None, typer.Argument(help="A spec whose classifier and defense to examine.")
-    ] = None,
-    changes: Set = None,
-    data: Data = None,
-    device: Device = "auto",
-) -> None:
-    """Say what is installed, and whether a model keeps its contract."""
-    from unfool.cli import doctor as examine
-
-    findings = examine.installed()
-    if spec is not None:
-        findings += examine.model(spec, changes or [], data, device)
-    for finding in findings:
-        typer.echo(f"{finding.mark:6}{finding.what}")
-    if any(finding.mark == "FAIL" for finding in findings):
-        raise typer.Exit(1)
+for command in (serve, menu, init, doctor):
+    app.command()(command)
 
 
 @app.command()
@@ -349,12 +347,13 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
-        code = command(args=arguments, prog_name="unfool", standalone_mode=False)
+        with asking():
+            code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
             return _exit_with("stopped; run the same command again to go on", 130)
         return code if isinstance(code, int) else 0
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
         return _exit_with(_sentence(error), 2)
@@ -372,7 +371,8 @@ def _sentence(error: Exception) -> str:
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"
         )
-    return " ".join(str(error).split()) or type(error).__name__
+    cure = "out of memory, lower machine.batch_size: " if isinstance(error, MemoryError) else ""
+    return cure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _exit_with(sentence: str, code: int) -> int:

@@ -12,11 +12,15 @@ import typer
 if TYPE_CHECKING:
     from unfool.spec.describe import Description
 
+DOWNLOADS = "downloads"
+
 
 def menu(
     name: Annotated[
         str | None,
-        typer.Argument(help="A part (pgd), a kind (attack), a section (training), or a shipped spec (demo)."),
+        typer.Argument(
+            help="A part (pgd), a kind (attack), a section (training), a spec (demo), or `downloads`."
+        ),
     ] = None,
 ) -> None:
     """Print what a spec may name; with NAME, a part's options, a kind's parts, or a spec's text."""
@@ -53,6 +57,7 @@ def menu_lines() -> Iterator[str]:
     width = max(map(len, specs)) + 2
     for name, text in specs.items():
         yield f"{'':12}{name:{width}}{text}"
+    yield f"{'downloads':12}published weights that --download fetches: unfool menu downloads"
     yield "more on any of them: unfool menu NAME"
 
 
@@ -66,6 +71,9 @@ def about(name: str) -> Iterator[str]:
     from unfool.spec import menu as menus
     from unfool.spec.describe import describe_section, kinds_with
 
+    if name == DOWNLOADS:
+        yield from download_lines()
+        return
     kinds, specs = kinds_with(name), menus.shipped()
     found = list(kind_lines(name)) if name in menus.MENU else []
     for kind in kinds:
@@ -99,7 +107,7 @@ def _near(name: str) -> str:
     from unfool.spec import menu as menus
     from unfool.spec.describe import kinds_with
 
-    what = {word: "spec" for word in menus.shipped()}
+    what = {DOWNLOADS: "published weights"} | dict.fromkeys(menus.shipped(), "spec")
     what |= {
         word: " and ".join(kinds_with(word)) for names in menus.MENU.values() for word in names
     }
@@ -111,6 +119,20 @@ def _near(name: str) -> str:
     if near:
         return f"did you mean {near[0]!r} ({what[near[0]]})?"
     return "choose from what `unfool menu` prints"
+
+
+def download_lines() -> Iterator[str]:
+    """The published files of weights that have a name here, where they go, and which are there."""
+    from unfool.runtime.downloads import cache_folder
+    from unfool.runtime.published_files import FILES
+
+    yield f"published weights; --download fetches what a spec names into {cache_folder()} (UNFOOL_CACHE)"
+    for name, remote in FILES.items():
+        how = "there" if (cache_folder() / name).is_file() else (
+            "" if remote.url else "fetch it by hand"
+        )  # fmt: skip
+        told = ", ".join(filter(None, (f"{remote.megabytes:,} MB", remote.license, how)))
+        yield f"  {name:46}{told}; {remote.page}"
 
 
 def kind_lines(kind: str) -> Iterator[str]:

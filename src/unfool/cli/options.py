@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from unfool import __version__
+from unfool.runtime.downloads import allow
 
 Spec = Annotated[str, typer.Argument(help="A shipped spec (see `unfool menu`) or a YAML file.")]
 Set = Annotated[
@@ -29,6 +30,14 @@ ImageFiles = Annotated[
     list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images in one call of the model.")]
+Download = Annotated[
+    bool,
+    typer.Option(
+        "--download",
+        callback=allow,
+        help="Fetch published weights and data sets that are not here yet.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -105,4 +114,19 @@ def checked_spec(
     from unfool import spec as specs
 
     checked = check(specs.load(spec, changes or []), data)
+    _fetch_missing(checked)  # before the identity, which is that of the contents
     return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"
+
+
+def _fetch_missing(value: Any) -> None:
+    """Fetch the published files that a checked spec names, if the user asked for it."""
+    from unfool.runtime.downloads import allowed
+    from unfool.runtime.published_files import find_file
+
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, dict | list):
+            _fetch_missing(inner)
+    if isinstance(value, dict) and isinstance(value.get("weights"), str):
+        download = value.get("download") is True
+        if download or allowed():
+            find_file(Path(value["weights"]), download)

@@ -9,21 +9,33 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from unfool import spec as specs
+from unfool.api.apply import (
+    Shape,
+    array_of_images,
+    images_of_array,
+    load_defended,
+    noise_to_classify,
+    noise_to_purify,
+    picture_for,
+    purified_like,
+    read_picture,
+    refuse_large,
+    stretched,
+    tally,
+    to_purify,
+)
 from unfool.attacks.views import Batched
 from unfool.data import image_files
-from unfool.data.folder import Folder
-from unfool.defenses.purified_classifier import image_shape, majority_class, predict_draws
+from unfool.defenses.purified_classifier import image_shape, predict_draws
 from unfool.errors import SpecError
-from unfool.evaluation.prepare import build_model, build_purifier
+from unfool.evaluation.prepare import build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
 from unfool.noise import Noise
-from unfool.protocols import Dataset, Purifier
+from unfool.protocols import Purifier
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, write_bytes
-from unfool.spec import RawSpec
 
 
 def purify_files(
@@ -62,10 +74,11 @@ def purify_files(
     purifier, place = _purifier(spec, changes, device), 0
     shape = image_shape(purifier)
     for path, target in _targets(files, out).items():
-        x, stored = _images(path, shape)
+        npz = path.suffix.lower() == ".npz"
+        x, stored = _open_npz(path) if npz else (read_picture(path, str(path), shape, _say), None)
         if not force:
-            _refuse_large(path, x, shape)
-        noise = Noise.of(seed, range(place, place + len(x))).child("apply", "purify")
+            refuse_large(x, shape, str(path), "add --force")
+        noise = noise_to_purify(seed, place, len(x))
         pure = _purified(purifier, x, noise, shape, pick_device(device), batch_size)
         if stored is None:
             image_files.write(target, pure[0])
@@ -105,32 +118,24 @@ def classify_files(
     """
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
-    table, place = specs.load(spec, changes), 0
-    model = build_model(check_model(table), pick_device(device))
-    names, shape, data = _told_by_data(table, folder)
-    shape = image_shape(getattr(model, "purifier", None)) or shape
-    if shape is None:
-        print(
-            "unfool: the size of the classifier's images is not known, so pictures keep theirs: name the "
-            "folder of the spec's data by --data",
-            file=sys.stderr,
+    place, where = 0, pick_device(device)
+    loaded = load_defended(specs.load(spec, changes), folder, where)
+    if loaded.shape is None:
+        _say(
+            "the size of the classifier's images is not known, so pictures keep theirs: name the "
+            "folder of the spec's data by --data"
         )
     for path, _ in _list_files(files):
-        x = _as_data_set(path, data, shape)
-        if x is None:
-            x, _ = _images(path, shape)
-            _tell_resized(x, shape, "stretched to fit: the image and the model")
-            x = _resized(x, shape)
-        x = x.to(pick_device(device))
-        noise = Noise.of(seed, range(place, place + len(x))).child("apply")
-        chosen = predict_draws(Batched(model, batch_size), x, noise, draws)
-        winners = majority_class(chosen, int(chosen.max()) + 1)
-        for i, (winner, row) in enumerate(zip(winners.tolist(), chosen, strict=True)):
-            label = names[winner] if winner < len(names) else str(winner)
+        if path.suffix.lower() == ".npz":
+            x = stretched(_open_npz(path)[0], loaded.shape, _say)
+        else:
+            x = picture_for(loaded, path, str(path), _say)
+        noise = noise_to_classify(seed, place, len(x))
+        chosen = predict_draws(Batched(loaded.model, batch_size), x.to(where), noise, draws)
+        for i, found in enumerate(tally(chosen)):
             which = f"{path}[{i}]" if len(x) > 1 else str(path)
-            counts = torch.bincount(row).sort(descending=True).values.tolist()
-            tie = ", undecided" if len(counts) > 1 and counts[0] == counts[1] else ""
-            yield f"{which}\t{label}\t{counts[0]} of {draws} votes{tie}"
+            tie = ", undecided" if found.undecided else ""
+            yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
         place += len(x)
 
 
@@ -145,48 +150,6 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     ):
         classifier = specs.build("classifier", check_model(table)["classifier"])
     return build_purifier(checked, pick_device(device), classifier)
-
-
-def _told_by_data(
-    table: RawSpec, folder: str | None
-) -> tuple[Sequence[str], tuple[int, int, int] | None, Dataset | None]:
-    """The classes and the size of images of a spec's data set, and the data set, if it can be had.
-
-    Raises:
-        SpecError: A folder was named, and it is not there.
-    """
-    try:
-        data = specs.build("data", specs.check_data(table.get("data"), folder))
-        channels, height, width = data[0][0].shape
-    except (SpecError, KeyError, ValueError):
-        if folder is not None and "data" in table:
-            raise
-        return (), None, None
-    return data.classes, (channels, height, width), data
-
-
-def _as_data_set(
-    path: Path, data: Dataset | None, shape: tuple[int, int, int] | None
-) -> Tensor | None:
-    """A picture (1, C, H, W) as a data set of pictures reads it; None if it cannot, or has no size."""
-    if path.suffix.lower() == ".npz" or not isinstance(data, Folder) or data.size is None:
-        return None
-    x = data.read(path)[None]
-    return x if shape is None or x.shape[1:] == shape else None
-
-
-def _refuse_large(path: Path, x: Tensor, shape: tuple[int, int, int] | None) -> None:
-    """Refuse an image of which little would remain in the size that the denoiser takes.
-
-    Raises:
-        ValueError: It is more than `LARGE` times as high or wide.
-    """
-    if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
-        raise ValueError(
-            f"{path} is {x.shape[3]} x {x.shape[2]} pixels and the denoiser takes {shape[2]} x "
-            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, "
-            "or add --force"
-        )
 
 
 def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
@@ -246,26 +209,18 @@ class Stored(TypedDict):
         arrays: All that is in it.
         key: Which of them the images are.
         last: Whether their channels come last.
-        flat: Whether they have no axis of channels.
     """
 
     arrays: dict[str, np.ndarray]
     key: str
     last: bool
-    flat: bool
 
 
 _ENDINGS = (*image_files.ENDINGS, ".npz")
-LARGE = 8  # times the denoiser's height or width
 
 
-def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Stored | None]:
-    """The images of a file, (B, C, H, W); and for an npz, how they were stored."""
-    if path.suffix.lower() != ".npz":
-        x, gray = image_files.read(path), shape is not None and shape[0] == 1
-        if gray and bool((x != x[:1]).any()):
-            print(f"unfool: {path} loses its colors: the model knows gray alone", file=sys.stderr)
-        return (image_files.read(path, gray=True) if gray else x)[None], None
+def _open_npz(path: Path) -> tuple[Tensor, Stored]:
+    """The images of an npz file, (B, C, H, W), and how they were stored."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -273,68 +228,29 @@ def _images(path: Path, shape: tuple[int, int, int] | None) -> tuple[Tensor, Sto
         raise_system_error(error)
         raise ValueError(f"{path} cannot be read as npz ({error or 'it is empty'})") from error
     key = "images" if "images" in arrays else next(iter(arrays), "")
-    stored = arrays.get(key)
-    number = stored is not None and stored.dtype.kind in "uif"
-    if stored is None or stored.ndim not in (3, 4) or not number or not len(stored):
-        raise ValueError(f"{path} needs an array `images` of images (N, H, W, C) or (N, C, H, W)")
-    x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
-    x = x[:, None] if x.ndim == 3 else x
-    last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
-    x = x.permute(0, 3, 1, 2).contiguous() if last else x
-    if x.shape[1] not in (1, 3):
-        raise ValueError(f"{path}: images have 1 or 3 channels, these are shaped {stored.shape}")
-    if not bool(((x >= 0) & (x <= 1)).all()):
-        raise ValueError(f"{path}: images must be uint8, or numbers of [0, 1] without NaN")
-    return x, {"arrays": arrays, "key": key, "last": last, "flat": stored.ndim == 3}
+    x, last = images_of_array(arrays.get(key), str(path))
+    return x, {"arrays": arrays, "key": key, "last": last}
 
 
+@torch.no_grad()
 def _purified(
-    purifier: Purifier,
-    x: Tensor,
-    noise: Noise,
-    shape: tuple[int, int, int] | None,
-    device: str,
-    rows: int,
+    purifier: Purifier, x: Tensor, noise: Noise, shape: Shape | None, device: str, rows: int
 ) -> Tensor:
-    size, channels = x.shape[2:], x.shape[1]
-    _tell_resized(x, shape, "stretched to fit, and back: the image and the denoiser")
-    x, parts = _resized(x, shape), []
-    with torch.no_grad():
-        for first in range(0, len(x), rows):
-            which = range(first, min(first + rows, len(x)))
-            parts.append(purifier(x[which.start : which.stop].to(device), noise.take(which)).cpu())
-    pure = torch.cat(parts)
-    if pure.shape[2:] != size:
-        pure = F.interpolate(pure, size=tuple(size), mode="bilinear", align_corners=False)
-    if pure.shape[1] != channels:
-        pure = pure.expand(-1, channels, -1, -1) if channels == 3 else pure.mean(1, keepdim=True)
-    return pure.clamp(0, 1)
+    fitting, parts = to_purify(x, shape, _say), []
+    for first in range(0, len(x), rows):
+        which = range(first, min(first + rows, len(x)))
+        images = fitting[which.start : which.stop].to(device)
+        parts.append(purifier(images, noise.take(which)).cpu())
+    return purified_like(torch.cat(parts), x.shape)
 
 
-def _tell_resized(x: Tensor, shape: tuple[int, int, int] | None, what: str) -> None:
-    if shape is not None and x.shape[1:] != shape:
-        sizes = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
-        print(f"unfool: {what} are {sizes}", file=sys.stderr)
-
-
-def _resized(x: Tensor, shape: tuple[int, int, int] | None) -> Tensor:
-    if shape is None:
-        return x
-    if x.shape[1] != shape[0]:
-        x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, 3, -1, -1)
-    if x.shape[2:] != shape[1:]:
-        smaller = x.shape[2] > shape[1] or x.shape[3] > shape[2]
-        x = F.interpolate(
-            x, size=shape[1:], mode="bilinear", align_corners=False, antialias=smaller
-        )
-    return x.clamp(0, 1)
+def _say(what: str) -> None:
+    print(f"unfool: {what}", file=sys.stderr)
 
 
 def _npz(pure: Tensor, stored: Stored) -> bytes:
-    array = pure.permute(0, 2, 3, 1) if stored["last"] else pure[:, 0] if stored["flat"] else pure
     arrays, key = stored["arrays"], stored["key"]
-    if arrays[key].dtype == np.uint8:
-        array = (array * 255).round().byte()
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **{**arrays, key: array.numpy()})  # pyright: ignore[reportArgumentType]
+    made = array_of_images(pure, arrays[key], stored["last"])
+    np.savez_compressed(buffer, **{**arrays, key: made})  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()

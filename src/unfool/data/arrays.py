@@ -12,6 +12,8 @@ from torch import Tensor
 
 from unfool.runtime.files import raise_system_error
 
+MOST_CLASSES = 2**20  # that have no names: a damaged label would else ask for all memory
+
 
 class Arrays:
     """A data set of two tensors.
@@ -72,7 +74,13 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     y = found[labels]
     if not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"{path}: labels must be whole numbers, not {y.dtype}")
-    names = found.get("classes", np.arange(int(y.max(initial=0)) + 1))
+    highest = int(y.max(initial=0))
+    if "classes" not in found and highest >= MOST_CLASSES:
+        raise ValueError(
+            f"{path}: the highest label is {highest}, which is no number of a class; labels count from 0 "
+            "(or give the names of so many classes as the array `classes`)"
+        )
+    names = found.get("classes", np.arange(highest + 1))
     try:
         return Arrays(
             channels_first(found[images]),

@@ -1,17 +1,13 @@
 """The official files of public data sets: where they lie, and how they get there when asked for.
 
-A download is whole or not at all: it is checked before it gets its name.
+A download is whole or not at all, and goes on where it was broken off.
 """
 
-import hashlib
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, get_args
-from urllib.request import urlopen
+
+from unfool.runtime.downloads import fetch, say
 
 Split = Literal["train", "test"]
 
@@ -49,39 +45,23 @@ def find(
             missing = next(file for file in files if not file.is_file())
             raise FileNotFoundError(
                 f"{what}: {missing} is missing beside the others; complete the folder, or set "
-                "`download: true`"
+                "`download: true` (--download)"
             )
     firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
     looked = ", ".join(str(sub) for sub in inside if str(sub) not in ("", "."))
     raise FileNotFoundError(
         f"{what} is not in {folder}: looked for {firsts} there and in {looked}; name its folder with "
-        "--data FOLDER or UNFOOL_DATA, or set `download: true`"
+        "--data FOLDER or UNFOOL_DATA, or set `download: true` (--download)"
     )
 
 
 def fetch_file(url: str, md5: str, target: Path) -> None:
-    """Fetch `url` to `target`, if its contents are the expected ones.
+    """Fetch `url` to `target`, if its contents are the expected ones (see `runtime.downloads`).
 
     Raises:
         FileNotFoundError: It could not be fetched.
         ValueError: What came is not the official file.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".download-", dir=target.parent) as scratch:
-        part = Path(scratch) / target.name
-        try:
-            with urlopen(url, timeout=60) as source, part.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-        except (OSError, HTTPException) as error:
-            raise FileNotFoundError(
-                f"could not download {url} ({getattr(error, 'reason', error)}): try again, or fetch "
-                "the data set yourself and name its folder with --data FOLDER or UNFOOL_DATA"
-            ) from error
-        with part.open("rb") as file:
-            found = hashlib.file_digest(file, "md5").hexdigest()
-        if found != md5:
-            raise ValueError(
-                f"what came from {url} is not the official file: md5 {found} instead of {md5}, "
-                f"{part.stat().st_size} bytes; try again"
-            )
-        os.replace(part, target)
+    instead = "fetch the data set elsewhere, and name its folder with --data FOLDER or UNFOOL_DATA"
+    say(f"fetching {url} to {target}")
+    fetch(url, target, md5=md5, instead=instead)

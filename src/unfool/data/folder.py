@@ -7,7 +7,7 @@ picture on every machine.
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -70,13 +70,17 @@ class Folder:
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.read(self.files[index]), self.labels[index]
 
-    def read(self, file: Path) -> Tensor:
+    def read(self, file: Path | BinaryIO, name: str = "") -> Tensor:
         """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
+
+        Args:
+            file: Where it is, or an open file.
+            name: What a message calls it; by default, its path.
 
         Raises:
             ValueError: It is no picture, or a damaged one.
         """
-        picture = decode(file, self.gray)
+        picture = decode(file, self.gray, name)
         pixels = np.array(picture if self.size is None else cover(picture, *self.size))
         image = torch.from_numpy(pixels)
         image = image[None] if self.gray else image.permute(2, 0, 1)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -24,18 +25,25 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in ENDINGS and not hidden(path) and path.is_file()
 
 
-def read(path: Path, gray: bool = False) -> Tensor:
+def read(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Tensor:
     """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `gray`.
+
+    Args:
+        path: Where it is, or an open file.
+        gray: Of one channel.
+        name: What a message calls it; by default, its path.
 
     Raises:
         ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
     """
-    pixels = np.array(decode(path, gray))
+    pixels = np.array(decode(path, gray, name))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
 
 
-def decode(path: Path, gray: bool = False) -> Image.Image:
+def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.Image:
     """A picture as Pillow has it, in color or gray, and upright as its camera says.
+
+    The arguments are those of `read`.
 
     Raises:
         ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
@@ -55,9 +63,8 @@ def decode(path: Path, gray: bool = False) -> Image.Image:
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)
-        raise ValueError(
-            f"the picture {path} cannot be read ({error}): mend it, or take it away"
-        ) from error
+        what = name if name and not isinstance(path, Path) else f"the picture {path}"
+        raise ValueError(f"{what} cannot be read ({error}): mend it, or take it away") from error
 
 
 def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:

@@ -78,11 +78,15 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Ten
         )
     if not len(x):
         return torch.zeros(0, draws, dtype=torch.long, device=x.device)
-    keys = (key for i in range(draws) for key in noise.child("vote", i).keys)
-    copies, streams = x.repeat(draws, 1, 1, 1), Noise(tuple(keys))
+    copies, streams = x.repeat(draws, 1, 1, 1), vote_streams(noise, draws)
     decide = getattr(model, "decide", None)
     chosen = decide(copies, streams) if decide else predict(model, copies, streams)
     return chosen.view(draws, len(x)).T
+
+
+def vote_streams(noise: Noise, draws: int) -> Noise:
+    """The noise of `draws` passes over the images of `noise`: all images once, then all again."""
+    return Noise(tuple(key for i in range(draws) for key in noise.child("vote", i).keys))
 
 
 def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:

@@ -15,11 +15,12 @@ from unfool.attacks.views import Batched
 from unfool.checks import check_threat
 from unfool.data import fetch
 from unfool.defenses.purified_classifier import predict_draws
+from unfool.evaluation.block_progress import BlockProgress, Expected
 from unfool.evaluation.cost import CallCounter
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
 from unfool.results.loss_curves import curves
-from unfool.runtime.progress import progress
+from unfool.runtime.progress import progress, ticking
 from unfool.threat import Threat
 
 MIN_DRAWS = 8  # draws by which an image is given up: by fewer, luck decides
@@ -36,6 +37,7 @@ class Machine:
         images_per_block: Images that are attacked together and written together.
         shard: (i, n): do the images i, i + n, i + 2 n, ... only.
         quiet: Show no progress.
+        expected: Tells what an image will take, for the progress; called only if it is shown.
     """
 
     device: str = "cpu"
@@ -43,6 +45,7 @@ class Machine:
     images_per_block: int = 32
     shard: tuple[int, int] = (0, 1)
     quiet: bool = False
+    expected: Callable[[], Expected | None] | None = None
 
 
 @dataclass
@@ -74,6 +77,11 @@ class AttackRunner:
     reused_from: dict[str, dict[int, str]] = field(default_factory=dict)
     own_predictions: dict[str, Tensor] = field(default_factory=dict)
     loss_curves: dict[str, dict[int, list[float]]] = field(default_factory=dict)
+
+    @property
+    def conditions(self) -> list[str]:
+        """The names of the versions, in their order."""
+        return ["clean", *(["random", *self.attacks] if self.attacks else [])]
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
@@ -153,7 +161,11 @@ def by_block(
     rank, ranks = machine.shard
     mine = indices[rank::ranks]
     todo = [index for index in mine if index not in done]
-    bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet)
+    expected = None
+    if todo and machine.expected and not machine.quiet:
+        expected = machine.expected()
+    each = expected.each if expected else None
+    bar = progress(what, len(mine), len(mine) - len(todo), machine.quiet, each)
     with search.calls.watching(search.model.model), bar as show:
         for first in range(0, len(todo), machine.images_per_block):
             block, here = (
@@ -161,11 +173,13 @@ def by_block(
                 len(mine) - len(todo) + first,
             )
             x, y = (part.to(machine.device) for part in fetch(data, block))
-            versions = {}
-            for name, version in search.versions(x, y, block):
-                versions[name] = version
-                show(here, name)
-            show(here + len(block), keep(block, y, versions))
+            versions, at = {}, BlockProgress(show, here, len(block), search.conditions, expected)
+            with ticking(at.tick):
+                for name, version in search.versions(x, y, block):
+                    versions[name] = version
+                    at.next()
+                words = keep(block, y, versions)
+            show(here + len(block), words)
 
 
 def secret(noise: Noise) -> Noise:

@@ -24,6 +24,7 @@ from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended
 from unfool.results.spec import EvaluationSpec
+from unfool.runtime.progress import ticking
 from unfool.threat import Threat
 
 DERIVED_METHODS = (
@@ -72,11 +73,13 @@ class DryRun(NamedTuple):
         asked: How often, by condition, `verdict`, `distances`.
         most: For how many answers at once.
         parts: The parts by name.
+        ticks: The work of an image as `progress.tick` counts it, by the same names as `asked`.
     """
 
     asked: dict[str, Counter[Call]]
     most: dict[Call, int]
     parts: dict[str, Any]
+    ticks: dict[str, float]
 
 
 class StandIn:
@@ -156,14 +159,25 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
         options["skip_broken"],
     )
 
-    found, versions = {}, {}
-    for name, version in search.versions(x, y, place):
-        found[name], versions[name] = count.take(), version
-    judge = Judge(search, lpips=False)
-    judge.outcomes(versions, y, place, set(), set())
-    found["verdict"] = count.take()
-    judge.quality(versions, Noise.of(options["seed"], place), [0])
-    return DryRun(found | {"distances": count.take()}, count.most, stands)
+    asked: dict[str, Counter[Call]] = {}
+    ticks: dict[str, float] = {}
+    versions: dict[str, Tensor] = {}
+    work: list[float] = []
+
+    def take(name: str) -> None:
+        asked[name], ticks[name] = count.take(), sum(work)
+        work.clear()
+
+    with ticking(work.append):
+        for name, version in search.versions(x, y, place):
+            versions[name] = version
+            take(name)
+        judge = Judge(search, lpips=False)
+        judge.outcomes(versions, y, place, set(), set())
+        take("verdict")
+        judge.quality(versions, Noise.of(options["seed"], place), [0])
+        take("distances")
+    return DryRun(asked, count.most, stands, ticks)
 
 
 def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:

@@ -20,6 +20,7 @@ from unfool.attacks.views import Batched
 from unfool.data import image_files
 from unfool.errors import SpecError
 from unfool.evaluation.attack_runner import AttackRunner, by_block
+from unfool.evaluation.forecast import watched
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import refuse_ray
 from unfool.results.manifest import Manifest
@@ -92,7 +93,7 @@ def run(
     identity = specs.identity({"kind": KIND, **spec})
     asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
     begun = Run.begin(folder, asked, made.fingerprint)
-    machine = made.on(spec, shard, quiet)
+    machine = watched(made.on(spec, shard, quiet), spec, made, judged=False)
     search = AttackRunner(
         Batched(made.model, machine.batch_size),
         made.attacks,

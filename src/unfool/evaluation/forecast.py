@@ -8,9 +8,10 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +21,8 @@ import torch
 from unfool import spec as specs
 from unfool.data import fetch
 from unfool.errors import SpecError
+from unfool.evaluation.attack_runner import Machine
+from unfool.evaluation.block_progress import Expected
 from unfool.evaluation.cost import CallCounter
 from unfool.evaluation.dry_run import Call, DryRun, dry_run
 from unfool.evaluation.prepare import Prepared, prepare
@@ -31,6 +34,8 @@ from unfool.statistics import wilson
 
 CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
 TRIAL = 1.0  # seconds: calls are timed on more and more images until one takes so long
+GLANCE = 0.05  # the same, where the run itself is about to begin
+JUDGING = ("verdict", "distances")
 
 
 @dataclass(frozen=True)
@@ -124,13 +129,8 @@ def forecast(
     played = dry_run(spec, made, most)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
         costs, rows = _costs(made, played, spec["machine"]["images_per_block"], most)
-    per_image = {
-        name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
-        for name, counts in played.asked.items()
-    }
+    per_image = _per_image(spec, made, played, costs)
     images = whole = len(made.indices)
-    if not made.attacks:  # distances are measured for the report's pictures only
-        per_image["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
     each = sum(per_image.values(), Cost()).seconds
     if budget is not None:
         images = min(
@@ -139,6 +139,35 @@ def forecast(
     share = wilson(images // 2, images)
     half = (share.high - share.low) / 2
     return Forecast(images, per_image, _most(spec), rows, 0.5 - half, 0.5 + half, workers)
+
+
+def expected(
+    spec: EvaluationSpec, made: Prepared, rows: int, judged: bool = True
+) -> Expected | None:
+    """What an image of a run will take, by a few quick calls; None where that cannot be told.
+
+    Args:
+        spec: What `run.check` returned.
+        made: Its parts, executed as in the run.
+        rows: The most images of a call.
+        judged: Whether its images are judged, and not only attacked.
+    """
+    try:
+        played = dry_run(spec, made, rows)
+        costs, _ = _costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
+    except Exception:  # whatever it is: the run itself, which needs no forecast, will tell
+        return None
+    seconds = {
+        name: cost.seconds
+        for name, cost in _per_image(spec, made, played, costs).items()
+        if judged or name not in JUDGING
+    }
+    return Expected(seconds, played.ticks)
+
+
+def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
+    """A machine that knows what an image of a run will take (`expected`), if it shows progress."""
+    return replace(machine, expected=partial(expected, spec, made, machine.batch_size, judged))
 
 
 def plan(
@@ -196,15 +225,34 @@ def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
     return {**spec, "evaluation": {**spec["evaluation"], "images": images}}
 
 
-def _costs(made: Prepared, played: DryRun, block: int, rows: int) -> tuple[dict[Call, Cost], int]:
-    """What one image costs by each way to ask, and how many images the largest trial had."""
+def _per_image(
+    spec: EvaluationSpec, made: Prepared, played: DryRun, costs: Mapping[Call, Cost]
+) -> dict[str, Cost]:
+    """What an image costs, by condition and by what judges it."""
+    found = {
+        name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
+        for name, counts in played.asked.items()
+    }
+    if not made.attacks:  # distances are measured for the report's pictures only
+        whole = len(made.indices)
+        found["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
+    return found
+
+
+def _costs(
+    made: Prepared, played: DryRun, block: int, rows: int, trial: float = TRIAL
+) -> tuple[dict[Call, Cost], int]:
+    """What one image costs by each way to ask, and how many images the largest trial had.
+
+    Trials are of more and more images until one takes `trial` seconds.
+    """
     found, largest = {}, 1
     for kind in {kind for counts in played.asked.values() for kind in counts}:
         most = min(rows, block * played.most[kind])  # no call of the run is larger
-        size, best = 1, _trial(made, played.parts[kind.part], kind.how, 1)
-        while size < most and best.seconds * size < TRIAL:
+        size, best = 1, _trial(made, played.parts[kind.part], kind.how, 1, trial)
+        while size < most and best.seconds * size < trial:
             try:
-                best = _trial(made, played.parts[kind.part], kind.how, min(4 * size, most))
+                best = _trial(made, played.parts[kind.part], kind.how, min(4 * size, most), trial)
             except torch.OutOfMemoryError:
                 break  # the run will find out, and go on with fewer images in a call
             size = min(4 * size, most)
@@ -212,15 +260,16 @@ def _costs(made: Prepared, played: DryRun, block: int, rows: int) -> tuple[dict[
     return found, largest
 
 
-def _trial(made: Prepared, part: Any, how: str, size: int) -> Cost:
+def _trial(made: Prepared, part: Any, how: str, size: int, trial: float) -> Cost:
     """What a call of `size` images costs an image; the first call, which makes things ready, apart.
 
-    Of short calls the quickest of three counts, lest a hiccup of the machine do.
+    Of short calls the quickest of three counts, lest a hiccup of the machine do. In a glance, the first
+    counts if it took long.
     """
     indices = [made.indices[i % len(made.indices)] for i in range(size)]
     x = fetch(made.data, indices)[0].to(made.device)
     noise, ledger, took = Noise.of(0, range(size)), CallCounter(), [math.inf]
-    while len(took) < 3 or (len(took) < 5 and min(took) < TRIAL / 4):
+    while len(took) < 3 or (len(took) < 5 and min(took) < trial / 4):
         ledger.take()
         at = x.clone().requires_grad_(how == "gradient")
         began = time.perf_counter()
@@ -230,8 +279,10 @@ def _trial(made: Prepared, part: Any, how: str, size: int) -> Cost:
                 (out,) = torch.autograd.grad(out.square().sum(), at)
             out.flatten()[0].item()  # waits for the device
         took.append(time.perf_counter() - began)
+        if trial < TRIAL < took[-1]:
+            break
     calls = {key: count / size for key, count in ledger.take().items()}
-    return Cost(calls, min(took[2:]) / size)
+    return Cost(calls, min(took[2:] or took) / size)
 
 
 def _workers(spec: EvaluationSpec) -> int:

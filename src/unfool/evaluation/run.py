@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from unfool.evaluation.forecast import watched
 from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -31,5 +32,5 @@ def run(
 
         return run_on_ray.run(spec, made, folder, shard, quiet)
     begun = Run.begin(folder, made.manifest, made.fingerprint)
-    run_blocks(spec, made, begun, made.on(spec, shard, quiet))
+    run_blocks(spec, made, begun, watched(made.on(spec, shard, quiet), spec, made))
     return begun

@@ -30,6 +30,7 @@ from unfool.ranges import (
     ShareBelowOne,
     check_arguments,
 )
+from unfool.runtime.published_files import find_file
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,6 +57,7 @@ def cifar_network(
     activation: Activation | None = None,
     max_pool: bool | None = None,
     shortcut_of_input: bool | None = None,
+    download: bool = False,
 ) -> NormalizedClassifier:
     """A classifier of a common collection for 32x32 images, from its file; or a random one, to train.
 
@@ -71,6 +73,7 @@ def cifar_network(
             which files do not tell; by default it does, as in PyTorch_CIFAR10.
         shortcut_of_input: Of pre-activation ResNets, whether shortcut convolutions see the input of
             their block before normalization and ReLU, which files do not tell; by default they do not.
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         ValueError: The file is of no known network, or of another; or neither name nor file is given.
@@ -81,7 +84,7 @@ def cifar_network(
             raise ValueError("name a `model`, or a file of `weights` that tells it")
         return NormalizedClassifier(_random(model, classes or 10, activation), mean, std)
     choices = Choices(activation, max_pool, shortcut_of_input)
-    layout = recognize(read_state(Path(weights)), str(weights), choices)
+    layout = recognize(read_state(find_file(Path(weights), download)), str(weights), choices)
     if model not in (None, layout.name):
         raise ValueError(f"{weights} is a {layout.name}, not a {model}; leave `model` out")
     if classes not in (None, layout.classes):

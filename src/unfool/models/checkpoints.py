@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from unfool.models.pickles import Inert, RefusedError, read_pickle, weights_of
 from unfool.networks.unet import UNet, rename, repeat_heads
 from unfool.runtime.files import raise_system_error
+from unfool.runtime.published_files import find_file
 
 _TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
@@ -51,6 +52,18 @@ def choose_state(content: object, path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: There are no weights, or averaged ones in an unknown form.
     """
+    state, average = find_state(content, path)
+    if average is not None:
+        print(f"{path}: taking the averaged weights ({average})", file=sys.stderr)
+    return state
+
+
+def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
+    """As `choose_state`, without a word to stderr, and where averaged weights lay; None if nowhere.
+
+    Raises:
+        ValueError: There are no weights, or averaged ones in an unknown form.
+    """
     named = _named(content)
     raw = next((table for name in _TABLES if (table := _table(named.get(name)))), _table(content))
     for name in _AVERAGES:
@@ -62,29 +75,29 @@ def choose_state(content: object, path: Path) -> dict[str, Tensor]:
                 f"{path} has averaged weights under {name!r}, in a form that is not known here; save "
                 "them as a table of weights by name"
             )
-        print(f"{path}: taking the averaged weights ({name!r})", file=sys.stderr)
-        return _stripped(average)
+        return _stripped(average), repr(name)
     tables = [t for part in content if (t := _table(part))] if isinstance(content, list) else []
     if len(tables) > 1 and tables[-1].keys() == tables[0].keys():
-        print(f"{path}: taking the averaged weights (the last table of its list)", file=sys.stderr)
-        return _stripped(tables[-1])
+        return _stripped(tables[-1]), "the last table of its list"
     raw = raw or next(iter(tables), None)
     if raw is None:
         raise ValueError(
             f"{path} holds no table of weights by name, neither directly nor under "
             f"{', '.join(_TABLES)}; save the network's state_dict()"
         )
-    return _stripped(raw)
+    return _stripped(raw), None
 
 
 def read_content(path: Path) -> object:
     """What a file of weights holds, whatever its form; tensors of large files are mapped from the disk.
 
+    The name of a published file stands for the one in the cache (see `runtime.published_files`).
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file is damaged, or would run code.
     """
-    path = Path(path)
+    path = find_file(Path(path))
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; name a file of weights")
     try:

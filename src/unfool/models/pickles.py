@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
+from unfool.runtime.files import load_pickle
+
 
 class RefusedError(ValueError):
     """A pickle calls a function that no file of weights needs; the message is the function's name."""
@@ -83,7 +85,7 @@ def read_pickle(path: Path) -> object:
                 raise RefusedError("torch.jit")  # a program, which torch would load as one
         return torch.load(path, "cpu", pickle_module=_Module, weights_only=False, mmap=True)
     with path.open("rb") as file:
-        content = _Unpickler(file).load()
+        content = load_pickle(_Unpickler(file))
     if content == _OLD_TORCH_FILE:
         return torch.load(path, "cpu", pickle_module=_Module, weights_only=False)
     return content

@@ -32,8 +32,6 @@ SAME = {  # what runs that share a folder have in common
     "weights": "of other weights (the model or an attack was built with others)",
 }
 
-AGAIN = "delete the file and run the same command again: only its images are done anew"
-
 
 class HasIndex(Protocol):
     """What became of one image, in whatever kind of run: a dataclass that JSON can hold."""

@@ -3,8 +3,10 @@
 And which files of a folder in the diffusers layout are read.
 """
 
+import errno
 import io
 import os
+import pickle
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,8 +43,23 @@ def raise_system_error(error: BaseException) -> None:
     failing disk or too many open files would otherwise be told as damage.
     """
     told = isinstance(error, OSError) and error.errno is not None and error.strerror is not None
+    if isinstance(error, OSError) and error.errno == errno.EINVAL:
+        return  # a damaged archive names a place before its beginning
     if told or isinstance(error, MemoryError):
         raise error
+
+
+def load_pickle(reader: pickle.Unpickler) -> Any:
+    """What a pickle holds.
+
+    Raises:
+        pickle.UnpicklingError: It says of a part that it is larger than all memory: as a rule, damage.
+        Exception: It is damaged otherwise.
+    """
+    try:
+        return reader.load()
+    except MemoryError as error:
+        raise pickle.UnpicklingError("it asks for more memory than there is") from error
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:

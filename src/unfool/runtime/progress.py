@@ -4,17 +4,76 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 
-Update = Callable[[int, str], None]
+Update = Callable[[float, str], None]
+EVERY = 20.0  # seconds between two lines
+# What was expected counts as much as work of so many seconds, but at most of this share of all work.
+TRUST, MOST = 5.0, 0.02
+
+_TICKS: ContextVar[Callable[[float], None] | None] = ContextVar("ticks", default=None)
 
 
 @contextmanager
-def progress(what: str, total: int, done: int = 0, quiet: bool = False) -> Iterator[Update]:
+def ticking(tell: Callable[[float], None]) -> Iterator[None]:
+    """Inside the `with`, `tell` learns of every `tick`, so that long work need not know who watches."""
+    token = _TICKS.set(tell)
+    try:
+        yield
+    finally:
+        _TICKS.reset(token)
+
+
+def tick(work: float) -> None:
+    """Tell whoever is `ticking` of a piece of work that is done."""
+    if (tell := _TICKS.get()) is not None:
+        tell(work)
+
+
+@dataclass
+class TimeLeft:
+    """The time left of some work, by what was expected at first, and more and more by what it took.
+
+    Attributes:
+        total: How much there is to do.
+        done: How much was done before.
+        each: Seconds expected for 1 of these; None if nothing is known.
+        began: When it began, by `time.monotonic`.
+    """
+
+    total: float
+    done: float = 0
+    each: float | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    def after(self, now: float) -> float | None:
+        """Seconds left when `now` of them are done; None if nobody can tell yet."""
+        took, made = time.monotonic() - self.began, now - self.done
+        if self.each:
+            prior = min(TRUST / self.each, MOST * (self.total - self.done))
+            took, made = took + self.each * prior, made + prior
+        return took / made * (self.total - now) if made > 0 else None
+
+
+@contextmanager
+def progress(
+    what: str, total: int, done: int = 0, quiet: bool = False, each: float | None = None
+) -> Iterator[Update]:
     """Show how far `what` has come, and the time left.
 
+    Args:
+        what: What is done, in words.
+        total: How much there is to do.
+        done: How much was done before.
+        quiet: Show nothing.
+        each: Seconds expected for 1 of these, if that is known; then the time left is shown at once.
+
     Yields:
-        A function to call with how many are done now, and a few words to show beside it.
+        A function to call with how many are done now, parts of one included, and a few words to show
+        beside it.
     """
+    left = TimeLeft(total, done, each)
     if quiet:
         yield lambda now, words: None
     elif sys.stderr.isatty():
@@ -25,7 +84,6 @@ def progress(what: str, total: int, done: int = 0, quiet: bool = False) -> Itera
             Progress,
             TextColumn,
             TimeElapsedColumn,
-            TimeRemainingColumn,
         )
 
         columns = (
@@ -33,29 +91,43 @@ def progress(what: str, total: int, done: int = 0, quiet: bool = False) -> Itera
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[words]}"),
         )
-        with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as bar:
-            task = bar.add_task(what, total=total, completed=done, words="")
-            yield lambda now, words: bar.update(task, completed=now, words=words)
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            said = _said(left.after(done))
+            task = bar.add_task(what, total=total, completed=done, words="", left=said)
+            yield lambda now, words: bar.update(
+                task, completed=now, words=words, left=_said(left.after(now))
+            )
     else:
-        yield _lines(what, total, done)
+        yield _lines(what, left)
 
 
-def _lines(what: str, total: int, done: int, every: float = 20.0) -> Update:
-    began = said = time.monotonic()
+def _lines(what: str, left: TimeLeft) -> Update:
+    said = time.monotonic()
 
-    def update(now: int, words: str) -> None:
+    def say(now: float, words: str) -> None:
         nonlocal said
-        clock = time.monotonic()
-        if clock - said < every and now < total:
-            return
-        said = clock
-        left = ""
-        if now > done:
-            left = f", {(clock - began) / (now - done) * (total - now):.0f} s left"
-        print(f"{what}: {now}/{total}{left}  {words}", file=sys.stderr, flush=True)
+        said = time.monotonic()
+        told = _said(left.after(now))
+        told = f", {told}" if told else ""
+        print(f"{what}: {int(now)}/{left.total}{told}  {words}", file=sys.stderr, flush=True)
 
+    def update(now: float, words: str) -> None:
+        if time.monotonic() - said >= EVERY or now >= left.total:
+            say(now, words)
+
+    if left.each is not None and left.done < left.total:
+        say(left.done, "")
     return update
+
+
+def _said(seconds: float | None) -> str:
+    """The time left in words."""
+    if seconds is None:
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} s left"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min left" if minutes >= 120 else f"{minutes} min left"

@@ -36,7 +36,7 @@ MUST_BE = {
     "list_type": "a list",
     "literal_error": "{expected}",
     "mapping_type": "a table",
-    "missing": "a table with the key {key}",
+    "missing": "a table with {keys}",
     "none_required": "null",
     "path_type": "a path",
     "sequence_str": "a list",
@@ -111,7 +111,8 @@ def explain(error: ValidationError, value: Any, before: str) -> str:
     first, *others = error.errors(include_url=False)
     place, given = _place(first["loc"], value)
     kept = [first] + [e for e in others if _place(e["loc"], value)[0] == place]
-    told = list(dict.fromkeys(map(_must_be, kept)))
+    absent = list(dict.fromkeys(repr(e["loc"][-1]) for e in kept if e["type"] == "missing"))
+    told = list(dict.fromkeys(_must_be(mistake, absent) for mistake in kept))
     subject = before + ".".join(map(str, place)) if place else before.rstrip(".: ")
     return f"{subject} must be {' or '.join(told)}, not {shown(given)}"
 
@@ -135,16 +136,17 @@ def _place(steps: Sequence[int | str], value: Any) -> tuple[list[int | str], Any
     return place, value
 
 
-def _must_be(mistake: Any) -> str:
+def _must_be(mistake: Any, absent: Sequence[str]) -> str:
+    """What a value must be; `absent` are all the keys that it should have and does not."""
     told = {
         k: f"{v:.12g}" if isinstance(v, float) else v for k, v in mistake.get("ctx", {}).items()
     }
     if mistake["type"] == "value_error":
         return str(told["error"])
-    key = repr(mistake["loc"][-1]) if mistake["loc"] else ""
-    if mistake["type"] == "missing" and key.isdigit():
+    if mistake["type"] == "missing" and isinstance(mistake["loc"][-1], int):
         return "a longer list"
-    return MUST_BE.get(mistake["type"], "of another kind").format(**told, key=key)
+    keys = f"the key{'s' * (len(absent) > 1)} {', '.join(absent)}"
+    return MUST_BE.get(mistake["type"], "of another kind").format(**told, keys=keys)
 
 
 @lru_cache(maxsize=256)

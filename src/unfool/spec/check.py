@@ -12,6 +12,7 @@ from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_ty
 
 from unfool.errors import SpecError
 from unfool.ranges import complaint, hints
+from unfool.runtime.downloads import allowed, cache_folder
 from unfool.runtime.validate import fitted, shown
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
@@ -124,10 +125,15 @@ def check_data(value: Any, folder: str | None) -> Part:
     table = part("data", value)
     takes = inspect.signature(find("data", table["name"])).parameters
     if "folder" in takes and "folder" not in table:
+        cache = cache_folder() / "data"
+        fetches = "download" in takes and (allowed() or table.get("download"))
+        if not folder and (fetches or cache.is_dir()):
+            folder = str(cache)
         if not folder:
+            more = ", or have it fetched by --download" if "download" in takes else ""
             raise SpecError(
                 f"data {table['name']} is read from a folder: name it by --data FOLDER or in the "
-                "environment as UNFOOL_DATA"
+                f"environment as UNFOOL_DATA{more}"
             )
         table: Part = {**table, "folder": folder}
     return check("data", table)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from unfool.runtime.files import ADAPTER, files_in
+from unfool.runtime.published_files import kept_file
 
 # of which the contents count, not the place
 FILE_KEYS = (
@@ -56,7 +57,7 @@ def _digest(file: str) -> str:
 
     Weights with a card lie in a folder, or are those of a shipped model.
     """
-    home = Path(file)
+    home = kept_file(Path(file))
     if home.is_file():
         stat = home.stat()
         return _sha256(home, stat.st_size, stat.st_mtime_ns)

@@ -27,7 +27,6 @@ _MEANS = {
     ),
     r"found another document": "a second document begins; a spec is one, so leave out `---`",
     r"expected the node content|expected '<document start>'": "there is no value where one must stand",
-    r"special characters": "there is a sign that text may not hold; leave it out",
 }
 
 
@@ -37,7 +36,10 @@ def explain(error: yaml.YAMLError) -> str:
     Mistakes that `strict_yaml` found have a sentence of their own, which is kept.
     """
     if isinstance(error, ReaderError):
-        return f"character {error.position + 1}: {_meaning(error.reason)}"
+        sign = (
+            f"U+{ord(error.character) if isinstance(error.character, str) else error.character:04x}"
+        )
+        return f"character {error.position + 1}: text may not hold the sign {sign}; leave it out"
     if not isinstance(error, yaml.MarkedYAMLError):
         return str(error)
     mark = error.problem_mark or error.context_mark

@@ -150,8 +150,9 @@ def write(
     """
     states = {name: _state(part, frozen) for name, part in parts.items()}
     content = {**more, **states}
-    write_torch(folder / NAME, content | {"contents": _digest(content)})
+    # The log first: after a kill between the two, `logged` leaves out what the checkpoint does not know.
     write_bytes(folder / LOG, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    write_torch(folder / NAME, content | {"contents": _digest(content)})
 
 
 def _digest(content: Any) -> str:

@@ -340,6 +340,8 @@ def _draw(model: NetworkDenoiser, data: Dataset, folder: Path, t_max: float) -> 
     noise, t = _noise(range(len(x))), torch.tensor(t_max / 2 if t_max < 1 else 0.15)
     z = model.perturb(model.encode(x), t, noise)
     rows: list[Tensor] = [x, model.decode(z), model.decode(model(z, t, y))]
+    if rows[1].shape != x.shape:  # of a latent model, which has a size of its own
+        rows[0] = nn.functional.interpolate(x, rows[1].shape[-2:], mode="nearest")
     grid(folder / "denoised.png", rows)
     if t_max == 1:
         start = noise.child("sample").normal(z)

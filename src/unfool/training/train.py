@@ -109,7 +109,7 @@ def train(
         raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
     trained = [p for p in model.parameters() if p.requires_grad]
     lines = checkpoint.logged(folder, step)
-    recent: deque[float] = deque(maxlen=100)
+    recent: deque[float] = deque(saved["recent"] if saved else (), maxlen=100)
     kind, half = torch.device(device).type, options.precision == "bfloat16"
 
     def batch_at(step: int) -> Batch:
@@ -159,6 +159,7 @@ def train(
                 pace = done / (time.monotonic() - began)
                 lines.append({"step": step, "loss": loss_now, "images_per_second": pace})
                 more = {"asked": asked, "precision": options.precision, "plan": plan.state()}
+                more["recent"] = list(recent)
                 checkpoint.write(folder, lines, parts, frozen, step=step, **more)
     return mean
 

@@ -72,6 +72,7 @@ def ddpm(
     size: Count | None = None,
     schedule: Schedule | None = None,
     clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """DDPM (Ho et al., 2020) in the names of ermongroup/ddim, SDEdit and DiffPure (`celeba_hq.ckpt`).
 
@@ -83,12 +84,13 @@ def ddpm(
         size: Height and width of its images; known of the published files.
         schedule: The chain it was trained on; None takes Ho's, linear with 1000 steps.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, holds another network, or `size` is needed.
     """
-    state = read_family(weights, "ddpm")
+    state = read_family(weights, "ddpm", download=download)
     levels = 1 + max(
         (int(name.split(".")[1]) for name in state if name.startswith("down.")), default=0
     )

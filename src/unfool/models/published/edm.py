@@ -30,6 +30,7 @@ from unfool.models.published.parts import (
 )
 from unfool.networks.magnitude_unet import MagnitudeUNet
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
+from unfool.runtime.published_files import find_file
 
 Preconditioning = Literal["edm", "vp", "ve", "iddpm"]
 Told = Time | Callable[[Scales], Tensor]
@@ -59,7 +60,10 @@ _ENDS = {
 
 
 def edm(
-    weights: Path, preconditioning: Preconditioning | None = None, clip_x0: bool = False
+    weights: Path,
+    preconditioning: Preconditioning | None = None,
+    clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
 
@@ -68,12 +72,13 @@ def edm(
         preconditioning: How the network is scaled and told the noise; None takes what the pickle says,
             and EDM's own for a bare table.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, or holds another network.
     """
-    path = Path(weights)
+    path = find_file(Path(weights), download)
     content = read_content(path)
     kind = preconditioning or _kind(content, path)
     state = choose_state(content, path)

@@ -100,6 +100,7 @@ def guided_diffusion(
     attention_order: Literal["legacy", "new"] | None = None,
     schedule: Schedule | None = None,
     clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
 
@@ -115,12 +116,13 @@ def guided_diffusion(
         schedule: The chain it was trained on; None takes 1000 steps, linear but for the published
             network of 64 pixels.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, holds another network, or an option is needed.
     """
-    state = read_family(weights, "guided-diffusion")
+    state = read_family(weights, "guided-diffusion", download=download)
     order: Order | None = attention_order and ("pieces" if attention_order == "new" else "heads")
     asked = _Asked(size, heads, head_width, order)
     network, setting = _build(state, weights, GUIDED, asked, Setting(0))
@@ -134,6 +136,7 @@ def improved_diffusion(
     schedule: Schedule | None = None,
     rescale_timesteps: bool | None = None,
     clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
 
@@ -149,12 +152,13 @@ def improved_diffusion(
         rescale_timesteps: Whether it is told the index on a chain of 1000; None takes yes where it has
             no classes and its chain has another length.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, holds another network, or an option is needed.
     """
-    state = read_family(weights, "guided-diffusion", "improved-diffusion")
+    state = read_family(weights, "guided-diffusion", "improved-diffusion", download)
     unknown = Setting(0, schedule=LONG, time="index" if "label_emb.weight" in state else "rescaled")
     network, setting = _build(state, weights, IMPROVED, _Asked(size, heads, None, None), unknown)
     if rescale_timesteps is not None:
@@ -170,6 +174,7 @@ def consistency(
     head_width: Count | None = None,
     attention_order: Literal["legacy", "new"] = "new",
     clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """A network of the consistency models (Song et al., 2023), such as `edm_bedroom256_ema.pt`.
 
@@ -185,6 +190,7 @@ def consistency(
         head_width: Channels of a head, if that is fixed; known of the published files.
         attention_order: `"new"` is that of flash attention, with which the published ones were trained.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -202,7 +208,7 @@ def consistency(
             f"the name of {path} does not tell whether it is an EDM teacher (edm_...) or a "
             "consistency model (cd_..., ct_...): say kind: teacher or kind: model"
         )
-    state = read_family(path, "guided-diffusion", "consistency")
+    state = read_family(path, "guided-diffusion", "consistency", download)
     order: Order = "pieces" if attention_order == "new" else "heads"
     asked = _Asked(size, heads, head_width, order)
     network, setting = _build(state, path, CONSISTENCY, asked, Setting(0))
@@ -215,6 +221,19 @@ def consistency(
         null=False,
         clip_x0=clip_x0,
     ).eval()
+
+
+def family_of(state: Mapping[str, Tensor], name: str) -> str:
+    """Which of the families that share these names a file is of, as a spec calls it.
+
+    Args:
+        state: The weights by name.
+        name: Of the file: those of consistency models begin with edm, cd or ct.
+    """
+    if re.split(r"[_-]", name)[0] in ("edm", "cd", "ct"):
+        return "consistency"
+    plain = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key) for key in state)
+    return "improved-diffusion" if plain else "guided-diffusion"  # blocks of the latter resample
 
 
 def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDenoiser:

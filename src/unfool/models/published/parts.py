@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unfool.models.checkpoints import load_state, read_state
 from unfool.networks.score_unet import ScoreUNet, Style
+from unfool.runtime.published_files import find_file
 
 State = Mapping[str, Tensor]
 Part = dict[str, Tensor]
@@ -34,19 +35,22 @@ FAMILIES = {  # a name that the files of a family have, after `module.` and the 
 }
 
 
-def read_family(path: Path, family: str, name: str = "") -> dict[str, Tensor]:
+def read_family(
+    path: Path, family: str, name: str = "", download: bool = False
+) -> dict[str, Tensor]:
     """The weights of a file of a family, the averaged ones if there are any.
 
     Args:
         path: The file.
         family: A key of `FAMILIES`.
         name: What a spec calls the family, if otherwise.
+        download: Whether a published file may be fetched.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, or is of another family.
     """
-    path, name = Path(path), name or family
+    path, name = find_file(Path(path), download), name or family
     if path.is_dir():
         raise ValueError(
             f"{path} is a folder, and {name} reads a file; take name: diffusers for it"

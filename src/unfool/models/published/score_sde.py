@@ -31,6 +31,7 @@ def score_sde(
     continuous: bool = True,
     size: Count = 32,
     clip_x0: bool = False,
+    download: bool = False,
 ) -> NetworkDenoiser:
     """DDPM++ or NCSN++ from a checkpoint of score_sde (Song et al., 2021), the averaged weights.
 
@@ -41,12 +42,13 @@ def score_sde(
         continuous: Whether it was trained at all times, as the checkpoints named so, or at 1000 steps.
         size: Height and width of its images.
         clip_x0: Whether x_hat is clipped to [-1, 1].
+        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The file cannot be read, or holds another network.
     """
-    state = read_family(weights, "score-sde")
+    state = read_family(weights, "score-sde", download=download)
     network = build_score_sde(state, Path(weights))
     kind = sde or ("ve" if network.style.fourier else "vp")
     told: dict[SDE, tuple[Prediction, Time]] = {

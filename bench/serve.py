@@ -1,0 +1,159 @@
+"""What the service keeps of the model's throughput: the same images through HTTP and without it.
+
+    python bench/serve.py                                  # the demo, batches of 64
+    python bench/serve.py --spec my.yaml --batch-size 256 --device cuda
+
+The service runs in a process of its own, and clients ask it all the time, on fresh noise. The bare model
+takes turns with it, in calls of the same size; a ratio is taken within a turn. Passes per second are of
+the clock, so that the clients and whatever else runs count; the ratio of CPU time is of the two alone.
+"""
+
+import argparse
+import http.client
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from measuring import machine, ratio, table
+from unfool import spec as specs
+from unfool.api.apply import load_defended
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.runtime.device import pick_device
+
+SHAPES = ((1, 1), (1, 8), (4, 8), (8, 8))  # images and votes of a request
+
+
+class Rate(NamedTuple):
+    """Passes per second of the clock, and per second of the process's CPU time."""
+
+    wall: float
+    cpu: float
+
+
+def cpu_seconds(process: int) -> float:
+    """The CPU time that a process has taken; NaN where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def bare(model: Classifier, x: Tensor, seconds: float) -> Rate:
+    """The rate of the model, in calls of `len(x)` images."""
+    calls, began, used = 0, time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        while time.perf_counter() - began < seconds:
+            model(x, Noise.fresh(len(x))).cpu()
+            calls += 1
+    rows = calls * len(x)
+    return Rate(rows / (time.perf_counter() - began), rows / (time.process_time() - used))
+
+
+def served(process: int, port: int, x: Tensor, votes: int, clients: int, seconds: float) -> Rate:
+    """The rate at which the service answers so many clients at once.
+
+    Raises:
+        RuntimeError: An answer is none.
+    """
+    body = json.dumps({"images": x.tolist(), "votes": votes}).encode()
+    done, failed, until = [0] * clients, [], time.perf_counter() + seconds
+
+    def ask(number: int) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        while time.perf_counter() < until:
+            connection.request("POST", "/classify", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            content = answer.read()
+            if answer.status != 200:
+                failed.append(content)
+                return
+            done[number] += len(x) * votes
+        connection.close()
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(clients)]
+    began, used = time.perf_counter(), cpu_seconds(process)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise RuntimeError(f"{len(failed)} of {clients} clients got an error: {failed[0]!r}")
+    taken = cpu_seconds(process) - used
+    return Rate(sum(done) / (time.perf_counter() - began), sum(done) / taken)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--spec", default="demo")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seconds", type=float, default=10, help="of each turn")
+    parser.add_argument("--turns", type=int, default=5)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = load_defended(specs.load(asked.spec, []), None, pick_device(asked.device))
+    if loaded.shape is None:
+        sys.exit("the size of the model's images is not known: name a spec with a purifier or data")
+    x = torch.full((asked.batch_size, *loaded.shape), 0.5, device=pick_device(asked.device))
+    options = ["--port", "0", "--batch-size", str(asked.batch_size), "--device", asked.device]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "unfool",
+        "serve",
+        asked.spec,
+        *options,
+        "--timeout",
+        "600",
+    ]
+    one = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=one)
+    assert process.stdout is not None
+    rows = []
+    try:
+        port = int(re.findall(r":(\d+);", process.stdout.readline())[0])
+        for images, votes in SHAPES:
+            clients = max(
+                2 * asked.batch_size // (images * votes), 2
+            )  # a call is full, another waits
+            found = []
+            for turn in range(-1, asked.turns):
+                alone = bare(loaded.model, x, asked.seconds)
+                through = served(process.pid, port, x[:images].cpu(), votes, clients, asked.seconds)
+                if turn >= 0:
+                    found.append((alone, through))
+                    print(f"{images} x {votes}: {alone}, {through}", flush=True)
+            best = [f"{max(each.wall for each in way):.0f}" for way in zip(*found, strict=True)]
+            kept = [ratio([b[i] / a[i] for a, b in found]) for i in (0, 1)]
+            rows.append((f"{images} x {votes}", clients, *best, *kept))
+    finally:
+        process.terminate()
+        process.wait()
+    print(f"\n{asked.spec}, calls of {asked.batch_size} images, {machine(asked.device)}\n")
+    heads = (
+        "images x votes",
+        "clients",
+        "bare model, passes/s",
+        "service",
+        "ratio",
+        "ratio of CPU time",
+    )
+    print("\n".join(table(heads, rows)))
+
+
+if __name__ == "__main__":
+    main()

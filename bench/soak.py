@@ -1,0 +1,336 @@
+"""Kill commands at random moments, run them again, and compare with runs that nobody disturbed.
+
+    python bench/soak.py --seconds 600 --seed 0
+
+Each round takes one command, kills it (SIGKILL) a few times, and lets it end. Half of the kills come at a
+random time, half right after a random change of the folder, which is often in the middle of a write. Then
+everything the command left is compared with the undisturbed result, apart from what a clock or a memory
+counter says. The exit code is 1 if anything differs. It needs a system that can fork, and no GPU.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a fork has no threads of its parent
+
+EVALUATION = {
+    "data": {"name": "blobs", "size": 40},
+    "classifier": "bayes",
+    "denoiser": "mixture",
+    "purifier": {"name": "diffpure", "sampler": "ddpm", "t": 0.05, "steps": 4},
+    "threat": {"norm": "linf", "eps": 0.1},
+    "attacks": [{"name": "pgd", "steps": 4, "eot": 2, "loss": "margin"}],
+    "evaluation": {"images": 12, "draws": 2, "examples": 4},
+    "machine": {"images_per_block": 2, "device": "cpu"},
+}
+SWEEP = EVALUATION | {
+    "sweep": {"purifier.steps": [2, 3]},
+    "evaluation": {"images": 4, "draws": 2, "examples": 2},
+}
+CERTIFICATION = {
+    **{key: EVALUATION[key] for key in ("data", "classifier", "denoiser")},
+    "purifier": "one-step",
+    "certification": {"sigma": 0.25, "n0": 20, "n": 400, "images": 12},
+    "machine": {"device": "cpu"},
+}
+TRAINING = {
+    "data": {"name": "blobs", "size": 32},
+    "denoiser": {"name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4},
+    "objective": {"name": "denoising", "t_max": 0.5},
+    "training": {"steps": 60, "batch_size": 4},
+    "machine": {"save_every": 3, "device": "cpu"},
+}
+MEASURED = {"seconds", "cost", "made_by", "peak_bytes", "images_per_second"}
+COMMANDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "evaluate": (EVALUATION, ("evaluate", "spec.yaml", "--out", "out", "--quiet")),
+    "attack": (EVALUATION, ("attack", "spec.yaml", "--out", "out", "--png", "--quiet")),
+    "certify": (CERTIFICATION, ("certify", "spec.yaml", "--out", "out", "--quiet")),
+    "sweep": (SWEEP, ("sweep", "spec.yaml", "--out", "out", "--quiet")),
+    "train": (TRAINING, ("train", "spec.yaml", "--out", "out", "--quiet")),
+    "merge": (EVALUATION, ("merge", "a", "b", "--out", "out")),
+    "report": (EVALUATION, ("report", "out")),
+}
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit code, or None if it was killed, and what it wrote to stderr."""
+
+    code: int | None
+    said: str
+
+
+@dataclass
+class Command:
+    """A command with its undisturbed result.
+
+    Attributes:
+        name: Of the command.
+        words: Its arguments.
+        start: The folder that each round begins with a copy of.
+        result: What the undisturbed command left (`contents`).
+        seconds: How long it took.
+        changes: How often its folder changed.
+        counts: Of rounds, kills and differences.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    start: Path
+    result: dict[str, Any]
+    seconds: float
+    changes: int
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def start(words: tuple[str, ...], folder: Path) -> int:
+    """Fork a process that runs a command in a folder; its stderr goes to the file `stderr` there."""
+    process = os.fork()
+    if process:
+        return process
+    code = 70
+    try:
+        os.chdir(folder)
+        from unfool.cli.main import run
+
+        with (
+            open("stderr", "w", encoding="utf-8") as said,
+            contextlib.redirect_stderr(said),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            try:
+                code = run(list(words))
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def wait(process: int, folder: Path, until: Callable[[float, int], bool]) -> tuple[Ended, int]:
+    """Wait for a process, and kill it once `until` (of the seconds and changes so far) says so.
+
+    Returns:
+        How it ended, and how often its folder changed.
+    """
+    began, seen, changes = time.monotonic(), listing(folder), 0
+    while True:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            break
+        now = listing(folder)
+        changes, seen = changes + (now != seen), now
+        if until(time.monotonic() - began, changes):
+            os.kill(process, signal.SIGKILL)
+            _, status = os.waitpid(process, 0)
+            break
+        time.sleep(0.0005)
+    code = None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
+    said = folder / "stderr"
+    return Ended(code, said.read_text("utf-8") if said.exists() else ""), changes
+
+
+def listing(folder: Path) -> set[str]:
+    """The files of a folder, drafts of half-written ones included."""
+    return {name for _, _, names in os.walk(folder) for name in names}
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a command left in a folder, apart from times, memory, and drafts of killed writes.
+
+    Outcomes and pictures are by image: their files are named by what they hold, seconds included.
+    """
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        if path.suffix == ".jsonl" and path.parent.name == "outcomes":
+            for line in path.read_text("utf-8").splitlines():
+                table = json.loads(line)
+                key = f"{name.parent} {table['index']}"
+                found.setdefault(key, []).append(unmeasured(table))
+        elif path.suffix == ".npz":
+            arrays = read_arrays(path)
+            keys = arrays.pop("index", None) if path.parent.name == "examples" else None
+            key = str(name) if keys is None else f"{name.parent} {keys}"
+            if arrays not in found.setdefault(key, []):  # a killed block leaves its pictures twice
+                found[key].append(arrays)
+        elif path.suffix in (".json", ".jsonl"):
+            lines = [path.read_text("utf-8")]
+            lines = lines[0].splitlines() if path.suffix == ".jsonl" else lines
+            found[str(name)] = [unmeasured(json.loads(line)) for line in lines]
+        elif path.suffix in (".png", ".safetensors"):
+            found[str(name)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:  # pages, which tell times, and checkpoints: that they are there
+            found[str(name)] = path.stat().st_size > 0
+    return found
+
+
+def read_arrays(path: Path) -> dict[str, str]:
+    """A hash of each array of an .npz file, and its `index` as text."""
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as file:
+        return {
+            name: str(file[name].tolist())
+            if name == "index"
+            else hashlib.sha256(file[name].tobytes()).hexdigest()
+            for name in file
+        }
+
+
+def unmeasured(value: Any) -> Any:
+    """A value of JSON without what a clock or a memory counter says."""
+    if isinstance(value, dict):
+        return {key: unmeasured(each) for key, each in value.items() if key not in MEASURED}
+    return [unmeasured(each) for each in value] if isinstance(value, list) else value
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """The names under which two results differ."""
+    return [
+        key for key in sorted(found.keys() | wanted.keys()) if found.get(key) != wanted.get(key)
+    ]
+
+
+def prepare(name: str, folder: Path) -> Command:
+    """Run a command undisturbed, in `folder`, and keep where it began and what it left."""
+    spec, words = COMMANDS[name]
+    begin = folder / "begin"
+    begin.mkdir(parents=True)
+    (begin / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False), "utf-8")
+    if name == "merge":
+        for part, out in enumerate(("a", "b")):
+            shard = ("evaluate", "spec.yaml", "--out", out, "--shard", f"{part}/2", "--quiet")
+            require(wait(start(shard, begin), begin, never)[0], name)
+    elif name == "report":
+        require(wait(start(COMMANDS["evaluate"][1], begin), begin, never)[0], name)
+    whole = folder / "undisturbed"
+    shutil.copytree(begin, whole)
+    began = time.monotonic()
+    ended, changes = wait(start(words, whole), whole, never)
+    require(ended, name)
+    took = time.monotonic() - began
+    return Command(name, words, begin, contents(whole / "out"), took, changes)
+
+
+def never(seconds: float, changes: int) -> bool:
+    """Let a process end."""
+    return False
+
+
+def require(ended: Ended, name: str) -> None:
+    """Stop if an undisturbed command failed.
+
+    Raises:
+        RuntimeError: It did.
+    """
+    if ended.code != 0:
+        raise RuntimeError(f"{name} fails without being disturbed ({ended.code}): {ended.said}")
+
+
+def round_of(command: Command, folder: Path, chance: random.Random, most: int) -> list[str]:
+    """Kill a command up to `most` times, let it end, and say what is wrong then."""
+    shutil.copytree(command.start, folder)
+    wrong = []
+    command.counts["rounds"] += 1
+    for _ in range(chance.randint(1, most)):
+        by_time, by_change = (
+            chance.uniform(0, command.seconds),
+            chance.randint(1, max(1, command.changes)),
+        )
+        timed = chance.random() < 0.5
+        ended, _ = wait(
+            start(command.words, folder),
+            folder,
+            (lambda s, c, at=by_time: s >= at) if timed else (lambda s, c, at=by_change: c >= at),
+        )
+        command.counts["kills" if ended.code is None else "ended before"] += 1
+        if ended.code not in (None, 0):
+            wrong.append(f"exit code {ended.code}: {ended.said.strip()[-500:]}")
+    drafts = {path for path in folder.rglob(".*.tmp") if path.is_file()}
+    command.counts["drafts"] += len(drafts)
+    ended, _ = wait(start(command.words, folder), folder, never)
+    if ended.code != 0:
+        return [*wrong, f"the last run: exit code {ended.code}: {ended.said.strip()[-500:]}"]
+    return wrong + [
+        f"differs: {key}" for key in differences(contents(folder / "out"), command.result)
+    ]
+
+
+def soak(names: list[str], seconds: float, seed: int, most: int, keep: Path) -> bool:
+    """Rounds of all commands in turn until the time is up; whether all agreed."""
+    chance, good = random.Random(seed), True
+    with tempfile.TemporaryDirectory() as place:
+        commands = [prepare(name, Path(place) / name) for name in names]
+        for command in commands:
+            print(f"{command.name}: {command.seconds:.1f} s undisturbed", flush=True)
+        number, end = 0, time.monotonic() + seconds
+        while time.monotonic() < end:
+            command, folder = commands[number % len(commands)], Path(place) / f"round-{number}"
+            for what in (wrong := round_of(command, folder, chance, most)):
+                print(f"round {number}, {command.name}: {what}", flush=True)
+            if wrong:
+                good = False
+                command.counts["wrong"] += 1
+                shutil.copytree(folder, keep / folder.name, dirs_exist_ok=True)
+                print(f"kept in {keep / folder.name}", flush=True)
+            shutil.rmtree(folder)
+            number += 1
+    row = "{:10}" + "{:>14}" * 5
+    columns = ("rounds", "kills", "ended before", "drafts", "wrong")
+    print(row.format("command", *columns))
+    for command in commands:
+        print(row.format(command.name, *(command.counts[column] for column in columns)))
+    total = sum((command.counts for command in commands), Counter[str]())
+    print(row.format("all", *(total[column] for column in columns)))
+    return good
+
+
+def main() -> None:
+    """Read the options, soak, and exit with 1 if anything differed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--seconds", type=float, default=300, help="how long to kill, after the undisturbed runs"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--kills", type=int, default=8, help="the most kills of a round")
+    parser.add_argument("--keep", type=Path, default=Path("runs/soak"), help="for wrong results")
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS))
+    given = parser.parse_args()
+    import matplotlib.pyplot as _  # noqa: F401  # what takes long to import, the forks find here
+    import torch
+
+    from unfool.certification import certify as _c  # noqa: F401
+    from unfool.evaluation import export_images as _e  # noqa: F401
+    from unfool.evaluation import sweep as _s  # noqa: F401
+    from unfool.report import certification as _r  # noqa: F401
+    from unfool.report import evaluation as _v  # noqa: F401
+    from unfool.report import sweep as _w  # noqa: F401
+    from unfool.training import run as _t  # noqa: F401
+
+    torch.set_num_threads(1)
+    good = soak(given.only, given.seconds, given.seed, given.kills, given.keep)
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,242 @@
+"""A defense applied to images that a user brings: what `classify`, `purify`, and the service share.
+
+The noise, the sizes, and the votes are settled here, so all three give the same answers.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool import spec as specs
+from unfool.data import image_files
+from unfool.data.folder import Folder
+from unfool.defenses.purified_classifier import image_shape, majority_class
+from unfool.errors import SpecError
+from unfool.evaluation.prepare import build_model
+from unfool.evaluation.spec import check_model
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Dataset
+from unfool.spec import RawSpec
+
+Shape = tuple[int, int, int]
+Say = Callable[[str], None]
+LARGE = 8  # times the denoiser's height or width
+
+
+class Loaded(NamedTuple):
+    """The classifier of a spec, and what is known of its images and classes.
+
+    Attributes:
+        model: The classifier, behind its purifier if it has one.
+        classes: The names of the classes; empty if the data set cannot be had.
+        shape: (C, H, W) of its images, or None if unknown.
+        data: The data set of the spec, if it can be had.
+    """
+
+    model: Classifier
+    classes: Sequence[str]
+    shape: Shape | None
+    data: Dataset | None
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+
+class Tally(NamedTuple):
+    """The vote on one image.
+
+    Attributes:
+        winner: The class with most votes; of equals, the lowest.
+        votes: Its votes.
+        undecided: Whether another class has as many.
+    """
+
+    winner: int
+    votes: int
+    undecided: bool
+
+
+def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
+    """The classifier of a spec, on a device, with its classes and the shape of its images.
+
+    Args:
+        table: The spec.
+        folder: Where data sets lie.
+        device: Where to compute.
+
+    Raises:
+        SpecError: Something in the spec is wrong, or a folder was named that is not there.
+    """
+    model = build_model(check_model(table), device)
+    names, shape, data = _told_by_data(table, folder)
+    shape = image_shape(getattr(model, "purifier", None)) or shape
+    return Loaded(model, names, shape, data)
+
+
+def noise_to_classify(seed: int | None, place: int, count: int) -> Noise:
+    """The noise of `count` images from number `place` on of all images given; fresh without a seed."""
+    if seed is None:
+        return Noise.fresh(count)
+    return Noise.of(seed, range(place, place + count)).child("apply")
+
+
+def noise_to_purify(seed: int | None, place: int, count: int) -> Noise:
+    """As `noise_to_classify`, for a purifier alone."""
+    if seed is None:
+        return Noise.fresh(count)
+    return Noise.of(seed, range(place, place + count)).child("apply", "purify")
+
+
+def tally(chosen: Tensor) -> list[Tally]:
+    """The vote on each image from the classes (B, draws) that the draws chose."""
+    found = []
+    for winner, row in zip(
+        majority_class(chosen, int(chosen.max()) + 1).tolist(), chosen, strict=True
+    ):
+        counts = torch.bincount(row).sort(descending=True).values.tolist()
+        found.append(Tally(winner, counts[0], len(counts) > 1 and counts[0] == counts[1]))
+    return found
+
+
+def picture_for(loaded: Loaded, file: Path | BinaryIO, name: str, say: Say) -> Tensor:
+    """A picture (1, C, H, W) as the classifier takes it.
+
+    Where the data are a `folder` with a `size`, the picture is resized and cut as its own are; else it
+    is stretched, which is said.
+
+    Raises:
+        ValueError: The file is no picture.
+    """
+    data, shape = loaded.data, loaded.shape
+    if isinstance(data, Folder) and data.size is not None:
+        x = data.read(file, name)[None]
+        if shape is None or x.shape[1:] == shape:
+            return x
+        if not isinstance(file, Path):
+            file.seek(0)
+    return stretched(read_picture(file, name, shape, say), shape, say)
+
+
+def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
+    """A picture (1, C, H, W) of its own size, gray if the model's images are.
+
+    Raises:
+        ValueError: The file is no picture.
+    """
+    x, gray = image_files.read(file, name=name), shape is not None and shape[0] == 1
+    if not gray:
+        return x[None]
+    if bool((x != x[:1]).any()):
+        say(f"{name} loses its colors: the model knows gray alone")
+    if not isinstance(file, Path):
+        file.seek(0)
+    return image_files.read(file, gray=True, name=name)[None]
+
+
+def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
+    """Images (B, C, H, W) of an array (N, H, W, C), (N, C, H, W) or (N, H, W); are channels last?
+
+    Args:
+        stored: uint8, or numbers in [0, 1].
+        name: What a message calls it.
+
+    Raises:
+        ValueError: It holds no images.
+    """
+    number = stored is not None and stored.dtype.kind in "uif"
+    if stored is None or stored.ndim not in (3, 4) or not number or not stored.size:
+        raise ValueError(f"{name} needs an array `images` of images (N, H, W, C) or (N, C, H, W)")
+    x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
+    x = x[:, None] if x.ndim == 3 else x
+    last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
+    x = x.permute(0, 3, 1, 2).contiguous() if last else x
+    if x.shape[1] not in (1, 3):
+        raise ValueError(f"{name}: images have 1 or 3 channels, these are shaped {stored.shape}")
+    if not bool(((x >= 0) & (x <= 1)).all()):
+        raise ValueError(f"{name}: images must be uint8, or numbers of [0, 1] without NaN")
+    return x, last
+
+
+def array_of_images(x: Tensor, like: np.ndarray, last: bool) -> np.ndarray:
+    """Images (B, C, H, W) laid out and typed as the array they came from."""
+    x = x.permute(0, 2, 3, 1) if last else x[:, 0] if like.ndim == 3 else x
+    return ((x * 255).round().byte() if like.dtype == np.uint8 else x).numpy()
+
+
+def stretched(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+    """Images resized to what the model takes; said if they change."""
+    _tell_resized(x, shape, "stretched to fit: the image and the model", say)
+    return _resized(x, shape)
+
+
+def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
+    """Images resized to what the denoiser takes; said if they change."""
+    _tell_resized(x, shape, "stretched to fit, and back: the image and the denoiser", say)
+    return _resized(x, shape)
+
+
+def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
+    """Purified images in the size and with the channels of images shaped (B, C, H, W)."""
+    size, channels = shape[2:], shape[1]
+    if pure.shape[2:] != size:
+        pure = F.interpolate(pure, size=tuple(size), mode="bilinear", align_corners=False)
+    if pure.shape[1] != channels:
+        pure = pure.expand(-1, channels, -1, -1) if channels == 3 else pure.mean(1, keepdim=True)
+    return pure.clamp(0, 1)
+
+
+def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None:
+    """Refuse an image of which little would remain in the size that the denoiser takes.
+
+    Raises:
+        ValueError: It is more than `LARGE` times as high or wide.
+    """
+    if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
+        raise ValueError(
+            f"{name} is {x.shape[3]} x {x.shape[2]} pixels and the denoiser takes {shape[2]} x "
+            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, "
+            f"or {advice}"
+        )
+
+
+def _told_by_data(
+    table: RawSpec, folder: str | None
+) -> tuple[Sequence[str], Shape | None, Dataset | None]:
+    """The classes and the size of images of a spec's data set, and the data set, if it can be had.
+
+    Raises:
+        SpecError: A folder was named, and it is not there.
+    """
+    try:
+        data = specs.build("data", specs.check_data(table.get("data"), folder))
+        channels, height, width = data[0][0].shape
+    except (SpecError, KeyError, ValueError):
+        if folder is not None and "data" in table:
+            raise
+        return (), None, None
+    return data.classes, (channels, height, width), data
+
+
+def _tell_resized(x: Tensor, shape: Shape | None, what: str, say: Say) -> None:
+    if shape is not None and x.shape[1:] != shape:
+        sizes = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        say(f"{what} are {sizes}")
+
+
+def _resized(x: Tensor, shape: Shape | None) -> Tensor:
+    if shape is None:
+        return x
+    if x.shape[1] != shape[0]:
+        x = x.mean(1, keepdim=True) if shape[0] == 1 else x.expand(-1, 3, -1, -1)
+    if x.shape[2:] != shape[1:]:
+        smaller = x.shape[2] > shape[1] or x.shape[3] > shape[2]
+        x = F.interpolate(
+            x, size=shape[1:], mode="bilinear", align_corners=False, antialias=smaller
+        )
+    return x.clamp(0, 1)

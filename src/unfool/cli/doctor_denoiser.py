@@ -1,0 +1,84 @@
+"""Whether a denoiser denoises, in the doctor's words."""
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from unfool.cli.finding import Finding
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.denoising_error import (
+    TIMES,
+    DenoisingError,
+    better_setting,
+    clean_images,
+    denoising_errors,
+    ratios,
+)
+
+DOUBTFUL = 0.7  # of the linear estimate's error: from there on, other settings are tried, too
+_IMAGES = ((32, 32), (64, 8))  # up to that height, so many images are noised
+_LARGE = 2
+
+
+def denoises(
+    denoiser: Denoiser, x: Tensor, y: Tensor, classes: int, times: Sequence[float] = TIMES
+) -> list[Finding]:
+    """Look at a denoiser with images (B, C, H, W) of [0, 1], which tell mean and variance of each pixel.
+
+    Args:
+        denoiser: In evaluation mode.
+        x: The images, on its device.
+        y: Their labels (B,). A denoiser that knows as many classes is also asked with them.
+        classes: Of the data set.
+        times: To look at.
+    """
+    shape = denoiser.shape
+    if shape is not None and not denoiser.resizes and tuple(x.shape[1:]) != tuple(shape):
+        found, wanted = (" x ".join(map(str, size)) for size in (x.shape[1:], shape))
+        what = f"whether it denoises was not tried: the images are {found}, and it wants {wanted}"
+        return [Finding("note", what)]
+    count = next((n for height, n in _IMAGES if x.shape[2] <= height), _LARGE)
+    conditional = denoiser.classes == classes > 0
+    asked: list[tuple[str, Tensor | None]] = []
+    if getattr(denoiser, "null", True):
+        asked.append((" without labels" if denoiser.classes else "", None))
+    if conditional:
+        asked.append((" with labels", y))
+    if not asked:
+        what = (
+            f"whether it denoises was not tried: it needs labels of its {denoiser.classes} classes"
+        )
+        return [Finding("note", what)]
+    findings: list[Finding] = []
+    for how, label in asked:
+        clean = clean_images(denoiser, x, count, label)
+        errors = denoising_errors(denoiser, clean, times)
+        worst = max(ratios(errors), key=lambda r: math.inf if math.isnan(r) else r)
+        told = f"x_hat{how}: {_listed(errors)}"
+        if worst <= DOUBTFUL:
+            findings.append(Finding("ok", told))
+            continue
+        wrong = not worst <= 1  # NaN, too
+        other = better_setting(denoiser, clean)
+        if other is not None:
+            setting, ratio = other
+            told += f"; with {setting} it is {ratio:.2f} on average: tell it so"
+        elif wrong:
+            told += (
+                "; no other time, prediction or schedule makes it good: are these weights trained (and "
+                "averaged), and for such images?"
+            )
+        findings.append(Finding("FAIL" if wrong or other is not None else "ok", told))
+    return findings
+
+
+def _listed(errors: Sequence[DenoisingError]) -> str:
+    """The errors at each time, beside those of what needs no network."""
+    times = ", ".join(f"{error.t:g}" for error in errors)
+    linear = ", ".join(f"{ratio:.2f}" for ratio in ratios(errors))
+    nothing = ", ".join(f"{error.x_hat / error.nothing:.2f}" for error in errors)
+    return (
+        f"at t = {times} its error is {linear} of the best pixelwise linear estimate's (above 1 is "
+        f"wrong), and {nothing} of doing nothing's"
+    )

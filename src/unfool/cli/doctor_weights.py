@@ -1,0 +1,118 @@
+"""What a file of weights is, which line of a spec loads it, and whether it works."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from unfool import spec as specs
+from unfool.cli.doctor import STATISTICS, examine
+from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.finding import Finding
+from unfool.data import fetch
+from unfool.data.subset import choose_indices
+from unfool.diffusion.denoiser import Denoiser
+from unfool.errors import SpecError
+from unfool.models.identify import Identified, identify
+from unfool.runtime.device import pick_device
+from unfool.spec import Part, RawSpec
+
+_SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # which come with the package
+
+
+def weights(given: str, changes: Sequence[str], folder: str | None, device: str) -> list[Finding]:
+    """Say what a file or folder of weights is.
+
+    Args:
+        given: The file or folder, or the name of a shipped model.
+        changes: `data=...` names images to try it on, `denoiser.size=64` and the like tell what the file
+            does not.
+        folder: Where data sets are read from.
+        device: Where to compute.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It cannot be read, or holds no weights.
+        SpecError: A change does not fit.
+    """
+    known = identify(Path(given))
+    found = [
+        Finding("ok", f"{given}: {known.form}; {known.family}"),
+        Finding("note" if "does not tell" in known.average else "ok", known.average),
+    ]
+    if known.kind is None or known.part is None:
+        return [*found, Finding("FAIL", known.advice)]
+    table = specs.load({known.kind: known.part}, changes)
+    part: Any = table.get(known.kind)
+    line = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, width=10_000)
+    found.append(Finding("ok", f"the line that loads it: {known.kind}: {line.strip()}"))
+    if known.advice:
+        found.append(Finding("note", known.advice))
+    where = pick_device(device)
+    try:
+        model: Any = specs.build(known.kind, specs.check(known.kind, part))
+    except (SpecError, ValueError, OSError) as error:
+        told = f"{' '.join(str(error).split())} (here by --set {known.kind}.OPTION=VALUE)"
+        return [*found, Finding("FAIL", told)]
+    model = model.eval().requires_grad_(False).to(where)
+    found.append(Finding("ok", _facts(model)))
+    return found + _tried(known, model, table, folder, where)
+
+
+def _facts(model: nn.Module) -> str:
+    told = [f"{sum(p.numel() for p in model.parameters()):,} parameters"]
+    if isinstance(model, Denoiser):
+        if model.shape is not None:
+            told.append(f"images of {' x '.join(map(str, model.shape))}")
+        null = "" if getattr(model, "null", True) else " and no null class"
+        told.append(f"{model.classes} classes{null}" if model.classes else "no classes")
+        told += [f"{key} {value}" for key in ("predicts", "time", "schedule")
+                 if (value := getattr(model, key, None)) is not None]  # fmt: skip
+    else:
+        told += [
+            f"{key} {_numbers(value)}"
+            for key in ("mean", "std")
+            if (value := getattr(model, key, None)) is not None
+        ]
+    return ", ".join(told)
+
+
+def _numbers(value: Any) -> str:
+    return " ".join(f"{number:.4g}" for number in value.flatten().tolist())
+
+
+def _tried(
+    known: Identified, model: nn.Module, table: RawSpec, folder: str | None, device: str
+) -> list[Finding]:
+    """What images say of a model, if there are any that fit it."""
+    part: Any = table.get("data") or _images_for(model, folder)
+    if part is None:
+        what = 'it was not tried: name images of its size by --set "data={name: ...}" --data FOLDER'
+        return [Finding("note", what)]
+    try:
+        data = specs.build("data", specs.check_data(part, folder))
+        x, y = fetch(data, choose_indices(len(data), min(STATISTICS, len(data)), 0))
+    except (SpecError, ValueError, OSError) as error:
+        if "data" in table:
+            raise
+        return [Finding("note", f"it was not tried: {' '.join(str(error).split())}")]
+    x, y, classes = x.to(device), y.to(device), len(data.classes)
+    tried = Finding("ok", f"tried on {len(x)} images of {part['name']}")
+    if isinstance(model, Denoiser):
+        return [tried, *denoises(model, x, y, classes)]
+    return [tried, *examine(model, x[:32], y[:32], classes)]
+
+
+def _images_for(model: nn.Module, folder: str | None) -> Part | None:
+    """Images that a user named without a word of what they are, or those of the package."""
+    shape = model.shape if isinstance(model, Denoiser) else (3, 32, 32)
+    if shape is None:
+        return None
+    if folder is not None and shape == (3, 32, 32):
+        return {"name": "cifar10"}
+    if folder is not None:
+        return {"name": "folder", "size": shape[1], "gray": shape[0] == 1}
+    name = _SAMPLES.get(shape)
+    return None if name is None else {"name": name}

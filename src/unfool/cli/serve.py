@@ -1,0 +1,68 @@
+"""The command `serve`."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unfool.cli.options import BatchSize, Data, Device, Set, Spec
+
+MIB = 2**20
+
+
+def serve(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free port.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default, the spec's name.")
+    ] = None,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Passes that vote, where a request names no number.")
+    ] = 8,
+    device: Device = "auto",
+    batch_size: BatchSize = 256,
+    max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 16,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of all images of one request.")
+    ] = 16_000_000,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 64,
+    max_votes: Annotated[int, typer.Option(min=1, help="Votes per image.")] = 64,
+    queue: Annotated[
+        int, typer.Option(min=1, help="Passes (images x votes) that may wait; then 503.")
+    ] = 4096,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a request may take; then 503.")
+    ] = 30.0,
+    seeds: Annotated[
+        bool, typer.Option(help="Whether clients may choose a seed, and so know the noise.")
+    ] = True,
+) -> None:
+    """Serve a defended classifier over HTTP. It asks for no password: see docs/serve.md.
+
+    POST /classify and /purify take pictures (multipart) or arrays (JSON). /v2 speaks the Open Inference
+    Protocol. See also /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM finishes what was
+    accepted.
+    """
+    from unfool.runtime.optional import require
+
+    for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
+        require(library, "serve")
+    from unfool.serve import run
+    from unfool.serve.limits import Limits
+
+    limits = Limits(max_body * MIB, max_pixels, max_images, max_votes, queue, timeout, seeds)
+    called = name or re.sub(r"[^\w.-]", "-", Path(spec).stem) or "model"
+    with run.listen(host, port) as at:
+        server = run.make_server(
+            spec, changes or [], data, name=called, device=device, batch_size=batch_size,
+            votes=votes, limits=limits,
+        )  # fmt: skip
+        shown = f"[{host}]" if ":" in host else host
+        address = f"http://{shown}:{at.getsockname()[1]}"
+        run.serve(server, at, lambda: typer.echo(f"serving {called} on {address}; Ctrl-C stops it"))

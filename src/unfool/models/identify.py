@@ -1,0 +1,211 @@
+"""What a file or folder of weights is, and which line of a spec loads it.
+
+Nothing of the file runs; names and shapes of its weights tell.
+"""
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor
+
+from unfool.models.card import read_card, shipped
+from unfool.models.checkpoints import find_state, read_content
+from unfool.models.cifar_layouts import recognize
+from unfool.models.published.edm2 import FAMILY as EDM2
+from unfool.models.published.openai import family_of
+from unfool.models.published.parts import FAMILIES
+from unfool.runtime.published_files import find_file
+from unfool.spec import Part
+
+ENDINGS = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors", ".th", ".tar", ".t7")
+_SAID = {
+    "score-sde": "score_sde (Song et al., 2021)",
+    "guided-diffusion": "guided-diffusion (Dhariwal and Nichol, 2021)",
+    "improved-diffusion": "improved-diffusion (Nichol and Dhariwal, 2021)",
+    "consistency": "consistency models (Song et al., 2023)",
+    "edm": "EDM (Karras et al., 2022)",
+    "ddpm": "DDPM (Ho et al., 2020), as ermongroup/ddim and SDEdit have it",
+    "dit": "DiT (Peebles and Xie, 2023)",
+    "diffusers": "a UNet2DModel of diffusers",
+    "stable-diffusion": "Stable Diffusion (Rombach et al., 2022)",
+}
+_BASIC = {2: "resnet18", 6: "resnet34"}  # by the blocks of the third stage
+_DEEP = {6: "resnet50", 23: "resnet101", 36: "resnet152"}
+
+
+class Identified(NamedTuple):
+    """What some weights are.
+
+    Attributes:
+        form: The format of the file or folder.
+        family: Whose weights they are, or which network.
+        kind: What they make; None if that is not known.
+        part: The part of a spec that loads them; None if there is no such line.
+        average: Whether they are averaged weights (EMA), in words.
+        advice: What has to be done or said before they load; empty if nothing.
+    """
+
+    form: str
+    family: str
+    kind: Literal["denoiser", "classifier"] | None
+    part: Part | None
+    average: str
+    advice: str = ""
+
+
+def is_weights(given: str) -> bool:
+    """Whether what a user named looks like weights and not like a spec."""
+    path = Path(given)
+    if path.suffix in (".yaml", ".yml"):
+        return False
+    return path.suffix in ENDINGS or path.is_dir() or path.is_file() or given in shipped()
+
+
+def identify(path: Path) -> Identified:
+    """What a file or folder of weights is.
+
+    Args:
+        path: The file or folder, or the name of a shipped model.
+
+    Raises:
+        FileNotFoundError: There is nothing of that name.
+        ValueError: It cannot be read, or holds no weights.
+    """
+    if path.is_dir() or str(path) in shipped():
+        return _folder(path)
+    found = find_file(path)
+    content = read_content(found)
+    state, place = find_state(content, path)
+    if place is not None:
+        average = f"averaged weights (EMA), found in {place}"
+    elif path.name.startswith("ema") or "ema" in path.parent.name.split("_"):
+        average = "averaged weights (EMA), by the name of the file"
+    else:
+        average = "one table of weights; the file does not tell whether they are averaged (EMA)"
+    form = _form(found)
+    return _denoiser(path, state, form, average) or _classifier(path, state, form, average)
+
+
+def _denoiser(
+    path: Path, state: Mapping[str, Tensor], form: str, average: str
+) -> Identified | None:
+    family = next(
+        (o for o, key in FAMILIES.items() if key in state or f"model.{key}" in state), None
+    )
+    if EDM2 in state:
+        return Identified(
+            form, "EDM2 (Karras et al., 2024)", "denoiser", _line("edm", path), average
+        )
+    if family is None:
+        return None
+    if family == "guided-diffusion":
+        family = family_of(state, path.name)
+    part: Part | None = _line(family, path)
+    advice = ""
+    if family == "diffusers":
+        part = None
+        advice = "name the folder that it lies in, with its config.json and scheduler_config.json"
+    elif family == "stable-diffusion":
+        part, advice = None, "a single file is not read: name a folder in the layout of diffusers"
+    elif family == "dit":
+        part = {**_line(family, path), "vae": "sd-vae-ft-ema"}
+        advice = "name the folder of the autoencoder it was trained with as vae"
+    return Identified(form, _SAID[family], "denoiser", part, average, advice)
+
+
+def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -> Identified:
+    if (model := _of_torchvision(state)) is not None:
+        part: Part = {**_line("timm", path), "model": model}
+        return Identified(form, f"{model} in the names of torchvision and timm", "classifier", part,
+                          average)  # fmt: skip
+    try:
+        layout = recognize(state, str(path))
+    except ValueError:
+        first = ", ".join(list(state)[:3])
+        advice = (
+            f"its {len(state)} weights begin with {first}: name your own network, {{name: network, "
+            f"network: {{name: 'mine:Net'}}, weights: {path}}}, as classifier or denoiser"
+        )
+        return Identified(form, "a network that is not known here", None, None, average, advice)
+    part = _line("cifar-network", path)
+    told = f"{layout.name} for images of 32 x 32" + (
+        ", with its normalization inside" if layout.normalized else ""
+    )
+    advice = "of RobustBench, take name: robustbench with the model's name, which tells its input"
+    return Identified(form, told, "classifier", part, average, advice)
+
+
+def _folder(path: Path) -> Identified:
+    if (path / "card.json").is_file() or str(path) in shipped():
+        _, card = read_card(str(path))
+        kind, network = card.get("kind"), card["part"].get("name", "?")
+        kind = kind if kind in ("denoiser", "classifier") else None
+        training = card.get("training")
+        decay = training.get("ema_decay", 0) if isinstance(training, dict) else None
+        average = (
+            "its card does not tell whether its weights are averaged (EMA)" if decay is None
+            else f"averaged weights (EMA of decay {decay}), as its card says" if decay
+            else "weights as trained, not averaged, as its card says"
+        )  # fmt: skip
+        return Identified("weights with a card", f"{network}, trained by unfool", kind,
+                          _line("trained", path), average)  # fmt: skip
+    unknown = "the folder does not tell whether its weights are averaged (EMA)"
+    if (path / "transformer").is_dir():
+        return Identified(
+            "folder of diffusers", _SAID["dit"], "denoiser", _line("dit", path), unknown
+        )
+    if (path / "text_encoder").is_dir():
+        part = _line("stable-diffusion", path)
+        return Identified(
+            "folder of diffusers", _SAID["stable-diffusion"], "denoiser", part, unknown
+        )
+    for file in (path / "unet" / "config.json", path / "config.json"):
+        told = _settings(file)
+        if told.get("_class_name") == "UNet2DModel":
+            part = _line("diffusers", path)
+            return Identified("folder of diffusers", _SAID["diffusers"], "denoiser", part, unknown)
+        if any("ImageClassification" in str(name) for name in told.get("architectures") or ()):
+            (model,) = told["architectures"][:1]
+            return Identified("folder of transformers", str(model), "classifier",
+                              _line("transformers", path), unknown)  # fmt: skip
+    raise ValueError(
+        f"{path} is no folder of weights: it has no card.json (unfool), no config.json of a UNet2DModel "
+        "or an image classifier, and no unet, transformer or text_encoder (diffusers); name a file in it"
+    )
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); fetch it again") from error
+    return told if isinstance(told, dict) else {}
+
+
+def _line(name: str, path: Path) -> Part:
+    return {"name": name, "weights": str(path)}
+
+
+def _form(path: Path) -> str:
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    if zipfile.is_zipfile(path):
+        return "file of torch"
+    with path.open("rb") as file:
+        old = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in file.read(16)
+    return "file of torch before 1.6" if old else "plain pickle"
+
+
+def _of_torchvision(state: Mapping[str, Tensor]) -> str | None:
+    """The name of a ResNet for ImageNet, by its names and shapes; None if it is none."""
+    first = state.get("conv1.weight")
+    if first is None or first.shape[-1] != 7 or "layer3.0.conv1.weight" not in state:
+        return None
+    blocks = len({name.split(".")[1] for name in state if name.startswith("layer3.")})
+    if "layer1.0.conv3.weight" not in state:
+        return _BASIC.get(blocks)
+    wide = state["layer1.0.conv2.weight"].shape[0] == 128
+    return {6: "wide_resnet50_2", 23: "wide_resnet101_2"}.get(blocks) if wide else _DEEP.get(blocks)

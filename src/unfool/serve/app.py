@@ -1,0 +1,253 @@
+"""The routes of the service, and how a mistake is answered: a status and one sentence."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from torch import Tensor
+
+from unfool import __version__
+from unfool.api.apply import array_of_images, purified_like
+from unfool.data.image_files import png
+from unfool.serve import examples, open_inference
+from unfool.serve.batcher import ModelFailed, Overloaded
+from unfool.serve.defense import Defense, Prediction, Work
+from unfool.serve.limits import Held, Refused
+from unfool.serve.metrics import CountRequests, Metrics
+from unfool.serve.request import (
+    SMALL,
+    Body,
+    Images,
+    body_of,
+    images_to_classify,
+    images_to_purify,
+    in_thread,
+    parse_body,
+    to_seed,
+    to_votes,
+)
+
+ABOUT = "Classes and purified images from a classifier behind a diffusion defense."
+
+
+def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
+    """The service as an ASGI application; closing it finishes what was accepted.
+
+    Args:
+        defense: The model.
+        metrics: Where it is counted.
+        votes: Passes per image of a request that names no number.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(defense.batcher.close)
+
+    metrics.watch(defense.batcher, defense.name)
+    app = FastAPI(title="unfool", version=__version__, description=ABOUT, lifespan=lifespan)
+    app.add_middleware(CountRequests, metrics=metrics)
+    for kind in (Refused, HTTPException, Exception):
+        app.add_exception_handler(kind, _told)
+    _add_status(app, defense, metrics)
+    held = Held(defense.limits)
+    _add_plain(app, defense, metrics, held, votes)
+    _add_open_inference(app, defense, metrics, held, votes)
+    return app
+
+
+def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
+    @app.get("/health", summary="Whether the process answers.", tags=["status"])
+    async def health() -> Response:
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready", summary="Whether requests are accepted (else 503).", tags=["status"])
+    async def ready() -> Response:
+        fine = defense.batcher.accepting
+        return JSONResponse({"ready": fine}, 200 if fine else 503)
+
+    @app.get("/metrics", summary="Counters for Prometheus.", tags=["status"])
+    async def counters() -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int) -> None:
+    limits = defense.limits
+
+    @app.post("/classify", tags=["defense"], **examples.classify(defense.name))
+    async def classify(request: Request) -> Response:
+        async def answer(content: bytes) -> Response:
+            body = await parse_body(request, content, limits)
+            draws = to_votes(body.fields.get("votes", votes), limits)
+            seed = to_seed(body.fields.get("seed"), limits)
+            images = await in_thread(
+                images_to_classify, body, defense.loaded, limits, small=body.small
+            )
+            _check_size(images, draws, limits.queue)
+            found = await defense.classify(Work(images.groups, draws, seed))
+            metrics.images.labels("/classify").inc(len(found))
+            return JSONResponse(_told_votes(defense, draws, seed, images, found))
+
+        return await _in_time(request, held, answer)
+
+    @app.post("/purify", tags=["defense"], **examples.purify(defense.name))
+    async def purify(request: Request) -> Response:
+        async def answer(content: bytes) -> Response:
+            if defense.purifier is None:
+                raise Refused(404, "this model has no purifier: there is nothing to purify with")
+            body = await parse_body(request, content, limits)
+            seed = to_seed(body.fields.get("seed"), limits)
+            force = body.fields.get("force") in (True, "true", "1")
+            shape = defense.purifier_shape
+            images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
+            _check_size(images, 1, limits.queue)
+            pure = await defense.purify(Work(images.groups, 1, seed))
+            metrics.images.labels("/purify").inc(sum(map(len, pure)))
+            json_ = "application/json" in request.headers.get("accept", "")
+            told = {"model": defense.name, "seed": seed, "notes": images.notes}
+            return await in_thread(_told_pure, told, body, images, pure, json_, small=body.small)
+
+        return await _in_time(request, held, answer)
+
+
+def _add_open_inference(
+    app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int
+) -> None:
+    limits, tags = defense.limits, ["Open Inference Protocol"]
+
+    def get(path: str, told: Callable[[], tuple[Any, int]], summary: str) -> None:
+        async def route(request: Request) -> Response:
+            _check_model(request, defense)
+            content, status = told()
+            return JSONResponse(content, status)
+
+        app.add_api_route(path, route, methods=["GET"], summary=summary, tags=[*tags])
+
+    def ready() -> tuple[Any, int]:
+        fine = defense.batcher.accepting
+        return {"name": defense.name, "ready": fine}, 200 if fine else 503
+
+    get("/v2", lambda: (open_inference.server(), 200), "The server.")
+    get("/v2/health/live", lambda: ({"live": True}, 200), "Whether the process answers.")
+    get(
+        "/v2/health/ready",
+        lambda: ({"ready": ready()[0]["ready"]}, ready()[1]),
+        "Whether it is ready.",
+    )
+
+    async def infer(request: Request) -> Response:
+        async def answer(content: bytes) -> Response:
+            _check_model(request, defense)
+            header, small = request.headers.get(open_inference.HEADER), len(content) <= SMALL
+            asked = await in_thread(
+                open_inference.read, content, header, defense, limits, small=small
+            )
+            body, draws = Body((), asked.array, {}), asked.votes or votes
+            images = await in_thread(
+                images_to_classify, body, defense.loaded, limits, small=body.small
+            )
+            _check_size(images, draws, limits.queue)
+            found = await defense.classify(Work(images.groups, draws, asked.seed))
+            metrics.images.labels("/v2").inc(len(found))
+            return open_inference.answer(asked, defense, found)
+
+        return await _in_time(request, held, answer)
+
+    for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
+        get(f"{model}/ready", ready, "Whether the model is ready.")
+        more = examples.infer(defense.name)
+        app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **more)
+
+
+def _check_model(request: Request, defense: Defense) -> None:
+    if request.path_params.get("name", defense.name) != defense.name:
+        raise Refused(404, f"there is no such model: this service has {defense.name!r}")
+    if request.path_params.get("version", open_inference.VERSION) != open_inference.VERSION:
+        raise Refused(
+            404, f"there is no such version: the model has version {open_inference.VERSION}"
+        )
+
+
+def _check_size(images: Images, votes: int, most: int) -> None:
+    rows = sum(map(len, images.groups)) * votes
+    if rows > most:
+        raise Refused(413, f"{rows} passes are more than the queue holds ({most}): ask for fewer")
+
+
+async def _in_time(
+    request: Request, held: Held, answer: Callable[[bytes], Awaitable[Response]]
+) -> Response:
+    """The answer to the body of a request, or why there is none."""
+    seconds = held.limits.seconds
+    try:
+        async with asyncio.timeout(seconds), body_of(request, held) as content:
+            return await answer(content)
+    except TimeoutError:
+        raise Refused(503, f"no answer within {seconds:g} seconds: try again later", 1) from None
+    except Overloaded as error:
+        raise Refused(503, str(error), error.retry_after) from None
+    except ModelFailed:
+        raise Refused(
+            500, "the model failed on these images; the log of the service says why"
+        ) from None
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    """An error as JSON, with nothing of the server in it."""
+    if isinstance(error, Refused):
+        wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        return JSONResponse({"error": error.why}, error.status, wait)
+    status = getattr(error, "status_code", 500)
+    if status == 404:
+        return JSONResponse({"error": "there is no such path: /openapi.json lists them"}, 404)
+    if status == 405:
+        return JSONResponse({"error": "this path takes another method"}, 405, error.headers)  # pyright: ignore
+    if status < 500:
+        return JSONResponse({"error": "the request cannot be read"}, status)
+    return JSONResponse({"error": "the service failed; its log says why"}, 500)
+
+
+def _told_votes(
+    defense: Defense, votes: int, seed: int | None, images: Images, found: list[Prediction]
+) -> dict[str, Any]:
+    return {
+        "model": defense.name,
+        "classes": [defense.loaded.label(index) for index in range(len(found[0].counts))],
+        "votes": votes,
+        "seed": seed,
+        "predictions": [
+            {
+                "class": each.label,
+                "index": each.tally.winner,
+                "votes": each.tally.votes,
+                "undecided": each.tally.undecided,
+                "share": each.share.value,
+                "low": each.share.low,
+                "high": each.share.high,
+                "counts": each.counts,
+                "probabilities": each.probabilities,
+            }
+            for each in found
+        ],
+        "notes": images.notes,
+    }
+
+
+def _told_pure(
+    told: dict[str, Any], body: Body, images: Images, pure: list[Tensor], json_: bool
+) -> Response:
+    """Purified arrays as arrays; one picture as PNG; several, or where JSON is asked for, as base64."""
+    made = [purified_like(x, shape) for x, shape in zip(pure, images.shapes, strict=True)]
+    if body.array is not None:
+        last = body.array.ndim == 4 and images.shapes[0][1:] != body.array.shape[1:]
+        return JSONResponse(told | {"images": array_of_images(made[0], body.array, last).tolist()})
+    if len(made) == 1 and not json_:
+        return Response(png(made[0][0]), media_type="image/png")
+    return JSONResponse(told | {"png": [base64.b64encode(png(x[0])).decode() for x in made]})

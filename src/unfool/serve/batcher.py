@@ -1,0 +1,247 @@
+"""One thread that runs the model, in calls shared by all who wait."""
+
+import logging
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from unfool.noise import Noise
+
+Outputs = tuple[Tensor, ...]  # each with one row per row of the call
+Call = Callable[[Tensor, Noise], Outputs]
+Observe = Callable[[int, float], None]
+LINGER = 0.005  # seconds that a call which is not full waits for more rows
+MAX_BYTES = 2**30  # of the images that wait
+log = logging.getLogger("unfool.serve")
+
+
+class Overloaded(RuntimeError):
+    """The queue is full, or the service is stopping; `retry_after` is in seconds."""
+
+    def __init__(self, why: str, retry_after: int):
+        super().__init__(why)
+        self.retry_after = retry_after
+
+
+class ModelFailed(RuntimeError):
+    """The model raised an error, which the log has."""
+
+
+@dataclass(eq=False)
+class Part:
+    """Rows of work: row r is image `r % len(x)` with the noise of row r.
+
+    Attributes:
+        x: Images (B, C, H, W).
+        noise: Of each row; a multiple of B rows.
+    """
+
+    x: Tensor
+    noise: Noise
+    taken: int = 0
+    outputs: list[Outputs] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class _Job:
+    kind: str
+    parts: Sequence[Part]
+    alone: bool
+    future: "Future[list[Outputs]]"
+    rows: int
+    bytes: int
+    left: int  # rows that have no output yet
+
+
+class _Slice(NamedTuple):
+    """Rows `first` to `last` of a part, to be computed in the next call."""
+
+    job: _Job
+    part: Part
+    first: int
+    last: int
+
+
+class Batcher:
+    """A bounded queue before one worker thread, which fills each call of the model from several jobs.
+
+    A job that must be repeatable to the last bit goes `alone`: kernels round differently in calls of
+    another size, so each of its parts is computed in calls of its own, `batch_size` rows at a time.
+
+    Args:
+        calls: The functions that compute rows, by kind.
+        batch_size: The most rows of one call.
+        max_rows: The most rows that are accepted and not done.
+        observe: Told the rows and the seconds of each call.
+    """
+
+    def __init__(self, calls: Mapping[str, Call], batch_size: int, max_rows: int, observe: Observe):
+        self._calls, self._observe = calls, observe
+        self.batch_size, self.max_rows = batch_size, max_rows
+        self.rows, self._bytes, self._seconds_per_row = 0, 0, 0.0
+        self._waiting: deque[_Job] = deque()
+        self._changed, self._closed = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="unfool-model", daemon=True)
+        self._thread.start()
+
+    def submit(self, kind: str, parts: Sequence[Part], alone: bool) -> "Future[list[Outputs]]":
+        """Accept a job; the future gives the outputs of each part, or ModelFailed.
+
+        Raises:
+            Overloaded: There is no room for it, or the service is stopping.
+        """
+        rows = sum(len(part.noise) for part in parts)
+        size = sum(part.x.numel() * part.x.element_size() for part in parts)
+        with self._changed:
+            if self._closed:
+                raise Overloaded("the service is stopping", self.retry_after())
+            if self.rows and (self.rows + rows > self.max_rows or self._bytes + size > MAX_BYTES):
+                raise Overloaded(
+                    f"the queue is full ({self.rows} of {self.max_rows} passes wait): try again later",
+                    self.retry_after(),
+                )
+            job = _Job(kind, parts, alone, Future(), rows, size, rows)
+            self.rows, self._bytes = self.rows + rows, self._bytes + size
+            self._waiting.append(job)
+            self._changed.notify_all()
+        return job.future
+
+    def retry_after(self) -> int:
+        """In how many seconds what waits now should be done, from 1 to 60."""
+        return max(1, min(60, math.ceil(self.rows * self._seconds_per_row)))
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the worker runs and no stop was asked for."""
+        return not self._closed and self._thread.is_alive()
+
+    def close(self) -> None:
+        """Accept nothing more, finish what was accepted, and stop the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    @torch.no_grad()
+    def _work(self) -> None:
+        while slices := self._next():
+            self._compute(slices)
+
+    def _next(self) -> list[_Slice]:
+        """The rows of the next call; none when all is done and the service stops."""
+        with self._changed:
+            until = None
+            while True:
+                self._drop_canceled()
+                if not self._waiting:
+                    if self._closed:
+                        return []
+                    until = None
+                    self._changed.wait()
+                    continue
+                until = until or time.monotonic() + LINGER
+                patience = until - time.monotonic()
+                if self._full() or self._closed or patience <= 0:
+                    return self._take()
+                self._changed.wait(patience)
+
+    def _drop_canceled(self) -> None:
+        for job in [job for job in self._waiting if job.future.done()]:
+            self._waiting.remove(job)
+            self._forget(job)
+
+    def _full(self) -> bool:
+        """Whether waiting gains nothing for the next call."""
+        if self._waiting[0].alone:
+            return True
+        rows = 0
+        for _, _, lacking in self._fitting():
+            rows += lacking
+            if rows >= self.batch_size:
+                return True
+        return False
+
+    def _fitting(self) -> Iterator[tuple[_Job, Part, int]]:
+        """The parts that may share the next call, oldest first, with the rows that they lack."""
+        head = self._waiting[0]
+        first = next(part for part in head.parts if part.taken < len(part.noise))
+        for job in self._waiting if not head.alone else (head,):
+            if job is not head and (job.alone or job.kind != head.kind):
+                continue
+            for part in (first,) if head.alone else job.parts:
+                if part.taken < len(part.noise) and part.x.shape[1:] == first.x.shape[1:]:
+                    yield job, part, len(part.noise) - part.taken
+
+    def _take(self) -> list[_Slice]:
+        room, slices = self.batch_size, []
+        for job, part, lacking in self._fitting():
+            if not room:
+                break
+            count = min(room, lacking)
+            slices.append(_Slice(job, part, part.taken, part.taken + count))
+            part.taken, room = part.taken + count, room - count
+        for job in {id(piece.job): piece.job for piece in slices}.values():
+            if all(part.taken == len(part.noise) for part in job.parts):
+                self._waiting.remove(job)
+        return slices
+
+    def _compute(self, slices: Sequence[_Slice]) -> None:
+        """Compute rows; if that fails, those of each job apart, so that one spoils no other's."""
+        jobs = {id(piece.job): piece.job for piece in slices}
+        places = [[r % len(s.part.x) for r in range(s.first, s.last)] for s in slices]
+        x = torch.cat([s.part.x[which] for s, which in zip(slices, places, strict=True)])
+        noise = Noise.join([s.part.noise.take(range(s.first, s.last)) for s in slices])
+        began = time.perf_counter()
+        try:
+            outputs = self._calls[slices[0].job.kind](x, noise)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs.values():
+                    self._compute([piece for piece in slices if piece.job is job])
+                return
+            log.exception("the model failed on %d images", len(x))
+            self._fail(slices[0].job, error)
+            return
+        self._told(len(x), time.perf_counter() - began)
+        done = 0
+        for piece in slices:
+            count = piece.last - piece.first
+            piece.part.outputs.append(tuple(each[done : done + count] for each in outputs))
+            done += count
+            piece.job.left -= count
+        for job in jobs.values():
+            if not job.left:
+                self._finish(job)
+
+    def _told(self, rows: int, seconds: float) -> None:
+        each = seconds / rows
+        self._seconds_per_row = 0.8 * (self._seconds_per_row or each) + 0.2 * each
+        self._observe(rows, seconds)
+
+    def _finish(self, job: _Job) -> None:
+        self._leave(job)
+        if job.future.set_running_or_notify_cancel():
+            found = [tuple(map(torch.cat, zip(*part.outputs, strict=True))) for part in job.parts]
+            job.future.set_result(found)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        self._leave(job)
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_exception(ModelFailed(type(error).__name__))
+
+    def _leave(self, job: _Job) -> None:
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._forget(job)
+
+    def _forget(self, job: _Job) -> None:
+        self.rows, self._bytes = self.rows - job.rows, self._bytes - job.bytes

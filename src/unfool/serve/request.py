@@ -1,0 +1,344 @@
+"""From the body of a request to images: multipart pictures, or arrays in JSON, within the limits."""
+
+import io
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from anyio import CapacityLimiter, to_thread
+from anyio.lowlevel import RunVar
+from PIL import Image
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
+from torch import Tensor
+
+from unfool.api.apply import (
+    Loaded,
+    Shape,
+    images_of_array,
+    picture_for,
+    read_picture,
+    refuse_large,
+    stretched,
+    to_purify,
+)
+from unfool.serve.limits import Held, Limits, Refused
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+DRAINED = 4  # times the limit of a body that is read and thrown away, so that the client hears why
+SMALL = 2**16  # bytes of JSON that are read in no time; a picture of so few may be a large one
+FIELDS = ("votes", "seed", "force")
+Found = TypeVar("Found")
+_THREADS: RunVar[CapacityLimiter | None] = RunVar("unfool_decoding", default=None)
+DTYPES = {"float32": np.float32, "uint8": np.uint8}
+
+
+class Body(NamedTuple):
+    """A body as it came.
+
+    Attributes:
+        files: What was uploaded.
+        array: Images in an array, or None.
+        fields: The other fields.
+    """
+
+    files: Sequence[bytes]
+    array: np.ndarray | None
+    fields: Mapping[str, Any]
+
+    @property
+    def small(self) -> bool:
+        """Whether it takes no time to make images of it."""
+        return self.array is not None and self.array.nbytes <= 4 * SMALL
+
+
+@dataclass
+class Images:
+    """The images of a request.
+
+    Attributes:
+        groups: Images (B, C, H, W) as the model takes them.
+        shapes: (B, C, H, W) as they came.
+        notes: What was done to them.
+    """
+
+    groups: list[Tensor] = field(default_factory=list)
+    shapes: list[torch.Size] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
+    """The body of a request, whose bytes count as held until the block ends.
+
+    Raises:
+        Refused: It is too large, or compressed, or too much is held.
+    """
+    size = 0
+    try:
+        chunks = []
+        async for chunk in _chunks(request, held.limits):
+            held.take(len(chunk))
+            size += len(chunk)
+            chunks.append(chunk)
+        yield b"".join(chunks)
+    except ClientDisconnect:
+        raise Refused(400, "the connection ended before the body did") from None
+    finally:
+        held.give_back(size)
+
+
+async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refused(
+            415, "the body is compressed, which the service does not read: send it as it is"
+        )
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limits.body:
+            yield chunk
+        elif size > DRAINED * limits.body:
+            break
+    if size > limits.body:
+        raise Refused(
+            413, f"the body has more than {limits.body} bytes: send fewer or smaller images"
+        )
+
+
+async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
+    """The parts of a multipart or JSON body.
+
+    Raises:
+        Refused: It is neither, is malformed, or names unknown fields.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        body = await _parse_form(request, content, limits)
+    elif kind == "application/json":
+        body = await in_thread(_parse_json, content, small=len(content) <= SMALL)
+    else:
+        raise Refused(
+            415, "send pictures as multipart/form-data, or arrays of numbers as application/json"
+        )
+    if unknown := sorted(set(body.fields) - set(FIELDS)):
+        raise Refused(
+            400, f"there is no field {unknown[0][:40]!r}: the others are {', '.join(FIELDS)}"
+        )
+    return body
+
+
+async def in_thread(call: Callable[..., Found], *arguments: object, small: bool = False) -> Found:
+    """Run what takes long, such as decoding, in one of a few threads, so that others are heard.
+
+    What is `small` is done at once: a thread would take longer to get its turn.
+    """
+    if small:
+        return call(*arguments)
+    if _THREADS.get() is None:
+        _THREADS.set(CapacityLimiter(2))
+    return await to_thread.run_sync(call, *arguments, limiter=_THREADS.get())
+
+
+def load_json(content: bytes) -> dict[str, Any]:
+    """An object in JSON.
+
+    Raises:
+        Refused: It is none.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        raise Refused(400, "the body cannot be read as JSON") from None
+    if not isinstance(found, dict):
+        raise Refused(400, 'the body must be an object, such as {"images": [...]}')
+    return found
+
+
+def whole_number(value: object, name: str, least: int, most: int) -> int:
+    """A whole number, from JSON or a form.
+
+    Raises:
+        Refused: It is none, or out of range.
+    """
+    if isinstance(value, str) and value.strip().lstrip("-").isdecimal() and len(value) < 25:
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise Refused(400, f"{name} must be a whole number from {least} to {most}")
+    return value
+
+
+def to_votes(value: object, limits: Limits) -> int:
+    """How many passes vote.
+
+    Raises:
+        Refused: It is no such number.
+    """
+    return whole_number(value, "votes", 1, limits.votes)
+
+
+def to_seed(value: object, limits: Limits) -> int | None:
+    """The seed, or None for fresh noise.
+
+    Raises:
+        Refused: It is no such number.
+    """
+    if value is not None and not limits.seeds:
+        raise Refused(403, "this service takes no seed: every answer has fresh noise")
+    return None if value is None else whole_number(value, "seed", -(2**63), 2**63 - 1)
+
+
+def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
+    """The images of a body as the classifier takes them.
+
+    Raises:
+        Refused: They are no images, or too many.
+    """
+    found, room = Images(), _Room(limits)
+    for number, content in enumerate(body.files, 1):
+        name = f"image {number}"
+        room.take(_pixels(content, name))
+        file = io.BytesIO(content)
+        found.groups.append(_decoded(picture_for, loaded, file, name, found.notes.append))
+    if body.array is not None:
+        x = _checked_array(body.array, room)
+        found.groups.append(stretched(x, loaded.shape, found.notes.append))
+    return found
+
+
+def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limits) -> Images:
+    """The images of a body as the denoiser takes them.
+
+    Raises:
+        Refused: They are no images, or too many or too large.
+    """
+    found, room = Images(), _Room(limits)
+
+    def add(x: Tensor, name: str) -> None:
+        if not force:
+            try:
+                refuse_large(x, shape, name, "add the field force=true")
+            except ValueError as error:
+                raise Refused(413, str(error)) from None
+        found.shapes.append(x.shape)
+        found.groups.append(to_purify(x, shape, found.notes.append))
+
+    for number, content in enumerate(body.files, 1):
+        name = f"image {number}"
+        room.take(_pixels(content, name))
+        add(_decoded(read_picture, io.BytesIO(content), name, shape, found.notes.append), name)
+    if body.array is not None:
+        add(_checked_array(body.array, room), "the images")
+    return found
+
+
+class _Room:
+    """What is left of the limits of a request."""
+
+    def __init__(self, limits: Limits):
+        self.limits, self.images, self.pixels = limits, 0, 0
+
+    def take(self, pixels: int, images: int = 1) -> None:
+        self.images, self.pixels = self.images + images, self.pixels + pixels
+        if self.images > self.limits.images:
+            raise Refused(413, f"a request has at most {self.limits.images} images")
+        if self.pixels > self.limits.pixels:
+            raise Refused(
+                413, f"the images of a request have at most {self.limits.pixels} pixels together"
+            )
+
+
+def to_array(values: object, kind: type) -> np.ndarray:
+    """Nested lists as an array.
+
+    Raises:
+        Refused: They are ragged, no numbers, or out of range.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind not in "iuf" or not array.size:
+            raise ValueError
+        if kind is np.uint8 and (array.dtype.kind == "f" or array.min() < 0 or array.max() > 255):
+            raise ValueError
+        with np.errstate(all="ignore"):
+            return array.astype(kind)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        raise Refused(
+            400,
+            "the images must be nested lists of numbers, all of one shape: in [0, 1], or whole from 0 "
+            "to 255 for uint8",
+        ) from None
+
+
+def _checked_array(array: np.ndarray, room: _Room) -> Tensor:
+    try:
+        x, _ = images_of_array(array, "the body")
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
+    room.take(len(x) * x.shape[2] * x.shape[3], len(x))
+    return x
+
+
+def _pixels(content: bytes, name: str) -> int:
+    """The pixels that the head of a picture promises; nothing is decompressed."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+            return opened.width * opened.height
+    except Image.DecompressionBombError:
+        raise Refused(413, f"{name} has far too many pixels") from None
+    except Exception:  # a damaged file may raise anything
+        raise Refused(400, f"{name} cannot be read as PNG, JPEG, WebP, or BMP") from None
+
+
+def _decoded(decode: Callable[..., Tensor], *arguments: object) -> Tensor:
+    try:
+        return decode(*arguments)
+    except ValueError as error:
+        raise Refused(400, " ".join(str(error).split())[:300]) from None
+    except MemoryError:
+        raise
+    except Exception:  # a damaged file may raise anything
+        raise Refused(400, "an image is damaged and cannot be read") from None
+
+
+async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=limits.images, max_fields=2 * len(FIELDS)
+    )
+    parser.spool_max_size = limits.body  # stay in memory
+    files, fields = [], {}
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        status = 413 if "Too many" in error.message else 400
+        raise Refused(status, f"the form cannot be read: {error.message[:200]}") from None
+    except Exception:  # a damaged form may raise anything
+        raise Refused(400, "the form cannot be read: is its boundary right?") from None
+    for key, value in form.multi_items():
+        if isinstance(value, UploadFile):
+            files.append(await value.read())
+        else:
+            fields[key] = value
+    await form.close()
+    if not files:
+        raise Refused(400, "the form has no picture: add one, such as curl -F image=@photo.png")
+    return Body(files, None, fields)
+
+
+def _parse_json(content: bytes) -> Body:
+    found = load_json(content)
+    if "images" not in found:
+        raise Refused(400, "the body needs `images`, nested lists of numbers (N, H, W, C)")
+    kind = found.pop("dtype", "float32")
+    if not isinstance(kind, str) or kind not in DTYPES:
+        raise Refused(400, f"dtype must be one of {', '.join(DTYPES)}")
+    array = to_array(found.pop("images"), DTYPES[kind])
+    return Body((), array, found)

@@ -1,0 +1,84 @@
+"""The server: it listens, answers, and on SIGTERM or Ctrl-C finishes what it accepted."""
+
+import logging
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import uvicorn
+
+from unfool.errors import SpecError
+from unfool.serve.app import make_app
+from unfool.serve.defense import load_defense
+from unfool.serve.limits import Limits
+from unfool.serve.metrics import Metrics
+
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+def make_server(
+    spec: str,
+    changes: Sequence[str] = (),
+    folder: str | None = None,
+    *,
+    name: str,
+    device: str = "auto",
+    batch_size: int = 256,
+    votes: int = 8,
+    limits: Limits | None = None,
+) -> uvicorn.Server:
+    """The service of a spec, its model loaded, not yet listening.
+
+    Raises:
+        SpecError: Something in the spec is wrong, or a number is out of range.
+    """
+    limits = limits or Limits()
+    if votes > limits.votes:
+        raise SpecError(f"votes is {votes}, and max-votes is {limits.votes}: raise the latter")
+    metrics = Metrics()
+    defense = load_defense(
+        spec, changes, folder, name, device, batch_size, limits, metrics.observe_call
+    )
+    config = uvicorn.Config(
+        make_app(defense, metrics, votes),
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=int(limits.seconds) + 1,
+    )
+    return uvicorn.Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is any free one.
+
+    Raises:
+        SpecError: The address cannot be had.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise SpecError(
+            f"cannot listen on {host} port {port} ({why}): choose another --host or --port"
+        ) from error
+
+
+def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) -> None:
+    """Answer until SIGTERM or Ctrl-C; then finish what was accepted and return."""
+    logging.basicConfig(format="unfool: %(levelname)s: %(message)s", level=logging.WARNING)
+
+    def ignore(*_: Any) -> None:  # uvicorn raises the signal again when it is done
+        return None
+
+    before = {each: signal.signal(each, ignore) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        say()
+        server.run(sockets=[at])
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        at.close()
