@@ -1,13 +1,13 @@
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import Field
 
 from unfool import ranges, spec
 from unfool.evaluation import run as evaluation
-from unfool.spec import SpecError
+from unfool.spec import SpecError, menu
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,69 @@ def test_a_spec_is_refused_before_anything_is_loaded(change, said, monkeypatch):
     with pytest.raises(SpecError) as refused:
         evaluation.check(spec.load("blobs", [change]))
     assert said in str(refused.value)
+
+
+ANY_NUMBER = {"seed", "mean", "center"}  # options of parts that may be any number
+
+
+def unbounded_numbers(hint: Any) -> list[Any]:
+    """The numbers in a type, also inside of lists, that have no range."""
+    if hint in (int, float):
+        return [hint]
+    if get_origin(hint) is Annotated:
+        return [] if ranges.range_text(hint) else unbounded_numbers(get_args(hint)[0])
+    if get_origin(hint) is Literal:
+        return []
+    return [found for inner in get_args(hint) for found in unbounded_numbers(inner)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, n) for k, names in menu.MENU.items() for n in names]
+)
+def test_every_number_of_every_part_has_a_range(kind, name):
+    part = menu.find(kind, name)
+    types, options = ranges.hints(part), menu.options_of(kind, part)
+    named = {k for k, p in options.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    assert named <= types.keys(), "an option has no type"
+    assert {key for key in named if unbounded_numbers(types[key])} <= ANY_NUMBER
+
+
+@pytest.mark.parametrize(
+    "hint", [int, float | None, list[int], dict[str, Annotated[float, "note"]]]
+)
+def test_a_number_without_a_range_is_found(hint):
+    assert unbounded_numbers(hint)
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "said"),
+    [
+        ("denoiser", {"name": "unet", "layers": 0}, "denoiser.layers must be 1 or more, not 0"),
+        ("denoiser", {"name": "unet", "widths": [64, 0]}, "widths.1 must be 1 or more, not 0"),
+        ("denoiser", {"name": "unet", "dropout": 1}, "dropout must be from 0 to below 1, not 1"),
+        ("denoiser", {"name": "dit", "weights": "no", "size": 0}, "size must be 1 or more, not 0"),
+        ("classifier", {"name": "jem", "depth": 4}, "depth must be 10 or more (6n + 4), not 4"),
+        ("classifier", {"name": "small-cnn", "std": [0]}, "std.0 must be above 0, not 0"),
+        ("schedule", {"name": "vp", "beta_max": 0}, "schedule.beta_max must be above 0, not 0"),
+    ],
+)
+def test_a_part_is_refused_by_its_place_and_value(kind, part, said):
+    with pytest.raises(SpecError) as refused:
+        spec.check(kind, part)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("trajectories", "--step-size", "0"),
+        ("trajectories", "--eot", "0"),
+        ("landscape", "--grid", "0"),
+        ("gradients", "--images", "0"),
+        ("gradients", "--coarse", "0"),
+        ("samples", "--sets", "0"),
+    ],
+)
+def test_an_analysis_refuses_its_options(command, option, value, mistake, monkeypatch):
+    monkeypatch.setattr("unfool.toy.blobs.Mixture", None)
+    assert option in mistake("analyze", command, "blobs", option, value)

@@ -24,6 +24,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
 ShareAboveZero = Annotated[float, Field(gt=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0, lt=math.inf)]
+Depth = Annotated[int, Field(ge=10, description="6n + 4")]  # of a WideResNet
+AtLeastTwo = Annotated[int, Field(ge=2)]
 MostOf = Annotated[float, Field(gt=0.5, le=1)]
 Positive = Annotated[float, Field(gt=0, lt=math.inf)]
 InPixels = Annotated[Positive, Field(description="in units of [0, 1] pixels")]

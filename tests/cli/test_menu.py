@@ -30,6 +30,11 @@ def test_every_part_of_the_menu_is_described():
             part = describe(kind, name)
             assert part.text, (kind, name)
             assert all(option.type for option in part.options)
+            assert [option.name for option in part.options if not option.text] == [], (kind, name)
+
+
+def test_ranges_inside_of_lists_are_shown(said):
+    assert "widths: list of whole number (1 or more);" in said("menu", "unet")[1]
 
 
 def test_an_option_has_its_type_range_default_and_a_line():
@@ -64,7 +69,35 @@ def test_a_part_a_kind_and_a_spec_are_printed(said):
 def test_a_word_that_is_nothing_is_told(said):
     code, _, wrong = said("menu", "pgdd")
     assert code == 2
-    assert "did you mean 'pgd'?" in wrong
+    assert "did you mean 'pgd' (attack)?" in wrong
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("Purified", "'purifier' (kind of parts)"),
+        ("PurifiedCopies", "'purified' (objective)"),
+        ("DiffPure", "'diffpure' (purifier)"),
+        ("trainin", "'training' (section)"),
+        ("digits-addd", "'digits-addt' (spec)"),
+    ],
+)
+def test_a_hint_says_what_it_names(said, word, meant):
+    assert f"did you mean {meant}?" in said("menu", word)[2]
+
+
+def test_the_keys_beside_the_options_of_an_attack_are_shown(said):
+    out = said("menu", "attacks")[1]
+    assert all(f"  {key}: " in out for key in ("view", "label", "knows"))
+    assert "unfool menu attacks" in said("menu", "fgsm")[1]
+
+
+def test_the_sections_of_a_training_are_shown(said):
+    out = said("menu", "training")[1]
+    assert "  steps: whole number, 1 or more; required" in out
+    assert "  grow: table or null; default null" in out
+    assert "  rank: " in said("menu", "training.lora")[1]
+    assert "  save_every: " in said("menu", "machine")[1]
 
 
 def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
@@ -130,11 +163,10 @@ def test_the_menu_lists_what_can_be_fetched(said):
 
 
 def test_every_option_of_a_section_has_a_line_and_a_text():
-    from unfool.cli.menu import about
-    from unfool.evaluation.spec import OPTION_SECTIONS
+    from unfool.cli.menu import about, sections
     from unfool.spec.describe import describe_section
 
-    for name, told in OPTION_SECTIONS.items():
+    for name, told in ((name, one) for name, several in sections().items() for one in several):
         section = describe_section(name, *told)
         assert [option.name for option in section.options if not option.text] == []
         assert any(f"  {section.options[0].name}: " in line for line in about(name))

@@ -31,7 +31,7 @@ def test_a_severity_is_ten_thousand_images_in_a_row(tmp_path, inside):
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(ValueError, match="kind is one of gaussian_noise"):
         cifar10_c(tmp_path, "rain")  # pyright: ignore
-    with pytest.raises(ValueError, match="severity is 1 to 5"):
+    with pytest.raises(ValueError, match="severity must be from 1 to 5, not"):
         cifar10_c(tmp_path, "fog", 6)
     with pytest.raises(FileNotFoundError, match=r"fog.npy and labels.npy .* --data"):
         cifar10_c(tmp_path, "fog")

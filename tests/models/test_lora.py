@@ -107,7 +107,7 @@ def test_the_layers_are_those_that_are_asked():
         lora.add(made(), layers=["to_q", "to_z"])
     with pytest.raises(ValueError, match="no attention layers"):
         lora.add(made(attention=()), layers="attention")
-    with pytest.raises(ValueError, match="rank of 1 or more"):
+    with pytest.raises(ValueError, match="rank must be 1 or more, not"):
         lora.add(made(), rank=0)
     model = made()
     lora.add(model)

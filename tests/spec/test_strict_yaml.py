@@ -10,6 +10,7 @@ from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
+from unfool.spec import strict_yaml
 
 TOY = {
     "data": {"name": "blobs", "size": 8},
@@ -54,6 +55,39 @@ def test_what_yaml_would_change_or_drop_is_refused(tmp_path: Path, text: str, sa
 
 
 @pytest.mark.timeout(60)  # unbounded, it would take hours
+@pytest.mark.parametrize(
+    ("text", "place", "said"),
+    [
+        ("a: b: c", "line 1, column 5", "`:`"),
+        ("a:\n\t- b", "line 2, column 1", "tab"),
+        ("a: @x", "line 1, column 4", "'@'"),
+        ("a: [1, 2", "line 1, column 9", "comma"),
+        ("a: {b: 1", "line 1, column 9", "comma"),
+        ("a: {b: 1]", "line 1, column 9", "comma"),
+        ("a: 'x", "line 1, column 6", "quote"),
+        ("a: *x", "line 1, column 4", "'x'"),
+        ('a: "\\q"', "line 1, column 6", "backslash"),
+        ("- a\nb: 1", "line 2, column 1", "indentation"),
+        ("a: 1\n---\nb: 2", "line 2, column 1", "---"),
+        ("a: !foo 1", "line 1, column 4", "'!foo'"),
+        ("a: !e!x 1", "line 1, column 4", "'!e!'"),
+        ("a: ]", "line 1, column 4", "value"),
+        ("a: \x00", "character 4", "text"),
+        ("a: & 1", "line 1, column 5", "YAML"),
+        ("a: !!bool maybe", "", "tag"),
+        ("a: !!int many", "", "tag"),
+    ],
+)
+def test_a_mistake_is_told_by_its_place_in_one_sentence(text: str, place: str, said: str):
+    with pytest.raises(ValueError) as refused:  # noqa: PT011
+        strict_yaml.parse(text)
+    told = str(refused.value)
+    assert told.startswith(place)
+    assert said in told.removeprefix(place)
+    raw = ("while ", "scanning", "expected", "unicode string", "block end", "mapping", "literal")
+    assert not [word for word in raw if word in told]
+
+
 @pytest.mark.parametrize(
     "form", ["[{0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}, {0}]", "{{x: {0}, y: {0}}}"]
 )

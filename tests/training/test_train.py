@@ -125,8 +125,9 @@ def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
     named = started(training=plain | {"betas": [0.9, 0.999]})
     assert specs.identity(named) == specs.identity(started(training=plain))
     assert started(training=plain | {"betas": [0.95, 0.999]})["training"]["betas"] == [0.95, 0.999]
-    for wrong in ({"betas": [0.9]}, {"betas": [1, 0.5]}):
-        with pytest.raises(SpecError, match=r"training.betas are two numbers from 0 to below 1"):
+    said = (r"training.betas are two numbers", r"training.betas.0 must be below 1, not 1")
+    for wrong, told in zip(({"betas": [0.9]}, {"betas": [1, 0.5]}), said, strict=True):
+        with pytest.raises(SpecError, match=told):
             started(training=plain | wrong)
     with pytest.raises(SpecError, match=r"training.betas are AdamW's"):
         started(training=plain | {"betas": [0.95, 0.999], "optimizer": "sgd"})

@@ -131,7 +131,13 @@ class PGD:
 
 
 def fgsm(eot: Count = 1, loss: Loss = "ce", selection_draws: Count | None = None) -> PGD:
-    """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image."""
+    """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image.
+
+    Args:
+        eot: Draws of the defense's noise per image, whose gradients are averaged.
+        loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
+        selection_draws: Draws to compare the step with the image itself on; None is as many as `eot`.
+    """
     return PGD(
         steps=1, step_size=1, start="zero", eot=eot, loss=loss, selection_draws=selection_draws
     )

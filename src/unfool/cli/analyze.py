@@ -11,18 +11,31 @@ from unfool.cli.options import Data, Device, Out, Quiet, Set, Spec, command_line
 if TYPE_CHECKING:
     from unfool.report.document import Document
 
+
+def _above_zero(value: float) -> float:
+    """The value of an option, if it is in the range that `typer.Option` has no word for."""
+    from unfool.ranges import Positive, complaint
+
+    if wrong := complaint(Positive, value):
+        raise typer.BadParameter(wrong)
+    return value
+
+
 analyze = typer.Typer(invoke_without_command=True)
-Images = Annotated[int, typer.Option(help="How many of the images that the spec evaluates.")]
+Images = Annotated[int, typer.Option(min=1, help="How many of the images that the spec evaluates.")]
 Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
-Steps = Annotated[int, typer.Option(help="Of PGD, from the image itself.")]
-StepSize = Annotated[float, typer.Option(help="Of PGD, in units of eps.")]
-Eot = Annotated[int, typer.Option(help="Draws per step of the attack with EOT.")]
+Steps = Annotated[int, typer.Option(min=1, help="Of PGD, from the image itself.")]
+StepSize = Annotated[
+    float,
+    typer.Option(callback=_above_zero, help="Of PGD, in units of eps; above 0."),
+]
+Eot = Annotated[int, typer.Option(min=1, help="Draws per step of the attack with EOT.")]
 CompareWith = Annotated[
     list[str] | None,
     typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
 ]
-Draws = Annotated[int, typer.Option(help="Of the defense's noise, per image.")]
-HeldOut = Annotated[int, typer.Option(help="Fresh draws behind a loss.")]
+Draws = Annotated[int, typer.Option(min=1, help="Of the defense's noise, per image.")]
+HeldOut = Annotated[int, typer.Option(min=1, help="Fresh draws behind a loss.")]
 
 
 @analyze.callback()
@@ -41,7 +54,8 @@ def gradients(
     draws: Draws = 4,
     loss: Loss = "margin",
     coarse: Annotated[
-        int | None, typer.Option(help="Steps of the surrogates; their own choice if not given.")
+        int | None,
+        typer.Option(min=1, help="Steps of the surrogates; their own choice if not given."),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
@@ -70,7 +84,7 @@ def trajectories(
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
-    runs: Annotated[int, typer.Option(help="Of each image, in white box.")] = 6,
+    runs: Annotated[int, typer.Option(min=1, help="Of each image, in white box.")] = 6,
     draws: HeldOut = 16,
     loss: Loss = "margin",
     device: Device = "auto",
@@ -102,7 +116,7 @@ def landscape(
     step_size: StepSize = 0.25,
     eot: Eot = 10,
     draws: HeldOut = 16,
-    grid: Annotated[int, typer.Option(help="Points along each axis.")] = 17,
+    grid: Annotated[int, typer.Option(min=1, help="Points along each axis.")] = 17,
     loss: Loss = "margin",
     clip: Annotated[bool, typer.Option(help="Keep images in [0, 1].")] = True,
     device: Device = "auto",
@@ -135,7 +149,7 @@ def purification(
     data: Data = None,
     out: Out = None,
     images: Images = 32,
-    steps: Annotated[int, typer.Option(help="Of PGD, exact gradient.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
     eot: Eot = 8,
     draws: Draws = 4,
     loss: Loss = "margin",
@@ -165,9 +179,11 @@ def samples(
     compare_with: CompareWith = None,
     data: Data = None,
     out: Out = None,
-    images: Annotated[int, typer.Option(help="Real ones of the spec, half for each side.")] = 400,
-    steps: Annotated[int, typer.Option(help="From noise to a picture (DDPM).")] = 50,
-    sets: Annotated[int, typer.Option(help="Repetitions behind an interval.")] = 3,
+    images: Annotated[
+        int, typer.Option(min=2, help="Real ones of the spec, half for each side.")
+    ] = 400,
+    steps: Annotated[int, typer.Option(min=1, help="From noise to a picture (DDPM).")] = 50,
+    sets: Annotated[int, typer.Option(min=1, help="Repetitions behind an interval.")] = 3,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:

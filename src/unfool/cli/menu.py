@@ -1,10 +1,11 @@
 """The commands that tell what a spec may hold, and begin one."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +19,7 @@ def menu(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="A part (pgd), a kind of parts (attack), a shipped spec (demo), or `downloads`."
+            help="A part (pgd), a kind (attack), a section (training), a spec (demo), or `downloads`."
         ),
     ] = None,
 ) -> None:
@@ -50,7 +51,7 @@ def menu_lines() -> Iterator[str]:
     for kind, (meaning, names) in menus.menu().items():
         yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
-    yield f"{'sections':12}that are no parts\n{'':12}evaluation, machine, paths, threat"
+    yield f"{'sections':12}that are no parts\n{'':12}{', '.join(sections())}"
     yield "specs"
     specs = menus.shipped()
     width = max(map(len, specs)) + 2
@@ -67,7 +68,6 @@ def about(name: str) -> Iterator[str]:
         SpecError: It is none of these.
     """
     from unfool.errors import SpecError
-    from unfool.evaluation.spec import OPTION_SECTIONS
     from unfool.spec import menu as menus
     from unfool.spec.describe import describe_section, kinds_with
 
@@ -78,25 +78,47 @@ def about(name: str) -> Iterator[str]:
     found = list(kind_lines(name)) if name in menus.MENU else []
     for kind in kinds:
         found += [*([""] if found else []), *part_lines(kind, name)]
-    if name in OPTION_SECTIONS:
-        found += [
-            *([""] if found else []),
-            *option_lines(describe_section(name, *OPTION_SECTIONS[name])),
-        ]
+    for section in sections().get(name, []):
+        found += [*([""] if found else []), *option_lines(describe_section(name, *section))]
     if name in specs:
         text = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
         found += [*([""] if found else []), text.rstrip()]
     if not found:
-        known = [
-            DOWNLOADS,
-            *menus.MENU,
-            *OPTION_SECTIONS,
-            *(n for names in menus.MENU.values() for n in names),
-            *specs,
-        ]
-        near = menus.hint(name, known, "what `unfool menu` prints")
-        raise SpecError(f"there is no part, kind, section or spec {name!r}; {near}")
+        raise SpecError(f"there is no part, kind, section or spec {name!r}; {_near(name)}")
+    if name == "attack" or "attack" in kinds:
+        found.append("beside its options an attack takes a view and more: unfool menu attacks")
     yield from found
+
+
+def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
+    """The sections of specs that are no parts, by name: their types and defaults."""
+    from unfool.evaluation import spec as evaluation
+    from unfool.training import spec as training
+
+    found: dict[str, list[tuple[Any, Mapping[str, Any]]]] = {}
+    for told in (evaluation.OPTION_SECTIONS, training.OPTION_SECTIONS):
+        for name, section in told.items():
+            found.setdefault(name, []).append(section)
+    return dict(sorted(found.items()))
+
+
+def _near(name: str) -> str:
+    """Half a sentence: what `name` may have meant, and what that is."""
+    from unfool.spec import menu as menus
+    from unfool.spec.describe import kinds_with
+
+    what = {DOWNLOADS: "published weights"} | dict.fromkeys(menus.shipped(), "spec")
+    what |= {
+        word: " and ".join(kinds_with(word)) for names in menus.MENU.values() for word in names
+    }
+    what |= dict.fromkeys(sections(), "section") | dict.fromkeys(menus.MENU, "kind of parts")
+    of_python = {"Purified": "purifier"}  # and the class of each part
+    for names in menus.MENU.values():
+        of_python |= {target.partition(":")[2]: word for word, target in names.items()}
+    near = [of_python[name]] if name in of_python else get_close_matches(name.lower(), what, 1)
+    if near:
+        return f"did you mean {near[0]!r} ({what[near[0]]})?"
+    return "choose from what `unfool menu` prints"
 
 
 def download_lines() -> Iterator[str]:

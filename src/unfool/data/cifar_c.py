@@ -1,14 +1,16 @@
 """CIFAR-10-C (Hendrycks and Dietterich, 2019): the test images of CIFAR-10, corrupted, as published."""
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from unfool.data.arrays import Arrays
 from unfool.data.cifar import CLASSES
 from unfool.data.download import find
+from unfool.ranges import check_arguments
 
 Kind = Literal[
     "gaussian_noise",
@@ -29,6 +31,7 @@ Kind = Literal[
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SEVERITIES = 5
+Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 Extra = Literal["gaussian_blur", "saturate", "spatter", "speckle_noise"]
 
 _IMAGES = 10_000  # of each severity
@@ -36,7 +39,7 @@ _INSIDE = (".", "CIFAR-10-C", "cifar10-c")
 _WHERE = "https://zenodo.org/records/2535967"
 
 
-def cifar10_c(folder: Path, kind: Kind | Extra, severity: int = 3) -> Arrays:
+def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Arrays:
     """CIFAR-10-C: 10,000 images (3, 32, 32) of ten classes, one corruption at one severity.
 
     Image i is the corrupted test image i of CIFAR-10.
@@ -44,17 +47,16 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: int = 3) -> Arrays:
     Args:
         folder: Holds `KIND.npy` and `labels.npy`, directly or in `CIFAR-10-C`.
         kind: One of the 15 corruptions, or of the 4 extra ones.
-        severity: 1 to 5.
+        severity: How strong the corruption is.
 
     Raises:
         FileNotFoundError: The files are not there.
         ValueError: An option is out of range, or a file is not what it should be.
     """
+    check_arguments(cifar10_c, locals())
     kinds = (*KINDS, *get_args(Extra))
     if kind not in kinds:
         raise ValueError(f"kind is one of {', '.join(kinds)}; not {kind!r}")
-    if severity not in range(1, SEVERITIES + 1):
-        raise ValueError(f"severity is 1 to {SEVERITIES}, not {severity}")
     try:
         images, labels = find("CIFAR-10-C", Path(folder), _INSIDE, [[f"{kind}.npy", "labels.npy"]])
     except FileNotFoundError as error:

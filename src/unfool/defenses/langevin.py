@@ -32,7 +32,7 @@ class Langevin(nn.Module):
         t: How long to run, in (0, 1].
         steps: How many steps, each one call of the network; 10 in the release.
         sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds.
-        rate: lambda.
+        weight: lambda, the size of a step.
         eta: The scale of the noise.
         score_t: The time at which the score is asked for.
     """
@@ -54,7 +54,7 @@ class Langevin(nn.Module):
         check_arguments(Langevin, locals())
         if t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
-                f"the anchor overshoots: t / steps * rate / (2 sigma2) must be at most 2; take more "
+                f"the anchor overshoots: t / steps * weight / (2 sigma2) must be at most 2; take more "
                 f"steps than {steps}"
             )
         self.denoiser, self.t, self.steps = denoiser, t, steps

@@ -26,6 +26,7 @@ from unfool.diffusion.schedule import (
     time_of_noise,
 )
 from unfool.noise import Noise
+from unfool.ranges import Positive, Share
 
 END = 1e-5  # where DiffPure ends the reverse SDE, and the ODE
 LEAST, POWER = 0.002, 7  # of EDM's times: the last noise above 0, in [-1, 1] units, and rho
@@ -74,9 +75,13 @@ class Ancestral:
 
 @dataclass(frozen=True)
 class DDIM:
-    """A DDIM step (Song et al., 2021, equation 12): `eta` 0 draws nothing, 1 is ancestral."""
+    """A DDIM step (Song et al., 2021, equation 12): `eta` 0 draws nothing, 1 is ancestral.
 
-    eta: float = 0.0
+    Attributes:
+        eta: The share of fresh noise.
+    """
+
+    eta: Share = 0.0
 
     def __call__(
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
@@ -106,8 +111,8 @@ class Heun:
     """
 
     schedule: Schedule
-    raised: Mapping[float, float] = field(default_factory=dict)
-    inflation: float = 1.007
+    raised: Mapping[Share, Share] = field(default_factory=dict)
+    inflation: Positive = 1.007
 
     def solve(
         self, estimate: Estimate, x_t: Tensor, now: Scales, then: Scales, noise: Noise

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from unfool.ranges import Count, Positive, check_fields
+
 
 class Scales(NamedTuple):
     """What a schedule says of a time; every field is shaped like `t`.
@@ -38,10 +40,18 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True)
 class VP:
-    """The continuous variance-preserving SDE (Song et al., 2021; Nie et al., 2022, section 3)."""
+    """The continuous variance-preserving SDE (Song et al., 2021; Nie et al., 2022, section 3).
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    Attributes:
+        beta_min: The rate of the noise at time 0.
+        beta_max: The rate of the noise at time 1; in between it is linear.
+    """
+
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, t: Tensor, /) -> Scales:
         """The scales at `t`."""
@@ -65,20 +75,20 @@ class Discrete:
         steps: T, the length of the chain.
         kind: `"linear"` from `beta_min`/T to `beta_max`/T, which for T = 1000 is Ho's 1e-4 to 0.02;
             `"scaled_linear"`, whose square roots are linear between the same ends; or `"cosine"`.
+        beta_min: T times the first step's beta; not of `"cosine"`.
+        beta_max: T times the last step's beta; not of `"cosine"`.
+
+    Raises:
+        ValueError: An option is out of range.
     """
 
-    steps: int = 1000
+    steps: Count = 1000
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: Positive = 0.1
+    beta_max: Positive = 20.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a schedule has at least 1 step, not {self.steps}")
-        if self.kind not in ("linear", "scaled_linear", "cosine"):
-            raise ValueError(
-                f"the kind of a schedule is linear, scaled_linear or cosine, not {self.kind!r}"
-            )
+        check_fields(self)
 
     @cached_property
     def betas(self) -> Tensor:

@@ -20,7 +20,7 @@ from unfool.results.spec import (
     ThreatSection,
 )
 from unfool.runtime.validate import shown
-from unfool.spec import RawSpec, menu
+from unfool.spec import Part, RawSpec, menu
 from unfool.spec.tables import without
 from unfool.threat import Knowledge
 
@@ -77,12 +77,33 @@ class PathsSection(TypedDict):
     by: By
 
 
+class AttackOptions(TypedDict):
+    """The section `attacks`: a list of attacks, each with options of its own and these.
+
+    Attributes:
+        name: An attack of the menu, or `module:attribute`.
+        view: What the attacker takes the model for (`unfool menu view`).
+        label: What the report calls the attack; no two attacks share one.
+        knows: The noise of the defense that the attacker knows: `forward`, `reverse`, `both`, or
+            `semi-128` or `semi-128-steps` with any number; null for none.
+    """
+
+    name: str
+    view: str | Part
+    label: str
+    knows: str | None
+
+
 # of `unfool menu`: the sections that are no parts, with what is taken where nothing is said
 OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "evaluation": (EvaluationSection, EVALUATION),
     "machine": (MachineSection, MACHINE),
     "paths": (PathsSection, PATHS),
     "threat": (ThreatSection, {}),
+    "attacks": (
+        AttackOptions,
+        {"view": "exact", "label": "NAME-VIEW, and what it knows", "knows": None},
+    ),
 }
 
 

@@ -20,7 +20,16 @@ from unfool.networks.deepmind import Activation, DeepMindWideResNet
 from unfool.networks.mobilenet import MobileNetV2
 from unfool.networks.resnet import ResNet
 from unfool.networks.shufflenet import ShuffleNetV2
-from unfool.ranges import Count, CountFromZero, NotNegative, ShareBelowOne, check_arguments
+from unfool.ranges import (
+    AtLeastTwo,
+    Count,
+    CountFromZero,
+    Depth,
+    NotNegative,
+    Positive,
+    ShareBelowOne,
+    check_arguments,
+)
 from unfool.runtime.published_files import find_file
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,7 +53,7 @@ def cifar_network(
     weights: Path | None = None,
     classes: Count | None = None,
     mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
     activation: Activation | None = None,
     max_pool: bool | None = None,
     shortcut_of_input: bool | None = None,
@@ -89,36 +98,76 @@ def cifar_resnet(
     classes: Count = 10,
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
-    std: Sequence[float] = CIFAR_STD,
+    std: Sequence[Positive] = CIFAR_STD,
 ) -> NormalizedClassifier:
-    """A CIFAR ResNet of He et al. (2016) with parameter-free shortcuts, random or with public weights."""
+    """A CIFAR ResNet of He et al. (2016) with parameter-free shortcuts, random or with public weights.
+
+    Args:
+        depth: Layers with weights.
+        classes: How many classes it tells apart.
+        weights: The file of the weights; None for random ones, to train.
+        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
+        std: What the difference is divided by, likewise.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(cifar_resnet, locals())
     return _plain(resnet.cifar_resnet(depth, classes), weights, mean, std, _ANY_LAYOUT)
 
 
 def wide_resnet(
-    depth: int = 28,
+    depth: Depth = 28,
     width: Count = 10,
     classes: Count = 10,
     dropout: ShareBelowOne = 0.0,
     weights: Path | None = None,
     mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    std: Sequence[Positive] = (1.0,),
 ) -> NormalizedClassifier:
-    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016), with files in the layout of TRADES."""
+    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016), with files in the layout of TRADES.
+
+    Args:
+        depth: Layers with weights, 6n + 4.
+        width: How many times wider than a plain ResNet it is.
+        classes: How many classes it tells apart.
+        dropout: The share of features that the residual blocks drop in training.
+        weights: The file of the weights; None for random ones, to train.
+        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
+        std: What the difference is divided by, likewise.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(wide_resnet, locals())
     network = wide.wide_resnet(depth, width, classes, dropout)
     return _plain(network, weights, mean, std, _ANY_LAYOUT)
 
 
 def jem(
-    depth: int = 28,
+    depth: Depth = 28,
     width: Count = 10,
-    classes: Annotated[int, Field(ge=2)] = 10,
+    classes: AtLeastTwo = 10,
     chains: Count = 1,
     sigma: NotNegative = 0.0,
     refine: CountFromZero = 0,
     weights: Path | None = None,
 ) -> JEM:
-    """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published."""
+    """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published.
+
+    Args:
+        depth: Layers with weights, 6n + 4; 28 in the paper.
+        width: How many times wider than a plain ResNet it is; 10 in the paper.
+        classes: How many classes it tells apart.
+        chains: Noisy copies of the image whose logits are averaged; 5 in the paper's attacks.
+        sigma: The standard deviation of a copy's noise, in units of [0, 1] pixels; 0.015 in the paper.
+        refine: Steps of Langevin dynamics that refine each copy before it is classified.
+        weights: The file of the weights; None for random ones, to train.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(jem, locals())
     model = JEM(depth, width, classes, chains=chains, sigma=sigma, refine=refine)
     if weights is not None:
         load_state(model, read_state(weights), str(weights))
@@ -126,27 +175,54 @@ def jem(
 
 
 def quick(
-    widths: Sequence[int] = (64, 128, 256),
+    widths: Sequence[Count] = (64, 128, 256),
     classes: Count = 10,
     channels: Count = 3,
     weights: Path | None = None,
     mean: Sequence[float] = CIFAR_MEAN,
-    std: Sequence[float] = CIFAR_STD,
+    std: Sequence[Positive] = CIFAR_STD,
 ) -> NormalizedClassifier:
-    """A small residual network that learns CIFAR-10 within two hours of one CPU core."""
+    """A small residual network that learns CIFAR-10 within two hours of one CPU core.
+
+    Args:
+        widths: Channels of each stage; each stage halves the height and width.
+        classes: How many classes it tells apart.
+        channels: Channels of an image.
+        weights: The file of the weights; None for random ones, to train.
+        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
+        std: What the difference is divided by, likewise.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(quick, locals())
     return _plain(quick_resnet.QuickResNet(widths, classes, channels), weights, mean, std)
 
 
 def small_cnn(
     channels: Count = 1,
-    size: Count = 8,
+    size: Annotated[int, Field(ge=4)] = 8,
     classes: Count = 10,
     width: Count = 32,
     weights: Path | None = None,
     mean: Sequence[float] = (0.5,),
-    std: Sequence[float] = (0.5,),
+    std: Sequence[Positive] = (0.5,),
 ) -> NormalizedClassifier:
-    """A small convolutional network, for digits and MNIST."""
+    """A small convolutional network, for digits and MNIST.
+
+    Args:
+        channels: Channels of an image.
+        size: Height and width of an image in pixels.
+        classes: How many classes it tells apart.
+        width: Channels of the first two convolutions; the other two have twice as many.
+        weights: The file of the weights; None for random ones, to train.
+        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
+        std: What the difference is divided by, likewise.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(small_cnn, locals())
     return _plain(cnn.small_cnn(channels, size, classes, width), weights, mean, std)
 
 
@@ -154,9 +230,20 @@ def network(
     network: nn.Module,
     weights: Path | None = None,
     mean: Sequence[float] = (0.0,),
-    std: Sequence[float] = (1.0,),
+    std: Sequence[Positive] = (1.0,),
 ) -> NormalizedClassifier:
-    """Your own network as a classifier: called with normalized images, it returns logits."""
+    """Your own network as a classifier: called with normalized images, it returns logits.
+
+    Args:
+        network: The torch module.
+        weights: The file of its weights; None leaves the module as it is.
+        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
+        std: What the difference is divided by, likewise.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(network, locals())
     return _plain(network, weights, mean, std)
 
 
@@ -169,7 +256,21 @@ def denoising_network(
     clip_x0: bool = False,
     weights: Path | None = None,
 ) -> NetworkDenoiser:
-    """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes."""
+    """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes.
+
+    Args:
+        network: The torch module.
+        schedule: The noise schedule; continuous VP if None.
+        predicts: What the network says (see `NetworkDenoiser`).
+        classes: Labels that it is conditional on, besides the null class; 0 for none.
+        time: How the network is told the time (see `NetworkDenoiser`).
+        clip_x0: Whether the estimate of the clean image is clipped to [-1, 1].
+        weights: The file of its weights; None leaves the module as it is.
+
+    Raises:
+        ValueError: An option is out of range, or the file does not fit.
+    """
+    check_arguments(denoising_network, locals())
     if weights is not None:
         load_state(network, read_state(weights), str(weights))
     return NetworkDenoiser(

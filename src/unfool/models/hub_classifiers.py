@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unfool.models.checkpoints import load_state, read_state
 from unfool.models.classifiers import NormalizedClassifier, Stated
-from unfool.ranges import Count, check_arguments
+from unfool.ranges import Count, CountFromZero, Positive, check_arguments
 from unfool.runtime.optional import require
 from unfool.spec.menu import hint
 
@@ -24,9 +24,9 @@ def timm_classifier(
     model: str,
     weights: str = PRETRAINED,
     mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
     size: Count | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[CountFromZero] | None = None,
 ) -> NormalizedClassifier:
     """A classifier of timm.
 
@@ -66,9 +66,9 @@ def torchvision_classifier(
     model: str,
     weights: str = PRETRAINED,
     mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
     size: Count | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[CountFromZero] | None = None,
 ) -> NormalizedClassifier:
     """A classifier of torchvision.
 
@@ -117,9 +117,9 @@ def torchvision_classifier(
 def transformers_classifier(
     weights: Path,
     mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    std: Sequence[Positive] | None = None,
     size: Count | None = None,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[CountFromZero] | None = None,
 ) -> NormalizedClassifier:
     """An image classifier of transformers, from a folder.
 

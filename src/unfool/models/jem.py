@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from unfool.diffusion.reverse import ascent
 from unfool.noise import Noise
+from unfool.ranges import AtLeastTwo, Count, CountFromZero, Depth, NotNegative, check_arguments
 from unfool.runtime.text import html_repr, short_repr
 
 LEAK = 0.2
@@ -40,26 +41,18 @@ class JEM(nn.Module):
 
     def __init__(
         self,
-        depth: int = 28,
-        width: int = 10,
-        classes: int = 10,
+        depth: Depth = 28,
+        width: Count = 10,
+        classes: AtLeastTwo = 10,
         *,
-        chains: int = 1,
-        sigma: float = 0.0,
-        refine: int = 0,
+        chains: Count = 1,
+        sigma: NotNegative = 0.0,
+        refine: CountFromZero = 0,
     ) -> None:
         super().__init__()
-        if depth < 10 or depth % 6 != 4:
+        check_arguments(JEM, locals())
+        if depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 (16, 28, 34 ...), not {depth}")
-        for name, value, least in (
-            ("width", width, 1),
-            ("classes", classes, 2),
-            ("chains", chains, 1),
-            ("sigma", sigma, 0),
-            ("refine", refine, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be {least} or more, not {value}")
         self.f = Features((depth - 4) // 6, width)
         self.energy_output = nn.Linear(64 * width, 1)  # in the files; not used
         self.class_output = nn.Linear(64 * width, classes)

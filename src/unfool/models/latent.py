@@ -19,7 +19,7 @@ from unfool.models import lora
 from unfool.models.prompts import read_prompts
 from unfool.models.published.dit import build_transformer, tell_time_as_original
 from unfool.models.scheduler import Predicts, read_schedule
-from unfool.ranges import Count
+from unfool.ranges import Count, CountFromZero, check_arguments
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, weights_in
 
@@ -31,7 +31,7 @@ def stable_diffusion(
     prompts: str = "cifar10",
     templates: Sequence[str] = (),
     predicts: Predicts | None = None,
-    size: int | None = None,
+    size: Count | None = None,
     precision: Precision = "float32",
     adapter: Path | None = None,
     download: Sequence[str] = (),
@@ -56,6 +56,7 @@ def stable_diffusion(
         FileNotFoundError: There is no file `adapter`.
         ValueError: Another file is missing or does not fit, or the prompts are not in order.
     """
+    check_arguments(stable_diffusion, locals())
     told = read_prompts(prompts, templates)
     weights = Path(weights)
     _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
@@ -78,9 +79,9 @@ def stable_diffusion(
 
 def dit(
     weights: Path,
-    labels: Sequence[int] | None = None,
+    labels: Sequence[CountFromZero] | None = None,
     predicts: Predicts | None = None,
-    size: int | None = None,
+    size: Count | None = None,
     precision: Precision = "float32",
     adapter: Path | None = None,
     vae: Path | None = None,
@@ -109,6 +110,7 @@ def dit(
         FileNotFoundError: There is no file `adapter`.
         ValueError: Another file is missing or does not fit, or there is no such label.
     """
+    check_arguments(dit, locals())
     weights = Path(weights)
     if weights.is_file():
         if vae is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from unfool.models.checkpoints import read_state
+from unfool.ranges import Count, Positive, ShareBelowOne, check_arguments
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # the last of diffusers' networks
 Layers = str | Sequence[str] | None
@@ -26,10 +27,10 @@ _METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
 
 def add(
     model: nn.Module,
-    rank: int = 4,
-    alpha: float | None = None,
+    rank: Count = 4,
+    alpha: Positive | None = None,
     layers: Layers = None,
-    dropout: float = 0.0,
+    dropout: ShareBelowOne = 0.0,
 ) -> list[str]:
     """Put an adapter beside layers of a denoiser's network; nothing else gets a gradient.
 
@@ -48,12 +49,7 @@ def add(
     Raises:
         ValueError: There are no such layers, an option is out of range, or peft is missing.
     """
-    if rank < 1 or not (alpha is None or alpha > 0):
-        raise ValueError(
-            f"lora needs a rank of 1 or more and an alpha above 0, not {rank}, {alpha}"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"lora.dropout must be from 0 to below 1, not {dropout}")
+    check_arguments(add, locals())
     host = host_of(model)
     names = _chosen(host, layers)
     model.requires_grad_(False)

@@ -5,19 +5,20 @@ from collections.abc import Sequence
 from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.networks.unet import UNet
+from unfool.ranges import Count, CountFromZero, ShareBelowOne, check_arguments
 
 
 def unet(
     *,
-    channels: int = 3,
-    size: int = 32,
-    widths: Sequence[int] = (64, 128, 256),
-    layers: int = 1,
-    attention: Sequence[int] = (),
-    patch: int = 1,
-    groups: int = 32,
-    dropout: float = 0.0,
-    classes: int = 0,
+    channels: Count = 3,
+    size: Count = 32,
+    widths: Sequence[Count] = (64, 128, 256),
+    layers: Count = 1,
+    attention: Sequence[CountFromZero] = (),
+    patch: Count = 1,
+    groups: Count = 32,
+    dropout: ShareBelowOne = 0.0,
+    classes: CountFromZero = 0,
     multi_head: bool = False,
     predicts: Prediction = "noise",
     schedule: Schedule | None = None,
@@ -42,7 +43,11 @@ def unet(
         schedule: The noise schedule; continuous VP if None.
         time: How the network is told the time (see `NetworkDenoiser`).
         clip_x0: Whether x_hat is clipped to [-1, 1].
+
+    Raises:
+        ValueError: An option is out of range, or two do not go together.
     """
+    check_arguments(unet, locals())
     if size % (patch * 2 ** (len(widths) - 1)):
         raise ValueError(
             f"size must be a multiple of patch x 2^(levels - 1) = {patch * 2 ** (len(widths) - 1)}, "

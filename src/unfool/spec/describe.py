@@ -71,10 +71,15 @@ def describe(kind: str, name: str) -> Description:
 
 def describe_section(name: str, kind: Any, defaults: Mapping[str, Any]) -> Description:
     """A section of a spec that is no part: its type's docstring and options."""
-    texts = argument_texts(kind)
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):  # a dataclass tells what it adds to the one that it extends
+        texts |= argument_texts(base)
     options = [
         Option(
-            key, _type(key, of), _default(defaults.get(key, inspect.Parameter.empty)), texts[key]
+            key,
+            _type(key, of),
+            _default(defaults.get(key, inspect.Parameter.empty)),
+            texts.get(key, ""),
         )
         for key, of in option_types(kind).items()
     ]
@@ -136,8 +141,10 @@ def _plain(hint: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(dict.fromkeys(_plain(part) for part in inside))
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        of = [_plain(part) for part in inside if part is not Ellipsis]
+        of = [_element(part) for part in inside if part is not Ellipsis]
         return f"list of ({', '.join(of)})" if len(of) > 1 else f"list of {of[0]}" if of else "list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return "table"
     names = {
         int: "whole number",
         float: "number",
@@ -148,6 +155,12 @@ def _plain(hint: Any) -> str:
         Any: "any",
     }
     return names.get(hint) or getattr(origin or hint, "__name__", str(hint)).lower()
+
+
+def _element(hint: Any) -> str:
+    """The type of a list's elements, with its range: "whole number (1 or more)"."""
+    bounds = range_text(hint)
+    return f"{_plain(hint)} ({bounds})" if bounds else _plain(hint)
 
 
 def _default(value: Any) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from unfool.spec.yaml_mistakes import explain
+
 LONGEST = 256 * 1024  # characters of a spec
 DEEPEST = 40  # tables and lists inside each other
 LARGEST = 50_000  # values, with those repeated by aliases
@@ -56,8 +58,8 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
         raise ValueError(f"it has more than {LONGEST} characters, and no spec needs so many")
     try:
         loader = _Loader(text)
-    except yaml.YAMLError as error:  # it holds control characters, say
-        raise ValueError(" ".join(str(error).split())) from error
+    except yaml.YAMLError as error:  # at a sign that is no text
+        raise ValueError(explain(error)) from error
     try:
         node = loader.get_single_node()
         if node is None:
@@ -69,13 +71,27 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
             raise ValueError(f"it holds more than {LARGEST} values, with those that aliases repeat")
         if depth > DEEPEST:
             raise ValueError(f"it nests tables and lists more than {DEEPEST} deep")
-        return loader.construct_document(node), node
+        return _made(loader, node), node
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(explain(error)) from error
     except RecursionError as error:
         raise ValueError(f"it nests tables and lists more than {DEEPEST} deep") from error
     finally:
         loader.dispose()
+
+
+def _made(loader: "_Loader", node: yaml.Node) -> Any:
+    try:
+        return loader.construct_document(node)
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ) as error:  # of PyYAML, at `!!bool maybe`
+        raise ValueError(
+            "a value does not fit the tag (`!!...`) before it; leave it out"
+        ) from error
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:

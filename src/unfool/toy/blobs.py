@@ -42,12 +42,23 @@ class Blobs:
 
 
 def mixture(side: Count = 4, schedule: Schedule | None = None) -> Mixture:
-    """The exact denoiser of `Blobs`."""
+    """The exact denoiser of `Blobs`.
+
+    Args:
+        side: Height and width of the images in pixels.
+        schedule: The noise schedule; continuous VP if None.
+    """
+    check_arguments(mixture, locals())
     return Mixture(_means(side), SPREAD, schedule)
 
 
 def bayes(side: Count = 4) -> NormalizedClassifier:
-    """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share."""
+    """The Bayes classifier of `Blobs`: logits are log-likelihoods, less what the classes share.
+
+    Args:
+        side: Height and width of the images in pixels.
+    """
+    check_arguments(bayes, locals())
     means = _means(side).flatten(1)
     linear = nn.Linear(means.shape[1], len(means))
     with torch.no_grad():

@@ -4,13 +4,14 @@ from unfool.data import fetch
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import permutation
 from unfool.protocols import Dataset
+from unfool.ranges import Count, NotNegative, check_arguments
 from unfool.toy.empirical import Empirical
 
 
 def empirical(
     data: Dataset,
-    images: int | None = None,
-    spread: float = 0.0,
+    images: Count | None = None,
+    spread: NotNegative = 0.0,
     schedule: Schedule | None = None,
     seed: int = 0,
 ) -> Empirical:
@@ -27,7 +28,8 @@ def empirical(
     Raises:
         ValueError: There are not so many images, or a class has none.
     """
-    if images is not None and not 1 <= images <= len(data):
+    check_arguments(empirical, locals())
+    if images is not None and images > len(data):
         raise ValueError(f"images must be from 1 to {len(data)}, not {images}")
     x, y = fetch(data, sorted(permutation(len(data), seed, "points")[:images]))
     return Empirical(2 * x - 1, y, 2 * spread, schedule)

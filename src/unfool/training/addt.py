@@ -35,7 +35,7 @@ class ADDT:
     Attributes:
         classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
             evaluation mode, and its weights stay as they are.
-        strength: lambda per unit of alpha / sigma.
+        lambda_unit: lambda per unit of alpha / sigma.
         lambda_max: The greatest lambda.
         cgpo_steps: Steps of CGPO; their gradients add up.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
@@ -49,7 +49,7 @@ class ADDT:
             of the Gaussian part eps alone, not of the whole noise n.
         mode: Of the denoiser while a perturbation is sought: `"train"` (dropout on, as released) or
             `"eval"`.
-        t_min, t_max, drop, times: As `Denoising` has them.
+        t_min, t_max, label_dropout, times: As `Denoising` has them.
     """
 
     classifier: Any

@@ -66,7 +66,7 @@ class TrainingOptions:
     weight_decay: NotNegative = 0.0
     bias_lr_factor: Positive = 1.0
     muon_lr_factor: Positive = MUON
-    betas: Sequence[float] = ADAMW
+    betas: Sequence[ShareBelowOne] = ADAMW
     ema_decay: ShareBelowOne = 0.999
     ema_power: ShareAboveZero | None = None
     ema_gamma: NotNegative | None = None
@@ -77,9 +77,9 @@ class TrainingOptions:
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
     precision: Literal["float32", "bfloat16"] = "float32"
     lr_schedule: Literal["cosine", "linear", "none"] = "cosine"
-    decay_from: int | None = None
+    decay_from: CountFromZero | None = None
     grow: Mapping[str, int] | None = None
-    save_steps: Sequence[int] = ()
+    save_steps: Sequence[Count] = ()
     accumulate: Count = 1
 
     def __post_init__(self) -> None:

@@ -104,6 +104,13 @@ MACHINE: TrainingMachine = {
     "compile": False,
 }
 LORA: LoraSection = {"rank": 4, "alpha": None, "layers": None, "dropout": 0.0}
+TRAINING = {f.name: f.default for f in fields(TrainingSection) if f.default is not MISSING}
+# of `unfool menu`: the sections of a training, with what is taken where nothing is said
+OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
+    "training": (TrainingSection, TRAINING),
+    "training.lora": (LoraSection, LORA),
+    "machine": (TrainingMachine, MACHINE),
+}
 MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weights are learned for
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
@@ -167,9 +174,8 @@ def loop_options(section: TrainingSection, **changes: Any) -> TrainingOptions:
 def _check_options(section: Any) -> dict[str, Any]:
     """The section `training`, checked and filled in, but for its `lora`."""
     told, types = fields(TrainingSection), hints(TrainingSection)
-    defaults = {field.name: field.default for field in told if field.default is not MISSING}
     kinds = {field.name: types[field.name] for field in told}
-    options = specs.check_options("training", section, kinds, defaults)
+    options = specs.check_options("training", section, kinds, TRAINING)
     options = {name: _listed(value) for name, value in options.items()}
     if options["grow"] is not None:
         options["grow"] = specs.check_options("training.grow", options["grow"], GROW, {})

@@ -25,7 +25,7 @@ from unfool.defenses.diffusion_classifier.timesteps import Grid, Weight, times_o
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
-from unfool.ranges import Count, Positive, Probability, check_arguments
+from unfool.ranges import Count, NotNegative, Positive, Probability, check_arguments
 from unfool.runtime.text import html_repr, short_repr
 
 Policy = Literal["fresh", "fixed", "image"]
@@ -82,12 +82,12 @@ class DiffusionClassifier(nn.Module):
         *,
         draws: Count | None = None,
         times: Grid = "even",
-        span: tuple[float, float] | None = None,
-        weight: Weight | Sequence[float] | Callable[[Scales], Tensor] = "uniform",
+        span: tuple[NotNegative, NotNegative] | None = None,
+        weight: Weight | Sequence[Positive] | Callable[[Scales], Tensor] = "uniform",
         loss: Loss = "l2",
         elimination: str | None = None,
-        samples: Sequence[int] | None = None,
-        classes_per_stage: Sequence[int] | None = None,
+        samples: Sequence[Count] | None = None,
+        classes_per_stage: Sequence[Count] | None = None,
         risk: Probability = 0.005,
         policy: Policy = "fresh",
         seed: int = 0,
