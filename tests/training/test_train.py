@@ -356,7 +356,7 @@ def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
     said = mistake("evaluate", "blobs", "--set", f"denoiser={{name: trained, weights: '{name}'}}")
     words = {
         "weights": "another sha256",
-        "card": "is not a card",
+        "card": "not the card",
         "kind": "not a denoiser",
         "none": "no folder",
     }
