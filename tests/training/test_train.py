@@ -19,7 +19,7 @@ from unfool.training import run as training
 from unfool.training import train as loop
 from unfool.training.objectives import augmented
 from unfool.training.options import TrainingOptions
-from unfool.training.spec import check, loop_options
+from unfool.training.spec import TrainingSection, check, loop_options
 from unfool.training.train import train
 
 TINY = {
@@ -276,8 +276,9 @@ def test_a_training_spec_is_checked():
 
 def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
     section = started(training={"steps": 30})["training"]
-    assert loop_options(section) == TrainingOptions(30, betas=[0.9, 0.999], save_steps=[])
-    assert loop_options(section, precision="bfloat16").precision == "bfloat16"
+    told = TrainingSection(**section)
+    assert loop_options(told) == TrainingOptions(30, betas=[0.9, 0.999], save_steps=[])
+    assert loop_options(told, precision="bfloat16").precision == "bfloat16"
     others = {"dropout": None, "lora": None, "save_half": False, "init_from": None}
     names = [field.name for field in dataclasses.fields(TrainingOptions)]
     assert section == {name: section[name] for name in names} | others
