@@ -78,7 +78,7 @@ def test_a_word_that_is_nothing_is_told(said):
         ("Purified", "'purifier' (kind of parts)"),
         ("PurifiedCopies", "'purified' (objective)"),
         ("DiffPure", "'diffpure' (purifier)"),
-        ("trainng", "'training' (section)"),
+        ("traininx", "'training' (section)"),
         ("digits-addd", "'digits-addt' (spec)"),
     ],
 )
