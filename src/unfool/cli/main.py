@@ -28,6 +28,7 @@ from unfool.cli.options import (
     command_line,
     shard_of,
     start,
+    wrong_option,
 )
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
@@ -359,7 +360,7 @@ def run(arguments: list[str]) -> int:
         return _exit_with(_sentence(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
-            return _exit_with(error.format_message(), 2)  # pyright: ignore
+            return _exit_with(wrong_option(error), 2)
         raise
 
 

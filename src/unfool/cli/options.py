@@ -130,3 +130,15 @@ def _fetch_missing(value: Any) -> None:
         download = value.get("download") is True
         if download or allowed():
             find_file(Path(value["weights"]), download)
+
+
+def wrong_option(error: Any) -> str:
+    """What an error of the command line says; of a value that does not fit, what it must be."""
+    from pydantic import ValidationError
+
+    from unfool.runtime.validate import explain
+
+    cause, option = error.__cause__, getattr(error, "param", None)
+    if not isinstance(cause, ValidationError) or option is None:
+        return error.format_message()
+    return explain(cause, cause.errors()[0]["input"], f"{option.opts[0]}.")

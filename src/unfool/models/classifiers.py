@@ -113,8 +113,9 @@ def _numbers(name: str, given: Values | None, unit: float) -> Tensor:
     """What is given, as float32 (N,); `unit` where it is nothing."""
     if isinstance(given, list | tuple):
         given = [float(number) for number in given]
-    values = torch.as_tensor(unit if given is None else given).detach()
-    values = values.to("cpu", torch.float32).reshape(-1)
+    given = given.detach() if isinstance(given, Tensor) else given
+    values = torch.as_tensor(unit if given is None else given, dtype=torch.float32, device="cpu")
+    values = values.reshape(-1)
     if not bool(values.isfinite().all()):
         raise ValueError(f"{name} must be finite, not {tuple(values.tolist())}")
-    return values if len(values) else torch.tensor([unit], dtype=torch.float32)
+    return values if len(values) else torch.tensor([unit], dtype=torch.float32, device="cpu")
