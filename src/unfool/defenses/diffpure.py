@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from unfool.checks import check_images
@@ -10,8 +11,8 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
-from unfool.diffusion.reverse import euler_maruyama, reverse, walk
+from unfool.diffusion.protocols import Correction, Depth, Guide, ImageGuide, Shaping, Step
+from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, scales_of_images, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
 from unfool.noise import Noise
 from unfool.protocols import Purifier
@@ -41,9 +42,13 @@ class DiffPure(nn.Module):
         guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
         correction: What changes each estimate of the clean image (`protocols.Correction`), before the
             guide sees it; or None.
+        depth: What chooses the t* of each image (`protocols.Depth`), or None for `t`. All images take
+            `steps` steps, whose lengths are in proportion to their t*. It draws from the stream `depth`.
+            Not with `"heun"`.
+        shaping: What shapes the forward noise by the image (`protocols.Shaping`), or None.
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: An option is out of range, or there is a depth with the sampler `"heun"`.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -60,13 +65,20 @@ class DiffPure(nn.Module):
         forward: Forward = "continuous",
         guide: Guide | ImageGuide | None = None,
         correction: Correction | None = None,
+        depth: Depth | None = None,
+        shaping: Shaping | None = None,
     ):
         super().__init__()
         check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
+        if depth is not None and isinstance(self.step, Heun):
+            raise ValueError(
+                "a depth has each image go its own times, which `heun` cannot: use `sde`"
+            )
         self.guide, self.correction = guide, correction
+        self.depth, self.shaping = depth, shaping
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 
     @property
@@ -77,47 +89,74 @@ class DiffPure(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        z, x_t, back = self._noised(x, noise)
-        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._reverse_options())
+        z, x_t, times, back = self._noised(x, noise)
+        x_0 = reverse(self.denoiser, x_t, times, back, image=z, **self._reverse_options())
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
-        z, x_t, back = self._noised(x, noise)
-        for t, state in walk(
-            self.denoiser, x_t, self.times, back, image=z, **self._reverse_options()
-        ):
+        z, x_t, times, back = self._noised(x, noise)
+        for t, state in walk(self.denoiser, x_t, times, back, image=z, **self._reverse_options()):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
         """The same purifier with the gradient of the release, which is not exact.
 
         Raises:
-            ValueError: The sampler is not `"sde"`, or has a guide or a correction, or torchsde is not
-                installed.
+            ValueError: The sampler is not `"sde"`, or has a guide, a correction or a depth, or torchsde
+                is not installed.
         """
-        if self.step is not euler_maruyama or self.guide or self.correction:
+        if self.step is not euler_maruyama or self.guide or self.correction or self.depth:
             raise ValueError(
-                "the adjoint gradient is that of the sampler `sde` without a guide or a correction; "
-                "use `exact`"
+                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or a "
+                "depth; use `exact`"
             )
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            _, x_t, back = self._noised(x, noise)
-            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
+            _, x_t, times, back = self._noised(x, noise)
+            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, times, back))
 
         return purify
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
+        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`).
+
+        Raises:
+            ValueError: As `with_fewer_steps`; or it is to be matched, and there is a depth.
+        """
+        if matched and self.depth:
+            raise ValueError(
+                "with a depth each image has times of its own, so no few steps are on the path of noise "
+                "of many: use the view `surrogate` or `exact`"
+            )
         return with_fewer_steps(self, steps, matched)
 
     def _reverse_options(self) -> dict[str, Any]:
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
-    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
-        """The image in the denoiser's space, noised to t*, and the noise of the way back."""
-        z = self.denoiser.encode(x)
-        x_t = self.denoiser.perturb(z, self.times[0], noise.child("forward"), self._noising)
-        return z, x_t, noise.child("reverse")
+    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor, Noise]:
+        """The image in the denoiser's space, noised to t*, and times and noise of the way back."""
+        z, times, back = self.denoiser.encode(x), self.times, noise.child("reverse")
+        eps = noise.child("forward").normal(z)
+        if self.shaping is not None:
+            eps = self.shaping(eps, z)
+        if self.depth is None:
+            scales = self._noising(times[0])
+        else:
+            times = self._own_times(self.depth(z, self.t, noise.child("depth")), len(z))
+            scales = scales_of_images(self._noising, times[0], z)
+        return z, scales.alpha * z + scales.sigma * eps, times, back
+
+    def _own_times(self, t: Tensor, images: int) -> Tensor:
+        """The times of each image (N + 1, B): the purifier's own, in proportion to its t*."""
+        if t.shape != (images,) or not bool(((t >= 1e-4) & (t <= 1)).all()):
+            raise ValueError(
+                f"the depth returned {t.detach().flatten()[:4].tolist()} of shape {tuple(t.shape)} for "
+                f"{images} images: it gives one time from 0.0001 to 1 for each"
+            )
+        shares = (self.times[:-1] / self.times[0]).to(t.device)
+        own = shares[:, None] * t.double()
+        if isinstance(self.denoiser.schedule, Discrete):  # whose first step is the least noise
+            own = own.clamp(min=1 / self.denoiser.schedule.steps)
+        return torch.cat([own, self.times[-1:, None].to(own).expand(1, images)])

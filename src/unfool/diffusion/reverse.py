@@ -158,7 +158,8 @@ def reverse(
     Args:
         denoiser: The model.
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
-        times: Falling times (N + 1,), for N steps.
+        times: Falling times (N + 1,), for N steps; or (N + 1, B), a column for each image, which the
+            gradient reaches, too. All images end at the same time. Not with `Heun`.
         noise: Step i draws from `noise.child(i)`, its guide from `guide` below that.
         step: How to go from one time to the next.
         guide: A term of the score.
@@ -171,19 +172,19 @@ def reverse(
     Raises:
         ValueError: The correction or the guide looks at `image`, and there is none.
     """
-    scales = scales_along(denoiser, times)
+    scales = _scales_at(denoiser, times, x)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
-    path = forward_path(image, x, scales)
+    path = forward_path(image, x, scales, len(times))
     if path is not None and image is not None:
         x = path.begin(x, image)
 
     def advance(i: int, x_t: Tensor) -> Tensor:
-        then = options.advance(x_t, scales[i], scales[i + 1], noise.child(i))
+        then = options.advance(x_t, scales(i), scales(i + 1), noise.child(i))
         return then if path is None else path.meet(then, i)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
-    needed = (*options.differentiated_inputs(), *beside, *weights)
-    return chain(advance, x, len(scales) - 1, needed, denoiser, options.kind())
+    needed = (*options.differentiated_inputs(), *beside, times, *weights)
+    return chain(advance, x, len(times) - 1, needed, denoiser, options.kind())
 
 
 def walk(
@@ -198,13 +199,16 @@ def walk(
     image: Tensor | None = None,
     label: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
-    """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
-    scales = scales_along(denoiser, times)
+    """The states of `reverse`, as (time, x_t) pairs from the first to the last.
+
+    Where each image has times of its own, the time is their mean.
+    """
+    scales = _scales_at(denoiser, times, x)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
-    yield float(times[0]), x
-    for i in range(len(scales) - 1):
-        x = options.advance(x, scales[i], scales[i + 1], noise.child(i))
-        yield float(times[i + 1]), x
+    yield float(times[0].mean()), x
+    for i in range(len(times) - 1):
+        x = options.advance(x, scales(i), scales(i + 1), noise.child(i))
+        yield float(times[i + 1].mean()), x
 
 
 def scales_along(denoiser: Denoiser, times: Tensor) -> list[Scales]:
@@ -213,6 +217,25 @@ def scales_along(denoiser: Denoiser, times: Tensor) -> list[Scales]:
     Shaped (), they keep the type of the images they meet, and meet them on any device.
     """
     return [denoiser.schedule(time) for time in times.double().cpu()]
+
+
+def scales_of_images(schedule: Schedule, times: Tensor, like: Tensor) -> Scales:
+    """The scales (B, 1, 1, 1) at a time for each image (B,), in the type of the images `like`."""
+    scales = schedule(times.double().cpu().view(-1, 1, 1, 1))
+    return Scales(*(value.to(like) for value in scales))
+
+
+def _scales_at(denoiser: Denoiser, times: Tensor, x: Tensor) -> Callable[[int], Scales]:
+    """The scales at the time numbered i; of times (N + 1, B) those of each image, in its graph."""
+    if times.ndim == 1:
+        return scales_along(denoiser, times).__getitem__
+
+    def at(i: int) -> Scales:
+        # The end is a constant. At 0, where sigma is like a root, its slope would not be finite.
+        row = times[i] if i < len(times) - 1 else times[i].detach()
+        return scales_of_images(denoiser.schedule, row, x)
+
+    return at
 
 
 def even(start: float, steps: int, end: float = END) -> Tensor:
