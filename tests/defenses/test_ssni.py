@@ -1,4 +1,4 @@
-"""Each image at a t* of its own: the depth by score norms, and DiffPure at given depths."""
+"""Each image at a t* of its own: by score norms, and DiffPure at given times."""
 
 import math
 
@@ -20,7 +20,7 @@ EASY = {"center": 1.0, "width": 1.0, "levels": 3}
 
 def given(x, t, noise):
     """The time OWN[i] for the image whose noise has the key number i."""
-    places = [NOISE.child("depth").keys.index(key) for key in noise.keys]
+    places = [NOISE.child("forward", "level").keys.index(key) for key in noise.keys]
     return x.new_tensor([OWN[place] for place in places])
 
 
@@ -34,26 +34,26 @@ def test_one_t_for_all_is_diffpure(sampler: str, schedule):
     options = {"t": 0.2, "steps": 5, "sampler": sampler}
     model = mixture()
     model = Mixture(model.means.double(), 0.1, schedule)
-    found = DiffPure(model, depth=constant, **options)(X, NOISE)
+    found = DiffPure(model, noise_level=constant, **options)(X, NOISE)
     assert torch.allclose(found, DiffPure(model, **options)(X, NOISE), atol=1e-12)
     wide = ScoreNorm(model, center=1.0, width=1e12, bias=0.2, levels=2)  # (t + bias) / 2
-    assert torch.allclose(DiffPure(model, depth=wide, **options)(X, NOISE), found, atol=1e-9)
+    assert torch.allclose(DiffPure(model, noise_level=wide, **options)(X, NOISE), found, atol=1e-9)
 
 
 def test_images_of_several_t_are_each_diffpure_at_its_own():
     """Of ten even steps, so that the chain has each of them."""
     for sampler in ("sde", "ddpm"):
-        found = DiffPure(mixture(), t=0.3, steps=10, sampler=sampler, depth=given)(X, NOISE)
+        found = DiffPure(mixture(), t=0.3, steps=10, sampler=sampler, noise_level=given)(X, NOISE)
         for i, t in enumerate(OWN):
             alone = DiffPure(mixture(), t=t, steps=10, sampler=sampler)
             # the sde ends at 1e-5 for all
             assert torch.allclose(found[i : i + 1], alone(X[i : i + 1], NOISE.take([i])), atol=1e-9)
 
 
-@pytest.mark.parametrize("depth", [given, ScoreNorm(mixture(), **EASY)])
+@pytest.mark.parametrize("level", [given, ScoreNorm(mixture(), **EASY)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_image_has_the_same_bits_in_a_batch_of_other_t_as_alone(depth, dtype):
-    x, purify = X.to(dtype), DiffPure(mixture(), t=0.2, steps=5, sampler="ddpm", depth=depth)
+def test_an_image_has_the_same_bits_in_a_batch_of_other_t_as_alone(level, dtype):
+    x, purify = X.to(dtype), DiffPure(mixture(), t=0.2, steps=5, sampler="ddpm", noise_level=level)
     whole = purify(x, NOISE)
     for i in range(4):
         assert torch.equal(whole[i : i + 1], purify(x[i : i + 1], NOISE.take([i])))
@@ -81,15 +81,15 @@ def test_the_norm_of_one_gaussian_in_closed_form():
 
 def test_images_farther_from_the_data_get_more_noise():
     near, far = X, (X + 0.3 * Noise.of(9, range(4)).normal(X)).clamp(0, 1)
-    depth = ScoreNorm(mixture(), **EASY)
-    assert bool((depth(2 * far - 1, 0.2, NOISE) > depth(2 * near - 1, 0.2, NOISE)).all())
+    level = ScoreNorm(mixture(), **EASY)
+    assert bool((level(2 * far - 1, 0.2, NOISE) > level(2 * near - 1, 0.2, NOISE)).all())
 
 
 @pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
 @pytest.mark.parametrize("shape", ["sigmoid", "linear"])
 def test_gradients_are_exact_and_go_through_t(sampler: str, shape):
-    depth = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
-    purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, depth=depth)
+    level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=level)
     x = (0.5 + 0.6 * (X - 0.5)).clone()
     delta, at = Noise.of(7, range(4)).normal(x), x.clone().requires_grad_()
     (slope,) = torch.autograd.grad((purify(at, NOISE) * x).sum(), at)
@@ -101,7 +101,7 @@ def test_gradients_are_exact_and_go_through_t(sampler: str, shape):
             return super().forward(x, t, noise).detach()
 
     fixed = Fixed(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
-    blind = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, depth=fixed)
+    blind = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=fixed)
     (other,) = torch.autograd.grad((blind(at, NOISE) * x).sum(), at)
     assert not torch.allclose(other, slope, rtol=1e-3)
 
@@ -110,14 +110,14 @@ def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
     model = Mixture(mixture().means.double(), 0.1, Discrete(100))
     shallow = ScoreNorm(model, center=1e4, width=1.0, levels=2)  # the least noise there is
     x = X.clone().requires_grad_()
-    out = DiffPure(model, t=0.3, steps=5, sampler="ddpm", depth=shallow)(x, NOISE)
+    out = DiffPure(model, t=0.3, steps=5, sampler="ddpm", noise_level=shallow)(x, NOISE)
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert bool(out.isfinite().all())
     assert bool(slope.isfinite().all())
 
 
 def test_walk_ends_where_forward_ends_at_the_mean_of_the_times():
-    purify = DiffPure(mixture(), t=0.3, steps=5, sampler="ddpm", depth=given)
+    purify = DiffPure(mixture(), t=0.3, steps=5, sampler="ddpm", noise_level=given)
     states = list(purify.walk(X, NOISE))
     assert [t for t, _ in states] == pytest.approx([sum(OWN) / 4 * (1 - i / 5) for i in range(6)])
     assert torch.equal(states[-1][1], purify(X, NOISE))
@@ -125,7 +125,7 @@ def test_walk_ends_where_forward_ends_at_the_mean_of_the_times():
 
 def test_fewer_steps_are_taken_on_noise_of_their_own():
     purify = DiffPure(
-        mixture(), t=0.2, steps=10, sampler="ddpm", depth=ScoreNorm(mixture(), **EASY)
+        mixture(), t=0.2, steps=10, sampler="ddpm", noise_level=ScoreNorm(mixture(), **EASY)
     )
     assert purify.with_fewer_steps(5, matched=False)(X, NOISE).shape == X.shape
     with pytest.raises(ValueError, match="`surrogate` or `exact`"):
@@ -133,16 +133,16 @@ def test_fewer_steps_are_taken_on_noise_of_their_own():
 
 
 @pytest.mark.parametrize(
-    ("depth", "words"),
+    ("level", "words"),
     [
         (lambda x, t, noise: x.new_full((len(x),), 1.5), r"1\.5.* for 4 images"),
         (lambda x, t, noise: x.new_full((len(x),), torch.nan), "nan"),
         (lambda x, t, noise: x.new_full((1,), 0.1), r"\(1,\) for 4 images"),
     ],
 )
-def test_a_depth_gives_one_time_for_each_image(depth, words: str):
+def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
     with pytest.raises(ValueError, match=words):
-        DiffPure(mixture(), depth=depth)(X, NOISE)
+        DiffPure(mixture(), noise_level=level)(X, NOISE)
 
 
 @pytest.mark.parametrize(
@@ -161,8 +161,8 @@ def test_mistakes_are_told(options, words: str):
         ScoreNorm(mixture(), **EASY | options)
 
 
-def test_heun_has_no_depth():
+def test_heun_and_the_adjoint_have_no_noise_levels():
     with pytest.raises(ValueError, match="heun"):
-        DiffPure(mixture(), t=0.2, steps=5, sampler="heun", depth=constant)
-    with pytest.raises(ValueError, match="depth"):
-        DiffPure(mixture(), t=0.2, steps=5, depth=constant).adjoint()
+        DiffPure(mixture(), t=0.2, steps=5, sampler="heun", noise_level=constant)
+    with pytest.raises(ValueError, match="noise level"):
+        DiffPure(mixture(), t=0.2, steps=5, noise_level=constant).adjoint()

@@ -11,7 +11,7 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.protocols import Correction, Depth, Guide, ImageGuide, Shaping, Step
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, NoiseLevel, Shaping, Step
 from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, scales_of_images, walk
 from unfool.diffusion.schedule import Discrete, pixel_noise
 from unfool.noise import Noise
@@ -42,13 +42,13 @@ class DiffPure(nn.Module):
         guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
         correction: What changes each estimate of the clean image (`protocols.Correction`), before the
             guide sees it; or None.
-        depth: What chooses the t* of each image (`protocols.Depth`), or None for `t`. All images take
-            `steps` steps, whose lengths are in proportion to their t*. It draws from the stream `depth`.
-            Not with `"heun"`.
+        noise_level: What chooses the t* of each image (`protocols.NoiseLevel`), or None for `t`. All
+            images take `steps` steps, whose lengths are in proportion to their t*. It draws from the
+            stream `level` below `forward`. Not with `"heun"`.
         shaping: What shapes the forward noise by the image (`protocols.Shaping`), or None.
 
     Raises:
-        ValueError: An option is out of range, or there is a depth with the sampler `"heun"`.
+        ValueError: An option is out of range, or there is a noise level with the sampler `"heun"`.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -65,7 +65,7 @@ class DiffPure(nn.Module):
         forward: Forward = "continuous",
         guide: Guide | ImageGuide | None = None,
         correction: Correction | None = None,
-        depth: Depth | None = None,
+        noise_level: NoiseLevel | None = None,
         shaping: Shaping | None = None,
     ):
         super().__init__()
@@ -73,12 +73,12 @@ class DiffPure(nn.Module):
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
-        if depth is not None and isinstance(self.step, Heun):
+        if noise_level is not None and isinstance(self.step, Heun):
             raise ValueError(
-                "a depth has each image go its own times, which `heun` cannot: use `sde`"
+                "noise levels have each image go its own times, which `heun` cannot: use `sde`"
             )
         self.guide, self.correction = guide, correction
-        self.depth, self.shaping = depth, shaping
+        self.noise_level, self.shaping = noise_level, shaping
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 
     @property
@@ -103,13 +103,13 @@ class DiffPure(nn.Module):
         """The same purifier with the gradient of the release, which is not exact.
 
         Raises:
-            ValueError: The sampler is not `"sde"`, or has a guide, a correction or a depth, or torchsde
-                is not installed.
+            ValueError: The sampler is not `"sde"`, or has a guide, a correction or noise levels, or
+                torchsde is not installed.
         """
-        if self.step is not euler_maruyama or self.guide or self.correction or self.depth:
+        if self.step is not euler_maruyama or self.guide or self.correction or self.noise_level:
             raise ValueError(
-                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or a "
-                "depth; use `exact`"
+                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or "
+                "noise levels; use `exact`"
             )
         check_torchsde()
 
@@ -123,12 +123,12 @@ class DiffPure(nn.Module):
         """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`).
 
         Raises:
-            ValueError: As `with_fewer_steps`; or it is to be matched, and there is a depth.
+            ValueError: As `with_fewer_steps`; or it is to be matched, and there is a noise level.
         """
-        if matched and self.depth:
+        if matched and self.noise_level:
             raise ValueError(
-                "with a depth each image has times of its own, so no few steps are on the path of noise "
-                "of many: use the view `surrogate` or `exact`"
+                "with noise levels each image has times of its own, so no few steps are on the path of "
+                "noise of many: use the view `surrogate` or `exact`"
             )
         return with_fewer_steps(self, steps, matched)
 
@@ -141,10 +141,11 @@ class DiffPure(nn.Module):
         eps = noise.child("forward").normal(z)
         if self.shaping is not None:
             eps = self.shaping(eps, z)
-        if self.depth is None:
+        if self.noise_level is None:
             scales = self._noising(times[0])
         else:
-            times = self._own_times(self.depth(z, self.t, noise.child("depth")), len(z))
+            t = self.noise_level(z, self.t, noise.child("forward", "level"))
+            times = self._own_times(t, len(z))
             scales = scales_of_images(self._noising, times[0], z)
         return z, scales.alpha * z + scales.sigma * eps, times, back
 
@@ -152,8 +153,8 @@ class DiffPure(nn.Module):
         """The times of each image (N + 1, B): the purifier's own, in proportion to its t*."""
         if t.shape != (images,) or not bool(((t >= 1e-4) & (t <= 1)).all()):
             raise ValueError(
-                f"the depth returned {t.detach().flatten()[:4].tolist()} of shape {tuple(t.shape)} for "
-                f"{images} images: it gives one time from 0.0001 to 1 for each"
+                f"the noise level returned {t.detach().flatten()[:4].tolist()} of shape "
+                f"{tuple(t.shape)} for {images} images: it gives one time from 0.0001 to 1 for each"
             )
         shares = (self.times[:-1] / self.times[0]).to(t.device)
         own = shares[:, None] * t.double()

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
@@ -44,7 +45,8 @@ class Energy(Denoiser):
     def forward(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
         """The x_hat of the score at `x_t` (B, C, H, W) in [-1, 1], shaped like it; no label counts."""
         now = self.schedule(t.double() if t.ndim == 0 else t.to(x_t))
-        score = ascent(self._log_density, x_t) / self.temperature
+        with torch.set_grad_enabled(torch.is_grad_enabled() and x_t.requires_grad):
+            score = ascent(self._log_density, x_t) / self.temperature
         return (x_t + now.sigma**2 * score) / now.alpha
 
     def _log_density(self, x_t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What can be swapped in a diffusion: the depth and shape of its noise, a guide, a correction, a step.
+"""What can be swapped in a diffusion: level and shape of its noise, a guide, a correction, a step.
 
 States are (B, C, H, W) in the denoiser's own space, and scales (`Scales`) are shaped (), or (B, 1, 1, 1)
 where each image has times of its own.
@@ -47,7 +47,7 @@ class Correction(Protocol):
     def __call__(self, x_hat: Tensor, x: Tensor, now: Scales, /) -> Tensor: ...
 
 
-class Depth(Protocol):
+class NoiseLevel(Protocol):
     """The time (B,) that each image is noised to, from 0.0001 to 1, where t* is `t`.
 
     `x` is the image that is purified (B, C, H, W), in the denoiser's own space; all randomness comes from

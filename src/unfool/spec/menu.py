@@ -96,7 +96,7 @@ MENU: dict[str, dict[str, str]] = {
         "mimic": "unfool.defenses.mimic:Mimic",
     },
     "correction": {"freqpure": "unfool.defenses.freqpure:FreqPure"},
-    "depth": {"score-norm": "unfool.defenses.ssni:ScoreNorm"},
+    "noise_level": {"score-norm": "unfool.defenses.ssni:ScoreNorm"},
     "shaping": {"spectrum": "unfool.defenses.mani:Spectrum"},
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
@@ -149,7 +149,7 @@ MEANINGS = {
     "sampler": "of a purifier: how a step leads back",
     "guide": "of a purifier: a term of the score",
     "correction": "of a purifier: what changes the estimate of the clean image",
-    "depth": "of a purifier: the time that each image is noised to",
+    "noise_level": "of a purifier: the time that each image is noised to",
     "shaping": "of a purifier: what shapes the forward noise",
     "attack": "images to adversarial images",
     "view": "of an attack: what the attacker takes the model for",
@@ -162,7 +162,7 @@ CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "attack": ("model", "x", "y", "threat", "noise"),
     "classifier": ("x", "noise"),
     "correction": ("x_hat", "x", "now"),
-    "depth": ("x", "t", "noise"),
+    "noise_level": ("x", "t", "noise"),
     "guide": ("x_t", "x_hat", "now", "then", "noise"),
     "objective": ("model", "x", "y", "noise"),
     "purifier": ("x", "noise"),
@@ -180,7 +180,8 @@ KIND_OF_OPTION = {"source": "classifier"}
 # Kinds whose short names stay words, because the part around them knows them and has their options.
 WORDS = ("sampler",)
 PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("purifier", "sampler", "guide", "correction", "depth", "shaping"), ("denoiser", "classifier")
+    ("purifier", "sampler", "guide", "correction", "noise_level", "shaping"),
+    ("denoiser", "classifier"),
 )
 
 
