@@ -7,8 +7,12 @@ import torch
 from probe import blobs, world
 
 from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.freqpure import FreqPure
+from unfool.defenses.mani import Spectrum
+from unfool.defenses.mimic import Mimic
 from unfool.defenses.ssni import ScoreNorm, score_norms
 from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, Discrete
 from unfool.noise import Noise
 from unfool.toy.blobs import mixture
@@ -106,6 +110,26 @@ def test_gradients_are_exact_and_go_through_t(sampler: str, shape):
     assert not torch.allclose(other, slope, rtol=1e-3)
 
 
+@pytest.mark.parametrize("graphs", [0, 2, 4])
+def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(graphs: int):
+    """The times are made of the image, which the steps use as well: neither is counted twice."""
+    purify = DiffPure(
+        mixture(),
+        t=0.3,
+        steps=4,
+        sampler="ddpm",
+        noise_level=ScoreNorm(mixture(), center=4.0, width=8.0, levels=2),
+        correction=FreqPure(1, 1),
+        guide=Mimic(scale=5, smoothing=0.1),
+        shaping=Spectrum(bands=2),
+    )
+    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
+    with keeping(graphs):
+        (slope,) = torch.autograd.grad((purify(at, NOISE) * X).sum(), at)
+    high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+
+
 def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
     model = Mixture(mixture().means.double(), 0.1, Discrete(100))
     shallow = ScoreNorm(model, center=1e4, width=1.0, levels=2)  # the least noise there is
@@ -116,10 +140,10 @@ def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
     assert bool(slope.isfinite().all())
 
 
-def test_walk_ends_where_forward_ends_at_the_mean_of_the_times():
+def test_walk_ends_where_forward_ends():
     purify = DiffPure(mixture(), t=0.3, steps=5, sampler="ddpm", noise_level=given)
     states = list(purify.walk(X, NOISE))
-    assert [t for t, _ in states] == pytest.approx([sum(OWN) / 4 * (1 - i / 5) for i in range(6)])
+    assert [t for t, _ in states] == pytest.approx([0.3 * (1 - i / 5) for i in range(6)])
     assert torch.equal(states[-1][1], purify(X, NOISE))
 
 

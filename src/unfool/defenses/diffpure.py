@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from unfool.checks import check_images
@@ -12,8 +11,8 @@ from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.protocols import Correction, Guide, ImageGuide, NoiseLevel, Shaping, Step
-from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, scales_of_images, walk
-from unfool.diffusion.schedule import Discrete, pixel_noise
+from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, walk
+from unfool.diffusion.schedule import Discrete, pixel_noise, scales_of_images
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
@@ -89,14 +88,16 @@ class DiffPure(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        z, x_t, times, back = self._noised(x, noise)
-        x_0 = reverse(self.denoiser, x_t, times, back, image=z, **self._reverse_options())
+        z, x_t, own, back = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "own": own}
+        x_0 = reverse(self.denoiser, x_t, self.times, back, **options)
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
-        z, x_t, times, back = self._noised(x, noise)
-        for t, state in walk(self.denoiser, x_t, times, back, image=z, **self._reverse_options()):
+        z, x_t, own, back = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "own": own}
+        for t, state in walk(self.denoiser, x_t, self.times, back, **options):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
@@ -114,8 +115,8 @@ class DiffPure(nn.Module):
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            _, x_t, times, back = self._noised(x, noise)
-            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, times, back))
+            _, x_t, _, back = self._noised(x, noise)
+            return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
 
         return purify
 
@@ -135,29 +136,26 @@ class DiffPure(nn.Module):
     def _reverse_options(self) -> dict[str, Any]:
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
-    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor, Noise]:
-        """The image in the denoiser's space, noised to t*, and times and noise of the way back."""
-        z, times, back = self.denoiser.encode(x), self.times, noise.child("reverse")
+    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, Noise]:
+        """The image in the denoiser's space, noised to t*, the t* of each, and noise for the way back."""
+        z, back = self.denoiser.encode(x), noise.child("reverse")
         eps = noise.child("forward").normal(z)
         if self.shaping is not None:
             eps = self.shaping(eps, z)
-        if self.noise_level is None:
-            scales = self._noising(times[0])
-        else:
-            t = self.noise_level(z, self.t, noise.child("forward", "level"))
-            times = self._own_times(t, len(z))
-            scales = scales_of_images(self._noising, times[0], z)
-        return z, scales.alpha * z + scales.sigma * eps, times, back
+        own = self._own(z, noise.child("forward", "level"))
+        scales = (
+            self._noising(self.times[0]) if own is None else scales_of_images(self._noising, own)
+        )
+        return z, scales.alpha * z + scales.sigma * eps, own, back
 
-    def _own_times(self, t: Tensor, images: int) -> Tensor:
-        """The times of each image (N + 1, B): the purifier's own, in proportion to its t*."""
-        if t.shape != (images,) or not bool(((t >= 1e-4) & (t <= 1)).all()):
+    def _own(self, z: Tensor, noise: Noise) -> Tensor | None:
+        """The t* of each image (B,), or None if all have the same."""
+        if self.noise_level is None:
+            return None
+        own = self.noise_level(z, self.t, noise)
+        if own.shape != z.shape[:1] or not bool(((own >= 1e-4) & (own <= 1)).all()):
             raise ValueError(
-                f"the noise level returned {t.detach().flatten()[:4].tolist()} of shape "
-                f"{tuple(t.shape)} for {images} images: it gives one time from 0.0001 to 1 for each"
+                f"the noise level returned {own.detach().flatten()[:4].tolist()} of shape "
+                f"{tuple(own.shape)} for {len(z)} images: it gives one time from 0.0001 to 1 for each"
             )
-        shares = (self.times[:-1] / self.times[0]).to(t.device)
-        own = shares[:, None] * t.double()
-        if isinstance(self.denoiser.schedule, Discrete):  # whose first step is the least noise
-            own = own.clamp(min=1 / self.denoiser.schedule.steps)
-        return torch.cat([own, self.times[-1:, None].to(own).expand(1, images)])
+        return own.to(z)
