@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 
+from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.serve.app import make_app
 from unfool.serve.defense import load_defense
@@ -27,8 +28,9 @@ def make_server(
     batch_size: int = 256,
     votes: int = 8,
     limits: Limits | None = None,
+    playground: bool = False,
 ) -> uvicorn.Server:
-    """The service of a spec, its model loaded, not yet listening.
+    """The service of a spec, its model loaded, not yet listening; with a page at `/` if asked for.
 
     Raises:
         SpecError: Something in the spec is wrong, or a number is out of range.
@@ -40,8 +42,14 @@ def make_server(
     defense = load_defense(
         spec, changes, folder, name, device, batch_size, limits, metrics.observe_call
     )
+    app = make_app(defense, metrics, votes)
+    if playground:
+        from unfool.serve.playground.lab import Lab
+        from unfool.serve.playground.page import mount
+
+        mount(app, Lab(defense, specs.load(spec, changes)), votes)
     config = uvicorn.Config(
-        make_app(defense, metrics, votes),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
