@@ -52,8 +52,8 @@ def serve(
     """Serve a defended classifier over HTTP. It asks for no password: see docs/serve.md.
 
     POST /classify and /purify take pictures (multipart) or arrays (JSON). /v2 speaks the Open Inference
-    Protocol. --playground adds a page to try it in the browser. See also /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM finishes what was
-    accepted.
+    Protocol. See also /health, /ready, /metrics and /openapi.json. --playground adds a page at / that
+    shows the defense at work. Ctrl-C or SIGTERM finishes what was accepted.
     """
     from unfool.runtime.optional import require
 

@@ -18,6 +18,25 @@ from unfool.serve.metrics import Metrics
 BACKLOG = 2048  # connections that wait to be accepted
 
 
+class Server(uvicorn.Server):
+    """A server that does not wait for streams which end with it alone, such as those of open pages.
+
+    Args:
+        config: As uvicorn takes it.
+        end_streams: What ends them, if there are any.
+    """
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None] | None = None):
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was accepted, and stop."""
+        if self._end_streams is not None:
+            self._end_streams()
+        await super().shutdown(sockets)
+
+
 def make_server(
     spec: str,
     changes: Sequence[str] = (),
@@ -42,12 +61,12 @@ def make_server(
     defense = load_defense(
         spec, changes, folder, name, device, batch_size, limits, metrics.observe_call
     )
-    app = make_app(defense, metrics, votes)
+    app, end_streams = make_app(defense, metrics, votes), None
     if playground:
         from unfool.serve.playground.lab import Lab
         from unfool.serve.playground.page import mount
 
-        mount(app, Lab(defense, specs.load(spec, changes)), votes)
+        end_streams = mount(app, Lab(defense, specs.load(spec, changes)), votes)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -56,7 +75,7 @@ def make_server(
         proxy_headers=False,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
     )
-    return uvicorn.Server(config)
+    return Server(config, end_streams)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -47,7 +47,7 @@ class Choices(NamedTuple):
         table: The spec.
         norm: Of the attack.
         eps: Its budget, in `unit`.
-        unit: 255 if the spec counts its budget in 255ths, else 1.
+        unit: 255 for linf and images in color, whose budgets are told in 255ths; else 1.
         purifiers: By key; `own` is the spec's.
         images: How many images the data of the spec have; None if they cannot be had.
     """
@@ -65,16 +65,26 @@ class Choices(NamedTuple):
         given: Any = table.get("threat")
         threat = given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
         eps, data = Threat(threat["norm"], threat["eps"]).eps, defense.loaded.data
-        unit = 255 if str(threat["eps"]).endswith("/255") else 1
+        color = defense.loaded.shape is not None and defense.loaded.shape[0] == 3
+        unit = 255 if color and threat["norm"] == "linf" else 1
         size = None if data is None else len(data)
         purifiers = {} if model is None else _purifiers(table, model, defense.device)
-        return cls(table, threat["norm"], eps * unit, unit, purifiers, size)
+        return cls(table, threat["norm"], round(eps * unit, 6), unit, purifiers, size)
 
     @property
     def eps_most(self) -> float:
         """The largest budget that the page offers."""
         most = 4 * (self.eps or self.unit / 16)
         return min(most, self.unit) if self.norm == "linf" else most
+
+    @property
+    def defense(self) -> str:
+        """The spec's purifier in one line; empty if it has none."""
+        if not self.purifiers:
+            return ""
+        name, *options = self.purifiers["own"].part.items()
+        told = ", ".join(f"{key} {value}" for key, value in _without_places(dict(options)).items())
+        return f"{name[1]} ({told})" if told else name[1]
 
     def spec(self, settings: Settings) -> str:
         """The settings as a spec (YAML): for `unfool sweep` where several purifiers are chosen.
@@ -138,6 +148,8 @@ def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice
         return found
     t = own.get("t", 0.1)
     for key, (name, part) in _beside(float(t) if isinstance(t, int | float) else 0.1).items():
+        if part == own:
+            continue
         try:
             checked = specs.check("purifier", part)
             made = specs.build("purifier", checked, denoiser=denoiser, classifier=model.classifier)

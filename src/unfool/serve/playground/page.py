@@ -27,8 +27,8 @@ LINK = """(query) => {
 }"""
 
 
-def mount(app: FastAPI, lab: Lab, votes: int) -> None:
-    """Put the page at `/` of the service.
+def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
+    """Put the page at `/` of the service; returns what ends the streams of open pages.
 
     Args:
         app: The service; its own paths stay as they are.
@@ -44,6 +44,8 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> None:
         enable_monitoring=False, pwa=False, show_error=False, max_file_size=lab.limits.body,
         theme=theme, css=css,
     )  # fmt: skip
+    mounted: Any = app.routes[-1]
+    return mounted.app.stop_event.set
 
 
 class Page:
@@ -74,8 +76,8 @@ class Page:
             self._wire()
 
     def _head(self) -> None:
-        whole = self.lab.whole
-        behind = f"a classifier behind {whole.purifier!r}" if whole else "a classifier"
+        defense = self.lab.choices.defense
+        behind = f"a classifier behind `{defense}`" if defense else "a classifier"
         gr.Markdown(
             f"# {self.lab.defense.name}\n"
             "Purify an image, see how the classifier votes with and without the defense, attack it, and "
@@ -99,17 +101,17 @@ class Page:
                     samples_per_page=20, elem_id="samples", visible=bool(lab.samples),
                 )  # fmt: skip
                 self.file = gr.File(
-                    label="Or drop an image here", file_types=["image"], height=120, elem_id="file"
+                    label="Or drop an image here", file_types=["image"], height=150, elem_id="file"
                 )
             with gr.Column(scale=2, min_width=240):
                 self.image_html = _output("image")
         with gr.Row():
             self.votes = gr.Slider(
-                1, lab.limits.votes, self.first.votes, step=1, label="Votes",
+                1, lab.limits.votes, self.first.votes, step=1, label="Votes", min_width=240,
                 info="Passes through the defense, each with noise of its own",
             )  # fmt: skip
             self.seed = gr.Number(
-                self.first.seed, precision=0, label="Seed", visible=lab.limits.seeds,
+                self.first.seed, precision=0, label="Seed", visible=lab.limits.seeds, min_width=240,
                 info="The same seed gives the same result; leave it empty for fresh noise",
             )  # fmt: skip
 
@@ -126,14 +128,14 @@ class Page:
         gr.Markdown("## 3. Attack it")
         with gr.Row():
             self.steps = gr.Slider(
-                1, lab.limits.steps, self.first.steps, step=1, label="Steps of PGD"
+                1, lab.limits.steps, self.first.steps, step=1, label="Steps of PGD", min_width=240
             )
             self.eps = gr.Slider(
                 0, lab.choices.eps_most, lab.choices.eps, step=lab.choices.eps_most / 32,
-                label=f"eps ({lab.choices.norm}){unit}",
+                label=f"eps ({lab.choices.norm}){unit}", min_width=240,
             )  # fmt: skip
             self.eot = gr.Slider(
-                1, EOT, self.first.eot, step=1, label="Draws per step (EOT)",
+                1, EOT, self.first.eot, step=1, label="Draws per step (EOT)", min_width=240,
             )  # fmt: skip
         self.gradient = gr.Radio(
             [("exact, through the defense", "exact"), ("classifier only", "classifier-only")],
@@ -159,16 +161,17 @@ class Page:
 
     def _share(self) -> None:
         gr.Markdown(
-            "## 5. Keep the settings\nThe link opens this page with the same settings. The spec measures the "
-            "same defense and attack on many images."
+            "## 5. Keep the settings\nThe link opens this page with the same settings. The spec "
+            "measures the same defense and attack on many images."
         )
         with gr.Row():
             self.link = gr.Textbox(
-                label="Link", interactive=False, lines=3, max_lines=6, buttons=["copy"], elem_id="link",
+                label="Link", interactive=False, lines=3, max_lines=6, buttons=["copy"],
+                elem_id="link", min_width=300,
             )  # fmt: skip
             self.spec = gr.Textbox(
                 label="Spec", interactive=False, lines=12, max_lines=24, buttons=["copy"],
-                elem_id="spec", scale=2,
+                elem_id="spec", scale=2, min_width=300,
             )  # fmt: skip
 
     def _wire(self) -> None:

@@ -28,7 +28,7 @@ def picture_html(lab: Lab, picture: Picture) -> str:
     what = _named(lab, picture)
     told = f"{what}, {width} x {height}, {kind}: what the model sees"
     notes = "".join(f"<p class='note'>{escape(note)}.</p>" for note in picture.notes)
-    return _figures([_figure(picture.x[0], told, told)]) + notes
+    return _figures([_figure(picture.x[0], told, told)], "alone") + notes
 
 
 def purification_html(lab: Lab, picture: Picture, found: Purification) -> str:
@@ -50,7 +50,7 @@ def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[flo
     if step.number <= step.steps:
         told = f"Step {step.number} of {step.steps}: "
     else:
-        told = "Comparing candidates: "
+        told = "Comparing what was found, and the image itself: "
     told += f"loss {step.loss:.2f}, {step.wrong:.0%} of the draws misclassified"
     done = min(step.number, step.steps)
     bar = (
@@ -77,8 +77,8 @@ def attacked_html(lab: Lab, picture: Picture, found: Attacked, losses: Sequence[
     unit = "/255" if lab.choices.unit == 255 else ""
     more = f"The perturbation has size {size:.3g}{unit} in {lab.choices.norm}."
     return (
-        f"<p class='verdict {'wrong' if fooled else 'right'}' role='status'>{verdict} {more} The votes are "
-        "on noise that the attack has not seen.</p>"
+        f"<p class='verdict {'wrong' if fooled else 'right'}' role='status'>{verdict} {more} The "
+        "votes are on noise that the attack has not seen.</p>"
         + _changed(lab, picture, found.x)
         + _loss(losses)
         + _both(lab, found.label, found.defended, found.alone)
