@@ -63,7 +63,9 @@ class Choices(NamedTuple):
     def of(cls, table: RawSpec, model: Defended | None, defense: Defense) -> "Choices":
         """What there is to choose from for a spec and its model."""
         given: Any = table.get("threat")
-        threat = given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
+        threat: Any = (
+            given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
+        )
         eps, data = Threat(threat["norm"], threat["eps"]).eps, defense.loaded.data
         color = defense.loaded.shape is not None and defense.loaded.shape[0] == 3
         unit = 255 if color and threat["norm"] == "linf" else 1

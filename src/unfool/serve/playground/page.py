@@ -6,15 +6,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import gradio as gr
 from fastapi import FastAPI
 
+from unfool.runtime.optional import require
 from unfool.serve.batcher import ModelFailed, Overloaded
 from unfool.serve.limits import Refused
 from unfool.serve.playground import pictures
 from unfool.serve.playground.lab import Attacked, Compared, Lab, Picture
 from unfool.serve.playground.settings import EOT, Settings, known, to_seed
 
+gr: Any = require("gradio", "web")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "sans-serif"]
 MONO = ["ui-monospace", "Menlo", "Consolas", "monospace"]
 WAITING = 32  # events that wait, of all visitors
@@ -235,7 +236,7 @@ class Page:
         except Refused as error:
             return [None, -1, None, None, pictures.error_html(error.why), "", "", ""]
 
-    def _open(self, request: gr.Request) -> list[Any]:
+    def _open(self, request: gr.Request) -> list[Any]:  # pyright: ignore[reportInvalidTypeForm]
         """What a link asks for, and its sample."""
         lab = self.lab
         found = self.first.from_query(dict(request.query_params), lab.limits)
@@ -337,5 +338,5 @@ class Page:
             yield pictures.error_html("a setting is missing, or no number: fill it in")
 
 
-def _output(name: str) -> gr.HTML:
+def _output(name: str) -> Any:
     return gr.HTML("", elem_id=name, elem_classes=["page"], container=False)
