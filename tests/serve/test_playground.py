@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,10 +27,11 @@ from unfool.serve.defense import load_defense
 from unfool.serve.limits import Limits, Refused
 from unfool.serve.playground import pictures
 from unfool.serve.playground.choices import samples_of
-from unfool.serve.playground.lab import Attacked, AttackStep, Lab
+from unfool.serve.playground.lab import Attacked, AttackStep, Lab, Picture, Votes
 from unfool.serve.playground.settings import Settings, to_seed
 from unfool.threat import Threat
 
+PAGE = (Path(__file__).parents[2] / "docs" / "playground.md").read_text()
 CHANGES = ("purifier.steps=2",)
 ASKED = Settings(sample=30, votes=6, seed=5, eps=0.2, steps=4, eot=2, purifiers=("own", "ddim"))
 
@@ -97,6 +99,7 @@ def test_attack_is_that_of_the_library_for_the_same_seed(gradient):
     assert last.size == pytest.approx(float((x_adv - picture.x).abs().max()))
     assert last.defended.counts == counts(model, x_adv, 6)
     assert last.alone.counts == counts(model.classifier, x_adv, 1)
+    assert last.before.counts == counts(model, picture.x, 6)
 
 
 def test_comparison_is_that_of_the_library_for_the_same_seed():
@@ -294,6 +297,21 @@ def test_the_bars_tell_votes_with_their_interval():
     assert f"[{100 * share.low:.0f}, {100 * share.high:.0f}] %" in html
 
 
+def test_the_verdict_tells_success_failure_and_what_was_wrong_before():
+    at, right, wrong = lab(), Votes([0] * 3 + [6], True), Votes([6] + [0] * 3, True)
+    picture = at.sample(30)
+    last = attack(at, picture, ASKED)[-1]
+
+    def told(before, after):
+        found = last._replace(before=before, defended=after)
+        return re.sub("<[^>]*>", "", pictures.attacked_html(at, picture, found, []))
+
+    assert "succeeds: the model now answers 0, not 3" in told(right, wrong)
+    assert "fails: the model still answers 3" in told(right, right)
+    assert "answered 0 before the attack" in told(wrong, wrong)
+    assert "undecided" in told(right, Votes([3, 0, 0, 3], True))
+
+
 def test_the_perturbation_is_magnified_to_the_full_range():
     at = lab()
     picture = at.sample(30)
@@ -304,3 +322,15 @@ def test_the_perturbation_is_magnified_to_the_full_range():
     assert f"magnified {factor:.3g} times" in html
     shown = re.findall(r"base64,([^']+)'", html)[2]
     assert base64.b64decode(shown) == image_files.png(0.5 + factor * change)
+
+
+def test_the_lines_in_the_docs_give_what_the_page_shows():
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
+    names = {}
+    exec(code, names)
+    at, settings = lab("demo", ()), Settings(votes=16, seed=0, eps=0.2, steps=10)
+    picture = Picture(names["x"], "the first test digit", names["label"])
+    found, attacked = asyncio.run(at.purify(picture, settings)), attack(at, picture, settings)[-1]
+    assert torch.equal(found.pure, names["pure"])
+    assert found.defended.counts == torch.bincount(names["votes"][0], minlength=10).tolist()
+    assert torch.equal(attacked.x, names["x_adv"])

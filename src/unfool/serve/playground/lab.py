@@ -68,6 +68,11 @@ class Votes(NamedTuple):
         """The class with most votes; of equals, the lowest."""
         return max(range(len(self.counts)), key=self.counts.__getitem__)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether another class has as many votes."""
+        return self.counts.count(self.counts[self.winner]) > 1
+
     def share(self, index: int) -> Share:
         """The share of a class, with Wilson's 95 % interval."""
         return wilson(self.counts[index], self.passes)
@@ -115,6 +120,7 @@ class Attacked(NamedTuple):
         x: The adversarial image (1, C, H, W).
         label: The class that it attacked.
         size: Of the perturbation, in the norm of the threat.
+        before: The votes of the model on the image itself.
         defended: The votes of the model, on noise that the attack has not seen.
         alone: Those of the classifier without its purifier, if there is one.
     """
@@ -122,6 +128,7 @@ class Attacked(NamedTuple):
     x: Tensor
     label: int
     size: float
+    before: Votes
     defended: Votes
     alone: Votes | None
 
@@ -218,9 +225,8 @@ class Lab:
         """
         settings.check(self.limits)
         clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
-        label = picture.label
-        if label is None:
-            label = (await self._votes(self.defense.model, x, settings, clock)).winner
+        before = await self._votes(self.defense.model, x, settings, clock)
+        label = before.winner if picture.label is None else picture.label
         noise = noise_to_classify(settings.seed, 0, 1).child("attack")
         model = self._view(settings)
         threat, y = self.threat(settings), torch.tensor([label], device=x.device)
@@ -238,7 +244,7 @@ class Lab:
             loss, wrong = float(result.loss), float(result.error_rate)
             yield AttackStep(number, settings.steps, query.x, loss, wrong)
         defended, alone = await self._both(x_adv, settings, clock)
-        yield Attacked(x_adv, label, float(threat.size(x_adv - x)), defended, alone)
+        yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, alone)
 
     async def compare(self, picture: Picture, settings: Settings) -> AsyncIterator[Compared]:
         """The image behind each of the purifiers, on the same noise.

@@ -65,14 +65,8 @@ def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[flo
 
 def attacked_html(lab: Lab, picture: Picture, found: Attacked, losses: Sequence[float]) -> str:
     """The adversarial image, the perturbation, and the votes on noise of their own."""
-    name = escape(lab.label(found.label))
     fooled = found.defended.winner != found.label
-    verdict = (
-        f"The attack <b>succeeds</b>: the model now answers {escape(lab.label(found.defended.winner))}"
-        f", not {name}."
-        if fooled
-        else f"The attack <b>fails</b>: the model still answers {name}."
-    )
+    verdict = _verdict(lab, found)
     size = found.size * lab.choices.unit
     unit = "/255" if lab.choices.unit == 255 else ""
     more = f"The perturbation has size {size:.3g}{unit} in {lab.choices.norm}."
@@ -83,6 +77,16 @@ def attacked_html(lab: Lab, picture: Picture, found: Attacked, losses: Sequence[
         + _loss(losses)
         + _both(lab, found.label, found.defended, found.alone)
     )
+
+
+def _verdict(lab: Lab, found: Attacked) -> str:
+    name, now = (escape(lab.label(k)) for k in (found.label, found.defended.winner))
+    if found.before.winner != found.label:
+        before = escape(lab.label(found.before.winner))
+        return f"The model answered {before} <b>before</b> the attack, and now {now}; it is {name}."
+    if found.defended.winner != found.label:
+        return f"The attack <b>succeeds</b>: the model now answers {now}, not {name}."
+    return f"The attack <b>fails</b>: the model still answers {name}."
 
 
 def compared_html(
@@ -172,9 +176,10 @@ def _bars(lab: Lab, votes: Votes, label: int | None, title: str) -> str:
             f"<span class='bar {kind}' style='width:{100 * share.value:.1f}%'></span>{whisker}"
             f"</div></td><td class='number'>{told}</td></tr>"
         )
+    tie = " (undecided)" if votes.undecided else ""
     how = "votes, 95 % interval" if votes.random else "draws no noise: one pass says all"
     return (
-        f"<table class='bars'><caption><b>{title}: {escape(lab.label(votes.winner))}</b> "
+        f"<table class='bars'><caption><b>{title}: {escape(lab.label(votes.winner))}</b>{tie} "
         f"<small>{how}</small></caption><tbody>{''.join(rows)}</tbody></table>"
     )
 
