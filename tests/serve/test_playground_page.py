@@ -236,6 +236,27 @@ def test_the_service_answers_beside_the_page(service):
     assert "/site-packages/" not in told
 
 
+@pytest.mark.parametrize("address", [False, True])
+def test_a_client_cannot_name_a_file_or_an_address(service, tmp_path, address):
+    victim = tmp_path / "victim.png"
+    victim.write_bytes(png(torch.zeros(1, 8, 8)))
+    events = service.client.get("/config").json()["dependencies"]
+    (upload,) = [each["id"] for each in events if each["targets"][0][1] == "upload"]
+    path = "https://example.org/victim.png" if address else str(victim)
+    named = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
+    asked = {"data": [named], "fn_index": upload, "session_hash": path}
+    joined = service.client.post("/gradio_api/queue/join", json=asked)
+    assert joined.status_code == 200
+    told = service.client.get("/gradio_api/queue/data", params={"session_hash": path}).text
+    assert '"success":false' in told
+    assert "data:image" not in told
+    assert "Traceback" not in told
+    assert "/site-packages/" not in told
+    assert victim.is_file()
+    assert not list(service.uploads.rglob("victim.png"))
+    assert service.client.get(f"/gradio_api/file={path}", follow_redirects=False).status_code >= 400
+
+
 def test_an_open_page_does_not_hold_up_the_stop(browser):
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'unfool[web]'")
     with started("demo", CHANGES, playground=True) as service:

@@ -39,6 +39,7 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
     css = resources.files("unfool.serve.playground").joinpath("playground.css").read_text("utf-8")
     page = Page(lab, votes).blocks
     page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
+    _refuse_named_files(page)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
     gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, mcp_server=False,
@@ -47,6 +48,23 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
     )  # fmt: skip
     mounted: Any = app.routes[-1]
     return mounted.app.stop_event.set
+
+
+def _refuse_named_files(page: Any) -> None:
+    """Let a client name no file of the server, and no address, in place of one that was uploaded.
+
+    Gradio checks paths of a page that it launched itself alone, and fetches addresses.
+    """
+    page.has_launched = True
+    for block in page.blocks.values():
+        cache = Path(block.GRADIO_CACHE).resolve()
+
+        async def uploaded(named: str | None, cache: Path = cache) -> str | None:
+            if named is None or cache in Path(named).resolve().parents:
+                return named
+            raise ValueError("this file was not uploaded")
+
+        block.async_move_resource_to_block_cache = uploaded
 
 
 class Page:
