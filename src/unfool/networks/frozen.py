@@ -1,9 +1,9 @@
 """Layers whose graphs keep less memory while their weights are frozen.
 
 A gradient toward the image alone needs less than PyTorch keeps: of a convolution nothing but its weights,
-of a normalization followed by SiLU nothing but its input and the statistics of its groups. The values
-and gradients are the same up to rounding. Where weights are trained, a compiler plans the memory, or no
-gradient is asked for, the layers do what `nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
+of a normalization followed by SiLU nothing but its input. The values and gradients are the same. Where
+weights are trained, a compiler plans the memory, or no gradient is asked for, the layers do what
+`nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
 """
 
 from typing import Any
@@ -70,57 +70,47 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         layer, gradient = ctx.layer, gradients[0]
-        x = torch.empty(  # of which nothing is read but the shape
-            ctx.shape,
-            dtype=gradient.dtype,
-            device=gradient.device,
-            memory_format=_format(gradient),
-        )
+        stride, padding, dilation = layer.stride, layer.padding, layer.dilation
+        smallest = [  # of the inputs that have an output of this size
+            (out - 1) * stride[i] - 2 * padding[i] + dilation[i] * (size - 1) + 1
+            for i, (out, size) in enumerate(zip(gradient.shape[2:], layer.kernel_size, strict=True))
+        ]
+        beyond = [size - least for size, least in zip(ctx.shape[2:], smallest, strict=True)]
         weight = layer.weight.to(gradient.dtype)
-        found, _, _ = torch.ops.aten.convolution_backward(
-            gradient, x, weight, None, layer.stride, layer.padding, layer.dilation,
-            False, [0, 0], layer.groups, [True, False, False],
-        )  # fmt: skip
+        found = F.conv_transpose2d(
+            gradient, weight, None, stride, padding, beyond, layer.groups, dilation
+        )
         return found, None
 
 
 class _NormSiLU(torch.autograd.Function):
-    """SiLU of a normalization that keeps nothing but the input of the normalization.
-
-    The way back computes the output of the normalization once more, from the statistics of its groups.
-    """
+    """SiLU of a normalization, which keeps its input alone and normalizes it again on the way back."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, norm: nn.GroupNorm, scale: Tensor | None, shift: Tensor | None
     ) -> Tensor:
-        rows, channels, height, width = x.shape
-        y, mean, rstd = torch.native_group_norm(
-            x, norm.weight, norm.bias, rows, channels, height * width, norm.num_groups, norm.eps
-        )  # fmt: skip
-        ctx.save_for_backward(x, mean, rstd)
+        ctx.save_for_backward(x)
         ctx.norm, ctx.scale, ctx.shift = norm, scale, shift
-        return F.silu(_modulated(y, scale, shift), inplace=True)
+        return F.silu(_modulated(norm(x), scale, shift), inplace=True)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        (x, mean, rstd), gradient = ctx.saved_tensors, gradients[0]
+        (x,), gradient = ctx.saved_tensors, gradients[0]
         norm, scale, shift = ctx.norm, ctx.scale, ctx.shift
         if torch.is_grad_enabled():  # the gradient will itself be differentiated
             y = F.silu(_modulated(norm(x), scale, shift))
             return torch.autograd.grad(y, x, gradient, create_graph=True)[0], None, None, None
-        rows, channels, height, width = x.shape
-        by_group = norm.num_groups, channels // norm.num_groups
-        factor = rstd[:, :, None] * norm.weight.view(by_group)
-        offset = norm.bias.view(by_group) - factor * mean[:, :, None]
-        factor, offset = (part.view(rows, channels, 1, 1) for part in (factor, offset))
-        if scale is not None:
-            factor, offset = factor * (1 + scale), offset * (1 + scale) + shift
-        gradient = torch.ops.aten.silu_backward(gradient, _affine(x, factor, offset))
+        rows, channels, places, groups = *x.shape[:2], x.shape[2:].numel(), norm.num_groups
+        y, mean, rstd = torch.native_group_norm(
+            x, norm.weight, norm.bias, rows, channels, places, groups, norm.eps
+        )
+        gradient = torch.ops.aten.silu_backward(gradient, _modulated(y, scale, shift))
         gradient = gradient if scale is None else gradient.mul_(1 + scale)
+        gradient = gradient.contiguous(memory_format=_format(x))
         found, _, _ = torch.ops.aten.native_group_norm_backward(
-            gradient.contiguous(memory_format=_format(x)), x, mean, rstd, norm.weight,
-            rows, channels, height * width, norm.num_groups, [True, False, False],
+            gradient, x, mean, rstd, norm.weight, rows, channels, places, groups,
+            [True, False, False],
         )  # fmt: skip
         return found, None, None, None
 
@@ -130,14 +120,3 @@ def _format(x: Tensor) -> torch.memory_format:
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     whole = x.stride(0) == x.shape[1:].numel()  # of one image torch lets that number be another
     return torch.channels_last if last and whole and not x.is_cuda else torch.contiguous_format
-
-
-def _affine(x: Tensor, factor: Tensor, offset: Tensor) -> Tensor:
-    """`x * factor + offset` for numbers of each channel (B, C, 1, 1), in one pass."""
-    if not x.is_contiguous():
-        return torch.addcmul(offset, x, factor)
-    rows, channels, height, width = x.shape
-    nothing, one = factor.new_zeros(rows * channels), factor.new_ones(rows * channels)
-    flat = x.view(1, rows * channels, height, width)
-    y = F.batch_norm(flat, nothing, one, factor.flatten(), offset.flatten(), eps=0.0)
-    return y.view_as(x)
