@@ -1,7 +1,8 @@
 """Adversarial images, made once and cached on disk (see `image_cache`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from unfool.data.subset import choose_indices
 from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Part
 from unfool.threat import Threat
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.truth_maximization import TruthMaximization
@@ -40,7 +40,7 @@ class AdversarialImages(CachedImages):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Part,
+    asked: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,

@@ -4,7 +4,7 @@ A purifier changes images in ways that a classifier of clean images has never se
 smoothed classifiers for the same reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
-from unfool.spec import Part
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives import CrossEntropy
 
@@ -89,7 +88,7 @@ class CleanAndPurified:
 def with_purified_copies(
     data: Dataset,
     objective: PurifiedCopies,
-    asked: Part,
+    asked: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
