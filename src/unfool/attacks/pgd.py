@@ -74,7 +74,7 @@ class PGD:
         """Adversarial images, shaped like `x`."""
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
-            return self._search(x[which], y[which], threat, noise.take(which))
+            return self.search(x[which], y[which], threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
@@ -103,7 +103,8 @@ class PGD:
             x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient, x_adv))
         yield x_adv, None
 
-    def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
+    def search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
+        """One search of all these images: yields questions to the model, returns what it found."""
         stop = EarlyStop(self.early_stop, self.early_stop_share)
         contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
         for restart in range(self.restarts):
