@@ -65,7 +65,7 @@ def make_adversarial_images(
     )
 
     def make(part: range) -> dict[str, Tensor]:
-        return _attack(data, [indices[number] for number in part], objective, device)
+        return attack_block(data, [indices[number] for number in part], objective, device)
 
     options = {key: asked.get(key) for key in OPTIONS}
     folder = fill_cache(
@@ -75,9 +75,10 @@ def make_adversarial_images(
     return AdversarialImages(folder, len(indices), data.classes)
 
 
-def _attack(
+def attack_block(
     data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
 ) -> dict[str, Tensor]:
+    """The images at `indices`, attacked: a block of the cache."""
     x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()

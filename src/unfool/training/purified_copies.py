@@ -113,7 +113,7 @@ def with_purified_copies(
     size = len(indices) * objective.copies
 
     def make(numbers: range) -> dict[str, Tensor]:
-        return _purify(data, indices, numbers, objective, device)
+        return purify_block(data, indices, numbers, objective, device)
 
     options = {key: asked.get(key) for key in OPTIONS}
     folder = fill_cache(
@@ -124,7 +124,7 @@ def with_purified_copies(
 
 
 @torch.no_grad()
-def _purify(
+def purify_block(
     data: Dataset, indices: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
 ) -> dict[str, Tensor]:
     """Copies of these numbers: images in float16, labels, and how far each moved (root mean square).
