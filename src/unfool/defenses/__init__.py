@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         NoisedDiffusionClassifier as NoisedDiffusionClassifier,
     )
     from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
+    from unfool.defenses.flowpure import FlowPure as FlowPure
     from unfool.defenses.gdmp import GDMP as GDMP
     from unfool.defenses.gradual import Gradual as Gradual
     from unfool.defenses.langevin import Langevin as Langevin
@@ -38,6 +39,7 @@ _HOMES = {
     "DiffPure": "unfool.defenses.diffpure",
     "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
     "DistributionTransfer": "unfool.defenses.distribution_transfer",
+    "FlowPure": "unfool.defenses.flowpure",
     "GDMP": "unfool.defenses.gdmp",
     "Gradual": "unfool.defenses.gradual",
     "Langevin": "unfool.defenses.langevin",
