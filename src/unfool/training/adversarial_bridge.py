@@ -37,8 +37,9 @@ class AdversarialBridge:
     T the adversarial image, without noise. x_hat is to be z on both, so the loss is that of denoising
     with other noise. On the flow it is the error of the velocity, up to a factor.
 
-    Purify by `diffpure` with the sampler `ddim` and a t* from `t_from` to `t_max`; after the path
-    `"flow"` by `flowpure`, whose t is `t_max`.
+    Purify by `diffpure` with a t* from `t_from` to `t_max`. The steps of `ddpm` stay on this very path;
+    those of `ddim`, which the paper takes, keep more of delta. After the path `"flow"` purify by
+    `flowpure`, whose t is `t_max`.
 
     Attributes:
         classifier: The protected classifier, which the attack fools; its weights stay as they are.

@@ -41,7 +41,8 @@ class ConsistencyDistillation:
     which samplers of several steps need.
 
     Attributes:
-        denoiser: The teacher, with the schedule of the network; its weights stay as they are.
+        denoiser: The teacher, with the schedule of the network; its weights stay as they are. It is told
+            labels if the network is.
         levels: How many times there are, with `t_max` and without 0. As published 18.
         t_max: The greatest time: no purifier may ask at a greater one.
         solver: Of the teacher's step: `"heun"` (two calls of it; published) or `"euler"` (one).
@@ -74,7 +75,7 @@ class ConsistencyDistillation:
         z = model.encode(x)
         x_t = now.alpha * z + now.sigma * noise.child("noise").normal(z)
         with torch.no_grad(), frozen(model):
-            x_u = self._step(x_t, now, then, label)
+            x_u = self._step(x_t, now, then, label if model.classes else None)
             ended = then.sigma == 0  # where networks that are told the logarithm of the noise fail
             target = model.estimate(x_u, torch.where(ended, now.t, then.t), label).to(x_u)
             target = torch.where(ended, x_u, target)
@@ -103,17 +104,16 @@ class ConsistencyDistillation:
             )
         return times
 
-    def _step(self, x_t: Tensor, now: Scales, then: Scales, label: Tensor) -> Tensor:
+    def _step(self, x_t: Tensor, now: Scales, then: Scales, label: Tensor | None) -> Tensor:
         """The state at `then`, by the teacher's flow in EDM's variables x / alpha and sigma / alpha."""
         teacher = self.denoiser.to(x_t.device).eval().requires_grad_(False)
-        told = label if teacher.classes else None
         size, least = now.sigma / now.alpha, then.sigma / then.alpha
         state = x_t / now.alpha
-        slope = (state - teacher(x_t, now.t, told).to(x_t)) / size
+        slope = (state - teacher(x_t, now.t, label).to(x_t)) / size
         ahead = state + (least - size) * slope
         if self.solver == "heun":
             ended = least == 0
-            x_hat = teacher(then.alpha * ahead, torch.where(ended, now.t, then.t), told).to(x_t)
+            x_hat = teacher(then.alpha * ahead, torch.where(ended, now.t, then.t), label).to(x_t)
             second = (ahead - x_hat) / torch.where(ended, size, least)
             ahead = torch.where(ended, ahead, state + (least - size) / 2 * (slope + second))
         return then.alpha * ahead
