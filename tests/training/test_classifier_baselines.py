@@ -77,11 +77,11 @@ def test_weights_are_perturbed_by_their_own_size_up_the_loss(beta):
     x_adv = plain.adversarial(net, X, Y, NOISE)
     worst = objective.perturbed(net, X, x_adv, Y, NOISE)
     assert list(worst) == ["network.1.weight", "network.3.weight"], "of two dimensions or more"
-    before = float(plain.loss(net, X, x_adv, Y, NOISE).mean())
+    before = float(plain.loss(net, X, x_adv, Y, NOISE).detach().mean())
     for name, w in worst.items():
         own = net.get_parameter(name)
         assert float((w - own).norm() / own.norm()) == pytest.approx(0.1, rel=1e-4)
-    assert float(objective(net, X, Y, NOISE).mean()) > before + 1e-3
+    assert float(objective(net, X, Y, NOISE).detach().mean()) > before + 1e-3
 
 
 def test_the_gradient_is_that_at_the_perturbed_weights():

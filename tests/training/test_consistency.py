@@ -29,8 +29,8 @@ X = (MEAN + SPREAD * NOISE.child("x").normal(torch.empty(64, 1, 4, 4)) + 1) / 2
 Y = torch.zeros(64, dtype=torch.int64)
 
 
-def teacher(schedule=None) -> Mixture:
-    return Mixture(torch.full((1, 1, 4, 4), MEAN), SPREAD, schedule)
+def teacher(schedule=None, side: int = 4) -> Mixture:
+    return Mixture(torch.full((1, 1, side, side), MEAN), SPREAD, schedule)
 
 
 class Exact(NetworkDenoiser):
@@ -176,8 +176,12 @@ def test_lpips_without_its_library_says_which(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "lpips", None)
     distances._lpips.cache_clear()
+    objective = ConsistencyDistillation(teacher(side=32), distance="lpips")
+    noise = Noise.of(0, [0])
     with pytest.raises(ValueError, match=r"lpips and torchvision .*unfool\[lpips\]"):
-        ConsistencyDistillation(teacher(), distance="lpips")(Exact(), X, Y, NOISE)
+        objective(Exact(), torch.full((1, 1, 32, 32), 0.5), Y[:1], noise)
+    with pytest.raises(ValueError, match="31 pixels"):
+        ConsistencyDistillation(teacher(), distance="lpips")(Exact(), X[:1], Y[:1], noise)
 
 
 def small(predicts):

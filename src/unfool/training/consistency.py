@@ -29,11 +29,12 @@ HUBER = (
 
 @dataclass(frozen=True)
 class ConsistencyDistillation:
-    """d(f(x_t, t), f'(x_u, u)) of a noised image x_t and of x_u, where the teacher's flow leads from it.
+    """How differently a network answers at two neighboring states of its teacher's flow.
 
-    (Song et al., 2023, algorithm 2, weight 1.) t and the next time u are neighbors among EDM's times from
-    `t_max` to 0, at which f is the state itself; the teacher goes by one step of its solver. f' is the
-    network f itself without a gradient, in evaluation mode: an average of decay 0.
+    The loss is d(f(x_t, t), f'(x_u, u)) of a noised image x_t and of x_u, to which one step of the
+    teacher's solver leads from it (Song et al., 2023, algorithm 2, weight 1). t and the next time u are
+    neighbors among EDM's times from `t_max` to 0, at which f is the state itself. f' is the network f
+    itself without a gradient, in evaluation mode: an average of decay 0.
 
     f is what `NetworkDenoiser` makes of the network: of the prediction `"consistency"` (as published;
     begin with the weights of an `"edm"` teacher), or of any other but `"image"`, which would not be the
@@ -65,8 +66,8 @@ class ConsistencyDistillation:
         """The loss of each image (B,).
 
         Raises:
-            ValueError: The teacher has another schedule, the network predicts images, or the chain has
-                fewer levels.
+            ValueError: The teacher has another schedule, the network predicts images, the chain has
+                fewer levels, or images are too small for `"lpips"`.
         """
         times = self._times(model).to(x)
         label = label_or_null(model, y, self.label_dropout, noise)
@@ -81,6 +82,10 @@ class ConsistencyDistillation:
             target = torch.where(ended, x_u, target)
         answer = model.estimate(x_t, now.t, label).to(x_t)
         if self.distance == "lpips":
+            if min(x.shape[2:]) < 31:
+                raise ValueError(
+                    f"distance lpips needs images of 31 pixels or more, not {x.shape[-1]}"
+                )
             return distances.lpips(model.decode(answer), model.decode(target))
         return DISTANCES[self.distance](answer - target)
 
