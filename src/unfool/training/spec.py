@@ -17,11 +17,16 @@ from unfool.training.options import GROW, TrainingOptions
 TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
     "denoising": "denoiser",
     "addt": "denoiser",
+    "adversarial-bridge": "denoiser",
+    "consistency": "denoiser",
     "truth-maximization": "denoiser",
     "cross-entropy": "classifier",
     "purified": "classifier",
     "pgd-at": "classifier",
     "trades": "classifier",
+    "alp": "classifier",
+    "awp": "classifier",
+    "macer": "classifier",
 }
 
 
@@ -223,7 +228,10 @@ def _check_start(start: str, kind: str, part: Part) -> None:
         raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
     began = card.described(told["part"])
     for key in MEANING:
-        if key in began and key in part and _listed(began[key]) != _listed(part[key]):
+        pair = began.get(key), part.get(key)
+        if pair == ("edm", "consistency"):
+            continue  # the same inputs, and nearly the same function of them
+        if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
                 f"{part[key]}: weights of the one mean nothing to the other"
