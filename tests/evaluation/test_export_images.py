@@ -215,3 +215,13 @@ def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, 
         prepare(checked).data, [0]
     )
     assert len(given.digest) == 64
+
+
+def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
+    with np.load(kept / "a-b-c.npz") as file:
+        made = dict(file)
+    for name in ("indices", "labels"):
+        for array in (np.stack([made[name]] * 2, 1), made[name].astype(float)):
+            np.savez("bad.npz", **(made | {name: array}))
+            spec(attacks=given("bad.npz"))
+            assert f"`{name}` must be" in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")

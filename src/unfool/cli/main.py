@@ -347,6 +347,7 @@ def set_wait_policy() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
+    arguments = [_at_home(argument) for argument in arguments]
     try:
         with asking():
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
@@ -364,6 +365,14 @@ def run(arguments: list[str]) -> int:
         raise
 
 
+def _at_home(argument: str) -> str:
+    """An argument with the home folder for `~`, which shells leave alone behind `=` and in quotes."""
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--") and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
+
+
 def _sentence(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
@@ -372,8 +381,11 @@ def _sentence(error: Exception) -> str:
             f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
             "and run the same command again"
         )
-    cure = "out of memory, lower machine.batch_size: " if isinstance(error, MemoryError) else ""
-    return cure + (" ".join(str(error).split()) or type(error).__name__)
+    from unfool.runtime.memory import lack_of_memory
+
+    if lack := lack_of_memory(error):
+        return f"{lack}: lower machine.batch_size, or whatever in the spec is so large"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exit_with(sentence: str, code: int) -> int:

@@ -24,6 +24,14 @@ from unfool.spec import NOT_IN_IDENTITY
 VERSION = 1
 FORECAST = "forecast.json"
 AGAIN = "delete the file and run the same command again: only its images are done anew"
+EXAMPLE = (
+    "label",
+    "clean",
+    "attacked",
+    "clean_answer",
+    "attacked_answer",
+)  # in each file of pictures
+ALONG = ("clean_sure", "clean_fooled", "clean_surest")  # along the times of a purification
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
@@ -133,6 +141,7 @@ class Run:
             if not grows:
                 return run
         asked: Manifest = {"version": VERSION, **manifest}
+        asked["sha256"] = seal(asked)
         run = cls(folder, asked)
         write_bytes(folder / "run.json", (json.dumps(run.manifest, indent=1) + "\n").encode())
         return run
@@ -156,9 +165,15 @@ class Run:
             run = cls(Path(folder), read_json(Manifest, path))
             kind = CertificationSpec if run.kind == "certification" else EvaluationSpec
             from_json(kind, json.dumps(run.manifest["spec"]), f"{path}, spec")
-            return run
         except ValueError as error:
             raise RuntimeError(f"{error}: the file is damaged, or is no run of unfool") from error
+        if run.manifest.get("sha256", seal(run.manifest)) != seal(run.manifest):
+            raise RuntimeError(
+                f"{path} was changed since the run began, so it does not say what was run (its contents "
+                f"do not have the sha256 that it names); put the original back, or delete {folder} and "
+                "run again"
+            )
+        return run
 
     def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown.
@@ -284,7 +299,36 @@ class Run:
                 raise RuntimeError(
                     f"{path} is damaged ({error}); delete it: the report then shows fewer images"
                 ) from error
+            if wrong := _wrong_example(block, names):
+                raise RuntimeError(
+                    f"{path} is damaged ({wrong}); delete it: the report then shows fewer images"
+                )
             yield block
+
+
+def seal(manifest: Manifest) -> str:
+    """The sha256 of what a run was asked, whatever the layout of the file."""
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _wrong_example(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """What is wrong with the pictures of a block, of which `names` (all, if none) were read; or ""."""
+    count = block["index"].shape if "index" in block else ()
+    if len(count) != 1:
+        return "it holds no list of indices"
+    for name in () if names else (*EXAMPLE, *(ALONG if "times" in block else ())):
+        if name not in block:
+            return f"it has no array {name!r}"
+    for name, array in block.items():
+        partner = name.replace("clean_", "attacked_", 1)
+        if partner not in block:
+            return f"it has {name!r} and no {partner!r}"
+        if name != "times" and array.shape[:1] != count:
+            return f"{name!r} is of {array.shape}, and it holds {count[0]} images"
+        if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
+            return f"{name!r} holds what is no finite number"
+    return ""
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:

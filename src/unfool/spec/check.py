@@ -5,6 +5,7 @@ against the signature of what is named, by pydantic, before anything heavy is lo
 """
 
 import inspect
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_ty
 from unfool.errors import SpecError
 from unfool.ranges import complaint, hints
 from unfool.runtime.downloads import allowed, cache_folder
+from unfool.runtime.memory import lack_of_memory
 from unfool.runtime.validate import fitted, shown
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
@@ -116,14 +118,32 @@ def _check_inner(kind: str, value: Any) -> Part | str:
     return table["name"]
 
 
-def check_data(value: Any, folder: str | None) -> Part:
+def check_data(value: Any, folder: str | None, only: bool = True) -> Part:
     """A `data` part, checked, with the folder that the user named where it needs one.
 
+    Args:
+        value: The part, as it stands in the spec.
+        folder: What the user named.
+        only: Whether no other data set of the spec could be meant by the folder. One that the
+            environment names (UNFOOL_DATA) is for whoever needs it.
+
     Raises:
-        SpecError: As `check`; or it needs a folder and none was named.
+        SpecError: As `check`; it needs a folder and none was named; or one was named that it does not
+            read.
     """
     table = part("data", value)
     takes = inspect.signature(find("data", table["name"])).parameters
+    if only and folder and folder != os.environ.get("UNFOOL_DATA"):
+        if "folder" not in takes:
+            raise SpecError(
+                f"data {table['name']} reads no folder, so {folder} would be ignored: leave --data out, "
+                "or name a data set that reads it, such as --set data=folder"
+            )
+        if table.get("folder", folder) != folder:
+            raise SpecError(
+                f"the folder of data {table['name']} is {table['folder']} in the spec and {folder} in "  # pyright: ignore
+                "--data: leave one out"
+            )
     if "folder" in takes and "folder" not in table:
         cache = cache_folder() / "data"
         fetches = "download" in takes and (allowed() or table.get("download"))
@@ -166,10 +186,15 @@ def build(kind: str, table: Part, **given: Any) -> Any:
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
     except (RuntimeError, MemoryError) as error:  # such as sizes for which there is no memory
-        said = " ".join(str(error).split())[:200] or "there is not enough memory"
+        said = lack_of_memory(error) or " ".join(str(error).split())[:200]
         raise SpecError(
             f"{kind} {table['name']} cannot be built with these options ({said})"
         ) from error
+    if kind in CALL_ARGUMENTS and not callable(made):
+        raise SpecError(
+            f"{kind} {table['name']} makes {shown(made)}, which cannot be called with "
+            f"({', '.join(CALL_ARGUMENTS[kind])}): name a class, or a function of these arguments"
+        )
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
 
