@@ -1,6 +1,5 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
-import errno
 import io
 import os
 import sys
@@ -24,8 +23,10 @@ from unfool.cli.options import (
     Set,
     Shard,
     Spec,
+    at_home,
     checked_spec,
     command_line,
+    sentence_of,
     shard_of,
     start,
     wrong_option,
@@ -347,7 +348,7 @@ def set_wait_policy() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
-    arguments = [_at_home(argument) for argument in arguments]
+    arguments = [at_home(argument) for argument in arguments]
     try:
         with asking():
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
@@ -358,34 +359,11 @@ def run(arguments: list[str]) -> int:
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
-        return _exit_with(_sentence(error), 2)
+        return _exit_with(sentence_of(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
             return _exit_with(wrong_option(error), 2)
         raise
-
-
-def _at_home(argument: str) -> str:
-    """An argument with the home folder for `~`, which shells leave alone behind `=` and in quotes."""
-    flag, equals, value = argument.partition("=")
-    if equals and flag.startswith("--") and value.startswith("~"):
-        return f"{flag}={os.path.expanduser(value)}"
-    return os.path.expanduser(argument)
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
-        where = f": {error.filename}" if error.filename else unnamed
-        return (
-            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
-            "and run the same command again"
-        )
-    from unfool.runtime.memory import lack_of_memory
-
-    if lack := lack_of_memory(error):
-        return f"{lack}: lower machine.batch_size, or whatever in the spec is so large"
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _exit_with(sentence: str, code: int) -> int:

@@ -24,6 +24,7 @@ from unfool.spec import NOT_IN_IDENTITY
 VERSION = 1
 FORECAST = "forecast.json"
 AGAIN = "delete the file and run the same command again: only its images are done anew"
+FEWER = "delete it: the report then shows fewer images"
 EXAMPLE = (
     "label",
     "clean",
@@ -169,9 +170,8 @@ class Run:
             raise RuntimeError(f"{error}: the file is damaged, or is no run of unfool") from error
         if run.manifest.get("sha256", seal(run.manifest)) != seal(run.manifest):
             raise RuntimeError(
-                f"{path} was changed since the run began, so it does not say what was run (its contents "
-                f"do not have the sha256 that it names); put the original back, or delete {folder} and "
-                "run again"
+                f"{path} was changed since the run began (it has not the sha256 that it names), so it "
+                f"does not say what was run; put the original back, or delete {folder} and run again"
             )
         return run
 
@@ -296,13 +296,9 @@ class Run:
                     block = {name: file[name] for name in names or file}
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
-                raise RuntimeError(
-                    f"{path} is damaged ({error}); delete it: the report then shows fewer images"
-                ) from error
+                raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
             if wrong := _wrong_example(block, names):
-                raise RuntimeError(
-                    f"{path} is damaged ({wrong}); delete it: the report then shows fewer images"
-                )
+                raise RuntimeError(f"{path} is damaged ({wrong}); {FEWER}")
             yield block
 
 

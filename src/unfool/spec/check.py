@@ -33,6 +33,7 @@ from unfool.spec.menu import (
 from unfool.spec.tables import Part
 
 Section = TypeVar("Section")
+HAS = {"data": ("__len__", "__getitem__", "classes"), "denoiser": ("schedule", "encode", "decode")}
 PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
 
 
@@ -194,6 +195,11 @@ def build(kind: str, table: Part, **given: Any) -> Any:
         raise SpecError(
             f"{kind} {table['name']} makes {shown(made)}, which cannot be called with "
             f"({', '.join(CALL_ARGUMENTS[kind])}): name a class, or a function of these arguments"
+        )
+    if lacking := [name for name in HAS.get(kind, ()) if not hasattr(made, name)]:
+        raise SpecError(
+            f"{kind} {table['name']} makes {shown(made)}, which has no {' nor '.join(lacking)}: name a "
+            "class as unfool/protocols.py shows"
         )
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
