@@ -1,6 +1,10 @@
 """Parts that do not fit each other: one sentence that says what to do, exit code 2."""
 
+import os
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -211,3 +215,35 @@ def test_the_home_folder_is_where_the_user_is(elsewhere, mistake, monkeypatch):
         "evaluate", "demo", "--set", "classifier={name: trained, weights: ~/x.pt}"
     )
     assert f"{home}/run" in mistake("report", "~/run")
+
+
+def started(*arguments: str | bytes, stdout=subprocess.PIPE):
+    """The command as a process of its own."""
+    code = "from unfool.cli.main import main; main()"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=env,
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_output_that_cannot_be_written_is_told(elsewhere):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("wb") as sink:
+        done = started("menu", stdout=sink)
+    assert done.returncode == 2
+    assert b"standard output" in done.stderr
+
+
+def test_bytes_that_are_no_text_are_told_or_shown_escaped(elsewhere):
+    done = started("evaluate", "blobs", "--set", b"attacks.0.label=a\xff")
+    assert done.returncode == 2
+    assert b"U+dcff" in done.stderr
+    done = started("report", b"r\xff")
+    assert done.returncode == 2
+    assert rb"r\udcff is no run" in done.stderr
