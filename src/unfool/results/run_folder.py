@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from unfool.results.kept_pictures import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
@@ -25,14 +26,6 @@ VERSION = 1
 FORECAST = "forecast.json"
 AGAIN = "delete the file and run the same command again: only its images are done anew"
 FEWER = "delete it: the report then shows fewer images"
-EXAMPLE = (
-    "label",
-    "clean",
-    "attacked",
-    "clean_answer",
-    "attacked_answer",
-)  # in each file of pictures
-ALONG = ("clean_sure", "clean_fooled", "clean_surest")  # along the times of a purification
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
@@ -297,7 +290,7 @@ class Run:
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
                 raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
-            if wrong := _wrong_example(block, names):
+            if wrong := wrong_pictures(block, names):
                 raise RuntimeError(f"{path} is damaged ({wrong}); {FEWER}")
             yield block
 
@@ -306,25 +299,6 @@ def seal(manifest: Manifest) -> str:
     """The sha256 of what a run was asked, whatever the layout of the file."""
     told = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _wrong_example(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """What is wrong with the pictures of a block, of which `names` (all, if none) were read; or ""."""
-    count = block["index"].shape if "index" in block else ()
-    if len(count) != 1:
-        return "it holds no list of indices"
-    for name in () if names else (*EXAMPLE, *(ALONG if "times" in block else ())):
-        if name not in block:
-            return f"it has no array {name!r}"
-    for name, array in block.items():
-        partner = name.replace("clean_", "attacked_", 1)
-        if partner not in block:
-            return f"it has {name!r} and no {partner!r}"
-        if name != "times" and array.shape[:1] != count:
-            return f"{name!r} is of {array.shape}, and it holds {count[0]} images"
-        if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
-            return f"{name!r} holds what is no finite number"
-    return ""
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:
