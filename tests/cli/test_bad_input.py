@@ -195,7 +195,12 @@ def test_sizes_beyond_all_memory_are_told_in_bytes(elsewhere, mistake):
 def test_a_folder_that_nobody_reads_is_not_ignored(elsewhere, mistake, monkeypatch):
     small = ["--set", "attacks=[]", "--set", "evaluation.images=2", "--quiet", "--out", "run"]
     command = ["evaluate", "blobs", *small]
-    for words in (command, ["doctor", "blobs"], ["train", "digits-classifier"]):
+    for words in (
+        command,
+        ["doctor", "blobs"],
+        ["train", "digits-classifier"],
+        ["classify", "x", "--spec", "demo"],
+    ):
         assert "photos would be ignored" in mistake(*words, "--data", "photos")
     given = "data={name: folder, gray: true, folder: a}"
     assert "is a in the spec and b" in mistake(*command, "--set", given, "--data", "b")

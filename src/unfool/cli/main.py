@@ -128,7 +128,9 @@ def sweep(
     from unfool.report.render_terminal import print_document
     from unfool.report.sweep import write_report
 
-    cells = sweeps.check(specs.load(spec, changes or []), data)
+    loaded = specs.load(spec, changes or [])
+    specs.refuse_unread_folder(loaded, data)
+    cells = sweeps.check(loaded, data)
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}

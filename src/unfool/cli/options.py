@@ -114,7 +114,9 @@ def checked_spec(
     """A spec, read and checked, and the run folder: `out`, or one named by what the spec asks."""
     from unfool import spec as specs
 
-    checked = check(specs.load(spec, changes or []), data)
+    loaded = specs.load(spec, changes or [])
+    specs.refuse_unread_folder(loaded, data)
+    checked = check(loaded, data)
     _fetch_missing(checked)  # before the identity, which is that of the contents
     return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"
 

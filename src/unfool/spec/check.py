@@ -119,32 +119,42 @@ def _check_inner(kind: str, value: Any) -> Part | str:
     return table["name"]
 
 
-def check_data(value: Any, folder: str | None, only: bool = True) -> Part:
-    """A `data` part, checked, with the folder that the user named where it needs one.
+def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
+    """Refuse a folder that the user names beside data sets that do not read it.
+
+    One that the environment names (UNFOOL_DATA) is for whoever needs it.
 
     Args:
-        value: The part, as it stands in the spec.
-        folder: What the user named.
-        only: Whether no other data set of the spec could be meant by the folder. One that the
-            environment names (UNFOOL_DATA) is for whoever needs it.
+        spec: As `load` returned it.
+        folder: What `--data` says.
 
     Raises:
-        SpecError: As `check`; it needs a folder and none was named; or one was named that it does not
-            read.
+        SpecError: The data set of the spec reads no folder, or names another.
+    """
+    named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
+    if not named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
+        return
+    table = part("data", spec["data"])
+    if "folder" not in inspect.signature(find("data", table["name"])).parameters:
+        raise SpecError(
+            f"data {table['name']} reads no folder, so {folder} would be ignored: leave --data out, "
+            "or name a data set that reads it, such as --set data=folder"
+        )
+    if (other := table.get("folder", folder)) != folder:
+        raise SpecError(
+            f"the folder of data {table['name']} is {other} in the spec and {folder} in --data: leave "
+            "one out"
+        )
+
+
+def check_data(value: Any, folder: str | None) -> Part:
+    """A `data` part, checked, with the folder that the user named where it needs one.
+
+    Raises:
+        SpecError: As `check`; or it needs a folder and none was named.
     """
     table = part("data", value)
     takes = inspect.signature(find("data", table["name"])).parameters
-    if only and folder and folder != os.environ.get("UNFOOL_DATA"):
-        if "folder" not in takes:
-            raise SpecError(
-                f"data {table['name']} reads no folder, so {folder} would be ignored: leave --data out, "
-                "or name a data set that reads it, such as --set data=folder"
-            )
-        if table.get("folder", folder) != folder:
-            raise SpecError(
-                f"the folder of data {table['name']} is {table['folder']} in the spec and {folder} in "  # pyright: ignore
-                "--data: leave one out"
-            )
     if "folder" in takes and "folder" not in table:
         cache = cache_folder() / "data"
         fetches = "download" in takes and (allowed() or table.get("download"))

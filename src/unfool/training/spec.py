@@ -133,9 +133,7 @@ def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
         if key not in spec:
             raise SpecError(f"a training spec needs {key!r}")
     data = specs.check_data(spec.get("data"), folder)
-    test = (
-        {"test": specs.check_data(spec.get("test"), folder, only=False)} if "test" in spec else {}
-    )
+    test = {"test": specs.check_data(spec.get("test"), folder)} if "test" in spec else {}
     options = _check_options(spec.get("training"))
     machine = specs.check_section("machine", spec.get("machine", {}), TrainingMachine, MACHINE)
     part = specs.check(kind, spec.get(kind))
