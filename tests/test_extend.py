@@ -101,6 +101,7 @@ def of_page(heading: str) -> list[str]:
 
 GUIDE, PULL = of_page("A guide")
 (CORRECTION,) = of_page("A correction of the estimate")
+(LEVEL,) = of_page("The level and the shape of the noise")
 (STEP,) = of_page("A sampler step")
 (REVERSE,) = of_page("A purifier on the reverse process")
 SEAMS = {
@@ -108,10 +109,13 @@ SEAMS = {
     "guide of the image": "{name: diffpure, steps: 3, guide: {name: 'seams:Pull', weight: 0.5}}",
     "guide of the menu": "{name: diffpure, steps: 3, guide: {name: confidence, weight: 0.5}}",
     "correction": "{name: diffpure, steps: 3, correction: {name: 'seams:low_from_image', size: 2}}",
+    "noise level": "{name: diffpure, steps: 3, noise_level: {name: 'seams:by_contrast', least: 0.1}}",
+    "shaping": "{name: diffpure, steps: 3, shaping: {name: 'seams:on_bright', share: 0.2}}",
     "step": "{name: diffpure, steps: 3, sampler: {name: 'seams:fresh', scale: 0.9}}",
     "step of another purifier": "{name: coup, steps: 3, sampler: 'seams:fresh'}",
     "all": "{name: diffpure, steps: 3, sampler: 'seams:fresh', guide: 'seams:Pull', "
-    "correction: {name: 'seams:low_from_image', size: 2}}",
+    "correction: {name: 'seams:low_from_image', size: 2}, noise_level: 'seams:by_contrast', "
+    "shaping: 'seams:on_bright'}",
     "purifier": "{name: 'seams:TVPure', steps: 3, weight: 0.05}",
 }
 
@@ -124,7 +128,7 @@ def strangers(elsewhere, monkeypatch):
         "mynet": NETWORK + CLASSIFIER,
         "dice": ATTACK,
         "theirs": OUTSIDE,
-        "seams": "\n".join([GUIDE, PULL, CORRECTION, STEP, REVERSE]),
+        "seams": "\n".join([GUIDE, PULL, CORRECTION, LEVEL, STEP, REVERSE]),
     }
     for name, text in files.items():
         (elsewhere / f"{name}.py").write_text(text)

@@ -73,9 +73,9 @@ def inputs(case) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def computed(model: nn.Module, case) -> tuple[Tensor, Tensor]:
-    """What a network says, and the gradient of its square."""
+    """What a network says, and the gradient of its square, in float64."""
     x, time, label = inputs(case)
-    x.requires_grad_()
+    x, model = x.double().requires_grad_(), model.double()
     out = model(x, time, label)
     return out.detach(), torch.autograd.grad(out.square().sum(), x)[0]
 
@@ -84,10 +84,8 @@ def test_it_equals_diffusers_with_its_weights(case):
     reference = randomized(Reference(**case))
     ours = UNet(**case).eval()
     ours.load_state_dict(reference.state_dict())
-    for found, wanted, near in zip(
-        computed(ours, case), computed(reference, case), (1e-6, 1e-5), strict=True
-    ):
-        assert float((found - wanted).norm() / wanted.norm()) < near
+    for found, wanted in zip(computed(ours, case), computed(reference, case), strict=True):
+        assert float((found - wanted).norm() / wanted.norm()) < 1e-12
 
 
 def test_it_begins_and_drops_as_diffusers_with_the_same_seed(case):
