@@ -10,7 +10,7 @@ import torch
 from analytic import NOISE, SIZE, Blurred, Linear, Shaken, X, Y
 from torch.nn import functional as F
 
-from unfool import as_module
+from unfool import NormalizedClassifier, as_module
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
@@ -191,3 +191,27 @@ def test_global_generators_are_as_they_were():
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(numpys(), states[1])
     assert random.getstate() == states[2]
+
+
+def test_training_mode_is_refused_and_other_libraries_cannot_switch_it_on():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
+    model = NormalizedClassifier(network)
+    with pytest.raises(ValueError, match="training mode, and its Dropout"):
+        as_module(model.train())
+    f = as_module(model.eval())
+    x = X[:2, :1, :2, :2].float()
+    before = f(x)
+    assert f.train() is f
+    assert not any(part.training for part in f.modules())
+    assert torch.equal(f(x), before)
+
+
+@pytest.mark.parametrize("noise", ["fresh", 3, Noise.of(0, range(SIZE))])
+@pytest.mark.parametrize("votes", [1, 4])
+def test_what_is_not_finite_is_no_answer(noise, votes):
+    class Broken(Bent):
+        def forward(self, x, noise):
+            return super().forward(x, noise).log()
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        as_module(Broken(), noise, votes)(X)

@@ -215,3 +215,24 @@ def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, 
         prepare(checked).data, [0]
     )
     assert len(given.digest) == 64
+
+
+def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
+    with np.load(kept / "a-b-c.npz") as file:
+        made = dict(file)
+    for name in ("indices", "labels"):
+        for array in (np.stack([made[name]] * 2, 1), made[name].astype(float)):
+            np.savez("bad.npz", **(made | {name: array}))
+            spec(attacks=given("bad.npz"))
+            assert f"`{name}` must be" in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
+
+
+def test_pictures_in_another_order_are_told_with_the_order_of_names(spec, kept, mistake):
+    pictures = sorted((kept / "a-b-c").glob("*.png"))
+    for picture, name in zip(pictures, reversed(pictures), strict=True):
+        (kept / "mixed").mkdir(exist_ok=True)
+        (kept / "mixed" / name.name).write_bytes(picture.read_bytes())
+    spec(attacks=given(kept / "mixed"))
+    said = mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
+    assert "left the threat" in said
+    assert "0, 1, 10, 2" in said

@@ -251,3 +251,22 @@ def test_real_files():
         assert not any(name.startswith("module.") for name in state)
         head = file.stem.partition("-")[2]
         assert sha256(file).startswith(head)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda weight: weight.to(torch.complex64), "complex64"),
+        (lambda weight: weight.int(), "int32"),
+        (lambda weight: weight > 0, "bool"),
+        (lambda weight: weight.to_sparse(), "sparse"),
+        (lambda weight: weight.to("meta"), "meta"),
+    ],
+)
+def test_weights_that_would_not_arrive_as_they_are_are_refused(
+    network: nn.Sequential, change, named
+):
+    state = dict(network.state_dict())
+    state["2.weight"] = change(state["2.weight"])
+    with pytest.raises(ValueError, match=rf"^w\.pt does not fit .* 2\.weight is .*{named}"):
+        load_state(network, state, "w.pt")

@@ -17,6 +17,7 @@ from rich.console import Console
 from scipy import stats
 
 from unfool import spec as specs
+from unfool.cli.main import run
 from unfool.evaluation import run as running
 from unfool.report import sentences
 from unfool.report.document import Document, Paragraph, Table
@@ -482,3 +483,11 @@ def test_no_line_of_a_pipe_is_broken(capsys):
     words = "word " * 60
     print_document(Document("Title", [Paragraph(words), Table(["a", "b"], [[words, "1"]])]))
     assert capsys.readouterr().out.count(words.strip()) == 2
+
+
+def test_signs_that_the_font_lacks_are_told_in_one_sentence(elsewhere, capsys, recwarn):
+    changes = ["attacks=[{name: fgsm, label: 攻撃}]", "evaluation.images=2", "evaluation.draws=1"]
+    words = [word for change in (*changes, "purifier=null") for word in ("--set", change)]
+    assert run(["evaluate", "blobs", *words, "--out", "run", "--quiet"]) == 0
+    assert "the figures' font lacks" in capsys.readouterr().err
+    assert not [told for told in recwarn if "missing from font" in str(told.message)]

@@ -129,3 +129,34 @@ def _without(spec, option):
 def _draws(fact, draws):
     conditions = fact["conditions"]
     return fact | {"conditions": conditions | {"clean": conditions["clean"] | {"draws": draws}}}
+
+
+@pytest.mark.parametrize("key", ["threat", "evaluation"])
+def test_a_spec_that_was_changed_after_the_run_is_not_reported(folder, mistake, key):
+    path = folder / "run.json"
+    asked = json.loads(path.read_text())
+    asked["spec"][key] |= {"threat": {"eps": 0.9}, "evaluation": {"seed": 7}}[key]
+    path.write_text(json.dumps(asked))
+    for words in (["report", folder], ARGUMENTS):
+        assert "run.json was changed" in mistake(*words)
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "label", "clean", "attacked", "clean_sure", "attacked_purified"]
+)
+def test_pictures_that_lack_an_array_are_refused_by_name(elsewhere, mistake, name):
+    small = ["data.size=8", "attacks=[]", "evaluation.draws=1", "purifier.steps=2"]
+    words = [word for change in (*small, "evaluation.examples=2") for word in ("--set", change)]
+    assert run(["evaluate", "blobs", *words, "--out", "shown", "--quiet"]) == 0
+    (path,) = (elsewhere / "shown" / "examples").iterdir()
+    with np.load(path) as file:
+        whole = dict(file)
+    for damaged in (
+        {key: array for key, array in whole.items() if key != name},
+        whole | {name: whole[name][:1]},
+        whole | {name: np.full(whole[name].shape, np.nan)},
+    ):
+        np.savez(path, **damaged)
+        assert path.name in mistake("report", "shown")
+    np.savez(path, **whole)
+    assert run(["report", "shown"]) == 0

@@ -8,6 +8,7 @@ from raised import doubts_about, outcomes_of
 from unfool.cli.main import run
 from unfool.results.attack_doubts import paired_gap
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import seal
 
 SOFT = '''
 import torch
@@ -112,7 +113,8 @@ def test_less_accurate_than_the_source_states(doubts, elsewhere):
         ({"accuracy": 2.0, "data": "mnist"}, False),
     ):
         stated = manifest["stated"] | change
-        (made / "run.json").write_text(json.dumps(manifest | {"stated": stated}))
+        told = manifest | {"stated": stated}
+        (made / "run.json").write_text(json.dumps(told | {"sha256": seal(told)}))
         assert run(["report", str(made)]) == 0
         assert ("less-than-stated" in names()) is raised
 

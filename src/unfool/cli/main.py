@@ -1,6 +1,5 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
-import errno
 import io
 import os
 import sys
@@ -24,8 +23,10 @@ from unfool.cli.options import (
     Set,
     Shard,
     Spec,
+    at_home,
     checked_spec,
     command_line,
+    sentence_of,
     shard_of,
     start,
     wrong_option,
@@ -127,7 +128,9 @@ def sweep(
     from unfool.report.render_terminal import print_document
     from unfool.report.sweep import write_report
 
-    cells = sweeps.check(specs.load(spec, changes or []), data)
+    loaded = specs.load(spec, changes or [])
+    specs.refuse_unread_folder(loaded, data)
+    cells = sweeps.check(loaded, data)
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
@@ -347,6 +350,7 @@ def set_wait_policy() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
+    arguments = [at_home(argument) for argument in arguments]
     try:
         with asking():
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
@@ -357,23 +361,11 @@ def run(arguments: list[str]) -> int:
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
-        return _exit_with(_sentence(error), 2)
+        return _exit_with(sentence_of(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
             return _exit_with(wrong_option(error), 2)
         raise
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
-        where = f": {error.filename}" if error.filename else unnamed
-        return (
-            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
-            "and run the same command again"
-        )
-    cure = "out of memory, lower machine.batch_size: " if isinstance(error, MemoryError) else ""
-    return cure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _exit_with(sentence: str, code: int) -> int:

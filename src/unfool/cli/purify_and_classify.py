@@ -119,7 +119,9 @@ def classify_files(
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
     place, where = 0, pick_device(device)
-    loaded = load_defended(specs.load(spec, changes), folder, where)
+    table = specs.load(spec, changes)
+    specs.refuse_unread_folder(table, folder)
+    loaded = load_defended(table, folder, where)
     if loaded.shape is None:
         _say(
             "the size of the classifier's images is not known, so pictures keep theirs: name the "

@@ -182,8 +182,8 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
     knows = _check_knows(table.pop("knows", None), where)
     for key in ATTACK_FLAGS:
         table.pop(key, None)  # of a checked spec; what is named says it
-    if label is not None and not (isinstance(label, str) and label):
-        raise SpecError(f"{where}.label must be a word, not {shown(label)}")
+    if label is not None and not (isinstance(label, str) and label and label.isprintable()):
+        raise SpecError(f"{where}.label must be a word that can be printed, not {shown(label)}")
     seen = specs.part("view", view)["name"]
     if seen in DEFENSE_VIEWS and not defended:
         raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")

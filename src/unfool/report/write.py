@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unfool.report.document import Document
 from unfool.report.render_html import to_html
 from unfool.report.render_markdown import to_markdown
-from unfool.runtime.files import write_bytes
+from unfool.runtime.files import write_if_other
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ def write_document(
 ) -> None:
     """Write `NAME.md`, `NAME.html`, `NAME.json` and the figures of a report into a folder.
 
-    Each file is written whole or not at all, and `NAME.json` last.
+    Each file is written whole or not at all, unless it holds the same already, and `NAME.json` last.
 
     Args:
         folder: Where to.
@@ -37,12 +37,12 @@ def write_document(
         OSError: The folder cannot be written.
     """
     for figure in document.figures:
-        write_bytes(folder / figure.file, figure.png)
+        write_if_other(folder / figure.file, figure.png)
     if arrays is not None:
-        write_bytes(folder / f"{name}.npz", _npz(arrays))
-    write_bytes(folder / f"{name}.md", to_markdown(document).encode())
-    write_bytes(folder / f"{name}.html", to_html(document).encode())
-    write_bytes(folder / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
+        write_if_other(folder / f"{name}.npz", _npz(arrays))
+    write_if_other(folder / f"{name}.md", to_markdown(document).encode())
+    write_if_other(folder / f"{name}.html", to_html(document).encode())
+    write_if_other(folder / f"{name}.json", (json.dumps(numbers, indent=1) + "\n").encode())
 
 
 def _npz(arrays: "Mapping[str, np.ndarray]") -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import sys
+import warnings
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from unfool.report.formatting import Share
@@ -71,8 +74,26 @@ def legend(figure: Figure, axes: Axes, count: int) -> None:
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        figure.savefig(buffer, format="png", dpi=170, facecolor="white")
+    lacking = [each for each in told if "missing from font" in str(each.message)]
+    for other in told:
+        if other not in lacking:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if lacking:
+        _say_boxes()
     return buffer.getvalue()
+
+
+@cache
+def _say_boxes() -> None:
+    """Say once that the font lacks signs."""
+    print(
+        "unfool: the figures' font lacks some signs of the labels or class names, and shows boxes in "
+        "their place; text and tables have them",
+        file=sys.stderr,
+    )
 
 
 def show(axes: Axes, image: np.ndarray) -> None:
