@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from unfool import spec as specs
+from unfool.cli.main import run
 from unfool.models.identify import identify
 from unfool.models.latent import stable_diffusion
 from unfool.noise import Noise
@@ -54,6 +55,21 @@ def agree(one, two):
                 torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-5)
 
 
+def converted_text(state, folder):
+    """What diffusers makes of a file's text encoder, under the names in the folder."""
+    from diffusers.loaders import single_file_utils as utils
+    from transformers import CLIPTextModel
+
+    if any(name.startswith("cond_stage_model.model.") for name in state):
+        model = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        found = utils.convert_open_clip_checkpoint(model, dict(state))
+    else:
+        found = utils.convert_ldm_clip_checkpoint(dict(state))
+    expected = load_file(next((folder / "text_encoder").glob("*.safetensors")))
+    found = {name.removeprefix("text_model."): value for name, value in found.items()}
+    return {name: found[name.removeprefix("text_model.")] for name in expected}
+
+
 @pytest.mark.parametrize("version", NAMES)
 def test_a_file_here_has_the_names_that_diffusers_converts(folders, version):
     from diffusers.loaders import single_file_utils
@@ -64,7 +80,8 @@ def test_a_file_here_has_the_names_that_diffusers_converts(folders, version):
     unet = single_file_utils.convert_ldm_unet_checkpoint(dict(state), config)
     vae_config = {f"{way}_block_types": ["block"] * 2 for way in ("down", "up")}
     vae = single_file_utils.convert_ldm_vae_checkpoint(dict(state), vae_config)
-    for part, found in (("unet", unet), ("vae", vae)):
+    text = converted_text(state, folders[version])
+    for part, found in (("unet", unet), ("vae", vae), ("text_encoder", text)):
         expected = load_file(next((folders[version] / part).glob("*.safetensors")))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[n].flatten(), v.flatten()) for n, v in expected.items())
@@ -151,7 +168,7 @@ def test_incomplete_files_are_told(place, change, told):
 def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
     path = place(1)
     shutil.rmtree(tmp_path / "tokenizer")
-    with pytest.raises(ValueError, match=r"vocab\.json in .*tokenizer: FOLDER"):
+    with pytest.raises(ValueError, match=r"vocab\.json.*tokenizer: FOLDER"):
         stable_diffusion(path, size=8)
     model = stable_diffusion(path, size=8, tokenizer=folders[1] / "tokenizer")
     agree(model, stable_diffusion(folders[1]))
@@ -161,7 +178,16 @@ def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
 
 def test_the_line_that_loads_a_file_is_told(place):
     path = place(2)
-    known = identify(path)
-    assert known.part == {"name": "stable-diffusion", "weights": str(path)}
-    assert known.kind == "denoiser"
-    assert "tokenizer" in known.advice
+    line = {"name": "stable-diffusion", "weights": str(path)}
+    assert (identify(path).kind, identify(path).part) == ("denoiser", line)
+    shutil.rmtree(path.parent / "tokenizer")
+    assert identify(path).part == {**line, "tokenizer": "tokenizer"}
+    assert "tokenizer" in identify(path).advice
+
+
+def test_the_doctor_says_how_to_tell_what_a_network_predicts(place, capsys):
+    path = place(2, "mine.ckpt")
+    assert run(["doctor", str(path)]) == 1
+    assert "--set denoiser.predicts=noise" in capsys.readouterr().out
+    run(["doctor", str(path), "--set", "denoiser.predicts=velocity", "--set", "denoiser.size=8"])
+    assert "predicts velocity" in capsys.readouterr().out

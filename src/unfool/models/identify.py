@@ -109,7 +109,12 @@ def _denoiser(
         part = None
         advice = "name the folder that it lies in, with its config.json and scheduler_config.json"
     elif family == "stable-diffusion":
-        advice = "it needs the folder tokenizer of such a model beside it, or named by tokenizer"
+        if not (find_file(path).parent / "tokenizer").is_dir():
+            part = {**_line(family, path), "tokenizer": "tokenizer"}
+            advice = (
+                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion as "
+                "tokenizer, or put it beside the file under this name"
+            )
         if any(name.startswith("model_ema.diffusion_model") for name in state):
             average = "averaged weights (EMA), found in 'model_ema'"
     elif family == "dit":

@@ -235,8 +235,8 @@ def _tokenizer(folder: Path, model: Path, fill: str | None = None) -> Any:
         ) from error
     if lacks := [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]:
         raise ValueError(
-            f"there is no {lacks[0]} in {folder}, and {model} needs a tokenizer: put the folder "
-            "tokenizer of any Stable Diffusion there (vocab.json, merges.txt), or name it by "
+            f"{model} needs a tokenizer, and there is no file {folder / lacks[0]}: copy the folder "
+            "tokenizer (vocab.json, merges.txt) of any Stable Diffusion there, or name it by "
             "tokenizer: FOLDER"
         )
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
