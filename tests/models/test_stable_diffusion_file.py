@@ -170,7 +170,8 @@ def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"vocab\.json.*tokenizer: FOLDER"):
         stable_diffusion(path, size=8)
-    model = stable_diffusion(path, size=8, tokenizer=folders[1] / "tokenizer")
+    part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
+    model = specs.build("denoiser", {**part, "tokenizer": str(folders[1] / "tokenizer")})
     agree(model, stable_diffusion(folders[1]))
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
         stable_diffusion(tmp_path / "none.ckpt")

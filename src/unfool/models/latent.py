@@ -80,7 +80,7 @@ def stable_diffusion(
     texts = ["", *(text for ways in told for text in ways)]
     if weights.is_file():
         file = read_single_file(weights, predicts, size)
-        words = _tokenizer(tokenizer or weights.parent / "tokenizer", weights, file.fill)
+        words = _tokenizer(Path(tokenizer or weights.parent / "tokenizer"), weights, file.fill)
         vae = build_vae(file)
         dtype = getattr(torch, precision if adapter is None else "float32")
         unet = build_unet(file, dtype, factor_of(vae))
@@ -93,7 +93,7 @@ def stable_diffusion(
         from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
         unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
-        words = _tokenizer(tokenizer or weights / "tokenizer", weights)
+        words = _tokenizer(Path(tokenizer or weights / "tokenizer"), weights)
         embedded = _embedded(words, _text_encoder(weights / "text_encoder"), texts)
         vae = _autoencoder(weights / "vae")
         chain = read_schedule(weights / "scheduler" / "scheduler_config.json")
