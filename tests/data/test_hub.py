@@ -1,6 +1,5 @@
 """Data sets of the hub, through the library `datasets` where it is installed."""
 
-import importlib.util
 import socket
 import sys
 
@@ -79,12 +78,8 @@ def test_the_missing_library_is_told(monkeypatch):
         hub("owner/name")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
 def test_a_folder_written_by_the_library(tmp_path):
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     )
@@ -99,10 +94,8 @@ def test_a_folder_written_by_the_library(tmp_path):
         hub(str(tmp_path / "set"), split="tset")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
 def test_the_network_is_not_asked_without_download(monkeypatch):
+    pytest.importorskip("datasets")
     asked = []
 
     def resolve(host, *_, **__):
@@ -115,12 +108,8 @@ def test_the_network_is_not_asked_without_download(monkeypatch):
     assert not asked
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
 def test_folders_with_the_files_of_a_data_set(tmp_path):
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     red, gray = Picture.new("RGB", (6, 4), (255, 0, 0)), Picture.new("RGB", (6, 4), (51, 51, 51))
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}

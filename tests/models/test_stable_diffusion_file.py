@@ -12,6 +12,7 @@ from unfool.cli.main import run
 from unfool.models.identify import identify
 from unfool.models.latent import stable_diffusion
 from unfool.noise import Noise
+from unfool.spec import Part
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -91,7 +92,7 @@ def test_a_file_here_has_the_names_that_diffusers_converts(folders, version):
 @pytest.mark.parametrize("ending", ["safetensors", "ckpt"])
 def test_a_file_is_the_model_of_the_folder(folders, place, version, ending):
     path = place(version, f"{NAMES[version]}.{ending}")
-    part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
+    part: Part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
     model = specs.build("denoiser", part)
     agree(model, stable_diffusion(folders[version]))
     assert model.predicts == "noise"
@@ -170,7 +171,7 @@ def test_a_missing_tokenizer_or_file_is_told(folders, place, tmp_path):
     shutil.rmtree(tmp_path / "tokenizer")
     with pytest.raises(ValueError, match=r"vocab\.json.*tokenizer: FOLDER"):
         stable_diffusion(path, size=8)
-    part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
+    part: Part = {"name": "stable-diffusion", "weights": str(path), "size": 8}
     model = specs.build("denoiser", {**part, "tokenizer": str(folders[1] / "tokenizer")})
     agree(model, stable_diffusion(folders[1]))
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):

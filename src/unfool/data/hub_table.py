@@ -120,7 +120,7 @@ def hub(
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
     """Keep the library and its hub from asking the network; what they have fetched before is found."""
-    settings = (datasets.config, import_module("huggingface_hub.constants"))
+    settings: list[Any] = [datasets.config, import_module("huggingface_hub.constants")]
     before = [setting.HF_HUB_OFFLINE for setting in settings]
     for setting in settings:
         setting.HF_HUB_OFFLINE = True

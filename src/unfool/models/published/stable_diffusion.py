@@ -141,6 +141,7 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+    make: Any = UNet2DConditionModel  # whose annotations allow tuples of one width alone
     state = file.unet
     widths = _widths(state, "down_blocks.{}.resnets.0.conv1.weight")
     looks = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(len(widths))]
@@ -150,7 +151,7 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
         raise ValueError(f"{file.path} does not hold a whole U-Net; fetch it again")
     linear = projects.ndim == 2  # from Stable Diffusion 2 on
     with torch.device("meta"):
-        network = UNet2DConditionModel(
+        network = make(
             sample_size=file.size // factor,
             in_channels=state["conv_in.weight"].shape[1],
             out_channels=len(state["conv_out.weight"]),
@@ -177,12 +178,13 @@ def build_vae(file: SingleFile) -> Any:
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    make: Any = AutoencoderKL  # as for the U-Net
     state = file.vae
     widths = _widths(state, "encoder.down_blocks.{}.resnets.0.conv1.weight")
     if not widths or "post_quant_conv.weight" not in state:
         raise ValueError(f"{file.path} does not hold a whole autoencoder; fetch it again")
     with torch.device("meta"):
-        network = AutoencoderKL(
+        network = make(
             block_out_channels=tuple(widths),
             down_block_types=("DownEncoderBlock2D",) * len(widths),
             up_block_types=("UpDecoderBlock2D",) * len(widths),
