@@ -204,10 +204,13 @@ def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequen
         file.write_bytes(buffer.getvalue())
     whole = file.read_bytes()
     parts = [whole[:n] for n in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4)]
-    for part in (*parts, b"<!doctype html>", bytes(range(256))):
+    for part in (*parts, bytes(range(256))):
         file.write_bytes(part)
         with pytest.raises(ValueError, match=r"cannot be read|was refused, .* or is damaged"):
             read_state(file)
+    file.write_bytes(b"<!DOCTYPE html><html>")
+    with pytest.raises(ValueError, match=rf"{file.name} is a web page"):
+        read_state(file)
 
 
 def test_weights_arrive(network: nn.Sequential):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from unfool.data import fetch
 from unfool.data.cifar import cifar10
 from unfool.models.build import cifar_network, cifar_resnet, wide_resnet
 from unfool.models.robustbench_zoo import ACCURACY, robustbench
+from unfool.networks.wide_resnet import WideResNet
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "classifiers"
 NAMES = {
@@ -221,3 +224,20 @@ def test_real_weights_are_as_right_as_published(name, accuracy):
     with torch.no_grad():
         right = (model(x).argmax(1) == y).float().mean()
     assert float(right) == pytest.approx(accuracy, abs=0.02)
+
+
+def test_a_large_file_is_not_held_twice(tmp_path):
+    network = WideResNet(blocks=1, width=24, classes=10, dropout=0.0)
+    path = tmp_path / "a.pt"
+    torch.save(network.state_dict(), path)
+    code = (
+        "import resource, sys, torch, unfool\n"
+        "from unfool.models.build import cifar_network\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "model = cifar_network(weights=sys.argv[1]).requires_grad_(False)\n"
+        "for value in model.parameters(): value.sum()\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    told = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True)
+    assert path.stat().st_size > 40 << 20
+    assert int(told.stdout) < 1.5 * path.stat().st_size

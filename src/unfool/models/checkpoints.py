@@ -116,6 +116,12 @@ def read_content(path: Path) -> object:
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise_system_error(error)
+        with path.open("rb") as file:
+            if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):
+                raise ValueError(
+                    f"{path} is a web page, which servers send when they refuse a file; open its address "
+                    "in a browser, and fetch the file there"
+                ) from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "
             "file of weights; fetch it again"
