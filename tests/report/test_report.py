@@ -23,7 +23,7 @@ from unfool.report.evaluation import brief, write_report
 from unfool.report.render_html import to_fragment, to_html
 from unfool.report.render_markdown import quote, to_markdown
 from unfool.report.render_terminal import plain_text, print_document
-from unfool.results import doubts, model_doubts
+from unfool.results import model_doubts, run_doubts
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
 
@@ -355,7 +355,7 @@ def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
 
 
 def test_every_doubt_has_its_words():
-    source = inspect.getsource(doubts) + inspect.getsource(model_doubts)
+    source = inspect.getsource(run_doubts) + inspect.getsource(model_doubts)
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert names == set(sentences.CHECKED)
 

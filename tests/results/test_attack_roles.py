@@ -16,7 +16,7 @@ from unfool.evaluation import run as evaluation
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
-from unfool.results import doubts, model_doubts
+from unfool.results import model_doubts, run_doubts
 from unfool.results.attack_roles import given_to, roles
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
@@ -114,7 +114,7 @@ def test_elimination_asks_for_an_attack_without_it():
     def found(classifier, *attacks):
         asked = {"classifier": classifier, "attacks": rows(*attacks)}
         by_label = {row["label"]: row for row in roles(asked["attacks"]).attacks}
-        return [d.name for d in doubts._no_whole_view(asked, by_label)]
+        return [d.name for d in run_doubts._no_whole_view(asked, by_label)]
 
     early = PGD | {"view": "first-stage", "label": "early"}
     square = {"name": "square", "view": "no-elimination"}
@@ -152,11 +152,11 @@ def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
     same = Condition([0, 0], None, 0.0, 0.0)
     outcomes = [Outcome(i, 0, {"pgd": same}, "pgd", 0.0, {}) for i in range(8)]
     rising = [replace(o, loss_curves={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
-    assert [d.name for d in doubts._unchanged(outcomes, attacks)] == ["images-unchanged"]
-    assert [d.name for d in doubts._still_rising(rising, attacks)] == ["still-rising"]
+    assert [d.name for d in run_doubts._unchanged(outcomes, attacks)] == ["images-unchanged"]
+    assert [d.name for d in run_doubts._still_rising(rising, attacks)] == ["still-rising"]
     early = {"pgd": row | {"view": "first-stage"}}
-    assert not list(doubts._unchanged(outcomes, early))
-    assert not list(doubts._still_rising(rising, early)), "another loss than the model's"
+    assert not list(run_doubts._unchanged(outcomes, early))
+    assert not list(run_doubts._still_rising(rising, early)), "another loss than the model's"
 
 
 def test_the_gradient_looked_at_is_that_without_elimination():

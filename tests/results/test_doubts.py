@@ -6,8 +6,8 @@ import pytest
 
 from unfool.cli.main import run
 from unfool.results.attack_doubts import paired_gap
-from unfool.results.doubts import _halves, _unchanged
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_doubts import _halves, _unchanged
 
 SOFT = '''
 import torch

@@ -32,6 +32,7 @@ from unfool.cli.options import (
 )
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
+from unfool.runtime.provenance import started_by
 
 app = typer.Typer(
     name="unfool",
@@ -348,7 +349,7 @@ def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
     try:
-        with asking():
+        with asking(), started_by(arguments):
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C

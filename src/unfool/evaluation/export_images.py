@@ -26,6 +26,7 @@ from unfool.evaluation.spec import refuse_ray
 from unfool.results.manifest import Manifest
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import record_start
 from unfool.results.threat_model import sees
 from unfool.runtime.files import npz_bytes, write_bytes
 from unfool.threat import Threat
@@ -93,6 +94,7 @@ def run(
     identity = specs.identity({"kind": KIND, **spec})
     asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
     begun = Run.begin(folder, asked, made.fingerprint)
+    record_start(begun, made.device)
     machine = watched(made.on(spec, shard, quiet), spec, made, judged=False)
     search = AttackRunner(
         Batched(made.model, machine.batch_size),

@@ -53,7 +53,7 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     k = summary["robust"]["k"]
     found = []
     if "undefended" in summary["robust"]:
-        meaning = "the same pictures, shown to the classifier without its defense"
+        meaning = "the same images, shown to the classifier without its defense"
         if summary["attacks"]:
             meaning += "; in the row robust, under whichever attack hurts it most"
         found.append(Column("undefended", "undefended", meaning))
@@ -107,13 +107,23 @@ def accuracy(summary: Mapping[str, Any]) -> Table:
     )
 
 
+def records(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The table of accuracies as numbers: a row per condition and reading."""
+    return [
+        {"condition": line.name, "reading": key, "n": summary["n"], "k": summary["robust"]["k"]}
+        | {bound: share[bound] for bound in ("accuracy", "low", "high")}
+        for line in rows(summary)
+        for key, share in line.shares.items()
+    ]
+
+
 def classes(summary: Mapping[str, Any]) -> Table:
     """Accuracy of each class; of many classes, the least robust ones."""
     keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
     body = [
         [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
     ]
-    return Table(["class", "pictures", *keys], body)
+    return Table(["class", "images", *keys], body)
 
 
 QUALITY = (
@@ -125,13 +135,13 @@ QUALITY = (
 
 
 def quality(summary: Mapping[str, Any]) -> Table:
-    """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
+    """How far images are from the clean ones: headings, and a line per condition; maybe none."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
     metrics = [
         m for m in QUALITY if any(m[0] in line.get(when, {}) for line in lines for when, _ in whens)
     ]
-    heads = ["pictures", *(name + told for _, name, _ in metrics for _, told in shown)]
+    heads = ["images", *(name + told for _, name, _ in metrics for _, told in shown)]
     titles = {row.name: row.title for row in rows(summary)}
     body = [
         [titles[line["name"]]]
@@ -195,7 +205,7 @@ def resubmission(summary: Mapping[str, Any]) -> Table:
 
 
 def costs(summary: Mapping[str, Any]) -> Table:
-    """What the evaluation cost, in all and per picture."""
+    """What the evaluation cost, in all and per image."""
     cost, n = summary["cost"], summary["n"]
     names = {
         "nfe_forward": "denoiser, forward calls",
@@ -207,15 +217,15 @@ def costs(summary: Mapping[str, Any]) -> Table:
     lines = [
         *found,
         ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
-        ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
+        ("images per second", f"{cost['images_per_second']:.3g}", ""),
         ("peak memory", memory(cost["peak_bytes"]), ""),
         *_against(summary),
     ]
-    return Table(["cost", "in all", "per picture"], lines)
+    return Table(["cost", "in all", "per image"], lines)
 
 
 def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What was forecast for as many pictures, and what it took of that."""
+    """What was forecast for as many images, and what it took of that."""
     told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
     if not told:
         return []

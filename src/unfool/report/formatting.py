@@ -11,6 +11,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def interval(share: Share) -> str:
+    """The interval of a share: `64.9 to 77.6 %`."""
+    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %"
+
+
 def cell(share: Share) -> str:
     """A share with its interval: `71.7 % [64.9, 77.6]`."""
     return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"

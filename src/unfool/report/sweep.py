@@ -7,9 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from unfool.evaluation import sweep as sweeps
-from unfool.report.document import Block, Code, Document, Figure, Items, Paragraph, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Definitions,
+    Document,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Tile,
+    Tiles,
+)
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
+from unfool.report.formatting import duration, percent
+from unfool.report.record import UNKNOWN, started
 from unfool.report.write import write_document
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
@@ -25,7 +39,7 @@ Done = Sequence[tuple[Cell, Summary]]
 def write_report(
     folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()
 ) -> Document:
-    """Write `sweep.json`, `sweep.md`, `sweep.html` and `sweep.png` into the folder of a sweep.
+    """Write `sweep.html`, `.md`, `.png`, `.json` and `.csv` into the folder of a sweep.
 
     Args:
         folder: The sweep's folder.
@@ -52,8 +66,16 @@ def write_report(
     numbers |= {"pooled": [asdict(each) for each in pooled]}
     numbers |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
     numbers |= {"doubts": [asdict(doubt) for doubt in doubts]}
-    write_document(folder, "sweep", document, numbers)
+    write_document(folder, "sweep", document, numbers, records(done))
     return document
+
+
+def records(done: Done) -> list[dict[str, Any]]:
+    """The table as numbers: of each cell its values, and accuracy per draw by condition."""
+    return [
+        {**cell.values, "n": summary["n"], "of": summary["of"], **_shares(summary)}
+        for cell, summary in done
+    ]
 
 
 def brief(done: Done, failed: Sequence[str] = ()) -> Document:
@@ -75,10 +97,53 @@ def _whole(
         tables = [_pooled_table(pooled, names), note, *tables]
     blocks = [
         Paragraph(about),
+        _tiles(done),
+        *_not_tried(done),
+        Heading("Accuracy"),
         Figure("sweep.png", title, "Bars are 95 % intervals.", figure(points, names, attacks)),
         *tables,
     ]
-    return Document(title, [*blocks, *([Items(lines)] if lines else []), Code(command)])
+    below: list[Block] = [Heading("Notes"), Items(lines)] if lines else []
+    blocks += [*below, Heading("Record"), Definitions(_record(done))]
+    return Document(title, [*blocks, Heading("How to reproduce it"), Code(command)], "A sweep")
+
+
+def _tiles(done: Done) -> Tiles:
+    """The lowest and the highest accuracy that counts, and how many combinations there are."""
+    key = "robust" if any(summary["attacks"] for _, summary in done) else "clean"
+    found = [(_shares(summary).get(key, {}), cell) for cell, summary in done]
+    found = [(share, cell) for share, cell in found if share]
+    ends = [pick(found, key=lambda pair: pair[0]["accuracy"]) for pick in (min, max)]
+    said = [
+        Tile(
+            percent(share["accuracy"]),
+            f"{word} {key} accuracy",
+            ", ".join(f"{path} {value}" for path, value in cell.values.items()),
+        )
+        for word, (share, cell) in zip(("lowest", "highest"), ends, strict=True)
+    ]
+    images = sum(summary["n"] for _, summary in done)
+    return Tiles([*said, Tile(str(len(done)), "combinations", f"{images} evaluations of an image")])
+
+
+def _not_tried(done: Done) -> list[Block]:
+    """What no run of the sweep tried."""
+    first, *others = [summary["not_tried"] for _, summary in done]
+    said = [each for each in first if all(each in other for other in others)]
+    return [Heading("What no run tried"), Items(said)] if said else []
+
+
+def _record(done: Done) -> list[tuple[str, str]]:
+    """Where the numbers come from, over all runs."""
+    starts = [start for _, summary in done for start in summary["provenance"]["starts"]]
+    seconds = sum(summary["cost"]["seconds"] for _, summary in done)
+    told = started(sorted(starts, key=lambda start: start["date"]))
+    told.insert(1, ("duration", f"{duration(seconds)} of work on {len(done)} runs"))
+    for key in ("images", "weights"):
+        hashes = dict.fromkeys(str(s["provenance"].get(key, UNKNOWN)) for _, s in done)
+        said = f"`{next(iter(hashes))}`" if len(hashes) == 1 else "each run has its own"
+        told.append((f"{key}, SHA-256", said))
+    return told
 
 
 def _title(done: Done, pooled: Sequence[Pooled]) -> str:
