@@ -34,7 +34,7 @@ def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
 
 def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
     """Date, hardware, command and commit of what worked on a result."""
-    dates = [_words(start["date"]) for start in starts]
+    dates = list(dict.fromkeys(_words(start["date"]) for start in starts))
     if len(dates) > SHOWN:
         dates = [dates[0], f"{len(dates) - 2} more", dates[-1]]
     return [

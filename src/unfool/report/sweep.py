@@ -12,6 +12,7 @@ from unfool.report.document import (
     Code,
     Definitions,
     Document,
+    Doubts,
     Figure,
     Heading,
     Items,
@@ -59,7 +60,7 @@ def write_report(
     lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
-    document = _whole(done, of, pooled, lines, command)
+    document = _whole(done, of, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     numbers = {"version": VERSION, "of": of, "command": command, "cells": cells}
     numbers |= {"failed": list(failed)}
@@ -85,7 +86,12 @@ def brief(done: Done, failed: Sequence[str] = ()) -> Document:
 
 
 def _whole(
-    done: Done, of: int, pooled: Sequence[Pooled], lines: Sequence[str], command: str
+    done: Done,
+    of: int,
+    pooled: Sequence[Pooled],
+    doubts: Sequence[Doubt],
+    lines: Sequence[str],
+    command: str,
 ) -> Document:
     points = [Point(each.values, each.shares) for each in pooled]
     points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
@@ -103,7 +109,8 @@ def _whole(
         Figure("sweep.png", title, "Bars are 95 % intervals.", figure(points, names, attacks)),
         *tables,
     ]
-    below: list[Block] = [Heading("Notes"), Items(lines)] if lines else []
+    raised: list[Block] = [Doubts([asdict(doubt) for doubt in doubts])] if doubts else []
+    below: list[Block] = [*raised, Heading("Notes"), Items(lines)] if lines else raised
     blocks += [*below, Heading("Record"), Definitions(_record(done))]
     return Document(title, [*blocks, Heading("How to reproduce it"), Code(command)], "A sweep")
 
@@ -202,9 +209,8 @@ def _pooled_table(pooled: Sequence[Pooled], names: Sequence[str]) -> Table:
 
 
 def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
-    """What is told below the table: the doubts, the verdicts without one, the doubts of single runs."""
-    lines = [f"{doubt.severity}: {doubt.name}: {doubt.why}" for doubt in doubts]
-    lines += [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
+    """What is told below the table: the verdicts without a doubt, and the doubts of single runs."""
+    lines = [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
