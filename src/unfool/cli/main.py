@@ -92,7 +92,10 @@ def attack(
     out: Out = None,
     form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
     png: Annotated[
-        bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
+        bool,
+        typer.Option(
+            help="PNG files, too, of 8 bits, rounded toward the clean images; and a sheet to look at."
+        ),
     ] = False,
     shard: Shard = None,
     download: Download = False,
@@ -109,6 +112,11 @@ def attack(
         command = command_line("attack", spec, changes, format=form, png=png)
         for made in export_images.write_images(run, kind, png, command):
             typer.echo(made)
+        if png:
+            from unfool.api.sheets import write_attack_sheets
+
+            for made in write_attack_sheets(run, command):
+                typer.echo(made)
 
 
 @app.command()

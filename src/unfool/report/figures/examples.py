@@ -34,6 +34,7 @@ GREEN, RED = "#1b6e35", "#b01f1f"
 SHARED = ("times",)
 SIGNS = {True: "\u2713", False: "\u2717"}
 FEW_PIXELS = 100  # more need no enlarging
+THUMBNAIL = 256  # pixels of an image's longer side on a page, at most
 Column = tuple[str, np.ndarray, np.ndarray | None]
 
 
@@ -166,21 +167,23 @@ def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.Sm
     found, truth = [], int(gallery.arrays["label"][row])
     for _, images, answers in grid:
         if answers is None:
-            found.append(document.SmallImage(_file(images[row]), _size(gallery, row)))
+            found.append(document.SmallImage(image_file(images[row]), _size(gallery, row)))
             continue
         right = int(answers[row]) == truth
         about = f"{SIGNS[right]} {gallery.name(int(answers[row]))}"
-        found.append(document.SmallImage(_file(images[row]), about, right))
+        found.append(document.SmallImage(image_file(images[row]), about, right))
     return found
 
 
-def _file(image: np.ndarray) -> bytes:
-    """An image (C, H, W) in [0, 1] as the bytes of a PNG file."""
+def image_file(image: np.ndarray) -> bytes:
+    """An image (C, H, W) as the bytes of a PNG file, cut to [0, 1]; a large one made smaller."""
     from PIL import Image
 
     buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
     pixels = shades.transpose(1, 2, 0) if len(image) == 3 else shades.mean(0).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -234,7 +237,13 @@ def confidence(gallery: Gallery) -> document.Figure:
 def magnification(gallery: Gallery, most: int = 8) -> float:
     """By how much the figure of images magnifies the difference: 1, 2, 5, 10, 20, ..."""
     delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
-    largest = float(np.abs(delta).max())
+    return magnify(float(np.abs(delta).max()))
+
+
+def magnify(largest: float) -> float:
+    """By how much a change may be magnified about gray: 1, 2, 5, 10, 20, ..."""
+    if not largest:
+        return 1
     steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]
     return max([step for step in steps if step * largest <= 0.5 + 1e-4], default=1)
 
