@@ -1,7 +1,6 @@
 """Defenses applied to files: pictures and arrays in, purified ones or predictions out."""
 
 import io
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -38,6 +37,7 @@ from unfool.protocols import Purifier
 from unfool.report.sheet import MOST, SheetRow, write_sheet
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, write_bytes
+from unfool.runtime.provenance import command_line
 
 SHEET = "sheet.html"
 PURIFIED = (
@@ -105,10 +105,7 @@ def purify_files(
             write_bytes(target, _npz(pure, stored))
         place += len(x)
         yield target
-    command = shlex.join(
-        ["unfool", "purify", *map(str, files), "--spec", spec, "--seed", str(seed)]
-    )
-    yield write_sheet(out / SHEET, rows, "Purified images", PURIFIED, command)
+    yield write_sheet(out / SHEET, rows, "Purified images", PURIFIED, command_line())
 
 
 def classify_files(
@@ -175,8 +172,7 @@ def classify_files(
             rows += classified_rows(names[: len(few)], loaded.model, given, first, classes, won)
         place += len(x)
     if out:
-        words = ["unfool", "classify", *map(str, files), "--spec", spec, "--seed", str(seed)]
-        sheet = write_sheet(out / SHEET, rows, "Classified images", CLASSIFIED, shlex.join(words))
+        sheet = write_sheet(out / SHEET, rows, "Classified images", CLASSIFIED, command_line())
         _say(f"sheet: {sheet}")
 
 

@@ -57,6 +57,11 @@ def started_by(arguments: Sequence[str]) -> Iterator[None]:
         _command.reset(token)
 
 
+def command_line() -> str:
+    """The command line that works (`started_by`); empty from Python."""
+    return _command.get(("", 0.0))[0]
+
+
 def describe_start(device: str) -> Start:
     """What is known of this process, which computes on `device`."""
     command, began = _command.get(("", time.time()))
