@@ -90,7 +90,7 @@ def classified_rows(
     """
     steps = {"before": x} | ({} if attacked is None else {"attacked": attacked})
     last = steps["before"] if attacked is None else attacked
-    shown, answers = dict(steps), {}
+    shown, answers = dict(steps), dict[str, list[str]]()
     if isinstance(model, Defended):
         bare, purify = model.classifier, noise.child("purify")
         for title, version in steps.items():
@@ -147,7 +147,8 @@ def write_attack_sheets(run: Run, command: str) -> list[Path]:
 
 
 def _words(chosen: Tensor, classes: Sequence[str]) -> list[str]:
-    return [classes[i] if i < len(classes) else f"class {i}" for i in chosen.tolist()]
+    found: list[int] = chosen.tolist()
+    return [classes[i] if i < len(classes) else f"class {i}" for i in found]
 
 
 def _array(image: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ between backticks are code.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Style = Literal["strong", "failed"]
 Kind = Literal["", "note", "notice", "warning"]
@@ -203,7 +203,7 @@ class Doubts:
         unchecked: What could not be checked yet.
     """
 
-    found: Sequence[Mapping[str, str]]
+    found: Sequence[Mapping[str, Any]]
     checked: Sequence[str] = ()
     unchecked: Sequence[str] = ()
 

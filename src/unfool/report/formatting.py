@@ -30,7 +30,7 @@ def mean(value: Mapping[str, float | None] | None, digits: str) -> str:
     return f"{value['mean']:{digits}} [{value['low']:{digits}}, {value['high']:{digits}}]"
 
 
-def points(change: Mapping[str, float], digits: str = ".1f", unit: str = "") -> str:
+def points(change: Mapping[str, Any], digits: str = ".1f", unit: str = "") -> str:
     """A difference of shares in percentage points: `3.1 [-0.4, 6.6]`."""
     middle, low, high = (round(100 * change[k], 1) + 0.0 for k in ("mean", "low", "high"))
     return f"{middle:{digits}}{unit} [{low:{digits}}, {high:{digits}}]"

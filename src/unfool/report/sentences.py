@@ -1,11 +1,10 @@
 """What a summary says, in sentences that a reader who knows no diffusion model understands."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
 from unfool.report.formatting import cell, complement, percent
 from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
+from unfool.results.report_json import CertificationSummary, DoubtEntry, Summary
+from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 
@@ -84,18 +83,18 @@ PROBED = (
 )
 
 
-def overline(summary: Mapping[str, Any]) -> str:
+def overline(summary: Summary | CertificationSummary) -> str:
     """What was evaluated: the defense, the classifier and the data, by name."""
     spec = summary["spec"]
     model = str(spec["classifier"].get("weights") or spec["classifier"]["name"])
-    if spec.get("purifier"):
-        model = f"{spec['purifier']['name']} before {model}"
+    if purifier := spec.get("purifier"):
+        model = f"{purifier['name']} before {model}"
     return f"{model}, on {spec['data']['name']}"
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """The result in one sentence."""
-    if not summary["attacks"] and summary.get("corruptions"):
+    if not summary["attacks"] and "corrupted" in summary:
         kinds, right = len(summary["corruptions"]), summary["corrupted"]["per_draw"]["accuracy"]
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
         return f"Under {over} the model is right {percent(right)} of the time."
@@ -119,11 +118,11 @@ def headline(summary: Mapping[str, Any]) -> str:
     return f"An attacker who {knows} and may {change} gets through on {percent(through)} of {what}."
 
 
-def basis(summary: Mapping[str, Any]) -> str:
+def basis(summary: Summary) -> str:
     """What the headline rests on: its interval and the number of images."""
     n, k = summary["n"], summary["robust"]["k"]
     answers = "" if k == 1 else f", {k} held-out answers to each"
-    if not summary["attacks"] and summary.get("corruptions"):
+    if not summary["attacks"] and "corrupted" in summary:
         right = summary["corrupted"]["per_draw"]
         interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
         return f"95 % interval {interval}; {_images(n)}{answers}."
@@ -134,17 +133,17 @@ def basis(summary: Mapping[str, Any]) -> str:
     return f"95 % interval {interval}; {_images(n)}{answers}."
 
 
-def lead(summary: Mapping[str, Any]) -> list[str]:
+def lead(summary: Summary) -> list[str]:
     """What else a reader must know before quoting the headline, a sentence each."""
     robust, clean = summary["robust"], summary["clean"]["per_draw"]
     if not summary["attacks"]:
         said = [f"On clean images the model is right {cell(clean)} of the time."]
-        if summary.get("corruptions"):
-            if bare := summary["corrupted"].get("undefended"):
+        if "corrupted" in summary:
+            bare, corrupted = (summary[key].get("undefended") for key in ("clean", "corrupted"))
+            if bare and corrupted:
                 said.append(
-                    "Without its defense the classifier is right on "
-                    f"{cell(summary['clean']['undefended'])} of the clean images "
-                    f"and {cell(bare)} of the corrupted ones."
+                    f"Without its defense the classifier is right on {cell(bare)} of the clean images "
+                    f"and {cell(corrupted)} of the corrupted ones."
                 )
             said.append("No attacker chose these images: they say nothing about robustness to one.")
         return said
@@ -171,9 +170,10 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def warning(summary: Mapping[str, Any]) -> str | None:
+def warning(summary: Summary | CertificationSummary) -> str | None:
     """What stands beside the headline when it must not be quoted as it is."""
-    red = sum(doubt["severity"] == "red" for doubt in summary.get("doubts", []))
+    doubts: list[DoubtEntry] = summary.get("doubts", [])  # a certification has none
+    red = sum(doubt["severity"] == "red" for doubt in doubts)
     if not red:
         return None
     told = "One red doubt is" if red == 1 else f"{red} red doubts are"
@@ -182,7 +182,7 @@ def warning(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def unfinished(summary: Mapping[str, Any]) -> str | None:
+def unfinished(summary: Summary | CertificationSummary) -> str | None:
     """What stands at the top of the report of a run that is not done."""
     if summary["n"] >= summary["of"]:
         return None
@@ -193,7 +193,7 @@ def unfinished(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def _scatter(summary: Mapping[str, Any]) -> str | None:
+def _scatter(summary: Summary) -> str | None:
     """How far the model contradicts itself; None if it always answers alike."""
     if _single(summary):
         return None
@@ -201,7 +201,7 @@ def _scatter(summary: Mapping[str, Any]) -> str | None:
     return f"On clean images, {flips} of the answers differ from most answers to the same image."
 
 
-def _broken(summary: Mapping[str, Any]) -> str | None:
+def _broken(summary: Summary) -> str | None:
     """Which attack broke how many images; None without attacks."""
     if not summary["attacks"]:
         return None
@@ -212,7 +212,7 @@ def _broken(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def about_accuracy(summary: Mapping[str, Any]) -> list[str]:
+def about_accuracy(summary: Summary) -> list[str]:
     """What else the table of accuracies says, a sentence each."""
     said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
     if summary["doubts"]:
@@ -220,7 +220,7 @@ def about_accuracy(summary: Mapping[str, Any]) -> list[str]:
     return [text for text in (*said, _broken(summary), _scatter(summary)) if text]
 
 
-def about_classes(summary: Mapping[str, Any]) -> str:
+def about_classes(summary: Summary) -> str:
     """Which classes the table shows; nothing if it shows all."""
     shown, many = len(weakest(summary)), len(summary["classes"])
     if shown == many:
@@ -228,7 +228,7 @@ def about_classes(summary: Mapping[str, Any]) -> str:
     return f"The {shown} least robust of {many} classes; all are in report.json."
 
 
-def about_ladder(summary: Mapping[str, Any]) -> str:
+def about_ladder(summary: Summary) -> str:
     """What the table of one attack after another says."""
     said = (
         "After each attack, of that one and all before it: of each image, what did best on the "
@@ -242,7 +242,7 @@ def about_ladder(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _about_beyond(summary: Mapping[str, Any]) -> str | None:
+def _about_beyond(summary: Summary) -> str | None:
     """What the rows of attacks beyond the threat are; None if there are none beside others."""
     if not summary.get("unbounded"):
         return None
@@ -252,7 +252,7 @@ def _about_beyond(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def _about_corrupted(summary: Mapping[str, Any]) -> str | None:
+def _about_corrupted(summary: Summary) -> str | None:
     """What the rows of corruptions are; None if there are none."""
     if not summary.get("corruptions"):
         return None
@@ -264,7 +264,7 @@ def _about_corrupted(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+def checks(summary: Summary) -> tuple[list[str], list[str]]:
     """What was checked, and what could not be, as the run looked at the model on no image yet."""
     asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
     if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
@@ -277,7 +277,7 @@ def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return done, [text for name, text in asked.items() if name in PROBED]
 
 
-def _knows(spec: Mapping[str, Any]) -> str:
+def _knows(spec: EvaluationSpec) -> str:
     attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
     if not attacks:
         return "had the images made elsewhere"
@@ -298,7 +298,7 @@ def _knows(spec: Mapping[str, Any]) -> str:
     return f"sees the model as {', '.join(sorted(views - {'undefended'}))}"
 
 
-def _single(summary: Mapping[str, Any]) -> bool:
+def _single(summary: Summary) -> bool:
     return all(column.key != "all_draws" for column in columns(summary))
 
 

@@ -1,16 +1,14 @@
 """The figure of a certification: certified accuracy over the radius."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from unfool.report import document
 from unfool.report.figures.style import BLUE, GRAY, TEAL, WIDTH, blank, draw, ground, legend
+from unfool.results.report_json import CertificationSummary
 from unfool.statistics import wilson
 
 
-def certified_accuracy(summary: Mapping[str, Any]) -> document.Figure:
+def certified_accuracy(summary: CertificationSummary) -> document.Figure:
     """Certified accuracy over the radius, with pointwise 95 % intervals over images."""
     images, reach = summary["images"], summary["reach"]
     radii = sorted(row["radius"] for row in images if row["answer"] == row["label"])

@@ -4,7 +4,6 @@ Figures are drawn on objects of their own, so nothing global is touched. Each re
 readings differ by marker, right and wrong by a sign, lines by dashes.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from unfool.report.figures.style import (
     percent_axis,
     short,
 )
+from unfool.results.report_json import Summary
 
 STYLES: dict[str, dict[str, Any]] = {
     "undefended": {"marker": "x", "color": GRAY, "markersize": 6, "markeredgewidth": 1.6},
@@ -36,7 +36,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def accuracy(summary: Mapping[str, Any]) -> document.Figure:
+def accuracy(summary: Summary) -> document.Figure:
     """Accuracy of every reading under every condition, with 95 % intervals."""
     lines, readings = rows(summary), columns(summary)
     height = 0.95 + len(lines) * (0.22 + 0.15 * len(readings))
@@ -62,7 +62,7 @@ def accuracy(summary: Mapping[str, Any]) -> document.Figure:
     return document.Figure("figures/accuracy.png", "Accuracy by condition", said, draw(figure))
 
 
-def classes(summary: Mapping[str, Any]) -> document.Figure:
+def classes(summary: Summary) -> document.Figure:
     """Accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
     shown = weakest(summary)
     figure = blank(WIDTH, 0.95 + 0.42 * len(shown))
@@ -88,7 +88,7 @@ def classes(summary: Mapping[str, Any]) -> document.Figure:
     return document.Figure("figures/classes.png", "Accuracy by class", said, draw(figure))
 
 
-def resubmission(summary: Mapping[str, Any]) -> document.Figure:
+def resubmission(summary: Summary) -> document.Figure:
     """How often all of m answers to an image are right, over m, with 95 % intervals."""
     curve = summary["resubmission"]
     times = curve["submissions"]
@@ -120,7 +120,7 @@ def resubmission(summary: Mapping[str, Any]) -> document.Figure:
     return document.Figure("figures/resubmission.png", "Submitted again", said, draw(figure))
 
 
-def loss_curves(summary: Mapping[str, Any]) -> document.Figure:
+def loss_curves(summary: Summary) -> document.Figure:
     """The loss over the steps of each attack, of the images it left right and of the others."""
     shown = summary["loss_curves"]
     across = min(len(shown), 3)
