@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import measuring
+from activations import activations
 from measuring import error, interleaved, over, shown, table
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.execution import trials
@@ -86,6 +87,7 @@ def main() -> None:
         correctness,
         memory,
         partial(gradients, repetitions=repetitions),
+        partial(activations, repetitions=repetitions),
         partial(guided, repetitions=repetitions),
         partial(overhead, repetitions=repetitions),
         partial(execution, repetitions=repetitions),

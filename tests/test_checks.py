@@ -152,7 +152,7 @@ def test_a_budget_is_in_the_unit_of_pixels():
         PGD(1)(bayes(), X, Y, Threat("l2", 128), NOISE)
     PGD(1)(bayes(), X, Y, Threat("l2", 4), NOISE)
     with pytest.raises(TypeError, match=r"0\.1"):
-        PGD(1)(bayes(), X, Y, 0.1, NOISE)
+        PGD(1)(bayes(), X, Y, 0.1, NOISE)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

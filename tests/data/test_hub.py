@@ -1,6 +1,5 @@
 """Data sets of the hub, through the library `datasets` where it is installed."""
 
-import importlib.util
 import sys
 
 import pytest
@@ -77,12 +76,8 @@ def test_the_missing_library_is_told(monkeypatch):
         hub("owner/name")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
 def test_a_folder_written_by_the_library(tmp_path):
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     )

@@ -17,10 +17,11 @@ from unfool.cli.main import run
 from unfool.evaluation import evaluate, selftest, selftest_attacks
 from unfool.report.selftest import headline
 from unfool.results import run_doubts, summary
+from unfool.spec import Part
 from unfool.statistics import Share, wilson
 
 QUICK = {"steps": 3, "queries": 4000}
-FEW = [{"name": "pgd", "steps": 1, "eot": 1}]
+FEW: list[Part] = [{"name": "pgd", "steps": 1, "eot": 1}]
 
 
 def oks(checks) -> list[bool]:

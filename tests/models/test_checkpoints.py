@@ -231,9 +231,7 @@ def test_a_misfit_is_told_in_one_sentence(network: nn.Sequential):
     with pytest.raises(ValueError, match=told):
         load_state(network, state | more, "w.pt")
     wrong = dict(network.state_dict()) | {"2.weight": torch.zeros(5, 4)}
-    with pytest.raises(
-        ValueError, match=r"2\.weight is \(5, 4\) there and \(2, 4\) in the network"
-    ):
+    with pytest.raises(ValueError, match=r"2\.weight .*\(5, 4\) .*\(2, 4\)"):
         load_state(network, wrong, "w.pt")
 
 

@@ -3,6 +3,7 @@
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,14 +14,17 @@ def autoencoder():
     """An autoencoder for 8 x 8 images, of latents of 4 channels."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    blocks: dict[str, Any] = {  # a tuple of any length, whatever their types say
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=4,
         sample_size=8,
+        **blocks,
     )
 
 
@@ -54,7 +58,7 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=16,
-        attention_head_dim=(2, 2),
+        attention_head_dim=(2, 2),  # pyright: ignore[reportArgumentType]
         use_linear_projection=True,
     )
     _lively(unet).save_pretrained(folder / "unet")

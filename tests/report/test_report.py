@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from unfool.report.render_markdown import quote, to_markdown
 from unfool.report.render_terminal import plain_text, print_document
 from unfool.results import model_doubts, run_doubts
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 
 K = 4
@@ -74,7 +76,7 @@ def a_run(
             "engine": "local",
         },
     }
-    asked = {
+    asked: Any = {
         "identity": "0123456789",
         "images": "0" * 64,
         "code": "0" * 64,
@@ -139,7 +141,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def printed(summary: dict, folder: Path, width: int = 200) -> str:
+def printed(summary: Summary, folder: Path, width: int = 200) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
     print_document(brief(summary), console, folder / "report.html")

@@ -1,6 +1,7 @@
 """A damaged or foreign file of a run is refused by one sentence with the file, the key and the value."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,13 +95,14 @@ def test_a_damaged_forecast(folder):
 def test_what_python_knows_and_yaml_does_not(tmp_path):
     spec = {"data": {"name": "blobs"}, "classifier": {"name": "bayes"}, "attacks": []}
     given = spec | {"threat": {"norm": "linf", "eps": np.float32(0.25)}}
-    assert specs.load(given)["threat"]["eps"] == 0.25
-    assert specs.load({"data": {"path": tmp_path}})["data"]["path"] == str(tmp_path)
-    for wrong, named in (
+    assert specs.load(given).get("threat") == {"norm": "linf", "eps": 0.25}
+    assert specs.load({"data": {"path": tmp_path}}).get("data") == {"path": str(tmp_path)}
+    cases: list[tuple[Any, str]] = [
         ({"attacks": object()}, "attacks is <object"),
         ({"data": {True: 4}}, "key True in data"),
         ({3: 4}, "key 3"),
-    ):
+    ]
+    for wrong, named in cases:
         with pytest.raises(ValueError, match=named):
             specs.load(spec | wrong)
 

@@ -112,6 +112,40 @@ def test_a_job_that_nobody_waits_for_is_dropped(batcher, model):
     assert gone.cancel()
     last = batcher.submit("add", [part(0, 3)], False)
     model.gate.set()
-    first.result(30), last.result(30)
+    first.result(30)
+    last.result(30)
     assert model.calls == [8, 3]
     assert batcher.rows == 0
+
+
+def test_a_task_runs_between_calls_and_may_take_gradients(batcher, model):
+    call = batcher.submit("add", [part(0, 3)], False)
+
+    def slope():
+        x = torch.tensor(3.0, requires_grad=True)
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(x**2, x)
+        return float(found), list(model.calls)
+
+    task = batcher.run(slope, 5)
+    assert batcher.rows == 8
+    model.gate.set()
+    assert task.result(30) == (6.0, [3])
+    call.result(30)
+    assert batcher.rows == 0
+
+
+def test_a_task_is_bounded_by_the_queue_and_fails_alone(batcher, model):
+    def fails():
+        raise ValueError("a path of the server")
+
+    first = batcher.submit("add", [part(0)], False)
+    broken = batcher.run(fails, 150)
+    with pytest.raises(Overloaded):
+        batcher.run(fails, 150)
+    model.gate.set()
+    first.result(30)
+    with pytest.raises(ModelFailed) as error:
+        broken.result(30)
+    assert "path" not in str(error.value)
+    assert batcher.run(lambda: "alive", 1).result(30) == "alive"

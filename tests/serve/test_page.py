@@ -46,7 +46,7 @@ def test_the_table_of_limits_is_that_of_the_help(capsys):
     assert run(["serve", "--help"]) == 0
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     limits = re.findall(r"^\| `(--[\w-]+)` \| ([\d,]+)", PAGE, re.M)
-    assert len(limits) == 6
+    assert len(limits) == 7
     for option, default in limits:
         assert re.search(rf"{option} .*?\[default: {default.replace(',', '')}(\.0)?[;\]]", told), (
             option

@@ -74,9 +74,33 @@ class PGD:
         """Adversarial images, shaped like `x`."""
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
-            return self._search(x[which], y[which], threat, noise.take(which))
+            return self.search(x[which], y[which], threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
+
+    def search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
+        """The attack as a generator, for callers that show progress or answer its queries elsewhere.
+
+        It yields queries, is sent their results (`losses.query_batch`), and returns what a call
+        returns; with `early_stop`, of one image at a time.
+        """
+        stop = EarlyStop(self.early_stop, self.early_stop_share)
+        contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
+        for restart in range(self.restarts):
+            steps, result = self._path(x, y, threat, noise.child("restart", restart)), None
+            peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
+            while True:
+                x_adv, query = steps.send(result)
+                if query is None:
+                    break
+                result = yield query
+                if (yield from stop.here(query, result)):
+                    return x_adv
+                higher = result.loss > highest
+                peak = torch.where(images(higher), x_adv, peak)
+                highest = torch.where(higher, result.loss, highest)
+            yield from contest.meet(x_adv, peak, *([] if restart else [x]))
+        return contest.best
 
     def path(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -102,25 +126,6 @@ class PGD:
             stride = threat.eps * self._stride(i)
             x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient, x_adv))
         yield x_adv, None
-
-    def _search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
-        stop = EarlyStop(self.early_stop, self.early_stop_share)
-        contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
-        for restart in range(self.restarts):
-            steps, result = self._path(x, y, threat, noise.child("restart", restart)), None
-            peak, highest = x, torch.full((len(x),), -math.inf, device=x.device)
-            while True:
-                x_adv, query = steps.send(result)
-                if query is None:
-                    break
-                result = yield query
-                if (yield from stop.here(query, result)):
-                    return x_adv
-                higher = result.loss > highest
-                peak = torch.where(images(higher), x_adv, peak)
-                highest = torch.where(higher, result.loss, highest)
-            yield from contest.meet(x_adv, peak, *([] if restart else [x]))
-        return contest.best
 
     def _stride(self, i: int) -> float:
         cosine = self.step_schedule == "cosine"

@@ -42,26 +42,36 @@ def serve(
     seeds: Annotated[
         bool, typer.Option(help="Whether clients may choose a seed, and so know the noise.")
     ] = True,
+    playground: Annotated[
+        bool, typer.Option("--playground", help="A page at / to try the model (needs unfool[web]).")
+    ] = False,
+    max_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of an attack in the playground.")
+    ] = 50,
 ) -> None:
     """Serve a defended classifier over HTTP. It asks for no password: see docs/serve.md.
 
     POST /classify and /purify take pictures (multipart) or arrays (JSON). /v2 speaks the Open Inference
-    Protocol. See also /health, /ready, /metrics and /openapi.json. Ctrl-C or SIGTERM finishes what was
-    accepted.
+    Protocol. See also /health, /ready, /metrics and /openapi.json. --playground adds a page at / that
+    shows the defense at work. Ctrl-C or SIGTERM finishes what was accepted.
     """
     from unfool.runtime.optional import require
 
     for library in ("fastapi", "uvicorn", "python_multipart", "prometheus_client"):
         require(library, "serve")
+    if playground:
+        require("gradio", "web")
     from unfool.serve import run
     from unfool.serve.limits import Limits
 
-    limits = Limits(max_body * MIB, max_pixels, max_images, max_votes, queue, timeout, seeds)
+    limits = Limits(
+        max_body * MIB, max_pixels, max_images, max_votes, queue, timeout, seeds, max_steps
+    )
     called = name or re.sub(r"[^\w.-]", "-", Path(spec).stem) or "model"
     with run.listen(host, port) as at:
         server = run.make_server(
             spec, changes or [], data, name=called, device=device, batch_size=batch_size,
-            votes=votes, limits=limits,
+            votes=votes, limits=limits, playground=playground,
         )  # fmt: skip
         shown = f"[{host}]" if ":" in host else host
         address = f"http://{shown}:{at.getsockname()[1]}"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool.networks.frozen import Conv2d, norm_silu
 from unfool.networks.unet import Attention, timestep_embedding
 
 DOWN, UP = -1, 1
@@ -146,7 +147,7 @@ class ScoreUNet(nn.Module):
                 return block(width, width, resample=direction)
             return Resample(width, direction, style.centered)
 
-        self.conv_in = nn.Conv2d(channels, first, 3, padding=1)
+        self.conv_in = Conv2d(channels, first, 3, padding=1)
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         self.pyramid = nn.ModuleList()
         width, skips = first, [first]
@@ -156,7 +157,7 @@ class ScoreUNet(nn.Module):
                 skips.append(width)
                 if style.pyramid:
                     self.pyramid.append(
-                        nn.Conv2d(widths[level - 2] if level > 1 else channels, width, 3, stride=2)
+                        Conv2d(widths[level - 2] if level > 1 else channels, width, 3, stride=2)
                     )
             for _ in range(layers):
                 self.down.append(block(width, after, level in attention))
@@ -170,7 +171,7 @@ class ScoreUNet(nn.Module):
             if level:
                 self.up.append(resample(width, UP))
         self.norm_out = style.norm(width)
-        self.conv_out = nn.Conv2d(width, outputs, 3, padding=1)
+        self.conv_out = Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         """The prediction (B, outputs, H, W).
@@ -193,7 +194,7 @@ class ScoreUNet(nn.Module):
             x = block(x, embedding)
         for block in self.up:
             x = block(x if block.resample else torch.cat([x, skips.pop()], 1), embedding)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(norm_silu(self.norm_out, x))
 
     def _embed(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
         """The embedding of the time and the label (B, D), ready for the linear layers of the blocks."""
@@ -240,28 +241,27 @@ class Block(nn.Module):
         super().__init__()
         self.style, self.resample = style, resample
         self.norm1 = style.norm(inputs)
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv1 = Conv2d(inputs, width, 3, padding=1)
         self.time = nn.Linear(told, 2 * width if style.scale_shift else width)
         self.norm2 = style.norm(width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = Conv2d(width, width, 3, padding=1)
         projects = inputs != width or (resample and style.normalizes_sums)
-        self.shortcut = nn.Conv2d(inputs, width, 1) if projects else nn.Identity()
+        self.shortcut = Conv2d(inputs, width, 1) if projects else nn.Identity()
         groups = style.groups_of(width)
         self.attention = Attention(width, groups, head, style.eps) if head else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Features (B, inputs, H, W) and embeddings (B, told) to features (B, width, H', W')."""
-        inner = F.silu(self.norm1(x))
+        inner = norm_silu(self.norm1, x)
         if self.resample:
             inner, x = (resampled(part, self.resample, self.style.taps) for part in (inner, x))
         inner, told = self.conv1(inner), self.time(embedding)[:, :, None, None]
         if self.style.scale_shift:
-            scale, shift = told.chunk(2, 1)
-            inner = self.norm2(inner) * (1 + scale) + shift
+            inner = norm_silu(self.norm2, inner, *told.chunk(2, 1))
         else:
-            inner = self.norm2(inner + told)
-        x = self.style.sum(self.shortcut(x), self.conv2(self.dropout(F.silu(inner))))
+            inner = norm_silu(self.norm2, inner + told)
+        x = self.style.sum(self.shortcut(x), self.conv2(self.dropout(inner)))
         if self.attention is None:
             return x
         x = self.attention(x)  # with its own residual connection
@@ -275,7 +275,7 @@ class Resample(nn.Module):
         super().__init__()
         self.resample, self.centered = resample, centered
         padding = 1 if resample == UP or centered else 0
-        self.conv = nn.Conv2d(width, width, 3, stride=1 if resample == UP else 2, padding=padding)
+        self.conv = Conv2d(width, width, 3, stride=1 if resample == UP else 2, padding=padding)
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
         """Features (B, C, H, W) to features of half or twice the resolution."""

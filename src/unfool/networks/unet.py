@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool.networks.frozen import Conv2d, norm_silu
+
 
 class UNet(nn.Module):
     """A U-Net of residual blocks, told the time and, if it has classes, the label.
@@ -49,7 +51,7 @@ class UNet(nn.Module):
             return Block(inputs, width, embedded, groups, dropout, head if attends else 0)
 
         self.patch, self.width = patch, first
-        self.conv_in = nn.Conv2d(channels * patch**2, first, 3, padding=1)
+        self.conv_in = Conv2d(channels * patch**2, first, 3, padding=1)
         self.time = nn.Sequential(
             nn.Linear(first, embedded), nn.SiLU(), nn.Linear(embedded, embedded)
         )
@@ -64,7 +66,7 @@ class UNet(nn.Module):
                 blocks.append(block(width, widths[level], level in attention))
                 width = widths[level]
                 skips.append(width)
-            halve = nn.Conv2d(width, width, 3, stride=2, padding=1) if level < levels[-1] else None
+            halve = Conv2d(width, width, 3, stride=2, padding=1) if level < levels[-1] else None
             skips += [width] if halve else []
             self.down.append(Down(blocks, halve))
 
@@ -82,7 +84,7 @@ class UNet(nn.Module):
         # adapter, too, are drawn in that order.
         self.middle = nn.ModuleList(middle)
         self.norm_out = nn.GroupNorm(groups, first)
-        self.conv_out = nn.Conv2d(first, max(self.heads, 1) * channels * patch**2, 3, padding=1)
+        self.conv_out = Conv2d(first, max(self.heads, 1) * channels * patch**2, 3, padding=1)
         self.register_load_state_dict_pre_hook(_rename_before_loading)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
@@ -113,7 +115,7 @@ class UNet(nn.Module):
             x = block(x, embedding)
         for level in self.up:
             x = level(x, embedding, skips)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        x = self.conv_out(norm_silu(self.norm_out, x))
         if label is not None and self.heads:
             x = x.unflatten(1, (self.heads, -1))
             rows = torch.arange(len(x), device=x.device)
@@ -154,7 +156,7 @@ class Upsample(nn.Sequential):
     """Each pixel four times, and a convolution."""
 
     def __init__(self, width: int):
-        super().__init__(nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1))
+        super().__init__(nn.Upsample(scale_factor=2), Conv2d(width, width, 3, padding=1))
 
 
 class Block(nn.Module):
@@ -174,18 +176,18 @@ class Block(nn.Module):
     ):
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inputs)
-        self.conv1 = nn.Conv2d(inputs, width, 3, padding=1)
+        self.conv1 = Conv2d(inputs, width, 3, padding=1)
         self.time = nn.Linear(embedded, width)
         self.norm2 = nn.GroupNorm(groups, width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
-        self.shortcut = nn.Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
+        self.conv2 = Conv2d(width, width, 3, padding=1)
+        self.shortcut = Conv2d(inputs, width, 1) if inputs != width else nn.Identity()
         self.attention = Attention(width, groups, head) if head else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Features (B, inputs, H, W) and embeddings (B, embedded) to features (B, width, H, W)."""
-        inner = self.conv1(F.silu(self.norm1(x))) + self.time(embedding)[:, :, None, None]
-        inner = self.conv2(self.dropout(F.silu(self.norm2(inner))))
+        inner = self.conv1(norm_silu(self.norm1, x)) + self.time(embedding)[:, :, None, None]
+        inner = self.conv2(self.dropout(norm_silu(self.norm2, inner)))
         return self.attention(self.shortcut(x) + inner)
 
 
@@ -210,7 +212,8 @@ class Attention(nn.Module):
             for project in (self.to_q, self.to_k, self.to_v)
         )
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:]) + x
+        # The sum has the layout of its first part.
+        return x + self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def timestep_embedding(time: Tensor, width: int, reached: bool = False) -> Tensor:

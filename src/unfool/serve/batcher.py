@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from unfool.noise import Noise
 Outputs = tuple[Tensor, ...]  # each with one row per row of the call
 Call = Callable[[Tensor, Noise], Outputs]
 Observe = Callable[[int, float], None]
+Task = Callable[[], Any]
 LINGER = 0.005  # seconds that a call which is not full waits for more rows
 MAX_BYTES = 2**30  # of the images that wait
 log = logging.getLogger("unfool.serve")
@@ -55,10 +56,11 @@ class _Job:
     kind: str
     parts: Sequence[Part]
     alone: bool
-    future: "Future[list[Outputs]]"
+    future: "Future[Any]"
     rows: int
     bytes: int
     left: int  # rows that have no output yet
+    task: Task | None = None  # instead of parts
 
 
 class _Slice(NamedTuple):
@@ -100,16 +102,31 @@ class Batcher:
         """
         rows = sum(len(part.noise) for part in parts)
         size = sum(part.x.numel() * part.x.element_size() for part in parts)
+        return self._accept(_Job(kind, parts, alone, Future(), rows, size, rows))
+
+    def run(self, task: Task, rows: int) -> "Future[Any]":
+        """Accept a function to run between calls of the model; the future gives what it returns.
+
+        Args:
+            task: It may take gradients.
+            rows: How many passes it counts for in the queue.
+
+        Raises:
+            Overloaded: There is no room for it, or the service is stopping.
+        """
+        return self._accept(_Job("task", (), True, Future(), rows, 0, rows, task))
+
+    def _accept(self, job: _Job) -> "Future[Any]":
         with self._changed:
             if self._closed:
                 raise Overloaded("the service is stopping", self.retry_after())
-            if self.rows and (self.rows + rows > self.max_rows or self._bytes + size > MAX_BYTES):
+            more = self.rows + job.rows > self.max_rows or self._bytes + job.bytes > MAX_BYTES
+            if self.rows and more:
                 raise Overloaded(
                     f"the queue is full ({self.rows} of {self.max_rows} passes wait): try again later",
                     self.retry_after(),
                 )
-            job = _Job(kind, parts, alone, Future(), rows, size, rows)
-            self.rows, self._bytes = self.rows + rows, self._bytes + size
+            self.rows, self._bytes = self.rows + job.rows, self._bytes + job.bytes
             self._waiting.append(job)
             self._changed.notify_all()
         return job.future
@@ -132,11 +149,14 @@ class Batcher:
 
     @torch.no_grad()
     def _work(self) -> None:
-        while slices := self._next():
-            self._compute(slices)
+        while found := self._next():
+            if isinstance(found, _Job):
+                self._run(found)
+            else:
+                self._compute(found)
 
-    def _next(self) -> list[_Slice]:
-        """The rows of the next call; none when all is done and the service stops."""
+    def _next(self) -> _Job | list[_Slice]:
+        """A task, or the rows of the next call; none when all is done and the service stops."""
         with self._changed:
             until = None
             while True:
@@ -147,6 +167,8 @@ class Batcher:
                     until = None
                     self._changed.wait()
                     continue
+                if self._waiting[0].task is not None:
+                    return self._waiting.popleft()
                 until = until or time.monotonic() + LINGER
                 patience = until - time.monotonic()
                 if self._full() or self._closed or patience <= 0:
@@ -220,6 +242,20 @@ class Batcher:
         for job in jobs.values():
             if not job.left:
                 self._finish(job)
+
+    def _run(self, job: _Job) -> None:
+        assert job.task is not None
+        began = time.perf_counter()
+        try:
+            found = job.task()
+        except Exception as error:
+            log.exception("the model failed in a task of %d passes", job.rows)
+            self._fail(job, error)
+            return
+        self._told(job.rows, time.perf_counter() - began)
+        self._leave(job)
+        if job.future.set_running_or_notify_cancel():
+            job.future.set_result(found)
 
     def _told(self, rows: int, seconds: float) -> None:
         each = seconds / rows

@@ -1,9 +1,9 @@
 """The defended model behind the service: images in, votes or purified images out."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from unfool.runtime.device import pick_device
 from unfool.serve.batcher import Batcher, Observe, Outputs, Part
 from unfool.serve.limits import Limits
 from unfool.statistics import Share, wilson
+
+Answer = TypeVar("Answer")
 
 
 class Prediction(NamedTuple):
@@ -86,11 +88,11 @@ class Defense:
         limits: Limits,
         observe: Observe = lambda rows, seconds: None,
     ):
-        self.loaded, self.name, self.limits, self._device = loaded, name, limits, device
+        self.loaded, self.name, self.limits, self.device = loaded, name, limits, device
         self.purifier = getattr(loaded.model, "purifier", None)
         self.purifier_shape = image_shape(self.purifier)
         self.decides = hasattr(loaded.model, "decide")
-        self._model = Batched(loaded.model, batch_size)
+        self.model = Batched(loaded.model, batch_size)
         self.logits = self._count_logits()
         calls = {"classify": self._classify, "purify": self._purify}
         self.batcher = Batcher(calls, batch_size, limits.queue, observe)
@@ -123,6 +125,10 @@ class Defense:
             place += len(x)
         return [pure for (pure,) in await self._answer("purify", parts, work)]
 
+    async def run(self, task: Callable[[], Answer], rows: int) -> Answer:
+        """What a function gives that the thread of the model runs, as `rows` passes of its queue."""
+        return await asyncio.wrap_future(self.batcher.run(task, rows))
+
     async def _answer(self, kind: str, parts: Sequence[Part], work: Work) -> list[Outputs]:
         alone = work.seed is not None
         return await asyncio.wrap_future(self.batcher.submit(kind, parts, alone))
@@ -139,23 +145,23 @@ class Defense:
         return found
 
     def _classify(self, x: Tensor, noise: Noise) -> Outputs:
-        x = x.to(self._device)
+        x = x.to(self.device)
         if self.decides:
-            return (self._model.decide(x, noise).cpu(),)
-        logits = self._model(x, noise)
+            return (self.model.decide(x, noise).cpu(),)
+        logits = self.model(x, noise)
         check_logits(logits, len(x))
         check_finite(logits)
         return logits.argmax(1).cpu(), F.softmax(logits.float(), 1).cpu()
 
     def _purify(self, x: Tensor, noise: Noise) -> Outputs:
-        return (Batched(self.purifier, self._model)(x.to(self._device), noise).cpu(),)  # pyright: ignore
+        return (Batched(self.purifier, self.model)(x.to(self.device), noise).cpu(),)  # pyright: ignore
 
     @torch.no_grad()
     def _count_logits(self) -> int | None:
         """How many classes the model tells apart, by trial, which warms it up; None if unknown."""
         if self.loaded.shape is None:
             return None
-        x = torch.full((1, *self.loaded.shape), 0.5, device=self._device)
+        x = torch.full((1, *self.loaded.shape), 0.5, device=self.device)
         logits = self.loaded.model(x, Noise.of(0, [0]))
         check_logits(logits, 1)
         return logits.shape[1]

@@ -17,6 +17,7 @@ class Limits:
         queue: Passes (images times votes) that are accepted and not done.
         seconds: From the first byte of a request to its answer.
         seeds: Whether a request may choose the noise.
+        steps: Of an attack in the playground.
     """
 
     body: int = 16 * 2**20
@@ -26,6 +27,7 @@ class Limits:
     queue: int = 4096
     seconds: float = 30.0
     seeds: bool = True
+    steps: int = 50
 
 
 class Held:

@@ -8,6 +8,7 @@ from typing import Any
 
 import uvicorn
 
+from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.serve.app import make_app
 from unfool.serve.defense import load_defense
@@ -15,6 +16,25 @@ from unfool.serve.limits import Limits
 from unfool.serve.metrics import Metrics
 
 BACKLOG = 2048  # connections that wait to be accepted
+
+
+class Server(uvicorn.Server):
+    """A server that does not wait for streams which end with it alone, such as those of open pages.
+
+    Args:
+        config: As uvicorn takes it.
+        end_streams: What ends them, if there are any.
+    """
+
+    def __init__(self, config: uvicorn.Config, end_streams: Callable[[], None] | None = None):
+        super().__init__(config)
+        self._end_streams = end_streams
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what was accepted, and stop."""
+        if self._end_streams is not None:
+            self._end_streams()
+        await super().shutdown(sockets)
 
 
 def make_server(
@@ -27,8 +47,9 @@ def make_server(
     batch_size: int = 256,
     votes: int = 8,
     limits: Limits | None = None,
+    playground: bool = False,
 ) -> uvicorn.Server:
-    """The service of a spec, its model loaded, not yet listening.
+    """The service of a spec, its model loaded, not yet listening; with a page at `/` if asked for.
 
     Raises:
         SpecError: Something in the spec is wrong, or a number is out of range.
@@ -40,15 +61,21 @@ def make_server(
     defense = load_defense(
         spec, changes, folder, name, device, batch_size, limits, metrics.observe_call
     )
+    app, end_streams = make_app(defense, metrics, votes), None
+    if playground:
+        from unfool.serve.playground.lab import Lab
+        from unfool.serve.playground.page import mount
+
+        end_streams = mount(app, Lab(defense, specs.load(spec, changes)), votes)
     config = uvicorn.Config(
-        make_app(defense, metrics, votes),
+        app,
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
         timeout_graceful_shutdown=int(limits.seconds) + 1,
     )
-    return uvicorn.Server(config)
+    return Server(config, end_streams)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.ranges import Count, Positive, ShareBelowOne, hints
-from unfool.spec import Part, RawSpec
+from unfool.spec import Part
 from unfool.spec.menu import MENU
 from unfool.training.options import GROW, TrainingOptions
 
@@ -115,7 +115,7 @@ MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weigh
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
-def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
+def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
     """A training spec with every option checked and filled in.
 
     Raises:
@@ -149,7 +149,7 @@ def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
     return cast(TrainingSpec, checked | {"training": options, "machine": machine})
 
 
-def kind_of(spec: RawSpec | TrainingSpec) -> Literal["denoiser", "classifier"]:
+def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
     """`"denoiser"` or `"classifier"`: what a spec trains.
 
     Raises:

@@ -1,0 +1,123 @@
+"""What the graph of a step keeps of a network with frozen weights, beside PyTorch's own layers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from measuring import error, interleaved, over, shown, table
+from unfool.networks import score_unet, unet
+from unfool.networks.frozen import Conv2d
+from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
+from unfool.noise import Noise, seed_torch
+from unfool.runtime.memory import kept_by_graphs
+from variants import base, frozen, small
+
+# A network, and the shape of its images.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int]]] = {
+    "4.2 M parameters": (lambda: small().get_submodule("network"), (4, 3, 32, 32)),
+    "35.7 M parameters": (lambda: base().get_submodule("network"), (1, 3, 32, 32)),
+    "DDPM++ (62 M)": (
+        lambda: ScoreUNet([128, 256, 256, 256], layers=4, attention=[1], style=DDPMPP),
+        (1, 3, 32, 32),
+    ),
+    "ADM, half as wide (138 M)": (
+        lambda: ScoreUNet([128, 128, 256, 256, 512, 512], layers=2, attention=[3, 4, 5], style=ADM),
+        (1, 3, 64, 64),
+    ),
+}
+
+
+def activations(device: str, _: dict[str, Any], repetitions: int) -> list[str]:
+    """The bytes of a step's graph, and the time of a forward and a gradient."""
+    rows = []
+    for name, (make, shape) in NETWORKS.items():
+        seed_torch(0, name)
+        network = frozen(make()).to(device)
+        _randomize(network)
+        x = Noise.of(0, range(shape[0])).normal(torch.empty(shape)).to(device)
+        time = torch.full((shape[0],), 100.0, device=device)
+        ways = {way: _Way(network, x, time, way == "torch") for way in ("torch", "ours")}
+        kept = {way: runs.kept() / shape[0] / 2**20 for way, runs in ways.items()}
+        took = interleaved(
+            {f"{way} {run}": getattr(runs, run) for way, runs in ways.items() for run in _RUNS},
+            device,
+            repetitions,
+        )
+        rows.append(
+            [
+                name,
+                f"{kept['torch']:.1f}",
+                f"{kept['ours']:.1f}",
+                f"{kept['ours'] / kept['torch']:.2f}",
+                *(over(took, f"ours {run}", f"torch {run}") for run in _RUNS),
+                shown(error(ways["ours"].gradient(), ways["torch"].gradient()), 2),
+            ]
+        )
+    heads = ["", "MiB, torch", "MiB, ours", "ratio", "forward", "gradient", "error float32"]
+    return [
+        "### Memory of a step's graph",
+        "",
+        "MiB per image that the graph of one call keeps, with the layers of torch and with those of "
+        "`networks/frozen.py`; the time of ours over that of torch's.",
+        "",
+        *table(heads, rows),
+    ]
+
+
+_RUNS = ("forward", "gradient")
+
+
+class _Way:
+    """A network, executed with the layers of torch or with ours."""
+
+    def __init__(self, network: nn.Module, x: Tensor, time: Tensor, plain: bool):
+        self.network, self.x, self.time, self.plain = network, x, time, plain
+
+    def forward(self) -> Tensor:
+        """What the network says, without a graph."""
+        with torch.no_grad(), _layers_of_torch(self.plain):
+            return self.network(self.x, self.time)
+
+    def gradient(self) -> Tensor:
+        """The gradient of a function of it."""
+        x = self.x.clone().requires_grad_()
+        with _layers_of_torch(self.plain):
+            return torch.autograd.grad(self.network(x, self.time).square().sum(), x)[0]
+
+    def kept(self) -> int:
+        """The bytes that its graph keeps."""
+        with kept_by_graphs(self.network) as kept:
+            self.gradient()
+        return kept.peak
+
+
+@contextmanager
+def _layers_of_torch(asked: bool) -> Iterator[None]:
+    if not asked:
+        yield
+        return
+    with (
+        patch.object(Conv2d, "forward", nn.Conv2d.forward),
+        patch.object(unet, "norm_silu", _norm_silu),
+        patch.object(score_unet, "norm_silu", _norm_silu),
+    ):
+        yield
+
+
+def _norm_silu(
+    norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
+) -> Tensor:
+    x = norm(x)
+    return F.silu(x if scale is None or shift is None else x * (1 + scale) + shift)
+
+
+def _randomize(network: nn.Module) -> None:
+    """Weights that are nowhere 0, so that no gradient is."""
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            nn.init.kaiming_normal_(weight)

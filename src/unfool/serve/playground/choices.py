@@ -1,0 +1,195 @@
+"""What there is to choose from: samples, the attack's budget, and purifiers beside the spec's own."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import yaml
+from torch import Tensor, nn
+
+from unfool import __version__
+from unfool import spec as specs
+from unfool.api.apply import Loaded
+from unfool.data.sample import cifar10_sample
+from unfool.data.subset import labels_of
+from unfool.defenses.purified_classifier import image_shape
+from unfool.protocols import Defended, Purifier
+from unfool.serve.defense import Defense
+from unfool.serve.playground.settings import Settings
+from unfool.spec import Part, RawSpec
+from unfool.threat import Norm, Threat
+
+PER_CLASS, CLASSES = 10, 20
+IMAGES = 64  # that the spec of the page evaluates
+NORMS = ("linf", "l2", "l1")  # in which PGD takes steps
+
+
+class Sample(NamedTuple):
+    """An image (C, H, W) to choose, its label, and the names of all classes."""
+
+    x: Tensor
+    label: int
+    classes: Sequence[str]
+
+
+class Choice(NamedTuple):
+    """A purifier to compare: its name on the page, its part of a spec, and itself."""
+
+    name: str
+    part: Part
+    purifier: Purifier
+
+
+class Choices(NamedTuple):
+    """What there is to choose from.
+
+    Attributes:
+        table: The spec.
+        norm: Of the attack.
+        eps: Its budget, in `unit`.
+        unit: 255 for linf and images in color, whose budgets are told in 255ths; else 1.
+        purifiers: By key; `own` is the spec's.
+        images: How many images the data of the spec have; None if they cannot be had.
+    """
+
+    table: RawSpec
+    norm: Norm
+    eps: float
+    unit: int
+    purifiers: dict[str, Choice]
+    images: int | None
+
+    @classmethod
+    def of(cls, table: RawSpec, model: Defended | None, defense: Defense) -> "Choices":
+        """What there is to choose from for a spec and its model."""
+        given: Any = table.get("threat")
+        threat: Any = (
+            given if given and given.get("norm") in NORMS else {"norm": "linf", "eps": "8/255"}
+        )
+        eps, data = Threat(threat["norm"], threat["eps"]).eps, defense.loaded.data
+        color = defense.loaded.shape is not None and defense.loaded.shape[0] == 3
+        unit = 255 if color and threat["norm"] == "linf" else 1
+        size = None if data is None else len(data)
+        purifiers = {} if model is None else _purifiers(table, model, defense.device)
+        return cls(table, threat["norm"], round(eps * unit, 6), unit, purifiers, size)
+
+    @property
+    def eps_most(self) -> float:
+        """The largest budget that the page offers."""
+        most = 4 * (self.eps or self.unit / 16)
+        return min(most, self.unit) if self.norm == "linf" else most
+
+    @property
+    def defense(self) -> str:
+        """The spec's purifier in one line; empty if it has none."""
+        if not self.purifiers:
+            return ""
+        name, *options = self.purifiers["own"].part.items()
+        told = ", ".join(f"{key} {value}" for key, value in _without_places(dict(options)).items())
+        return f"{name[1]} ({told})" if told else name[1]
+
+    def spec(self, settings: Settings) -> str:
+        """The settings as a spec (YAML): for `unfool sweep` where several purifiers are chosen.
+
+        Of a file of the server's, only its name is told.
+        """
+        parts = ("data", "classifier", "denoiser", "purifier", "paths")
+        told: dict[str, Any] = {k: v for k in parts if (v := self.table.get(k)) is not None}
+        eps = f"{settings.eps:g}/255" if self.unit == 255 else float(f"{settings.eps:g}")
+        told["threat"] = {"norm": self.norm, "eps": eps}
+        attack = {"name": "pgd", "view": settings.gradient, "loss": "margin"}
+        told["attacks"] = [attack | {"steps": settings.steps, "eot": settings.eot}]
+        told["evaluation"] = {"draws": settings.votes}
+        if settings.seed is not None:
+            told["evaluation"]["seed"] = settings.seed
+        if self.images is not None:
+            told["evaluation"]["images"] = min(IMAGES, self.images)
+        chosen = [self.purifiers[key] for key in settings.purifiers if key in self.purifiers]
+        if len(chosen) > 1:
+            told["sweep"] = {"purifier": [{"label": each.name} | each.part for each in chosen]}
+        text = yaml.safe_dump(
+            _without_places(told), sort_keys=False, default_flow_style=None, width=100
+        )
+        command = "sweep" if "sweep" in told else "evaluate"
+        return f"# unfool {command} FILE (from the playground of unfool {__version__})\n{text}"
+
+
+def samples_of(loaded: Loaded, table: RawSpec) -> list[Sample]:
+    """Up to ten images of each of up to 20 classes, in the order of the classes.
+
+    They are the spec's own; where its data are CIFAR-10 and cannot be had, those that the package
+    ships. Data that do not tell their labels give their first images.
+    """
+    data = loaded.data
+    if data is None and loaded.shape == (3, 32, 32) and _name(table) in ("cifar10", "cifar10-c"):
+        data = cifar10_sample()
+    if data is None:
+        return []
+    labels, size = labels_of(data), len(data)
+    if labels is None:
+        chosen = list(range(min(size, PER_CLASS * CLASSES)))
+    else:
+        of_class: dict[int, list[int]] = {}
+        for place, label in enumerate(labels):
+            if label < CLASSES and len(of_class.setdefault(label, [])) < PER_CLASS:
+                of_class[label].append(place)
+        chosen = [place for label in sorted(of_class) for place in of_class[label]]
+    return [Sample(x, int(label), data.classes) for x, label in (data[i] for i in chosen)]
+
+
+def _name(table: RawSpec) -> str:
+    return specs.part("data", table["data"])["name"] if "data" in table else ""
+
+
+def _purifiers(table: RawSpec, model: Defended, device: str) -> dict[str, Choice]:
+    """The spec's purifier, and those of the package that its denoiser can do."""
+    own = specs.part("purifier", table.get("purifier"))
+    found = {"own": Choice("this model's", own, model.purifier)}
+    denoiser = getattr(model.purifier, "denoiser", None)
+    if denoiser is None or image_shape(model.purifier) is None:
+        return found
+    t = own.get("t", 0.1)
+    for key, (name, part) in _beside(float(t) if isinstance(t, int | float) else 0.1).items():
+        if part == own:
+            continue
+        try:
+            checked = specs.check("purifier", part)
+            made = specs.build("purifier", checked, denoiser=denoiser, classifier=model.classifier)
+        except (ValueError, specs.SpecError):
+            continue  # a denoiser that cannot do it
+        if isinstance(made, nn.Module):
+            made = made.eval().requires_grad_(False).to(device)
+        found[key] = Choice(name, cast(Part, part), made)
+    return found
+
+
+def _beside(t: float) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Purifiers by key: their names and parts, for noise up to time `t`."""
+
+    def diffpure(sampler: str, steps: int) -> dict[str, Any]:
+        return {"name": "diffpure", "sampler": sampler, "t": t, "steps": steps}
+
+    return {
+        "ddpm": ("DiffPure, DDPM, 5 steps", diffpure("ddpm", 5)),
+        "sde": ("DiffPure, SDE, 20 steps", diffpure("sde", 20)),
+        "ddim": ("DiffPure, DDIM, 5 steps", diffpure("ddim", 5)),
+        "ode": ("DiffPure, ODE, 10 steps", diffpure("ode", 10)),
+        "one-step": ("one step", {"name": "one-step", "t": t}),
+        "gdmp": ("GDMP", {"name": "gdmp", "t": 0.036, "steps": 6}),
+        "coup": ("COUP, 20 steps", {"name": "coup", "t": t, "steps": 20}),
+        "langevin": ("Langevin", {"name": "langevin"}),
+        "likelihood": ("likelihood", {"name": "likelihood"}),
+    }
+
+
+def _without_places(value: Any) -> Any:
+    """A table in which files are told by their names alone."""
+    if isinstance(value, list):
+        return [_without_places(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    files = (*specs.FILE_KEYS, "folder")
+    return {
+        key: Path(each).name if key in files and isinstance(each, str) else _without_places(each)
+        for key, each in value.items()
+    }

@@ -1,0 +1,360 @@
+"""What the page computes: purify, vote, attack and compare, by the library's own functions.
+
+Nothing is computed elsewhere than in the thread of the model, through the queue of the service.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from unfool import spec as specs
+from unfool.api.apply import noise_to_classify, noise_to_purify
+from unfool.attacks.losses import Query, query_batch, without_noise
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Batched, classifier_only
+from unfool.defenses.purified_classifier import predict_draws
+from unfool.noise import Noise
+from unfool.protocols import Classifier, Defended, Purifier
+from unfool.serve.defense import Defense
+from unfool.serve.limits import Refused
+from unfool.serve.playground.choices import Choices, Sample, samples_of
+from unfool.serve.playground.settings import Settings
+from unfool.serve.request import Body, images_to_classify, in_thread
+from unfool.statistics import Share, wilson
+from unfool.threat import Threat
+
+STATES = 5  # of the way back that are shown, besides the image itself
+Found = TypeVar("Found")
+
+
+class Picture(NamedTuple):
+    """An image to play with.
+
+    Attributes:
+        x: (1, C, H, W), as the model takes it.
+        name: What the page calls it.
+        label: Its class, if known.
+        notes: What was done to it.
+    """
+
+    x: Tensor
+    name: str
+    label: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Votes(NamedTuple):
+    """How often each class won.
+
+    Attributes:
+        counts: Of each class.
+        random: Whether the model draws noise; if not, one pass says all.
+    """
+
+    counts: list[int]
+    random: bool
+
+    @property
+    def passes(self) -> int:
+        """How many there were."""
+        return sum(self.counts)
+
+    @property
+    def winner(self) -> int:
+        """The class with most votes; of equals, the lowest."""
+        return max(range(len(self.counts)), key=self.counts.__getitem__)
+
+    @property
+    def undecided(self) -> bool:
+        """Whether another class has as many votes."""
+        return self.counts.count(self.counts[self.winner]) > 1
+
+    def share(self, index: int) -> Share:
+        """The share of a class, with Wilson's 95 % interval."""
+        return wilson(self.counts[index], self.passes)
+
+
+class Purification(NamedTuple):
+    """One pass of the purifier, and the votes.
+
+    Attributes:
+        path: Times and images (C, H, W) from the noised one to the purified one; empty if the
+            purifier does not tell them.
+        pure: (1, C, H, W); None without a purifier.
+        defended: The votes of the model.
+        alone: Those of the classifier without its purifier, if there is one.
+    """
+
+    path: list[tuple[float, Tensor]]
+    pure: Tensor | None
+    defended: Votes
+    alone: Votes | None
+
+
+class AttackStep(NamedTuple):
+    """A query of an attack, answered.
+
+    Attributes:
+        number: Of the query, from 1.
+        steps: Of the attack; further queries compare its candidates.
+        x: (1, C, H, W), where it asked.
+        loss: The mean loss there.
+        wrong: The share of draws that are misclassified.
+    """
+
+    number: int
+    steps: int
+    x: Tensor
+    loss: float
+    wrong: float
+
+
+class Attacked(NamedTuple):
+    """An attack, done.
+
+    Attributes:
+        x: The adversarial image (1, C, H, W).
+        label: The class that it attacked.
+        size: Of the perturbation, in the norm of the threat.
+        before: The votes of the model on the image itself.
+        defended: The votes of the model, on noise that the attack has not seen.
+        alone: Those of the classifier without its purifier, if there is one.
+    """
+
+    x: Tensor
+    label: int
+    size: float
+    before: Votes
+    defended: Votes
+    alone: Votes | None
+
+
+class Compared(NamedTuple):
+    """What a purifier made of the image.
+
+    Attributes:
+        key: Of the purifier (`Choices.purifiers`).
+        pure: (1, C, H, W).
+        defended: The votes behind it.
+        distance: The l2 distance to the image, per pixel (root mean square).
+        seconds: One pass of the purifier.
+    """
+
+    key: str
+    pure: Tensor
+    defended: Votes
+    distance: float
+    seconds: float
+
+
+class Lab:
+    """A served model, and what can be tried on it.
+
+    Args:
+        defense: The model behind the queue.
+        table: Its spec.
+    """
+
+    def __init__(self, defense: Defense, table: specs.RawSpec):
+        self.defense, self.limits = defense, defense.limits
+        model = defense.loaded.model
+        self.whole = model if isinstance(model, Defended) else None
+        self.choices = Choices.of(table, self.whole, defense)
+        self.samples: list[Sample] = samples_of(defense.loaded, table)
+
+    def label(self, index: int) -> str:
+        """The name of a class."""
+        if not self.defense.loaded.classes and self.samples:
+            return self.samples[0].classes[index]
+        return self.defense.loaded.label(index)
+
+    def sample(self, number: int) -> Picture:
+        """A sample.
+
+        Raises:
+            Refused: There is none of that number.
+        """
+        if not 0 <= number < len(self.samples):
+            raise Refused(404, f"there is no sample {number}: they go to {len(self.samples) - 1}")
+        found = self.samples[number]
+        return Picture(found.x[None], f"sample {number}", found.label)
+
+    async def read(self, content: bytes) -> Picture:
+        """An image of one's own, resized to what the model takes.
+
+        Raises:
+            Refused: It is no picture, or too large.
+        """
+        if len(content) > self.limits.body:
+            raise Refused(413, f"the file has more than {self.limits.body} bytes")
+        body = Body((content,), None, {})
+        images = await in_thread(images_to_classify, body, self.defense.loaded, self.limits)
+        notes = tuple(note.replace("image 1", "the image") for note in images.notes)
+        return Picture(images.groups[0], "your image", None, notes)
+
+    async def purify(self, picture: Picture, settings: Settings) -> Purification:
+        """Purify an image once, and vote with and without the defense.
+
+        With a seed, all is what `unfool purify` and `unfool classify` give for a file alone.
+
+        Raises:
+            Refused: A setting is out of range, or the time is over.
+        """
+        settings.check(self.limits)
+        clock, path, pure = _Clock(self.limits.seconds), [], None
+        x = picture.x.to(self.defense.device)
+        if self.whole is not None:
+            path, pure = await self._walk(x, noise_to_purify(settings.seed, 0, 1), clock)
+        defended, alone = await self._both(x, settings, clock)
+        return Purification(path, pure, defended, alone)
+
+    async def attack(
+        self, picture: Picture, settings: Settings
+    ) -> AsyncIterator[AttackStep | Attacked]:
+        """PGD on the image, query by query; last, what it found, judged on noise of its own.
+
+        It is `PGD(steps, eot, loss="margin")` called with the stream `attack` below the noise of the
+        votes. An image without a label is attacked in the class that the model votes for.
+
+        Raises:
+            Refused: A setting is out of range, or the time is over.
+        """
+        settings.check(self.limits)
+        clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
+        before = await self._votes(self.defense.model, x, settings, clock)
+        label = before.winner if picture.label is None else picture.label
+        noise = noise_to_classify(settings.seed, 0, 1).child("attack")
+        model = self._view(settings)
+        threat, y = self.threat(settings), torch.tensor([label], device=x.device)
+        search = attack_of(settings).search(x, y, threat, noise)
+        result, number = None, 0
+        while True:
+            try:
+                query: Query = search.send(result)  # pyright: ignore[reportArgumentType]
+            except StopIteration as end:
+                x_adv: Tensor = end.value
+                break
+            rows = settings.eot * (3 if query.gradient else 1)
+            (result,) = await clock.wait(self._run(lambda q=query: query_batch(model, [q]), rows))
+            number += 1
+            loss, wrong = float(result.loss), float(result.error_rate)
+            yield AttackStep(number, settings.steps, query.x, loss, wrong)
+        defended, alone = await self._both(x_adv, settings, clock)
+        yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, alone)
+
+    async def compare(self, picture: Picture, settings: Settings) -> AsyncIterator[Compared]:
+        """The image behind each of the purifiers, on the same noise.
+
+        Raises:
+            Refused: A setting is out of range, there is no purifier, or the time is over.
+        """
+        settings.check(self.limits)
+        if self.whole is None:
+            raise Refused(404, "this model has no purifier: there is nothing to compare")
+        clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
+        for key in settings.purifiers:
+            purifier = self.choices.purifiers[key].purifier
+            noise = noise_to_purify(settings.seed, 0, 1)
+            pure, seconds = await clock.wait(
+                self._run(lambda p=purifier, n=noise: _timed(p, x, n), 1)
+            )
+            model = Batched(self.whole.with_purifier(purifier), self.defense.model)
+            votes = await self._votes(model, x, settings, clock)
+            distance = float((pure - x).square().mean().sqrt())
+            yield Compared(key, pure, votes, distance, seconds)
+
+    def threat(self, settings: Settings) -> Threat:
+        """What the attack may change.
+
+        Raises:
+            Refused: The budget is out of range.
+        """
+        if not 0 <= settings.eps <= self.choices.eps_most:
+            raise Refused(400, f"eps must be from 0 to {self.choices.eps_most:g}")
+        return Threat(self.choices.norm, settings.eps / self.choices.unit)
+
+    def _view(self, settings: Settings) -> Classifier:
+        if settings.gradient == "exact":
+            return self.defense.model
+        if self.whole is None:
+            raise Refused(400, "this model has no purifier to leave out: choose the exact gradient")
+        return classifier_only(self.defense.model)
+
+    async def _walk(
+        self, x: Tensor, noise: Noise, clock: "_Clock"
+    ) -> tuple[list[tuple[float, Tensor]], Tensor]:
+        assert self.whole is not None
+        purifier: Any = self.whole.purifier
+        if not hasattr(purifier, "walk"):
+            return [], await clock.wait(self._run(lambda: purifier(x, noise), 1))
+        states, path = purifier.walk(x, noise), []
+        while (state := await clock.wait(self._run(lambda: next(states, None), 1))) is not None:
+            path.append(state)
+        pure = path[-1][1]
+        return [(t, image[0]) for t, image in _evenly(path, STATES)], pure
+
+    async def _both(
+        self, x: Tensor, settings: Settings, clock: "_Clock"
+    ) -> tuple[Votes, Votes | None]:
+        defended = await self._votes(self.defense.model, x, settings, clock)
+        if self.whole is None:
+            return defended, None
+        alone = classifier_only(self.defense.model)
+        return defended, await self._votes(alone, x, settings, clock)
+
+    async def _votes(
+        self, model: Classifier, x: Tensor, settings: Settings, clock: "_Clock"
+    ) -> Votes:
+        noise = noise_to_classify(settings.seed, 0, 1)
+        random = not bool(await clock.wait(self._run(lambda: without_noise(model, x, noise), 2)))
+        passes = settings.votes if random else 1
+        chosen = await clock.wait(
+            self._run(lambda: predict_draws(model, x, noise, passes)[0].cpu(), passes)
+        )
+        classes = max(len(self.defense.labels), int(chosen.max()) + 1)
+        return Votes(torch.bincount(chosen, minlength=classes).tolist(), random)
+
+    def _run(self, task: Any, rows: int) -> Awaitable[Any]:
+        return self.defense.run(task, rows)
+
+
+def attack_of(settings: Settings) -> PGD:
+    """The attack that the settings name."""
+    return PGD(steps=settings.steps, eot=settings.eot, loss="margin")
+
+
+class _Clock:
+    """The time that is left to an answer."""
+
+    def __init__(self, seconds: float):
+        self.seconds, self.end = seconds, asyncio.get_running_loop().time() + seconds
+
+    async def wait(self, answer: Awaitable[Found]) -> Found:
+        try:
+            async with asyncio.timeout_at(self.end):
+                return await answer
+        except TimeoutError:
+            raise Refused(
+                503, f"no answer within {self.seconds:g} seconds: choose fewer steps or votes", 1
+            ) from None
+
+
+def _timed(purifier: Purifier, x: Tensor, noise: Noise) -> tuple[Tensor, float]:
+    began = time.perf_counter()
+    pure = purifier(x, noise)
+    if isinstance(purifier, nn.Module) and x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return pure, time.perf_counter() - began
+
+
+def _evenly(states: list[Any], most: int) -> Iterator[Any]:
+    """At most so many of the states, the first and the last among them."""
+    last = len(states) - 1
+    places = (
+        {round(i * last / (most - 1)) for i in range(most)} if last >= most else range(last + 1)
+    )
+    return (states[place] for place in sorted(places))

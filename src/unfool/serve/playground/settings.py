@@ -1,0 +1,102 @@
+"""What the page lets one choose, and how a link and a spec tell it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
+from urllib.parse import urlencode
+
+from unfool.serve.limits import Limits, Refused
+
+Gradient = Literal["exact", "classifier-only"]
+EOT = 16  # the most draws of a gradient
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the page.
+
+    Attributes:
+        sample: The number of the sample; an image of one's own is no part of a link.
+        votes: Passes that vote.
+        seed: Of all noise; None for fresh noise.
+        eps: The attack's budget, in the page's unit (`Lab.unit`).
+        steps: Of the attack.
+        eot: Draws of the noise for each gradient.
+        gradient: `"exact"`, or `"classifier-only"` of one who does not know of the defense.
+        purifiers: The keys of those to compare.
+    """
+
+    sample: int = 0
+    votes: int = 16
+    seed: int | None = 0
+    eps: float = 0.0
+    steps: int = 10
+    eot: int = 1
+    gradient: Gradient = "exact"
+    purifiers: tuple[str, ...] = ()
+
+    def check(self, limits: Limits) -> None:
+        """Refuse what is out of range, whoever sent it.
+
+        Raises:
+            Refused: A number is out of range, or a seed is given where none is taken.
+        """
+        _within("votes", self.votes, limits.votes)
+        _within("steps", self.steps, limits.steps)
+        _within("draws per step", self.eot, EOT)
+        if self.seed is not None and not limits.seeds:
+            raise Refused(403, "this service takes no seed: every answer has fresh noise")
+        if self.gradient not in get_args(Gradient):
+            raise Refused(400, f"the gradient must be one of {', '.join(get_args(Gradient))}")
+
+    def to_query(self) -> str:
+        """The query of a link, such as `?sample=3&votes=16`."""
+        told = {k: ",".join(v) if k == "purifiers" else v for k, v in asdict(self).items()}
+        told |= {"seed": "fresh" if self.seed is None else self.seed, "eps": f"{self.eps:g}"}
+        return f"?{urlencode(told, safe=',')}"
+
+    def from_query(self, query: Mapping[str, str], limits: Limits) -> "Settings":
+        """These settings with those of a link in their place; what does not fit is left out."""
+        found = self
+        for key in set(query) & set(asdict(self)):
+            try:
+                one = replace(found, **{key: _parsed(key, query[key])})
+                one.check(limits)
+            except (ValueError, Refused):
+                continue
+            found = one
+        return found
+
+
+def to_seed(value: float | str | None) -> int | None:
+    """The seed that a field of the page holds; None if it is empty.
+
+    Raises:
+        Refused: It is no whole number of 64 bits.
+    """
+    if value is None or value == "":
+        return None
+    if float(value) != int(value) or abs(int(value)) >= 2**53:
+        raise Refused(400, "the seed must be a whole number below 2^53, or empty for fresh noise")
+    return int(value)
+
+
+def known(keys: Iterable[str], choices: Iterable[str]) -> tuple[str, ...]:
+    """The keys that can be chosen, each once."""
+    there = set(choices)
+    return tuple(dict.fromkeys(key for key in keys if key in there))
+
+
+def _parsed(key: str, text: str) -> Any:
+    if key == "purifiers":
+        return tuple(filter(None, text.split(",")))
+    if key == "gradient":
+        return text
+    if key == "seed":
+        return None if text == "fresh" else to_seed(text)
+    return float(text) if key == "eps" else int(text)
+
+
+def _within(name: str, value: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise Refused(400, f"{name} must be a whole number from 1 to {most}")
