@@ -141,7 +141,7 @@ def test_the_page_of_purification(elsewhere, capsys):
     assert {row["row"] for row in told["rows"]} >= {"clean", "attacked", "attacked, noise only"}
     arrays = np.load(elsewhere / "seen" / "purification.npz")
     assert arrays["attacked, purified/l2"].shape == (4, 2)
-    for name in ("purification.html", "purification.png", "purification-pictures.png"):
+    for name in ("purification.html", "purification.png", "purification-images.png"):
         assert (elsewhere / "seen" / name).stat().st_size
 
 

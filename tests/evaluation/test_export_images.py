@@ -1,6 +1,7 @@
 """Adversarial images that are kept, and judged again."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
 from unfool.data.subset import choose_indices, labels_of
+from unfool.evaluation import export_images
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
 from unfool.noise import Noise
+from unfool.results.run_folder import Run
 from unfool.spec import load
 from unfool.threat import Threat
 
@@ -83,6 +86,17 @@ def test_what_is_kept_says_what_it_is(kept):
     assert about["largest"] == pytest.approx(0.1, abs=1e-5)
 
 
+def test_a_sheet_shows_each_attack_and_names_classes(kept):
+    page = (kept / "a-b-c-sheet.html").read_text("utf-8")
+    heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
+    assert heads[:3] == ["image", "before", "attacked"]
+    assert page.count("data:image/png;base64") == 7 * 3
+    facts = Run.open(kept).read(export_images.AttackedImage)
+    for fact in facts:
+        assert f"no. {fact.index}<br>true: {digits().classes[fact.label]}<br>" in page
+        assert f"size {fact.sizes['a/b c']:.3g}" in page
+
+
 def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere, facts):
     assert run(["evaluate", spec(), "--out", "made", "--quiet"]) == 0
     spec(attacks=given(kept / "a-b-c.npz", kept / "a-b-c"))
@@ -94,7 +108,7 @@ def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere,
     report = json.loads((elsewhere / "given" / "report.json").read_text())
     assert "images made elsewhere" in report["threat_model"]["the attacker's view"]
     assert "made elsewhere" in report["threat_model"]["the attacker's randomness"]
-    assert "pictures made elsewhere" in (elsewhere / "given" / "report.md").read_text()
+    assert "images made elsewhere" in (elsewhere / "given" / "report.md").read_text()
 
 
 def test_blocks_shards_and_resuming_make_the_same(spec, kept, elsewhere, capsys):

@@ -76,7 +76,7 @@ def test_a_run_records_it_before_and_after_purification(elsewhere):
         )
     assert [row["name"] for row in report["quality"]] == ["clean", "random", "pgd"]
     text = (elsewhere / "run" / "report.md").read_text()
-    assert "## Distance to the clean pictures" in text
+    assert "## Distance to the clean images" in text
     assert "| clean | - |" in text
 
 

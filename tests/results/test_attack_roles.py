@@ -85,7 +85,7 @@ def test_alone_it_is_the_attack_that_counts(report, elsewhere):
     told, text = report(STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["moved"]
     assert told["unbounded"] == []
-    assert "and may change the picture as stadv does gets through on" in text
+    assert "and may change the image as stadv does gets through on" in text
     assert "no threat bounds this" in told["threat_model"]["the attacker may change"]
     assert "weaker than random noise" not in text
     chosen = {outcome.chosen for outcome in Run.open(elsewhere / "made").outcomes()}
@@ -186,7 +186,7 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
         gallery = Gallery.of(Run.open(elsewhere / "made"))
         assert gallery is not None
         assert gallery.changed == word
-        assert ("brings the corrupted pictures" in text) == (word == "corrupted")
+        assert ("brings the corrupted images" in text) == (word == "corrupted")
         assert ("the corruption that hurts it most" in text) == (word == "corrupted")
         (elsewhere / "made").rename(elsewhere / word)
 

@@ -33,6 +33,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationMachine, CertificationSection, CertificationSpec
+from unfool.results.starts import record_start
 from unfool.runtime.device import pick_device
 from unfool.runtime.progress import progress
 from unfool.spec import Part, menu
@@ -180,6 +181,7 @@ def certify_model(
     asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
     asked["kind"] = KIND
     begun = Run.begin(folder, asked, partial(fingerprint, data))
+    record_start(begun, device)
     certify(
         noisy,
         data,

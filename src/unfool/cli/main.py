@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
+from unfool.cli.apply import classify, purify
 from unfool.cli.diagnose import doctor
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
-    BatchSize,
     Data,
     Device,
     Download,
-    ImageFiles,
     Out,
     Quiet,
     Set,
@@ -33,6 +32,7 @@ from unfool.cli.options import (
 )
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
+from unfool.runtime.provenance import started_by
 
 app = typer.Typer(
     name="unfool",
@@ -93,7 +93,10 @@ def attack(
     out: Out = None,
     form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
     png: Annotated[
-        bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
+        bool,
+        typer.Option(
+            help="PNG files, too, of 8 bits, rounded toward the clean images; and a sheet to look at."
+        ),
     ] = False,
     shard: Shard = None,
     download: Download = False,
@@ -110,6 +113,11 @@ def attack(
         command = command_line("attack", spec, changes, format=form, png=png)
         for made in export_images.write_images(run, kind, png, command):
             typer.echo(made)
+        if png:
+            from unfool.api.sheets import write_attack_sheets
+
+            for made in write_attack_sheets(run, command):
+                typer.echo(made)
 
 
 @app.command()
@@ -176,48 +184,8 @@ def certify(
         _report(run)
 
 
-@app.command()
-def purify(
-    images: ImageFiles,
-    spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
-    changes: Set = None,
-    out: Out = None,
-    seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
-    download: Download = False,
-    device: Device = "auto",
-    batch_size: BatchSize = 64,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also pictures far larger than the model's images.")
-    ] = False,
-) -> None:
-    """Purify pictures: PNG in, PNG out; npz in, npz out.
-
-    The noise of an image depends on the seed and on its place among all images given.
-    """
-    from unfool.cli.purify_and_classify import purify_files
-
-    folder = out or Path("purified")
-    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
-        typer.echo(path)
-
-
-@app.command()
-def classify(
-    images: ImageFiles,
-    spec: Annotated[str, typer.Option(help="The spec whose classifier and defense to use.")],
-    changes: Set = None,
-    votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
-    data: Data = None,
-    download: Download = False,
-    device: Device = "auto",
-    batch_size: BatchSize = 256,
-) -> None:
-    """Predict the classes of pictures through a defense, with the vote."""
-    from unfool.cli.purify_and_classify import classify_files
-
-    for line in classify_files(images, spec, changes or [], votes, seed, data, device, batch_size):
-        typer.echo(line)
+for command in (purify, classify):
+    app.command()(command)
 
 
 @app.command()
@@ -352,7 +320,7 @@ def run(arguments: list[str]) -> int:
     command: Callable[..., Any] = typer.main.get_command(app)
     arguments = [at_home(argument) for argument in arguments]
     try:
-        with asking():
+        with asking(), started_by(arguments):
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C

@@ -1,4 +1,4 @@
-"""What a run folder says of the run: `run.json`, and `forecast.json` beside it."""
+"""What a run folder says of the run: `run.json`, and beside it `starts/` and `forecast.json`."""
 
 from typing import Annotated, NotRequired
 

@@ -24,6 +24,7 @@ from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
+STARTS = "starts"  # of the processes that worked on a run (`results.starts`)
 AGAIN = "delete the file and run the same command again: only its images are done anew"
 FEWER = "delete it: the report then shows fewer images"
 SAME = {  # what runs that share a folder have in common
@@ -363,7 +364,7 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
                     "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:
-        for kind in ("examples", "outcomes"):
+        for kind in ("examples", STARTS, "outcomes"):
             for path in sorted((run.folder / kind).glob("*.*")):
                 target = whole.folder / kind / path.name
                 if not target.exists():
