@@ -11,6 +11,7 @@ from unfool.report.formatting import percent
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
 from unfool.results.doubt import Doubt
+from unfool.results.export.records import answers
 from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
@@ -77,22 +78,7 @@ class Result(RunResult[Summary]):
             class) and `correct`. The condition `robust` repeats, for each image, the attack that
             counts.
         """
-        return [
-            {
-                "index": outcome.index,
-                "label": outcome.label,
-                "condition": name,
-                "draw": draw,
-                "answer": answer,
-                "correct": answer == outcome.label,
-            }
-            for outcome in self.run.outcomes()
-            for name, condition in {
-                **outcome.conditions,
-                "robust": outcome.conditions[outcome.chosen],
-            }.items()
-            for draw, answer in enumerate(condition.draws)
-        ]
+        return answers(self.run)
 
     def write_report(self, folder: str | Path | None = None) -> Path:
         """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
