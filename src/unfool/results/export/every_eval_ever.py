@@ -20,7 +20,7 @@ from unfool.results.run_folder import Run
 from unfool.results.summary import winner
 
 SCHEMA_VERSION = "0.3.0"
-MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*[\w-]/[A-Za-z0-9][\w.-]*[\w-]")
+MODEL_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,10 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
         "generation_config": {
             "additional_details": {
                 "seed": str(summary["spec"]["evaluation"]["seed"]),
-                **{key.replace(" ", "_"): text for key, text in summary["threat_model"].items()},
+                **{
+                    key.replace("'s ", "_").replace(" ", "_"): text
+                    for key, text in summary["threat_model"].items()
+                },
             }
         },
     }

@@ -13,6 +13,7 @@ from unfool.results.report_json import Readings, ShareEntry, Summary
 from unfool.results.run_folder import Run
 
 TASKS = {"classifier": "image-classification", "denoiser": "unconditional-image-generation"}
+ON_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
 LOADS = {"classifier": "load_classifier", "denoiser": "load_denoiser"}
 
 
@@ -90,8 +91,8 @@ def _metadata(
     meta |= {"library_name": "unfool", "pipeline_tag": TASKS[card["kind"]]}
     meta["tags"] = ["unfool", "adversarial-robustness", "image-classification"]
     data = card.get("data", {}).get("name")
-    if data:
-        meta["datasets"] = [data]
+    if data in ON_HUB:
+        meta["datasets"] = [ON_HUB[data]]
     results = [_entry(s, told.name, told.readings) for s in summaries for told in conditions(s)]
     accuracy = card.get("metrics", {}).get("accuracy")
     if accuracy is not None and data:
@@ -106,8 +107,15 @@ def _entry(summary: Summary, condition: str, readings: Readings) -> dict[str, An
     said = f"accuracy per draw, {condition}"
     if condition != "clean":
         said += f" ({threat(summary)})"
+    said += _defended(summary)
     metric = {"type": "accuracy", "value": readings["per_draw"]["accuracy"], "name": said}
     return _index(str(summary["spec"]["data"]["name"]), metric)
+
+
+def _defended(summary: Summary) -> str:
+    """What stood before the classifier, if anything did."""
+    purifier = summary["spec"].get("purifier")
+    return f", behind {purifier['name']}" if purifier else ""
 
 
 def _index(data: str, metric: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +151,7 @@ def _results(summary: Summary) -> list[str]:
     ]
     model = [f"- {key}: {text}" for key, text in summary["threat_model"].items()]
     said = f"{summary['n']} images of {summary['spec']['data']['name']}, {threat(summary)}"
+    said += _defended(summary)
     return [
         f"### {said}\n",
         "Accuracy with 95 % intervals:\n",

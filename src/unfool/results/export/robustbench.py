@@ -6,6 +6,7 @@ link) is null.
 
 from typing import Any
 
+from unfool import spec as specs
 from unfool.results.export.conditions import finished, model_words, red_doubts
 from unfool.results.report_json import Readings
 from unfool.results.run_folder import Run
@@ -42,7 +43,7 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
     auto = [
         row["label"]
         for row in attacks
-        if row["name"] == "autoattack" and row["view"] == "exact" and "knows" not in row
+        if row["name"] == "autoattack" and specs.part("view", row["view"])["name"] == "exact"
     ]
     under = {row["name"]: row["robust"] for row in summary["attacks"]}
     found = [under[label] for label in auto if label in under]
