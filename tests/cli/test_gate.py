@@ -2,34 +2,32 @@
 
 import pytest
 
+from unfool.api.result import load_run
 from unfool.cli.main import run
+from unfool.results.gates import gate_of_run
 
 SMALL = ("--set", "data.size=16", "--set", "purifier.steps=2", "--set", "evaluation.draws=4")
+SMALL += ("--set", "evaluation.examples=0")
 
 
 def evaluate(*options: str) -> int:
     return run(["evaluate", "blobs", *SMALL, "--quiet", "--out", "r", *options])
 
 
-def test_a_bound_decides_the_exit_code(elsewhere, capsys):
+def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(elsewhere, capsys):
     assert evaluate("--min-robust", "0") == 0
     assert "pass: min-robust: robust accuracy is " in capsys.readouterr().out
-    assert evaluate("--min-robust", "1") == 1
-    assert "FAIL: min-robust: robust accuracy is " in capsys.readouterr().out
-    assert evaluate() == 0
-
-
-def test_a_strict_bound_is_on_the_lower_end(elsewhere, capsys):
-    from unfool.api.result import load_run
-
-    assert evaluate() == 0
     share = load_run("r").robust.per_draw
     between = (share.low + share.accuracy) / 2
     assert share.low < between < share.accuracy
-    assert evaluate("--min-robust", str(between)) == 0
+    summary = load_run("r").to_dict()
+    kept = [gate_of_run(summary, bound, strict=True).ok for bound in (share.low, between)]
+    assert kept == [True, False]
+    assert gate_of_run(summary, between).ok
     assert evaluate("--min-robust", str(between), "--strict") == 1
-    assert "the interval holds both sides of the bound" in capsys.readouterr().out
-    assert evaluate("--min-robust", str(share.low), "--strict") == 0
+    said = capsys.readouterr().out
+    assert "FAIL: min-robust: " in said
+    assert "the interval holds both sides of the bound" in said
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def readme(
         f"\n\n```python\nimport unfool\n\nmodel = unfool.{LOADS[card['kind']]}({name!r})\n```\n\n"
         f"In a spec: `{card['kind']}: {{name: trained, weights: {name}}}`. Images are in [0, 1].\n"
     )
-    facts = {key: card[key] for key in ("objective", "data", "began_as") if key in card}
+    facts = {key: card.get(key) for key in ("objective", "data", "began_as") if key in card}
     lines.append("## How it was made\n")
     if command := card.get("command"):
         lines.append(f"```console\n$ {command}\n```\n")
