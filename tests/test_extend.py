@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from unfool.cli.main import run
+from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
+from unfool.results.spec import ModelSpec
 from unfool.spec import argument_names, check, load, menu
 from unfool.toy.blobs import Blobs
 
@@ -101,6 +103,7 @@ def of_page(heading: str) -> list[str]:
 
 GUIDE, PULL = of_page("A guide")
 (CORRECTION,) = of_page("A correction of the estimate")
+(LEVEL,) = of_page("The level and the shape of the noise")
 (STEP,) = of_page("A sampler step")
 (REVERSE,) = of_page("A purifier on the reverse process")
 SEAMS = {
@@ -108,10 +111,13 @@ SEAMS = {
     "guide of the image": "{name: diffpure, steps: 3, guide: {name: 'seams:Pull', weight: 0.5}}",
     "guide of the menu": "{name: diffpure, steps: 3, guide: {name: confidence, weight: 0.5}}",
     "correction": "{name: diffpure, steps: 3, correction: {name: 'seams:low_from_image', size: 2}}",
+    "noise level": "{name: diffpure, steps: 3, noise_level: {name: 'seams:by_contrast', least: 0.1}}",
+    "shaping": "{name: diffpure, steps: 3, shaping: {name: 'seams:on_bright', share: 0.2}}",
     "step": "{name: diffpure, steps: 3, sampler: {name: 'seams:fresh', scale: 0.9}}",
     "step of another purifier": "{name: coup, steps: 3, sampler: 'seams:fresh'}",
     "all": "{name: diffpure, steps: 3, sampler: 'seams:fresh', guide: 'seams:Pull', "
-    "correction: {name: 'seams:low_from_image', size: 2}}",
+    "correction: {name: 'seams:low_from_image', size: 2}, noise_level: 'seams:by_contrast', "
+    "shaping: 'seams:on_bright'}",
     "purifier": "{name: 'seams:TVPure', steps: 3, weight: 0.05}",
 }
 
@@ -124,7 +130,7 @@ def strangers(elsewhere, monkeypatch):
         "mynet": NETWORK + CLASSIFIER,
         "dice": ATTACK,
         "theirs": OUTSIDE,
-        "seams": "\n".join([GUIDE, PULL, CORRECTION, STEP, REVERSE]),
+        "seams": "\n".join([GUIDE, PULL, CORRECTION, LEVEL, STEP, REVERSE]),
     }
     for name, text in files.items():
         (elsewhere / f"{name}.py").write_text(text)
@@ -247,10 +253,16 @@ def test_guide_correction_step_and_purifier_of_the_page_from_a_spec(strangers, f
     assert facts(strangers / "out") == facts(strangers / "again")
 
 
+def double(checked: ModelSpec) -> Purified:
+    model = build_model(checked, "cpu")
+    assert isinstance(model, Purified)
+    return model.double()
+
+
 @pytest.mark.parametrize("seam", SEAMS)
 def test_gradient_through_parts_of_the_page_is_the_slope(strangers, seam):
     checked = check_model({**load("blobs"), "purifier": yaml.safe_load(SEAMS[seam])})
-    purify = build_model(checked, "cpu").double().purifier
+    purify = double(checked).purifier
     noise, x = Noise.of(0, range(2)), torch.stack([Blobs(2)[i][0] for i in range(2)]).double()
     weigh, along = (noise.child(name).normal(x) for name in ("weigh", "along"))
 
@@ -312,9 +324,9 @@ def test_a_guide_of_a_function_or_a_class_is_given_the_classifier(strangers):
     def purified(guide):
         part = {"name": "diffpure", "steps": 3, "guide": guide}
         checked = check_model({**load("blobs"), "purifier": part})
-        names = argument_names("purifier", checked["purifier"])
+        names = argument_names("purifier", checked.get("purifier", {"name": "none"}))
         assert guide is None or "classifier" in names
-        return build_model(checked, "cpu").double().purifier(x, noise)
+        return double(checked).purifier(x, noise)
 
     mine = purified({"name": "sure:sure", "weight": 1e5})
     shipped = purified({"name": "confidence", "weight": 1e5})

@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, NoiseLevel, Shaping, Step
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.threat import Threat
@@ -26,9 +26,11 @@ __all__ = [
     "Denoiser",
     "Guide",
     "ImageGuide",
+    "NoiseLevel",
     "Objective",
     "Purifier",
     "Schedule",
+    "Shaping",
     "Step",
 ]
 
@@ -88,7 +90,8 @@ class Objective(Protocol):
 class Dataset(Protocol):
     """Images (C, H, W) of [0, 1] in float32 with labels, reached by index."""
 
-    classes: Sequence[str]
+    @property
+    def classes(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def digits():
 
 def follow(at, which=slice(None), **options):
     noise = at.noise.take(range(len(at.x))[which])
-    settings = SMALL | {"runs": 3} | options
+    settings: dict[str, Any] = SMALL | {"runs": 3} | options
     return trajectories(at.model, at.x[which], at.y[which], at.threat, noise, **settings)
 
 

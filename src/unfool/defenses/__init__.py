@@ -19,15 +19,23 @@ if TYPE_CHECKING:
         NoisedDiffusionClassifier as NoisedDiffusionClassifier,
     )
     from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
+    from unfool.defenses.energy import Energy as Energy
+    from unfool.defenses.flowpure import FlowPure as FlowPure
+    from unfool.defenses.freqpure import FreqPure as FreqPure
     from unfool.defenses.gdmp import GDMP as GDMP
     from unfool.defenses.gradual import Gradual as Gradual
     from unfool.defenses.langevin import Langevin as Langevin
     from unfool.defenses.likelihood import LikelihoodMaximization as LikelihoodMaximization
+    from unfool.defenses.local_smoothing import LocalSmoothing as LocalSmoothing
+    from unfool.defenses.mani import Spectrum as Spectrum
+    from unfool.defenses.mimic import Mimic as Mimic
     from unfool.defenses.purified_classifier import Purified as Purified
     from unfool.defenses.purified_classifier import majority_vote as majority_vote
     from unfool.defenses.purified_classifier import predict_draws as predict_draws
     from unfool.defenses.resized import Resized as Resized
     from unfool.defenses.sampling import make_sampler as make_sampler
+    from unfool.defenses.ssni import ScoreNorm as ScoreNorm
+    from unfool.defenses.ssni import score_norms as score_norms
 
 _HOMES = {
     "Aggregated": "unfool.defenses.aggregate",
@@ -38,17 +46,25 @@ _HOMES = {
     "DiffPure": "unfool.defenses.diffpure",
     "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
     "DistributionTransfer": "unfool.defenses.distribution_transfer",
+    "Energy": "unfool.defenses.energy",
+    "FlowPure": "unfool.defenses.flowpure",
+    "FreqPure": "unfool.defenses.freqpure",
     "GDMP": "unfool.defenses.gdmp",
     "Gradual": "unfool.defenses.gradual",
     "Langevin": "unfool.defenses.langevin",
     "LikelihoodMaximization": "unfool.defenses.likelihood",
+    "LocalSmoothing": "unfool.defenses.local_smoothing",
     "majority_vote": "unfool.defenses.purified_classifier",
     "make_sampler": "unfool.defenses.sampling",
+    "Mimic": "unfool.defenses.mimic",
     "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
     "OneStep": "unfool.defenses.denoised_smoothing",
     "predict_draws": "unfool.defenses.purified_classifier",
     "Purified": "unfool.defenses.purified_classifier",
     "Resized": "unfool.defenses.resized",
+    "score_norms": "unfool.defenses.ssni",
+    "ScoreNorm": "unfool.defenses.ssni",
+    "Spectrum": "unfool.defenses.mani",
 }
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 if not TYPE_CHECKING:  # lest a name that is not there pass for one

@@ -10,9 +10,9 @@ from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler
 from unfool.diffusion.adjoint import check_torchsde, reverse_adjoint
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
-from unfool.diffusion.reverse import euler_maruyama, reverse, walk
-from unfool.diffusion.schedule import Discrete, pixel_noise
+from unfool.diffusion.protocols import Correction, Guide, ImageGuide, NoiseLevel, Shaping, Step
+from unfool.diffusion.reverse import Heun, euler_maruyama, reverse, walk
+from unfool.diffusion.schedule import Discrete, pixel_noise, scales_of_images
 from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.ranges import Count, Share, Time, check_arguments
@@ -41,9 +41,13 @@ class DiffPure(nn.Module):
         guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
         correction: What changes each estimate of the clean image (`protocols.Correction`), before the
             guide sees it; or None.
+        noise_level: What chooses the t* of each image (`protocols.NoiseLevel`), or None for `t`. All
+            images take `steps` steps, whose lengths are in proportion to their t*. It draws from the
+            stream `level` below `forward`. Not with `"heun"`.
+        shaping: What shapes the forward noise by the image (`protocols.Shaping`), or None.
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: An option is out of range, or there is a noise level with the sampler `"heun"`.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -60,13 +64,20 @@ class DiffPure(nn.Module):
         forward: Forward = "continuous",
         guide: Guide | ImageGuide | None = None,
         correction: Correction | None = None,
+        noise_level: NoiseLevel | None = None,
+        shaping: Shaping | None = None,
     ):
         super().__init__()
         check_arguments(DiffPure, locals())
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sampler, self.variance, self.eta = sampler, variance, eta  # for who reads them
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
+        if noise_level is not None and isinstance(self.step, Heun):
+            raise ValueError(
+                "noise levels have each image go its own times, which `heun` cannot: use `sde`"
+            )
         self.guide, self.correction = guide, correction
+        self.noise_level, self.shaping = noise_level, shaping
         self._noising = Discrete(1000) if forward == "discrete" else denoiser.schedule
 
     @property
@@ -77,47 +88,74 @@ class DiffPure(nn.Module):
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
         """Purified images, shaped like `x` (B, C, H, W) in [0, 1]."""
         check_images(x)
-        z, x_t, back = self._noised(x, noise)
-        x_0 = reverse(self.denoiser, x_t, self.times, back, image=z, **self._reverse_options())
+        z, x_t, own, back = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "own": own}
+        x_0 = reverse(self.denoiser, x_t, self.times, back, **options)
         return self.denoiser.decode(x_0)
 
     def walk(self, x: Tensor, noise: Noise) -> Iterator[tuple[float, Tensor]]:
         """The way back of `forward`: (time, image) from the noised image to the purified one."""
-        z, x_t, back = self._noised(x, noise)
-        for t, state in walk(
-            self.denoiser, x_t, self.times, back, image=z, **self._reverse_options()
-        ):
+        z, x_t, own, back = self._noised(x, noise)
+        options = self._reverse_options() | {"image": z, "own": own}
+        for t, state in walk(self.denoiser, x_t, self.times, back, **options):
             yield t, self.denoiser.decode(state)
 
     def adjoint(self) -> Purifier:
         """The same purifier with the gradient of the release, which is not exact.
 
         Raises:
-            ValueError: The sampler is not `"sde"`, or has a guide or a correction, or torchsde is not
-                installed.
+            ValueError: The sampler is not `"sde"`, or has a guide, a correction or noise levels, or
+                torchsde is not installed.
         """
-        if self.step is not euler_maruyama or self.guide or self.correction:
+        if self.step is not euler_maruyama or self.guide or self.correction or self.noise_level:
             raise ValueError(
-                "the adjoint gradient is that of the sampler `sde` without a guide or a correction; "
-                "use `exact`"
+                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or "
+                "noise levels; use `exact`"
             )
         check_torchsde()
 
         def purify(x: Tensor, noise: Noise) -> Tensor:
-            _, x_t, back = self._noised(x, noise)
+            _, x_t, _, back = self._noised(x, noise)
             return self.denoiser.decode(reverse_adjoint(self.denoiser, x_t, self.times, back))
 
         return purify
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
-        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`)."""
+        """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`).
+
+        Raises:
+            ValueError: As `with_fewer_steps`; or it is to be matched, and there is a noise level.
+        """
+        if matched and self.noise_level:
+            raise ValueError(
+                "with noise levels each image has times of its own, so no few steps are on the path of "
+                "noise of many: use the view `surrogate` or `exact`"
+            )
         return with_fewer_steps(self, steps, matched)
 
     def _reverse_options(self) -> dict[str, Any]:
         return {"step": self.step, "guide": self.guide, "correction": self.correction}
 
-    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Noise]:
-        """The image in the denoiser's space, noised to t*, and the noise of the way back."""
-        z = self.denoiser.encode(x)
-        x_t = self.denoiser.perturb(z, self.times[0], noise.child("forward"), self._noising)
-        return z, x_t, noise.child("reverse")
+    def _noised(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor, Tensor | None, Noise]:
+        """The image in the denoiser's space, noised to t*, the t* of each, and noise for the way back."""
+        z, back = self.denoiser.encode(x), noise.child("reverse")
+        eps = noise.child("forward").normal(z)
+        if self.shaping is not None:
+            eps = self.shaping(eps, z)
+        own = self._own(z, noise.child("forward", "level"))
+        scales = (
+            self._noising(self.times[0]) if own is None else scales_of_images(self._noising, own)
+        )
+        return z, scales.alpha * z + scales.sigma * eps, own, back
+
+    def _own(self, z: Tensor, noise: Noise) -> Tensor | None:
+        """The t* of each image (B,), or None if all have the same."""
+        if self.noise_level is None:
+            return None
+        own = self.noise_level(z, self.t, noise)
+        if own.shape != z.shape[:1] or not bool(((own >= 1e-4) & (own <= 1)).all()):
+            raise ValueError(
+                f"the noise level returned {own.detach().flatten()[:4].tolist()} of shape "
+                f"{tuple(own.shape)} for {len(z)} images: it gives one time from 0.0001 to 1 for each"
+            )
+        return own.to(z)

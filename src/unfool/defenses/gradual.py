@@ -9,7 +9,7 @@ from unfool.checks import check_images, images_of_any_range
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.protocols import Step
+from unfool.diffusion.protocols import Correction, Step
 from unfool.noise import Noise
 from unfool.ranges import Count, Share, Time
 from unfool.runtime.text import html_repr, short_repr
@@ -29,6 +29,8 @@ class Gradual(nn.Module):
         sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
         variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
         eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+        correction: What changes each estimate of the clean image (`protocols.Correction`), or None.
+            In each pass it sees what that pass began with.
 
     Raises:
         ValueError: There is no pass, or one is out of range.
@@ -44,6 +46,7 @@ class Gradual(nn.Module):
         sampler: SamplerName | Step = "ddpm",
         variance: Variance = "small",
         eta: Share = 0.0,
+        correction: Correction | None = None,
     ):
         super().__init__()
         if not passes:
@@ -53,7 +56,8 @@ class Gradual(nn.Module):
         for i, (t, steps) in enumerate(passes):
             options = {"sampler": sampler, "variance": variance, "eta": eta}
             try:
-                self.passes.append(DiffPure(denoiser, t=t, steps=steps, **options))
+                one = DiffPure(denoiser, t=t, steps=steps, correction=correction, **options)
+                self.passes.append(one)
             except ValueError as error:
                 raise ValueError(f"pass {i}: {error}") from error
 

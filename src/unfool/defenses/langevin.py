@@ -27,11 +27,16 @@ class Langevin(nn.Module):
     goes through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
     deviation 0.126 of the range [-1, 1].
 
+    Without an anchor (`sigma2: null`), with `eta: 1` and with many steps it is long-run Langevin dynamics
+    (Hill et al., 2021, equation 3): each step adds tau^2 / 2 times the score and noise of tau, where
+    tau^2 is lambda t / steps. The score may be an energy-based model's (the denoiser `energy`).
+
     Args:
         denoiser: The diffusion model.
         t: How long to run, in (0, 1].
         steps: How many steps, each one call of the network; 10 in the release.
-        sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds.
+        sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds; None is
+            no anchor.
         weight: lambda, the size of a step.
         eta: The scale of the noise.
         score_t: The time at which the score is asked for.
@@ -45,14 +50,14 @@ class Langevin(nn.Module):
         *,
         t: Time = 0.1,
         steps: Count = 10,
-        sigma2: Positive = 1e-3,
+        sigma2: Positive | None = 1e-3,
         weight: Positive = 1e-2,
         eta: NotNegative = 5.0,
         score_t: Time = 0.01,
     ):
         super().__init__()
         check_arguments(Langevin, locals())
-        if t / steps * weight / (2 * sigma2) > 2:
+        if sigma2 is not None and t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
                 f"the anchor overshoots: t / steps * weight / (2 sigma2) must be at most 2; take more "
                 f"steps than {steps}"
@@ -117,7 +122,7 @@ class _Pulled:
 
     anchor: Tensor
     h: float
-    sigma2: float
+    sigma2: float | None
     weight: float
     eta: float
 
@@ -125,5 +130,6 @@ class _Pulled:
         self, x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise
     ) -> Tensor:
         score = (now.alpha * x_hat - x_t) / now.sigma**2
-        drift = -0.5 * self.weight * (-score + (x_t - self.anchor) / self.sigma2)
+        pull = 0.0 if self.sigma2 is None else (x_t - self.anchor) / self.sigma2
+        drift = -0.5 * self.weight * (-score + pull)
         return x_t + self.h * drift + self.eta * math.sqrt(self.weight * self.h) * noise.normal(x_t)

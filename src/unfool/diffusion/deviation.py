@@ -5,7 +5,7 @@ state from that of the forward process. The way back visits each state anyway, s
 losses is added there, and no network is called for it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -58,13 +58,21 @@ class ForwardPath:
     Args:
         image: In the denoiser's space (B, C, H, W).
         start: The chain's first state, at `scales[0]`, of which eps is the noise.
-        scales: Of all times of the chain.
+        scales: Of the time numbered i of the chain, shaped () or (B, 1, 1, 1).
+        times: How many times there are.
         weight: Of the deviation.
     """
 
-    def __init__(self, image: Tensor, start: Tensor, scales: Sequence[Scales], weight: float):
+    def __init__(
+        self,
+        image: Tensor,
+        start: Tensor,
+        scales: Callable[[int], Scales],
+        times: int,
+        weight: float,
+    ):
         self.image, self.start, self.scales = image.detach(), start.detach(), scales
-        self.each = 2 * weight / (start[0].numel() * (len(scales) - 1))
+        self.each = 2 * weight / (start[0].numel() * (times - 1))
         self.to_image = self.to_start = torch.zeros_like(self.start)  # gradients of a way back
 
     def begin(self, start: Tensor, image: Tensor) -> Tensor:
@@ -77,7 +85,7 @@ class ForwardPath:
 
     def apart(self, state: Tensor, i: int) -> Tensor:
         """The gradient of the deviation after step `i`, remembered for the image and the start."""
-        first, now = self.scales[0], self.scales[i + 1]
+        first, now = self.scales(0), self.scales(i + 1)
         of_start = now.sigma / first.sigma
         of_image = now.alpha - of_start * first.alpha
         apart = self.each * (state - of_image * self.image - of_start * self.start)
@@ -93,14 +101,14 @@ class ForwardPath:
 
 
 def forward_path(
-    image: Tensor | None, start: Tensor, scales: Sequence[Scales]
+    image: Tensor | None, start: Tensor, scales: Callable[[int], Scales], times: int
 ) -> ForwardPath | None:
     """The forward path of a chain that knows the image it came from, if `deviating` asks for it."""
     asked = _ASKED.get()
     if asked is None or image is None or not torch.is_grad_enabled():
         return None
     asked.chains += 1
-    return ForwardPath(image, start, scales, asked.weight)
+    return ForwardPath(image, start, scales, times, asked.weight)
 
 
 class _Begin(torch.autograd.Function):

@@ -1,6 +1,7 @@
-"""What can be swapped in the reverse process: a guide, a correction, a step.
+"""What can be swapped in a diffusion: level and shape of its noise, a guide, a correction, a step.
 
-States are (B, C, H, W) in the denoiser's own space, and scales (`Scales`) are shaped ().
+States are (B, C, H, W) in the denoiser's own space, and scales (`Scales`) are shaped (), or (B, 1, 1, 1)
+where each image has times of its own.
 """
 
 from typing import Protocol, runtime_checkable
@@ -44,6 +45,25 @@ class Correction(Protocol):
     """
 
     def __call__(self, x_hat: Tensor, x: Tensor, now: Scales, /) -> Tensor: ...
+
+
+class NoiseLevel(Protocol):
+    """The time (B,) that each image is noised to, from 0.0001 to 1, where t* is `t`.
+
+    `x` is the image that is purified (B, C, H, W), in the denoiser's own space; all randomness comes from
+    `noise`. Gradients go through the times.
+    """
+
+    def __call__(self, x: Tensor, t: float, noise: Noise, /) -> Tensor: ...
+
+
+class Shaping(Protocol):
+    """The noise of the forward process, given standard normal noise `eps` and the image `x`.
+
+    Both are (B, C, H, W), `x` in the denoiser's own space. It draws nothing; gradients go through `x`.
+    """
+
+    def __call__(self, eps: Tensor, x: Tensor, /) -> Tensor: ...
 
 
 class Step(Protocol):

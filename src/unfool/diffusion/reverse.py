@@ -21,6 +21,7 @@ from unfool.diffusion.schedule import (
     Discrete,
     Scales,
     Schedule,
+    TimesOfImages,
     chain_length,
     pixel_noise,
     time_of_noise,
@@ -144,6 +145,7 @@ def reverse(
     image: Tensor | None = None,
     label: Tensor | None = None,
     beside: tuple[Tensor, ...] = (),
+    own: Tensor | None = None,
 ) -> Tensor:
     """Carry `x` through `times`, from the first to the last.
 
@@ -167,23 +169,33 @@ def reverse(
             guide that looks at it. None where neither does.
         label: Class labels (B,) for a conditional denoiser.
         beside: Other tensors a guide uses that may need a gradient.
+        own: The first time of each image (B,), which the gradient reaches, too; its other times are in
+            proportion, but for the last, which is that of all. None is `times[0]` for all. Not with
+            `Heun`.
 
     Raises:
         ValueError: The correction or the guide looks at `image`, and there is none.
     """
-    scales = scales_along(denoiser, times)
+    scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
-    path = forward_path(image, x, scales)
+    fixed = None if own is None else own.detach()
+    path = forward_path(image, x, lambda i: scales.at(i, fixed), len(times))
     if path is not None and image is not None:
         x = path.begin(x, image)
 
-    def advance(i: int, x_t: Tensor) -> Tensor:
-        then = options.advance(x_t, scales[i], scales[i + 1], noise.child(i))
-        return then if path is None else path.meet(then, i)
+    def advance(i: int, state: Tensor) -> Tensor:
+        x_t, t = (state, None) if own is None else (state[:, :-1], state[:, -1, 0, 0])
+        then = options.advance(x_t, scales.at(i, t), scales.at(i + 1, t), noise.child(i))
+        then = then if path is None else path.meet(then, i)
+        return then if own is None else torch.cat([then, state[:, -1:]], 1)
 
     weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
     needed = (*options.differentiated_inputs(), *beside, *weights)
-    return chain(advance, x, len(scales) - 1, needed, denoiser, options.kind())
+    if own is None:
+        return chain(advance, x, len(times) - 1, needed, denoiser, options.kind())
+    # The times travel with the states, as a channel: the image, of which they are made, is beside them.
+    state = torch.cat([x, own.to(x)[:, None, None, None].expand_as(x[:, :1])], 1)
+    return chain(advance, state, len(times) - 1, needed, denoiser, options.kind())[:, :-1]
 
 
 def walk(
@@ -197,13 +209,18 @@ def walk(
     correction: Correction | None = None,
     image: Tensor | None = None,
     label: Tensor | None = None,
+    own: Tensor | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
-    """The states of `reverse`, as (time, x_t) pairs from the first to the last."""
-    scales = scales_along(denoiser, times)
+    """The states of `reverse`, as (time, x_t) pairs from the first to the last.
+
+    Where each image has times of its own, those told are `times` all the same.
+    """
+    scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
     yield float(times[0]), x
-    for i in range(len(scales) - 1):
-        x = options.advance(x, scales[i], scales[i + 1], noise.child(i))
+    t = None if own is None else own.to(x)
+    for i in range(len(times) - 1):
+        x = options.advance(x, scales.at(i, t), scales.at(i + 1, t), noise.child(i))
         yield float(times[i + 1]), x
 
 

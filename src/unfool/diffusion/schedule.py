@@ -118,6 +118,39 @@ class Discrete:
         return Scales(t, abar.sqrt().to(t), (1 - abar).sqrt().to(t), beta.to(t))
 
 
+def scales_of_images(schedule: Schedule, times: Tensor) -> Scales:
+    """The scales (B, 1, 1, 1) at a time for each image (B,), in the type of the times.
+
+    A time before the first step of a discrete chain is taken to that step, which has the least noise.
+    """
+    exact = times.double().cpu().view(-1, 1, 1, 1)
+    if isinstance(schedule, Discrete):
+        exact = exact.clamp(min=1 / schedule.steps)
+    return Scales(*(value.to(times) for value in schedule(exact)))
+
+
+class TimesOfImages:
+    """The scales at falling times: the same for all images, or in proportion to a first time of each.
+
+    Args:
+        schedule: Times to scales.
+        times: Of all images (N + 1,).
+    """
+
+    def __init__(self, schedule: Schedule, times: Tensor):
+        self.schedule, self.shares = schedule, (times / times[0]).tolist()
+        self.scales = [schedule(time) for time in times.double().cpu()]
+
+    def at(self, i: int, own: Tensor | None) -> Scales:
+        """The scales at the time numbered i, given the first time of each image (B,) or None.
+
+        All images end at the same time.
+        """
+        if own is None or i == len(self.shares) - 1:
+            return self.scales[i]
+        return scales_of_images(self.schedule, self.shares[i] * own)
+
+
 def chain_length(schedule: Schedule) -> int:
     """How many steps a schedule's chain has; a continuous one is taken as a chain of 1000."""
     return schedule.steps if isinstance(schedule, Discrete) else 1000

@@ -7,9 +7,23 @@ from typing import Any
 from xml.etree import ElementTree
 
 from unfool.evaluation.sweep import name_of
-from unfool.report.document import Block, Code, Document, Doubts, Paragraph, Style, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Document,
+    Doubts,
+    Heading,
+    Items,
+    Paragraph,
+    Style,
+    Table,
+    Tile,
+    Tiles,
+)
 from unfool.report.figures.comparison import paired_accuracy, title_of
-from unfool.report.formatting import cell, percent, points
+from unfool.report.formatting import cell, interval, percent, points
+from unfool.report.image_table import paired_table
+from unfool.report.record import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
@@ -21,6 +35,11 @@ ABOUT = (
     "A, B: how often one answer is right, with 95 % intervals. B - A: the paired difference, with a "
     "95 % interval by bootstrap over images. Only A, only B: images on which the majority of {draws} "
     "draws is right in one run alone; p: the exact test of McNemar of these two counts."
+)
+
+IMAGE_BY_IMAGE = (
+    "How many of the held-out answers to each image are right in A, then in B. Choose what to show, or "
+    "click a heading to sort by the difference."
 )
 
 
@@ -59,11 +78,30 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
         command: How to make it again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
-    return Document(short.title, [*short.blocks, figure, Code(command)], "Two runs compared")
+    opening, (differences, *rest) = _opening(found)[1:], short.blocks[2:]
+    blocks = [
+        *map(Paragraph, opening),
+        _tiles(found),
+        *([Heading("What neither run tried"), Items(found.not_tried)] if found.not_tried else []),
+        Heading("Accuracy"),
+        differences,
+        *rest,
+        figure,
+        Heading("Image by image"),
+        Paragraph(IMAGE_BY_IMAGE, "note"),
+        paired_table(found.images),
+        Heading("Record"),
+        both_records(*found.provenance),
+        Heading("How to reproduce it"),
+        Code(command),
+    ]
+    return Document(short.title, blocks, "Two runs compared")
 
 
 def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
-    """Write `compare.json`, `compare.md`, `compare.html` and `compare.png` into a folder.
+    """Write `compare.html`, `.md`, `.png`, `.json` and `.csv` into a folder, and each image's fate.
+
+    That is in `images.json` and `images.csv`.
 
     Args:
         folder: Where to.
@@ -80,7 +118,9 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
         asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
         for gate in kept
     ]
-    write_document(folder, "compare", whole(found, kept, command), numbers)
+    del numbers["images"]  # they have a file of their own
+    document = whole(found, kept, command)
+    write_document(folder, "compare", document, numbers, numbers["rows"], images=found.images)
 
 
 def junit(kept: Sequence[Gate]) -> bytes:
@@ -143,6 +183,17 @@ def _opening(found: Comparison) -> list[str]:
         if where
         else "Both were asked the same, and made by the same versions.",
     ]
+
+
+def _tiles(found: Comparison) -> Tiles:
+    """The accuracy that counts in A and in B, and the difference."""
+    row = next((row for row in found.rows if row.name == "robust"), found.rows[0])
+    sides = [
+        Tile(percent(share.accuracy), f"{row.name} accuracy of {run}", interval(share._asdict()))
+        for run, share in (("A", row.a), ("B", row.b))
+    ]
+    change = points(row.change._asdict(), "+.1f").partition(" [")
+    return Tiles([*sides, Tile(change[0], "B - A, percentage points", f"[{change[2]}")])
 
 
 def _bound(gate: Gate) -> Paragraph:

@@ -9,8 +9,9 @@ import torch
 
 from unfool.noise import Noise
 from unfool.results.attack_roles import roles
+from unfool.results.image_records import PairedImage, condition_record
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.report_json import DoubtEntry
+from unfool.results.report_json import DoubtEntry, Provenance
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
 from unfool.results.summary import judge, summarize_run, winner
@@ -58,6 +59,9 @@ class Comparison:
         rows: The conditions that both have.
         differs: What differs between what they were asked: {path: (in A, in B)}.
         doubts: Of each run, as in its report.
+        not_tried: What neither run tried, in words.
+        provenance: Where the numbers of each run come from.
+        images: What became of each image.
     """
 
     folders: tuple[str, str]
@@ -67,6 +71,9 @@ class Comparison:
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
     doubts: tuple[list[DoubtEntry], list[DoubtEntry]]
+    not_tried: list[str]
+    provenance: tuple[Provenance, Provenance]
+    images: list[PairedImage]
 
 
 def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
@@ -90,7 +97,7 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             "end, or merge their shards first"
         )
     names = _shared(a.spec, b.spec)
-    options = a.spec["evaluation"]
+    options, found = a.spec["evaluation"], (summarize_run(a), summarize_run(b))
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
@@ -98,7 +105,10 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
         draws=options["draws"],
         rows=paired(both, names, options["seed"], resamples),
         differs=differences(a.manifest, b.manifest),
-        doubts=(summarize_run(a)["doubts"], summarize_run(b)["doubts"]),
+        doubts=(found[0]["doubts"], found[1]["doubts"]),
+        not_tried=[said for said in found[0]["not_tried"] if said in found[1]["not_tried"]],
+        provenance=(found[0]["provenance"], found[1]["provenance"]),
+        images=[_paired_image(pair, names, a.manifest["classes"]) for pair in both],
     )
 
 
@@ -288,6 +298,21 @@ def _parts(spec: EvaluationSpec) -> dict[str, str]:
     found |= {row["label"]: f"knows {row.get('knows', '')}" for row in knowing}
     found |= {row["label"]: "beyond" for row in beyond}
     return found | {row["label"]: "corruption" for row in corruptions}
+
+
+def _paired_image(
+    pair: tuple[Outcome, Outcome], names: Sequence[str], classes: Sequence[str]
+) -> PairedImage:
+    label = pair[0].label
+    records = {
+        name: [condition_record(_pick(name)(outcome), label) for outcome in pair] for name in names
+    }
+    return {
+        "index": pair[0].index,
+        "label": label,
+        "class_name": classes[label],
+        "conditions": {name: {"a": a, "b": b} for name, (a, b) in records.items()},
+    }
 
 
 def _pick(name: str) -> Callable[[Outcome], Condition]:

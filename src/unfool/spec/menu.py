@@ -40,6 +40,7 @@ MENU: dict[str, dict[str, str]] = {
         "jem": "unfool.models.build:jem",
         "network": "unfool.models.build:network",
         "noised-diffusion": "unfool.defenses.diffusion_classifier.noised:NoisedDiffusionClassifier",
+        "locally-smoothed": "unfool.defenses.local_smoothing:LocalSmoothing",
         "robustbench": "unfool.models.robustbench_zoo:robustbench",
         "small-cnn": "unfool.models.build:small_cnn",
         "timm": "unfool.models.hub_classifiers:timm_classifier",
@@ -56,6 +57,7 @@ MENU: dict[str, dict[str, str]] = {
         "dit": "unfool.models.latent:dit",
         "edm": "unfool.models.published.edm:edm",
         "empirical": "unfool.toy.empirical_data:empirical",
+        "energy": "unfool.defenses.energy:Energy",
         "guided-diffusion": "unfool.models.published.openai:guided_diffusion",
         "improved-diffusion": "unfool.models.published.openai:improved_diffusion",
         "mixture": "unfool.toy.blobs:mixture",
@@ -74,6 +76,7 @@ MENU: dict[str, dict[str, str]] = {
         "coup": "unfool.defenses.coup:COUP",
         "densepure": "unfool.defenses.denoised_smoothing:DensePure",
         "diffpure": "unfool.defenses.diffpure:DiffPure",
+        "flowpure": "unfool.defenses.flowpure:FlowPure",
         "gdmp": "unfool.defenses.gdmp:GDMP",
         "gradual": "unfool.defenses.gradual:Gradual",
         "langevin": "unfool.defenses.langevin:Langevin",
@@ -89,8 +92,13 @@ MENU: dict[str, dict[str, str]] = {
         "ode": "unfool.diffusion.reverse:flow",
         "sde": "unfool.diffusion.reverse:euler_maruyama",
     },
-    "guide": {"confidence": "unfool.defenses.coup:Confidence"},
-    "correction": {},
+    "guide": {
+        "confidence": "unfool.defenses.coup:Confidence",
+        "mimic": "unfool.defenses.mimic:Mimic",
+    },
+    "correction": {"freqpure": "unfool.defenses.freqpure:FreqPure"},
+    "noise_level": {"score-norm": "unfool.defenses.ssni:ScoreNorm"},
+    "shaping": {"spectrum": "unfool.defenses.mani:Spectrum"},
     "attack": {
         "apgd": "unfool.attacks.apgd:APGD",
         "autoattack": "unfool.attacks.autoattack:AutoAttack",
@@ -123,9 +131,14 @@ MENU: dict[str, dict[str, str]] = {
     },
     "objective": {
         "addt": "unfool.training.addt:ADDT",
+        "adversarial-bridge": "unfool.training.adversarial_bridge:AdversarialBridge",
+        "alp": "unfool.training.logit_pairing:ALP",
+        "awp": "unfool.training.weight_perturbation:AWP",
+        "consistency": "unfool.training.consistency:ConsistencyDistillation",
         "denoising": "unfool.training.objectives:Denoising",
         "pgd-at": "unfool.training.adversarial:PGDAT",
         "cross-entropy": "unfool.training.objectives:CrossEntropy",
+        "macer": "unfool.training.macer:MACER",
         "purified": "unfool.training.purified_copies:PurifiedCopies",
         "trades": "unfool.training.adversarial:TRADES",
         "truth-maximization": "unfool.training.truth_maximization:TruthMaximization",
@@ -142,6 +155,8 @@ MEANINGS = {
     "sampler": "of a purifier: how a step leads back",
     "guide": "of a purifier: a term of the score",
     "correction": "of a purifier: what changes the estimate of the clean image",
+    "noise_level": "of a purifier: the time that each image is noised to",
+    "shaping": "of a purifier: what shapes the forward noise",
     "attack": "images to adversarial images",
     "view": "of an attack: what the attacker takes the model for",
     "objective": "of a training: the loss",
@@ -153,10 +168,12 @@ CALL_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "attack": ("model", "x", "y", "threat", "noise"),
     "classifier": ("x", "noise"),
     "correction": ("x_hat", "x", "now"),
+    "noise_level": ("x", "t", "noise"),
     "guide": ("x_t", "x_hat", "now", "then", "noise"),
     "objective": ("model", "x", "y", "noise"),
     "purifier": ("x", "noise"),
     "sampler": ("x_t", "x_hat", "now", "then", "noise"),
+    "shaping": ("eps", "x"),
     "view": ("model",),
 }
 # A function of fewer arguments, as other libraries have them, and what makes a part of it. It may name
@@ -169,7 +186,8 @@ KIND_OF_OPTION = {"source": "classifier"}
 # Kinds whose short names stay words, because the part around them knows them and has their options.
 WORDS = ("sampler",)
 PROVIDED: dict[str, tuple[str, ...]] = dict.fromkeys(
-    ("purifier", "sampler", "guide", "correction"), ("denoiser", "classifier")
+    ("purifier", "sampler", "guide", "correction", "noise_level", "shaping"),
+    ("denoiser", "classifier"),
 )
 
 

@@ -1,0 +1,88 @@
+"""FreqPure (Pei et al., 2025): low frequencies of each estimate are taken from the image."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unfool.diffusion.schedule import Scales
+from unfool.ranges import NotNegative, check_fields
+
+
+@dataclass(frozen=True)
+class FreqPure:
+    """The low frequencies of x_hat get the image's amplitudes, and phases close to the image's.
+
+    In each channel, of pixels in [0, 1]: within `amplitude_radius` the amplitude of x_hat becomes that of
+    the image; within `phase_radius` its phase goes to the nearest one that is at most `delta` away from
+    the image's, around the circle. The gradient is exact, by x_hat and by the image. Other frequencies
+    stay as they are (arXiv 2505.01267, amplitude spectrum exchange and phase spectrum projection).
+
+    The released code is not this (`released`): it rounds both images down to 256 levels through integers,
+    which have no gradient, so that its attacks see only how x_t enters the step beside x_hat; it puts the
+    image's phases in the place of x_hat's, and clips them afterwards, in vain, so that `delta` does
+    nothing; and it takes magnitudes of the outcome, and clips them to [0, 1].
+
+    Attributes:
+        amplitude_radius: In cycles per image: 3 is the release's. None leaves all amplitudes.
+        phase_radius: In cycles per image: 3 is the release's. None leaves all phases.
+        delta: How far a phase may be from the image's, in radians; 0.3 is the release's. pi or more
+            leaves all phases.
+        released: Do as the released code does, above. Such a defense masks its gradient.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    amplitude_radius: NotNegative | None = 3.0
+    phase_radius: NotNegative | None = 3.0
+    delta: NotNegative = 0.3
+    released: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, x_hat: Tensor, x: Tensor, now: Scales) -> Tensor:
+        """Another estimate of x_0, shaped like `x_hat` (B, C, H, W) in [-1, 1]; nothing is clipped."""
+        if self.released:
+            return self._as_released(x_hat, x)
+        exact = torch.promote_types(x_hat.dtype, torch.float32)  # spectra are in no less
+        estimate, image = (torch.fft.fft2((z.to(exact) + 1) / 2) for z in (x_hat, x))
+        radius = _radius(x_hat)
+        amplitude, ours, theirs = estimate.abs(), _direction(estimate), _direction(image)
+        if self.amplitude_radius is not None:
+            amplitude = torch.where(radius <= self.amplitude_radius, image.abs(), amplitude)
+        if self.phase_radius is not None:
+            turn = _angle(ours * theirs.conj()).clamp(-self.delta, self.delta)
+            near = theirs * torch.polar(torch.ones_like(turn), turn)
+            ours = torch.where(radius <= self.phase_radius, near, ours)
+        return (2 * torch.fft.ifft2(amplitude * ours).real - 1).to(x_hat)
+
+    def _as_released(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        levels = (((z.detach().float() + 1) / 2 * 255).clamp(0, 255).floor() for z in (x_hat, x))
+        estimate, image = (torch.fft.fft2(level) for level in levels)
+        radius, amplitude, phase = _radius(x_hat), estimate.abs(), estimate.angle()
+        if self.amplitude_radius is not None:
+            amplitude = torch.where(radius <= self.amplitude_radius, image.abs(), amplitude)
+        if self.phase_radius is not None:
+            phase = torch.where(radius <= self.phase_radius, image.angle(), phase)
+        pixels = torch.fft.ifft2(torch.polar(amplitude, phase)).abs().clamp(0, 255)
+        return (2 * pixels / 255 - 1).to(x_hat)
+
+
+def _radius(like: Tensor) -> Tensor:
+    """The radius of each frequency (H, W), in cycles per image."""
+    down, across = (torch.fft.fftfreq(n, 1 / n, device=like.device) for n in like.shape[-2:])
+    return torch.hypot(down[:, None], across)
+
+
+def _direction(spectrum: Tensor) -> Tensor:
+    """Numbers on the circle with the phases of a spectrum; 1, with no slope, where it is 0."""
+    size = spectrum.abs()
+    there = size > 0
+    return torch.where(there, spectrum, 1) / torch.where(there, size, 1)
+
+
+def _angle(turn: Tensor) -> Tensor:
+    """The angles of numbers on the circle, in (-pi, pi]."""
+    return torch.atan2(turn.imag, turn.real)

@@ -1,0 +1,57 @@
+"""Local smoothing (Zhang et al., 2023): a classifier that takes a vote on noisy copies of its image."""
+
+import torch
+from torch import Tensor, nn
+
+from unfool.checks import images_of_any_range
+from unfool.defenses.aggregate import By, aggregate
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, InPixels, check_arguments
+from unfool.runtime.text import html_repr, short_repr
+
+
+class LocalSmoothing(nn.Module):
+    """The answers of a classifier to noisy copies of an image, put together.
+
+    Behind `one-step` and under `unfool certify` it is DiffSmooth (arXiv 2308.14333, algorithm 1): an
+    image with the noise of the certification is denoised once, copies of the outcome get noise of
+    `sigma`, and the class that most of them have counts as one draw. The certificate is that of the
+    outer noise, whatever happens after it. The classifier is one that was trained on noise of `sigma`;
+    the release takes 0.01 or 0.02 more, for denoised images are smooth.
+
+    Copy i draws from the stream ("local", i); all copies of all images go into one call.
+
+    Args:
+        classifier: Who answers, trained on noise.
+        sigma: The noise of a copy, in units of [0, 1] pixels; 0.25 is the release's.
+        draws: How many copies; 5 is the release's.
+        by: `"votes"` (the paper's), `"softmax"` or `"logits"`; of votes the gradient is taken for that
+            of the mean probability.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    __repr__, _repr_html_ = short_repr, html_repr
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        *,
+        sigma: InPixels = 0.25,
+        draws: Count = 5,
+        by: By = "votes",
+    ):
+        super().__init__()
+        check_arguments(LocalSmoothing, locals())
+        self.classifier, self.sigma, self.draws = classifier, sigma, draws
+        self.by: By = by
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """Answers (B, K) to images (B, C, H, W) in [0, 1]."""
+        streams = [noise.child("local", i) for i in range(self.draws)]
+        copies = torch.cat([x + self.sigma * stream.normal(x) for stream in streams])
+        with images_of_any_range():  # nothing is clipped
+            logits = self.classifier(copies, Noise.join([s.child("classify") for s in streams]))
+        return aggregate(logits.view(self.draws, len(x), -1), self.by)

@@ -1,0 +1,108 @@
+"""Sample-specific noise (Sun et al., 2025): each image is noised to a time set by its score norm."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfool.checks import check_images
+from unfool.diffusion.denoiser import Denoiser
+from unfool.diffusion.gradient import chain
+from unfool.noise import Noise
+from unfool.ranges import Count, Positive, Share, Time, check_arguments
+
+LEAST = 1e-4  # the earliest time that an image is noised to
+
+
+class ScoreNorm(nn.Module):
+    """t* of each image from the norm of its expected score: the larger it is, the more noise (SSNI).
+
+    The score is the mean of those at `levels` times, evenly up to `up_to`, of the image noised to each
+    (the expected perturbation score of Zhang et al., 2023); its norm is the root mean square over pixels
+    and channels in [-1, 1], so that it does not depend on the size of images. With s = (norm - center) /
+    width, the time is (t* + bias) / (1 + exp(-s)), or, linear, t* times s + 1/2 cut to [0, 1], plus the
+    bias (arXiv 2506.06027, its two reweighting functions). It is never below 0.0001 or above 1.
+
+    `center` and `width` are of clean images: `score_norms` measures them. They hold for one denoiser,
+    one `levels` and one `up_to`.
+
+    The attacker controls t*, and the gradient goes through it: through the scores, at the cost of one
+    call of the network for each level, in the memory of one. Where the denoiser has a chain of whole
+    steps, and no times between them, that gradient is 0, as it is in any code that counts steps. Stream
+    i below its noise is of level i.
+
+    Args:
+        denoiser: The diffusion model.
+        center: The norm at which half of the noise is put on: the mean norm of clean images, or, linear,
+            the middle between the least and the most.
+        width: The scale of the norm: of the sigmoid a temperature, linear the most less the least.
+        shape: `"sigmoid"` or `"linear"`.
+        bias: What is added to t* under the sigmoid, or to the time where linear, as a time.
+        levels: How many times the score is asked for.
+        up_to: The latest of these times; 0.02 is 20 of 1000.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        *,
+        center: Positive,
+        width: Positive,
+        shape: Literal["sigmoid", "linear"] = "sigmoid",
+        bias: Share = 0.0,
+        levels: Count = 20,
+        up_to: Time = 0.02,
+    ):
+        super().__init__()
+        check_arguments(ScoreNorm, locals())
+        self.denoiser, self.center, self.width = denoiser, center, width
+        self.shape, self.bias, self.levels, self.up_to = shape, bias, levels, up_to
+
+    def forward(self, x: Tensor, t: float, noise: Noise) -> Tensor:
+        """The time (B,) that each image (B, C, H, W) of the denoiser's space is noised to."""
+        norms = _norms(self.denoiser, x, noise, self.levels, self.up_to)
+        excess = (norms - self.center) / self.width
+        if self.shape == "sigmoid":
+            own = (t + self.bias) * excess.sigmoid()
+        else:
+            own = t * (excess + 0.5).clamp(0, 1) + self.bias
+        return own.clamp(LEAST, 1)
+
+
+@torch.no_grad()
+def score_norms(
+    denoiser: Denoiser, x: Tensor, noise: Noise, levels: Count = 20, up_to: Time = 0.02
+) -> Tensor:
+    """The norm of the expected score of each image (B,): of clean ones, what `ScoreNorm` is told.
+
+    Args:
+        denoiser: The diffusion model.
+        x: Images (B, C, H, W) in [0, 1].
+        noise: Of these images.
+        levels: How many times the score is asked for.
+        up_to: The latest of these times.
+
+    Raises:
+        ValueError: The images do not lie in [0, 1], or an option is out of range.
+    """
+    check_images(x)
+    check_arguments(score_norms, locals())
+    return _norms(denoiser, denoiser.encode(x), noise, levels, up_to)
+
+
+def _norms(denoiser: Denoiser, z: Tensor, noise: Noise, levels: int, up_to: float) -> Tensor:
+    def advance(i: int, state: Tensor) -> Tensor:
+        z, total = state.chunk(2, 1)
+        t = torch.tensor(up_to * (i + 1) / levels, dtype=torch.float64)
+        now = denoiser.schedule(t)
+        x_t = denoiser.perturb(z, t, noise.child(i))
+        score = (now.alpha * denoiser(x_t, t) - x_t) / now.sigma**2
+        return torch.cat([z, total + score / levels], 1)
+
+    weights = tuple(p for p in denoiser.parameters() if p.requires_grad)
+    start = torch.cat([z, torch.zeros_like(z)], 1)
+    _, score = chain(advance, start, levels, weights, denoiser, (ScoreNorm,)).chunk(2, 1)
+    return score.square().flatten(1).mean(1).sqrt()

@@ -1,0 +1,88 @@
+"""An energy-based model as a denoiser, and Langevin dynamics along its score."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from unfool.defenses.energy import Energy
+from unfool.defenses.langevin import Langevin
+from unfool.models.jem import JEM
+from unfool.noise import Noise, seed_torch
+from unfool.toy.blobs import bayes
+
+NOISE = Noise.of(1, range(4))
+X = 0.5 + 0.1 * Noise.of(0, range(4)).normal(torch.empty(4, 3, 8, 8)).double()
+
+
+class Gaussian(nn.Module):
+    """log p(x) of pixels around 0.6 of [0, 1], of deviation 0.1 in [-1, 1]."""
+
+    def density(self, x):
+        return -(2 * (x - 0.6)).square().flatten(1).sum(1) / (2 * 0.1**2)
+
+
+def test_its_score_is_the_slope_of_the_density():
+    z, t = 2 * X - 1, torch.tensor(0.01, dtype=torch.float64)
+    model = Energy(Gaussian(), temperature=2.0)
+    now = model.schedule(t)
+    score = (now.alpha * model(z, t) - z) / now.sigma**2
+    assert torch.allclose(score, -(z - 0.2) / 0.01 / 2, atol=1e-9)
+
+
+def test_long_chains_forget_the_image_and_draw_from_the_model():
+    """An Ornstein-Uhlenbeck chain: steps of tau^2 / 2 = 0.0005 down (z - 0.2) / 0.01."""
+    purify = Langevin(Energy(Gaussian()), t=1.0, steps=400, sigma2=None, weight=0.4, eta=1.0)
+    x = torch.full((4, 3, 8, 8), 0.9, dtype=torch.float64)
+    out = 2 * purify(x, NOISE) - 1
+    kept = 1 - 0.0005 / 0.01
+    deviation = math.sqrt(0.001 / (1 - kept**2))  # of the chain; 0.1 with shorter steps
+    assert float(out.mean()) == pytest.approx(0.2, abs=4 * 0.1 / math.sqrt(768))
+    assert float(out.std()) == pytest.approx(deviation, rel=0.1)
+
+
+class Smooth(nn.Module):
+    """A small network whose logits are an energy, without kinks."""
+
+    def __init__(self):
+        super().__init__()
+        seed_torch(0, "smooth")
+        self.inner, self.outer = nn.Conv2d(3, 8, 3).double(), nn.Linear(8, 3).double()
+        self.requires_grad_(False)
+
+    def density(self, x):
+        return 30 * self.outer(torch.tanh(4 * self.inner(x)).mean((2, 3))).logsumexp(1)
+
+
+def test_gradients_through_the_chain_are_exact_and_an_image_s_chain_is_its_own():
+    purify = Langevin(Energy(Smooth()), t=0.01, steps=6, sigma2=None, weight=60.0, eta=0.1)
+    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
+    weigh = Noise.of(8, range(4)).normal(X)
+    (slope,) = torch.autograd.grad((purify(at, NOISE) * weigh).sum(), at)
+    high, low = ((purify(X + s * delta, NOISE) * weigh).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-6)
+    assert not torch.allclose(slope, weigh, atol=0.01)  # nor is it the identity's
+    with torch.no_grad():
+        alone = torch.cat([purify(X[i : i + 1], NOISE.take([i])) for i in range(4)])
+        assert torch.allclose(alone, purify(X, NOISE), atol=1e-12)
+
+
+def test_a_jem_is_an_energy():
+    model = JEM(10, 1).double().eval().requires_grad_(False)
+    purify = Langevin(Energy(model, temperature=0.05), steps=2, sigma2=None)
+    x = X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(purify(x, NOISE).sum(), x)
+    assert bool(slope.isfinite().all())
+
+
+def test_no_anchor_is_an_anchor_that_does_not_hold():
+    loose = Langevin(Energy(Gaussian()), sigma2=1e12)
+    assert torch.allclose(Langevin(Energy(Gaussian()), sigma2=None)(X, NOISE), loose(X, NOISE))
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match=r"density.*jem"):
+        Energy(bayes())
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        Energy(Gaussian(), temperature=0)  # pyright: ignore

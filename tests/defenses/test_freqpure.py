@@ -1,0 +1,112 @@
+"""FreqPure, by spectra whose answers are known."""
+
+import math
+
+import pytest
+import torch
+from probe import blobs
+
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.freqpure import FreqPure
+from unfool.diffusion.schedule import VP
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
+
+NOW = VP()(torch.tensor(0.1, dtype=torch.float64))
+SHAPE = torch.empty(4, 3, 6, 5, dtype=torch.float64)
+X, X_HAT = (0.3 * Noise.of(seed, range(4)).normal(SHAPE) for seed in (1, 2))
+
+
+def spectrum(z: torch.Tensor) -> torch.Tensor:
+    return torch.fft.fft2((z + 1) / 2)
+
+
+def low(radius: float) -> torch.Tensor:
+    """Which of the frequencies of 6 x 5 are within a radius, counted by hand."""
+    down, across = torch.tensor([0, 1, 2, 3, 2, 1.0]), torch.tensor([0, 1, 2, 2, 1.0])
+    return (down[:, None] ** 2 + across**2).sqrt() <= radius
+
+
+def test_no_radius_and_the_image_itself_change_nothing():
+    nothing = FreqPure(amplitude_radius=None, phase_radius=None)
+    assert torch.allclose(nothing(X_HAT, X, NOW), X_HAT, atol=1e-14)
+    assert torch.allclose(FreqPure()(X, X, NOW), X, atol=1e-14)
+
+
+def test_all_frequencies_of_the_image_are_the_image():
+    everything = FreqPure(amplitude_radius=100, phase_radius=100, delta=0)
+    assert torch.allclose(everything(X_HAT, X, NOW), X, atol=1e-14)
+
+
+def test_low_amplitudes_are_the_image_s_and_phases_are_within_delta_of_it():
+    found = spectrum(FreqPure(amplitude_radius=2, phase_radius=1, delta=0.3)(X_HAT, X, NOW))
+    near, estimate, image = low(2), spectrum(X_HAT), spectrum(X)
+    assert torch.allclose(found.abs()[..., near], image.abs()[..., near], atol=1e-12)
+    assert torch.allclose(found[..., ~near], estimate[..., ~near], atol=1e-12)
+    turn = (found * image.conj()).angle()[..., low(1)].abs()
+    assert float(turn.max()) <= 0.3 + 1e-9
+    assert float(turn.max()) == pytest.approx(0.3)  # some were farther away
+    ring = near & ~low(1)
+    assert torch.allclose(found.angle()[..., ring], estimate.angle()[..., ring], atol=1e-9)
+
+
+def test_phases_are_near_around_the_circle():
+    """A wave of phase pi - 0.1 is 0.2 from one of phase -pi + 0.1, not 2 pi - 0.2."""
+    place = torch.arange(8, dtype=torch.float64) * 2 * math.pi / 8
+    image, estimate = (
+        0.5 * torch.cos(place + phase).expand(1, 1, 8, 8)
+        for phase in (math.pi - 0.1, 0.1 - math.pi)
+    )
+    assert torch.allclose(FreqPure(delta=0.3)(estimate, image, NOW), estimate, atol=1e-12)
+    between = 0.5 * torch.cos(place + math.pi + 0.05).expand(1, 1, 8, 8)
+    assert torch.allclose(FreqPure(delta=0.15)(estimate, image, NOW), between, atol=1e-12)
+
+
+def test_gradients_are_exact_by_the_estimate_and_the_image():
+    correct = FreqPure(amplitude_radius=2, phase_radius=1)
+    inputs = tuple(z[:1, :1].clone().requires_grad_() for z in (X_HAT, X))
+    assert torch.autograd.gradcheck(lambda a, b: correct(a, b, NOW), inputs)
+
+
+@pytest.mark.parametrize("pixel", [-1.0, 0.2])
+def test_flat_images_have_finite_gradients(pixel: float):
+    """A flat image, and a black one, whose spectra are 0."""
+    flat = torch.full((1, 1, 4, 4), pixel, dtype=torch.float64)
+    for pair in ((X_HAT[:1, :1, :4, :4], flat), (flat, X[:1, :1, :4, :4]), (flat, flat)):
+        inputs = [z.clone().requires_grad_() for z in pair]
+        out = FreqPure()(inputs[0], inputs[1], NOW)
+        slopes = torch.autograd.grad(out.square().sum(), inputs)
+        assert all(bool(slope.isfinite().all()) for slope in (out, *slopes))
+
+
+def test_the_released_form_rounds_replaces_phases_and_has_no_gradient():
+    z = X_HAT.clone().requires_grad_()
+    out = FreqPure(released=True)(z, X, NOW)
+    assert not out.requires_grad
+    assert torch.equal(FreqPure(released=True, delta=3.0)(z, X, NOW), out)
+    levels = ((X + 1) / 2 * 255).clamp(0, 255).floor()
+    whole = FreqPure(released=True, amplitude_radius=100, phase_radius=100)(z, X, NOW)
+    assert torch.allclose((whole + 1) / 2 * 255, levels, atol=1e-4)
+
+
+def test_the_gradient_of_the_whole_purifier_is_that_of_finite_differences():
+    x, noise = blobs(), Noise.of(1, range(4))
+    purify = DiffPure(mixture(), t=0.2, steps=4, sampler="ddpm", correction=FreqPure(1, 1))
+    delta = Noise.of(7, range(4)).normal(x)
+    at = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((purify(at, noise) * x).sum(), at)
+    high, down = ((purify(x + s * delta, noise) * x).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - down) / 2e-6, rel=1e-5)
+
+
+def test_an_image_s_purification_is_its_own():
+    x, noise = blobs(), Noise.of(1, range(4))
+    purify = DiffPure(mixture(), t=0.2, steps=4, sampler="ddpm", correction=FreqPure(1, 1))
+    alone = torch.cat([purify(x[i : i + 1], noise.take([i])) for i in range(4)])
+    assert torch.allclose(alone, purify(x, noise), atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["amplitude_radius", "phase_radius", "delta"])
+def test_mistakes_are_told(name: str):
+    with pytest.raises(ValueError, match=f"{name} must be 0 or more"):
+        FreqPure(**{name: -1.0})  # pyright: ignore[reportArgumentType]

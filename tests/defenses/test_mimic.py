@@ -1,0 +1,77 @@
+"""The guide of MimicDiffusion, by steps worked out by hand."""
+
+import pytest
+import torch
+from probe import blobs, world
+
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.mimic import Mimic
+from unfool.diffusion.schedule import VP
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
+
+X, NOISE = blobs(), Noise.of(1, range(4))
+
+
+def scales(t: float):
+    return VP()(torch.tensor(t, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_it_moves_the_mean_of_a_ddpm_step_as_the_release_does(through: bool):
+    """One pixel of one Gaussian: x_hat = gain x_t + rest; the last step from 0.1 to the clean image."""
+    guide = Mimic(scale=3.0, reference_batch_size=2, through=through)
+    x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
+    bare = DiffPure(world(0.5), t=0.1, steps=1, sampler="ddpm")
+    purify = DiffPure(world(0.5), t=0.1, steps=1, sampler="ddpm", guide=guide)
+    now = scales(0.1)
+    gain = now.alpha * 0.25 / (now.alpha**2 * 0.25 + now.sigma**2)
+    x_hat = 2 * bare(x, noise) - 1
+    slope = torch.sign(x_hat - 0.8) * (gain if through else 1 / now.alpha)
+    expected = x_hat - 3.0 / 2 * now.alpha * slope
+    with torch.no_grad():
+        assert float(2 * purify(x, noise) - 1) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_a_step_in_the_middle_moves_as_far():
+    guide = Mimic(scale=3.0, reference_batch_size=2, through=False)
+    options = {"t": 0.1, "steps": 2, "sampler": "ddpm"}
+    x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
+    paths = [
+        [state for _, state in DiffPure(world(0.5), guide=one, **options).walk(x, noise)]
+        for one in (None, guide)
+    ]
+    moved = 2 * (paths[1][1] - paths[0][1])
+    assert float(moved.abs()) == pytest.approx(3.0 / 2, rel=1e-9)  # alpha times sign / alpha
+
+
+def test_no_scale_is_diffpure_and_some_brings_the_outcome_to_the_image():
+    bare = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm")
+    none = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm", guide=Mimic(scale=0))
+    some = DiffPure(mixture(), t=0.5, steps=10, sampler="ddpm", guide=Mimic(scale=10))
+    assert torch.allclose(none(X, NOISE), bare(X, NOISE), atol=1e-12)
+    assert float((some(X, NOISE) - X).abs().mean()) < float((bare(X, NOISE) - X).abs().mean())
+
+
+@pytest.mark.parametrize("options", [{}, {"smoothing": 0.1}, {"smoothing": 0.1, "through": False}])
+def test_gradients_are_exact(options):
+    guide = Mimic(scale=5, **options)
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler="ddpm", guide=guide)
+    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((purify(at, NOISE) * X).sum(), at)
+    high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+
+
+def test_an_image_s_purification_is_its_own():
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler="ddpm", guide=Mimic(scale=5))
+    with torch.no_grad():
+        alone = torch.cat([purify(X[i : i + 1], NOISE.take([i])) for i in range(4)])
+        assert torch.allclose(alone, purify(X, NOISE), atol=1e-12)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="reference_batch_size must be 1 or more"):
+        Mimic(reference_batch_size=0)
+    with pytest.raises(ValueError, match="heun"):
+        DiffPure(mixture(), t=0.3, steps=4, sampler="heun", guide=Mimic())(X, NOISE)

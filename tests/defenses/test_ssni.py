@@ -1,0 +1,194 @@
+"""Each image at a t* of its own: by score norms, and DiffPure at given times."""
+
+import math
+
+import pytest
+import torch
+from probe import blobs, world
+
+from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.freqpure import FreqPure
+from unfool.defenses.mani import Spectrum
+from unfool.defenses.mimic import Mimic
+from unfool.defenses.sampling import SamplerName
+from unfool.defenses.ssni import ScoreNorm, score_norms
+from unfool.diffusion.denoiser import Mixture
+from unfool.diffusion.gradient import keeping
+from unfool.diffusion.schedule import VP, Discrete
+from unfool.noise import Noise
+from unfool.toy.blobs import mixture
+
+X, NOISE = blobs(), Noise.of(1, range(4))
+OWN = (0.05, 0.1, 0.2, 0.3)
+EASY = {"center": 1.0, "width": 1.0, "levels": 3}
+
+
+def given(x, t, noise):
+    """The time OWN[i] for the image whose noise has the key number i."""
+    places = [NOISE.child("forward", "level").keys.index(key) for key in noise.keys]
+    return x.new_tensor([OWN[place] for place in places])
+
+
+def constant(x, t, noise):
+    return x.new_full((len(x),), t)
+
+
+@pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
+@pytest.mark.parametrize("schedule", [VP(), Discrete(1000)])
+def test_one_t_for_all_is_diffpure(sampler: str, schedule):
+    options = {"t": 0.2, "steps": 5, "sampler": sampler}
+    model = mixture()
+    model = Mixture(model.means.double(), 0.1, schedule)
+    found = DiffPure(model, noise_level=constant, **options)(X, NOISE)
+    assert torch.allclose(found, DiffPure(model, **options)(X, NOISE), atol=1e-12)
+    wide = ScoreNorm(model, center=1.0, width=1e12, bias=0.2, levels=2)  # (t + bias) / 2
+    assert torch.allclose(DiffPure(model, noise_level=wide, **options)(X, NOISE), found, atol=1e-9)
+
+
+def test_images_of_several_t_are_each_diffpure_at_its_own():
+    """Of ten even steps, so that the chain has each of them."""
+    for sampler in ("sde", "ddpm"):
+        found = DiffPure(mixture(), t=0.3, steps=10, sampler=sampler, noise_level=given)(X, NOISE)
+        for i, t in enumerate(OWN):
+            alone = DiffPure(mixture(), t=t, steps=10, sampler=sampler)
+            # the sde ends at 1e-5 for all
+            assert torch.allclose(found[i : i + 1], alone(X[i : i + 1], NOISE.take([i])), atol=1e-9)
+
+
+@pytest.mark.parametrize("level", [given, ScoreNorm(mixture(), **EASY)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_image_has_the_same_bits_in_a_batch_of_other_t_as_alone(level, dtype):
+    x, purify = X.to(dtype), DiffPure(mixture(), t=0.2, steps=5, sampler="ddpm", noise_level=level)
+    whole = purify(x, NOISE)
+    for i in range(4):
+        assert torch.equal(whole[i : i + 1], purify(x[i : i + 1], NOISE.take([i])))
+
+
+def test_the_norm_of_one_gaussian_in_closed_form():
+    """At each level the score of N(0.2 alpha, alpha^2 0.25 + sigma^2), at the draw of that level."""
+    x, noise = torch.full((1, 1, 1, 1), 0.9, dtype=torch.float64), Noise.of(5, [0])
+    total = 0.0
+    for i, t in enumerate((0.01, 0.02)):
+        now = VP()(torch.tensor(t, dtype=torch.float64))
+        x_t = now.alpha * 0.8 + now.sigma * noise.child(i).normal(x)
+        total += float((now.alpha * 0.2 - x_t) / (now.alpha**2 * 0.25 + now.sigma**2)) / 2
+    norm = score_norms(world(0.5), x, noise, levels=2)
+    assert float(norm) == pytest.approx(abs(total), rel=1e-9)
+
+    told = {"center": 0.5, "width": 0.25, "levels": 2, "bias": 0.1}
+    share = 1 / (1 + math.exp(-(abs(total) - 0.5) / 0.25))
+    own = ScoreNorm(world(0.5), **told)(2 * x - 1, 0.2, noise)
+    assert float(own) == pytest.approx(0.3 * share, rel=1e-9)
+    linear = ScoreNorm(world(0.5), **told | {"shape": "linear", "width": 20.0})
+    expected = 0.2 * ((abs(total) - 0.5) / 20 + 0.5) + 0.1
+    assert float(linear(2 * x - 1, 0.2, noise)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_images_farther_from_the_data_get_more_noise():
+    near, far = X, (X + 0.3 * Noise.of(9, range(4)).normal(X)).clamp(0, 1)
+    level = ScoreNorm(mixture(), **EASY)
+    assert bool((level(2 * far - 1, 0.2, NOISE) > level(2 * near - 1, 0.2, NOISE)).all())
+
+
+@pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
+@pytest.mark.parametrize("shape", ["sigmoid", "linear"])
+def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
+    level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
+    purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=level)
+    x = (0.5 + 0.6 * (X - 0.5)).clone()
+    delta, at = Noise.of(7, range(4)).normal(x), x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((purify(at, NOISE) * x).sum(), at)
+    high, low = ((purify(x + s * delta, NOISE) * x).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+
+    class Fixed(ScoreNorm):
+        def forward(self, x, t, noise):
+            return super().forward(x, t, noise).detach()
+
+    fixed = Fixed(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
+    blind = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=fixed)
+    (other,) = torch.autograd.grad((blind(at, NOISE) * x).sum(), at)
+    assert not torch.allclose(other, slope, rtol=1e-3)
+
+
+@pytest.mark.parametrize("graphs", [0, 2, 4])
+def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(graphs: int):
+    """The times are made of the image, which the steps use as well: neither is counted twice."""
+    purify = DiffPure(
+        mixture(),
+        t=0.3,
+        steps=4,
+        sampler="ddpm",
+        noise_level=ScoreNorm(mixture(), center=4.0, width=8.0, levels=2),
+        correction=FreqPure(1, 1),
+        guide=Mimic(scale=5, smoothing=0.1),
+        shaping=Spectrum(bands=2),
+    )
+    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
+    with keeping(graphs):
+        (slope,) = torch.autograd.grad((purify(at, NOISE) * X).sum(), at)
+    with torch.no_grad():
+        high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-6, -1e-6))
+    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+
+
+def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
+    model = Mixture(mixture().means.double(), 0.1, Discrete(100))
+    shallow = ScoreNorm(model, center=1e4, width=1.0, levels=2)  # the least noise there is
+    x = X.clone().requires_grad_()
+    out = DiffPure(model, t=0.3, steps=5, sampler="ddpm", noise_level=shallow)(x, NOISE)
+    (slope,) = torch.autograd.grad(out.sum(), x)
+    assert bool(out.isfinite().all())
+    assert bool(slope.isfinite().all())
+
+
+def test_walk_ends_where_forward_ends():
+    purify = DiffPure(mixture(), t=0.3, steps=5, sampler="ddpm", noise_level=given)
+    states = list(purify.walk(X, NOISE))
+    assert [t for t, _ in states] == pytest.approx([0.3 * (1 - i / 5) for i in range(6)])
+    assert torch.equal(states[-1][1], purify(X, NOISE))
+
+
+def test_fewer_steps_are_taken_on_noise_of_their_own():
+    purify = DiffPure(
+        mixture(), t=0.2, steps=10, sampler="ddpm", noise_level=ScoreNorm(mixture(), **EASY)
+    )
+    assert purify.with_fewer_steps(5, matched=False)(X, NOISE).shape == X.shape
+    with pytest.raises(ValueError, match="`surrogate` or `exact`"):
+        purify.with_fewer_steps(5)
+
+
+@pytest.mark.parametrize(
+    ("level", "words"),
+    [
+        (lambda x, t, noise: x.new_full((len(x),), 1.5), r"1\.5.* for 4 images"),
+        (lambda x, t, noise: x.new_full((len(x),), torch.nan), "nan"),
+        (lambda x, t, noise: x.new_full((1,), 0.1), r"\(1,\) for 4 images"),
+    ],
+)
+def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
+    with pytest.raises(ValueError, match=words):
+        DiffPure(mixture(), noise_level=level)(X, NOISE)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"center": 0}, "center must be above 0"),
+        ({"width": -1}, "width must be above 0"),
+        ({"levels": 0}, "levels must be 1 or more"),
+        ({"bias": 2}, "bias must be from 0 to 1"),
+        ({"up_to": 0}, "up_to must be from 0.0001 to 1"),
+        ({"shape": "cubic"}, "shape is one of sigmoid, linear, not 'cubic'"),
+    ],
+)
+def test_mistakes_are_told(options, words: str):
+    with pytest.raises(ValueError, match=words):
+        ScoreNorm(mixture(), **EASY | options)
+
+
+def test_heun_and_the_adjoint_have_no_noise_levels():
+    with pytest.raises(ValueError, match="heun"):
+        DiffPure(mixture(), t=0.2, steps=5, sampler="heun", noise_level=constant)
+    with pytest.raises(ValueError, match="noise level"):
+        DiffPure(mixture(), t=0.2, steps=5, noise_level=constant).adjoint()
