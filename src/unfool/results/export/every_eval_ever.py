@@ -104,9 +104,11 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
     )
     digest = hashlib.sha256(key.encode()).digest()[:16]
     called, folder = str(uuid.UUID(bytes=digest, version=4)), f"data/{data}/{owner}/{name}"
+    starts = summary["provenance"]["starts"]
     log = {
         "schema_version": SCHEMA_VERSION,
         "evaluation_id": key,
+        **({"evaluation_timestamp": starts[0]["date"]} if starts else {}),
         "retrieved_timestamp": str(int(now)),
         "source_metadata": {
             "source_name": "unfool",
@@ -199,6 +201,7 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
         "generation_config": {
             "additional_details": {
                 "seed": str(summary["spec"]["evaluation"]["seed"]),
+                "not_tried": " ".join(summary["not_tried"]),
                 **{
                     key.replace("'s ", "_").replace(" ", "_"): text
                     for key, text in summary["threat_model"].items()

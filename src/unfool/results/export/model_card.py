@@ -150,6 +150,7 @@ def _results(summary: Summary) -> list[str]:
         for doubt in summary["doubts"]
     ]
     model = [f"- {key}: {text}" for key, text in summary["threat_model"].items()]
+    not_tried = [f"- {sentence}" for sentence in summary["not_tried"]]
     said = f"{summary['n']} images of {summary['spec']['data']['name']}, {threat(summary)}"
     said += _defended(summary)
     return [
@@ -162,6 +163,7 @@ def _results(summary: Summary) -> list[str]:
         *model,
         "",
         *(["Reasons to doubt these numbers:\n", *doubts, ""] if doubts else []),
+        *(["What was not tried:\n", *not_tried, ""] if not_tried else []),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unfool.results.run_folder import Run
@@ -39,17 +39,26 @@ def answers(run: Run) -> list[dict[str, Any]]:
 
 
 def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Records as CSV in UTF-8, with a line of heads; commas and quotes as in RFC 4180.
+    """Rows as a CSV file in UTF-8; what a row holds within a name is a column `name.inner` (`flat`).
 
-    Args:
-        records: Tables with the same keys, such as `answers` returns.
+    A value that a row lacks is empty. Commas and quotes are as in RFC 4180.
     """
+    rows = [dict(flat(record)) for record in records]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     text = io.StringIO(newline="")
-    if records:
-        writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a row, those within others under names with dots."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
