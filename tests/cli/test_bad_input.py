@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -222,7 +223,7 @@ def test_the_home_folder_is_where_the_user_is(elsewhere, mistake, monkeypatch):
     assert f"{home}/run" in mistake("report", "~/run")
 
 
-def started(*arguments: str | bytes, stdout=subprocess.PIPE):
+def started(*arguments: str | bytes, stdout: int | IO[bytes] = subprocess.PIPE):
     """The command as a process of its own."""
     code = "from unfool.cli.main import main; main()"
     env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -236,7 +236,7 @@ def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
         made = dict(file)
     for name in ("indices", "labels"):
         for array in (np.stack([made[name]] * 2, 1), made[name].astype(float)):
-            np.savez("bad.npz", **(made | {name: array}))
+            np.savez("bad.npz", **(made | {name: array}))  # pyright: ignore[reportArgumentType]
             spec(attacks=given("bad.npz"))
             assert f"`{name}` must be" in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
 

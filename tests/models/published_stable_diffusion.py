@@ -37,13 +37,13 @@ def save_folder(folder: Path, version: int, prediction: str = "epsilon") -> Path
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=2,
         cross_attention_dim=128,
-        attention_head_dim=(1, 2) if version == 2 else 8,
+        attention_head_dim=(1, 2) if version == 2 else 8,  # pyright: ignore[reportArgumentType]
         use_linear_projection=version == 2,
     )
     vae = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),  # pyright: ignore[reportArgumentType]
+        down_block_types=("DownEncoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * 2,  # pyright: ignore[reportArgumentType]
         layers_per_block=2,
         latent_channels=4,
         sample_size=8,

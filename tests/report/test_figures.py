@@ -63,13 +63,12 @@ def test_a_run_of_before_has_the_true_class_alone():
 
 
 def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
-    curve = {
+    curve: Any = {
         name: [share._asdict() for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
     }
-    figure: Any = evaluation.resubmission(
-        {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
-    ).drawing
+    summary: Any = {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
+    figure: Any = evaluation.resubmission(summary).drawing
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines][:2] == ["clean", "random noise"]
     for line, band, shares in zip(axes.lines, axes.collections, curve.values(), strict=True):

@@ -2,6 +2,7 @@
 
 import json
 from math import comb
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -249,7 +250,8 @@ def test_bounds_decide_the_exit_code(two, capsys, bounds, code, failed):
 
 
 def test_a_bound_needs_finished_runs():
-    found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []), [], ({}, {}), [])
+    unknown: Any = {}
+    found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []), [], (unknown, unknown), [])
     assert gates(found, None, None) == []
     with pytest.raises(ValueError, match="5 of 80 images"):
         gates(found, None, 0.02)

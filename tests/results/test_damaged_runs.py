@@ -156,7 +156,7 @@ def test_pictures_that_lack_an_array_are_refused_by_name(elsewhere, mistake, nam
         whole | {name: whole[name][:1]},
         whole | {name: np.full(whole[name].shape, np.nan)},
     ):
-        np.savez(path, **damaged)
+        np.savez(path, **damaged)  # pyright: ignore[reportArgumentType]
         assert path.name in mistake("report", "shown")
     np.savez(path, **whole)
     assert run(["report", "shown"]) == 0

@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unfool.attacks.pgd import PGD
 from unfool.data import fetch
@@ -34,12 +35,18 @@ class Net(nn.Module):
         super().__init__()
         seed_torch(0, "bridge")
         self.map, self.drop = nn.Conv2d(1, 1, 3, padding=1), nn.Dropout(0.5)
-        self.seen, self.modes = [], []
+        self.seen: list[Tensor] = []
+        self.modes: list[bool] = []
 
     def forward(self, x, time):
         self.seen.append(x.detach())
         self.modes.append(self.training)
         return self.drop(self.map(x))
+
+
+def net(model: NetworkDenoiser) -> Net:
+    assert isinstance(model.network, Net)
+    return model.network
 
 
 class Brightness(nn.Module):
@@ -61,7 +68,7 @@ class Shift:
         return x + self.by
 
 
-def made(attack=Shift(), **options) -> AdversarialBridge:
+def made(attack: Any = Shift(), **options) -> AdversarialBridge:
     return AdversarialBridge(Brightness(), attack, **options)
 
 
@@ -77,7 +84,7 @@ def test_the_diffusion_bridge_is_the_paper_s(schedule):
     k = last**2 / most**2 * sigma**2 / alpha
     eps, delta = NOISE.child("noise").normal(X), 2 * 0.02
     x_t = alpha * (2 * X - 1) + sigma * eps + k * delta
-    assert torch.allclose(model.network.seen[-1], x_t, atol=1e-5)
+    assert torch.allclose(net(model).seen[-1], x_t, atol=1e-5)
     wanted = (model.network(x_t, None) - eps - k / sigma * delta).square().flatten(1).mean(1)
     assert torch.allclose(loss, wanted, rtol=1e-4)
 
@@ -90,7 +97,7 @@ def test_the_flow_is_a_straight_line_whose_velocity_is_learned():
     s = least + (most - least) * NOISE.child("time").uniform(X[:, :1, :1, :1])
     state = 2 * X - 1 + s / most * 2 * 0.02
     _, alpha, _, _ = VP()(time_of(s))
-    assert torch.allclose(model.network.seen[-1], alpha * state, atol=1e-4)
+    assert torch.allclose(net(model).seen[-1], alpha * state, atol=1e-4)
     velocity = model.network(alpha * state, None) * most  # d x / d (s / S)
     wanted = (velocity - 2 * 0.02).square().flatten(1).mean(1) / most**2
     assert torch.allclose(loss, wanted, rtol=1e-2)
@@ -178,10 +185,10 @@ def test_it_does_not_depend_on_the_batch_and_leaves_no_trace(path):
     parts = [objective(model, X[i : i + 1], Y[i : i + 1], NOISE.take([i])) for i in range(3)]
     assert torch.allclose(whole, torch.cat(parts), rtol=1e-4)
     model.train()
-    model.network.modes.clear()
+    net(model).modes.clear()
     objective(model, X, Y, NOISE)
-    assert model.network.modes.pop() is True, "the loss is in training mode"
-    assert set(model.network.modes) == {False}, "the search is in evaluation mode"
+    assert net(model).modes.pop() is True, "the loss is in training mode"
+    assert set(net(model).modes) == {False}, "the search is in evaluation mode"
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
@@ -257,6 +264,7 @@ def test_the_flow_between_two_gaussians_is_the_known_one(tmp_path):
             x_hat = trained(VP()(t).alpha * (2 * pixels - 1), t)
         velocity = ((x_hat + 1) / 2 - pixels) / passed
         assert torch.allclose(velocity, wanted, atol=0.02), f"at {passed}"
+    assert isinstance(trained, NetworkDenoiser)
     noise = Noise.of(7, range(200))
     x = SOURCE[0] + SOURCE[1] * noise.normal(torch.empty(200, 1, 4, 4))
     with torch.no_grad():
@@ -275,7 +283,7 @@ def test_the_steps_of_ddpm_stay_on_the_bridge():
         def forward(self, x_t, t, label=None):
             return torch.full_like(x_t, 2 * 0.4 - 1)
 
-    class Still:
+    class Still(Noise):
         def child(self, *path):
             return self
 
@@ -283,7 +291,7 @@ def test_the_steps_of_ddpm_stay_on_the_bridge():
             return torch.zeros_like(like)
 
     purify = DiffPure(Learned(), t=0.2, steps=5, sampler="ddpm")
-    path = list(purify.walk(x + delta, Still()))
+    path = list(purify.walk(x + delta, Still(())))
     assert len(path) == 6
     for t, state in path[:-1]:
         share = (pixel_noise(VP(), t) / pixel_noise(VP(), 0.2)) ** 2
@@ -313,6 +321,7 @@ def test_a_short_training_takes_off_the_perturbation_that_a_denoiser_keeps(tmp_p
         seed_torch(0, "bridge")
         model = unet(channels=1, size=4, widths=(16,), groups=8, predicts="edm")
         trained = train(model, objective, Blobs(512), tmp_path / folder, options, quiet=True)
+        assert isinstance(trained, NetworkDenoiser)
         purify = DiffPure(trained, t=0.1, steps=2, sampler="ddpm")
         with torch.no_grad():
             return float(((purify(x_adv, noise) - x) * PATTERN).mean() / eps)

@@ -55,7 +55,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch, name):
     whole = training.run(started(name), elsewhere / "whole", quiet=True)
-    steps, real = 0, loop._batch
+    steps, real = 0, loop.load_batch
 
     def dies(*arguments):
         nonlocal steps
@@ -64,10 +64,10 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch, name)
             raise Stop
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_batch", dies)
+    monkeypatch.setattr(loop, "load_batch", dies)
     with pytest.raises(Stop):
         training.run(started(name), elsewhere / "killed", quiet=True)
-    monkeypatch.setattr(loop, "_batch", real)
+    monkeypatch.setattr(loop, "load_batch", real)
     resumed = training.run(started(name), elsewhere / "killed", quiet=True)
     one, other = (card.read_state(f / "model.safetensors") for f in (whole, resumed))
     assert list(one) == list(other)
