@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unfool.cli.main import run
-from unfool.report.write import flat
+from unfool.results.export.records import flat
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -11,7 +11,9 @@ import typer
 
 from unfool.cli.analyze import analyze
 from unfool.cli.apply import classify, purify
+from unfool.cli.compare import Strict, check_gate, compare, hold_gate
 from unfool.cli.diagnose import doctor
+from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
     Data,
@@ -62,6 +64,11 @@ def evaluate(
     budget: Annotated[
         str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
     ] = None,
+    min_robust: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the robust accuracy per draw is below this share."),
+    ] = None,
+    strict: Strict = False,
 ) -> None:
     """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
     from unfool.evaluation import run as evaluation
@@ -69,6 +76,7 @@ def evaluate(
     part = shard_of(shard)
     suffix = f"-{budget}" if budget else ""
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
+    check_gate(min_robust, strict, bool(checked["attacks"]), part[1])
     if dry_run or budget:
         from unfool.evaluation import forecast
         from unfool.report import forecast as told
@@ -83,6 +91,8 @@ def evaluate(
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
         _report(run)
+    if min_robust is not None:
+        hold_gate(run, min_robust, strict)
 
 
 @app.command()
@@ -208,43 +218,6 @@ def merge(
 
 
 @app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
-    min_robust: Annotated[
-        float | None,
-        typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
-    ] = None,
-    out: Out = None,
-) -> None:
-    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
-    from unfool.report import comparison
-    from unfool.report.render_terminal import print_document
-    from unfool.results import compare as comparing
-    from unfool.results.run_folder import Run
-    from unfool.runtime.files import write_bytes
-
-    found = comparing.compare(Run.open(a), Run.open(b))
-    bounds = comparing.gates(found, min_robust, max_drop)
-    if junit is not None:
-        write_bytes(junit, comparison.junit(bounds))
-    if out is not None:
-        options: Any = {"min_robust": min_robust, "max_drop": max_drop}
-        command = command_line("compare", [str(a), str(b)], None, **options)
-        comparison.write_report(out, found, bounds, command)
-    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
-    if not all(gate.ok for gate in bounds):
-        raise typer.Exit(1)
-
-
-@app.command()
 def train(
     spec: Spec,
     changes: Set = None,
@@ -267,7 +240,7 @@ def train(
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 
-for command in (serve, menu, init, doctor):
+for command in (compare, export, publish, serve, menu, init, doctor):
     app.command()(command)
 
 

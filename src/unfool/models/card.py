@@ -260,6 +260,19 @@ def described(part: Part) -> Part:
     return described(card["part"])
 
 
+def card_files(folder: Path, card: Card) -> tuple[Path, ...]:
+    """The files that make up a model: its weights (or adapter), and `card.json`.
+
+    Args:
+        folder: Where they are.
+        card: What `read_card` returned.
+
+    Raises:
+        ValueError: The weights are not there, or are not those the card describes.
+    """
+    return _file(folder, card), folder / "card.json"
+
+
 def shipped() -> list[str]:
     """The names of the models that come with the package."""
     home = resources.files("unfool.weights")

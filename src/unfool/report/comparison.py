@@ -25,7 +25,8 @@ from unfool.report.formatting import cell, interval, percent, points
 from unfool.report.image_table import paired_table
 from unfool.report.record import both_records
 from unfool.report.write import write_document
-from unfool.results.compare import Comparison, Gate, Paired
+from unfool.results.compare import Comparison, Paired
+from unfool.results.gates import Gate
 from unfool.statistics import Mean
 
 VERSION = 1
@@ -47,7 +48,7 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
 
     Args:
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
     """
     title, *opening = _opening(found)
     strong: dict[int, Style] = {
@@ -73,7 +74,7 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
 
     Args:
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
         command: How to make it again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
@@ -105,7 +106,7 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
     Args:
         folder: Where to.
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
         command: How to make it again.
 
     Raises:
@@ -145,16 +146,24 @@ def junit(kept: Sequence[Gate]) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def describe_gate(gate: Gate) -> str:
-    """A gate and what became of it, in one sentence."""
+def describe_gate(gate: Gate, whose: str = " of B") -> str:
+    """A gate and what became of it, in one sentence.
+
+    Args:
+        gate: The gate.
+        whose: Words after "robust accuracy".
+    """
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
-        said = f"robust accuracy of B is {cell(share)}, at least {percent(gate.bound)} was asked"
+        said = f"robust accuracy{whose} is {cell(share)}, at least {percent(gate.bound)} was asked"
+        end = " of the lower end of the interval"
     else:
         said = (
             f"{gate.of} accuracy: A - B is {_points(gate.found)} points, at most "
             f"{100 * gate.bound:.1f} was asked"
         )
+        end = " of the upper end of the interval"
+    said += end if gate.strict else ""
     return said + ("" if gate.sure else "; the interval holds both sides of the bound")
 
 

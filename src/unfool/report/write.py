@@ -1,15 +1,15 @@
 """Write a report into a folder: pages, figures and numbers."""
 
-import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unfool.report.document import Document
 from unfool.report.render_html import to_html
 from unfool.report.render_markdown import to_markdown
+from unfool.results.export.records import to_csv
 from unfool.runtime.files import write_if_other
 
 if TYPE_CHECKING:
@@ -56,26 +56,6 @@ def write_document(
     for file, content in made.items():
         write_if_other(folder / file, content)
     write_if_other(folder / f"{name}.json", _json(numbers))
-
-
-def to_csv(records: Records) -> bytes:
-    """Rows as a CSV file; what a row holds within a name is a column `name.inner` (`flat`)."""
-    rows = [dict(flat(record)) for record in records]
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
-def flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a row, those within others under names with dots."""
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def _json(numbers: Any) -> bytes:

@@ -22,7 +22,6 @@ from unfool.threat import Threat
 RESAMPLES = 10_000
 AT_ONCE = 1 << 22  # numbers that are drawn at once
 HEX = 64  # digits of the data's hash; after it may come that of adversarial images made before
-SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
 
 
 @dataclass(frozen=True)
@@ -75,39 +74,6 @@ class Comparison:
     not_tried: list[str]
     provenance: tuple[Provenance, Provenance]
     images: list[PairedImage]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A bound on what was found, and whether it is kept.
-
-    Attributes:
-        name: `min-robust` or `max-drop`.
-        of: The condition that it is about.
-        bound: What may be at least (`min-robust`: B's accuracy) or at most (`max-drop`: what A has
-            more than B).
-        found: What is, with its interval. The bound is held against `found.mean`.
-    """
-
-    name: str
-    of: str
-    bound: float
-    found: Mean
-
-    @property
-    def ok(self) -> bool:
-        """Whether the bound is kept."""
-        return self._keeps(self.found.mean)
-
-    @property
-    def sure(self) -> bool:
-        """Whether the whole interval says the same."""
-        return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
-
-    def _keeps(self, value: float) -> bool:
-        if self.name == "min-robust":
-            return value >= self.bound - SLACK
-        return value <= self.bound + SLACK
 
 
 def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
@@ -223,39 +189,6 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
         means.append(times @ values / size)
     ends = np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).clip(-1, 1)
     return [Mean(float(m), float(x), float(y)) for m, x, y in zip(middle, *ends, strict=True)]
-
-
-def gates(found: Comparison, min_robust: float | None, max_drop: float | None) -> list[Gate]:
-    """The bounds that are asked for, held against what was found.
-
-    Args:
-        found: The comparison.
-        min_robust: The least robust accuracy per draw of B.
-        max_drop: By how much B may be less accurate than A, clean and robust.
-
-    Raises:
-        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
-            not finished: an easy first half passes.
-    """
-    if (min_robust, max_drop) != (None, None) and found.n < found.of:
-        raise ValueError(
-            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
-            "common: run their evaluations to the end, or compare without a bound"
-        )
-    for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
-        if bound is not None and not 0 <= bound <= 1:
-            raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")
-    rows, made = {row.name: row for row in found.rows}, []
-    if min_robust is not None:
-        if "robust" not in rows:
-            raise ValueError("--min-robust needs runs with attacks; leave it out, or add attacks")
-        made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b)))
-    if max_drop is not None:
-        for name in ("clean", "robust"):
-            if name in rows:
-                mean, low, high = rows[name].change
-                made.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low)))
-    return made
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

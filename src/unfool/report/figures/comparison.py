@@ -18,7 +18,8 @@ from unfool.report.figures.style import (
     legend,
     percent_axis,
 )
-from unfool.results.compare import Gate, Paired
+from unfool.results.compare import Paired
+from unfool.results.gates import Gate
 
 
 def paired_accuracy(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> document.Figure:
