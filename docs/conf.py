@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from dataclasses import is_dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ html_theme_options = {
     "source_directory": "docs/",
 }
 
+toc_object_entries = False  # each name has a heading
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -87,6 +89,8 @@ def escape_docstring(
     app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]
 ) -> None:
     """Docstrings are plain text with backticks: nothing else in them is markup of reStructuredText."""
+    if is_dataclass(found):
+        lines[:] = ["Args:" if line == "Attributes:" else line for line in lines]
     for number, line in enumerate(lines):
         parts = re.split(r"(``[^`]+``|`[^`]+`)", line)
         parts[::2] = [re.sub(r"(\*|\||_(?!\w))", r"\\\1", part) for part in parts[::2]]
@@ -94,9 +98,28 @@ def escape_docstring(
         lines[number] = "".join(parts)
 
 
+def shorten_signature(
+    app: Any,
+    what: str,
+    name: str,
+    found: Any,
+    options: Any,
+    arguments: str | None,
+    returned: str | None,
+) -> tuple[str, str | None] | None:
+    """Types without the bounds of their values, which the docstring or the options' pages tell."""
+    if arguments is None:
+        return None
+    if getattr(found, "_is_protocol", False):
+        return "", None
+    bounds = r"Annotated\[(\w+)(?:, FieldInfo\((?:[^()\[\]]|\[[^\[\]]*\])*\))+\]"
+    return re.sub(bounds, r"\1", arguments), returned
+
+
 def setup(app: Any) -> None:
     """Write the generated pages, and connect what changes pages while they are read."""
     generate.write_pages(HERE / "reference")
     app.connect("source-read", link_to_repository)
     app.connect("source-read", add_gallery)
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon

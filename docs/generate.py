@@ -83,7 +83,9 @@ def top_page() -> str:
         for name in names
         if name in home
     ]
-    own = "".join(documented("unfool", name) for name in names if name not in home)
+    mine = [name for name in names if name not in home]
+    mine.sort(key=lambda name: not module._HOMES[name].startswith("unfool.api"))
+    own = "".join(documented("unfool", name) for name in mine)
     return (
         "# unfool\n\nThese names are what most programs need: `import unfool`.\n\n"
         f"{own}## From the packages\n\nThese names are exported by `unfool`, too.\n\n"
@@ -96,6 +98,8 @@ def documented(package: str, name: str) -> str:
     found = getattr(importlib.import_module(package), name)
     kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
     members = "   :members:\n" if kind == "class" else ""
+    if getattr(found, "_is_protocol", False):
+        members += "   :undoc-members:\n   :special-members: __call__, __len__, __getitem__\n"
     heading = f"## {name}\n\n"
     return f"{heading}```{{eval-rst}}\n.. auto{kind}:: {package}.{name}\n{members}```\n\n"
 
@@ -109,7 +113,7 @@ def kind_page(kind: str) -> str:
     """The parts of a kind, with their options."""
     parts = "".join(described(describe(kind, name)) for name in sorted(menu.MENU[kind]))
     return (
-        f"# {kind}\n\n{escaped(menu.MEANINGS[kind])}. "
+        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escaped(menu.MEANINGS[kind])}). "
         f"`unfool menu {kind}` lists these parts, and `unfool menu NAME` prints the options of one.\n\n"
         f"{parts}"
     )
@@ -122,7 +126,9 @@ def sections_page() -> str:
         for name, found in sections().items()
         for section in found
     )
-    return f"# Sections\n\nThe sections of a spec that have options of their own and no name.\n\n{text}"
+    return (
+        f"# Options: sections\n\nThe sections of a spec that have no name, only options.\n\n{text}"
+    )
 
 
 def described(part: Description) -> str:

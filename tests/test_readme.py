@@ -62,7 +62,7 @@ def test_the_tutorial_on_your_own_model_runs(elsewhere, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     given = {}
     for code in blocks:
-        for much, little in [*LESS, ("images=20", "images=2")]:
+        for much, little in [*LESS, ("images=20", "images=1, draws=2")]:
             code = code.replace(much, little)
         exec(code, given)
     printed = capsys.readouterr().out
