@@ -94,6 +94,8 @@ def test_a_constant_has_rate_zero_with_and_without_a_graph(constant):
 def test_power_iteration_without_a_gradient_keeps_the_random_direction():
     found = rates(Quantize(4))
     assert np.array_equal(found.rates[RANDOM], found.rates[ADVERSARIAL])
+    assert found.without_gradient
+    assert not rates(Linear(torch.linspace(0.1, 2, 16))).without_gradient
 
 
 def test_a_perturbation_that_the_box_cuts_counts_for_what_is_left():

@@ -60,6 +60,11 @@ class Compression:
         """The place of the size that is nearest to the whole budget, as a ratio."""
         return int(np.argmin(np.abs(np.log(self.sizes))))
 
+    @property
+    def without_gradient(self) -> bool:
+        """Whether power iteration never got beyond the random direction, as if there were no gradient."""
+        return bool(np.array_equal(self.rates[RANDOM], self.rates[ADVERSARIAL]))
+
     def summary(self) -> dict[str, Any]:
         """Means over images with 95 % intervals, and how often a draw contracts."""
         rows = []

@@ -15,7 +15,7 @@ from unfool.results.attack_roles import roles
 from unfool.results.report_json import ShareEntry, Summary
 
 About = Mapping[str, Any]
-ENOUGH = 4  # runs from which on a rank correlation is told
+ENOUGH = 5  # runs from which on a rank correlation is told
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ def write_compression(
         for row in summary["sizes"]
     ]
     blocks: list[Block] = [Paragraph(said), Table(heads, rows)]
+    blind = [row.name for row in measured if row.found.without_gradient]
+    if blind:
+        said = (
+            f"Power iteration never gets beyond the random direction: {', '.join(blind)}. Either no "
+            "direction is worse, or the purifier's gradient is masked and the adversarial rate is a lower "
+            "bound."
+        )
+        blocks.append(Paragraph(said, "notice"))
     if skipped:
         blocks.append(Paragraph(f"Without a purifier, and so left out: {', '.join(skipped)}."))
     points = [_point(row, summaries[row.name]) for row in measured if row.run is not None]
@@ -141,6 +149,7 @@ def _point(row: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
         "robust": row.run["robust"]["per_draw"] if attacked else None,
         "known": min(known, key=lambda share: share["accuracy"], default=None),
         "images": row.run["n"],
+        "without_gradient": row.found.without_gradient,
     }
 
 
@@ -187,15 +196,15 @@ def _correlation(shown: Sequence[Mapping[str, Any]]) -> str:
 
     told = []
     for key, word in (("robust", "robust accuracy"), ("known", "accuracy under DW-box")):
-        some = [point for point in shown if point[key] is not None]
+        some = [p for p in shown if p[key] is not None and not p["without_gradient"]]
         for kind in KINDS if len(some) >= ENOUGH else ():
             pair = [p["rates"][kind] for p in some], [p[key]["accuracy"] for p in some]
             if all(len(set(values)) > 1 for values in pair):
                 rho: Any = spearmanr(*pair)
                 told.append(f"{rho.statistic:.2f} ({kind}, {word}, {len(some)} runs)")
-    return (
-        f"Rank correlation (Spearman) of rate and accuracy: {', '.join(told) or 'all are equal'}."
-    )
+    if not told:
+        return "There are too few different runs with a gradient for a rank correlation."
+    return f"Rank correlation (Spearman) of rate and accuracy: {', '.join(told)}."
 
 
 def _budget(found: CriticalEps, eps: float) -> str:

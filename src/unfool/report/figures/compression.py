@@ -34,7 +34,13 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> bytes:
     panels = np.asarray(
         figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True), dtype=object
     ).ravel()
-    for panel, (name, summary) in zip(panels, summaries.items(), strict=False):
+    highest = max(
+        row[kind]["rate"]["high"]
+        for s in summaries.values()
+        for row in s["sizes"]
+        for kind in KINDS
+    )
+    for place, (panel, (name, summary)) in enumerate(zip(panels, summaries.items(), strict=False)):
         rows = sorted(summary["sizes"], key=lambda row: row["size"])
         sizes = [row["size"] for row in rows]
         for kind in KINDS:
@@ -48,9 +54,11 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> bytes:
         panel.axhline(1, color=INK, linewidth=0.8, linestyle="--", zorder=1)
         panel.set_xscale("log", base=2)
         panel.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.05 * max(1.0, highest))
         panel.set_title(short(name), fontsize=9.5, color=INK, loc="left")
-        ground(panel, "size / budget", "compression rate")
+        bottom, left = place + columns >= len(summaries), place % columns == 0
+        ground(panel, "size / budget" if bottom else "", "compression rate" if left else "")
+        panel.tick_params(labelbottom=bottom)
     for panel in panels[len(summaries) :]:
         panel.axis("off")
     legend(figure, panels[0], 2)
@@ -87,7 +95,7 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> bytes:
                 str(number), place, (5, 4), textcoords="offset points", fontsize=8, color=INK
             )
         panel.axvline(1, color=GRAY, linewidth=0.8, linestyle="--", zorder=1)
-        panel.set_xlim(left=0)
+        panel.set_xlim(0, 1.1 * max(1.0, *(point["rates"][kind] for point in points)))
         panel.set_ylim(0, 100)
         left = panel is panels[0]
         ground(panel, f"compression rate, {kind}", "accuracy under attack, %" if left else "")
