@@ -33,7 +33,7 @@ demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table a
 check: $(READY)
 	$(BIN)/ruff format --check src tests bench examples
 	$(BIN)/ruff check src tests bench examples
-	$(BIN)/codespell src tests bench docs examples experiments *.md
+	$(BIN)/codespell src tests bench deploy docs examples experiments *.md
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## All checks: format, lint, types, tests.

@@ -93,9 +93,9 @@ def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
         try:
             prepare()
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-            before = _high()
+            before = high_water()
             run()
-            os.write(writing, str((_high() - before) / 1024).encode())
+            os.write(writing, str((high_water() - before) / 1024).encode())
             status = 0
         finally:
             os._exit(status)
@@ -109,7 +109,8 @@ def peak_mib(prepare: Run, run: Run, device: str) -> float | None:
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "16384", "MALLOC_ARENA_MAX": "1"}
 
 
-def _high() -> int:
+def high_water() -> int:
+    """The most KiB that this process took since it began, or since the mark was reset (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 

@@ -10,6 +10,7 @@ from unfool.diffusion.reverse import euler_maruyama, even
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 import bayes
+import deploy
 import measuring
 import speed
 import variants
@@ -76,3 +77,18 @@ def test_agreement_with_bayes_rule_is_measured(monkeypatch, capsys):
     bayes.main()
     *_, row = capsys.readouterr().out.splitlines()
     assert row == f"| 20 | {' | '.join(map(str, faint))} | 200 | 0 |"
+
+
+def test_what_a_model_takes_is_measured_in_a_process_of_its_own(monkeypatch, capsys):
+    asked = ["--spec", "demo", "--set", "purifier.steps=1", "--images", "2", "--seconds", "0"]
+    monkeypatch.setattr(sys, "argv", ["deploy.py", *asked])
+    deploy.main()
+    *_, row, _ = capsys.readouterr().out.split("\n")[:-1]
+    name, images, *numbers = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (name, images) == ("demo purifier.steps=1", "2")
+    load, memory, wall, cpu, rate = (float(number.replace(",", "")) for number in numbers)
+    assert 50 < memory < 5000
+    assert min(load, wall, cpu) > 0
+    assert rate == pytest.approx(2 / (cpu / 1000), rel=0.02)
+    with pytest.raises(RuntimeError, match="nowhere"):
+        deploy.in_a_process("nowhere", (), 1, "cpu", 0, 1)

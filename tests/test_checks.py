@@ -15,6 +15,7 @@ from unfool.data import fetch
 from unfool.data.arrays import Arrays
 from unfool.data.digits import digits
 from unfool.defenses.diffpure import DiffPure
+from unfool.defenses.flowpure import FlowPure
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.purified_classifier import Purified, majority_vote, predict_draws
 from unfool.models.classifiers import NormalizedClassifier
@@ -44,6 +45,7 @@ PURIFIERS = {
     "coup": lambda: unfool.COUP(mixture(), bayes(), steps=2),
     "densepure": lambda: unfool.DensePure(mixture(), sigma=0.1, steps=2),
     "diffpure": lambda: DiffPure(mixture(), steps=2),
+    "flowpure": lambda: FlowPure(mixture(), steps=2),
     "gdmp": lambda: unfool.GDMP(mixture(), steps=2, passes=1),
     "gradual": lambda: Gradual(mixture(), passes=[(0.1, 2), (0.1, 1)]),
     "langevin": lambda: unfool.Langevin(mixture(), steps=2),
@@ -152,7 +154,7 @@ def test_a_budget_is_in_the_unit_of_pixels():
         PGD(1)(bayes(), X, Y, Threat("l2", 128), NOISE)
     PGD(1)(bayes(), X, Y, Threat("l2", 4), NOISE)
     with pytest.raises(TypeError, match=r"0\.1"):
-        PGD(1)(bayes(), X, Y, 0.1, NOISE)
+        PGD(1)(bayes(), X, Y, 0.1, NOISE)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from unfool.cli.main import run
+from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
+from unfool.results.spec import ModelSpec
 from unfool.spec import argument_names, check, load, menu
 from unfool.toy.blobs import Blobs
 
@@ -251,10 +253,16 @@ def test_guide_correction_step_and_purifier_of_the_page_from_a_spec(strangers, f
     assert facts(strangers / "out") == facts(strangers / "again")
 
 
+def double(checked: ModelSpec) -> Purified:
+    model = build_model(checked, "cpu")
+    assert isinstance(model, Purified)
+    return model.double()
+
+
 @pytest.mark.parametrize("seam", SEAMS)
 def test_gradient_through_parts_of_the_page_is_the_slope(strangers, seam):
     checked = check_model({**load("blobs"), "purifier": yaml.safe_load(SEAMS[seam])})
-    purify = build_model(checked, "cpu").double().purifier
+    purify = double(checked).purifier
     noise, x = Noise.of(0, range(2)), torch.stack([Blobs(2)[i][0] for i in range(2)]).double()
     weigh, along = (noise.child(name).normal(x) for name in ("weigh", "along"))
 
@@ -316,9 +324,9 @@ def test_a_guide_of_a_function_or_a_class_is_given_the_classifier(strangers):
     def purified(guide):
         part = {"name": "diffpure", "steps": 3, "guide": guide}
         checked = check_model({**load("blobs"), "purifier": part})
-        names = argument_names("purifier", checked["purifier"])
+        names = argument_names("purifier", checked.get("purifier", {"name": "none"}))
         assert guide is None or "classifier" in names
-        return build_model(checked, "cpu").double().purifier(x, noise)
+        return double(checked).purifier(x, noise)
 
     mine = purified({"name": "sure:sure", "weight": 1e5})
     shipped = purified({"name": "confidence", "weight": 1e5})

@@ -33,10 +33,11 @@ def imports(path: Path) -> set[str]:
     tree = ast.walk(ast.parse(path.read_text()))
     found = set()
     for node in tree:
-        if isinstance(node, ast.ImportFrom) and node.module == "unfool":
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        if isinstance(node, ast.ImportFrom) and module == "unfool":
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("unfool."):
-            found.add(node.module.split(".")[1])
+        elif module.startswith("unfool."):
+            found.add(module.split(".")[1])
         elif isinstance(node, ast.Import):
             found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("unfool.")}
     return found - {"__version__"}

@@ -330,8 +330,8 @@ def test_threads_draw_the_same_numbers(monkeypatch):
     monkeypatch.setattr(noise, "PART", 2**12)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     asked = []
-    pool = noise._pool
-    monkeypatch.setattr(noise, "_pool", lambda *of: asked.append(of) or pool(*of))
+    pool = noise.thread_pool
+    monkeypatch.setattr(noise, "thread_pool", lambda *of: asked.append(of) or pool(*of))
     assert torch.equal(keys.normal(like), alone[0])
     assert torch.equal(keys.uniform(like), alone[1])
     assert len(asked) == 2

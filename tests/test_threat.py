@@ -1,5 +1,6 @@
 """The geometry of threats."""
 
+
 import numpy as np
 import pytest
 import torch
@@ -208,7 +209,7 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
 
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="norm is one of linf, l2, l1, l0, not 'l3'"):
-        Threat("l3", 0.1)
+        Threat("l3", 0.1)  # pyright: ignore[reportArgumentType]
     for eps in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="eps must be 0 or more"):
             Threat("linf", eps)

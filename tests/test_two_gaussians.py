@@ -178,7 +178,7 @@ def test_a_classifier_that_is_wrong_enough_does_harm():
 
 @pytest.mark.parametrize("options", [{"start": 0}, {"runs": 0}, {"level": -1}])
 def test_mistakes_are_told(options):
-    with pytest.raises(ValueError, match="start must be above 0, runs 1 or more, level 0 or more"):
+    with pytest.raises(ValueError, match=r"start .*runs .*level"):
         ends(1, **options)
 
 
@@ -187,7 +187,7 @@ def test_label_flips_are_drawn_with_intervals():
     (axes,) = figure_of([0, 1, 2], [0, 4], shares, 400).axes
     for line, band, row in zip(axes.lines, axes.collections, shares, strict=True):
         assert line.get_ydata() == pytest.approx(100 * row)
-        edges = band.get_paths()[0].vertices[:, 1]
+        edges = np.asarray(band.get_paths()[0].vertices)[:, 1]
         intervals = [wilson(round(400 * share), 400) for share in row]
         assert edges.min() == pytest.approx(100 * min(share.low for share in intervals))
         assert edges.max() == pytest.approx(100 * max(share.high for share in intervals))

@@ -68,7 +68,7 @@ def lpips(x: Tensor, y: Tensor) -> Tensor:
     Raises:
         ValueError: The package that has it, or its weights, are not here.
     """
-    return _lpips().to(x)(2 * x - 1, 2 * y - 1).flatten()
+    return lpips_network().to(x)(2 * x - 1, 2 * y - 1).flatten()
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
@@ -109,7 +109,12 @@ OUTPUT: dict[str, Distance] = {
 
 
 @cache
-def _lpips() -> Any:
+def lpips_network() -> Any:
+    """The network of LPIPS, loaded once.
+
+    Raises:
+        ValueError: The package that has it, or its weights, are not here.
+    """
     try:
         from lpips import LPIPS  # pyright: ignore[reportMissingImports]
 

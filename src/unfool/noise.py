@@ -209,7 +209,7 @@ class Noise:
         if parts > 1:  # NumPy draws without the interpreter's lock
             edges = [len(keys) * i // parts for i in range(parts + 1)]
             spans = [slice(low, high) for low, high in pairwise(edges)]
-            pool = _pool(threads, os.getpid())
+            pool = thread_pool(threads, os.getpid())
             list(pool.map(lambda span: _write(out[span], keys[span], draw), spans))
         else:
             _write(out, keys, draw)
@@ -237,7 +237,7 @@ def _write(out: np.ndarray, keys: Sequence[int], draw: Draw) -> None:
 
 
 @lru_cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
     """Threads to draw in; a forked process has none of its parent's, and gets its own."""
     return ThreadPoolExecutor(threads)
 

@@ -90,7 +90,8 @@ class Objective(Protocol):
 class Dataset(Protocol):
     """Images (C, H, W) of [0, 1] in float32 with labels, reached by index."""
 
-    classes: Sequence[str]
+    @property
+    def classes(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...

@@ -3,7 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ class Threat:
 
     norm: Norm
     eps: NotNegative
+
+    if TYPE_CHECKING:
+
+        def __init__(self, norm: Norm, eps: float | str) -> None: ...
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, str):

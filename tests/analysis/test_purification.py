@@ -2,6 +2,7 @@
 
 import json
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,8 @@ def test_a_perfect_purifier_leaves_nothing():
 def test_noise_alone_is_the_forward_noise_of_the_defense():
     at = seen()
     found = look(at)
-    purifier = at.model.model.purifier
+    assert isinstance(at.model.model, Purified)
+    purifier: Any = at.model.model.purifier
     assert found.noise == pytest.approx(purifier.pixel_noise)
     stream = at.noise.child("held", 0).child("purify")
     wanted = purifier.pixel_noise * stream.child("forward").normal(at.x)
@@ -91,20 +93,25 @@ def test_what_it_needs_is_told():
     at = seen()
     with pytest.raises(ValueError, match="draws must be 1"):
         look(at, draws=0)
+    assert isinstance(at.model.model, Purified)
     bare = Batched(at.model.model.classifier, None)
     with pytest.raises(ValueError, match="no purifier"):
         purification(bare, at.x, at.y, at.threat, at.noise, quiet=True)
     with pytest.raises(SpecError, match="no denoiser"):
-        whole_chain({}, torch.device("cpu"))
+        whole_chain({"classifier": {"name": "bayes"}}, torch.device("cpu"))
     with pytest.raises(SpecError, match=r"trained up to t = 0\.3"):
         whole_chain(
-            {"denoiser": {"name": "trained", "weights": "cifar10-denoiser-small"}}, at.x.device
+            {
+                "classifier": {"name": "bayes"},
+                "denoiser": {"name": "trained", "weights": "cifar10-denoiser-small"},
+            },
+            at.x.device,
         )
 
 
 def test_without_lpips_it_is_told_before_the_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)
-    distances._lpips.cache_clear()
+    distances.lpips_network.cache_clear()
     monkeypatch.setattr(PGD, "__call__", lambda *args: pytest.fail("attacked"))
     with pytest.raises(ValueError, match=r"unfool\[lpips\]"):
         look(seen(), perceptual=True)
@@ -134,7 +141,7 @@ def test_the_page_of_purification(elsewhere, capsys):
     assert {row["row"] for row in told["rows"]} >= {"clean", "attacked", "attacked, noise only"}
     arrays = np.load(elsewhere / "seen" / "purification.npz")
     assert arrays["attacked, purified/l2"].shape == (4, 2)
-    for name in ("purification.html", "purification.png", "purification-pictures.png"):
+    for name in ("purification.html", "purification.png", "purification-images.png"):
         assert (elsewhere / "seen" / name).stat().st_size
 
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, fla
 from unfool.attacks.losses import LOSSES
 from unfool.checks import images_of_any_range
 from unfool.cli.main import run
+from unfool.report.document import Drawing
 from unfool.report.figures import style
 from unfool.report.figures import trajectories as report
 
@@ -33,7 +35,7 @@ def digits():
 
 def follow(at, which=slice(None), **options):
     noise = at.noise.take(range(len(at.x))[which])
-    settings = SMALL | {"runs": 3} | options
+    settings: dict[str, Any] = SMALL | {"runs": 3} | options
     return trajectories(at.model, at.x[which], at.y[which], at.threat, noise, **settings)
 
 
@@ -204,9 +206,9 @@ def test_names_of_attacks_do_not_lie_on_their_paths(monkeypatch):
     along = np.array([0, 0.8, 1.6])
     found = Landscape(along, plane, plane, paths, {}, np.zeros((2, 1, 1, 1)))
     figures = []
-    monkeypatch.setattr(report, "png", lambda figure: figures.append(figure) or b"")
+    monkeypatch.setattr(report, "draw", lambda figure: figures.append(figure) or Drawing(b"", ""))
     report.surfaces({"the model": found})
-    style.png(figures[0])  # which lays it out
+    style.draw_png(figures[0])  # which lays it out
     names = 0
     for axes in figures[0].axes:
         for text in axes.texts:

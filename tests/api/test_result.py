@@ -1,6 +1,7 @@
 """A result: its numbers, what it prints, and what can be made of it."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -113,7 +114,7 @@ def test_a_temporary_folder_goes_with_the_result():
 
 
 def test_an_unfinished_run_says_so(result, tmp_path):
-    manifest = {**result.run.manifest, "indices": list(range(9))}
+    manifest: Any = {**result.run.manifest, "indices": list(range(9))}
     run = Run.begin(tmp_path, manifest)
     with pytest.raises(RuntimeError, match="no outcomes yet"):
         unfool.load_run(tmp_path)

@@ -22,11 +22,11 @@ class Linear(nn.Module):
         super().__init__()
         self.classes = classes
 
-    def half(self, x, noise):
+    def score(self, x, noise):
         return ((x - 0.5) * WEIGHT.to(x)).flatten(1).sum(1)
 
     def forward(self, x, noise):
-        half = self.half(x, noise)
+        half = self.score(x, noise)
         low = [torch.full_like(half, -9.0 - k) for k in range(self.classes - 2)]
         return torch.stack([-half, half, *low], 1)
 
@@ -36,8 +36,8 @@ class Blurred(Linear):
 
     width = 0.3
 
-    def half(self, x, noise):
-        return super().half(x, noise) + self.width * noise.child("blur").normal(x[:, 0, 0, 0])
+    def score(self, x, noise):
+        return super().score(x, noise) + self.width * noise.child("blur").normal(x[:, 0, 0, 0])
 
 
 class Bent(Linear):
@@ -47,7 +47,7 @@ class Bent(Linear):
         super().__init__(classes)
         self.luck = luck
 
-    def half(self, x, noise):
+    def score(self, x, noise):
         bent = (torch.sin(9 * x) * WEIGHT.to(x)).flatten(1).sum(1)
         return bent + self.luck * noise.child("luck").normal(x[:, 0, 0, 0])
 

@@ -52,7 +52,7 @@ def test_it_does_not_depend_on_rows_nor_on_the_batch(name):
 def test_it_stays_within_the_threat(name, norm):
     attack = ATTACKS[name]
     if (name, norm) == ("carlini-wagner", "linf"):
-        with pytest.raises(ValueError, match="Carlini-Wagner is for l2, not for the norm linf"):
+        with pytest.raises(ValueError, match=r"Carlini-Wagner .*l2.* linf"):
             attack(Shaken(), X, Y, THREATS[norm], NOISE)
         return
     for eps in (0.0, 0.02, 1.0):
@@ -67,8 +67,8 @@ def test_it_stays_within_the_threat(name, norm):
 class Rooted(Linear):
     """Finite logits, whose gradient is NaN and infinite at the black pixels."""
 
-    def half(self, x, noise):
-        return super().half(x, noise) + 1e-3 * (x.relu().sqrt() + 0 * (x * x).sqrt()).mean(
+    def score(self, x, noise):
+        return super().score(x, noise) + 1e-3 * (x.relu().sqrt() + 0 * (x * x).sqrt()).mean(
             (1, 2, 3)
         )
 

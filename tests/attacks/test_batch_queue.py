@@ -56,10 +56,10 @@ def test_image_by_image_is_the_batch(attack):
     """Without `stop` one search has all images: the queue makes of it what a search for each is."""
     whole = attack(MODEL, X, Y, THREAT, NOISE)
     if isinstance(attack, PGD):
-        searches = (attack._search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
+        searches = (attack.search(X[[i]], Y[[i]], THREAT, NOISE.take([i])) for i in range(SIZE))
     else:
         searches = (
-            attack._search(X[[i]], Y[[i]], torch.tensor([False]), [None], THREAT, NOISE.take([i]))
+            attack.search(X[[i]], Y[[i]], torch.tensor([False]), [None], THREAT, NOISE.take([i]))
             for i in range(SIZE)
         )
     apart = torch.cat(serve(Batched(MODEL, 5), searches))

@@ -97,7 +97,7 @@ def test_zoom_blur_is_the_mean_over_the_released_factors(severity, factors):
         side = int(np.ceil(32 / zoom))
         start = (32 - side) // 2
         middle = picture[start : start + side, start : start + side]
-        large = ndimage.zoom(middle, (zoom, zoom, 1), order=1)
+        large = np.asarray(ndimage.zoom(middle, (zoom, zoom, 1), order=1))
         edge = (large.shape[0] - 32) // 2
         total += large[edge : edge + 32, edge : edge + 32]
     wanted = (np.clip(total / (factors + 1), 0, 1) * 255).round() / 255

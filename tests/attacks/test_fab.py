@@ -56,7 +56,7 @@ def test_scales_do_not_matter(norm):
 @pytest.mark.parametrize("norm", THREATS)
 def test_the_nearest_image_across_is_found(norm):
     threat = THREATS[norm]
-    nearest, _ = FAB(8)._run(Linear(), X, Y, 1 - Y, X, threat, NOISE)
+    nearest = FAB(8).nearest(Linear(), X, Y, threat, NOISE)
     assert (lead(nearest, Y) < 0).all()
     slope = (lead(X, Y) - lead(worst(threat, X, Y), Y)) / threat.eps
     least = lead(X, Y) / slope
@@ -66,8 +66,8 @@ def test_the_nearest_image_across_is_found(norm):
 @pytest.mark.parametrize("norm", THREATS)
 def test_an_image_across_is_taken_further_and_not_back(norm):
     threat, wrong = THREATS[norm], 1 - Y
-    _, away = FAB(6)._run(Linear(), X, wrong, Y, X, threat, NOISE)
-    assert (lead(stretched(X, away, threat), wrong) < lead(X, wrong) - 0.1).all()
+    found = FAB(6)(Linear(), X, wrong, threat, NOISE)
+    assert (lead(found, wrong) < lead(X, wrong) - 0.1).all()
 
 
 def test_the_nearest_of_all_targets_is_found_beyond_eps():
@@ -75,13 +75,13 @@ def test_the_nearest_of_all_targets_is_found_beyond_eps():
         """Class 1 is near by the logits, class 2 by its slope."""
 
         def forward(self, x, noise):
-            half = self.half(x, noise)
+            half = self.score(x, noise)
             return torch.stack([0 * half, -0.3 - half, -0.5 - 8 * half], 1)
 
     x, threat = X[Y == 1], Threat("l2", 1e-3)
     y, noise = torch.zeros(len(x), dtype=torch.long), NOISE.take((Y == 1).nonzero()[:, 0])
     found = FAB(30, targets=2).nearest(Corner(), x, y, threat, noise)
-    half = Linear().half(x, noise)
+    half = Linear().score(x, noise)
     by_hand = torch.minimum(half + 0.3, half + 0.5 / 8) / WEIGHT.norm()
     assert (by_hand > 10 * threat.eps).all()
     assert torch.allclose(threat.size(found - x), by_hand, rtol=0.01)

@@ -2,6 +2,7 @@
 
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from analytic import NOISE, SIZE, Blurred, Linear, Shaken, X, Y
 from torch.nn import functional as F
 
-from unfool import as_module
+from unfool import NormalizedClassifier, as_module
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
@@ -112,11 +113,9 @@ def test_pgd_is_that_of_foolbox(threat):
 
 
 def test_pgd_is_that_of_art():
-    pytest.importorskip("art", exc_type=ImportError)
-    from art.attacks.evasion import ProjectedGradientDescentPyTorch
-    from art.estimators.classification import PyTorchClassifier
-
-    f = PyTorchClassifier(
+    theirs = pytest.importorskip("art.attacks.evasion", exc_type=ImportError)
+    models = pytest.importorskip("art.estimators.classification", exc_type=ImportError)
+    f = models.PyTorchClassifier(
         as_module(Bent().float()),
         torch.nn.CrossEntropyLoss(),
         tuple(X.shape[1:]),
@@ -124,7 +123,7 @@ def test_pgd_is_that_of_art():
         clip_values=(0, 1),
         device_type="cpu",
     )
-    pgd = ProjectedGradientDescentPyTorch(
+    pgd = theirs.ProjectedGradientDescentPyTorch(
         f, norm=np.inf, eps=EPS, eps_step=STRIDE, max_iter=STEPS, num_random_init=0, verbose=False
     )
     x_adv = torch.from_numpy(pgd.generate(X.float().numpy(), Y.numpy()))
@@ -180,11 +179,39 @@ def test_global_generators_are_as_they_were():
         return x
 
     kept: list[tuple[float, float, float]] = []
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+
+    def numpys() -> Any:
+        return np.random.get_state()[1]  # noqa: NPY002  # pyright: ignore[reportArgumentType]
+
+    states = torch.get_rng_state(), numpys().copy(), random.getstate()
     for noise in (NOISE, NOISE, NOISE.child("other")):
         ExternalAttack(draw)(Linear(), X, Y, LINF, noise)
     assert kept[0] == kept[1]
     assert all(not math.isclose(a, b) for a, b in zip(kept[0], kept[2], strict=True))
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert np.array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+    assert np.array_equal(numpys(), states[1])
     assert random.getstate() == states[2]
+
+
+def test_training_mode_is_refused_and_other_libraries_cannot_switch_it_on():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
+    model = NormalizedClassifier(network)
+    with pytest.raises(ValueError, match="training mode, and its Dropout"):
+        as_module(model.train())
+    f = as_module(model.eval())
+    x = X[:2, :1, :2, :2].float()
+    before = f(x)
+    assert f.train() is f
+    assert not any(part.training for part in f.modules())
+    assert torch.equal(f(x), before)
+
+
+@pytest.mark.parametrize("noise", ["fresh", 3, Noise.of(0, range(SIZE))])
+@pytest.mark.parametrize("votes", [1, 4])
+def test_what_is_not_finite_is_no_answer(noise, votes):
+    class Broken(Bent):
+        def forward(self, x, noise):
+            return super().forward(x, noise).log()
+
+    with pytest.raises(RuntimeError, match="not finite"):
+        as_module(Broken(), noise, votes)(X)

@@ -7,6 +7,7 @@ from torch import nn
 from unfool.attacks.losses import (
     LOSSES,
     TARGETED,
+    Loss,
     cross_entropy,
     dlr,
     margin,
@@ -63,7 +64,7 @@ def test_margin_never_takes_the_true_class_for_the_best_wrong_one():
     assert float(margin(torch.full((1, 3), -1e30), torch.tensor([2]))) == 0
 
 
-def one_by_one(loss: str, turn: int, draws: int):
+def one_by_one(loss: Loss, turn: int, draws: int):
     """Loss, error and gradient of every image in every draw, one model call each."""
     copies, model, out = NOISE.for_query(turn, draws), Crooked(), []
     for i in range(SIZE):
@@ -177,9 +178,9 @@ def test_dlr_knows_no_scale_and_no_shift(scale: float):
 
 
 def test_dlr_of_too_few_classes_is_refused():
-    with pytest.raises(ValueError, match="dlr needs 3 classes, and the model has 2: use the loss"):
+    with pytest.raises(ValueError, match=r"dlr .*3 classes.* 2"):
         dlr(LOGITS[:, :2], TRUE)
-    with pytest.raises(ValueError, match="targeted dlr needs 4 classes, and the model has 3"):
+    with pytest.raises(ValueError, match=r"targeted dlr .*4 classes.* 3"):
         toward_dlr(LOGITS[:, :3], TRUE, AIM)
 
 

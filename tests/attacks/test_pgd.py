@@ -30,7 +30,7 @@ class Linear(nn.Module):
     """Two classes; the logit of class 1 less that of class 0 is 2 w (x - 0.5) and what a subclass
     adds to it."""
 
-    def extra(self, x, noise):
+    def extra(self, x, noise) -> torch.Tensor | float:
         return 0.0
 
     def forward(self, x, noise):

@@ -74,7 +74,7 @@ def test_an_image_s_attack_is_its_own():
 def test_other_norms_and_other_attacks_are_told():
     with pytest.raises(ValueError, match="the norm linf does not measure: set threat"):
         SaltAndPepper()(counts, X, Y, Threat("linf", 0.1), NOISE)
-    with pytest.raises(ValueError, match="use an attack that needs none, such as salt-and-pepper"):
+    with pytest.raises(ValueError, match="salt-and-pepper"):
         PGD()(lambda x, noise: x.flatten(1)[:, :2], X, Y, Threat("l0", 0.1), NOISE)
     for option in ("tries", "shares", "eot"):
         with pytest.raises(ValueError, match=f"{option} must be 1 or more, not 0"):

@@ -108,7 +108,7 @@ def test_any_shape_of_image_will_do(norm, shape):
 
 
 def test_squares_shrink_on_the_way():
-    sides = [Square(10_000)._side(torch.zeros(1, 3, 32, 32), i, 1) for i in (0, 11, 51, 201, 9000)]
+    sides = [Square(10_000).side(torch.zeros(1, 3, 32, 32), i, 1) for i in (0, 11, 51, 201, 9000)]
     assert sides == [29, 20, 14, 10, 1]
 
 

@@ -100,9 +100,7 @@ def test_undefended_ignores_the_purifier():
 @pytest.mark.parametrize("view", [bpda, classifier_only])
 def test_what_is_no_defense_cannot_be_taken_apart(view):
     for model in (bayes(), Batched(bayes(), 3), lambda x, noise: x):
-        with pytest.raises(
-            ValueError, match="no classifier behind a purifier; use the view `exact"
-        ):
+        with pytest.raises(ValueError, match=r"purifier.* `exact"):
             view(model)
 
 
@@ -114,8 +112,9 @@ def test_a_view_takes_as_many_images_at_once_as_the_model(view):
         sizes.append(len(x))
         return x
 
-    whole = Purified(Curved(), purifier)
-    whole.classifier.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    classifier = Curved()
+    whole = Purified(classifier, purifier)
+    classifier.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
     seen = view(Batched(whole, 3))
     assert seen.batch_size == 3
     limited = query_model(seen, X, Y, "ce", NOISE, 0, 2)
@@ -173,7 +172,7 @@ def test_bfloat16_is_the_model_with_a_rough_gradient(monkeypatch):
     monkeypatch.setattr(views, "bfloat16_costs", lambda device: 0.5)
     y, threat, noise = torch.arange(4) % 3, Threat("linf", 0.1), Noise.of(0, range(4))
     rough, fine = views.bfloat16(Batched(model, 3)), model(x, noise)
-    assert rough.batch_size == 3
+    assert getattr(rough, "batch_size", None) == 3
     said = rough(x, noise).detach()
     assert said.dtype == torch.float32
     assert 0 < float((said - fine.detach()).abs().max()) < 0.05

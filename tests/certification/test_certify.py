@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_the_vote_is_inside_the_smoothed_function():
     for paths in (1, 5):
         model = Noisy(Aggregated(defended, paths=paths, by="votes"), 1e-3)
         right = counted(model, x, 1, 2000, noise).estimated[1]
-        truth = stats.binom.sf(paths // 2, paths, 0.7)
+        truth = float(stats.binom.sf(paths // 2, paths, 0.7))
         assert stats.binomtest(right, 2000, truth).pvalue > 0.001
 
 
@@ -183,7 +184,7 @@ def test_logits_that_are_no_numbers_stop_it():
 
 
 def test_certified_accuracy_counts_right_answers_that_reach_so_far():
-    images = [
+    images: list[Any] = [
         {"answer": 1, "label": 1, "radius": 0.5},
         {"answer": 1, "label": 1, "radius": 0.2},
         {"answer": 0, "label": 1, "radius": 0.9},
@@ -305,15 +306,15 @@ def test_a_spec_of_another_command_is_refused(spec, mistake):
     assert "unfool certify" in mistake("evaluate", "toy.yaml")
     assert "has no 'threat'" in mistake("certify", "demo")
     with pytest.raises(RuntimeError, match="holds a certification"):
-        Run(spec / "x", {"kind": "certification"}).outcomes()
+        Run(spec / "x", manifest([], kind="certification")).outcomes()
 
 
 def test_a_checked_spec_is_a_spec_of_the_same_run():
     once = certification.check(specs.load(TOY))
     assert certification.check(specs.load(once)) == once
-    assert once["purifier"]["sigma"] == 0.5
+    assert once.get("purifier", {}).get("sigma") == 0.5
     without = certification.check(specs.load(TOY | {"certification": {"sigma": 1, "n": 40}}))
-    assert without["purifier"]["sigma"] == 1
+    assert without.get("purifier", {}).get("sigma") == 1
     assert specs.identity(once) != specs.identity(without)
 
 
@@ -354,7 +355,7 @@ def test_from_the_command_to_the_report_on_digits(elsewhere, capsys):
     assert report["mean_radius"] == pytest.approx(sum(row["radius"] for row in right) / 3)
     assert report["cost"]["nfe_forward"] == report["cost"]["classifier_forward"] == 120
     assert (out / "figures" / "certified.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png;base64" in (out / "report.html").read_text()
+    assert "<svg" in (out / "report.html").read_text()
     text = (out / "report.md").read_text()
     assert "95 % interval" in text
     again = {path: path.read_bytes() for path in (out / "report.json", out / "report.md")}

@@ -1,6 +1,11 @@
 """Parts that do not fit each other: one sentence that says what to do, exit code 2."""
 
+import os
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
@@ -156,3 +161,95 @@ def test_too_little_memory_is_told_in_a_sentence(elsewhere, monkeypatch, mistake
     (elsewhere / "vast.py").write_text(textwrap.dedent(code))
     monkeypatch.syspath_prepend(elsewhere)
     assert "out of memory" in mistake("evaluate", "blobs", "--set", "data=vast:Data", "--quiet")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "classifier={name: 'os:system', command: 'true'}",
+        "purifier={name: 'os:system', command: 'true'}",
+        "attacks=[{name: 'os:system', command: 'true'}]",
+        "data={name: 'os:system', command: 'true'}",
+        "denoiser={name: 'os:system', command: 'true'}",
+        "classifier={name: network, network: {name: 'os:system', command: 'true'}}",
+        "attacks=[{name: pgd, view: 'os:system'}]",
+    ],
+)
+def test_what_makes_no_part_is_told(elsewhere, mistake, change):
+    said = mistake("evaluate", "blobs", "--set", change)
+    told = ("cannot be called", "does not take", "has no schedule", "has no __len__")
+    assert any(words in said for words in told), said
+
+
+def test_a_label_can_be_printed(elsewhere, mistake):
+    for label in (r"a\0b", r"\x1b[2J", r"a\nb"):
+        said = mistake("evaluate", "blobs", "--set", f'attacks.0.label="{label}"')
+        assert "attacks.0.label" in said
+
+
+def test_sizes_beyond_all_memory_are_told_in_bytes(elsewhere, mistake):
+    for change in ("data.side=100000", "attacks.1.knows=semi-99999999999"):
+        said = mistake("evaluate", "blobs", "--set", change, "--out", "run")
+        assert "GiB were asked for at once" in said
+
+
+def test_a_folder_that_nobody_reads_is_not_ignored(elsewhere, mistake, monkeypatch):
+    small = ["--set", "attacks=[]", "--set", "evaluation.images=2", "--quiet", "--out", "run"]
+    command = ["evaluate", "blobs", *small]
+    for words in (
+        command,
+        ["doctor", "blobs"],
+        ["train", "digits-classifier"],
+        ["classify", "x", "--spec", "demo"],
+    ):
+        assert "photos would be ignored" in mistake(*words, "--data", "photos")
+    given = "data={name: folder, gray: true, folder: a}"
+    assert "is a in the spec and b" in mistake(*command, "--set", given, "--data", "b")
+    monkeypatch.setenv("UNFOOL_DATA", "photos")  # which is for whoever needs it
+    assert run(command) == 0
+
+
+def test_the_home_folder_is_where_the_user_is(elsewhere, mistake, monkeypatch):
+    monkeypatch.setenv("HOME", str(elsewhere / "home"))
+    home = str(elsewhere / "home")
+    folder = "data={name: folder, gray: true}"
+    assert f"{home}/pics" in mistake("evaluate", "blobs", "--data=~/pics", "--set", folder)
+    assert f"{home}/x.npz" in mistake(
+        "evaluate", "blobs", "--set", "data={name: arrays, path: ~/x.npz}"
+    )
+    assert f"{home}/x.pt" in mistake(
+        "evaluate", "demo", "--set", "classifier={name: trained, weights: ~/x.pt}"
+    )
+    assert f"{home}/run" in mistake("report", "~/run")
+
+
+def started(*arguments: str | bytes, stdout: int | IO[bytes] = subprocess.PIPE):
+    """The command as a process of its own."""
+    code = "from unfool.cli.main import main; main()"
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=env,
+        check=False,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_output_that_cannot_be_written_is_told(elsewhere):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("wb") as sink:
+        done = started("menu", stdout=sink)
+    assert done.returncode == 2
+    assert b"standard output" in done.stderr
+
+
+def test_bytes_that_are_no_text_are_told_or_shown_escaped(elsewhere):
+    done = started("evaluate", "blobs", "--set", b"attacks.0.label=a\xff")
+    assert done.returncode == 2
+    assert b"U+dcff" in done.stderr
+    done = started("report", b"r\xff")
+    assert done.returncode == 2
+    assert rb"r\udcff is no run" in done.stderr

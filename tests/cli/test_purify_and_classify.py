@@ -1,6 +1,9 @@
 """Pictures and arrays through a defense: purify and classify."""
 
+import base64
+import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -30,7 +33,7 @@ def images(elsewhere):
 def test_every_form_comes_back_in_its_own_size(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     made = capsys.readouterr().out.split()
-    assert made == ["out/gray.png", "out/some.npz", "out/wide.png"]
+    assert made == ["out/gray.png", "out/some.npz", "out/wide.png", "out/sheet.html"]
     assert image_files.read(images.parent / "out/gray.png", gray=True).shape == (1, 4, 4)
     assert image_files.read(images.parent / "out/wide.png").shape == (3, 20, 30)
     with np.load(images.parent / "out/some.npz") as file:
@@ -188,4 +191,53 @@ def test_what_is_no_file_of_the_user_is_left_out_of_a_folder(images, capsys):
     (images / "gone.png").symlink_to(images / "nowhere.png")
     (images / "loop.png").symlink_to(images / "loop.png")
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
-    assert capsys.readouterr().out.split() == ["out/gray.png", "out/some.npz", "out/wide.png"]
+    assert capsys.readouterr().out.split() == [
+        "out/gray.png",
+        "out/some.npz",
+        "out/wide.png",
+        "out/sheet.html",
+    ]
+
+
+def sheet(path) -> tuple[list[str], list[tuple[int, int]], str]:
+    """The headings of a sheet, the sizes of its images, and its text."""
+    page = path.read_text("utf-8")
+    heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
+    files = [base64.b64decode(data) for data in re.findall(r"data:image/png;base64,([^\"]+)", page)]
+    return heads, [Image.open(io.BytesIO(file)).size for file in files], page
+
+
+def test_a_sheet_shows_what_purification_does(images):
+    assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
+    heads, sizes, page = sheet(images.parent / "out" / "sheet.html")
+    assert heads[:4] == ["image", "before", "noised", "purified"]
+    assert heads[4].startswith("difference")
+    assert len(sizes) == 7 * 4, "a picture, five of an array, and another picture"
+    assert sizes.count((30, 20)) == 3, "the wide one in its own size, but as noised"
+    assert "some.npz[4]" in page
+    assert "unfool purify" in page
+
+
+def test_a_sheet_shows_what_was_classified_and_names_classes(images, capsys):
+    some = str(images / "some.npz")
+    assert run(["classify", some, *TOY, "--out", "out"]) == 0
+    told = capsys.readouterr()
+    assert "out/sheet.html" in told.err
+    heads, sizes, page = sheet(images.parent / "out" / "sheet.html")
+    assert heads[:4] == ["image", "before", "noised", "purified"]
+    assert sizes == [(4, 4)] * 20
+    winners = [line.split("\t")[1] for line in told.out.splitlines()]
+    assert re.findall(r"\[\d\], purified: (\w+)", page) == winners
+    assert run(["classify", some, *TOY, "--set", "purifier=null", "--out", "bare"]) == 0
+    assert sheet(images.parent / "bare" / "sheet.html")[0][:2] == ["image", "before"]
+
+
+def test_a_photograph_is_not_classified_as_a_thumbnail_without_a_word(elsewhere, mistake):
+    Image.new("RGB", (400, 300), (10, 20, 30)).save(elsewhere / "photo.jpg")
+    np.savez(elsewhere / "photo.npz", images=np.zeros((1, 300, 400, 3), np.uint8))
+    for name in ("photo.jpg", "photo.npz"):
+        said = mistake("classify", name, *TOY)
+        assert "400 x 300" in said
+        assert "4 x 4" in said
+        assert "--force" in said
+        assert run(["classify", name, *TOY, "--force"]) == 0

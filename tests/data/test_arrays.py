@@ -114,3 +114,9 @@ def test_a_label_that_is_no_class_does_not_ask_for_all_memory(tmp_path: Path, la
     np.savez(tmp_path / "far.npz", images=BYTES, labels=np.array([0, label]))
     with pytest.raises(ValueError, match=rf"far\.npz: the highest label is {label}"):
         npz(tmp_path / "far.npz")
+
+
+def test_classes_have_names_of_their_own(tmp_path: Path):
+    np.savez(tmp_path / "a.npz", images=BYTES, labels=LABELS, classes=np.array(["x", "y", "x"]))
+    with pytest.raises(ValueError, match=r"a\.npz: two classes are called 'x'"):
+        npz(tmp_path / "a.npz")

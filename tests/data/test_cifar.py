@@ -93,9 +93,7 @@ def test_files_pickled_again_by_python_3_are_read(tmp_path: Path, protocol: int)
 
 
 def test_what_is_missing_is_told(tmp_path: Path):
-    with pytest.raises(
-        FileNotFoundError, match=r"CIFAR-10 is not in .*--data FOLDER or UNFOOL_DATA"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"CIFAR-10 .*UNFOOL_DATA"):
         cifar10(tmp_path)
     binary(tmp_path)
     (tmp_path / "data_batch_4.bin").unlink()
@@ -110,7 +108,7 @@ def test_what_is_missing_is_told(tmp_path: Path):
 def test_truncated_binary_file_is_told(tmp_path: Path, size: int):
     file = tmp_path / "test_batch.bin"
     file.write_bytes(bytes(size))
-    with pytest.raises(ValueError, match=f"test_batch.bin has {size} bytes instead of {N * 3073}"):
+    with pytest.raises(ValueError, match=rf"test_batch\.bin .*{size} .*{N * 3073}"):
         cifar10(tmp_path)
 
 
@@ -192,7 +190,7 @@ def test_failed_downloads_are_told_and_leave_nothing(
 ):
     file, folder = archive(tmp_path), tmp_path / "data"
     monkeypatch.setattr(cifar, "URL", file.as_uri())
-    with pytest.raises(ValueError, match=f"not the official file: md5 .* instead of {cifar.MD5}"):
+    with pytest.raises(ValueError, match=f"md5 .*{cifar.MD5}"):
         cifar10(folder, download=True)
     monkeypatch.setattr(cifar, "URL", (tmp_path / "nowhere").as_uri())
     with pytest.raises(FileNotFoundError, match="could not download file:"):

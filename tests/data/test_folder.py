@@ -213,9 +213,7 @@ def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
 
 
 def test_wrong_folders_and_options_are_told(tmp_path: Path):
-    with pytest.raises(
-        FileNotFoundError, match=r"there is no folder .*--data FOLDER or UNFOOL_DATA"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*UNFOOL_DATA"):
         Folder(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="there are no pictures"):
         Folder(tmp_path)
@@ -236,3 +234,21 @@ def test_real_photos():
     assert x.shape == (24, 3, 64, 64)
     assert data.classes[int(y[5])] == "German_short-haired_pointer"
     assert (x.std((1, 2, 3)) > 0.05).all()
+
+
+@pytest.mark.parametrize(("names", "told"), [(range(11), True), (range(10), False), ("ab", False)])
+def test_labels_that_are_not_the_numbers_in_their_names_are_told(
+    tmp_path: Path, capsys, names, told
+):
+    for name in names:
+        paint(tmp_path / str(name) / "x.png")
+    Folder(tmp_path)
+    assert ("0, 1, 10, 2" in capsys.readouterr().err) is told
+
+
+@pytest.mark.parametrize("ending", ["png", "webp"])
+def test_an_animated_picture_is_refused(tmp_path: Path, ending: str):
+    first, second = Image.new("RGB", (4, 4), "black"), Image.new("RGB", (4, 4), "white")
+    first.save(tmp_path / f"a.{ending}", save_all=True, append_images=[second])
+    with pytest.raises(ValueError, match=rf"a\.{ending} .*animated, 2 pictures"):
+        Folder(tmp_path)[0]

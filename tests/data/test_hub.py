@@ -1,12 +1,13 @@
 """Data sets of the hub, through the library `datasets` where it is installed."""
 
-import importlib.util
+import socket
 import sys
 
 import pytest
 import torch
 from PIL import Image as Picture
 
+from unfool import spec as specs
 from unfool.data import fetch, hub
 from unfool.data.hub_table import HubImages
 
@@ -77,12 +78,8 @@ def test_the_missing_library_is_told(monkeypatch):
         hub("owner/name")
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="datasets is not installed"
-)
 def test_a_folder_written_by_the_library(tmp_path):
-    import datasets
-
+    datasets = pytest.importorskip("datasets")
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
     )
@@ -95,5 +92,41 @@ def test_a_folder_written_by_the_library(tmp_path):
     assert torch.allclose(x[1], torch.tensor(0.2))
     with pytest.raises(ValueError, match=r"no split 'tset'.*'test'"):
         hub(str(tmp_path / "set"), split="tset")
-    with pytest.raises(ValueError, match="nobody/nothing"):
+
+
+def test_the_network_is_not_asked_without_download(monkeypatch):
+    pytest.importorskip("datasets")
+    asked = []
+
+    def resolve(host, *_, **__):
+        asked.append(host)
+        raise OSError(f"no network, and {host} was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(ValueError, match=r"nobody/nothing.*`download: true`"):
         hub("nobody/nothing")
+    assert not asked
+
+
+def test_folders_with_the_files_of_a_data_set(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    red, gray = Picture.new("RGB", (6, 4), (255, 0, 0)), Picture.new("RGB", (6, 4), (51, 51, 51))
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}
+    )
+    columns = {"image": [gray, red], "label": [0, 1]}
+    table = datasets.Dataset.from_dict(columns, features=features)
+    (tmp_path / "parquet" / "data").mkdir(parents=True)
+    table.to_parquet(str(tmp_path / "parquet" / "data" / "test-00000-of-00001.parquet"))
+    for name, picture in (("cat", gray), ("dog", red)):
+        home = tmp_path / "pictures" / "test" / name
+        home.mkdir(parents=True)
+        picture.save(home / "0.png")
+    for folder in ("parquet", "pictures"):
+        part = {"name": "hub", "path": str(tmp_path / folder)}
+        data = specs.build("data", specs.check_data(part, None))
+        x, y = fetch(data, range(2))
+        assert (list(data.classes), y.tolist()) == (["cat", "dog"], [0, 1])
+        assert torch.allclose(x[0], torch.tensor(0.2))
+        with pytest.raises(specs.SpecError, match=r'"train".*test'):
+            specs.build("data", specs.check_data({**part, "split": "train"}, None))

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def three(tmp_path):
     return tmp_path
 
 
-OPTIONS = {"size": 4, "shorter": 6}
+OPTIONS: dict[str, Any] = {"size": 4, "shorter": 6}
 
 
 def test_classes_have_their_numbers_in_imagenet_however_many_there_are(three):
@@ -110,7 +111,7 @@ def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
     (tmp_path / WNIDS[0]).mkdir()
     Image.fromarray(pixels).save(tmp_path / WNIDS[0] / "a.png")
     (tmp_path / "chosen.txt").write_text(WNIDS[0])
-    given = {"subset": str(tmp_path / "chosen.txt"), "labels": "subset"}
+    given: dict[str, Any] = {"subset": str(tmp_path / "chosen.txt"), "labels": "subset"}
     cut, _ = imagenet(tmp_path, size=20, shorter=40, **given)[0]
     assert torch.equal(cut, torch.ones(3, 20, 20))
     whole, _ = imagenet(tmp_path, size=20, shorter=None, **given)[0]
@@ -122,7 +123,7 @@ def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
 def test_bad_options_and_indices_are_told(three, tmp_path):
     with pytest.raises(ValueError, match="labels 'subset' needs a `subset`"):
         imagenet(three, labels="subset")
-    with pytest.raises(ValueError, match="split is one of val, train, not 'test'"):
+    with pytest.raises(ValueError, match=r"split .*val, train.* 'test'"):
         imagenet(three, split="test")  # pyright: ignore[reportArgumentType]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt; `subset` is imagenet-30"):
         imagenet(three, subset="nowhere.txt")
@@ -133,7 +134,7 @@ def test_bad_options_and_indices_are_told(three, tmp_path):
     with pytest.raises(ValueError, match=r"n99999999 .* not in the index"):
         imagenet(three, **OPTIONS)
     (three / "imagenet_class_index.json").write_text('{"0": ["n00000000", "a"]}')
-    with pytest.raises(ValueError, match=r"imagenet_class_index\.json must tell 1000 .* tells 1"):
+    with pytest.raises(ValueError, match=r"imagenet_class_index\.json .*1000 .* 1"):
         imagenet(three, **OPTIONS)
 
 

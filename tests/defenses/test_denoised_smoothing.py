@@ -1,5 +1,7 @@
 """Denoised smoothing against closed forms."""
 
+from typing import Any
+
 import pytest
 import torch
 from probe import blobs
@@ -78,7 +80,7 @@ def test_a_time_is_a_noise():
 @pytest.mark.parametrize("schedule", [VP(), Discrete()])
 @pytest.mark.parametrize("purifier", [OneStep, DensePure])
 def test_gradients_are_exact(purifier, schedule):
-    options = {"steps": 3} if purifier is DensePure else {}
+    options: dict[str, Any] = {"steps": 3} if purifier is DensePure else {}
     pure = purifier(mixture(side=2, schedule=schedule), sigma=0.2, **options)
     x = blobs(2)[:, :, :2, :2].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: pure(x, Noise.of(0, range(2))), x)
@@ -108,5 +110,5 @@ def test_noise_beyond_the_schedule_is_refused_in_certification_too():
             pure.denoise(x, 100.0, noise)
     with pytest.raises(ValueError, match="steps must be from 1 to 15"):
         DensePure(mixture(), sigma=0.5, steps=40).denoise(x, 0.03, noise)
-    with pytest.raises(ValueError, match="variance is one of small, large"):
-        DensePure(mixture(), sigma=0.5, variance="learned")
+    with pytest.raises(ValueError, match=r"variance .*small, large"):
+        DensePure(mixture(), sigma=0.5, variance="learned")  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,7 @@
 """DiffPure against closed forms, and its promises to whoever calls it."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -126,7 +127,7 @@ def test_samplers_are_the_steps_they_are_named_after():
     assert step(sampler="ddpm", variance="large") == Ancestral("large")
     assert step(sampler="ddim", eta=0.3) == DDIM(0.3)
     assert step(sampler="heun") == Heun(VP())
-    assert step(sampler="heun", eta=1.0).raised
+    assert getattr(step(sampler="heun", eta=1.0), "raised", None)
 
 
 def test_heun_has_no_coarser_view():
@@ -251,11 +252,12 @@ def test_guides_and_corrections_reach_forward_and_walk_and_see_the_image():
         return 0.1 * noise.normal(x_t)
 
     plain = DiffPure(mixture(), t=0.1, steps=3)(x, noise)
-    for parts in (
+    cases: list[dict[str, Any]] = [
         {"guide": guide},
         {"correction": correct},
         {"guide": guide, "correction": correct},
-    ):
+    ]
+    for parts in cases:
         purify = DiffPure(mixture(), t=0.1, steps=3, **parts)
         out = purify(x, noise)
         *_, (_, last) = purify.walk(x, noise)
@@ -265,7 +267,11 @@ def test_guides_and_corrections_reach_forward_and_walk_and_see_the_image():
 
 
 def test_the_adjoint_has_no_guide_and_no_correction():
-    for parts in ({"guide": lambda *_: 0}, {"correction": lambda x_hat, x, now: x_hat}):
+    cases: list[dict[str, Any]] = [
+        {"guide": lambda *_: 0},
+        {"correction": lambda x_hat, x, now: x_hat},
+    ]
+    for parts in cases:
         with pytest.raises(ValueError, match="exact"):
             DiffPure(mixture(), steps=3, **parts).adjoint()
 

@@ -126,9 +126,10 @@ def test_an_image_does_not_depend_on_its_company(name, matched):
 
 @pytest.mark.parametrize("view", [surrogate_same_noise, surrogate])
 def test_a_view_costs_as_many_calls_as_it_has_steps(view):
-    model = Purified(bayes(), DiffPure(mixture(), t=0.1, steps=30))
+    purify = DiffPure(mixture(), t=0.1, steps=30)
+    model = Purified(bayes(), purify)
     calls = []
-    model.purifier.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    purify.denoiser.register_forward_hook(lambda *_: calls.append(1))
     for steps, expected in ((None, 5), (7, 7), (1, 1)):
         calls.clear()
         view(model, steps)(X.float(), NOISE)
@@ -140,7 +141,7 @@ def test_a_view_keeps_the_classifier_s_noise_the_paths_and_the_rows():
     model = Aggregated(plain, paths=3, by="logits")
     assert torch.equal(surrogate_same_noise(model, 6)(X, NOISE), model(X, NOISE))
     seen = surrogate_same_noise(Batched(plain, 3), 2)
-    assert seen.batch_size == 3
+    assert getattr(seen, "batch_size", None) == 3
     y = torch.arange(SIZE) % 2
     one = query_model(seen, X, y, "ce", NOISE, 0, 2).gradient
     assert torch.allclose(
@@ -177,7 +178,7 @@ def test_what_has_no_such_steps_is_told():
         Langevin(mixture(), steps=5).with_fewer_steps(2)
     with pytest.raises(ValueError, match="inside does not say how to leave out steps"):
         Resized(lambda x, noise: x, size=4).with_fewer_steps()
-    with pytest.raises(ValueError, match="this one does not say how; use `bpda` or `exact`"):
+    with pytest.raises(ValueError, match="`bpda` or `exact`"):
         surrogate_same_noise(Purified(bayes(), Gradual(mixture())))
     with pytest.raises(ValueError, match="no classifier behind a purifier"):
         surrogate(bayes())

@@ -74,7 +74,7 @@ def test_flat_images_have_finite_gradients(pixel: float):
     flat = torch.full((1, 1, 4, 4), pixel, dtype=torch.float64)
     for pair in ((X_HAT[:1, :1, :4, :4], flat), (flat, X[:1, :1, :4, :4]), (flat, flat)):
         inputs = [z.clone().requires_grad_() for z in pair]
-        out = FreqPure()(*inputs, NOW)
+        out = FreqPure()(inputs[0], inputs[1], NOW)
         slopes = torch.autograd.grad(out.square().sum(), inputs)
         assert all(bool(slope.isfinite().all()) for slope in (out, *slopes))
 
@@ -109,4 +109,4 @@ def test_an_image_s_purification_is_its_own():
 @pytest.mark.parametrize("name", ["amplitude_radius", "phase_radius", "delta"])
 def test_mistakes_are_told(name: str):
     with pytest.raises(ValueError, match=f"{name} must be 0 or more"):
-        FreqPure(**{name: -1.0})
+        FreqPure(**{name: -1.0})  # pyright: ignore[reportArgumentType]

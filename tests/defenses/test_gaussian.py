@@ -9,6 +9,7 @@ with the package. (One step and likelihood have closed forms of their own, see t
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from unfool.defenses.distribution_transfer import DistributionTransfer
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
+from unfool.defenses.sampling import SamplerName
 from unfool.models.classifiers import NormalizedClassifier
 
 CENTER, SPREAD, IMAGE = 0.2, 0.5, 0.8
@@ -120,7 +122,7 @@ def gradual() -> tuple[float, float]:
     return back(noised(first, 0.05), [0.05, 0.025, 0.0], ddpm)
 
 
-WAYS = {
+WAYS: dict[SamplerName, tuple[Any, Any]] = {
     "sde": (EVEN, sde),
     "ddpm": (JUMPS, ddpm),
     "ddim": (JUMPS, ddim),

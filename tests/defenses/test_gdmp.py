@@ -1,11 +1,13 @@
 """GDMP against its formula."""
 
+from typing import Any
+
 import pytest
 import torch
 from probe import blobs
 
 from unfool.defenses.diffpure import DiffPure
-from unfool.defenses.gdmp import GDMP
+from unfool.defenses.gdmp import GDMP, Anchor, Held
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.schedule import Discrete
 from unfool.noise import Noise
@@ -72,7 +74,8 @@ def test_the_guide_of_ssim_is_its_gradient_with_or_without_a_border_of_zeros(dis
 
 def test_images_do_not_depend_on_their_batch_unless_asked():
     x, noise = blobs(4), Noise.of(0, range(4))
-    for options in ({}, {"distance": "ssim", "scale": 7e4}, {"anchor": "image"}):
+    cases: list[dict[str, Any]] = [{}, {"distance": "ssim", "scale": 7e4}, {"anchor": "image"}]
+    for options in cases:
         pure = GDMP(mixture(), **SHORT, **options)
         alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(4)])
         assert torch.allclose(alone, pure(x, noise), atol=1e-12)
@@ -87,19 +90,25 @@ def test_images_do_not_depend_on_their_batch_unless_asked():
 
 
 @pytest.mark.parametrize(("distance", "scale"), [("mse", 2e4), ("ssim", 300.0)])
-def test_guidance_holds_the_image(distance: str, scale: float):
+def test_guidance_holds_the_image(distance: Held, scale: float):
     x, noise = blobs(16), Noise.of(0, range(16))
-    options = {"t": 0.1, "steps": 20, "passes": 2, "anchor": "image", "scale": scale}
+    options: dict[str, Any] = {
+        "t": 0.1,
+        "steps": 20,
+        "passes": 2,
+        "anchor": "image",
+        "scale": scale,
+    }
+    distances: list[Held] = ["none", distance]
     free, held = (
-        (GDMP(mixture(), distance=d, **options)(x, noise) - x).square().mean()
-        for d in ("none", distance)
+        (GDMP(mixture(), distance=d, **options)(x, noise) - x).square().mean() for d in distances
     )
     assert float(held) < 0.95 * float(free)
 
 
 @pytest.mark.parametrize("distance", ["mse", "ssim", "ssim-padded"])
 @pytest.mark.parametrize("anchor", ["image", "noised"])
-def test_gradients_are_exact(distance: str, anchor: str):
+def test_gradients_are_exact(distance: Held, anchor: Anchor):
     pure = GDMP(mixture(side=3), **SHORT, distance=distance, anchor=anchor)
     x, noise = blobs(2)[:, :, :3, :3].clone().requires_grad_(), Noise.of(0, range(2))
     aim = noise.child("aim").normal(x)

@@ -51,10 +51,12 @@ def test_behind_another_purifier_it_is_the_same_classifier():
 
 
 def test_parts_that_are_modules_are_found_as_such():
-    model = Purified(bayes(), DiffPure(mixture(), steps=2))
+    purify = DiffPure(mixture(), steps=2)
+    model = Purified(bayes(), purify)
     names = dict(model.named_buffers())
     assert "purifier.denoiser.means" in names
-    assert not model.eval().purifier.training
+    model.eval()
+    assert not purify.training
 
 
 class Noisy(nn.Module):
@@ -112,8 +114,7 @@ def test_votes_of_a_real_defense_do_not_depend_on_the_batch_either():
     model, noise = Purified(bayes(), DiffPure(mixture(), t=0.3, steps=5)), Noise.of(0, range(6))
     chosen = predict_draws(model, x, noise, 12)
     assert 0.1 < float(chosen.double().mean()) < 0.9
-    model.batch_size = 12
-    assert torch.equal(predict_draws(model, x, noise, 12), chosen)
+    assert torch.equal(predict_draws(Batched(model, 12), x, noise, 12), chosen)
     order = [5, 2, 3]
     assert torch.equal(predict_draws(model, x[order], noise.take(order), 12), chosen[order])
 

@@ -10,6 +10,7 @@ from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.freqpure import FreqPure
 from unfool.defenses.mani import Spectrum
 from unfool.defenses.mimic import Mimic
+from unfool.defenses.sampling import SamplerName
 from unfool.defenses.ssni import ScoreNorm, score_norms
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.gradient import keeping
@@ -91,7 +92,7 @@ def test_images_farther_from_the_data_get_more_noise():
 
 @pytest.mark.parametrize("sampler", ["sde", "ddpm", "ddim", "ode"])
 @pytest.mark.parametrize("shape", ["sigmoid", "linear"])
-def test_gradients_are_exact_and_go_through_t(sampler: str, shape):
+def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
     level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
     purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=level)
     x = (0.5 + 0.6 * (X - 0.5)).clone()

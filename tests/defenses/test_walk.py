@@ -7,6 +7,7 @@ from unfool.defenses.coup import COUP
 from unfool.defenses.denoised_smoothing import DensePure
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.distribution_transfer import DistributionTransfer
+from unfool.defenses.flowpure import FlowPure
 from unfool.defenses.gdmp import GDMP
 from unfool.defenses.gradual import Gradual
 from unfool.defenses.langevin import Langevin
@@ -26,6 +27,7 @@ PURIFIERS = {  # and how many states its way has
     "gdmp, unguided": (GDMP(DENOISER, t=0.036, steps=3, passes=2, distance="none"), 8),
     "gradual": (Gradual(DENOISER, passes=[(0.03, 3), (0.05, 2)]), 7),
     "likelihood": (LikelihoodMaximization(DENOISER, steps=3), 4),
+    "flowpure": (FlowPure(DENOISER, t=0.1, steps=3), 4),
     "langevin": (Langevin(DENOISER, steps=3), 4),
     "densepure": (DensePure(DENOISER, t=0.1, steps=5), 6),
     "resized": (Resized(Gradual(DENOISER, passes=[(0.03, 3)]), size=4), 4),
@@ -43,7 +45,7 @@ def test_it_ends_where_forward_ends_and_time_only_falls(name: str):
     assert times == sorted(times, reverse=True)
     assert times[-1] == pytest.approx(0, abs=1e-4)
     assert all(state.shape == X.shape for _, state in states)
-    if name in ("coup", "langevin", "likelihood"):  # nothing is put on the image first
+    if name in ("coup", "flowpure", "langevin", "likelihood"):  # nothing is put on the image first
         assert torch.allclose(states[0][1], X, atol=1e-6)
 
 

@@ -2,12 +2,13 @@
 
 import math
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
-from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
+from unfool.diffusion.denoiser import Mixture, NetworkDenoiser, Prediction
 from unfool.diffusion.schedule import VP, Discrete, time_of_noise
 from unfool.noise import Noise
 
@@ -39,7 +40,11 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
     for t in (torch.tensor(time), torch.full((5, 1, 1, 1), time, dtype=torch.float64)):
         _, alpha, sigma, _ = schedule(t.double())
         x_t = alpha * Z + sigma * EPS
-        answers = {"noise": EPS, "image": Z, "velocity": alpha * EPS - sigma * Z}
+        answers: dict[Prediction, torch.Tensor] = {
+            "noise": EPS,
+            "image": Z,
+            "velocity": alpha * EPS - sigma * Z,
+        }
         for predicts, answer in answers.items():
             model = NetworkDenoiser(Oracle(answer, wrap), schedule=schedule, predicts=predicts)
             assert torch.allclose(model(x_t, t), Z, atol=1e-12 / float(alpha.min()))
@@ -51,7 +56,9 @@ def test_round_trips_of_noise_image_and_velocity(schedule, time: float, wrap: bo
 
 @pytest.mark.parametrize("noise", [0.05, 0.5, 5.0])
 @pytest.mark.parametrize("kind", ["subvp", "ve", "edm"])
-def test_a_network_of_another_sde_is_asked_at_the_same_noise(noise: float, kind: str):
+def test_a_network_of_another_sde_is_asked_at_the_same_noise(
+    noise: float, kind: Literal["subvp", "ve", "edm"]
+):
     """A world of one Gaussian, whose noise each SDE's own network knows in closed form."""
     spread, x = 0.5, Z + noise * EPS
 
@@ -179,9 +186,9 @@ def test_spaces_are_each_other_s_inverse_and_nothing_is_clamped():
 
 def test_an_unknown_prediction_is_refused():
     with pytest.raises(ValueError, match=r"noise, image, .*; not 'score'"):
-        NetworkDenoiser(Oracle(Z), predicts="score")
+        NetworkDenoiser(Oracle(Z), predicts="score")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"index, .*; not 'steps'"):
-        NetworkDenoiser(Oracle(Z), time="steps")
+        NetworkDenoiser(Oracle(Z), time="steps")  # pyright: ignore[reportArgumentType]
 
 
 MEANS = Noise.of(1, range(3)).uniform(BLANK[:3]) * 2 - 1

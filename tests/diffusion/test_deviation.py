@@ -55,9 +55,10 @@ def test_the_gradient_is_that_of_the_loss_and_the_distances(sampler, kept):
 
 
 def test_nothing_is_called_for_it():
-    model = Purified(bayes().double(), DiffPure(mixture(), t=0.2, steps=5))
+    purify = DiffPure(mixture(), t=0.2, steps=5)
+    model = Purified(bayes().double(), purify)
     calls = []
-    model.purifier.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    purify.denoiser.register_forward_hook(lambda *_: calls.append(1))
     with keeping(0):
         slope(model)
         before = len(calls)

@@ -3,6 +3,7 @@ forms."""
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
 
+from unfool.defenses.sampling import Variance
 from unfool.diffusion.denoiser import Mixture, NetworkDenoiser
 from unfool.diffusion.reverse import (
     DDIM,
@@ -113,7 +115,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("variance", ["small", "large"])
 @pytest.mark.parametrize("chain", CHAINS)
-def test_ancestral_is_diffusers_ddpm(chain: str, variance: str, monkeypatch):
+def test_ancestral_is_diffusers_ddpm(chain: str, variance: Variance, monkeypatch):
     n = CHAINS[chain]
     scheduler = theirs(DDPMScheduler, variance_type=f"fixed_{variance}")
     scheduler.set_timesteps(timesteps=[i - 1 for i in n[:-1]])  # n steps of noise are index n - 1
@@ -122,7 +124,7 @@ def test_ancestral_is_diffusers_ddpm(chain: str, variance: str, monkeypatch):
         drawn = NOISE.child(i).normal(X)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
         eps = network(x, index.double().expand(4))
-        x = scheduler.step(eps, int(index), x).prev_sample
+        x = scheduler.step(eps, int(index), x, return_dict=False)[0]
         assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
     assert len(states) == len(scheduler.timesteps)
 
@@ -138,7 +140,8 @@ def test_ddim_is_diffusers_ddim(steps: int, eta: float):
     for i, index in enumerate(scheduler.timesteps):
         drawn = NOISE.child(i).normal(X)
         eps = network(x, index.double().expand(4))
-        x = scheduler.step(eps, int(index), x, eta=eta, variance_noise=drawn).prev_sample
+        told: dict[str, Any] = {"eta": eta, "variance_noise": drawn, "return_dict": False}
+        x = scheduler.step(eps, int(index), x, **told)[0]
         assert torch.allclose(states[i], x, rtol=1e-10, atol=1e-10)
 
 
@@ -151,7 +154,8 @@ def test_diffusers_own_single_precision_samplers_agree_too(monkeypatch):
     for i, index in enumerate(range(99, -1, -1)):
         drawn = NOISE.child(i).normal(x)
         monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, z=drawn, **__: z)
-        x = scheduler.step(Wavy()(x, torch.full((4,), float(index))), index, x).prev_sample
+        eps = Wavy()(x, torch.full((4,), float(index)))
+        x = scheduler.step(eps, index, x, return_dict=False)[0]
     assert torch.allclose(mine, x, atol=2e-3)
     assert float((mine - x).norm() / x.norm()) < 1e-3
 
@@ -164,11 +168,14 @@ def pair(n: int, m: int) -> tuple[Scales, Scales]:
     return Scales(*(field[0] for field in both)), Scales(*(field[1] for field in both))
 
 
-class Silent:
+class Silent(Noise):
     """Noise of zeros."""
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(like)
+
+
+SILENT = Silent(NOISE.keys)
 
 
 @pytest.mark.parametrize("n", [1, 2, 50, 100, 999, 1000])
@@ -180,7 +187,7 @@ def test_two_forms_of_the_ddpm_mean(n: int, variance):
     eps = NOISE.child("eps").normal(X)
     x_hat = (X - now.sigma * eps) / now.alpha
     expected = (X - beta / now.sigma * eps) / torch.sqrt(1 - beta)
-    mean = Ancestral(variance)(X, x_hat, now, then, Silent())
+    mean = Ancestral(variance)(X, x_hat, now, then, SILENT)
     assert torch.allclose(mean, expected, rtol=1e-9, atol=1e-9 / float(now.alpha))
 
 
@@ -189,12 +196,13 @@ def test_variances_of_ddpm(n: int):
     now, then = pair(n, n - 1)
     abar, beta = Discrete().abar, Discrete().betas[n - 1]
     x_hat = NOISE.child("x_hat").normal(X)
-    for variance, expected in (
+    variances: list[tuple[Variance, torch.Tensor]] = [
         ("small", beta * (1 - abar[n - 1]) / (1 - abar[n])),
         ("large", beta),
-    ):
+    ]
+    for variance, expected in variances:
         step = Ancestral(variance)
-        spread = step(X, x_hat, now, then, NOISE) - step(X, x_hat, now, then, Silent())
+        spread = step(X, x_hat, now, then, NOISE) - step(X, x_hat, now, then, SILENT)
         assert torch.allclose(spread, expected.sqrt() * NOISE.normal(X), rtol=1e-8, atol=1e-10)
 
 
@@ -214,9 +222,10 @@ def test_the_step_to_the_clean_image_is_the_estimate(step):
 
 
 def test_deterministic_steps_draw_nothing():
+    nothing: Any = None
     now, then = pair(100, 90)
     for step in (flow, DDIM(0.0)):
-        assert step(X, X / 2, now, then, None) is not None
+        assert step(X, X / 2, now, then, nothing) is not None
 
 
 # ------------------------------------------------------------------------------------ by hand

@@ -15,7 +15,7 @@ from unfool.data import image_files
 from unfool.defenses.diffpure import DiffPure
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
-from unfool.results.run_folder import Run, merge
+from unfool.results.run_folder import Run, merge, seal
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
 from whole_run import manifest
@@ -190,7 +190,8 @@ def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
     out = elsewhere / "grown"
     assert run(toy(out, "evaluation.images=5")) == 0
     asked = json.loads((out / "run.json").read_text())
-    (out / "run.json").write_text(json.dumps(asked | {"images": "0" * 64}))
+    asked["images"] = "0" * 64
+    (out / "run.json").write_text(json.dumps(asked | {"sha256": seal(asked)}))
     assert "of other images" in mistake(*toy(out, "evaluation.images=9"))
 
 

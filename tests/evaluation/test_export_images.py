@@ -1,6 +1,7 @@
 """Adversarial images that are kept, and judged again."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,9 +14,11 @@ from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
 from unfool.data.subset import choose_indices, labels_of
+from unfool.evaluation import export_images
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
 from unfool.noise import Noise
+from unfool.results.run_folder import Run
 from unfool.spec import load
 from unfool.threat import Threat
 
@@ -83,6 +86,17 @@ def test_what_is_kept_says_what_it_is(kept):
     assert about["largest"] == pytest.approx(0.1, abs=1e-5)
 
 
+def test_a_sheet_shows_each_attack_and_names_classes(kept):
+    page = (kept / "a-b-c-sheet.html").read_text("utf-8")
+    heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
+    assert heads[:3] == ["image", "before", "attacked"]
+    assert page.count("data:image/png;base64") == 7 * 3
+    facts = Run.open(kept).read(export_images.AttackedImage)
+    for fact in facts:
+        assert f"no. {fact.index}<br>true: {digits().classes[fact.label]}<br>" in page
+        assert f"size {fact.sizes['a/b c']:.3g}" in page
+
+
 def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere, facts):
     assert run(["evaluate", spec(), "--out", "made", "--quiet"]) == 0
     spec(attacks=given(kept / "a-b-c.npz", kept / "a-b-c"))
@@ -94,7 +108,7 @@ def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere,
     report = json.loads((elsewhere / "given" / "report.json").read_text())
     assert "images made elsewhere" in report["threat_model"]["the attacker's view"]
     assert "made elsewhere" in report["threat_model"]["the attacker's randomness"]
-    assert "pictures made elsewhere" in (elsewhere / "given" / "report.md").read_text()
+    assert "images made elsewhere" in (elsewhere / "given" / "report.md").read_text()
 
 
 def test_blocks_shards_and_resuming_make_the_same(spec, kept, elsewhere, capsys):
@@ -215,3 +229,24 @@ def test_pictures_that_cannot_stay_within_the_threat_are_not_written(elsewhere, 
         prepare(checked).data, [0]
     )
     assert len(given.digest) == 64
+
+
+def test_arrays_of_another_shape_or_type_are_refused(spec, kept, mistake):
+    with np.load(kept / "a-b-c.npz") as file:
+        made = dict(file)
+    for name in ("indices", "labels"):
+        for array in (np.stack([made[name]] * 2, 1), made[name].astype(float)):
+            np.savez("bad.npz", **(made | {name: array}))  # pyright: ignore[reportArgumentType]
+            spec(attacks=given("bad.npz"))
+            assert f"`{name}` must be" in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
+
+
+def test_pictures_in_another_order_are_told_with_the_order_of_names(spec, kept, mistake):
+    pictures = sorted((kept / "a-b-c").glob("*.png"))
+    for picture, name in zip(pictures, reversed(pictures), strict=True):
+        (kept / "mixed").mkdir(exist_ok=True)
+        (kept / "mixed" / name.name).write_bytes(picture.read_bytes())
+    spec(attacks=given(kept / "mixed"))
+    said = mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
+    assert "left the threat" in said
+    assert "0, 1, 10, 2" in said

@@ -1,6 +1,7 @@
 """The forecast: the calls that a run will make, and the images that fit a budget."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,7 @@ def test_where_images_fall_the_forecast_is_an_upper_bound_and_nearer_once_some_a
         assert run(command(*changes)) == 0
     all_calls = sum(took(elsewhere / "run").values())
     assert told.most
+    assert again is not None
     assert all_calls < sum(told.total.calls.values())
     assert sum(again.total.calls.values()) == pytest.approx(all_calls, rel=near)
 
@@ -122,7 +124,8 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     spec = check(load("blobs", SMALL))
     made = prepare(spec)
     plain = forecast(spec, made=made)
-    purify, classify = made.model.purifier.forward, made.model.classifier.forward
+    defended: Any = made.model
+    purify, classify = defended.purifier.forward, defended.classifier.forward
 
     def crowded(inner):
         def call(x, *others):
@@ -132,8 +135,8 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
 
         return call
 
-    monkeypatch.setattr(made.model.purifier, "forward", crowded(purify))
-    monkeypatch.setattr(made.model.classifier, "forward", crowded(classify))
+    monkeypatch.setattr(defended.purifier, "forward", crowded(purify))
+    monkeypatch.setattr(defended.classifier, "forward", crowded(classify))
     told = forecast(spec, made=made)
     assert told.batch_size == 4 < plain.batch_size
     assert told.total.calls == plain.total.calls
@@ -172,7 +175,7 @@ def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):
 def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhere, capsys):
     least = ["evaluation.images=9", "machine.images_per_block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0
-    assert Run.open(elsewhere / "run").manifest["spec"]["evaluation"]["images"] == 2
+    assert Run.open(elsewhere / "run").spec["evaluation"]["images"] == 2
     assert "2 images (the most that fit into 0.001s" in capsys.readouterr().out
     assert run([*command(*least), "--budget", "9h"]) == 0
     assert len(Run.open(elsewhere / "run").outcomes()) == 2, "it goes on as it was begun"
@@ -189,7 +192,8 @@ def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
     made = prepare(spec)
     told = forecast(spec, made=made)
     assert 1 <= told.batch_size <= 256
-    weights = [p for p in made.model.purifier.denoiser.network.parameters() if p.ndim == 4]
+    defended: Any = made.model
+    weights = [p for p in defended.purifier.denoiser.network.parameters() if p.ndim == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
 
 

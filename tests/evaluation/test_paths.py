@@ -21,7 +21,7 @@ SMALL = [
 
 def test_a_spec_asks_for_paths(tmp_path):
     checked = evaluation.check(specs.load("blobs", SMALL))
-    assert checked["paths"] == {"count": 3, "by": "votes"}
+    assert checked.get("paths") == {"count": 3, "by": "votes"}
     model = build_model(checked, "cpu")
     assert isinstance(model, Aggregated)
     shares = model(torch.full((2, 1, 4, 4), 0.5), Noise.of(0, range(2)))

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def test_a_preset_is_the_paper_s_setting(name, t, steps, norm, eps):
     checked = evaluation.check(load(name, changes), "anywhere")
     assert checked["threat"] == {"norm": norm, "eps": pytest.approx(eps)}
     purifier = build_purifier(checked, "cpu")
-    inside = getattr(purifier, "purifier", purifier)
+    inside: Any = getattr(purifier, "purifier", purifier)
     assert (inside.t, inside.steps) == (t, steps)
     assert inside.pixel_noise < 2
     assert len(inside.times) == steps + 1
@@ -75,7 +76,7 @@ def test_every_spec_checks(name):
 def test_the_figure_of_checkpoints_is_a_line_over_their_steps(name):
     """From the denoiser before the training, 0, to the last kept; a number, so a line is drawn."""
     cells = sweep.check(experiment(f"{name}-checkpoints"), "anywhere")
-    weights = {
+    weights: dict[Any, str] = {
         number(next(iter(cell.values.values()))): cell.spec["classifier"]["denoiser"]["weights"]
         for cell in cells
     }
@@ -92,7 +93,7 @@ def test_the_published_experiments_ask_what_they_say():
         assert budgets == pytest.approx([80 / 255 * i / (most - 1) for i in range(most)])
         assert {"purifier" in cell.spec for cell in cells} == {True, False}
         weights = [
-            cell.spec["purifier"]["weight"]
+            cell.spec.get("purifier", {}).get("weight", -1)
             for cell in sweep.check(experiment(f"{data}-coup-sweep"), "anywhere")
         ]
         assert min(weights) == 0  # without guidance

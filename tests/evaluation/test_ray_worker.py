@@ -50,14 +50,14 @@ def test_a_worker_with_other_weights_refuses(elsewhere):
     assert len(evaluate_block(spec, [5], worker_payload(prepare(spec).manifest), 1)[0]) == 1, (
         "a run of its own"
     )
-    with pytest.raises(SpecError, match=r"differs .* in its weights, or .* let both have the same"):
+    with pytest.raises(SpecError, match=r"differs .* weights"):
         evaluate_block(spec, [5], driver, 1)
 
 
 def test_a_worker_with_other_images_and_version_says_both(elsewhere):
     spec = check(load("blobs", SMALL))
     driver = worker_payload(prepare(spec).manifest) | {"images": "0" * 64, "version": "0.0"}
-    with pytest.raises(SpecError, match="in its version of unfool, and in its images or labels:"):
+    with pytest.raises(SpecError, match=r"version of unfool.* images"):
         evaluate_block(spec, [0], driver, 1)
 
 
@@ -92,4 +92,6 @@ def test_workers_on_one_machine_share_its_memory(counts):
     counts.free.clear()
     evaluate_block(spec, [0], driver, 1000)
     assert len(counts.free) > 3
-    assert 0 < max(counts.free) < free_bytes("cpu") / 500
+    free = free_bytes("cpu")
+    assert free is not None
+    assert 0 < max(counts.free) < free / 500

@@ -138,7 +138,7 @@ def openai_state(network: ScoreUNet, order: str) -> dict[str, Tensor]:
     """The weights of our network by the names of guided-diffusion."""
     state = {}
 
-    def put(block: nn.Module, place: str, layer: int) -> None:
+    def put(block: Any, place: str, layer: int) -> None:
         if hasattr(block, "conv"):
             name = "op" if place.startswith("input") else "conv"
             state.update(_named(block.conv, f"{place}.{layer}.{name}"))
@@ -188,7 +188,8 @@ def score_sde_state(network: ScoreUNet) -> dict[str, Tensor]:
     pyramid = iter(network.pyramid)
     parts += [dict(linear.state_dict()) for linear in network.time]
     parts.append(dict(network.conv_in.state_dict()))
-    for block in (*network.down, *network.middle, *network.up):
+    blocks: list[Any] = [*network.down, *network.middle, *network.up]
+    for block in blocks:
         state = {}
         for ours, theirs in SCORE_SDE.items():
             state |= _named(getattr(block, ours), theirs)

@@ -120,3 +120,32 @@ def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere):
 def test_what_cannot_be_called_is_told(kind, name):
     with pytest.raises(specs.SpecError, match=f"{name}.*"):
         specs.check(kind, name)
+
+
+def test_python_m_unfool_looks_in_the_current_folder_for_no_library(elsewhere):
+    for name in FILES:
+        (elsewhere / f"{name}.py").write_text(f"open('PWN-{name}', 'w')\n")
+    small = ["evaluation.images=2", "evaluation.draws=1", "attacks=[]", "purifier=null"]
+    words = [word for change in small for word in ("--set", change)]
+    command = [
+        sys.executable,
+        "-m",
+        "unfool",
+        "evaluate",
+        "blobs",
+        *words,
+        "--out",
+        "run",
+        "--quiet",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not list(elsewhere.glob("PWN*"))
+
+
+def test_a_card_of_another_format_is_refused(elsewhere):
+    write(elsewhere / "m", card.read_card("digits-classifier")[1]["part"])
+    path = elsewhere / "m" / "card.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
+    with pytest.raises(ValueError, match=r"card\.json is of format 99"):
+        card.trained_classifier("m")

@@ -1,6 +1,5 @@
 """Classifiers of timm, transformers, and torchvision, where these libraries are installed."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -17,12 +16,6 @@ from unfool.models.hub_classifiers import (
 )
 from unfool.noise import Noise, seed_torch
 from unfool.spec.identity import identity
-
-
-def needs(library: str):
-    missing = importlib.util.find_spec(library) is None
-    return pytest.mark.skipif(missing, reason=f"{library} is not installed")
-
 
 X = Noise.of(0, range(2)).normal(torch.empty(2, 3, 32, 32)).sigmoid()
 PREPROCESSOR = {
@@ -62,7 +55,7 @@ def test_a_folder_of_transformers_is_a_classifier_with_its_own_input(vit):
     with torch.no_grad():
         assert torch.allclose(model(x), network((x - mean) / std).logits, atol=1e-6)
         assert model(X).shape == (2, 3)
-    assert list(model.class_names) == ["cat", "dog", "frog"]
+    assert getattr(model, "class_names", None) == ["cat", "dog", "frog"]
     x = X.clone().requires_grad_()
     assert torch.autograd.grad(model(x).sum(), x)[0].abs().sum() > 0
 
@@ -103,10 +96,8 @@ def test_what_a_folder_lacks_is_told(vit, tmp_path):
         transformers_classifier(folder, mean=[0.5], std=[0.5])
 
 
-@needs("timm")
 def test_a_model_of_timm_takes_its_input_from_timm_and_its_classes_from_the_file(tmp_path):
-    import timm
-
+    timm = pytest.importorskip("timm")
     network = timm.create_model("resnet18", num_classes=7).eval()
     torch.save({"state_dict": network.state_dict()}, tmp_path / "f.pt")
     model = timm_classifier("resnet18", str(tmp_path / "f.pt")).eval()
@@ -120,11 +111,9 @@ def test_a_model_of_timm_takes_its_input_from_timm_and_its_classes_from_the_file
         timm_classifier("resnet180")
 
 
-@needs("torchvision")
 def test_a_model_of_torchvision_takes_its_input_from_torchvision(tmp_path):
-    from torchvision.models import resnet18
-
-    network = resnet18(num_classes=7).eval()
+    models = pytest.importorskip("torchvision.models")
+    network = models.resnet18(num_classes=7).eval()
     torch.save(network.state_dict(), tmp_path / "f.pt")
     model = torchvision_classifier("resnet18", str(tmp_path / "f.pt")).eval()
     assert model.size == (224, 224)

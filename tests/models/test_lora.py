@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from unfool.models import card, lora
 from unfool.models.unet import unet
 from unfool.noise import Noise
 from unfool.runtime.files import ADAPTER
+from unfool.spec import Part
 from unfool.training import run as training
 from unfool.training import train as loop
 from unfool.training.spec import check
@@ -103,7 +105,7 @@ def test_the_layers_are_those_that_are_asked():
     found = [n for n, m in lora.host_of(without).named_modules() if isinstance(m, nn.Conv2d)]
     assert lora.add(without) == found
     assert lora.add(made(), layers=["conv_in", "attention.to_q"])[0] == "conv_in"
-    with pytest.raises(ValueError, match="no linear or convolutional layer 'to_z'; it has conv_in"):
+    with pytest.raises(ValueError, match=r"'to_z'.* conv_in"):
         lora.add(made(), layers=["to_q", "to_z"])
     with pytest.raises(ValueError, match="no attention layers"):
         lora.add(made(attention=()), layers="attention")
@@ -161,11 +163,11 @@ def test_stable_diffusion_2_has_as_many_weights_as_published():
         network = UNet2DConditionModel(
             block_out_channels=(320, 640, 1280, 1280),
             cross_attention_dim=1024,
-            attention_head_dim=(5, 10, 20, 20),
+            attention_head_dim=(5, 10, 20, 20),  # pyright: ignore[reportArgumentType]
             use_linear_projection=True,
         )
-    layers = [network.get_submodule(name) for name in lora._chosen(network, None)]
-    assert sum(4 * (layer.in_features + layer.out_features) for layer in layers) == 829_952
+        lora.add(network, rank=4)
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == 829_952
 
 
 @pytest.mark.parametrize("layers", [None, "convolutions"])
@@ -245,17 +247,17 @@ def test_an_adapter_for_another_model_is_refused(elsewhere):
     assert told == lora.base_of(made(), names)
     Path(ADAPTER).write_bytes(lora.save(learned(model)))
     lora.load(made(), Path(ADAPTER), told)
-    with pytest.raises(
-        ValueError, match="another model: the weights it stands beside have changed"
-    ):
+    with pytest.raises(ValueError, match="another model: the weights"):
         lora.load(made(seed=5), Path(ADAPTER), told)
     with pytest.raises(ValueError, match="another model: this one has no layer"):
         lora.load(made(attention=()), Path(ADAPTER))
-    wide = unet(**{k: v for k, v in BASE.items() if k != "name"} | {"widths": [8, 16]})
+    options: dict[str, Any] = {k: v for k, v in BASE.items() if k != "name"}
+    options["widths"] = [8, 16]
+    wide = unet(**options)
     with pytest.raises(ValueError, match="another model: a layer has another size"):
         lora.load(wide, Path(ADAPTER))
     save_file({"weight": torch.ones(1)}, "other.safetensors")
-    with pytest.raises(ValueError, match="no LoRA adapter of a denoiser: it holds weight"):
+    with pytest.raises(ValueError, match=r"adapter .*holds weight"):
         lora.load(made(), Path("other.safetensors"))
     state = load_file(ADAPTER)
     gone = next(name for name in state if ".lora_B." in name)
@@ -276,7 +278,7 @@ def test_training_changes_the_adapter_alone(base, monkeypatch, merged):
         monkeypatch.setattr(card, "MERGED", 0)
     folder = training.run(started(save_steps=[4]), Path("run"), quiet=True)
     begun, ended = card.trained_denoiser("base"), card.trained_denoiser("run")
-    names = lora._chosen(lora.host_of(begun), None)
+    names = lora.add(card.trained_denoiser("base"))
     for name, value in ended.state_dict().items():
         layer = name.removeprefix("network.").removesuffix(".weight")
         assert torch.equal(value, begun.state_dict()[name]) is not (layer in names), name
@@ -374,7 +376,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     layers = lora.add(model, rank=1, layers=["conv1"])
     host = lora.host_of(model)
     for name in layers:
-        layer = host.get_submodule(name)
+        layer: Any = host.get_submodule(name)
         ways = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
         assert {way.dtype for way in ways} == {torch.float32}
         for way in ways:
@@ -382,13 +384,15 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     card.save_adapter(Path("run"), part, model)
     assert not (Path("run") / "model.safetensors").exists()
     loaded = card.trained_denoiser("run")
-    assert {p.dtype for p in loaded.network.parameters()} == {torch.bfloat16}
-    assert loaded.network.texts.dtype == torch.bfloat16
-    whole = lora.host_of(specs.build("denoiser", part | {"precision": "float32"}))
-    gained = torch.cat([
-        (lora.host_of(loaded).get_submodule(n).weight.float() - whole.get_submodule(n).weight).flatten()
-        for n in layers
-    ])  # fmt: skip
+    network: Any = loaded.network
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    assert network.texts.dtype == torch.bfloat16
+    whole = lora.host_of(specs.build("denoiser", {**part, "precision": "float32"}))
+
+    def weight(host: nn.Module, name: str) -> torch.Tensor:
+        return host.get_parameter(f"{name}.weight").float().flatten()
+
+    gained = torch.cat([weight(lora.host_of(loaded), n) - weight(whole, n) for n in layers])
     assert len(gained) > 1000
     assert float(gained.mean()) == pytest.approx(2e-4, rel=0.3)
     other = card.read_card("run")[1] | {"base": "0"}
@@ -430,22 +434,26 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
         ("text", "text.safetensors .9 bytes. cannot be read"),
         ("other", "other.safetensors is an adapter for another model: "),
     ):
-        part = {"name": "stable-diffusion", "weights": "sd", "adapter": f"{name}.safetensors"}
+        wrong: Part = {
+            "name": "stable-diffusion",
+            "weights": "sd",
+            "adapter": f"{name}.safetensors",
+        }
         with pytest.raises(SpecError, match=said):
-            specs.build("denoiser", specs.check("denoiser", part))
-    right = specs.build("denoiser", part | {"adapter": None})
+            specs.build("denoiser", specs.check("denoiser", wrong))
+    right = specs.build("denoiser", {"name": "stable-diffusion", "weights": "sd"})
     lora.add(right)
     Path("right.safetensors").write_bytes(lora.save(right))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(SpecError, match=r"needs the library peft: pip install unfool.lora."):
-        specs.build("denoiser", part | {"adapter": "right.safetensors"})
+    with pytest.raises(SpecError, match=r"peft.* unfool.lora."):
+        specs.build("denoiser", {**wrong, "adapter": "right.safetensors"})
 
 
 def test_weights_below_float32_are_not_trained(elsewhere):
     stable_diffusion(Path("sd"))
     half = {"name": "stable-diffusion", "weights": "sd", "precision": "float16"}
     changes = [f"denoiser={json.dumps(half)}", "training.lora=null"]
-    with pytest.raises(SpecError, match="weights are in float16, which would round away"):
+    with pytest.raises(SpecError, match=r"weights .*float16"):
         check(specs.load(SPEC, changes))
     check(specs.load(SPEC, changes[:1]))
     part = specs.check("denoiser", half)
@@ -494,7 +502,7 @@ class Stop(Exception):
 
 def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
     whole = training.run(started(), Path("whole"), quiet=True)
-    real, steps = loop._batch, []
+    real, steps = loop.load_batch, []
 
     def dies(*arguments):
         steps.append(1)
@@ -502,10 +510,10 @@ def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
             raise Stop
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_batch", dies)
+    monkeypatch.setattr(loop, "load_batch", dies)
     with pytest.raises(Stop):
         training.run(started(), Path("killed"), quiet=True)
-    monkeypatch.setattr(loop, "_batch", real)
+    monkeypatch.setattr(loop, "load_batch", real)
     resumed = training.run(started(), Path("killed"), quiet=True)
     assert (resumed / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
 

@@ -228,8 +228,9 @@ def test_other_networks_of_guided_diffusion(tmp_path: Path, name: str, order: st
     file = saved(tmp_path, {f"module.{n}": v for n, v in openai_state(network, order).items()})
     model = load("guided-diffusion", file, **SMALL, **told, attention_order=order)
     assert isinstance(model, NetworkDenoiser)
-    assert model.shape == (options.get("channels", 3), 16, 16)
-    x = torch.from_numpy(numbers("x", (2, *model.shape))).float()
+    shape = (options.get("channels", 3), 16, 16)
+    assert model.shape == shape
+    x = torch.from_numpy(numbers("x", (2, *shape))).float()
     time = torch.tensor([3.0, 700.0])
     label = torch.tensor([1, 4]) if model.classes else None
     with torch.no_grad():
@@ -581,7 +582,8 @@ def test_dit(tmp_path: Path, vae: Path, nested: bool):
 def test_a_folder_of_dit_is_told_the_time_as_its_weights_were(tmp_path: Path, vae: Path):
     known = fixture("dit")
     original = load("dit", saved(tmp_path, dit_state(known)), vae=str(vae), heads=2)
-    original.network.transformer.save_pretrained(tmp_path / "transformer")
+    network: Any = original.network
+    network.transformer.save_pretrained(tmp_path / "transformer")
     (tmp_path / "scheduler").mkdir()
     (tmp_path / "scheduler" / "scheduler_config.json").write_text("{}")
     check(load("dit", tmp_path), known)

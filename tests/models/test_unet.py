@@ -1,5 +1,7 @@
 """The U-Net of the package."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +9,9 @@ from torch import nn
 from unfool.models import card
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
+from unfool.spec import Part
 
-TINY = {"size": 8, "widths": (8, 16), "groups": 4}
+TINY: dict[str, Any] = {"size": 8, "widths": (8, 16), "groups": 4}
 NOISE = Noise.of(0, range(2))
 
 
@@ -67,7 +70,8 @@ def test_heads_answer_for_all_labels_in_one_call():
 
 def test_heads_begin_as_the_one_they_come_from(tmp_path):
     one, many = make(), make(classes=3, multi_head=True)
-    card.save(tmp_path, "denoiser", {"name": "unet", **TINY}, one)
+    part: Part = {"name": "unet", "size": 8, "widths": (8, 16), "groups": 4}
+    card.save(tmp_path, "denoiser", part, one)
     assert card.begin(many, str(tmp_path)) == []
     x, t = images(), torch.tensor(0.1)
     for label in (None, torch.tensor([0, 2])):

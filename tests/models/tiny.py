@@ -3,6 +3,7 @@
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,18 +14,21 @@ def autoencoder():
     """An autoencoder for 8 x 8 images, of latents of 4 channels."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    blocks: dict[str, Any] = {  # a tuple of any length, whatever their types say
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=4,
         sample_size=8,
+        **blocks,
     )
 
 
-def _lively(network):
+def lively(network):
     """A network whose every weight counts: none is left at zero."""
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
@@ -33,11 +37,29 @@ def _lively(network):
     return network
 
 
-def _scheduler(folder, prediction, kind, low, high):
+def scheduler(folder, prediction, kind, low, high):
+    """The settings of a chain of 1000 steps."""
     (folder / "scheduler").mkdir(parents=True)
     settings = {"beta_schedule": kind, "beta_start": low, "beta_end": high}
     settings |= {"num_train_timesteps": 1000, "prediction_type": prediction}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(settings))
+
+
+def tokenizer(folder: Path, fill: str = "!") -> int:
+    """A tokenizer of letters in a folder; returns how many words it knows.
+
+    As in Stable Diffusion 2, its settings contradict each other, and `fill` counts.
+    """
+    letters = string.ascii_lowercase
+    words = ["!", *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    home = folder / "tokenizer"
+    home.mkdir(parents=True)
+    (home / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
+    (home / "merges.txt").write_text("#version: 0.2\n")
+    settings = {"pad_token": "<|endoftext|>", "model_max_length": 24}
+    (home / "tokenizer_config.json").write_text(json.dumps(settings))
+    (home / "special_tokens_map.json").write_text(json.dumps({"pad_token": fill}))
+    return len(words)
 
 
 def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
@@ -54,33 +76,24 @@ def stable_diffusion(folder: Path, prediction: str = "epsilon") -> Path:
         layers_per_block=1,
         norm_num_groups=4,
         cross_attention_dim=16,
-        attention_head_dim=(2, 2),
+        attention_head_dim=(2, 2),  # pyright: ignore[reportArgumentType]
         use_linear_projection=True,
     )
-    _lively(unet).save_pretrained(folder / "unet")
-    _lively(autoencoder()).save_pretrained(folder / "vae")
-    letters = string.ascii_lowercase
-    words = ["!", *letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    lively(unet).save_pretrained(folder / "unet")
+    lively(autoencoder()).save_pretrained(folder / "vae")
+    words = tokenizer(folder)
     text = CLIPTextConfig(
-        vocab_size=len(words),
+        vocab_size=words,
         hidden_size=16,
         intermediate_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=24,
-        bos_token_id=len(words) - 2,
-        eos_token_id=len(words) - 1,
+        bos_token_id=words - 2,
+        eos_token_id=words - 1,
     )
     CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    tokenizer = folder / "tokenizer"
-    tokenizer.mkdir()
-    (tokenizer / "vocab.json").write_text(json.dumps({w: i for i, w in enumerate(words)}))
-    (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-    settings = {"pad_token": "<|endoftext|>", "model_max_length": 24}
-    (tokenizer / "tokenizer_config.json").write_text(json.dumps(settings))
-    # as in Stable Diffusion 2, whose settings contradict each other: this one counts
-    (tokenizer / "special_tokens_map.json").write_text(json.dumps({"pad_token": "!"}))
-    _scheduler(folder, prediction, "scaled_linear", 0.00085, 0.012)
+    scheduler(folder, prediction, "scaled_linear", 0.00085, 0.012)
     return folder
 
 
@@ -99,11 +112,11 @@ def dit(folder: Path) -> Path:
         sample_size=4,
         num_embeds_ada_norm=6,
     )
-    _lively(transformer).save_pretrained(folder / "transformer")
+    lively(transformer).save_pretrained(folder / "transformer")
     path = folder / "transformer" / "config.json"
     path.write_text(
         json.dumps(json.loads(path.read_text()) | {"_class_name": "Transformer2DModel"})
     )
-    _lively(autoencoder()).save_pretrained(folder / "vae")
-    _scheduler(folder, "epsilon", "linear", 1e-4, 0.02)
+    lively(autoencoder()).save_pretrained(folder / "vae")
+    scheduler(folder, "epsilon", "linear", 1e-4, 0.02)
     return folder

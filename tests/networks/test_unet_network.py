@@ -1,5 +1,7 @@
 """Our U-Net computes what diffusers' does, and loads its weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -154,7 +156,8 @@ def test_a_folder_with_the_old_names_is_loaded_and_begun_with(elsewhere):
     begun = specs.build("denoiser", checked)
     assert card.begin(begun, str(elsewhere / "old")) == []
     for loaded in (card.trained_denoiser(str(elsewhere / "old")), begun):
-        assert all(torch.equal(v, wanted[n]) for n, v in loaded.network.state_dict().items())
+        network: Any = loaded.network
+        assert all(torch.equal(v, wanted[n]) for n, v in network.state_dict().items())
 
 
 def test_labels_go_with_classes():

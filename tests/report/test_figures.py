@@ -17,7 +17,7 @@ TIMES = np.array([0.1, 0.05, 0.0])
 def kept(monkeypatch):
     """Keep figures as they are drawn, instead of the bytes of their files."""
     for module in (evaluation, examples):
-        monkeypatch.setattr(module, "png", lambda figure: figure)
+        monkeypatch.setattr(module, "draw", lambda figure: figure)
 
 
 def gallery(fooled: list[int] | None) -> Gallery:
@@ -32,7 +32,7 @@ def gallery(fooled: list[int] | None) -> Gallery:
 
 
 def confidence(gallery: Gallery) -> Figure:
-    drawn: Any = examples.confidence(gallery).png
+    drawn: Any = examples.confidence(gallery).drawing
     return drawn
 
 
@@ -63,13 +63,12 @@ def test_a_run_of_before_has_the_true_class_alone():
 
 
 def test_resubmissions_are_drawn_with_the_clean_pictures_beside_them():
-    curve = {
+    curve: Any = {
         name: [share._asdict() for share in resubmissions(hits, 4)]
         for name, hits in (("clean", [4, 4, 3]), ("random", [4, 3, 3]), ("robust", [4, 1, 0]))
     }
-    figure: Any = evaluation.resubmission(
-        {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
-    ).png
+    summary: Any = {"resubmission": curve | {"submissions": [1, 2, 3, 4]}}
+    figure: Any = evaluation.resubmission(summary).drawing
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines][:2] == ["clean", "random noise"]
     for line, band, shares in zip(axes.lines, axes.collections, curve.values(), strict=True):

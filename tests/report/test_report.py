@@ -7,6 +7,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +17,17 @@ from rich.console import Console
 from scipy import stats
 
 from unfool import spec as specs
+from unfool.cli.main import run
 from unfool.evaluation import run as running
 from unfool.report import sentences
-from unfool.report.document import Document, Paragraph, Table
+from unfool.report.document import EXPLAINED, Document, Paragraph, Table
 from unfool.report.evaluation import brief, write_report
 from unfool.report.render_html import to_fragment, to_html
 from unfool.report.render_markdown import quote, to_markdown
 from unfool.report.render_terminal import plain_text, print_document
-from unfool.results import doubts, model_doubts
+from unfool.results import model_doubts, run_doubts
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 
 K = 4
@@ -74,7 +77,7 @@ def a_run(
             "engine": "local",
         },
     }
-    asked = {
+    asked: Any = {
         "identity": "0123456789",
         "images": "0" * 64,
         "code": "0" * 64,
@@ -139,7 +142,7 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
-def printed(summary: dict, folder: Path, width: int = 200) -> str:
+def printed(summary: Summary, folder: Path, width: int = 200) -> str:
     out = io.StringIO()
     console = Console(file=out, width=width, highlight=False)
     print_document(brief(summary), console, folder / "report.html")
@@ -155,6 +158,7 @@ class Page(HTMLParser):
         self.sources: list[str] = []
         self.open: list[str] = []
         self.words: list[str] = []
+        self.scripts = ""
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -167,7 +171,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.scripts += data
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -204,7 +210,7 @@ def test_numbers_are_the_known_ones_everywhere(standard):
         "up to 8/255 gets through on 18.8 % of attempts."
     )
     low, high = robust["per_draw"]["low"], robust["per_draw"]["high"]
-    interval = f"95 % interval {100 * (1 - high):.1f} to {100 * (1 - low):.1f} %; 40 pictures"
+    interval = f"95 % interval {100 * (1 - high):.1f} to {100 * (1 - low):.1f} %; 40 images"
     for shown in (text, page.text, printed(summary, folder)):
         assert headline in shown
         assert interval in shown
@@ -215,30 +221,32 @@ def test_numbers_are_the_known_ones_everywhere(standard):
 def test_intervals_of_wrong_answers_are_mirrored(standard):
     low, high = wilson(10, 40)  # 10 of 40 fall at some draw
     _, _, page = read(standard[0])
-    assert (
-        f"gets through on 25.0 % [{100 * low:.1f}, {100 * high:.1f}] of the pictures" in page.text
-    )
+    assert f"gets through on 25.0 % [{100 * low:.1f}, {100 * high:.1f}] of the images" in page.text
 
 
 def test_the_page_needs_nothing_beside_it(standard):
-    folder, _ = standard
+    folder, summary = standard
     _, _, page = read(folder)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert "link" not in page.tags
     assert page.tags.count("figure") == 5
+    loaded = [source for source in page.sources if source.startswith("data:")]
+    others = set(page.sources) - set(loaded)
+    beside = {source for source in others if not source.startswith(("http", "#"))}
+    assert beside == {path.name for path in folder.glob("*.*")} - {"report.html", "run.json"}
     sizes = []
-    for source in page.sources:
+    for source in loaded:
         head, _, data = source.partition(",")
         assert head == "data:image/png;base64"
         sizes.append(Image.open(io.BytesIO(base64.b64decode(data))).size)
     pictures = [size for size in sizes if size == (4, 4)]
-    assert (
-        len(pictures) == 8 * 5
-    )  # the first eight: as they are, attacked, the difference, purified
-    assert len(sizes) - len(pictures) == 4
-    assert all(width > 500 for width, _ in sizes if width != 4)
+    # The first eight in a grid, and all ten on demand: as they are, attacked, the difference, purified.
+    assert len(pictures) == len(sizes) == (8 + 10) * 5
     raw = (folder / "report.html").read_text("utf-8")
-    assert "http" not in re.sub(r"base64,[^\"]*", "", raw)
+    assert raw.count("<svg") == raw.count('role="img" aria-label=') == 4
+    doubts = {f"{EXPLAINED}#{doubt['name']}" for doubt in summary["doubts"]}
+    assert {link for link in others if link.startswith("http")} == doubts
+    assert "default-src 'none'" in raw
     assert "@import" not in raw
     assert raw.startswith("<!doctype html>")
 
@@ -258,7 +266,8 @@ def test_names_of_attacks_are_shown_and_never_obeyed(tmp_path):
     attacks = [{**ATTACKS[0], "label": label}]
     summary = write_report(a_run(tmp_path, attacks=attacks))
     _, _, page = read(tmp_path)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
+    assert "alert" not in page.scripts
     assert label in page.text
     assert label in printed(summary, tmp_path)
 
@@ -268,7 +277,7 @@ def test_an_unfinished_run_says_so(tmp_path, n, of, says):
     summary = write_report(a_run(tmp_path, n=n, of=of))
     _, text, page = read(tmp_path)
     for shown in (text, page.text, printed(summary, tmp_path)):
-        assert (f"{n} of {of} pictures are done" in shown) is says
+        assert (f"{n} of {of} images are done" in shown) is says
 
 
 def test_without_a_purifier(tmp_path):
@@ -288,7 +297,7 @@ def test_one_column_is_enough_for_a_model_that_answers_alike(tmp_path):
     shown = printed(summary, tmp_path)
     assert "majority" not in shown
     assert "accuracy: how often the model is right" in shown
-    assert "gets through on 25.0 % of pictures" in shown
+    assert "gets through on 25.0 % of images" in shown
     _, text, _ = read(tmp_path)
     low, high = wilson(30, 40)
     row = f"75.0 % [{100 * low:.1f}, {100 * high:.1f}]"
@@ -311,8 +320,7 @@ def test_without_a_look_at_the_model_it_says_what_was_not_checked(tmp_path, edit
     for shown in (text, page.text):
         assert "No doubts were raised" in shown
         assert (
-            "Not checked, as no picture of those the model itself is examined on is done yet"
-            in shown
+            "Not checked, as no image of those the model itself is examined on is done yet" in shown
         )
     assert "No doubts were raised" in printed(summary, tmp_path)
 
@@ -355,7 +363,7 @@ def test_doubts_of_a_run_without_attacks_stand_at_a_row(tmp_path):
 
 
 def test_every_doubt_has_its_words():
-    source = inspect.getsource(doubts) + inspect.getsource(model_doubts)
+    source = inspect.getsource(run_doubts) + inspect.getsource(model_doubts)
     names = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert names == set(sentences.CHECKED)
 
@@ -372,7 +380,7 @@ def test_the_spec_shown_is_the_spec_run(standard):
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 4, 6), (2, 5, 5)])
 def test_pictures_of_any_shape(tmp_path, shape):
     write_report(a_run(tmp_path, shape=shape, pictures=3))
-    with Image.open(tmp_path / "figures" / "pictures.png") as picture:
+    with Image.open(tmp_path / "figures" / "images.png") as picture:
         assert picture.size[0] > 600
 
 
@@ -382,7 +390,7 @@ def test_figures_are_of_the_numbers(tmp_path):
     write_report(a_run(first))
     write_report(a_run(second))
     names = sorted(path.name for path in (first / "figures").iterdir())
-    drawn = ["accuracy", "classes", "confidence", "pictures", "resubmission"]
+    drawn = ["accuracy", "classes", "confidence", "images", "resubmission"]
     assert names == [f"{name}.png" for name in drawn]
     for name in (*(f"figures/{name}" for name in names), "report.html", "report.md", "report.json"):
         assert (first / name).read_bytes() == (second / name).read_bytes()
@@ -449,11 +457,11 @@ def test_figures_have_words_and_tables_have_headings(standard):
     for image in re.findall(r"<img [^>]*>", raw):
         assert re.search(r'alt="[^"]+"', image), image[:60]
     for table in re.findall(r"<table.*?</table>", raw, re.DOTALL):
-        heads = len(re.findall(r'<th scope="col">[^<]+</th>', table))
+        heads = len(re.findall(r'<th scope="col"[^>]*>[^<]+</th>', table))
         lines = re.findall(r"<tr.*?</tr>", table, re.DOTALL)[1:]
         assert lines
         for line in lines:
-            assert line.count('<th scope="row">') == 1
+            assert line.count('<th scope="row"') == 1
             assert line.count("<td") == heads - 1
 
 
@@ -480,3 +488,11 @@ def test_no_line_of_a_pipe_is_broken(capsys):
     words = "word " * 60
     print_document(Document("Title", [Paragraph(words), Table(["a", "b"], [[words, "1"]])]))
     assert capsys.readouterr().out.count(words.strip()) == 2
+
+
+def test_signs_that_the_font_lacks_are_told_in_one_sentence(elsewhere, capsys, recwarn):
+    changes = ["attacks=[{name: fgsm, label: 攻撃}]", "evaluation.images=2", "evaluation.draws=1"]
+    words = [word for change in (*changes, "purifier=null") for word in ("--set", change)]
+    assert run(["evaluate", "blobs", *words, "--out", "run", "--quiet"]) == 0
+    assert "the figures' font lacks" in capsys.readouterr().err
+    assert not [told for told in recwarn if "missing from font" in str(told.message)]

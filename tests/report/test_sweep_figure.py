@@ -115,5 +115,5 @@ def test_a_word_or_a_single_number_is_no_axis():
 
 def test_a_sweep_of_seeds_alone_is_one_row():
     (point, *_) = points(NAMES, HITS)
-    png = figure([Point({}, point.shares)], NAMES, ATTACKS)
-    assert imread(io.BytesIO(png)).std() > 0.01
+    drawing = figure([Point({}, point.shares)], NAMES, ATTACKS)
+    assert imread(io.BytesIO(drawing.png)).std() > 0.01

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from raised import SOUND, doubts_about, outcomes_of
 
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
@@ -16,9 +17,9 @@ from unfool.evaluation import run as evaluation
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
-from unfool.results import doubts, model_doubts
 from unfool.results.attack_roles import given_to, roles
-from unfool.results.outcome import Condition, Outcome
+from unfool.results.model_doubts import model_doubts
+from unfool.results.outcome import Condition, SanityCheck
 from unfool.results.run_folder import Run
 
 TOY = {
@@ -84,7 +85,7 @@ def test_alone_it_is_the_attack_that_counts(report, elsewhere):
     told, text = report(STADV, FOG)
     assert [row["name"] for row in told["attacks"]] == ["moved"]
     assert told["unbounded"] == []
-    assert "and may change the picture as stadv does gets through on" in text
+    assert "and may change the image as stadv does gets through on" in text
     assert "no threat bounds this" in told["threat_model"]["the attacker may change"]
     assert "weaker than random noise" not in text
     chosen = {outcome.chosen for outcome in Run.open(elsewhere / "made").outcomes()}
@@ -111,10 +112,12 @@ DIFFUSION = {
 
 
 def test_elimination_asks_for_an_attack_without_it():
+    same = Condition([0, 0], None, 0.1, 0.0)
+
     def found(classifier, *attacks):
-        asked = {"classifier": classifier, "attacks": rows(*attacks)}
-        by_label = {row["label"]: row for row in roles(asked["attacks"]).attacks}
-        return [d.name for d in doubts._no_whole_view(asked, by_label)]
+        asked = rows(*attacks)
+        raised = doubts_about(outcomes_of(asked, same), asked, classifier=classifier)
+        return [doubt.name for doubt in raised if doubt.name == "no-whole-view"]
 
     early = PGD | {"view": "first-stage", "label": "early"}
     square = {"name": "square", "view": "no-elimination"}
@@ -145,18 +148,14 @@ def test_views_of_a_diffusion_classifier_go_through_the_defense(report, view):
 
 def test_an_attack_on_the_whole_is_asked_what_an_exact_one_is():
     (row,) = rows(PGD | {"view": "no-elimination"})
-    attacks, probe = {"pgd": row}, {"slope": [1.0, 9.0]}
-    assert [d.name for d in model_doubts._wrong_gradient([probe], attacks)] == [
-        "gradient-disagrees"
-    ]
-    same = Condition([0, 0], None, 0.0, 0.0)
-    outcomes = [Outcome(i, 0, {"pgd": same}, "pgd", 0.0, {}) for i in range(8)]
+    wrong: SanityCheck = {**SOUND, "slope": [1.0, 9.0]}
+    assert [d.name for d in model_doubts([wrong], {"pgd": row})] == ["gradient-disagrees"]
+    outcomes = outcomes_of([row], Condition([0, 0], None, 0.0, 0.0))
     rising = [replace(o, loss_curves={"pgd": [0.0, 1.0, 2.0, 4.0]}) for o in outcomes]
-    assert [d.name for d in doubts._unchanged(outcomes, attacks)] == ["images-unchanged"]
-    assert [d.name for d in doubts._still_rising(rising, attacks)] == ["still-rising"]
-    early = {"pgd": row | {"view": "first-stage"}}
-    assert not list(doubts._unchanged(outcomes, early))
-    assert not list(doubts._still_rising(rising, early)), "another loss than the model's"
+    asked = {"images-unchanged", "still-rising"}  # "still-rising": of the model's own loss
+    for view, raised in (("no-elimination", asked), ("first-stage", set())):
+        attacks = [{**row, "view": view}]
+        assert {d.name for d in doubts_about(rising, attacks)} & asked == raised
 
 
 def test_the_gradient_looked_at_is_that_without_elimination():
@@ -187,7 +186,7 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
         gallery = Gallery.of(Run.open(elsewhere / "made"))
         assert gallery is not None
         assert gallery.changed == word
-        assert ("brings the corrupted pictures" in text) == (word == "corrupted")
+        assert ("brings the corrupted images" in text) == (word == "corrupted")
         assert ("the corruption that hurts it most" in text) == (word == "corrupted")
         (elsewhere / "made").rename(elsewhere / word)
 
@@ -207,9 +206,10 @@ def test_pictures_of_corruptions_are_not_called_attacked(report, elsewhere):
 )
 def test_one_draw_per_step_is_seen_whatever_it_is_called(attack, lazy):
     (row,) = rows(attack)
-    raised = list(model_doubts._one_draw([{"random": True}], {row["label"]: row}))
-    assert bool(raised) == lazy
-    assert not list(model_doubts._one_draw([{"random": False}], {row["label"]: row}))
+    for random in (True, False):
+        probe: SanityCheck = {**SOUND, "random": random}
+        raised = [doubt.name for doubt in model_doubts([probe], {row["label"]: row})]
+        assert raised == ["random-model-eot-1"] * (lazy and random)
 
 
 def test_an_attack_on_another_classifier_is_no_adaptive_one(report):

@@ -2,6 +2,7 @@
 
 import json
 from math import comb
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from unfool.cli.main import run
 from unfool.report.comparison import junit
-from unfool.results.compare import Comparison, Gate, bootstrap, compare, differences, gates
+from unfool.results.compare import Comparison, bootstrap, compare, differences
+from unfool.results.gates import Gate, gates
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
 from unfool.statistics import Mean, mcnemar, wilson
@@ -191,6 +193,21 @@ def test_bounds_are_held_against_the_number_itself(name, found, ok, sure):
     assert (gate.ok, gate.sure) == (ok, sure)
 
 
+@pytest.mark.parametrize(
+    ("name", "found", "ok", "sure"),
+    [
+        ("min-robust", (0.5, 0.3, 0.7), False, False),
+        ("min-robust", (0.5, 0.4, 0.7), True, True),
+        ("min-robust", (0.3, 0.2, 0.39), False, True),
+        ("max-drop", (0.3, 0.2, 0.5), False, False),
+        ("max-drop", (0.3, 0.2, 0.4), True, True),
+    ],
+)
+def test_strict_bounds_are_held_against_the_worse_end(name, found, ok, sure):
+    gate = Gate(name, "robust", 0.4, Mean(*found), strict=True)
+    assert (gate.ok, gate.sure) == (ok, sure)
+
+
 @pytest.fixture
 def two(elsewhere):
     """A with 60 % robust and 100 % clean, B with 40 % and 75 %."""
@@ -208,6 +225,14 @@ def two(elsewhere):
         (["--max-drop", "0.25"], 0, []),
         (["--max-drop", "0.22"], 1, ["max-drop 0.22 (clean)"]),
         (["--max-drop", "0"], 1, ["max-drop 0 (clean)", "max-drop 0 (robust)"]),
+        (["--min-robust", "0.4", "--strict"], 1, ["min-robust 0.4 (robust)"]),
+        (["--min-robust", "0.1", "--strict"], 0, []),
+        (
+            ["--max-drop", "0.25", "--strict"],
+            1,
+            ["max-drop 0.25 (clean)", "max-drop 0.25 (robust)"],
+        ),
+        (["--max-drop", "0.9", "--strict"], 0, []),
     ],
 )
 def test_bounds_decide_the_exit_code(two, capsys, bounds, code, failed):
@@ -225,9 +250,10 @@ def test_bounds_decide_the_exit_code(two, capsys, bounds, code, failed):
 
 
 def test_a_bound_needs_finished_runs():
-    found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []))
+    unknown: Any = {}
+    found = Comparison(("a", "b"), 5, 80, 8, [], {}, ([], []), [], (unknown, unknown), [])
     assert gates(found, None, None) == []
-    with pytest.raises(ValueError, match="5 of 80 images in common: run their evaluations"):
+    with pytest.raises(ValueError, match="5 of 80 images"):
         gates(found, None, 0.02)
 
 
@@ -253,7 +279,7 @@ def test_the_report_is_written(two, capsys):
     assert told["command"] == "unfool compare a b --max-drop 0.1"
     assert told["differs"] == {"purifier": [None, {"name": "mine:Blur"}]}
     assert (two / "my report" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    assert "data:image/png;base64," in (two / "my report" / "compare.html").read_text()
+    assert "<svg" in (two / "my report" / "compare.html").read_text()
     assert "| robust | 60.0 % " in (two / "my report" / "compare.md").read_text()
 
 

@@ -1,5 +1,7 @@
 """Verdicts on sweeps, from outcomes whose numbers are known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,7 @@ K = 4
 def a_cell(folder, right, clean=None, **changed):
     """A cell of a sweep in which image i has `right[i]` of 4 draws right under attack."""
     attack = {"name": "pgd", "label": "pgd", "steps": 10, "eot": 1, "view": "exact"}
-    spec = {
+    spec: Any = {
         "attacks": [attack | {k: v for k, v in changed.items() if k in attack}],
         "threat": {"norm": changed.get("norm", "linf"), "eps": changed.get("eps", 0.1)},
         "purifier": {"name": "diffpure", "steps": changed.get("own", 5)},
@@ -44,7 +46,7 @@ def a_cell(folder, right, clean=None, **changed):
     ]
     run.add(outcomes, {})
     shares = judge("robust", outcomes, lambda o: o.conditions["pgd"]).per_draw._asdict()
-    summary = {
+    summary: Any = {
         "attacks": [1],
         "clean": {"k": K},
         "robust": {"per_draw": shares},

@@ -1,6 +1,7 @@
 """A damaged or foreign file of a run is refused by one sentence with the file, the key and the value."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,13 +95,14 @@ def test_a_damaged_forecast(folder):
 def test_what_python_knows_and_yaml_does_not(tmp_path):
     spec = {"data": {"name": "blobs"}, "classifier": {"name": "bayes"}, "attacks": []}
     given = spec | {"threat": {"norm": "linf", "eps": np.float32(0.25)}}
-    assert specs.load(given)["threat"]["eps"] == 0.25
-    assert specs.load({"data": {"path": tmp_path}})["data"]["path"] == str(tmp_path)
-    for wrong, named in (
+    assert specs.load(given).get("threat") == {"norm": "linf", "eps": 0.25}
+    assert specs.load({"data": {"path": tmp_path}}).get("data") == {"path": str(tmp_path)}
+    cases: list[tuple[Any, str]] = [
         ({"attacks": object()}, "attacks is <object"),
         ({"data": {True: 4}}, "key True in data"),
         ({3: 4}, "key 3"),
-    ):
+    ]
+    for wrong, named in cases:
         with pytest.raises(ValueError, match=named):
             specs.load(spec | wrong)
 
@@ -127,3 +129,34 @@ def _without(spec, option):
 def _draws(fact, draws):
     conditions = fact["conditions"]
     return fact | {"conditions": conditions | {"clean": conditions["clean"] | {"draws": draws}}}
+
+
+@pytest.mark.parametrize("key", ["threat", "evaluation"])
+def test_a_spec_that_was_changed_after_the_run_is_not_reported(folder, mistake, key):
+    path = folder / "run.json"
+    asked = json.loads(path.read_text())
+    asked["spec"][key] |= {"threat": {"eps": 0.9}, "evaluation": {"seed": 7}}[key]
+    path.write_text(json.dumps(asked))
+    for words in (["report", folder], ARGUMENTS):
+        assert "run.json was changed" in mistake(*words)
+
+
+@pytest.mark.parametrize(
+    "name", ["index", "label", "clean", "attacked", "clean_sure", "attacked_purified"]
+)
+def test_pictures_that_lack_an_array_are_refused_by_name(elsewhere, mistake, name):
+    small = ["data.size=8", "attacks=[]", "evaluation.draws=1", "purifier.steps=2"]
+    words = [word for change in (*small, "evaluation.examples=2") for word in ("--set", change)]
+    assert run(["evaluate", "blobs", *words, "--out", "shown", "--quiet"]) == 0
+    (path,) = (elsewhere / "shown" / "examples").iterdir()
+    with np.load(path) as file:
+        whole = dict(file)
+    for damaged in (
+        {key: array for key, array in whole.items() if key != name},
+        whole | {name: whole[name][:1]},
+        whole | {name: np.full(whole[name].shape, np.nan)},
+    ):
+        np.savez(path, **damaged)  # pyright: ignore[reportArgumentType]
+        assert path.name in mistake("report", "shown")
+    np.savez(path, **whole)
+    assert run(["report", "shown"]) == 0

@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from raised import doubts_about, outcomes_of
 
 from unfool.cli.main import run
 from unfool.results.attack_doubts import paired_gap
-from unfool.results.doubts import _halves, _unchanged
 from unfool.results.outcome import Condition, Outcome
+from unfool.results.run_folder import seal
 
 SOFT = '''
 import torch
@@ -112,7 +113,8 @@ def test_less_accurate_than_the_source_states(doubts, elsewhere):
         ({"accuracy": 2.0, "data": "mnist"}, False),
     ):
         stated = manifest["stated"] | change
-        (made / "run.json").write_text(json.dumps(manifest | {"stated": stated}))
+        told = manifest | {"stated": stated}
+        (made / "run.json").write_text(json.dumps(told | {"sha256": seal(told)}))
         assert run(["report", str(made)]) == 0
         assert ("less-than-stated" in names()) is raised
 
@@ -147,9 +149,11 @@ def test_an_attack_of_one_s_own_is_not_known(doubts):
 def test_what_may_help_is_something_the_attack_has():
     row = {"label": "a", "view": "exact", "name": "stadv", "steps": 3, "eot": 1}
     alike = Condition(draws=[0, 0], undefended=None, size=0.0, attacker_error_rate=0.0)
-    outcomes = [Outcome(i, 0, {"a": alike}, "a", 0.0, {}) for i in range(8)]
-    (doubt,) = _unchanged(outcomes, {"a": row})
-    assert doubt.why.endswith("try more `steps`, more draws (`eot`)")
+    found = doubts_about(outcomes_of([row], alike), [row])
+    (doubt,) = (doubt for doubt in found if doubt.name == "images-unchanged")
+    assert "`steps`" in doubt.why
+    assert "`eot`" in doubt.why
+    assert "`restarts`" not in doubt.why
 
 
 def test_a_rough_gradient_is_named(doubts, monkeypatch):
@@ -165,7 +169,12 @@ def test_a_part_in_half_precision(doubts):
     assert "low-precision" in doubts(rough, "attacks=[]", "evaluation.examples=0")
     for precision in ("bfloat16", "float32"):
         inside = {"name": "diffusion", "denoiser": {"name": "dit", "precision": precision}}
-        assert list(_halves([inside, None])) == [precision] * (precision != "float32")
+        found = doubts_about(
+            outcomes_of([], Condition([0, 0], None, 0.0, 0.0)), [], classifier=inside
+        )
+        said = [doubt.why for doubt in found if doubt.name == "low-precision"]
+        assert len(said) == (precision != "float32")
+        assert all(precision in why for why in said)
 
 
 def test_an_attack_that_does_less_than_noise(doubts):

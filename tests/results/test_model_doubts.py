@@ -1,7 +1,10 @@
 """Doubts about the model and the search: each on a model made for it, and not on a sound one."""
 
+from typing import Any
+
 import pytest
 import torch
+from raised import SOUND
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
@@ -11,9 +14,10 @@ from unfool.attacks.square import Square
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
 from unfool.results.loss_curves import curves, summarize
-from unfool.results.model_doubts import _no_gradient
-from unfool.results.outcome import Condition, Outcome
+from unfool.results.model_doubts import model_doubts
+from unfool.results.outcome import Condition, Outcome, SanityCheck
 from unfool.results.run_folder import Run
+from unfool.results.spec import AttackEntry
 from unfool.results.summary import summarize_run
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs
@@ -72,7 +76,7 @@ def told(tmp_path):
             "attacks": rows,
             "evaluation": {"images": images, "draws": draws, "seed": 0, "subset_seed": 0},
         }
-        asked = {"identity": "1", "spec": spec, "versions": {}, "classes": ["dark", "bright"]}
+        asked: Any = {"identity": "1", "spec": spec, "versions": {}, "classes": ["dark", "bright"]}
         run = Run.begin(
             tmp_path / str(len(list(tmp_path.iterdir()))), asked | {"indices": [*range(images)]}
         )
@@ -189,9 +193,7 @@ def test_a_search_that_ended_early_is_no_whole_climb():
 @pytest.mark.parametrize(("loss", "gradient"), [("dlr", 0.0), ("ce", float("inf"))])
 def test_a_gradient_that_is_none_is_doubted_whatever_the_loss(loss, gradient):
     seen = {"ce": 1.0, "margin": 1.0} | {"margin" if loss == "dlr" else loss: gradient}
-    found = _no_gradient([{"gradients": seen}], {"pgd": FULL | {"loss": loss, "name": "pgd"}})
-    assert [doubt.name for doubt in found] == ["zero-gradient"]
-    sound = {"ce": 1.0, "margin": 1.0}
-    assert not list(
-        _no_gradient([{"gradients": sound}], {"pgd": FULL | {"loss": loss, "name": "pgd"}})
-    )
+    row: AttackEntry = {"name": "pgd", "label": "pgd", "view": "exact", "loss": loss}
+    probe: SanityCheck = {**SOUND, "gradients": seen}
+    assert [doubt.name for doubt in model_doubts([probe], {"pgd": row})] == ["zero-gradient"]
+    assert not list(model_doubts([SOUND], {"pgd": row}))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -29,11 +30,14 @@ def outcome(index: int, clean: list[int], chosen: str = "a") -> Outcome:
 
 
 def cell(folder: Path, values: dict[str, str], outcomes: list[Outcome]) -> tuple[Cell, Run]:
-    spec = {"attacks": ROWS, "evaluation": {"draws": len(outcomes[0].conditions["clean"].draws)}}
+    spec: Any = {
+        "attacks": ROWS,
+        "evaluation": {"draws": len(outcomes[0].conditions["clean"].draws)},
+    }
     told = manifest([o.index for o in outcomes], spec, identity=str(values))
     run = Run.begin(folder / "-".join(values.values()), told)
     run.add(outcomes, {})
-    return Cell(values, {}), run
+    return Cell(values, run.spec), run
 
 
 def both(folder: Path, path: str, first: dict[int, list[int]], second: dict[int, list[int]]):

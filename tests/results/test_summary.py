@@ -1,5 +1,7 @@
 """The three readings of a verdict, against counts made by hand."""
 
+from typing import Any
+
 import pytest
 
 from unfool.results.outcome import Condition, Outcome
@@ -43,7 +45,7 @@ def two_attacks(folder):
         "attacks": [{"name": "pgd", "view": "exact", "label": name} for name in ("cheap", "dear")],
         "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": 4, "skip_broken": True},
     }
-    asked = {"identity": "x", "spec": spec, "indices": list(range(10)), "classes": ["a", "b"]}
+    asked: Any = {"identity": "x", "spec": spec, "indices": list(range(10)), "classes": ["a", "b"]}
     run = Run.begin(folder, asked | {"versions": {}})
     right, half, wrong = [0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]
     outcomes = []
@@ -81,6 +83,6 @@ def test_the_resubmission_curve_has_the_clean_images_beside_it(tmp_path):
     assert curve["submissions"] == [1, 2, 3, 4]
     clean = [share["accuracy"] for share in curve["clean"]]
     assert clean == pytest.approx([0.975, 0.95, 0.925, 0.9])
-    assert curve["random"] == curve["clean"]
-    robust = [share["accuracy"] for share in curve["robust"]]
+    assert curve.get("random") == curve["clean"]
+    robust = [share["accuracy"] for share in curve.get("robust", [])]
     assert robust == pytest.approx([0.2, 4 / 60, 0, 0])

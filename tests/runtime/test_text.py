@@ -38,7 +38,7 @@ def test_a_notebook_shows_nested_tables(demo):
 def test_options_at_their_defaults_are_left_out():
     model = unfool.NormalizedClassifier(small_cnn(), 0.5)
     assert repr(model).endswith("weights), mean=[0.5], std=[1])")
-    assert "t=" not in repr(unfool.DiffPure(unfool.load("demo", device="cpu").purifier.denoiser))
+    assert "t=" not in repr(unfool.DiffPure(unfool.load_denoiser("digits-denoiser", device="cpu")))
 
 
 def test_noise_is_told_by_its_size():

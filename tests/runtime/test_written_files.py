@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from unfool.cli.main import run
 from unfool.runtime.files import raise_system_error, write_bytes
 
 
@@ -50,3 +51,28 @@ def test_errors_of_the_system_are_told_from_damage():
             raise_system_error(error)
     for error in (OSError("image file is truncated"), ValueError("bad"), EOFError()):
         assert raise_system_error(error) is None
+
+
+def test_a_file_that_cannot_be_written_is_named_and_not_its_draft(tmp_path):
+    (tmp_path / "a" / "x.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory") as refused:
+        write_bytes(tmp_path / "a" / "x.json", b"x")
+    assert refused.value.filename == str(tmp_path / "a" / "x.json")
+    assert not list((tmp_path / "a").glob(".*"))
+
+
+def test_a_report_that_stands_is_not_written_again(elsewhere):
+    small = ["attacks=[]", "purifier=null", "evaluation.images=2", "evaluation.draws=1"]
+    command = ["evaluate", "blobs", *(w for change in small for w in ("--set", change))]
+    command += ["--out", "run", "--quiet"]
+    assert run(command) == 0
+    before = {path: path.stat().st_ino for path in (elsewhere / "run").rglob("*") if path.is_file()}
+    for words in (command, ["report", "run"]):
+        assert run(words) == 0
+        after = {
+            path: path.stat().st_ino for path in (elsewhere / "run").rglob("*") if path.is_file()
+        }
+        assert after == before
+    (elsewhere / "run" / "report.md").write_text("changed")
+    assert run(command) == 0
+    assert "changed" not in (elsewhere / "run" / "report.md").read_text()[:7]

@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 
@@ -12,6 +13,8 @@ TOY = ["purifier.steps=3"]
 
 class Started:
     """A running service and a client of it."""
+
+    uploads: Path  # of the playground, where it has one
 
     def __init__(self, server, address, thread):
         self.server, self.address, self.thread = server, address, thread

@@ -112,7 +112,8 @@ def test_a_job_that_nobody_waits_for_is_dropped(batcher, model):
     assert gone.cancel()
     last = batcher.submit("add", [part(0, 3)], False)
     model.gate.set()
-    first.result(30), last.result(30)
+    first.result(30)
+    last.result(30)
     assert model.calls == [8, 3]
     assert batcher.rows == 0
 

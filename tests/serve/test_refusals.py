@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import zlib
+from typing import Any
 
 import httpx
 import pytest
@@ -330,7 +331,7 @@ def test_a_model_that_fails_is_told_without_its_error(elsewhere, monkeypatch, ca
 
 def test_a_stop_finishes_what_was_accepted(elsewhere):
     command = [sys.executable, "-m", "unfool", "serve", "blobs", "--port", "0"]
-    process = subprocess.Popen(
+    process: Any = subprocess.Popen(
         [*command, "--set", "purifier.steps=1500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -1,5 +1,7 @@
 """Specs: what is read, what is refused and how, and what a run is identified by."""
 
+from typing import Any
+
 import pytest
 
 from unfool import spec as specs
@@ -20,7 +22,8 @@ def checked(**changes):
 
 
 def test_fractions_and_exponents_are_numbers():
-    assert specs.load(TOY)["threat"]["eps"] == pytest.approx(8 / 255, abs=1e-12)
+    threat = specs.load(TOY).get("threat", {})
+    assert threat["eps"] == pytest.approx(8 / 255, abs=1e-12)
     assert specs.load({"a": [{"b": "1e-4"}]}) == {"a": [{"b": 1e-4}]}
     assert specs.load({"a": "runs/8/255"}) == {"a": "runs/8/255"}
     assert specs.load({"path": "2024/05", "label": "1/2"}) == {"path": "2024/05", "label": "1/2"}
@@ -29,7 +32,7 @@ def test_fractions_and_exponents_are_numbers():
 
 
 def test_changes_reach_into_tables_lists_and_bare_names():
-    spec = specs.load(TOY, ["attacks.0.steps=7", "classifier.side=3", "threat.eps=1/2"])
+    spec: Any = specs.load(TOY, ["attacks.0.steps=7", "classifier.side=3", "threat.eps=1/2"])
     assert spec["attacks"][0]["steps"] == 7
     assert spec["classifier"] == {"name": "bayes", "side": 3}
     assert spec["threat"]["eps"] == 0.5

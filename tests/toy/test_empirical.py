@@ -1,5 +1,7 @@
 """The exact denoiser of a finite set: against sums written out, and as an oracle of Bayes' rule."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -112,10 +114,11 @@ def test_a_data_set_is_a_denoiser_of_a_spec():
 def test_mistakes_are_told():
     data = Blobs(8)
     assert empirical(data, images=5).points.shape == (5, 1, 4, 4)
-    for options, said in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"images": 9}, "images must be from 1 to 8, not 9"),
         ({"spread": -1}, "spread must be 0 or more"),
-    ):
+    ]
+    for options, said in cases:
         with pytest.raises(ValueError, match=said):
             empirical(data, **options)
     with pytest.raises(ValueError, match=r"every class needs an image, .* \[1\]"):

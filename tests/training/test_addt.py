@@ -80,9 +80,9 @@ def test_the_strength_is_as_published(t, share):
     model = NetworkDenoiser(Net(), schedule=Discrete(1000))
     time = torch.full((3, 1, 1, 1), t)
     zero, one = torch.zeros_like(X), torch.ones_like(X)
-    found = made()._mix(model, time, zero, one)
+    found = made().mixed(model, time, zero, one)
     assert float(found.mean()) == pytest.approx(share, rel=0.04)
-    whole = made()._mix(model, time, one, zero) ** 2 + found**2
+    whole = made().mixed(model, time, one, zero) ** 2 + found**2
     assert torch.allclose(whole, one), "the variance is kept"
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from torch import nn
 
 from unfool import spec as specs
 from unfool.cli.main import run
+from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.noise import Noise
+from unfool.spec import Part
 from unfool.toy.blobs import Blobs
 from unfool.training import checkpoint, memory_forecast
 from unfool.training import run as training
@@ -58,7 +61,9 @@ def test_other_data_never_resume(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
     weights = torch.load(elsewhere / "run" / "latest.pt")["asked"]["weights"]
     asked = checkpoint.question(started(), Blobs(size=32), weights)
-    assert checkpoint.read(elsewhere / "run", asked)["step"] == 4
+    kept = checkpoint.read(elsewhere / "run", asked)
+    assert kept is not None
+    assert kept["step"] == 4
     for data in (Blobs(size=31), Mirrored(size=32)):
         with pytest.raises(RuntimeError, match=r"belongs to other data; name another folder"):
             checkpoint.read(elsewhere / "run", checkpoint.question(started(), data, weights))
@@ -141,12 +146,12 @@ def test_a_gradient_that_is_no_number_stops_with_the_step(elsewhere, step):
 
 
 def test_weights_that_are_not_finite_are_not_shipped(tmp_path):
-    part = {"name": "small-cnn", "channels": 1, "size": 8, "classes": 10, "width": 4}
+    part: Part = {"name": "small-cnn", "channels": 1, "size": 8, "classes": 10, "width": 4}
     model = specs.build("classifier", specs.check("classifier", part))
     with torch.no_grad():
         next(model.parameters()).fill_(1e5)
     card.save(tmp_path / "whole", "classifier", part, model)
-    with pytest.raises(ValueError, match="the weights are not finite in float16, and not written"):
+    with pytest.raises(ValueError, match="not finite in float16"):
         card.save(tmp_path / "half", "classifier", part, model, half=True)
     assert not (tmp_path / "half").exists()
 
@@ -166,14 +171,14 @@ def test_a_damaged_checkpoint_is_told(elsewhere, content):
         (elsewhere / "latest.pt").write_bytes(content)
     else:
         torch.save(content, elsewhere / "latest.pt")
-    with pytest.raises(RuntimeError, match=r"latest.pt is damaged; delete it to start again"):
+    with pytest.raises(RuntimeError, match=r"latest\.pt .*damaged"):
         training.run(started(), elsewhere, quiet=True)
 
 
 def test_a_damaged_log_is_told(elsewhere):
     training.run(started(), elsewhere / "run", quiet=True)
     (elsewhere / "run" / "log.jsonl").write_text('{"step": 1, "lo')
-    with pytest.raises(RuntimeError, match=r"log.jsonl is damaged; delete it to go on without it"):
+    with pytest.raises(RuntimeError, match=r"log\.jsonl .*damaged"):
         training.run(started(), elsewhere / "run", quiet=True)
 
 
@@ -193,7 +198,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(elsewhere
 def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch, capsys):
     """Though a busy machine's trial may come out otherwise; but not in one that this machine lacks."""
     asks = started("training.precision=bfloat16")
-    real = loop._batch
+    real = loop.load_batch
 
     def dies(*arguments):
         if arguments[2].start == 8:
@@ -205,10 +210,10 @@ def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch,
     ):
         folder = elsewhere / str(number)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
-        monkeypatch.setattr(loop, "_batch", dies)
+        monkeypatch.setattr(loop, "load_batch", dies)
         with pytest.raises(KeyboardInterrupt):
             training.run(asks, folder, quiet=True)
-        monkeypatch.setattr(loop, "_batch", real)
+        monkeypatch.setattr(loop, "load_batch", real)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=then: costs)
         training.run(asks, folder)
         assert json.loads((folder / "card.json").read_text())["training"]["precision"] == precision
@@ -234,9 +239,7 @@ def test_a_test_set_that_does_not_fit_is_told_before_the_first_step(
 
 def test_a_network_whose_weights_cannot_fit_is_told_before_it_is_built(elsewhere):
     wide = started("denoiser.widths=[262144,262144]")
-    with pytest.raises(
-        SpecError, match=r"to train [\d,]+ weights takes at least .* smaller network"
-    ):
+    with pytest.raises(SpecError, match=r"[\d,]+ weights .*network"):
         training.run(wide, elsewhere / "run", quiet=True)
 
 
@@ -245,16 +248,16 @@ def test_a_step_that_cannot_fit_may_be_split(elsewhere, monkeypatch):
     _, each = memory_forecast.forecast(*forecasted())
     free = memory_forecast.BESIDE * parameters() + 10 * each + 1
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: free)
-    with pytest.raises(
-        SpecError, match=r"batch_size to 20 or less, or .*accumulate .* into 6 parts"
-    ):
+    with pytest.raises(SpecError, match=r"batch_size .*20.*accumulate .* 6 parts"):
         memory_forecast.check_memory(*forecasted()[:3], 60, 2, "cpu", False)
     memory_forecast.check_memory(*forecasted()[:3], 20, 2, "cpu", False)
     memory_forecast.check_memory(*forecasted()[:3], 60, 6, "cpu", False)
 
 
 def forecasted():
-    model = specs.build("denoiser", started()["denoiser"])
+    part = started().get("denoiser")
+    assert part is not None
+    model = specs.build("denoiser", part)
     return model, Denoising(), Blobs(size=8), "cpu", False
 
 
@@ -277,16 +280,15 @@ def test_a_classifier_goes_on_from_a_file_of_weights(elsewhere):
     }
     folder = training.run(check(specs.load(spec)), elsewhere / "run", quiet=True)
     (elsewhere / "own.pt").unlink()
-    assert torch.equal(card.trained_classifier(str(folder)).network.whitening, whitening)
+    network: Any = card.trained_classifier(str(folder)).network
+    assert torch.equal(network.whitening, whitening)
     assert card.read_card(str(folder))[1]["began_as"] == "own.pt"
 
 
 def test_what_a_training_begins_with_means_the_same(elsewhere):
     first = training.run(started(), elsewhere / "first", quiet=True)
     options = {"steps": 1, "batch_size": 4, "init_from": str(first)}
-    with pytest.raises(
-        SpecError, match=r"the predicts of .* is noise, and that of the denoiser image"
-    ):
+    with pytest.raises(SpecError, match=r"predicts .* noise.* image"):
         started("denoiser.predicts=image", training=options)
     (first / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ValueError, match="not the file its card describes"):
@@ -305,15 +307,21 @@ def test_labels_are_dropped_for_the_null_class():
 
 
 def test_each_epoch_is_another_order_of_all_images():
-    first, second = (loop._indices(50, 0, range(i * 50, i * 50 + 50)) for i in range(2))
+    x = torch.zeros(50, 1, 1, 1)
+    data = Arrays(x, torch.arange(50), [str(i) for i in range(50)])
+
+    def order(places):
+        return loop.load_batch(data, 0, places, False, 0, "cpu")[1].tolist()
+
+    first, second = order(range(50)), order(range(50, 100))
     assert sorted(first) == sorted(second) == list(range(50))
     assert len({tuple(first), tuple(second), tuple(range(50))}) == 3
 
 
 def test_a_batch_is_mirrored_half_of_the_time():
     data = Blobs(size=64)
-    plain, *_ = loop._batch(data, 0, range(64), False, 0, "cpu")
-    flipped, *_ = loop._batch(data, 0, range(64), True, 0, "cpu")
+    plain, *_ = loop.load_batch(data, 0, range(64), False, 0, "cpu")
+    flipped, *_ = loop.load_batch(data, 0, range(64), True, 0, "cpu")
     same = (flipped == plain).flatten(1).all(1)
     assert torch.equal(flipped[~same], plain[~same].flip(3))
     assert 16 < int(same.sum()) < 48
@@ -333,7 +341,7 @@ def test_the_average_is_of_the_last_tenth(tmp_path):
         return model.weight.square().expand(len(x))
 
     model = One()
-    mean = train(
+    mean: Any = train(
         model,
         objective,
         Blobs(size=8),
@@ -356,7 +364,7 @@ def test_a_card_in_the_names_of_the_first_release_is_used_everywhere(elsewhere):
     told["part"]["clip"] = told["part"].pop("clip_x0")
     (folder / "card.json").write_text(json.dumps(told))
     assert card.trained_denoiser(str(folder)).clip_x0 is False
-    part = {"name": "trained", "weights": str(folder)}
+    part: Part = {"name": "trained", "weights": str(folder)}
     built, began = card.network_of("denoiser", part)
     assert "clip_x0" in built
     assert "clip" not in built

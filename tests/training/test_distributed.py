@@ -83,14 +83,14 @@ def launch(folder, spec):
 @pytest.mark.timeout(900)  # two processes that load torch
 def test_two_processes_take_over_from_one_and_equal_it(elsewhere, whole, monkeypatch):
     (elsewhere / "a.yaml").write_text(yaml.safe_dump(SPEC))
-    real, made = loop._batch, []
+    real, made = loop.load_batch, []
 
     def dies(*arguments):
         made.append(arguments)
         assert len(made) <= 2, "killed after the checkpoint of step 2"
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_batch", dies)
+    monkeypatch.setattr(loop, "load_batch", dies)
     with pytest.raises(AssertionError, match="killed"):
         trained(elsewhere / "run")
     first, second = launch(elsewhere / "run", "a.yaml")
@@ -116,7 +116,7 @@ def test_parts_one_after_another_equal_the_whole(tmp_path, whole):
 
 
 def test_a_batch_that_does_not_split_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="a batch of 8 cannot be split into 3 parts of one size"):
+    with pytest.raises(ValueError, match=r"batch of 8 .* 3 parts"):
         trained(tmp_path / "run", accumulate=3)
     with pytest.raises(SpecError, match="accumulate must be 1 or more"):
         trained(tmp_path / "run", accumulate=0)

@@ -49,7 +49,7 @@ def killed(monkeypatch, elsewhere):
     """Runs a training that is killed at its batch number `at` (from 1)."""
 
     def run(name, at, **options):
-        real, count = loop._batch, 0
+        real, count = loop.load_batch, 0
 
         def dies(*arguments):
             nonlocal count
@@ -59,7 +59,7 @@ def killed(monkeypatch, elsewhere):
             return real(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "_batch", dies)
+            patch.setattr(loop, "load_batch", dies)
             with pytest.raises(Stop):
                 training.run(started(**options), elsewhere / name, quiet=True)
         return elsewhere / name
@@ -95,9 +95,7 @@ def test_a_training_may_be_ended_at_any_time(elsewhere, killed):
     """Begun with a distant end, it is as one that had been meant to end where it did."""
     whole = training.run(started(grow={"at": 5, "batch_size": 8}), elsewhere / "whole", quiet=True)
     folder = killed("open", 7, steps=1000, decay_from=900, grow={"at": 6, "batch_size": 64})
-    with pytest.raises(
-        RuntimeError, match=r"6 steps are done, and step 5 had another rate or batch"
-    ):
+    with pytest.raises(RuntimeError, match=r"6 steps .*step 5"):
         training.run(started(grow={"at": 5, "batch_size": 8}), folder, quiet=True)
     again = killed("again", 5, steps=1000, decay_from=900)
     training.run(started(grow={"at": 5, "batch_size": 8}), again, quiet=True)
@@ -147,7 +145,7 @@ def test_a_mean_of_power_form_counts_step_i_as_i_to_the_gamma():
     gamma, steps, mean = 6.94, 400, 0.0
     options = TrainingOptions(steps, ema_decay=0.9, ema_gamma=gamma)
     for step in range(1, steps + 1):
-        decay = loop._decay(step, options)
+        decay = loop.average_decay(step, options)
         mean = decay * mean + (1 - decay) * step / steps
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2 / steps)
-    assert loop._decay(1, options) == 0, "nothing of the first weights stays"
+    assert loop.average_decay(1, options) == 0, "nothing of the first weights stays"

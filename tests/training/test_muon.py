@@ -68,7 +68,7 @@ def test_kernels_have_a_rate_of_their_own_and_biases_too():
         optimizer="muon",
         muon_lr_factor=20,
     )
-    groups = loop._optimizer(model, options).param_groups
+    groups = loop.build_optimizer(model, options).param_groups
     assert [len(group["params"]) for group in groups] == [1, 1, 2]
     assert [group.get("faster", 1) for group in groups] == [20, 1, 4]
     assert [group["muon"] for group in groups] == [True, False, False]

@@ -1,6 +1,7 @@
 """Objectives against what is known of them."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from scipy.stats import kstest, truncnorm
 from torch import nn
 from torch.nn import functional as F
 
-from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser
+from unfool.diffusion.denoiser import SIGMA_DATA, NetworkDenoiser, Prediction
 from unfool.diffusion.schedule import VP
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.unet import unet
@@ -31,7 +32,7 @@ class Linear(nn.Module):
         return self.map(x.flatten(1)).view(x.shape)
 
 
-def perfect(predicts: str) -> NetworkDenoiser:
+def perfect(predicts: Prediction) -> NetworkDenoiser:
     """A denoiser that is told the answer: its prediction is the target itself."""
     return NetworkDenoiser(Linear(), predicts=predicts)
 
@@ -113,7 +114,7 @@ class Line(nn.Module):
         return self.norm(torch.stack([-score, score], 1))
 
 
-def line() -> NormalizedClassifier:
+def line() -> Any:
     return NormalizedClassifier(Line(Noise.of(9, [0]).normal(torch.empty(1, 16))[0]))
 
 

@@ -71,7 +71,7 @@ def test_half_of_the_images_are_purified(elsewhere):
 
 def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
     whole = of(made(copies=2), elsewhere / "whole")
-    real = cache._purify
+    real = cache.purify_block
 
     def dies(data, places, numbers, *rest):
         if numbers[0] > 0:
@@ -79,7 +79,7 @@ def test_copies_are_made_once_and_go_on_after_a_kill(elsewhere, monkeypatch):
         return real(data, places, numbers, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_purify", dies)
+        patch.setattr(cache, "purify_block", dies)
         with pytest.raises(KeyboardInterrupt):
             of(made(copies=2), elsewhere / "killed")
     objective = made(copies=2)
@@ -126,7 +126,7 @@ def test_a_classifier_is_trained_on_purified_copies(elsewhere):
 
 def test_a_copy_is_what_the_purifier_makes(elsewhere):
     asks = check(specs.load(SPEC, ["objective.images=4", "objective.copies=1"]))
-    objective = training._objective(asks["objective"])
+    objective = training.build_objective(asks["objective"])
     data = with_purified_copies(
         digits("train"), objective, asks["objective"], elsewhere, quiet=True
     )

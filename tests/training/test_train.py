@@ -90,7 +90,7 @@ class Stop(Exception):
 
 def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
     whole = training.run(started(), elsewhere / "whole", quiet=True)
-    steps, real = 0, loop._batch
+    steps, real = 0, loop.load_batch
 
     def dies(*arguments):
         nonlocal steps
@@ -99,10 +99,10 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
             raise Stop
         return real(*arguments)
 
-    monkeypatch.setattr(loop, "_batch", dies)
+    monkeypatch.setattr(loop, "load_batch", dies)
     with pytest.raises(Stop):
         training.run(started(), elsewhere / "killed", quiet=True)
-    monkeypatch.setattr(loop, "_batch", real)
+    monkeypatch.setattr(loop, "load_batch", real)
     assert not (elsewhere / "killed" / "model.safetensors").exists()
     resumed = training.run(started(), elsewhere / "killed", quiet=True)
     for name, tensor in weights(whole).items():
@@ -120,7 +120,7 @@ def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch):
 def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
     layer, plain = torch.nn.Linear(1, 1), {"steps": 30}
     options = TrainingOptions(30, learning_rate=0.1, betas=(0.5, 0.9))
-    (group,) = loop._optimizer(layer, options).param_groups
+    (group,) = loop.build_optimizer(layer, options).param_groups
     assert group["betas"] == (0.5, 0.9)
     named = started(training=plain | {"betas": [0.9, 0.999]})
     assert specs.identity(named) == specs.identity(started(training=plain))
@@ -178,7 +178,7 @@ def test_dropout_is_forced_in_training_alone(elsewhere):
     with pytest.raises(SpecError, match=r"training.ema_power must be above 0"):
         started(training=short | {"ema_power": 0})
     with pytest.raises(SpecError, match="this network has no dropout"):
-        training._drop(torch.nn.Linear(1, 1), 0.1)
+        training.set_dropout(torch.nn.Linear(1, 1), 0.1)
 
 
 def test_what_is_compiled_upsamples_by_a_view(elsewhere, monkeypatch):
@@ -227,9 +227,7 @@ def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere):
         loss = model(x[:, 0, 0, :1]).square()[:, 0]
         return loss * torch.nan if calls == 8 else loss
 
-    with pytest.raises(
-        RuntimeError, match=r"nan at step 7; the last good checkpoint is .*latest.pt"
-    ):
+    with pytest.raises(RuntimeError, match=r"nan at step 7.*latest\.pt"):
         train(
             model,
             objective,
@@ -325,13 +323,11 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
 
 
 def test_what_a_training_begins_with_is_checked():
-    with pytest.raises(SpecError, match=r"training.init_from: there is no folder 'nothing'"):
+    with pytest.raises(SpecError, match=r"training\.init_from.* 'nothing'"):
         started(training={"steps": 1, "init_from": "nothing"})
-    with pytest.raises(SpecError, match=r"training.init_from names a classifier; name a denoiser"):
+    with pytest.raises(SpecError, match=r"training\.init_from .*classifier.* denoiser"):
         started(training={"steps": 1, "init_from": "digits-classifier"})
-    with pytest.raises(
-        SpecError, match=r"digits-denoiser is trained: leave out training.init_from"
-    ):
+    with pytest.raises(SpecError, match=r"digits-denoiser .*training\.init_from"):
         started(
             denoiser={"name": "trained", "weights": "digits-denoiser"},
             training={"steps": 1, "init_from": "digits-denoiser"},
@@ -394,26 +390,22 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
 
 
 def test_batches_made_ahead_are_the_same():
-    from unfool.training.train import _ahead
-
     def make(step):
         return torch.tensor(step), torch.tensor(-step), Noise.of(0, [step])
 
-    ahead = list(_ahead(make, range(3, 20), helper=True))
+    ahead = list(loop.batches_ahead(make, range(3, 20), helper=True))
     assert [int(x) for x, _, _ in ahead] == list(range(3, 20))
-    assert ahead == list(_ahead(make, range(3, 20), helper=False))
+    assert ahead == list(loop.batches_ahead(make, range(3, 20), helper=False))
 
 
 def test_a_batch_that_cannot_be_made_is_told_from_ahead():
-    from unfool.training.train import _ahead
-
     def make(step):
         if step == 5:
             raise ValueError("image 5 is damaged")
         return step
 
     with pytest.raises(ValueError, match="image 5"):
-        list(_ahead(make, range(10), helper=True))
+        list(loop.batches_ahead(make, range(10), helper=True))
 
 
 @pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {"precision": "bfloat16"}])
@@ -446,7 +438,7 @@ def test_channels_last_changes_the_layout_only(elsewhere):
     two = training.run(other, elsewhere / "b", quiet=True)
     for name, tensor in weights(one).items():
         assert torch.allclose(tensor, weights(two)[name], atol=1e-3), name
-    with pytest.raises(SpecError, match="precision is one of float32, bfloat16, not 'half'"):
+    with pytest.raises(SpecError, match=r"precision .*bfloat16.* 'half'"):
         started(training={"steps": 1, "precision": "half"})
 
 
@@ -514,4 +506,6 @@ def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objectiv
 
 def test_a_classifier_gives_a_row_of_numbers():
     with pytest.raises(SpecError, match=r"logits \(1, K\), and returned \(1,\)"):
-        check_trainable("classifier", {}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2))
+        check_trainable(
+            "classifier", {"name": "mine"}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2)
+        )

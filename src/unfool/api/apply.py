@@ -25,7 +25,7 @@ from unfool.spec import RawSpec
 
 Shape = tuple[int, int, int]
 Say = Callable[[str], None]
-LARGE = 8  # times the denoiser's height or width
+LARGE = 8  # times the model's height or width
 
 
 class Loaded(NamedTuple):
@@ -104,14 +104,23 @@ def tally(chosen: Tensor) -> list[Tally]:
     return found
 
 
-def picture_for(loaded: Loaded, file: Path | BinaryIO, name: str, say: Say) -> Tensor:
+def picture_for(
+    loaded: Loaded, file: Path | BinaryIO, name: str, say: Say, advice: str | None = None
+) -> Tensor:
     """A picture (1, C, H, W) as the classifier takes it.
 
     Where the data are a `folder` with a `size`, the picture is resized and cut as its own are; else it
     is stretched, which is said.
 
+    Args:
+        loaded: The classifier.
+        file: The picture.
+        name: What a message calls it.
+        say: What is told goes there.
+        advice: What to do about a picture far too large to be stretched; None stretches any.
+
     Raises:
-        ValueError: The file is no picture.
+        ValueError: The file is no picture, or is far too large.
     """
     data, shape = loaded.data, loaded.shape
     if isinstance(data, Folder) and data.size is not None:
@@ -120,7 +129,10 @@ def picture_for(loaded: Loaded, file: Path | BinaryIO, name: str, say: Say) -> T
             return x
         if not isinstance(file, Path):
             file.seek(0)
-    return stretched(read_picture(file, name, shape, say), shape, say)
+    x = read_picture(file, name, shape, say)
+    if advice is not None:
+        refuse_large(x, shape, name, advice)
+    return stretched(x, shape, say)
 
 
 def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
@@ -192,15 +204,15 @@ def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
 
 
 def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None:
-    """Refuse an image of which little would remain in the size that the denoiser takes.
+    """Refuse an image of which little would remain in the size that the model takes.
 
     Raises:
         ValueError: It is more than `LARGE` times as high or wide.
     """
     if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
         raise ValueError(
-            f"{name} is {x.shape[3]} x {x.shape[2]} pixels and the denoiser takes {shape[2]} x "
-            f"{shape[1]}: little of it would remain; choose a spec whose denoiser takes larger images, "
+            f"{name} is {x.shape[3]} x {x.shape[2]} pixels and the model takes {shape[2]} x "
+            f"{shape[1]}: little of it would remain; choose a spec whose model takes larger images, "
             f"or {advice}"
         )
 

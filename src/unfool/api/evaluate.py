@@ -27,6 +27,7 @@ from unfool.protocols import Attack, Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import record_start
 from unfool.spec import menu
 from unfool.threat import Threat
 
@@ -116,6 +117,7 @@ def evaluate(
         made = fit_together(spec, asked, images_of, viewed, place)
         folder, home = place_for(out)
         run = Run.begin(folder, made.manifest, made.fingerprint)
+        record_start(run, place)
         run_blocks(spec, made, run, watched(made.on(spec, (0, 1), quiet), spec, made))
     return Result(run, home)
 

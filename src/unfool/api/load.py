@@ -2,20 +2,31 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
+
+from torch import Tensor
 
 from unfool import spec as specs
 from unfool.diffusion.denoiser import Denoiser
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
+from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.device import pick_device
 
 
+class LoadedClassifier(Classifier, Protocol):
+    """A classifier that draws fresh noise where none is given."""
+
+    def __call__(self, x: Tensor, noise: Noise | None = None, /) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        ...
+
+
 def load(
     spec: str | Path | dict[str, Any], changes: Sequence[str] = (), device: str = "auto"
-) -> Classifier:
+) -> LoadedClassifier:
     """The very model that a spec describes: its classifier, behind its defense if it has one.
 
     Args:
@@ -30,7 +41,8 @@ def load(
     Raises:
         ValueError: What is wrong with the spec, in a sentence.
     """
-    return build_model(check_model(specs.load(spec, changes)), pick_device(device))
+    model = build_model(check_model(specs.load(spec, changes)), pick_device(device))
+    return cast(LoadedClassifier, model)
 
 
 def load_classifier(
@@ -39,7 +51,7 @@ def load_classifier(
     name: str = "trained",
     device: str = "auto",
     **options: Any,
-) -> Classifier:
+) -> LoadedClassifier:
     """A classifier by its name in a spec, with the same options.
 
     Args:

@@ -11,6 +11,8 @@ from unfool.report.formatting import percent
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
 from unfool.results.doubt import Doubt
+from unfool.results.export.records import answers
+from unfool.results.export.write import export as write_export
 from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
@@ -77,22 +79,7 @@ class Result(RunResult[Summary]):
             class) and `correct`. The condition `robust` repeats, for each image, the attack that
             counts.
         """
-        return [
-            {
-                "index": outcome.index,
-                "label": outcome.label,
-                "condition": name,
-                "draw": draw,
-                "answer": answer,
-                "correct": answer == outcome.label,
-            }
-            for outcome in self.run.outcomes()
-            for name, condition in {
-                **outcome.conditions,
-                "robust": outcome.conditions[outcome.chosen],
-            }.items()
-            for draw, answer in enumerate(condition.draws)
-        ]
+        return answers(self.run)
 
     def write_report(self, folder: str | Path | None = None) -> Path:
         """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
@@ -110,6 +97,26 @@ class Result(RunResult[Summary]):
         run = run_in(self.run, self._home is not None, folder)
         evaluation.write_report(run)
         return run.folder
+
+    def export(
+        self, to: str, folder: str | Path, model: str | None = None, by: str | None = None
+    ) -> list[Path]:
+        """Write the result in the format of others, as `unfool export` does.
+
+        Args:
+            to: `csv`, `parquet`, `eee` (Every Eval Ever), `robustbench`, or `badge`.
+            folder: Where to.
+            model: `OWNER/NAME` of the model; `eee` needs it.
+            by: Who ran it, for `eee`.
+
+        Returns:
+            The files.
+
+        Raises:
+            ValueError: There is no such format, or a library or a name is missing.
+            RuntimeError: The run must be finished first.
+        """
+        return write_export(self.run, to, Path(folder), model, by)
 
     def __str__(self) -> str:
         return plain_text(evaluation.brief(self._summary))

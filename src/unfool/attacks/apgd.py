@@ -86,11 +86,11 @@ class APGD:
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
-            return self._search(x[which], y[which], sure[which], aims, threat, noise.take(which))
+            return self.search(x[which], y[which], sure[which], aims, threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
-    def _search(
+    def search(
         self,
         x: Tensor,
         y: Tensor,
@@ -99,6 +99,7 @@ class APGD:
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
+        """One search of all these images: yields questions to the model, returns what it found."""
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
         left = torch.arange(len(x), device=x.device)  # but for those that are beaten
         for i, aim in enumerate(aims):

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from unfool.attacks.views import Batched
-from unfool.checks import checked
+from unfool.checks import check_evaluating, check_finite, checked
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments
@@ -27,6 +27,8 @@ def as_module(
 ) -> nn.Module:
     """A model as a plain module, images (B, C, H, W) of [0, 1] to logits (B, K); gradients pass.
 
+    It stays in evaluation mode, as do the networks inside: `train()` changes nothing.
+
     Args:
         model: Any classifier, defended or not.
         noise: `"fresh"`: new draws in every call, which cannot be repeated. A whole number, a seed:
@@ -37,39 +39,61 @@ def as_module(
             their mean probability. Memory and time are that many times as much.
 
     Raises:
-        ValueError: `noise` is none of these, or `votes` below 1.
+        ValueError: `noise` is none of these, `votes` is below 1, or a network inside is in training
+            mode.
+        RuntimeError: In a call: logits are not finite, so that no class is the highest.
     """
     check_arguments(as_module, {"votes": votes})
+    check_evaluating(model)
     if isinstance(noise, Noise):
-        return Module(model, lambda size: _at(noise, size), votes)
+        return Module(model, lambda size: _at(noise, size), votes, finite=True)
     if isinstance(noise, str) and noise == "fresh":
-        return Module(model, Noise.fresh, votes)
+        return Module(model, Noise.fresh, votes, finite=True)
     try:
         Noise.of(noise, [])  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}") from error
-    return Module(model, lambda size: Noise.of(noise, [0] * size), votes)
+    return Module(model, lambda size: Noise.of(noise, [0] * size), votes, finite=True)
 
 
 class Module(nn.Module):
-    """A classifier, with a function that says what noise a call of so many images meets."""
+    """A classifier, with a function that says what noise a call of so many images meets.
 
-    def __init__(self, model: Classifier, draw: Callable[[int], Noise], votes: int = 1):
+    With `finite`, logits that are not finite are refused: who calls it may take an argmax of them.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        draw: Callable[[int], Noise],
+        votes: int = 1,
+        finite: bool = False,
+    ):
         super().__init__()
-        self.model, self.draw, self.votes = model, draw, votes
+        self.model, self.draw, self.votes, self.finite = model, draw, votes, finite
         self.inner = (
             model.model if isinstance(model, Batched) else None
         )  # its weights show a device
-        self.training = False  # as it is, the networks inside too: attacks put back what they found
+        self.training = False
+
+    def train(self, mode: bool = True) -> Self:
+        """Change nothing: other libraries switch modes, and an answer must not depend on the batch."""
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
         noise = self.draw(len(x))
         if self.votes == 1:
-            return self.model(x, noise)
-        logits = self.model(x.repeat_interleave(self.votes, 0), noise.repeat(self.votes))
+            return self._told(self.model(x, noise))
+        copies = self.model(x.repeat_interleave(self.votes, 0), noise.repeat(self.votes))
+        logits = self._told(copies)
         chances = logits.view(len(x), self.votes, -1).log_softmax(2)
         return chances.logsumexp(1) - math.log(self.votes)
+
+    def _told(self, logits: Tensor) -> Tensor:
+        if self.finite:
+            check_finite(logits)
+        return logits
 
 
 @dataclass(frozen=True)

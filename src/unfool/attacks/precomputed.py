@@ -114,8 +114,17 @@ class PrecomputedAttack:
     def _array(self, name: str) -> np.ndarray | None:
         """An array of the file, one entry per image; None if it has none."""
         found = None if self.image_files else self.arrays.get(name)
-        if found is not None and len(found) != self._size():
+        if found is None:
+            return None
+        if len(found) != self._size():
             raise ValueError(f"{self.path} has {self._size()} images but {len(found)} `{name}`")
+        wanted = (self._size(), 16) if name == "clean_blake2b" else (self._size(),)
+        if found.shape != wanted:
+            raise ValueError(
+                f"{self.path}: `{name}` must be of the shape {wanted}, not {found.shape}"
+            )
+        if not np.issubdtype(found.dtype, np.integer):
+            raise ValueError(f"{self.path}: `{name}` must be whole numbers, not {found.dtype}")
         return found
 
     def _size(self) -> int:

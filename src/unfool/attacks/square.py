@@ -89,9 +89,9 @@ class Square:
                 return
             fresh, here = noise.child("square", i), best[left]
             if threat.norm == "linf":
-                proposal = _square(x, here, self._side(x, i, 1), threat, fresh)
+                proposal = _square(x, here, self.side(x, i, 1), threat, fresh)
             else:
-                proposal = _two_squares(x, here, self._side(x, i, 3), threat, fresh)
+                proposal = _two_squares(x, here, self.side(x, i, 3), threat, fresh)
             if i % self.steps_per_draw == 0:  # the draws are new
                 highest = loss(here, i)
             found = loss(proposal, i)
@@ -99,7 +99,8 @@ class Square:
             best[left] = torch.where(images(better), proposal, here)
             highest = torch.where(better, found, highest)
 
-    def _side(self, x: Tensor, i: int, least: int) -> int:
+    def side(self, x: Tensor, i: int, least: int) -> int:
+        """The side of the square of proposal `i` on images `x`, in pixels; `least` or more."""
         done = 10_000 * i / self.queries
         share = self.share / 2 ** sum(done > after for after in HALVINGS)
         height, width = x.shape[2:]

@@ -19,6 +19,7 @@ from unfool.results.report_json import (
 )
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
+from unfool.results.starts import provenance
 from unfool.statistics import Share, lower_bound, mean_of, wilson
 
 VERSION = 1
@@ -127,6 +128,7 @@ def summary(run: Run) -> CertificationSummary:
         "reach": largest_radius(sigma, n, alpha),
         "images": images,
         "cost": _cost(counts),
+        "provenance": provenance(run),
         "versions": run.manifest["versions"],
         "made_by": sorted({count.made_by for count in counts}),
         "unfool": __version__,

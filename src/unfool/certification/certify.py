@@ -9,7 +9,7 @@ import inspect
 import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,10 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset, Defended
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationMachine, CertificationSection, CertificationSpec
+from unfool.results.starts import record_start
 from unfool.runtime.device import pick_device
 from unfool.runtime.progress import progress
-from unfool.spec import Part, RawSpec, menu
+from unfool.spec import Part, menu
 
 SECTIONS = ("data", "classifier", "denoiser", "purifier", "paths", "certification", "machine")
 CERTIFICATION = {  # what is taken where nothing is said
@@ -97,7 +98,7 @@ class Noisy(nn.Module):
         return logits
 
 
-def check(spec: RawSpec, folder: str | None = None) -> CertificationSpec:
+def check(spec: Mapping[str, Any], folder: str | None = None) -> CertificationSpec:
     """A certification spec with every option checked and filled in.
 
     Args:
@@ -116,8 +117,8 @@ def check(spec: RawSpec, folder: str | None = None) -> CertificationSpec:
     options = check_options(spec.get("certification"))
     machine = specs.check_section("machine", spec.get("machine", {}), CertificationMachine, MACHINE)
     if spec.get("purifier") is not None:
-        spec = spec | {"purifier": _for_noise(spec.get("purifier"), options["sigma"])}
-    model = check_model(spec | {"classifier": _judge(spec, options["sigma"])})
+        spec = {**spec, "purifier": _for_noise(spec.get("purifier"), options["sigma"])}
+    model = check_model({**spec, "classifier": _judge(spec, options["sigma"])})
     data = specs.check_data(spec.get("data"), folder)
     return {"data": data, **model, "certification": options, "machine": machine}
 
@@ -180,6 +181,7 @@ def certify_model(
     asked = make_manifest(spec, data, indices, fingerprint(data, indices), weights)
     asked["kind"] = KIND
     begun = Run.begin(folder, asked, partial(fingerprint, data))
+    record_start(begun, device)
     certify(
         noisy,
         data,
@@ -291,7 +293,7 @@ def check_options(section: Any) -> CertificationSection:
     return options
 
 
-def _judge(spec: RawSpec, sigma: float) -> Part:
+def _judge(spec: Mapping[str, Any], sigma: float) -> Part:
     """The classifier's part; of one that judges noisy images, told of their noise.
 
     Raises:

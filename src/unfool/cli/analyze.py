@@ -76,7 +76,7 @@ def gradients(
     words = options | {"images": images, "coarse": coarse}
     command = command_line("analyze gradients", spec, changes, **words)
     about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_gradients, "gradients", spec, out, found, about)
+    _write(write_gradients, "gradients", spec, out, found, about, device)
 
 
 @analyze.command()
@@ -106,7 +106,7 @@ def trajectories(
     found = follow(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
     about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_trajectories, "trajectories", spec, out, found, about)
+    _write(write_trajectories, "trajectories", spec, out, found, about, device)
 
 
 @analyze.command()
@@ -144,7 +144,9 @@ def landscape(
     }
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
     about = {"command": command, "specs": {name: at.spec for name, at in inputs.items()}}
-    _write(write_landscapes, "landscape", spec, out, found, about | options | {"image": image})
+    _write(
+        write_landscapes, "landscape", spec, out, found, about | options | {"image": image}, device
+    )
 
 
 @analyze.command()
@@ -174,7 +176,7 @@ def purification(
     options |= {"images": images, "lpips": lpips}
     command = command_line("analyze purification", spec, changes, **options)
     about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_purification, "purification", spec, out, found, about)
+    _write(write_purification, "purification", spec, out, found, about, device)
 
 
 @analyze.command()
@@ -290,7 +292,7 @@ def samples(
     found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
     about = {"command": command, "specs": checked} | options | {"indices": at.indices}
-    _write(write_samples, "samples", spec, out, found, about)
+    _write(write_samples, "samples", spec, out, found, about, device)
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
@@ -306,9 +308,13 @@ def _write(
     out: Path | None,
     found: Any,
     about: dict[str, Any],
+    device: str,
 ) -> None:
     """Write a report, and print it without its figures, and where it is."""
     from unfool.report.render_terminal import print_document
+    from unfool.runtime.device import pick_device
+    from unfool.runtime.provenance import describe_made
 
+    about["made"] = describe_made(pick_device(device))
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
     print_document(write(folder, found, about), page=folder / f"{name}.html")

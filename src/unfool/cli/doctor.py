@@ -91,6 +91,7 @@ def model(
     where = pick_device(device)
     if "data" not in table:
         raise SpecError("the doctor needs a spec with 'data' and 'classifier'")
+    specs.refuse_unread_folder(table, folder)
     data = specs.build("data", specs.check_data(table["data"], folder))
     checked = check_model(table)
     made = build_model(checked, where)

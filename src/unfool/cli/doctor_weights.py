@@ -1,5 +1,6 @@
 """What a file of weights is, which line of a spec loads it, and whether it works."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from unfool.errors import SpecError
 from unfool.models.identify import Identified, identify
 from unfool.runtime.device import pick_device
 from unfool.spec import Part, RawSpec
+from unfool.spec.menu import find, options_of
 
 _SAMPLES = {(3, 32, 32): "cifar10-sample", (1, 8, 8): "digits"}  # which come with the package
 
@@ -54,11 +56,20 @@ def weights(given: str, changes: Sequence[str], folder: str | None, device: str)
     try:
         model: Any = specs.build(known.kind, specs.check(known.kind, part))
     except (SpecError, ValueError, OSError) as error:
-        told = f"{' '.join(str(error).split())} (here by --set {known.kind}.OPTION=VALUE)"
-        return [*found, Finding("FAIL", told)]
+        return [*found, Finding("FAIL", _with_change(known.kind, part["name"], error))]
     model = model.eval().requires_grad_(False).to(where)
     found.append(Finding("ok", _facts(model)))
     return found + _tried(known, model, table, folder, where)
+
+
+def _with_change(kind: str, name: str, error: Exception) -> str:
+    """What an error says; if it asks for an option of the part, with how to give it here."""
+    told = " ".join(str(error).split())
+    options = "|".join(options_of(kind, find(kind, name)))
+    asked = re.search(
+        rf"\b({options}): (\w+)", told.partition("say ")[2] or told.partition("by ")[2]
+    )
+    return f"{told}; here: --set {kind}.{asked[1]}={asked[2]}" if asked else told
 
 
 def _facts(model: nn.Module) -> str:

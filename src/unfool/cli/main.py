@@ -1,6 +1,5 @@
 """The command line. It parses and prints; what a command does is a public function of the package."""
 
-import errno
 import io
 import os
 import sys
@@ -11,27 +10,31 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
+from unfool.cli.apply import classify, purify
+from unfool.cli.compare import Strict, check_gate, compare, hold_gate
 from unfool.cli.diagnose import doctor
+from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
-    BatchSize,
     Data,
     Device,
     Download,
-    ImageFiles,
     Out,
     Quiet,
     Set,
     Shard,
     Spec,
+    at_home,
     checked_spec,
     command_line,
+    sentence_of,
     shard_of,
     start,
     wrong_option,
 )
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
+from unfool.runtime.provenance import started_by
 
 app = typer.Typer(
     name="unfool",
@@ -61,6 +64,11 @@ def evaluate(
     budget: Annotated[
         str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
     ] = None,
+    min_robust: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the robust accuracy per draw is below this share."),
+    ] = None,
+    strict: Strict = False,
 ) -> None:
     """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
     from unfool.evaluation import run as evaluation
@@ -68,6 +76,7 @@ def evaluate(
     part = shard_of(shard)
     suffix = f"-{budget}" if budget else ""
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
+    check_gate(min_robust, strict, bool(checked["attacks"]), part[1])
     if dry_run or budget:
         from unfool.evaluation import forecast
         from unfool.report import forecast as told
@@ -82,6 +91,8 @@ def evaluate(
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
         _report(run)
+    if min_robust is not None:
+        hold_gate(run, min_robust, strict)
 
 
 @app.command()
@@ -92,7 +103,10 @@ def attack(
     out: Out = None,
     form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
     png: Annotated[
-        bool, typer.Option(help="Pictures, too; 8 bits, rounded toward the clean ones.")
+        bool,
+        typer.Option(
+            help="PNG files, too, of 8 bits, rounded toward the clean images; and a sheet to look at."
+        ),
     ] = False,
     shard: Shard = None,
     download: Download = False,
@@ -109,6 +123,11 @@ def attack(
         command = command_line("attack", spec, changes, format=form, png=png)
         for made in export_images.write_images(run, kind, png, command):
             typer.echo(made)
+        if png:
+            from unfool.api.sheets import write_attack_sheets
+
+            for made in write_attack_sheets(run, command):
+                typer.echo(made)
 
 
 @app.command()
@@ -127,7 +146,9 @@ def sweep(
     from unfool.report.render_terminal import print_document
     from unfool.report.sweep import write_report
 
-    cells = sweeps.check(specs.load(spec, changes or []), data)
+    loaded = specs.load(spec, changes or [])
+    specs.refuse_unread_folder(loaded, data)
+    cells = sweeps.check(loaded, data)
     folder = out or Path("runs") / Path(spec).stem
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
@@ -173,48 +194,8 @@ def certify(
         _report(run)
 
 
-@app.command()
-def purify(
-    images: ImageFiles,
-    spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
-    changes: Set = None,
-    out: Out = None,
-    seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
-    download: Download = False,
-    device: Device = "auto",
-    batch_size: BatchSize = 64,
-    force: Annotated[
-        bool, typer.Option("--force", help="Also pictures far larger than the model's images.")
-    ] = False,
-) -> None:
-    """Purify pictures: PNG in, PNG out; npz in, npz out.
-
-    The noise of an image depends on the seed and on its place among all images given.
-    """
-    from unfool.cli.purify_and_classify import purify_files
-
-    folder = out or Path("purified")
-    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
-        typer.echo(path)
-
-
-@app.command()
-def classify(
-    images: ImageFiles,
-    spec: Annotated[str, typer.Option(help="The spec whose classifier and defense to use.")],
-    changes: Set = None,
-    votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
-    data: Data = None,
-    download: Download = False,
-    device: Device = "auto",
-    batch_size: BatchSize = 256,
-) -> None:
-    """Predict the classes of pictures through a defense, with the vote."""
-    from unfool.cli.purify_and_classify import classify_files
-
-    for line in classify_files(images, spec, changes or [], votes, seed, data, device, batch_size):
-        typer.echo(line)
+for command in (purify, classify):
+    app.command()(command)
 
 
 @app.command()
@@ -234,43 +215,6 @@ def merge(
     from unfool.results.run_folder import merge as merge_runs
 
     _report(merge_runs(runs, out))
-
-
-@app.command()
-def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
-    min_robust: Annotated[
-        float | None,
-        typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
-    ] = None,
-    max_drop: Annotated[
-        float | None,
-        typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
-    ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
-    ] = None,
-    out: Out = None,
-) -> None:
-    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
-    from unfool.report import comparison
-    from unfool.report.render_terminal import print_document
-    from unfool.results import compare as comparing
-    from unfool.results.run_folder import Run
-    from unfool.runtime.files import write_bytes
-
-    found = comparing.compare(Run.open(a), Run.open(b))
-    bounds = comparing.gates(found, min_robust, max_drop)
-    if junit is not None:
-        write_bytes(junit, comparison.junit(bounds))
-    if out is not None:
-        options: Any = {"min_robust": min_robust, "max_drop": max_drop}
-        command = command_line("compare", [str(a), str(b)], None, **options)
-        comparison.write_report(out, found, bounds, command)
-    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
-    if not all(gate.ok for gate in bounds):
-        raise typer.Exit(1)
 
 
 @app.command()
@@ -296,7 +240,7 @@ def train(
         typer.echo(f"{folder}\n{training.result(folder)}")
 
 
-for command in (serve, menu, init, doctor):
+for command in (compare, export, publish, serve, menu, init, doctor):
     app.command()(command)
 
 
@@ -347,8 +291,9 @@ def set_wait_policy() -> None:
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code."""
     command: Callable[..., Any] = typer.main.get_command(app)
+    arguments = [at_home(argument) for argument in arguments]
     try:
-        with asking():
+        with asking(), started_by(arguments):
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
@@ -357,23 +302,11 @@ def run(arguments: list[str]) -> int:
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):
             raise
-        return _exit_with(_sentence(error), 2)
+        return _exit_with(sentence_of(error), 2)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: a wrong option or argument
             return _exit_with(wrong_option(error), 2)
         raise
-
-
-def _sentence(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
-        where = f": {error.filename}" if error.filename else unnamed
-        return (
-            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
-            "and run the same command again"
-        )
-    cure = "out of memory, lower machine.batch_size: " if isinstance(error, MemoryError) else ""
-    return cure + (" ".join(str(error).split()) or type(error).__name__)
 
 
 def _exit_with(sentence: str, code: int) -> int:

@@ -1,5 +1,6 @@
 """What the commands share: their options, and how a command is told."""
 
+import errno
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -113,7 +114,9 @@ def checked_spec(
     """A spec, read and checked, and the run folder: `out`, or one named by what the spec asks."""
     from unfool import spec as specs
 
-    checked = check(specs.load(spec, changes or []), data)
+    loaded = specs.load(spec, changes or [])
+    specs.refuse_unread_folder(loaded, data)
+    checked = check(loaded, data)
     _fetch_missing(checked)  # before the identity, which is that of the contents
     return checked, out or Path("runs") / f"{Path(spec).stem}-{specs.identity(checked)}{suffix}"
 
@@ -130,6 +133,30 @@ def _fetch_missing(value: Any) -> None:
         download = value.get("download") is True
         if download or allowed():
             find_file(Path(value["weights"]), download)
+
+
+def at_home(argument: str) -> str:
+    """An argument with the home folder for `~`, which shells leave alone behind `=` and in quotes."""
+    flag, equals, value = argument.partition("=")
+    if equals and flag.startswith("--") and value.startswith("~"):
+        return f"{flag}={os.path.expanduser(value)}"
+    return os.path.expanduser(argument)
+
+
+def sentence_of(error: Exception) -> str:
+    """What an error says in a sentence: what happened, and what to do next."""
+    if isinstance(error, OSError) and error.strerror:
+        unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
+        where = f": {error.filename}" if error.filename else unnamed
+        return (
+            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
+            "and run the same command again"
+        )
+    from unfool.runtime.memory import lack_of_memory
+
+    if lack := lack_of_memory(error):
+        return f"{lack}: lower machine.batch_size, or whatever in the spec is so large"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def wrong_option(error: Any) -> str:

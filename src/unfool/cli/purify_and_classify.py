@@ -12,7 +12,6 @@ from torch import Tensor
 
 from unfool import spec as specs
 from unfool.api.apply import (
-    Shape,
     array_of_images,
     images_of_array,
     load_defended,
@@ -26,6 +25,7 @@ from unfool.api.apply import (
     tally,
     to_purify,
 )
+from unfool.api.sheets import classified_rows, purified_rows
 from unfool.attacks.views import Batched
 from unfool.data import image_files
 from unfool.defenses.purified_classifier import image_shape, predict_draws
@@ -34,8 +34,21 @@ from unfool.evaluation.prepare import build_purifier
 from unfool.evaluation.spec import check_model, check_purifier
 from unfool.noise import Noise
 from unfool.protocols import Purifier
+from unfool.report.sheet import MOST, SheetRow, write_sheet
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, write_bytes
+from unfool.runtime.provenance import command_line
+
+SHEET = "sheet.html"
+PURIFIED = (
+    "Each image as it was given, with the purifier's noise on it, and purified. The difference is what "
+    "purification changed, magnified; gray is no change."
+)
+CLASSIFIED = (
+    "Each image as the model takes it, and at the first draw of the defense's noise. Below the image "
+    "stands the answer without the defense, below the purified one what most votes say. The difference "
+    "is what purification changed, magnified; gray is no change."
+)
 
 
 def purify_files(
@@ -52,7 +65,8 @@ def purify_files(
 
     An image of another size than the denoiser's is resized to it and back, which stretches it if its
     sides are in another proportion; one far larger is refused, for little of it would remain. The noise
-    of an image depends on the seed and its place among all images given.
+    of an image depends on the seed and its place among all images given. The first images are also on a
+    sheet: before, noised, purified, and the difference.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
@@ -65,27 +79,33 @@ def purify_files(
         force: Purify images that are far larger than the denoiser's, too.
 
     Yields:
-        The path of each file made.
+        The path of each file made, the sheet last.
 
     Raises:
         SpecError: The spec has no purifier, or something in it is wrong.
         ValueError: A file is no picture, holds values that are no images, or is far too large.
     """
     purifier, place = _purifier(spec, changes, device), 0
-    shape = image_shape(purifier)
+    shape, rows = image_shape(purifier), list[SheetRow]()
     for path, target in _targets(files, out).items():
         npz = path.suffix.lower() == ".npz"
         x, stored = _open_npz(path) if npz else (read_picture(path, str(path), shape, _say), None)
         if not force:
             refuse_large(x, shape, str(path), "add --force")
         noise = noise_to_purify(seed, place, len(x))
-        pure = _purified(purifier, x, noise, shape, pick_device(device), batch_size)
+        fitting, where = to_purify(x, shape, _say), pick_device(device)
+        pure = _purified(purifier, fitting, noise, where, batch_size, x.shape)
+        few = range(max(0, min(MOST - len(rows), len(x))))
+        if few:
+            given, names = fitting[: len(few)].to(where), _names(path, len(x))[: len(few)]
+            rows += purified_rows(names, x, purifier, pure, given, noise.take(few))
         if stored is None:
             image_files.write(target, pure[0])
         else:
             write_bytes(target, _npz(pure, stored))
         place += len(x)
         yield target
+    yield write_sheet(out / SHEET, rows, "Purified images", PURIFIED, command_line())
 
 
 def classify_files(
@@ -97,6 +117,8 @@ def classify_files(
     folder: str | None = None,
     device: str = "auto",
     batch_size: int = 256,
+    out: Path | None = None,
+    force: bool = False,
 ) -> Iterator[str]:
     """Predict the classes of pictures and of npz files, one line per image: file, class, votes.
 
@@ -111,15 +133,21 @@ def classify_files(
             `size`, pictures are resized and cut as its own are; else they are stretched, which is told.
         device: Where to compute.
         batch_size: Images in one call of the model.
+        out: The folder for a sheet of the first images; there is none without it.
+        force: Classify pictures that are far larger than the model's images, too.
 
     Raises:
         SpecError: Something in the spec is wrong.
-        ValueError: A file is no picture, or holds values that are no images.
+        ValueError: A file is no picture, holds values that are no images, or is far too large.
     """
     if draws < 1:
         raise SpecError(f"votes must be 1 or more, not {draws}")
     place, where = 0, pick_device(device)
-    loaded = load_defended(specs.load(spec, changes), folder, where)
+    table = specs.load(spec, changes)
+    specs.refuse_unread_folder(table, folder)
+    loaded = load_defended(table, folder, where)
+    rows = list[SheetRow]()
+    advice = None if force else "add --force"
     if loaded.shape is None:
         _say(
             "the size of the classifier's images is not known, so pictures keep theirs: name the "
@@ -127,16 +155,33 @@ def classify_files(
         )
     for path, _ in _list_files(files):
         if path.suffix.lower() == ".npz":
-            x = stretched(_open_npz(path)[0], loaded.shape, _say)
+            x = _open_npz(path)[0]
+            if advice:
+                refuse_large(x, loaded.shape, str(path), advice)
+            x = stretched(x, loaded.shape, _say)
         else:
-            x = picture_for(loaded, path, str(path), _say)
+            x = picture_for(loaded, path, str(path), _say, advice)
         noise = noise_to_classify(seed, place, len(x))
         chosen = predict_draws(Batched(loaded.model, batch_size), x.to(where), noise, draws)
-        for i, found in enumerate(tally(chosen)):
-            which = f"{path}[{i}]" if len(x) > 1 else str(path)
+        names, votes = _names(path, len(x)), tally(chosen)
+        for which, found in zip(names, votes, strict=True):
             tie = ", undecided" if found.undecided else ""
             yield f"{which}\t{loaded.label(found.winner)}\t{found.votes} of {draws} votes{tie}"
+        few = range(max(0, min(MOST - len(rows), len(x)))) if out else range(0)
+        if few:
+            first = noise.take(few).child("vote", 0)
+            given, won = x[: len(few)].to(where), [loaded.label(each.winner) for each in votes]
+            classes = [loaded.label(i) for i in range(len(loaded.classes))]
+            rows += classified_rows(names[: len(few)], loaded.model, given, first, classes, won)
         place += len(x)
+    if out:
+        sheet = write_sheet(out / SHEET, rows, "Classified images", CLASSIFIED, command_line())
+        _say(f"sheet: {sheet}")
+
+
+def _names(path: Path, count: int) -> list[str]:
+    """What each image of a file is called."""
+    return [f"{path}[{i}]" for i in range(count)] if count > 1 else [str(path)]
 
 
 def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
@@ -234,14 +279,15 @@ def _open_npz(path: Path) -> tuple[Tensor, Stored]:
 
 @torch.no_grad()
 def _purified(
-    purifier: Purifier, x: Tensor, noise: Noise, shape: Shape | None, device: str, rows: int
+    purifier: Purifier, x: Tensor, noise: Noise, device: str, rows: int, shape: torch.Size
 ) -> Tensor:
-    fitting, parts = to_purify(x, shape, _say), []
+    """Images as the denoiser takes them, purified, in the shape that they came in."""
+    parts = []
     for first in range(0, len(x), rows):
         which = range(first, min(first + rows, len(x)))
-        images = fitting[which.start : which.stop].to(device)
+        images = x[which.start : which.stop].to(device)
         parts.append(purifier(images, noise.take(which)).cpu())
-    return purified_like(torch.cat(parts), x.shape)
+    return purified_like(torch.cat(parts), shape)
 
 
 def _say(what: str) -> None:

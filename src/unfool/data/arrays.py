@@ -3,6 +3,7 @@
 What is wrong with the numbers is told when the data set is made, not in the middle of a run.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -80,12 +81,14 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
             f"{path}: the highest label is {highest}, which is no number of a class; labels count from 0 "
             "(or give the names of so many classes as the array `classes`)"
         )
-    names = found.get("classes", np.arange(highest + 1))
+    names = [str(name) for name in found.get("classes", np.arange(highest + 1)).ravel()]
+    if twice := next((name for name, count in Counter(names).items() if count > 1), None):
+        raise ValueError(f"{path}: two classes are called {twice!r}; give each a name of its own")
     try:
         return Arrays(
             channels_first(found[images]),
             torch.from_numpy(y.astype(np.int64)),
-            tuple(str(name) for name in names.ravel()),
+            tuple(names),
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

@@ -23,7 +23,8 @@ class Folder:
     They lie in sub-folders (`folder/class/picture.png`), or, where there is no sub-folder, in the
     folder itself. Every sub-folder must hold pictures: a class that vanished would move the labels of
     all later ones. Hidden folders and `__MACOSX` are left out, and so are hidden files. What else is left
-    out (other endings, broken links, pictures beside or below the classes) is told on stderr, by count.
+    out (other endings, broken links, pictures beside or below the classes) is told on stderr, by count,
+    and so are classes named by numbers whose alphabetical order (1, 10, 2) is not that of their values.
 
     Args:
         folder: Where they lie; .png, .jpg, .jpeg, .webp and .bmp are read.
@@ -63,6 +64,7 @@ class Folder:
         names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
         self.classes = sorted(set(names))
         self.labels = [self.classes.index(name) for name in names]
+        _say_if_counted(Path(folder), self.classes)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -144,10 +146,21 @@ def _counted(files: Sequence[Path]) -> str:
     counts: dict[str, int] = {}
     for file in files:
         broken = file.is_symlink() and not file.exists()
-        kind = "broken link" if broken else file.suffix.lower() or "file without an ending"
+        kind = "broken link(s)" if broken else file.suffix.lower() or "file(s) without an ending"
         kind = f"{kind} in other places" if not broken and kind in ENDINGS else kind
         counts[kind] = counts.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+
+
+def _say_if_counted(folder: Path, classes: Sequence[str]) -> None:
+    """Say that classes named by numbers are in another order than the numbers."""
+    if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
+        shown = ", ".join(classes[:4])
+        print(
+            f"unfool: {folder}: classes are in alphabetical order ({shown}, ...), so their labels are "
+            "not the numbers in their names; for a model that counts by value, rename them 00, 01, ...",
+            file=sys.stderr,
+        )
 
 
 def _name(path: Path) -> str:

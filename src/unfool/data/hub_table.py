@@ -1,6 +1,8 @@
 """Data sets of the Hugging Face hub, through the library `datasets`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +107,28 @@ def hub(
         elif (home / "dataset_info.json").is_file():
             table = datasets.load_from_disk(path)
         else:
-            offline = datasets.DownloadConfig(local_files_only=not download)
-            table = datasets.load_dataset(
-                path, config, split=split, revision=revision, download_config=offline
-            )
+            with nullcontext() if download else _offline(datasets):
+                table = datasets.load_dataset(path, config, split=split, revision=revision)
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())[:200]
-        more = "" if download or home.is_dir() else "; if it is to be fetched, set `download: true`"
+        local = home.is_dir() or path.count("/") != 1
+        more = "" if download or local else "; if it is to be fetched, set `download: true`"
         raise ValueError(f"the data set {path!r} cannot be loaded ({said}){more}") from error
     return HubImages(table, image, label, size)
+
+
+@contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Keep the library and its hub from asking the network; what they have fetched before is found."""
+    settings: list[Any] = [datasets.config, import_module("huggingface_hub.constants")]
+    before = [setting.HF_HUB_OFFLINE for setting in settings]
+    for setting in settings:
+        setting.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for setting, value in zip(settings, before, strict=True):
+            setting.HF_HUB_OFFLINE = value
 
 
 def _column(table: Any, option: str, named: str | None, kind: str) -> str:

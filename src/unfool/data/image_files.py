@@ -13,6 +13,7 @@ from torch import Tensor
 from unfool.runtime.files import raise_system_error, write_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+ANIMATED = ("PNG", "WEBP", "GIF")  # a photograph (JPEG) may hold a preview beside it
 
 
 def hidden(path: Path) -> bool:
@@ -34,7 +35,8 @@ def read(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Tensor:
         name: What a message calls it; by default, its path.
 
     Raises:
-        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
+        ValueError: It is no picture, a broken or animated one, of more than 8 bits, or transparent in
+            places.
     """
     pixels = np.array(decode(path, gray, name))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
@@ -46,12 +48,16 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
     The arguments are those of `read`.
 
     Raises:
-        ValueError: It is no picture, a broken one, of more than 8 bits, or transparent in places.
+        ValueError: It is no picture, a broken or animated one, of more than 8 bits, or transparent in
+            places.
     """
     try:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+            frames = getattr(opened, "n_frames", 1)
+            if frames > 1 and opened.format in ANIMATED:
+                raise ValueError(f"it is animated, {frames} pictures in one: save the one you mean")
             if (
                 opened.has_transparency_data
                 and np.array(opened.convert("RGBA"))[..., 3].min() < 255

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     )
     from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
     from unfool.defenses.energy import Energy as Energy
+    from unfool.defenses.flowpure import FlowPure as FlowPure
     from unfool.defenses.freqpure import FreqPure as FreqPure
     from unfool.defenses.gdmp import GDMP as GDMP
     from unfool.defenses.gradual import Gradual as Gradual
@@ -46,6 +47,7 @@ _HOMES = {
     "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
     "DistributionTransfer": "unfool.defenses.distribution_transfer",
     "Energy": "unfool.defenses.energy",
+    "FlowPure": "unfool.defenses.flowpure",
     "FreqPure": "unfool.defenses.freqpure",
     "GDMP": "unfool.defenses.gdmp",
     "Gradual": "unfool.defenses.gradual",

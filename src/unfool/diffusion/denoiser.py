@@ -146,9 +146,8 @@ class NetworkDenoiser(Denoiser):
             size = _size(alpha, sigma)
             out = alpha * SIGMA_DATA**2 / size**2 * x_t + sigma * SIGMA_DATA / size * out
         elif self.predicts == "consistency":
-            beyond = sigma / alpha - SIGMA_MIN
-            keep = SIGMA_DATA**2 / (beyond**2 + SIGMA_DATA**2) / alpha
-            out = keep * x_t + beyond * SIGMA_DATA * alpha / _size(alpha, sigma) * out
+            keep, scale = _consistency(alpha, sigma)
+            out = keep * x_t + scale * out
         return out
 
     def predict(self, x_t: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -171,8 +170,7 @@ class NetworkDenoiser(Denoiser):
     def target(self, z: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """What `predict` should say of x_t = alpha z + sigma eps.
 
-        Raises:
-            ValueError: It predicts the function of a consistency model, which has no such target.
+        Of a consistency model it is what makes its function the clean image.
         """
         _, alpha, sigma, _ = self.schedule(t)
         if self.predicts == "edm":
@@ -180,7 +178,8 @@ class NetworkDenoiser(Denoiser):
         if self.predicts == "velocity":
             return alpha * eps - sigma * z
         if self.predicts == "consistency":
-            raise ValueError("a consistency model cannot be trained here; train its EDM teacher")
+            keep, scale = _consistency(alpha, sigma)
+            return (z - keep * (alpha * z + sigma * eps)) / scale
         return {"noise": eps, "subvp": eps, "ve": -eps, "image": z}[self.predicts]
 
     def sharpness(self, t: Tensor) -> Tensor:
@@ -192,6 +191,8 @@ class NetworkDenoiser(Denoiser):
             return (alpha / sigma) ** 2
         if self.predicts == "velocity":
             return sigma**-2
+        if self.predicts == "consistency":
+            return _consistency(alpha, sigma)[1] ** -2
         return (_size(alpha, sigma) / (sigma * SIGMA_DATA)) ** 2
 
     def _null(self, x_t: Tensor) -> Tensor:
@@ -263,6 +264,13 @@ class Mixture(Denoiser):
 def _size(alpha: Tensor, sigma: Tensor) -> Tensor:
     """The standard deviation of x_t, if that of x_0 is SIGMA_DATA."""
     return torch.sqrt((alpha * SIGMA_DATA) ** 2 + sigma**2)
+
+
+def _consistency(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """What x_t and the network count for in the function of a consistency model (Song et al., 2023)."""
+    beyond = sigma / alpha - SIGMA_MIN
+    keep = SIGMA_DATA**2 / (beyond**2 + SIGMA_DATA**2) / alpha
+    return keep, beyond * SIGMA_DATA * alpha / _size(alpha, sigma)
 
 
 def _subvp_alpha(scales: Scales) -> Tensor:

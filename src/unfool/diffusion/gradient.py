@@ -27,7 +27,8 @@ FREE = 0.25  # the share of free memory that the graphs of a chain may take
 CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
 _graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
 replayed = ContextVar("replayed", default=False)  # whether steps may be replayed
-_sizes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
+# what the graph of a step takes of one image, as learned, by the model and the kind of the step
+graph_bytes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -90,13 +91,13 @@ class Learned:
 
     def __init__(self, owner: nn.Module | None, kind: Kind):
         self.owner, self.kind = owner, kind
-        self.known = owner is None or kind in _sizes.get(owner, {})
+        self.known = owner is None or kind in graph_bytes.get(owner, {})
 
     def graphs(self, images: int, device: torch.device) -> int:
         """How many graphs of so many images are kept: as many as fit, or as `keeping` says."""
         if (asked := _graphs.get()) is not None:
             return asked
-        size = _sizes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
+        size = graph_bytes.get(self.owner, {}).get(self.kind) if self.owner is not None else None
         if size is None or (free := free_bytes(str(device))) is None:
             return 0
         held = _Held.all  # which other chains keep, until their way back
@@ -106,13 +107,13 @@ class Learned:
 
     def held(self, images: int) -> "_Held":
         """To be kept beside a graph of so many images for as long as that is."""
-        size = _sizes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
+        size = graph_bytes.get(self.owner, {}).get(self.kind, 0) if self.owner is not None else 0
         return _Held(size * images)
 
     def forget(self) -> None:
         """Keep no graphs until another way back has shown what they take."""
         if self.owner is not None:
-            _sizes.get(self.owner, {}).pop(self.kind, None)
+            graph_bytes.get(self.owner, {}).pop(self.kind, None)
 
     @contextmanager
     def watching(self, images: int) -> Iterator[None]:
@@ -122,7 +123,7 @@ class Learned:
             return
         with kept_by_graphs(self.owner) as kept:
             yield
-        sizes = _sizes.setdefault(self.owner, {})
+        sizes = graph_bytes.setdefault(self.owner, {})
         sizes[self.kind] = max(sizes.get(self.kind, 0), kept.peak / images)
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from unfool.evaluation.spec import refuse_ray
 from unfool.results.manifest import Manifest
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import record_start
 from unfool.results.threat_model import sees
 from unfool.runtime.files import npz_bytes, write_bytes
 from unfool.threat import Threat
@@ -93,6 +94,7 @@ def run(
     identity = specs.identity({"kind": KIND, **spec})
     asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
     begun = Run.begin(folder, asked, made.fingerprint)
+    record_start(begun, made.device)
     machine = watched(made.on(spec, shard, quiet), spec, made, judged=False)
     search = AttackRunner(
         Batched(made.model, machine.batch_size),
@@ -208,6 +210,48 @@ def _card(
         "spec": spec,
         "versions": run.manifest["versions"],
     }
+
+
+class KeptImages(NamedTuple):
+    """The first images that an attack made.
+
+    Attributes:
+        name: The attack's label.
+        stem: What its files are called.
+        indices: The place of each image in the data set.
+        labels: Their classes.
+        sizes: The norms of the perturbations, in the threat's norm.
+        clean: The images (N, C, H, W) as they were.
+        attacked: What the attack made of them.
+    """
+
+    name: str
+    stem: str
+    indices: list[int]
+    labels: list[int]
+    sizes: list[float]
+    clean: np.ndarray
+    attacked: np.ndarray
+
+
+def kept_images(run: Run, most: int) -> Iterator[KeptImages]:
+    """The first `most` images of each attack of a collection.
+
+    Raises:
+        RuntimeError: A file of the run is damaged.
+    """
+    facts, clean = run.read(AttackedImage)[:most], _images(run, "clean")[:most]
+    labels = {row["label"]: row for row in run.spec["attacks"]}
+    for name, stem in zip(labels, _stems(labels), strict=True):
+        yield KeptImages(
+            name,
+            stem,
+            [fact.index for fact in facts],
+            [fact.label for fact in facts],
+            [fact.sizes[name] for fact in facts],
+            clean,
+            _images(run, BY + name)[:most],
+        )
 
 
 def _images(run: Run, key: str) -> np.ndarray:

@@ -34,6 +34,7 @@ from unfool.results.spec import (
     ModelSpec,
 )
 from unfool.runtime.device import pick_device, versions
+from unfool.runtime.validate import shown
 from unfool.spec import Part, menu
 from unfool.threat import Knowledge, Threat
 
@@ -173,7 +174,7 @@ def fit_together(
         except ValueError as error:
             raise SpecError(f"evaluation.lpips: {error}") from error
     for label, attack in attacks.items():
-        attack.view(model)  # so that one that does not fit is told before the work begins
+        _check_view(label, attack.view, model)
         if isinstance(attack.attack, PrecomputedAttack):
             attacks[label] = replace(attack, attack=attack.attack.over(data, indices))
     given = (attack.attack for attack in attacks.values())
@@ -185,6 +186,26 @@ def fit_together(
         asked["stated"] = cast(StatedAccuracy, asdict(stated))
     made = partial(fingerprint, data, attacks=attacks)
     return Prepared(model, data, attacks, indices, device, asked, made)
+
+
+def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier) -> None:
+    """Refuse a view that does not fit the model before the work begins.
+
+    Raises:
+        SpecError: It takes something else than a model, or makes something that cannot be called.
+        ValueError: It refuses the model, in its own words.
+    """
+    try:
+        seen = view(model)
+    except TypeError as error:
+        raise SpecError(
+            f"the view of the attack {label} does not take the model: {error}"
+        ) from error
+    if not callable(seen):
+        raise SpecError(
+            f"the view of the attack {label} makes {shown(seen)} of the model, which cannot be called "
+            "with (x, noise)"
+        )
 
 
 def make_manifest(

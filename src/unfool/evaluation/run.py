@@ -7,6 +7,7 @@ from unfool.evaluation.prepare import prepare, run_blocks
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import record_start
 
 __all__ = ["check", "run"]
 
@@ -32,5 +33,6 @@ def run(
 
         return run_on_ray.run(spec, made, folder, shard, quiet)
     begun = Run.begin(folder, made.manifest, made.fingerprint)
+    record_start(begun, made.device)
     run_blocks(spec, made, begun, watched(made.on(spec, shard, quiet), spec, made))
     return begun

@@ -25,6 +25,7 @@ from unfool.results.manifest import Manifest
 from unfool.results.outcome import Outcome
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import record_start
 from unfool.runtime.memory import shared_by
 from unfool.runtime.progress import progress
 
@@ -63,6 +64,7 @@ def run(
     """
     with connected(spec) as ray:
         begun = Run.begin(folder, made.manifest, made.fingerprint)
+        record_start(begun, made.device)
         done = {outcome.index for outcome in begun.outcomes()}
         mine = made.indices[shard[0] :: shard[1]]
         todo, size = [i for i in mine if i not in done], spec["machine"]["images_per_block"]

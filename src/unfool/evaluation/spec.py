@@ -20,7 +20,7 @@ from unfool.results.spec import (
     ThreatSection,
 )
 from unfool.runtime.validate import shown
-from unfool.spec import Part, RawSpec, menu
+from unfool.spec import Part, menu
 from unfool.spec.tables import without
 from unfool.threat import Knowledge
 
@@ -107,7 +107,7 @@ OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 }
 
 
-def check(spec: RawSpec, folder: str | None = None) -> EvaluationSpec:
+def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
     """An evaluation spec with every option checked and filled in.
 
     Args:
@@ -182,8 +182,8 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
     knows = _check_knows(table.pop("knows", None), where)
     for key in ATTACK_FLAGS:
         table.pop(key, None)  # of a checked spec; what is named says it
-    if label is not None and not (isinstance(label, str) and label):
-        raise SpecError(f"{where}.label must be a word, not {shown(label)}")
+    if label is not None and not (isinstance(label, str) and label and label.isprintable()):
+        raise SpecError(f"{where}.label must be a word that can be printed, not {shown(label)}")
     seen = specs.part("view", view)["name"]
     if seen in DEFENSE_VIEWS and not defended:
         raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
@@ -217,7 +217,7 @@ def _check_view(view: Any, where: str) -> Any:
     return checked["name"] if plain else checked
 
 
-def check_model(spec: RawSpec) -> ModelSpec:
+def check_model(spec: Mapping[str, Any]) -> ModelSpec:
     """The parts of a spec that make the model: classifier, and denoiser, purifier, paths if any.
 
     Raises:
@@ -239,7 +239,7 @@ def check_model(spec: RawSpec) -> ModelSpec:
     return checked
 
 
-def check_purifier(spec: RawSpec) -> DefenseSpec:
+def check_purifier(spec: Mapping[str, Any]) -> DefenseSpec:
     """The denoiser and the purifier of a spec, if it has them.
 
     Raises:

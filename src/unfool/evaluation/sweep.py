@@ -4,7 +4,7 @@ A sweep is an evaluation spec with a section `sweep`, which names paths of the s
 they take. What is done is not done again: a run is found by its identity, in a folder of its own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 from unfool.results.sweep_cell import Cell
-from unfool.spec import RawSpec
 from unfool.spec.tables import without
 
 
-def check(spec: RawSpec, folder: str | None = None) -> list[Cell]:
+def check(spec: Mapping[str, Any], folder: str | None = None) -> list[Cell]:
     """Every combination of a sweep, checked.
 
     Args:

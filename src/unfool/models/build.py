@@ -10,7 +10,7 @@ from torch import nn
 from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.cifar_layouts import Choices, recognize
+from unfool.models.cifar_layouts import Choices, filled, recognize
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
@@ -89,8 +89,8 @@ def cifar_network(
         raise ValueError(f"{weights} is a {layout.name}, not a {model}; leave `model` out")
     if classes not in (None, layout.classes):
         raise ValueError(f"{weights} tells {layout.classes} classes apart, not {classes}")
-    load_state(layout.network, layout.state, str(weights))
-    return NormalizedClassifier(layout.network, mean or layout.mean, std or layout.std)
+    network = filled(layout, str(weights))
+    return NormalizedClassifier(network, mean or layout.mean, std or layout.std)
 
 
 def cifar_resnet(

@@ -55,6 +55,7 @@ class Card(TypedDict, extra_items=Any):
     """What `card.json` says of a model; other facts of its training stand beside these.
 
     Attributes:
+        version: Of the format.
         kind: What it is.
         part: The part of a spec that builds its network.
         sha256: Of the weights, or of the adapter.
@@ -63,6 +64,7 @@ class Card(TypedDict, extra_items=Any):
         metrics: How well it does.
     """
 
+    version: int
     kind: Literal["denoiser", "classifier"]
     part: Part
     sha256: str
@@ -220,6 +222,10 @@ def read_card(weights: str) -> tuple[Path, Card]:
                 card = read_json(Card, path)
             except ValueError as error:
                 raise ValueError(f"{error}: it is not the card of a model") from error
+            if card["version"] != VERSION:
+                raise ValueError(
+                    f"{path} is of format {card['version']}, and this unfool reads {VERSION}"
+                )
             return folder, {**card, "part": _renamed(card["part"])}
     raise ValueError(
         f"there is no folder {weights!r} with a card.json, and no shipped model of that name; "
@@ -252,6 +258,19 @@ def described(part: Part) -> Part:
     folder, card = read_card(part["weights"])
     check_trust(folder, card["part"], True)  # for the cards that lead back to themselves
     return described(card["part"])
+
+
+def card_files(folder: Path, card: Card) -> tuple[Path, ...]:
+    """The files that make up a model: its weights (or adapter), and `card.json`.
+
+    Args:
+        folder: Where they are.
+        card: What `read_card` returned.
+
+    Raises:
+        ValueError: The weights are not there, or are not those the card describes.
+    """
+    return _file(folder, card), folder / "card.json"
 
 
 def shipped() -> list[str]:

@@ -116,6 +116,12 @@ def read_content(path: Path) -> object:
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise_system_error(error)
+        with path.open("rb") as file:
+            if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):
+                raise ValueError(
+                    f"{path} is a web page, which servers send when they refuse a file; open its address "
+                    "in a browser, and fetch the file there"
+                ) from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "
             "file of weights; fetch it again"
@@ -134,7 +140,8 @@ def load_state(
         assign: Whether the network takes the tensors themselves, and not their values.
 
     Raises:
-        ValueError: The network lacks a weight, has one more, or one of another shape.
+        ValueError: The network lacks a weight, has one more, or one of another shape; or one is
+            complex, of whole numbers where it has others, sparse, or without numbers (meta).
     """
     own = network.state_dict()
     for name, value in state.items():
@@ -143,12 +150,30 @@ def load_state(
                 f"{source} does not fit the network: {name} is {tuple(value.shape)} there and "
                 f"{tuple(own[name].shape)} in the network; check its depth, width and classes"
             )
+        if name in own and (wrong := _wrong_kind(value, own[name])):
+            raise ValueError(
+                f"{source} does not fit the network: {name} is {wrong}; save its weights as plain "
+                "floating point numbers"
+            )
     # torch first mends what old files lack, and then says what does not fit.
     missing, unexpected = network.load_state_dict(state, strict=False, assign=assign)
     faults = [_listed(kind, names) for kind, names in
               (("lacks", missing), ("has unexpected", unexpected)) if names]  # fmt: skip
     if faults:
         raise ValueError(f"{source} does not fit the network: it {' and '.join(faults)}")
+
+
+def _wrong_kind(value: Tensor, own: Tensor) -> str:
+    """Why a tensor would not arrive as it is, though its shape fits; "" if it would."""
+    if value.is_meta:
+        return "without numbers there (of the device meta)"
+    if value.layout != torch.strided:
+        return f"sparse there ({value.layout})"
+    if value.is_complex() and not own.is_complex():
+        return f"complex there ({value.dtype}), and its imaginary part would be dropped"
+    if own.is_floating_point() and not (value.is_floating_point() or value.is_complex()):
+        return f"of whole numbers there ({value.dtype}) and of {own.dtype} in the network"
+    return ""
 
 
 def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

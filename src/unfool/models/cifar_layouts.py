@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
+from unfool.models.checkpoints import load_state
 from unfool.networks.cifar_resnet import CifarResNet
 from unfool.networks.deepmind import Activation, DeepMindPreActResNet, DeepMindWideResNet
 from unfool.networks.mobilenet import REPEATS, MobileNetV2
@@ -95,7 +97,8 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
     for mark, read in _KNOWN:
         if mark <= bare.keys():
             try:
-                name, network, own, classes, common = read(bare, choices or Choices())
+                with torch.device("meta"):  # the weights are put in as they are
+                    name, network, own, classes, common = read(bare, choices or Choices())
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
                     f"{source} looks like a network with the weight {min(mark)}, but is not one that is "
@@ -107,6 +110,17 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
     raise ValueError(
         f"{source} is of none of the known networks for 32x32 images (it begins with {some}); {_ADVICE}"
     )
+
+
+def filled(layout: Layout, source: str) -> nn.Module:
+    """The network of a layout with the weights themselves, in float32.
+
+    Raises:
+        ValueError: They do not fit (see `load_state`).
+    """
+    state = {n: v.float() if v.is_floating_point() else v for n, v in layout.state.items()}
+    load_state(layout.network, state, source, assign=True)
+    return layout.network
 
 
 _ADVICE = (

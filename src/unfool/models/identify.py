@@ -109,7 +109,14 @@ def _denoiser(
         part = None
         advice = "name the folder that it lies in, with its config.json and scheduler_config.json"
     elif family == "stable-diffusion":
-        part, advice = None, "a single file is not read: name a folder in the layout of diffusers"
+        if not (find_file(path).parent / "tokenizer").is_dir():
+            part = {**_line(family, path), "tokenizer": "tokenizer"}
+            advice = (
+                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion as "
+                "tokenizer, or put it beside the file under this name"
+            )
+        if any(name.startswith("model_ema.diffusion_model") for name in state):
+            average = "averaged weights (EMA), found in 'model_ema'"
     elif family == "dit":
         part = {**_line(family, path), "vae": "sd-vae-ft-ema"}
         advice = "name the folder of the autoencoder it was trained with as vae"

@@ -1,4 +1,4 @@
-"""Latent models from a folder in the diffusers layout: Stable Diffusion and DiT.
+"""Stable Diffusion and DiT, from a folder in the diffusers layout or a file of the original.
 
 Of diffusers and transformers only the networks and the settings are taken; what is missing in the
 folder is fetched only from where the user said.
@@ -18,12 +18,21 @@ from unfool.diffusion.schedule import Discrete
 from unfool.models import lora
 from unfool.models.prompts import read_prompts
 from unfool.models.published.dit import build_transformer, tell_time_as_original
+from unfool.models.published.stable_diffusion import (
+    build_text_encoder,
+    build_unet,
+    build_vae,
+    read_single_file,
+)
 from unfool.models.scheduler import Predicts, read_schedule
 from unfool.ranges import Count, CountFromZero, check_arguments
 from unfool.runtime.device import pick_device
 from unfool.runtime.files import raise_system_error, weights_in
+from unfool.runtime.published_files import find_file
 
 Precision = Literal["float32", "float16", "bfloat16"]
+_ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
+_OF_FILES = ("scaled_linear", 0.85, 12.0)  # the chain of every single file of Stable Diffusion
 
 
 def stable_diffusion(
@@ -34,37 +43,60 @@ def stable_diffusion(
     size: Count | None = None,
     precision: Precision = "float32",
     adapter: Path | None = None,
+    tokenizer: Path | None = None,
     download: Sequence[str] = (),
 ) -> Latent:
-    """Stable Diffusion 2 (Rombach et al., 2022), told each class by prompts; its null is the empty text.
+    """Stable Diffusion 1.5, 2 or 2.1 (Rombach et al., 2022), told each class by prompts.
 
-    The texts are embedded here, once, by the text encoder, which is then let go.
+    Its null is the empty text. The texts are embedded here, once, by the text encoder, which is then
+    let go.
 
     Args:
-        weights: A folder in the diffusers layout.
+        weights: A folder in the diffusers layout, or the single file of the original, such as
+            `v2-1_512-ema-pruned.safetensors`.
         prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
         templates: Texts with `{class}` in them, told instead of the table's own prompts.
-        predicts: What the network says; None is what its scheduler's settings tell.
+        predicts: What the network says; None is what its scheduler's settings tell, or what is known of
+            a file (see `read_single_file`).
         size: Of its images, in pixels; None is what the network was trained for.
         precision: Of the U-Net. The autoencoder and the text encoder are in float32.
         adapter: A file of a LoRA adapter of the U-Net, whose part is added to its weights before they
             are rounded to `precision` (see `lora.load`).
+        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the one named
+            tokenizer in the folder `weights`, or beside the file.
         download: Repositories to fetch the folder from if it is not complete, `owner/name` or
             `https://mirror/owner/name`, tried in turn.
 
     Raises:
-        FileNotFoundError: There is no file `adapter`.
-        ValueError: Another file is missing or does not fit, or the prompts are not in order.
+        FileNotFoundError: There is no file `weights` or `adapter`.
+        ValueError: Another file is missing or does not fit, `predicts` is needed, or the prompts are not
+            in order.
     """
     check_arguments(stable_diffusion, locals())
     told = read_prompts(prompts, templates)
-    weights = Path(weights)
-    _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
+    weights = find_file(Path(weights))
+    if weights.suffix in _ENDINGS and not weights.is_file():
+        raise FileNotFoundError(f"there is no file {weights}; name a file or a folder of the model")
     texts = ["", *(text for ways in told for text in ways)]
-    embedded = _embedded(weights, texts)
+    if weights.is_file():
+        file = read_single_file(weights, predicts, size)
+        words = _tokenizer(Path(tokenizer or weights.parent / "tokenizer"), weights, file.fill)
+        vae = build_vae(file)
+        dtype = getattr(torch, precision if adapter is None else "float32")
+        unet = build_unet(file, dtype, factor_of(vae))
+        if adapter is not None:
+            lora.load(unet, Path(adapter), precision=precision)
+        embedded = _embedded(words, build_text_encoder(file), texts)
+        chain: tuple[Discrete, Predicts] = (Discrete(1000, *_OF_FILES), file.predicts)
+    else:
+        _complete(weights, ("unet", "vae", "text_encoder"), ("tokenizer",), download)
+        from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+        unet = _adapted(UNet2DConditionModel, weights / "unet", precision, adapter)
+        words = _tokenizer(Path(tokenizer or weights / "tokenizer"), weights)
+        embedded = _embedded(words, _text_encoder(weights / "text_encoder"), texts)
+        vae = _autoencoder(weights / "vae")
+        chain = read_schedule(weights / "scheduler" / "scheduler_config.json")
     wide = unet.config["cross_attention_dim"]
     if embedded.shape[2] != wide:
         raise ValueError(
@@ -73,8 +105,7 @@ def stable_diffusion(
         )
     network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
     wordings = tuple(len(ways) for ways in told)
-    chain = read_schedule(weights / "scheduler" / "scheduler_config.json")
-    return _latent(network, unet, weights / "vae", chain, predicts, size, len(told), wordings)
+    return _latent(network, unet, vae, chain, predicts, size, len(told), wordings)
 
 
 def dit(
@@ -139,23 +170,20 @@ def dit(
     network = Numbered(transformer, torch.tensor([*numbers, classes]))
     settings = weights / "scheduler" / "scheduler_config.json"
     chain = (Discrete(), "noise") if weights.is_file() else read_schedule(settings)
-    autoencoder = weights / "vae" if vae is None else Path(vae)
+    autoencoder = _autoencoder(weights / "vae" if vae is None else Path(vae))
     return _latent(network, transformer, autoencoder, chain, predicts, size, len(numbers))
 
 
 def _latent(
     network: Prompted | Numbered,
     inner: Any,
-    autoencoder: Path,
+    vae: Any,
     chain: tuple[Discrete, Predicts],
     predicts: Predicts | None,
     size: int | None,
     classes: int,
     wordings: tuple[int, ...] = (),
 ) -> Latent:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    vae = _load(AutoencoderKL, autoencoder, "float32")
     schedule, told = chain
     latent = Latent(
         network,
@@ -180,22 +208,60 @@ def _places(ways: Sequence[int]) -> Tensor:
     return places.flatten()
 
 
-@torch.no_grad()
-def _embedded(weights: Path, texts: Sequence[str]) -> Tensor:
-    """What the text encoder makes of the texts: its last states (P, L, D), on the CPU."""
+def _autoencoder(folder: Path) -> Any:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return _load(AutoencoderKL, folder, "float32")
+
+
+def _text_encoder(folder: Path) -> Any:
+    from transformers import CLIPTextModel
+
+    return _load(CLIPTextModel, folder, "float32")
+
+
+def _tokenizer(folder: Path, model: Path, fill: str | None = None) -> Any:
+    """The tokenizer in a folder, which fills short texts up with `fill`; None is what its settings say.
+
+    Raises:
+        ValueError: transformers is not installed, or there is no tokenizer.
+    """
     try:
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTokenizer
     except (ImportError, RuntimeError) as error:
         raise ValueError(
             "stable-diffusion needs the package transformers: pip install 'unfool[latent]' "
             f"({error})"
         ) from error
-    tokenizer = CLIPTokenizer.from_pretrained(weights / "tokenizer", local_files_only=True)
-    encoder = _load(CLIPTextModel, weights / "text_encoder", "float32").to(pick_device("auto"))
+    if lacks := [name for name in ("vocab.json", "merges.txt") if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{model} needs a tokenizer, and there is no file {folder / lacks[0]}: copy the folder "
+            "tokenizer (vocab.json, merges.txt) of any Stable Diffusion there, or name it by "
+            "tokenizer: FOLDER"
+        )
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    if fill is not None:
+        tokenizer.pad_token = fill
+    return tokenizer
+
+
+@torch.no_grad()
+def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
+    """What the text encoder makes of the texts: its last states (P, L, D), on the CPU.
+
+    Raises:
+        ValueError: The tokenizer knows more words than the encoder.
+    """
+    encoder = encoder.to(pick_device("auto"))
     most = encoder.config.max_position_embeddings
     told = tokenizer(
         list(texts), padding="max_length", max_length=most, truncation=True, return_tensors="pt"
     )
+    if (highest := int(told.input_ids.max())) >= encoder.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has a word {highest}, and the text encoder knows words up to "
+            f"{encoder.config.vocab_size - 1}: they are not of one model"
+        )
     parts = told.input_ids.to(encoder.device).split(32)
     return torch.cat([encoder(part)[0].cpu() for part in parts])
 

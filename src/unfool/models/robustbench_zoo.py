@@ -7,8 +7,8 @@ shortcuts run. That and the stated accuracies are here; the rest is read off the
 from pathlib import Path
 from typing import Literal
 
-from unfool.models.checkpoints import load_state, read_state
-from unfool.models.cifar_layouts import CIFAR10, NOTHING, PYTORCH_CIFAR, Choices, recognize
+from unfool.models.checkpoints import read_state
+from unfool.models.cifar_layouts import CIFAR10, NOTHING, PYTORCH_CIFAR, Choices, filled, recognize
 from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.networks.deepmind import DeepMindPreActResNet, DeepMindWideResNet
 from unfool.ranges import check_arguments
@@ -181,14 +181,14 @@ def robustbench(
         )
     choices = Choices(shortcut_of_input=model in _SHORTCUT_OF_INPUT)
     layout = recognize(read_state(Path(weights)), str(weights), choices)
-    load_state(layout.network, layout.state, str(weights))
+    network = filled(layout, str(weights))
     mean, std = layout.mean, layout.std
     if not layout.normalized:
-        if isinstance(layout.network, DeepMindWideResNet | DeepMindPreActResNet):
+        if isinstance(network, DeepMindWideResNet | DeepMindPreActResNet):
             usual = CIFAR10 if dataset == "cifar10" else _CIFAR100_DEEPMIND
         else:
             usual = NOTHING
         mean, std = _INPUT.get((dataset, model), usual)
-    made = NormalizedClassifier(layout.network, mean, std)
+    made = NormalizedClassifier(network, mean, std)
     made.stated = Stated(stated[model] / 100, dataset, f"RobustBench ({model})")
     return made

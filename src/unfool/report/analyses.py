@@ -1,7 +1,7 @@
 """The reports of `unfool analyze`: gradients, purification, samples, trajectories, landscape.
 
-Each is written into a folder as `NAME.{json,md,html,npz}`, with its figures, and returned. `about` holds
-the command, as `command`, and what else is written beside the numbers.
+Each is written into a folder as `NAME.{html,md,json,csv,npz}`, with its figures, and returned. `about`
+holds the `command`, where the numbers come from as `made`, and what else is written beside them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,15 +12,28 @@ import numpy as np
 
 from unfool.analysis.gradients import Gradients
 from unfool.analysis.landscape import Landscape
-from unfool.analysis.purification import Purification
+from unfool.analysis.purification import ATTACKED, CLEAN, PURE, Purification
 from unfool.analysis.samples import REAL, Samples
 from unfool.analysis.trajectories import Trajectories, flat
-from unfool.report.document import Block, Code, Document, Figure, Paragraph, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Definitions,
+    Document,
+    Figure,
+    Heading,
+    Paragraph,
+    Table,
+    Tile,
+    Tiles,
+)
 from unfool.report.figures import analyses as figures
 from unfool.report.figures import trajectories as paths
 from unfool.report.figures.analyses import METRICS
-from unfool.report.formatting import cell, mean
+from unfool.report.formatting import cell, duration, interval, mean, percent
+from unfool.report.record import started
 from unfool.report.write import write_document
+from unfool.runtime.provenance import Made
 
 About = Mapping[str, Any]
 
@@ -62,7 +75,16 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
         "directions": found.directions,
         "slopes": found.slopes,
     }
-    return _write(folder, "gradients", "Gradients of a defense", blocks, about, summary, arrays)
+    return _write(
+        folder,
+        "gradients",
+        "Gradients of a defense",
+        blocks,
+        about,
+        summary,
+        summary["ways"],
+        arrays,
+    )
 
 
 def write_purification(folder: Path, found: Purification, about: About) -> Document:
@@ -76,25 +98,34 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
     nearer = ", ".join(f"{cell(share)} by {METRICS[m]}" for m, share in summary["nearer"].items())
     blocks = [
         Paragraph(_about_purification(summary)),
-        Table(["picture", *(METRICS[metric] for metric in metrics), "right"], rows),
-        Paragraph(
-            f"Purified, attacked pictures are nearer to the clean one than before: {nearer}."
+        Tiles(
+            [
+                Tile(
+                    percent(row["right"]["accuracy"]),
+                    f"right on {row['row']} images",
+                    f"95 % interval {interval(row['right'])}",
+                )
+                for row in summary["rows"]
+                if row["row"] in (ATTACKED, f"{ATTACKED}, {PURE}", f"{CLEAN}, {PURE}")
+            ]
         ),
+        Table(["image", *(METRICS[metric] for metric in metrics), "right"], rows),
+        Paragraph(f"Purified, attacked images are nearer to the clean one than before: {nearer}."),
         Paragraph(
             "Of the perturbation, as long as it was 1, is left after purification on the same draw: "
             f"{mean(summary['left'], '.3f')}."
         ),
         Figure(
             "purification.png",
-            "Distance to the clean picture",
-            "Picture by picture (mean over draws), and the mean. Of SSIM more is nearer.",
+            "Distance to the clean image",
+            "Image by image (mean over draws), and the mean. Of SSIM more is nearer.",
             figures.distances(found, metrics),
         ),
         Figure(
-            "purification-pictures.png",
-            "The first pictures",
+            "purification-images.png",
+            "The first images",
             "On the first draw, as the classifier meets them (cut to [0, 1] here).",
-            figures.purified_pictures(found),
+            figures.purified_images(found),
         ),
     ]
     arrays = {
@@ -105,41 +136,40 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
     arrays |= {f"{row}/right": values for row, values in found.right.items()}
     arrays |= {f"{row}/pictures": values for row, values in found.pictures.items()}
     arrays["left"] = found.left
-    title = "What purification does to pictures"
-    return _write(folder, "purification", title, blocks, about, summary, arrays)
+    title = "What purification does to images"
+    return _write(folder, "purification", title, blocks, about, summary, summary["rows"], arrays)
 
 
 def write_samples(folder: Path, found: Samples, about: About) -> Document:
     """The report of what `analysis.samples.samples` returned."""
     summary = found.summary()
     said = (
-        f"The distance of {summary['size']} pictures to as many real ones; mean over "
+        f"The distance of {summary['size']} images to as many real ones; mean over "
         f"{summary['sets']} sets with a 95 % interval. That of {REAL} is what is left where nothing "
         "differs. Not FID: the features are those of this classifier, and numbers of other "
         "classifiers or sizes do not compare."
     )
     rows = [[name, mean(value, ".3g")] for name, value in summary["frechet"].items()]
-    drawn = figures.generated_pictures(found)
+    drawn = figures.generated_images(found)
     blocks = [
         Paragraph(said),
-        Table(["pictures", "Fréchet distance over the classifier's features"], rows),
-        Figure(
-            "samples.png", "The first generated pictures", "All are from the same noise.", drawn
-        ),
+        Table(["images", "Fréchet distance over the classifier's features"], rows),
+        Figure("samples.png", "The first generated images", "All are from the same noise.", drawn),
     ]
     arrays = {f"{name}/distances": np.array(values) for name, values in found.distances.items()}
     arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}
-    title = "Generated pictures beside real ones"
-    return _write(folder, "samples", title, blocks, about, summary, arrays)
+    title = "Generated images beside real ones"
+    records = [{"images": name, **value} for name, value in summary["frechet"].items()]
+    return _write(folder, "samples", title, blocks, about, summary, records, arrays)
 
 
 def write_trajectories(folder: Path, found: Trajectories, about: About) -> Document:
-    """The report of what `analysis.trajectories.trajectories` returned; the first picture is drawn."""
+    """The report of what `analysis.trajectories.trajectories` returned; the first image is drawn."""
     summary, (points, where) = found.summary(), flat(found.runs, 0)
     said = (
-        f"{summary['images']} pictures. Losses and accuracies at the ends of the runs, on the draw of "
+        f"{summary['images']} images. Losses and accuracies at the ends of the runs, on the draw of "
         f"noise that DW-box knows and on {summary['draws']} fresh draws; cosines of the perturbations "
-        "there. Means over pictures with 95 % intervals."
+        "there. Means over images with 95 % intervals."
     )
     heads = ["setting", "runs", "loss, known noise", "right, known noise"]
     heads += ["loss, fresh noise", "right, fresh noise"]
@@ -155,7 +185,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
         ("trajectories-tsne", paths.t_sne(points), "axes of t-SNE, where lengths mean little"),
     ):
         caption = (
-            "All iterates of all runs from one picture; height is the loss, on the left on the noise "
+            "All iterates of all runs from one image; height is the loss, on the left on the noise "
             f"that DW-box knows, on the right on fresh noise. The flat axes are the first two {axes}."
         )
         drawn = paths.paths(found, flat_points, where)
@@ -166,19 +196,20 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
         arrays |= {f"{name}/height-{kind}": height for kind, height in runs.heights.items()}
         arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
         arrays |= {f"{name}/right-{kind}": share for kind, share in runs.right.items()}
-    return _write(folder, "trajectories", "Paths of attacks", blocks, about, summary, arrays)
+    title, records = "Paths of attacks", summary["settings"]
+    return _write(folder, "trajectories", title, blocks, about, summary, records, arrays)
 
 
 def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
     """The report of what `analysis.landscape.landscape` returned, by what the model is called."""
     said = (
-        "The loss over the plane of two attacks from one picture: across, the perturbation that DW-box "
+        "The loss over the plane of two attacks from one image: across, the perturbation that DW-box "
         "ends with (at 1); along, what is left of that of white box with EOT (at 1). Lines: the iterates "
         "of both, as far as they lie in the plane. All on one scale."
     )
     summary = {
         name: {
-            "loss at the picture": {k: float(getattr(seen, k)[0, 0]) for k in paths.KINDS},
+            "loss at the image": {k: float(getattr(seen, k)[0, 0]) for k in paths.KINDS},
             "highest loss": {k: float(getattr(seen, k).max()) for k in paths.KINDS},
             "outside the plane": seen.outside,
         }
@@ -189,9 +220,10 @@ def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About)
         values = {"along": seen.along, "known": seen.known, "fresh": seen.fresh}
         values |= {"directions": seen.directions, **seen.paths}
         arrays |= {f"{name}/{key}": np.asarray(value) for key, value in values.items()}
-    title = "The loss around a picture"
+    title = "The loss around an image"
     blocks = [Figure("landscape.png", title, said, paths.surfaces(found))]
-    return _write(folder, "landscape", title, blocks, about, {"models": summary}, arrays)
+    records = [{"model": name, **values} for name, values in summary.items()]
+    return _write(folder, "landscape", title, blocks, about, {"models": summary}, records, arrays)
 
 
 def _write(
@@ -201,11 +233,21 @@ def _write(
     blocks: Sequence[Block],
     about: About,
     summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]],
     arrays: Mapping[str, np.ndarray],
 ) -> Document:
-    document = Document(title, [*blocks, Code(about["command"])])
-    write_document(folder, name, document, {"version": 1, **about, **summary}, arrays)
+    made = about.get("made")
+    where = [Heading("Record"), Definitions(_record(made))] if made else []
+    below = [*where, Heading("How to reproduce it"), Code(about["command"])]
+    document = Document(title, [*blocks, *below], f"unfool analyze {name}")
+    write_document(folder, name, document, {"version": 1, **about, **summary}, records, arrays)
     return document
+
+
+def _record(made: Made) -> list[tuple[str, str]]:
+    told = started([made])
+    told.insert(1, ("duration", duration(made["seconds"])))
+    return told
 
 
 def _about_purification(summary: Mapping[str, Any]) -> str:
@@ -214,12 +256,12 @@ def _about_purification(summary: Mapping[str, Any]) -> str:
         f"Noise only is the defense's forward noise, of deviation {sigma:.3f} of [0, 1], with nothing "
         "taken away."
         if sigma
-        else "This purifier puts no noise on the picture, so there is no control of noise alone."
+        else "This purifier puts no noise on the image, so there is no control of noise alone."
     )
     return (
-        f"{summary['images']} pictures, {summary['draws']} draws of the defense's noise each, the same "
-        "for clean and attacked ones. Distances are to the clean picture; means over pictures with 95 % "
-        f"intervals. Right is the classifier on that picture, per draw. {noise}"
+        f"{summary['images']} images, {summary['draws']} draws of the defense's noise each, the same "
+        "for clean and attacked ones. Distances are to the clean image; means over images with 95 % "
+        f"intervals. Right is the classifier on that image, per draw. {noise}"
     )
 
 

@@ -1,20 +1,33 @@
 """The report of a certification: certified accuracy over the radius, and what it rests on."""
 
+from collections.abc import Sequence
+
 from unfool.certification import certificate
 from unfool.report import sentences
-from unfool.report.document import Document, Paragraph, Table
-from unfool.report.evaluation import how_to_reproduce, notices
+from unfool.report.document import Document, Heading, Items, Paragraph, Table, Tile, Tiles
+from unfool.report.evaluation import notices
 from unfool.report.figures.certification import certified_accuracy
-from unfool.report.formatting import cell, memory, percent
+from unfool.report.formatting import cell, interval, memory, percent
+from unfool.report.image_table import certified_table
+from unfool.report.record import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run
 
+NOT_TRIED = (
+    "Any attack: a certificate needs none, and says nothing of what lies beyond its radius.",
+    "Changes measured otherwise than in l2, and changes that no norm bounds.",
+    "A model that answers after a few draws, as one in use does.",
+    "Images other than those that the run took; poisoned training data, and changed weights.",
+)
+
 
 def write_report(run: Run) -> Summary:
-    """Write `report.json`, `report.md`, `report.html` and the figure into a certification's folder.
+    """Write the report into a certification's folder: pages, the figure, and numbers.
 
-    It may be unfinished; the report then says so.
+    These are `report.html`, `report.md`, `report.json`, `report.csv` (accuracy by radius), and
+    `images.json` and `images.csv` (what is proved of each image). It may be unfinished; the report
+    then says so.
 
     Returns:
         What `report.json` holds.
@@ -24,7 +37,9 @@ def write_report(run: Run) -> Summary:
         OSError: The folder cannot be written.
     """
     summary = certificate.summary(run)
-    write_document(run.folder, "report", whole(summary), summary)
+    document = whole(summary, run.manifest["classes"])
+    records = summary["certified"]
+    write_document(run.folder, "report", document, summary, records, images=summary["images"])
     return summary
 
 
@@ -33,8 +48,13 @@ def brief(summary: Summary) -> Document:
     return Document(headline(summary), [*notices(summary), _by_radius(summary), _readings(summary)])
 
 
-def whole(summary: Summary) -> Document:
-    """The whole report of what `certificate.summary` returned."""
+def whole(summary: Summary, classes: Sequence[str]) -> Document:
+    """The whole report.
+
+    Args:
+        summary: What `certificate.summary` returned.
+        classes: The names of the data set's classes.
+    """
     command = f"unfool certify spec.yaml --out runs/{summary['run']}-again"
     versions = summary["versions"] | {"images made by": "; ".join(summary["made_by"])}
     return Document(
@@ -42,23 +62,59 @@ def whole(summary: Summary) -> Document:
         [
             *notices(summary),
             Paragraph(_basis(summary)),
+            _tiles(summary),
             *map(Paragraph, _meaning(summary)),
+            Heading("What was not tried"),
+            Items(NOT_TRIED),
+            *record(summary["provenance"], summary["cost"]["seconds"], summary["n"]),
+            Heading("Certified accuracy"),
             _by_radius(summary),
             certified_accuracy(summary),
             _readings(summary),
-            *how_to_reproduce(summary, command, versions),
+            Heading("Image by image"),
+            certified_table(summary["images"], classes),
+            *how_to_reproduce(summary["spec"], command, versions),
         ],
         f"{sentences.overline(summary)}; run {summary['run']}",
     )
 
 
+def _tiles(summary: Summary) -> Tiles:
+    """The three numbers that a reader looks for first."""
+    share = next(row for row in summary["certified"] if row["radius"] == _radius(summary))
+    return Tiles(
+        [
+            Tile(
+                percent(share["accuracy"]),
+                f"certified and right at radius {share['radius']:g}",
+                f"95 % interval {interval(share)}",
+            ),
+            Tile(
+                percent(summary["clean"]["accuracy"]),
+                "right class in front, certified or not",
+                f"95 % interval {interval(summary['clean'])}",
+            ),
+            Tile(
+                f"{summary['mean_radius']:.3f}",
+                "mean certified radius",
+                f"of at most {summary['reach']:.3f} that the draws can prove",
+            ),
+        ]
+    )
+
+
+def _radius(summary: Summary) -> float:
+    """The radius that the headline is about."""
+    return 0.25 if summary["reach"] >= 0.25 else 0.0
+
+
 def headline(summary: Summary) -> str:
     """The result in one sentence."""
-    radius = 0.25 if summary["reach"] >= 0.25 else 0.0
+    radius = _radius(summary)
     share = next(row for row in summary["certified"] if row["radius"] == radius)
     change = f" under every change shorter than {radius:g} (l2, pixels in [0, 1])" if radius else ""
     right = percent(share["accuracy"])
-    return f"The smoothed classifier is certified to be right{change} on {right} of pictures."
+    return f"The smoothed classifier is certified to be right{change} on {right} of images."
 
 
 def _basis(summary: Summary) -> str:
@@ -68,7 +124,7 @@ def _basis(summary: Summary) -> str:
     votes = f", each answered by {paths['by']} of {paths['count']} purifications" if paths else ""
     return (
         f"95 % interval {100 * share['low']:.1f} to {100 * share['high']:.1f} %; {n} "
-        f"picture{'' if n == 1 else 's'}; noise of standard deviation {options['sigma']:g}; "
+        f"image{'' if n == 1 else 's'}; noise of standard deviation {options['sigma']:g}; "
         f"{options['n0']:,} draws to choose the answer and {options['n']:,} others to measure it"
         f"{votes}."
     )
@@ -80,8 +136,8 @@ def _meaning(summary: Summary) -> list[str]:
         "The certificate is of the smoothed classifier, whose answer is the class that leads over "
         "all of the noise, in Euclidean length. It says nothing of one draw, nor of a model that "
         "answers after a few, nor of changes measured otherwise.",
-        f"Each picture's certificate may be wrong with a chance of at most {alpha:g}, for the draws "
-        "are a sample; intervals are over pictures.",
+        f"Each image's certificate may be wrong with a chance of at most {alpha:g}, for the draws "
+        "are a sample; intervals are over images.",
     ]
 
 
@@ -103,9 +159,9 @@ def _readings(summary: Summary) -> Table:
         ["certified, but wrong", cell(summary["wrong"])],
         ["mean certified radius (0 if wrong or abstaining)", f"{summary['mean_radius']:.3f}"],
         ["largest radius the draws can prove", f"{summary['reach']:.3f}"],
-        ["time per picture", f"{cost['seconds_per_image']:.3g} s"],
-        ["denoiser calls per picture", f"{cost['nfe_forward'] / n:,.0f}"],
-        ["classifier calls per picture", f"{cost['classifier_forward'] / n:,.0f}"],
+        ["time per image", f"{cost['seconds_per_image']:.3g} s"],
+        ["denoiser calls per image", f"{cost['nfe_forward'] / n:,.0f}"],
+        ["classifier calls per image", f"{cost['classifier_forward'] / n:,.0f}"],
         ["peak memory", memory(cost["peak_bytes"])],
     ]
     return Table(["the smoothed classifier", "value"], lines)

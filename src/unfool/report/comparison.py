@@ -7,11 +7,26 @@ from typing import Any
 from xml.etree import ElementTree
 
 from unfool.evaluation.sweep import name_of
-from unfool.report.document import Block, Code, Document, Doubts, Paragraph, Style, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Document,
+    Doubts,
+    Heading,
+    Items,
+    Paragraph,
+    Style,
+    Table,
+    Tile,
+    Tiles,
+)
 from unfool.report.figures.comparison import paired_accuracy, title_of
-from unfool.report.formatting import cell, percent, points
+from unfool.report.formatting import cell, interval, percent, points
+from unfool.report.image_table import paired_table
+from unfool.report.record import both_records
 from unfool.report.write import write_document
-from unfool.results.compare import Comparison, Gate, Paired
+from unfool.results.compare import Comparison, Paired
+from unfool.results.gates import Gate
 from unfool.statistics import Mean
 
 VERSION = 1
@@ -22,13 +37,18 @@ ABOUT = (
     "draws is right in one run alone; p: the exact test of McNemar of these two counts."
 )
 
+IMAGE_BY_IMAGE = (
+    "How many of the held-out answers to each image are right in A, then in B. Choose what to show, or "
+    "click a heading to sort by the difference."
+)
+
 
 def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
     """What a terminal and a notebook show: the differences, the doubts, and the bounds.
 
     Args:
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
     """
     title, *opening = _opening(found)
     strong: dict[int, Style] = {
@@ -54,20 +74,39 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
 
     Args:
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
         command: How to make it again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
-    return Document(short.title, [*short.blocks, figure, Code(command)], "Two runs compared")
+    opening, (differences, *rest) = _opening(found)[1:], short.blocks[2:]
+    blocks = [
+        *map(Paragraph, opening),
+        _tiles(found),
+        *([Heading("What neither run tried"), Items(found.not_tried)] if found.not_tried else []),
+        Heading("Accuracy"),
+        differences,
+        *rest,
+        figure,
+        Heading("Image by image"),
+        Paragraph(IMAGE_BY_IMAGE, "note"),
+        paired_table(found.images),
+        Heading("Record"),
+        both_records(*found.provenance),
+        Heading("How to reproduce it"),
+        Code(command),
+    ]
+    return Document(short.title, blocks, "Two runs compared")
 
 
 def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
-    """Write `compare.json`, `compare.md`, `compare.html` and `compare.png` into a folder.
+    """Write `compare.html`, `.md`, `.png`, `.json` and `.csv` into a folder, and each image's fate.
+
+    That is in `images.json` and `images.csv`.
 
     Args:
         folder: Where to.
         found: What `results.compare.compare` returned.
-        kept: What `results.compare.gates` returned.
+        kept: What `results.gates.gates` returned.
         command: How to make it again.
 
     Raises:
@@ -79,7 +118,9 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
         asdict(gate) | {"found": gate.found._asdict(), "ok": gate.ok, "sure": gate.sure}
         for gate in kept
     ]
-    write_document(folder, "compare", whole(found, kept, command), numbers)
+    del numbers["images"]  # they have a file of their own
+    document = whole(found, kept, command)
+    write_document(folder, "compare", document, numbers, numbers["rows"], images=found.images)
 
 
 def junit(kept: Sequence[Gate]) -> bytes:
@@ -105,16 +146,24 @@ def junit(kept: Sequence[Gate]) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
 
-def describe_gate(gate: Gate) -> str:
-    """A gate and what became of it, in one sentence."""
+def describe_gate(gate: Gate, whose: str = " of B") -> str:
+    """A gate and what became of it, in one sentence.
+
+    Args:
+        gate: The gate.
+        whose: Words after "robust accuracy".
+    """
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
-        said = f"robust accuracy of B is {cell(share)}, at least {percent(gate.bound)} was asked"
+        said = f"robust accuracy{whose} is {cell(share)}, at least {percent(gate.bound)} was asked"
+        end = " of the lower end of the interval"
     else:
         said = (
             f"{gate.of} accuracy: A - B is {_points(gate.found)} points, at most "
             f"{100 * gate.bound:.1f} was asked"
         )
+        end = " of the upper end of the interval"
+    said += end if gate.strict else ""
     return said + ("" if gate.sure else "; the interval holds both sides of the bound")
 
 
@@ -134,6 +183,17 @@ def _opening(found: Comparison) -> list[str]:
         if where
         else "Both were asked the same, and made by the same versions.",
     ]
+
+
+def _tiles(found: Comparison) -> Tiles:
+    """The accuracy that counts in A and in B, and the difference."""
+    row = next((row for row in found.rows if row.name == "robust"), found.rows[0])
+    sides = [
+        Tile(percent(share.accuracy), f"{row.name} accuracy of {run}", interval(share._asdict()))
+        for run, share in (("A", row.a), ("B", row.b))
+    ]
+    change = points(row.change._asdict(), "+.1f").partition(" [")
+    return Tiles([*sides, Tile(change[0], "B - A, percentage points", f"[{change[2]}")])
 
 
 def _bound(gate: Gate) -> Paragraph:

@@ -74,8 +74,7 @@ def write_compression(
     if blind:
         said = (
             f"Power iteration never gets beyond the random direction: {', '.join(blind)}. Either no "
-            "direction is worse, or the purifier's gradient is masked and the adversarial rate is a lower "
-            "bound."
+            "direction is worse, or the purifier's gradient is masked, and the adversarial rate is too low."
         )
         blocks.append(Paragraph(said, "notice"))
     if skipped:

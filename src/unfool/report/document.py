@@ -5,9 +5,9 @@ A report is a function of a result that returns a `Document`. `render_terminal`,
 between backticks are code.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 Style = Literal["strong", "failed"]
 Kind = Literal["", "note", "notice", "warning"]
@@ -50,6 +50,18 @@ class Table:
     marks: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
 
+class Drawing(NamedTuple):
+    """A figure, drawn.
+
+    Attributes:
+        png: The bytes of a PNG file, on white.
+        svg: The same as an SVG element in the colors of the page that it stands on; empty for photos.
+    """
+
+    png: bytes
+    svg: str
+
+
 @dataclass(frozen=True)
 class Figure:
     """A figure. A terminal does not show it.
@@ -58,18 +70,18 @@ class Figure:
         file: Its file, seen from the folder of the report: `figures/accuracy.png`.
         title: What it shows; read out to who cannot see it.
         caption: How to read it.
-        png: The bytes of its file.
+        drawing: What is drawn.
     """
 
     file: str
     title: str
     caption: str
-    png: bytes
+    drawing: Drawing
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of few pixels, which a page enlarges without blur.
+class SmallImage:
+    """An image of few pixels, which a page enlarges without blur.
 
     Attributes:
         png: The bytes of its file, a pixel each.
@@ -83,16 +95,75 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Pictures(Figure):
-    """A figure that a page shows as a table of pictures instead.
+class ImageGrid(Figure):
+    """A figure that a page shows as a table of images instead.
 
     Attributes:
-        heads: The headings of the columns of pictures.
-        rows: Of each row, what stands before it, and its pictures.
+        heads: The headings of the columns of images.
+        rows: Of each row, what stands before it, and its images.
     """
 
     heads: Sequence[str] = ()
-    rows: Sequence[tuple[Sequence[str], Sequence[Picture]]] = ()
+    rows: Sequence[tuple[Sequence[str], Sequence[SmallImage]]] = ()
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image in an `ImageTable`.
+
+    Attributes:
+        cells: A text for each column.
+        values: What each column is sorted by.
+        right: Of each column, whether it tells of a right answer; None if it tells of none.
+        tags: The filters that let it through, besides that which lets all through.
+        images: Its versions by heading, shown on demand.
+    """
+
+    cells: Sequence[str]
+    values: Sequence[float | str]
+    right: Sequence[bool | None]
+    tags: Collection[str]
+    images: Sequence[tuple[str, SmallImage]] = ()
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """The images of a run, which a page sorts and filters. A terminal does not show them.
+
+    Attributes:
+        heads: The headings of the columns.
+        rows: The images.
+        filters: By title, the tags that a reader chooses from, with what each is called.
+        file: The file beside the page that holds all of them.
+        of: How many that file holds.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[ImageRow]
+    filters: Mapping[str, Mapping[str, str]]
+    file: str
+    of: int
+
+
+class Tile(NamedTuple):
+    """A number that stands out.
+
+    Attributes:
+        value: The number.
+        title: What it is.
+        note: Its interval, or what it rests on.
+    """
+
+    value: str
+    title: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """The numbers that a reader looks for first. A terminal does not show them."""
+
+    tiles: Sequence[Tile]
 
 
 @dataclass(frozen=True)
@@ -132,12 +203,14 @@ class Doubts:
         unchecked: What could not be checked yet.
     """
 
-    found: Sequence[Mapping[str, str]]
+    found: Sequence[Mapping[str, Any]]
     checked: Sequence[str] = ()
     unchecked: Sequence[str] = ()
 
 
-Block = Heading | Paragraph | Table | Figure | Code | Items | Definitions | Doubts
+Block = (
+    Heading | Paragraph | Table | Figure | ImageTable | Tiles | Code | Items | Definitions | Doubts
+)
 
 
 @dataclass(frozen=True)
@@ -160,4 +233,5 @@ class Document:
         return [block for block in self.blocks if isinstance(block, Figure)]
 
 
-NOT_CHECKED = "Not checked, as no picture of those the model itself is examined on is done yet:"
+EXPLAINED = "https://github.com/unfool/unfool/blob/main/docs/doubts.md"  # a heading for each doubt
+NOT_CHECKED = "Not checked, as no image of those the model itself is examined on is done yet:"

@@ -1,35 +1,41 @@
 """The report of an evaluation, whole and in short."""
 
-from collections.abc import Mapping
-from typing import Any
-
-import yaml
+from collections.abc import Sequence
 
 from unfool.report import evaluation_tables as tables
 from unfool.report import sentences
 from unfool.report.document import (
     Block,
-    Code,
     Definitions,
     Document,
     Doubts,
     Heading,
+    Items,
     Paragraph,
     Table,
+    Tile,
+    Tiles,
 )
+from unfool.report.evaluation_tables import weakest_bare
 from unfool.report.figures import evaluation as figures
 from unfool.report.figures import examples
-from unfool.report.figures.examples import Gallery
+from unfool.report.figures.examples import Gallery, small_images
+from unfool.report.formatting import Share, interval, percent
+from unfool.report.image_table import image_table
+from unfool.report.record import how_to_reproduce, record
 from unfool.report.write import write_document
-from unfool.results.report_json import Summary
+from unfool.results.image_records import ImageRecord, image_records
+from unfool.results.report_json import CertificationSummary, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
 
 
 def write_report(run: Run) -> Summary:
-    """Write `report.json`, `report.md`, `report.html` and `figures/*.png` into the run's folder.
+    """Write the report into the run's folder: pages, figures, and numbers as JSON and CSV.
 
-    The run may be unfinished; the report then says so.
+    These are `report.html`, `report.md`, `report.json`, `report.csv` (the table of accuracies),
+    `images.json` and `images.csv` (what became of each image), and `figures/*.png`. The run may be
+    unfinished; the report then says so.
 
     Returns:
         What `report.json` holds.
@@ -39,11 +45,13 @@ def write_report(run: Run) -> Summary:
         OSError: The folder cannot be written.
     """
     summary = summarize_run(run)
-    write_document(run.folder, "report", whole(summary, Gallery.of(run)), summary)
+    images = image_records(run.outcomes(), run.manifest["classes"])
+    document = whole(summary, Gallery.of(run), images)
+    write_document(run.folder, "report", document, summary, tables.records(summary), images=images)
     return summary
 
 
-def brief(summary: Mapping[str, Any]) -> Document:
+def brief(summary: Summary) -> Document:
     """What a terminal and a notebook show: the result, the accuracies and the doubts."""
     return Document(
         sentences.headline(summary),
@@ -58,12 +66,13 @@ def brief(summary: Mapping[str, Any]) -> Document:
     )
 
 
-def whole(summary: Mapping[str, Any], gallery: Gallery | None) -> Document:
+def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecord]) -> Document:
     """The whole report.
 
     Args:
         summary: What `summarize_run` returned.
-        gallery: The pictures that the run kept.
+        gallery: The images that the run kept.
+        images: What became of each image.
     """
     quality, ladder = tables.quality(summary), tables.ladder(summary)
     again, known = tables.resubmission(summary), tables.knowing(summary)
@@ -74,8 +83,14 @@ def whole(summary: Mapping[str, Any], gallery: Gallery | None) -> Document:
         [
             *notices(summary),
             Paragraph(sentences.basis(summary)),
+            tiles(summary),
             Paragraph(" ".join(sentences.lead(summary))),
+            Heading("Threat model"),
+            Definitions(list(summary["threat_model"].items())),
+            Heading("What was not tried"),
+            Items(summary["not_tried"]),
             Doubts(tables.doubts(summary), *sentences.checks(summary)),
+            *record(summary["provenance"], summary["cost"]["seconds"], summary["n"]),
             *_section("Accuracy", tables.accuracy(summary)),
             Definitions(_meanings(summary)),
             Paragraph(" ".join(sentences.about_accuracy(summary)), "note"),
@@ -85,48 +100,47 @@ def whole(summary: Mapping[str, Any], gallery: Gallery | None) -> Document:
             *([figures.loss_curves(summary)] if summary.get("loss_curves") else []),
             *_section("Submitted again", again, sentences.RESUBMISSION),
             *([figures.resubmission(summary)] if again.rows else []),
-            Heading("Threat model"),
-            Definitions(list(summary["threat_model"].items())),
-            *(_pictures(gallery) if gallery is not None else []),
-            *_section("Distance to the clean pictures", quality, sentences.QUALITY),
+            *(_images(gallery) if gallery is not None else []),
+            Heading("Image by image"),
+            Paragraph(sentences.IMAGE_BY_IMAGE, "note"),
+            image_table(images, small_images(gallery) if gallery is not None else {}),
+            *_section("Distance to the clean images", quality, sentences.QUALITY),
             *_section("By class", tables.classes(summary), sentences.about_classes(summary)),
             figures.classes(summary),
             *_section("Cost", tables.costs(summary), sentences.COST),
-            *how_to_reproduce(summary, command, versions),
+            *how_to_reproduce(summary["spec"], command, versions),
         ],
         f"{sentences.overline(summary)}; run {summary['run']}",
     )
 
 
-def notices(summary: Mapping[str, Any]) -> list[Paragraph]:
+def tiles(summary: Summary) -> Tiles:
+    """The three numbers that a reader looks for first."""
+    clean, robust = summary["clean"]["per_draw"], summary["robust"]
+    found = [_tile(clean, "accuracy on clean images")]
+    if summary["attacks"]:
+        found.append(_tile(robust["per_draw"], "accuracy under the attack that counts"))
+        if len(tables.columns(summary)) > 2:
+            found.append(_tile(robust["all_draws"], f"robust with all {robust['k']} answers right"))
+    elif "corrupted" in summary:
+        found.append(_tile(summary["corrupted"]["per_draw"], "accuracy on corrupted images"))
+    if len(found) < 3 and "undefended" in robust:
+        bare = weakest_bare(summary)[1] if summary["attacks"] else robust["undefended"]
+        found.append(_tile(bare, "accuracy without the defense, in the worst case"))
+    images = f"of {summary['of']} that were asked for"
+    found = found if len(found) > 2 else [*found, Tile(str(summary["n"]), "images", images)]
+    return Tiles(found[:3])
+
+
+def _tile(share: Share, title: str) -> Tile:
+    return Tile(percent(share["accuracy"]), title, f"95 % interval {interval(share)}")
+
+
+def notices(summary: Summary | CertificationSummary) -> list[Paragraph]:
     """What stands before all else: that a run is not finished, or not to be believed."""
     unfinished, warning = sentences.unfinished(summary), sentences.warning(summary)
     found = [Paragraph(unfinished, "notice")] if unfinished else []
     return found + ([Paragraph(warning, "warning")] if warning else [])
-
-
-def how_to_reproduce(
-    summary: Mapping[str, Any], command: str, versions: Mapping[str, str]
-) -> list[Block]:
-    """How to run it again, the spec as it may be saved, and the versions that made the report.
-
-    Args:
-        summary: Of a run.
-        command: What to type, with the spec saved as `spec.yaml`.
-        versions: What made the run, by name.
-    """
-    said = f"Save the spec below as `spec.yaml`, then run `{command}`."
-    if function := summary["spec"].get("python"):
-        said = f"`{function}` was called from Python, with objects that the spec below describes."
-    spec = yaml.safe_dump(summary["spec"], sort_keys=False, allow_unicode=True, width=88)
-    return [
-        Heading("How to reproduce it"),
-        Paragraph(said),
-        Code(spec, "yaml"),
-        Paragraph("To rebuild this report from the run's folder, run `unfool report FOLDER`."),
-        Heading("Versions"),
-        Definitions(list(versions.items())),
-    ]
 
 
 def _section(title: str, table: Table, about: str = "") -> list[Block]:
@@ -135,13 +149,13 @@ def _section(title: str, table: Table, about: str = "") -> list[Block]:
     return [Heading(title), table, *note] if table.rows else []
 
 
-def _pictures(gallery: Gallery) -> list[Block]:
-    drawn = [examples.pictures(gallery)]
+def _images(gallery: Gallery) -> list[Block]:
+    drawn = [examples.image_grid(gallery)]
     drawn += [examples.confidence(gallery)] if "times" in gallery.arrays else []
-    return [Heading("Pictures"), *drawn]
+    return [Heading("Images"), *drawn]
 
 
-def _meanings(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _meanings(summary: Summary) -> list[tuple[str, str]]:
     """What each column is, and the row that counts."""
     found = [(column.title, column.meaning) for column in tables.columns(summary)]
     return found + ([("robust", sentences.ROBUST)] if summary["attacks"] else [])

@@ -6,6 +6,7 @@ from typing import Any
 
 from unfool.report.document import Table
 from unfool.report.formatting import Share, cell, duration, mean, memory, points
+from unfool.results.report_json import ClassRow, DoubtEntry, Readings, ShareEntry, Summary
 from unfool.results.threat_model import known_words
 
 SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
@@ -43,17 +44,17 @@ class TableRow:
     marks: tuple[int, ...]
 
 
-def doubts(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+def doubts(summary: Summary) -> list[DoubtEntry]:
     """The doubts, the red ones first: the order in which they are numbered."""
     return sorted(summary["doubts"], key=lambda doubt: doubt["severity"] != "red")
 
 
-def columns(summary: Mapping[str, Any]) -> list[Column]:
+def columns(summary: Summary) -> list[Column]:
     """The readings that say something: one, if the model answers alike at every draw."""
     k = summary["robust"]["k"]
     found = []
     if "undefended" in summary["robust"]:
-        meaning = "the same pictures, shown to the classifier without its defense"
+        meaning = "the same images, shown to the classifier without its defense"
         if summary["attacks"]:
             meaning += "; in the row robust, under whichever attack hurts it most"
         found.append(Column("undefended", "undefended", meaning))
@@ -69,26 +70,22 @@ def columns(summary: Mapping[str, Any]) -> list[Column]:
     ]
 
 
-def rows(summary: Mapping[str, Any]) -> list[TableRow]:
+def rows(summary: Summary) -> list[TableRow]:
     """The conditions: clean, random noise, each attack, and the attack that counts."""
-    table = [("clean", "clean", summary["clean"])]
+    table: list[tuple[str, str, Readings]] = [("clean", "clean", summary["clean"])]
     if "random" in summary:
         table.append(("random", "random noise", summary["random"]))
     table += [(attack["name"], attack["name"], attack["robust"]) for attack in summary["attacks"]]
     if summary["attacks"]:
         table.append(("robust", "robust", summary["robust"]))
         if "undefended" in summary["robust"]:
-            table[-1] = (
-                "robust",
-                "robust",
-                {**summary["robust"], "undefended": weakest_bare(summary)[1]},
-            )
+            bare: ShareEntry = weakest_bare(summary)[1]
+            table[-1] = ("robust", "robust", {**summary["robust"], "undefended": bare})
     table += [(row["name"], row["name"], row["robust"]) for row in summary.get("unbounded", [])]
     corruptions = summary.get("corruptions", [])
     table += [(row["name"], row["name"], row["robust"]) for row in corruptions]
-    if corruptions:
-        title = "corrupted, on average"
-        table.append(("corrupted", title, summary["corrupted"]))
+    if "corrupted" in summary:
+        table.append(("corrupted", "corrupted, on average", summary["corrupted"]))
     keys = [column.key for column in columns(summary)]
     return [
         TableRow(name, title, {key: shares[key] for key in keys}, _marks(summary, name, shares))
@@ -96,7 +93,7 @@ def rows(summary: Mapping[str, Any]) -> list[TableRow]:
     ]
 
 
-def accuracy(summary: Mapping[str, Any]) -> Table:
+def accuracy(summary: Summary) -> Table:
     """Accuracy under every condition; marked are those that a doubt is about."""
     heads, lines = columns(summary), rows(summary)
     return Table(
@@ -107,13 +104,23 @@ def accuracy(summary: Mapping[str, Any]) -> Table:
     )
 
 
-def classes(summary: Mapping[str, Any]) -> Table:
+def records(summary: Summary) -> list[dict[str, Any]]:
+    """The table of accuracies as numbers: a row per condition and reading."""
+    return [
+        {"condition": line.name, "reading": key, "n": summary["n"], "k": summary["robust"]["k"]}
+        | {bound: share[bound] for bound in ("accuracy", "low", "high")}
+        for line in rows(summary)
+        for key, share in line.shares.items()
+    ]
+
+
+def classes(summary: Summary) -> Table:
     """Accuracy of each class; of many classes, the least robust ones."""
     keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
     body = [
         [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
     ]
-    return Table(["class", "pictures", *keys], body)
+    return Table(["class", "images", *keys], body)
 
 
 QUALITY = (
@@ -124,14 +131,14 @@ QUALITY = (
 )
 
 
-def quality(summary: Mapping[str, Any]) -> Table:
-    """How far pictures are from the clean ones: headings, and a line per condition; maybe none."""
+def quality(summary: Summary) -> Table:
+    """How far images are from the clean ones: headings, and a line per condition; maybe none."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
     metrics = [
         m for m in QUALITY if any(m[0] in line.get(when, {}) for line in lines for when, _ in whens)
     ]
-    heads = ["pictures", *(name + told for _, name, _ in metrics for _, told in shown)]
+    heads = ["images", *(name + told for _, name, _ in metrics for _, told in shown)]
     titles = {row.name: row.title for row in rows(summary)}
     body = [
         [titles[line["name"]]]
@@ -145,7 +152,7 @@ def quality(summary: Mapping[str, Any]) -> Table:
     return Table(heads, body)
 
 
-def ladder(summary: Mapping[str, Any]) -> Table:
+def ladder(summary: Summary) -> Table:
     """What the attacker has after each attack: headings, and a line per attack; none of one."""
     rungs = summary.get("by_attack", [])
     heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
@@ -157,7 +164,7 @@ def ladder(summary: Mapping[str, Any]) -> Table:
     return Table(titles, body if len(rungs) > 1 else [])
 
 
-def knowing(summary: Mapping[str, Any]) -> Table:
+def knowing(summary: Summary) -> Table:
     """Accuracy with some of the noise known: headings, and a line per attack; maybe none.
 
     First stand the attacks, without such knowledge, that they are compared with.
@@ -174,7 +181,9 @@ def knowing(summary: Mapping[str, Any]) -> Table:
             row["name"],
             known_words(row["knows"]),
             cell(row["robust"]["per_draw"]),
-            points(row["gap"], unit=" points") + f" ({row['beside']})" if "gap" in row else "-",
+            points(row["gap"], unit=" points") + f" ({row['beside']})"
+            if "gap" in row and "beside" in row
+            else "-",
         ]
         for row in table
     ]
@@ -182,7 +191,7 @@ def knowing(summary: Mapping[str, Any]) -> Table:
     return Table(heads, body)
 
 
-def resubmission(summary: Mapping[str, Any]) -> Table:
+def resubmission(summary: Summary) -> Table:
     """How often all of m answers are right: headings, and a line for 1, 2, 4, ... submissions."""
     curve = summary.get("resubmission", {})
     names = [name for name in SUBMITTED if name in curve]
@@ -194,8 +203,8 @@ def resubmission(summary: Mapping[str, Any]) -> Table:
     return Table(["submissions", *(SUBMITTED[name] for name in names)], body)
 
 
-def costs(summary: Mapping[str, Any]) -> Table:
-    """What the evaluation cost, in all and per picture."""
+def costs(summary: Summary) -> Table:
+    """What the evaluation cost, in all and per image."""
     cost, n = summary["cost"], summary["n"]
     names = {
         "nfe_forward": "denoiser, forward calls",
@@ -207,15 +216,15 @@ def costs(summary: Mapping[str, Any]) -> Table:
     lines = [
         *found,
         ("time", duration(cost["seconds"]), f"{cost['seconds'] / n:.3g} s"),
-        ("pictures per second", f"{cost['images_per_second']:.3g}", ""),
+        ("images per second", f"{cost['images_per_second']:.3g}", ""),
         ("peak memory", memory(cost["peak_bytes"]), ""),
         *_against(summary),
     ]
-    return Table(["cost", "in all", "per picture"], lines)
+    return Table(["cost", "in all", "per image"], lines)
 
 
-def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """What was forecast for as many pictures, and what it took of that."""
+def _against(summary: Summary) -> list[tuple[str, str, str]]:
+    """What was forecast for as many images, and what it took of that."""
     told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
     if not told:
         return []
@@ -228,18 +237,19 @@ def _against(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     ]
 
 
-def weakest_bare(summary: Mapping[str, Any]) -> tuple[str, Share]:
+def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
     """What hurts the classifier without its defense most, and how often that is still right.
 
     The attack that counts against the defense may be harmless to the classifier alone; to set the
     two side by side would make the defense look worthless.
     """
-    found = [("the attack that counts", summary["robust"]["undefended"])]
-    found += [(attack["name"], attack["robust"]["undefended"]) for attack in summary["attacks"]]
+    told = [("the attack that counts", summary["robust"])]
+    told += [(attack["name"], attack["robust"]) for attack in summary["attacks"]]
+    found = [(name, row["undefended"]) for name, row in told if "undefended" in row]
     return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
 
 
-def weakest(summary: Mapping[str, Any], most: int = 30) -> list[dict[str, Any]]:
+def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
     """The classes in their own order; if there are more than `most`, the least robust ones."""
     classes = summary["classes"]
     if len(classes) <= most:
@@ -247,7 +257,7 @@ def weakest(summary: Mapping[str, Any], most: int = 30) -> list[dict[str, Any]]:
     return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
 
 
-def _one_reading(summary: Mapping[str, Any]) -> bool:
+def _one_reading(summary: Summary) -> bool:
     robust = summary["robust"]
     if robust["k"] == 1:
         return True
@@ -261,7 +271,7 @@ def _one_reading(summary: Mapping[str, Any]) -> bool:
     )
 
 
-def _marks(summary: Mapping[str, Any], name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
+def _marks(summary: Summary, name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
     """The doubts about a row: all of them about the one that counts, else those that speak of it."""
     without = "corrupted" if summary.get("corruptions") else "clean"
     if name == ("robust" if summary["attacks"] else without):

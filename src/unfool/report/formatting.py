@@ -11,6 +11,11 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
+def interval(share: Share) -> str:
+    """The interval of a share: `64.9 to 77.6 %`."""
+    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %"
+
+
 def cell(share: Share) -> str:
     """A share with its interval: `71.7 % [64.9, 77.6]`."""
     return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
@@ -25,7 +30,7 @@ def mean(value: Mapping[str, float | None] | None, digits: str) -> str:
     return f"{value['mean']:{digits}} [{value['low']:{digits}}, {value['high']:{digits}}]"
 
 
-def points(change: Mapping[str, float], digits: str = ".1f", unit: str = "") -> str:
+def points(change: Mapping[str, Any], digits: str = ".1f", unit: str = "") -> str:
     """A difference of shares in percentage points: `3.1 [-0.4, 6.6]`."""
     middle, low, high = (round(100 * change[k], 1) + 0.0 for k in ("mean", "low", "high"))
     return f"{middle:{digits}}{unit} [{low:{digits}}, {high:{digits}}]"

@@ -4,20 +4,31 @@ How a page looks is in `page.html`, how each kind of block looks in `blocks.html
 """
 
 import base64
+import hashlib
 import re
 import struct
+from collections.abc import Sequence
+from importlib import resources
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
-from unfool.report.document import NOT_CHECKED, Document
+from unfool.report.document import EXPLAINED, NOT_CHECKED, Document, Drawing
 
 SCALE = 1.7  # pixels of a figure's file to a pixel of the page
 
 
-def to_html(document: Document) -> str:
-    """The document as a page: no script, no other file."""
-    return _environment().get_template("page.html").render(document=document)
+def to_html(document: Document, files: Sequence[str] = ()) -> str:
+    """The document as a page. It loads no other file, and runs no script but its own.
+
+    Args:
+        document: The report.
+        files: What lies beside the page, to be linked.
+    """
+    script = resources.files("unfool.report").joinpath("page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = _environment().get_template("page.html")
+    return page.render(document=document, files=files, script=Markup(script), digest=digest)
 
 
 def to_fragment(document: Document) -> str:
@@ -34,12 +45,13 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals["not_checked"] = NOT_CHECKED
+    environment.globals |= {"not_checked": NOT_CHECKED, "explained": EXPLAINED}
     environment.filters |= {
         "kind": lambda block: type(block).__name__,
         "text": _text,
         "interval": _interval,
         "embedded": _embedded,
+        "drawn": _drawn,
     }
     return environment
 
@@ -68,3 +80,12 @@ def _embedded(png: bytes) -> tuple[str, int, int]:
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return source, round(width / SCALE), round(height / SCALE)
+
+
+def _drawn(drawing: Drawing, title: str) -> Markup:
+    """A figure as an element of the page, as wide as its file, read out by its title."""
+    _, width, _ = _embedded(drawing.png)
+    head, rest = drawing.svg.split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    named = Markup(' class="figure" style="width: {}px" role="img" aria-label="{}">')
+    return Markup(head) + named.format(width, title) + Markup(rest)

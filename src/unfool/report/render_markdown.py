@@ -40,6 +40,12 @@ def _block(block: doc.Block) -> str:
             return f"Made by `{text}`"
         case doc.Code(text, language):
             return f"```{language}\n{text.rstrip()}\n```"
+        case doc.ImageTable(file=file):
+            return (
+                f"What became of each image: [{file}.csv]({file}.csv), [{file}.json]({file}.json)"
+            )
+        case doc.Tiles(tiles):
+            return "\n".join(f"- **{each.value}** {each.title} ({each.note})" for each in tiles)
         case doc.Items(texts):
             return _list(texts)
         case doc.Definitions(pairs):
@@ -60,7 +66,8 @@ def _table(table: doc.Table) -> str:
 def _doubts(doubts: doc.Doubts) -> str:
     parts = ["## Doubts"]
     numbered = [
-        f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {_text(doubt['why'])}"
+        f"{number}. **{doubt['severity']}: {quote(doubt['name'])}**: {_text(doubt['why'])} "
+        f"([explained]({doc.EXPLAINED}#{doubt['name'].partition(' ')[0]}))"
         for number, doubt in enumerate(doubts.found, 1)
     ]
     if numbered:

@@ -1,11 +1,10 @@
 """What a summary says, in sentences that a reader who knows no diffusion model understands."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
 from unfool.report.formatting import cell, complement, percent
 from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
+from unfool.results.report_json import CertificationSummary, DoubtEntry, Summary
+from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
 
@@ -14,10 +13,10 @@ CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
     "zero-gradient": "the gradient that attacks climb is finite and not nearly zero",
     "gradient-disagrees": "over a small step the loss rises as the gradient says",
-    "clamped": "on most pictures, all but a tenth of the pixels have some gradient",
+    "clamped": "on most images, all but a tenth of the pixels have some gradient",
     "batch-matters": "an answer does not depend on the batch",
-    "mixed-versions": "all pictures were done by the same versions",
-    "images-unchanged": "attacks that see the whole model changed the pictures they did not break",
+    "mixed-versions": "all images were done by the same versions",
+    "images-unchanged": "attacks that see the whole model changed the images they did not break",
     "random-model-eot-1": "attacks on a random model average over more than one draw",
     "eot-gradients-disagree": "the draws of a step (EOT) are enough for its gradient to be no noise",
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
@@ -29,30 +28,34 @@ CHECKED = {
     "no-adaptive-attack": "some attack differentiates through the defense",
     "unknown-attack": "attacks that are not of unfool have one beside them that is",
     "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
-    "no-better-than-guessing": "the classifier is better than guessing on clean pictures",
+    "no-better-than-guessing": "the classifier is better than guessing on clean images",
     "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
     "more-logits-than-classes": "the model tells no more classes apart than the data set has",
-    "classes-missing": "there are pictures of every class, where there are as many pictures",
+    "classes-missing": "there are images of every class, where there are as many images",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
-    "few-draws": "if it is wider than 10 points, it is the pictures that make it so, not the draws",
+    "few-draws": "if it is wider than 10 points, it is the images that make it so, not the draws",
 }
 QUALITY = (
-    "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer a picture is to the "
-    "clean one (100 dB, 1 and 0 for the same picture); means over the pictures, at one draw of the "
+    "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer an image is to the "
+    "clean one (100 dB, 1 and 0 for the same image); means over the images, at one draw of the "
     "purifier. In brackets: 95 % intervals (Student's t)."
 )
 KNOWING = (
     "The attacker knows what noise the defense will draw, and is judged on that noise. The gap is how "
     "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
-    "the pictures (Student's t). These rows do not count in the row robust."
+    "the images (Student's t). These rows do not count in the row robust."
+)
+IMAGE_BY_IMAGE = (
+    "How many of the held-out answers to each image are right; \u2713 where the true class leads. Choose "
+    "what to show, or click a heading to sort. Images that the run kept open on demand."
 )
 RESUBMISSION = (
-    "How often all answers are right if the same picture is submitted so many times; an attacker needs "
-    "one that is wrong. What clean pictures lose in this way is no attacker's doing: only what lies "
-    "below them is. In brackets: 95 % intervals over pictures and draws."
+    "How often all answers are right if the same image is submitted so many times; an attacker needs "
+    "one that is wrong. What clean images lose in this way is no attacker's doing: only what lies "
+    "below them is. In brackets: 95 % intervals over images and draws."
 )
-ROBUST = "of each picture, the attack that did best on the attacker's own draws"
-COST = "A call is one picture through one network once, with every draw, step and restart counted."
+ROBUST = "of each image, the attack that did best on the attacker's own draws"
+COST = "A call is one image through one network once, with every draw, step and restart counted."
 OF_ATTACKS = (
     "zero-gradient",
     "gradient-disagrees",
@@ -80,18 +83,18 @@ PROBED = (
 )
 
 
-def overline(summary: Mapping[str, Any]) -> str:
+def overline(summary: Summary | CertificationSummary) -> str:
     """What was evaluated: the defense, the classifier and the data, by name."""
     spec = summary["spec"]
     model = str(spec["classifier"].get("weights") or spec["classifier"]["name"])
-    if spec.get("purifier"):
-        model = f"{spec['purifier']['name']} before {model}"
+    if purifier := spec.get("purifier"):
+        model = f"{purifier['name']} before {model}"
     return f"{model}, on {spec['data']['name']}"
 
 
-def headline(summary: Mapping[str, Any]) -> str:
+def headline(summary: Summary) -> str:
     """The result in one sentence."""
-    if not summary["attacks"] and summary.get("corruptions"):
+    if not summary["attacks"] and "corrupted" in summary:
         kinds, right = len(summary["corruptions"]), summary["corrupted"]["per_draw"]["accuracy"]
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
         return f"Under {over} the model is right {percent(right)} of the time."
@@ -102,49 +105,47 @@ def headline(summary: Mapping[str, Any]) -> str:
     threat = summary["threat"]
     change = {
         "linf": f"change every pixel by up to {eps_words(threat['eps'])}",
-        "l2": f"change the picture by up to {threat['eps']:.4g} in Euclidean length",
+        "l2": f"change the image by up to {threat['eps']:.4g} in Euclidean length",
         "l1": f"change its values by up to {threat['eps']:.4g} in sum",
         "l0": f"change up to {100 * threat['eps']:.4g} % of the pixels at will",
     }[threat["norm"]]
     attacks = roles(summary["spec"]["attacks"]).attacks
     if not attacks[0].get("bounded", True):
-        change = "change the picture as " + " or ".join(row["name"] for row in attacks) + " does"
+        change = "change the image as " + " or ".join(row["name"] for row in attacks) + " does"
     through = complement(summary["robust"]["per_draw"])["accuracy"]
-    what = "pictures" if _single(summary) else "attempts"
+    what = "images" if _single(summary) else "attempts"
     knows = _knows(summary["spec"])
     return f"An attacker who {knows} and may {change} gets through on {percent(through)} of {what}."
 
 
-def basis(summary: Mapping[str, Any]) -> str:
-    """What the headline rests on: its interval and the number of pictures."""
+def basis(summary: Summary) -> str:
+    """What the headline rests on: its interval and the number of images."""
     n, k = summary["n"], summary["robust"]["k"]
     answers = "" if k == 1 else f", {k} held-out answers to each"
-    if not summary["attacks"] and summary.get("corruptions"):
+    if not summary["attacks"] and "corrupted" in summary:
         right = summary["corrupted"]["per_draw"]
         interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
-        return f"95 % interval {interval}; {_pictures(n)}{answers}."
+        return f"95 % interval {interval}; {_images(n)}{answers}."
     if not summary["attacks"]:
-        return f"{_pictures(n)}{answers}."
+        return f"{_images(n)}{answers}."
     through = complement(summary["robust"]["per_draw"])
     interval = f"{100 * through['low']:.1f} to {100 * through['high']:.1f} %"
-    return f"95 % interval {interval}; {_pictures(n)}{answers}."
+    return f"95 % interval {interval}; {_images(n)}{answers}."
 
 
-def lead(summary: Mapping[str, Any]) -> list[str]:
+def lead(summary: Summary) -> list[str]:
     """What else a reader must know before quoting the headline, a sentence each."""
     robust, clean = summary["robust"], summary["clean"]["per_draw"]
     if not summary["attacks"]:
-        said = [f"On clean pictures the model is right {cell(clean)} of the time."]
-        if summary.get("corruptions"):
-            if bare := summary["corrupted"].get("undefended"):
+        said = [f"On clean images the model is right {cell(clean)} of the time."]
+        if "corrupted" in summary:
+            bare, corrupted = (summary[key].get("undefended") for key in ("clean", "corrupted"))
+            if bare and corrupted:
                 said.append(
-                    "Without its defense the classifier is right on "
-                    f"{cell(summary['clean']['undefended'])} of the clean images "
-                    f"and {cell(bare)} of the corrupted ones."
+                    f"Without its defense the classifier is right on {cell(bare)} of the clean images "
+                    f"and {cell(corrupted)} of the corrupted ones."
                 )
-            said.append(
-                "No attacker chose these pictures: they say nothing about robustness to one."
-            )
+            said.append("No attacker chose these images: they say nothing about robustness to one.")
         return said
     said = [
         f"Without an attack the model is right {cell(clean)} of the time, under attack "
@@ -155,23 +156,24 @@ def lead(summary: Mapping[str, Any]) -> list[str]:
         worst, majority = complement(robust["all_draws"]), complement(robust["majority"])
         idle = cell(complement(summary["clean"]["all_draws"]))
         said.append(
-            f"An attacker who may submit the same picture {k} times gets through on {cell(worst)} of "
-            f"the pictures (with clean ones, on {idle}); if the class with most of {k} "
+            f"An attacker who may submit the same image {k} times gets through on {cell(worst)} of "
+            f"the images (with clean ones, on {idle}); if the class with most of {k} "
             f"draws is the answer (a tie is none), they get through on {cell(majority)}."
         )
     if "undefended" in robust:
         name, bare = weakest_bare(summary)
         said.append(
-            f"The classifier without its defense is wrong on {cell(complement(bare))} of the pictures "
+            f"The classifier without its defense is wrong on {cell(complement(bare))} of the images "
             f"under {name}."
         )
     said.append("These are the attacks that were tried: a better one can only raise the number.")
     return said
 
 
-def warning(summary: Mapping[str, Any]) -> str | None:
+def warning(summary: Summary | CertificationSummary) -> str | None:
     """What stands beside the headline when it must not be quoted as it is."""
-    red = sum(doubt["severity"] == "red" for doubt in summary.get("doubts", []))
+    doubts: list[DoubtEntry] = summary.get("doubts", [])  # a certification has none
+    red = sum(doubt["severity"] == "red" for doubt in doubts)
     if not red:
         return None
     told = "One red doubt is" if red == 1 else f"{red} red doubts are"
@@ -180,39 +182,37 @@ def warning(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def unfinished(summary: Mapping[str, Any]) -> str | None:
+def unfinished(summary: Summary | CertificationSummary) -> str | None:
     """What stands at the top of the report of a run that is not done."""
     if summary["n"] >= summary["of"]:
         return None
     return (
-        f"This run is not finished: {summary['n']} of {summary['of']} pictures are done. The numbers "
+        f"This run is not finished: {summary['n']} of {summary['of']} images are done. The numbers "
         "are of those alone. Run the same command again to go on where it stopped; if it is one of "
         "several shards, merge it with the others."
     )
 
 
-def _scatter(summary: Mapping[str, Any]) -> str | None:
+def _scatter(summary: Summary) -> str | None:
     """How far the model contradicts itself; None if it always answers alike."""
     if _single(summary):
         return None
     flips = cell(summary["flip_rate"])
-    return (
-        f"On clean pictures, {flips} of the answers differ from most answers to the same picture."
-    )
+    return f"On clean images, {flips} of the answers differ from most answers to the same image."
 
 
-def _broken(summary: Mapping[str, Any]) -> str | None:
-    """Which attack broke how many pictures; None without attacks."""
+def _broken(summary: Summary) -> str | None:
+    """Which attack broke how many images; None without attacks."""
     if not summary["attacks"]:
         return None
     each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
     return (
-        "Pictures answered rightly by the majority when clean and wrongly under the attack that "
+        "Images answered rightly by the majority when clean and wrongly under the attack that "
         f"counts: {each}."
     )
 
 
-def about_accuracy(summary: Mapping[str, Any]) -> list[str]:
+def about_accuracy(summary: Summary) -> list[str]:
     """What else the table of accuracies says, a sentence each."""
     said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
     if summary["doubts"]:
@@ -220,7 +220,7 @@ def about_accuracy(summary: Mapping[str, Any]) -> list[str]:
     return [text for text in (*said, _broken(summary), _scatter(summary)) if text]
 
 
-def about_classes(summary: Mapping[str, Any]) -> str:
+def about_classes(summary: Summary) -> str:
     """Which classes the table shows; nothing if it shows all."""
     shown, many = len(weakest(summary)), len(summary["classes"])
     if shown == many:
@@ -228,21 +228,21 @@ def about_classes(summary: Mapping[str, Any]) -> str:
     return f"The {shown} least robust of {many} classes; all are in report.json."
 
 
-def about_ladder(summary: Mapping[str, Any]) -> str:
+def about_ladder(summary: Summary) -> str:
     """What the table of one attack after another says."""
     said = (
-        "After each attack, of that one and all before it: of each picture, what did best on the "
+        "After each attack, of that one and all before it: of each image, what did best on the "
         "attacker's own draws."
     )
     if all(rung["attacked"] == summary["n"] for rung in summary.get("by_attack", [])):
         return said
     return (
-        f"{said} An attack was tried only on pictures that nothing before had made wrong on all of "
+        f"{said} An attack was tried only on images that nothing before had made wrong on all of "
         "these draws; of the others, its row under Accuracy has what had."
     )
 
 
-def _about_beyond(summary: Mapping[str, Any]) -> str | None:
+def _about_beyond(summary: Summary) -> str | None:
     """What the rows of attacks beyond the threat are; None if there are none beside others."""
     if not summary.get("unbounded"):
         return None
@@ -252,7 +252,7 @@ def _about_beyond(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def _about_corrupted(summary: Mapping[str, Any]) -> str | None:
+def _about_corrupted(summary: Summary) -> str | None:
     """What the rows of corruptions are; None if there are none."""
     if not summary.get("corruptions"):
         return None
@@ -264,8 +264,8 @@ def _about_corrupted(summary: Mapping[str, Any]) -> str | None:
     )
 
 
-def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """What was checked, and what could not be, as the run looked at the model on no picture yet."""
+def checks(summary: Summary) -> tuple[list[str], list[str]]:
+    """What was checked, and what could not be, as the run looked at the model on no image yet."""
     asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
     if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
         del asked["weaker-than-random"]
@@ -277,10 +277,10 @@ def checks(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return done, [text for name, text in asked.items() if name in PROBED]
 
 
-def _knows(spec: Mapping[str, Any]) -> str:
+def _knows(spec: EvaluationSpec) -> str:
     attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
     if not attacks:
-        return "had the pictures made elsewhere"
+        return "had the images made elsewhere"
     asking = [row for row in attacks if row["name"] not in TRANSFER]
     if not asking:
         return "knows another classifier, but not the model,"
@@ -298,9 +298,9 @@ def _knows(spec: Mapping[str, Any]) -> str:
     return f"sees the model as {', '.join(sorted(views - {'undefended'}))}"
 
 
-def _single(summary: Mapping[str, Any]) -> bool:
+def _single(summary: Summary) -> bool:
     return all(column.key != "all_draws" for column in columns(summary))
 
 
-def _pictures(n: int) -> str:
-    return "1 picture" if n == 1 else f"{n} pictures"
+def _images(n: int) -> str:
+    return "1 image" if n == 1 else f"{n} images"

@@ -7,9 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from unfool.evaluation import sweep as sweeps
-from unfool.report.document import Block, Code, Document, Figure, Items, Paragraph, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Definitions,
+    Document,
+    Doubts,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Tile,
+    Tiles,
+)
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
+from unfool.report.formatting import duration, percent
+from unfool.report.record import UNKNOWN, started
 from unfool.report.write import write_document
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.doubt import Doubt
@@ -25,7 +40,7 @@ Done = Sequence[tuple[Cell, Summary]]
 def write_report(
     folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()
 ) -> Document:
-    """Write `sweep.json`, `sweep.md`, `sweep.html` and `sweep.png` into the folder of a sweep.
+    """Write `sweep.html`, `.md`, `.png`, `.json` and `.csv` into the folder of a sweep.
 
     Args:
         folder: The sweep's folder.
@@ -45,15 +60,23 @@ def write_report(
     lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
     pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
-    document = _whole(done, of, pooled, lines, command)
+    document = _whole(done, of, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     numbers = {"version": VERSION, "of": of, "command": command, "cells": cells}
     numbers |= {"failed": list(failed)}
     numbers |= {"pooled": [asdict(each) for each in pooled]}
     numbers |= {"verdicts": [asdict(each) | {"change": each.change._asdict()} for each in found]}
     numbers |= {"doubts": [asdict(doubt) for doubt in doubts]}
-    write_document(folder, "sweep", document, numbers)
+    write_document(folder, "sweep", document, numbers, records(done))
     return document
+
+
+def records(done: Done) -> list[dict[str, Any]]:
+    """The table as numbers: of each cell its values, and accuracy per draw by condition."""
+    return [
+        {**cell.values, "n": summary["n"], "of": summary["of"], **_shares(summary)}
+        for cell, summary in done
+    ]
 
 
 def brief(done: Done, failed: Sequence[str] = ()) -> Document:
@@ -63,7 +86,12 @@ def brief(done: Done, failed: Sequence[str] = ()) -> Document:
 
 
 def _whole(
-    done: Done, of: int, pooled: Sequence[Pooled], lines: Sequence[str], command: str
+    done: Done,
+    of: int,
+    pooled: Sequence[Pooled],
+    doubts: Sequence[Doubt],
+    lines: Sequence[str],
+    command: str,
 ) -> Document:
     points = [Point(each.values, each.shares) for each in pooled]
     points = points or [Point(cell.values, _shares(summary)) for cell, summary in done]
@@ -75,10 +103,54 @@ def _whole(
         tables = [_pooled_table(pooled, names), note, *tables]
     blocks = [
         Paragraph(about),
+        _tiles(done),
+        *_not_tried(done),
+        Heading("Accuracy"),
         Figure("sweep.png", title, "Bars are 95 % intervals.", figure(points, names, attacks)),
         *tables,
     ]
-    return Document(title, [*blocks, *([Items(lines)] if lines else []), Code(command)])
+    raised: list[Block] = [Doubts([asdict(doubt) for doubt in doubts])] if doubts else []
+    below: list[Block] = [*raised, Heading("Notes"), Items(lines)] if lines else raised
+    blocks += [*below, Heading("Record"), Definitions(_record(done))]
+    return Document(title, [*blocks, Heading("How to reproduce it"), Code(command)], "A sweep")
+
+
+def _tiles(done: Done) -> Tiles:
+    """The lowest and the highest accuracy that counts, and how many combinations there are."""
+    key = "robust" if any(summary["attacks"] for _, summary in done) else "clean"
+    found = [(_shares(summary).get(key, {}), cell) for cell, summary in done]
+    found = [(share, cell) for share, cell in found if share]
+    ends = [pick(found, key=lambda pair: pair[0]["accuracy"]) for pick in (min, max)]
+    said = [
+        Tile(
+            percent(share["accuracy"]),
+            f"{word} {key} accuracy",
+            ", ".join(f"{path} {value}" for path, value in cell.values.items()),
+        )
+        for word, (share, cell) in zip(("lowest", "highest"), ends, strict=True)
+    ]
+    images = sum(summary["n"] for _, summary in done)
+    return Tiles([*said, Tile(str(len(done)), "combinations", f"{images} evaluations of an image")])
+
+
+def _not_tried(done: Done) -> list[Block]:
+    """What no run of the sweep tried."""
+    first, *others = [summary["not_tried"] for _, summary in done]
+    said = [each for each in first if all(each in other for other in others)]
+    return [Heading("What no run tried"), Items(said)] if said else []
+
+
+def _record(done: Done) -> list[tuple[str, str]]:
+    """Where the numbers come from, over all runs."""
+    starts = [start for _, summary in done for start in summary["provenance"]["starts"]]
+    seconds = sum(summary["cost"]["seconds"] for _, summary in done)
+    told = started(sorted(starts, key=lambda start: start["date"]))
+    told.insert(1, ("duration", f"{duration(seconds)} of work on {len(done)} runs"))
+    for key in ("images", "weights"):
+        hashes = dict.fromkeys(str(s["provenance"].get(key, UNKNOWN)) for _, s in done)
+        said = f"`{next(iter(hashes))}`" if len(hashes) == 1 else "each run has its own"
+        told.append((f"{key}, SHA-256", said))
+    return told
 
 
 def _title(done: Done, pooled: Sequence[Pooled]) -> str:
@@ -137,9 +209,8 @@ def _pooled_table(pooled: Sequence[Pooled], names: Sequence[str]) -> Table:
 
 
 def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
-    """What is told below the table: the doubts, the verdicts without one, the doubts of single runs."""
-    lines = [f"{doubt.severity}: {doubt.name}: {doubt.why}" for doubt in doubts]
-    lines += [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
+    """What is told below the table: the verdicts without a doubt, and the doubts of single runs."""
+    lines = [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())

@@ -9,8 +9,9 @@ import torch
 
 from unfool.noise import Noise
 from unfool.results.attack_roles import roles
+from unfool.results.image_records import PairedImage, condition_record
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.report_json import DoubtEntry
+from unfool.results.report_json import DoubtEntry, Provenance
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
 from unfool.results.summary import judge, summarize_run, winner
@@ -21,7 +22,6 @@ from unfool.threat import Threat
 RESAMPLES = 10_000
 AT_ONCE = 1 << 22  # numbers that are drawn at once
 HEX = 64  # digits of the data's hash; after it may come that of adversarial images made before
-SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,9 @@ class Comparison:
         rows: The conditions that both have.
         differs: What differs between what they were asked: {path: (in A, in B)}.
         doubts: Of each run, as in its report.
+        not_tried: What neither run tried, in words.
+        provenance: Where the numbers of each run come from.
+        images: What became of each image.
     """
 
     folders: tuple[str, str]
@@ -68,39 +71,9 @@ class Comparison:
     rows: list[Paired]
     differs: dict[str, tuple[Any, Any]]
     doubts: tuple[list[DoubtEntry], list[DoubtEntry]]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """A bound on what was found, and whether it is kept.
-
-    Attributes:
-        name: `min-robust` or `max-drop`.
-        of: The condition that it is about.
-        bound: What may be at least (`min-robust`: B's accuracy) or at most (`max-drop`: what A has
-            more than B).
-        found: What is, with its interval. The bound is held against `found.mean`.
-    """
-
-    name: str
-    of: str
-    bound: float
-    found: Mean
-
-    @property
-    def ok(self) -> bool:
-        """Whether the bound is kept."""
-        return self._keeps(self.found.mean)
-
-    @property
-    def sure(self) -> bool:
-        """Whether the whole interval says the same."""
-        return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
-
-    def _keeps(self, value: float) -> bool:
-        if self.name == "min-robust":
-            return value >= self.bound - SLACK
-        return value <= self.bound + SLACK
+    not_tried: list[str]
+    provenance: tuple[Provenance, Provenance]
+    images: list[PairedImage]
 
 
 def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
@@ -124,7 +97,7 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
             "end, or merge their shards first"
         )
     names = _shared(a.spec, b.spec)
-    options = a.spec["evaluation"]
+    options, found = a.spec["evaluation"], (summarize_run(a), summarize_run(b))
     return Comparison(
         folders=(str(a.folder), str(b.folder)),
         n=len(both),
@@ -132,7 +105,10 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
         draws=options["draws"],
         rows=paired(both, names, options["seed"], resamples),
         differs=differences(a.manifest, b.manifest),
-        doubts=(summarize_run(a)["doubts"], summarize_run(b)["doubts"]),
+        doubts=(found[0]["doubts"], found[1]["doubts"]),
+        not_tried=[said for said in found[0]["not_tried"] if said in found[1]["not_tried"]],
+        provenance=(found[0]["provenance"], found[1]["provenance"]),
+        images=[_paired_image(pair, names, a.manifest["classes"]) for pair in both],
     )
 
 
@@ -213,39 +189,6 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
         means.append(times @ values / size)
     ends = np.quantile(np.concatenate(means), (0.025, 0.975), axis=0).clip(-1, 1)
     return [Mean(float(m), float(x), float(y)) for m, x, y in zip(middle, *ends, strict=True)]
-
-
-def gates(found: Comparison, min_robust: float | None, max_drop: float | None) -> list[Gate]:
-    """The bounds that are asked for, held against what was found.
-
-    Args:
-        found: The comparison.
-        min_robust: The least robust accuracy per draw of B.
-        max_drop: By how much B may be less accurate than A, clean and robust.
-
-    Raises:
-        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
-            not finished: an easy first half passes.
-    """
-    if (min_robust, max_drop) != (None, None) and found.n < found.of:
-        raise ValueError(
-            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
-            "common: run their evaluations to the end, or compare without a bound"
-        )
-    for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
-        if bound is not None and not 0 <= bound <= 1:
-            raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")
-    rows, made = {row.name: row for row in found.rows}, []
-    if min_robust is not None:
-        if "robust" not in rows:
-            raise ValueError("--min-robust needs runs with attacks; leave it out, or add attacks")
-        made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b)))
-    if max_drop is not None:
-        for name in ("clean", "robust"):
-            if name in rows:
-                mean, low, high = rows[name].change
-                made.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low)))
-    return made
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -355,6 +298,21 @@ def _parts(spec: EvaluationSpec) -> dict[str, str]:
     found |= {row["label"]: f"knows {row.get('knows', '')}" for row in knowing}
     found |= {row["label"]: "beyond" for row in beyond}
     return found | {row["label"]: "corruption" for row in corruptions}
+
+
+def _paired_image(
+    pair: tuple[Outcome, Outcome], names: Sequence[str], classes: Sequence[str]
+) -> PairedImage:
+    label = pair[0].label
+    records = {
+        name: [condition_record(_pick(name)(outcome), label) for outcome in pair] for name in names
+    }
+    return {
+        "index": pair[0].index,
+        "label": label,
+        "class_name": classes[label],
+        "conditions": {name: {"a": a, "b": b} for name, (a, b) in records.items()},
+    }
 
 
 def _pick(name: str) -> Callable[[Outcome], Condition]:

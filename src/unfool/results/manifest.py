@@ -1,4 +1,4 @@
-"""What a run folder says of the run: `run.json`, and `forecast.json` beside it."""
+"""What a run folder says of the run: `run.json`, and beside it `starts/` and `forecast.json`."""
 
 from typing import Annotated, NotRequired
 
@@ -39,6 +39,7 @@ class Manifest(TypedDict):
         shape: Of an image, (C, H, W).
         versions: Of Python and of the libraries.
         stated: What the source of the classifier states of it.
+        sha256: Of all the others (`run_folder.seal`): what a report says of the threat is what was run.
     """
 
     version: NotRequired[int]
@@ -54,6 +55,7 @@ class Manifest(TypedDict):
     shape: NotRequired[list[int]]
     versions: dict[str, str]
     stated: NotRequired[StatedAccuracy]
+    sha256: NotRequired[str]
 
 
 class CostForecast(TypedDict):

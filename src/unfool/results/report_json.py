@@ -6,6 +6,7 @@ from typing_extensions import TypedDict
 
 from unfool.results.manifest import KeptForecast
 from unfool.results.spec import CertificationSpec, EvaluationSpec, ThreatSection
+from unfool.runtime.provenance import Start
 from unfool.statistics import Mean, Share
 
 
@@ -148,6 +149,22 @@ class CostEntry(TypedDict):
     peak_bytes: int
 
 
+class Provenance(TypedDict):
+    """Where the numbers of a run come from.
+
+    Attributes:
+        starts: What worked on it, the earliest first; empty if it was not written down.
+        images: A hash of the images and labels.
+        weights: A hash of the weights of the model and of the attacks, as built.
+        code: A hash of your own code.
+    """
+
+    starts: list[Start]
+    images: str
+    weights: NotRequired[str]
+    code: str
+
+
 class SometimesThere(TypedDict, total=False):
     """What `report.json` holds of some evaluations.
 
@@ -187,8 +204,10 @@ class Summary(SometimesThere):
         number_of_classes: Of the data set.
         threat: What an attacker may change.
         threat_model: The same in words.
+        not_tried: What the run says nothing about, in words.
         doubts: Reasons not to believe the result.
         cost: What it took.
+        provenance: When, where, how and on what it was made.
         versions: Of Python and of the libraries.
         unfool: The version of this package.
     """
@@ -214,8 +233,10 @@ class Summary(SometimesThere):
     number_of_classes: int
     threat: ThreatSection
     threat_model: dict[str, str]
+    not_tried: list[str]
     doubts: list[DoubtEntry]
     cost: CostEntry
+    provenance: Provenance
     versions: dict[str, str]
     unfool: str
 
@@ -277,6 +298,7 @@ class CertificationSummary(TypedDict):
         reach: The largest radius that so many draws can prove.
         images: What is proved of each.
         cost: What it took.
+        provenance: When, where, how and on what it was made.
         versions: Of Python and of the libraries.
         made_by: The versions of what did it.
         unfool: The version of this package.
@@ -297,6 +319,7 @@ class CertificationSummary(TypedDict):
     reach: float
     images: list[CertifiedImage]
     cost: CertificationCost
+    provenance: Provenance
     versions: dict[str, str]
     made_by: list[str]
     unfool: str

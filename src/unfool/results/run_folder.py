@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
+from unfool.results.kept_pictures import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
@@ -23,7 +24,9 @@ from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
+STARTS = "starts"  # of the processes that worked on a run (`results.starts`)
 AGAIN = "delete the file and run the same command again: only its images are done anew"
+FEWER = "delete it: the report then shows fewer images"
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
     "indices": "of another number of images, or of others of the data set",
@@ -133,6 +136,7 @@ class Run:
             if not grows:
                 return run
         asked: Manifest = {"version": VERSION, **manifest}
+        asked["sha256"] = seal(asked)
         run = cls(folder, asked)
         write_bytes(folder / "run.json", (json.dumps(run.manifest, indent=1) + "\n").encode())
         return run
@@ -156,9 +160,14 @@ class Run:
             run = cls(Path(folder), read_json(Manifest, path))
             kind = CertificationSpec if run.kind == "certification" else EvaluationSpec
             from_json(kind, json.dumps(run.manifest["spec"]), f"{path}, spec")
-            return run
         except ValueError as error:
             raise RuntimeError(f"{error}: the file is damaged, or is no run of unfool") from error
+        if run.manifest.get("sha256", seal(run.manifest)) != seal(run.manifest):
+            raise RuntimeError(
+                f"{path} was changed since the run began (it has not the sha256 that it names), so it "
+                f"does not say what was run; put the original back, or delete {folder} and run again"
+            )
+        return run
 
     def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
         """Write a block of outcomes, and the pictures of those that are shown.
@@ -281,10 +290,16 @@ class Run:
                     block = {name: file[name] for name in names or file}
             except Exception as error:  # a damaged archive may raise anything
                 raise_system_error(error)
-                raise RuntimeError(
-                    f"{path} is damaged ({error}); delete it: the report then shows fewer images"
-                ) from error
+                raise RuntimeError(f"{path} is damaged ({error}); {FEWER}") from error
+            if wrong := wrong_pictures(block, names):
+                raise RuntimeError(f"{path} is damaged ({wrong}); {FEWER}")
             yield block
+
+
+def seal(manifest: Manifest) -> str:
+    """The sha256 of what a run was asked, whatever the layout of the file."""
+    told = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:
@@ -349,7 +364,7 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
                     "by other models or machines; merge shards that do not overlap"
                 )
     for run in runs:
-        for kind in ("examples", "outcomes"):
+        for kind in ("examples", STARTS, "outcomes"):
             for path in sorted((run.folder / kind).glob("*.*")):
                 target = whole.folder / kind / path.name
                 if not target.exists():

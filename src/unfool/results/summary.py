@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Any, cast
 
 from unfool import __version__
-from unfool.results import doubts, loss_curves
+from unfool.results import loss_curves, run_doubts
 from unfool.results.attack_roles import given_to, roles
+from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.quality import summarize
 from unfool.results.report_json import (
@@ -25,6 +26,7 @@ from unfool.results.report_json import (
 )
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.results.starts import provenance
 from unfool.results.threat_model import card
 from unfool.statistics import Share, change_of, mean_of, resubmissions, wilson
 
@@ -133,9 +135,10 @@ def summarize_run(run: Run) -> Summary:
         "number_of_classes": len(run.manifest["classes"]),
         "threat": spec["threat"],
         "threat_model": card(spec),
+        "not_tried": not_tried(spec),
         "doubts": [
             {"name": doubt.name, "severity": doubt.severity, "why": doubt.why}
-            for doubt in doubts.all_doubts(
+            for doubt in run_doubts.all_doubts(
                 spec,
                 outcomes,
                 by_name,
@@ -147,6 +150,7 @@ def summarize_run(run: Run) -> Summary:
         ],
         "cost": _cost(outcomes),
         **forecast,
+        "provenance": provenance(run),
         "versions": run.manifest["versions"],
         "unfool": __version__,
     }

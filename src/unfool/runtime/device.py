@@ -29,7 +29,8 @@ def pick_device(name: str) -> str:
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     if name.partition(":")[0] == "mps":
         raise SpecError(
-            f"device: {name!r} has no float64, in which times, measures and sums are computed; take cpu"
+            f"device: {name!r} has no float64, in which times, sums and measures are computed there; "
+            "take cpu"
         )
     try:
         float(torch.zeros(1, device=name))  # a meta device has no numbers

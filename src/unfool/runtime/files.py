@@ -29,11 +29,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        if error.filename is None:  # of a full disk, Python does not say which file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        # Of a full disk, Python does not say which file; else it names the draft, which nobody knows.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_if_other(path: Path, content: bytes) -> None:
+    """Write a file unless it holds just that: a finished report may lie in a folder that is read-only.
+
+    Raises:
+        OSError: As `write_bytes`.
+    """
+    if not (path.is_file() and path.read_bytes() == content):
+        write_bytes(path, content)
 
 
 def raise_system_error(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 import contextvars
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -67,6 +68,20 @@ def shared_by(processes: int) -> Iterator[None]:
         yield
     finally:
         _processes.reset(token)
+
+
+def lack_of_memory(error: BaseException) -> str:
+    """What an error says if it is a lack of memory, "out of memory (745.1 GiB ...)"; else "".
+
+    On a CPU, torch tells it as a RuntimeError, which has no class of its own.
+    """
+    said = " ".join(str(error).split())
+    asked = re.search(r"tried to allocate (\d+) bytes", said)
+    if asked:
+        return f"out of memory ({int(asked[1]) / 2**30:,.1f} GiB were asked for at once)"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return f"out of memory ({said[:200]})" if said else "out of memory"
+    return ""
 
 
 def free_bytes(device: str) -> int | None:

@@ -14,19 +14,26 @@ def require(library: str, extra: str | None) -> Any:
     Raises:
         ValueError: It is not installed, or broken.
     """
-    advice = f"pip install 'unfool[{extra}]'" if extra else (
-        f"install the {library} that was built for your torch (see pytorch.org), for unfool does not "
-        "choose one"
-    )  # fmt: skip
     try:
         return import_module(library)
     except ModuleNotFoundError as error:
         missing = error.name or library
         raise ValueError(
-            f"this needs the library {missing}, which is not installed: {advice}"
+            f"this needs the library {missing}, which is not installed: {_advice(missing, extra)}"
         ) from error
     except (ImportError, RuntimeError) as error:
         said = " ".join(str(error).split())[:200]
+        broken = "torchvision" if "torchvision" in said else library
         raise ValueError(
-            f"the library {library} is installed but broken ({said}): {advice}"
+            f"the library {broken} is installed but broken ({said}): {_advice(broken, extra)}"
         ) from error
+
+
+def _advice(library: str, extra: str | None) -> str:
+    """How to get a library; torchvision, which timm imports, must fit the torch at hand."""
+    if extra is not None and library != "torchvision":
+        return f"pip install 'unfool[{extra}]'"
+    return (
+        f"install the {library} that was built for your torch (see pytorch.org), for unfool does not "
+        "choose one"
+    )

@@ -10,6 +10,7 @@ from unfool.spec.check import (
     check_section,
     option_types,
     part,
+    refuse_unread_folder,
 )
 from unfool.spec.code import code_hash, modules_named
 from unfool.spec.identity import FILE_KEYS, NOT_IN_IDENTITY, identity
@@ -34,4 +35,5 @@ __all__ = [
     "modules_named",
     "option_types",
     "part",
+    "refuse_unread_folder",
 ]

@@ -5,6 +5,7 @@ against the signature of what is named, by pydantic, before anything heavy is lo
 """
 
 import inspect
+import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NotRequired, TypeVar, cast, get_args, get_origin, get_ty
 from unfool.errors import SpecError
 from unfool.ranges import complaint, hints
 from unfool.runtime.downloads import allowed, cache_folder
+from unfool.runtime.memory import lack_of_memory
 from unfool.runtime.validate import fitted, shown
 from unfool.spec.menu import (
     CALL_ARGUMENTS,
@@ -31,6 +33,7 @@ from unfool.spec.menu import (
 from unfool.spec.tables import Part
 
 Section = TypeVar("Section")
+HAS = {"data": ("__len__", "__getitem__", "classes"), "denoiser": ("schedule", "encode", "decode")}
 PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
 
 
@@ -116,6 +119,34 @@ def _check_inner(kind: str, value: Any) -> Part | str:
     return table["name"]
 
 
+def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
+    """Refuse a folder that the user names beside data sets that do not read it.
+
+    One that the environment names (UNFOOL_DATA) is for whoever needs it.
+
+    Args:
+        spec: As `load` returned it.
+        folder: What `--data` says.
+
+    Raises:
+        SpecError: The data set of the spec reads no folder, or names another.
+    """
+    named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
+    if not named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
+        return
+    table = part("data", spec["data"])
+    if "folder" not in inspect.signature(find("data", table["name"])).parameters:
+        raise SpecError(
+            f"data {table['name']} reads no folder, so {folder} would be ignored: leave --data out, "
+            "or name a data set that reads it, such as --set data=folder"
+        )
+    if (other := table.get("folder", folder)) != folder:
+        raise SpecError(
+            f"the folder of data {table['name']} is {other} in the spec and {folder} in --data: leave "
+            "one out"
+        )
+
+
 def check_data(value: Any, folder: str | None) -> Part:
     """A `data` part, checked, with the folder that the user named where it needs one.
 
@@ -166,10 +197,20 @@ def build(kind: str, table: Part, **given: Any) -> Any:
             raise
         raise SpecError(f"{kind} {table['name']}: {error}") from error
     except (RuntimeError, MemoryError) as error:  # such as sizes for which there is no memory
-        said = " ".join(str(error).split())[:200] or "there is not enough memory"
+        said = lack_of_memory(error) or " ".join(str(error).split())[:200]
         raise SpecError(
             f"{kind} {table['name']} cannot be built with these options ({said})"
         ) from error
+    if kind in CALL_ARGUMENTS and not callable(made):
+        raise SpecError(
+            f"{kind} {table['name']} makes {shown(made)}, which cannot be called with "
+            f"({', '.join(CALL_ARGUMENTS[kind])}): name a class, or a function of these arguments"
+        )
+    if lacking := [name for name in HAS.get(kind, ()) if not hasattr(made, name)]:
+        raise SpecError(
+            f"{kind} {table['name']} makes {shown(made)}, which has no {' nor '.join(lacking)}: name a "
+            "class as unfool/protocols.py shows"
+        )
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 
 

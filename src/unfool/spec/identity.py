@@ -16,6 +16,7 @@ FILE_KEYS = (
     "weights",
     "adapter",
     "vae",
+    "tokenizer",
     "path",
     "prompts",
     "init_from",

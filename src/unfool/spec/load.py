@@ -145,6 +145,10 @@ def _numbers(value: Any, as_text: bool = False) -> Any:
     if isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise SpecError(f"{value!r} holds a letter that is not Unicode; write it another way")
+        if value.startswith(
+            ("~/", "~\\")
+        ):  # the home folder, which a shell leaves alone in a value
+            return str(Path(value).expanduser())
         if as_text:
             return value
         if match := re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*/\s*(\d+(?:\.\d*)?)\s*", value):

@@ -1,5 +1,6 @@
 """The tables of a spec, with the names of what they hold."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from typing_extensions import TypedDict
@@ -34,6 +35,6 @@ class RawSpec(TypedDict, total=False, extra_items=Any):
     machine: Any
 
 
-def without(spec: RawSpec, key: str) -> RawSpec:
+def without(spec: Mapping[str, Any], key: str) -> RawSpec:
     """The spec without one of its sections."""
     return cast(RawSpec, {name: section for name, section in spec.items() if name != key})

@@ -74,7 +74,7 @@ class ADDT:
         t, label = time_and_label(plain, model, x, y, noise)
         delta = self.perturbation(model, x, y, t, label, noise.child("cgpo"))
         z = model.encode(x)
-        mixed = self._mix(model, t, noise.child("noise").normal(z), delta)
+        mixed = self.mixed(model, t, noise.child("noise").normal(z), delta)
         return denoising_loss(model, z, t, label, mixed)
 
     def perturbation(
@@ -104,7 +104,7 @@ class ADDT:
         for i in range(self.cgpo_steps):
             here, delta = noise.child(i), delta.detach().requires_grad_()
             eps = here.child("noise").normal(z)
-            mixed = self._mix(model, t, eps, delta)
+            mixed = self.mixed(model, t, eps, delta)
             x_t = alpha * z + sigma * mixed
             if self.target == "mse":
                 error = model.predict(x_t, t, label).to(z) - model.target(z, eps, t)
@@ -122,7 +122,8 @@ class ADDT:
                 delta = self._mapped(total, here.child("rank"))
         return delta.detach()
 
-    def _mix(self, model: NetworkDenoiser, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
+    def mixed(self, model: NetworkDenoiser, t: Tensor, eps: Tensor, delta: Tensor) -> Tensor:
+        """The noise `eps` with the perturbation `delta` (both (B, C, H, W)) mixed in at times `t`."""
         _, alpha, sigma, _ = model.schedule(t)
         if self.mapping == "linf":
             return eps + (alpha / sigma).clamp(max=STEEPEST) * delta

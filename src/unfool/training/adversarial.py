@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.noise import Noise
+from unfool.protocols import Classifier
 from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
 from unfool.threat import Threat
 from unfool.training.freeze import frozen
@@ -38,13 +39,20 @@ class PGDAT:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
+        return self.loss(model, x, self.adversarial(model, x, y, noise), y, noise)
+
+    def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The images that PGD finds, shaped like `x`; the weights get no gradient."""
 
         def loss(logits: Tensor) -> Tensor:
             return F.cross_entropy(logits, y, reduction="sum")
 
         threat = Threat(self.norm, self.eps)
         start = threat.start(x, noise.child("start"))
-        x_adv = _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        return _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
+
+    def loss(self, model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,), given what PGD found."""
         return F.cross_entropy(model(x_adv, noise).float(), y, reduction="none")
 
 
@@ -75,6 +83,10 @@ class TRADES:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
+        return self.loss(model, x, self.adversarial(model, x, y, noise), y, noise)
+
+    def adversarial(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The images that PGD finds, shaped like `x`; the weights get no gradient."""
         threat = Threat(self.norm, self.eps)
         with frozen(model):
             clean = model(x, noise).float().softmax(1)
@@ -83,7 +95,10 @@ class TRADES:
             return F.kl_div(logits.log_softmax(1), clean, reduction="sum")
 
         start = threat.project(x, x + 0.001 * noise.child("start").normal(x))
-        x_adv = _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
+        return _strongest_images(model, loss, x, start, threat, self.steps, self.step_size, noise)
+
+    def loss(self, model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,), given what PGD found."""
         logits, moved = model(x, noise).float(), model(x_adv, noise).float()
         drift = F.kl_div(moved.log_softmax(1), logits.softmax(1), reduction="none").sum(1)
         return F.cross_entropy(logits, y, reduction="none") + self.beta * drift

@@ -1,7 +1,8 @@
 """Adversarial images, made once and cached on disk (see `image_cache`)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,6 @@ from unfool.data.subset import choose_indices
 from unfool.defenses.purified_classifier import predict
 from unfool.noise import Noise
 from unfool.protocols import Dataset
-from unfool.spec import Part
 from unfool.threat import Threat
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.truth_maximization import TruthMaximization
@@ -40,7 +40,7 @@ class AdversarialImages(CachedImages):
 def make_adversarial_images(
     data: Dataset,
     objective: TruthMaximization,
-    asked: Part,
+    asked: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -65,7 +65,7 @@ def make_adversarial_images(
     )
 
     def make(part: range) -> dict[str, Tensor]:
-        return _attack(data, [indices[number] for number in part], objective, device)
+        return attack_block(data, [indices[number] for number in part], objective, device)
 
     options = {key: asked.get(key) for key in OPTIONS}
     folder = fill_cache(
@@ -75,9 +75,10 @@ def make_adversarial_images(
     return AdversarialImages(folder, len(indices), data.classes)
 
 
-def _attack(
+def attack_block(
     data: Dataset, indices: Sequence[int], objective: TruthMaximization, device: str
 ) -> dict[str, Tensor]:
+    """The images at `indices`, attacked: a block of the cache."""
     x, y = (part.to(device) for part in fetch(data, indices))
     noise = Noise.of(objective.seed, indices).child("adversaries")
     x_adv = objective.attacked(x, y, noise).detach()

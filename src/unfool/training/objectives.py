@@ -91,10 +91,22 @@ def time_and_label(
     if objective.stratified:
         share = stratified(share, noise.child("stratum").uniform(share))
     t = objective.at(share, model.schedule)
+    return t, label_or_null(model, y, objective.label_dropout, noise)
+
+
+def label_or_null(model: NetworkDenoiser, y: Tensor, dropout: float, noise: Noise) -> Tensor:
+    """What a conditional denoiser is told of images (B,): their class, or now and then the null class.
+
+    Args:
+        model: The denoiser; one without classes takes no notice.
+        y: The classes of the images (B,).
+        dropout: How often it is the null class.
+        noise: Draws which.
+    """
     if not model.classes:
-        return t, y
-    dropped = noise.child("drop").uniform(x[:, 0, 0, 0]) < objective.label_dropout
-    return t, torch.where(dropped, model.classes, y)
+        return y
+    dropped = noise.child("drop").uniform(torch.empty(y.shape, device=y.device)) < dropout
+    return torch.where(dropped, model.classes, y)
 
 
 def stratified(rank: Tensor, within: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ A purifier changes images in ways that a classifier of clean images has never se
 smoothed classifiers for the same reason.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
-from unfool.spec import Part
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives import CrossEntropy
 
@@ -89,7 +88,7 @@ class CleanAndPurified:
 def with_purified_copies(
     data: Dataset,
     objective: PurifiedCopies,
-    asked: Part,
+    asked: Mapping[str, Any],
     home: Path,
     device: str = "cpu",
     quiet: bool = False,
@@ -114,7 +113,7 @@ def with_purified_copies(
     size = len(indices) * objective.copies
 
     def make(numbers: range) -> dict[str, Tensor]:
-        return _purify(data, indices, numbers, objective, device)
+        return purify_block(data, indices, numbers, objective, device)
 
     options = {key: asked.get(key) for key in OPTIONS}
     folder = fill_cache(
@@ -125,7 +124,7 @@ def with_purified_copies(
 
 
 @torch.no_grad()
-def _purify(
+def purify_block(
     data: Dataset, indices: Sequence[int], numbers: range, objective: PurifiedCopies, device: str
 ) -> dict[str, Tensor]:
     """Copies of these numbers: images in float16, labels, and how far each moved (root mean square).

@@ -117,7 +117,7 @@ def _run(job: Job) -> Path:
     data: Dataset = specs.build("data", spec["data"])
     test: Dataset | None = specs.build("data", spec["test"]) if "test" in spec else None
     model = _model(job, data, test)
-    objective = _objective(spec["objective"])
+    objective = build_objective(spec["objective"])
     check_objective_models(objective, data)
     fixed = weights_hash(objective)
     _open(job, model)
@@ -176,7 +176,7 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
         if new and not job.quiet:
             print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
     if dropped is not None:
-        _drop(getattr(model, "network", model), dropped)
+        set_dropout(getattr(model, "network", model), dropped)
     return model
 
 
@@ -251,7 +251,7 @@ def _finish(
         _draw(loaded, test or data, folder, t_max)
 
 
-def _objective(part: Part) -> Any:
+def build_objective(part: Part) -> Any:
     """An objective, and with it a purifier whose denoiser it names."""
     rest: dict[str, Any] = dict(part)
     given = {}
@@ -295,7 +295,7 @@ def _precision(device: str, before: str | None, quiet: bool) -> str:
     return "float32"
 
 
-def _drop(model: nn.Module, share: float) -> None:
+def set_dropout(model: nn.Module, share: float) -> None:
     """Let all dropout of a model drop this share (ADDT's release forces 0.1)."""
     found = [part for part in model.modules() if isinstance(part, nn.Dropout)]
     if not found:

@@ -10,18 +10,23 @@ from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
 from unfool.ranges import Count, Positive, ShareBelowOne, hints
-from unfool.spec import Part, RawSpec
+from unfool.spec import Part
 from unfool.spec.menu import MENU
 from unfool.training.options import GROW, TrainingOptions
 
 TRAINED = {  # what the objectives of the menu train; one of one's own may be for either
     "denoising": "denoiser",
     "addt": "denoiser",
+    "adversarial-bridge": "denoiser",
+    "consistency": "denoiser",
     "truth-maximization": "denoiser",
     "cross-entropy": "classifier",
     "purified": "classifier",
     "pgd-at": "classifier",
     "trades": "classifier",
+    "alp": "classifier",
+    "awp": "classifier",
+    "macer": "classifier",
 }
 
 
@@ -115,7 +120,7 @@ MEANING = ("predicts", "schedule", "time", "patch", "mean", "std")  # what weigh
 SECTIONS = ("data", "test", "denoiser", "classifier", "objective", "training", "machine")
 
 
-def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
+def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
     """A training spec with every option checked and filled in.
 
     Raises:
@@ -149,7 +154,7 @@ def check(spec: RawSpec, folder: str | None = None) -> TrainingSpec:
     return cast(TrainingSpec, checked | {"training": options, "machine": machine})
 
 
-def kind_of(spec: RawSpec | TrainingSpec) -> Literal["denoiser", "classifier"]:
+def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
     """`"denoiser"` or `"classifier"`: what a spec trains.
 
     Raises:
@@ -223,7 +228,10 @@ def _check_start(start: str, kind: str, part: Part) -> None:
         raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
     began = card.described(told["part"])
     for key in MEANING:
-        if key in began and key in part and _listed(began[key]) != _listed(part[key]):
+        pair = began.get(key), part.get(key)
+        if pair == ("edm", "consistency"):
+            continue  # the same inputs, and nearly the same function of them
+        if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
                 f"{part[key]}: weights of the one mean nothing to the other"

@@ -98,7 +98,7 @@ def train(
     mean = deepcopy(model, shared).eval().requires_grad_(False)
     if compile:
         compile_network(getattr(model, "network", model))
-    descent = _optimizer(model, options)
+    descent = build_optimizer(model, options)
     parts: dict[str, Any] = {"now": model, "mean": mean, "optimizer": descent}
     asked = dict(asked or {})
     saved = checkpoint.read(folder, asked, device)
@@ -116,11 +116,11 @@ def train(
         share = plan.size(step) // processes.count
         start = plan.before(step) + processes.rank * share
         places = range(start, start + share)
-        return _batch(data, options.seed, places, options.flip, options.crop, device)
+        return load_batch(data, options.seed, places, options.flip, options.crop, device)
 
     with progress(f"training {folder.name}", steps, step, quiet) as show:
         began, first = time.monotonic(), step
-        for x, y, noise in _ahead(batch_at, range(step, steps), kind != "cpu"):
+        for x, y, noise in batches_ahead(batch_at, range(step, steps), kind != "cpu"):
             for group in descent.param_groups:
                 group["lr"] = options.learning_rate * group.get("faster", 1) * plan.rate(step)
             descent.zero_grad()
@@ -146,7 +146,7 @@ def train(
                 )
             descent.step()
             step += 1
-            blend(mean, model, _decay(step, options))
+            blend(mean, model, average_decay(step, options))
             recent.append(value)
             loss_now = sum(recent) / len(recent)
             show(step, f"loss {loss_now:.4f}")
@@ -174,7 +174,8 @@ def blend(average: nn.Module, now: nn.Module, decay: float) -> None:
         slow.copy_(fast)
 
 
-def _optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
+    """The optimizer of the trainable weights; a group has `faster` times the learning rate."""
     decay, faster = options.weight_decay, options.bias_lr_factor
     settings: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": decay}
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
@@ -204,7 +205,9 @@ def _kernels_apart(trained: list[Any], faster: float) -> list[dict[str, Any]]:
     return [group for group in found if group["params"]]
 
 
-def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str) -> Batch:
+def load_batch(
+    data: Dataset, seed: int, places: range, flip: bool, crop: int, device: str
+) -> Batch:
     """The images at `places` of the endless shuffled data set, augmented, and their noise."""
     x, y = fetch(data, _indices(len(data), seed, places))
     noise = Noise.of(seed, places).child("train")
@@ -214,7 +217,7 @@ def _batch(data: Dataset, seed: int, places: range, flip: bool, crop: int, devic
     return x.to(device, non_blocking=True), y.to(device, non_blocking=True), noise
 
 
-def _ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> Iterator[Batch]:
+def batches_ahead(make: Callable[[int], Batch], steps: range, helper: bool) -> Iterator[Batch]:
     """The batches of `steps`; with a helper, four are made while the device works."""
     if not helper:
         yield from map(make, steps)
@@ -244,7 +247,7 @@ def _order(size: int, seed: int, epoch: int) -> list[int]:
     return permutation(size, seed, "epoch", epoch)
 
 
-def _decay(step: int, options: TrainingOptions) -> float:
+def average_decay(step: int, options: TrainingOptions) -> float:
     """How much of the average of weights stays at `step` (from 1)."""
     if options.ema_gamma is not None:
         return (1 - 1 / step) ** (options.ema_gamma + 1)

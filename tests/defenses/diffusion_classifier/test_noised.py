@@ -1,6 +1,7 @@
 """The noised diffusion classifier: Bayes' rule of noisy Gaussians, and certificates of it."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -110,10 +111,11 @@ def test_it_is_certified(tmp_path):
 
 
 def test_mistakes_are_told():
-    for sigma, posterior, said in (
+    cases: list[tuple[float, Any, str]] = [
         (1.5, "exact", "sigma must be above 0 and below 1.5"),
         (0.2, "exakt", "posterior is one of approximate, exact"),
-    ):
+    ]
+    for sigma, posterior, said in cases:
         with pytest.raises(ValueError, match=said):
             NoisedDiffusionClassifier(mixture(), sigma=sigma, posterior=posterior)
 

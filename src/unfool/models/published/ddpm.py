@@ -6,8 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Discrete, Schedule
 from unfool.models.checkpoints import read_state
@@ -94,12 +92,7 @@ def ddpm(
     levels = 1 + max(
         (int(name.split(".")[1]) for name in state if name.startswith("down.")), default=0
     )
-    theirs: dict[str, Tensor] = {}
-    for name, value in state.items():
-        new = re.sub(r"^up\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
-        for old, other in _OF_HO:
-            new = re.sub(old, other, new)
-        theirs[new] = value
+    theirs = {name_in_diffusers(name, levels): value for name, value in state.items()}
     sections, outside = gather(theirs, _place, _BLOCK)
     network = build_unet(sections, renamed(outside, _ENDS), DDPM, Path(weights), heads=1)
     first = len(state["conv_in.weight"])
@@ -118,6 +111,19 @@ def ddpm(
         shape=(network.conv_in.in_channels, size, size),
         clip_x0=clip_x0,
     ).eval()
+
+
+def name_in_diffusers(name: str, levels: int) -> str:
+    """The name that diffusers has for a weight of Ho's network, or of an autoencoder's half.
+
+    Args:
+        name: In the original, such as `up.3.block.0.conv1.weight`.
+        levels: Of the network; diffusers counts those on the way up from the deepest.
+    """
+    name = re.sub(r"^up\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
+    for old, new in _OF_HO:
+        name = re.sub(old, new, name)
+    return name
 
 
 def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:

@@ -5,13 +5,25 @@ import numpy as np
 from unfool.analysis.gradients import Gradients
 from unfool.analysis.purification import Purification
 from unfool.analysis.samples import Samples
-from unfool.report.figures.style import BLUE, INK, RUST, TEAL, blank, ground, png, show, tidy
+from unfool.report.document import Drawing
+from unfool.report.figures.style import (
+    BLUE,
+    DARK,
+    INK,
+    RUST,
+    TEAL,
+    blank,
+    draw,
+    ground,
+    show,
+    tidy,
+)
 
 METRICS = {"l2": "l2", "linf": "linf", "ssim": "SSIM", "lpips": "LPIPS"}
 SHOWN = 32
 
 
-def cosines(found: Gradients) -> bytes:
+def cosines(found: Gradients) -> Drawing:
     """How alike each two gradients are, and each is to the exact one, image by image."""
     names, shown = [way.name for way in found.variants], found.cosines()
     figure = blank(9.6, 1.5 + 0.42 * len(names))
@@ -19,7 +31,7 @@ def cosines(found: Gradients) -> bytes:
     left.imshow(shown.mean(2), cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
     for i, row in enumerate(shown.mean(2)):
         for j, value in enumerate(row):
-            left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=INK)
+            left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8.5, color=DARK)
     left.set_xticks(range(len(names)), names, rotation=35, ha="right")
     left.set_yticks(range(len(names)), names)
     for place, values in enumerate(shown[:, 0]):
@@ -31,11 +43,11 @@ def cosines(found: Gradients) -> bytes:
     right.set_xlim(min(0.0, float(shown[:, 0].min()) - 0.03), 1)
     tidy(left)
     ground(right, "cosine with the exact gradient", lines="x")
-    return png(figure)
+    return draw(figure)
 
 
-def distances(found: Purification, metrics: list[str]) -> bytes:
-    """How far each picture is from the clean one, a panel for each metric."""
+def distances(found: Purification, metrics: list[str]) -> Drawing:
+    """How far each image is from the clean one, a panel for each metric."""
     names = list(found.distances)
     figure = blank(3.3 * len(metrics) + 1.6, 1.3 + 0.4 * len(names))
     panels = np.atleast_1d(np.asarray(figure.subplots(1, len(metrics)), dtype=object))
@@ -51,24 +63,24 @@ def distances(found: Purification, metrics: list[str]) -> bytes:
         panel.set_xlim(left=min(0, *panel.get_xlim()))
         panel.locator_params(axis="x", nbins=5)
         ground(panel, METRICS[metric], lines="x")
-    return png(figure)
+    return draw(figure)
 
 
-def purified_pictures(found: Purification) -> bytes:
-    """The first pictures, a row for each thing that was done to them."""
+def purified_images(found: Purification) -> Drawing:
+    """The first images, a row for each thing that was done to them."""
     names, count = list(found.pictures), len(next(iter(found.pictures.values())))
     figure = blank(1.6 + 1.05 * count, 1.1 * len(names))
     panels = np.asarray(figure.subplots(len(names), count, squeeze=False), dtype=object)
     for row, name in zip(panels, names, strict=True):
-        for panel, picture in zip(row, found.pictures[name], strict=True):
-            show(panel, picture)
+        for panel, image in zip(row, found.pictures[name], strict=True):
+            show(panel, image)
             tidy(panel)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, color=INK)
-    return png(figure)
+    return draw(figure)
 
 
-def generated_pictures(found: Samples) -> bytes:
-    """The first generated pictures of each model."""
+def generated_images(found: Samples) -> Drawing:
+    """The first generated images of each model."""
     figure = blank(9.6, 1.7 * len(found.pictures))
     panels = np.atleast_1d(np.asarray(figure.subplots(len(found.pictures)), dtype=object))
     for panel, (name, kept) in zip(panels, found.pictures.items(), strict=True):
@@ -81,4 +93,4 @@ def generated_pictures(found: Samples) -> bytes:
         panel.imshow(whole.squeeze(), cmap="gray", vmin=0, vmax=1)
         panel.set_title(name, fontsize=9.5, color=INK, loc="left")
         panel.axis("off")
-    return png(figure)
+    return draw(figure)

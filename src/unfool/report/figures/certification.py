@@ -1,20 +1,18 @@
 """The figure of a certification: certified accuracy over the radius."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from unfool.report import document
-from unfool.report.figures.style import BLUE, GRAY, TEAL, WIDTH, blank, ground, legend, png
+from unfool.report.figures.style import BLUE, GRAY, TEAL, WIDTH, blank, draw, ground, legend
+from unfool.results.report_json import CertificationSummary
 from unfool.statistics import wilson
 
 
-def certified_accuracy(summary: Mapping[str, Any]) -> document.Figure:
+def certified_accuracy(summary: CertificationSummary) -> document.Figure:
     """Certified accuracy over the radius, with pointwise 95 % intervals over images."""
     images, reach = summary["images"], summary["reach"]
     radii = sorted(row["radius"] for row in images if row["answer"] == row["label"])
-    # A step for each radius at which a picture falls; nothing is said beyond the reach.
+    # A step for each radius at which an image falls; nothing is said beyond the reach.
     edges = np.array([0.0, *(radius for radius in radii if radius < reach), reach])
     shares = [wilson(len(radii) - i, len(images)) for i in range(len(edges) - 1)]
     accuracy, low, high = (100 * np.array(bound) for bound in zip(*shares, strict=True))
@@ -40,13 +38,13 @@ def certified_accuracy(summary: Mapping[str, Any]) -> document.Figure:
     )
     axes.set_xlim(0, 1.05 * reach)
     axes.set_ylim(0, 103)
-    ground(axes, "radius, Euclidean length in [0, 1] pixels", "pictures, %")
+    ground(axes, "radius, Euclidean length in [0, 1] pixels", "images, %")
     legend(figure, axes, 2)
     said = (
-        "How many pictures have the right answer, certified, at every point nearer than the radius. The "
-        "band is the pointwise 95 % interval over pictures. Dashed: how many have the right class in "
-        "front, certified or not. Dotted: the radius of a picture whose every draw agrees; only more "
+        "How many images have the right answer, certified, at every point nearer than the radius. The "
+        "band is the pointwise 95 % interval over images. Dashed: how many have the right class in "
+        "front, certified or not. Dotted: the radius of an image whose every draw agrees; only more "
         "draws can prove more."
     )
     title = "Certified accuracy over the radius"
-    return document.Figure("figures/certified.png", title, said, png(figure))
+    return document.Figure("figures/certified.png", title, said, draw(figure))

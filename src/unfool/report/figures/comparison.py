@@ -9,15 +9,17 @@ from unfool.report.figures.style import (
     GRAY,
     INK,
     RUST,
+    STRIPE,
     WIDTH,
     blank,
+    draw,
     ground,
     interval,
     legend,
     percent_axis,
-    png,
 )
-from unfool.results.compare import Gate, Paired
+from unfool.results.compare import Paired
+from unfool.results.gates import Gate
 
 
 def paired_accuracy(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> document.Figure:
@@ -52,11 +54,11 @@ def paired_accuracy(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> docume
         tick.set_fontweight("bold" if row.name == "robust" else "normal")
     for place in range(1, len(rows), 2):
         for axes in (left, right):
-            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", zorder=0, linewidth=0)
+            axes.axhspan(place - 0.5, place + 0.5, color=STRIPE, zorder=0, linewidth=0)
     legend(drawn, left, 2)
     said = "Accuracy per draw of A and B, and the paired differences, with 95 % intervals."
     said += " Dashed: the bounds." if kept else ""
-    return document.Figure("compare.png", "A and B", said, png(drawn))
+    return document.Figure("compare.png", "A and B", said, draw(drawn))
 
 
 def title_of(row: Paired) -> str:

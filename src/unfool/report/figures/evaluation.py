@@ -4,7 +4,6 @@ Figures are drawn on objects of their own, so nothing global is touched. Each re
 readings differ by marker, right and wrong by a sign, lines by dashes.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,16 +15,18 @@ from unfool.report.figures.style import (
     GRAY,
     INK,
     RUST,
+    STRIPE,
     TEAL,
     WIDTH,
     blank,
+    draw,
     ground,
     interval,
     legend,
     percent_axis,
-    png,
     short,
 )
+from unfool.results.report_json import Summary
 
 STYLES: dict[str, dict[str, Any]] = {
     "undefended": {"marker": "x", "color": GRAY, "markersize": 6, "markeredgewidth": 1.6},
@@ -35,7 +36,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def accuracy(summary: Mapping[str, Any]) -> document.Figure:
+def accuracy(summary: Summary) -> document.Figure:
     """Accuracy of every reading under every condition, with 95 % intervals."""
     lines, readings = rows(summary), columns(summary)
     height = 0.95 + len(lines) * (0.22 + 0.15 * len(readings))
@@ -50,7 +51,7 @@ def accuracy(summary: Mapping[str, Any]) -> document.Figure:
     for place, (tick, line) in enumerate(zip(axes.get_yticklabels(), lines, strict=True)):
         tick.set_fontweight("bold" if line.name == "robust" else "normal")
         if place % 2:
-            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f2", zorder=0, linewidth=0)
+            axes.axhspan(place - 0.5, place + 0.5, color=STRIPE, zorder=0, linewidth=0)
     if len(readings) > 1:
         legend(figure, axes, len(readings))
     said = "The further to the right, the more often the model is right. Bars are 95 % intervals."
@@ -58,10 +59,10 @@ def accuracy(summary: Mapping[str, Any]) -> document.Figure:
         said += " The distance between the clean row and the robust row is what the attack costs."
     if len(readings) > 2:
         said += " Where the readings of one row lie apart, the model's own randomness decides the answer."
-    return document.Figure("figures/accuracy.png", "Accuracy by condition", said, png(figure))
+    return document.Figure("figures/accuracy.png", "Accuracy by condition", said, draw(figure))
 
 
-def classes(summary: Mapping[str, Any]) -> document.Figure:
+def classes(summary: Summary) -> document.Figure:
     """Accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
     shown = weakest(summary)
     figure = blank(WIDTH, 0.95 + 0.42 * len(shown))
@@ -79,16 +80,16 @@ def classes(summary: Mapping[str, Any]) -> document.Figure:
     many = len(summary["classes"])
     said = "Each class, clean" + (" and under the attack that counts" if summary["attacks"] else "")
     said += (
-        ". Bars are 95 % intervals: with few pictures of a class they are wide, and classes whose bars "
-        "overlap cannot be ranked. A class of which the run has no picture is left out."
+        ". Bars are 95 % intervals: with few images of a class they are wide, and classes whose bars "
+        "overlap cannot be ranked. A class of which the run has no image is left out."
     )
     if len(shown) < many:
         said += f" Shown are the {len(shown)} least robust of {many}."
-    return document.Figure("figures/classes.png", "Accuracy by class", said, png(figure))
+    return document.Figure("figures/classes.png", "Accuracy by class", said, draw(figure))
 
 
-def resubmission(summary: Mapping[str, Any]) -> document.Figure:
-    """How often all of m answers to a picture are right, over m, with 95 % intervals."""
+def resubmission(summary: Summary) -> document.Figure:
+    """How often all of m answers to an image are right, over m, with 95 % intervals."""
     curve = summary["resubmission"]
     times = curve["submissions"]
     figure = blank(WIDTH, 3.4)
@@ -109,18 +110,18 @@ def resubmission(summary: Mapping[str, Any]) -> document.Figure:
     axes.set_ylim(0, 100)
     axes.set_xlim(1, max(times[-1], 2))
     axes.xaxis.get_major_locator().set_params(integer=True)  # pyright: ignore
-    ground(axes, "submissions of the same picture", "all answers right, %")
+    ground(axes, "submissions of the same image", "all answers right, %")
     legend(figure, axes, len(shown))
     said = (
-        "How often the model is right every time, if the same picture is submitted once, twice, and so "
-        "on. Bands are 95 % intervals. Where the lines of clean and attacked pictures fall alike, it is "
+        "How often the model is right every time, if the same image is submitted once, twice, and so "
+        "on. Bands are 95 % intervals. Where the lines of clean and attacked images fall alike, it is "
         "the model's own randomness that errs, and no attack is needed."
     )
-    return document.Figure("figures/resubmission.png", "Submitted again", said, png(figure))
+    return document.Figure("figures/resubmission.png", "Submitted again", said, draw(figure))
 
 
-def loss_curves(summary: Mapping[str, Any]) -> document.Figure:
-    """The loss over the steps of each attack, of the pictures it left right and of the others."""
+def loss_curves(summary: Summary) -> document.Figure:
+    """The loss over the steps of each attack, of the images it left right and of the others."""
     shown = summary["loss_curves"]
     across = min(len(shown), 3)
     down = -(-len(shown) // across)
@@ -148,14 +149,14 @@ def loss_curves(summary: Mapping[str, Any]) -> document.Figure:
     figure.supxlabel("part of the attack's steps, %", fontsize=9, color=INK)
     for label, color, marker, dashes in kinds.values():
         panels[0].plot(
-            [], [], color=color, marker=marker, linestyle=dashes, label=f"pictures {label}"
+            [], [], color=color, marker=marker, linestyle=dashes, label=f"images {label}"
         )
     legend(figure, panels[0], 2)
     said = (
         "The mean of the loss that each attack climbs, from its first steps at the left to its last, "
-        "over its draws, restarts and targets. A picture is left right if more than half of its answers "
-        "are. Bands are 95 % intervals over pictures. Where the line of pictures left right still rises "
+        "over its draws, restarts and targets. An image is left right if more than half of its answers "
+        "are. Bands are 95 % intervals over images. Where the line of images left right still rises "
         "at its end, the attack was not done."
     )
     title = "Loss over the steps of each attack"
-    return document.Figure("figures/loss_curves.png", title, said, png(figure))
+    return document.Figure("figures/loss_curves.png", title, said, draw(figure))

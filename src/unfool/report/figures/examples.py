@@ -1,4 +1,4 @@
-"""The pictures that a run kept, and the figures of them."""
+"""The images that a run kept, and the figures of them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ import numpy as np
 from unfool.report import document
 from unfool.report.figures.style import (
     BLUE,
+    EDGE,
     INK,
     RUST,
     WIDTH,
     blank,
+    draw,
+    draw_png,
     ground,
     legend,
-    png,
     short,
     show,
 )
@@ -32,18 +34,19 @@ GREEN, RED = "#1b6e35", "#b01f1f"
 SHARED = ("times",)
 SIGNS = {True: "\u2713", False: "\u2717"}
 FEW_PIXELS = 100  # more need no enlarging
+THUMBNAIL = 256  # pixels of an image's longer side on a page, at most
 Column = tuple[str, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures, and what the model made of them.
+    """Images, and what the model made of them.
 
     Attributes:
-        arrays: As in `run/examples`: one row per picture, by index; `times` is shared.
+        arrays: As in `run/examples`: one row per image, by index; `times` is shared.
         classes: The names of the classes.
-        chosen: Of each picture, the condition that counts as its attack.
-        sizes: Of each picture, the norm of that attack's change.
+        chosen: Of each image, the condition that counts as its attack.
+        sizes: Of each image, the norm of that attack's change.
         changed: What that made of it: `attacked`; or `corrupted`, where the run has no attack.
     """
 
@@ -55,7 +58,7 @@ class Gallery:
 
     @classmethod
     def of(cls, run: Run) -> Gallery | None:
-        """The pictures of `run`; None if it kept none.
+        """The images of `run`; None if it kept none.
 
         Raises:
             RuntimeError: A file of them is damaged.
@@ -96,9 +99,9 @@ class Gallery:
         return name if len(name) <= 14 else f"{name[:13]}…"
 
 
-def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
-    """A grid: of each picture clean, attacked, the difference, and both purified, with answers."""
-    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+def _columns(gallery: Gallery, factor: float) -> list[Column]:
+    """Clean, attacked, the difference, and both purified: images and answers by title."""
+    arrays = gallery.arrays
     difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
     seen = "bare" if "clean_bare" in arrays else "answer"
     grid: list[Column] = [
@@ -110,6 +113,25 @@ def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
         if f"{key}_purified" in arrays:
             title = f"{gallery.changed if key == 'attacked' else key},\npurified"
             grid.append((title, arrays[f"{key}_purified"], arrays[f"{key}_answer"]))
+    return grid
+
+
+def small_images(gallery: Gallery) -> dict[int, list[tuple[str, document.SmallImage]]]:
+    """By index, the versions of each image by title; none of images that need no enlarging."""
+    if max(gallery.arrays["clean"].shape[2:]) > FEW_PIXELS:
+        return {}
+    grid = _columns(gallery, magnification(gallery, len(gallery)))
+    heads = [title.replace("\n", " ") for title, _, _ in grid]
+    return {
+        int(index): list(zip(heads, _row(gallery, grid, row), strict=True))
+        for row, index in enumerate(gallery.arrays["index"])
+    }
+
+
+def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
+    """A grid: of each image clean, attacked, the difference, and both purified, with answers."""
+    arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
+    grid = _columns(gallery, factor)
     figure = blank(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count)
     figure.get_layout_engine().set(w_pad=0.03, h_pad=0.03)  # pyright: ignore
     cells = figure.subplots(count, len(grid), squeeze=False)
@@ -119,7 +141,7 @@ def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
             axes: Axes = cells[row, column]
             show(axes, images[row])
             for edge in axes.spines.values():
-                edge.set(color="#c9c9c6", linewidth=0.6)
+                edge.set(color=EDGE, linewidth=0.6)
             if row == 0:
                 axes.set_title(title, fontsize=9, color=INK)
             if answers is not None:
@@ -131,40 +153,42 @@ def pictures(gallery: Gallery, most: int = 8) -> document.Figure:
         side.set_ylabel(
             about, rotation=0, ha="right", va="center", fontsize=8, color=INK, parse_math=False
         )
-    title, said = "What the model saw", _about_pictures(gallery, count, factor)
-    drawn = document.Figure("figures/pictures.png", title, said, png(figure))
+    title, said = "What the model saw", _about_images(gallery, count, factor)
+    drawn = document.Figure("figures/images.png", title, said, draw_png(figure))
     if max(arrays["clean"].shape[2:]) > FEW_PIXELS:
         return drawn
     heads = [title.replace("\n", " ") for title, _, _ in grid]
     rows = [(_about(gallery, row), _row(gallery, grid, row)) for row in range(count)]
-    return document.Pictures(**vars(drawn), heads=heads, rows=rows)
+    return document.ImageGrid(**vars(drawn), heads=heads, rows=rows)
 
 
-def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.Picture]:
-    """The pictures of a row of the grid, pixel by pixel."""
+def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.SmallImage]:
+    """The images of a row of the grid, pixel by pixel."""
     found, truth = [], int(gallery.arrays["label"][row])
     for _, images, answers in grid:
         if answers is None:
-            found.append(document.Picture(_file(images[row]), _size(gallery, row)))
+            found.append(document.SmallImage(image_file(images[row]), _size(gallery, row)))
             continue
         right = int(answers[row]) == truth
         about = f"{SIGNS[right]} {gallery.name(int(answers[row]))}"
-        found.append(document.Picture(_file(images[row]), about, right))
+        found.append(document.SmallImage(image_file(images[row]), about, right))
     return found
 
 
-def _file(image: np.ndarray) -> bytes:
-    """An image (C, H, W) in [0, 1] as the bytes of a PNG file."""
+def image_file(image: np.ndarray) -> bytes:
+    """An image (C, H, W) as the bytes of a PNG file, cut to [0, 1]; a large one made smaller."""
     from PIL import Image
 
     buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
     pixels = shades.transpose(1, 2, 0) if len(image) == 3 else shades.mean(0).astype(np.uint8)
-    Image.fromarray(pixels).save(buffer, "PNG")
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _about(gallery: Gallery, row: int) -> list[str]:
-    """What stands before a row: the true class, the picture's number, and what changed it."""
+    """What stands before a row: the true class, the image's number, and what changed it."""
     arrays = gallery.arrays
     name, number = gallery.name(int(arrays["label"][row])), arrays["index"][row]
     return [f"true: {name}", f"no. {number}", short(gallery.chosen[row])]
@@ -175,10 +199,10 @@ def _size(gallery: Gallery, row: int) -> str:
 
 
 def confidence(gallery: Gallery) -> document.Figure:
-    """Confidence along the purification, of every picture and their mean, clean and attacked.
+    """Confidence along the purification, of every image and their mean, clean and attacked.
 
     A panel each for the true class, the adversarial class (what the classifier without its defense
-    answers to the attacked picture, where that is another; of corruptions: the mistaken class), and
+    answers to the attacked image, where that is another; of corruptions: the mistaken class), and
     the class it is surest of.
     """
     arrays, times = gallery.arrays, gallery.arrays["times"]
@@ -207,13 +231,19 @@ def confidence(gallery: Gallery) -> document.Figure:
     figure.supxlabel("diffusion time, from t* to 0 (purified)", fontsize=9, color=INK)
     legend(figure, row[0], 2)
     title, said = "Along the purification", _about_confidence(gallery)
-    return document.Figure("figures/confidence.png", title, said, png(figure))
+    return document.Figure("figures/confidence.png", title, said, draw(figure))
 
 
 def magnification(gallery: Gallery, most: int = 8) -> float:
-    """By how much the figure of pictures magnifies the difference: 1, 2, 5, 10, 20, ..."""
+    """By how much the figure of images magnifies the difference: 1, 2, 5, 10, 20, ..."""
     delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
-    largest = float(np.abs(delta).max())
+    return magnify(float(np.abs(delta).max()))
+
+
+def magnify(largest: float) -> float:
+    """By how much a change may be magnified about gray: 1, 2, 5, 10, 20, ..."""
+    if not largest:
+        return 1
     steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]
     return max([step for step in steps if step * largest <= 0.5 + 1e-4], default=1)
 
@@ -226,20 +256,20 @@ def _answer(axes: Axes, name: str, right: bool) -> None:
     )
 
 
-def _about_pictures(gallery: Gallery, shown: int, factor: float) -> str:
+def _about_images(gallery: Gallery, shown: int, factor: float) -> str:
     attacked = gallery.changed == "attacked"
     whose = "the attack that counts" if attacked else "the corruption that hurts it most"
     said = (
-        f"The first {shown} pictures of the run, not a selection. At the left the true class, the "
-        f"picture's number and {whose}. "
+        f"The first {shown} images of the run, not a selection. At the left the true class, the "
+        f"image's number and {whose}. "
     )
     if "clean_purified" in gallery.arrays:
         said += (
             "Under the first two columns stands the answer of the classifier without its defense, "
-            "under the purified pictures that of the defended model, at one draw of its noise. "
+            "under the purified images that of the defended model, at one draw of its noise. "
         )
     else:
-        said += "Under each picture stands the model's answer. "
+        said += "Under each image stands the model's answer. "
     said += "\u2713 is right, \u2717 wrong. "
     return said + (
         f"The difference is magnified {factor:g} times, gray is no change; below it stands its size "
@@ -249,15 +279,15 @@ def _about_pictures(gallery: Gallery, shown: int, factor: float) -> str:
 
 def _about_confidence(gallery: Gallery) -> str:
     said = (
-        "The softmax confidence of the classifier as the picture is purified, from time t* at the left "
-        "to the purified picture at the right. Thin lines are pictures, thick lines their mean; above "
-        f"each panel stands of how many. A defense that works brings the {gallery.changed} pictures "
+        "The softmax confidence of the classifier as the image is purified, from time t* at the left "
+        "to the purified image at the right. Thin lines are images, thick lines their mean; above "
+        f"each panel stands of how many. A defense that works brings the {gallery.changed} images "
         "(dashed) up to the clean ones (solid) in the true class."
     )
     if "clean_fooled" in gallery.arrays:
         said += (
             f" The {'adversarial' if gallery.changed == 'attacked' else 'mistaken'} class is what the "
-            f"classifier without its defense answers to the {gallery.changed} picture, where that is "
+            f"classifier without its defense answers to the {gallery.changed} image, where that is "
             "wrong."
         )
     return said

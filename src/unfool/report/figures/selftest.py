@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from unfool.evaluation.selftest import Check
 from unfool.report import document
-from unfool.report.figures.style import BLUE, INK, RUST, WIDTH, blank, ground, png
+from unfool.report.figures.style import BLUE, EDGE, INK, RUST, WIDTH, blank, draw, ground
 
 
 def gaps(checks: Sequence[Check]) -> document.Figure:
@@ -14,9 +14,7 @@ def gaps(checks: Sequence[Check]) -> document.Figure:
     axes = drawn.subplots()
     for place, check in enumerate(shown):
         low, found, high = (100 * (v - check.truth) for v in (check.low, check.found, check.high))
-        axes.plot(
-            [low, high], [place, place], "#d5d5d1", linewidth=5, solid_capstyle="butt", zorder=1
-        )
+        axes.plot([low, high], [place, place], EDGE, linewidth=5, solid_capstyle="butt", zorder=1)
         marker, color, size = ("o", BLUE, 5) if check.ok else ("X", RUST, 8)
         axes.plot([found], [place], marker=marker, color=color, markersize=size, zorder=3)
     names = [f"{check.part}: {check.what}" for check in shown]
@@ -29,4 +27,4 @@ def gaps(checks: Sequence[Check]) -> document.Figure:
         "How far what was found is from the truth, in percentage points. Bars: what may be found. Checks "
         "of counts are in the table alone."
     )
-    return document.Figure("selftest.png", "Found less truth", said, png(drawn))
+    return document.Figure("selftest.png", "Found less truth", said, draw(drawn))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Mapping
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from unfool.report.document import Drawing
 from unfool.report.formatting import Share
 
 if TYPE_CHECKING:
@@ -13,8 +20,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK, BLUE, TEAL, RUST, GRAY = "#1c1c1c", "#1f4e79", "#2f7f79", "#b5482a", "#7d7d7d"
+INK, BLUE, TEAL, RUST, GRAY = "#1c1c1c", "#1f4e79", "#26726c", "#b5482a", "#6b6b6b"
+OCHRE, VIOLET = "#8a6d1f", "#6b4a8a"
+GRID, STRIPE, EDGE = "#e2e2e0", "#f4f4f2", "#c9c9c6"
+DARK, LIGHT = "#010101", "#fefefe"  # over a map of colors, which is the same on any page
 WIDTH = 7.4
+THEME = {  # the variable of a page that stands for a color
+    INK: "ink",
+    "#000000": "ink",
+    "#ffffff": "paper",
+    BLUE: "blue",
+    TEAL: "teal",
+    RUST: "rust",
+    GRAY: "gray",
+    OCHRE: "ochre",
+    VIOLET: "violet",
+    GRID: "grid",
+    "#b0b0b0": "edge",
+    STRIPE: "stripe",
+    "#f7f7f5": "stripe",
+    EDGE: "edge",
+    "#1b6e35": "green",
+    "#9c1c1c": "red",
+}
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def blank(width: float, height: float) -> Figure:
@@ -48,7 +77,7 @@ def ground(axes: Axes, x: str = "", y: str = "", lines: Literal["both", "x", "y"
         axes.set_xlabel(x, fontsize=9, color=INK)
     if y:
         axes.set_ylabel(y, fontsize=9, color=INK)
-    axes.grid(axis=lines, color="#e2e2e0", linewidth=0.7)
+    axes.grid(axis=lines, color=GRID, linewidth=0.7)
     tidy(axes)
 
 
@@ -68,11 +97,58 @@ def legend(figure: Figure, axes: Axes, count: int) -> None:
     )
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=170, facecolor="white")
-    return buffer.getvalue()
+def draw(figure: Figure) -> Drawing:
+    """The figure as a PNG file, and as SVG in the colors of a page."""
+    from matplotlib import rc_context
+
+    png, svg = draw_png(figure).png, io.StringIO()
+    # Text stays text. Names of shapes, which a page may have once each, go by what is drawn.
+    salt = hashlib.sha256(png).hexdigest()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), _told_of_lacking_signs():
+        figure.savefig(svg, format="svg", facecolor="none", metadata=NO_METADATA)
+    return Drawing(png, _themed(svg.getvalue()))
+
+
+def draw_png(figure: Figure) -> Drawing:
+    """The figure as a PNG file alone, such as one of photographs."""
+    png = io.BytesIO()
+    with _told_of_lacking_signs():
+        figure.savefig(png, format="png", dpi=170, facecolor="white")
+    return Drawing(png.getvalue(), "")
+
+
+@contextmanager
+def _told_of_lacking_signs() -> Iterator[None]:
+    """Say in one sentence what matplotlib warns of for each sign that the font lacks."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    lacking = [each for each in told if "missing from font" in str(each.message)]
+    for other in told:
+        if other not in lacking:
+            warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
+    if lacking:
+        _say_boxes()
+
+
+def _themed(svg: str) -> str:
+    """An SVG file as an element of a page, whose variables give its colors."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", "\n", svg)
+    for color, variable in THEME.items():
+        svg = svg.replace(color, f"var(--{variable}, {color})")
+    return svg.strip()
+
+
+@cache
+def _say_boxes() -> None:
+    """Say once that the font lacks signs."""
+    print(
+        "unfool: the figures' font lacks some signs of the labels or class names, and shows boxes in "
+        "their place; text and tables have them",
+        file=sys.stderr,
+    )
 
 
 def show(axes: Axes, image: np.ndarray) -> None:

@@ -12,18 +12,21 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from unfool.report.document import Drawing
 from unfool.report.figures.style import (
     BLUE,
     GRAY,
+    OCHRE,
     RUST,
     TEAL,
+    VIOLET,
     WIDTH,
     blank,
+    draw,
     ground,
     interval,
     legend,
     percent_axis,
-    png,
 )
 from unfool.report.formatting import Share
 
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 8  # lines in a panel
 ACROSS = 3  # panels beside each other
-COLORS = (BLUE, RUST, TEAL, "#8a6d1f", "#6b4a8a", GRAY)
+COLORS = (BLUE, RUST, TEAL, OCHRE, VIOLET, GRAY)
 MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
 FIXED = {"clean": (BLUE, "o"), "robust": (RUST, "v")}
 
@@ -51,15 +54,15 @@ class Point:
     shares: Mapping[str, Share]
 
 
-def figure(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> bytes:
-    """The figure of a sweep, as the bytes of a PNG file.
+def figure(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> Drawing:
+    """The figure of a sweep.
 
     Args:
         points: The combinations.
         names: The conditions of the table, in its order.
         attacks: Those of them that `robust` is chosen from.
     """
-    return png(drawn(points, names, attacks))
+    return draw(drawn(points, names, attacks))
 
 
 def drawn(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> Figure:

@@ -7,7 +7,8 @@ import numpy as np
 
 from unfool.analysis.landscape import Landscape
 from unfool.analysis.trajectories import DW, EOT, WHITE, Trajectories
-from unfool.report.figures.style import BLUE, INK, RUST, TEAL, blank, legend, png
+from unfool.report.document import Drawing
+from unfool.report.figures.style import BLUE, DARK, INK, LIGHT, RUST, TEAL, blank, draw, legend
 
 COLORS = {DW: RUST, WHITE: TEAL, EOT: BLUE}
 KINDS = {"known": "the noise that DW-box knows", "fresh": "fresh noise, mean over draws"}
@@ -15,7 +16,7 @@ KINDS = {"known": "the noise that DW-box knows", "fresh": "fresh noise, mean ove
 
 def paths(
     found: Trajectories, points: np.ndarray, where: Sequence[tuple[str, int, slice]]
-) -> bytes:
+) -> Drawing:
     """The paths of all runs; height is the loss.
 
     Args:
@@ -35,10 +36,10 @@ def paths(
             axes.scatter(*flat_path[-1], height[-1], color=COLORS[name], s=26, depthshade=False)
         _ground(axes, f"loss, {title}")
     legend(figure, figure.axes[0], len(found.runs))
-    return png(figure)
+    return draw(figure)
 
 
-def surfaces(found: Mapping[str, Landscape]) -> bytes:
+def surfaces(found: Mapping[str, Landscape]) -> Drawing:
     """The loss over the plane of each model, as a surface and from above, all on one scale."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
@@ -60,14 +61,14 @@ def surfaces(found: Mapping[str, Landscape]) -> bytes:
             for setting, style in ((DW, "-"), (EOT, "--")):
                 path = seen.paths[setting]
                 plane.plot(
-                    path[:, 0], path[:, 1], style, color="white", linewidth=1.4, marker="o",
+                    path[:, 0], path[:, 1], style, color=LIGHT, linewidth=1.4, marker="o",
                     markersize=2.4,
                 )  # fmt: skip
                 room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1 of 1.6
                 plane.annotate(
-                    setting, path[-1], color="white", fontsize=8, xytext=(7 if room else -7, 4),
+                    setting, path[-1], color=LIGHT, fontsize=8, xytext=(7 if room else -7, 4),
                     textcoords="offset points", ha="left" if room else "right",
-                    path_effects=[withStroke(linewidth=2, foreground=INK)],
+                    path_effects=[withStroke(linewidth=2, foreground=DARK)],
                 )  # fmt: skip
             plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
             ends = np.concatenate(list(seen.paths.values()))
@@ -78,7 +79,7 @@ def surfaces(found: Mapping[str, Landscape]) -> bytes:
             plane.tick_params(labelsize=8, colors=INK)
             bar = figure.colorbar(filled, ax=plane, shrink=0.8, ticks=MaxNLocator(6))
             bar.ax.tick_params(labelsize=8, colors=INK)
-    return png(figure)
+    return draw(figure)
 
 
 def _ground(axes: Any, title: str, across: str = "", along: str = "") -> None:

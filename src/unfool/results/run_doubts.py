@@ -1,4 +1,4 @@
-"""Doubts: reasons not to believe a result, each a function of what the run recorded.
+"""The doubts about a run: reasons not to believe it, each a function of what it recorded.
 
 docs/doubts.md has a paragraph on each: when it is raised, what it means, what to do.
 """

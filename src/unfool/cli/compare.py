@@ -1,0 +1,86 @@
+"""The command `compare`, and the bounds that it and `evaluate` hold results against."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from unfool.cli.options import Out, command_line
+
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Hold bounds against the worse end of the 95 % interval."),
+]
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
+    min_robust: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
+    ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
+    ] = None,
+    out: Out = None,
+    strict: Strict = False,
+) -> None:
+    """Compare two runs of `evaluate`, image by image, on the same images and draws."""
+    from unfool.report import comparison
+    from unfool.report.render_terminal import print_document
+    from unfool.results import compare as comparing
+    from unfool.results.gates import gates
+    from unfool.results.run_folder import Run
+    from unfool.runtime.files import write_bytes
+
+    found = comparing.compare(Run.open(a), Run.open(b))
+    bounds = gates(found, min_robust, max_drop, strict)
+    if junit is not None:
+        write_bytes(junit, comparison.junit(bounds))
+    if out is not None:
+        options: Any = {"min_robust": min_robust, "max_drop": max_drop}
+        options |= {"strict": True} if strict else {}
+        command = command_line("compare", [str(a), str(b)], None, **options)
+        comparison.write_report(out, found, bounds, command)
+    print_document(comparison.brief(found, bounds), page=out and out / "compare.html")
+    if not all(gate.ok for gate in bounds):
+        raise typer.Exit(1)
+
+
+def check_gate(min_robust: float | None, strict: bool, attacked: bool, shards: int) -> None:
+    """Refuse a bound on an evaluation that cannot be held, before the work.
+
+    Raises:
+        ValueError: It is no share, nothing is attacked, or this is a shard.
+    """
+    from unfool.results.gates import check_bound
+
+    if min_robust is None:
+        if strict:
+            raise ValueError("--strict is about a bound: add --min-robust")
+        return
+    check_bound("--min-robust", min_robust)
+    if not attacked:
+        raise ValueError("--min-robust needs a spec with attacks; leave it out, or add attacks")
+    if shards > 1:
+        raise ValueError(
+            "--min-robust is held against whole runs, and this is a shard: merge the shards, and use "
+            "`unfool compare`"
+        )
+
+
+def hold_gate(run: Any, min_robust: float, strict: bool) -> None:
+    """Say whether a run keeps a bound; exit with 1 if it does not."""
+    from unfool.report.comparison import describe_gate
+    from unfool.results.gates import gate_of_run
+    from unfool.results.summary import summarize_run
+
+    gate = gate_of_run(summarize_run(run), min_robust, strict)
+    typer.echo(f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate, '')}")
+    if not gate.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,62 @@
+"""The commands that carry results and models elsewhere: `export` and `publish`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unfool.cli.options import Out
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run folder of `evaluate`.")],
+    to: Annotated[str, typer.Option(help="csv, parquet, eee, robustbench, or badge.")],
+    out: Out = None,
+    model: Annotated[
+        str | None, typer.Option(help="OWNER/NAME of the model; eee needs it.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who ran it: an organization, for eee.")] = None,
+) -> None:
+    """Write a run in the format of others, into its folder or --out.
+
+    csv and parquet: every answer (image x condition x draw). eee: records of Every Eval Ever, with the
+    instance-level file. robustbench: its model-info JSON. badge: SVG, and JSON for shields.io.
+    """
+    from unfool.results.export.write import export as write
+    from unfool.results.run_folder import Run
+
+    for path in write(Run.open(run), to, out or run, model, by):
+        typer.echo(path)
+
+
+def publish(
+    folder: Annotated[str, typer.Argument(help="A model folder with a card, or a shipped model.")],
+    repo: Annotated[str | None, typer.Option(help="OWNER/NAME on the Hugging Face hub.")] = None,
+    license: Annotated[
+        str | None, typer.Option(help="Of the weights, such as apache-2.0; by default, the card's.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", help="A finished run whose results the page tells; may be repeated."),
+    ] = None,
+    push: Annotated[
+        bool, typer.Option("--push", help="Upload. Without it, only say what would be.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+) -> None:
+    """Publish a trained model with a model card on the Hugging Face hub. A dry run, unless --push."""
+    from unfool.report.formatting import memory
+    from unfool.results.export import publish as publishing
+    from unfool.results.run_folder import Run
+
+    upload = publishing.prepare(folder, repo, license, [Run.open(path) for path in run or []])
+    if push:
+        typer.echo(publishing.push(upload, private))
+        return
+    typer.echo(upload.readme)
+    typer.echo(f"would be uploaded to {upload.repository}:")
+    for name, size in upload.sizes.items():
+        typer.echo(f"  {name:36}{memory(size) if size >= 2**20 else f'{size:,} bytes'}")
+    typer.echo("nothing was uploaded; --push does it")

@@ -1,0 +1,120 @@
+"""The table of a run's images: which attack broke which, to be sorted and filtered on the page."""
+
+from collections.abc import Mapping, Sequence
+
+from unfool.report.document import ImageRow, ImageTable, SmallImage
+from unfool.results.image_records import ConditionRecord, ImageRecord, PairedImage
+from unfool.results.report_json import CertifiedImage
+
+MOST = 2000  # images on a page; the files beside it hold all
+TITLES = {"random": "random noise"}
+Versions = Mapping[int, Sequence[tuple[str, SmallImage]]]
+
+
+def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTable:
+    """What became of each image under each condition.
+
+    Args:
+        records: What `image_records` returned.
+        versions: By index, the images that the run kept of it, by heading.
+    """
+    names = list(records[0]["conditions"])
+    attacks = [name for name in names if name not in ("clean", "random")]
+    what = {"broken": "right when clean, wrong when changed", "held": "right under everything"}
+    what |= {f"wrong-{i}": f"wrong: {TITLES.get(name, name)}" for i, name in enumerate(names)}
+    rows = []
+    for record in records[:MOST]:
+        found = [record["conditions"][name] for name in names]
+        wrong = {f"wrong-{i}" for i, each in enumerate(found) if not each["majority"]}
+        broken = record["conditions"]["clean"]["majority"] and any(
+            not record["conditions"][name]["majority"] for name in attacks
+        )
+        rows.append(
+            ImageRow(
+                [str(record["index"]), record["class_name"], *map(_answers, found)],
+                [record["index"], record["class_name"], *map(_rate, found)],
+                [None, None, *(each["majority"] for each in found)],
+                {f"class-{record['label']}", *wrong}
+                | ({"broken"} if broken else set())
+                | (set() if wrong else {"held"}),
+                versions.get(record["index"], ()),
+            )
+        )
+    filters = {"answers": what, "class": _classes([(r["label"], r["class_name"]) for r in records])}
+    heads = ["image", "class", *(TITLES.get(name, name) for name in names)]
+    return ImageTable(heads, rows, filters, "images", len(records))
+
+
+def paired_table(images: Sequence[PairedImage]) -> ImageTable:
+    """How many answers to each image are right in run A, and in run B."""
+    names = list(images[0]["conditions"])
+    what = {
+        f"{kind}-{i}": f"{words}: {TITLES.get(name, name)}"
+        for i, name in enumerate(names)
+        for kind, words in (("a", "only A right"), ("b", "only B right"))
+    }
+    rows = []
+    for image in images[:MOST]:
+        pairs = [(each["a"], each["b"]) for each in image["conditions"].values()]
+        told = [f"{a['right']} \u2192 {b['right']} of {b['draws']}" for a, b in pairs]
+        won = {
+            f"{'a' if a['majority'] else 'b'}-{i}"
+            for i, (a, b) in enumerate(pairs)
+            if a["majority"] != b["majority"]
+        }
+        rows.append(
+            ImageRow(
+                [str(image["index"]), image["class_name"], *told],
+                [image["index"], image["class_name"], *(_rate(b) - _rate(a) for a, b in pairs)],
+                [None] * (2 + len(pairs)),
+                {f"class-{image['label']}", *won},
+            )
+        )
+    classes = _classes([(image["label"], image["class_name"]) for image in images])
+    heads = ["image", "class", *(TITLES.get(name, name) for name in names)]
+    return ImageTable(heads, rows, {"answers": what, "class": classes}, "images", len(images))
+
+
+def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) -> ImageTable:
+    """What the smoothed classifier is certified to answer to each image."""
+    rows = []
+    for row in images[:MOST]:
+        answer = "abstains" if row["answer"] is None else _name(classes, row["answer"])
+        right = row["answer"] == row["label"]
+        state = "right" if right else "abstains" if row["answer"] is None else "wrong"
+        name = _name(classes, row["label"])
+        rows.append(
+            ImageRow(
+                [
+                    str(row["index"]),
+                    name,
+                    answer,
+                    f"{row['radius']:.3f}",
+                    f"{100 * row['share']:.1f} %",
+                ],
+                [row["index"], name, answer, row["radius"], row["share"]],
+                [None, None, right, None, None],
+                {state, f"class-{row['label']}"},
+            )
+        )
+    states = {"right": "certified and right", "wrong": "certified, but wrong"}
+    pairs = [(row["label"], _name(classes, row["label"])) for row in images]
+    filters = {"answers": states | {"abstains": "abstains"}, "class": _classes(pairs)}
+    heads = ["image", "class", "answer", "radius (l2)", "noisy draws right"]
+    return ImageTable(heads, rows, filters, "images", len(images))
+
+
+def _answers(found: ConditionRecord) -> str:
+    return f"{found['right']} of {found['draws']}"
+
+
+def _rate(found: ConditionRecord) -> float:
+    return found["right"] / found["draws"]
+
+
+def _classes(pairs: Sequence[tuple[int, str]]) -> dict[str, str]:
+    return {f"class-{label}": name for label, name in sorted(set(pairs))}
+
+
+def _name(classes: Sequence[str], label: int) -> str:
+    return classes[label] if label < len(classes) else f"class {label}"

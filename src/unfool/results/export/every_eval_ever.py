@@ -1,0 +1,281 @@
+"""A run as records of Every Eval Ever, schema 0.3.0: a log, and a line for each image and result.
+
+The log (`EvaluationLog`) has a result for each condition and reading. The lines are those of the
+instance-level file beside it, and point to their result by `evaluation_result_id`.
+"""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unfool import __version__
+from unfool.results.export.conditions import Told, conditions, data_name, finished, model_words
+from unfool.results.outcome import Condition, Outcome
+from unfool.results.report_json import ShareEntry, Summary
+from unfool.results.run_folder import Run
+from unfool.results.summary import winner
+
+SCHEMA_VERSION = "0.3.0"
+MODEL_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A way to read the draws of an image.
+
+    Attributes:
+        metric: Its name for all runs.
+        words: What it says.
+        interval: How its interval is found.
+        score: Of one image: its draws and its label.
+    """
+
+    metric: str
+    words: str
+    interval: str
+    score: Callable[[Sequence[int], int], float]
+
+
+READINGS = {
+    "per_draw": Reading(
+        "accuracy",
+        "how often one pass is right",
+        "Wilson, at the number of trials that the scatter over images is worth",
+        lambda draws, label: draws.count(label) / len(draws),
+    ),
+    "majority": Reading(
+        "unfool.majority_accuracy",
+        "how often the class of most passes is right; a tie is wrong",
+        "Wilson",
+        lambda draws, label: float(winner(draws) == label),
+    ),
+    "all_draws": Reading(
+        "unfool.all_draws_accuracy",
+        "how often all passes are right",
+        "Wilson",
+        lambda draws, label: float(draws.count(label) == len(draws)),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """The files of a run for the datastore.
+
+    Attributes:
+        folder: Where they go in it: `data/COLLECTION/DEVELOPER/MODEL`.
+        name: Of the log, without `.json`: a UUID that depends on the run and the model alone.
+        log: The log.
+        lines: The instance-level file, `NAME_samples.jsonl`.
+    """
+
+    folder: str
+    name: str
+    log: dict[str, Any]
+    lines: bytes
+
+
+def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
+    """The log of a finished run, with its instance-level file.
+
+    Args:
+        run: The run.
+        model: The name of the model, `OWNER/NAME`.
+        now: The time, in seconds since 1970, at which the record is made.
+        by: The organization that ran it.
+
+    Raises:
+        RuntimeError: The run is not finished, or is no evaluation.
+        ValueError: The name is not of that form.
+    """
+    if not MODEL_NAME.fullmatch(model):
+        raise ValueError(f"a model is named OWNER/NAME, as on a hub, not {model!r}")
+    summary = finished(run)
+    data, (owner, name) = data_name(summary), model.split("/")
+    key = f"{data}/{model}/{summary['run']}"
+    told = list(conditions(summary))
+    lines = b"".join(
+        json.dumps(line, ensure_ascii=False).encode() + b"\n"
+        for line in _instances(run, told, key, model, data)
+    )
+    digest = hashlib.sha256(key.encode()).digest()[:16]
+    called, folder = str(uuid.UUID(bytes=digest, version=4)), f"data/{data}/{owner}/{name}"
+    starts = summary["provenance"]["starts"]
+    log = {
+        "schema_version": SCHEMA_VERSION,
+        "evaluation_id": key,
+        **({"evaluation_timestamp": starts[0]["date"]} if starts else {}),
+        "retrieved_timestamp": str(int(now)),
+        "source_metadata": {
+            "source_name": "unfool",
+            "source_type": "evaluation_run",
+            "source_organization_name": by or "unknown",
+            "evaluator_relationship": "other",
+        },
+        "eval_library": {"name": "unfool", "version": __version__},
+        "model_info": _model(run, summary, model),
+        "evaluation_results": [
+            _result(run, summary, condition, reading, data)
+            for condition in told
+            for reading in READINGS
+        ],
+        "detailed_evaluation_results": {
+            "format": "jsonl",
+            "file_path": f"{folder}/{called}_samples.jsonl",
+            "hash_algorithm": "sha256",
+            "checksum": hashlib.sha256(lines).hexdigest(),
+            "total_rows": lines.count(b"\n"),
+        },
+    }
+    return Record(folder, called, log, lines)
+
+
+def _model(run: Run, summary: Summary, model: str) -> dict[str, Any]:
+    owner, name = model.split("/")
+    parts = {
+        key: summary["spec"].get(key) for key in ("classifier", "denoiser", "purifier", "paths")
+    }
+    return {
+        "name": name,
+        "id": model,
+        "developer": owner,
+        "inference_engine": {
+            "name": "torch",
+            "version": summary["versions"].get("torch", "unknown"),
+        },
+        "additional_details": {
+            "deployment_type": "self_deployed",
+            "model_availability": "unknown",
+            "model": model_words(summary),
+            "weights": run.manifest.get("weights", "unknown"),
+            **{key: json.dumps(part) for key, part in parts.items() if part is not None},
+        },
+    }
+
+
+def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> dict[str, Any]:
+    how, share = READINGS[reading], _share(told, reading)
+    name = f"{data}.{told.name}"
+    doubts = [f"{doubt['name']} ({doubt['severity']})" for doubt in summary["doubts"]]
+    return {
+        "evaluation_result_id": f"{name}.{reading}",
+        "evaluation_name": name,
+        "source_data": {
+            "dataset_name": data,
+            "source_type": "other",
+            "additional_details": {
+                "images": str(summary["n"]),
+                "subset_seed": str(summary["spec"]["evaluation"]["subset_seed"]),
+                "images_sha256": run.manifest["images"],
+            },
+        },
+        "metric_config": {
+            "evaluation_description": f"{told.about}; {how.words}",
+            "metric_id": how.metric,
+            "metric_name": reading.replace("_", " "),
+            "metric_kind": "accuracy",
+            "metric_unit": "proportion",
+            "metric_parameters": {"draws": told.readings["k"]},
+            "lower_is_better": False,
+            "score_type": "continuous",
+            "min_score": 0.0,
+            "max_score": 1.0,
+        },
+        "score_details": {
+            "score": share["accuracy"],
+            "details": {"doubts": ", ".join(doubts) or "none"},
+            "uncertainty": {
+                "confidence_interval": {
+                    "lower": share["low"],
+                    "upper": share["high"],
+                    "confidence_level": 0.95,
+                    "method": how.interval,
+                },
+                "num_samples": summary["n"],
+            },
+        },
+        "generation_config": {
+            "additional_details": {
+                "seed": str(summary["spec"]["evaluation"]["seed"]),
+                "not_tried": " ".join(summary["not_tried"]),
+                **{
+                    key.replace("'s ", "_").replace(" ", "_"): text
+                    for key, text in summary["threat_model"].items()
+                },
+            }
+        },
+    }
+
+
+def _share(told: Told, reading: str) -> ShareEntry:
+    if reading == "per_draw":
+        return told.readings["per_draw"]
+    return told.readings["majority"] if reading == "majority" else told.readings["all_draws"]
+
+
+def _instances(
+    run: Run, told: Sequence[Told], key: str, model: str, data: str
+) -> Iterator[dict[str, Any]]:
+    """A line for each image, condition and reading."""
+    classes = run.manifest["classes"]
+    for outcome in run.outcomes():
+        given: dict[str, Condition] = {
+            **outcome.conditions,
+            "robust": outcome.conditions[outcome.chosen],
+        }
+        for condition in told:
+            same = {
+                "schema_version": SCHEMA_VERSION,
+                "evaluation_id": key,
+                "model_id": model,
+                "evaluation_name": f"{data}.{condition.name}",
+                **_sample(outcome, given[condition.name], classes, data),
+                "metadata": {
+                    "index": str(outcome.index),
+                    "label": str(outcome.label),
+                    "perturbation": f"{given[condition.name].size:.6g}",
+                    **({"attack": outcome.chosen} if condition.name == "robust" else {}),
+                },
+            }
+            draws = given[condition.name].draws
+            for reading, how in READINGS.items():
+                score = how.score(draws, outcome.label)
+                right = winner(draws) == outcome.label if reading == "per_draw" else score == 1
+                yield {
+                    **same,
+                    "evaluation_result_id": f"{data}.{condition.name}.{reading}",
+                    "evaluation": {"score": score, "is_correct": right},
+                }
+
+
+def _sample(
+    outcome: Outcome, condition: Condition, classes: Sequence[str], data: str
+) -> Mapping[str, Any]:
+    """What every line of an image under a condition says of its input and its answers."""
+    raw, reference = f"image {outcome.index} of {data}", [_class(outcome.label, classes)]
+    hashed = json.dumps({"raw": raw, "reference": reference}, sort_keys=True, separators=(",", ":"))
+    won = winner(condition.draws)
+    return {
+        "sample_id": f"{data}/{outcome.index}",
+        "sample_hash": hashlib.sha256(hashed.encode()).hexdigest(),
+        "interaction_type": "single_turn",
+        "input": {"raw": raw, "reference": reference},
+        "output": {"raw": [_class(answer, classes) for answer in condition.draws]},
+        "answer_attribution": [
+            {
+                "turn_idx": 0,
+                "source": "output.raw",
+                "extracted_value": "tie" if won is None else _class(won, classes),
+                "extraction_method": "majority_vote",
+                "is_terminal": True,
+            }
+        ],
+    }
+
+
+def _class(number: int, classes: Sequence[str]) -> str:
+    return classes[number] if number < len(classes) else str(number)

@@ -1,0 +1,189 @@
+"""The page of a model on a hub: README.md with metadata, results, license, and how to load it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from unfool.models.card import Card, read_card
+from unfool.results.export.conditions import conditions, finished, threat
+from unfool.results.report_json import Readings, ShareEntry, Summary
+from unfool.results.run_folder import Run
+
+TASKS = {"classifier": "image-classification", "denoiser": "unconditional-image-generation"}
+ON_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
+LOADS = {"classifier": "load_classifier", "denoiser": "load_denoiser"}
+
+
+def readme(
+    name: str, card: Card, repository: str, license: str | None, runs: Sequence[Run] = ()
+) -> str:
+    """The text of README.md.
+
+    Args:
+        name: Of the model.
+        card: What its card says.
+        repository: `OWNER/NAME` on the hub.
+        license: An identifier of the hub, such as `apache-2.0`; None leaves it out.
+        runs: Finished evaluations of the model, whose results are told.
+
+    Raises:
+        RuntimeError: A run is not finished, or does not name the model in its spec.
+    """
+    summaries = [_of_model(run, card) for run in runs]
+    meta = yaml.safe_dump(
+        _metadata(name, card, license, summaries), sort_keys=False, allow_unicode=True
+    )
+    data = card.get("data", {}).get("name")
+    trained = f" trained on {data}" if data else ""
+    lines = [f"---\n{meta}---\n", f"# {name}\n"]
+    lines.append(
+        f"A {card['kind']} of images{trained}, {card.get('parameters', 0):,} parameters, made with "
+        "[unfool](https://github.com/unfool/unfool).\n"
+    )
+    lines += ["## Results\n", *_metrics(card), *(line for s in summaries for line in _results(s))]
+    lines.append(
+        f"## Use\n\n```console\n$ pip install unfool\n$ hf download {repository} --local-dir {name}\n```"
+        f"\n\n```python\nimport unfool\n\nmodel = unfool.{LOADS[card['kind']]}({name!r})\n```\n\n"
+        f"In a spec: `{card['kind']}: {{name: trained, weights: {name}}}`. Images are in [0, 1].\n"
+    )
+    facts = {key: card.get(key) for key in ("objective", "data", "began_as") if key in card}
+    lines.append("## How it was made\n")
+    if command := card.get("command"):
+        lines.append(f"```console\n$ {command}\n```\n")
+    lines += [f"- {key}: `{json.dumps(value)}`" for key, value in facts.items()]
+    lines.append(f"- sha256 of the weights: `{card['sha256']}`\n- everything else: `card.json`\n")
+    lines.append(
+        "## Limits\n\nA robust accuracy is an upper bound: it holds for the attacks and the threat that "
+        "are named, and a stronger attack may leave less. Nothing is claimed of other data.\n"
+    )
+    return "\n".join(lines)
+
+
+def _of_model(run: Run, card: Card) -> Summary:
+    """The summary of a finished run whose spec names the weights of `card`."""
+    summary, spec = finished(run), run.spec
+    for table in _tables([spec.get(key) for key in ("classifier", "denoiser", "purifier")]):
+        if table.get("name") == "trained" and isinstance(weights := table.get("weights"), str):
+            try:
+                if read_card(weights)[1]["sha256"] == card["sha256"]:
+                    return summary
+            except ValueError:  # of a folder that is not there any more
+                continue
+    raise RuntimeError(
+        f"the spec of {run.folder} does not name these weights (by their sha256), so its results are not "
+        "those of this model; name a run of it, from the folder in which its paths are right"
+    )
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    found = [value] if isinstance(value, dict) else []
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return found + [table for each in inner for table in _tables(each)]
+
+
+def _metadata(
+    name: str, card: Card, license: str | None, summaries: Sequence[Summary]
+) -> dict[str, Any]:
+    meta: dict[str, Any] = {"license": license} if license else {}
+    meta |= {"library_name": "unfool", "pipeline_tag": TASKS[card["kind"]]}
+    meta["tags"] = ["unfool", "adversarial-robustness", "image-classification"]
+    data = card.get("data", {}).get("name")
+    if data in ON_HUB:
+        meta["datasets"] = [ON_HUB[data]]
+    results = [_entry(s, told.name, told.readings) for s in summaries for told in conditions(s)]
+    accuracy = card.get("metrics", {}).get("accuracy")
+    if accuracy is not None and data:
+        metric = {"type": "accuracy", "value": accuracy, "name": "accuracy"}
+        results.insert(0, _index(str(data), metric))
+    if results:
+        meta["model-index"] = [{"name": name, "results": results}]
+    return meta
+
+
+def _entry(summary: Summary, condition: str, readings: Readings) -> dict[str, Any]:
+    said = f"accuracy per draw, {condition}"
+    if condition != "clean":
+        said += f" ({threat(summary)})"
+    said += _defended(summary)
+    metric = {"type": "accuracy", "value": readings["per_draw"]["accuracy"], "name": said}
+    return _index(str(summary["spec"]["data"]["name"]), metric)
+
+
+def _defended(summary: Summary) -> str:
+    """What stood before the classifier, if anything did."""
+    purifier = summary["spec"].get("purifier")
+    return f", behind {purifier['name']}" if purifier else ""
+
+
+def _index(data: str, metric: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "task": {"type": "image-classification"},
+        "dataset": {"type": data, "name": data},
+        "metrics": [metric],
+    }
+
+
+def _metrics(card: Card) -> list[str]:
+    found: Any = card.get("metrics")
+    if found is None:
+        return ["The card tells no results.\n"]
+    held = f"on {found['test_images']} images that it was not trained on"
+    if "accuracy" in found:
+        low, high = found["interval"]
+        share: ShareEntry = {"accuracy": found["accuracy"], "low": low, "high": high}
+        return [f"Accuracy {held}: {_cell(share)} (95 % interval).\n"]
+    rows = [f"| {time} | {loss} |" for time, loss in found["denoising_loss"].items()]
+    return [f"Denoising loss {held}:\n", "| t | loss |", "|---|---|", *rows, ""]
+
+
+def _results(summary: Summary) -> list[str]:
+    """A table of a run, with its threat model and doubts."""
+    rows = [
+        f"| {told.name} | {_cell(told.readings['per_draw'])} | {_cell(told.readings['majority'])} |"
+        for told in conditions(summary)
+    ]
+    doubts = [
+        f"- **{doubt['name']}** ({doubt['severity']}): {doubt['why']}"
+        for doubt in summary["doubts"]
+    ]
+    model = [f"- {key}: {text}" for key, text in summary["threat_model"].items()]
+    not_tried = [f"- {sentence}" for sentence in summary["not_tried"]]
+    said = f"{summary['n']} images of {summary['spec']['data']['name']}, {threat(summary)}"
+    said += _defended(summary)
+    return [
+        f"### {said}\n",
+        "Accuracy with 95 % intervals:\n",
+        f"| | per draw | majority of {summary['clean']['k']} |",
+        "|---|---|---|",
+        *rows,
+        "",
+        *model,
+        "",
+        *(["Reasons to doubt these numbers:\n", *doubts, ""] if doubts else []),
+        *(["What was not tried:\n", *not_tried, ""] if not_tried else []),
+    ]
+
+
+def _cell(share: ShareEntry) -> str:
+    return f"{100 * share['accuracy']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+
+
+def license_of(text: str) -> str | None:
+    """The license in the metadata of a README.md; None if it names none."""
+    parts = text.split("---\n", 2)
+    if not text.startswith("---\n") or len(parts) < 3:
+        return None
+    try:
+        meta = yaml.safe_load(parts[1])
+    except yaml.YAMLError:
+        return None
+    return str(meta["license"]) if isinstance(meta, dict) and meta.get("license") else None
+
+
+def own_readme(folder: Path) -> str | None:
+    """The README.md that lies in a folder already, if one does."""
+    path = folder / "README.md"
+    return path.read_text("utf-8") if path.is_file() else None

@@ -1,0 +1,86 @@
+"""Write a run in the format of others: `unfool export`."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from unfool.results.export import every_eval_ever, robustbench
+from unfool.results.export.badge import badge
+from unfool.results.export.records import answers, to_csv, to_parquet
+from unfool.results.run_folder import Run
+from unfool.runtime.files import write_bytes
+
+
+def export(
+    run: Run, to: str, out: Path, model: str | None = None, by: str | None = None
+) -> list[Path]:
+    """Write a run in another format.
+
+    Args:
+        run: An evaluation. Unless it is written as `csv` or `parquet`, it must be finished.
+        to: One of `FORMATS`.
+        out: The folder to write to.
+        model: The name of the model; `eee` needs it, as `OWNER/NAME`.
+        by: The organization that ran it, for `eee`.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ValueError: There is no such format, a library or a name is missing, or it does not fit the run.
+        RuntimeError: The run is no evaluation, has no outcomes, or must be finished first.
+    """
+    if to not in FORMATS:
+        raise ValueError(f"there is no format {to!r}: choose from {', '.join(FORMATS)}")
+    written = []
+    for name, content in FORMATS[to](run, model, by).items():
+        write_bytes(out / name, content)
+        written.append(out / name)
+    return written
+
+
+def _csv(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
+    return {"answers.csv": to_csv(_some_answers(run))}
+
+
+def _parquet(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
+    return {"answers.parquet": to_parquet(_some_answers(run))}
+
+
+def _some_answers(run: Run) -> list[dict[str, Any]]:
+    found = answers(run)
+    if not found:
+        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+    return found
+
+
+def _eee(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
+    if model is None:
+        raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
+    made = every_eval_ever.record(run, model, time.time(), by)
+    path = f"{made.folder}/{made.name}"
+    return {f"{path}.json": _json(made.log), f"{path}_samples.jsonl": made.lines}
+
+
+def _robustbench(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
+    return {"robustbench.json": _json(robustbench.model_info(run, model))}
+
+
+def _badge(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
+    made = badge(run)
+    return {"badge.svg": made.to_svg().encode(), "badge.json": _json(made.to_shields())}
+
+
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+FORMATS: dict[str, Callable[[Run, str | None, str | None], dict[str, bytes]]] = {
+    "csv": _csv,
+    "parquet": _parquet,
+    "eee": _eee,
+    "robustbench": _robustbench,
+    "badge": _badge,
+}

@@ -1,0 +1,111 @@
+"""Bounds that a run or a comparison must keep, for a CI system: pass or fail."""
+
+from dataclasses import dataclass
+
+from unfool.results.compare import Comparison
+from unfool.results.report_json import Summary
+from unfool.statistics import Mean
+
+SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bound on what was found, and whether it is kept.
+
+    Attributes:
+        name: `min-robust` or `max-drop`.
+        of: The condition that it is about.
+        bound: What may be at least (`min-robust`: the accuracy) or at most (`max-drop`: what A has
+            more than B).
+        found: What is, with its interval.
+        strict: Whether the bound is held against the worse end of the interval, not against
+            `found.mean`.
+    """
+
+    name: str
+    of: str
+    bound: float
+    found: Mean
+    strict: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the bound is kept."""
+        worse = self.found.low if self.name == "min-robust" else self.found.high
+        return self._keeps(worse if self.strict else self.found.mean)
+
+    @property
+    def sure(self) -> bool:
+        """Whether the whole interval says the same."""
+        return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
+
+    def _keeps(self, value: float) -> bool:
+        if self.name == "min-robust":
+            return value >= self.bound - SLACK
+        return value <= self.bound + SLACK
+
+
+def gates(
+    found: Comparison, min_robust: float | None, max_drop: float | None, strict: bool = False
+) -> list[Gate]:
+    """The bounds that are asked for, held against what was found.
+
+    Args:
+        found: The comparison.
+        min_robust: The least robust accuracy per draw of B.
+        max_drop: By how much B may be less accurate than A, clean and robust.
+        strict: Hold the bounds against the worse ends of the intervals.
+
+    Raises:
+        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
+            not finished: an easy first half passes.
+    """
+    if (min_robust, max_drop) != (None, None) and found.n < found.of:
+        raise ValueError(
+            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
+            "common: run their evaluations to the end, or compare without a bound"
+        )
+    for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
+        if bound is not None:
+            check_bound(name, bound)
+    rows, made = {row.name: row for row in found.rows}, []
+    if min_robust is not None:
+        if "robust" not in rows:
+            raise ValueError("--min-robust needs runs with attacks; leave it out, or add attacks")
+        made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b), strict))
+    if max_drop is not None:
+        for name in ("clean", "robust"):
+            if name in rows:
+                mean, low, high = rows[name].change
+                made.append(Gate("max-drop", name, max_drop, Mean(-mean, -high, -low), strict))
+    return made
+
+
+def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Gate:
+    """The bound on the robust accuracy per draw of one run.
+
+    Raises:
+        ValueError: The bound is no share, the run is not finished, or nothing was attacked.
+    """
+    check_bound("--min-robust", min_robust)
+    if summary["n"] < summary["of"]:
+        raise ValueError(
+            f"a bound is held against a whole run, and this one has {summary['n']} of "
+            f"{summary['of']} images: run the evaluation to the end"
+        )
+    if not summary["attacks"]:
+        raise ValueError("--min-robust needs a run with attacks; leave it out, or add attacks")
+    share = summary["robust"]["per_draw"]
+    found = Mean(share["accuracy"], share["low"], share["high"])
+    return Gate("min-robust", "robust", min_robust, found, strict)
+
+
+def check_bound(name: str, bound: float) -> None:
+    """Refuse a bound that is no share.
+
+    Raises:
+        ValueError: It is not from 0 to 1.
+    """
+    if not 0 <= bound <= 1:
+        raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")

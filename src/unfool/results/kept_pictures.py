@@ -1,0 +1,34 @@
+"""What a file of pictures in a run folder (`examples/*.npz`) must hold for its figures to be drawn."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+# In each file; and what figures need beside an array that not every model has.
+ALWAYS = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
+NEEDS = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
+
+
+def wrong_pictures(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
+    """What is wrong with the arrays of such a file; "" if nothing is.
+
+    Args:
+        block: The arrays by name, a row for each image; `times` is shared.
+        names: Which were read; if none are named, all.
+    """
+    count = block["index"].shape if "index" in block else ()
+    if len(count) != 1:
+        return "it holds no list of indices"
+    needed = [*ALWAYS, *(name for key in NEEDS if key in block for name in NEEDS[key])]
+    for name in () if names else needed:
+        if name not in block:
+            return f"it has no array {name!r}"
+    for name, array in block.items():
+        partner = f"attacked_{name.removeprefix('clean_')}"
+        if name.startswith("clean_") and partner not in block:
+            return f"it has {name!r} and no {partner!r}"
+        if name != "times" and array.shape[:1] != count:
+            return f"{name!r} is of {array.shape}, and it holds {count[0]} images"
+        if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
+            return f"{name!r} holds what is no finite number"
+    return ""

@@ -1,0 +1,69 @@
+"""What an evaluation did not try: the other side of its threat model, from the checked spec alone."""
+
+from collections.abc import Iterator, Sequence
+
+from unfool.results.attack_roles import BLIND, TRANSFER, exact_attacks, is_custom, roles
+from unfool.results.spec import AttackEntry, EvaluationSpec
+from unfool.results.threat_model import eps_words
+
+MEASURES = ("linf", "l2", "l1", "l0")
+ENSEMBLES = ("autoattack",)
+
+
+def not_tried(spec: EvaluationSpec) -> list[str]:
+    """What an attacker might do that this evaluation says nothing about, a sentence each."""
+    return [*_attackers(spec), *_changes(spec), *_beyond(spec)]
+
+
+def _attackers(spec: EvaluationSpec) -> Iterator[str]:
+    """Attacks that are missing, the most telling first."""
+    attacks = roles(spec["attacks"]).attacks
+    names = {row["name"] for row in attacks}
+    if not attacks:
+        yield "Any attack: the run has none that counts."
+        return
+    if not exact_attacks({row["label"]: row for row in attacks}):
+        yield "An attack with the exact gradient of the whole model."
+    if not names & set(BLIND):
+        yield (
+            "An attack without gradients (`square`, `random-search`), which masked gradients "
+            "do not stop."
+        )
+    if not names & set(ENSEMBLES) and spec["threat"]["norm"] != "l0":
+        yield "AutoAttack, the ensemble by which public leaderboards rank."
+    if not names & set(TRANSFER):
+        yield "Images made on another classifier (`transfer`)."
+    if spec.get("purifier") and not roles(spec["attacks"]).known_noise:
+        yield "An attacker who knows what noise the defense will draw (`knows`)."
+    if not any(is_custom(row) for row in attacks):
+        yield "An attack designed by hand for this defense."
+    yield from _effort(attacks)
+
+
+def _effort(attacks: Sequence[AttackEntry]) -> Iterator[str]:
+    most = {
+        key: max(counts)
+        for key in ("steps", "eot", "restarts", "queries")
+        if (counts := [row[key] for row in attacks if isinstance(row.get(key), int)])
+    }
+    if most:
+        said = ", ".join(f"`{key}` above {count}" for key, count in most.items())
+        yield f"A longer search: {said}."
+
+
+def _changes(spec: EvaluationSpec) -> Iterator[str]:
+    """Changes of an image that no attack of the run made."""
+    threat, played = spec["threat"], roles(spec["attacks"])
+    if any(row.get("bounded", True) for row in played.attacks):
+        eps = eps_words(threat["eps"]) if threat["norm"] == "linf" else f"{threat['eps']:.4g}"
+        others = ", ".join(norm for norm in MEASURES if norm != threat["norm"])
+        yield f"Changes larger than {eps} in {threat['norm']}, or measured in {others}."
+    if not played.unbounded and all(row.get("bounded", True) for row in played.attacks):
+        yield "Changes that no norm bounds, such as warps, filters, patches, and printed objects."
+    if not played.corruptions:
+        yield "Corruptions that nobody chose: noise, blur, weather, compression."
+
+
+def _beyond(spec: EvaluationSpec) -> Iterator[str]:
+    yield f"Images other than those of {spec['data']['name']} that the run took."
+    yield "Poisoned training data, and changed weights."

@@ -1,0 +1,57 @@
+"""Who worked on a run: a small file of each start of a process, which no result depends on."""
+
+import json
+import secrets
+
+from unfool.results.report_json import Provenance
+from unfool.results.run_folder import STARTS, Run
+from unfool.runtime.files import write_bytes
+from unfool.runtime.provenance import Start, describe_start
+from unfool.runtime.validate import read_json
+
+
+def record_start(run: Run, device: str) -> None:
+    """Write down what works on a run from now on, if anything is left to do.
+
+    Each start has a file of its own, so processes that share the folder need no lock.
+
+    Args:
+        run: The run.
+        device: Where the process computes.
+
+    Raises:
+        RuntimeError: A file of the run is damaged.
+        OSError: The folder cannot be written.
+    """
+    if len(run.lines()) < len(run.manifest["indices"]):
+        start = describe_start(device)
+        name = f"{start['date'].replace(':', '-')}-{secrets.token_hex(4)}.json"
+        write_bytes(run.folder / STARTS / name, (json.dumps(start, indent=1) + "\n").encode())
+
+
+def starts(run: Run) -> list[Start]:
+    """What worked on a run, the earliest first; empty if it was not written down.
+
+    Raises:
+        RuntimeError: A file is damaged.
+    """
+    found: list[Start] = []
+    for path in sorted((run.folder / STARTS).glob("*.json")):
+        try:
+            found.append(read_json(Start, path))
+        except ValueError as error:
+            raise RuntimeError(f"{error}; delete the file: the report does without it") from error
+    return found
+
+
+def provenance(run: Run) -> Provenance:
+    """Where the numbers of a run come from.
+
+    Raises:
+        RuntimeError: A file of its starts is damaged.
+    """
+    asked = run.manifest
+    found: Provenance = {"starts": starts(run), "images": asked["images"], "code": asked["code"]}
+    if "weights" in asked:
+        found["weights"] = asked["weights"]
+    return found

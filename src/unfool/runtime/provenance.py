@@ -1,0 +1,127 @@
+"""Where a result comes from: the date, the command, the hardware, and the commit of this package."""
+
+import contextvars
+import json
+import os
+import platform
+import shlex
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import NotRequired
+
+from typing_extensions import TypedDict
+
+PACKAGE = Path(__file__).parents[1]
+SECONDS = 5  # until git is taken for stuck
+_command = contextvars.ContextVar[tuple[str, float]]("command")
+
+
+class Start(TypedDict):
+    """What is known of a process that worked on a result.
+
+    Attributes:
+        date: When it began, UTC, as ISO 8601.
+        hardware: What it computed on.
+        command: The command line; none from Python.
+        commit: Of this package, with `-dirty` if its files were changed since; none if unknown.
+    """
+
+    date: str
+    hardware: str
+    command: NotRequired[str]
+    commit: NotRequired[str]
+
+
+class Made(Start):
+    """As `Start`, of a result that one process made.
+
+    Attributes:
+        seconds: From the start of the command to its result.
+    """
+
+    seconds: float
+
+
+@contextmanager
+def started_by(arguments: Sequence[str]) -> Iterator[None]:
+    """Remember what command line works inside this block, and since when."""
+    token = _command.set((shlex.join(["unfool", *arguments]), time.time()))
+    try:
+        yield
+    finally:
+        _command.reset(token)
+
+
+def command_line() -> str:
+    """The command line that works (`started_by`); empty from Python."""
+    return _command.get(("", 0.0))[0]
+
+
+def describe_start(device: str) -> Start:
+    """What is known of this process, which computes on `device`."""
+    command, began = _command.get(("", time.time()))
+    date = datetime.fromtimestamp(began, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    start: Start = {"date": date, "hardware": hardware(device)}
+    if command:
+        start["command"] = command
+    if found := commit():
+        start["commit"] = found
+    return start
+
+
+def describe_made(device: str) -> Made:
+    """What is known of this process, which computed a result on `device` just now."""
+    _, began = _command.get(("", time.time()))
+    return {**describe_start(device), "seconds": round(time.time() - began, 2)}
+
+
+def hardware(device: str) -> str:
+    """The processor, its cores, the memory, and the GPU if `device` is one, in words."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    said = f"{_processor()}, {cores} core{'' if cores == 1 else 's'}"
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        said += f", {memory / 2**30:.0f} GiB of memory"
+    if device.startswith("cuda"):
+        import torch  # which the command line imports late
+
+        gpu = torch.cuda.get_device_properties(device)
+        said = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB; {said}"
+    return said
+
+
+def commit() -> str | None:
+    """The commit that this package is of; None if it is not from git, or git is not here."""
+    try:
+        told = metadata.distribution("unfool").read_text("direct_url.json") or "{}"
+        if found := json.loads(told).get("vcs_info", {}).get("commit_id"):
+            return str(found)
+    except (metadata.PackageNotFoundError, ValueError):
+        pass
+    # A package that lies in an environment below another project's repository is not of its commit.
+    if _git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(PACKAGE), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    cpu = Path("/proc/cpuinfo")
+    if cpu.is_file():
+        for line in cpu.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

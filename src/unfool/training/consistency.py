@@ -1,0 +1,137 @@
+"""Consistency distillation (Song et al., 2023): a denoiser's whole way back in one call of a network.
+
+The network is to answer alike at two neighboring states of one trajectory of a teacher's flow, whose last
+state is the clean image. It then purifies in one call, where its teacher takes many steps.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from unfool import distances
+from unfool.diffusion.denoiser import NetworkDenoiser
+from unfool.diffusion.reverse import karras
+from unfool.diffusion.schedule import Scales
+from unfool.noise import Noise
+from unfool.ranges import AtLeastTwo, Share, ShareAboveZero, check_fields
+from unfool.training.freeze import frozen
+from unfool.training.objectives import label_or_null
+
+Distance = Literal["huber", "l2", "l1", "lpips"]
+Solver = Literal["heun", "euler"]
+HUBER = (
+    0.00054  # times the square root of the number of values (Song and Dhariwal, 2024, section 3.3)
+)
+
+
+@dataclass(frozen=True)
+class ConsistencyDistillation:
+    """How differently a network answers at two neighboring states of its teacher's flow.
+
+    The loss is d(f(x_t, t), f'(x_u, u)) of a noised image x_t and of x_u, to which one step of the
+    teacher's solver leads from it (Song et al., 2023, algorithm 2, weight 1). t and the next time u are
+    neighbors among EDM's times from `t_max` to 0, at which f is the state itself. f' is the network f
+    itself without a gradient, in evaluation mode: an average of decay 0.
+
+    f is what `NetworkDenoiser` makes of the network: of the prediction `"consistency"` (as published;
+    begin with the weights of an `"edm"` teacher), or of any other but `"image"`, which would not be the
+    state itself at time 0. Use the result in one call (the purifier `one-step`); it is not E[x_0 | x_t],
+    which samplers of several steps need.
+
+    Attributes:
+        denoiser: The teacher, with the schedule of the network; its weights stay as they are. It is told
+            labels if the network is.
+        levels: How many times there are, with `t_max` and without 0. As published 18.
+        t_max: The greatest time: no purifier may ask at a greater one.
+        solver: Of the teacher's step: `"heun"` (two calls of it; published) or `"euler"` (one).
+        distance: `"huber"` (pseudo-Huber; Song and Dhariwal, 2024, equation 7), which needs no other
+            network; `"l2"` (squared) or `"l1"`; or `"lpips"` (Song et al., 2023), with the extra `lpips`.
+        label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
+    """
+
+    denoiser: Any
+    levels: AtLeastTwo = 18
+    t_max: ShareAboveZero = 1.0
+    solver: Solver = "heun"
+    distance: Distance = "huber"
+    label_dropout: Share = 0.1
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,).
+
+        Raises:
+            ValueError: The teacher has another schedule, the network predicts images, the chain has
+                fewer levels, or images are too small for `"lpips"`.
+        """
+        times = self._times(model).to(x)
+        label = label_or_null(model, y, self.label_dropout, noise)
+        place = (noise.child("time").uniform(x[:, :1, :1, :1]) * self.levels).long()
+        now, then = model.schedule(times[place]), model.schedule(times[place + 1])
+        z = model.encode(x)
+        x_t = now.alpha * z + now.sigma * noise.child("noise").normal(z)
+        with torch.no_grad(), frozen(model):
+            x_u = self._step(x_t, now, then, label if model.classes else None)
+            ended = then.sigma == 0  # where networks that are told the logarithm of the noise fail
+            target = model.estimate(x_u, torch.where(ended, now.t, then.t), label).to(x_u)
+            target = torch.where(ended, x_u, target)
+        answer = model.estimate(x_t, now.t, label).to(x_t)
+        if self.distance == "lpips":
+            if min(x.shape[2:]) < 31:
+                raise ValueError(
+                    f"distance lpips needs images of 31 pixels or more, not {x.shape[-1]}"
+                )
+            return distances.lpips(model.decode(answer), model.decode(target))
+        return DISTANCES[self.distance](answer - target)
+
+    def _times(self, model: NetworkDenoiser) -> Tensor:
+        """The falling times (levels + 1,), the last 0."""
+        if model.schedule != self.denoiser.schedule:
+            raise ValueError(
+                f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the denoiser "
+                f"that is trained {model.schedule}: they must be one"
+            )
+        if model.predicts == "image":
+            raise ValueError(
+                "a denoiser that predicts images does not return the state itself at time 0: let it "
+                "predict consistency, edm, noise or velocity"
+            )
+        times = karras(model.schedule, self.t_max, self.levels)
+        if not bool((times.diff() < 0).all()):
+            raise ValueError(
+                f"the schedule has fewer than levels = {self.levels} levels of noise below t_max = "
+                f"{self.t_max}: take fewer"
+            )
+        return times
+
+    def _step(self, x_t: Tensor, now: Scales, then: Scales, label: Tensor | None) -> Tensor:
+        """The state at `then`, by the teacher's flow in EDM's variables x / alpha and sigma / alpha."""
+        teacher = self.denoiser.to(x_t.device).eval().requires_grad_(False)
+        size, least = now.sigma / now.alpha, then.sigma / then.alpha
+        state = x_t / now.alpha
+        slope = (state - teacher(x_t, now.t, label).to(x_t)) / size
+        ahead = state + (least - size) * slope
+        if self.solver == "heun":
+            ended = least == 0
+            x_hat = teacher(then.alpha * ahead, torch.where(ended, now.t, then.t), label).to(x_t)
+            second = (ahead - x_hat) / torch.where(ended, size, least)
+            ahead = torch.where(ended, ahead, state + (least - size) / 2 * (slope + second))
+        return then.alpha * ahead
+
+
+def pseudo_huber(gap: Tensor) -> Tensor:
+    """sqrt(|gap|^2 + c^2) - c of each image (B,), c = 0.00054 sqrt(values) (Song and Dhariwal, 2024)."""
+    c = HUBER * gap[0].numel() ** 0.5
+    return (gap.square().flatten(1).sum(1) + c**2).sqrt() - c
+
+
+DISTANCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "huber": pseudo_huber,
+    "l2": lambda gap: gap.square().flatten(1).mean(1),
+    "l1": lambda gap: gap.abs().flatten(1).mean(1),
+}

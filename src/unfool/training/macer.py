@@ -1,0 +1,64 @@
+"""MACER (Zhai et al., 2020): a classifier trained for a large certified radius, without any attack."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import Count, InPixels, NotNegative, Positive, check_fields
+
+
+@dataclass(frozen=True)
+class MACER:
+    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (algorithm 1).
+
+    Probabilities p are means over `copies` noisy copies of an image. The loss is - log p_y, and, of
+    images that the smoothed classifier gets right with a margin of at most gamma, weight sigma / 2 (gamma
+    - margin) more. The margin is Phi^-1(p_y) - Phi^-1(the greatest other), of probabilities sharpened by
+    `beta`; sigma / 2 times the margin is the certified radius.
+
+    Attributes:
+        sigma: The noise, in units of [0, 1] pixels; certify with the same.
+        copies: Of each image in a step, all in one call (k of the paper).
+        weight: Of the hinge (lambda): 12 for sigma 0.25, 4 for 0.5.
+        gamma: The margin at which an image no longer counts.
+        beta: How many times logits are scaled up before the softmax of the hinge.
+    """
+
+    sigma: InPixels = 0.25
+    copies: Count = 16
+    weight: NotNegative = 12.0
+    gamma: Positive = 8.0
+    beta: Positive = 16.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        each = noise.repeat(self.copies)
+        many = x.repeat_interleave(self.copies, 0)
+        noisy = many + self.sigma * each.child("smooth").normal(many)
+        logits = model(noisy, each).float().view(len(x), self.copies, -1)
+        log_mean = logits.log_softmax(2).logsumexp(1) - math.log(self.copies)
+        return F.nll_loss(log_mean, y, reduction="none") + self.weight * self.hinge(logits, y)
+
+    def hinge(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The hinge, sigma / 2 (gamma - margin), of each image (B,), or 0 where it does not count.
+
+        Args:
+            logits: Of the noisy copies (B, copies, K).
+            y: Labels (B,).
+        """
+        mean = (self.beta * logits).softmax(2).mean(1)
+        (best, other), places = mean.topk(2).values.unbind(1), mean.argmax(1)
+        margin = torch.special.ndtri(best) - torch.special.ndtri(other)  # infinite at 0 and 1
+        counts = (places == y) & (margin <= self.gamma)
+        # where an image does not count, numbers whose slopes are finite
+        best, other = torch.where(counts, best, 0.75), torch.where(counts, other, 0.25)
+        margin = torch.special.ndtri(best) - torch.special.ndtri(other)
+        return torch.where(counts, self.sigma / 2 * (self.gamma - margin), 0.0)

@@ -1,0 +1,95 @@
+"""Adversarial weight perturbation (AWP; Wu et al., 2020): adversarial training at bad nearby weights."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from unfool.noise import Noise
+from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
+from unfool.training.adversarial import PGDAT, TRADES
+
+
+@dataclass(frozen=True)
+class AWP:
+    """The loss of PGD-AT, or of TRADES, at weights w + v that an ascent step finds (Wu et al., 2020).
+
+    v of a layer is gamma |w| g / |g|, with the gradient g, at w, of the mean loss over the batch's
+    adversarial images. The gradient of the training is that at w + v, and moves w. As released, only
+    weights of two dimensions or more are perturbed, and the search for v leaves no trace on the
+    statistics of batch normalization. Each part of a split batch has a v of its own.
+
+    Attributes:
+        norm: `"linf"` or `"l2"`.
+        eps: The budget, in units of [0, 1] images.
+        steps: Of PGD.
+        step_size: In units of eps.
+        gamma: The size of v, in units of the layer's weights; with 0 it is plain adversarial training. In
+            the paper 0.01, and 0.005 with TRADES.
+        beta: The weight of TRADES's divergence, 6 as published; None for PGD-AT.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    eps: NotNegative = 8 / 255
+    steps: CountFromZero = 10
+    step_size: InEps = 0.25
+    gamma: NotNegative = 0.01
+    beta: NotNegative | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        self._plain()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        plain = self._plain()
+        x_adv = plain.adversarial(model, x, y, noise)
+        worst = self.perturbed(model, x, x_adv, y, noise)
+        return plain.loss(_At(model, worst), x, x_adv, y, noise)
+
+    def perturbed(
+        self, model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise
+    ) -> dict[str, Tensor]:
+        """The weights w + v by name; gradients of them are gradients of w.
+
+        Args:
+            model: The classifier; neither its weights nor its buffers change.
+            x: Clean images (B, C, H, W) in [0, 1].
+            x_adv: Their adversarial images.
+            y: Labels (B,).
+            noise: Of the model.
+        """
+        weights = {
+            name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1
+        }
+        if not self.gamma or not weights:
+            return {}
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        # copies, lest autocast keep casts of the weights without their graph
+        copies = {name: w.detach().clone().requires_grad_() for name, w in weights.items()}
+        loss = self._plain().loss(_At(model, copies | buffers), x, x_adv, y, noise).mean()
+        slopes = torch.autograd.grad(loss, [*copies.values()], allow_unused=True)
+        found: dict[str, Tensor] = {}
+        for (name, w), slope in zip(weights.items(), slopes, strict=True):
+            if slope is not None:
+                scale = self.gamma * w.detach().norm() / slope.norm().clamp(min=1e-12)
+                found[name] = w + scale * slope
+        return found
+
+    def _plain(self) -> PGDAT | TRADES:
+        if self.beta is None:
+            return PGDAT(self.norm, self.eps, self.steps, self.step_size)
+        return TRADES(self.norm, self.eps, self.steps, self.step_size, self.beta)
+
+
+@dataclass(frozen=True)
+class _At:
+    """A model at other weights, or with other buffers; what is not named is its own."""
+
+    model: nn.Module
+    state: dict[str, Tensor]
+
+    def __call__(self, x: Tensor, noise: Noise) -> Tensor:
+        return functional_call(self.model, self.state, (x, noise))

@@ -1,0 +1,45 @@
+"""A bound on the robust accuracy of `evaluate` decides the exit code, and mistakes cost no run."""
+
+import pytest
+
+from unfool.api.result import load_run
+from unfool.cli.main import run
+from unfool.results.gates import gate_of_run
+
+SMALL = ("--set", "data.size=16", "--set", "purifier.steps=2", "--set", "evaluation.draws=4")
+SMALL += ("--set", "evaluation.examples=0")
+
+
+def evaluate(*options: str) -> int:
+    return run(["evaluate", "blobs", *SMALL, "--quiet", "--out", "r", *options])
+
+
+def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(elsewhere, capsys):
+    assert evaluate("--min-robust", "0") == 0
+    assert "pass: min-robust: robust accuracy is " in capsys.readouterr().out
+    share = load_run("r").robust.per_draw
+    between = (share.low + share.accuracy) / 2
+    assert share.low < between < share.accuracy
+    summary = load_run("r").to_dict()
+    kept = [gate_of_run(summary, bound, strict=True).ok for bound in (share.low, between)]
+    assert kept == [True, False]
+    assert gate_of_run(summary, between).ok
+    assert evaluate("--min-robust", str(between), "--strict") == 1
+    said = capsys.readouterr().out
+    assert "FAIL: min-robust: " in said
+    assert "the interval holds both sides of the bound" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--min-robust", "40"), "from 0 to 1"),
+        (("--min-robust", "nan"), "from 0 to 1"),
+        (("--strict",), "--min-robust"),
+        (("--min-robust", "0.4", "--set", "attacks=[]"), "needs a spec with attacks"),
+        (("--min-robust", "0.4", "--shard", "0/2"), "merge the shards"),
+    ],
+)
+def test_a_mistake_is_told_before_the_work(elsewhere, mistake, options, said):
+    assert said in mistake("evaluate", "blobs", *SMALL, "--out", "r", *options)
+    assert not (elsewhere / "r").exists()

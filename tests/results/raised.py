@@ -1,0 +1,36 @@
+"""The doubts that a run raises, from its facts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from unfool.results.doubt import Doubt
+from unfool.results.outcome import Condition, Outcome, SanityCheck
+from unfool.results.run_doubts import all_doubts
+from unfool.results.summary import judge
+from whole_run import manifest
+
+SOUND: SanityCheck = {
+    "probabilities": False,
+    "random": False,
+    "alike": True,
+    "gradients": {"ce": 1.0, "margin": 1.0},
+    "slope": [1.0, 1.0],
+}
+
+
+def outcomes_of(attacks: Sequence[Any], condition: Condition, count: int = 8) -> list[Outcome]:
+    """Images of class 0 with the same condition under no attack and under each of `attacks`."""
+    names = ["clean", "random", *(row["label"] for row in attacks)]
+    conditions = dict.fromkeys(names, condition)
+    return [Outcome(i, 0, conditions, names[-1], 0.0, {}) for i in range(count)]
+
+
+def doubts_about(outcomes: Sequence[Outcome], attacks: Sequence[Any], **parts: Any) -> list[Doubt]:
+    """Every doubt about these outcomes of `attacks`, in a run whose spec has these parts."""
+    asked = manifest(range(len(outcomes)), {"attacks": list(attacks), **parts})["spec"]
+    judged = {
+        name: judge(name, outcomes, lambda outcome, name=name: outcome.conditions[name])
+        for name in outcomes[0].conditions
+    }
+    robust = judge("robust", outcomes, lambda outcome: outcome.conditions[outcome.chosen])
+    return all_doubts(asked, outcomes, judged, robust, ["a", "b"])

@@ -1,0 +1,107 @@
+"""Every objective, killed in the middle and run again, ends in the same weights bit for bit."""
+
+import pytest
+import torch
+
+from unfool import spec as specs
+from unfool.cli.main import run
+from unfool.models import card
+from unfool.training import run as training
+from unfool.training import train as loop
+from unfool.training.spec import check
+
+DENOISER = {
+    "name": "unet", "channels": 1, "size": 4, "widths": [8, 8], "groups": 4, "dropout": 0.1,
+    "predicts": "edm",
+}  # fmt: skip
+CLASSIFIER = {"name": "small-cnn", "size": 4, "classes": 2, "width": 4}
+BRIDGE = {
+    "name": "adversarial-bridge", "classifier": {"name": "bayes"}, "attack": {"name": "pgd", "steps": 2},
+    "eps": 0.2, "budget": "uniform",
+}  # fmt: skip
+OBJECTIVES = {
+    "bridge": BRIDGE,
+    "flow": BRIDGE | {"path": "flow", "attacked": "classifier"},
+    "consistency": {
+        "name": "consistency", "denoiser": {"name": "mixture"}, "levels": 4, "t_max": 0.3,
+    },
+    "alp": {"name": "alp", "steps": 2},
+    "awp": {"name": "awp", "steps": 2},
+    "trades-awp": {"name": "awp", "steps": 2, "gamma": 0.005, "beta": 6},
+    "macer": {"name": "macer", "copies": 2},
+}  # fmt: skip
+
+
+def started(name):
+    part = DENOISER if name in ("bridge", "flow", "consistency") else CLASSIFIER
+    return check(
+        specs.load(
+            {
+                "data": {"name": "blobs", "size": 32},
+                "test": {"name": "blobs", "size": 8},
+                "denoiser" if part is DENOISER else "classifier": part,
+                "objective": OBJECTIVES[name],
+                "training": {"steps": 6, "batch_size": 8, "warmup": 2, "flip": True, "crop": 1},
+                "machine": {"save_every": 2},
+            }
+        )
+    )
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch, name):
+    whole = training.run(started(name), elsewhere / "whole", quiet=True)
+    steps, real = 0, loop.load_batch
+
+    def dies(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 4:  # after the checkpoint of step 2
+            raise Stop
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "load_batch", dies)
+    with pytest.raises(Stop):
+        training.run(started(name), elsewhere / "killed", quiet=True)
+    monkeypatch.setattr(loop, "load_batch", real)
+    resumed = training.run(started(name), elsewhere / "killed", quiet=True)
+    one, other = (card.read_state(f / "model.safetensors") for f in (whole, resumed))
+    assert list(one) == list(other)
+    for key, tensor in one.items():
+        assert torch.equal(tensor, other[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("macer", "denoiser"), ("consistency", "classifier"), ("awp", "denoiser")]
+)
+def test_an_objective_of_the_other_kind_is_refused(elsewhere, mistake, name, kind):
+    import yaml
+
+    spec = {
+        "data": "blobs", kind: DENOISER if kind == "denoiser" else CLASSIFIER,
+        "objective": OBJECTIVES[name], "training": {"steps": 1},
+    }  # fmt: skip
+    (elsewhere / "a.yaml").write_text(yaml.safe_dump(spec))
+    assert f"the objective {name} trains a" in mistake("train", "a.yaml", "--out", "run")
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step(elsewhere, capsys):
+    """A rate beyond all measure makes the weights infinite; the last good checkpoint is named."""
+    import yaml
+
+    spec = {
+        "data": {"name": "blobs", "size": 32}, "classifier": CLASSIFIER,
+        "objective": OBJECTIVES["macer"],
+        "training": {"steps": 40, "batch_size": 8, "warmup": 0, "learning_rate": 1e30,
+                     "optimizer": "sgd", "grad_clip": 1e30},
+        "machine": {"save_every": 1},
+    }  # fmt: skip
+    (elsewhere / "a.yaml").write_text(yaml.safe_dump(spec))
+    assert run(["train", "a.yaml", "--out", "run", "--quiet"]) != 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "is nan at step" in said
+    assert "last good checkpoint is" in said
