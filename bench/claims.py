@@ -18,17 +18,27 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from unfool.report.document import Block, Code, Document, Figure, Heading, Items, Paragraph, Table
+from unfool.report.document import (
+    Block,
+    Code,
+    Document,
+    Drawing,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
 from unfool.report.figures.style import (
     BLUE,
     GRAY,
     INK,
     RUST,
     blank,
+    draw,
     interval,
     legend,
     percent_axis,
-    png,
 )
 from unfool.report.formatting import cell
 from unfool.report.render_markdown import to_markdown
@@ -152,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(to_markdown(page), end="")
         return
     for figure in page.figures:
-        write_bytes(options.write / figure.file, figure.png)
+        write_bytes(options.write / figure.file, figure.drawing.png)
     write_bytes(options.write / "claims.md", to_markdown(page).encode())
 
 
@@ -273,7 +283,7 @@ CAPTION = (
 )
 
 
-def figure(rows: Sequence[Row]) -> bytes:
+def figure(rows: Sequence[Row]) -> Drawing:
     """Claimed beside measured, a line for each defense."""
     drawn = blank(8.4, 1.3 + 0.42 * len(rows))
     axes = drawn.subplots()
@@ -301,7 +311,7 @@ def figure(rows: Sequence[Row]) -> bytes:
                 told.add(name)
     percent_axis(axes, [row.entry.title for row in rows], "accuracy under attack, %")
     legend(drawn, axes, 3)
-    return png(drawn)
+    return draw(drawn)
 
 
 def _worst(run: Summary | None) -> ShareEntry | None:

@@ -222,7 +222,7 @@ def compression(
     def write(where: Path, measured: Any, told: dict[str, Any]) -> "Document":
         return write_compression(where, measured, told, found.skipped)
 
-    _write(write, "compression", name, folder, found.measured, about)
+    _write(write, "compression", name, folder, found.measured, about, device)
 
 
 @analyze.command("critical-eps")
@@ -255,7 +255,7 @@ def critical_eps(
     found = bisect(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze critical-eps", spec, changes, images=images, **options)
     about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_critical_eps, "critical-eps", spec, out, found, about)
+    _write(write_critical_eps, "critical-eps", spec, out, found, about, device)
 
 
 @analyze.command()

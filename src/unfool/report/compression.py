@@ -7,10 +7,10 @@ from typing import Any
 
 from unfool.analysis.compression import KINDS, Compression
 from unfool.analysis.critical_eps import CriticalEps
-from unfool.report.document import Block, Code, Document, Figure, Paragraph, Table
+from unfool.report.analyses import write_analysis
+from unfool.report.document import Block, Document, Figure, Paragraph, Table
 from unfool.report.figures import compression as figures
 from unfool.report.formatting import cell, mean
-from unfool.report.write import write_document
 from unfool.results.attack_roles import roles
 from unfool.results.report_json import ShareEntry, Summary
 
@@ -74,22 +74,24 @@ def write_compression(
     if blind:
         said = (
             f"Power iteration never gets beyond the random direction: {', '.join(blind)}. Either no "
-            "direction is worse, or the purifier's gradient is masked, and the adversarial rate is too low."
+            "direction is worse, or the gradient is masked, and the adversarial rate is too low."
         )
         blocks.append(Paragraph(said, "notice"))
     if skipped:
         blocks.append(Paragraph(f"Without a purifier, and so left out: {', '.join(skipped)}."))
     points = [_point(row, summaries[row.name]) for row in measured if row.run is not None]
-    blocks += [*_against(points), _drawn(summaries), Code(about["command"])]
-    numbers = {"version": 1, **about, "defenses": summaries, "runs": points, "skipped": skipped}
+    blocks += [*_against(points), _drawn(summaries)]
+    numbers = {"defenses": summaries, "runs": points, "skipped": skipped}
+    records = [
+        {"defense": name, **row} for name, told in summaries.items() for row in told["sizes"]
+    ]
     arrays = {
         f"{row.name}/{key}": values
         for row in measured
         for key, values in row.found.arrays().items()
     }
-    document = Document("How far purification contracts perturbations", blocks)
-    write_document(folder, "compression", document, numbers, arrays)
-    return document
+    title = "How far purification contracts perturbations"
+    return write_analysis(folder, "compression", title, blocks, about, numbers, records, arrays)
 
 
 def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Document:
@@ -116,12 +118,10 @@ def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Docume
         Table(["images", "share"], rows),
         Table(["are broken at or below", "eps"], quartiles),
         drawn,
-        Code(about["command"]),
     ]
-    document = Document("The critical eps of each image", blocks)
     arrays = {"low": found.low, "high": found.high}
-    write_document(folder, "critical-eps", document, {"version": 1, **about, **summary}, arrays)
-    return document
+    title, records = "The critical eps of each image", summary["brackets"]
+    return write_analysis(folder, "critical-eps", title, blocks, about, summary, records, arrays)
 
 
 def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:

@@ -7,6 +7,7 @@ import numpy as np
 
 from unfool.analysis.compression import KINDS
 from unfool.analysis.critical_eps import CriticalEps
+from unfool.report.document import Drawing
 from unfool.report.figures.style import (
     BLUE,
     GRAY,
@@ -14,9 +15,9 @@ from unfool.report.figures.style import (
     RUST,
     WIDTH,
     blank,
+    draw,
     ground,
     legend,
-    png,
     short,
 )
 
@@ -26,7 +27,7 @@ STYLES: dict[str, dict[str, Any]] = {
 }
 
 
-def rates(summaries: Mapping[str, Mapping[str, Any]]) -> bytes:
+def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
     """The rates of each defense over the sizes of perturbations, with 95 % intervals."""
     columns = min(3, len(summaries))
     lines = -(-len(summaries) // columns)
@@ -62,10 +63,10 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> bytes:
     for panel in panels[len(summaries) :]:
         panel.axis("off")
     legend(figure, panels[0], 2)
-    return png(figure)
+    return draw(figure)
 
 
-def against_robustness(points: Sequence[Mapping[str, Any]]) -> bytes:
+def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
     """The rate of each run's purifier against its accuracies under attack.
 
     Args:
@@ -100,10 +101,10 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> bytes:
         left = panel is panels[0]
         ground(panel, f"compression rate, {kind}", "accuracy under attack, %" if left else "")
     legend(figure, panels[0], 2)
-    return png(figure)
+    return draw(figure)
 
 
-def surviving(found: CriticalEps) -> bytes:
+def surviving(found: CriticalEps) -> Drawing:
     """The share of images that no tried attack broke, over budgets."""
     figure = blank(WIDTH, 3.4)
     panel = figure.subplots()
@@ -122,4 +123,4 @@ def surviving(found: CriticalEps) -> bytes:
     panel.set_ylim(0, 100)
     name = f"eps of {found.norm}" + (" x 255" if unit == 255 else "")
     ground(panel, name, "images not broken, %")
-    return png(figure)
+    return draw(figure)
