@@ -183,7 +183,7 @@ def purification(
 def compression(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC_OR_RUN...", help="Specs and run folders, each a defense."),
+        typer.Argument(metavar="SPEC_OR_RUN", help="Specs and run folders, each a defense."),
     ],
     changes: Set = None,
     data: Data = None,
