@@ -85,6 +85,7 @@ def top_page() -> str:
     ]
     mine = [name for name in names if name not in home]
     mine.sort(key=lambda name: not module._HOMES[name].startswith("unfool.api"))
+    mine.sort(key=lambda name: inspect.isclass(getattr(module, name)))
     own = "".join(documented("unfool", name) for name in mine)
     return (
         "# unfool\n\nThese names are what most programs need: `import unfool`.\n\n"
