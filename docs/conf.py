@@ -82,8 +82,8 @@ def link_to_repository(app: Any, page: str, source: list[str]) -> None:
 def add_gallery(app: Any, page: str, source: list[str]) -> None:
     """The landing page lists the gallery where there is one."""
     if page == "index" and "sphinx_gallery.gen_gallery" in extensions:
-        section = "## Gallery\n\n[Short examples with their figures](gallery/index.rst), to run or download."
-        source[0] = source[0].replace("## How to\n", f"{section}\n\n## How to\n", 1)
+        link = "[Short examples with their figures](gallery/index.rst), to read, run, or download."
+        source[0] = source[0].replace("## How to\n", f"## Gallery\n\n{link}\n\n## How to\n", 1)
         source[0] += "\n```{toctree}\n:hidden:\n:caption: Gallery\n\ngallery/index\n```\n"
 
 
