@@ -22,7 +22,7 @@ from unfool.defenses.coup import COUP
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.schedule import VP
 from unfool.noise import Noise
-from unfool.report.figures.style import png
+from unfool.report.figures.style import draw_png
 from unfool.statistics import wilson
 
 
@@ -159,7 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     weights, levels = [0, 0.5, 1, 2, 4, 8], [0, 1, 2, 4]
     shares = label_flips(weights, levels, runs=options.runs)
-    options.out.write_bytes(png(figure_of(weights, levels, shares, options.runs)))
+    options.out.write_bytes(draw_png(figure_of(weights, levels, shares, options.runs)).png)
 
 
 if __name__ == "__main__":

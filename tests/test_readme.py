@@ -77,9 +77,7 @@ def test_the_tutorial_on_your_own_model_runs(elsewhere, monkeypatch, capsys):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_specs_exist(page):
     commands = app.registered_commands + analyze.registered_commands
-    verbs = {
-        command.name or command.callback.__name__ for command in commands if command.callback
-    }
+    verbs = {command.name or command.callback.__name__ for command in commands if command.callback}
     for verb, spec in re.findall(
         r"^\$ (?:.venv/bin/)?unfool (?:analyze )?([\w-]+) ?([\w./-]*)", page.read_text(), re.M
     ):

@@ -1,6 +1,5 @@
 """The geometry of threats."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -55,7 +55,8 @@ def experiment(name, changes=()):
     [
         *shipped(),
         *sorted(
-            str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.yaml")
+            str(path.relative_to(EXPERIMENTS).with_suffix(""))
+            for path in EXPERIMENTS.rglob("*.yaml")
         ),
     ],
 )

@@ -98,7 +98,9 @@ def test_an_attack_without_a_gradient_is_not_said_to_use_one(report):
     view = told["threat_model"]["the attacker's view"]
     assert view == "salt: the answers of the whole model; it asks for no gradient"
     assert text.startswith("# An attacker who sees the answers of the whole model and may change")
-    assert "exact gradient" not in text.split("## How to reproduce")[0]
+    head, _, rest = text.partition("## What was not tried")
+    assert "with the exact gradient" in rest.partition("\n\n## ")[0]
+    assert "exact gradient" not in head
     assert "no-adaptive-attack" in {doubt["name"] for doubt in told["doubts"]}
 
 

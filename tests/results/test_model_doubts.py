@@ -77,6 +77,7 @@ def told(tmp_path):
             "evaluation": {"images": images, "draws": draws, "seed": 0, "subset_seed": 0},
         }
         asked: Any = {"identity": "1", "spec": spec, "versions": {}, "classes": ["dark", "bright"]}
+        asked |= {"images": "0" * 64, "code": "0" * 64}
         run = Run.begin(
             tmp_path / str(len(list(tmp_path.iterdir()))), asked | {"indices": [*range(images)]}
         )

@@ -46,7 +46,7 @@ def two_attacks(folder):
         "evaluation": {"images": 10, "subset_seed": 0, "seed": 0, "draws": 4, "skip_broken": True},
     }
     asked: Any = {"identity": "x", "spec": spec, "indices": list(range(10)), "classes": ["a", "b"]}
-    run = Run.begin(folder, asked | {"versions": {}})
+    run = Run.begin(folder, asked | {"versions": {}, "images": "0" * 64, "code": "0" * 64})
     right, half, wrong = [0, 0, 0, 0], [0, 1, 1, 0], [1, 1, 1, 1]
     outcomes = []
     for i in range(10):

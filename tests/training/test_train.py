@@ -495,7 +495,7 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
         (
             "digits-denoiser",
             "cross-entropy",
-            "name a classifier, or one of denoising, addt, truth-max",
+            "name a classifier, or one of denoising, addt",
         ),
         ("digits-denoiser", "pgd-at", "the objective pgd-at trains a classifier"),
     ],

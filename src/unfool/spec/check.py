@@ -34,6 +34,7 @@ from unfool.spec.tables import Part
 
 Section = TypeVar("Section")
 HAS = {"data": ("__len__", "__getitem__", "classes"), "denoiser": ("schedule", "encode", "decode")}
+INSTEAD = {"guide": "for_images"}  # what an object of the kind may have in place of a call
 PLAIN_TYPES = (bool, int, float, str)  # of an option that is no part, whatever it is called
 
 
@@ -201,7 +202,7 @@ def build(kind: str, table: Part, **given: Any) -> Any:
         raise SpecError(
             f"{kind} {table['name']} cannot be built with these options ({said})"
         ) from error
-    if kind in CALL_ARGUMENTS and not callable(made):
+    if kind in CALL_ARGUMENTS and not (callable(made) or hasattr(made, INSTEAD.get(kind, "?"))):
         raise SpecError(
             f"{kind} {table['name']} makes {shown(made)}, which cannot be called with "
             f"({', '.join(CALL_ARGUMENTS[kind])}): name a class, or a function of these arguments"
