@@ -2,10 +2,11 @@
 Certify a radius
 ================
 
-Attacks show what one attacker found; a certificate holds against all of them. Randomized smoothing adds
-noise to an image many times and takes the class that wins: if it wins by enough, no perturbation shorter than the
-radius can change the answer. The curves show for how many digits the right answer is certified, as the radius
-grows. A denoiser before the classifier helps, because the classifier alone was not trained on noise.
+Attacks show what one attacker found; a certificate holds against all of them. Randomized smoothing
+adds noise to an image many times and takes the class that wins: if it wins by enough, no
+perturbation shorter than the radius can change the answer. The curves show for how many digits the
+right answer is certified, as the radius grows. A denoiser before the classifier helps, because the
+classifier alone was not trained on noise.
 """
 
 import matplotlib.pyplot as plt
@@ -21,8 +22,8 @@ models = {
 }
 
 # %%
-# 500 noisy copies of each of 30 digits. More copies certify larger radii: the largest possible radius grows
-# with ``n``.
+# 500 noisy copies of each of 30 digits. More copies certify larger radii: the largest possible
+# radius grows with ``n``.
 options = {"sigma": 0.25, "n0": 50, "n": 500, "images": 30, "quiet": True}
 results = {
     name: unfool.certify(model, unfool.digits("test"), **options) for name, model in models.items()

@@ -2,24 +2,25 @@
 The errors of a diffusion classifier
 ====================================
 
-A denoiser that knows classes is a classifier, too: noise the image, denoise it once as each class, and take the
-class under which the error is smallest. Each row is a digit and each column a class; the color is by how much the
-error exceeds the smallest of its row. The frame marks the right class. Where a row has two dark cells, the model
-hesitates between two classes.
+A denoiser that knows classes is a classifier, too: noise the image, denoise it once as each class,
+and take the class under which the error is smallest. Each row is a digit and each column a class;
+the color is by how much the error exceeds the smallest of its row. The frame marks the right
+class. Where a row has two dark cells, the model hesitates between two classes.
 """
 
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 import unfool
 from unfool.statistics import wilson
 
 # %%
-# 50 draws of time and noise for each image, the same for all classes. With ``scale=1`` the logits are minus
-# the mean errors.
+# 50 draws of time and noise for each image, the same for all classes. With ``scale=1`` the logits
+# are minus the mean errors.
 denoiser = unfool.load_denoiser("digits-conditional")
 options = {"times": "sigma", "span": (0.1, 3.0), "weight": "edm", "scale": 1.0}
 model = unfool.DiffusionClassifier(denoiser, draws=50, **options)
-n = 40
+n = 80
 x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 errors = -model(x, unfool.Noise.of(0, range(n))).detach()
 excess = errors - errors.amin(1, keepdim=True)
@@ -28,18 +29,17 @@ right = wilson(int((errors.argmin(1) == y).sum()), n)
 # %%
 # The ten digits shown are those where the second-best class comes closest.
 hardest = excess.topk(2, largest=False).values[:, 1].argsort()[:10]
-figure, axes = plt.subplots(1, 2, figsize=(8, 5.5), width_ratios=[1, 9], layout="constrained")
-strip = x[hardest, 0].flatten(0, 1)
-axes[0].imshow(strip, cmap="gray", interpolation="nearest")
-axes[0].set(xticks=[], yticks=[])
-colors = axes[1].imshow(excess[hardest], cmap="viridis", aspect="auto")
-for row, label in enumerate(y[hardest].tolist()):
-    frame = plt.Rectangle((label - 0.5, row - 0.5), 1, 1, fill=False, color="tab:red", linewidth=2)
-    axes[1].add_patch(frame)
-axes[1].set_xticks(range(10))
-axes[1].set(xlabel="class that the denoiser is told", yticks=[])
-axes[1].set_title(f"right on {right} of {n} digits; the 10 closest calls")
-figure.colorbar(colors, ax=axes[1], label="error above the smallest of the row")
+figure, ax = plt.subplots(figsize=(7.5, 6), layout="constrained")
+colors = ax.imshow(excess[hardest], cmap="viridis")
+for row, i in enumerate(hardest.tolist()):
+    place = (-1.7, -0.7, row + 0.45, row - 0.45)
+    ax.imshow(x[i, 0], cmap="gray", extent=place, interpolation="nearest")
+    corner = (int(y[i]) - 0.5, row - 0.5)
+    ax.add_patch(Rectangle(corner, 1, 1, fill=False, color="tab:red", linewidth=2))
+ax.set(xlim=(-1.8, 9.5), ylim=(9.5, -0.5), xticks=range(10), yticks=[])
+ax.set(xlabel="class that the denoiser is told", ylabel="the ten closest calls")
+ax.set_title(f"right on {right} of {n} digits")
+figure.colorbar(colors, ax=ax, label="error above the smallest of the row")
 plt.show()
 
 # %%

@@ -2,10 +2,10 @@
 DW-box beside white box
 =======================
 
-A random defense may look robust because an attack is good, yet aims at the wrong random numbers. The
-DW-box attacker is told the numbers that the defense will draw. On that draw they win more often than a white-box
-attacker who averages over draws; on fresh draws they win less often. So randomness protects, but only as long as
-the numbers stay secret.
+A random defense may look robust because an attack is good, yet aims at the wrong random numbers.
+The DW-box attacker is told the numbers that the defense will draw. On that draw they win more
+often than a white-box attacker who averages over draws; on fresh draws they win less often. So
+randomness protects, but only as long as the numbers stay secret.
 """
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,8 @@ n = 32
 x, y = unfool.data.fetch(unfool.digits("test"), range(n))
 
 # %%
-# Noise is a value in this library: the same noise gives the same draw. ``reveal`` tells the attacker about it.
+# Noise is a value in this library: the same noise gives the same draw. ``reveal`` tells the
+# attacker about it.
 noise = unfool.Noise.of(0, range(n))
 secret, search = noise.child("defense"), noise.child("search")
 told = unfool.Knowledge("both").reveal(search, secret)
@@ -28,7 +29,7 @@ threat = unfool.Threat("linf", 0.2)
 attacked = {
     "DW-box": unfool.PGD(steps=20, loss="margin")(model, x, y, threat, told),
     "white box": unfool.PGD(steps=20, loss="margin")(model, x, y, threat, search),
-    "white box, EOT 8": unfool.PGD(steps=20, eot=8, loss="margin")(model, x, y, threat, search),
+    "white box, EOT 4": unfool.PGD(steps=20, eot=4, loss="margin")(model, x, y, threat, search),
 }
 
 # %%

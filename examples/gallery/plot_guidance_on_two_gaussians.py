@@ -2,10 +2,11 @@
 Guidance on two Gaussians
 =========================
 
-This world has two classes of images with a single pixel, dark and bright, and both its denoiser and its best
-classifier are known exactly. The left figures show how a bright image close to the boundary travels back through
-the diffusion. Without guidance many paths end in the other class. The guidance of COUP adds the classifier's
-confidence to the score, and keeps more of them on their side: too much of it pushes images beyond their class.
+This world has two classes of images with a single pixel, dark and bright, and both its denoiser
+and its best classifier are known exactly. The left figures show how a bright image close to the
+boundary travels back through the diffusion. Without guidance many paths end in the other class.
+The guidance of COUP adds the classifier's confidence to the score, and keeps more of them on their
+side, the more the higher its weight.
 """
 
 import matplotlib.pyplot as plt
@@ -44,14 +45,19 @@ for ax, weight in zip(axes, (0, 1), strict=False):
         ax.plot(times, path, color="tab:blue" if path[-1] > 0.5 else "tab:red", alpha=0.4)
     ax.axhline(0.5, color="black", linewidth=0.8)
     ax.invert_xaxis()
-    ax.set(xlabel="time of the diffusion", ylabel="pixel", title=f"guidance weight {weight}")
+    ax.set(
+        xlabel="time of the diffusion",
+        ylabel="value of the pixel",
+        title=f"guidance weight {weight}",
+    )
     ax.set_ylim(0, 1)
 low = [flip.value - flip.low for flip in flips]
 high = [flip.high - flip.value for flip in flips]
 axes[2].errorbar(weights, [flip.value for flip in flips], yerr=[low, high], marker="o", capsize=3)
 axes[2].set(xlabel="guidance weight", ylabel="runs that change class", ylim=(0, None))
-axes[2].set_title("95 % intervals")
+axes[2].set_title(f"{runs} runs each, 95 % intervals")
 plt.show()
 
 # %%
-# Here the classifier is right; read in ``docs/coup.md`` what guidance does when the classifier errs.
+# Here the classifier is right; read in ``docs/coup.md`` what guidance does when the classifier
+# errs.

@@ -2,9 +2,10 @@
 Purify one image and watch it
 =============================
 
-The upper row is a photo, the lower row the same photo after an attack on the classifier. Both are noised, and a
-diffusion model removes the noise in five steps. The class above each image is the classifier's answer. The
-attack fools the bare classifier, and the noise drowns it: at the end, both photos have their right class again.
+The upper row is a photo, the lower row the same photo after an attack on the classifier. Both are
+noised, and a diffusion model removes the noise in five steps. The class above each image is the
+classifier's answer: red if it is wrong. The attack fools the classifier, and so does the noise,
+which drowns the attack. Once the noise is gone, both photos have their right class again.
 """
 
 import matplotlib.pyplot as plt
@@ -27,13 +28,14 @@ attack = unfool.PGD(steps=20, loss="margin")
 x_adv = attack(classifier, x, y, unfool.Threat("linf", 8 / 255), noise.child("attack"))
 
 # %%
-# ``walk`` yields the states of the reverse process: the noised image first, the purified image last.
+# ``walk`` yields the states of the reverse process: the noised image first, the purified image
+# last.
 rows = {}
 for name, image in {"clean": x, "attacked": x_adv}.items():
     states = list(purifier.walk(image, noise.child("purify")))
     rows[name] = [("input", image)] + [(f"t = {t:.2f}", state) for t, state in states]
 
-figure, axes = plt.subplots(2, len(rows["clean"]), figsize=(11, 4), layout="constrained")
+figure, axes = plt.subplots(2, len(rows["clean"]), figsize=(11, 4.4), layout="constrained")
 for line, (name, states) in zip(axes, rows.items(), strict=True):
     for ax, (time, image) in zip(line, states, strict=True):
         answer = int(classifier(image.clamp(0, 1)).argmax())
@@ -46,4 +48,5 @@ figure.suptitle(f"The classifier's answer above each image (the right one: {data
 plt.show()
 
 # %%
-# This attacker did not know about the purifier; ``plot_three_attackers.py`` shows what happens when they do.
+# This attacker did not know about the purifier; ``plot_three_attackers.py`` shows what happens
+# when they do.

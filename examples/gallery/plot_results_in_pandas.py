@@ -2,9 +2,10 @@
 Results in pandas
 =================
 
-An evaluation keeps every single answer: one row for each image, condition and draw. The left figure shows
-which digits the attack turns into which others. The right figure counts how many of the eight draws of an image
-are right: a defense that draws noise often gives an image both right and wrong answers.
+An evaluation keeps every single answer: one row for each image, condition and draw. The left
+figure shows which digits the attack turns into which others. The right figure counts how many of
+the eight draws of an image are right: a defense that draws noise often gives an image both right
+and wrong answers.
 """
 
 import matplotlib.pyplot as plt
@@ -18,7 +19,7 @@ result = unfool.evaluate(
     unfool.digits("test"),
     attacks={"adaptive": unfool.PGD(steps=10, eot=4, loss="margin")},
     threat=unfool.Threat("linf", 0.2),
-    images=60,
+    images=48,
     draws=8,
     quiet=True,
 )
@@ -29,8 +30,8 @@ table = result.to_dataframe()
 print(table.head())
 
 # %%
-# Group and pivot as in any other table. Draws of one image are not independent: take intervals from the
-# result, such as ``result.robust.per_draw``, rather than from the rows.
+# Group and pivot as in any other table. Draws of one image are not independent: take intervals
+# from the result, such as ``result.robust.per_draw``, rather than from the rows.
 print(table.groupby("condition")["correct"].mean().round(3))
 print("robust, per draw:", result.robust.per_draw)
 
@@ -48,7 +49,7 @@ for shift, name in ((-0.2, "clean"), (0.2, "adaptive")):
     counts = rows.groupby("index")["correct"].sum().value_counts()
     counts = counts.reindex(range(9), fill_value=0)
     right.bar(counts.index + shift, counts, width=0.4, label=name)
-right.set(xlabel="right draws of 8", ylabel="images")
+right.set(xlabel="right draws of 8", ylabel="images", xticks=range(9))
 right.legend()
 plt.show()
 

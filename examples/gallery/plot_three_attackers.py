@@ -2,10 +2,11 @@
 Three attackers, one defense
 ============================
 
-The same defense, the same digits and the same budget: only the attacker's knowledge of the gradient
-differs. Transfer ignores the purifier, BPDA pretends that it changes nothing, and the third attacker follows the
-exact gradient through every step of the diffusion. The accuracy falls each time. A claim of robustness that rests
-on one of the first two attackers is a claim about the attacker.
+The same defense, the same digits and the same budget: only the attacker's knowledge of the
+gradient differs. Transfer ignores the purifier, BPDA pretends that it changes nothing, and the
+third attacker follows the exact gradient through every step of the diffusion. The accuracy falls
+each time. A claim of robustness that rests on one of the first two attackers is a claim about the
+attacker.
 """
 
 import matplotlib.pyplot as plt
@@ -43,8 +44,9 @@ for shift, reading in ((-0.2, "per_draw"), (0.2, "majority")):
     ax.bar(places, heights, width=0.4, yerr=errors, capsize=4, label=label)
 ax.set_xticks(range(len(conditions)), list(conditions))
 ax.set(ylabel="accuracy (95 % interval)", ylim=(0, 1), title="32 digits, linf 0.2")
-ax.legend(loc="lower left")
+ax.legend(loc="upper right")
 plt.show()
 
 # %%
-# The same on CIFAR-10 is in ``docs/results.md``; how each gradient is computed is in ``docs/analyze.md``.
+# The same on CIFAR-10 is in ``docs/results.md``; how each gradient is computed is in
+# ``docs/analyze.md``.

@@ -2,9 +2,10 @@
 Your own purifier
 =================
 
-A purifier is any function from images and noise to images. This one adds a little noise and blurs, in four
-lines. The bars compare it with DiffPure: an attacker who does not know the defense makes both look useful, and
-one who knows it leaves little of the blur. Always judge a purifier by the attacker who knows it.
+A purifier is any function from images and noise to images. This one adds a little noise and blurs,
+in four lines. The bars compare it with DiffPure. The blur costs few clean digits, but even an
+attacker who does not know about it wins nearly always. DiffPure withstands that attacker, and
+loses to the one who knows it: judge every purifier by the attacker who knows it.
 """
 
 import matplotlib.pyplot as plt
@@ -17,12 +18,12 @@ import unfool
 # %%
 # All randomness comes from ``noise``, so that attacks can replay it and results can be repeated.
 class Blur:
-    """Noise, then the mean over 3 x 3 pixels."""
+    """Noise, then half of the way to the mean over 3 x 3 pixels."""
 
     def __call__(self, x: Tensor, noise: unfool.Noise) -> Tensor:
         """Images shaped like `x`."""
-        noisy = x + 0.1 * noise.normal(x)
-        return F.avg_pool2d(noisy, 3, 1, 1).clamp(0, 1)
+        noisy = x + 0.2 * noise.normal(x)
+        return noisy.lerp(F.avg_pool2d(noisy, 3, 1, 1), 0.5).clamp(0, 1)
 
 
 # %%
@@ -47,10 +48,11 @@ for place, (name, purifier) in enumerate(purifiers.items()):
     errors = [[s.value - s.low for s in shares], [s.high - s.value for s in shares]]
     where = [i + 0.4 * place for i in range(len(bars))]
     ax.bar(where, [s.value for s in shares], width=0.4, yerr=errors, capsize=4, label=name)
-ax.set_xticks([0.2, 1.2, 2.2], list(bars))
+ax.set_xticks([0.2, 1.2, 2.2], ["clean", *attacks])
 ax.set(ylabel="accuracy per draw (95 % interval)", ylim=(0, 1))
 ax.legend()
 plt.show()
 
 # %%
-# Guides, corrections, steps, attacks and data sets of your own are as short: see ``docs/extend.md``.
+# Guides, corrections, steps, attacks and data sets of your own are as short: see
+# ``docs/extend.md``.
