@@ -37,9 +37,7 @@ while query.gradient:  # the queries after the last step only compare the candid
 
 # %%
 # The loss is the margin: the best wrong logit less the right one. Above 0 the answer is wrong.
-figure = plt.figure(figsize=(9, 7), layout="constrained")
-upper, lower = figure.subfigures(2, 1)
-left, right = upper.subplots(1, 2)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
 for loss in zip(*losses, strict=True):
     left.plot(loss, color="tab:blue", alpha=0.3)
 left.axhline(0, color="black", linewidth=0.8)
@@ -49,13 +47,17 @@ right.plot([s.value for s in spread], color="tab:red")
 low, high = [s.low for s in spread], [s.high for s in spread]
 right.fill_between(range(20), low, high, color="tab:red", alpha=0.2)
 right.set(xlabel="step", ylabel="wrong draws (95 % interval)", ylim=(0, 1), xticks=range(0, 20, 5))
-panels = lower.subplots(2, 5)
+plt.show()
+
+# %%
+# The first digit on its way, and below it what was added to it.
+figure, panels = plt.subplots(2, 5, figsize=(9, 3.7), layout="constrained")
 for step, (top, bottom) in zip([0, 4, 9, 14, 19], panels.T, strict=True):
     top.imshow(images[step][0, 0], cmap="gray", vmin=0, vmax=1)
     bottom.imshow(images[step][0, 0] - x[0, 0], cmap="RdBu_r", vmin=-0.2, vmax=0.2)
     top.set(xticks=[], yticks=[], title=f"step {step}")
     bottom.set(xticks=[], yticks=[])
-lower.colorbar(panels[1, 0].images[0], ax=panels, label="change of a pixel (lower row)")
+figure.colorbar(panels[1, 0].images[0], ax=panels, label="change of a pixel")
 plt.show()
 
 # %%

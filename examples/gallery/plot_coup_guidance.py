@@ -4,9 +4,9 @@ COUP with and without guidance
 
 COUP runs the diffusion back from the image itself, and adds the classifier's confidence to the
 score. The curves show the probability of the right class along the way, as a mean over attacked
-digits. Guidance makes the classifier surer of the class that it believes in already. The attack
-has flipped that class before the purification begins, so a large weight works for the attacker;
-the paper's weight of 1 changes little here.
+digits. Guidance makes the classifier surer of the class that it believes in already. Where the
+attack has flipped that class before the purification begins, a large weight works for the
+attacker; the paper's weight of 1 changes little here.
 """
 
 import matplotlib.pyplot as plt

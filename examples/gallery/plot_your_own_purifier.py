@@ -3,9 +3,9 @@ Your own purifier
 =================
 
 A purifier is any function from images and noise to images. This one adds a little noise and blurs,
-in four lines. The bars compare it with DiffPure. The blur costs few clean digits, but even an
-attacker who does not know about it wins nearly always. DiffPure withstands that attacker, and
-loses to the one who knows it: judge every purifier by the attacker who knows it.
+in a few lines. The bars compare it with DiffPure. The blur costs few clean digits, but even an
+attacker who does not know about it wins on most. DiffPure holds better against that attacker, and
+loses much to the one who knows it: judge every purifier by the attacker who knows it.
 """
 
 import matplotlib.pyplot as plt
