@@ -15,8 +15,9 @@ export KMP_BLOCKTIME := 0
 endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 
-.PHONY: help demo test check slow soak test-portable bench clean
+.PHONY: help demo test check docs slow soak test-portable bench clean
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
@@ -27,17 +28,24 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	touch $(READY)
 
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	touch $(DOCS_READY)
+
 demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table and report in runs/demo/.
 	$(BIN)/unfool evaluate demo --out runs/demo
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests bench examples
-	$(BIN)/ruff check src tests bench examples
+	$(BIN)/ruff format --check src tests bench docs examples
+	$(BIN)/ruff check src tests bench docs examples
 	$(BIN)/codespell src tests bench deploy docs examples experiments *.md
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 test: check  ## All checks: format, lint, types, tests.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+docs: $(DOCS_READY)  ## The documentation site, in docs/_build/html; warnings are errors.
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 slow: $(READY)  ## The tests that take minutes, on the data in UNFOOL_DATA and UNFOOL_WEIGHTS.
 	$(BIN)/python -m pytest -m slow
@@ -57,5 +65,5 @@ test-portable: $(READY)  ## The tests (or TESTS="FOLDER ...") as on other proces
 bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md; PEERS=FOLDER: public code, too.
 	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs $(if $(PEERS),--peers '$(PEERS)')
 
-clean:  ## Remove the environment and all runs.
-	rm -rf $(VENV) runs
+clean:  ## Remove the environment, all runs, and the built documentation.
+	rm -rf $(VENV) runs docs/_build docs/reference docs/gallery

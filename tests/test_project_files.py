@@ -15,10 +15,6 @@ from unfool.cli.main import run
 from unfool.noise import Noise
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = (".github", "bench", "docs", "examples", "experiments", "src", "tests")
-PAGES = sorted(
-    {*ROOT.glob("*.md"), *(page for name in FOLDERS for page in (ROOT / name).rglob("*.md"))}
-)
 DECISIONS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
 PARTS = ("attack", "purifier", "loader")  # the examples of CONTRIBUTING.md, in order
 SMALL = ("--set", "data.size=4", "--set", "purifier.steps=2", "--set", "evaluation.draws=2")
@@ -112,24 +108,6 @@ def test_design_lists_the_floors_that_are_checked():
     design = (ROOT / "docs" / "design.md").read_text()
     listed = re.findall(r"```text\n(.*?)```", design, re.S)[0].splitlines()
     assert [set(line.split(", ")) for line in listed] == FLOORS[::-1]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_relative_links_exist(page):
-    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        if not re.match(r"[a-z]+:", link):
-            path, _, anchor = link.partition("#")
-            target = (page.parent / path) if path else page
-            assert target.exists(), link
-            if anchor and target.suffix == ".md":
-                assert anchor in anchors(target), link
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of the headings of a page, as GitHub makes them."""
-    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
-    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize(

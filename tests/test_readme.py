@@ -1,15 +1,19 @@
 """What the README and the docs say is true: their code runs, their commands and files exist."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import unfool
 from unfool.cli.analyze import analyze
 from unfool.cli.main import app
 from unfool.data import fetch
 from unfool.data.digits import digits
 from unfool.networks.cnn import small_cnn
+from unfool.runtime.published_files import FILES
 from unfool.spec import menu
 
 ROOT = Path(__file__).parents[1]
@@ -49,24 +53,40 @@ def test_the_page_from_python_runs(elsewhere, capsys):
     assert (elsewhere / "runs/mine/report.html").is_file()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
-        if not link.startswith("http"):
-            assert (page.parent / link).exists(), link
+def test_the_tutorial_on_your_own_model_runs(elsewhere, monkeypatch, capsys):
+    text = (ROOT / "docs/tutorial-own-model.md").read_text()
+    module, *blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    Path("mine.py").write_text(module)
+    Path("my.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.S)[0])
+    monkeypatch.syspath_prepend(elsewhere)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    given = {}
+    for code in blocks:
+        for much, little in [*LESS, ("images=20", "images=1, draws=2")]:
+            code = code.replace(much, little)
+        exec(code, given)
+    printed = capsys.readouterr().out
+    for said in ("transfer", "adaptive", "condition"):
+        assert said in printed
+    assert (elsewhere / "runs/own-model/report.html").is_file()
+    by_name = unfool.load("my.yaml", ["purifier.steps=1"])
+    x, noise = torch.zeros(1, 3, 32, 32), unfool.Noise.of(0, [0])
+    assert torch.equal(by_name(x, noise), given["model"](x, noise))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_and_specs_exist(page):
     commands = app.registered_commands + analyze.registered_commands
-    verbs = {command.callback.__name__ for command in commands if command.callback}
+    verbs = {
+        command.name or command.callback.__name__ for command in commands if command.callback
+    }
     for verb, spec in re.findall(
-        r"^\$ (?:.venv/bin/)?unfool (?:analyze )?(\w+) ?([\w./-]*)", page.read_text(), re.M
+        r"^\$ (?:.venv/bin/)?unfool (?:analyze )?([\w-]+) ?([\w./-]*)", page.read_text(), re.M
     ):
         assert verb in verbs
         named = ("evaluate", "train", "doctor", "gradients", "trajectories", "landscape", "sweep")
         if verb in named and spec not in ("", "my.yaml") and not spec.startswith("--"):
-            there = spec in menu.shipped() or (ROOT / spec).is_file()
+            there = spec in menu.shipped() or spec in FILES or (ROOT / spec).is_file()
             assert there, f"{page.name}: {spec}"
 
 

@@ -50,7 +50,15 @@ def experiment(name, changes=()):
     return specs.load(EXPERIMENTS / f"{name}.yaml", changes)
 
 
-@pytest.mark.parametrize("name", [*shipped(), *sorted(p.stem for p in EXPERIMENTS.glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *shipped(),
+        *sorted(
+            str(path.relative_to(EXPERIMENTS).with_suffix("")) for path in EXPERIMENTS.rglob("*.yaml")
+        ),
+    ],
+)
 def test_every_spec_checks(name):
     spec = specs.load(name) if name in shipped() else experiment(name)
     if "sweep" in spec:

@@ -1,6 +1,7 @@
 """A spec's defense, taken apart for a look inside: its model, a few images, and the noise."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import refuse_ray
 from unfool.models.card import read_card
 from unfool.noise import Noise
+from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec, ModelSpec
 from unfool.runtime.device import pick_device
 from unfool.threat import Threat
@@ -60,7 +62,7 @@ def load_inputs(
     The spec's attacks are not looked at: no analysis runs them.
 
     Args:
-        spec: Its name or path.
+        spec: Its name or path, or a run folder, whose spec it is.
         changes: Of its values.
         folder: Where data sets are read from.
         images: How many, the first ones; None is one alone.
@@ -72,7 +74,7 @@ def load_inputs(
     """
     if images is not None and images < 2:
         raise SpecError(f"--images must be 2 or more, not {images}")
-    table = specs.load(spec, changes)
+    table = specs.load(Run.open(Path(spec)).spec if is_run(spec) else spec, changes)
     table.pop("sweep", None)
     table["attacks"] = []
     checked = evaluation.check(table, folder)
@@ -96,6 +98,11 @@ def load_inputs(
     rows = fitting(model, x) if rows == "auto" else rows
     threat = Threat(**checked["threat"])
     return AnalysisInputs(checked, Batched(model, rows), x, y, indices, noise, threat)
+
+
+def is_run(source: str) -> bool:
+    """Whether this is a run folder, and no spec."""
+    return (Path(source) / "run.json").is_file()
 
 
 def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:

@@ -21,6 +21,11 @@ def _above_zero(value: float) -> float:
     return value
 
 
+def _all_above_zero(values: list[float] | None) -> list[float] | None:
+    """The values of an option that may be repeated, each above 0."""
+    return [_above_zero(value) for value in values] if values else values
+
+
 analyze = typer.Typer(invoke_without_command=True)
 Images = Annotated[int, typer.Option(min=1, help="How many of the images that the spec evaluates.")]
 Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
@@ -172,6 +177,85 @@ def purification(
     command = command_line("analyze purification", spec, changes, **options)
     about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
     _write(write_purification, "purification", spec, out, found, about, device)
+
+
+@analyze.command()
+def compression(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SPEC_OR_RUN", help="Specs and run folders, each a defense."),
+    ],
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    images: Images = 16,
+    draws: Draws = 2,
+    size: Annotated[
+        list[float] | None,
+        typer.Option(
+            callback=_all_above_zero,
+            help="Of perturbations in l2, in units of the budget; may be repeated: 0.25, 1 and 4.",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Of power iteration.")] = 5,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Measure how far purifiers contract perturbations, beside the accuracies of runs.
+
+    No classifier is attacked. A defense that is done is kept in the output folder; to go on after a stop,
+    run the same command again.
+    """
+    from unfool.analysis.compression import SIZES
+    from unfool.cli.compression import measure_all
+    from unfool.report.compression import write_compression
+
+    options: dict[str, Any] = {"draws": draws, "sizes": list(size or SIZES), "steps": steps}
+    name = sources[0] if len(sources) == 1 else "defenses"
+    folder = out or Path("runs") / f"{Path(name).stem}-compression"
+    found = measure_all(sources, changes or [], data, images, device, folder, options, quiet)
+    words: Any = {"images": images, "draws": draws, "steps": steps}
+    command = command_line("analyze compression", sources, changes, **words)
+    command += "".join(f" --size {value:g}" for value in size or [])
+    about = {"command": command, "specs": found.specs} | options | {"indices": found.indices}
+
+    def write(where: Path, measured: Any, told: dict[str, Any]) -> "Document":
+        return write_compression(where, measured, told, found.skipped)
+
+    _write(write, "compression", name, folder, found.measured, about, device)
+
+
+@analyze.command("critical-eps")
+def critical_eps(
+    spec: Spec,
+    changes: Set = None,
+    data: Data = None,
+    out: Out = None,
+    images: Images = 16,
+    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
+    eot: Annotated[int, typer.Option(min=1, help="Draws per step.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, help="Held-out draws of a verdict.")] = 8,
+    reach: Annotated[
+        float,
+        typer.Option(callback=_above_zero, help="The largest budget, in units of the spec's eps."),
+    ] = 4.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Halvings of each image's bracket.")] = 5,
+    loss: Loss = "margin",
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Find the smallest budget at which PGD breaks each image, by bisection."""
+    from unfool.analysis.critical_eps import critical_eps as bisect
+    from unfool.analysis.inputs import load_inputs
+    from unfool.report.compression import write_critical_eps
+
+    at = load_inputs(spec, changes or [], data, images, device)
+    options: Any = {"steps": steps, "eot": eot, "draws": draws, "reach": reach}
+    options |= {"rounds": rounds, "loss": loss}
+    found = bisect(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    command = command_line("analyze critical-eps", spec, changes, images=images, **options)
+    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
+    _write(write_critical_eps, "critical-eps", spec, out, found, about, device)
 
 
 @analyze.command()

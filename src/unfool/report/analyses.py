@@ -75,7 +75,7 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
         "directions": found.directions,
         "slopes": found.slopes,
     }
-    return _write(
+    return write_analysis(
         folder,
         "gradients",
         "Gradients of a defense",
@@ -137,7 +137,9 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
     arrays |= {f"{row}/pictures": values for row, values in found.pictures.items()}
     arrays["left"] = found.left
     title = "What purification does to images"
-    return _write(folder, "purification", title, blocks, about, summary, summary["rows"], arrays)
+    return write_analysis(
+        folder, "purification", title, blocks, about, summary, summary["rows"], arrays
+    )
 
 
 def write_samples(folder: Path, found: Samples, about: About) -> Document:
@@ -160,7 +162,7 @@ def write_samples(folder: Path, found: Samples, about: About) -> Document:
     arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}
     title = "Generated images beside real ones"
     records = [{"images": name, **value} for name, value in summary["frechet"].items()]
-    return _write(folder, "samples", title, blocks, about, summary, records, arrays)
+    return write_analysis(folder, "samples", title, blocks, about, summary, records, arrays)
 
 
 def write_trajectories(folder: Path, found: Trajectories, about: About) -> Document:
@@ -197,7 +199,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
         arrays |= {f"{name}/loss-{kind}": loss for kind, loss in runs.losses.items()}
         arrays |= {f"{name}/right-{kind}": share for kind, share in runs.right.items()}
     title, records = "Paths of attacks", summary["settings"]
-    return _write(folder, "trajectories", title, blocks, about, summary, records, arrays)
+    return write_analysis(folder, "trajectories", title, blocks, about, summary, records, arrays)
 
 
 def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
@@ -223,10 +225,12 @@ def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About)
     title = "The loss around an image"
     blocks = [Figure("landscape.png", title, said, paths.surfaces(found))]
     records = [{"model": name, **values} for name, values in summary.items()]
-    return _write(folder, "landscape", title, blocks, about, {"models": summary}, records, arrays)
+    return write_analysis(
+        folder, "landscape", title, blocks, about, {"models": summary}, records, arrays
+    )
 
 
-def _write(
+def write_analysis(
     folder: Path,
     name: str,
     title: str,
@@ -236,6 +240,7 @@ def _write(
     records: Sequence[Mapping[str, Any]],
     arrays: Mapping[str, np.ndarray],
 ) -> Document:
+    """Write the report of an analysis into a folder, with its record and its command below."""
     made = about.get("made")
     where = [Heading("Record"), Definitions(_record(made))] if made else []
     below = [*where, Heading("How to reproduce it"), Code(about["command"])]

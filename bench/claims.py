@@ -1,0 +1,375 @@
+"""One table of what the defenses of papers claim, and what we measure of each by the same rules.
+
+    unfool evaluate experiments/claims/NAME.yaml --out runs/claims/NAME
+    python bench/claims.py runs/claims/* --write docs
+
+The first command makes a row, and resumes when it is run again; the second writes docs/claims.md and
+docs/claims.png. Each run folder is a row, by the folder's name. Claims come from bench/claims.yaml, which
+says how to add a row; all that is measured comes from the run folders. Without --write, it is printed.
+"""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from unfool.report.document import (
+    Block,
+    Code,
+    Document,
+    Drawing,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+)
+from unfool.report.figures.style import (
+    BLUE,
+    GRAY,
+    INK,
+    RUST,
+    blank,
+    draw,
+    interval,
+    legend,
+    percent_axis,
+)
+from unfool.report.formatting import cell
+from unfool.report.render_markdown import to_markdown
+from unfool.results.attack_roles import EXACT_VIEWS, TRANSFER, roles, view_name
+from unfool.results.report_json import ShareEntry, Summary
+from unfool.results.run_folder import Run
+from unfool.results.spec import AttackEntry
+from unfool.results.summary import summarize_run
+from unfool.runtime.files import write_bytes
+
+DATA = Path(__file__).with_name("claims.yaml")
+Kind = Literal["transfer", "bpda", "exact", "dw-box", "square", "unbounded"]
+NAMES: dict[Kind, str] = {
+    "transfer": "transfer",
+    "bpda": "BPDA",
+    "exact": "exact gradient",
+    "dw-box": "DW-box",
+    "square": "Square",
+    "unbounded": "StAdv or LF",
+}
+COLUMNS: tuple[Kind, ...] = ("bpda", "exact", "dw-box", "square", "unbounded")
+HEADS = (
+    "defense",
+    "claimed robust",
+    "ours, same kind of attack",
+    "BPDA",
+    "exact gradient, EOT",
+    "DW-box",
+    "Square",
+    "StAdv or LF",
+    "clean",
+    "doubts",
+    "calls an image",
+    "seconds an image",
+)
+ENOUGH = 64  # images of a row
+OPENING = (
+    "This table cannot say whether a paper's number is right: our denoiser is small (4.2 million "
+    "parameters, a few steps; the papers' have 35 million and more, and take up to 1,000), attacks are "
+    "short, and few images leave wide intervals. It says how the defenses fare beside each other, on the "
+    "same images and by the same attacks, and how far the kind of attack that a paper chose lies from "
+    "stronger ones."
+)
+READING = (
+    "Claimed accuracies are the papers', numbered as below. Ours are per draw, with 95 % intervals, on "
+    "CIFAR-10 in linf 8/255; no norm bounds StAdv and LF. Calls are forward passes and gradients of the "
+    "denoiser, attacks included, and seconds are of the machine that ran the row."
+)
+
+
+class Claim(BaseModel):
+    """A number of a paper. Accuracies are in percent."""
+
+    model_config = ConfigDict(extra="forbid")
+    robust: float = Field(ge=0, le=100)
+    clean: float | None = Field(None, ge=0, le=100)
+    attack: str
+    like: Kind | None
+    threat: str
+    network: str
+    images: int | None = Field(None, ge=1)
+    source: str
+
+
+class Entry(BaseModel):
+    """A row of bench/claims.yaml."""
+
+    model_config = ConfigDict(extra="forbid")
+    title: str
+    differs: str
+    note: str = ""
+    claims: list[Claim] = []
+
+
+@dataclass(frozen=True)
+class Row:
+    """A defense: what is claimed, and what its run found.
+
+    Attributes:
+        name: Of its entry and its run folder.
+        entry: What is claimed.
+        run: The summary of its run; None if it was not run.
+    """
+
+    name: str
+    entry: Entry
+    run: Summary | None
+
+    @property
+    def measured(self) -> dict[Kind, ShareEntry]:
+        """The accuracies per draw by the kind of attack; of several of a kind the lowest."""
+        return measured(self.run) if self.run else {}
+
+    @property
+    def first(self) -> Claim | None:
+        """The claim that ours is compared with."""
+        return next(iter(self.entry.claims), None)
+
+    @property
+    def alike(self) -> ShareEntry | None:
+        """Ours under the kind of attack of the first claim."""
+        return self.measured.get(self.first.like) if self.first and self.first.like else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print or write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", nargs="*", type=Path, help="run folders, named like the rows")
+    parser.add_argument(
+        "--write", type=Path, metavar="DOCS", help="the folder for claims.md, claims.png"
+    )
+    parser.add_argument("--claims", type=Path, default=DATA, help="the file of claims")
+    options = parser.parse_args(arguments)
+    rows = read_rows(options.folders, read_claims(options.claims))
+    command = ["python", "bench/claims.py", *map(str, options.folders)]
+    command += ["--write", str(options.write)] if options.write else []
+    page = document(rows, shlex.join(command))
+    if not options.write:
+        print(to_markdown(page), end="")
+        return
+    for figure in page.figures:
+        write_bytes(options.write / figure.file, figure.drawing.png)
+    write_bytes(options.write / "claims.md", to_markdown(page).encode())
+
+
+def read_claims(path: Path) -> dict[str, Entry]:
+    """The entries of a file of claims, by name."""
+    try:
+        told = yaml.safe_load(path.read_text("utf-8"))
+        return {name: Entry.model_validate(entry) for name, entry in told.items()}
+    except (OSError, yaml.YAMLError, ValidationError, AttributeError) as error:
+        raise SystemExit(f"{path} is no file of claims: {error}") from error
+
+
+def read_rows(folders: Sequence[Path], entries: Mapping[str, Entry]) -> list[Row]:
+    """A row for each entry, in the order of the file, with its run where there is one.
+
+    Exits where a folder is no run, has no entry, or is on other images or noise than the first.
+    """
+    runs: dict[str, Summary] = {}
+    first: tuple[str, Any] | None = None
+    for folder in folders:
+        name = folder.resolve().name
+        if name not in entries:
+            raise SystemExit(f"{folder}: there is no row {name!r}; add one to the file of claims")
+        try:
+            run = Run.open(folder)
+            options = run.spec["evaluation"]
+            asked = [
+                run.manifest["images"],
+                run.manifest["indices"],
+                run.spec["threat"],
+                options["seed"],
+            ]
+            first = first or (str(folder), asked)
+            if asked != first[1]:
+                raise SystemExit(
+                    f"{folder} is on other images, another threat or another seed than {first[0]}: rows "
+                    "compare only on the same"
+                )
+            runs[name] = summarize_run(run)
+        except RuntimeError as error:
+            raise SystemExit(str(error)) from error
+    return [Row(name, entry, runs.get(name)) for name, entry in entries.items()]
+
+
+def measured(run: Summary) -> dict[Kind, ShareEntry]:
+    """The accuracies per draw of a run by the kind of attack; of several of a kind the lowest."""
+    rows = [*run["attacks"], *run["unbounded"], *run["known_noise"]]
+    shares = {row["name"]: row["robust"]["per_draw"] for row in rows}
+    found: dict[Kind, ShareEntry] = {}
+    for attack in run["spec"]["attacks"]:
+        kind, share = kind_of(attack), shares.get(attack["label"])
+        if kind and share and (kind not in found or share["accuracy"] < found[kind]["accuracy"]):
+            found[kind] = share
+    return found
+
+
+def kind_of(attack: AttackEntry) -> Kind | None:
+    """The column of an attack; None if it has none."""
+    if "knows" in attack:
+        return "dw-box" if attack["knows"] == "both" else None
+    if attack["name"] in TRANSFER or view_name(attack) == "classifier-only":
+        return "transfer"
+    if attack["name"] == "square":
+        return "square"
+    if attack["name"] in ("stadv", "low-frequency"):
+        return "unbounded"
+    if view_name(attack) == "bpda":
+        return "bpda"
+    gradient = attack["name"] in ("pgd", "fgsm", "apgd", "autoattack")
+    return "exact" if gradient and view_name(attack) in EXACT_VIEWS else None
+
+
+def document(rows: Sequence[Row], command: str) -> Document:
+    """The page."""
+    numbers: dict[tuple[str, int], int] = {}
+    for row in rows:
+        for place in range(len(row.entry.claims)):
+            numbers[row.name, place] = len(numbers) + 1
+    blocks: list[Block] = [Paragraph(OPENING)]
+    done = [row for row in rows if row.run]
+    counts = sorted({row.run["n"] for row in done if row.run})
+    if counts and counts[0] < ENOUGH:
+        blocks.append(
+            Paragraph(
+                f"Some rows are of {counts[0]} images: a trial of the command, and no result.",
+                "notice",
+            )
+        )
+    blocks += [
+        Figure("claims.png", "Claimed beside measured", CAPTION, figure(rows)),
+        Paragraph(READING),
+        Table(HEADS, [_cells(row, numbers) for row in rows]),
+    ]
+    if missing := [row.name for row in rows if not row.run]:
+        blocks.append(Paragraph(f"Not run yet: {', '.join(missing)}."))
+    blocks += [
+        Heading("What is claimed"),
+        Items(
+            [
+                _claim(numbers[row.name, place], row.entry, claim)
+                for row in rows
+                for place, claim in enumerate(row.entry.claims)
+            ]
+        ),
+        Heading("What differs, beside the size of the networks"),
+        Items([f"{row.entry.title}: {row.entry.differs} {row.entry.note}".strip() for row in rows]),
+    ]
+    if told := [text for row in done for text in _doubts(row)]:
+        blocks += [Heading("Doubts"), Items(told)]
+    if done:
+        blocks += [Heading("Attacks"), Items([_attacks(row) for row in done])]
+    return Document("What claims are worth", [*blocks, Code(command)])
+
+
+CAPTION = (
+    "The diamond is the accuracy that the paper claims, the circle ours under the same kind of attack, "
+    "and the square ours under whichever bounded attack does best on each image; 95 % intervals."
+)
+
+
+def figure(rows: Sequence[Row]) -> Drawing:
+    """Claimed beside measured, a line for each defense."""
+    drawn = blank(8.4, 1.3 + 0.42 * len(rows))
+    axes = drawn.subplots()
+    styles: dict[str, dict[str, Any]] = {
+        "claimed": {"marker": "D", "color": INK, "markersize": 6.5},
+        "ours, same kind of attack": {"marker": "o", "color": BLUE, "markersize": 6},
+        "ours, worst attack": {"marker": "s", "color": RUST, "markersize": 5.5},
+    }
+    told: set[str] = set()
+    for place, row in enumerate(rows):
+        claimed = dict.fromkeys(
+            ("accuracy", "low", "high"), row.first.robust / 100 if row.first else 0
+        )
+        shown = {
+            "claimed": claimed if row.first else None,
+            "ours, same kind of attack": row.alike,
+            "ours, worst attack": _worst(row.run),
+        }
+        if row.first and (near := row.alike or _worst(row.run)):
+            ends = [row.first.robust, 100 * near["accuracy"]]
+            axes.plot(ends, [place, place], color=GRAY, linewidth=5, alpha=0.25, zorder=1)
+        for (name, share), shift in zip(shown.items(), (0, -0.12, 0.12), strict=True):
+            if share:
+                interval(axes, share, place + shift, styles[name], None if name in told else name)
+                told.add(name)
+    percent_axis(axes, [row.entry.title for row in rows], "accuracy under attack, %")
+    legend(drawn, axes, 3)
+    return draw(drawn)
+
+
+def _worst(run: Summary | None) -> ShareEntry | None:
+    """The accuracy under the attack that counts, if a run has one."""
+    return run["robust"]["per_draw"] if run and roles(run["spec"]["attacks"]).attacks else None
+
+
+def _cells(row: Row, numbers: Mapping[tuple[str, int], int]) -> list[str]:
+    claim = row.first
+    claimed = f"{claim.robust:g} % ({numbers[row.name, 0]})" if claim else "-"
+    if row.run is None:
+        return [row.entry.title, claimed, *["-"] * (len(HEADS) - 2)]
+    name = row.entry.title
+    if row.run["n"] != ENOUGH:
+        name += f", {row.run['n']} images"
+    alike = f"{NAMES[claim.like]}: {cell(row.alike)}" if claim and claim.like and row.alike else "-"
+    by_kind = row.measured
+    found = [cell(by_kind[kind]) if kind in by_kind else "-" for kind in COLUMNS]
+    doubts = ", ".join(f"{doubt['name']} ({doubt['severity']})" for doubt in row.run["doubts"])
+    cost, count = row.run["cost"], row.run["n"]
+    calls = (cost["nfe_forward"] + cost["nfe_vjp"]) / count
+    return [
+        name,
+        claimed,
+        alike,
+        *found,
+        cell(row.run["clean"]),
+        doubts or "none",
+        f"{calls:,.0f}",
+        f"{cost['seconds'] / count:.1f}",
+    ]
+
+
+def _claim(number: int, entry: Entry, claim: Claim) -> str:
+    clean = f", clean {claim.clean:g} %" if claim.clean is not None else ""
+    images = f", {claim.images} images" if claim.images else ""
+    return (
+        f"({number}) {entry.title}: {claim.robust:g} % under {claim.attack}{clean}; {claim.threat}, "
+        f"{claim.network}{images}; {claim.source}."
+    )
+
+
+def _doubts(row: Row) -> list[str]:
+    doubts = row.run["doubts"] if row.run else []
+    return [f"{row.entry.title}: {d['severity']} doubt `{d['name']}`, {d['why']}." for d in doubts]
+
+
+def _attacks(row: Row) -> str:
+    assert row.run is not None
+    keys = ("steps", "eot", "queries")
+    listed = []
+    for attack in row.run["spec"]["attacks"]:
+        inner: Any = attack.get("attack", attack)
+        said = ", ".join(f"{key} {inner[key]}" for key in keys if inner.get(key))
+        listed.append(f"{attack['label']} ({said or 'as it comes'})")
+    draws = row.run["spec"]["evaluation"]["draws"]
+    return f"{row.entry.title}: {'; '.join(listed)}; {draws} held-out draws."
+
+
+if __name__ == "__main__":
+    main()

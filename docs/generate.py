@@ -1,0 +1,236 @@
+"""The pages of the reference that are read off the code: API, options, commands, specs, report.json."""
+
+import importlib
+import inspect
+import json
+import re
+import types
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import TypeAdapter
+from typing_extensions import get_type_hints, is_typeddict
+
+from unfool.cli.main import app
+from unfool.cli.menu import sections
+from unfool.results.report_json import CertificationSummary, Summary
+from unfool.spec import menu
+from unfool.spec.describe import (
+    Description,
+    argument_texts,
+    describe,
+    describe_section,
+    first_sentence,
+)
+
+PACKAGES = ("attacks", "data", "defenses", "diffusion", "models", "toy", "training")
+REPORTS = (Summary, CertificationSummary)
+WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "any",
+}
+
+
+def write_pages(folder: Path) -> None:
+    """Write all generated pages into `folder`; a page that would not change is left alone."""
+    pages = {
+        **{f"api/{name}.md": api_page(f"unfool.{name}") for name in PACKAGES},
+        "api/unfool.md": top_page(),
+        **{f"options/{kind}.md": kind_page(kind) for kind, names in menu.MENU.items() if names},
+        "options/sections.md": sections_page(),
+        "commands.md": commands_page(),
+        "specs.md": specs_page(),
+        "report-json.md": report_page(),
+        "report.schema.json": json.dumps(TypeAdapter(Summary).json_schema(), indent=1) + "\n",
+    }
+    for old in folder.rglob("*.md"):
+        if str(old.relative_to(folder)) not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        page = folder / name
+        page.parent.mkdir(parents=True, exist_ok=True)
+        if not page.is_file() or page.read_text("utf-8") != text:
+            page.write_text(text, "utf-8")
+
+
+def api_page(package: str) -> str:
+    """The public names of a package, each documented by its docstring."""
+    module = importlib.import_module(package)
+    text = first_sentence(inspect.getdoc(module) or "")
+    names = [name for name in dir(module) if not name.startswith("_")]
+    return f"# {package}\n\n{escaped(text)}\n\n" + "".join(documented(package, n) for n in names)
+
+
+def top_page() -> str:
+    """The public names of `unfool`: those of its own, and a table of those that a package has, too."""
+    module = importlib.import_module("unfool")
+    names = [n for n in dir(module) if not n.startswith("_") and n not in PACKAGES]
+    home = {
+        name: package
+        for package in PACKAGES
+        for name in dir(importlib.import_module(f"unfool.{package}"))
+        if name in names
+    }
+    rows = [
+        (f"{{py:obj}}`unfool.{name} <unfool.{home[name]}.{name}>`", summary(getattr(module, name)))
+        for name in names
+        if name in home
+    ]
+    mine = [name for name in names if name not in home]
+    mine.sort(key=lambda name: not module._HOMES[name].startswith("unfool.api"))
+    mine.sort(key=lambda name: inspect.isclass(getattr(module, name)))
+    own = "".join(documented("unfool", name) for name in mine)
+    return (
+        "# unfool\n\nThese names are what most programs need: `import unfool`.\n\n"
+        f"{own}## From the packages\n\nThese names are exported by `unfool`, too.\n\n"
+        f"{table(('name', 'what it is'), rows)}"
+    )
+
+
+def documented(package: str, name: str) -> str:
+    """The directive that documents a name."""
+    found = getattr(importlib.import_module(package), name)
+    kind = "class" if inspect.isclass(found) else "function" if callable(found) else "data"
+    members = "   :members:\n" if kind == "class" else ""
+    if getattr(found, "_is_protocol", False):
+        members += "   :undoc-members:\n   :special-members: __call__, __len__, __getitem__\n"
+    heading = f"## {name}\n\n"
+    return f"{heading}```{{eval-rst}}\n.. auto{kind}:: {package}.{name}\n{members}```\n\n"
+
+
+def summary(found: Any) -> str:
+    """The first sentence of a docstring, as Markdown."""
+    return escaped(first_sentence(inspect.getdoc(found) or ""))
+
+
+def kind_page(kind: str) -> str:
+    """The parts of a kind, with their options."""
+    parts = "".join(described(describe(kind, name)) for name in sorted(menu.MENU[kind]))
+    return (
+        f"# Options: {kind}\n\nThe parts of the kind `{kind}` ({escaped(menu.MEANINGS[kind])}). "
+        f"`unfool menu {kind}` lists these parts, and `unfool menu NAME` prints the options of one.\n\n"
+        f"{parts}"
+    )
+
+
+def sections_page() -> str:
+    """The sections of a spec that are no parts, with their options."""
+    text = "".join(
+        described(describe_section(name, *section))
+        for name, found in sections().items()
+        for section in found
+    )
+    return (
+        f"# Options: sections\n\nThe sections of a spec that have no name, only options.\n\n{text}"
+    )
+
+
+def described(part: Description) -> str:
+    """A part or a section, with a table of its options."""
+    rows = [
+        (f"`{o.name}`", escaped(o.type), code(o.default), escaped(o.text)) for o in part.options
+    ]
+    options = table(("option", "type and range", "default", "what it means"), rows)
+    return f"## {part.name}\n\n{escaped(part.text)}\n\n{options or 'It takes no options.'}\n"
+
+
+def commands_page() -> str:
+    """The `--help` of every command."""
+    text = "".join(
+        f"## {name}\n\n```text\n{said}\n```\n\n"
+        for name, said in helps(typer.main.get_command(app), "unfool")
+    )
+    return f"# Commands\n\nWhat `--help` prints.\n\n{text}"
+
+
+def helps(command: Any, name: str, parent: Any = None) -> Iterator[tuple[str, str]]:
+    """Each command's full name and its help."""
+    context = command.context_class(command, info_name=name.split()[-1], parent=parent)
+    context.terminal_width = context.max_content_width = 88
+    yield name, command.get_help(context).rstrip()
+    for inner, each in getattr(command, "commands", {}).items():
+        yield from helps(each, f"{name} {inner}", context)
+
+
+def specs_page() -> str:
+    """The text of every spec that comes with the package."""
+    text = ""
+    for name in menu.shipped():
+        yaml = resources.files("unfool.specs").joinpath(f"{name}.yaml").read_text("utf-8")
+        text += f"## {name}\n\n```yaml\n{yaml.rstrip()}\n```\n\n"
+    return f"# Shipped specs\n\n`unfool evaluate NAME` (or `train`, `certify`) runs one.\n\n{text}"
+
+
+def report_page() -> str:
+    """What `report.json` holds, type by type."""
+    types_found: list[Any] = []
+    for root in REPORTS:
+        reach(root, types_found)
+    text = (
+        "# report.json\n\nAn evaluation writes a [Summary](#summary), and a certification a "
+        "[CertificationSummary](#certificationsummary). Shares and intervals lie in [0, 1]. "
+        "The JSON Schema of an evaluation's file: {download}`report.schema.json`.\n\n"
+    )
+    for found in types_found:
+        texts: dict[str, str] = {}
+        for base in reversed([*getattr(found, "__orig_bases__", ()), found]):
+            texts = {**argument_texts(base), **texts}
+        rows = [
+            (f"`{name}`", typed(hint), "always" if name in found.__required_keys__ else "sometimes",
+             escaped(texts.get(name, "")))
+            for name, hint in get_type_hints(found).items()
+        ]  # fmt: skip
+        fields = table(("field", "type", "present", "what it means"), rows)
+        text += f"## {found.__name__}\n\n{summary(found)}\n\n{fields}\n"
+    return text
+
+
+def reach(hint: Any, found: list[Any]) -> None:
+    """Add the tables that a type is made of to `found`, the outer ones first."""
+    if is_typeddict(hint) and hint not in found:
+        found.append(hint)
+        for inner in get_type_hints(hint).values():
+            reach(inner, found)
+    for inner in get_args(hint):
+        reach(inner, found)
+
+
+def typed(hint: Any) -> str:
+    """A type in words, with links to tables."""
+    origin, inside = get_origin(hint), get_args(hint)
+    if is_typeddict(hint):
+        return f"[{hint.__name__}](#{hint.__name__.lower()})"
+    if origin is Literal:
+        return " or ".join(f"`{word}`" for word in inside)
+    if origin in (Union, types.UnionType):
+        return " or ".join(dict.fromkeys(typed(each) for each in inside))
+    if isinstance(origin, type) and issubclass(origin, dict):
+        return f"table of {typed(inside[1])}"
+    if isinstance(origin, type) and issubclass(origin, Sequence):
+        return f"list of {typed(inside[0])}"
+    return WORDS.get(hint) or getattr(hint, "__name__", str(hint))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, or nothing if it would be empty."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if rows else ""
+
+
+def code(text: str) -> str:
+    """Text as code in a table."""
+    return f"`{text}`".replace("|", r"\|") if text else ""
+
+
+def escaped(text: str) -> str:
+    """Plain text with backticks as Markdown, also for a table: nothing else in it is markup."""
+    parts = re.split(r"(`[^`]+`)", text)
+    parts[::2] = [re.sub(r"([*<\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts).replace("|", r"\|")

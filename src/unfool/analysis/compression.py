@@ -1,0 +1,197 @@
+"""How far a purifier contracts a perturbation at the same noise (Yuezhang and Wei, 2025).
+
+The compression rate is |f(x + d, z) - f(x, z)| / |d|: below 1 the purifier f brings an image and its
+perturbed copy nearer to each other on the noise z, above 1 it drives them apart. No classifier is asked,
+and none is attacked. A random direction d shows the typical rate, and an adversarial one the largest
+that power iteration finds, which for a linear purifier is its largest singular value.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.attacks.views import Batched
+from unfool.noise import Noise
+from unfool.protocols import Defended, Purifier
+from unfool.runtime.progress import progress
+from unfool.statistics import bounded_mean_interval, mean_of
+from unfool.threat import Threat, images
+
+RANDOM, ADVERSARIAL = "random", "adversarial"
+KINDS = (RANDOM, ADVERSARIAL)
+SIZES = (0.25, 1.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Compression:
+    """The rates of B images, D draws of the defense's noise, and S sizes of perturbations.
+
+    Attributes:
+        sizes: The lengths of perturbations in l2 over that of the whole budget, (S,).
+        lengths: The same in l2, in units of [0, 1] pixels.
+        rates: By kind of direction, `"random"` and `"adversarial"`: (B, D, S).
+    """
+
+    sizes: tuple[float, ...]
+    lengths: tuple[float, ...]
+    rates: dict[str, np.ndarray]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it as arrays; `from_arrays` reverses this."""
+        listed = {"sizes": np.array(self.sizes), "lengths": np.array(self.lengths)}
+        return listed | {f"rates/{kind}": values for kind, values in self.rates.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Compression":
+        """What `arrays` was taken of.
+
+        Raises:
+            KeyError: One is missing.
+        """
+        sizes, lengths = (tuple(map(float, arrays[key])) for key in ("sizes", "lengths"))
+        return cls(sizes, lengths, {kind: arrays[f"rates/{kind}"] for kind in KINDS})
+
+    @property
+    def main(self) -> int:
+        """The place of the size that is nearest to the whole budget, as a ratio."""
+        return int(np.argmin(np.abs(np.log(self.sizes))))
+
+    @property
+    def without_gradient(self) -> bool:
+        """Whether power iteration never got beyond the random direction, as if there were no gradient."""
+        return bool(np.array_equal(self.rates[RANDOM], self.rates[ADVERSARIAL]))
+
+    def summary(self) -> dict[str, Any]:
+        """Means over images with 95 % intervals, and how often a draw contracts."""
+        rows = []
+        for place, (size, length) in enumerate(zip(self.sizes, self.lengths, strict=True)):
+            row: dict[str, Any] = {"size": size, "length": length}
+            for kind, rates in self.rates.items():
+                at = rates[:, :, place]
+                share = mean_of((at < 1).mean(1).tolist(), at.shape[1])
+                rate = bounded_mean_interval(at.mean(1), 0)
+                row[kind] = {"rate": rate, "contracts": share._asdict()}
+            rows.append(row)
+        count, draws, _ = self.rates[RANDOM].shape
+        return {"images": count, "draws": draws, "main": self.main, "sizes": rows}
+
+
+def compression(
+    model: Batched,
+    x: Tensor,
+    threat: Threat,
+    noise: Noise,
+    *,
+    draws: int = 4,
+    sizes: Sequence[float] = SIZES,
+    steps: int = 5,
+    quiet: bool = False,
+) -> Compression:
+    """Measure the compression rates of the purifier of a model.
+
+    A size of 1 is the l2 length of the whole budget: eps in l2, and that of a corner of the cube, eps
+    sqrt(CHW), in linf. Perturbed images are cut to [0, 1], and rates are over what that leaves of d.
+
+    Args:
+        model: A classifier behind a purifier.
+        x: Images (B, C, H, W) in [0, 1].
+        threat: What an attacker may change; its budget is the unit of sizes.
+        noise: Of everything.
+        draws: Of the defense's noise, per image.
+        sizes: Of perturbations, in units of the budget.
+        steps: Of power iteration, from the random direction; each costs one gradient.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, the threat is neither of linf nor of l2, or the model has
+            no purifier.
+    """
+    for name, value in (("draws", draws), ("steps", steps)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, not {value}")
+    if not sizes or not all(0 < size < np.inf for size in sizes):
+        raise ValueError(f"sizes must be numbers above 0, not {list(sizes)}")
+    whole = model.model
+    if not isinstance(whole, Defended):
+        raise ValueError("the model has no purifier, so nothing contracts; name a spec with one")
+    unit = budget_length(threat, x[0].numel())
+    purify = Batched(whole.purifier, model.batch_size)
+    lengths = tuple(size * unit for size in sizes)
+    rates: dict[str, list[list[Tensor]]] = {kind: [] for kind in KINDS}
+    with progress("measuring compression", draws * len(sizes), 0, quiet) as show:
+        for draw in range(draws):
+            stream = noise.child("held", draw).child("purify")
+            with torch.no_grad():
+                base = purify(x, stream)
+            direction = _unit(noise.child("direction", draw).normal(x))
+            found = []
+            for place, length in enumerate(lengths):
+                found.append(_rates(purify, x, base, stream, direction, length, steps))
+                show(draw * len(lengths) + place + 1, "")
+            for kind, pair in zip(KINDS, zip(*found, strict=True), strict=True):
+                rates[kind].append(list(pair))
+    stacked = {
+        kind: torch.stack([torch.stack(row, 1) for row in rows], 1).double().cpu().numpy()
+        for kind, rows in rates.items()
+    }
+    return Compression(tuple(map(float, sizes)), lengths, stacked)
+
+
+def budget_length(threat: Threat, values: int) -> float:
+    """The largest l2 length of a perturbation of so many values within the threat, the box aside.
+
+    Raises:
+        ValueError: The norm is neither linf nor l2, or the budget is 0.
+    """
+    if threat.norm not in ("linf", "l2"):
+        raise ValueError(
+            f"sizes are in units of the budget in linf or l2, and the threat is in {threat.norm}: "
+            "--set threat.norm=l2 --set threat.eps=0.5"
+        )
+    if threat.eps == 0:
+        raise ValueError("the unit of sizes is the threat's budget, and threat.eps is 0")
+    return threat.eps * values**0.5 if threat.norm == "linf" else threat.eps
+
+
+def _rates(
+    purify: Purifier,
+    x: Tensor,
+    base: Tensor,
+    noise: Noise,
+    start: Tensor,
+    length: float,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """The rate in the direction of `start`, and the largest that power iteration meets, (B,) each."""
+    direction, tiny = start, torch.finfo(x.dtype).tiny
+    first = highest = torch.zeros_like(x[:, 0, 0, 0])
+    for step in range(steps + 1):
+        last = step == steps
+        with torch.set_grad_enabled(not last):
+            at = (x + length * direction).clamp(0, 1).requires_grad_(not last)
+            gap = purify(at, noise) - base
+            size = (at.detach() - x).flatten(1).norm(dim=1).clamp(min=tiny)
+            rate = gap.detach().flatten(1).norm(dim=1) / size
+            if step == 0:
+                first = rate
+            highest = torch.maximum(highest, rate)
+            if last or not gap.requires_grad:  # without a gradient there is no way up
+                break
+            (gradient,) = torch.autograd.grad(
+                gap.square().sum() / 2, at, allow_unused=True, materialize_grads=True
+            )
+        flat = gradient.flatten(1).abs().amax(1) == 0
+        direction = torch.where(images(flat), direction, _unit(gradient))
+    return first, highest
+
+
+def _unit(direction: Tensor) -> Tensor:
+    """Each of a batch (B, C, H, W) at l2 length 1; 0 where it is 0."""
+    peak = direction.flatten(1).abs().amax(1).clamp(min=torch.finfo(direction.dtype).tiny)
+    scaled = direction / images(peak)  # first, lest squares of tiny gradients vanish
+    size = scaled.flatten(1).norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
+    return scaled / images(size)

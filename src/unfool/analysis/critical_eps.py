@@ -1,0 +1,152 @@
+"""The critical eps of each image: the smallest budget at which an attack breaks it.
+
+It is found by bisection (as in robustness distributions; Bosman et al., 2025), with an attack in place of
+a verifier, so it is an upper bound. Robust accuracy at one budget is the share of images whose critical
+eps lies above it; all of them together show every budget at once.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfool.attacks.losses import Loss
+from unfool.attacks.pgd import PGD
+from unfool.attacks.views import Batched
+from unfool.defenses.purified_classifier import majority_vote
+from unfool.noise import Noise
+from unfool.runtime.progress import progress
+from unfool.statistics import wilson
+from unfool.threat import Norm, Threat
+
+
+@dataclass(frozen=True)
+class CriticalEps:
+    """What was found of B images.
+
+    Attributes:
+        norm: Of the budgets.
+        eps: The budget of the spec.
+        low: The largest budget that was tried and did not break the image, (B,); 0 where none.
+        high: The smallest that did, (B,): 0 if the image is wrong as it is, infinity if none did.
+        largest: The largest budget that was tried.
+    """
+
+    norm: Norm
+    eps: float
+    low: np.ndarray
+    high: np.ndarray
+    largest: float
+
+    @property
+    def estimates(self) -> np.ndarray:
+        """The middle of each bracket (B,); infinity where nothing broke the image."""
+        return np.where(np.isinf(self.high), np.inf, (self.low + self.high) / 2)
+
+    def summary(self) -> dict[str, Any]:
+        """The quartiles (None beyond the largest budget), and shares with 95 % intervals."""
+        found, count = self.estimates, len(self.high)
+        ordered = np.sort(found)
+        quartiles = {
+            str(share): None if np.isinf(value) else float(value)
+            for share in (25, 50, 75)
+            for value in [ordered[min(count - 1, int(count * share / 100))]]
+        }
+        return {
+            "images": count,
+            "norm": self.norm,
+            "eps": self.eps,
+            "largest": self.largest,
+            "quartiles": quartiles,
+            "wrong": wilson(int((self.high == 0).sum()), count)._asdict(),
+            "unbroken": wilson(int(np.isinf(self.high).sum()), count)._asdict(),
+            "at_eps": wilson(int((found > self.eps).sum()), count)._asdict(),
+            "brackets": [
+                {"low": float(low), "high": None if np.isinf(high) else float(high)}
+                for low, high in zip(self.low, self.high, strict=True)
+            ],
+        }
+
+
+def critical_eps(
+    model: Batched,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    noise: Noise,
+    *,
+    steps: int = 20,
+    eot: int = 4,
+    loss: Loss = "margin",
+    draws: int = 8,
+    reach: float = 4.0,
+    rounds: int = 5,
+    quiet: bool = False,
+) -> CriticalEps:
+    """Bisect the budget of PGD with the exact gradient, image by image.
+
+    An image is broken at a budget if the majority of `draws` held-out draws is wrong on what PGD found.
+    First comes the image itself, then the largest budget, then `rounds` halvings of each bracket.
+    Images whose next budget is the same are attacked together, each with its own noise.
+
+    Args:
+        model: What is attacked.
+        x: Images (B, C, H, W) in [0, 1].
+        y: Labels (B,).
+        threat: The norm, and the budget in whose units `reach` is.
+        noise: Of everything; the attack's draws are its own.
+        steps: Of PGD, from a random start.
+        eot: Draws per step.
+        loss: That is climbed.
+        draws: Held-out draws of a verdict.
+        reach: The largest budget, in units of the threat's.
+        rounds: Halvings.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: A number is out of range, or the threat has no budget.
+    """
+    for name, value in (("draws", draws), ("rounds", rounds), ("reach", reach)):
+        if not value > 0:
+            raise ValueError(f"{name} must be above 0, not {value}")
+    if threat.eps == 0:
+        raise ValueError("the largest budget is a multiple of the threat's, and threat.eps is 0")
+    largest = reach * threat.eps
+    if threat.norm in ("linf", "l0"):
+        largest = min(1.0, largest)
+    attack = PGD(steps, eot, loss=loss)
+    streams = [noise.child("held", draw) for draw in range(draws)]
+    low, high = np.zeros(len(x)), np.full(len(x), np.inf)
+
+    def breaks(which: np.ndarray, eps: float) -> np.ndarray:
+        """Which of some images the attack breaks at a budget."""
+        rows = torch.from_numpy(which).to(x.device)
+        images, labels = x[rows], y[rows]
+        if eps > 0:
+            own = noise.take(which.tolist()).child("attack")
+            images = attack(model, images, labels, Threat(threat.norm, eps), own)
+        held = [stream.take(which.tolist()) for stream in streams]
+        return (majority_vote(model, images, held) != labels).cpu().numpy()
+
+    with progress("bisecting", rounds + 2, 0, quiet) as show:
+        every = np.arange(len(x))
+        high[breaks(every, 0)] = 0
+        show(1, "clean")
+        right = every[high > 0]
+        if right.size:
+            broken = breaks(right, largest)
+            high[right[broken]] = largest
+            low[right[~broken]] = largest
+        show(2, "largest")
+        for turn in range(rounds):
+            middle = (low + high) / 2
+            open_ = np.isfinite(high) & (high > 0)
+            for eps in np.unique(middle[open_]):
+                which = every[open_ & (middle == eps)]
+                broken = breaks(which, float(eps))
+                high[which[broken]] = eps
+                low[which[~broken]] = eps
+            show(turn + 3, "halved")
+    return CriticalEps(threat.norm, threat.eps, low, high, largest)

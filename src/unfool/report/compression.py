@@ -1,0 +1,210 @@
+"""The reports of `unfool analyze compression` and `unfool analyze critical-eps`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unfool.analysis.compression import KINDS, Compression
+from unfool.analysis.critical_eps import CriticalEps
+from unfool.report.analyses import write_analysis
+from unfool.report.document import Block, Document, Figure, Paragraph, Table
+from unfool.report.figures import compression as figures
+from unfool.report.formatting import cell, mean
+from unfool.results.attack_roles import roles
+from unfool.results.report_json import ShareEntry, Summary
+
+About = Mapping[str, Any]
+ENOUGH = 5  # runs from which on a rank correlation is told
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a defense, and, of a run folder, what the run found.
+
+    Attributes:
+        name: What the report calls it.
+        found: Its compression rates.
+        run: The summary of its run; None if it is a spec.
+    """
+
+    name: str
+    found: Compression
+    run: Summary | None = None
+
+
+def write_compression(
+    folder: Path, measured: Sequence[Measured], about: About, skipped: Sequence[str] = ()
+) -> Document:
+    """The report of the compression rates of some defenses, in `compression.{json,md,html,npz}`.
+
+    Args:
+        folder: Where to.
+        measured: Of each defense, what was found.
+        about: The `command`, and what else is written beside the numbers.
+        skipped: Names of sources without a purifier.
+    """
+    summaries = {row.name: row.found.summary() for row in measured}
+    first = next(iter(summaries.values()))
+    said = (
+        f"{first['images']} images, {first['draws']} draws of the defense's noise each. The rate is the "
+        "l2 distance of the purified image and its purified perturbed copy, on the same noise, over the "
+        "length of the perturbation: below 1 the purifier contracts. Sizes are in units of the whole "
+        "budget; adversarial directions are those of power iteration, which asks no classifier. Means "
+        "over images with 95 % intervals."
+    )
+    heads = ["defense", "size", "length, l2"]
+    heads += [f"{word}, {kind}" for kind in KINDS for word in ("rate", "draws that contract")]
+    rows = [
+        [
+            name,
+            f"{row['size']:g}",
+            f"{row['length']:.2f}",
+            *(
+                text
+                for kind in KINDS
+                for text in (mean(row[kind]["rate"], ".3f"), cell(row[kind]["contracts"]))
+            ),
+        ]
+        for name, summary in summaries.items()
+        for row in summary["sizes"]
+    ]
+    blocks: list[Block] = [Paragraph(said), Table(heads, rows)]
+    blind = [row.name for row in measured if row.found.without_gradient]
+    if blind:
+        said = (
+            f"Power iteration never gets beyond the random direction: {', '.join(blind)}. Either no "
+            "direction is worse, or the gradient is masked, and the adversarial rate is too low."
+        )
+        blocks.append(Paragraph(said, "notice"))
+    if skipped:
+        blocks.append(Paragraph(f"Without a purifier, and so left out: {', '.join(skipped)}."))
+    points = [_point(row, summaries[row.name]) for row in measured if row.run is not None]
+    blocks += [*_against(points), _drawn(summaries)]
+    numbers = {"defenses": summaries, "runs": points, "skipped": skipped}
+    records = [
+        {"defense": name, **row} for name, told in summaries.items() for row in told["sizes"]
+    ]
+    arrays = {
+        f"{row.name}/{key}": values
+        for row in measured
+        for key, values in row.found.arrays().items()
+    }
+    title = "How far purification contracts perturbations"
+    return write_analysis(folder, "compression", title, blocks, about, numbers, records, arrays)
+
+
+def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Document:
+    """The report of what `analysis.critical_eps.critical_eps` returned."""
+    summary = found.summary()
+    said = (
+        f"{summary['images']} images. The critical eps of an image is the budget in {found.norm} between "
+        "the largest at which PGD failed and the smallest at which it broke the majority of held-out "
+        "draws: an upper bound, as a stronger attack may need less."
+    )
+    rows = [
+        ["wrong without an attack", cell(summary["wrong"])],
+        [f"robust at the spec's eps, {_budget(found, found.eps)}", cell(summary["at_eps"])],
+        [f"robust at the largest, {_budget(found, found.largest)}", cell(summary["unbroken"])],
+    ]
+    quartiles = [
+        [f"{share} % of images", "above the largest" if at is None else _budget(found, at)]
+        for share, at in summary["quartiles"].items()
+    ]
+    caption = "Robust accuracy by majority over the budget: images whose critical eps is above it."
+    drawn = Figure("critical-eps.png", "Images not broken", caption, figures.surviving(found))
+    blocks: list[Block] = [
+        Paragraph(said),
+        Table(["images", "share"], rows),
+        Table(["are broken at or below", "eps"], quartiles),
+        drawn,
+    ]
+    arrays = {"low": found.low, "high": found.high}
+    title, records = "The critical eps of each image", summary["brackets"]
+    return write_analysis(folder, "critical-eps", title, blocks, about, summary, records, arrays)
+
+
+def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
+    caption = (
+        "The compression rate over the size of perturbations, with 95 % intervals. Below the dashed line "
+        "the purifier contracts."
+    )
+    return Figure("compression.png", "Compression rates", caption, figures.rates(summaries))
+
+
+def _point(row: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run shows in the figure of rates against accuracies."""
+    assert row.run is not None
+    at = summary["sizes"][summary["main"]]
+    known = [
+        told["robust"]["per_draw"] for told in row.run["known_noise"] if told["knows"] == "both"
+    ]
+    attacked = bool(roles(row.run["spec"]["attacks"]).attacks)
+    return {
+        "name": row.name,
+        "size": at["size"],
+        "rates": {kind: at[kind]["rate"]["mean"] for kind in KINDS},
+        "clean": _share(row.run["clean"]),
+        "robust": row.run["robust"]["per_draw"] if attacked else None,
+        "known": min(known, key=lambda share: share["accuracy"], default=None),
+        "images": row.run["n"],
+        "without_gradient": row.found.without_gradient,
+    }
+
+
+def _share(share: Mapping[str, Any]) -> ShareEntry:
+    return {"accuracy": share["accuracy"], "low": share["low"], "high": share["high"]}
+
+
+def _against(points: list[dict[str, Any]]) -> list[Block]:
+    """The table and the figure of rates against the accuracies of runs, where there are any."""
+    shown = [point for point in points if point["robust"] is not None]
+    if not shown:
+        return []
+    heads = ["run", *(f"rate, {kind}" for kind in KINDS), "clean", "robust", "DW-box", "images"]
+    rows = [
+        [
+            f"{number}. {point['name']}",
+            *(f"{point['rates'][kind]:.3f}" for kind in KINDS),
+            cell(point["clean"]),
+            cell(point["robust"]),
+            cell(point["known"]) if point["known"] else "-",
+            str(point["images"]),
+        ]
+        for number, point in enumerate(shown, 1)
+    ]
+    caption = (
+        f"Each point is a run, numbered as in the table; perturbations are {shown[0]['size']:g} times "
+        "the budget, accuracies are per draw with 95 % intervals. A purifier that maps all images to "
+        "one contracts all and is never right, so read it beside the clean accuracy."
+    )
+    drawn = Figure(
+        "compression-robustness.png",
+        "Compression against robust accuracy",
+        caption,
+        figures.against_robustness(shown),
+    )
+    blocks: list[Block] = [Table(heads, rows), drawn]
+    if len(shown) >= ENOUGH:
+        blocks.insert(1, Paragraph(_correlation(shown)))
+    return blocks
+
+
+def _correlation(shown: Sequence[Mapping[str, Any]]) -> str:
+    from scipy.stats import spearmanr
+
+    told = []
+    for key, word in (("robust", "robust accuracy"), ("known", "accuracy under DW-box")):
+        some = [p for p in shown if p[key] is not None and not p["without_gradient"]]
+        for kind in KINDS if len(some) >= ENOUGH else ():
+            pair = [p["rates"][kind] for p in some], [p[key]["accuracy"] for p in some]
+            if all(len(set(values)) > 1 for values in pair):
+                rho: Any = spearmanr(*pair)
+                told.append(f"{rho.statistic:.2f} ({kind}, {word}, {len(some)} runs)")
+    if not told:
+        return "There are too few different runs with a gradient for a rank correlation."
+    return f"Rank correlation (Spearman) of rate and accuracy: {', '.join(told)}."
+
+
+def _budget(found: CriticalEps, eps: float) -> str:
+    return f"{255 * eps:.2f}/255" if found.norm == "linf" else f"{eps:.3g}"
