@@ -36,8 +36,8 @@ demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table a
 	$(BIN)/unfool evaluate demo --out runs/demo
 
 check: $(READY)
-	$(BIN)/ruff format --check src tests bench docs examples
-	$(BIN)/ruff check src tests bench docs examples
+	$(BIN)/ruff format --check src tests bench docs/*.py examples
+	$(BIN)/ruff check src tests bench docs/*.py examples
 	$(BIN)/codespell src tests bench deploy docs examples experiments *.md
 	$(BIN)/pyright --pythonpath $(BIN)/python
 

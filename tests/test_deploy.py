@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from typer.core import TyperGroup
 
 from unfool.cli.main import app
 from unfool.spec import menu
@@ -21,12 +22,13 @@ def parsed(command: str) -> dict:
     program, verb, *words = shlex.split(command)
     assert Path(program).name == "unfool"
     group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
     return group.commands[verb].make_context(verb, words).params
 
 
 def test_the_unit_of_systemd_starts_the_service():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str
+    unit.optionxform = str  # pyright: ignore[reportAttributeAccessIssue]
     unit.read(ROOT / "deploy" / "unfool.service")
     service = unit["Service"]
     asked = parsed(service["ExecStart"])

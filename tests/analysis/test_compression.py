@@ -1,6 +1,7 @@
 """Compression rates of purifiers whose singular values are known, and critical eps in closed form."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from unfool.attacks.views import Batched
 from unfool.cli.main import run
 from unfool.defenses.purified_classifier import Purified
 from unfool.noise import Noise
-from unfool.threat import Threat
+from unfool.threat import Norm, Threat
 from unfool.toy.linear_models import (
     AddGaussianNoise,
     LinearClassifier,
@@ -24,7 +25,7 @@ from unfool.toy.linear_models import (
 
 LINF = Threat("linf", 8 / 255)
 NOISE = Noise.of(0, range(3))
-QUIET = {"quiet": True}
+QUIET: Any = {"quiet": True}
 
 
 class Linear(nn.Module):
@@ -49,7 +50,7 @@ def x_of(size=(3, 1, 4, 4)):
 
 def rates(purifier, **options):
     model = Batched(Purified(RandomGuess(), purifier).eval(), 2)
-    asked = {"draws": 2, "steps": 5, "sizes": (0.5, 1.0, 3.0)} | options
+    asked: Any = {"draws": 2, "steps": 5, "sizes": (0.5, 1.0, 3.0)} | options
     return compression(model, x_of(), LINF, NOISE, **asked, **QUIET)
 
 
@@ -131,7 +132,7 @@ def test_what_compression_needs_is_told():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_critical_eps_of_a_linear_model_is_its_distance(norm: str):
+def test_the_critical_eps_of_a_linear_model_is_its_distance(norm: Norm):
     model, noise = MultiPlaneClassifier(2).eval(), Noise.of(0, range(6))
     x = 0.5 + 0.02 * noise.child("images").normal(torch.zeros(6, 3, 4, 4))
     y = model(x, noise).argmax(1)
@@ -158,7 +159,8 @@ def test_the_critical_eps_of_a_linear_model_is_its_distance(norm: str):
 
 def test_what_critical_eps_needs_is_told():
     at = (Batched(LinearClassifier(), 4), torch.full((2, 3, 4, 4), 0.5), torch.zeros(2).long())
-    for options in ({"rounds": 0}, {"draws": 0}, {"reach": 0}):
+    mistakes: list[dict[str, Any]] = [{"rounds": 0}, {"draws": 0}, {"reach": 0}]
+    for options in mistakes:
         with pytest.raises(ValueError, match=next(iter(options))):
             critical_eps(*at, LINF, Noise.of(0, range(2)), **options, **QUIET)
     with pytest.raises(ValueError, match="eps is 0"):
