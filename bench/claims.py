@@ -84,9 +84,9 @@ OPENING = (
 )
 READING = (
     "Claimed accuracies are the papers', numbered as below. Ours are per draw, with 95 % intervals, on "
-    "CIFAR-10 in linf 8/255; no norm bounds StAdv and LF. DW-box is judged on the noise that its attacker "
-    "knows, the others on noise that they have not seen. Calls are forward passes and gradients of the "
-    "denoiser, attacks included, and seconds are of the machine that ran the row."
+    "CIFAR-10 in linf 8/255; no norm bounds StAdv and LF. DW-box is judged on the noise that its "
+    "attacker knows, the others on noise that they have not seen. Calls are forward passes and "
+    "gradients of the denoiser, attacks included, and seconds are of the machine that ran the row."
 )
 
 
