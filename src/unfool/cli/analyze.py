@@ -164,7 +164,7 @@ def purification(
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure how near purified pictures are to the clean ones, beside noise alone."""
+    """Measure how near purified images are to the clean ones, beside noise alone."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
     from unfool.report.analyses import write_purification

@@ -1,7 +1,5 @@
 """The defenses of `unfool analyze compression`, measured one by one, and kept as they are done."""
 
-import hashlib
-import json
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,7 @@ from unfool.protocols import Defended
 from unfool.report.compression import Measured
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
-from unfool.runtime.files import npz_bytes, write_bytes
+from unfool.runtime.files import hash_of_json, npz_bytes, write_bytes
 
 
 class Found(NamedTuple):
@@ -89,7 +87,7 @@ def _names(sources: Sequence[str]) -> list[str]:
 def _key(at: AnalysisInputs, options: dict[str, Any]) -> str:
     """A name for what is measured of which images of a defense."""
     asked = [specs.identity(at.spec), at.indices, options, __version__]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+    return hash_of_json(asked)[:10]
 
 
 def _kept(file: Path) -> Compression | None:

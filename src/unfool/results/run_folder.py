@@ -18,7 +18,7 @@ from unfool.results.kept_pictures import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
-from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
+from unfool.runtime.files import hash_of_json, npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.validate import from_json, read_json
 from unfool.spec import NOT_IN_IDENTITY
 
@@ -299,7 +299,7 @@ class Run:
 def seal(manifest: Manifest) -> str:
     """The sha256 of what a run was asked, whatever the layout of the file."""
     told = {key: value for key, value in manifest.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return hash_of_json(told)
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:

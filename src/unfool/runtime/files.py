@@ -4,7 +4,9 @@ And which files of a folder in the diffusers layout are read.
 """
 
 import errno
+import hashlib
 import io
+import json
 import os
 import pickle
 import secrets
@@ -69,6 +71,11 @@ def load_pickle(reader: pickle.Unpickler) -> Any:
         return reader.load()
     except MemoryError as error:
         raise pickle.UnpicklingError("it asks for more memory than there is") from error
+
+
+def hash_of_json(value: Any) -> str:
+    """The sha256 of a value as JSON, whatever the order of its keys, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def npz_bytes(arrays: Mapping[str, Any]) -> bytes:

@@ -1,14 +1,13 @@
 """What tells a spec from another: a hash of what it asks and of the files that it names."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from unfool.runtime.files import ADAPTER, files_in
+from unfool.runtime.files import ADAPTER, files_in, hash_of_json
 from unfool.runtime.published_files import kept_file
 
 # of which the contents count, not the place
@@ -38,7 +37,7 @@ def identity(spec: Mapping[str, Any]) -> str:
     for section in ("evaluation", "certification"):
         if section in asked:
             asked[section] = {k: v for k, v in asked[section].items() if k != "images"}
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:10]
+    return hash_of_json(asked)[:10]
 
 
 def _by_contents(value: Any) -> Any:
