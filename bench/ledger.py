@@ -193,7 +193,8 @@ def table(blocks: list[dict[str, Any]]) -> str:
         f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
         f"{blocks[0]['forward']:.2f}; left early {sum(x < STEPS for b in blocks for x in b['left'])}",
         "",
-        "| what | calls per image | plain loop / it | accuracy by majority | same verdict as the plain loop "
+        "| what | calls per image | plain loop / it | accuracy by majority "
+        "| same verdict as the plain loop "
         "| same verdict as the library without savings |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
