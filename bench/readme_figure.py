@@ -208,7 +208,7 @@ def _strip(part: SubFigure, strip: Strip, colors: Colors, font: dict[str, Any]) 
     panels = part.subplots(len(strip.rows), 3, squeeze=False)
     for place, (line, row) in enumerate(zip(panels, strip.rows, strict=True)):
         for axes, (name, image, answer, right) in zip(line, row, strict=True):
-            axes.imshow(image.permute(1, 2, 0), interpolation="nearest")
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             color = colors.right if right else colors.wrong
             axes.set_xlabel(answer, color=color, fontsize=10, fontweight="bold", labelpad=4)
