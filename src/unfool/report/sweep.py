@@ -27,7 +27,7 @@ from unfool.report.formatting import duration, percent
 from unfool.report.record import UNKNOWN, started
 from unfool.report.write import write_document
 from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.seed_pooling import Pooled, is_seed, pool
