@@ -12,7 +12,7 @@ from unfool.results.attack_roles import given_to, roles
 from unfool.results.doubts.run import all_doubts
 from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.quality import summarize
+from unfool.results.quality_means import summarize
 from unfool.results.report_json import (
     ClassRow,
     CostEntry,
