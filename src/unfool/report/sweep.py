@@ -24,7 +24,7 @@ from unfool.report.document import (
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
 from unfool.report.formatting import duration, percent
-from unfool.report.record import UNKNOWN, started
+from unfool.report.provenance import UNKNOWN, started
 from unfool.report.write import write_document
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.report_json import Summary
