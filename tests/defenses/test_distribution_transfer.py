@@ -125,8 +125,8 @@ def test_attention_is_differentiated_twice():
     ("options", "words"),
     [
         ({"classifier": None}, "the guide asks the classifier"),
-        ({"output": "kll"}, "output is one of kl, l2, confidence, entropy, repel, none, not 'kll'"),
-        ({"input": "psnr"}, "input is one of mse, ssim, l1, lpips, none, not 'psnr'"),
+        ({"output": "kll"}, "output .*'kll'"),
+        ({"input": "psnr"}, "input .*'psnr'"),
         ({"at": "x_0"}, "at is one of x_t, x_hat"),
         ({"anchor": "clean"}, "anchor is one of image, noised"),
         ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),

@@ -426,9 +426,7 @@ def test_too_much_memory_is_told_before_it_starts(elsewhere, monkeypatch):
 
     monkeypatch.setattr(memory_forecast, "free_bytes", lambda device: 2**20)
     asks = started(training={"steps": 1, "batch_size": 4096})
-    with pytest.raises(
-        SpecError, match=r"4096 images takes about .* set training.batch_size to \d+ or"
-    ):
+    with pytest.raises(SpecError, match=r"4096 .*training.batch_size to \d+"):
         training.run(asks, elsewhere / "run", quiet=True)
     assert not (elsewhere / "run" / "latest.pt").exists()
 
