@@ -20,22 +20,5 @@ if TYPE_CHECKING:
     from unfool.training.objectives.truth_maximization import TruthMaximization as TruthMaximization
     from unfool.training.objectives.weight_perturbation import AWP as AWP
     from unfool.training.options import TrainingOptions as TrainingOptions
-
-_HOMES = {
-    "ADDT": "unfool.training.objectives.addt",
-    "AdversarialBridge": "unfool.training.objectives.adversarial_bridge",
-    "ALP": "unfool.training.objectives.logit_pairing",
-    "AWP": "unfool.training.objectives.weight_perturbation",
-    "ConsistencyDistillation": "unfool.training.objectives.consistency",
-    "CrossEntropy": "unfool.training.objectives.cross_entropy",
-    "Denoising": "unfool.training.objectives.denoising",
-    "MACER": "unfool.training.objectives.macer",
-    "PGDAT": "unfool.training.objectives.adversarial",
-    "PurifiedCopies": "unfool.training.objectives.purified_copies",
-    "TRADES": "unfool.training.objectives.adversarial",
-    "TrainingOptions": "unfool.training.options",
-    "TruthMaximization": "unfool.training.objectives.truth_maximization",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)
