@@ -115,7 +115,7 @@ def purification(
         raise ValueError(f"draws must be 1 or more, not {draws}")
     whole = model.model
     if not isinstance(whole, Defended):
-        raise ValueError("the spec has no purifier: there is nothing to look at")
+        raise ValueError("the spec has no purifier to analyze: name a spec with one")
     if perceptual:
         check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)

@@ -146,7 +146,8 @@ def certify(
     place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
     if getattr(asked, "noised", False) and trained_sigma != sigma:
         raise ValueError(
-            f"the model judges images with noise of {trained_sigma:g}, not of sigma {sigma:g}"
+            f"the model classifies images with noise of {trained_sigma:g}, not of sigma {sigma:g}: "
+            "use the same sigma for both"
         )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):

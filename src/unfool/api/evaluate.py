@@ -84,7 +84,7 @@ def evaluate(
     asked = as_classifier(model)
     place = device_of(asked, device)
     if not isinstance(attacks, Mapping):
-        raise TypeError(f'attacks is a dictionary, {{"PGD": PGD()}}, say, not {attacks!r}')
+        raise TypeError(f'attacks must be a dictionary such as {{"PGD": PGD()}}, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
@@ -130,7 +130,9 @@ def data_name(data: Dataset) -> str:
 
 def _viewed(label: str, attack: Any) -> AttackOnView:
     if label in RESERVED:
-        raise ValueError(f"{label!r} is a row of its own: give the attack another name")
+        raise ValueError(
+            f"the name {label!r} is reserved for a row of the report: give the attack another name"
+        )
     if not isinstance(attack, AttackOnView):
         attack = AttackOnView(attack, exact)
     inner: Any = attack.attack
@@ -138,9 +140,12 @@ def _viewed(label: str, attack: Any) -> AttackOnView:
     if _is_short(inner):
         inner = ExternalAttack(inner)
     if not callable(inner):
-        raise TypeError(f"the attack {label!r} is a {type(inner).__name__}, and cannot be called")
+        raise TypeError(
+            f"the attack {label!r} must be callable with (model, x, y, threat, noise), and a "
+            f"{type(inner).__name__} is not"
+        )
     if isinstance(inner, type):
-        raise TypeError(f"the attack {label!r} is a class: make one of it, {inner.__name__}(...)")
+        raise TypeError(f"the attack {label!r} is a class: pass an instance, {inner.__name__}(...)")
     if isinstance(view, str):
         try:
             view = menu.find("view", view)

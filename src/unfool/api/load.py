@@ -69,7 +69,7 @@ def load_classifier(
         ValueError: What is wrong with the name or the options, in a sentence.
     """
     if weights is None and name == "trained":
-        raise SpecError("name the `weights` of a shipped model, or a classifier by `name`")
+        raise SpecError("give the `weights` of a shipped model, or a classifier's `name`")
     given = {} if weights is None else {"weights": str(weights)}
     return load({"classifier": {"name": name, **given, **options}}, device=device)
 
@@ -100,7 +100,7 @@ def load_denoiser(
         ValueError: What is wrong with the name or the options, in a sentence.
     """
     if weights is None and name == "trained":
-        raise SpecError("name the `weights` of a shipped model, or a denoiser by `name`")
+        raise SpecError("give the `weights` of a shipped model, or a denoiser's `name`")
     given = {} if weights is None else {"weights": str(weights)}
     part = specs.check("denoiser", {"name": name, **given, **options})
     denoiser: Denoiser = specs.build("denoiser", part)

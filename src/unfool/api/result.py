@@ -39,7 +39,8 @@ class Result(RunResult[Summary]):
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
         if run.kind == "certification":
             raise RuntimeError(
-                f"{run.folder} holds a certification: open it by unfool.CertifyResult.open(folder)"
+                f"{run.folder} holds a certification, not an evaluation: open it with "
+                "unfool.CertifyResult.open(folder)"
             )
         super().__init__(run, summarize_run(run), home)
 

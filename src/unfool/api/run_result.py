@@ -78,7 +78,9 @@ def run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
         RuntimeError: The folder holds another run.
     """
     if folder is None and temporary:
-        raise ValueError("this run is in a temporary folder: name a folder for the report")
+        raise ValueError(
+            "the run is in a temporary folder, which is deleted later: name a folder for the report"
+        )
     if folder is None or Path(folder).resolve() == run.folder.resolve():
         return run
     return merge([run.folder], Path(folder))

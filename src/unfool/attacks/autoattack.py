@@ -100,8 +100,8 @@ class AutoAttack:
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
             if logits.shape[2] < needed:
                 raise ValueError(
-                    f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, and "
-                    f"the model has {logits.shape[2]}: use the version unfool"
+                    f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, "
+                    f"and the model has {logits.shape[2]}: set version: unfool"
                 )
             others, place = competing_logits(
                 logits.flatten(0, 1),

@@ -70,7 +70,7 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
     """
     _check(kind, 1 if severity is None else severity)
     if x.shape[1] not in (1, 3):
-        raise ValueError(f"corruptions are for images of 1 or 3 channels, not {x.shape[1]}")
+        raise ValueError(f"corruptions need images of 1 or 3 channels, not {x.shape[1]}")
     out = np.empty(x.shape, np.float32)
     arrays = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
     for i, array in enumerate(arrays):
@@ -85,9 +85,11 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
 
 def _check(kind: str, severity: int) -> None:
     if kind not in KINDS:
-        raise ValueError(f"a corruption is one of {', '.join(KINDS)}; not {kind!r}")
+        raise ValueError(f"a corruption must be one of {', '.join(KINDS)}; not {kind!r}")
     if severity not in range(1, SEVERITIES + 1):
-        raise ValueError(f"severity is 1 to {SEVERITIES} (null draws one), not {severity}")
+        raise ValueError(
+            f"severity must be from 1 to {SEVERITIES} (null draws one), not {severity}"
+        )
 
 
 # Each takes a picture (H, W, C) of [0, 1], the severity counted from 0, and the picture's noise.

@@ -52,7 +52,7 @@ def as_module(
     try:
         Noise.of(noise, [])  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}") from error
+        raise ValueError(f"noise must be 'fresh', a seed, or a Noise, not {noise!r}") from error
     return Module(model, lambda size: Noise.of(noise, [0] * size), votes, finite=True)
 
 
@@ -136,8 +136,8 @@ class ExternalAttack:
             return torch.as_tensor(made).detach().to(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"an attack returned a {type(made).__name__} instead of images: let your function "
-                "return a tensor or an array, shaped like x, and nothing beside it"
+                f"an attack returned a {type(made).__name__} instead of images: return one tensor "
+                "or array of the same shape as x, and nothing else"
             ) from error
 
 
@@ -145,8 +145,8 @@ def _at(noise: Noise, size: int) -> Noise:
     """Noise for a call of `size` images, which must be those that it is for."""
     if size != len(noise):
         raise ValueError(
-            f"a call with {size} images, and the noise is fixed for {len(noise)}: which image is which "
-            "is told by its position, so call with all of them in order, or fix the noise by a seed "
-            "(a whole number), which is the same for every image"
+            f"the model was called with {size} images, and its noise is fixed for {len(noise)} "
+            "images by position: call it with all of them in order, or fix the noise by a seed (a "
+            "whole number), which all images share"
         )
     return noise

@@ -68,7 +68,9 @@ class LowFrequency:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.width % 2 == 0:
-            raise ValueError(f"width must be odd, not {self.width}: a kernel has a center")
+            raise ValueError(
+                f"width must be odd, so that the kernel has a center, not {self.width}"
+            )
 
     @checked
     def __call__(

@@ -47,8 +47,9 @@ class SaltAndPepper:
         """
         if threat.norm != "l0":
             raise ValueError(
-                f"salt-and-pepper changes a few places by much, which the norm {threat.norm} does not "
-                "measure: set threat.norm to l0, with eps the share of places (0.1, say)"
+                "salt-and-pepper changes a few pixels completely, which only l0 measures: set "
+                f"threat.norm to l0 instead of {threat.norm}, and eps to the share of pixels (such "
+                "as 0.1)"
             )
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):

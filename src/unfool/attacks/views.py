@@ -37,7 +37,8 @@ def adjoint(model: Classifier) -> Classifier:
     whole = _defended(model)
     if not hasattr(whole.purifier, "adjoint"):
         raise ValueError(
-            "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
+            "the view `adjoint` needs the purifier diffpure with the sampler sde: use the view "
+            "`exact`"
         )
     return _as(model, whole.with_purifier(whole.purifier.adjoint()))  # pyright: ignore
 
@@ -113,8 +114,8 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
             logits = inner(x, noise)
         if torch.is_grad_enabled() and not asked.chains:
             raise ValueError(
-                "the view `per-step` needs a purifier that goes from the noised image back step by "
-                "step (`diffpure` or `gdmp`), and this one does not: use `exact`"
+                "the view `per-step` needs a purifier that denoises step by step (`diffpure` or "
+                "`gdmp`), and this one does not: use the view `exact`"
             )
         return logits
 
@@ -243,8 +244,8 @@ def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
     whole = _defended(model)
     if not hasattr(whole.purifier, "with_fewer_steps"):
         raise ValueError(
-            "the views `surrogate` and `surrogate-same-noise` leave out steps of the purifier, and this "
-            "one does not say how; use `bpda` or `exact`"
+            "the views `surrogate` and `surrogate-same-noise` take fewer purifier steps, which "
+            "this purifier does not support: use the view `bpda` or `exact`"
         )
     return _as(model, whole.with_purifier(whole.purifier.with_fewer_steps(steps, matched)))  # pyright: ignore
 
@@ -253,8 +254,8 @@ def _defended(model: Classifier) -> Defended:
     inner = model.model if isinstance(model, Batched) else model
     if not isinstance(inner, Defended):
         raise ValueError(
-            "this view takes a defense apart, and the model is no classifier behind a purifier; "
-            "use the view `exact`"
+            "this view treats purifier and classifier separately, and the model is not a "
+            "classifier behind a purifier: use the view `exact`"
         )
     return inner
 
@@ -270,5 +271,6 @@ def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
         changed = change(inner.classifier)
         return Batched(inner.with_classifier(changed), rows, changed.classes_kept)
     raise ValueError(
-        "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
+        "this view needs the classifier `diffusion`, alone or behind a purifier: use the view "
+        "`exact`"
     )

@@ -40,7 +40,7 @@ def celeba_hq(
     if path is None or not path.is_file():
         sought = path or f"{_LISTS[0]} or {_LISTS[1]} in {folder}"
         raise FileNotFoundError(
-            f"there is no list of attributes ({sought}); put it there, or name it with `attributes`"
+            f"there is no list of attributes ({sought}): put it there, or name it with `attributes`"
         )
     names, rows = _read(path)
     if attribute not in names:
@@ -52,8 +52,8 @@ def celeba_hq(
         files = [files[i] for i in listed(Path(pictures), files)]
     if strange := [file for file in files if file.stem not in rows]:
         raise ValueError(
-            f"{path} has no line for {strange[0].name}, and for {len(strange)} pictures in all; take the "
-            "list that belongs to the pictures"
+            f"{path} has no line for {len(strange)} images (the first: {strange[0].name}): use the "
+            "list that belongs to these images"
         )
     labels = [int(rows[file.stem][column] == "1") for file in files]
     return Pictures(files, labels, (f"not {attribute}", attribute), size)
@@ -64,12 +64,16 @@ def _read(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     head = lines[:2]
     if len(head) < 2 or len(head[0]) != 1 or not head[0][0].isdigit():
-        raise ValueError(f"{path} must begin with the number of pictures and the attributes' names")
+        raise ValueError(
+            f"{path} must begin with the number of images and the names of the attributes: fetch "
+            "it again"
+        )
     names, rows = head[1], {}
     for number, (name, *values) in enumerate(lines[2:], 3):
         if len(values) != len(names) or not set(values) <= {"1", "-1", "0"}:
             raise ValueError(
-                f"{path}, entry {number}: {name} must have {len(names)} values of 1 or -1; fetch it again"
+                f"{path}, entry {number}: {name} must have {len(names)} values of 1 or -1: fetch "
+                "the file again"
             )
         rows[Path(name).stem] = values
     return names, rows

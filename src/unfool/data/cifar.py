@@ -187,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
             return getattr(np, name)
         if name == "_reconstruct" and module in _MULTIARRAY:
             return multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is code and not data")
 
 
 def _download(folder: Path, url: str, md5: str, inside: str) -> None:

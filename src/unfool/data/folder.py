@@ -58,7 +58,7 @@ class Folder:
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be 1 or more, not {size}")
         if label not in ("folder", "name"):
-            raise ValueError(f"label is 'folder' or 'name', not {label!r}")
+            raise ValueError(f"label must be 'folder' or 'name', not {label!r}")
         self.gray = gray
         self.files = _image_files(Path(folder))
         names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
@@ -98,7 +98,7 @@ class Folder:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "
+            f"there is no folder {folder}: name a folder of images with --data FOLDER or "
             "UNFOOL_DATA"
         )
     inside = sorted((p for p in folder.iterdir() if p.is_dir() and not hidden(p)), key=_name)
@@ -107,8 +107,9 @@ def _image_files(folder: Path) -> list[Path]:
         others = _left_out(empty[0])
         holds = f"holds only {_counted(others)}" if others else "is empty"
         raise FileNotFoundError(
-            f"the sub-folder {empty[0]} of {folder} {holds}, so its class would vanish and the labels of "
-            f"all later classes would move; put pictures ({', '.join(ENDINGS)}) into it, or take it away"
+            f"the sub-folder {empty[0]} of {folder} {holds}, so its class would be dropped and the "
+            f"labels of all later classes would shift: put images ({', '.join(ENDINGS)}) into it, "
+            "or remove it"
         )
     found = [p for sub in inside for p in _directly_in(sub)]
     left = [p for sub in inside for p in (*_left_out(sub), *_below(sub))]
@@ -116,9 +117,9 @@ def _image_files(folder: Path) -> list[Path]:
     found = found or _directly_in(folder)
     if not found:
         raise FileNotFoundError(
-            f"there are no pictures ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
+            f"there are no images ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
             + (f", only {_counted(left)}" if left else "")
-            + "; name a folder of pictures with --data FOLDER or UNFOOL_DATA"
+            + "; name a folder of images with --data FOLDER or UNFOOL_DATA"
         )
     if left:
         print(f"unfool: {folder}: left out {_counted(left)}", file=sys.stderr)
@@ -157,8 +158,9 @@ def _say_if_counted(folder: Path, classes: Sequence[str]) -> None:
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
         shown = ", ".join(classes[:4])
         print(
-            f"unfool: {folder}: classes are in alphabetical order ({shown}, ...), so their labels are "
-            "not the numbers in their names; for a model that counts by value, rename them 00, 01, ...",
+            f"unfool: {folder}: classes are in alphabetical order ({shown}, ...), so their labels "
+            "differ from the numbers in their names; if your model expects numeric order, rename "
+            "the folders 00, 01, ...",
             file=sys.stderr,
         )
 

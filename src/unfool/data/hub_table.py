@@ -112,7 +112,7 @@ def hub(
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())[:200]
         local = home.is_dir() or path.count("/") != 1
-        more = "" if download or local else "; if it is to be fetched, set `download: true`"
+        more = "" if download or local else "; to download it, set `download: true`"
         raise ValueError(f"the data set {path!r} cannot be loaded ({said}){more}") from error
     return HubImages(table, image, label, size)
 
@@ -140,7 +140,7 @@ def _column(table: Any, option: str, named: str | None, kind: str) -> str:
     fitting = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(fitting) != 1:
         raise ValueError(
-            f"the data set has {len(fitting)} columns of the type {kind} (of {', '.join(features)}): say "
-            f"which to take with `{option}`"
+            f"the data set has {len(fitting)} columns of the type {kind} (of "
+            f"{', '.join(features)}): choose one with `{option}`"
         )
     return fitting[0]

@@ -56,7 +56,7 @@ def imagenet(
     check_arguments(imagenet, locals())
     folder = Path(folder)
     if labels == "subset" and subset is None:
-        raise ValueError("labels 'subset' needs a `subset` of the classes")
+        raise ValueError("labels: subset needs a list of classes: set `subset`")
     home = find_folder("ImageNet", folder, _INSIDE[split], lambda place: bool(_wnids(place)))
     there = _wnids(home)
     wanted = there if subset is None else _subset(subset)
@@ -68,8 +68,8 @@ def imagenet(
     index = _index(folder, home)
     if index is None and labels == "imagenet" and len(there) != _CLASSES:
         raise ValueError(
-            f"{home} has {len(there)} of the 1000 classes, so their numbers cannot be told: put {_INDEX} "
-            f"into {folder}, or set `subset` and `labels: subset`"
+            f"{home} has {len(there)} of the 1000 classes, so their numbers are unknown: put "
+            f"{_INDEX} into {folder}, or set `subset` and `labels: subset`"
         )
     index = index or {wnid: wnid for wnid in (there if labels == "imagenet" else wanted)}
     if strange := [wnid for wnid in wanted if wnid not in index]:
@@ -121,7 +121,7 @@ def tiny_imagenet(
         for wnid in wnids:
             place = home / split / wnid
             if not place.is_dir():
-                raise FileNotFoundError(f"there is no folder {place}; complete Tiny-ImageNet")
+                raise FileNotFoundError(f"there is no folder {place}: fetch Tiny-ImageNet again")
             inner = place / "images"
             files += [(f, numbers[wnid]) for f in pictures_in(inner if inner.is_dir() else place)]
     names = [words.get(wnid, wnid).partition(",")[0] for wnid in wnids]
@@ -147,8 +147,8 @@ def _annotated(notes: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
         file = notes.parent / "images" / name
         if wnid not in numbers or not file.is_file():
             raise ValueError(
-                f"{notes} has the line {row[:60]!r}, which names no picture that is there or no class of "
-                "wnids.txt; fetch Tiny-ImageNet again"
+                f"{notes} has the line {row[:60]!r}, which does not name an existing image and a "
+                "class of wnids.txt: fetch Tiny-ImageNet again"
             )
         files.append((file, numbers[wnid]))
     return files
@@ -172,7 +172,9 @@ def _subset(subset: str) -> list[str]:
         )
     wnids = Path(subset).read_text("utf-8").split()
     if wrong := [word for word in wnids if not _WNID.fullmatch(word)]:
-        raise ValueError(f"{subset} has {wrong[0]!r}, which is no WordNet number (n01440764)")
+        raise ValueError(
+            f"{subset} has {wrong[0]!r}, which is not a WordNet number such as n01440764"
+        )
     if not wnids or len(set(wnids)) < len(wnids):
         raise ValueError(f"{subset} must name at least one class, and each once")
     return wnids
@@ -201,7 +203,7 @@ def _index(*folders: Path) -> dict[str, str] | None:
 
 def _whole(path: Path, index: dict[str, str]) -> dict[str, str]:
     if len(index) != _CLASSES or not all(map(_WNID.fullmatch, index)):
-        raise ValueError(f"{path} must tell 1000 classes, and tells {len(index)}; fetch it again")
+        raise ValueError(f"{path} must list 1000 classes, and lists {len(index)}: fetch it again")
     return index
 
 
