@@ -40,8 +40,8 @@ class Pictures:
             raise ValueError("the list of image files is empty")
         if size < 1 or (shorter is not None and shorter < size):
             raise ValueError(
-                f"size must be from 1 to {shorter}, the shorter side of the resized images, not "
-                f"{size}"
+                "size must be 1 or more, and at most the shorter side of the resized images "
+                f"({shorter}), not {size}"
             )
         self.files, self.labels, self.classes = list(files), list(labels), classes
         self.size, self.shorter = size, shorter

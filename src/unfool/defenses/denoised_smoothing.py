@@ -139,8 +139,8 @@ class DensePure(_Smoothing):
         chain = chain_length(self.denoiser.schedule)
         if not 1 <= self.steps <= round(t * chain):
             raise ValueError(
-                f"steps must be from 1 to {round(t * chain)}, the steps of the chain of {chain} "
-                f"below t = {t:.4g}; not {self.steps}"
+                f"steps must be from 1 to {round(t * chain)}, the number of the schedule's {chain} "
+                f"steps below t = {t:.4g}; not {self.steps}"
             )
         times = strided(t, self.steps, chain)
         times[0] = t  # a continuous schedule has the noise exactly
@@ -149,7 +149,10 @@ class DensePure(_Smoothing):
 
 def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
     if (sigma is None) == (t is None):
-        raise ValueError("give either sigma, the noise in units of [0, 1] pixels, or t, its time")
+        raise ValueError(
+            "give exactly one of sigma (the noise, in units of [0, 1] pixels) and t (its diffusion "
+            "time)"
+        )
     check_arguments(OneStep, {"t": t})
     if sigma is None:
         assert t is not None

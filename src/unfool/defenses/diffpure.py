@@ -74,7 +74,8 @@ class DiffPure(nn.Module):
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         if noise_level is not None and isinstance(self.step, Heun):
             raise ValueError(
-                "noise levels have each image go its own times, which `heun` cannot: use `sde`"
+                "with a noise level, each image has its own times, which the sampler `heun` does "
+                "not support: use `sde`"
             )
         self.guide, self.correction = guide, correction
         self.noise_level, self.shaping = noise_level, shaping
@@ -109,8 +110,8 @@ class DiffPure(nn.Module):
         """
         if self.step is not euler_maruyama or self.guide or self.correction or self.noise_level:
             raise ValueError(
-                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or "
-                "noise levels; use `exact`"
+                "the adjoint gradient needs the sampler `sde` without a guide, a correction, or a "
+                "noise level: use the view `exact`"
             )
         check_torchsde()
 
@@ -128,8 +129,8 @@ class DiffPure(nn.Module):
         """
         if matched and self.noise_level:
             raise ValueError(
-                "with noise levels each image has times of its own, so no few steps are on the path of "
-                "noise of many: use the view `surrogate` or `exact`"
+                "with a noise level, each image has its own times, so fewer steps cannot follow "
+                "the same noise path: use the view `surrogate` or `exact`"
             )
         return with_fewer_steps(self, steps, matched)
 
@@ -156,6 +157,7 @@ class DiffPure(nn.Module):
         if own.shape != z.shape[:1] or not bool(((own >= 1e-4) & (own <= 1)).all()):
             raise ValueError(
                 f"the noise level returned {own.detach().flatten()[:4].tolist()} of shape "
-                f"{tuple(own.shape)} for {len(z)} images: it gives one time from 0.0001 to 1 for each"
+                f"{tuple(own.shape)} for {len(z)} images: it must return one time from 0.0001 to 1 "
+                "for each image"
             )
         return own.to(z)

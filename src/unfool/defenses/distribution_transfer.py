@@ -85,8 +85,8 @@ class DistributionTransfer(nn.Module):
         check_arguments(DistributionTransfer, locals())
         if at == "x_hat" and anchor == "noised":
             raise ValueError(
-                "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "
-                "at: x_t, or anchor: image"
+                "a noised anchor cannot be compared with x_hat, which has no noise: set at: x_t, "
+                "or anchor: image"
             )
         self.denoiser, self.classifier, self.t, self.steps = (
             denoiser,

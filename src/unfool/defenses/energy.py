@@ -36,8 +36,8 @@ class Energy(Denoiser):
         check_arguments(Energy, locals())
         if not callable(getattr(classifier, "density", None)):
             raise ValueError(
-                f"{type(classifier).__name__} is no energy-based model: it has no method `density(x)`; "
-                "name one that has, such as `jem`"
+                f"{type(classifier).__name__} is not an energy-based model, for it has no method "
+                "`density(x)`: name one that has, such as `jem`"
             )
         self.classifier: Any = classifier
         self.temperature, self.schedule = temperature, VP()

@@ -87,6 +87,7 @@ def straight(schedule: Schedule, t: float, steps: int) -> Tensor:
     found = torch.tensor([t, *times, 0.0], dtype=torch.float64)
     if not bool((found.diff() < 0).all()):
         raise ValueError(
-            f"steps = {steps} are more than the times of the schedule below t = {t}: take fewer"
+            f"steps = {steps} is more than the number of the schedule's times below t = {t}: take "
+            "fewer"
         )
     return found

@@ -50,7 +50,7 @@ class Gradual(nn.Module):
     ):
         super().__init__()
         if not passes:
-            raise ValueError("passes is a list of (t, steps), with one pass or more")
+            raise ValueError("passes must be a list of at least one pair (t, steps)")
         self.denoiser = denoiser
         self.passes = nn.ModuleList()
         for i, (t, steps) in enumerate(passes):

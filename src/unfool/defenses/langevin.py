@@ -59,8 +59,8 @@ class Langevin(nn.Module):
         check_arguments(Langevin, locals())
         if sigma2 is not None and t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
-                f"the anchor overshoots: t / steps * weight / (2 sigma2) must be at most 2; take more "
-                f"steps than {steps}"
+                "the steps are so long that the anchor overshoots (t / steps * weight / (2 sigma2) "
+                f"must be at most 2): take more steps than {steps}"
             )
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sigma2, self.weight, self.eta, self.score_t = sigma2, weight, eta, score_t
@@ -91,8 +91,8 @@ class Langevin(nn.Module):
         taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
             raise ValueError(
-                f"langevin's {self.steps} steps have one length: those of a view divide them, and "
-                f"{taken} does not"
+                f"the steps of a view must divide the {self.steps} steps of langevin, and {taken} "
+                "does not: choose a divisor"
             )
         shorter = Langevin(
             self.denoiser,

@@ -79,7 +79,7 @@ class LikelihoodMaximization(nn.Module):
             raise ValueError(f"low must be at most high, not {low} and {high}")
         if eta is not None and denoiser.resizes:
             raise ValueError(
-                "eta is a distance of pixels, and the denoiser has latents: leave it out"
+                "eta is a distance between pixels, and the denoiser works on latents: leave eta out"
             )
         self.denoiser, self.steps, self.step_size, self.optimizer = (
             denoiser,

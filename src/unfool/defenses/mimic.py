@@ -65,8 +65,8 @@ class Mimic:
         def guide(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
             if now is then:
                 raise ValueError(
-                    "the guide `mimic` is of a step to an earlier time, and `heun` asks it again where "
-                    "the step ends: use `ddpm`"
+                    "the guide `mimic` does not work with the sampler `heun`, which also evaluates "
+                    "it at the end of a step: use `ddpm`"
                 )
             if self.through:
                 slope = ascent(lambda _: self._distance(x_hat - x).flatten(1).sum(1), x_t)

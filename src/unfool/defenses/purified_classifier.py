@@ -36,7 +36,8 @@ class Purified(nn.Module):
         pure = self.purifier(x, noise.child("purify"))
         if pure.shape != x.shape:
             raise ValueError(
-                f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+                f"the purifier must return images of the shape {tuple(x.shape)} that it was given, "
+                f"and returned {tuple(pure.shape)}"
             )
         return self.classifier(pure, noise.child("classify"))
 
@@ -73,8 +74,8 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Ten
     check_noise(noise, len(x))
     if noise.given is not None:
         raise ValueError(
-            "this is the noise of an attacker, who knows some of the defense's: draw the verdict from "
-            "noise of its own, such as Noise.of(seed, indices)"
+            "this noise is known to an attacker, so accuracy on it is not robust accuracy: "
+            "evaluate with independent noise, such as Noise.of(seed, indices)"
         )
     if not len(x):
         return torch.zeros(0, draws, dtype=torch.long, device=x.device)

@@ -67,8 +67,8 @@ def make_sampler(
     jumps = callable(sampler) or sampler in ("ddpm", "ddim")
     if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
         raise ValueError(
-            f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
-            f"t = {t}, not {steps}"
+            f"steps must be at most {round(t * chain)}, the number of the schedule's {chain} steps "
+            f"below t = {t}; not {steps}"
         )
     if not jumps and t / steps <= END:
         raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
@@ -78,8 +78,8 @@ def make_sampler(
         times = karras(denoiser.schedule, t, steps)
         if not bool((times.diff() < 0).all()):
             raise ValueError(
-                f"the chain of {chain} has not the {steps} levels of noise of `heun` below t = {t}: "
-                "take fewer steps, or a greater t"
+                f"the schedule's {chain} steps are too few for {steps} steps of `heun` below t = "
+                f"{t}: take fewer steps, or a larger t"
             )
         return Sampler(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
     choices: dict[SamplerName, Step] = {

@@ -115,10 +115,10 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         if predicts not in get_args(Prediction):
             raise ValueError(
-                f"a network predicts {', '.join(get_args(Prediction))}; not {predicts!r}"
+                f"predicts must be one of {', '.join(get_args(Prediction))}; not {predicts!r}"
             )
         if not callable(time) and time not in get_args(Time):
-            raise ValueError(f"a network's time is {', '.join(get_args(Time))}; not {time!r}")
+            raise ValueError(f"time must be one of {', '.join(get_args(Time))}; not {time!r}")
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
         self.multi_head, self.time, self.clip_x0, self.null = multi_head, time, clip_x0, null
@@ -198,8 +198,8 @@ class NetworkDenoiser(Denoiser):
     def _null(self, x_t: Tensor) -> Tensor:
         if not self.null:
             raise ValueError(
-                f"the network knows {self.classes} classes and no null class, so it cannot denoise "
-                "without labels; take an unconditional network"
+                f"the network has {self.classes} classes and no null class, so it cannot denoise "
+                "without labels: take an unconditional network"
             )
         return torch.full((len(x_t),), self.classes, device=x_t.device)
 

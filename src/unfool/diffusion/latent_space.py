@@ -80,7 +80,8 @@ class Latent(NetworkDenoiser):
         channels, size, _ = self.shape or (x.shape[1], 0, 0)
         if x.shape[1] != channels:
             raise ValueError(
-                f"the model takes images of {channels} channels, and these have {x.shape[1]}"
+                f"the model takes images of {channels} channels, and these have {x.shape[1]}: "
+                "convert the images"
             )
         return _in_parts(self._code, square(x, size))
 

@@ -33,7 +33,9 @@ def coarse_times(fine: int, steps: int | None) -> list[int]:
     if steps is None:
         steps = min(max(5, -(-fine // 10)), fine)
     if not 1 <= steps <= fine:
-        raise ValueError(f"steps of a view are from 1 to the defense's own {fine}, not {steps}")
+        raise ValueError(
+            f"the steps of a view must be from 1 to {fine}, the defense's own, not {steps}"
+        )
     return [round(fine * k / steps) for k in range(steps + 1)]
 
 

@@ -306,7 +306,7 @@ class _StepOptions:
     def __post_init__(self) -> None:
         if self._uses_image() and self.image is None:
             raise ValueError(
-                "the correction, or the guide, looks at the image that is purified: give it as `image`"
+                "the correction or the guide needs the image that is purified: pass it as `image`"
             )
 
     def differentiated_inputs(self) -> tuple[Tensor, ...]:
@@ -361,8 +361,8 @@ class _StepOptions:
 def _shaped(who: str, answer: Tensor, like: Tensor) -> Tensor:
     if answer.shape != like.shape:
         raise ValueError(
-            f"the {who} returned a tensor of shape {tuple(answer.shape)} for images of shape "
-            f"{tuple(like.shape)}: the two must be the same"
+            f"the {who} must return a tensor of the images' shape {tuple(like.shape)}, and "
+            f"returned {tuple(answer.shape)}"
         )
     return answer
 

@@ -178,7 +178,7 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
     most = pixel_noise(schedule, 1.0)
     if not 0 < sigma <= most:
         raise ValueError(
-            f"sigma is a noise above 0 and up to {most:.4g}, the most that the schedule has, in "
+            f"sigma must be above 0 and at most {most:.4g}, the largest noise of the schedule, in "
             f"units of [0, 1] pixels; not {sigma}"
         )
     if isinstance(schedule, Discrete):

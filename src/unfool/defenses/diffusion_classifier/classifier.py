@@ -98,8 +98,8 @@ class DiffusionClassifier(nn.Module):
         check_arguments(DiffusionClassifier, locals())
         if denoiser.classes < 2:
             raise ValueError(
-                "a diffusion classifier needs a denoiser that is conditional on 2 or more classes, "
-                f"and this one knows {denoiser.classes}; train one with the option `classes`"
+                "a diffusion classifier needs a denoiser conditional on 2 or more classes, and "
+                f"this one has {denoiser.classes}: train one with the option `classes`"
             )
         self.rule = make_elimination(elimination, samples, classes_per_stage, risk)
         asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
@@ -128,8 +128,8 @@ class DiffusionClassifier(nn.Module):
         shape = None if self.denoiser.resizes else self.denoiser.shape
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(
-                f"the denoiser was made for images {tuple(shape)}, and these are "
-                f"{tuple(x.shape[1:])}"
+                f"the denoiser takes images of shape {tuple(shape)}, and these have the shape "
+                f"{tuple(x.shape[1:])}: resize them, or take another denoiser"
             )
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).child("eps")
@@ -171,7 +171,9 @@ class DiffusionClassifier(nn.Module):
         """
         rounds = self.rule.rounds(len(self._used)) if self.rule else []
         if not 1 <= number <= len(rounds):
-            raise ValueError(f"the elimination has {len(rounds)} stages: there is no {number}")
+            raise ValueError(
+                f"the elimination has {len(rounds)} stages, so there is no stage {number}"
+            )
         used = sorted(k for added in rounds[:number] for k in added)
         return self._with(
             None,

@@ -70,7 +70,10 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
     ):
         check_arguments(NoisedDiffusionClassifier, locals())
         if type(denoiser).encode is not Denoiser.encode:
-            raise ValueError("the noise is one of pixels: take a denoiser that works in pixels")
+            raise ValueError(
+                "the noise is added to pixels, and this denoiser works on latents: take one that "
+                "works on pixels"
+            )
         first = (
             2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MAX_BATCH - 2 * sigma)
         )
