@@ -81,14 +81,16 @@ def cifar_network(
     check_arguments(cifar_network, locals())
     if weights is None:
         if model is None:
-            raise ValueError("name a `model`, or a file of `weights` that tells it")
+            raise ValueError("give a `model`, or a file of `weights` from which it can be read")
         return NormalizedClassifier(_random(model, classes or 10, activation), mean, std)
     choices = Choices(activation, max_pool, shortcut_of_input)
     layout = recognize(read_state(find_file(Path(weights), download)), str(weights), choices)
     if model not in (None, layout.name):
-        raise ValueError(f"{weights} is a {layout.name}, not a {model}; leave `model` out")
+        raise ValueError(f"{weights} is a {layout.name}, not a {model}: leave `model` out")
     if classes not in (None, layout.classes):
-        raise ValueError(f"{weights} tells {layout.classes} classes apart, not {classes}")
+        raise ValueError(
+            f"{weights} has {layout.classes} classes, not {classes}: leave `classes` out"
+        )
     network = filled(layout, str(weights))
     return NormalizedClassifier(network, mean or layout.mean, std or layout.std)
 
@@ -278,7 +280,9 @@ def denoising_network(
     )
 
 
-_ANY_LAYOUT = "; or use {name: cifar-network, weights: FILE}, which reads the network off the file"
+_ANY_LAYOUT = (
+    "; or use {name: cifar-network, weights: FILE}, which reads the architecture from the file"
+)
 
 
 def _plain(

@@ -94,7 +94,10 @@ class NormalizedClassifier(nn.Module):
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[1]):
-                raise ValueError(f"{name} has {len(values)} numbers for {x.shape[1]} channels")
+                raise ValueError(
+                    f"{name} must have one number, or one for each of the {x.shape[1]} channels, "
+                    f"not {len(values)}"
+                )
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         logits = self.network((x - self.mean) / self.std)
@@ -103,8 +106,8 @@ class NormalizedClassifier(nn.Module):
             return logits
         if max(self.labels) >= logits.shape[1]:
             raise ValueError(
-                f"labels go up to {max(self.labels)}, and the network tells {logits.shape[1]} classes "
-                "apart, numbered from 0"
+                f"labels go up to {max(self.labels)}, and the network has {logits.shape[1]} "
+                f"classes, numbered from 0: choose labels below {logits.shape[1]}"
             )
         return logits[:, self.labels]
 

@@ -147,12 +147,13 @@ def transformers_classifier(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         raise ValueError(
             f"{folder} holds no image classifier that transformers can load "
-            f"({' '.join(str(error).split())[:200]}); name the folder of one"
+            f"({' '.join(str(error).split())[:200]}): name the folder of one"
         ) from error
     if lacks := [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]:
         raise ValueError(
-            f"the weights in {folder} are not those of its image classifier: it lacks {len(lacks)} "
-            f"({', '.join(sorted(lacks)[:3])}); name the folder of a model trained to classify"
+            f"the weights in {folder} are not those of an image classifier, for {len(lacks)} are "
+            f"missing ({', '.join(sorted(lacks)[:3])}): name the folder of a model trained to "
+            "classify"
         )
     if given.get("do_normalize", True):
         mean, std = mean or given["image_mean"], std or given["image_std"]
@@ -180,7 +181,7 @@ class _Logits(nn.Module):
 
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        more = "" if path.name == "config.json" else "; or give `mean`, `std` and `size` yourself"
+        more = "" if path.name == "config.json" else "; or give `mean`, `std`, and `size` yourself"
         raise FileNotFoundError(
             f"there is no {path.name} in {path.parent}: fetch the whole folder, for example by "
             f"`hf download owner/name --local-dir {path.parent}`{more}"

@@ -76,7 +76,7 @@ def stable_diffusion(
     told = read_prompts(prompts, templates)
     weights = find_file(Path(weights))
     if weights.suffix in _ENDINGS and not weights.is_file():
-        raise FileNotFoundError(f"there is no file {weights}; name a file or a folder of the model")
+        raise FileNotFoundError(f"there is no file {weights}: name a file or a folder of the model")
     texts = ["", *(text for ways in told for text in ways)]
     if weights.is_file():
         file = read_single_file(weights, predicts, size)
@@ -100,8 +100,8 @@ def stable_diffusion(
     wide = unet.config["cross_attention_dim"]
     if embedded.shape[2] != wide:
         raise ValueError(
-            f"the texts of {weights} are embedded in {embedded.shape[2]} numbers, and its U-Net takes "
-            f"{wide}: unet and text_encoder are not of one model"
+            f"the text embeddings of {weights} have {embedded.shape[2]} dimensions, and its U-Net "
+            f"takes {wide}: use the unet and the text_encoder of the same model"
         )
     network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
     wordings = tuple(len(ways) for ways in told)
@@ -163,7 +163,7 @@ def dit(
     classes = transformer.config["num_embeds_ada_norm"]
     numbers = list(range(classes)) if labels is None else list(labels)
     if wrong := [n for n in numbers if not 0 <= n < classes]:
-        raise ValueError(f"labels are numbers from 0 to {classes - 1}, not {wrong[0]}")
+        raise ValueError(f"labels must be numbers from 0 to {classes - 1}, not {wrong[0]}")
     for part in transformer.modules():
         if hasattr(part, "token_drop"):
             part.dropout_prob = 0.0  # in training it would draw null labels by itself
@@ -259,8 +259,8 @@ def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
     )
     if (highest := int(told.input_ids.max())) >= encoder.config.vocab_size:
         raise ValueError(
-            f"the tokenizer has a word {highest}, and the text encoder knows words up to "
-            f"{encoder.config.vocab_size - 1}: they are not of one model"
+            f"the tokenizer has a token {highest}, and the text encoder has tokens up to "
+            f"{encoder.config.vocab_size - 1}: use both from the same model"
         )
     parts = told.input_ids.to(encoder.device).split(32)
     return torch.cat([encoder(part)[0].cpu() for part in parts])
@@ -293,10 +293,13 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
     except Exception as error:  # a damaged or foreign file may raise anything
         raise_system_error(error)
         told = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} cannot be read as a {kind.__name__}: {told}") from error
+        raise ValueError(
+            f"{file} cannot be read as a {kind.__name__} ({told}): fetch it again"
+        ) from error
     if lacks := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{file} does not fit its config.json: it lacks {len(lacks)} weights ({lacks[0]}, ...)"
+            f"{file} does not fit its config.json: it lacks {len(lacks)} weights ({lacks[0]}, "
+            "...): fetch the folder again"
         )
     return model
 
@@ -346,7 +349,9 @@ def _complete(
         if not lacks:
             return
     if failed:
-        raise ValueError(f"{folder} lacks {lacks[0]}, and it was not fetched: {'; '.join(failed)}")
+        raise ValueError(
+            f"{folder} lacks {lacks[0]}, and it could not be fetched: {'; '.join(failed)}"
+        )
     if lacks:
         parts = ", ".join((*networks, *others, "scheduler"))
         raise ValueError(

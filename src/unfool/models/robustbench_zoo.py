@@ -176,7 +176,7 @@ def robustbench(
     stated = ACCURACY.get((dataset, threat), {})
     if model not in stated:
         raise ValueError(
-            f"there is no model {model!r} of {dataset}, {threat}, with a network that is known here; "
+            f"there is no model {model!r} of {dataset}, {threat}, whose network is supported; "
             f"{hint(model, stated)}"
         )
     choices = Choices(shortcut_of_input=model in _SHORTCUT_OF_INPUT)

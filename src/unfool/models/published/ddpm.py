@@ -101,8 +101,8 @@ def ddpm(
     if size is None:
         told = ",".join(map(str, multiples))
         raise ValueError(
-            f"{weights} is none of the published files (levels {told}); say the size of its images in "
-            "pixels (size: 64)"
+            f"{weights} is not one of the published files (levels {told}): give the size of its "
+            "images in pixels (such as size: 64)"
         )
     return NetworkDenoiser(
         network,
@@ -148,8 +148,9 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     file = weights_in(unet)
     if file is None or scheduler is None or not (unet / "config.json").is_file():
         raise ValueError(
-            f"{home} is no folder of a UNet2DModel: it needs config.json, {_SCHEDULER} and "
-            "diffusion_pytorch_model.safetensors (or .bin), in the folder or in its unet and scheduler"
+            f"{home} is not the folder of a UNet2DModel, which needs config.json, {_SCHEDULER} and "
+            "diffusion_pytorch_model.safetensors (or .bin), in the folder or in its unet and "
+            "scheduler"
         )
     settings = json.loads((unet / "config.json").read_text("utf-8"))
     _require_known(settings, unet / "config.json")
@@ -201,8 +202,8 @@ def _require_known(settings: dict[str, Any], path: Path) -> None:
     if told:
         key, value = told[0]
         raise ValueError(
-            f"{path} describes a network with {key} {value!r}, which is not computed here; name it by "
-            "name: network, with a network of your own that loads it by diffusers"
+            f"{path} describes a network with {key} {value!r}, which is not supported: use name: "
+            "network, with your own network that loads it by diffusers"
         )
 
 

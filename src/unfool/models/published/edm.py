@@ -89,7 +89,10 @@ def edm(
     state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
     levels = state.pop("u", None)  # the noise of each step, which only one kind has
     if kind == "iddpm" and levels is None:
-        raise ValueError(f"{path} lacks the table u, which preconditioning: iddpm needs")
+        raise ValueError(
+            f"{path} lacks the table u, which preconditioning: iddpm needs: choose another "
+            "preconditioning"
+        )
     require_family(state, path, "edm", "edm")
     network = build_edm(state, path)
     told: dict[Preconditioning, tuple[Prediction, Told]] = {
@@ -114,7 +117,7 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     )
     if first is None:
         raise ValueError(
-            f"{source} does not hold a whole U-Net: it lacks enc.*_conv; fetch it again"
+            f"{source} does not hold a complete U-Net (enc.*_conv is missing): fetch it again"
         )
     adm = "out_conv.weight" in outside
     pyramid = sorted((n for n in outside if "_aux_residual." in n), key=_resolution, reverse=True)
@@ -191,7 +194,7 @@ def _kind(content: object, path: Path) -> Preconditioning:
     name = type(network).__name__
     if name not in _OF_CLASS:
         raise ValueError(
-            f"{path} holds a {name}, which is none of {', '.join(_OF_CLASS)}; take another file"
+            f"{path} holds a {name}, which is not one of {', '.join(_OF_CLASS)}: take another file"
         )
     return _OF_CLASS[name]
 

@@ -205,8 +205,8 @@ def consistency(
     kind = kind or begins.get(re.split(r"[_-]", path.name)[0])
     if kind is None:
         raise ValueError(
-            f"the name of {path} does not tell whether it is an EDM teacher (edm_...) or a "
-            "consistency model (cd_..., ct_...): say kind: teacher or kind: model"
+            f"the name of {path} does not say whether it is an EDM teacher (edm_...) or a "
+            "consistency model (cd_..., ct_...): set kind: teacher or kind: model"
         )
     state = read_family(path, "guided-diffusion", "consistency", download)
     order: Order = "pieces" if attention_order == "new" else "heads"
@@ -267,7 +267,7 @@ def _build(
     if asked.size is None and not setting.size:
         raise _missing(path, key, "the size of its images in pixels (size: 64)")
     if asked.heads and asked.head_width:
-        raise ValueError("say either heads or head_width, for one follows from the other")
+        raise ValueError("give either heads or head_width, for one follows from the other")
     if not (asked.heads or asked.head_width) and key not in known and _attends(state):
         raise _missing(path, key, "the heads of its attention (heads: 4, or head_width: 64)")
     if asked.heads or asked.head_width:
@@ -279,14 +279,15 @@ def _build(
         if ".qkv." in name and (wide % heads if heads else wide % width):
             said = f"heads: {heads}" if heads else f"head_width: {width}"
             raise ValueError(
-                f"{path} has attention of {wide} channels, which {said} does not divide"
+                f"{path} has attention of {wide} channels, which {said} does not divide: give the "
+                "value of its training"
             )
     sections, outside = gather(state, _place, _BLOCK, setting.order, heads, width)
     network = build_unet(sections, renamed(outside, _ENDS), ADM, path, heads, width)
     if network.conv_in.in_channels == 6:
         raise ValueError(
-            f"{path} is an upsampler, which takes a smaller image beside x_t and is no denoiser by "
-            "itself; take the network of the smaller images"
+            f"{path} is an upsampler, which needs a smaller image as well as x_t and cannot "
+            "denoise alone: take the network of the smaller images"
         )
     return network, setting
 
@@ -296,7 +297,7 @@ def _missing(path: Path, key: Key, what: str) -> ValueError:
     told = (
         f"width {width}, levels {','.join(map(str, multiples))}, {layers} blocks, {classes} classes"
     )
-    return ValueError(f"{path} is none of the published files ({told}); say {what}")
+    return ValueError(f"{path} is not one of the published files ({told}): give {what}")
 
 
 def _key(state: Mapping[str, Tensor]) -> Key:

@@ -58,9 +58,7 @@ def score_sde(
     }
     if (kind == "ve") != network.style.fourier:
         needed = "ve" if network.style.fourier else "vp or subvp"
-        raise ValueError(
-            f"{weights} holds a network of another SDE: take sde: {needed}, not {kind}"
-        )
+        raise ValueError(f"{weights} holds a network of another SDE: set sde: {needed}, not {kind}")
     predicts, time = told[kind]
     return NetworkDenoiser(
         network,
@@ -99,8 +97,8 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     ends = [part for part in others if "pyramid.weight" not in part]
     if len(ends) != 5:
         raise ValueError(
-            f"{source} is not read: it has {len(ends)} parts beside its blocks, and DDPM++ and NCSN++ "
-            "without a pyramid of outputs have 5; take a checkpoint of CIFAR-10"
+            f"{source} is not supported, for it has {len(ends)} parts besides its blocks, and "
+            "DDPM++ and NCSN++ without an output pyramid have 5: take a checkpoint for CIFAR-10"
         )
     for name, part in zip(
         ("time.0", "time.1", "conv_in", "norm_out", "conv_out"), ends, strict=True
