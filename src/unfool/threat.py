@@ -42,8 +42,12 @@ class Threat:
             object.__setattr__(self, "eps", _number(self.eps))
         check_fields(self)
         if self.norm in ("linf", "l0") and self.eps > 1:
-            unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
-            raise ValueError(f"threat: eps of {self.norm} is at most 1, as {unit}, not {self.eps}")
+            unit = (
+                "pixels are in [0, 1] (such as 8/255)" if self.norm == "linf" else "it is a share"
+            )
+            raise ValueError(
+                f"threat: eps of {self.norm} must be at most 1, as {unit}, not {self.eps}"
+            )
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""
@@ -71,7 +75,7 @@ class Threat:
         """
         if self.norm == "l0":
             raise ValueError(
-                "the norm l0 has no small steps for a gradient: use an attack that needs none, such "
+                "the norm l0 does not allow gradient steps: use an attack without gradients, such "
                 "as salt-and-pepper"
             )
         gradient = gradient.nan_to_num()
@@ -210,8 +214,8 @@ class Knowledge:
     def __post_init__(self) -> None:
         if self.word not in ("forward", "reverse", "both") and not self._semi():
             raise ValueError(
-                "knows is forward, reverse, both, or semi-128 or semi-128-steps with any number, not "
-                f"{self.word!r}"
+                "knows must be forward, reverse, both, semi-N, or semi-N-steps with a number N "
+                f"such as 128, not {self.word!r}"
             )
 
     @property

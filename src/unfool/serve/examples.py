@@ -17,9 +17,12 @@ TENSOR = {
 }
 NUMBERS = {
     "votes": {"type": "integer", "minimum": 1, "description": "Passes that vote."},
-    "seed": {"type": "integer", "description": "For a repeatable answer; fresh noise without it."},
+    "seed": {
+        "type": "integer",
+        "description": "Seed for a repeatable answer; without it, the noise is fresh.",
+    },
 }
-FORCE = {"force": {"type": "boolean", "description": "Also images far larger than the model's."}}
+FORCE = {"force": {"type": "boolean", "description": "Accept images far larger than the model's."}}
 DTYPE = {"dtype": {"enum": ["float32", "uint8"], "default": "float32"}}
 PREDICTION = {
     "class": "dark", "index": 0, "votes": 3, "undecided": False, "share": 0.75, "low": 0.301,
@@ -35,17 +38,20 @@ INFERRED = {
     "outputs": [{"name": "class", "datatype": "INT64", "shape": [1], "data": [0]}],
 }  # fmt: skip
 ERRORS = {
-    400: "It cannot be read: no picture, a damaged one, ragged numbers, an unknown field.",
-    413: "It has more bytes, pixels, images, or passes than the service accepts.",
-    415: "It is neither a form with pictures nor JSON.",
-    503: "The queue is full or the time is up; Retry-After says when to try again.",
+    400: (
+        "The request is invalid: it has no image, a damaged one, ragged numbers, or an unknown "
+        "field."
+    ),
+    413: "The request has more bytes, pixels, images, or passes than the service accepts.",
+    415: "The request is neither a form with image files nor JSON.",
+    503: "The queue is full, or the request timed out; Retry-After says when to try again.",
 }
 
 
 def classify(model: str) -> dict[str, Any]:
     """Of `/classify`."""
     return _route(
-        "The classes of images, by vote.", _content(NUMBERS, PLAIN), VOTED | {"model": model}
+        "Classify images by majority vote.", _content(NUMBERS, PLAIN), VOTED | {"model": model}
     )
 
 
@@ -63,7 +69,7 @@ def purify(model: str) -> dict[str, Any]:
 def infer(model: str) -> dict[str, Any]:
     """Of `infer` of the Open Inference Protocol."""
     content = {"application/json": {"schema": {"type": "object"}, "example": TENSOR}}
-    return _route("The classes of images, by vote.", content, INFERRED | {"model_name": model})
+    return _route("Classify images by majority vote.", content, INFERRED | {"model_name": model})
 
 
 def _content(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:

@@ -121,7 +121,10 @@ class AdversarialBridge:
             found = self.attack(target, x, y, threat, noise.child("attack").with_known_noise(told))
         found = found.detach()
         if getattr(self.attack, "bounded", True) and not bool(threat.allows(x, found).all()):
-            raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
+            raise RuntimeError(
+                "the attack exceeded the threat, so its images are not used for training: let it "
+                "end with threat.project(x, x_adv)"
+            )
         return x + share * (found - x)
 
 

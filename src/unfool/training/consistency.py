@@ -93,19 +93,19 @@ class ConsistencyDistillation:
         """The falling times (levels + 1,), the last 0."""
         if model.schedule != self.denoiser.schedule:
             raise ValueError(
-                f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the denoiser "
-                f"that is trained {model.schedule}: they must be one"
+                f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the "
+                f"denoiser that is trained is {model.schedule}: both must be the same"
             )
         if model.predicts == "image":
             raise ValueError(
-                "a denoiser that predicts images does not return the state itself at time 0: let it "
-                "predict consistency, edm, noise or velocity"
+                "a denoiser that predicts images does not return its input at time 0, which "
+                "consistency training needs: let it predict consistency, edm, noise, or velocity"
             )
         times = karras(model.schedule, self.t_max, self.levels)
         if not bool((times.diff() < 0).all()):
             raise ValueError(
                 f"the schedule has fewer than levels = {self.levels} levels of noise below t_max = "
-                f"{self.t_max}: take fewer"
+                f"{self.t_max}: take fewer levels"
             )
         return times
 

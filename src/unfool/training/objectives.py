@@ -154,8 +154,8 @@ def losses_of_heads(
     """
     if not model.multi_head:
         raise ValueError(
-            "classification_weight needs the errors of all classes from one call: give the denoiser "
-            "classes and multi_head: true, or leave classification_weight out"
+            "classification_weight needs a denoiser that returns the errors of all classes in one "
+            "call: give it classes and multi_head: true, or leave classification_weight out"
         )
     _, alpha, sigma, _ = model.schedule(t)
     every = torch.arange(model.classes + 1, device=z.device).expand(len(z), -1)

@@ -85,28 +85,32 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.ema_gamma is not None and self.ema_power is not None:
-            raise ValueError("ema_gamma stands alone: leave out ema_power")
+            raise ValueError("ema_gamma and ema_power exclude each other: leave one out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are two numbers from 0 to below 1, not {self.betas}")
+            raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
         if self.optimizer == "sgd" and tuple(self.betas) != ADAMW:
-            raise ValueError("betas are AdamW's: leave them out, or the optimizer")
+            raise ValueError("betas belong to AdamW: leave them out, or leave the optimizer out")
         if self.optimizer != "muon" and self.muon_lr_factor != MUON:
-            raise ValueError("muon_lr_factor is Muon's: set optimizer: muon, or leave it out")
+            raise ValueError("muon_lr_factor belongs to Muon: set optimizer: muon, or leave it out")
         self._check_steps()
 
     def _check_steps(self) -> None:
         """Whether the steps at which something changes or is kept can be."""
         steps, begins = self.steps, self.decay_from
         if begins is not None and self.lr_schedule != "linear":
-            raise ValueError("decay_from is of lr_schedule: linear: set that, or leave it out")
+            raise ValueError(
+                "decay_from belongs to lr_schedule: linear: set that, or leave decay_from out"
+            )
         if begins is not None and not self.warmup <= begins < steps:
             raise ValueError(
                 f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not {begins}"
             )
         if self.grow is not None and set(self.grow) != set(GROW):
-            raise ValueError(f"grow has the keys {' and '.join(GROW)}, not {', '.join(self.grow)}")
+            raise ValueError(
+                f"grow must have the keys {' and '.join(GROW)}, not {', '.join(self.grow)}"
+            )
         for key, value in (self.grow or {}).items():
             if wrong := complaint(GROW[key], value):
                 raise ValueError(f"grow.{key} {wrong}")
         if wrong := [step for step in self.save_steps if not 0 < step <= steps]:
-            raise ValueError(f"save_steps holds steps from 1 to {steps}, not {wrong[0]}")
+            raise ValueError(f"save_steps must list steps from 1 to {steps}, not {wrong[0]}")

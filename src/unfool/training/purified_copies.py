@@ -140,7 +140,8 @@ def purify_block(
     pure = objective.purifier(x, Noise(tuple(keys)))
     if pure.shape != x.shape:
         raise ValueError(
-            f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+            f"the purifier must return images of the shape {tuple(x.shape)} that it was given, and "
+            f"returned {tuple(pure.shape)}"
         )
     moved = (pure - x).square().flatten(1).mean(1).sqrt()
     return {"images": pure.clamp(0, 1).half(), "labels": y, "moved": moved}

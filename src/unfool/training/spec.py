@@ -136,7 +136,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
     kind = kind_of(spec)
     for key in ("data", "objective", "training"):
         if key not in spec:
-            raise SpecError(f"a training spec needs {key!r}")
+            raise SpecError(f"a training spec needs a section {key!r}")
     data = specs.check_data(spec.get("data"), folder)
     test = {"test": specs.check_data(spec.get("test"), folder)} if "test" in spec else {}
     options = _check_options(spec.get("training"))
@@ -161,7 +161,9 @@ def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
         SpecError: It trains neither, or both.
     """
     if ("denoiser" in spec) == ("classifier" in spec):
-        raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
+        raise SpecError(
+            "a training spec trains one model: give it either a denoiser or a classifier"
+        )
     return "denoiser" if "denoiser" in spec else "classifier"
 
 
@@ -195,8 +197,8 @@ def _check_lora(options: Mapping[str, Any], kind: str, part: Part) -> LoraSectio
     """What `training.lora` asks, checked."""
     if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
         raise SpecError(
-            "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
-            "trained, weights: ...}"
+            "training.lora fine-tunes a trained denoiser: name one, as denoiser: {name: trained, "
+            "weights: ...}"
         )
     if options["save_half"]:
         raise SpecError("training.save_half would round away what LoRA learns: leave it out")
@@ -211,21 +213,23 @@ def _check_precision(part: Part, lora: Mapping[str, Any] | None) -> None:
         return  # there is no such card, which is told when it is built
     if precision != "float32" and (lora is None or part["name"] == "trained"):
         raise SpecError(
-            f"the denoiser's weights are in {precision}, which would round away what they learn: give it "
-            "precision: float32, or train a new adapter beside them by training.lora"
+            f"the denoiser's weights are in {precision}, which would round away what they learn: "
+            "set its precision: float32, or train an adapter by training.lora"
         )
 
 
 def _check_start(start: str, kind: str, part: Part) -> None:
     """Whether what `training.init_from` names can be begun with."""
     if part["name"] == "trained":
-        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.init_from")
+        raise SpecError(
+            f"{kind} {part['weights']} is already trained: leave out training.init_from"
+        )
     try:
         told = card.read_card(start)[1]
     except ValueError as error:
         raise SpecError(f"training.init_from: {error}") from error
     if told["kind"] != kind:
-        raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
+        raise SpecError(f"training.init_from names a {told['kind']}: name a {kind}")
     began = card.described(told["part"])
     for key in MEANING:
         pair = began.get(key), part.get(key)
@@ -234,7 +238,7 @@ def _check_start(start: str, kind: str, part: Part) -> None:
         if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
-                f"{part[key]}: weights of the one mean nothing to the other"
+                f"is {part[key]}: both must be the same, for the weights depend on it"
             )
 
 

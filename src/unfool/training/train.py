@@ -106,7 +106,10 @@ def train(
         plan.check_same(saved["plan"], saved["step"])
     step = checkpoint.restore(saved, parts, frozen) if saved else 0
     if step != processes.agreed(step):
-        raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
+        raise RuntimeError(
+            f"{folder} is not the same folder for all processes: use one on a file system that "
+            "they share"
+        )
     trained = [p for p in model.parameters() if p.requires_grad]
     lines = checkpoint.logged(folder, step)
     recent: deque[float] = deque(saved["recent"] if saved else (), maxlen=100)
@@ -140,9 +143,9 @@ def train(
             if not (math.isfinite(value) and math.isfinite(size)):
                 what = "gradient" if math.isfinite(value) else "loss"
                 raise RuntimeError(
-                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the last "
-                    f"good checkpoint is {checkpoint.last(folder)}; lower the rate and start in "
-                    "another folder"
+                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the "
+                    f"last good checkpoint is {checkpoint.last(folder)}; lower the learning rate, "
+                    "and start again in another folder"
                 )
             descent.step()
             step += 1

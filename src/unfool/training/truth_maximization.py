@@ -68,7 +68,7 @@ class TruthMaximization:
         Threat(self.norm, self.eps)
         for name in self.released:
             if name not in get_args(Released):
-                raise ValueError(f"released holds {', '.join(get_args(Released))}, not {name!r}")
+                raise ValueError(f"released may list {', '.join(get_args(Released))}, not {name!r}")
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,).
@@ -78,8 +78,8 @@ class TruthMaximization:
         """
         if not model.classes:
             raise ValueError(
-                "truth maximization needs a denoiser that is conditional on classes; train one with "
-                "the option `classes`"
+                "truth maximization needs a class-conditional denoiser: train one with the option "
+                "`classes`"
             )
         plain = Denoising(self.t_min, self.t_max, 0.0, self.times)
         t, label = time_and_label(plain, model, x, y, noise)
@@ -112,7 +112,10 @@ class TruthMaximization:
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
-            raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
+            raise RuntimeError(
+                "the attack exceeded the threat, so its images are not used for training: let it "
+                "end with threat.project(x, x_adv)"
+            )
         if "unattacked" in self.released:
             stream = noise.child("unattacked")
             with torch.no_grad():
