@@ -100,20 +100,20 @@ if TYPE_CHECKING:
     from unfool.protocols import Purifier as Purifier
     from unfool.threat import Knowledge as Knowledge
     from unfool.threat import Threat as Threat
-    from unfool.training.addt import ADDT as ADDT
-    from unfool.training.adversarial import PGDAT as PGDAT
-    from unfool.training.adversarial import TRADES as TRADES
-    from unfool.training.objectives import CrossEntropy as CrossEntropy
-    from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.objectives.addt import ADDT as ADDT
+    from unfool.training.objectives.adversarial import PGDAT as PGDAT
+    from unfool.training.objectives.adversarial import TRADES as TRADES
+    from unfool.training.objectives.cross_entropy import CrossEntropy as CrossEntropy
+    from unfool.training.objectives.denoising import Denoising as Denoising
+    from unfool.training.objectives.purified_copies import PurifiedCopies as PurifiedCopies
+    from unfool.training.objectives.truth_maximization import TruthMaximization as TruthMaximization
     from unfool.training.options import TrainingOptions as TrainingOptions
-    from unfool.training.purified_copies import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
-    from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
 
     load_spec = _spec.load
 
 _HOMES = {
-    "ADDT": "unfool.training.addt",
+    "ADDT": "unfool.training.objectives.addt",
     "adjoint": "unfool.attacks.views",
     "Aggregated": "unfool.defenses.aggregate",
     "APGD": "unfool.attacks.apgd",
@@ -139,12 +139,12 @@ _HOMES = {
     "Comparison": "unfool.api.compare",
     "Corruption": "unfool.attacks.corruptions",
     "COUP": "unfool.defenses.coup",
-    "CrossEntropy": "unfool.training.objectives",
+    "CrossEntropy": "unfool.training.objectives.cross_entropy",
     "data": "unfool.data",
     "Dataset": "unfool.protocols",
     "defenses": "unfool.defenses",
     "Denoiser": "unfool.diffusion.denoiser",
-    "Denoising": "unfool.training.objectives",
+    "Denoising": "unfool.training.objectives.denoising",
     "DensePure": "unfool.defenses.denoised_smoothing",
     "DiffPure": "unfool.defenses.diffpure",
     "diffusion": "unfool.diffusion",
@@ -181,11 +181,11 @@ _HOMES = {
     "Objective": "unfool.protocols",
     "OneStep": "unfool.defenses.denoised_smoothing",
     "PGD": "unfool.attacks.pgd",
-    "PGDAT": "unfool.training.adversarial",
+    "PGDAT": "unfool.training.objectives.adversarial",
     "PrecomputedAttack": "unfool.attacks.precomputed",
     "predict_draws": "unfool.defenses.purified_classifier",
     "Purified": "unfool.defenses.purified_classifier",
-    "PurifiedCopies": "unfool.training.purified_copies",
+    "PurifiedCopies": "unfool.training.objectives.purified_copies",
     "Purifier": "unfool.protocols",
     "RandomSearch": "unfool.attacks.random_search",
     "Resized": "unfool.defenses.resized",
@@ -201,12 +201,12 @@ _HOMES = {
     "SweepResult": "unfool.api.sweep",
     "Threat": "unfool.threat",
     "toy": "unfool.toy",
-    "TRADES": "unfool.training.adversarial",
+    "TRADES": "unfool.training.objectives.adversarial",
     "train": "unfool.training.train",
     "training": "unfool.training",
     "Transfer": "unfool.attacks.transfer",
     "TrainingOptions": "unfool.training.options",
-    "TruthMaximization": "unfool.training.truth_maximization",
+    "TruthMaximization": "unfool.training.objectives.truth_maximization",
     "VP": "unfool.diffusion.schedule",
 }
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

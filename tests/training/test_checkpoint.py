@@ -25,7 +25,7 @@ from unfool.toy.blobs import Blobs
 from unfool.training import checkpoint, memory_forecast
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.objectives import Denoising, time_and_label
+from unfool.training.objectives.denoising import Denoising, time_and_label
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train

@@ -17,7 +17,7 @@ from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.objectives import augmented
+from unfool.training.augmentation import augmented
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import TrainingSection, check, loop_options
 from unfool.training.train import train

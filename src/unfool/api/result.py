@@ -10,7 +10,7 @@ from unfool.report import evaluation
 from unfool.report.formatting import percent
 from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.export.records import answers
 from unfool.results.export.write import export as write_export
 from unfool.results.report_json import Readings, Summary

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, Share, check_fields
-from unfool.training.adversarial import PGDAT
+from unfool.training.objectives.adversarial import PGDAT
 
 
 @dataclass(frozen=True)
