@@ -72,7 +72,7 @@ def special_climb(row: AttackEntry) -> str | None:
     if view_name(row) == "per-step":
         return "which climbs a loss at every step of the chain"
     if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
-        return "which looks for the nearest boundary"
+        return "which searches for the nearest decision boundary"
     return None
 
 

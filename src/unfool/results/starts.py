@@ -40,7 +40,9 @@ def starts(run: Run) -> list[Start]:
         try:
             found.append(read_json(Start, path))
         except ValueError as error:
-            raise RuntimeError(f"{error}; delete the file: the report does without it") from error
+            raise RuntimeError(
+                f"{error}; delete the file, which the report does not need"
+            ) from error
     return found
 
 

@@ -88,7 +88,7 @@ def summarize_run(run: Run) -> Summary:
     """
     outcomes = run.outcomes()
     if not outcomes:
-        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+        raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
     spec = run.spec
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
