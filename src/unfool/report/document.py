@@ -234,4 +234,4 @@ class Document:
 
 
 EXPLAINED = "https://github.com/unfool/unfool/blob/main/docs/doubts.md"  # a heading for each doubt
-NOT_CHECKED = "Not checked, as no image of those the model itself is examined on is done yet:"
+NOT_CHECKED = "Not checked yet, because none of the images that these checks use is done:"
