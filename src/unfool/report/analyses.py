@@ -53,7 +53,11 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
         "per image."
     )
     heads = ["gradient", "cosine with the exact gradient", "same sign", "relative error"]
-    heads += ["error against finite differences", "time, in forward passes", "memory of graphs, MiB"]
+    heads += [
+        "error against finite differences",
+        "time, in forward passes",
+        "memory of graphs, MiB",
+    ]
     rows = [
         [
             row["way"],
@@ -162,7 +166,12 @@ def write_samples(folder: Path, found: Samples, about: About) -> Document:
     blocks = [
         Paragraph(said),
         Table(["images", "Fréchet distance over the classifier's features"], rows),
-        Figure("samples.png", "The first generated images", "All models start from the same noise.", drawn),
+        Figure(
+            "samples.png",
+            "The first generated images",
+            "All models start from the same noise.",
+            drawn,
+        ),
     ]
     arrays = {f"{name}/distances": np.array(values) for name, values in found.distances.items()}
     arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}

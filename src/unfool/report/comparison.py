@@ -170,7 +170,8 @@ def describe_gate(gate: Gate, whose: str = " of B") -> str:
         )
         end = " of the upper end of the interval"
     said += end if gate.strict else ""
-    return said + ("" if gate.sure else "; the bound lies inside the interval, so more images would make the result clearer")
+    unsure = "; the bound lies inside the interval, so more images would make the result clearer"
+    return said + ("" if gate.sure else unsure)
 
 
 def _opening(found: Comparison) -> list[str]:

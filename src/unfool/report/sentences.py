@@ -181,9 +181,7 @@ def warning(summary: Summary | CertificationSummary) -> str | None:
     if not red:
         return None
     told = "One red doubt was" if red == 1 else f"{red} red doubts are"
-    return (
-        f"{told} raised: the numbers may be wrong or too good. Read it before you quote them."
-    )
+    return f"{told} raised: the numbers may be wrong or too good. Read it before you quote them."
 
 
 def unfinished(summary: Summary | CertificationSummary) -> str | None:
@@ -251,9 +249,7 @@ def _about_beyond(summary: Summary) -> str | None:
     if not summary.get("unbounded"):
         return None
     names = ", ".join(row["name"] for row in summary["unbounded"])
-    return (
-        f"Attacks whose changes exceed the threat: {names}. They do not count in the row robust."
-    )
+    return f"Attacks whose changes exceed the threat: {names}. They do not count in the row robust."
 
 
 def _about_corrupted(summary: Summary) -> str | None:

@@ -34,7 +34,11 @@ def certified_accuracy(summary: CertificationSummary) -> document.Figure:
     clean = 100 * summary["clean"]["accuracy"]
     axes.axhline(clean, color=TEAL, linestyle="--", linewidth=1.3, label="right, certified or not")
     axes.axvline(
-        reach, color=GRAY, linestyle=":", linewidth=1.6, label="the largest radius that the draws can prove"
+        reach,
+        color=GRAY,
+        linestyle=":",
+        linewidth=1.6,
+        label="largest radius that the draws can prove",
     )
     axes.set_xlim(0, 1.05 * reach)
     axes.set_ylim(0, 103)

@@ -59,7 +59,9 @@ def accuracy(summary: Summary) -> document.Figure:
         "intervals."
     )
     if summary["attacks"]:
-        said += " The distance between the clean row and the robust row is the effect of the attack."
+        said += (
+            " The distance between the clean row and the robust row is the effect of the attack."
+        )
     if len(readings) > 2:
         said += (
             " Where the accuracies of one row differ, the model's own randomness decides the "
