@@ -135,7 +135,7 @@ def test_a_wrong_number_is_told(options, said):
 
 
 def test_one_direction_is_no_landscape():
-    with pytest.raises(ValueError, match="no second direction"):
+    with pytest.raises(ValueError, match="the same image"):
         around(seen(2))  # two classes apart along one line: all attacks agree
 
 

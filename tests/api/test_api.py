@@ -214,11 +214,11 @@ def test_without_attacks_there_is_no_robustness(network, tensors):
         ({"threat": 8 / 255}, "unfool.Threat"),
         ({"draws": 0}, "draws must be 1 or more"),
         ({"images": 7}, "the data set has 6"),
-        ({"attacks": {"robust": PGD()}}, "row of its own"),
-        ({"attacks": {"pgd": PGD}}, "make one of it"),
+        ({"attacks": {"robust": PGD()}}, "'robust'"),
+        ({"attacks": {"pgd": PGD}}, r"PGD\(...\)"),
         ({"attacks": {"pgd": 3}}, "cannot be called"),
         ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpdda")}}, "did you mean 'bpda'"),
-        ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpda")}}, "takes a defense apart"),
+        ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpda")}}, "`exact`"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(change, sentence, network, tensors):

@@ -56,7 +56,7 @@ def test_a_seed_is_one_draw_for_every_image_wherever_it_stands():
 def test_a_noise_is_a_key_for_each_position_and_no_other_batch_will_do():
     f = as_module(Blurred(), noise=NOISE)
     assert torch.equal(f(X), Blurred()(X, NOISE))
-    with pytest.raises(ValueError, match="call with all of them in order"):
+    with pytest.raises(ValueError, match="all of them in order"):
         f(X[:2])
 
 

@@ -215,7 +215,7 @@ def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
 def test_wrong_folders_and_options_are_told(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*UNFOOL_DATA"):
         Folder(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="there are no pictures"):
+    with pytest.raises(FileNotFoundError, match="there are no images"):
         Folder(tmp_path)
     paint(tmp_path / "a.png")
     for size in (0, (4, 0)):

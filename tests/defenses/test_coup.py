@@ -322,7 +322,7 @@ def test_samplers_are_those_of_diffpure():
         ({"weight": -1}, "weight must be 0 or more, not -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, not nan"),
         ({"weight": float("inf")}, "weight must be 0 or more, not inf"),
-        ({"classifier": None}, "the guide asks the classifier .* there is none"),
+        ({"classifier": None}, "the guide needs the classifier .* there is none"),
     ],
 )
 def test_mistakes_are_told(options, words: str):

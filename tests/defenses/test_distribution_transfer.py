@@ -163,7 +163,7 @@ def test_attention_is_differentiated_twice():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"classifier": None}, "the guide asks the classifier"),
+        ({"classifier": None}, "the guide needs the classifier"),
         ({"output": "kll"}, "output is one of kl, l2, confidence, entropy, repel, none, not 'kll'"),
         ({"input": "psnr"}, "input is one of mse, ssim, l1, lpips, none, not 'psnr'"),
         ({"at": "x_0"}, "at is one of x_t, x_hat"),

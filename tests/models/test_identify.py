@@ -76,7 +76,7 @@ def test_what_a_file_does_not_tell_is_asked_for_and_taken(elsewhere, capsys):
     code, told = said(capsys, str(path))
     assert code == 1
     assert "size: 64" in told
-    assert "does not tell whether they are averaged" in told
+    assert "does not say whether they are averaged" in told
     options = ["--set", "denoiser.size=16", "--set", "denoiser.head_width=8"]
     _, told = said(capsys, str(path), *options)
     assert "images of 3 x 16 x 16" in told
@@ -187,7 +187,7 @@ def test_random_weights_are_told_and_no_setting_is_named():
             p.copy_(weight(str(number), tuple(p.shape)))
     (finding,) = denoises(denoiser, x, y, 10)
     assert finding.mark == "FAIL"
-    assert "are these weights trained" in finding.what
+    assert "check that these weights are trained" in finding.what
 
 
 def test_the_exact_denoiser_is_at_least_as_good_as_the_linear_estimate():

@@ -110,8 +110,8 @@ def test_weights_that_are_not_those_of_the_card_are_refused(mine, mistake):
 @pytest.mark.parametrize(
     ("weights", "asked", "said"),
     [
-        ("cifar10-classifier", 2, "does not name these weights"),
-        ("gone", 2, "does not name these weights"),
+        ("cifar10-classifier", 2, "does not use these weights"),
+        ("gone", 2, "does not use these weights"),
         ("mine", 3, "2 of 3 images"),
     ],
 )

@@ -138,4 +138,4 @@ def test_a_run_is_not_mixed_from_two_sets_of_weights(elsewhere, mistake):
     assert run([*net, "--shard", "0/2"]) == 0
     assert run(net) == 0
     torch.save(weights * 1.5, elsewhere / "net.pt")
-    assert "of other weights" in mistake(*net)
+    assert "with other weights" in mistake(*net)

@@ -87,7 +87,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"classifier": {"name": "bayes", "side": "many"}},
             "classifier.side must be a whole number, not 'many'",
         ),
-        ({"classifier": "nowhere:Thing"}, "cannot import 'nowhere:Thing'"),
+        ({"classifier": "nowhere:Thing"}, "'nowhere:Thing'"),
         ({"data": {"name": "arrays"}}, "option 'path' is missing"),
         ({"data": "cifar10"}, "--data FOLDER.*UNFOOL_DATA"),
         ({"atacks": []}, "did you mean 'attacks'"),
@@ -146,7 +146,7 @@ def test_a_spec_that_is_no_table(tmp_path):
     path.write_text("a: [1\n")
     with pytest.raises(SpecError, match="is not YAML"):
         specs.load(path)
-    with pytest.raises(SpecError, match="cannot read"):
+    with pytest.raises(SpecError, match="cannot be read"):
         specs.load(tmp_path / "none.yaml")
     with pytest.raises(SpecError, match="did you mean 'blobs'"):
         specs.load("blob")

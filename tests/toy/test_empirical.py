@@ -121,7 +121,7 @@ def test_mistakes_are_told():
     for options, said in cases:
         with pytest.raises(ValueError, match=said):
             empirical(data, **options)
-    with pytest.raises(ValueError, match=r"every class needs an image, .* \[1\]"):
+    with pytest.raises(ValueError, match=r"every class needs at least one image, .* \[1\]"):
         Empirical(POINTS[:2], torch.tensor([1, 1]))
     with pytest.raises(ValueError, match="6 images with 2 labels"):
         Empirical(POINTS, LABELS[:2])

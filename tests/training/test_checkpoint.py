@@ -291,7 +291,7 @@ def test_what_a_training_begins_with_means_the_same(elsewhere):
     with pytest.raises(SpecError, match=r"predicts .* noise.* image"):
         started("denoiser.predicts=image", training=options)
     (first / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match="not the file its card describes"):
+    with pytest.raises(ValueError, match="not the file that its card describes"):
         training.run(started(training=options), elsewhere / "second", quiet=True)
 
 
