@@ -164,10 +164,13 @@ def test_attention_is_differentiated_twice():
     ("options", "words"),
     [
         ({"classifier": None}, "the guide needs the classifier"),
-        ({"output": "kll"}, "output is one of kl, l2, confidence, entropy, repel, none, not 'kll'"),
-        ({"input": "psnr"}, "input is one of mse, ssim, l1, lpips, none, not 'psnr'"),
-        ({"at": "x_0"}, "at is one of x_t, x_hat"),
-        ({"anchor": "clean"}, "anchor is one of image, noised"),
+        (
+            {"output": "kll"},
+            "output must be one of kl, l2, confidence, entropy, repel, none, not 'kll'",
+        ),
+        ({"input": "psnr"}, "input must be one of mse, ssim, l1, lpips, none, not 'psnr'"),
+        ({"at": "x_0"}, "at must be one of x_t, x_hat"),
+        ({"anchor": "clean"}, "anchor must be one of image, noised"),
         ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),
         ({"scale": -1.0}, "scale must be 0 or more"),
         ({"weight": float("nan")}, "weight must be 0 or more"),

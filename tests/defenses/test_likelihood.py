@@ -170,7 +170,7 @@ def test_a_network_with_attention_works():
         ({"step_size": -0.1}, "step_size must be 0 or more"),
         ({"low": 0.4}, "low must be at most high"),
         ({"high": 100.0}, "sigma must be above 0 and at most 76"),
-        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient, momentum"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, gradient, momentum"),
         ({"eta": 0.0}, "eta must be above 0"),
     ],
 )

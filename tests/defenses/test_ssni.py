@@ -179,7 +179,7 @@ def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
         ({"levels": 0}, "levels must be 1 or more"),
         ({"bias": 2}, "bias must be from 0 to 1"),
         ({"up_to": 0}, "up_to must be from 0.0001 to 1"),
-        ({"shape": "cubic"}, "shape is one of sigmoid, linear, not 'cubic'"),
+        ({"shape": "cubic"}, "shape must be one of sigmoid, linear, not 'cubic'"),
     ],
 )
 def test_mistakes_are_told(options, words: str):

@@ -103,7 +103,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ),
         (
             {"attacks": [{"name": "pgd", "start": "warm"}]},
-            "attacks.0.start is one of random, zero, not 'warm'",
+            "attacks.0.start must be one of random, zero, not 'warm'",
         ),
         ({"attacks": [{"name": "pgd", "model": 1}]}, "no option 'model'"),
         ({"purifier": "diffpure"}, "needs a denoiser"),
@@ -117,7 +117,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"machine": {"batch_size": "fast"}},
             "machine.batch_size must be a whole number or 'auto', not 'fast'",
         ),
-        ({"machine": {"execution": "fast"}}, "machine.execution is one of auto, plain"),
+        ({"machine": {"execution": "fast"}}, "machine.execution must be one of auto, plain"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_built(changes, said):

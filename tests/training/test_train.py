@@ -287,7 +287,7 @@ def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
     ("options", "said"),
     [
         ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"optimizer": "adam"}, "optimizer is one of adamw, sgd, muon, not 'adam'"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, muon, not 'adam'"),
         ({"betas": (0.9, 1)}, "betas must be two numbers from 0 to below 1"),
         ({"decay_from": 3}, "decay_from belongs to lr_schedule: linear"),
         ({"grow": {"at": 3}}, "grow has the keys at and batch_size, not at"),

@@ -113,7 +113,7 @@ def test_it_is_certified(tmp_path):
 def test_mistakes_are_told():
     cases: list[tuple[float, Any, str]] = [
         (1.5, "exact", "sigma must be above 0 and below 1.5"),
-        (0.2, "exakt", "posterior is one of approximate, exact"),
+        (0.2, "exakt", "posterior must be one of approximate, exact"),
     ]
     for sigma, posterior, said in cases:
         with pytest.raises(ValueError, match=said):
