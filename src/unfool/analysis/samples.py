@@ -75,7 +75,7 @@ def samples(
         ValueError: A number is out of range, or torchmetrics is not here.
     """
     size = len(x) // 2
-    for name, value, least in (("sets", sets, 2), ("half of the pictures", size, 2)):
+    for name, value, least in (("sets", sets, 2), ("half of the images", size, 2)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     _metric(1)  # so that a package that lacks is told before the work

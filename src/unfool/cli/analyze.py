@@ -206,8 +206,8 @@ def compression(
         typer.Option(
             callback=_all_above_zero,
             help=(
-                "l2 norm of the perturbations, in units of the budget; may be repeated (default: "
-                "0.25, 1, and 4)."
+                "The l2 norm of the perturbations, in units of the budget; may be repeated "
+                "(default: 0.25, 1, and 4)."
             ),
         ),
     ] = None,

@@ -51,7 +51,7 @@ def menu_lines() -> Iterator[str]:
     for kind, (meaning, names) in menus.menu().items():
         yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
-    yield f"{'sections':12}that are no parts\n{'':12}{', '.join(sections())}"
+    yield f"{'sections':12}that are not parts\n{'':12}{', '.join(sections())}"
     yield "specs"
     specs = menus.shipped()
     width = max(map(len, specs)) + 2
@@ -91,7 +91,7 @@ def about(name: str) -> Iterator[str]:
 
 
 def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
-    """The sections of specs that are no parts, by name: their types and defaults."""
+    """The sections of specs that are not parts, by name: their types and defaults."""
     from unfool.evaluation import spec as evaluation
     from unfool.training import spec as training
 

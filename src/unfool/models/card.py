@@ -294,7 +294,7 @@ def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) 
     if not trust and (named or any(table.get("trust") for table in tables)):
         raise ValueError(
             f"{folder / 'card.json'} names code ({', '.join(named) or 'and asks for trust'}), "
-            "which loading would run: read that code, and if you trust it, add trust: true beside "
+            "which loading would run: read that code, and if you trust it, add trust: true next to "
             "weights in the spec (in Python: trust=True)"
         )
     for table in tables:

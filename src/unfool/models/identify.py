@@ -112,8 +112,8 @@ def _denoiser(
         if not (find_file(path).parent / "tokenizer").is_dir():
             part = {**_line(family, path), "tokenizer": "tokenizer"}
             advice = (
-                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion as "
-                "tokenizer, or put it beside the file under this name"
+                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion "
+                "as tokenizer, or put it next to the file under this name"
             )
         if any(name.startswith("model_ema.diffusion_model") for name in state):
             average = "averaged weights (EMA), found in 'model_ema'"

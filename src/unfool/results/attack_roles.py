@@ -70,7 +70,7 @@ def special_climb(row: AttackEntry) -> str | None:
     if row.get("weights") == "em":
         return "which weighs the random draws"
     if view_name(row) == "per-step":
-        return "which climbs a loss at every step of the chain"
+        return "which maximizes a loss at every step of the purifier"
     if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
         return "which searches for the nearest decision boundary"
     return None

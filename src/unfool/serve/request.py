@@ -333,7 +333,7 @@ async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
         status = 413 if "Too many" in error.message else 400
         raise Refused(status, f"the form cannot be read: {error.message[:200]}") from None
     except Exception:  # a damaged form may raise anything
-        raise Refused(400, "the form cannot be read: is its boundary right?") from None
+        raise Refused(400, "the form cannot be read: check its boundary") from None
     for key, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.append(await value.read())

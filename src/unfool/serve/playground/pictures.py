@@ -140,7 +140,7 @@ def _changed(lab: Lab, picture: Picture, x: Tensor) -> str:
             _figure(
                 0.5 + factor * change,
                 f"perturbation, x {factor:.3g}",
-                f"the perturbation of {what}, magnified {factor:.3g} times; gray is no change",
+                f"the perturbation of {what}, magnified {factor:.3g} times; gray means no change",
             ),
         ]
     )
