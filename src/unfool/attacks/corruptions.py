@@ -36,8 +36,8 @@ class Corruption:
         kind: One of `KINDS`.
         severity: 1 to 5; None draws one for each image, so that the mean over images is one over
             severities, too.
-        bounded: Whether images are held to the threat.
-        adversarial: Whether they are chosen to fool the model.
+        bounded: False: the threat does not limit the changes.
+        adversarial: False: nobody chose these changes to fool the model.
     """
 
     kind: Kind
@@ -63,7 +63,7 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
         x: Images (B, C, H, W) of [0, 1], C being 1 or 3.
         kind: One of `KINDS`.
         severity: 1 to 5; None draws one for each image.
-        noise: All randomness.
+        noise: The noise from which all randomness is drawn, for the same images.
 
     Raises:
         ValueError: There is no such corruption, or images have neither 1 nor 3 channels.

@@ -31,12 +31,12 @@ def as_module(
 
     Args:
         model: Any classifier, defended or not.
-        noise: `"fresh"`: new draws in every call, which cannot be repeated. A whole number, a seed:
-            one draw for all images of all calls, so that the logits of an image depend on it alone.
-            A `Noise`: the image at position i always meets key i; for one who attacks a whole batch,
-            in order, at every call.
-        votes: If above 1, a call takes so many draws of each image, and returns the logarithm of
-            their mean probability. Memory and time are that many times as much.
+        noise: `"fresh"` draws new noise in every call, which cannot be repeated. A whole number is
+            a seed: all images of all calls get the same draw, so that the logits depend on the
+            image alone. With a `Noise`, the image at position i always gets stream i; use it if
+            every call has the whole batch in the same order.
+        votes: If above 1, a call takes this many draws of each image and returns the logarithm of
+            their mean probability, at that many times the memory and time.
 
     Raises:
         ValueError: `noise` is none of these, `votes` is below 1, or a network inside is in training
@@ -100,13 +100,14 @@ class Module(nn.Module):
 class ExternalAttack:
     """A function `f(model, x, y)` as an attack; `threat` and `noise` are given, too, if it names them.
 
-    Its model is a plain module (`as_module`) that meets the attacker's own noise, fresh in every call.
-    torch's, NumPy's and Python's global generators are seeded by the attacker's noise, so that the
-    same images in one batch become the same again; but what becomes of an image may depend on its
-    batch, as other attacks' images do not.
+    The function gets the model as a plain module (`as_module`) that uses the attacker's own noise,
+    fresh in every call. The attacker's noise also seeds the global generators of torch, NumPy, and
+    Python, so that the same batch gives the same images again. Unlike with other attacks, the
+    result for an image may depend on the other images of its batch.
 
     Attributes:
-        function: Returns adversarial images, a tensor or an array, shaped like `x`.
+        function: The function; it returns adversarial images, a tensor or an array shaped like `x`
+            (B, C, H, W) in [0, 1].
     """
 
     function: Callable[..., Any]

@@ -26,11 +26,11 @@ class PrecomputedAttack:
     """Gives each image of a run what was made of it before, here or elsewhere. It asks the model nothing.
 
     Args:
-        path: What `unfool attack` keeps; or any .npz or .safetensors file with `images` or `x_adv`
-            (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data set as
-            `indices` (N,), without which they must be in the order of the run's images; `labels`
-            and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of pictures,
-            in that order by name.
+        path: A file that `unfool attack` saved; or any .npz or .safetensors file with `images` or
+            `x_adv` (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data
+            set as `indices` (N,), without which they must be in the order of the run's images;
+            `labels` and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of
+            image files, sorted by name in that order.
 
     Raises:
         ValueError: The file cannot be read, or lacks images.
@@ -102,7 +102,7 @@ class PrecomputedAttack:
         """What was made of `x`.
 
         Raises:
-            ValueError: It was not told of which data set `x` is (`over`).
+            ValueError: `over` was not called, so it is unknown which data set `x` belongs to.
         """
         try:
             found = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]

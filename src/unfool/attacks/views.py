@@ -32,7 +32,7 @@ def bpda(model: Classifier) -> Classifier:
 def adjoint(model: Classifier) -> Classifier:
     """The model, with the gradient of DiffPure's release for the purifier's: not the exact one.
 
-    It is here to compare with published numbers, which it makes look more robust than they are.
+    Use it only to compare with published numbers: it makes defenses look more robust than they are.
     """
     whole = _defended(model)
     if not hasattr(whole.purifier, "adjoint"):
@@ -46,8 +46,8 @@ def adjoint(model: Classifier) -> Classifier:
 def bfloat16(model: Classifier) -> Classifier:
     """The model with its convolutions and products in bfloat16, where that is faster.
 
-    The search alone is in it: a verdict is always in the model's own precision. Guides that ask for
-    float32 keep it.
+    Only the attack uses it: the evaluation always uses the model's own precision. Guides that
+    require float32 keep it.
 
     Raises:
         ValueError: It is slower than float32 here.
@@ -73,7 +73,7 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
         steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
-        ValueError: The purifier does not say how to leave out steps, or has not so many.
+        ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
     return _coarse(model, steps, matched=False)
 
@@ -81,14 +81,15 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
 def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Classifier:
     """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
 
-    A step's noise is made of that of the steps it goes over; with all of them it is the model.
+    The noise of a long step combines that of the short steps that it replaces; with all steps, this
+    is the model itself.
 
     Args:
         model: A classifier behind a purifier that goes step by step.
         steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
-        ValueError: The purifier does not say how to leave out steps, or has not so many.
+        ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
     return _coarse(model, steps, matched=True)
 
@@ -96,15 +97,16 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
 def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
     """The model itself; the gradient also leads the way back from the way forward (Kang et al., 2023).
 
-    So a gradient reaches every step of the chain, not through the last one alone. The losses at the steps
-    cost no calls (`diffusion.deviation`); what an attack compares are the model's own answers.
+    So a gradient reaches every step of the reverse process directly, not only through the last one.
+    The losses at the steps cost no additional calls; attacks compare the model's own answers.
 
     Args:
         model: A classifier behind `diffpure` or `gdmp`.
-        weight: Of the deviation, in the unit of the attack's loss.
+        weight: The weight of the deviation, in units of the attack's loss.
 
     Raises:
-        ValueError: There is no purifier; or, when it is called, no chain that knows its image.
+        ValueError: There is no purifier; or, when it is called, the purifier has no step-by-step
+            reverse process.
     """
     _defended(model)
     inner = model.model if isinstance(model, Batched) else model
@@ -132,11 +134,11 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
 
     Args:
         model: The classifier `diffusion`, alone or behind a purifier.
-        draws: How many of its draws, evenly spread over them, with their own noise: a step costs
-            less, and the verdict is on all. None is all.
+        draws: How many of its draws the attack uses, evenly spread over all, with their own noise,
+            so that a step costs less; the evaluation uses all. None is all.
 
     Raises:
-        ValueError: It is another model, or has not so many draws.
+        ValueError: It is another model, or has fewer draws.
     """
     return _eliminating(model, lambda classifier: classifier.without_elimination(draws))
 
@@ -144,8 +146,8 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
 def first_stage(model: Classifier) -> Classifier:
     """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
 
-    The true class is lost there once as many others are above it as the stage keeps, so attacks climb
-    the last of these (`classes_kept`; see `protocols.Classifier`).
+    The true class is dropped there once as many classes as the stage keeps score above it, so
+    attacks maximize the last of these (`classes_kept`; see `protocols.Classifier`).
     """
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
@@ -172,11 +174,11 @@ def straight_through(purifier: Purifier) -> Purifier:
 class Batched:
     """A model that is called with at most `batch_size` images at a time.
 
-    It says how many classes it keeps by `classes_kept`. (See `protocols.Classifier` for both.)
+    `classes_kept` says how many classes it keeps (see `protocols.Classifier` for both).
 
-    When memory runs out, `batch_size` is halved, and what was asked goes on (`parts.in_parts`).
-    Each call is a `tick` of as much work as it has images; the way back of a gradient, of twice that.
-    Given another model, it has its number of rows, and they learn from each other.
+    When memory runs out, `batch_size` is halved and the call continues. Given another `Batched`
+    model as `batch_size`, both share one number. Each call reports its number of images as
+    progress, and a backward pass twice that.
     """
 
     def __init__(
