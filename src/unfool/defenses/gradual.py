@@ -26,14 +26,14 @@ class Gradual(nn.Module):
         denoiser: The diffusion model.
         passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
             of 10 purifications (`aggregate.Aggregated`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
-        correction: What changes each estimate of the clean image (`protocols.Correction`), or None.
-            In each pass it sees what that pass began with.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or your own step.
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
+        correction: Changes each estimate of the clean image (`protocols.Correction`), or None. In
+            each pass it is given the image that the pass began with.
 
     Raises:
-        ValueError: There is no pass, or one is out of range.
+        ValueError: The list of passes is empty, or one of them is out of range.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr

@@ -22,9 +22,9 @@ from unfool.runtime.text import html_repr, short_repr
 class Langevin(nn.Module):
     """dx = -lambda/2 [-s(x, score_t) + (x - x_init) / sigma2] dt + eta sqrt(lambda) dw, from x_init.
 
-    The score is that of slightly noised images at every step; the anchor pulls back to the image
-    that came in. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and
-    goes through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
+    Every step uses the score of slightly noised images; the anchor pulls back toward the input
+    image. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and goes
+    through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
     deviation 0.126 of the range [-1, 1].
 
     Without an anchor (`sigma2: null`), with `eta: 1` and with many steps it is long-run Langevin dynamics
@@ -34,12 +34,12 @@ class Langevin(nn.Module):
     Args:
         denoiser: The diffusion model.
         t: How long to run, in (0, 1].
-        steps: How many steps, each one call of the network; 10 in the release.
-        sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds; None is
-            no anchor.
+        steps: Number of steps, each one call of the network; 10 in the release.
+        sigma2: The variance of the anchor, in units of [-1, 1]; a smaller one pulls harder toward
+            the image. None is no anchor.
         weight: lambda, the size of a step.
         eta: The scale of the noise.
-        score_t: The time at which the score is asked for.
+        score_t: The time at which the score is evaluated, in (0, 1].
     """
 
     __repr__, _repr_html_ = short_repr, html_repr

@@ -20,7 +20,8 @@ from unfool.runtime.text import html_repr, short_repr
 class Purified(nn.Module):
     """A classifier that sees purified images only.
 
-    The purifier draws from the stream `purify`, the classifier from `classify`.
+    The purifier draws from the stream `purify`, the classifier from `classify`. Images are (B, C,
+    H, W) in [0, 1].
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -59,9 +60,9 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i), which no attack meets that was called with the same noise. All
-    passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256 images in a
-    call. A model that has a method `decide` tells its class by it.
+    Draw i uses the stream ("vote", i), which no attack uses, even if it was called with the same
+    noise. All passes go into one call; `unfool.Batched(model, 256)` limits a call to 256 images. If
+    the model has a method `decide`, it gives the class.
 
     Raises:
         TypeError: The images or the noise are of another type.
@@ -109,13 +110,13 @@ def majority_class(chosen: Tensor, classes: int) -> Tensor:
 def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
     """The class that most of the streams choose, (B,): `majority` of them all, in fewer calls.
 
-    The streams are asked one after the other, each only for those images whose class the streams
-    that are left can still change.
+    The streams are used one after the other, each only for the images whose majority the remaining
+    streams can still change.
 
     Args:
         model: A classifier.
         x: Images (B, C, H, W).
-        streams: One at least, each the noise of one pass over all images.
+        streams: At least one; each is the noise of one pass over all images.
 
     Raises:
         TypeError: The images or the noise are of another type.

@@ -20,7 +20,8 @@ class Resized(nn.Module):
 
     Args:
         purifier: Any purifier.
-        size: Height and width at which it works; None is the size that its denoiser was made for.
+        size: Height and width in pixels to which images are resized; None takes the size of the
+            purifier's denoiser.
 
     Raises:
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
@@ -56,7 +57,7 @@ class Resized(nn.Module):
         """This purifier with the adjoint gradient of the one inside.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The purifier inside has no adjoint gradient.
         """
         if not hasattr(self.purifier, "adjoint"):
             raise ValueError("the purifier inside has no adjoint gradient: use the view `exact`")
@@ -66,7 +67,7 @@ class Resized(nn.Module):
         """This purifier with the one inside in fewer steps.
 
         Raises:
-            ValueError: That does not say how, or has not so many.
+            ValueError: The purifier inside does not support fewer steps, or has fewer than `steps`.
         """
         if not hasattr(self.purifier, "with_fewer_steps"):
             raise ValueError(

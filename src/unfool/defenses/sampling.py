@@ -50,17 +50,17 @@ def make_sampler(
 
     Args:
         denoiser: The diffusion model.
-        t: t*, the time to begin at, in (0, 1]; 0.1 is 100 of 1000 steps.
-        steps: How many steps, each one call of the network (of `"heun"` two, but the last). Of DDPM
-            and DDIM no more than the chain has below t*.
+        t: t*, the time at which the reverse process starts, in (0, 1]; 0.1 is 100 of 1000 steps.
+        steps: Reverse steps, each one call of the network (with `"heun"` two, except the last).
+            DDPM and DDIM allow at most as many as the schedule has below t*.
         sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"`, `"ode"` (the probability flow) or
-            `"heun"` (the flow by EDM's second-order steps); or a step of one's own, which goes over
-            the times of `"ddpm"`: whole steps of the chain, to the clean image at 0.
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+            `"heun"` (the flow by EDM's second-order steps); or your own step, which uses the times
+            of `"ddpm"`: whole steps of the schedule, down to the clean image at 0.
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
 
     Raises:
-        ValueError: One of these is out of range, or the chain has not so many steps.
+        ValueError: An option is out of range, or the schedule has fewer steps.
     """
     check_arguments(make_sampler, locals())
     chain = chain_length(denoiser.schedule)
