@@ -69,16 +69,18 @@ def train(
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
-        asked: What is trained (`checkpoint.question`); a checkpoint of another is refused.
+        asked: A description of the training (`checkpoint.question`); a checkpoint with another one
+            is refused.
         quiet: Show no progress.
-        processes: Those that share each batch (`processes.together`); the first writes.
+        processes: The processes that share each batch (`distributed.together`); the first one
+            writes.
 
     Returns:
         The running average of the weights, as a copy of the model in evaluation mode.
 
     Raises:
-        RuntimeError: The checkpoint answers to another spec, or the loss is not a number; or the
-            processes do not see the same folder.
+        RuntimeError: The checkpoint belongs to another training, the loss is NaN or infinite, or
+            the processes do not share the folder.
         ValueError: The batch cannot be split evenly.
     """
     steps, accumulate = options.steps, options.accumulate

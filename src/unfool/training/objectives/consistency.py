@@ -42,11 +42,12 @@ class ConsistencyDistillation:
     which samplers of several steps need.
 
     Attributes:
-        denoiser: The teacher, with the schedule of the network; its weights stay as they are. It is told
-            labels if the network is.
-        levels: How many times there are, with `t_max` and without 0. As published 18.
-        t_max: The greatest time: no purifier may ask at a greater one.
-        solver: Of the teacher's step: `"heun"` (two calls of it; published) or `"euler"` (one).
+        denoiser: The teacher, with the schedule of the network; its weights do not change. It is
+            given labels if the network is.
+        levels: The number of times, including `t_max` and excluding 0; 18 as published.
+        t_max: The largest time; a purifier cannot use the model at a larger one.
+        solver: The solver of the teacher's step: `"heun"` (two calls of it; published) or `"euler"`
+            (one).
         distance: `"huber"` (pseudo-Huber; Song and Dhariwal, 2024, equation 7), which needs no other
             network; `"l2"` (squared) or `"l1"`; or `"lpips"` (Song et al., 2023), with the extra `lpips`.
         label_dropout: How often a label is replaced by the null class, for a conditional denoiser.

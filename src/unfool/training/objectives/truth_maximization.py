@@ -30,25 +30,25 @@ Released = Literal["range", "noise", "unattacked"]
 class TruthMaximization:
     """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
 
-    Called, it takes the images as they are given: they are adversarial after `attacked`. The equation
-    is of a network that predicts noise; another is trained on its own target, in its own weighting:
-    the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or s^2
-    (`"image"`), with s = sigma / alpha.
+    Call it with the images that `attacked` returns, which are adversarial. The equation is for a
+    network that predicts noise; any other network is trained on its own target, with its own
+    weights: the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or
+    s^2 (`"image"`), with s = sigma / alpha.
 
     Attributes:
         source: The classifier that is attacked.
-        attack: How.
+        attack: The attack on the source.
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
         images: How many images of the data set are attacked and trained on, chosen by `seed`; None
             for all.
-        seed: Of the attack.
-        released: Deviations of the released code to follow. `"range"`: the attack runs on 2x - 1 as
-            if that were in [0, 1], and all below mid-gray becomes mid-gray. `"noise"`: the noised
-            image is given without its factor alpha, as of a variance-exploding process.
-            `"unattacked"`: an image stays clean if the source was wrong about it before, or is not
-            fooled after.
-        t_min, t_max, times: As `Denoising` has them.
+        seed: Seed of the attack and of the choice of images.
+        released: Deviations of the released code to reproduce. `"range"`: the attack runs on 2x - 1
+            as if that were in [0, 1], so values below mid-gray become mid-gray. `"noise"`: the
+            noised image lacks its factor alpha, as in a variance-exploding process. `"unattacked"`:
+            an image stays clean if the source misclassifies it before the attack, or classifies it
+            correctly after.
+        t_min, t_max, times: See `Denoising`.
     """
 
     source: Any
@@ -74,7 +74,7 @@ class TruthMaximization:
         """The loss of each image (B,).
 
         Raises:
-            ValueError: The denoiser knows no classes.
+            ValueError: The denoiser is not conditional on classes.
         """
         if not model.classes:
             raise ValueError(
@@ -100,7 +100,7 @@ class TruthMaximization:
             noise: For the attack.
 
         Raises:
-            RuntimeError: The attack left what the threat allows.
+            RuntimeError: The attack exceeded the threat.
         """
         model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
         asked: AbstractContextManager[None] = nullcontext()
