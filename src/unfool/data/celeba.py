@@ -20,18 +20,21 @@ def celeba_hq(
     """CelebA-HQ or CelebA: pictures of faces, and whether they have an attribute (two classes).
 
     Args:
-        folder: Holds the pictures, directly or in `CelebA-HQ-img` or `img_align_celeba`; and the list of
-            attributes.
-        attribute: Such as `"Eyeglasses"`: class 1 has it, class 0 does not.
-        size: Height and width of the images, cut out of the center of a picture that just covers it.
+        folder: The folder with the images (directly, or in `CelebA-HQ-img` or `img_align_celeba`)
+            and the list of attributes.
+        attribute: The attribute, such as `"Eyeglasses"`: images of class 1 have it, images of class
+            0 do not.
+        size: Height and width of the images in pixels; each is resized to just cover them, and its
+            center is cropped.
         attributes: The list: a line with the number of pictures, one with the attributes' names, and for
             each picture its name and 1 or -1 for each attribute; None finds
             `CelebAMask-HQ-attribute-anno.txt` or `list_attr_celeba.txt` in the folder.
-        pictures: A text file with the name of a picture on each line: these alone, in this order.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order.
 
     Raises:
-        FileNotFoundError: There are no pictures or no list.
-        ValueError: The list is not as above, has no such attribute, or lacks a picture.
+        FileNotFoundError: The images or the list are missing.
+        ValueError: The list is not as described above, or lacks the attribute or an image.
     """
     check_arguments(celeba_hq, locals())
     folder = Path(folder)

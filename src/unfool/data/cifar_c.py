@@ -47,7 +47,7 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Array
     Args:
         folder: Holds `KIND.npy` and `labels.npy`, directly or in `CIFAR-10-C`.
         kind: One of the 15 corruptions, or of the 4 extra ones.
-        severity: How strong the corruption is.
+        severity: The strength of the corruption, from 1 to 5.
 
     Raises:
         FileNotFoundError: The files are not there.

@@ -20,28 +20,29 @@ from unfool.ranges import Count
 class Folder:
     """Pictures, read when they are asked for.
 
-    They lie in sub-folders (`folder/class/picture.png`), or, where there is no sub-folder, in the
-    folder itself. Every sub-folder must hold pictures: a class that vanished would move the labels of
-    all later ones. Hidden folders and `__MACOSX` are left out, and so are hidden files. What else is left
-    out (other endings, broken links, pictures beside or below the classes) is told on stderr, by count,
-    and so are classes named by numbers whose alphabetical order (1, 10, 2) is not that of their values.
+    The files are in one sub-folder per class (`folder/class/image.png`), or, if there are no
+    sub-folders, in the folder itself. Every sub-folder must hold images, because a missing class
+    would shift the labels of all later ones. Hidden files and folders and `__MACOSX` are ignored. A
+    message on stderr counts what else is ignored (other endings, broken links, images outside the
+    class folders), and warns of classes named by numbers whose alphabetical order (1, 10, 2)
+    differs from their numerical order.
 
     Args:
-        folder: Where they lie; .png, .jpg, .jpeg, .webp and .bmp are read.
-        size: Height and width, one number if they are equal: a picture is resized (bicubic) until
-            it just covers them, and its center is cut out. None leaves pictures as they are, which
-            must then be of one size to share a batch.
+        folder: The folder; .png, .jpg, .jpeg, .webp, and .bmp files are read.
+        size: Height and width in pixels, one number if they are equal: an image is resized
+            (bicubic) to just cover this size, and its center is cropped. None keeps the images' own
+            sizes, which must then be equal within a batch.
         gray: Give one channel instead of three.
-        label: What a picture's class is: `"folder"`, the name of the folder it lies in; or
-            `"name"`, its own name after the first underscore (all of it if there is none).
+        label: The class of an image: `"folder"` takes the name of its folder, `"name"` the part of
+            its own name after the first underscore (the whole name if there is none).
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        files: The files, in the order of their numbers.
+        files: The files, in the order of their indices.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no picture in it or in one of its sub-folders.
-        ValueError: `size` is not positive; when a picture is read, that it is damaged.
+        FileNotFoundError: There is no such folder, or it or one of its sub-folders has no images.
+        ValueError: `size` is not positive, or, when an image is read, the file is damaged.
     """
 
     classes: Sequence[str]
@@ -76,11 +77,11 @@ class Folder:
         """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
 
         Args:
-            file: Where it is, or an open file.
-            name: What a message calls it; by default, its path.
+            file: A path, or an open file.
+            name: The name of the file in messages; by default, its path.
 
         Raises:
-            ValueError: It is no picture, or a damaged one.
+            ValueError: The file is not an image, or is damaged.
         """
         picture = decode(file, self.gray, name)
         pixels = np.array(picture if self.size is None else cover(picture, *self.size))

@@ -21,8 +21,8 @@ class HubImages:
 
     Args:
         table: A `datasets.Dataset`: a column of pictures, and one of labels.
-        image: The column of pictures; None is the only one.
-        label: The column of labels; None is the only one with names of classes.
+        image: The name of the column with images; None takes the only one.
+        label: The name of the column with labels; None takes the only one with class names.
         size: Height and width: a picture is resized (bicubic) until it just covers them, and its center
             is cut out. None leaves pictures as they are.
 
@@ -84,13 +84,13 @@ def hub(
 
     Args:
         path: `owner/name`, or a folder: as `save_to_disk` writes it, or with the files of a data set.
-        split: Such as `"test"` or `"validation"`.
-        config: Of the configurations that the data set has, the one to take.
-        revision: A commit or tag of the data set, so that a run means the same later.
-        image: The column of pictures; None is the only one.
-        label: The column of labels; None is the only one with names of classes.
-        size: Height and width of the images; None leaves pictures as they are.
-        download: Fetch what is not on this machine yet.
+        split: The split, such as `"test"` or `"validation"`.
+        config: The configuration, if the data set has several.
+        revision: A commit or tag of the data set, so that later runs get the same data.
+        image: The name of the column with images; None takes the only one.
+        label: The name of the column with labels; None takes the only one with class names.
+        size: Height and width of the images in pixels; None keeps their own sizes.
+        download: Download the data set if it is not on this machine yet.
 
     Raises:
         ValueError: `datasets` is not installed, cannot load this, or a column does not fit.

@@ -31,27 +31,28 @@ def imagenet(
 ) -> Pictures:
     """ImageNet-1k: pictures in a folder for each class, which is called after its WordNet number.
 
-    A class has the number that it has in ImageNet, however many classes are there: it is taken from the
-    index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`) beside the
-    pictures, or from the order of the names where all 1000 folders are there.
+    A class has its number in ImageNet, even if only some classes are there. The number comes from
+    the index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`)
+    beside the pictures, or from the order of the names where all 1000 folders are there.
 
     Args:
         folder: Holds the classes (`n01440764`, ...) directly, or in `val` or `train`.
-        split: `"val"`, the 50,000 pictures that results are reported on, or `"train"`.
-        size: Height and width of the images, cut out of the center.
-        shorter: Pictures are resized (bicubic) before, until their shorter side has this length; None
-            makes them just cover `size`.
+        split: `"val"`, the 50,000 images on which results are reported, or `"train"`.
+        size: Height and width of the images in pixels, cropped from the center.
+        shorter: Before that, images are resized (bicubic) so that their shorter side has this
+            length; None makes them just cover `size`.
         subset: Classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"` (Tian et al.,
             2020), or a text file with a WordNet number on each line; None keeps all.
         labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier of 1000 classes; or
             `"subset"`, in the order of the subset, for one that was trained on it.
-        pictures: A text file with the name of a picture on each line: these alone, in this order. A
-            seeded subset needs no list: `evaluation.images` and `evaluation.subset_seed` choose it.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order. A seeded subset needs no list: `evaluation.images` and
+            `evaluation.subset_seed` choose it.
 
     Raises:
         FileNotFoundError: There is no such folder or file, or no class in it.
-        ValueError: A class is not of ImageNet, or missing; the classes cannot be numbered; or an option
-            does not fit.
+        ValueError: A class is missing or not in ImageNet, the classes cannot be numbered, or an
+            option does not fit.
     """
     check_arguments(imagenet, locals())
     folder = Path(folder)
@@ -90,18 +91,20 @@ def tiny_imagenet(
 ) -> Pictures:
     """Tiny-ImageNet: 10,000 validation or 100,000 train pictures (3, 64, 64) of 200 classes.
 
-    Classes are numbered by their WordNet number. The labels of the test pictures were not published.
+    Classes are numbered in the order of their WordNet numbers. The labels of the test images were
+    not published.
 
     Args:
         folder: Holds `wnids.txt`, `train` and `val`, directly or in `tiny-imagenet-200`; `val` as it
             was published (`val/images` and `val_annotations.txt`) or sorted into a folder for each class.
         split: `"val"` or `"train"`.
         size: Height and width of the images.
-        pictures: A text file with the name of a picture on each line: these alone, in this order.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order.
 
     Raises:
         FileNotFoundError: Files are missing.
-        ValueError: A file is not what it should be.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_arguments(tiny_imagenet, locals())
     home = find_folder(

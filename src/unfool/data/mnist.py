@@ -35,8 +35,8 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
         download: Fetch the files (11 MB) into `folder/mnist` if some are missing.
 
     Raises:
-        FileNotFoundError: Files are missing and not to be fetched, or cannot be fetched.
-        ValueError: A file is damaged or not what it should be.
+        FileNotFoundError: Files are missing, and `download` is false or failed.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_split(split)
     folder, start = Path(folder), {"train": "train", "test": "t10k"}[split]

@@ -186,7 +186,7 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
-        trust: Let the card name code of your own (`module:attribute`), which is then run.
+        trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
         ValueError: There is no such card, the weights are not those it describes, or the card names
@@ -200,7 +200,7 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
-        trust: Let the card name code of your own (`module:attribute`), which is then run.
+        trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
         ValueError: There is no such card, the weights are not those it describes, or the card names

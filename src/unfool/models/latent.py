@@ -48,29 +48,29 @@ def stable_diffusion(
 ) -> Latent:
     """Stable Diffusion 1.5, 2 or 2.1 (Rombach et al., 2022), told each class by prompts.
 
-    Its null is the empty text. The texts are embedded here, once, by the text encoder, which is then
-    let go.
+    The empty text serves as the null class. The text encoder embeds the prompts once, at loading,
+    and is then released.
 
     Args:
         weights: A folder in the diffusers layout, or the single file of the original, such as
             `v2-1_512-ema-pruned.safetensors`.
         prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
-        templates: Texts with `{class}` in them, told instead of the table's own prompts.
-        predicts: What the network says; None is what its scheduler's settings tell, or what is known of
-            a file (see `read_single_file`).
-        size: Of its images, in pixels; None is what the network was trained for.
-        precision: Of the U-Net. The autoencoder and the text encoder are in float32.
-        adapter: A file of a LoRA adapter of the U-Net, whose part is added to its weights before they
-            are rounded to `precision` (see `lora.load`).
-        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the one named
-            tokenizer in the folder `weights`, or beside the file.
+        templates: Texts that contain `{class}`, used instead of the table's own prompts.
+        predicts: What the network predicts; None takes what its scheduler's settings say, or what
+            is known of a single file.
+        size: Height and width of its images in pixels; None is what the network was trained for.
+        precision: The precision of the U-Net; the autoencoder and the text encoder are in float32.
+        adapter: The file of a LoRA adapter of the U-Net, which is added to its weights before they
+            are rounded to `precision`.
+        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the folder
+            `tokenizer` in the folder `weights`, or next to the file.
         download: Repositories to fetch the folder from if it is not complete, `owner/name` or
             `https://mirror/owner/name`, tried in turn.
 
     Raises:
         FileNotFoundError: There is no file `weights` or `adapter`.
-        ValueError: Another file is missing or does not fit, `predicts` is needed, or the prompts are not
-            in order.
+        ValueError: Another file is missing or does not fit, `predicts` is needed, or the prompts
+            are invalid.
     """
     check_arguments(stable_diffusion, locals())
     told = read_prompts(prompts, templates)
@@ -125,17 +125,18 @@ def dit(
     Args:
         weights: A folder in the diffusers layout, or a file of the original, such as
             `DiT-XL-2-256x256.pt`.
-        labels: The number, in the network, of each class of the data set; None takes all in order.
-        predicts: What the network says; None is what its scheduler's settings tell.
-        size: Of its images, in pixels; None is what the network was trained for.
-        precision: Of the transformer. The autoencoder is in float32.
+        labels: The network's number for each class of the data set; None takes all in order.
+        predicts: What the network predicts; None takes what its scheduler's settings say.
+        size: Height and width of its images in pixels; None is what the network was trained for.
+        precision: The precision of the transformer; the autoencoder is in float32.
         adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
         vae: The folder of the autoencoder, such as a copy of `stabilityai/sd-vae-ft-ema`; None is the
             one in the folder `weights`. An original file needs it.
-        heads: Of the attention of an original file; known of the published ones.
-        trained_with: The code that trained the weights, which tells the network the time. The published
-            folders hold weights of the original.
-        download: Where to fetch the folder from if it is not complete (see `stable_diffusion`).
+        heads: The number of attention heads of an original file; known for the published ones.
+        trained_with: The code that trained the weights, which decides the time input of the
+            network. The published folders hold weights of the original code.
+        download: The repositories to fetch the folder from if it is incomplete (see
+            `stable_diffusion`).
 
     Raises:
         FileNotFoundError: There is no file `adapter`.

@@ -163,14 +163,15 @@ def robustbench(
     """A classifier of RobustBench by its name in the zoo, from its file.
 
     Args:
-        model: Such as `"Standard"` or `"Wang2023Better_WRN-28-10"`.
+        model: The name in the zoo, such as `"Standard"` or `"Wang2023Better_WRN-28-10"`.
         weights: The file; nothing is downloaded.
-        threat: Which of the zoo's lists the name is of.
-        dataset: Likewise.
+        threat: The threat of the leaderboard that lists the model.
+        dataset: The data set of the leaderboard that lists the model.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The zoo has no such model, its network is not known here, or the file is of another.
+        ValueError: The zoo has no such model, its network is not supported, or the file belongs to
+            another model.
     """
     check_arguments(robustbench, locals())
     stated = ACCURACY.get((dataset, threat), {})

@@ -74,13 +74,13 @@ def ddpm(
 ) -> NetworkDenoiser:
     """DDPM (Ho et al., 2020) in the names of ermongroup/ddim, SDEdit and DiffPure (`celeba_hq.ckpt`).
 
-    Of a training checkpoint of ddim (a list), the averaged weights are taken. A flat table does not
-    tell which weights it has: of pesser's files, those named `ema_...` are the averaged ones.
+    From a training checkpoint of ddim (a list), the averaged weights are used. A flat table does
+    not say which weights it has: of pesser's files, the ones named `ema_...` are averaged.
 
     Args:
         weights: The file.
-        size: Height and width of its images; known of the published files.
-        schedule: The chain it was trained on; None takes Ho's, linear with 1000 steps.
+        size: Height and width of its images in pixels; known for the published files.
+        schedule: The schedule it was trained with; None takes 1000 linear steps (Ho et al., 2020).
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -129,7 +129,7 @@ def name_in_diffusers(name: str, levels: int) -> str:
 def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     """A `UNet2DModel` from a folder of diffusers, such as a copy of `google/ddpm-cifar10-32`.
 
-    The network, its chain and what it predicts are read off the folder's settings.
+    The network, its schedule, and what it predicts are read from the folder's settings.
 
     Args:
         weights: The folder, with `config.json` and the weights in it or in `unet`, and

@@ -68,9 +68,10 @@ def edm(
     """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
 
     Args:
-        weights: The pickle, of which no code runs, or a bare table of its weights.
-        preconditioning: How the network is scaled and told the noise; None takes what the pickle says,
-            and EDM's own for a bare table.
+        weights: The pickle file, from which no code is run, or a file with a plain table of its
+            weights.
+        preconditioning: How the inputs and outputs of the network are scaled; None takes what the
+            pickle says, and EDM's for a plain table.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 

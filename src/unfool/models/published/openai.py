@@ -104,17 +104,17 @@ def guided_diffusion(
 ) -> NetworkDenoiser:
     """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
 
-    What is left out is known of the published files, which are recognized by their widths; of another
-    file, `size` and `heads` or `head_width` are needed. The conditional networks have no null class.
+    The options are known for the published files, which are recognized by their widths; any other
+    file needs `size`, and `heads` or `head_width`. The conditional networks have no null class.
 
     Args:
         weights: The file.
         size: Height and width of its images.
-        heads: Of the attention (`--num_heads`), if their number is fixed.
+        heads: The number of attention heads (`--num_heads`), if it is fixed.
         head_width: Channels of a head (`--num_head_channels`), if that is fixed.
         attention_order: `"new"` for a network trained with `--use_new_attention_order`.
-        schedule: The chain it was trained on; None takes 1000 steps, linear but for the published
-            network of 64 pixels.
+        schedule: The schedule it was trained with; None takes 1000 linear steps, except for the
+            published network for 64 pixels.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -140,17 +140,17 @@ def improved_diffusion(
 ) -> NetworkDenoiser:
     """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
 
-    What is left out is known of the published files, which are recognized by their widths; of another
-    file, `size` and `heads` are needed.
+    The options are known for the published files, which are recognized by their widths; any other
+    file needs `size` and `heads`.
 
     Args:
         weights: The file.
         size: Height and width of its images.
-        heads: Of the attention (`--num_heads`).
-        schedule: The chain it was trained on; None takes 4000 steps, cosine, but for the published
-            network of LSUN.
-        rescale_timesteps: Whether it is told the index on a chain of 1000; None takes yes where it has
-            no classes and its chain has another length.
+        heads: The number of attention heads (`--num_heads`).
+        schedule: The schedule it was trained with; None takes 4000 cosine steps, except for the
+            published network for LSUN.
+        rescale_timesteps: Whether its time input is the index in a schedule of 1000 steps; None
+            takes yes if it has no classes and its schedule has another length.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -178,17 +178,19 @@ def consistency(
 ) -> NetworkDenoiser:
     """A network of the consistency models (Song et al., 2023), such as `edm_bedroom256_ema.pt`.
 
-    The EDM teachers are denoisers. A consistency model answers a point at the end of the flow, which is
-    not E[x_0 | x_t]: it serves to purify in one step. Its network of ImageNet has no null class.
+    The EDM teachers are denoisers. A consistency model returns the end point of the probability
+    flow, which is not E[x_0 | x_t]: use it to purify in one step. The network for ImageNet has no
+    null class.
 
     Args:
         weights: The file.
-        kind: None takes a teacher if the name of the file begins with `edm`, and a model if it begins
-            with `cd` or `ct`.
-        size: Height and width of its images; known of the published files.
-        heads: Of the attention, if their number is fixed.
-        head_width: Channels of a head, if that is fixed; known of the published files.
-        attention_order: `"new"` is that of flash attention, with which the published ones were trained.
+        kind: `"teacher"` (an EDM denoiser) or `"model"` (a consistency model); None decides by the
+            name of the file: `edm...` is a teacher, and `cd...` or `ct...` is a model.
+        size: Height and width of its images in pixels; known for the published files.
+        heads: The number of attention heads, if it is fixed.
+        head_width: Channels of an attention head, if that is fixed; known for the published files.
+        attention_order: The order of the attention's weights: `"legacy"`, or `"new"` (flash
+            attention), with which the published ones were trained.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 

@@ -37,10 +37,12 @@ def score_sde(
 
     Args:
         weights: The file, such as `checkpoint_8.pth` of `vp/cifar10_ddpmpp_deep_continuous`.
-        sde: What the network was trained on. None takes the VE SDE of a network that embeds the time at
-            random frequencies, and the VP SDE of others; a sub-VP network must be named.
-        continuous: Whether it was trained at all times, as the checkpoints named so, or at 1000 steps.
-        size: Height and width of its images.
+        sde: The SDE that the network was trained with. None takes the VE SDE for a network that
+            embeds the time by random frequencies, and the VP SDE for others; name `"subvp"`
+            yourself.
+        continuous: Whether it was trained at continuous times (as checkpoints named `continuous`)
+            or at 1000 steps.
+        size: Height and width of its images in pixels.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
