@@ -125,5 +125,5 @@ def test_an_unfinished_run_says_so(result, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="is no run"):
+    with pytest.raises(RuntimeError, match="is not a run"):
         unfool.load_run(tmp_path)

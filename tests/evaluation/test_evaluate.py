@@ -178,7 +178,7 @@ def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, f
     five = elsewhere / "five"
     assert run(toy(five, "evaluation.images=5")) == 0
     said = mistake("merge", five, out, "--out", elsewhere / "sum")
-    assert "one is of another number of images" in said
+    assert "one is a run on another number of images" in said
     said = mistake(*toy(out, "evaluation.images=9"))
     assert "holds a run on 24 images, and this spec asks for only 9" in said
     assert "of another spec" in mistake(

@@ -112,7 +112,7 @@ def test_a_blind_attack_that_beats_a_misled_gradient(told):
     attacks = {"pgd": PGD(10, loss="margin"), "square": Square(30)}
     raised = told(misled, attacks, images=40, eps=0.3)["blind-beats-gradient"]
     assert raised["severity"] == "red"
-    assert raised["why"].startswith("square, which asks for no gradient")
+    assert raised["why"].startswith("square, which uses no gradient")
     assert "blind-beats-gradient" not in told(mean, attacks, images=40, eps=0.3)
 
 

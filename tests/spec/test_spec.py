@@ -44,7 +44,7 @@ def test_changes_reach_into_tables_lists_and_bare_names():
         ("threat.eps", "path.to.key=value"),
         ("attacks.3.steps=1", "number from 0 to 0"),
         ("attacks.first.steps=1", "number from 0 to 0"),
-        ("threat.eps.deep=1", "no parts"),
+        ("threat.eps.deep=1", "'deep' .* single value"),
         ("threat.eps=[", "--set"),
     ],
 )
@@ -127,15 +127,13 @@ def test_mistakes_are_told_before_anything_is_built(changes, said):
 
 
 def test_a_missing_part_is_named():
-    with pytest.raises(SpecError, match="needs 'threat'"):
+    with pytest.raises(SpecError, match="'threat'"):
         evaluation.check({key: v for key, v in TOY.items() if key != "threat"})
 
 
 def test_a_spec_that_is_no_table(tmp_path):
     path = tmp_path / "bad.yaml"
-    with pytest.raises(
-        SpecError, match=r"bad.yaml \(no such file or directory\): name a YAML file"
-    ):
+    with pytest.raises(SpecError, match=r"bad.yaml .*\(no such file or directory\)"):
         specs.load(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="it is no text"):

@@ -55,8 +55,8 @@ def celeba_hq(
         files = [files[i] for i in listed(Path(pictures), files)]
     if strange := [file for file in files if file.stem not in rows]:
         raise ValueError(
-            f"{path} has no line for {len(strange)} images (the first: {strange[0].name}): use the "
-            "list that belongs to these images"
+            f"{path} has no line for {strange[0].name}, and none for {len(strange)} images in all: "
+            "use the list that belongs to these images"
         )
     labels = [int(rows[file.stem][column] == "1") for file in files]
     return Pictures(files, labels, (f"not {attribute}", attribute), size)

@@ -74,7 +74,7 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)
-        what = name if name and not isinstance(path, Path) else f"the picture {path}"
+        what = name if name and not isinstance(path, Path) else f"the image {path}"
         raise ValueError(f"{what} cannot be read ({error}): repair or remove it") from error
 
 

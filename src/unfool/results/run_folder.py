@@ -367,7 +367,7 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
         for key in SAME:
             if run.manifest.get(key) != runs[0].manifest.get(key):
                 what = _other(key, run.manifest, runs[0].manifest)
-                raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is {what}")
+                raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is a run {what}")
     whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):

@@ -18,8 +18,8 @@ _MEANS = {
     r"found unexpected (end of stream|document separator)": "a quote is not closed",
     r"could not find expected ':'": "a line is not `option: value`",
     r"expected <block end>": (
-        "this line does not belong to the table or list before it; indent all options of a table "
-        "equally"
+        "this line does not belong to the table or list before it; give the options of one table "
+        "the same indentation"
     ),
     r"found undefined alias (?P<what>'.+')": (
         "the alias {what} is not defined; put text that begins with `*` in quotes"
