@@ -208,7 +208,7 @@ def test_broken_pictures_are_told_when_they_are_read(tmp_path: Path):
             if a is jpg and i < 2:
                 assert data[i][0].shape == (3, 40, 60)  # a wrong ending does not matter
                 continue
-            with pytest.raises(ValueError, match=f"picture .*{name} cannot be read"):
+            with pytest.raises(ValueError, match=f"image .*{name} cannot be read"):
                 data[i]
 
 

@@ -121,7 +121,7 @@ def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
 
 
 def test_bad_options_and_indices_are_told(three, tmp_path):
-    with pytest.raises(ValueError, match="labels: subset .* `subset`"):
+    with pytest.raises(ValueError, match=r"labels: subset .* `subset`"):
         imagenet(three, labels="subset")
     with pytest.raises(ValueError, match=r"split .*val, train.* 'test'"):
         imagenet(three, split="test")  # pyright: ignore[reportArgumentType]

@@ -333,7 +333,7 @@ def test_mistakes_are_told(options, words: str):
 def test_a_classifier_without_a_gradient_is_told():
     purify = COUP(mixture(), lambda x, noise: curved()(x.detach(), noise), steps=2)
     for grad in (False, True):
-        with pytest.raises(ValueError, match=r"no gradient .*classifier's logits"):
+        with pytest.raises(ValueError, match=r"the gradient .*classifier's logits"):
             purify(blobs().requires_grad_(grad), NOISE)
 
 

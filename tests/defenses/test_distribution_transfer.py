@@ -187,5 +187,5 @@ def test_a_classifier_without_a_gradient_is_told():
     pure = DistributionTransfer(
         mixture(), lambda x, noise: x.detach().flatten(1), **SHORT, weight=0
     )
-    with pytest.raises(ValueError, match=r"no gradient .*classifier's logits"):
+    with pytest.raises(ValueError, match=r"the gradient .*classifier's logits"):
         pure(blobs(1), Noise.of(0, [0]))

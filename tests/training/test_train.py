@@ -317,7 +317,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
         assert torch.allclose(same, card.trained_denoiser(str(first))(x, t, None), atol=1e-6)
     options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "init_from": str(first)}
     second = training.run(started(training=options), elsewhere / "second")
-    assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err
+    assert f"has no weights for {lacking[0]}" in capsys.readouterr().err
     before, after = weights(first), weights(second)
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
 
