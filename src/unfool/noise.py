@@ -56,7 +56,7 @@ class Noise:
 
     Attributes:
         keys: A key (64 bits) per image.
-        given: What is known of somebody else's noise; None for everybody but an attacker.
+        given: What an attacker knows of the defense's noise; None for everybody else.
     """
 
     keys: tuple[int, ...]
@@ -67,7 +67,7 @@ class Noise:
         """The noise of the images at `indices` of a data set, for one seed.
 
         Raises:
-            TypeError: The seed or an index is no whole number.
+            TypeError: The seed or an index is not a whole number.
         """
         seed = _whole(seed)
         return cls(tuple(_key(seed, _whole(index)) for index in _listed(indices)))
@@ -91,7 +91,7 @@ class Noise:
         """The stream named `path` below this one, by texts and whole numbers.
 
         Raises:
-            TypeError: A name is neither.
+            TypeError: A name is neither a text nor a whole number.
         """
         noise = self
         for name in path:
@@ -120,11 +120,11 @@ class Noise:
         """The noise of the images at positions `which` of this batch.
 
         Args:
-            which: Positions; or a mask, a bool for each image.
+            which: Positions in the batch; or a mask with one bool per image.
 
         Raises:
-            TypeError: Positions are no whole numbers.
-            ValueError: There are not so many images.
+            TypeError: A position is not a whole number.
+            ValueError: A position lies beyond the batch, or the mask has another length.
         """
         places = _listed(which)
         if places and all(isinstance(place, bool | np.bool_) for place in places):
@@ -166,9 +166,9 @@ class Noise:
         """The noise of an attacker who was told part of `secret`, the defense's own noise.
 
         Args:
-            secret: The very noise that the defense will be called with, for the same images.
-            names: The streams that the attacker knows (`"forward"`, `"reverse"`, ...); none means
-                all of them.
+            secret: The noise that the defense will be called with, for the same images.
+            names: The streams that the attacker knows (`"forward"`, `"reverse"`, ...); without
+                names, all of them.
             pool: If positive, the defense draws from this many fixed paths (`pooled`), all known
                 to the attacker.
             options: If positive, the defense draws each of its numbers from this many fixed ones.

@@ -41,12 +41,12 @@ def compare(a: Result | Run | str | Path, b: Result | Run | str | Path) -> Compa
     """Set B beside A, on the images that both have done.
 
     Args:
-        a: The baseline: a result, or a run folder.
-        b: What is judged.
+        a: The baseline, a result or a run folder.
+        b: The result or run folder to compare with it.
 
     Raises:
-        RuntimeError: They have nothing that can be compared: other images, threats, seeds or numbers
-            of draws.
+        RuntimeError: They cannot be compared, because their images, threats, seeds, or numbers of
+            draws differ.
     """
     found = comparing.compare(run_of(a), run_of(b))
     return Comparison(**{field.name: getattr(found, field.name) for field in fields(found)})

@@ -46,8 +46,8 @@ class AutoAttack:
     cannot stop; then targeted APGD, and APGD with all draws.
 
     Attributes:
-        version: `"standard"`, `"plus"`, `"rand"`, or `"unfool"`; the list above says what each
-            runs.
+        version: The sequence of attacks: `"standard"`, `"plus"`, or `"rand"`, as published, or
+            `"unfool"`, which is stronger on random models.
         criterion: When an image counts as broken and is not attacked further. `"mean"`: the share
             of wrong draws is at least `threshold`. `"majority"`: some wrong class has more draws
             than the true one by two standard errors (2 sqrt(draws)). None is majority for `unfool`,

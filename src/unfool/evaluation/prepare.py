@@ -41,7 +41,7 @@ from unfool.threat import Knowledge, Threat
 
 @dataclass(frozen=True)
 class AttackOnView:
-    """An attack on what the attacker takes the model for."""
+    """An attack on a view of the model."""
 
     attack: Attack
     view: Any

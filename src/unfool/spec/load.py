@@ -24,11 +24,12 @@ def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) ->
 
     Args:
         source: The name of a shipped spec, the path of a YAML file, or a table.
-        changes: What to change; values are YAML, and a number in a path counts into a list.
+        changes: Changes as `path.to.key=value`; values are YAML, and a number in a path is the
+            index of a list.
 
     Raises:
-        SpecError: There is no such spec, it is no YAML table, a key of it is no text or a value is
-            something that YAML does not hold, or a change does not fit.
+        SpecError: There is no such spec, it is not a YAML table, one of its keys is not text, it
+            has a value that YAML does not support, or a change does not fit.
     """
     try:
         spec = _plain(source if isinstance(source, Mapping) else _read(source), "")
