@@ -1,4 +1,4 @@
-"""What the library refuses at its entrances, lest a number come out wrong without a word.
+"""Checks of the arguments of public functions, so that no number is silently wrong.
 
 Attacks, purifiers, votes, evaluations and certifications call these at their head. Each check reads
 its input once, which costs nothing beside a call of the model.

@@ -1,4 +1,4 @@
-"""Records as a table of pandas, where that is installed."""
+"""Records as a pandas DataFrame, if pandas is installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module

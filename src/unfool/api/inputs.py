@@ -1,4 +1,4 @@
-"""What a user hands over, made ready for the evaluation: a torch module, tensors, a torch data set."""
+"""A user's torch module, tensors, or torch data set, prepared for the evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

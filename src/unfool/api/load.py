@@ -27,7 +27,7 @@ class LoadedClassifier(Classifier, Protocol):
 def load(
     spec: str | Path | dict[str, Any], changes: Sequence[str] = (), device: str = "auto"
 ) -> LoadedClassifier:
-    """The very model that a spec describes: its classifier, behind its defense if it has one.
+    """The model that a spec describes: its classifier, behind its defense if it has one.
 
     Args:
         spec: A YAML file, the name of a shipped spec (`"demo"`), or a table.

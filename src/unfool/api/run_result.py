@@ -1,4 +1,4 @@
-"""What the results of all kinds of runs share: the run folder, counts, costs and tables."""
+"""The common part of all results: the run folder, counts, costs, and tables."""
 
 from copy import deepcopy
 from pathlib import Path

@@ -22,7 +22,7 @@ RISES = 0.75  # the share of steps that must rise, lest the step size be halved
 
 @dataclass(frozen=True)
 class APGD:
-    """Gradient ascent with momentum, whose step size is halved where it stops to pay.
+    """Auto-PGD: gradient ascent with momentum, whose step size is halved when progress stops.
 
     Without noise, these are the steps of the paper (Croce and Hein, 2020, algorithm 1). With noise,
     a single lucky draw never decides: the best image so far and each new one are compared on the

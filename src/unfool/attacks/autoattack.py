@@ -27,7 +27,7 @@ EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # if
 
 @dataclass(frozen=True)
 class AutoAttack:
-    """One attack after another, each on the images that stood up to all before it.
+    """A sequence of attacks, each on the images that withstood all earlier ones.
 
     The image that an attack finds is compared with the best one so far on the same draws, and the
     one that is misclassified more often is kept. Fresh draws then decide whether the image counts

@@ -21,7 +21,7 @@ HIGHEST = 1e10  # weight of the margin, as in the published search
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Adam on the squared length plus a weight times the margin that is missing, through a tanh.
+    """Adam on the squared l2 distance plus a weight times the missing margin, through a tanh.
 
     The weight of each image is found by bisection. With noise, the margin is the mean over fresh
     draws in each step, and an image counts as misclassified if most of these draws are wrong.

@@ -30,7 +30,7 @@ Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corruption in the place of an attack. It looks at no model, and no threat bounds it.
+    """A common corruption, used like an attack. It ignores the model and the threat.
 
     Attributes:
         kind: One of `KINDS`.
@@ -57,7 +57,7 @@ class Corruption:
 
 
 def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor:
-    """Corrupt images, to the 256 values of a file.
+    """Corrupt images, and round them to 8 bits.
 
     Args:
         x: Images (B, C, H, W) of [0, 1], C being 1 or 3.

@@ -19,7 +19,7 @@ LEAST = 1e-6  # how far a step goes over a plane at least, lest rounding hold an
 
 @dataclass(frozen=True)
 class DeepFool:
-    """Steps over the nearest boundary, each boundary taken for a plane, until the image is across.
+    """Steps over the nearest boundary, approximated by a plane, until the image is misclassified.
 
     The planes come from the mean logits over the draws, and an image counts as misclassified if
     most draws of the next step are wrong. The published attack (Moosavi-Dezfooli et al., 2016)

@@ -1,4 +1,4 @@
-"""What a draw of the defense's noise counts for in a step (DiffHammer, Wang et al., 2024)."""
+"""The weight of each draw of the defense's noise in a step (DiffHammer, Wang et al., 2024)."""
 
 from functools import partial
 from typing import Literal

@@ -22,7 +22,7 @@ BACK = 0.9  # how much of the way is kept once an image is misclassified
 
 @dataclass(frozen=True)
 class FAB:
-    """Steps to the boundary with one class after another, as near to the image as it can.
+    """Steps toward the boundary of one class after another, as close to the image as possible.
 
     The boundary between the true and the target class is approximated by a plane, from the mean
     logits and gradients over the draws. An image counts as misclassified if most draws of the next

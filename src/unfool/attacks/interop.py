@@ -1,4 +1,4 @@
-"""The way out and in: our models for attacks of other libraries, and such attacks as ours.
+"""Adapters: unfool's models for attacks of other libraries, and such attacks for unfool.
 
 torchattacks, foolbox, ART and the public AutoAttack take a model for a function of an image, f(x). A
 random defense is none: whoever hands it over must say what noise a call meets.

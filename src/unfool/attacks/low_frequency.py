@@ -22,7 +22,7 @@ STILL = 6.0  # by how much the logit of a kernel's center is above the others at
 
 @dataclass(frozen=True)
 class LowFrequency:
-    """A chain of filters, each with a kernel of its own at every place, found by Adam.
+    """A chain of smoothing filters, with a kernel for every pixel, found by Adam.
 
     A filter replaces a pixel by a weighted mean of its neighbors. The weights are positive and sum
     to 1, the same for all channels; neighbors of another color count less, as in a bilateral

@@ -21,7 +21,7 @@ FIND = 12  # halvings for a place on the bound
 
 @dataclass(frozen=True)
 class PerceptualPGD:
-    """Gradient steps in a set of images that look alike, whatever their distance in pixels.
+    """Gradient steps within a bound on a perceptual distance, whatever the distance in pixels.
 
     A step follows the gradient; at the bound, it follows the part of the gradient that is tangent
     to the bound. An image beyond the bound is moved straight back toward the original until it is

@@ -23,7 +23,7 @@ NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
 
 
 class PrecomputedAttack:
-    """Gives each image of a run what was made of it before, here or elsewhere. It asks the model nothing.
+    """Adversarial images from a file, made earlier by unfool or elsewhere. It never calls the model.
 
     Args:
         path: A file that `unfool attack` saved; or any .npz or .safetensors file with `images` or

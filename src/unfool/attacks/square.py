@@ -18,7 +18,7 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of sq
 
 @dataclass(frozen=True)
 class Square:
-    """Squares of the image are moved to the edge of the budget, and kept if the mean margin rises.
+    """Changes random squares of the image by the full budget, and keeps what raises the mean margin.
 
     The best image and each proposal are compared on the same draws, so that no lucky draw decides;
     at the end, the best image and the original are compared on fresh draws. If the model draws no

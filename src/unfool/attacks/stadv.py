@@ -18,7 +18,7 @@ from unfool.threat import Threat, images
 
 @dataclass(frozen=True)
 class StAdv:
-    """A field of small shifts, found by Adam on the mean margin, that is held to a bound of its own.
+    """A field of small shifts of the pixels, within its own bound, found by Adam on the mean margin.
 
     The settings are those of DiffPure's evaluation (Nie et al., 2022), which takes 20 draws. The
     last image, the one with the highest mean margin, and the original are compared on fresh draws.

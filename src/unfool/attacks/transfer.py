@@ -14,7 +14,7 @@ from unfool.threat import Threat
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack on a source classifier, whose images are then shown to the model.
+    """An attack on a source classifier, whose images are then given to the model.
 
     Withstanding this attack says little about a model: an attacker with access to the model attacks
     it directly.

@@ -1,4 +1,4 @@
-"""What the attacker takes the defended model for. A view is a function from model to model."""
+"""Views: the version of the model that an attack works on, as functions from model to model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,13 +24,13 @@ def exact(model: Classifier) -> Classifier:
 
 
 def bpda(model: Classifier) -> Classifier:
-    """The model, with the purifier's gradient taken for the identity's (Athalye et al., 2018)."""
+    """The model, with the identity in place of the purifier's gradient (Athalye et al., 2018)."""
     whole = _defended(model)
     return _as(model, whole.with_purifier(straight_through(whole.purifier)))
 
 
 def adjoint(model: Classifier) -> Classifier:
-    """The model, with the gradient of DiffPure's release for the purifier's: not the exact one.
+    """The model, with the adjoint gradient of DiffPure's release, which is not exact.
 
     Use it only to compare with published numbers: it makes defenses look more robust than they are.
     """
@@ -95,7 +95,7 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
 
 
 def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
-    """The model itself; the gradient also leads the way back from the way forward (Kang et al., 2023).
+    """The model, with a loss that also drives each reverse step off its course (Kang et al., 2023).
 
     So a gradient reaches every step of the reverse process directly, not only through the last one.
     The losses at the steps cost no additional calls; attacks compare the model's own answers.
@@ -125,12 +125,12 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
 
 
 def classifier_only(model: Classifier) -> Classifier:
-    """The classifier alone, as one sees it who does not know of the defense (transfer attack)."""
+    """The classifier alone, for an attacker who does not know of the defense (transfer attack)."""
     return _as(model, _defended(model).classifier)
 
 
 def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
-    """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
+    """A diffusion classifier on the same draws without elimination, which hides gradients.
 
     Args:
         model: The classifier `diffusion`, alone or behind a purifier.
@@ -144,7 +144,7 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
 
 
 def first_stage(model: Classifier) -> Classifier:
-    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
+    """The scores of a diffusion classifier's first stage of elimination (the early-exit attack).
 
     The true class is dropped there once as many classes as the stage keeps score above it, so
     attacks maximize the last of these (`classes_kept`; see `protocols.Classifier`).

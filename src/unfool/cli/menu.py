@@ -1,4 +1,4 @@
-"""The commands that tell what a spec may hold, and begin one."""
+"""The commands `menu`, which lists what a spec may hold, and `init`, which starts one."""
 
 import textwrap
 from collections.abc import Iterator, Mapping

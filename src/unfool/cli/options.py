@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how a command is told."""
+"""Options that the commands share, and the command line that a result records."""
 
 import errno
 import os

@@ -17,7 +17,7 @@ def celeba_hq(
     attributes: Path | None = None,
     pictures: Path | None = None,
 ) -> Pictures:
-    """CelebA-HQ or CelebA: pictures of faces, and whether they have an attribute (two classes).
+    """CelebA-HQ or CelebA: images of faces, with or without an attribute (two classes).
 
     Args:
         folder: The folder with the images (directly, or in `CelebA-HQ-img` or `img_align_celeba`)

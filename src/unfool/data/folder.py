@@ -1,4 +1,4 @@
-"""Pictures in a folder, with a sub-folder for each class.
+"""Images in a folder, with a sub-folder for each class.
 
 Pictures are numbered by the name of their folder, then their own, so that a number means the same
 picture on every machine.
@@ -18,7 +18,7 @@ from unfool.ranges import Count
 
 
 class Folder:
-    """Pictures, read when they are asked for.
+    """Images in a folder, read when they are needed.
 
     The files are in one sub-folder per class (`folder/class/image.png`), or, if there are no
     sub-folders, in the folder itself. Every sub-folder must hold images, because a missing class

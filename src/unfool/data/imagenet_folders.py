@@ -29,7 +29,7 @@ def imagenet(
     labels: Literal["imagenet", "subset"] = "imagenet",
     pictures: Path | None = None,
 ) -> Pictures:
-    """ImageNet-1k: pictures in a folder for each class, which is called after its WordNet number.
+    """ImageNet-1k: one folder of images per class, named by its WordNet number.
 
     A class has its number in ImageNet, even if only some classes are there. The number comes from
     the index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`)
@@ -89,7 +89,7 @@ def tiny_imagenet(
     size: Count = 64,
     pictures: Path | None = None,
 ) -> Pictures:
-    """Tiny-ImageNet: 10,000 validation or 100,000 train pictures (3, 64, 64) of 200 classes.
+    """Tiny-ImageNet: 10,000 validation or 100,000 training images (3, 64, 64) of 200 classes.
 
     Classes are numbered in the order of their WordNet numbers. The labels of the test images were
     not published.

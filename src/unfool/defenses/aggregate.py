@@ -16,7 +16,7 @@ By = Literal["logits", "softmax", "votes"]
 
 
 class Aggregated(nn.Module):
-    """A classifier behind a purifier that is asked `paths` times for each image.
+    """A classifier behind a purifier that purifies each image `paths` times and combines the answers.
 
     Path 0 draws from the streams of `Purified`, and path i from the same streams below ("path", i).
     The paths run one after the other, so purification needs the memory of one.

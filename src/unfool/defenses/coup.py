@@ -72,7 +72,7 @@ class Confidence(nn.Module):
 
 
 class COUP(nn.Module):
-    """Take the image itself for x_{t*}, and go back under the classifier's guidance.
+    """Treat the image itself as x_{t*}, and run the reverse process guided by the classifier.
 
     There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it is
     random, draws from `classify` below that. A step costs one call of the denoiser and one forward

@@ -22,7 +22,7 @@ Forward = Literal["continuous", "discrete"]
 
 
 class DiffPure(nn.Module):
-    """Forward noise to t*, then back by the reverse SDE, DDPM, DDIM, the flow ODE or Heun's steps.
+    """Add noise up to t*, then denoise by the reverse SDE, DDPM, DDIM, the flow ODE, or Heun's steps.
 
     It draws from the streams `forward` and `reverse`. Nothing is clipped, as in the release (Nie et
     al., 2022).

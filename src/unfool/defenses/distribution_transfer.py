@@ -29,7 +29,7 @@ Anchor = Literal["image", "noised"]
 
 
 class DistributionTransfer(nn.Module):
-    """Noise the image to t*, then back, down D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
+    """Noise to t*, then denoise and reduce D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
 
     The guide is - scale * grad_{x_t} D, for each image by itself; with `scale` 0, this is DiffPure.
     Gradients are exact, through the guide and its anchor. It draws from the streams `forward` and

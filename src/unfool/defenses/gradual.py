@@ -18,7 +18,7 @@ CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
 
 
 class Gradual(nn.Module):
-    """DiffPure by a list of passes, each noising what the one before made of the image.
+    """DiffPure in several passes, each of which starts from the result of the previous one.
 
     Pass i draws from the streams `forward` and `reverse` below ("pass", i).
 

@@ -108,7 +108,7 @@ def majority_class(chosen: Tensor, classes: int) -> Tensor:
 
 @torch.no_grad()
 def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
-    """The class that most of the streams choose, (B,): `majority` of them all, in fewer calls.
+    """The class (B,) that most streams of noise choose, in as few calls as possible.
 
     The streams are used one after the other, each only for the images whose majority the remaining
     streams can still change.

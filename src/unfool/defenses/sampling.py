@@ -46,7 +46,7 @@ def make_sampler(
     variance: Variance = "small",
     eta: Share = 0.0,
 ) -> Sampler:
-    """The way from `t` to a clean image.
+    """The times and the step rule of a reverse process from `t` to a clean image.
 
     Args:
         denoiser: The diffusion model.

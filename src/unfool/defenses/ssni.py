@@ -76,7 +76,7 @@ class ScoreNorm(nn.Module):
 def score_norms(
     denoiser: Denoiser, x: Tensor, noise: Noise, levels: Count = 20, up_to: Time = 0.02
 ) -> Tensor:
-    """The norm of the expected score of each image (B,): of clean ones, what `ScoreNorm` is told.
+    """The norm of the expected score of each image (B,), to choose `ScoreNorm`'s center and width.
 
     Args:
         denoiser: The diffusion model.

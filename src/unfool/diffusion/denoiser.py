@@ -23,7 +23,7 @@ SIGMA_MIN = 0.002  # the noise at which a consistency model returns its input
 
 
 class Denoiser(nn.Module, ABC):
-    """E[x_0 | x_t] under a schedule, in a space of its own.
+    """A denoiser, which estimates E[x_0 | x_t] under a noise schedule, in its own space.
 
     Attributes:
         schedule: The noise schedule, which maps times to scales.
@@ -72,7 +72,7 @@ class Denoiser(nn.Module, ABC):
 
 
 class NetworkDenoiser(Denoiser):
-    """A network as a denoiser: x_hat from what it predicts.
+    """A denoiser that computes x_hat from what a network predicts.
 
     The network is called with (x_t, time (B,)), and with labels (B,) if it has classes. Images
     without a label get the label `classes`, the null class. If the output has twice the channels of

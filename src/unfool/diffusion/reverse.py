@@ -148,7 +148,7 @@ def reverse(
     beside: tuple[Tensor, ...] = (),
     own: Tensor | None = None,
 ) -> Tensor:
-    """Carry `x` through `times`, from the first to the last.
+    """Run the reverse process from `x` through `times`, from the first to the last.
 
     In each step, the denoiser estimates x_hat, the correction and then the guide change it, and the
     step computes the next state from it.

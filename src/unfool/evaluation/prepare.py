@@ -41,7 +41,13 @@ from unfool.threat import Knowledge, Threat
 
 @dataclass(frozen=True)
 class AttackOnView:
-    """An attack on a view of the model."""
+    """An attack on a view of the model.
+
+    Attributes:
+        attack: The attack.
+        view: A function from model to model (such as `unfool.bpda`), or its name in `unfool menu`.
+        knows: What the attacker knows of the defense's noise; None for nothing.
+    """
 
     attack: Attack
     view: Any

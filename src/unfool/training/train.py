@@ -55,7 +55,7 @@ def train(
     quiet: bool = False,
     processes: Processes = Processes(),  # noqa: B008
 ) -> nn.Module:
-    """Train `model` in place: those of its weights that want a gradient.
+    """Train `model` in place: all of its weights that require a gradient.
 
     Args:
         model: A `Denoiser` or a classifier.
