@@ -35,11 +35,12 @@ class TrainingSection(TrainingOptions):
     """The section `training` of a spec: the options of `train`, and what is done before and after it.
 
     Attributes:
-        dropout: What all dropout of the network drops in training; None for as it was built.
+        dropout: The rate of all dropout of the network in training; None keeps the network's own.
         lora: The adapter to train in place of the weights: `{"rank": 4, "alpha": None, "layers": None,
             "dropout": 0}`, all of which may be left out (`models.lora.add`).
-        save_half: Whether the weights are written in float16.
-        init_from: The trained model, by its folder or its shipped name, whose weights to begin with.
+        save_half: Whether the weights are saved in float16.
+        init_from: The trained model (its folder, or the name of a shipped one) whose weights
+            training starts from.
     """
 
     dropout: ShareBelowOne | None = None
@@ -52,10 +53,11 @@ class LoraSection(TypedDict):
     """The section `training.lora`: the adapter that is trained in place of the weights.
 
     Attributes:
-        rank: Of each layer's adapter.
-        alpha: What the adapter is scaled by, over the rank; null for the rank.
-        layers: Which layers get one, by their names or a pattern; null for those of attention.
-        dropout: What the adapter drops in training.
+        rank: The rank of each layer's adapter.
+        alpha: The adapter is scaled by alpha / rank; null takes alpha = rank.
+        layers: The layers that get an adapter, by their names or a pattern; null takes those of
+            attention.
+        dropout: The dropout rate of the adapter in training.
     """
 
     rank: Count
@@ -68,10 +70,10 @@ class TrainingMachine(TypedDict):
     """The section `machine` of a training: what changes the speed.
 
     Attributes:
-        device: Where to train: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
-        save_every: Steps from one checkpoint to the next.
-        channels_last: Whether images lie in memory with their channels last.
-        compile: Whether the network is compiled.
+        device: The device to train on: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
+        save_every: Steps between checkpoints.
+        channels_last: Whether images are stored with their channels last.
+        compile: Whether the network is compiled by torch.compile.
     """
 
     device: str
@@ -84,13 +86,13 @@ class TrainingSpec(TypedDict):
     """A checked training spec, of a denoiser or of a classifier.
 
     Attributes:
-        data: What is trained on.
+        data: The training images.
         test: Images for the metrics of the card.
-        denoiser: What is trained,
-        classifier: or what is trained.
+        denoiser: The denoiser, if one is trained.
+        classifier: The classifier, if one is trained.
         objective: The loss.
         training: The fields of `TrainingSection`, as JSON holds them.
-        machine: What changes the speed.
+        machine: Options that change the speed and no result.
     """
 
     data: Part
