@@ -1,4 +1,4 @@
-"""A spec's defense, taken apart for a look inside: its model, a few images, and the noise."""
+"""The inputs of an analysis, built from a spec: its model, a few images, and the noise."""
 
 from collections.abc import Sequence
 from pathlib import Path

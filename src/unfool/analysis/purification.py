@@ -1,4 +1,4 @@
-"""How near a purified picture is to the clean one, beside noise alone (Liu et al., 2025, section 3).
+"""How close purified images are to the clean ones, compared with noise (Liu et al., 2025, section 3).
 
 A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
 that adds noise and takes noise away may end farther off, and still be right: then it is not purity

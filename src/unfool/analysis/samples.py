@@ -1,4 +1,4 @@
-"""How alike generated and real pictures are, by the features of the classifier at hand.
+"""The distance between generated and real images, in features of the spec's classifier.
 
 The Fréchet distance of two Gaussians fitted to features, as in FID (Heusel et al., 2017), but not FID:
 the features are those before the last linear layer of the user's own classifier, not of Inception. So

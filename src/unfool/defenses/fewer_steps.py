@@ -1,4 +1,4 @@
-"""A purifier with fewer of its own steps: what an attacker differentiates to save time."""
+"""A purifier with fewer steps, which an attacker differentiates to save time."""
 
 from copy import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Guides: what all that ask a classifier need of it, and the one down a distance from an image."""
+"""Guides: the checks that all guides by a classifier share, and a guide by a distance to an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

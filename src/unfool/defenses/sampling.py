@@ -1,4 +1,4 @@
-"""How a purifier goes back: a sampler's name, or a step of one's own, to its times and its step."""
+"""Samplers: from a name, or your own step, to the times and the step rule of a reverse process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple

@@ -1,4 +1,4 @@
-"""Denoisers: what a diffusion model is, seen from everything above it.
+"""Denoisers: the interface of a diffusion model for all other code.
 
 A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the noise, the image, the
 velocity or a scaled mixture, and in which units it is told the time, is settled inside it.

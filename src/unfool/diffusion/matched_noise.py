@@ -1,4 +1,4 @@
-"""A way back in fewer steps, on the same path of noise as the way with all of them.
+"""A reverse process in fewer steps, with the same noise path as the process with all steps.
 
 A step that goes over several fine ones takes the sum of their increments, each as large as its fine
 step makes it, scaled to a standard normal. So the coarse way is what it would be on noise of its own,

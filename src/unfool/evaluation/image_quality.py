@@ -1,4 +1,4 @@
-"""How far pictures are from the clean ones, before and after purification."""
+"""How far images are from the clean ones, before and after purification."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""An evaluation on many machines: its blocks of images as tasks of Ray, here or on a cluster.
+"""An evaluation on many machines: its blocks of images as Ray tasks, on this machine or a cluster.
 
 The outcomes are those of one process, because an image's noise depends on its place in the data set
 alone. They come back to the process that was started, which writes the run folder as ever; a block

@@ -1,4 +1,4 @@
-"""A look at the model itself, on a few images: what the doubts about it go by."""
+"""Sanity checks of the model itself on a few images, from which doubts about it follow."""
 
 from collections.abc import Sequence
 from math import isfinite

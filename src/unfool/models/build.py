@@ -1,4 +1,4 @@
-"""What a spec's `classifier` and `denoiser` may name: networks with their weights and input range."""
+"""Classifiers and denoisers that a spec can name: networks with their weights and normalization."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a file or folder of weights is, and which line of a spec loads it.
+"""Identifies a file or folder of weights, and the line of a spec that loads it.
 
 Nothing of the file runs; names and shapes of its weights tell.
 """

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2022): few weights beside a frozen network, by the library peft.
+"""LoRA (Hu et al., 2022): a few trained weights added to a frozen network, by the library peft.
 
 Beside the matrix W of a layer stand A and B of a low rank; the layer computes (W + alpha / rank B A) x.
 B begins as 0, so that the network begins as it was. Adapters are kept in the layout of diffusers.

@@ -1,4 +1,4 @@
-"""What a latent model is told of each class: prompts from a table, or from templates."""
+"""The prompts of each class for a latent model, from a table or from templates."""
 
 import csv
 from collections.abc import Sequence

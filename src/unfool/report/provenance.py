@@ -1,4 +1,4 @@
-"""What every report tells an auditor: where its numbers come from, and how to get them again."""
+"""The section of a report for auditors: where its numbers come from, and how to reproduce them."""
 
 from collections.abc import Mapping, Sequence
 

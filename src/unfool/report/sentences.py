@@ -1,4 +1,4 @@
-"""What a summary says, in sentences that a reader who knows no diffusion model understands."""
+"""The sentences of a report, for readers who know nothing about diffusion models."""
 
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
 from unfool.report.formatting import cell, complement, percent

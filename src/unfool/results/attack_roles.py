@@ -1,4 +1,4 @@
-"""What part each attack of a run plays: it counts, stands beside those that count, or is none."""
+"""The role of each attack of a run: it counts, is listed next to those that count, or is no attack."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

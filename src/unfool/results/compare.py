@@ -1,4 +1,4 @@
-"""Two runs beside each other, image by image: on the same images, and on the same held-out draws."""
+"""Two runs compared image by image, on the same images and the same held-out draws."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

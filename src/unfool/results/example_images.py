@@ -1,4 +1,4 @@
-"""What a file of pictures in a run folder (`examples/*.npz`) must hold for its figures to be drawn."""
+"""Checks of the example images in a run folder (`examples/*.npz`), which figures show."""
 
 from collections.abc import Mapping, Sequence
 

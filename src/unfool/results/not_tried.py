@@ -1,4 +1,4 @@
-"""What an evaluation did not try: the other side of its threat model, from the checked spec alone."""
+"""What an evaluation did not try, from the checked spec alone."""
 
 from collections.abc import Iterator, Sequence
 

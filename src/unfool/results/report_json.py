@@ -1,4 +1,4 @@
-"""What `report.json` holds of a run, typed: the summary that tables, sentences and figures read."""
+"""The types of `report.json`: the summary of a run, which tables, sentences, and figures read."""
 
 from typing import Literal, NotRequired
 

@@ -1,4 +1,4 @@
-"""Runs on disk. A run is a folder: what was asked (`run.json`), and what came of each image.
+"""Runs on disk. A run is a folder with its checked spec (`run.json`) and the outcome of each image.
 
 Outcomes are written a block of images at a time, whole or not at all, each block to a file of its
 own. So processes share a folder without locks, a kill loses one block, and to resume is to run the

@@ -1,4 +1,4 @@
-"""Checked specs of runs, typed: what a run was asked, as `run.json` and `report.json` hold it."""
+"""The types of checked specs, as `run.json` and `report.json` hold them."""
 
 from typing import Annotated, Any, Literal, NotRequired
 

@@ -1,4 +1,4 @@
-"""Who worked on a run: a small file of each start of a process, which no result depends on."""
+"""The processes that worked on a run: a small file for each start, which no result depends on."""
 
 import json
 import secrets

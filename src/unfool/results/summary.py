@@ -1,4 +1,4 @@
-"""The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
+"""The summary of a run: accuracies with confidence intervals, as a pure function of its outcomes."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the exports tell of a run: its conditions with their readings, its data, and its model."""
+"""The content that all exports share: a run's conditions with their accuracies, its data, its model."""
 
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Whether the numbers of a sweep have come to rest: in steps, in draws, in restarts, in eps.
+"""Whether the accuracies of a sweep have converged: in steps, draws, restarts, or eps.
 
 A verdict is of the two largest values of what was swept, on the same images and the same draws.
 """
