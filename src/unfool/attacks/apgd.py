@@ -24,7 +24,7 @@ RISES = 0.75  # the share of steps that must rise, lest the step size be halved
 class APGD:
     """Auto-PGD: gradient ascent with momentum, whose step size is halved when progress stops.
 
-    Without noise, these are the steps of the paper (Croce and Hein, 2020, algorithm 1). With noise,
+    Without noise, these are the steps of the paper (Croce and Hein, 2020). With noise,
     a single lucky draw never decides: the best image so far and each new one are compared on the
     same draws. At the end, the last image, the best one, and the one that was wrong most often are
     compared on fresh draws, together with those of all other runs and the original image. If the

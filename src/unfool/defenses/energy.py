@@ -19,7 +19,7 @@ class Energy(Denoiser):
     (alpha x_hat - x_t) / sigma^2, is that score again. It does not depend on the noise, so use it
     with `langevin`, whose steps stay at one small time: without an anchor (`sigma2: null`) and with
     many steps that is purification by the long-run dynamics of an energy-based model (Hill et al.,
-    2021, equation 3: 1500 steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
+    2021: 1500 steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
 
     Args:
         classifier: With a method `density(x)`, up to a constant log p(x) (B,) of images in [0, 1], such

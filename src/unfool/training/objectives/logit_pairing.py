@@ -16,7 +16,7 @@ class ALP:
     """Cross-entropy of clean and adversarial images, and the squared gap of their logits.
 
     share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al.,
-    2018, section 3), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is
+    2018), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is
     PGD-AT. The published model withstood only weak attacks (Engstrom et al., 2018), so evaluate
     with strong ones.
 
