@@ -136,7 +136,7 @@ def test_a_spec_that_is_no_table(tmp_path):
     with pytest.raises(SpecError, match=r"bad.yaml .*\(no such file or directory\)"):
         specs.load(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="it is no text"):
+    with pytest.raises(SpecError, match="it is not a text file"):
         specs.load(path)
     path.write_text("- a\n- b\n")
     with pytest.raises(SpecError, match="must hold a table"):

@@ -147,7 +147,8 @@ def _numbers(limits: Limits) -> dict[str, Any]:
     seed = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
     return {
         "votes": votes | {"description": "Passes that vote."},
-        "seed": seed | {"description": "For a repeatable answer; fresh noise without it."},
+        "seed": seed
+        | {"description": "Seed for a repeatable answer; without it, the noise is fresh."},
     }
 
 
