@@ -17,7 +17,7 @@ Strict = Annotated[
 
 def compare(
     a: Annotated[Path, typer.Argument(metavar="A", help="The run folder of the baseline.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to compare with it.")],
     min_robust: Annotated[
         float | None,
         typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),

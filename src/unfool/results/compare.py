@@ -208,7 +208,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
         brought = [run["images"][HEX:][:8] or None for run in (a, b)]
         found["images that were made before:"] = (brought[0], brought[1])
     if a.get("code") != b.get("code"):
-        found["code of one's own:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
+        found["your own code:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
     return found | dict(_differ(a.get("versions"), b.get("versions"), "versions"))
 
 

@@ -32,8 +32,7 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         told = {
             "the attacker may change": change,
             "the attacker's view": attacker or "none was tried",
-            "the attacker's randomness": "draws of their own, fresh at every step; never those of the "
-            "verdict"
+            "the attacker's randomness": "their own draws, fresh at every step, never those of the evaluation"
             if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
             else "unknown, because the images were made elsewhere",
         }
@@ -97,7 +96,7 @@ def sees(row: AttackEntry) -> str:
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "classifier-only": "the classifier alone, not the defense (transfer)",
-        "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
+        "surrogate": "the whole model with fewer purifier steps, on independent noise",
         "surrogate-same-noise": "the whole model with fewer purifier steps, on the same paths of noise",
     }
     view = specs.part("view", row["view"])
