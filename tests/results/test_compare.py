@@ -165,7 +165,7 @@ def test_what_differs_is_told_field_by_field():
     other = asked() | {"identity": "other", "code": "d", "versions": {"torch": "3"}}
     assert differences(asked(), other) == {
         "contents of a file that both name:": ("{}", "other"),
-        "code of one's own:": ("c", "d"),
+        "your own code:": ("c", "d"),
         "versions.torch": ("2", "3"),
     }
     brought = asked() | {"images": "abc".rjust(64, "0") + "def"}

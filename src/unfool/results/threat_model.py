@@ -32,9 +32,11 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         told = {
             "the attacker may change": change,
             "the attacker's view": attacker or "none was tried",
-            "the attacker's randomness": "their own draws, fresh at every step, never those of the evaluation"
-            if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
-            else "unknown, because the images were made elsewhere",
+            "the attacker's randomness": (
+                "their own draws, fresh at every step, never those of the evaluation"
+                if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+                else "unknown, because the images were made elsewhere"
+            ),
         }
     if knowing:
         told["with the noise known"] = "; ".join(
