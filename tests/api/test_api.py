@@ -147,7 +147,7 @@ def test_code_of_one_s_own_counts_with_the_modules_that_it_imports(
     evaluate(darker, tensors, images=2, out=tmp_path / "a")
     assert evaluate(darker, tensors, images=2, out=tmp_path / "a").n == 2
     (tmp_path / "strength_of_own.py").write_text("STRENGTH = 1.0\n")
-    with pytest.raises(RuntimeError, match="by other code"):
+    with pytest.raises(RuntimeError, match="with other code"):
         evaluate(darker, tensors, images=2, out=tmp_path / "a")
 
 

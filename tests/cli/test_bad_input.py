@@ -180,7 +180,13 @@ def test_too_little_memory_is_told_in_a_sentence(elsewhere, monkeypatch, mistake
 )
 def test_what_makes_no_part_is_told(elsewhere, mistake, change):
     said = mistake("evaluate", "blobs", "--set", change)
-    told = ("cannot be called", "does not work with", "has no schedule", "has no __len__")
+    told = (
+        "cannot be called",
+        "is not callable",
+        "does not work with",
+        "has no schedule",
+        "has no __len__",
+    )
     assert any(words in said for words in told), said
 
 

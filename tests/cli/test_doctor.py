@@ -59,7 +59,7 @@ def failed(model):
     [
         (Probability(), "returns probabilities"),
         (Secret(), "its own random numbers"),
-        (Batch(), "depends on the batch"),
+        (Batch(), "other images of the batch"),
         (Stair(), "gradient is zero on 32 of 32"),
         (Cut(), "no gradient"),
         (Wide(), "when they are in [0, 255]"),
@@ -110,7 +110,7 @@ class Bare(nn.Module):
     ("model", "said"),
     [
         (Few(), "returns (32, 1) for 32 images of 2 classes"),
-        (Pair(), "must return logits (32, K), and returned tuple"),
+        (Pair(), "(32, K), and returned tuple"),
         (Bare(), "{name: network, network: ...}"),
         (Purified(Bare(), lambda x, noise: x), "{name: network, network: ...}"),
         (Purified(bayes(), Bare()), "the model does not take images of 1 x 4 x 4 (TypeError"),
@@ -139,7 +139,7 @@ def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
         image_files.write(elsewhere / "photos" / f"{i}.png", X[i])
     command = ["doctor", "blobs", "--data", "photos", "--set"]
     assert run([*command, "data={name: folder, gray: true}"]) == 1
-    assert "FAIL  the pictures of the folder are all of one class" in capsys.readouterr().out
+    assert "FAIL  the images of the folder all belong to one class" in capsys.readouterr().out
 
 
 def test_the_command(elsewhere, capsys):

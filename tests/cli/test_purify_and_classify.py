@@ -75,7 +75,7 @@ def test_files_that_are_no_images_are_told(images, mistake, verb):
     assert "an array `images`" in mistake(verb, images / "flat.npz", *TOY)
     assert "cannot be read as npz" in mistake(verb, images / "half.npz", *TOY)
     assert "there is no file" in mistake(verb, images / "none.png", *TOY)
-    assert "is none of" in mistake(verb, __file__, *TOY)
+    assert "is not an image file" in mistake(verb, __file__, *TOY)
 
 
 def test_a_picture_is_never_written_over(images, mistake):
@@ -132,7 +132,7 @@ def test_pictures_stand_as_their_camera_says(tmp_path):
 def test_colors_that_are_lost_are_told(images, capsys):
     assert run(["purify", str(images), *TOY, "--out", "out"]) == 0
     said = capsys.readouterr().err
-    assert "wide.jpg loses its colors: the model knows gray alone" in said
+    assert "wide.jpg loses its colors" in said
     assert "gray.png" not in said
 
 

@@ -192,7 +192,7 @@ def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
     asked = json.loads((out / "run.json").read_text())
     asked["images"] = "0" * 64
     (out / "run.json").write_text(json.dumps(asked | {"sha256": seal(asked)}))
-    assert "of other images" in mistake(*toy(out, "evaluation.images=9"))
+    assert "on other images" in mistake(*toy(out, "evaluation.images=9"))
 
 
 def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):

@@ -155,13 +155,13 @@ def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
         assert text in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
 
     refused("lacks 1 of the run's 7 images", indices=np.array([*made["indices"][:6], 9999]))
-    refused("was made of other images", indices=made["indices"][::-1].copy())
+    refused("was made from other images", indices=made["indices"][::-1].copy())
     refused("has another label", labels=made["labels"] + 1)
     refused("has 6 images, and the run has 7", images=made["images"][:6], indices=None)
     refused("has 7 images but 3 `labels`", labels=made["labels"][:3])
     rounded = made["images"] + 0.3 / 255
     refused("rounded to 8 bits", images=rounded.clip(0, 1))
-    refused("left the threat", images=(made["images"] + 0.2).clip(0, 1))
+    refused("exceeded the threat", images=(made["images"] + 0.2).clip(0, 1))
     refused("must lie in [0, 1]", images=made["images"] * 2)
     refused("has neither `images` nor `x_adv`", images=None)
     refused("must return images of the shape", images=made["images"][:, :, :4])
@@ -248,5 +248,5 @@ def test_pictures_in_another_order_are_told_with_the_order_of_names(spec, kept, 
         (kept / "mixed" / name.name).write_bytes(picture.read_bytes())
     spec(attacks=given(kept / "mixed"))
     said = mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
-    assert "left the threat" in said
+    assert "exceeded the threat" in said
     assert "0, 1, 10, 2" in said

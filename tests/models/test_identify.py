@@ -54,7 +54,7 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
 def test_the_line_of_a_published_file_is_told(elsewhere, capsys, name):
     path = file_of(name, elsewhere)
     _, told = said(capsys, str(path), "--set", "denoiser.size=16")
-    line = re.search(r"the line that loads it: denoiser: (.*)", told)
+    line = re.search(r"load it by this line of a spec: denoiser: (.*)", told)
     assert line is not None
     part = yaml.safe_load(line[1])
     assert (part["name"], part["weights"]) == (FILES[name][1], str(path))
@@ -130,7 +130,7 @@ def test_a_folder_of_nothing_is_told(elsewhere, capsys):
     Path("nothing").mkdir()
     code, told = said(capsys, "nothing")
     assert code == 2
-    assert "nothing is no folder of weights" in told
+    assert "nothing is not a folder of weights" in told
 
 
 def test_a_trained_denoiser_denoises(capsys):

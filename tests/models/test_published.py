@@ -119,7 +119,7 @@ def test_score_sde_ve(tmp_path: Path):
 
 def test_score_sde_of_another_sde_is_told(tmp_path: Path):
     file = score_sde_file(tmp_path, fixture("score_sde_ve_ncsnpp"))
-    with pytest.raises(specs.SpecError, match="take sde: ve, not vp"):
+    with pytest.raises(specs.SpecError, match="set sde: ve, not vp"):
         load("score-sde", file, sde="vp")
     file = score_sde_file(tmp_path, fixture("score_sde_vp_ddpmpp"))
     with pytest.raises(specs.SpecError, match="take sde: vp or subvp, not ve"):

@@ -142,7 +142,7 @@ def test_a_spec_that_is_no_table(tmp_path):
     with pytest.raises(SpecError, match="must hold a table"):
         specs.load(path)
     path.write_text("a: [1\n")
-    with pytest.raises(SpecError, match="is not YAML"):
+    with pytest.raises(SpecError, match="is not a valid YAML"):
         specs.load(path)
     with pytest.raises(SpecError, match="cannot be read"):
         specs.load(tmp_path / "none.yaml")

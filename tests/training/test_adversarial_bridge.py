@@ -172,7 +172,7 @@ def test_budgets_may_be_drawn_for_each_image():
 
 def test_an_attack_that_leaves_the_threat_is_refused():
     model = NetworkDenoiser(Net()).eval()
-    with pytest.raises(RuntimeError, match="left what the threat allows"):
+    with pytest.raises(RuntimeError, match="exceeded the threat"):
         made(Shift(0.1))(model, X, Y, NOISE)
     assert made(Shift(0.1, bounded=False))(model, X, Y, NOISE).isfinite().all()
 

@@ -122,7 +122,7 @@ def test_the_attack_stays_within_the_threat():
     assert not torch.equal(x_adv, X)
     x_adv = made(norm="l2", eps=0.3).attacked(X, Y, NOISE)
     assert bool(Threat("l2", 0.3).allows(X, x_adv).all())
-    with pytest.raises(RuntimeError, match="left what the threat allows"):
+    with pytest.raises(RuntimeError, match="exceeded the threat"):
         made(attack=lambda model, x, y, threat, noise: 1 - x).attacked(X, Y, NOISE)
 
 
