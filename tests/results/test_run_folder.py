@@ -45,7 +45,7 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
 def test_merging_says_the_same(tmp_path, changed, said):
     Run.begin(tmp_path / "a", manifest([0]))
     Run.begin(tmp_path / "b", manifest([0]) | {"identity": "two"} | changed)
-    with pytest.raises(RuntimeError, match=f"differ: one is of {said}"):
+    with pytest.raises(RuntimeError, match=rf"differ: .*{said}"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
 
 
