@@ -121,7 +121,7 @@ def kind_page(kind: str) -> str:
 
 
 def sections_page() -> str:
-    """The sections of a spec that are no parts, with their options."""
+    """The sections of a spec that are not parts, with their options."""
     text = "".join(
         described(describe_section(name, *section))
         for name, found in sections().items()

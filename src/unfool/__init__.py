@@ -1,4 +1,4 @@
-"""Defense by diffusion: defend an image classifier, and learn honestly what that is worth.
+"""Defend image classifiers with diffusion models, and measure honestly how robust they are.
 
 The public names are loaded when first used, so that importing the package costs nothing.
 """

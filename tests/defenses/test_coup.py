@@ -293,7 +293,7 @@ def test_samplers_are_those_of_diffpure():
         ({"weight": -1}, "weight must be 0 or more, not -1"),
         ({"weight": float("nan")}, "weight must be 0 or more, not nan"),
         ({"weight": float("inf")}, "weight must be 0 or more, not inf"),
-        ({"classifier": None}, "the guide asks the classifier .* there is none"),
+        ({"classifier": None}, "the guide needs the classifier .* there is none"),
     ],
 )
 def test_mistakes_are_told(options, words: str):
@@ -304,7 +304,7 @@ def test_mistakes_are_told(options, words: str):
 def test_a_classifier_without_a_gradient_is_told():
     purify = COUP(mixture(), lambda x, noise: curved()(x.detach(), noise), steps=2)
     for grad in (False, True):
-        with pytest.raises(ValueError, match=r"no gradient .*classifier's logits"):
+        with pytest.raises(ValueError, match=r"the gradient .*classifier's logits"):
             purify(blobs().requires_grad_(grad), NOISE)
 
 

@@ -191,9 +191,9 @@ def test_mistakes_are_told(options, words: str):
 
 
 def test_the_chain_of_the_denoiser_limits_the_steps():
-    with pytest.raises(ValueError, match="at most 5: the chain of 50"):
+    with pytest.raises(ValueError, match=r"at most 5, .* 50 steps"):
         DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=6)
-    with pytest.raises(ValueError, match="has not the 50 levels of noise of `heun`"):
+    with pytest.raises(ValueError, match="50 steps of `heun`"):
         DiffPure(mixture(schedule=Discrete()), sampler="heun", steps=50)
     out = DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=5)
     assert out(blobs(1), Noise.of(0, [0])).isfinite().all()

@@ -115,8 +115,8 @@ def test_the_release_s_start_is_one_step_late():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"distance": "lpips"}, "distance is one of mse, ssim, ssim-padded, none"),
-        ({"anchor": "x_t"}, "anchor is one of image, noised"),
+        ({"distance": "lpips"}, "distance must be one of mse, ssim, ssim-padded, none"),
+        ({"anchor": "x_t"}, "anchor must be one of image, noised"),
         ({"passes": 0}, "passes must be 1 or more"),
         ({"reference_batch_size": 0}, "reference_batch_size must be 1 or more"),
         ({"scale": -1.0}, "scale must be 0 or more"),

@@ -30,7 +30,7 @@ def test_the_paper_s_passes():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="with one pass or more"):
+    with pytest.raises(ValueError, match="at least one pair"):
         Gradual(mixture(), passes=[])
     with pytest.raises(ValueError, match="pass 1: steps must be at most 50"):
         Gradual(mixture(), passes=[(0.03, 30), (0.05, 60)])

@@ -140,8 +140,8 @@ def test_a_network_with_attention_works():
         ({"steps": 0}, "steps must be 1 or more"),
         ({"step_size": -0.1}, "step_size must be 0 or more"),
         ({"low": 0.4}, "low must be at most high"),
-        ({"high": 100.0}, "sigma is a noise above 0 and up to 76"),
-        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient, momentum"),
+        ({"high": 100.0}, "sigma must be above 0 and at most 76"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, gradient, momentum"),
         ({"eta": 0.0}, "eta must be above 0"),
     ],
 )
@@ -153,7 +153,7 @@ def test_mistakes_are_told(options, words: str):
 def test_a_ball_of_pixels_is_refused_where_there_are_none():
     latent = mixture()
     latent.resizes = True
-    with pytest.raises(ValueError, match="eta is a distance of pixels"):
+    with pytest.raises(ValueError, match="leave eta out"):
         LikelihoodMaximization(latent, eta=8 / 255)
 
 

@@ -205,7 +205,7 @@ def test_what_is_no_number_is_not_ok():
 
 def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
     assert run(["selftest", "--device", "abacus"]) == 2
-    assert "'abacus' cannot be used here" in capsys.readouterr().err
+    assert "'abacus' is not available" in capsys.readouterr().err
     (elsewhere / "file").write_text("")
     assert run(["selftest", "--out", "file"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -206,7 +206,7 @@ def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequen
     parts = [whole[:n] for n in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4)]
     for part in (*parts, bytes(range(256))):
         file.write_bytes(part)
-        with pytest.raises(ValueError, match=r"cannot be read|was refused, .* or is damaged"):
+        with pytest.raises(ValueError, match=r"cannot be read|was refused, .* damaged"):
             read_state(file)
     file.write_bytes(b"<!DOCTYPE html><html>")
     with pytest.raises(ValueError, match=rf"{file.name} is a web page"):

@@ -420,7 +420,7 @@ def test_a_missing_file_is_named(folders, tmp_path, spec, mistake):
     assert "lacks vae/diffusion_pytorch_model.safetensors" in said
     path.write_bytes(content[: len(content) // 2])
     assert "cannot be read as a AutoencoderKL" in mistake("evaluate", "spec.yaml", "--out", "out")
-    with pytest.raises(ValueError, match="labels are numbers from 0 to 5, not 6"):
+    with pytest.raises(ValueError, match="labels must be numbers from 0 to 5, not 6"):
         dit(folders["dit"], labels=[0, 6])
     with pytest.raises(ValueError, match="multiple of 2 pixels, not 9"):
         dit(folders["dit"], size=9)

@@ -267,12 +267,12 @@ def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
     ("options", "said"),
     [
         ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"optimizer": "adam"}, "optimizer is one of adamw, sgd, muon, not 'adam'"),
-        ({"betas": (0.9, 1)}, "betas are two numbers from 0 to below 1"),
-        ({"decay_from": 3}, "decay_from is of lr_schedule: linear"),
+        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, muon, not 'adam'"),
+        ({"betas": (0.9, 1)}, "betas must be two numbers from 0 to below 1"),
+        ({"decay_from": 3}, "decay_from belongs to lr_schedule: linear"),
         ({"grow": {"at": 3}}, "grow has the keys at and batch_size, not at"),
         ({"grow": {"at": 3, "batch_size": 0}}, "grow.batch_size must be 1 or more, not 0"),
-        ({"save_steps": [31]}, "save_steps holds steps from 1 to 30, not 31"),
+        ({"save_steps": [31]}, "save_steps must list steps from 1 to 30, not 31"),
     ],
 )
 def test_options_are_checked_for_who_calls_train_too(options, said):
@@ -297,7 +297,7 @@ def test_a_conditional_training_may_begin_with_an_unconditional_one(elsewhere, c
         assert torch.allclose(same, card.trained_denoiser(str(first))(x, t, None), atol=1e-6)
     options = {"steps": 2, "batch_size": 4, "learning_rate": 1e-9, "init_from": str(first)}
     second = training.run(started(training=options), elsewhere / "second")
-    assert f"has no weights for: {lacking[0]}" in capsys.readouterr().err
+    assert f"has no weights for {lacking[0]}" in capsys.readouterr().err
     before, after = weights(first), weights(second)
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
 
@@ -448,7 +448,7 @@ def test_the_forecast_counts_what_a_step_keeps():
 def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mistake):
     few = ["train", "digits-classifier", "--quiet", "--set", "classifier.classes=5"]
     said = mistake(*few, "--out", "few")
-    assert "10 classes, the last 'nine'" in said or "10 classes, the last '9'" in said
+    assert "10 classes (the last is 'nine')" in said or "10 classes (the last is '9')" in said
     assert "the classifier knows 5, by what it returns" in said
     other = ["train", "digits-denoiser", "--quiet", "--set", "denoiser.size=16"]
     assert "the images are 1 x 8 x 8 and the denoiser was made for 1 x 16 x 16" in mistake(

@@ -1,4 +1,4 @@
-"""How near a purified picture is to the clean one, beside noise alone (Liu et al., 2025, section 3).
+"""How close purified images are to the clean ones, compared with noise (Liu et al., 2025, section 3).
 
 A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
 that adds noise and takes noise away may end farther off, and still be right: then it is not purity
@@ -115,7 +115,7 @@ def purification(
         raise ValueError(f"draws must be 1 or more, not {draws}")
     whole = model.model
     if not isinstance(whole, Defended):
-        raise ValueError("the spec has no purifier: there is nothing to look at")
+        raise ValueError("the spec has no purifier to analyze: name a spec with one")
     if lpips:
         check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)

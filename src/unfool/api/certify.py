@@ -27,10 +27,11 @@ class CertifyResult(RunResult[CertificationSummary]):
 
     Args:
         run: The run.
-        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+        home: The temporary folder of the run, if it has one; it is deleted together with the
+            result.
 
     Raises:
-        RuntimeError: The run has no images yet, or is no certification.
+        RuntimeError: The run has no images yet, or is not a certification.
     """
 
     _report = certification
@@ -105,23 +106,25 @@ def certify(
     """Certify answers in l2 by randomized smoothing (Cohen et al., 2019).
 
     Args:
-        model: As `unfool.evaluate` takes it. A purifier needs a method `denoise(x, sigma, noise)`.
-        data: As `unfool.evaluate` takes it.
+        model: A model as for `unfool.evaluate`. A purifier needs a method `denoise(x, sigma,
+            noise)`.
+        data: Images with labels, as for `unfool.evaluate`.
         sigma: The standard deviation of the noise, in units of [0, 1] pixels.
         n0: Draws that choose the answer.
-        n: Draws, apart from these, that measure how sure it is.
-        alpha: The chance that an image's certificate may be wrong.
-        images: How many, the ones that the command would choose; all by default.
-        seed: Of all noise.
-        out: A run folder, as of `unfool.evaluate`.
+        n: Further draws, which measure how likely the answer is.
+        alpha: The largest probability that an image's certificate is wrong.
+        images: The number of images, chosen as the command chooses them; all by default.
+        seed: Seed of all noise.
+        out: A run folder, as for `unfool.evaluate`.
         classes: The name of each class.
-        batch_size: The most draws in one call of the model; speed only.
-        device: Where to compute; by default where the model's weights are.
+        batch_size: The largest number of draws in one call of the model; it changes only speed and
+            memory.
+        device: The device to compute on; by default that of the model's weights.
         quiet: Show no progress.
 
     Raises:
         ValueError: An option is out of range, or the parts do not fit each other.
-        TypeError: The model cannot be called, or the data are of no kind that is known.
+        TypeError: The model cannot be called, or the data are of an unknown kind.
         RuntimeError: The folder holds another run.
     """
     check_arguments(certify, locals())
@@ -129,7 +132,8 @@ def certify(
     place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
     if getattr(asked, "noised", False) and trained_sigma != sigma:
         raise ValueError(
-            f"the model judges images with noise of {trained_sigma:g}, not of sigma {sigma:g}"
+            f"the model classifies images with noise of {trained_sigma:g}, not of sigma {sigma:g}: "
+            "use the same sigma for both"
         )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):

@@ -1,4 +1,4 @@
-"""What the results of all kinds of runs share: the run folder, counts, costs and tables."""
+"""The common part of all results: the run folder, counts, costs, and tables."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -105,7 +105,9 @@ def _run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
         RuntimeError: The folder holds another run.
     """
     if folder is None and temporary:
-        raise ValueError("this run is in a temporary folder: name a folder for the report")
+        raise ValueError(
+            "the run is in a temporary folder, which is deleted later: name a folder for the report"
+        )
     if folder is None or Path(folder).resolve() == run.folder.resolve():
         return run
     return merge([run.folder], Path(folder))

@@ -27,25 +27,30 @@ def _all_above_zero(values: list[float] | None) -> list[float] | None:
 
 
 analyze = typer.Typer(invoke_without_command=True)
-Images = Annotated[int, typer.Option(min=1, help="How many of the images that the spec evaluates.")]
-Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
-Steps = Annotated[int, typer.Option(min=1, help="Of PGD, from the image itself.")]
+Images = Annotated[int, typer.Option(min=1, help="Analyze this many of the spec's images.")]
+Loss = Annotated[str, typer.Option(help="The loss that is attacked: margin, ce, or dlr.")]
+Steps = Annotated[int, typer.Option(min=1, help="PGD steps, starting at the image itself.")]
 StepSize = Annotated[
     float,
-    typer.Option(callback=_above_zero, help="Of PGD, in units of eps; above 0."),
+    typer.Option(callback=_above_zero, help="Step size of PGD, in units of eps (above 0)."),
 ]
-Eot = Annotated[int, typer.Option(min=1, help="Draws per step of the attack with EOT.")]
+Eot = Annotated[int, typer.Option(min=1, help="Random draws per step of the attack with EOT.")]
 CompareWith = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
+    typer.Option(
+        metavar="PATH.TO.KEY=VALUE",
+        help="Change the spec to make a second model to compare with; may be repeated.",
+    ),
 ]
-Draws = Annotated[int, typer.Option(min=1, help="Of the defense's noise, per image.")]
-HeldOut = Annotated[int, typer.Option(min=1, help="Fresh draws behind a loss.")]
+Draws = Annotated[int, typer.Option(min=1, help="Draws of the defense's noise per image.")]
+HeldOut = Annotated[
+    int, typer.Option(min=1, help="Fresh random draws over which a loss is averaged.")
+]
 
 
 @analyze.callback()
 def start(context: typer.Context) -> None:
-    """Look into a defense."""
+    """Analyze a defense: gradients, loss landscape, purified images, and more."""
     help_if_alone(context)
 
 
@@ -60,12 +65,14 @@ def gradients(
     loss: Loss = "margin",
     coarse: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of the surrogates; their own choice if not given."),
+        typer.Option(
+            min=1, help="Purifier steps of the surrogates; each chooses its own by default."
+        ),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
+    """Compare exact, adjoint, surrogate, and BPDA gradients with finite differences."""
     from unfool.analysis.gradients import compare
     from unfool.analysis.inputs import load_inputs
     from unfool.report.analyses import write_gradients
@@ -87,13 +94,13 @@ def trajectories(
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
-    runs: Annotated[int, typer.Option(min=1, help="Of each image, in white box.")] = 6,
+    runs: Annotated[int, typer.Option(min=1, help="White-box runs per image.")] = 6,
     draws: HeldOut = 16,
     loss: Loss = "margin",
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
+    """Plot the paths of attacks with known noise (DW-box), with fresh noise, and with EOT."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
     from unfool.report.analyses import write_trajectories
@@ -115,18 +122,20 @@ def landscape(
     compare_with: CompareWith = None,
     data: Data = None,
     out: Out = None,
-    image: Annotated[int, typer.Option(min=0, help="Which image of the spec, from 0.")] = 0,
+    image: Annotated[
+        int, typer.Option(min=0, help="Index of the image among the spec's images, from 0.")
+    ] = 0,
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
     draws: HeldOut = 16,
-    grid: Annotated[int, typer.Option(min=1, help="Points along each axis.")] = 17,
+    grid: Annotated[int, typer.Option(min=1, help="Grid points along each axis.")] = 17,
     loss: Loss = "margin",
     clip: Annotated[bool, typer.Option(help="Keep images in [0, 1].")] = True,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Draw the loss around an image, with the noise known and with fresh noise."""
+    """Plot the loss around an image, with known noise (DW-box) and with fresh noise."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.landscape import landscape as look_around
     from unfool.report.analyses import write_landscapes
@@ -153,15 +162,15 @@ def purification(
     data: Data = None,
     out: Out = None,
     images: Images = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="PGD steps, with the exact gradient.")] = 20,
     eot: Eot = 8,
     draws: Draws = 4,
     loss: Loss = "margin",
-    lpips: Annotated[bool, typer.Option(help="Measure LPIPS, where unfool[lpips] is.")] = False,
+    lpips: Annotated[bool, typer.Option(help="Measure LPIPS, too (needs unfool[lpips]).")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure how near purified images are to the clean ones, beside noise alone."""
+    """Measure how close purified images are to the clean ones, compared with noise alone."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
     from unfool.report.analyses import write_purification
@@ -179,7 +188,9 @@ def purification(
 def compression(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC_OR_RUN", help="Specs and run folders, each a defense."),
+        typer.Argument(
+            metavar="SPEC_OR_RUN", help="Specs and run folders; each names one defense."
+        ),
     ],
     changes: Set = None,
     data: Data = None,
@@ -190,14 +201,17 @@ def compression(
         list[float] | None,
         typer.Option(
             callback=_all_above_zero,
-            help="Of perturbations in l2, in units of the budget; may be repeated: 0.25, 1 and 4.",
+            help=(
+                "The l2 norm of the perturbations, in units of the budget; may be repeated "
+                "(default: 0.25, 1, and 4)."
+            ),
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of power iteration.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of power iteration.")] = 5,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure how far purifiers contract perturbations, beside the accuracies of runs.
+    """Measure how much purifiers contract perturbations, and compare that with runs' accuracies.
 
     No classifier is attacked. A defense that is done is kept in the output folder; to go on after a stop,
     run the same command again.
@@ -228,14 +242,16 @@ def critical_eps(
     data: Data = None,
     out: Out = None,
     images: Images = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
-    eot: Annotated[int, typer.Option(min=1, help="Draws per step.")] = 4,
-    draws: Annotated[int, typer.Option(min=1, help="Held-out draws of a verdict.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="PGD steps, with the exact gradient.")] = 20,
+    eot: Annotated[int, typer.Option(min=1, help="Random draws per attack step.")] = 4,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Held-out draws that decide whether an image is broken.")
+    ] = 8,
     reach: Annotated[
         float,
-        typer.Option(callback=_above_zero, help="The largest budget, in units of the spec's eps."),
+        typer.Option(callback=_above_zero, help="Largest budget, in units of the spec's eps."),
     ] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Halvings of each image's bracket.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Bisection steps per image.")] = 5,
     loss: Loss = "margin",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -263,14 +279,23 @@ def samples(
     data: Data = None,
     out: Out = None,
     images: Annotated[
-        int, typer.Option(min=2, help="Real ones of the spec, half for each side.")
+        int,
+        typer.Option(
+            min=2,
+            help=(
+                "Real images to take from the spec: one half is the reference, the other half is "
+                "compared with it."
+            ),
+        ),
     ] = 400,
-    steps: Annotated[int, typer.Option(min=1, help="From noise to a picture (DDPM).")] = 50,
-    sets: Annotated[int, typer.Option(min=1, help="Repetitions behind an interval.")] = 3,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Sampling steps from noise to an image (DDPM).")
+    ] = 50,
+    sets: Annotated[int, typer.Option(min=1, help="Repetitions for the confidence interval.")] = 3,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare generated pictures with real ones, before and after fine-tuning."""
+    """Compare generated images with real ones, before and after fine-tuning."""
     from unfool.analysis.inputs import load_inputs, whole_chain
     from unfool.analysis.samples import samples as generate
     from unfool.report.analyses import write_samples

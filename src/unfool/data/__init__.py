@@ -46,8 +46,8 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         image, label = data[int(place)]
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"image {place} is {_size(image)} and the first of its batch {_size(images[0])}: "
-                "give the data set a `size` that all its images get"
+                f"image {place} is {_size(image)}, and the first of its batch is "
+                f"{_size(images[0])}: set `size` so that all images of the data set get one size"
             )
         images.append(image)
         labels.append(label)

@@ -23,11 +23,11 @@ class LocalSmoothing(nn.Module):
     Copy i draws from the stream ("local", i); all copies of all images go into one call.
 
     Args:
-        classifier: Who answers, trained on noise.
+        classifier: The classifier, trained on noise of `sigma`.
         sigma: The noise of a copy, in units of [0, 1] pixels; 0.25 is the release's.
         draws: How many copies; 5 is the release's.
-        by: `"votes"` (the paper's), `"softmax"` or `"logits"`; of votes the gradient is taken for that
-            of the mean probability.
+        by: How the answers are combined: `"votes"` (the paper's), `"softmax"`, or `"logits"`. The
+            gradient of votes is that of the mean probability.
 
     Raises:
         ValueError: An option is out of range.

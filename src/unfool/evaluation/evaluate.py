@@ -93,9 +93,7 @@ def evaluate_into(
         robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
         status = f"robust in this block {np.mean(robust):.0%}"
         return (
-            status
-            if judge.candidates() - {"clean", "random"}
-            else f"{status}, to random noise alone"
+            status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
         )
 
     done = {outcome.index for outcome in run.outcomes()}

@@ -1,4 +1,4 @@
-"""The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
+"""The summary of a run: accuracies with confidence intervals, as a pure function of its outcomes."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +88,7 @@ def summarize_run(run: Run) -> Summary:
     """
     outcomes = run.outcomes()
     if not outcomes:
-        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+        raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
     spec = run.spec
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)

@@ -34,7 +34,7 @@ from unfool.serve.request import (
     to_votes,
 )
 
-ABOUT = "Classes and purified images from a classifier behind a diffusion defense."
+ABOUT = "Classify and purify images with a classifier behind a diffusion defense."
 
 
 def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
@@ -65,7 +65,7 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
 
 def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
     name, tags = defense.name, ["status"]
-    alive = examples.status(name, "/health", "Whether the process answers.")
+    alive = examples.status(name, "/health", "Whether the process is alive.")
     accepting = examples.status(name, "/ready", "Whether requests are accepted.", waits=True)
 
     @app.get("/health", tags=[*tags], **alive)
@@ -110,7 +110,9 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, vot
     async def purify(request: Request) -> Response:
         async def answer(content: bytes) -> Response:
             if defense.purifier is None:
-                raise Refused(404, "this model has no purifier: there is nothing to purify with")
+                raise Refused(
+                    404, "this model has no purifier, so it cannot purify images: use /classify"
+                )
             body = await parse_body(request, content, limits)
             seed = to_seed(body.fields.get("seed"), limits)
             force = to_flag(body.fields.get("force", False), "force")
@@ -147,7 +149,7 @@ def _add_open_inference(
         return {"name": defense.name, "ready": fine}, 200 if fine else 503
 
     get("/v2", lambda: (open_inference.server(), 200), "The server.")
-    get("/v2/health/live", lambda: ({"live": True}, 200), "Whether the process answers.")
+    get("/v2/health/live", lambda: ({"live": True}, 200), "Whether the process is alive.")
     get(
         "/v2/health/ready",
         lambda: ({"ready": ready()[0]["ready"]}, ready()[1]),
@@ -182,17 +184,23 @@ def _add_open_inference(
 
 def _check_model(request: Request, defense: Defense) -> None:
     if request.path_params.get("name", defense.name) != defense.name:
-        raise Refused(404, f"there is no such model: this service has {defense.name!r}")
+        raise Refused(404, f"there is no model of that name: this service has {defense.name!r}")
     if request.path_params.get("version", open_inference.VERSION) != open_inference.VERSION:
         raise Refused(
-            404, f"there is no such version: the model has version {open_inference.VERSION}"
+            404, f"there is no such version: the model has the version {open_inference.VERSION}"
         )
 
 
 def _check_size(images: Images, votes: int, most: int) -> None:
     rows = sum(map(len, images.groups)) * votes
     if rows > most:
-        raise Refused(413, f"{rows} passes are more than the queue holds ({most}): ask for fewer")
+        raise Refused(
+            413,
+            (
+                f"{rows} passes exceed the size of the queue ({most}): send fewer images or ask for "
+                "fewer votes"
+            ),
+        )
 
 
 async def _in_time(
@@ -204,13 +212,13 @@ async def _in_time(
         async with asyncio.timeout(seconds), body_of(request, held) as content:
             return await answer(content)
     except TimeoutError:
-        raise Refused(503, f"no answer within {seconds:g} seconds: try again later", 1) from None
+        raise Refused(
+            503, f"the answer took longer than {seconds:g} seconds: try again later", 1
+        ) from None
     except Overloaded as error:
         raise Refused(503, str(error), error.retry_after) from None
     except ModelFailed:
-        raise Refused(
-            500, "the model failed on these images; the log of the service says why"
-        ) from None
+        raise Refused(500, "the model failed on these images: see the log of the service") from None
 
 
 async def _told(_: Request, error: Exception) -> Response:
@@ -222,10 +230,14 @@ async def _told(_: Request, error: Exception) -> Response:
     if status == 404:
         return JSONResponse({"error": "there is no such path: /openapi.json lists them"}, 404)
     if status == 405:
-        return JSONResponse({"error": "this path takes another method"}, 405, error.headers)  # pyright: ignore
+        return JSONResponse(
+            {"error": "this path does not take this HTTP method: /openapi.json lists the methods"},
+            405,
+            error.headers,
+        )  # pyright: ignore
     if status < 500:
-        return JSONResponse({"error": "the request cannot be read"}, status)
-    return JSONResponse({"error": "the service failed; its log says why"}, 500)
+        return JSONResponse({"error": "the request is malformed and cannot be read"}, status)
+    return JSONResponse({"error": "the service failed: see its log"}, 500)
 
 
 def _told_votes(

@@ -19,7 +19,7 @@ TENSOR = {
     ],
     "parameters": {"votes": 4, "seed": 0},
 }
-FORCE = {"force": {"type": "boolean", "description": "Also images far larger than the model's."}}
+FORCE = {"force": {"type": "boolean", "description": "Accept images far larger than the model's."}}
 DTYPE = {"dtype": {"type": "string", "enum": ["float32", "uint8"], "default": "float32"}}
 SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 3, "maxItems": 4}
 INFER = {
@@ -59,12 +59,15 @@ INFERRED = {
     "outputs": [{"name": "class", "datatype": "INT64", "shape": [1], "data": [0]}],
 }  # fmt: skip
 ERRORS = {
-    400: "It cannot be read: no picture, a damaged one, ragged numbers, an unknown field.",
-    413: "It has more bytes, pixels, images, or passes than the service accepts.",
-    415: "It is neither a form with pictures nor JSON.",
-    503: "The queue is full or the time is up; Retry-After says when to try again.",
+    400: (
+        "The request is invalid: it has no image, a damaged one, ragged numbers, or an unknown "
+        "field."
+    ),
+    413: "The request has more bytes, pixels, images, or passes than the service accepts.",
+    415: "The request is neither a form with image files nor JSON.",
+    503: "The queue is full, or the request timed out; Retry-After says when to try again.",
 }
-NO_SEEDS = {403: "It names a seed, and the service takes none."}
+NO_SEEDS = {403: "The request has a seed, and the service does not accept one."}
 NO_MODEL = {404: "The service has no model of this name and version."}
 NO_PURIFIER = {404: "The model has no purifier."}
 ERROR = {
@@ -79,7 +82,7 @@ NULL_AS_WELL = ("seed", "probabilities")  # what an answer may not have
 def classify(model: str, limits: Limits) -> dict[str, Any]:
     """Of `/classify`."""
     return {
-        "summary": "The classes of images, by vote.",
+        "summary": "Classify images by majority vote.",
         "responses": _answers(VOTED | {"model": model}, ERRORS | NO_SEEDS),
         "openapi_extra": _body(_numbers(limits), PLAIN),
     }
@@ -108,7 +111,7 @@ def infer(model: str, path: str) -> dict[str, Any]:
     answers = _answers(INFERRED | {"model_name": model}, ERRORS | NO_SEEDS | NO_MODEL)
     answers[200]["content"]["application/json"].pop("schema")  # each output has data of its own
     return {
-        "summary": "The classes of images, by vote.",
+        "summary": "Classify images by majority vote.",
         "responses": answers,
         "openapi_extra": {"requestBody": {"required": True, "content": content}}
         | _named(model, path),
@@ -144,7 +147,8 @@ def _numbers(limits: Limits) -> dict[str, Any]:
     seed = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
     return {
         "votes": votes | {"description": "Passes that vote."},
-        "seed": seed | {"description": "For a repeatable answer; fresh noise without it."},
+        "seed": seed
+        | {"description": "Seed for a repeatable answer; without it, the noise is fresh."},
     }
 
 

@@ -1,4 +1,4 @@
-"""Training: objectives, and the one loop that brings them down."""
+"""Training: objectives, and the loop that minimizes them."""
 
 from typing import TYPE_CHECKING
 

@@ -3,11 +3,73 @@
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
-from unfool.results.attack_roles import exact_attacks, roles, special_climb
+from unfool.results.attack_roles import (
+    BLIND,
+    ELSEWHERE,
+    EXACT_VIEWS,
+    TRANSFER,
+    exact_attacks,
+    roles,
+    special_climb,
+    view_name,
+)
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import change_of
+
+# views without the exact gradient of the whole model
+WEAKER_VIEWS = (
+    "adjoint",
+    "bfloat16",
+    "bpda",
+    "surrogate-same-noise",
+    "surrogate",
+    "classifier-only",
+)
+
+
+def cheap_beats_exact(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """An attack without the exact gradient that breaks what those with it do not."""
+    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
+    cheap = [
+        name
+        for name, row in attacks.items()
+        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
+    ]
+    strong = list(exact_attacks(attacks))
+    for name, by in beaten(outcomes, [*cheap, *given], strong):
+        how = "was made elsewhere" if name in given else "does not use the exact gradient"
+        yield Doubt(
+            "cheap-beats-exact",
+            "red",
+            f"{name}, which {how}, leaves fewer images right than {', '.join(strong)}, by at least "
+            f"{by:.1%} on the same images and draws, although the exact gradient should win, so a "
+            "stronger attack would lower the robust accuracy further: give the exact attack more "
+            "steps, draws (eot), or restarts, or the loss `margin`",
+        )
+
+
+def blind_beats_gradient(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """An attack without gradients that breaks what those with the exact gradient do not."""
+    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
+    blind = [
+        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+    ]
+    strong = list(exact_attacks(held))
+    for name, by in beaten(outcomes, blind, strong):
+        yield Doubt(
+            "blind-beats-gradient",
+            "red",
+            f"{name}, which uses no gradient, leaves fewer images right than {', '.join(strong)}, "
+            f"by at least {by:.1%} on the same images and draws, so the gradients mislead the "
+            "attacks (they are masked), and the defense is weaker than their numbers say: try the "
+            "loss `margin`, the view `bpda`, or more queries without gradients",
+        )
 
 
 def special_beats_plain(
@@ -22,8 +84,9 @@ def special_beats_plain(
             "plain-attack-stops-short",
             "yellow",
             f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
-            f"{by:.1%} on the same images and draws: what the plain attack leaves is not robust, and "
-            "neither may be what this one leaves; give it more steps, draws (eot) and restarts",
+            f"{by:.1%} on the same images and draws, so images that the plain attack could not "
+            "break are not robust, and this attack may have missed some, too: give it more steps, "
+            "draws (eot), and restarts",
         )
 
 
@@ -39,9 +102,10 @@ def unbounded_beats_bounded(
         yield Doubt(
             "robust-to-this-threat-alone",
             "yellow",
-            f"{name}, which the threat does not bound, leaves fewer images right than "
-            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws: the robust "
-            "accuracy is that of the threat, not of all images that look alike; quote both",
+            f"{name}, whose changes the threat does not limit, leaves fewer images right than "
+            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws, so the "
+            "model is robust to the changes of the threat only, and other changes that people "
+            "hardly notice still fool it: quote both numbers",
         )
 
 

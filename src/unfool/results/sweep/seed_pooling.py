@@ -1,4 +1,4 @@
-"""The cells of a sweep that differ in seeds alone, taken together: a seed repeats, it is no condition.
+"""Pools the cells of a sweep that differ only in seeds: a seed is a repetition, not a condition.
 
 What is counted are images. One that several seeds chose is still one image, known better at most.
 """
