@@ -166,6 +166,7 @@ def test_an_average_in_an_unknown_form_is_refused(tmp_path: Path, network: nn.Se
             read_state(tmp_path / "a.pt")
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["zipped", "zipped network", "old", "old network", "pickle",
                                   "safetensors"])  # fmt: skip

@@ -69,7 +69,10 @@ def _of_file(key: str, file: str) -> str:
         card = folder / "card.json"
         for weights in (folder / "model.safetensors", folder / ADAPTER):
             if weights.is_file() and card.is_file():
-                return hashlib.sha256(weights.read_bytes() + card.read_bytes()).hexdigest()
+                with weights.open("rb") as content:
+                    digest = hashlib.file_digest(content, "sha256")
+                digest.update(card.read_bytes())
+                return digest.hexdigest()
     if key == "tokenizer" and home.is_dir():
         return _hash_of({part: _contents(part) for part in _visible(home)}, home)
     return file
