@@ -127,8 +127,8 @@ def test_classes_have_names_of_their_own(tmp_path: Path):
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
 def test_images_with_their_channels_last_are_held_once(tmp_path: Path):
-    size = (1000, 224, 224, 3)
-    np.savez(tmp_path / "a.npz", images=np.ones(size, np.uint8), labels=np.arange(1000) % 10)
+    size = (400, 224, 224, 3)
+    np.savez(tmp_path / "a.npz", images=np.ones(size, np.uint8), labels=np.arange(400) % 10)
     code = (
         "import sys; from pathlib import Path; from unfool.data.arrays import npz\n"
         "def of(key): return int(open('/proc/self/status').read().split(key)[1].split()[0]) << 10\n"
