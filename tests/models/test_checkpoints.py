@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -206,6 +207,22 @@ def test_a_large_file_is_not_held_twice(tmp_path: Path, kind: str):
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "a.pt is empty"),
+        (b"my notes\nof today\n", "a.pt is text and begins with 'my notes of today'"),
+        (b'{"error": "not found"}', 'begins with \'{"error": "not found"}\''),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "`git lfs pull`"),
+        (b"\n<html><head>Quota exceeded</head></html>", "a.pt is a web page"),
+    ],
+)
+def test_what_a_failed_download_leaves_is_named(tmp_path: Path, content: bytes, said: str):
+    (tmp_path / "a.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        read_state(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
     "dtype", ["float32", "float16", "bfloat16", "float64", "int64", "uint8", "bool"]
 )
 def test_the_tensors_of_a_plain_pickle_are_those_that_were_saved(tmp_path: Path, dtype: str):
@@ -241,7 +258,9 @@ def test_truncated_and_missing_files_are_told(tmp_path: Path, network: nn.Sequen
     parts = [whole[:n] for n in (0, 1, 10, 300, len(whole) // 2, len(whole) - 4)]
     for part in (*parts, bytes(range(256))):
         file.write_bytes(part)
-        with pytest.raises(ValueError, match=r"cannot be read|was refused, .* or is damaged"):
+        with pytest.raises(
+            ValueError, match=r"cannot be read|was refused, .* or is damaged|is empty|is text"
+        ):
             read_state(file)
     file.write_bytes(b"<!DOCTYPE html><html>")
     with pytest.raises(ValueError, match=rf"{file.name} is a web page"):
