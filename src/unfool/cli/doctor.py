@@ -17,8 +17,8 @@ from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
 from unfool.cli.doctor_denoiser import denoises
+from unfool.cli.doctor_finding import Finding
 from unfool.cli.doctor_input import takes
-from unfool.cli.finding import Finding
 from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
 from unfool.data.subset import choose_indices

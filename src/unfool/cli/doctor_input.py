@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from unfool.checks import images_of_any_range
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.models.cifar_layouts import CIFAR10, IMAGENET, NOTHING, PYTORCH_CIFAR
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
