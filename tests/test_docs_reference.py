@@ -35,7 +35,7 @@ def test_every_part_has_its_options(reference, kind):
 
 def test_every_public_name_is_documented_once(reference):
     pages = "".join(page.read_text() for page in (reference / "api").glob("*.md"))
-    for name in unfool.__all__:
+    for name in dir(unfool):
         if name != "__version__" and name not in generate.PACKAGES:
             own = pages.count(f":: unfool.{name}\n")
             linked = pages.count(f"{{py:obj}}`unfool.{name} <")

@@ -1,14 +1,18 @@
 """The doctor: it finds what is wrong with a model, and nothing where nothing is."""
 
+import re
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+import unfool
 from unfool.cli import doctor
 from unfool.cli.main import run
-from unfool.data import fetch, image_files
+from unfool.data import cifar10_sample, fetch, image_files
 from unfool.defenses.purified_classifier import Purified
-from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.toy.blobs import Blobs, bayes
 
 X, Y = fetch(Blobs(size=32), range(32))
@@ -175,3 +179,47 @@ def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
     out = capsys.readouterr().out
     assert "FAIL  x_hat" in out
     assert "expects another range" not in out
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.0], [1.0]), ([0.0], [1 / 255]), ([0.9] * 3, [0.2] * 3)]
+)
+def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
+    """The shipped classifier, trained with the mean and std of CIFAR-10."""
+    right: Any = unfool.load_classifier("cifar10-classifier")
+    x, y = doctor.some(*fetch(cifar10_sample(), range(100)))
+    assert len(y.unique()) == 10, "the sample is sorted by class"
+    network = right.network
+    wrong = NormalizedClassifier(network, mean, std).eval()
+    (found,) = [f for f in doctor.examine(wrong, x, y, 10) if f.what.startswith("right on")]
+    assert found.mark == "FAIL"
+    told = re.search(r"but on (\d+)% with mean: \[(.*)\], std: \[(.*)\]: give", found.what)
+    assert told is not None
+    assert int(told[1]) >= 80
+    mended: Any = [[float(v) for v in told[i].split(",")] for i in (2, 3)]
+    again = NormalizedClassifier(network, *mended).eval()
+    assert not [f for f in doctor.examine(again, x, y, 10) if f.mark == "FAIL"]
+
+
+def test_swapped_channels_are_told():
+    class Swapped(nn.Module):
+        def forward(self, x, noise=None):
+            return 100 * torch.stack([x[:, 2].mean((1, 2)), x[:, 0].mean((1, 2))], 1)
+
+    x, _ = fetch(cifar10_sample(), range(0, 96, 3))
+    y = (x[:, 2].mean((1, 2)) > x[:, 0].mean((1, 2))).long()
+    (found,) = [f for f in doctor.examine(Swapped().eval(), x, y, 2) if f.mark == "FAIL"]
+    assert "100% with their channels in the order BGR" in found.what
+
+
+def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
+    model: Any = unfool.load_classifier("cifar10-classifier")
+    x, y = doctor.some(*fetch(cifar10_sample(), range(100)))
+    findings = doctor.examine(model, x, y, 10)
+    assert any("the card of cifar10-classifier states 9" in f.what for f in findings)
+    model.stated = Stated(0.91, "cifar10", "its page")
+    y = torch.where(torch.arange(len(y)) % 3 == 0, (y + 1) % 10, y)
+    findings = doctor.examine(model, x, y, 10)
+    (found,) = [f for f in findings if f.what.startswith("right on")]
+    assert found.mark == "note"
+    assert "its page states 91.0% of cifar10" in found.what

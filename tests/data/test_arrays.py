@@ -1,5 +1,8 @@
 """Images in memory and in .npz files."""
 
+import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,22 @@ def test_classes_have_names_of_their_own(tmp_path: Path):
     np.savez(tmp_path / "a.npz", images=BYTES, labels=LABELS, classes=np.array(["x", "y", "x"]))
     with pytest.raises(ValueError, match=r"a\.npz: two classes are called 'x'"):
         npz(tmp_path / "a.npz")
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs /proc of Linux")
+def test_images_with_their_channels_last_are_held_once(tmp_path: Path):
+    size = (400, 224, 224, 3)
+    np.savez(tmp_path / "a.npz", images=np.ones(size, np.uint8), labels=np.arange(400) % 10)
+    code = (
+        "import sys; from pathlib import Path; from unfool.data.arrays import npz\n"
+        "def of(key): return int(open('/proc/self/status').read().split(key)[1].split()[0]) << 10\n"
+        "Path('/proc/self/clear_refs').write_text('5')  # forget the peak of the imports\n"
+        "before = of('VmRSS:')\n"
+        "image, label = npz(Path(sys.argv[1]))[3]\n"
+        "assert image.shape == (3, 224, 224) and image.is_contiguous() and label == 3\n"
+        "print(of('VmHWM:') - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a.npz")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    whole = math.prod(size)
+    assert 0.9 * whole < int(told) < 1.3 * whole

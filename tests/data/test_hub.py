@@ -2,14 +2,18 @@
 
 import socket
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image as Picture
 
 from unfool import spec as specs
+from unfool.cli.main import run
 from unfool.data import fetch, hub
 from unfool.data.hub_table import HubImages
+from unfool.results.run_folder import Run
 
 
 class Image:
@@ -130,3 +134,52 @@ def test_folders_with_the_files_of_a_data_set(tmp_path):
         assert torch.allclose(x[0], torch.tensor(0.2))
         with pytest.raises(specs.SpecError, match=r'"train".*test'):
             specs.build("data", specs.check_data({**part, "split": "train"}, None))
+
+
+def test_a_copied_folder_is_the_same_run_and_other_images_are_refused(
+    elsewhere, mistake, monkeypatch
+):
+    """`datasets` is replaced by a reader of the pictures in a folder; the rest is a whole run."""
+
+    def load_from_disk(path):
+        table = Table(labels=(0, 1))
+        table.columns["img"] = [
+            Picture.open(p).convert("RGB") for p in sorted(Path(path).rglob("*.png"))
+        ]
+        return table
+
+    library = SimpleNamespace(load_from_disk=load_from_disk)
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    monkeypatch.syspath_prepend(elsewhere)
+    (elsewhere / "own.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self, x, noise=None):\n"
+        "        return torch.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], 1)\n"
+    )
+    for place in ("a", "b", "c"):
+        (elsewhere / place / "data").mkdir(parents=True)
+        (elsewhere / place / "dataset_info.json").write_text("{}")
+        for number, level in enumerate((200, 90 if place == "c" else 10)):
+            picture = Picture.new("RGB", (8, 8), (level, level, level))
+            picture.save(elsewhere / place / "data" / f"{number}.png")
+    sizes = [sum(p.stat().st_size for p in (elsewhere / c).rglob("*.png")) for c in "ac"]
+    assert sizes[0] == sizes[1], "so that only the images tell the folders apart"
+
+    def command(place):
+        told = {
+            "data": f"{{name: hub, path: {place}}}",
+            "classifier": "{name: 'own:Net'}",
+            "attacks": "[]",
+        }
+        sets = [word for key, value in told.items() for word in ("--set", f"{key}={value}")]
+        (elsewhere / "mine.yaml").write_text("threat: {norm: linf, eps: 0.01}\n")
+        return ["evaluate", "mine.yaml", "--out", "run", "--quiet", *sets]
+
+    assert run(command("a")) == 0
+    asked = Run.open(elsewhere / "run").manifest
+    before = sorted((elsewhere / "run" / "outcomes").iterdir())
+    assert run(command("b")) == 0
+    assert Run.open(elsewhere / "run").manifest == asked
+    assert sorted((elsewhere / "run" / "outcomes").iterdir()) == before
+    assert "other images" in mistake(*command("c"))

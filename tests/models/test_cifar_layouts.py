@@ -13,11 +13,14 @@ from torch import nn
 
 import unfool
 from published_rule import numbers, weight
+from unfool.cli.main import run
 from unfool.data import fetch
 from unfool.data.cifar import cifar10
 from unfool.models.build import cifar_network, cifar_resnet, wide_resnet
 from unfool.models.robustbench_zoo import ACCURACY, robustbench
 from unfool.networks.wide_resnet import WideResNet
+
+DATA = os.environ.get("UNFOOL_DATA")  # before a test takes it away
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "classifiers"
 NAMES = {
@@ -224,6 +227,36 @@ def test_real_weights_are_as_right_as_published(name, accuracy):
     with torch.no_grad():
         right = (model(x).argmax(1) == y).float().mean()
     assert float(right) == pytest.approx(accuracy, abs=0.02)
+
+
+@pytest.mark.skipif(
+    not (os.environ.get("UNFOOL_DATA") and os.environ.get("UNFOOL_WEIGHTS")),
+    reason="needs CIFAR-10 in UNFOOL_DATA and resnet20-12fca82f.th in UNFOOL_WEIGHTS",
+)
+@pytest.mark.parametrize(("mean", "std"), [([0.0], [1.0]), ([0.5], [0.5])])
+def test_real_weights_with_a_wrong_mean_and_std_raise_a_doubt(elsewhere, capsys, mean, std):
+    home = Path(os.environ["UNFOOL_WEIGHTS"])
+    file = next(home.rglob("resnet20-12fca82f.th"))
+    (elsewhere / "a.yaml").write_text(
+        "data: cifar10\nthreat: {norm: linf, eps: 8/255}\nattacks: []\n"
+        f"classifier: {{name: cifar-network, weights: {file}, mean: {mean}, std: {std}}}\n"
+        "evaluation: {images: 1000, draws: 1}\n"
+    )
+    assert run(["evaluate", "a.yaml", "--out", "run", "--data", str(DATA)]) == 0
+    told = capsys.readouterr()
+    assert "red doubt less-than-stated" in " ".join(told.out.split())
+    assert "states 91.7%" in told.out
+    assert "far from those of such weights (mean 0.485 0.456 0.406" in told.err
+
+
+def test_a_mean_and_std_far_from_those_of_the_file_are_told(tmp_path, capsys):
+    torch.save(WideResNet(1, 1, 10, 0.0).state_dict(), tmp_path / "a.pt")
+    cifar_network(weights=tmp_path / "a.pt")
+    cifar_network(weights=tmp_path / "a.pt", mean=[0.1], std=[0.9])
+    assert not capsys.readouterr().err
+    cifar_network(weights=tmp_path / "a.pt", std=[0.25])
+    told = capsys.readouterr().err
+    assert "a.pt: the given mean 0 and std 0.25 are far from" in told
 
 
 def test_a_large_file_is_not_held_twice(tmp_path):

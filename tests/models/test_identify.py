@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import unfool
 from published_rule import weight
+from unfool import spec as specs
 from unfool.cli.doctor_denoiser import denoises
 from unfool.cli.main import run
 from unfool.data import fetch
@@ -20,6 +21,8 @@ from unfool.data.sample import cifar10_sample
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.denoising_error import better_setting, clean_images, denoising_errors, ratios
 from unfool.diffusion.schedule import Discrete
+from unfool.models.identify import identify
+from unfool.networks.wide_resnet import WideResNet
 from unfool.toy.blobs import Blobs, mixture
 
 CLASSIFIERS = Path(__file__).parents[1] / "fixtures" / "classifiers"
@@ -203,3 +206,22 @@ def test_images_of_another_size_are_no_reason_to_fail():
     (finding,) = denoises(denoiser, torch.rand(4, 3, 32, 32), y[:4], 10)  # noqa: TID251
     assert finding.mark == "note"
     assert "3 x 32 x 32" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("place", "classes", "said"),
+    [
+        ("Standard.pt", 10, {"model": "Standard"}),
+        ("L2/Rice2020Overfitting.pt", 10, {"model": "Rice2020Overfitting", "threat": "L2"}),
+        ("Wu2020Adversarial.pt", 100, {"model": "Wu2020Adversarial", "dataset": "cifar100"}),
+    ],
+)
+def test_a_file_with_a_name_of_robustbench_is_told_with_its_line(tmp_path, place, classes, said):
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    torch.save(WideResNet(1, 1, classes, 0.0).state_dict(), path)
+    known = identify(path)
+    assert known.part == {"name": "robustbench", "weights": str(path), **said}
+    assert not known.advice
+    model = specs.build("classifier", specs.check("classifier", known.part))
+    assert model.stated is not None

@@ -77,6 +77,31 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "part", [{"data": {"name": "hub", "path": ""}}, {"denoiser": {"tokenizer": ""}}]
+)
+def test_a_folder_is_told_by_what_is_in_it_and_not_by_its_place(tmp_path, part):
+    ((kind, table),) = part.items()
+
+    def identity(home):
+        return specs.identity({kind: {key: value or str(home) for key, value in table.items()}})
+
+    first, second = tmp_path / "first", tmp_path / "elsewhere" / "second"
+    for home in (first, second):
+        (home / "test").mkdir(parents=True)
+        (home / "test" / "0.arrow").write_bytes(b"images")
+        (home / "info.json").write_bytes(b"{}")
+    assert identity(first) == identity(second)
+    (second / ".cache").mkdir()
+    (second / ".cache" / "lock").write_bytes(b"of the program that fetched it")
+    assert identity(first) == identity(second)
+    (second / "test" / "0.arrow").write_bytes(b"other images")
+    assert identity(first) != identity(second)
+    (second / "test" / "0.arrow").rename(second / "test" / "1.arrow")
+    (second / "test" / "1.arrow").write_bytes(b"images")
+    assert identity(first) != identity(second)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"classifier": "baies"}, "did you mean 'bayes'"),

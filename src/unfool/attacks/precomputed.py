@@ -142,7 +142,7 @@ class PrecomputedAttack:
                 )
             return torch.stack(read_in)
         try:
-            check_images(x_adv := channels_first(self.arrays["images"]))
+            check_images(x_adv := channels_first(self.arrays["images"]).contiguous())
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
         return x_adv.float() / 255 if x_adv.dtype == torch.uint8 else x_adv

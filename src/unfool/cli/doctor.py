@@ -16,9 +16,9 @@ from torch import nn
 from unfool import __version__
 from unfool import spec as specs
 from unfool.attacks.losses import query_model
-from unfool.checks import images_of_any_range
 from unfool.cli.doctor_denoiser import denoises
 from unfool.cli.doctor_finding import Finding
+from unfool.cli.doctor_input import takes
 from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
@@ -33,6 +33,7 @@ from unfool.runtime.device import pick_device
 
 VOTES = 8  # as `classify` and `evaluate` take by default
 STATISTICS = 256  # images that tell the mean and the variance of each pixel
+EXAMINED = 32  # images on which a classifier is tried
 SECONDS = 20.0  # for which an answer is timed again
 
 
@@ -102,7 +103,7 @@ def model(
     indices = choose_indices(len(data), min(STATISTICS, len(data)), 0)
     x, y = (values.to(where) for values in fetch(data, indices))
     found = options({"data": specs.check_data(table["data"], folder), **checked})
-    found += examine(made, x[:32], y[:32], len(data.classes))
+    found += examine(made, *some(x, y), len(data.classes))
     for denoiser in _denoisers(made):
         found += denoises(denoiser, x, y, len(data.classes), (0.05, 0.1, 0.2))
     if not any(finding.mark == "FAIL" for finding in found):
@@ -112,6 +113,12 @@ def model(
     except SpecError as error:
         found.append(Finding("FAIL", str(error)))
     return found
+
+
+def some(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Up to 32 images and their labels, from all over: data sets may be sorted by class."""
+    places = torch.linspace(0, len(x) - 1, min(EXAMINED, len(x))).round().long().to(x.device)
+    return x[places], y[places]
 
 
 def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[Finding]:
@@ -176,7 +183,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
         )
     except RuntimeError as error:
         found.append(Finding("FAIL", " ".join(str(error).split())))
-    found.append(_range(undefended(model), x, y, noise, classes))
+    found.append(takes(undefended(model), x, y, noise, classes))
     if undefended(model) is not model:
         right = float((logits.argmax(1) == y).float().mean())
         found.append(Finding("ok", f"with its defense, right on {right:.0%} of them"))
@@ -224,29 +231,3 @@ def _denoisers(model: Any) -> Iterator[Denoiser]:
     for module in model.modules() if isinstance(model, nn.Module) else ():
         if isinstance(module, Denoiser):
             yield module
-
-
-@torch.no_grad()
-def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: int) -> Finding:
-    """Whether the model takes images of [0, 1]: it should do no better on another range."""
-    ranges = {"[0, 1]": x, "[-1, 1]": 2 * x - 1, "[0, 255]": 255 * x}
-    with images_of_any_range():
-        right = {
-            name: float((model(images, noise).argmax(1) == y).float().mean())
-            for name, images in ranges.items()
-        }
-    ours, best = right["[0, 1]"], max(right, key=lambda name: right[name])
-    if right[best] > ours + 0.2 and right[best] > 1.5 / classes:
-        return Finding(
-            "FAIL",
-            f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in "
-            f"{best}: the classifier expects another range, so give it a `mean` and a `std`",
-        )
-    accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
-    if ours <= 1 / classes + 0.1:
-        return Finding(
-            "note",
-            f"{accuracy}: check that its weights are loaded, its classes are in the data set's "
-            "order, and its input is normalized",
-        )
-    return Finding("ok", accuracy)

@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from unfool import spec as specs
-from unfool.cli.doctor import STATISTICS, examine
+from unfool.cli.doctor import STATISTICS, examine, some
 from unfool.cli.doctor_denoiser import denoises
 from unfool.cli.doctor_finding import Finding
 from unfool.data import fetch
@@ -115,7 +115,7 @@ def _tried(
     tried = Finding("ok", f"tested on {len(x)} images of {part['name']}")
     if isinstance(model, Denoiser):
         return [tried, *denoises(model, x, y, classes)]
-    return [tried, *examine(model, x[:32], y[:32], classes)]
+    return [tried, *examine(model, *some(x, y), classes)]
 
 
 def _images_for(model: nn.Module, folder: str | None) -> Part | None:

@@ -39,7 +39,7 @@ class Arrays:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.images[index]
+        image = self.images[index].contiguous()
         if image.dtype == torch.uint8:
             image = image.float() / 255
         return image, int(self.labels[index])
@@ -125,11 +125,13 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 def channels_first(x: np.ndarray) -> Tensor:
     """Images (N, H, W, C), (N, C, H, W) or (N, H, W) as (N, C, H, W), of uint8 or float32.
 
+    They share the memory of `x`, unless it is of another floating point type.
+
     Raises:
         ValueError: They have not 1 or 3 channels, or another type.
     """
     if np.issubdtype(x.dtype, np.floating):
-        x = x.astype(np.float32)
+        x = x.astype(np.float32, copy=False)
     if x.ndim == 3:
         x = x[:, None]
     elif x.ndim == 4:
@@ -139,7 +141,7 @@ def channels_first(x: np.ndarray) -> Tensor:
         x = x if first else x.transpose(0, 3, 1, 2)
     if x.dtype != np.uint8 and x.dtype != np.float32:
         raise ValueError(f"images must be uint8 or floating point, not {x.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(x))
+    return torch.from_numpy(x)
 
 
 def check_images(images: Tensor) -> None:

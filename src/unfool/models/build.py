@@ -11,7 +11,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser, Prediction, Time
 from unfool.diffusion.schedule import Schedule
 from unfool.models.checkpoints import load_state, read_state
 from unfool.models.cifar_layouts import Choices, filled, recognize
-from unfool.models.classifiers import NormalizedClassifier
+from unfool.models.classifiers import NormalizedClassifier, Stated, say_if_far
 from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
@@ -34,6 +34,15 @@ from unfool.runtime.published_files import find_file
 
 CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+
+_IDELBAYEV = "https://github.com/akamaster/pytorch_resnet_cifar10"
+_CHEN = "https://github.com/chenyaofo/pytorch-cifar-models"
+STATED = {  # by names of files that end with the beginning of their hash
+    "resnet20-12fca82f": Stated(0.9173, "cifar10", _IDELBAYEV),
+    "resnet56-4bfd9763": Stated(0.9339, "cifar10", _IDELBAYEV),
+    "cifar10_resnet20-4118986f": Stated(0.9260, "cifar10", _CHEN),
+    "cifar100_resnet20-23dac2f1": Stated(0.6883, "cifar100", _CHEN),
+}
 
 CifarModel = Literal[
     "resnet18",
@@ -97,7 +106,10 @@ def cifar_network(
             f"{weights} has {layout.classes} classes, not {classes}: leave `classes` out"
         )
     network = filled(layout, str(weights))
-    return NormalizedClassifier(network, mean or layout.mean, std or layout.std)
+    say_if_far(str(weights), (mean, std), (layout.mean, layout.std))
+    made = NormalizedClassifier(network, mean or layout.mean, std or layout.std)
+    made.stated = STATED.get(Path(weights).stem)
+    return made
 
 
 def cifar_resnet(

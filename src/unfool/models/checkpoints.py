@@ -116,16 +116,36 @@ def read_content(path: Path) -> object:
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise_system_error(error)
-        with path.open("rb") as file:
-            if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):
-                raise ValueError(
-                    f"{path} is a web page, which servers send when they refuse a file: open its "
-                    "address in a browser, and fetch the file there"
-                ) from error
+        if told := _text_instead(path):
+            raise ValueError(f"{path} {told}") from error
         raise ValueError(
             f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged, or "
             "not a file of weights; fetch it again"
         ) from error
+
+
+def _text_instead(path: Path) -> str:
+    """What a file of text is that lies in the place of weights, and what to do; "" of other files."""
+    with path.open("rb") as file:
+        head = file.read(200).lstrip()
+    if not head:
+        return "is empty; fetch it again" if not path.stat().st_size else ""
+    if head.lower().startswith((b"<!doctype", b"<html")):
+        return (
+            "is a web page, which servers send when they refuse a file; open its address in a browser, "
+            "and fetch the file there"
+        )
+    if head.startswith(b"version https://git-lfs"):
+        return (
+            "is a pointer of Git LFS and not the file itself; run `git lfs pull` in its repository"
+        )
+    text = head.decode("ascii", "replace")
+    if not all(c.isprintable() or c.isspace() for c in text) or "\ufffd" in text:
+        return ""
+    return (
+        f"is text and begins with {' '.join(text.split())[:50]!r}, so it holds no weights; if a server "
+        "sent this instead of the file, fetch it again"
+    )
 
 
 def load_state(

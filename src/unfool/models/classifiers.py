@@ -1,5 +1,6 @@
 """Networks as classifiers: images of [0, 1] in, logits out."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from unfool.checks import check_logits
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
+FAR = 0.25  # a mean so far, or a std so far on the log scale, is hardly that of a similar data set
 Values = Sequence[float] | float | np.ndarray | np.floating | Tensor
 
 
@@ -111,6 +113,39 @@ class NormalizedClassifier(nn.Module):
                 f"classes, numbered from 0: choose labels below {logits.shape[1]}"
             )
         return logits[:, self.labels]
+
+
+def say_if_far(
+    source: str,
+    given: tuple[Sequence[float] | None, Sequence[float] | None],
+    known: tuple[Sequence[float], Sequence[float]],
+) -> None:
+    """Say on stderr that the mean and std of a spec are far from those that are known of the weights.
+
+    Args:
+        source: Whose weights, for the message.
+        given: The mean and std of the spec; None where it has none.
+        known: Those that the source states, or that are usual for such files.
+    """
+    (mean, std), (usual_mean, usual_std) = (
+        (_numbers("mean", center, 0.0), _numbers("std", scale, 1.0))
+        for center, scale in ((given[0] or known[0], given[1] or known[1]), known)
+    )
+    counts = {len(values) for values in (mean, std, usual_mean, usual_std)} - {1}
+    if len(counts) > 1:  # which the model refuses
+        return
+    far = max((mean - usual_mean).abs().max(), (std / usual_std).log().abs().max()) > FAR
+    if far:
+        usual = f"mean {_listed(usual_mean)}, std {_listed(usual_std)}"
+        print(
+            f"{source}: the given mean {_listed(mean)} and std {_listed(std)} are far from those of such "
+            f"weights ({usual}); leave them out unless the network was trained with them",
+            file=sys.stderr,
+        )
+
+
+def _listed(values: Tensor) -> str:
+    return " ".join(f"{value:.4g}" for value in values.tolist())
 
 
 def _numbers(name: str, given: Values | None, unit: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unfool.models.checkpoints import load_state, read_state
-from unfool.models.classifiers import NormalizedClassifier, Stated
+from unfool.models.classifiers import NormalizedClassifier, Stated, say_if_far
 from unfool.ranges import Count, CountFromZero, Positive, check_arguments
 from unfool.runtime.optional import require
 from unfool.spec.menu import hint
@@ -60,6 +60,7 @@ def timm_classifier(
         load_state(network, state, weights)
     told: dict[str, Any] = network.pretrained_cfg
     sides = told["input_size"][1:] if size is None else size
+    say_if_far(model, (mean, std), (told["mean"], told["std"]))
     return NormalizedClassifier(network, mean or told["mean"], std or told["std"], sides, labels)
 
 
@@ -109,6 +110,7 @@ def torchvision_classifier(
         load_state(network, state, weights)
     told = chosen.transforms()
     sides = told.crop_size[0] if size is None else size
+    say_if_far(model, (mean, std), (told.mean, told.std))
     made = NormalizedClassifier(network, mean or told.mean, std or told.std, sides, labels)
     measured = chosen.meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
     if named and measured:
@@ -159,6 +161,8 @@ def transformers_classifier(
             "classify"
         )
     if given.get("do_normalize", True):
+        if given:
+            say_if_far(str(folder), (mean, std), (given["image_mean"], given["image_std"]))
         mean, std = mean or given["image_mean"], std or given["image_std"]
     sides = _size(given) if size is None else size
     made = NormalizedClassifier(_Logits(network), mean, std, sides, labels)

@@ -17,6 +17,7 @@ from unfool.models.cifar_layouts import recognize
 from unfool.models.published.edm2 import FAMILY as EDM2
 from unfool.models.published.openai import family_of
 from unfool.models.published.parts import FAMILIES
+from unfool.models.robustbench_zoo import ACCURACY
 from unfool.runtime.published_files import find_file
 from unfool.spec import Part
 
@@ -137,14 +138,14 @@ def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -
             f"network: {{name: 'mine:Net'}}, weights: {path}}}, as classifier or denoiser"
         )
         return Identified(form, "an unknown network", None, None, average, advice)
-    part = _line("cifar-network", path)
+    part = _of_robustbench(path, layout.classes) or _line("cifar-network", path)
     told = f"{layout.name} for images of 32 x 32" + (
         ", with its normalization inside" if layout.normalized else ""
     )
-    advice = (
+    advice = "" if part["name"] == "robustbench" else (
         "for a model of RobustBench, use name: robustbench with the model's name, which sets its "
         "input range"
-    )
+    )  # fmt: skip
     return Identified(form, told, "classifier", part, average, advice)
 
 
@@ -208,6 +209,21 @@ def _form(path: Path) -> str:
     with path.open("rb") as file:
         old = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19" in file.read(16)
     return "file of torch before 1.6" if old else "plain pickle"
+
+
+def _of_robustbench(path: Path, classes: int) -> Part | None:
+    """The line for a file with a name of RobustBench's zoo, in the folders that it makes or elsewhere."""
+    data = "cifar100" if classes == 100 else "cifar10"
+    fits = [threat for of, threat in ACCURACY if of == data and path.stem in ACCURACY[of, threat]]
+    threat = next((t for t in fits if t == path.parent.name), next(iter(fits), None))
+    if threat is None:
+        return None
+    part: Part = {**_line("robustbench", path), "model": path.stem}
+    if threat != "Linf":
+        part["threat"] = threat
+    if data != "cifar10":
+        part["dataset"] = data
+    return part
 
 
 def _of_torchvision(state: Mapping[str, Tensor]) -> str | None:

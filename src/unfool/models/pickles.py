@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, TypedStorage
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from unfool.runtime.files import load_pickle
@@ -92,6 +92,7 @@ def read_pickle(path: Path) -> object:
 
 
 _OLD_TORCH_FILE = 0x1950A86A20F9469CFC6C  # what files of torch begin with that are no archives
+_OLD_TORCH_HEAD = pickle.dumps(_OLD_TORCH_FILE, protocol=2)
 
 
 def _inert(name: str, state: Any = None) -> Inert:
@@ -101,6 +102,20 @@ def _inert(name: str, state: Any = None) -> Inert:
 
 
 def _storage(content: bytes) -> Any:
+    """The storage that `torch.save` wrote, in the memory of `content`: a copy would double the peak.
+
+    The form before torch 1.6 is five pickles, of which the fourth tells type and length, then the length
+    in 8 bytes, then the numbers.
+    """
+    if content.startswith(_OLD_TORCH_HEAD):
+        file = io.BytesIO(content)  # shares the memory, too
+        _, kind, _, _, length, part = [_Header(file).load() for _ in range(5)][3]
+        dtype = getattr(getattr(torch, kind.__name__.rpartition(".")[2], None), "dtype", None)
+        begin = file.tell() + 8
+        size = len(content) - begin
+        if part is None and dtype is not None and 0 < length * dtype.itemsize == size:
+            held = torch.frombuffer(content, dtype=torch.uint8, offset=begin).untyped_storage()
+            return TypedStorage(wrap_storage=held, dtype=dtype, _internal=True)
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
 
 
@@ -159,6 +174,11 @@ class _Unpickler(pickle.Unpickler):
         module = _OLD_NAMES.get(module, module)
         known = _CALLED.get((module, name))
         return known or _NeverCalled(f"{module}.{name}", (Inert,), {})
+
+
+class _Header(_Unpickler):
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
 
 
 class _Module:

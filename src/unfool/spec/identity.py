@@ -29,9 +29,9 @@ NOT_IN_IDENTITY = ("folder", "download", "examples", "lpips")  # no part of what
 def identity(spec: Mapping[str, Any]) -> str:
     """A name for what `spec` asks, the same on every machine, for every batch size and number of images.
 
-    `machine` is no part of it, nor of how many images it is asked, nor where a file lies: of
-    `weights`, `start`, `adapter`, `path` and `prompts` only what is in them counts, and of data its
-    name and options.
+    `machine` is no part of it, nor of how many images it is asked, nor where a file or folder lies:
+    of the keys in `FILE_KEYS` only what is in them counts, and of other data its name and options.
+    A run also keeps a hash of its images.
     """
     asked = _by_contents({key: value for key, value in spec.items() if key != "machine"})
     for section in ("evaluation", "certification"):
@@ -46,34 +46,52 @@ def _by_contents(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: _digest(v) if key in FILE_KEYS and isinstance(v, str) else _by_contents(v)
+        key: _of_file(key, v) if key in FILE_KEYS and isinstance(v, str) else _by_contents(v)
         for key, v in value.items()
         if key not in NOT_IN_IDENTITY
     }
 
 
-def _digest(file: str) -> str:
-    """The sha256 of a file, of weights with their card, or of what is read of a diffusers folder.
+def _of_file(key: str, file: str) -> str:
+    """What stands for a file or folder: a hash of what is in it, or its name if it is not there.
 
-    Weights with a card lie in a folder, or are those of a shipped model.
+    Weights with a card lie in a folder, or are those of a shipped model. A folder of data, which may
+    be as large as ImageNet, is told by the names and sizes of its files.
     """
     home = kept_file(Path(file))
     if home.is_file():
-        stat = home.stat()
-        return _sha256(home, stat.st_size, stat.st_mtime_ns)
+        return _contents(home)
+    if key == "path" and home.is_dir():
+        return _hash_of({part: str(part.stat().st_size) for part in _visible(home)}, home)
     if (parts := files_in(home)) and not (home / "card.json").is_file():
-        digest = hashlib.sha256()
-        for part in parts:
-            stat = part.stat()
-            told = _sha256(part, stat.st_size, stat.st_mtime_ns)
-            digest.update(f"{part.relative_to(home).as_posix()} {told}\n".encode())
-        return digest.hexdigest()
+        return _hash_of({part: _contents(part) for part in parts}, home)
     for folder in (home, Path(str(resources.files("unfool.weights").joinpath(file)))):
         card = folder / "card.json"
         for weights in (folder / "model.safetensors", folder / ADAPTER):
             if weights.is_file() and card.is_file():
-                return hashlib.sha256(weights.read_bytes() + card.read_bytes()).hexdigest()
+                with weights.open("rb") as content:
+                    digest = hashlib.file_digest(content, "sha256")
+                digest.update(card.read_bytes())
+                return digest.hexdigest()
+    if key == "tokenizer" and home.is_dir():
+        return _hash_of({part: _contents(part) for part in _visible(home)}, home)
     return file
+
+
+def _visible(folder: Path) -> list[Path]:
+    """The files in a folder at any depth, in order, without hidden ones."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts)]
+
+
+def _hash_of(told: Mapping[Path, str], home: Path) -> str:
+    """A hash of what is told of the files in a folder."""
+    return hash_of_json({part.relative_to(home).as_posix(): what for part, what in told.items()})
+
+
+def _contents(file: Path) -> str:
+    stat = file.stat()
+    return _sha256(file, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache

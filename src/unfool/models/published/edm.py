@@ -21,7 +21,6 @@ from unfool.models.published.edm2 import FAMILY as EDM2
 from unfool.models.published.edm2 import build_edm2
 from unfool.models.published.parts import (
     Part,
-    State,
     build_unet,
     gather,
     place_by_resolution,
@@ -82,11 +81,14 @@ def edm(
     path = find_file(Path(weights), download)
     content = read_content(path)
     kind = preconditioning or _kind(content, path)
+    head_width = _settings(content).get("channels_per_head", 64)
     state = choose_state(content, path)
+    del content  # so that weights that are scaled are held once
+    size = max(_resolution(name.removeprefix("unet.").removeprefix("model.")) for name in state)
     if EDM2 in state:
-        network = build_edm2(state, path, _settings(content).get("channels_per_head", 64))
+        network = build_edm2(state, path, head_width)
         classes = 0 if network.label is None else network.label.in_features
-        return _denoiser(network, ("edm", "edm"), _shape(network, state), classes, clip_x0)
+        return _denoiser(network, ("edm", "edm"), _shape(network, size), classes, clip_x0)
     state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
     levels = state.pop("u", None)  # the noise of each step, which only one kind has
     if kind == "iddpm" and levels is None:
@@ -103,7 +105,7 @@ def edm(
         "iddpm": ("noise", "index" if levels is None else NearestStep(levels)),
     }
     classes = 0 if network.label is None else network.label.num_embeddings - 1
-    return _denoiser(network, told[kind], _shape(network, state), classes, clip_x0)
+    return _denoiser(network, told[kind], _shape(network, size), classes, clip_x0)
 
 
 def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
@@ -174,9 +176,8 @@ def _denoiser(
     ).eval()
 
 
-def _shape(network: ScoreUNet | MagnitudeUNet, state: State) -> tuple[int, int, int]:
-    """The shape of the images: the first level is named by its resolution."""
-    size = max(_resolution(name.removeprefix("unet.")) for name in state)
+def _shape(network: ScoreUNet | MagnitudeUNet, size: int) -> tuple[int, int, int]:
+    """The shape of images of `size`, which names the first level."""
     channels = network.conv_in.in_channels - isinstance(network, MagnitudeUNet)  # one is of ones
     return channels, size, size
 

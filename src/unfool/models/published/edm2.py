@@ -26,15 +26,14 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
     """The network of EDM2's tables, in float32 and frozen.
 
     Args:
-        state: The weights by their published names.
+        state: The weights by their published names; emptied, so that no weight is held twice.
         source: The file, for messages.
         head_width: Channels of a head of the attention.
 
     Raises:
         ValueError: The weights do not make a whole network, or work on latents.
     """
-    inner = {n.removeprefix("unet."): v for n, v in state.items() if not n.startswith("logvar_")}
-    sections, outside = gather(_scaled(inner), place_by_resolution, _BLOCK)
+    sections, outside = gather(_scaled(state), place_by_resolution, _BLOCK)
     layers, firsts = depth(sections)
     first = next((n for n in outside if n.startswith("enc.") and n.endswith("_conv.weight")), None)
     if first is None or layers == 0 or "out_conv.weight" not in outside:
@@ -66,15 +65,21 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
 
 
 def _scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of unit magnitude for each output, over the root of the inputs, times their gain."""
-    gains = {f"{n.removesuffix('emb_gain')}emb_linear.weight": v for n, v in state.items()
-             if n.endswith("emb_gain")}  # fmt: skip
-    gains["out_conv.weight"] = state.get("out_gain", torch.tensor(1.0))
+    """Weights of unit magnitude for each output, over the root of the inputs, times their gain.
+
+    They are taken out of `state`.
+    """
+    gains = {n.removeprefix("unet."): state.pop(n) for n in list(state) if n.endswith("_gain")}
+    gains = {n.replace("emb_gain", "emb_linear.weight").replace("out_gain", "out_conv.weight"): gain
+             for n, gain in gains.items()}  # fmt: skip
     scaled: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if name.endswith(".weight") and value.ndim > 1:
+    for name in list(state):
+        value, inner = state.pop(name), name.removeprefix("unet.")
+        if inner.startswith("logvar_"):  # of training
+            continue
+        if inner.endswith(".weight") and value.ndim > 1:
             unit = to_unit(value.float(), tuple(range(1, value.ndim)))
-            scaled[name] = unit * gains.get(name, 1) / math.sqrt(value[0].numel())
-        elif not name.endswith("_gain"):
-            scaled[name] = value
+            scaled[inner] = unit * gains.get(inner, 1) / math.sqrt(value[0].numel())
+        else:
+            scaled[inner] = value
     return scaled

@@ -1,0 +1,78 @@
+"""Whether a classifier gets the input that it was trained with, in the doctor's words."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfool.checks import images_of_any_range
+from unfool.cli.doctor_finding import Finding
+from unfool.models.cifar_layouts import CIFAR10, IMAGENET, NOTHING, PYTORCH_CIFAR
+from unfool.models.classifiers import NormalizedClassifier
+from unfool.noise import Noise
+from unfool.statistics import wilson
+
+BETTER = 0.2  # of the images, by which another input must be better
+FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
+_OTHERS = (IMAGENET, CIFAR10, PYTORCH_CIFAR, ((0.5,), (0.5,)), NOTHING, ((0.0,), (1 / 255,)))
+_BGR = "with their channels in the order BGR"
+
+
+@torch.no_grad()
+def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Finding:
+    """Whether another range, order of channels, mean, or std of the input serves a classifier better.
+
+    Args:
+        model: The classifier, without its defense.
+        x: Images (B, C, H, W) of [0, 1].
+        y: Their labels (B,).
+        noise: For models that draw.
+        classes: Of the data set.
+    """
+    with images_of_any_range():
+        ours = _right(model, x, y, noise)
+        if isinstance(model, NormalizedClassifier):
+            others = _normalized(model, x, y)
+            advice = "give the classifier these, or those of its training"
+        else:
+            others = {f"when they are in {name}": _right(model, images, y, noise)
+                      for name, images in (("[-1, 1]", 2 * x - 1), ("[0, 255]", 255 * x))}  # fmt: skip
+            advice = "the classifier expects another range: give it a `mean` and a `std`"
+        if x.shape[1] == 3:
+            others[_BGR] = _right(model, x.flip(1), y, noise)
+    accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
+    best = max(others, key=lambda name: others[name])
+    if others[best] > ours + BETTER and others[best] > 1.5 / classes:
+        advice = "swap the channels in your network" if best == _BGR else advice
+        return Finding("FAIL", f"{accuracy}, but on {others[best]:.0%} {best}: {advice}")
+    low = ours <= 1 / classes + 0.1
+    stated = getattr(model, "stated", None)
+    if stated is not None:
+        accuracy += f", and {stated.source} states {stated.accuracy:.1%} of {stated.data}"
+        highest = wilson(round(ours * len(x)), len(x)).high
+        low = low or highest + FAR_BELOW < stated.accuracy
+    if not low:
+        return Finding("ok", accuracy)
+    advice = (
+        "check that its weights are loaded, its classes are in the data set's order, and its input is "
+        "normalized"
+    )
+    return Finding("note", f"{accuracy}: {advice}")
+
+
+def _normalized(model: NormalizedClassifier, x: Tensor, y: Tensor) -> dict[str, float]:
+    """How often the network is right with each common mean and std, by these in words."""
+    found = {}
+    for mean, std in _OTHERS:
+        if len(mean) in (1, x.shape[1]):
+            other = NormalizedClassifier(model.network, mean, std, model.size, model.labels)
+            told = "with " + ", ".join(f"{name}: [{', '.join(f'{v:.4g}' for v in values)}]"
+                             for name, values in (("mean", mean), ("std", std)))  # fmt: skip
+            found[told] = _right(other.to(x.device).eval(), x, y, None)
+    return found
+
+
+def _right(model: Any, x: Tensor, y: Tensor, noise: Noise | None) -> float:
+    """The share of the images on which a classifier is right."""
+    logits = model(x) if noise is None else model(x, noise)
+    return float((logits.argmax(1) == y).float().mean())
