@@ -31,6 +31,7 @@ from torch import Tensor
 StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
 PART = 2**16  # numbers that a thread draws at least: about a millisecond
+_DRAWN = [0]  # how often this process drew noise
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,7 @@ class Noise:
     def _fill(self, like: Tensor, draw: Draw) -> Tensor:
         if len(like) != len(self.keys):
             raise ValueError(f"noise for {len(self.keys)} images, asked to fill {len(like)}")
+        _DRAWN[0] += 1
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
         keys, threads = self._drawn(), torch.get_num_threads()
         parts = min(threads, out.size // PART)
@@ -242,6 +244,11 @@ def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+def times_drawn() -> int:
+    """How often this process has drawn noise: a model that draws none leaves the number as it is."""
+    return _DRAWN[0]
+
+
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
     """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
     source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
@@ -260,6 +267,7 @@ def seeded(noise: Noise) -> Iterator[None]:
     For strangers' code, which draws from these: for the same images in one batch it repeats itself.
     """
     seed, ours, theirs = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
+    _DRAWN[0] += 1
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

@@ -1,7 +1,7 @@
 """Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defense's noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
-from unfool.attacks.losses import Loss, Query, runner_up_classes, without_noise
+from unfool.attacks.losses import Loss, Query, runner_up_classes
+from unfool.attacks.noise_free import split_by_noise
 from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -28,8 +29,9 @@ class APGD:
     best image so far meets the same draws as each new one, and loses its place only to what is
     better on them; whether a step rose is told by the two leads over the best, which are such
     paired differences, too. The last image, the best, and the one that was wrong most often are
-    then compared, with all other runs' and the image itself, on draws of their own. Of several runs,
-    each is on the images that all before it left right, where the model draws no noise.
+    then compared, with all other runs' and the image itself, on draws of their own. An image that the
+    model answers without noise is asked for once where others are on several draws (`noise_free`); of
+    several runs, each leaves alone those of them that an earlier one beat.
 
     Attributes:
         steps: Gradient steps of a run.
@@ -39,8 +41,7 @@ class APGD:
             one run away from the true class.
         restarts: Independent runs (of each target).
         steps_per_draw: Steps that share their draws. With 1 all are fresh, which costs a further
-            forward pass a step, of the best so far; a model without noise needs none: any number
-            above `steps`.
+            forward pass a step, of the best so far; not where the model draws no noise.
         selection_draws: Draws to compare the candidates on; None is as many as `eot`.
         weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
             step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
@@ -76,17 +77,31 @@ class APGD:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
         require_norm("APGD", threat, "linf", "l2", "l1")
+        single = replace(
+            self,
+            eot=1,
+            steps_per_draw=self.steps + 1,
+            selection_draws=1,
+            early_stop=min(self.early_stop, 1),
+        )
+
+        def attack(which: list[int], sure: bool) -> Tensor:
+            given = x[which], y[which], threat, noise.take(which)
+            return (single if sure else self)._attack(model, *given, sure)
+
+        return split_by_noise(model, x, noise.child("sure"), attack)
+
+    def _attack(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+    ) -> Tensor:
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
             toward = found.unbind(1)
-        sure = torch.zeros_like(y, dtype=torch.bool)
-        if len(toward) * self.restarts > 1:
-            sure = without_noise(model, x, noise.child("sure"))
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
-            return self.search(x[which], y[which], sure[which], aims, threat, noise.take(which))
+            return self.search(x[which], y[which], sure, aims, threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
@@ -94,12 +109,15 @@ class APGD:
         self,
         x: Tensor,
         y: Tensor,
-        sure: Tensor,
+        sure: bool,
         aims: Sequence[Tensor | None],
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
-        """One search of all these images: yields questions to the model, returns what it found."""
+        """One search of all these images: yields questions to the model, returns what it found.
+
+        With `sure`, what is wrong on the draws that compare candidates is wrong for good.
+        """
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
         left = torch.arange(len(x), device=x.device)  # but for those that are beaten
         for i, aim in enumerate(aims):
@@ -110,7 +128,8 @@ class APGD:
                 if fell:
                     return found[0]
                 yield from contest.meet(*found, which=left)
-                left = (~(sure & contest.wrong)).nonzero()[:, 0]
+                if sure:
+                    left = (~contest.wrong).nonzero()[:, 0]
                 if not len(left):
                     return contest.best
         yield from contest.meet(x[left], which=left)
