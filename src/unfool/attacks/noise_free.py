@@ -1,6 +1,6 @@
 """Images that a model answers without noise: an attack needs one draw of these, and no second look."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,17 +27,8 @@ def split_by_noise(
     """
     if not len(x):
         return attack([], False)
-    found = torch.empty_like(x)
-    for which, sure in parts_by_noise(model, x, noise):
-        found[which] = attack(which, sure).to(x)
-    return found
-
-
-def parts_by_noise(
-    model: Classifier, x: Tensor, noise: Noise
-) -> Iterator[tuple[list[int], bool]]:
-    """The positions of the images answered without noise, and True; of the others, and False."""
-    free = without_noise(model, x, noise)
+    free, found = without_noise(model, x, noise), torch.empty_like(x)
     for sure in (True, False):
         if which := (free == sure).nonzero()[:, 0].tolist():
-            yield which, sure
+            found[which] = attack(which, sure).to(x)
+    return found

@@ -211,9 +211,7 @@ def _purified(x: Tensor, luck: Tensor) -> Tensor:
     return x + 0.01 * luck.view(-1, 1, 1, 1)
 
 
-def _stand_in(
-    model: Any, right: Answer, count: CallCount, stands: dict[str, Any]
-) -> Classifier:
+def _stand_in(model: Any, right: Answer, count: CallCount, stands: dict[str, Any]) -> Classifier:
     if isinstance(model, Aggregated):
         inner: Any = _stand_in(model.model, right, count, stands)
         return Aggregated(inner, paths=model.paths, by=model.by)
