@@ -244,9 +244,13 @@ def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
-def times_drawn() -> int:
-    """How often this process has drawn noise: a model that draws none leaves the number as it is."""
-    return _DRAWN[0]
+def drawn_so_far() -> tuple[object, ...]:
+    """What a call changes that draws noise, or numbers of a global generator; else it stays the same."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    return _DRAWN[0], *(s.numpy().tobytes() for s in states), repr(numpy), random.getstate()
 
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:

@@ -42,6 +42,7 @@ def evaluate(
     images: Count | None = None,
     seed: int = 0,
     skip_broken: bool = False,
+    curtail: bool = False,
     out: str | Path | None = None,
     classes: Sequence[str] | None = None,
     batch_size: Count | Literal["auto"] = 256,
@@ -64,6 +65,8 @@ def evaluate(
         images: How many, the ones that the command would choose; all by default.
         seed: Of all noise.
         skip_broken: Attack only images that nothing before made wrong on all of the attacker's draws.
+        curtail: Stop the verdict on an image once no further draw can change its majority, or whether
+            all draws are right; the accuracy per draw is then that of the first half of the draws.
         out: A run folder. What is done there is not done again; a run on fewer of the same images grows.
             It is refused if it holds another run: other contents of the model (weights, buffers and
             options), of the attacks (their fields) or of the data, another threat, seed or number
@@ -105,6 +108,7 @@ def evaluate(
                 "seed": seed,
                 "draws": draws,
                 "skip_broken": skip_broken,
+                "curtail": curtail,
             },
             "machine": {
                 "images_per_block": 32,

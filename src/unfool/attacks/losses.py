@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unfool.batching import in_parts
 from unfool.checks import check_labels, check_logits
-from unfool.noise import Noise, times_drawn
+from unfool.noise import Noise, drawn_so_far
 from unfool.protocols import Classifier
 
 Loss = Literal["ce", "margin", "dlr"]
@@ -269,15 +269,15 @@ def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
     by luck. The model is called with one image at a time where the logits agree and it did draw, as
     that may have been for other images of the batch.
     """
-    before = times_drawn()
+    before = drawn_so_far()
     one, other = query_logits(model, x, noise, 0, 2).unbind(1)
     alike = torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(1)
-    if times_drawn() == before:
+    if drawn_so_far() == before:
         return alike
     for i in alike.nonzero()[:, 0].tolist():
-        before = times_drawn()
+        before = drawn_so_far()
         query_logits(model, x[i : i + 1], noise.take([i]), 0, 1)
-        alike[i] = times_drawn() == before
+        alike[i] = drawn_so_far() == before
     return alike
 
 

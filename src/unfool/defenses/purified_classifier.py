@@ -55,12 +55,12 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 
 
 @torch.no_grad()
-def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
+def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first: int = 0) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i), which no attack meets that was called with the same noise. All
-    passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256 images in a
-    call. A model that has a method `decide` tells its class by it.
+    Draw i uses the stream ("vote", `first` + i), which no attack meets that was called with the same
+    noise. All passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256
+    images in a call. A model that has a method `decide` tells its class by it.
 
     Raises:
         TypeError: The images or the noise are of another type.
@@ -78,15 +78,16 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Ten
         )
     if not len(x):
         return torch.zeros(0, draws, dtype=torch.long, device=x.device)
-    copies, streams = x.repeat(draws, 1, 1, 1), vote_streams(noise, draws)
+    copies, streams = x.repeat(draws, 1, 1, 1), vote_streams(noise, draws, first)
     decide = getattr(model, "decide", None)
     chosen = decide(copies, streams) if decide else predict(model, copies, streams)
     return chosen.view(draws, len(x)).T
 
 
-def vote_streams(noise: Noise, draws: int) -> Noise:
+def vote_streams(noise: Noise, draws: int, first: int = 0) -> Noise:
     """The noise of `draws` passes over the images of `noise`: all images once, then all again."""
-    return Noise(tuple(key for i in range(draws) for key in noise.child("vote", i).keys))
+    votes = range(first, first + draws)
+    return Noise(tuple(key for i in votes for key in noise.child("vote", i).keys))
 
 
 def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:

@@ -22,7 +22,7 @@ from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
-from unfool.noise import Noise, times_drawn
+from unfool.noise import Noise, drawn_so_far
 from unfool.protocols import Classifier, Defended
 from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
@@ -142,10 +142,10 @@ class StandIn:
 
     def _answered(self, x: Tensor, noise: Noise) -> Tensor:
         if self.draws is None:
-            before = times_drawn()
+            before = drawn_so_far()
             with torch.no_grad():
                 self.real(x[:1].detach(), noise.take([0]))
-            self.draws = times_drawn() > before
+            self.draws = drawn_so_far() != before
         zero = torch.zeros_like(x[:, 0, 0, 0], requires_grad=False)
         return self.answer(x, noise.child("rehearsal").normal(zero) if self.draws else zero)
 
@@ -185,7 +185,7 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
         for name, version in search.versions(x, y, place):
             versions[name] = version
             take(name)
-        judge = Judge(search, lpips=False)
+        judge = Judge(search, lpips=False, curtail=options.get("curtail", False))
         judge.outcomes(versions, y, place, set(), set())
         take("verdict")
         judge.quality(versions, Noise.of(options["seed"], place), [0])

@@ -62,9 +62,12 @@ def columns(summary: Summary) -> list[Column]:
     if _one_reading(summary):
         return [*found, Column("per_draw", defended, "how often the model is right")]
     may = f": the attacker may submit {k} times" if summary["attacks"] else ""
+    few = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
     return [
         *found,
-        Column("per_draw", f"{defended}, per draw", "how often one answer of the model is right"),
+        Column(
+            "per_draw", f"{defended}, per draw", f"how often one answer of the model is right{few}"
+        ),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
         Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
     ]

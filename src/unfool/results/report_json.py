@@ -34,6 +34,7 @@ class Readings(TypedDict):
         majority: Over images, by the class of most draws.
         all_draws: Over images, all of whose draws are right.
         k: Draws of an image.
+        draws: Of these, the first ones that the accuracy per draw is of, where verdicts are curtailed.
         undefended: Of the classifier without its defense.
     """
 
@@ -41,6 +42,7 @@ class Readings(TypedDict):
     majority: ShareEntry
     all_draws: ShareEntry
     k: int
+    draws: NotRequired[int]
     undefended: NotRequired[ShareEntry]
 
 

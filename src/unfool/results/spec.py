@@ -47,6 +47,8 @@ class EvaluationSection(TypedDict):
         examples: Images that the report shows.
         skip_broken: Whether an image that one attack broke is left alone by those after it.
         lpips: Whether the perceptual distance LPIPS is measured, too.
+        curtail: Whether the verdict on an image stops once no further draw can change its majority, or
+            whether all draws are right; the accuracy per draw is then of the first half of the draws.
     """
 
     images: Count | None
@@ -56,6 +58,7 @@ class EvaluationSection(TypedDict):
     examples: CountFromZero
     skip_broken: bool
     lpips: bool
+    curtail: NotRequired[bool]
 
 
 class MachineSection(TypedDict):
