@@ -80,9 +80,7 @@ def test_a_curtailed_run_has_the_same_majorities_from_fewer_calls(elsewhere, fac
     assert "of the first 3" in (elsewhere / "short" / "report.md").read_text()
 
 
-def test_curtailed_runs_go_on_merge_and_compare_among_themselves(
-    elsewhere, facts, mistake, edited
-):
+def test_curtailed_runs_go_on_merge_and_compare_among_themselves(elsewhere, facts, mistake, edited):
     short = "evaluation.curtail=true"
     assert run(command(elsewhere / "whole", short)) == 0
     for i in range(2):
