@@ -96,14 +96,14 @@ def test_curtailed_runs_go_on_merge_and_compare_among_themselves(elsewhere, fact
     assert "evaluation.curtail True and False" in said
     assert "other" in mistake("merge", *parts, elsewhere / "plain", "--out", elsewhere / "all")
 
-    def longer(text: str) -> str:
+    def cut_short(text: str) -> str:
         lines = [json.loads(line) for line in text.splitlines()]
         clean = lines[0]["conditions"]["clean"]
         clean["curtailed"]["further"] = clean["curtailed"]["further"][:-1]
         return "".join(json.dumps(line) + "\n" for line in lines)
 
-    edited(next((elsewhere / "whole" / "outcomes").glob("0000000*.jsonl")), longer)
-    with pytest.raises(RuntimeError, match="image 0 .*'clean': 0"):
+    edited(next((elsewhere / "whole" / "outcomes").glob("0000000*.jsonl")), cut_short)
+    with pytest.raises(RuntimeError, match=r"image 0 .*'clean': 0"):
         Run.open(elsewhere / "whole").outcomes()
 
 
