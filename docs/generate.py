@@ -84,7 +84,7 @@ def top_page() -> str:
         if name in home
     ]
     mine = [name for name in names if name not in home]
-    mine.sort(key=lambda name: not module._HOMES[name].startswith("unfool.api"))
+    mine.sort(key=lambda name: not getattr(module, name).__module__.startswith("unfool.api"))
     mine.sort(key=lambda name: inspect.isclass(getattr(module, name)))
     own = "".join(documented("unfool", name) for name in mine)
     return (

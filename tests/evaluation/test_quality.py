@@ -11,7 +11,7 @@ from unfool.cli.main import run
 from unfool.evaluation import image_quality as quality
 from unfool.evaluation.image_quality import measure
 from unfool.noise import Noise
-from unfool.results.quality import Quality, summarize
+from unfool.results.quality_means import Quality, summarize
 from unfool.results.run_folder import Run
 
 CLEAN = 0.5 + 0.1 * Noise.of(0, range(3)).normal(torch.empty(3, 1, 12, 12))

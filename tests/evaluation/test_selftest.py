@@ -16,7 +16,7 @@ from unfool.attacks.pgd import PGD
 from unfool.cli.main import run
 from unfool.evaluation import evaluate, selftest, selftest_attacks
 from unfool.report.selftest import headline
-from unfool.results import run_doubts, summary
+from unfool.results import summary
 from unfool.spec import Part
 from unfool.statistics import Share, wilson
 
@@ -145,7 +145,7 @@ def test_a_gradient_that_nobody_doubts_is_told(monkeypatch):
     monkeypatch.setattr(selftest, "IMAGES", 16)
     monkeypatch.setattr(selftest, "EFFORT", QUICK)
     assert oks(selftest.saturated()) == [True] * 4
-    monkeypatch.setattr(run_doubts, "all_doubts", lambda *_, **__: [])
+    monkeypatch.setattr(summary, "all_doubts", lambda *_, **__: [])
     assert oks(selftest.saturated()) == [True, True, True, False]
 
 

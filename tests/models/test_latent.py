@@ -526,7 +526,7 @@ def test_repositories_are_tried_in_turn(folders, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     where = tmp_path / "new"
-    with pytest.raises(ValueError, match=r"lacks transformer/config.json, and .*: some/one .gone."):
+    with pytest.raises(ValueError, match=r"transformer/config.json.*some/one .gone."):
         dit(where, download=["some/one"])
     model = dit(where, download=["some/one", "https://mirror.test/an/other"])
     assert asked[1:] == [("some/one", None), ("an/other", "https://mirror.test")]

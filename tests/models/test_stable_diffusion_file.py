@@ -118,7 +118,7 @@ def test_averaged_weights_are_taken_and_it_is_said(folders, place, capsys):
 
 def test_what_a_network_predicts_is_known_or_asked_for(place):
     path = place(2, "mine.safetensors")
-    with pytest.raises(ValueError, match=r"mine\.safetensors.*predicts: noise.*predicts: velocity"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors.*: noise.*: velocity"):
         stable_diffusion(path)
     assert stable_diffusion(path, predicts="velocity", size=8).predicts == "velocity"
     model = stable_diffusion(place(2, "v2-1_768-ema-pruned.safetensors"))

@@ -25,7 +25,8 @@ from unfool.report.evaluation import brief, write_report
 from unfool.report.render_html import to_fragment, to_html
 from unfool.report.render_markdown import quote, to_markdown
 from unfool.report.render_terminal import plain_text, print_document
-from unfool.results import model_doubts, run_doubts
+from unfool.results.doubts import model as model_doubts
+from unfool.results.doubts import run as run_doubts
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run

@@ -18,7 +18,7 @@ from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
 from unfool.results.attack_roles import given_to, roles
-from unfool.results.model_doubts import model_doubts
+from unfool.results.doubts.model import model_doubts
 from unfool.results.outcome import Condition, SanityCheck
 from unfool.results.run_folder import Run
 

@@ -13,8 +13,8 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.evaluation.evaluate import Machine, evaluate_into
 from unfool.noise import Noise
+from unfool.results.doubts.model import model_doubts
 from unfool.results.loss_curves import curves, summarize
-from unfool.results.model_doubts import model_doubts
 from unfool.results.outcome import Condition, Outcome, SanityCheck
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry

@@ -133,9 +133,7 @@ def test_a_missing_part_is_named():
 
 def test_a_spec_that_is_no_table(tmp_path):
     path = tmp_path / "bad.yaml"
-    with pytest.raises(
-        SpecError, match=r"bad.yaml \(no such file or directory\): name a YAML file"
-    ):
+    with pytest.raises(SpecError, match=r"bad.yaml .*YAML file"):
         specs.load(path)
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="it is no text"):

@@ -167,7 +167,7 @@ def test_a_change_that_would_be_dropped_is_refused(change: str, said: str):
 )
 def test_true_and_false_are_no_numbers(change: str):
     key = change.split("=")[0].split(".")[-1]
-    with pytest.raises(SpecError, match=f"({key}|mean) must be a number, not \\[?([Tt]rue|false)"):
+    with pytest.raises(SpecError, match=f"({key}|mean) .*([Tt]rue|false)"):
         evaluation.check(specs.load(TOY, [change]))
 
 

@@ -20,8 +20,8 @@ from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs, bayes
-from unfool.training.adversarial_bridge import AdversarialBridge
-from unfool.training.objectives import Denoising, denoising_loss
+from unfool.training.objectives.adversarial_bridge import AdversarialBridge
+from unfool.training.objectives.denoising import Denoising, denoising_loss
 from unfool.training.options import TrainingOptions
 from unfool.training.train import train
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from stopped_training import stopped
 from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.data.arrays import Arrays
@@ -25,7 +26,7 @@ from unfool.toy.blobs import Blobs
 from unfool.training import checkpoint, memory_forecast
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.objectives import Denoising, time_and_label
+from unfool.training.objectives.denoising import Denoising, time_and_label
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train
@@ -198,22 +199,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(elsewhere
 def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch, capsys):
     """Though a busy machine's trial may come out otherwise; but not in one that this machine lacks."""
     asks = started("training.precision=bfloat16")
-    real = loop.load_batch
-
-    def dies(*arguments):
-        if arguments[2].start == 8:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     for number, (costs, then, precision) in enumerate(
         [(0.5, 0.5, "bfloat16"), (0.5, 1.5, "bfloat16"), (2, 0.5, "float32"), (0.5, 9, "float32")]
     ):
         folder = elsewhere / str(number)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
-        monkeypatch.setattr(loop, "load_batch", dies)
-        with pytest.raises(KeyboardInterrupt):
-            training.run(asks, folder, quiet=True)
-        monkeypatch.setattr(loop, "load_batch", real)
+        stopped(asks, folder, 3)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=then: costs)
         training.run(asks, folder)
         assert json.loads((folder / "card.json").read_text())["training"]["precision"] == precision

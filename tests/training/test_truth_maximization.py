@@ -20,10 +20,10 @@ from unfool.toy.blobs import Blobs
 from unfool.training import adversarial_images as cache
 from unfool.training import run as training
 from unfool.training.lr_schedule import Plan
+from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train
-from unfool.training.truth_maximization import TruthMaximization
 
 X = Noise.of(0, range(6)).uniform(torch.empty(6, 1, 4, 4))
 Y = torch.tensor([0, 1, 0, 1, 1, 0])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ class AnalysisInputs(NamedTuple):
     indices: list[int]
     noise: Noise
     threat: Threat
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it: the spec and the indices."""
+        return {"spec": self.spec, "indices": self.indices}
 
 
 def load_inputs(

@@ -87,7 +87,7 @@ def purification(
     eot: int = 8,
     loss: Loss = "margin",
     draws: int = 4,
-    perceptual: bool = False,
+    lpips: bool = False,
     shown: int = 6,
     quiet: bool = False,
 ) -> Purification:
@@ -103,7 +103,7 @@ def purification(
         eot: Draws per step.
         loss: That is climbed.
         draws: Of the defense's noise, per image; the same for clean and attacked ones.
-        perceptual: Measure LPIPS, too.
+        lpips: Measure LPIPS, too.
         shown: Of how many images pictures are kept.
         quiet: Show no progress.
 
@@ -116,7 +116,7 @@ def purification(
     whole = model.model
     if not isinstance(whole, Defended):
         raise ValueError("the spec has no purifier: there is nothing to look at")
-    if perceptual:
+    if lpips:
         check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)
     purify = Batched(whole.purifier, model.batch_size)
@@ -144,7 +144,7 @@ def purification(
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {
-            row: _distances(kept, x, perceptual) for row, kept in pictures.items() if row != CLEAN
+            row: _distances(kept, x, lpips) for row, kept in pictures.items() if row != CLEAN
         }
         gap = [
             (dirty - clean).flatten(1).norm(dim=1)
@@ -162,8 +162,8 @@ def purification(
     )
 
 
-def _distances(images: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
-    distances = [measure(image, x, perceptual) for image in images]
+def _distances(images: list[Tensor], x: Tensor, lpips: bool) -> dict[str, np.ndarray]:
+    distances = [measure(image, x, lpips) for image in images]
     return {
         metric: np.array([[by_metric[metric] for by_metric in draw] for draw in distances]).T
         for metric in METRICS

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfool.api.evaluate import data_name
 from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.run_result import RunResult, place_for, run_in
+from unfool.api.run_result import RunResult, place_for
 from unfool.api.spec_from_objects import contents, model_parts, modules
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
@@ -16,8 +16,6 @@ from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.report import certification
 from unfool.report.formatting import percent
-from unfool.report.render_html import to_fragment
-from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
@@ -34,6 +32,8 @@ class CertifyResult(RunResult[CertificationSummary]):
     Raises:
         RuntimeError: The run has no images yet, or is no certification.
     """
+
+    _report = certification
 
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
         super().__init__(run, summary(run), home)
@@ -81,26 +81,9 @@ class CertifyResult(RunResult[CertificationSummary]):
             for row in self._summary["images"]
         ]
 
-    def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report, and keep the run beside it, as `Result.write_report` does.
-
-        Raises:
-            ValueError: The run's folder is a temporary one, and no other is named.
-            RuntimeError: The folder holds another run.
-        """
-        run = run_in(self.run, self._home is not None, folder)
-        certification.write_report(run)
-        return run.folder
-
-    def __str__(self) -> str:
-        return plain_text(certification.brief(self._summary))
-
     def __repr__(self) -> str:
         at = ", ".join(f"{percent(self.certified[r].value)} at {r:g}" for r in (0.25, 0.5))
         return f"<CertifyResult: certified {at} (l2); {self.n} of {self.of} images>"
-
-    def _repr_html_(self) -> str:
-        return to_fragment(certification.brief(self._summary))
 
 
 def certify(

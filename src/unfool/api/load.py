@@ -15,6 +15,8 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.device import pick_device
 
+load_spec = specs.load
+
 
 class LoadedClassifier(Classifier, Protocol):
     """A classifier that draws fresh noise where none is given."""

@@ -5,12 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.run_result import RunResult, run_in
+from unfool.api.run_result import RunResult
 from unfool.report import evaluation
 from unfool.report.formatting import percent
-from unfool.report.render_html import to_fragment
-from unfool.report.render_terminal import plain_text
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.export.records import answers
 from unfool.results.export.write import export as write_export
 from unfool.results.report_json import Readings, Summary
@@ -35,6 +33,8 @@ class Result(RunResult[Summary]):
     Raises:
         RuntimeError: The run has no outcomes yet, or is no evaluation.
     """
+
+    _report = evaluation
 
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
         if run.kind == "certification":
@@ -81,23 +81,6 @@ class Result(RunResult[Summary]):
         """
         return answers(self.run)
 
-    def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
-
-        Args:
-            folder: Where to; the run's own folder by default. `unfool.load_run` opens it.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: The run's folder is a temporary one, and no other is named.
-            RuntimeError: The folder holds another run.
-        """
-        run = run_in(self.run, self._home is not None, folder)
-        evaluation.write_report(run)
-        return run.folder
-
     def export(
         self, to: str, folder: str | Path, model: str | None = None, by: str | None = None
     ) -> list[Path]:
@@ -118,18 +101,12 @@ class Result(RunResult[Summary]):
         """
         return write_export(self.run, to, Path(folder), model, by)
 
-    def __str__(self) -> str:
-        return plain_text(evaluation.brief(self._summary))
-
     def __repr__(self) -> str:
         said = f"clean {percent(self.clean.per_draw.value)}"
         if self._summary["attacks"]:
             said += f", robust {percent(self.robust.per_draw.value)}"
         counts = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
         return f"<Result: {said} per draw; {counts}>"
-
-    def _repr_html_(self) -> str:
-        return to_fragment(evaluation.brief(self._summary))
 
 
 def load_run(folder: str | Path) -> Result:

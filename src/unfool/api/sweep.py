@@ -15,7 +15,7 @@ from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 
 
 class SweepResult(list[tuple[dict[str, str], Result]]):

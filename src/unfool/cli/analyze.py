@@ -71,12 +71,10 @@ def gradients(
     from unfool.report.analyses import write_gradients
 
     at = load_inputs(spec, changes or [], data, images, device)
-    options: Any = {"loss": loss, "draws": draws}
-    found = compare(at.model, at.x, at.y, at.noise, coarse=coarse, quiet=quiet, **options)
-    words = options | {"images": images, "coarse": coarse}
-    command = command_line("analyze gradients", spec, changes, **words)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_gradients, "gradients", spec, out, found, about, device)
+    options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
+    found = compare(at.model, at.x, at.y, at.noise, quiet=quiet, **options)
+    command = command_line("analyze gradients", spec, changes, images=images, **options)
+    _write(write_gradients, "gradients", command, spec, out, found, at.facts | options, device)
 
 
 @analyze.command()
@@ -105,8 +103,9 @@ def trajectories(
     options |= {"draws": draws, "loss": loss}
     found = follow(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_trajectories, "trajectories", spec, out, found, about, device)
+    _write(
+        write_trajectories, "trajectories", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
@@ -143,10 +142,8 @@ def landscape(
         for name, at in inputs.items()
     }
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
-    about = {"command": command, "specs": {name: at.spec for name, at in inputs.items()}}
-    _write(
-        write_landscapes, "landscape", spec, out, found, about | options | {"image": image}, device
-    )
+    about = {"specs": {name: at.spec for name, at in inputs.items()}, "image": image} | options
+    _write(write_landscapes, "landscape", command, spec, out, found, about, device)
 
 
 @analyze.command()
@@ -170,13 +167,12 @@ def purification(
     from unfool.report.analyses import write_purification
 
     at = load_inputs(spec, changes or [], data, images, device)
-    options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
-    inputs = (at.model, at.x, at.y, at.threat, at.noise)
-    found = look_at(*inputs, perceptual=lpips, quiet=quiet, **options)
-    options |= {"images": images, "lpips": lpips}
-    command = command_line("analyze purification", spec, changes, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_purification, "purification", spec, out, found, about, device)
+    options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss, "lpips": lpips}
+    found = look_at(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    command = command_line("analyze purification", spec, changes, images=images, **options)
+    _write(
+        write_purification, "purification", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
@@ -217,12 +213,12 @@ def compression(
     words: Any = {"images": images, "draws": draws, "steps": steps}
     command = command_line("analyze compression", sources, changes, **words)
     command += "".join(f" --size {value:g}" for value in size or [])
-    about = {"command": command, "specs": found.specs} | options | {"indices": found.indices}
+    about = {"specs": found.specs, "indices": found.indices} | options
 
     def write(where: Path, measured: Any, told: dict[str, Any]) -> "Document":
         return write_compression(where, measured, told, found.skipped)
 
-    _write(write, "compression", name, folder, found.measured, about, device)
+    _write(write, "compression", command, name, folder, found.measured, about, device)
 
 
 @analyze.command("critical-eps")
@@ -254,8 +250,9 @@ def critical_eps(
     options |= {"rounds": rounds, "loss": loss}
     found = bisect(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze critical-eps", spec, changes, images=images, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_critical_eps, "critical-eps", spec, out, found, about, device)
+    _write(
+        write_critical_eps, "critical-eps", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
@@ -291,8 +288,8 @@ def samples(
     inputs = (denoisers, classifier, at.x, at.y, at.noise)
     found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
-    about = {"command": command, "specs": checked} | options | {"indices": at.indices}
-    _write(write_samples, "samples", spec, out, found, about, device)
+    about = {"specs": checked, "indices": at.indices} | options
+    _write(write_samples, "samples", command, spec, out, found, about, device)
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
@@ -304,6 +301,7 @@ def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[s
 def _write(
     write: "Callable[[Path, Any, dict[str, Any]], Document]",
     name: str,
+    command: str,
     spec: str,
     out: Path | None,
     found: Any,
@@ -315,6 +313,6 @@ def _write(
     from unfool.runtime.device import pick_device
     from unfool.runtime.provenance import describe_made
 
-    about["made"] = describe_made(pick_device(device))
+    about = {"command": command} | about | {"made": describe_made(pick_device(device))}
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
     print_document(write(folder, found, about), page=folder / f"{name}.html")

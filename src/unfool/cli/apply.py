@@ -28,7 +28,7 @@ def purify(
     """
     from pathlib import Path
 
-    from unfool.cli.purify_and_classify import purify_files
+    from unfool.cli.apply_to_files import purify_files
 
     folder = out or Path("purified")
     for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
@@ -49,7 +49,7 @@ def classify(
     force: Force = False,
 ) -> None:
     """Predict the classes of images through a defense, with the vote; with --out, as a sheet, too."""
-    from unfool.cli.purify_and_classify import classify_files
+    from unfool.cli.apply_to_files import classify_files
 
     options = {"out": out, "force": force}
     for line in classify_files(

@@ -18,7 +18,7 @@ from unfool import spec as specs
 from unfool.attacks.losses import query_model
 from unfool.checks import images_of_any_range
 from unfool.cli.doctor_denoiser import denoises
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
 from unfool.data.subset import choose_indices

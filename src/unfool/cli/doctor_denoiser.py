@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.denoising_error import (
     TIMES,

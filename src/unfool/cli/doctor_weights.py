@@ -11,7 +11,7 @@ from torch import nn
 from unfool import spec as specs
 from unfool.cli.doctor import STATISTICS, examine
 from unfool.cli.doctor_denoiser import denoises
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
 from unfool.diffusion.denoiser import Denoiser

@@ -12,7 +12,7 @@ import typer
 from unfool.cli.analyze import analyze
 from unfool.cli.apply import classify, purify
 from unfool.cli.compare import Strict, check_gate, compare, hold_gate
-from unfool.cli.diagnose import doctor
+from unfool.cli.doctor_command import doctor
 from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unfool.data.pictures import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
 from unfool.ranges import Count, check_arguments
 from unfool.spec.menu import hint
 

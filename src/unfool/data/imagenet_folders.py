@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from unfool.data.pictures import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
 from unfool.ranges import Count, check_arguments
 
 _CLASSES = 1000

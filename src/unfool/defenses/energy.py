@@ -18,7 +18,7 @@ class Energy(Denoiser):
     By Tweedie's formula x_hat = (x_t + sigma^2 score) / alpha, and what purifiers make of it,
     (alpha x_hat - x_t) / sigma^2, is that score again. It knows of no noise, so it is for `langevin`,
     whose steps stay at one small time: without an anchor (`sigma2: null`) and with many steps that is
-    purification by the long-run dynamics of an energy-based model (Hill et al., 2021, equation 3: 1500
+    purification by the long-run dynamics of an energy-based model (Hill et al., 2021: 1500
     steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
 
     Args:

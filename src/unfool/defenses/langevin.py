@@ -28,7 +28,7 @@ class Langevin(nn.Module):
     deviation 0.126 of the range [-1, 1].
 
     Without an anchor (`sigma2: null`), with `eta: 1` and with many steps it is long-run Langevin dynamics
-    (Hill et al., 2021, equation 3): each step adds tau^2 / 2 times the score and noise of tau, where
+    (Hill et al., 2021): each step adds tau^2 / 2 times the score and noise of tau, where
     tau^2 is lambda t / steps. The score may be an energy-based model's (the denoiser `energy`).
 
     Args:

@@ -14,8 +14,8 @@ from unfool.runtime.text import html_repr, short_repr
 class LocalSmoothing(nn.Module):
     """The answers of a classifier to noisy copies of an image, put together.
 
-    Behind `one-step` and under `unfool certify` it is DiffSmooth (arXiv 2308.14333, algorithm 1): an
-    image with the noise of the certification is denoised once, copies of the outcome get noise of
+    Behind `one-step` and under `unfool certify` it is DiffSmooth (Zhang et al., 2023, arXiv 2308.14333):
+    an image with the noise of the certification is denoised once, copies of the outcome get noise of
     `sigma`, and the class that most of them have counts as one draw. The certificate is that of the
     outer noise, whatever happens after it. The classifier is one that was trained on noise of `sigma`;
     the release takes 0.01 or 0.02 more, for denoised images are smooth.

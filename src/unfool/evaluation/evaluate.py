@@ -31,7 +31,7 @@ from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
 from unfool.results.outcome import Condition, Curtailed, Outcome
-from unfool.results.quality import Quality
+from unfool.results.quality_means import Quality
 from unfool.results.run_folder import OutcomeStore
 from unfool.threat import Knowledge, Threat
 

@@ -17,7 +17,7 @@ from unfool.evaluation import run as evaluation
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.spec.tables import without
 
 

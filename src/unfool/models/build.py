@@ -16,7 +16,7 @@ from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
 from unfool.networks import wide_resnet as wide
-from unfool.networks.deepmind import Activation, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import Activation, DeepMindWideResNet
 from unfool.networks.mobilenet import MobileNetV2
 from unfool.networks.resnet import ResNet
 from unfool.networks.shufflenet import ShuffleNetV2

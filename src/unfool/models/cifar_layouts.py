@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unfool.models.checkpoints import load_state
 from unfool.networks.cifar_resnet import CifarResNet
-from unfool.networks.deepmind import Activation, DeepMindPreActResNet, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import Activation, DeepMindPreActResNet, DeepMindWideResNet
 from unfool.networks.mobilenet import REPEATS, MobileNetV2
 from unfool.networks.resnet import ResNet
 from unfool.networks.shufflenet import ShuffleNetV2

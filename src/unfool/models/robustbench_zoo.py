@@ -10,7 +10,7 @@ from typing import Literal
 from unfool.models.checkpoints import read_state
 from unfool.models.cifar_layouts import CIFAR10, NOTHING, PYTORCH_CIFAR, Choices, filled, recognize
 from unfool.models.classifiers import NormalizedClassifier, Stated
-from unfool.networks.deepmind import DeepMindPreActResNet, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import DeepMindPreActResNet, DeepMindWideResNet
 from unfool.ranges import check_arguments
 from unfool.spec.menu import hint
 

@@ -31,7 +31,7 @@ from unfool.report.figures import analyses as figures
 from unfool.report.figures import trajectories as paths
 from unfool.report.figures.analyses import METRICS
 from unfool.report.formatting import cell, duration, interval, mean, percent
-from unfool.report.record import started
+from unfool.report.provenance import started
 from unfool.report.write import write_document
 from unfool.runtime.provenance import Made
 

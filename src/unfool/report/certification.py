@@ -9,7 +9,7 @@ from unfool.report.evaluation import notices
 from unfool.report.figures.certification import certified_accuracy
 from unfool.report.formatting import cell, interval, memory, percent
 from unfool.report.image_table import certified_table
-from unfool.report.record import how_to_reproduce, record
+from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run

@@ -23,7 +23,7 @@ from unfool.report.document import (
 from unfool.report.figures.comparison import paired_accuracy, title_of
 from unfool.report.formatting import cell, interval, percent, points
 from unfool.report.image_table import paired_table
-from unfool.report.record import both_records
+from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate

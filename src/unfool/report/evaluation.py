@@ -22,7 +22,7 @@ from unfool.report.figures import examples
 from unfool.report.figures.examples import Gallery, small_images
 from unfool.report.formatting import Share, interval, percent
 from unfool.report.image_table import image_table
-from unfool.report.record import how_to_reproduce, record
+from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.image_records import ImageRecord, image_records
 from unfool.results.report_json import CertificationSummary, Summary

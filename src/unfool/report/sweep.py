@@ -24,14 +24,14 @@ from unfool.report.document import (
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
 from unfool.report.formatting import duration, percent
-from unfool.report.record import UNKNOWN, started
+from unfool.report.provenance import UNKNOWN, started
 from unfool.report.write import write_document
-from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
-from unfool.results.seed_pooling import Pooled, is_seed, pool
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
+from unfool.results.sweep.convergence import Convergence, describe, sweep_doubts, verdicts
+from unfool.results.sweep.seed_pooling import Pooled, is_seed, pool
 
 VERSION = 1
 Done = Sequence[tuple[Cell, Summary]]

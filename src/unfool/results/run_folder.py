@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from unfool.results.kept_pictures import wrong_pictures
+from unfool.results.example_images import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Condition, Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec

@@ -7,11 +7,12 @@ from statistics import fmean
 from typing import Any, cast
 
 from unfool import __version__
-from unfool.results import loss_curves, run_doubts
+from unfool.results import loss_curves
 from unfool.results.attack_roles import given_to, roles
+from unfool.results.doubts.run import all_doubts
 from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.quality import summarize
+from unfool.results.quality_means import summarize
 from unfool.results.report_json import (
     ClassRow,
     CostEntry,
@@ -142,7 +143,7 @@ def summarize_run(run: Run) -> Summary:
         "not_tried": not_tried(spec),
         "doubts": [
             {"name": doubt.name, "severity": doubt.severity, "why": doubt.why}
-            for doubt in run_doubts.all_doubts(
+            for doubt in all_doubts(
                 spec,
                 outcomes,
                 by_name,

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from torch import Tensor
 
 from unfool import __version__
@@ -29,6 +29,7 @@ from unfool.serve.request import (
     images_to_purify,
     in_thread,
     parse_body,
+    to_flag,
     to_seed,
     to_votes,
 )
@@ -63,16 +64,25 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
 
 
 def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
-    @app.get("/health", summary="Whether the process answers.", tags=["status"])
+    name, tags = defense.name, ["status"]
+    alive = examples.status(name, "/health", "Whether the process answers.")
+    accepting = examples.status(name, "/ready", "Whether requests are accepted.", waits=True)
+
+    @app.get("/health", tags=[*tags], **alive)
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready", summary="Whether requests are accepted (else 503).", tags=["status"])
+    @app.get("/ready", tags=[*tags], **accepting)
     async def ready() -> Response:
         fine = defense.batcher.accepting
         return JSONResponse({"ready": fine}, 200 if fine else 503)
 
-    @app.get("/metrics", summary="Counters for Prometheus.", tags=["status"])
+    @app.get(
+        "/metrics",
+        summary="Counters for Prometheus.",
+        tags=[*tags],
+        response_class=PlainTextResponse,
+    )
     async def counters() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -80,7 +90,7 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
 def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int) -> None:
     limits = defense.limits
 
-    @app.post("/classify", tags=["defense"], **examples.classify(defense.name))
+    @app.post("/classify", tags=["defense"], **examples.classify(defense.name, limits))
     async def classify(request: Request) -> Response:
         async def answer(content: bytes) -> Response:
             body = await parse_body(request, content, limits)
@@ -96,14 +106,14 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, vot
 
         return await _in_time(request, held, answer)
 
-    @app.post("/purify", tags=["defense"], **examples.purify(defense.name))
+    @app.post("/purify", tags=["defense"], **examples.purify(defense.name, limits))
     async def purify(request: Request) -> Response:
         async def answer(content: bytes) -> Response:
             if defense.purifier is None:
                 raise Refused(404, "this model has no purifier: there is nothing to purify with")
             body = await parse_body(request, content, limits)
             seed = to_seed(body.fields.get("seed"), limits)
-            force = body.fields.get("force") in (True, "true", "1")
+            force = to_flag(body.fields.get("force", False), "force")
             shape = defense.purifier_shape
             images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
             _check_size(images, 1, limits.queue)
@@ -121,13 +131,16 @@ def _add_open_inference(
 ) -> None:
     limits, tags = defense.limits, ["Open Inference Protocol"]
 
-    def get(path: str, told: Callable[[], tuple[Any, int]], summary: str) -> None:
+    def get(
+        path: str, told: Callable[[], tuple[Any, int]], summary: str, waits: bool = False
+    ) -> None:
         async def route(request: Request) -> Response:
             _check_model(request, defense)
             content, status = told()
             return JSONResponse(content, status)
 
-        app.add_api_route(path, route, methods=["GET"], summary=summary, tags=[*tags])
+        more = examples.status(defense.name, path, summary, waits)
+        app.add_api_route(path, route, methods=["GET"], tags=[*tags], **more)
 
     def ready() -> tuple[Any, int]:
         fine = defense.batcher.accepting
@@ -139,6 +152,7 @@ def _add_open_inference(
         "/v2/health/ready",
         lambda: ({"ready": ready()[0]["ready"]}, ready()[1]),
         "Whether it is ready.",
+        waits=True,
     )
 
     async def infer(request: Request) -> Response:
@@ -161,8 +175,8 @@ def _add_open_inference(
 
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
-        get(f"{model}/ready", ready, "Whether the model is ready.")
-        more = examples.infer(defense.name)
+        get(f"{model}/ready", ready, "Whether the model is ready.", waits=True)
+        more = examples.infer(defense.name, model)
         app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **more)
 
 

@@ -91,7 +91,7 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
         raise Refused(400, f"the input of this model is {INPUT!r}")
     parameters = _table(asked, "parameters")
     default = bool(parameters.get("binary_data_output", False))
-    outputs = asked.get("outputs") or []
+    outputs = [] if asked.get("outputs") is None else asked["outputs"]
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
         raise Refused(400, "`outputs` must be a list of objects with a name")
     wanted = {
@@ -156,7 +156,7 @@ def _names(defense: Defense) -> list[str]:
 
 
 def _table(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = of.get(name) or {}
+    found = {} if of.get(name) is None else of[name]
     if not isinstance(found, dict):
         raise Refused(400, f"`{name}` must be an object")
     return found

@@ -173,6 +173,18 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
     return value
 
 
+def to_flag(value: object, name: str) -> bool:
+    """Yes or no, from JSON or a form.
+
+    Raises:
+        Refused: It is neither.
+    """
+    for flag, words in ((True, ("true", "1")), (False, ("false", "0"))):
+        if value is flag or value in words:
+            return flag
+    raise Refused(400, f"{name} must be true or false")
+
+
 def to_votes(value: object, limits: Limits) -> int:
     """How many passes vote.
 
@@ -318,7 +330,7 @@ async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        status = 413 if "Too many" in error.message else 400
+        status = 413 if "Too many files" in error.message else 400
         raise Refused(status, f"the form cannot be read: {error.message[:200]}") from None
     except Exception:  # a damaged form may raise anything
         raise Refused(400, "the form cannot be read: is its boundary right?") from None

@@ -31,11 +31,11 @@ from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
-from unfool.training.objectives import denoising_loss
-from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
+from unfool.training.objectives.denoising import denoising_loss
+from unfool.training.objectives.purified_copies import PurifiedCopies, with_purified_copies
+from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
-from unfool.training.truth_maximization import TruthMaximization
 
 # objectives whose images are made before the training, and kept in a folder of this name
 MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {

@@ -30,10 +30,10 @@ from unfool.noise import Noise, permutation, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.progress import progress
 from unfool.training import checkpoint
+from unfool.training.augmentation import augmented
 from unfool.training.distributed import Processes
 from unfool.training.lr_schedule import Plan
 from unfool.training.muon import Muon, is_kernel
-from unfool.training.objectives import augmented
 from unfool.training.options import TrainingOptions
 
 Batch = tuple[Tensor, Tensor, Noise]

@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, Share, check_fields
-from unfool.training.adversarial import PGDAT
+from unfool.training.objectives.adversarial import PGDAT
 
 
 @dataclass(frozen=True)
 class ALP:
     """Cross-entropy of clean and adversarial images, and the squared gap of their logits.
 
-    share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al., 2018,
-    section 3), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is PGD-AT. The
+    share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al., 2018),
+    x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is PGD-AT. The
     published model withstood weak attacks alone (Engstrom et al., 2018): judge it by strong ones.
 
     Attributes:

@@ -5,7 +5,7 @@ from math import ceil, inf
 from statistics import mean
 
 from unfool.results.attack_roles import draws_per_step, exact_attacks
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import SanityCheck
 from unfool.results.spec import AttackEntry
 

@@ -18,7 +18,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
 from unfool.training.image_cache import CachedImages, fill_cache
-from unfool.training.objectives import CrossEntropy
+from unfool.training.objectives.cross_entropy import CrossEntropy
 
 # what the copies depend on
 OPTIONS = ("denoiser", "purifier", "copies", "images", "seed")

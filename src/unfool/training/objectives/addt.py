@@ -15,7 +15,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
 from unfool.training.freeze import frozen
-from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
 Target = Literal["ce", "mse"]

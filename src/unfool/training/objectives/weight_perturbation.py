@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
-from unfool.training.adversarial import PGDAT, TRADES
+from unfool.training.objectives.adversarial import PGDAT, TRADES
 
 
 @dataclass(frozen=True)

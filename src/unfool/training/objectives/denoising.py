@@ -1,4 +1,4 @@
-"""Training objectives: a model, images and labels to the loss of each image."""
+"""Denoising score matching (Ho et al., 2020): the squared error of what a network predicts of x_t."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
-from unfool.protocols import Classifier
-from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
-from unfool.threat import images
+from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, check_fields
 
 Times = Literal["uniform", "lognormal"]
 
@@ -164,37 +162,3 @@ def losses_of_heads(
     logits = -z[0].numel() * errors[:, : model.classes]
     cross_entropy = F.cross_entropy(logits, y, reduction="none")
     return errors.gather(1, label[:, None])[:, 0], cross_entropy
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """The plain objective of a classifier.
-
-    Attributes:
-        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
-            al., 2016, section 7), from 0 to below 1.
-    """
-
-    smoothing: ShareBelowOne = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The loss of each image (B,)."""
-        logits = model(x, noise).float()
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
-
-
-def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
-    """Images mirrored half of the time, and moved by up to `crop` pixels (gray outside)."""
-    if flip:
-        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
-    if crop:
-        padded = F.pad(x, (crop,) * 4, value=0.5)
-        places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
-        high, wide = x.shape[2:]
-        x = torch.stack(
-            [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]
-        )
-    return x

@@ -14,7 +14,7 @@ from unfool.ranges import Count, InPixels, NotNegative, Positive, check_fields
 
 @dataclass(frozen=True)
 class MACER:
-    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (algorithm 1).
+    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (Zhai et al., 2020).
 
     Probabilities p are means over `copies` noisy copies of an image. The loss is - log p_y, and, of
     images that the smoothed classifier gets right with a margin of at most gamma, weight sigma / 2 (gamma

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.spec import ThreatSection
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger

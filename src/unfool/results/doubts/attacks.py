@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
 from unfool.results.attack_roles import exact_attacks, roles, special_climb
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import change_of

@@ -8,12 +8,6 @@ from math import ceil
 from statistics import mean, variance
 from typing import Any, cast
 
-from unfool.results.attack_doubts import (
-    beaten,
-    paired_gap,
-    special_beats_plain,
-    unbounded_beats_bounded,
-)
 from unfool.results.attack_roles import (
     BLIND,
     ELSEWHERE,
@@ -24,9 +18,15 @@ from unfool.results.attack_roles import (
     roles,
     view_name,
 )
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.attacks import (
+    beaten,
+    paired_gap,
+    special_beats_plain,
+    unbounded_beats_bounded,
+)
+from unfool.results.doubts.doubt import Doubt
+from unfool.results.doubts.model import model_doubts
 from unfool.results.loss_curves import right
-from unfool.results.model_doubts import model_doubts
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval

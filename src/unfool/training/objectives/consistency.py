@@ -18,7 +18,7 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import AtLeastTwo, Share, ShareAboveZero, check_fields
 from unfool.training.freeze import frozen
-from unfool.training.objectives import label_or_null
+from unfool.training.objectives.denoising import label_or_null
 
 Distance = Literal["huber", "l2", "l1", "lpips"]
 Solver = Literal["heun", "euler"]

@@ -20,7 +20,7 @@ from unfool.protocols import Classifier
 from unfool.ranges import NotNegative, Share, ShareAboveZero, check_fields
 from unfool.threat import Threat
 from unfool.training.freeze import frozen
-from unfool.training.objectives import denoising_loss, label_or_null
+from unfool.training.objectives.denoising import denoising_loss, label_or_null
 
 Path = Literal["diffusion", "flow"]
 Attacked = Literal["one-step", "classifier"]

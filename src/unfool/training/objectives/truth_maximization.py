@@ -21,7 +21,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, check_fields
 from unfool.threat import Threat, images
-from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Released = Literal["range", "noise", "unattacked"]
 

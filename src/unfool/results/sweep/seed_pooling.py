@@ -12,7 +12,7 @@ from unfool.results.attack_roles import roles
 from unfool.results.outcome import Outcome
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.statistics import mean_of
 
 Group = Sequence[tuple[Cell, Run]]
