@@ -31,6 +31,7 @@ from torch import Tensor
 StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
 PART = 2**16  # numbers that a thread draws at least: about a millisecond
+_DRAWN = [0]  # how often this process drew noise
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class Noise:
                 f"the noise is for {len(self.keys)} images, and the batch has {len(like)}: "
                 "noise.take(which) selects the noise of some images"
             )
+        _DRAWN[0] += 1
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
         keys, threads = self._drawn(), torch.get_num_threads()
         parts = min(threads, out.size // PART)
@@ -252,6 +254,15 @@ def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
 
 
+def drawn_so_far() -> tuple[object, ...]:
+    """What a call changes that draws noise, or numbers of a global generator; else it stays the same."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():
+        states += torch.cuda.get_rng_state_all()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    return _DRAWN[0], *(s.numpy().tobytes() for s in states), repr(numpy), random.getstate()
+
+
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
     """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
     source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
@@ -270,6 +281,7 @@ def seeded(noise: Noise) -> Iterator[None]:
     For strangers' code, which draws from these: for the same images in one batch it repeats itself.
     """
     seed, ours, theirs = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
+    _DRAWN[0] += 1
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002

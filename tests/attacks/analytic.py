@@ -41,7 +41,7 @@ class Blurred(Linear):
 
 
 class Bent(Linear):
-    """Nonlinear, with many local maxima; `luck` is noise that all images of a draw share."""
+    """Nonlinear, with many local maxima; `luck`, if any, is noise that all images of a draw share."""
 
     def __init__(self, classes: int = 2, luck: float = 0.0):
         super().__init__(classes)
@@ -49,7 +49,7 @@ class Bent(Linear):
 
     def score(self, x, noise):
         bent = (torch.sin(9 * x) * WEIGHT.to(x)).flatten(1).sum(1)
-        return bent + self.luck * noise.child("luck").normal(x[:, 0, 0, 0])
+        return bent + self.luck * noise.child("luck").normal(x[:, 0, 0, 0]) if self.luck else bent
 
 
 class Shaken(nn.Module):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from analytic import NOISE, SIZE, THREATS, Drifting, Linear, Shaken, X, Y
+from analytic import NOISE, SIZE, THREATS, Coin, Drifting, Linear, Shaken, X, Y
 
 from unfool.attacks.apgd import APGD
 from unfool.attacks.autoattack import AutoAttack
@@ -10,6 +10,7 @@ from unfool.attacks.candidates import choose
 from unfool.attacks.carlini_wagner import CarliniWagner
 from unfool.attacks.deepfool import DeepFool
 from unfool.attacks.fab import FAB
+from unfool.attacks.losses import without_noise
 from unfool.attacks.low_frequency import LowFrequency
 from unfool.attacks.perceptual import PerceptualPGD
 from unfool.attacks.pgd import PGD, fgsm
@@ -129,29 +130,79 @@ class Counted(torch.nn.Module):
         return self.model(x, noise)
 
 
+@pytest.mark.parametrize("norm", THREATS)
+@pytest.mark.parametrize(
+    ("attack", "to_the_end", "beaten", "with_noise"),
+    [  # calls of an image: to the end, beaten in the first run, and what noise costs on top
+        (APGD(20, loss="margin", targets=3), 2 + 1 + 3 * 24 + 1, 2 + 1 + 24, 3 * 20),
+        (APGD(20, restarts=3), 2 + 3 * 24 + 1, 2 + 24, 3 * 20),
+        (APGD(20, 8, "margin", targets=3, steps_per_draw=21), 76, 27, None),
+        (FAB(20, targets=3), 2 + 2 + 3 * 43, 2 + 2 + 43, 0),
+        (FAB(20, 8, targets=3), 133, 47, None),
+        (Square(200, steps_per_draw=200), 2 + 200 + 2, None, 0),
+        (Square(200), 204, None, 199),
+    ],
+    ids=["apgd-t", "apgd-restarts", "apgd-eot", "fab", "fab-eot", "square", "square-fresh"],
+)
+def test_images_that_are_beaten_are_left_alone_where_no_draw_can_be_luck(
+    attack, to_the_end, beaten, with_noise, norm
+):
+    still, random = Counted(), Counted(drifting=True)
+    for threat, reached in ((THREATS[norm], True), (Threat(norm, 1e-4), False)):
+        found, images_of = {}, {}
+        for model in (still, random):
+            model.asked = 0
+            images_of[model] = attack(model, X, Y, threat, NOISE)
+            assert threat.allows(X, images_of[model]).all()
+            found[model] = model.model(images_of[model], NOISE).argmax(1) != Y
+        assert torch.equal(found[still], found[random])
+        assert bool(found[still].any()) == reached
+        if not reached:
+            assert torch.allclose(images_of[still], images_of[random], atol=1e-9)
+            assert still.asked == to_the_end * SIZE
+            assert with_noise is None or random.asked == (to_the_end + with_noise) * SIZE
+        elif beaten is not None:
+            assert still.asked == beaten * SIZE
+        else:
+            assert still.asked < 0.6 * to_the_end * SIZE
+
+
+class Partly(torch.nn.Module):
+    """Draws noise for bright images alone."""
+
+    def forward(self, x, noise):
+        logits, bright = Linear(classes=4)(x, noise), (x.mean((1, 2, 3)) > 0.5).nonzero()[:, 0]
+        if len(bright):
+            drift = 0.02 * noise.take(bright).child("drift").normal(logits[bright, :2])
+            logits[bright] += torch.nn.functional.pad(drift, (0, 2))
+        return logits
+
+
 @pytest.mark.parametrize(
     "attack",
     [
-        APGD(20, loss="margin", targets=3),
-        APGD(20, restarts=3),
-        FAB(20, targets=3),
-        Square(200, steps_per_draw=200),
+        APGD(5, 2, "margin", targets=3),
+        FAB(4, eot=2, targets=2),
+        Square(20, eot=2),
+        AutoAttack("standard", steps=4, queries=10, targets=2, draws=4),
     ],
-    ids=["apgd-t", "apgd-restarts", "fab", "square"],
+    ids=lambda attack: type(attack).__name__,
 )
-@pytest.mark.parametrize("norm", THREATS)
-def test_images_that_are_beaten_are_left_alone_where_no_draw_can_be_luck(attack, norm):
-    still, random = Counted(), Counted(drifting=True)
-    for threat, reached in ((THREATS[norm], True), (Threat(norm, 1e-4), False)):
-        found = {}
-        for model in (still, random):
-            model.asked = 0
-            x_adv = attack(model, X, Y, threat, NOISE)
-            assert threat.allows(X, x_adv).all()
-            found[model] = model(x_adv, NOISE).argmax(1) != Y
-        assert torch.equal(found[still], found[random])
-        assert bool(found[still].any()) == reached
-        if reached:
-            assert still.asked < 0.6 * random.asked
-        else:
-            assert still.asked == random.asked
+def test_images_with_and_without_noise_share_a_batch_and_are_none_the_wiser(attack):
+    threat = THREATS["l2"]
+    bright = X.mean((1, 2, 3)) > 0.5
+    assert bright.any()
+    assert not bright.all()
+    whole = attack(Partly(), X, Y, threat, NOISE)
+    for i in range(SIZE):
+        alone = attack(Partly(), X[i : i + 1], Y[i : i + 1], threat, NOISE.take([i]))
+        assert torch.allclose(alone, whole[i : i + 1], atol=1e-9)
+
+
+def test_votes_that_agree_by_luck_are_not_taken_for_a_model_without_noise():
+    still = without_noise(Linear(), X, NOISE)
+    assert still.all()
+    assert not without_noise(Drifting(Linear()), X, NOISE).any()
+    assert not without_noise(Coin(1.0), X, NOISE).any()  # always right, and yet it draws
+    bright = X.mean((1, 2, 3)) > 0.5
+    assert torch.equal(without_noise(Partly(), X, NOISE), ~bright)

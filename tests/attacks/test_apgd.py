@@ -45,7 +45,8 @@ def test_the_step_size_shrinks_to_a_peak_inside(norm):
     peak = (X + worst(threat, X, Y)) / 2
 
     def model(x, noise):
-        near = -(x - peak).square().flatten(1).sum(1)
+        aim = peak.repeat_interleave(len(x) // len(peak), 0)  # of each draw
+        near = -(x - aim).square().flatten(1).sum(1)
         return torch.stack([-near, near], 1)
 
     found = APGD(100, loss="margin")(model, X, torch.zeros_like(Y), threat, NOISE)
@@ -71,20 +72,23 @@ def test_luck_that_all_images_share_changes_nothing(hold: int):
     assert torch.allclose(shaken, still, atol=1e-9)
 
 
-def test_held_draws_are_all_that_a_model_without_noise_needs():
+def test_one_draw_is_all_that_a_model_without_noise_is_asked_for():
     threat, calls = THREATS["l2"], []
 
     def model(x, noise):
-        calls.append(torch.is_grad_enabled())
+        calls.append((torch.is_grad_enabled(), len(x)))
         return Bent()(x, noise)
 
-    one = APGD(12, steps_per_draw=1)(model, X, Y, threat, NOISE)
-    fresh = calls.copy()
-    calls.clear()
-    assert torch.equal(APGD(12, steps_per_draw=13)(model, X, Y, threat, NOISE), one)
-    assert fresh.count(True) == calls.count(True) == 13
-    assert fresh.count(False) == 12 + 4
-    assert calls.count(False) == 4  # three candidates and the image
+    found = []
+    for attack in (APGD(12, steps_per_draw=13), APGD(12), APGD(12, eot=4, selection_draws=8)):
+        calls.clear()
+        found.append(attack(model, X, Y, threat, NOISE))
+        assert calls.count((True, len(X))) == 13
+        assert calls.count((False, len(X))) == 3  # candidates; the image need not be met: all fell
+        assert calls.count((False, 2 * len(X))) == 1  # does it draw noise?
+        assert len(calls) == 17
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_targets_are_tried_in_their_order():

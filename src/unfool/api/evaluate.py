@@ -42,6 +42,7 @@ def evaluate(
     images: Count | None = None,
     seed: int = 0,
     skip_broken: bool = False,
+    curtail: bool = False,
     out: str | Path | None = None,
     classes: Sequence[str] | None = None,
     batch_size: Count | Literal["auto"] = 256,
@@ -66,6 +67,8 @@ def evaluate(
         seed: Seed of all noise.
         skip_broken: Attack only images that no earlier attack made wrong on all of the attacker's
             draws.
+        curtail: Stop the draws of an image once no further draw can change its majority, or whether
+            all draws are right. The accuracy per draw is then that of the first half of the draws.
         out: A run folder, in which finished images are kept, and which can later be extended to
             more images; a temporary folder by default. It is an error if the folder holds another
             run: with another model (weights, buffers, or options), other attacks (their fields),
@@ -109,6 +112,7 @@ def evaluate(
                 "seed": seed,
                 "draws": draws,
                 "skip_broken": skip_broken,
+                "curtail": curtail,
             },
             "machine": {
                 "images_per_block": 32,

@@ -124,7 +124,13 @@ def judged(name: str, readings: Readings) -> Judged:
     """The condition that a summary's `readings` tell of."""
     shares = {key: Share(**readings[key]) for key in READINGS}
     bare = readings.get("undefended")
-    return Judged(name, **shares, k=readings["k"], undefended=Share(**bare) if bare else None)
+    return Judged(
+        name,
+        **shares,
+        k=readings["k"],
+        draws=readings.get("draws", readings["k"]),
+        undefended=Share(**bare) if bare else None,
+    )
 
 
 def run_of(given: "Result | Run | str | Path") -> Run:

@@ -1,7 +1,7 @@
 """Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defense's noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from torch import Tensor
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection, rank_value, require_norm
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
-from unfool.attacks.losses import Loss, Query, runner_up_classes, without_noise
+from unfool.attacks.losses import Loss, Query, runner_up_classes
+from unfool.attacks.noise_free import split_by_noise
 from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -27,8 +28,9 @@ class APGD:
     Without noise, these are the steps of the paper (Croce and Hein, 2020). With noise,
     a single lucky draw never decides: the best image so far and each new one are compared on the
     same draws. At the end, the last image, the best one, and the one that was wrong most often are
-    compared on fresh draws, together with those of all other runs and the original image. If the
-    model draws no noise, each run attacks only the images that all earlier runs left right.
+    compared on fresh draws, together with those of all other runs and the original image. An
+    image that the model answers without noise gets one draw, also where others get several
+    (`noise_free`), and each run attacks only those of them that all earlier runs left right.
 
     Attributes:
         steps: Gradient steps of a run.
@@ -38,8 +40,8 @@ class APGD:
             one run away from the true class.
         restarts: Independent runs (of each target).
         steps_per_draw: Steps that share their draws. With 1, every step has fresh draws, which
-            costs an additional forward pass of the best image per step. For a model without noise,
-            set it above `steps` to save that pass.
+            costs an additional forward pass of the best image per step, unless the model draws no
+            noise.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
         weights: The weights of the draws in the gradient: `"mean"` weighs all alike; `"em"` weighs
@@ -76,17 +78,31 @@ class APGD:
             ValueError: The threat's norm is l0, or the model has too few classes for the loss.
         """
         require_norm("APGD", threat, "linf", "l2", "l1")
+        single = replace(
+            self,
+            eot=1,
+            steps_per_draw=self.steps + 1,
+            selection_draws=1,
+            early_stop=min(self.early_stop, 1),
+        )
+
+        def attack(which: list[int], sure: bool) -> Tensor:
+            given = x[which], y[which], threat, noise.take(which)
+            return (single if sure else self)._attack(model, *given, sure)
+
+        return split_by_noise(model, x, noise.child("sure"), attack)
+
+    def _attack(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+    ) -> Tensor:
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
             found = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
             toward = found.unbind(1)
-        sure = torch.zeros_like(y, dtype=torch.bool)
-        if len(toward) * self.restarts > 1:
-            sure = without_noise(model, x, noise.child("sure"))
 
         def search(which: list[int]) -> AttackSteps[Tensor]:
             aims = [None if aim is None else aim[which] for aim in toward]
-            return self.search(x[which], y[which], sure[which], aims, threat, noise.take(which))
+            return self.search(x[which], y[which], sure, aims, threat, noise.take(which))
 
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
@@ -94,12 +110,15 @@ class APGD:
         self,
         x: Tensor,
         y: Tensor,
-        sure: Tensor,
+        sure: bool,
         aims: Sequence[Tensor | None],
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
-        """One search of all these images: yields questions to the model, returns what it found."""
+        """One search of all these images: yields questions to the model, returns what it found.
+
+        With `sure`, what is wrong on the draws that compare candidates is wrong for good.
+        """
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
         left = torch.arange(len(x), device=x.device)  # but for those that are beaten
         for i, aim in enumerate(aims):
@@ -110,7 +129,8 @@ class APGD:
                 if fell:
                     return found[0]
                 yield from contest.meet(*found, which=left)
-                left = (~(sure & contest.wrong)).nonzero()[:, 0]
+                if sure:
+                    left = (~contest.wrong).nonzero()[:, 0]
                 if not len(left):
                     return contest.best
         yield from contest.meet(x[left], which=left)

@@ -1,6 +1,6 @@
 """Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from unfool.attacks.apgd import APGD
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import FAB
 from unfool.attacks.losses import competing_logits, query_logits, recording_losses
+from unfool.attacks.noise_free import split_by_noise
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.checks import check_labels, checked
@@ -32,8 +33,9 @@ class AutoAttack:
     The image that an attack finds is compared with the best one so far on the same draws, and the
     one that is misclassified more often is kept. Fresh draws then decide whether the image counts
     as broken. A single lucky draw never decides, as it does in the release, which takes one wrong
-    answer of a random model for a broken image and keeps the weak images of its first attacks. On a
-    model without noise, this is the published rule: misclassified images are not attacked further.
+    answer of a random model for a broken image and keeps the weak images of its first attacks. On
+    images that the model answers without noise, this is the published rule: misclassified images are
+    not attacked further. They get one draw, also where others get several (`noise_free`).
 
     The versions:
 
@@ -86,9 +88,20 @@ class AutoAttack:
             ValueError: The threat's norm is l1 or l0, or the version needs more classes than there are.
         """
         require_norm("AutoAttack", threat, "linf", "l2")
+
+        def attack(which: list[int], sure: bool) -> Tensor:
+            given = x[which], y[which], threat, noise.take(which)
+            own, draws = (replace(self, eot=1), 1) if sure else (self, self.draws)
+            return own._cascade(model, *given, draws)
+
+        return split_by_noise(model, x, noise.child("sure"), attack)
+
+    def _cascade(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, draws: int
+    ) -> Tensor:
         best = x.clone()
         alive = torch.arange(len(x), device=x.device)
-        for i, attack in enumerate([None, *self.stages()]):
+        for i, attack in enumerate([None, *self.stages(draws)]):
             stage = noise.take(alive).child("stage", i)
             if attack is not None:
                 with (
@@ -96,8 +109,8 @@ class AutoAttack:
                 ):  # several searches, on fewer and fewer images, are no one climb
                     found = attack(model, x[alive], y[alive], threat, stage.child("search"))
                 pair, compare = (best[alive], found), stage.child("compare")
-                best[alive] = choose(model, y[alive], pair, "margin", compare, self.draws)
-            logits = query_logits(model, best[alive], stage.child("survive"), 0, self.draws)
+                best[alive] = choose(model, y[alive], pair, "margin", compare, draws)
+            logits = query_logits(model, best[alive], stage.child("survive"), 0, draws)
             check_labels(y[alive], len(alive), logits.shape[2])
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
             if logits.shape[2] < needed:
@@ -107,11 +120,11 @@ class AutoAttack:
                 )
             others, place = competing_logits(
                 logits.flatten(0, 1),
-                y[alive].repeat_interleave(self.draws),
+                y[alive].repeat_interleave(draws),
                 getattr(model, "classes_kept", 1),
             )
-            left = others.view(len(alive), self.draws, -1)
-            alive = alive[~self.broken(left, place[:: self.draws])]
+            left = others.view(len(alive), draws, -1).expand(-1, self.draws, -1)
+            alive = alive[~self.broken(left, place[::draws])]
             if not len(alive):
                 break
         return best
@@ -126,17 +139,21 @@ class AutoAttack:
         ahead = counts.masked_fill(F.one_hot(y, logits.shape[2]).bool(), 0).amax(1) - right
         return ahead >= 2 * self.draws**0.5
 
-    def stages(self) -> list[Attack]:
-        """The attacks of the version, in their order."""
-        eot = self.eot or EOT[self.version]
+    def stages(self, draws: int | None = None) -> list[Attack]:
+        """The attacks of the version, in their order.
+
+        Args:
+            draws: On which each compares its candidates; None is `draws` of the cascade.
+        """
+        eot, draws = self.eot or EOT[self.version], draws or self.draws
         steps, queries, targets = self.steps, self.queries, self.targets
-        own: dict[str, Any] = {"selection_draws": self.draws, "early_stop": self.early_stop}
+        own: dict[str, Any] = {"selection_draws": draws, "early_stop": self.early_stop}
         if self.version == "unfool":
             few, fewer = max(eot // 5, 1), max(eot // 2, 1)
             return [
                 PGD(max(steps // 5, 1), few, loss="margin", **own),
                 APGD(max(steps // 2, 1), few, "margin", **own),
-                Square(max(queries // 10, 1), few, selection_draws=self.draws),
+                Square(max(queries // 10, 1), few, selection_draws=draws),
                 APGD(max(steps // 2, 1), fewer, "margin", min(targets, 3), **own),
                 APGD(steps, eot, "ce", **own),
                 APGD(steps, eot, "margin", restarts=2, **own),
@@ -147,17 +164,17 @@ class AutoAttack:
             return [APGD(steps, eot, "ce", **own), APGD(steps, eot, "dlr", **own)]
         restarts = 5 if self.version == "plus" else 1
         square = Square(
-            queries, eot, selection_draws=self.draws, steps_per_draw=queries if eot == 1 else 1
+            queries, eot, selection_draws=draws, steps_per_draw=queries if eot == 1 else 1
         )
         toward = APGD(steps, eot, "dlr", targets, **own)
-        fab = FAB(steps, eot, targets, selection_draws=self.draws)
+        fab = FAB(steps, eot, targets, selection_draws=draws)
         first = APGD(steps, eot, "ce", restarts=restarts, **own)
         if self.version == "standard":
             return [first, toward, fab, square]
         return [
             first,
             APGD(steps, eot, "dlr", restarts=restarts, **own),
-            FAB(steps, eot, targets, restarts, selection_draws=self.draws),
+            FAB(steps, eot, targets, restarts, selection_draws=draws),
             square,
             toward,
             fab,

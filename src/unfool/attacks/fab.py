@@ -1,14 +1,15 @@
 """The fast adaptive boundary attack (Croce and Hein, 2020b), targeted, over the defense's noise."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from unfool.attacks.candidates import choose, require_norm
-from unfool.attacks.losses import query_model, runner_up_classes, without_noise
+from unfool.attacks.batch_queue import serve
+from unfool.attacks.candidates import Selection, require_norm
+from unfool.attacks.losses import query_model, runner_up_classes
+from unfool.attacks.noise_free import split_by_noise
 from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -32,8 +33,9 @@ class FAB:
     within eps. A random model is wrong there only about half of the time, and more often farther
     away. So the images at distance eps, in the direction of that image and of the last plane, are
     candidates, too, and all are compared on fresh draws. An image that is misclassified on most
-    draws from the start is moved away from the plane, not toward it. If the model draws no noise, a
-    run skips the images that earlier runs broke.
+    draws from the start is moved away from the plane, not toward it. An image that the model
+    answers without noise gets one draw, also where others get several (`noise_free`), and is skipped
+    by later runs once it is broken.
 
     Attributes:
         steps: Steps of a run.
@@ -63,9 +65,27 @@ class FAB:
             ValueError: The threat's norm is l1 or l0.
         """
         require_norm("FAB", threat, "linf", "l2")
-        candidates = chain([x], self._candidates(model, x, y, threat, noise))
+        single = replace(self, eot=1, selection_draws=1)
+
+        def attack(which: list[int], sure: bool) -> Tensor:
+            given = x[which], y[which], threat, noise.take(which)
+            return (single if sure else self)._attack(model, *given, sure)
+
+        return split_by_noise(model, x, noise.child("sure"), attack)
+
+    def _attack(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+    ) -> Tensor:
         draws = self.selection_draws or self.eot
-        return choose(model, y, candidates, "margin", noise.child("compare"), draws)
+        contest = Selection(y, "margin", noise.child("compare"), draws)
+        serve(model, [contest.meet(x)])
+        for left, nearest, last in self._runs(model, x, y, threat, noise, sure):
+            still = x[left]
+            near = threat.size(nearest - still) <= threat.eps
+            within = torch.where(images(near), nearest, still)
+            further = stretched(still, nearest, threat), stretched(still, last, threat)
+            serve(model, [contest.meet(within, *further, which=left)])
+        return contest.best
 
     @checked
     def nearest(
@@ -80,21 +100,12 @@ class FAB:
         """
         require_norm("FAB", threat, "linf", "l2")
         best, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
-        for found, _ in self._runs(model, x, y, threat, noise):
+        for _, found, _ in self._runs(model, x, y, threat, noise):
             way = threat.size(found - x)
             closer = (way > 0) & (way < least)
             best = torch.where(images(closer), found, best)
             least = torch.where(closer, way, least)
         return best
-
-    def _candidates(
-        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
-    ) -> Iterator[Tensor]:
-        for nearest, last in self._runs(model, x, y, threat, noise, leave=True):
-            near = threat.size(nearest - x) <= threat.eps
-            yield torch.where(images(near), nearest, x)
-            yield stretched(x, nearest, threat)
-            yield stretched(x, last, threat)
 
     def _runs(
         self,
@@ -104,12 +115,12 @@ class FAB:
         threat: Threat,
         noise: Noise,
         leave: bool = False,
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The ends of each run; with `leave`, `x` of images that an earlier one beat within eps."""
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The images of each run, by position, and its ends.
+
+        With `leave`, the next runs are without the images that it beat within eps.
+        """
         aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
-        sure = torch.zeros_like(y, dtype=torch.bool)
-        if leave and aims.shape[1] * self.restarts > 1:
-            sure = without_noise(model, x, noise.child("sure"))
         left = torch.arange(len(x), device=x.device)
         for i, aim in enumerate(aims.unbind(1)):
             for restart in range(self.restarts):
@@ -118,11 +129,11 @@ class FAB:
                     return
                 below, still = below.take(left), x[left]
                 start = threat.start(still, below.child("start")) if restart else still
-                found = self._run(model, still, y[left], aim[left], start, threat, below)
-                ends = x.index_copy(0, left, found[0]), x.index_copy(0, left, found[1])
-                yield ends
-                way = threat.size(ends[0] - x)
-                left = left[~(sure & (way > 0) & (way <= threat.eps))[left]]
+                nearest, last = self._run(model, still, y[left], aim[left], start, threat, below)
+                yield left, nearest, last
+                if leave:
+                    way = threat.size(nearest - still)
+                    left = left[~((way > 0) & (way <= threat.eps))]
 
     def _run(
         self,

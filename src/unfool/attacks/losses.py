@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from unfool.batching import in_parts
 from unfool.checks import check_labels, check_logits
-from unfool.noise import Noise
+from unfool.noise import Noise, drawn_so_far
 from unfool.protocols import Classifier
 
 Loss = Literal["ce", "margin", "dlr"]
@@ -264,13 +264,22 @@ def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: i
 
 
 def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
-    """Which images get the same logits at two draws, (B,) of bool: once wrong, they are wrong for good.
+    """Which images the model answers without noise, (B,) of bool: what one draw says, all draws say.
 
-    An attack of several runs leaves these alone then, as published (Croce and Hein, 2020). Of a random
-    model one wrong answer may be luck, so its images are searched to the end.
+    Their logits are the same at two draws, and the model drew nothing from its noise: votes may agree
+    by luck. The model is called with one image at a time where the logits agree and it did draw, as
+    that may have been for other images of the batch.
     """
+    before = drawn_so_far()
     one, other = query_logits(model, x, noise, 0, 2).unbind(1)
-    return torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(1)
+    alike = torch.isclose(one, other, rtol=1e-4, atol=1e-5).all(1)
+    if drawn_so_far() == before:
+        return alike
+    for i in alike.nonzero()[:, 0].tolist():
+        before = drawn_so_far()
+        query_logits(model, x[i : i + 1], noise.take([i]), 0, 1)
+        alike[i] = drawn_so_far() == before
+    return alike
 
 
 def runner_up_classes(

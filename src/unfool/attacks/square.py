@@ -1,12 +1,13 @@
 """The Square attack (Andriushchenko et al., 2020): random search that needs no gradient."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from unfool.attacks.candidates import choose, require_norm
-from unfool.attacks.losses import query_model, without_noise
+from unfool.attacks.losses import query_model
+from unfool.attacks.noise_free import split_by_noise
 from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
@@ -21,16 +22,17 @@ class Square:
     """Changes random squares of the image by the full budget, and keeps what raises the mean margin.
 
     The best image and each proposal are compared on the same draws, so that no lucky draw decides;
-    at the end, the best image and the original are compared on fresh draws. If the model draws no
-    noise, an image is not attacked further once it is misclassified (Andriushchenko et al., 2020).
+    at the end, the best image and the original are compared on fresh draws. An image that the
+    model answers without noise gets one draw, also where others get several (`noise_free`), and is
+    not attacked further once it is misclassified (Andriushchenko et al., 2020).
 
     Attributes:
         queries: Proposals, the start among them.
         eot: Draws of the defense's noise per proposal and image.
         share: The share of the pixels that the first squares cover, in (0, 1].
         steps_per_draw: Proposals that share their draws. With 1, every proposal has fresh draws,
-            which costs an additional query of the best image per proposal. For a model without
-            noise, set it to `queries` or more to save that query.
+            which costs an additional query of the best image per proposal. A model without
+            noise needs no such query.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
     """
@@ -55,10 +57,19 @@ class Square:
             ValueError: The threat's norm is l1 or l0.
         """
         require_norm("Square", threat, "linf", "l2")
+        single = replace(self, eot=1, steps_per_draw=self.queries, selection_draws=1)
 
+        def attack(which: list[int], sure: bool) -> Tensor:
+            given = x[which], y[which], threat, noise.take(which)
+            return (single if sure else self)._attack(model, *given, sure)
+
+        return split_by_noise(model, x, noise.child("sure"), attack)
+
+    def _attack(
+        self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
+    ) -> Tensor:
         propose = _stripes if threat.norm == "linf" else _tiles
         best = propose(x, threat, noise.child("start"))
-        sure = without_noise(model, x, noise.child("sure"))
         self._climb(model, x, y, best, sure, threat, noise)
         draws = self.selection_draws or self.eot
         return choose(model, y, [best, x], "margin", noise.child("compare"), draws)
@@ -69,11 +80,11 @@ class Square:
         x: Tensor,
         y: Tensor,
         best: Tensor,
-        sure: Tensor,
+        sure: bool,
         threat: Threat,
         noise: Noise,
     ) -> None:
-        """Improve `best` in place; images that are `sure` and beaten are left alone."""
+        """Improve `best` in place; with `sure`, images that are beaten are left alone."""
         left = torch.arange(len(x), device=x.device)
 
         def loss(at: Tensor, i: int) -> Tensor:
@@ -82,10 +93,10 @@ class Square:
 
         highest = loss(best, 0)
         for i in range(1, self.queries):
-            if bool((beaten := sure & (highest > 0)).any()):
+            if sure and bool((beaten := highest > 0).any()):
                 keep = (~beaten).nonzero()[:, 0]
                 left, noise, highest = left[keep], noise.take(keep), highest[keep]
-                x, y, sure = x[keep], y[keep], sure[keep]
+                x, y = x[keep], y[keep]
             if not len(x):
                 return
             fresh, here = noise.child("square", i), best[left]

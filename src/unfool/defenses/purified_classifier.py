@@ -57,10 +57,10 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 
 
 @torch.no_grad()
-def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
+def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int, first: int = 0) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i), which no attack uses, even if it was called with the same
+    Draw i uses the stream ("vote", `first` + i), which no attack uses, even if it had the same
     noise. All passes go into one call; `unfool.Batched(model, 256)` limits a call to 256 images. If
     the model has a method `decide`, it gives the class.
 
@@ -80,15 +80,16 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Ten
         )
     if not len(x):
         return torch.zeros(0, draws, dtype=torch.long, device=x.device)
-    copies, streams = x.repeat(draws, 1, 1, 1), vote_streams(noise, draws)
+    copies, streams = x.repeat(draws, 1, 1, 1), vote_streams(noise, draws, first)
     decide = getattr(model, "decide", None)
     chosen = decide(copies, streams) if decide else predict(model, copies, streams)
     return chosen.view(draws, len(x)).T
 
 
-def vote_streams(noise: Noise, draws: int) -> Noise:
+def vote_streams(noise: Noise, draws: int, first: int = 0) -> Noise:
     """The noise of `draws` passes over the images of `noise`: all images once, then all again."""
-    return Noise(tuple(key for i in range(draws) for key in noise.child("vote", i).keys))
+    votes = range(first, first + draws)
+    return Noise(tuple(key for i in votes for key in noise.child("vote", i).keys))
 
 
 def predict(model: Classifier, x: Tensor, noise: Noise) -> Tensor:

@@ -14,9 +14,9 @@ from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
 from unfool.checks import check_threat
 from unfool.data import fetch
-from unfool.defenses.purified_classifier import predict_draws
 from unfool.evaluation.block_progress import BlockProgress, Expected
 from unfool.evaluation.cost import CallCounter
+from unfool.evaluation.draw_caller import DrawCaller
 from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
 from unfool.results.loss_curves import curves
@@ -78,6 +78,9 @@ class AttackRunner:
     own_predictions: dict[str, Tensor] = field(default_factory=dict)
     loss_curves: dict[str, dict[int, list[float]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.answers = DrawCaller(self.model)
+
     @property
     def conditions(self) -> list[str]:
         """The names of the versions, in their order."""
@@ -128,9 +131,7 @@ class AttackRunner:
         if not (self.skip_broken and todo):
             return {}
         select = noise.take(todo).child("select")
-        self.own_predictions[name] = predict_draws(
-            self.model, version[todo], select, max(self.draws, MIN_DRAWS)
-        )
+        self.own_predictions[name] = self.answers(version[todo], select, max(self.draws, MIN_DRAWS))
         wrong = (self.own_predictions[name] != y[todo, None]).all(1).tolist()
         return {i: (name, version[i]) for i, gone in zip(todo, wrong, strict=True) if gone}
 

@@ -2,7 +2,8 @@
 
 Stand-ins take the places of the parts, answer at once and count how they are asked. So it holds for any
 attack, a stranger's too. They answer rightly whatever is done to the image: where an image that fell is
-left alone, the rehearsal is that of an image that stands up to everything.
+left alone, the rehearsal is that of an image that stands up to everything. They draw noise if the real
+part does, of which each is asked once: attacks spend fewer draws on a model without noise.
 """
 
 from collections import Counter
@@ -21,7 +22,7 @@ from unfool.defenses.purified_classifier import Purified
 from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
-from unfool.noise import Noise
+from unfool.noise import Noise, drawn_so_far
 from unfool.protocols import Classifier, Defended
 from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
@@ -33,6 +34,8 @@ DERIVED_METHODS = (
     "without_elimination",
     "stage",
 )  # what views ask of a part: another part
+
+Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 class Call(NamedTuple):
@@ -88,7 +91,7 @@ class StandIn:
     Args:
         real: The part.
         name: Its name.
-        answer: Images to what it answers, which leads a gradient back.
+        answer: Images, and a random number for each, to what it answers, which leads a gradient back.
         count: Where it counts.
         stands: All stand-ins, by name; those that views make of this one join it.
     """
@@ -97,17 +100,18 @@ class StandIn:
         self,
         real: Any,
         name: str,
-        answer: Callable[[Tensor], Tensor],
+        answer: Answer,
         count: CallCount,
         stands: dict[str, Any],
     ):
         self.real, self.name, self.answer = real, name, answer
         self.count, self.stands = count, stands
+        self.draws: bool | None = None  # not known yet
         stands[name] = real
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
         """The answer; a gradient that goes back through it is counted, too."""
-        out, plain = self.answer(x), Call(self.name, "forward")
+        out, plain = self._answered(x, noise), Call(self.name, "forward")
         self.count.add(plain, len(x))
         if out.requires_grad:
 
@@ -124,7 +128,7 @@ class StandIn:
 
             def decide(x: Tensor, noise: Noise) -> Tensor:
                 self.count.add(Call(self.name, "decide"), len(x))
-                return self.answer(x).argmax(1)
+                return self._answered(x, noise).argmax(1)
 
             return decide
         if name in DERIVED_METHODS:
@@ -135,6 +139,15 @@ class StandIn:
 
             return derive
         return found
+
+    def _answered(self, x: Tensor, noise: Noise) -> Tensor:
+        if self.draws is None:
+            before = drawn_so_far()
+            with torch.no_grad():
+                self.real(x[:1].detach(), noise.take([0]))
+            self.draws = drawn_so_far() != before
+        zero = torch.zeros_like(x[:, 0, 0, 0], requires_grad=False)
+        return self.answer(x, noise.child("rehearsal").normal(zero) if self.draws else zero)
 
 
 def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
@@ -172,7 +185,7 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
         for name, version in search.versions(x, y, place):
             versions[name] = version
             take(name)
-        judge = Judge(search, lpips=False)
+        judge = Judge(search, lpips=False, curtail=options.get("curtail", False))
         judge.outcomes(versions, y, place, set(), set())
         take("verdict")
         judge.quality(versions, Noise.of(options["seed"], place), [0])
@@ -180,21 +193,30 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
     return DryRun(asked, count.most, stands, ticks)
 
 
-def _right(x: Tensor, y: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+def _right(x: Tensor, y: Tensor, classes: int) -> Answer:
     """A classifier that is right about the image `x` (1, C, H, W) whatever is done to it."""
     pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
     slope = torch.sin(pixels.to(x)) / len(pixels)
-    return lambda at: 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope
+    common = torch.arange(classes, device=x.device).to(x) / classes  # moves with the brightness
+
+    def answer(at: Tensor, luck: Tensor) -> Tensor:
+        bright = (at.flatten(1).mean(1) + 0.01 * luck)[:, None] * common.to(at)
+        return 10 * F.one_hot(y, classes).to(at) + at.flatten(1) @ slope + bright
+
+    return answer
 
 
-def _stand_in(
-    model: Any, right: Callable[[Tensor], Tensor], count: CallCount, stands: dict[str, Any]
-) -> Classifier:
+def _purified(x: Tensor, luck: Tensor) -> Tensor:
+    """The image, a little brighter or darker by luck."""
+    return x + 0.01 * luck.view(-1, 1, 1, 1)
+
+
+def _stand_in(model: Any, right: Answer, count: CallCount, stands: dict[str, Any]) -> Classifier:
     if isinstance(model, Aggregated):
         inner: Any = _stand_in(model.model, right, count, stands)
         return Aggregated(inner, paths=model.paths, by=model.by)
     if not isinstance(model, Defended):
         return StandIn(model, "classifier", right, count, stands)
     classifier = StandIn(model.classifier, "classifier", right, count, stands)
-    purifier = StandIn(model.purifier, "purifier", torch.clone, count, stands)
+    purifier = StandIn(model.purifier, "purifier", _purified, count, stands)
     return Purified(classifier, purifier)

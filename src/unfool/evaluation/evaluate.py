@@ -25,11 +25,12 @@ from unfool.evaluation.attack_runner import (
     secret,
 )
 from unfool.evaluation.cost import peak_bytes
+from unfool.evaluation.draw_caller import curtailed
 from unfool.evaluation.image_quality import measure
 from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
-from unfool.results.outcome import Condition, Outcome
+from unfool.results.outcome import Condition, Curtailed, Outcome
 from unfool.results.quality_means import Quality
 from unfool.results.run_folder import OutcomeStore
 from unfool.threat import Knowledge, Threat
@@ -51,6 +52,7 @@ def evaluate_into(
     examples: int = 8,
     skip_broken: bool = False,
     lpips: bool = False,
+    curtail: bool = False,
     machine: Machine | None = None,
 ) -> None:
     """Evaluate what `run` still lacks.
@@ -73,6 +75,8 @@ def evaluate_into(
         skip_broken: Attack only images that nothing before made wrong on all of the attacker's own
             draws: what they are then is kept.
         lpips: Measure this distance to the clean images, too.
+        curtail: Stop the verdict on an image once no further draw can change its majority, or whether
+            all draws are right; the accuracy per draw is then that of the first half of the draws.
         machine: What changes only speed.
 
     Raises:
@@ -85,12 +89,12 @@ def evaluate_into(
     search = AttackRunner(
         Batched(model, machine.batch_size), attacks, threat, seed, draws, skip_broken
     )
-    judge = Judge(search, lpips)
+    judge = Judge(search, lpips, curtail)
 
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
-        robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
+        robust = [np.mean(np.equal(o.conditions[o.chosen].draws, o.label)) for o in outcomes]
         status = f"robust in this block {np.mean(robust):.0%}"
         return (
             status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
@@ -108,6 +112,7 @@ class Judge:
 
     search: AttackRunner
     lpips: bool
+    curtail: bool = False
 
     @property
     def model(self) -> Batched:
@@ -148,17 +153,20 @@ class Judge:
                 continue
             x, private = version[own], noise.take(own)
             knows = getattr(search.attacks.get(name), "knows", None)
-            judged = self._judged(x, private, knows)
-            seen = search.own_predictions.get(name, judged)
+            judged = self._judged(x, y[own], private, knows)
             # without attacks, or with one that knows the noise, there is no choice
-            if search.attacks and name not in search.own_predictions and not knows:
-                seen = predict_draws(self.model, x, private.child("select"), search.draws)
+            seen = torch.tensor([draws for draws, _ in judged], device=y.device)
+            if name in search.own_predictions:
+                seen = search.own_predictions[name]
+            elif search.attacks and not knows and not search.answers.noise_free:
+                seen = search.answers(x, private.child("select"), search.draws)
             wrong = (seen != y[own, None]).float().mean(1)
             bare = self._without_purifier(x, private.child("bare"))
             size = search.threat.size(x - clean[own])
             for j, i in enumerate(own):
                 table[i][name] = Condition(
-                    draws=judged[j].tolist(),
+                    draws=judged[j][0],
+                    curtailed=judged[j][1],
                     undefended=bare[j],
                     size=round(float(size[j]), 6),
                     attacker_error_rate=round(float(wrong[j]), 4),
@@ -197,13 +205,30 @@ class Judge:
         ]
 
     @torch.no_grad()
-    def _judged(self, x: Tensor, noise: Noise, knows: Knowledge | None) -> Tensor:
-        """The verdict's answers (B, draws); of who knows all noise, one: they would all be it."""
-        if knows is None:
-            return predict_draws(self.model, x, noise.child("verdict"), self.search.draws)
-        stream = knows.reveal(noise.child("verdict", "rest"), secret(noise))
-        turns = knows.turns(self.search.draws)
-        return torch.stack([self.model.decide(x, stream.for_query(turn)) for turn in turns], 1)
+    def _judged(
+        self, x: Tensor, y: Tensor, noise: Noise, knows: Knowledge | None
+    ) -> list[tuple[list[int], Curtailed | None]]:
+        """The verdict's answers to each image; of who knows all noise, one: they would all be it."""
+        k, stream, answers = self.search.draws, noise.child("verdict"), self.search.answers
+        alike: list[Tensor] = []
+
+        def answer(which: list[int], first: int, draws: int) -> Tensor:
+            if alike and answers.noise_free:
+                return alike[0][which, :1].expand(-1, draws)
+            alike.append(answers(x[which], stream.take(which), draws, first))
+            return alike[-1]
+
+        def knowing(which: list[int], first: int, draws: int) -> Tensor:
+            queries = [stream.take(which).for_query(turn) for turn in turns[first : first + draws]]
+            return torch.stack([self.model.decide(x[which], query) for query in queries], 1)
+
+        if knows is not None:
+            stream = knows.reveal(noise.child("verdict", "rest"), secret(noise))
+            turns = knows.turns(k)
+            answer, k = knowing, len(turns)
+        if self.curtail and k > 1:
+            return list(curtailed(answer, y.tolist(), k))
+        return [(draws, None) for draws in answer(list(range(len(x))), 0, k).tolist()]
 
     @torch.no_grad()
     def quality(
@@ -248,9 +273,15 @@ class Judge:
         x_adv = torch.stack([versions[outcomes[i].chosen][i] for i in which])
         x, noise = versions["clean"][which], Noise.of(self.search.seed, indices)
 
+        answers = {
+            "clean": [outcomes[i].conditions["clean"].draws[0] for i in which],
+            "attacked": [outcomes[i].conditions[outcomes[i].chosen].draws[0] for i in which],
+        }
+
         def part(of: slice) -> dict[str, np.ndarray]:
             given = x[of], x_adv[of], y[which][of], noise.take(range(of.start, of.stop))
-            return _examples(self.model.model, *given, indices[of])
+            told = {name: np.array(classes[of]) for name, classes in answers.items()}
+            return _examples(self.model.model, *given, indices[of], told)
 
         found = in_parts(part, len(which), self.model)
         along = found[0].pop("times", None)  # the same for all images
@@ -260,9 +291,15 @@ class Judge:
 
 @torch.no_grad()
 def _examples(
-    model: Classifier, x: Tensor, x_adv: Tensor, y: Tensor, noise: Noise, indices: Sequence[int]
+    model: Classifier,
+    x: Tensor,
+    x_adv: Tensor,
+    y: Tensor,
+    noise: Noise,
+    indices: Sequence[int],
+    answers: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Images clean and attacked, and what the model makes of them."""
+    """Images clean and attacked, and what the model makes of them; its answers are known."""
     noise = noise.child("verdict", "vote", 0)  # the first draw of the verdict
     kept = {"index": np.array(indices), "label": _array(y)}
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
@@ -270,10 +307,11 @@ def _examples(
     if isinstance(model, Defended):
         fooled = predict(model.classifier, x_adv, noise)  # what the attack makes of it, undefended
     for name, version in (("clean", x), ("attacked", x_adv)):
-        kept[f"{name}_answer"] = _array(predict(model, version, noise))
+        kept[f"{name}_answer"] = answers[name]
         if not isinstance(model, Defended):
             continue
-        kept[f"{name}_bare"] = _array(predict(model.classifier, version, noise))
+        bare = fooled if name == "attacked" else predict(model.classifier, version, noise)
+        kept[f"{name}_bare"] = _array(bare)
         purify, see = noise.child("purify"), noise.child("classify")
         if not hasattr(model.purifier, "walk"):
             kept[f"{name}_purified"] = _array(model.purifier(version, purify))

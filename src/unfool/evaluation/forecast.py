@@ -306,6 +306,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _most(spec: EvaluationSpec) -> bool:
-    """Whether images that fall are left alone before the end."""
+    """Whether images that fall are left alone, or their verdicts stopped, before the end."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
-    return early or spec["evaluation"]["skip_broken"]
+    options = spec["evaluation"]
+    return early or options["skip_broken"] or options.get("curtail", False)

@@ -98,6 +98,7 @@ def run_blocks(
         examples=options["examples"],
         skip_broken=options["skip_broken"],
         lpips=options["lpips"],
+        curtail=options.get("curtail", False),
         machine=machine,
     )
 

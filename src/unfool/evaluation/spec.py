@@ -52,6 +52,7 @@ EVALUATION: EvaluationSection = {
     "examples": 8,
     "skip_broken": False,
     "lpips": False,
+    "curtail": False,
 }
 MACHINE: MachineSection = {
     "device": "auto",

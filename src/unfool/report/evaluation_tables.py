@@ -62,9 +62,12 @@ def columns(summary: Summary) -> list[Column]:
     if _one_reading(summary):
         return [*found, Column("per_draw", defended, "how often the model is right")]
     may = f": the attacker may submit {k} times" if summary["attacks"] else ""
+    few = f", of the first {draws}" if (draws := summary["robust"].get("draws")) else ""
     return [
         *found,
-        Column("per_draw", f"{defended}, per draw", "how often one answer of the model is right"),
+        Column(
+            "per_draw", f"{defended}, per draw", f"how often one answer of the model is right{few}"
+        ),
         Column("majority", f"majority of {k}", f"how often the true class leads in {k} answers"),
         Column("all_draws", f"all {k} right", f"how often all {k} are{may}"),
     ]
@@ -107,7 +110,8 @@ def accuracy(summary: Summary) -> Table:
 def records(summary: Summary) -> list[dict[str, Any]]:
     """The table of accuracies as numbers: a row per condition and reading."""
     return [
-        {"condition": line.name, "reading": key, "n": summary["n"], "k": summary["robust"]["k"]}
+        {"condition": line.name, "reading": key, "n": summary["n"]}
+        | {"k": _draws(summary["robust"], key)}
         | {bound: share[bound] for bound in ("accuracy", "low", "high")}
         for line in rows(summary)
         for key, share in line.shares.items()
@@ -255,6 +259,11 @@ def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
     if len(classes) <= most:
         return list(classes)
     return sorted(classes, key=lambda row: row["robust"]["accuracy"])[:most]
+
+
+def _draws(readings: Readings, reading: str) -> int:
+    """The draws of each image that a reading is of."""
+    return readings.get("draws", readings["k"]) if reading == "per_draw" else readings["k"]
 
 
 def _one_reading(summary: Summary) -> bool:

@@ -14,7 +14,7 @@ from unfool.results.outcome import Condition, Outcome
 from unfool.results.report_json import DoubtEntry, Provenance
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
-from unfool.results.summary import judge, summarize_run, winner
+from unfool.results.summary import judge, summarize_run
 from unfool.spec import FILE_KEYS, NOT_IN_IDENTITY
 from unfool.statistics import Mean, Share, mcnemar
 from unfool.threat import Threat
@@ -131,12 +131,12 @@ def paired(
     for name in names:
         pick = _pick(name)
         for side, outcomes in enumerate(sides):
-            rows = [(pick(outcome).draws, outcome.label) for outcome in outcomes]
-            rates[name, side] = np.array([draws.count(y) / len(draws) for draws, y in rows])
-            won[name, side] = np.array([winner(draws) == y for draws, y in rows])
+            rows = [(pick(outcome), outcome.label) for outcome in outcomes]
+            rates[name, side] = np.array([row.draws.count(y) / len(row.draws) for row, y in rows])
+            won[name, side] = np.array([row.won(y) for row, y in rows])
             judged[name, side] = judge(name, outcomes, pick)
     gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
-    changes = bootstrap(gaps, [judged[name, 0].k for name in names], seed, resamples)
+    changes = bootstrap(gaps, [judged[name, 0].draws for name in names], seed, resamples)
     found = []
     for name, change in zip(names, changes, strict=True):
         right = won[name, 0], won[name, 1]
@@ -263,6 +263,12 @@ def _comparable(a: Run, b: Run) -> None:
                 f"{runs} have evaluation.{key} {first[key]} and {second[key]}, so {why}: evaluate "
                 "both with the same value"
             )
+    if first.get("curtail", False) != second.get("curtail", False):
+        told = [bool(options.get("curtail")) for options in (first, second)]
+        raise RuntimeError(
+            f"{runs} have evaluation.curtail {told[0]} and {told[1]}, so their accuracies per draw are "
+            "not of the same draws: evaluate both with the same"
+        )
     threats = [Threat(**spec["threat"]) for spec in specs]
     if all(spec["attacks"] for spec in specs) and threats[0] != threats[1]:
         said = [f"{threat.norm} {threat.eps:.4g}" for threat in threats]

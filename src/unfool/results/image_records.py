@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing_extensions import TypedDict
 
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.summary import winner
 
 
 class ConditionRecord(TypedDict):
@@ -13,8 +12,8 @@ class ConditionRecord(TypedDict):
 
     Attributes:
         right: How many of the draws are right.
-        draws: How many draws there are.
-        majority: Whether the true class leads.
+        draws: How many draws there are; of a curtailed verdict, those that every image has.
+        majority: Whether the true class leads, of all that the verdict is of.
         size: The norm of the change, in the threat's norm.
     """
 
@@ -88,6 +87,6 @@ def condition_record(condition: Condition, label: int) -> ConditionRecord:
     return {
         "right": draws.count(label),
         "draws": len(draws),
-        "majority": winner(draws) == label,
+        "majority": condition.won(label),
         "size": condition.size,
     }

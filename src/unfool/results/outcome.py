@@ -1,6 +1,8 @@
 """The outcome of an image in an evaluation: a line of JSON in the run's folder."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NotRequired
 
@@ -42,17 +44,37 @@ class SanityCheck(TypedDict):
 Nothing = Annotated[dict[str, Any], Field(max_length=0)]  # an empty table
 
 
+class Curtailed(TypedDict):
+    """A verdict that stopped once no further draw could change it (`evaluation.curtail`).
+
+    Attributes:
+        of: The draws that the verdict is of.
+        further: The classes chosen after the first half of these, as far as they were asked.
+    """
+
+    of: int
+    further: list[int]
+
+
+def first_half(k: int) -> int:
+    """How many of k draws every curtailed verdict has: no majority is settled by fewer."""
+    return (k + 1) // 2
+
+
 @dataclass(frozen=True)
 class Condition:
     """What became of one image under one condition: clean, random noise, or an attack.
 
     Attributes:
-        draws: The class the model chose at each held-out draw of its noise.
+        draws: The class the model chose at each held-out draw of its noise. Of a curtailed verdict,
+            at the first half of them: those that every image has, so that a mean of them is no more
+            than chance says, whenever the others were stopped.
         undefended: The class that the classifier without its defense chose; None if there is no defense.
         size: The norm of the perturbation, in the threat's norm.
         attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they choose.
         same_image_as: The earlier condition whose image this is, if that one had left the attack
             nothing to do (`evaluation.skip_broken`); empty if it is the attack's own.
+        curtailed: Of a curtailed verdict, its further draws; None if all draws were asked.
     """
 
     draws: list[int]
@@ -60,6 +82,57 @@ class Condition:
     size: float
     attacker_error_rate: float
     same_image_as: str = ""
+    curtailed: Curtailed | None = None
+
+    @property
+    def k(self) -> int:
+        """The draws that the majority, and all draws right, are of."""
+        return self.curtailed["of"] if self.curtailed else len(self.draws)
+
+    @property
+    def taken(self) -> list[int]:
+        """The class at each draw that was asked; in a curtailed verdict, as many as were needed."""
+        return [*self.draws, *(self.curtailed["further"] if self.curtailed else ())]
+
+    def won(self, label: int) -> bool:
+        """Whether the class `label` has more of the k draws than any other; a tie is none."""
+        return winner(self.taken) == label
+
+    def always(self, label: int) -> bool:
+        """Whether all k draws are of the class `label`."""
+        return self.taken.count(label) == self.k
+
+    def complete(self, label: int) -> bool:
+        """Whether a curtailed verdict has its first half, and stopped when it was settled, not before."""
+        taken, k = self.taken, self.k
+        before = taken[:-1] if len(taken) > first_half(k) else []
+        return (
+            len(self.draws) == first_half(k)
+            and len(taken) <= k
+            and settled(taken, label, k)
+            and not (before and settled(before, label, k))
+        )
+
+
+def winner(draws: Sequence[int]) -> int | None:
+    """The class that was chosen most often; None if several were."""
+    first, *others = Counter(draws).most_common(2)
+    return None if others and others[0][1] == first[1] else first[0]
+
+
+def settled(draws: Sequence[int], label: int, k: int) -> bool:
+    """Whether the rest of k draws can change neither the majority's being right nor that of all draws.
+
+    Args:
+        draws: The classes chosen so far, one at least.
+        label: The class of the image.
+        k: Draws in all.
+    """
+    right, left = draws.count(label), k - len(draws)
+    if right == len(draws):  # all may still be right
+        return not left
+    most = max(n for answer, n in Counter(draws).items() if answer != label)
+    return right > most + left or right + left <= most
 
 
 @dataclass(frozen=True)

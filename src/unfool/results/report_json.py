@@ -34,6 +34,8 @@ class Readings(TypedDict):
         majority: The share of images for which most draws give the true class.
         all_draws: The share of images for which all draws are right.
         k: The number of draws per image.
+        draws: The number of first draws that `per_draw` is of, if `evaluation.curtail` stopped some
+            images early; None otherwise.
         undefended: The accuracy of the classifier without its defense.
     """
 
@@ -41,6 +43,7 @@ class Readings(TypedDict):
     majority: ShareEntry
     all_draws: ShareEntry
     k: int
+    draws: NotRequired[int]
     undefended: NotRequired[ShareEntry]
 
 

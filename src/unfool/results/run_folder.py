@@ -16,7 +16,7 @@ import numpy as np
 
 from unfool.results.example_images import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
-from unfool.results.outcome import Indexed, Line, Outcome
+from unfool.results.outcome import Condition, Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
 from unfool.runtime.files import hash_of_json, npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.validate import from_json, read_json
@@ -210,10 +210,13 @@ class Run:
                 f"{self.folder} holds a {self.kind}, and this needs an evaluation: name the folder "
                 "of one"
             )
-        draws = draws_of(self.spec)
+        draws, curtail = draws_of(self.spec), self.spec["evaluation"].get("curtail", False)
         found = self.read(Outcome)
         for outcome in found:
-            held = {name: len(condition.draws) for name, condition in outcome.conditions.items()}
+            held = {
+                name: _held(condition, outcome.label, curtail)
+                for name, condition in outcome.conditions.items()
+            }
             if held != draws or outcome.chosen not in held:
                 raise RuntimeError(
                     f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} does not "
@@ -325,6 +328,13 @@ def draws_of(spec: EvaluationSpec) -> dict[str, int]:
     return dict.fromkeys(names, draws) | {
         name: 1 if all_ else draws for name, all_ in known.items()
     }
+
+
+def _held(condition: Condition, label: int, curtail: bool) -> int:
+    """The draws that a verdict is of; 0 if it is not one of a run with or without `curtail`."""
+    if condition.curtailed is None:
+        return 0 if curtail and condition.k > 1 else condition.k
+    return condition.k if curtail and condition.complete(label) else 0
 
 
 def _hash_if_known(

@@ -48,6 +48,8 @@ class EvaluationSection(TypedDict):
         examples: Images that the report shows.
         skip_broken: Whether later attacks skip the images that earlier ones broke.
         lpips: Whether the perceptual distance LPIPS is measured, too.
+        curtail: Whether the verdict on an image stops once no further draw can change its majority, or
+            whether all draws are right; the accuracy per draw is then of the first half of the draws.
     """
 
     images: Count | None
@@ -57,6 +59,7 @@ class EvaluationSection(TypedDict):
     examples: CountFromZero
     skip_broken: bool
     lpips: bool
+    curtail: NotRequired[bool]
 
 
 class MachineSection(TypedDict):

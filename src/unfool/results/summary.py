@@ -45,6 +45,8 @@ class Judged:
             tie is wrong.
         all_draws: Over images: how often all k draws are right (an attacker may submit k times).
         k: Draws per image.
+        draws: Of these, the first ones that the reading per draw is of: all, or, where verdicts are
+            curtailed, the half that every image has.
         undefended: How often the classifier without its defense is right (of the attack that
             counts: right under every condition); None if there is no defense.
     """
@@ -54,6 +56,7 @@ class Judged:
     majority: Share
     all_draws: Share
     k: int
+    draws: int
     undefended: Share | None
 
 
@@ -64,16 +67,17 @@ def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Cond
         ValueError: There are no outcomes.
     """
     rows = [(pick(outcome), outcome.label) for outcome in outcomes]
-    k, n = len(rows[0][0].draws), len(rows)
+    draws, n = len(rows[0][0].draws), len(rows)
     right = [row.draws.count(label) for row, label in rows]
-    won = sum(winner(row.draws) == label for row, label in rows)
+    won = sum(row.won(label) for row, label in rows)
     has_bare = rows[0][0].undefended is not None
     return Judged(
         name=name,
-        per_draw=mean_of([hits / k for hits in right], k),
+        per_draw=mean_of([hits / draws for hits in right], draws),
         majority=wilson(won, n),
-        all_draws=wilson(sum(hits == k for hits in right), n),
-        k=k,
+        all_draws=wilson(sum(row.always(label) for row, label in rows), n),
+        k=rows[0][0].k,
+        draws=draws,
         undefended=wilson(sum(row.undefended == label for row, label in rows), n)
         if has_bare
         else None,
@@ -173,6 +177,8 @@ def _readings(judged: Judged) -> Readings:
         "all_draws": share_entry(judged.all_draws),
         "k": judged.k,
     }
+    if judged.draws != judged.k:
+        found["draws"] = judged.draws
     if judged.undefended is not None:
         found["undefended"] = share_entry(judged.undefended)
     return found
@@ -180,23 +186,22 @@ def _readings(judged: Judged) -> Readings:
 
 def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     """All of the conditions `names` together: the mean over them, of each image."""
-    k = len(outcomes[0].conditions[names[0]].draws)
-    tables = [
-        [(o.conditions[name].draws, o.conditions[name].undefended, o.label) for name in names]
-        for o in outcomes
-    ]
+    first = outcomes[0].conditions[names[0]]
+    draws, count = len(first.draws), len(names)
 
-    def mean(right: Callable[[Any], float], draws: int) -> Share:
-        return mean_of([fmean(right(row) for row in table) for table in tables], draws)
+    def mean(right: Callable[[Condition, int], float], draws: int) -> Share:
+        rates = [fmean(right(o.conditions[name], o.label) for name in names) for o in outcomes]
+        return mean_of(rates, draws)
 
-    has_bare, count = tables[0][0][1] is not None, len(names)
+    has_bare = first.undefended is not None
     return Judged(
         name="corrupted",
-        per_draw=mean(lambda row: row[0].count(row[2]) / k, k * count),
-        majority=mean(lambda row: winner(row[0]) == row[2], count),
-        all_draws=mean(lambda row: row[0].count(row[2]) == k, count),
-        k=k,
-        undefended=mean(lambda row: row[1] == row[2], count) if has_bare else None,
+        per_draw=mean(lambda row, label: row.draws.count(label) / draws, draws * count),
+        majority=mean(Condition.won, count),
+        all_draws=mean(Condition.always, count),
+        k=first.k,
+        draws=draws,
+        undefended=mean(lambda row, label: row.undefended == label, count) if has_bare else None,
     )
 
 
@@ -326,10 +331,4 @@ def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
 
 
 def _right(outcome: Outcome, name: str) -> bool:
-    return winner(outcome.conditions[name].draws) == outcome.label
-
-
-def winner(draws: Sequence[int]) -> int | None:
-    """The class that was chosen most often; None if several were."""
-    first, *others = Counter(draws).most_common(2)
-    return None if others and others[0][1] == first[1] else first[0]
+    return outcome.conditions[name].won(outcome.label)

@@ -4,6 +4,7 @@ from typing import cast
 
 from unfool import spec as specs
 from unfool.results.attack_roles import BLIND, ELSEWHERE, TRANSFER, roles
+from unfool.results.outcome import first_half
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.spec import Part
 from unfool.threat import Threat
@@ -56,6 +57,12 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         + (
             "; no attack was tried on what was already wrong on all of these"
             if options.get("skip_broken")
+            else ""
+        )
+        + (
+            "; stopped once no further draw could change it, so that the accuracy per draw is of the "
+            f"first {first_half(options['draws'])}"
+            if options.get("curtail") and options["draws"] > 1
             else ""
         ),
         "images": f"{options['images'] or 'all'} of the data set {spec['data']['name']}, chosen with "

@@ -327,7 +327,7 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
 def _few_draws(
     outcomes: Sequence[Outcome], probes: Sequence[SanityCheck], robust: Any
 ) -> Iterator[Doubt]:
-    width, k, n = robust.per_draw.high - robust.per_draw.low, robust.k, len(outcomes)
+    width, k, n = robust.per_draw.high - robust.per_draw.low, robust.draws, len(outcomes)
     if width <= WIDE_INTERVAL or n < 2:
         return
     said = f"the interval of the {robust.name} accuracy is {100 * width:.0f} points wide"
@@ -347,11 +347,10 @@ def _few_draws(
         return
     share = min(within / whole, 1) if whole else 1.0
     if share > 3 / 4:
-        advice = f"about {ceil(k * share / (share - 3 / 4))} would halve the width"
+        advice = f"about {ceil(robust.k * share / (share - 3 / 4))} would halve the width"
     else:
-        advice = (
-            f"{4 * k}, and {1 + 3 * (1 - share):.1f} times as many images, would halve the width"
-        )
+        images = f"{1 + 3 * (1 - share):.1f} times as many images"
+        advice = f"{4 * robust.k}, and {images}, would halve the width"
     yield Doubt(
         "few-draws",
         "yellow",

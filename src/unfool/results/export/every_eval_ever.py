@@ -14,10 +14,9 @@ from typing import Any
 
 from unfool import __version__
 from unfool.results.export.conditions import Told, conditions, data_name, finished, model_words
-from unfool.results.outcome import Condition, Outcome
+from unfool.results.outcome import Condition, Outcome, winner
 from unfool.results.report_json import ShareEntry, Summary
 from unfool.results.run_folder import Run
-from unfool.results.summary import winner
 
 SCHEMA_VERSION = "0.3.0"
 MODEL_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
@@ -37,7 +36,7 @@ class Reading:
     metric: str
     words: str
     interval: str
-    score: Callable[[Sequence[int], int], float]
+    score: Callable[[Condition, int], float]
 
 
 READINGS = {
@@ -45,19 +44,19 @@ READINGS = {
         "accuracy",
         "how often one pass is right",
         "Wilson, at the number of trials that the scatter over images is worth",
-        lambda draws, label: draws.count(label) / len(draws),
+        lambda condition, label: condition.draws.count(label) / len(condition.draws),
     ),
     "majority": Reading(
         "unfool.majority_accuracy",
         "how often the class of most passes is right; a tie is wrong",
         "Wilson",
-        lambda draws, label: float(winner(draws) == label),
+        lambda condition, label: float(condition.won(label)),
     ),
     "all_draws": Reading(
         "unfool.all_draws_accuracy",
         "how often all passes are right",
         "Wilson",
-        lambda draws, label: float(draws.count(label) == len(draws)),
+        lambda condition, label: float(condition.always(label)),
     ),
 }
 
@@ -179,7 +178,7 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
             "metric_name": reading.replace("_", " "),
             "metric_kind": "accuracy",
             "metric_unit": "proportion",
-            "metric_parameters": {"draws": told.readings["k"]},
+            "metric_parameters": {"draws": _draws(told, reading)},
             "lower_is_better": False,
             "score_type": "continuous",
             "min_score": 0.0,
@@ -209,6 +208,11 @@ def _result(run: Run, summary: Summary, told: Told, reading: str, data: str) -> 
             }
         },
     }
+
+
+def _draws(told: Told, reading: str) -> int:
+    k = told.readings["k"]
+    return told.readings.get("draws", k) if reading == "per_draw" else k
 
 
 def _share(told: Told, reading: str) -> ShareEntry:
@@ -241,10 +245,10 @@ def _instances(
                     **({"attack": outcome.chosen} if condition.name == "robust" else {}),
                 },
             }
-            draws = given[condition.name].draws
+            judged = given[condition.name]
             for reading, how in READINGS.items():
-                score = how.score(draws, outcome.label)
-                right = winner(draws) == outcome.label if reading == "per_draw" else score == 1
+                score = how.score(judged, outcome.label)
+                right = judged.won(outcome.label) if reading == "per_draw" else score == 1
                 yield {
                     **same,
                     "evaluation_result_id": f"{data}.{condition.name}.{reading}",
@@ -258,13 +262,13 @@ def _sample(
     """What every line of an image under a condition says of its input and its answers."""
     raw, reference = f"image {outcome.index} of {data}", [_class(outcome.label, classes)]
     hashed = json.dumps({"raw": raw, "reference": reference}, sort_keys=True, separators=(",", ":"))
-    won = winner(condition.draws)
+    won = winner(condition.taken)
     return {
         "sample_id": f"{data}/{outcome.index}",
         "sample_hash": hashlib.sha256(hashed.encode()).hexdigest(),
         "interaction_type": "single_turn",
         "input": {"raw": raw, "reference": reference},
-        "output": {"raw": [_class(answer, classes) for answer in condition.draws]},
+        "output": {"raw": [_class(answer, classes) for answer in condition.taken]},
         "answer_attribution": [
             {
                 "turn_idx": 0,

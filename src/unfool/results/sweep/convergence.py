@@ -121,7 +121,7 @@ def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Convergenc
         if len(both) < 2:
             continue
         gaps = [_rate(late, kind) - _rate(early, kind) for early, late in both]
-        change = change_of(gaps, summary["clean"]["k"])
+        change = change_of(gaps, summary["clean"].get("draws", summary["clean"]["k"]))
         said = _verdict(change)
         if path == "threat.eps":
             share, guess = summary["robust"]["per_draw"], 1 / summary["number_of_classes"]
