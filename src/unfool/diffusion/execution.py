@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from unfool.diffusion.denoiser import NetworkDenoiser
-from unfool.diffusion.gradient import replayed
 from unfool.errors import SpecError
+from unfool.networks.frozen import replayed
 from unfool.runtime.files import write_bytes
 
 ExecutionMode = Literal["plain", "channels_last", "compiled", "cuda_graphs"]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from unfool.networks.frozen import replayed
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
 Advance = Callable[[int, Tensor], Tensor]
@@ -26,7 +27,6 @@ Kind = tuple[Any, ...]
 FREE = 0.25  # the share of free memory that the graphs of a chain may take
 CPU = 2**30  # and the most bytes of it on a CPU, where much more is slower than to replay
 _graphs: ContextVar[int | None] = ContextVar("graphs", default=None)
-replayed = ContextVar("replayed", default=False)  # whether steps may be replayed
 # what the graph of a step takes of one image, as learned, by the model and the kind of the step
 graph_bytes: WeakKeyDictionary[nn.Module, dict[Kind, float]] = WeakKeyDictionary()
 

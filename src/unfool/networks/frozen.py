@@ -1,25 +1,36 @@
-"""Layers whose graphs keep less memory while their weights are frozen.
+"""Layers that take less time and memory while their weights are frozen.
 
-A gradient toward the image alone needs less than PyTorch keeps: of a convolution nothing but its weights,
-of a normalization followed by SiLU nothing but its input. The values and gradients are the same. Where
-weights are trained, a compiler plans the memory, or no gradient is asked for, the layers do what
-`nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
+A gradient toward the image alone needs less than PyTorch keeps: of a convolution nothing but its
+weights, of a normalization followed by SiLU nothing but its input. PyTorch copies the weights of a
+convolution into the order of oneDNN at each call on a CPU; where there is no gradient, frozen weights are
+copied once. The values and gradients are the same up to rounding. Where weights are trained or a compiler
+plans the memory, the layers do what `nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
 """
 
+from contextvars import ContextVar
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# Whether steps may be replayed with a graph; then they are taken the way that those are which have one.
+replayed = ContextVar("replayed", default=False)
+
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` whose graph does not keep the input while the weights are frozen."""
+    """`nn.Conv2d` whose graph does not keep the input while the weights are frozen.
+
+    Without a graph, on a CPU and in float32, it answers with the channels innermost.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Features (B, C, H, W) to features (B, C', H', W')."""
         simple = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if not simple or not _leads_to(input, self.weight, self.bias):
+            if simple and _packs(self.weight, input):
+                return _packed(self).convolve(input, self.bias)
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
             input = input.to(torch.get_autocast_dtype(input.device.type))
@@ -81,6 +92,63 @@ class _Convolution(torch.autograd.Function):
             gradient, weight, None, stride, padding, beyond, layer.groups, dilation
         )
         return found, None
+
+
+def _packs(weight: Tensor, x: Tensor) -> bool:
+    """Whether oneDNN convolves `x`, without a graph, with a weight that is there to stay."""
+    return (
+        not torch.is_grad_enabled()
+        and not replayed.get()
+        and not weight.requires_grad
+        and x.is_cpu
+        and weight.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and x.ndim == 4
+        and x.numel() > 0
+        and not weight.is_inference()  # which has no version
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+    )
+
+
+class _Packed:
+    """The weight of a layer in the order in which oneDNN reads it.
+
+    Whatever changes a weight counts up its version, except through `weight.data`; so some of its numbers
+    are compared, too.
+    """
+
+    def __init__(self, layer: Conv2d):
+        weight = layer.weight.detach()
+        self.made_of = weight.data_ptr(), layer.weight._version
+        self.some = weight.flatten()[:: max(1, weight.numel() // COMPARED)]
+        self.seen = self.some.clone()
+        self.options = layer.padding, layer.stride, layer.dilation, layer.groups
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(weight, *self.options)
+
+    def is_of(self, layer: Conv2d) -> bool:
+        """Whether the layer still has that weight."""
+        weight = layer.weight
+        now = weight.data_ptr(), weight._version
+        return self.made_of == now and torch.equal(self.some, self.seen)
+
+    def convolve(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What the layer makes of features."""
+        return _convolution(x, self.weight, bias, *self.options, "none", [], "")
+
+
+def _packed(layer: Conv2d) -> _Packed:
+    found = _all_packed.get(layer)
+    if found is None or not found.is_of(layer):
+        found = _all_packed[layer] = _Packed(layer)
+    return found
+
+
+COMPARED = 16  # numbers of a weight
+_convolution = torch.ops.mkldnn._convolution_pointwise
+_all_packed: WeakKeyDictionary[nn.Module, _Packed] = WeakKeyDictionary()
 
 
 class _NormSiLU(torch.autograd.Function):
