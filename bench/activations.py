@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from measuring import error, interleaved, over, shown, table
 from unfool.networks import score_unet, unet
-from unfool.networks.frozen import Conv2d
+from unfool.networks.frozen_layers import Conv2d
 from unfool.networks.score_unet import ADM, DDPMPP, ScoreUNet
 from unfool.noise import Noise, seed_torch
 from unfool.runtime.memory import kept_by_graphs
@@ -63,7 +63,7 @@ def activations(device: str, _: dict[str, Any], repetitions: int) -> list[str]:
         "### Memory of a step's graph",
         "",
         "MiB per image that the graph of one call keeps, with the layers of torch and with those of "
-        "`networks/frozen.py`; the time of ours over that of torch's.",
+        "`networks/frozen_layers.py`; the time of ours over that of torch's.",
         "",
         *table(heads, rows),
     ]

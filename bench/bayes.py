@@ -20,7 +20,9 @@ from unfool.diffusion.denoiser import Mixture
 from unfool.noise import Noise
 from unfool.statistics import Share, wilson
 
-HEADS = "| draws | decides as Bayes' rule | right | Bayes' rule is right | points | seed |"
+HEADS = (
+    "| draws | same decision as Bayes' rule | accuracy | accuracy of Bayes' rule | points | seed |"
+)
 CLASSES, SPREAD = 5, 0.22
 
 

@@ -30,7 +30,10 @@ from unfool.protocols import Dataset
 from unfool.runtime.files import npz_bytes, write_bytes
 from unfool.statistics import wilson
 
-HEADS = "| elimination | decides as 50 / 500 | right | images | calls | of 50 / 500 |"
+HEADS = (
+    "| elimination | same decision as 50 / 500 | accuracy | images | calls "
+    "| calls / those of 50 / 500 |"
+)
 NAMES = {"cifar10": "`cifar10` (50 / 500)", "food": "`food`, `aircraft`, `flowers`, `cifar100`"}
 WEIGHTS = {"digits": "digits-conditional", "cifar10": "cifar10-conditional-small"}
 BLOCK = 25  # images in a file

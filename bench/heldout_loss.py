@@ -17,7 +17,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.models.card import trained_denoiser
 from unfool.noise import Noise
 from unfool.statistics import mean_interval
-from unfool.training.objectives import denoising_loss
+from unfool.training.objectives.denoising import denoising_loss
 
 TIMES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 BATCH = 100

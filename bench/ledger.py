@@ -193,8 +193,9 @@ def table(blocks: list[dict[str, Any]]) -> str:
         f"{n} images; a gradient is {blocks[0]['gradient']:.2f} calls, an answer "
         f"{blocks[0]['forward']:.2f}; left early {sum(x < STEPS for b in blocks for x in b['left'])}",
         "",
-        "| what | calls an image | plain / it | right by majority | verdicts as the plain loop's "
-        "| as the library's, nothing saved |",
+        "| what | calls per image | plain loop / it | accuracy by majority "
+        "| same verdict as the plain loop "
+        "| same verdict as the library without savings |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, total in totals.items():

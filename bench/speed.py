@@ -154,8 +154,8 @@ def correctness(device: str, told: dict[str, Any]) -> list[str]:
     return [
         "### Is it the gradient?",
         "",
-        "|difference| / |plain autograd|, the larger of: no graph kept, and half of them; two "
-        "convolutions on 8 x 8 pixels, 2 images (of U-Nets: below).",
+        "|difference| / |plain autograd|, the larger of two cases: no graph kept, and half of them "
+        "kept. The network is two convolutions on 8 x 8 pixels, with 2 images; U-Nets are below.",
         "",
         *table(heads, rows),
     ]
@@ -193,7 +193,7 @@ def memory(device: str, told: dict[str, Any]) -> list[str]:
     return [
         "### Peak memory",
         "",
-        "MiB beyond what was there before; a U-Net of 16 x 16 pixels with attention, 8 images.",
+        "MiB more than before the call, for a U-Net of 16 x 16 pixels with attention, 8 images.",
         "",
         *table(["", *lengths], rows),
     ]
@@ -264,7 +264,7 @@ def guided(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
         "### Guided by a classifier (COUP)",
         "",
         f"The network of 4.2 M parameters, batch {images}, N = {steps}. The floor is the denoiser's "
-        "forward alone; the classifier's forward, gradient and second derivative come on top.",
+        "forward pass alone. The classifier's forward pass, gradient, and second derivative are extra.",
         "",
         *table(["", "x floor", "error float32", "peak MiB"], rows),
     ]
@@ -375,7 +375,7 @@ def execution(device: str, told: dict[str, Any], repetitions: int) -> list[str]:
     return [
         "### Ways to execute the network",
         "",
-        "Times faster than plain, batch 8.",
+        "How many times as fast as `plain`, batch 8.",
         "",
         *table(heads, rows),
     ]
@@ -387,7 +387,7 @@ def throughput(device: str, told: dict[str, Any]) -> list[str]:
     if device == "cpu":
         return [
             *lines,
-            "Not measured: there is none here (`--device cuda` where there is one).",
+            "Not measured, because this machine has no GPU (use `--device cuda` on one that has).",
             "",
         ]
     rows = []

@@ -84,7 +84,7 @@ def top_page() -> str:
         if name in home
     ]
     mine = [name for name in names if name not in home]
-    mine.sort(key=lambda name: not module._HOMES[name].startswith("unfool.api"))
+    mine.sort(key=lambda name: not getattr(module, name).__module__.startswith("unfool.api"))
     mine.sort(key=lambda name: inspect.isclass(getattr(module, name)))
     own = "".join(documented("unfool", name) for name in mine)
     return (
@@ -121,7 +121,7 @@ def kind_page(kind: str) -> str:
 
 
 def sections_page() -> str:
-    """The sections of a spec that are no parts, with their options."""
+    """The sections of a spec that are not parts, with their options."""
     text = "".join(
         described(describe_section(name, *section))
         for name, found in sections().items()

@@ -199,7 +199,7 @@ def test_an_attack_that_leaves_the_threat_is_refused(strangers, mistake):
         "def shift(model, x, y, threat, noise):\n    return x + 2 * threat.eps\n"
     )
     said = mistake("evaluate", "blobs", "--set", "attacks=[{name: 'cheat:shift'}]", "--out", "out")
-    assert "left the threat" in said
+    assert "exceeded the threat" in said
     assert "threat.project" in said
 
 
@@ -216,7 +216,7 @@ def test_a_function_of_a_model_and_images_is_an_attack(strangers, facts, mistake
     said = mistake(*command, "more", "--set", "attacks.0.epss=1")
     assert "no option 'epss'; did you mean 'eps'" in said
     assert "'eps' is missing" in mistake(*command, "more", "--set", "attacks=['theirs:descend']")
-    assert "left the threat" in mistake(*command, "more", "--set", "attacks.0.eps=0.2")
+    assert "exceeded the threat" in mistake(*command, "more", "--set", "attacks.0.eps=0.2")
 
 
 def test_what_an_attack_of_another_library_returns_must_be_images(strangers, mistake):

@@ -15,7 +15,7 @@ SHAPE = (1, 5, 5)
 
 
 def test_noise_is_taken_of_images_there_are():
-    with pytest.raises(ValueError, match="noise for 3 images, asked for image 3"):
+    with pytest.raises(ValueError, match=r"noise is for 3 images, .* image 3"):
         Noise.of(0, range(3)).take(range(4))
 
 
@@ -176,9 +176,9 @@ def test_fresh_noise_never_repeats():
 
 def test_sizes_must_agree():
     noise = Noise.of(0, [0, 1])
-    with pytest.raises(ValueError, match="noise for 2 images, asked to fill 3"):
+    with pytest.raises(ValueError, match=r"noise is for 2 images, .* 3"):
         noise.normal(blank(3))
-    with pytest.raises(ValueError, match="noise of 2 images, told of noise of 1"):
+    with pytest.raises(ValueError, match=r"for 2 images and .* 1"):
         noise.with_known_noise(Noise.of(0, [0]))
 
 

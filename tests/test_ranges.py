@@ -34,7 +34,7 @@ class Part:
         ({"weight": math.nan}, "weight must be 0 or more, not nan"),
         ({"rate": 0}, "rate must be above 0, not 0"),
         ({"share": 2}, "share must be above 0 and at most 1, not 2"),
-        ({"kind": "c"}, "kind is one of a, b, not 'c'"),
+        ({"kind": "c"}, "kind must be one of a, b, not 'c'"),
         ({"least": 5}, "least must be from 2 to below 5, not 5"),
     ],
 )
@@ -54,7 +54,7 @@ def test_values_within_their_range_are_taken():
         ("purifier.steps=0", "purifier.steps must be 1 or more, not 0"),
         ("purifier.t=100", "purifier.t must be from 0.0001 to 1 (0.1 is 100 of 1000), not 100"),
         ("attacks.0.steps=0", "attacks.0.steps must be 1 or more, not 0"),
-        ("purifier.variance=best", "purifier.variance is one of small, large, not"),
+        ("purifier.variance=best", "purifier.variance must be one of small, large, not"),
     ],
 )
 def test_a_spec_is_refused_before_anything_is_loaded(change, said, monkeypatch):

@@ -89,7 +89,7 @@ def test_commands_and_specs_exist(page):
 
 
 def test_every_doubt_has_a_paragraph():
-    files = (ROOT / "src/unfool/results").glob("*.py")
+    files = (ROOT / "src/unfool/results").rglob("*.py")
     source = "".join(file.read_text() for file in files)
     raised = set(re.findall(r'Doubt\(\s*"([a-z0-9-]+)"', source))
     assert raised == set(

@@ -207,7 +207,7 @@ def test_projecting_a_nan_does_not_make_it_allowed(norm):
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="norm is one of linf, l2, l1, l0, not 'l3'"):
+    with pytest.raises(ValueError, match="norm must be one of linf, l2, l1, l0, not 'l3'"):
         Threat("l3", 0.1)  # pyright: ignore[reportArgumentType]
     for eps in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="eps must be 0 or more"):

@@ -1,4 +1,4 @@
-"""Defense by diffusion: defend an image classifier, and learn honestly what that is worth.
+"""Defend image classifiers with diffusion models, and measure honestly how robust they are.
 
 The public names are loaded when first used, so that importing the package costs nothing.
 """
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from unfool import defenses as defenses
     from unfool import diffusion as diffusion
     from unfool import models as models
-    from unfool import spec as _spec
     from unfool import toy as toy
     from unfool import training as training
     from unfool.api.certify import CertifyResult as CertifyResult
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from unfool.api.load import load as load
     from unfool.api.load import load_classifier as load_classifier
     from unfool.api.load import load_denoiser as load_denoiser
+    from unfool.api.load import load_spec as load_spec
     from unfool.api.result import Result as Result
     from unfool.api.result import load_run as load_run
     from unfool.api.sweep import SweepResult as SweepResult
@@ -100,115 +100,14 @@ if TYPE_CHECKING:
     from unfool.protocols import Purifier as Purifier
     from unfool.threat import Knowledge as Knowledge
     from unfool.threat import Threat as Threat
-    from unfool.training.addt import ADDT as ADDT
-    from unfool.training.adversarial import PGDAT as PGDAT
-    from unfool.training.adversarial import TRADES as TRADES
-    from unfool.training.objectives import CrossEntropy as CrossEntropy
-    from unfool.training.objectives import Denoising as Denoising
+    from unfool.training.objectives.addt import ADDT as ADDT
+    from unfool.training.objectives.adversarial import PGDAT as PGDAT
+    from unfool.training.objectives.adversarial import TRADES as TRADES
+    from unfool.training.objectives.cross_entropy import CrossEntropy as CrossEntropy
+    from unfool.training.objectives.denoising import Denoising as Denoising
+    from unfool.training.objectives.purified_copies import PurifiedCopies as PurifiedCopies
+    from unfool.training.objectives.truth_maximization import TruthMaximization as TruthMaximization
     from unfool.training.options import TrainingOptions as TrainingOptions
-    from unfool.training.purified_copies import PurifiedCopies as PurifiedCopies
     from unfool.training.train import train as train
-    from unfool.training.truth_maximization import TruthMaximization as TruthMaximization
-
-    load_spec = _spec.load
-
-_HOMES = {
-    "ADDT": "unfool.training.addt",
-    "adjoint": "unfool.attacks.views",
-    "Aggregated": "unfool.defenses.aggregate",
-    "APGD": "unfool.attacks.apgd",
-    "as_module": "unfool.attacks.interop",
-    "ascent": "unfool.diffusion.reverse",
-    "Attack": "unfool.protocols",
-    "AttackOnView": "unfool.evaluation.prepare",
-    "attacks": "unfool.attacks",
-    "AutoAttack": "unfool.attacks.autoattack",
-    "Batched": "unfool.attacks.views",
-    "bfloat16": "unfool.attacks.views",
-    "bpda": "unfool.attacks.views",
-    "calibrate": "unfool.defenses.diffusion_classifier.classifier",
-    "certify": "unfool.api.certify",
-    "CertifyResult": "unfool.api.certify",
-    "cifar10": "unfool.data.cifar",
-    "cifar10_c": "unfool.data.cifar_c",
-    "cifar10_sample": "unfool.data.sample",
-    "cifar100": "unfool.data.cifar",
-    "Classifier": "unfool.protocols",
-    "classifier_only": "unfool.attacks.views",
-    "compare": "unfool.api.compare",
-    "Comparison": "unfool.api.compare",
-    "Corruption": "unfool.attacks.corruptions",
-    "COUP": "unfool.defenses.coup",
-    "CrossEntropy": "unfool.training.objectives",
-    "data": "unfool.data",
-    "Dataset": "unfool.protocols",
-    "defenses": "unfool.defenses",
-    "Denoiser": "unfool.diffusion.denoiser",
-    "Denoising": "unfool.training.objectives",
-    "DensePure": "unfool.defenses.denoised_smoothing",
-    "DiffPure": "unfool.defenses.diffpure",
-    "diffusion": "unfool.diffusion",
-    "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
-    "digits": "unfool.data.digits",
-    "Discrete": "unfool.diffusion.schedule",
-    "DistributionTransfer": "unfool.defenses.distribution_transfer",
-    "evaluate": "unfool.api.evaluate",
-    "exact": "unfool.attacks.views",
-    "ExternalAttack": "unfool.attacks.interop",
-    "FAB": "unfool.attacks.fab",
-    "fgsm": "unfool.attacks.pgd",
-    "first_stage": "unfool.attacks.views",
-    "Folder": "unfool.data.folder",
-    "GDMP": "unfool.defenses.gdmp",
-    "Gradual": "unfool.defenses.gradual",
-    "Knowledge": "unfool.threat",
-    "Langevin": "unfool.defenses.langevin",
-    "LikelihoodMaximization": "unfool.defenses.likelihood",
-    "load": "unfool.api.load",
-    "load_classifier": "unfool.api.load",
-    "load_denoiser": "unfool.api.load",
-    "load_run": "unfool.api.result",
-    "load_spec": "unfool.spec.load:load",
-    "majority_vote": "unfool.defenses.purified_classifier",
-    "make_sampler": "unfool.defenses.sampling",
-    "mnist": "unfool.data.mnist",
-    "models": "unfool.models",
-    "NetworkDenoiser": "unfool.diffusion.denoiser",
-    "no_elimination": "unfool.attacks.views",
-    "Noise": "unfool.noise",
-    "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
-    "NormalizedClassifier": "unfool.models.classifiers",
-    "Objective": "unfool.protocols",
-    "OneStep": "unfool.defenses.denoised_smoothing",
-    "PGD": "unfool.attacks.pgd",
-    "PGDAT": "unfool.training.adversarial",
-    "PrecomputedAttack": "unfool.attacks.precomputed",
-    "predict_draws": "unfool.defenses.purified_classifier",
-    "Purified": "unfool.defenses.purified_classifier",
-    "PurifiedCopies": "unfool.training.purified_copies",
-    "Purifier": "unfool.protocols",
-    "RandomSearch": "unfool.attacks.random_search",
-    "Resized": "unfool.defenses.resized",
-    "Result": "unfool.api.result",
-    "reverse": "unfool.diffusion.reverse",
-    "SaltAndPepper": "unfool.attacks.salt_and_pepper",
-    "SpecError": "unfool.errors",
-    "Square": "unfool.attacks.square",
-    "StAdv": "unfool.attacks.stadv",
-    "surrogate": "unfool.attacks.views",
-    "surrogate_same_noise": "unfool.attacks.views",
-    "sweep": "unfool.api.sweep",
-    "SweepResult": "unfool.api.sweep",
-    "Threat": "unfool.threat",
-    "toy": "unfool.toy",
-    "TRADES": "unfool.training.adversarial",
-    "train": "unfool.training.train",
-    "training": "unfool.training",
-    "Transfer": "unfool.attacks.transfer",
-    "TrainingOptions": "unfool.training.options",
-    "TruthMaximization": "unfool.training.truth_maximization",
-    "VP": "unfool.diffusion.schedule",
-}
-__all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__, "__version__")

@@ -58,7 +58,7 @@ def in_parts(
         # out of the handler, whose error holds on to what the call had allocated
         model.batch_size = rows // 2  # pyright: ignore[reportAttributeAccessIssue]
         print(
-            f"out of memory with {rows} {what} in a call: going on with {rows // 2}",
+            f"unfool: out of memory with {rows} {what} in one call; continuing with {rows // 2}",
             file=sys.stderr,
         )
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""What the library refuses at its entrances, lest a number come out wrong without a word.
+"""Checks of the arguments of public functions, so that no number is silently wrong.
 
 Attacks, purifiers, votes, evaluations and certifications call these at their head. Each check reads
 its input once, which costs nothing beside a call of the model.
@@ -18,7 +18,7 @@ from unfool.threat import Threat
 
 SLACK = 1e-5  # what rounding may put a pixel outside [0, 1]
 NORMALIZED = (
-    "if yours are normalized for the network, leave that out of the data and put it into the model: "
+    "if you normalize your data for the network, do it in the model instead, by "
     "unfool.NormalizedClassifier(network, mean, std)"
 )
 WRAPPED = ("model", "classifier", "purifier", "denoiser", "network")
@@ -76,13 +76,13 @@ def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
     if y.shape != (count,):
         raise ValueError(f"labels of {count} images must be ({count},), not {tuple(y.shape)}")
     if y.dtype != torch.int64:
-        raise ValueError(f"labels must be whole numbers of int64, not {y.dtype}: y.long(), say")
+        raise ValueError(f"labels must be int64, not {y.dtype}: convert them by y.long()")
     if not count:
         return
     low, high = (int(edge) for edge in y.aminmax())
     if low < 0 or (classes is not None and high >= classes):
         most = "up" if classes is None else f"to {classes - 1}"
-        raise ValueError(f"labels go from 0 {most}, and these from {low} to {high}")
+        raise ValueError(f"labels must go from 0 {most}, and these go from {low} to {high}")
 
 
 def check_noise(noise: Noise, count: int) -> None:
@@ -94,13 +94,13 @@ def check_noise(noise: Noise, count: int) -> None:
     """
     if not isinstance(noise, Noise):
         raise TypeError(
-            f"noise must be a Noise, not a {type(noise).__name__}: "
-            "unfool.Noise.of(seed, range(len(x))), say"
+            f"noise must be a Noise, not a {type(noise).__name__}: make one by "
+            "unfool.Noise.of(seed, range(len(x)))"
         )
     if len(noise) != count:
         raise ValueError(
-            f"noise for {len(noise)} images was given with {count} images: noise.take(which) is that "
-            "of some of them"
+            f"the noise is for {len(noise)} images, and there are {count} images: "
+            "noise.take(which) selects the noise of some of them"
         )
 
 
@@ -116,13 +116,15 @@ def check_threat(threat: Threat, x: Tensor | None = None) -> None:
         ValueError: Its budget is more than the whole way from black to white.
     """
     if not isinstance(threat, Threat):
-        raise TypeError(f'threat is unfool.Threat("linf", 8/255), say, not {threat!r}')
+        raise TypeError(
+            f'threat must be a Threat such as unfool.Threat("linf", 8/255), not {threat!r}'
+        )
     if threat.norm == "l2" and x is not None and x.numel():
         most = x[0].numel() ** 0.5
         if threat.eps > most + SLACK:
             raise ValueError(
-                f"threat: eps of l2 is {threat.eps:g}, and from black to white it is {most:.4g}: pixels "
-                "are in [0, 1], so divide a budget for 0 to 255 by 255"
+                f"threat: eps of l2 is {threat.eps:g}, more than the distance {most:.4g} from "
+                "black to white: pixels are in [0, 1], so divide a budget for 0 to 255 by 255"
             )
 
 
@@ -134,11 +136,13 @@ def check_logits(logits: Tensor, count: int) -> None:
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"the model must give logits ({count}, K), and gave {found}")
+        raise ValueError(
+            f"the model must return logits of shape ({count}, K), and returned {found}"
+        )
     if logits.shape[1] < 2:
         raise ValueError(
-            f"the model gives {logits.shape[1]} logit, and a classifier gives one for each class, two "
-            "at least: of a single logit z, stack (0, z) with torch.cat([torch.zeros_like(z), z], 1)"
+            f"the model returns {logits.shape[1]} logit, and must return one for each of at least "
+            "two classes: turn a single logit z into two by torch.cat([torch.zeros_like(z), z], 1)"
         )
 
 
@@ -151,8 +155,8 @@ def check_finite(logits: Tensor) -> None:
     if broken := int((~logits.isfinite().all(1)).sum()):
         raise RuntimeError(
             f"the model returned logits that are not finite on {broken} of {len(logits)} images "
-            "(with their draws): an answer of such is no verdict; mend the model, or compute "
-            "in a higher precision (see `unfool doctor`)"
+            "and draws, so its answers there mean nothing: fix the model, or compute in a higher "
+            "precision (see `unfool doctor`)"
         )
 
 
@@ -174,8 +178,8 @@ def check_evaluating(model: object) -> None:
             isinstance(module, RANDOM_IN_TRAINING) and dropped
         ):
             raise ValueError(
-                f"the model is in training mode, and its {kind} answers by chance or by the batch "
-                "there: call model.eval() before it is attacked or judged"
+                f"the model is in training mode, where its {kind} makes answers depend on chance "
+                "or on the batch: call model.eval() first"
             )
 
 

@@ -35,18 +35,21 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
     _check_size(image.shape, image_shape(getattr(model, "purifier", None)))
     logits = logits_of(model, image[None].to(device), Noise.of(0, [0]))
     if not bool(logits.isfinite().all()):
-        raise SpecError("the model returns logits that are not finite; see `unfool doctor`")
+        raise SpecError(
+            "the model returns logits that are not finite: look for the cause with `unfool doctor`"
+        )
     if logits.shape[1] < len(data.classes):
         raise SpecError(
-            f"the classifier returns {tuple(logits.shape)}, and the data set has "
-            f"{len(data.classes)} classes ({_listed(data.classes)}); a diffusion classifier knows "
-            "those that its denoiser's prompts, labels or classes name"
+            f"the classifier returns logits of shape {tuple(logits.shape)}, and the data set has "
+            f"{len(data.classes)} classes ({_listed(data.classes)}): use a classifier with at "
+            "least as many (a diffusion classifier has those that its denoiser's prompts, labels, "
+            "or classes name)"
         )
     if logits.shape[1] > len(data.classes):
         print(
-            f"unfool: the model tells {logits.shape[1]} classes apart and the data set has "
-            f"{len(data.classes)} ({_listed(data.classes)}); if one is missing in between, the labels of "
-            "all later ones are wrong",
+            f"unfool: the model has {logits.shape[1]} classes, and the data set has "
+            f"{len(data.classes)} ({_listed(data.classes)}); if one is missing in between, the "
+            "labels of all later classes are wrong",
             file=sys.stderr,
         )
     check_class_names(undefended(model), data)
@@ -102,8 +105,8 @@ def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
         known, by = logits_of(model, x, Noise.of(0, [0])).shape[1], "what it returns"
     if known and known < len(data.classes):
         raise SpecError(
-            f"the data set has {len(data.classes)} classes, the last {data.classes[-1]!r}, and the "
-            f"{kind} knows {known}, by {by}: it must know them all"
+            f"the data set has {len(data.classes)} classes (the last is {data.classes[-1]!r}), and "
+            f"the {kind} has {known}, given by {by}: it must have them all"
         )
 
 
@@ -138,9 +141,15 @@ def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dat
     """
     sizes = [_size(each[0][0].shape) for each in (data, test)]
     if sizes[0] != sizes[1]:
-        raise SpecError(f"test: its images are {sizes[1]}, and those of data {sizes[0]}")
+        raise SpecError(
+            f"test: its images are {sizes[1]}, and those of data are {sizes[0]}: both must have "
+            "the same size"
+        )
     if kind == "classifier" and len(test.classes) != len(data.classes):
-        raise SpecError(f"test: it has {len(test.classes)} classes, and data {len(data.classes)}")
+        raise SpecError(
+            f"test: it has {len(test.classes)} classes, and data has {len(data.classes)}: both "
+            "must have the same classes"
+        )
     try:
         check_trainable(kind, part, model, test)
     except SpecError as error:
@@ -159,14 +168,19 @@ def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         if isinstance(error, TypeError) and _takes_images_alone(model):
             raise SpecError(
-                f"the classifier takes images alone, and is called with (x, noise) ({reason}): put a "
-                "network (images to logits) into {name: network, network: ...}"
+                f"the classifier cannot be called with (x, noise) ({reason}): wrap a network that "
+                "takes only images as {name: network, network: ...}"
             ) from error
         size = _size(x.shape[1:])
-        raise SpecError(f"the model does not take images of {size} ({reason})") from error
+        raise SpecError(
+            f"the model does not take images of {size} ({reason}): choose a model or a data set of "
+            "another size"
+        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise SpecError(f"the classifier must return logits ({len(x)}, K), and returned {found}")
+        raise SpecError(
+            f"the classifier must return logits of shape ({len(x)}, K), and returned {found}"
+        )
     return logits
 
 
@@ -180,9 +194,9 @@ def check_classes(data: Dataset) -> None:
     """
     if isinstance(data, Folder) and len(data.classes) == 1:
         raise SpecError(
-            f"the pictures of the folder are all of one class, {data.classes[0]!r}: put those of each "
-            "class into a sub-folder (FOLDER/cat/1.png); or, if their names tell it after an underscore "
-            "(1_cat.png), set data.label=name"
+            f"the images of the folder all belong to one class, {data.classes[0]!r}: put each "
+            "class into a sub-folder (FOLDER/cat/1.png), or set data.label=name if file names end "
+            "in the class (1_cat.png)"
         )
 
 
@@ -210,8 +224,8 @@ def check_class_names(classifier: Any, data: Dataset) -> None:
     first = next(i for i, label in enumerate(labels) if label != i)
     told = f"`labels: {labels}`" if len(labels) <= 20 else "`labels`"
     raise SpecError(
-        f"the classifier's class {first} is {classifier.class_names[first]!r} and the data set's is "
-        f"{data.classes[first]!r}: tell it the data set's order by {told}"
+        f"the classifier's class {first} is {classifier.class_names[first]!r} and the data set's "
+        f"is {data.classes[first]!r}: give it the data set's order by {told}"
     )
 
 

@@ -121,6 +121,7 @@ def lpips_network() -> Any:
         return LPIPS(net="alex", verbose=False).eval().requires_grad_(False)
     except (ImportError, RuntimeError, OSError) as error:
         raise ValueError(
-            "the distance lpips needs the packages lpips and torchvision (pip install unfool[lpips]) "
-            f"and AlexNet's weights, which they fetch once; here: {error}"
+            f"the distance lpips cannot be used ({error}): it needs the packages lpips and "
+            "torchvision (pip install 'unfool[lpips]') and AlexNet's weights, which they download "
+            "once"
         ) from error

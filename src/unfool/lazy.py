@@ -1,28 +1,46 @@
 """Public names that are loaded when first used, so that importing a package costs nothing."""
 
-from collections.abc import Callable, Mapping
+import ast
+import sys
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 
 def lazily(
-    package: str, homes: Mapping[str, str]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The functions `__getattr__` and `__dir__` of a package, for the names that it exports.
+    package: str, *own: str
+) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
+    """The `__getattr__`, `__dir__`, and `__all__` of a package that exports names of its modules.
 
-    A type checker does not see them: show it the same names by imports under `TYPE_CHECKING`.
+    The package imports these names under `TYPE_CHECKING`, each `as` itself. A type checker reads the
+    imports there, and this function reads them from the source, so that no name is listed twice.
 
     Args:
         package: The package's own name.
-        homes: Each name with its module; or with `module:attribute`, if it has another name there;
-            or with `package.name`, if it is a module itself.
+        own: Names that the package defines itself.
     """
+    homes = _imported_for_type_checkers(package)
+    names = sorted({*own, *homes})
 
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module, _, attribute = homes[name].partition(":")
-        found = import_module(module)
-        return found if module == f"{package}.{name}" else getattr(found, attribute or name)
+        if homes[name] == package:
+            return import_module(f"{package}.{name}")
+        return getattr(import_module(homes[name]), name)
 
-    return get, lambda: sorted(import_module(package).__all__)
+    return get, lambda: names, names
+
+
+def _imported_for_type_checkers(package: str) -> dict[str, str]:
+    """The names that a package imports under `TYPE_CHECKING` `as` themselves, each with its module."""
+    loader: Any = sys.modules[package].__loader__
+    return {
+        alias.name: line.module or ""
+        for node in ast.parse(loader.get_source(package)).body
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name)
+        for line in node.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+        if alias.asname == alias.name
+    }

@@ -56,7 +56,7 @@ class Noise:
 
     Attributes:
         keys: A key (64 bits) per image.
-        given: What is known of somebody else's noise; None for everybody but an attacker.
+        given: What an attacker knows of the defense's noise; None for everybody else.
     """
 
     keys: tuple[int, ...]
@@ -67,7 +67,7 @@ class Noise:
         """The noise of the images at `indices` of a data set, for one seed.
 
         Raises:
-            TypeError: The seed or an index is no whole number.
+            TypeError: The seed or an index is not a whole number.
         """
         seed = _whole(seed)
         return cls(tuple(_key(seed, _whole(index)) for index in _listed(indices)))
@@ -81,7 +81,7 @@ class Noise:
         return len(self.keys)
 
     def __repr__(self) -> str:
-        known = "" if self.given is None else ", of an attacker who knows some of the defense's"
+        known = "" if self.given is None else ", known to an attacker"
         return f"<Noise for {len(self)} image{'' if len(self) == 1 else 's'}{known}>"
 
     def _repr_html_(self) -> str:
@@ -91,7 +91,7 @@ class Noise:
         """The stream named `path` below this one, by texts and whole numbers.
 
         Raises:
-            TypeError: A name is neither.
+            TypeError: A name is neither a text nor a whole number.
         """
         noise = self
         for name in path:
@@ -120,23 +120,27 @@ class Noise:
         """The noise of the images at positions `which` of this batch.
 
         Args:
-            which: Positions; or a mask, a bool for each image.
+            which: Positions in the batch; or a mask with one bool per image.
 
         Raises:
-            TypeError: Positions are no whole numbers.
-            ValueError: There are not so many images.
+            TypeError: A position is not a whole number.
+            ValueError: A position lies beyond the batch, or the mask has another length.
         """
         places = _listed(which)
         if places and all(isinstance(place, bool | np.bool_) for place in places):
             if len(places) != len(self.keys):
                 raise ValueError(
-                    f"noise for {len(self.keys)} images, and the mask is of {len(places)}"
+                    f"the mask must have one entry for each of the noise's {len(self.keys)} "
+                    f"images, not {len(places)}"
                 )
             chosen = [i for i, taken in enumerate(places) if taken]
         else:
             chosen = [_whole(place) for place in places]
         if chosen and max(chosen) >= len(self.keys):
-            raise ValueError(f"noise for {len(self.keys)} images, asked for image {max(chosen)}")
+            raise ValueError(
+                f"the noise is for {len(self.keys)} images, numbered from 0, and image "
+                f"{max(chosen)} was asked for"
+            )
         given = self.given
         if given is not None:
             given = replace(given, keys=tuple(given.keys[i] for i in chosen))
@@ -162,15 +166,18 @@ class Noise:
         """The noise of an attacker who was told part of `secret`, the defense's own noise.
 
         Args:
-            secret: The very noise that the defense will be called with, for the same images.
-            names: The streams that the attacker knows (`"forward"`, `"reverse"`, ...); none means
-                all of them.
+            secret: The noise that the defense will be called with, for the same images.
+            names: The streams that the attacker knows (`"forward"`, `"reverse"`, ...); without
+                names, all of them.
             pool: If positive, the defense draws from this many fixed paths (`pooled`), all known
                 to the attacker.
             options: If positive, the defense draws each of its numbers from this many fixed ones.
         """
         if len(secret) != len(self):
-            raise ValueError(f"noise of {len(self)} images, told of noise of {len(secret)}")
+            raise ValueError(
+                f"the attacker's noise is for {len(self)} images and the defense's for "
+                f"{len(secret)}: both must be for the same images"
+            )
         return replace(self, given=KnownNoise(secret.keys, frozenset(names), pool, options))
 
     def for_query(self, turn: int, copies: int = 1) -> "Noise":
@@ -213,7 +220,10 @@ class Noise:
 
     def _on_host(self, like: Tensor, draw: Draw) -> Tensor:
         if len(like) != len(self.keys):
-            raise ValueError(f"noise for {len(self.keys)} images, asked to fill {len(like)}")
+            raise ValueError(
+                f"the noise is for {len(self.keys)} images, and the batch has {len(like)}: "
+                "noise.take(which) selects the noise of some images"
+            )
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
         keys, threads = self._drawn(), torch.get_num_threads()
         parts = min(threads, out.size // PART)
@@ -315,12 +325,12 @@ def _whole(value: Any) -> int:
     if type(value) is int:
         return value
     if isinstance(value, bool | np.bool_):
-        raise TypeError(f"seeds, indices and names of streams are whole numbers, not {value!r}")
+        raise TypeError(f"seeds, indices, and stream numbers must be whole numbers, not {value!r}")
     try:
         return index(value)
     except TypeError:
         raise TypeError(
-            f"seeds, indices and names of streams are whole numbers, not {value!r}"
+            f"seeds, indices, and stream numbers must be whole numbers, not {value!r}"
         ) from None
 
 

@@ -1,9 +1,9 @@
-"""The seams. Read this page first.
+"""The interfaces of all replaceable parts. Read this page first.
 
-Everything that can be swapped is a callable with one of these signatures. Images are (B, C, H, W) in
-[0, 1], labels (B,) whole numbers, logits (B, K); `noise` is all the randomness a callable may use.
-Inside `diffusion/` images are in the denoiser's own space (for pixel models [-1, 1]), and times are
-tensors shaped () or (B, 1, 1, 1).
+Every replaceable part is a callable with one of these signatures. Images are (B, C, H, W), float32
+in [0, 1]; labels are (B,), int64; logits are (B, K). `noise` is the only source of randomness that
+a callable may use. Inside `diffusion/`, images are in the denoiser's own space (for pixel models
+[-1, 1]), and times are tensors shaped () or (B, 1, 1, 1).
 """
 
 from collections.abc import Sequence
@@ -50,14 +50,14 @@ class Classifier(Protocol):
 
 
 class Purifier(Protocol):
-    """Images to images, of the same shape and range."""
+    """Images (B, C, H, W) in [0, 1] to purified images of the same shape."""
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
 
 
 @runtime_checkable
 class Defended(Protocol):
-    """A classifier behind a purifier, which an attacker may look at in parts."""
+    """A classifier behind a purifier, whose two parts an attacker can use separately."""
 
     classifier: Classifier
     purifier: Purifier
@@ -72,8 +72,10 @@ class Defended(Protocol):
 class Attack(Protocol):
     """Images to adversarial images, each allowed by the threat.
 
-    One that knows no threat says so by a false attribute `bounded`; one that nobody chose to fool the
-    model, such as a corruption, by a false attribute `adversarial`, too.
+    Call it with the model, images `x` (B, C, H, W) in [0, 1], labels `y` (B,), the threat, and the
+    attacker's noise; it returns images shaped like `x`. An attack that the threat does not limit
+    has an attribute `bounded = False`. One that nobody chose to fool the model, such as a
+    corruption, also has `adversarial = False`.
     """
 
     def __call__(
@@ -82,13 +84,13 @@ class Attack(Protocol):
 
 
 class Objective(Protocol):
-    """The loss of each image (B,) that training brings down."""
+    """The loss of each image (B,), which training minimizes."""
 
     def __call__(self, model: Denoiser, x: Tensor, y: Tensor, noise: Noise, /) -> Tensor: ...
 
 
 class Dataset(Protocol):
-    """Images (C, H, W) of [0, 1] in float32 with labels, reached by index."""
+    """A data set: an index gives a float32 image (C, H, W) in [0, 1] and its label."""
 
     @property
     def classes(self) -> Sequence[str]: ...

@@ -77,7 +77,7 @@ def complaint(hint: Any, value: Any) -> str | None:
         return f"must be a number, not {str(value).lower()}"
     words, bounds = _words(hint), limits(hint)
     if words and isinstance(value, str) and value not in words:
-        return f"is one of {', '.join(map(str, words))}, not {value!r}"
+        return f"must be one of {', '.join(map(str, words))}, not {value!r}"
     if bounds and isinstance(value, int | float) and not _within(bounds, value):
         note = remark(hint)
         return f"must be {range_text(hint)}{f' ({note})' if note else ''}, not {value}"

@@ -41,7 +41,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
     """
     array = np.asarray(values, dtype=float)
     if array.size < 2:
-        raise ValueError("an interval of a mean needs two values or more")
+        raise ValueError("a confidence interval of a mean needs at least two values")
     from scipy.special import stdtrit
 
     half = float(stdtrit(array.size - 1, 0.975) * array.std(ddof=1) / array.size**0.5)

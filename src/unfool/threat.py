@@ -20,11 +20,11 @@ class Threat:
     """All images of [0, 1] within `eps` of the original.
 
     Attributes:
-        norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length), `"l1"` (the sum of
-            all changes) or `"l0"` (the share of places, all channels together, that are changed at
-            all).
-        eps: The budget, in units of [0, 1] images (8/255, or the text "8/255", is 0.0314); of l0 a
-            share, 0 to 1.
+        norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length), `"l1"` (the sum
+            of all changes), or `"l0"` (the share of pixels that are changed at all; a pixel has all
+            channels).
+        eps: The budget, in units of [0, 1] pixels (8/255, or the text "8/255", is 0.0314); for l0 a
+            share of the pixels, 0 to 1.
 
     Raises:
         ValueError: The budget is below 0, or above 1 in linf or l0.
@@ -42,8 +42,12 @@ class Threat:
             object.__setattr__(self, "eps", _number(self.eps))
         check_fields(self)
         if self.norm in ("linf", "l0") and self.eps > 1:
-            unit = "pixels are in [0, 1] (8/255, say)" if self.norm == "linf" else "it is a share"
-            raise ValueError(f"threat: eps of {self.norm} is at most 1, as {unit}, not {self.eps}")
+            unit = (
+                "pixels are in [0, 1] (such as 8/255)" if self.norm == "linf" else "it is a share"
+            )
+            raise ValueError(
+                f"threat: eps of {self.norm} must be at most 1, as {unit}, not {self.eps}"
+            )
 
     def size(self, delta: Tensor) -> Tensor:
         """The norm of each perturbation (B, C, H, W), shaped (B,)."""
@@ -57,21 +61,22 @@ class Threat:
     def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """The direction of unit norm that ascends fastest, per image (0 where the gradient is).
 
-        Where the gradient is not a number it counts for 0. The fastest of l1 changes a single value,
-        which the box stops at once; here it changes the 5 % of the largest slopes, as SLIDE does
-        (Tramer and Boneh, 2019), but in proportion to them, not by their signs.
+        NaN entries of the gradient count as 0. In l1, the steepest direction changes a single
+        value, which the box [0, 1] would stop at once. Instead, the direction changes the values
+        with the largest 5 % of the slopes, as SLIDE does (Tramer and Boneh, 2019), but in
+        proportion to the slopes, not by their signs.
 
         Args:
             gradient: Shaped like images (B, C, H, W).
-            at: Where the step begins. For l1, values that the box lets go no further are not among the
-                5 %, and not counted in the norm; they are held where they are, by their slope.
+            at: The images where the step begins. For l1, values that are already at the edge of the
+                box are not among the 5 %, do not count in the norm, and stay where they are.
 
         Raises:
-            ValueError: The norm is l0, where no step is small.
+            ValueError: The norm is l0, which has no small steps.
         """
         if self.norm == "l0":
             raise ValueError(
-                "the norm l0 has no small steps for a gradient: use an attack that needs none, such "
+                "the norm l0 does not allow gradient steps: use an attack without gradients, such "
                 "as salt-and-pepper"
             )
         gradient = gradient.nan_to_num()
@@ -86,7 +91,7 @@ class Threat:
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """The nearest allowed image (for l2: the ball first, then the box, which is inside it).
 
-        For l1 it is the nearest one in the ball and the box (Croce and Hein, 2021).
+        For l1, it is the nearest one in the intersection of ball and box (Croce and Hein, 2021).
         """
         if self.norm == "l0":
             inside = x_adv.clamp(0, 1)
@@ -108,7 +113,7 @@ class Threat:
     def start(self, x: Tensor, noise: Noise) -> Tensor:
         """A random allowed image, uniform in the ball (then clipped to [0, 1]).
 
-        Of l0: the whole budget of places, at random, with uniform values.
+        For l0: as many random pixels as the budget allows, with uniform values.
         """
         if self.norm == "l0":
             places = self._places(noise.child("places").uniform(x[:, :1]))
@@ -121,8 +126,8 @@ class Threat:
     def edge(self, x: Tensor, noise: Noise) -> Tensor:
         """A random image of the whole budget: signs for linf, a direction for l2 and l1.
 
-        Of l0: salt and pepper, places at random that become all 1 or all 0. With the same noise,
-        the places of a smaller budget are among those of a larger one.
+        For l0: salt and pepper, random pixels whose channels all become 1 or all become 0. With the
+        same noise, the pixels of a smaller budget are among those of a larger one.
         """
         if self.norm == "l0":
             places = self._places(noise.child("places").uniform(x[:, :1]))
@@ -210,8 +215,8 @@ class Knowledge:
     def __post_init__(self) -> None:
         if self.word not in ("forward", "reverse", "both") and not self._semi():
             raise ValueError(
-                "knows is forward, reverse, both, or semi-128 or semi-128-steps with any number, not "
-                f"{self.word!r}"
+                "knows must be forward, reverse, both, semi-N, or semi-N-steps with a number N "
+                f"such as 128, not {self.word!r}"
             )
 
     @property
@@ -222,7 +227,7 @@ class Knowledge:
     def reveal(self, noise: Noise, secret: Noise) -> Noise:
         """The noise of who knows this of `secret`, and draws the rest from `noise`.
 
-        Attackers search with it; and the defense answers with its `draws`.
+        Attacks use this noise, and the defense answers with its `draws`.
         """
         if self.word == "both":
             return noise.with_known_noise(secret)
@@ -236,8 +241,8 @@ class Knowledge:
     def turns(self, draws: int) -> list[int]:
         """The queries by which the defense answers `draws` times: one if nothing is left to chance.
 
-        Of a pool of paths it takes one after the other in an order of its own: an attacker begins
-        with the first ones, and these alone would be no sample of the pool.
+        If the noise comes from a pool of paths, the defense takes them in its own order: attacks
+        begin with the first paths, which alone would not be a fair sample of the pool.
         """
         semi = self._semi()
         if semi and not semi[2]:

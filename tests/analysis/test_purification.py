@@ -114,7 +114,7 @@ def test_without_lpips_it_is_told_before_the_work(monkeypatch):
     distances.lpips_network.cache_clear()
     monkeypatch.setattr(PGD, "__call__", lambda *args: pytest.fail("attacked"))
     with pytest.raises(ValueError, match=r"unfool\[lpips\]"):
-        look(seen(), perceptual=True)
+        look(seen(), lpips=True)
 
 
 def test_intervals_stay_within_what_a_distance_can_be():

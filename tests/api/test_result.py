@@ -116,7 +116,7 @@ def test_a_temporary_folder_goes_with_the_result():
 def test_an_unfinished_run_says_so(result, tmp_path):
     manifest: Any = {**result.run.manifest, "indices": list(range(9))}
     run = Run.begin(tmp_path, manifest)
-    with pytest.raises(RuntimeError, match="no outcomes yet"):
+    with pytest.raises(RuntimeError, match="no results yet"):
         unfool.load_run(tmp_path)
     run.add(result.run.outcomes(), {})
     found = unfool.load_run(tmp_path)
@@ -125,5 +125,5 @@ def test_an_unfinished_run_says_so(result, tmp_path):
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="is no run"):
+    with pytest.raises(RuntimeError, match="is not a run"):
         unfool.load_run(tmp_path)

@@ -108,7 +108,7 @@ def test_targets_are_tried_in_their_order():
         ({"steps_per_draw": 0}, "steps_per_draw must be 1 or more"),
         ({"selection_draws": 0}, "selection_draws must be 1 or more"),
         ({"targets": -1}, "targets must be 0"),
-        ({"loss": "mse"}, "loss is one of"),
+        ({"loss": "mse"}, "loss must be one of"),
     ],
 )
 def test_mistakes_are_told(options, words: str):

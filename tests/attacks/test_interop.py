@@ -56,7 +56,7 @@ def test_a_seed_is_one_draw_for_every_image_wherever_it_stands():
 def test_a_noise_is_a_key_for_each_position_and_no_other_batch_will_do():
     f = as_module(Blurred(), noise=NOISE)
     assert torch.equal(f(X), Blurred()(X, NOISE))
-    with pytest.raises(ValueError, match="call with all of them in order"):
+    with pytest.raises(ValueError, match="all of them in order"):
         f(X[:2])
 
 
@@ -88,7 +88,7 @@ def test_it_shows_its_weights_and_leaves_the_model_in_eval_mode():
     ("noise", "votes"), [("frsh", 1), (None, 1), (True, 1), (1.0, 1), ("fresh", 0)]
 )
 def test_odd_options_are_refused(noise, votes):
-    with pytest.raises(ValueError, match=r"noise is|votes must"):
+    with pytest.raises(ValueError, match=r"noise must|votes must"):
         as_module(Bent(), noise, votes)
 
 
@@ -196,7 +196,7 @@ def test_global_generators_are_as_they_were():
 def test_training_mode_is_refused_and_other_libraries_cannot_switch_it_on():
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
     model = NormalizedClassifier(network)
-    with pytest.raises(ValueError, match="training mode, and its Dropout"):
+    with pytest.raises(ValueError, match=r"training mode, .* Dropout"):
         as_module(model.train())
     f = as_module(model.eval())
     x = X[:2, :1, :2, :2].float()

@@ -4,53 +4,31 @@ import math
 
 import pytest
 import torch
-from scipy import stats
+from analytic import (
+    NOISE,
+    SIZE,
+    THREATS,
+    Blurred,
+    Linear,
+    Shaken,
+    X,
+    Y,
+    accuracy,
+    lead,
+    many,
+    progress,
+    worst,
+)
 from torch import nn
 
 from unfool.attacks.losses import query_model
 from unfool.attacks.pgd import PGD
-from unfool.attacks.views import Batched
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.purified_classifier import Purified, predict_draws
 from unfool.noise import Noise
 from unfool.statistics import wilson
-from unfool.threat import Threat, images
+from unfool.threat import Threat
 from unfool.toy.blobs import Blobs, bayes, mixture
-
-SIZE, SHAPE = 6, (3, 4, 4)
-PIXELS = 48
-NOISE = Noise.of(0, range(SIZE))
-BLANK = torch.zeros(SIZE, *SHAPE, dtype=torch.float64)
-X = 0.35 + 0.3 * NOISE.child("x").uniform(BLANK)
-Y = torch.tensor([0, 1, 0, 1, 1, 0])
-WEIGHT = Noise.of(9, [0]).normal(BLANK[:1])[0] / 5
-
-
-class Linear(nn.Module):
-    """Two classes; the logit of class 1 less that of class 0 is 2 w (x - 0.5) and what a subclass
-    adds to it."""
-
-    def extra(self, x, noise) -> torch.Tensor | float:
-        return 0.0
-
-    def forward(self, x, noise):
-        half = ((x - 0.5) * WEIGHT.to(x)).flatten(1).sum(1) + self.extra(x, noise)
-        return torch.stack([-half, half], 1)
-
-
-def worst(threat: Threat, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """The best attack on a linear model, where the box allows it."""
-    up = images((1 - 2 * y).to(x))  # towards class 1 or away from it
-    way = WEIGHT.sign() if threat.norm == "linf" else WEIGHT / WEIGHT.norm()
-    return x + threat.eps * up * way
-
-
-def lead(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """By how much the true class leads, over 2."""
-    return (2 * y - 1) * ((x - 0.5) * WEIGHT).flatten(1).sum(1)
-
-
-THREATS = {"linf": Threat("linf", 0.1), "l2": Threat("l2", 0.3)}
 
 
 @pytest.mark.parametrize("norm", THREATS)
@@ -77,11 +55,6 @@ def test_the_optimum_of_a_linear_model_is_reached(norm, loss, start, schedule, e
     assert torch.allclose(found, best, atol=1e-6)
 
 
-def share_of_the_way(found: torch.Tensor, threat: Threat) -> torch.Tensor:
-    """How far towards the worst image, by the lead it takes."""
-    return (lead(X, Y) - lead(found, Y)) / (lead(X, Y) - lead(worst(threat, X, Y), Y))
-
-
 @pytest.mark.parametrize("norm", THREATS)
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize(
@@ -98,7 +71,7 @@ def test_the_default_steps_suffice(norm, loss, start, schedule):
     threat = THREATS[norm]
     found = PGD(loss=loss, start=start, step_schedule=schedule)(Linear(), X, Y, threat, NOISE)
     assert threat.allows(X, found).all()
-    share = share_of_the_way(found, threat)
+    share = progress(found, threat)
     assert (share > 0.97).all()
     assert (share < 1 + 1e-6).all()
 
@@ -118,79 +91,21 @@ def test_a_model_without_a_gradient_is_attacked_at_random_at_least():
     assert threat.allows(X, found).all()
 
 
-class Bent(nn.Module):
-    """Nonlinear, noisy, with many local maxima."""
-
-    def forward(self, x, noise):
-        blurred = x + 0.1 * noise.child("blur").normal(x)
-        return torch.stack([torch.sin((7 + k) * blurred).flatten(1).sum(1) for k in range(3)], 1)
-
-
-@pytest.mark.parametrize("norm", THREATS)
-@pytest.mark.parametrize("eps", [0.0, 0.02, 1.0])
-def test_it_stays_within_the_threat(norm, eps: float):
-    threat = Threat(norm, eps)
-    for step_size in (None, 3.0):
-        found = PGD(steps=5, eot=2, step_size=step_size, restarts=2)(Bent(), X, Y, threat, NOISE)
-        assert found.shape == X.shape
-        assert threat.allows(X, found).all()
-        if not eps:
-            assert torch.equal(found, X)
-    assert not found.requires_grad
-
-
-@pytest.mark.parametrize("model", ["bent", "diffpure"])
-def test_it_does_not_depend_on_rows_nor_on_the_batch(model):
-    if model == "bent":
-        x, y, victim, threat = X, Y, Bent(), THREATS["linf"]
-    else:
-        data = Blobs(SIZE)
-        x = torch.stack([data[i][0] for i in range(SIZE)]).double()
-        y = torch.tensor([data[i][1] for i in range(SIZE)])
-        victim = Purified(bayes().double(), DiffPure(mixture(), t=0.2, steps=4))
-        threat = THREATS["l2"]  # where no sign turns a rounding error into a step
-    attack = PGD(steps=6, eot=3, restarts=2)
-    whole = attack(victim, x, y, threat, NOISE)
-    assert torch.equal(attack(victim, x, y, threat, NOISE), whole)
-    for rows in (1, 4, 18, 1000):
-        limited = attack(Batched(victim, rows), x, y, threat, NOISE)
-        assert torch.allclose(limited, whole, atol=1e-9)
-    order = [5, 0, 2]
-    part = attack(victim, x[order], y[order], threat, NOISE.take(order))
-    assert torch.allclose(part, whole[order], atol=1e-9)
-
-
 # ------------------------------------------------------------------------- against noise
-
-
-class Blurred(Linear):
-    """With Gaussian noise on the input, of which the logits see a Gaussian of known width."""
-
-    width = 0.3
-
-    def extra(self, x, noise):
-        return self.width * noise.child("blur").normal(x[:, 0, 0, 0])
 
 
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("norm", THREATS)
 def test_the_optimum_of_a_noisy_linear_model_is_reached(norm, loss):
     """Per-draw accuracy is Phi(lead / width), and the best attack brings it to a known number."""
-    threat, size, draws = THREATS[norm], 40, 100
-    noise = Noise.of(1, range(size))
-    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
-    y = (((x - 0.5) * WEIGHT).flatten(1).sum(1) > 0).long()  # which noise aside is right
-    y = y ^ (lead(x, y).argsort().argsort() < 4)  # all but for some
-
-    def accuracy(at):
-        return float(stats.norm.cdf((lead(at, y) / Blurred.width).numpy()).mean())
-
+    threat, (x, y, noise) = THREATS[norm], many(40)
+    y = y ^ (lead(x, y).argsort().argsort() < 4)  # all are right, noise aside, but for some
     attack = PGD(steps=20, eot=8, loss=loss, step_size=0.25)
     found = attack(Blurred(), x, y, threat, noise.child("search"))
-    best, before = accuracy(worst(threat, x, y)), accuracy(x)
+    best, before = accuracy(worst(threat, x, y), y), accuracy(x, y)
     assert before - best > 0.2  # there was something to win
-    assert accuracy(found) == pytest.approx(best, abs=0.01)
-    fresh = predict_draws(Blurred(), found, noise.child("verdict"), draws) == y[:, None]
+    assert accuracy(found, y) == pytest.approx(best, abs=0.01)
+    fresh = predict_draws(Blurred(), found, noise.child("verdict"), 100) == y[:, None]
     assert float(fresh.double().mean()) == pytest.approx(best, abs=0.01 + 3 * 0.5 / 4000**0.5)
 
 
@@ -200,9 +115,10 @@ class Rippled(Linear):
 
     height, length = 0.02, 0.02
 
-    def extra(self, x, noise):
+    def score(self, x, noise):
         phase = 2 * math.pi * noise.child("phase").uniform(x)
-        return self.height * torch.cos(x / self.length + phase).flatten(1).sum(1)
+        ripples = self.height * torch.cos(x / self.length + phase).flatten(1).sum(1)
+        return super().score(x, noise) + ripples
 
 
 def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
@@ -211,7 +127,7 @@ def test_averaging_over_draws_finds_a_way_that_single_draws_do_not():
     def share(eot: int) -> float:
         attack = PGD(steps=20, eot=eot, loss="margin", selection_draws=50)
         found = attack(Rippled(), X, Y, threat, NOISE)
-        return float(share_of_the_way(found, threat).mean())
+        return float(progress(found, threat).mean())
 
     shares = [share(1), share(8), share(64)]
     assert shares[0] < 0.75
@@ -224,7 +140,7 @@ def test_every_step_meets_new_draws():
     threat = THREATS["linf"]
     patient = PGD(steps=300, loss="margin", step_size=0.05, start="zero", selection_draws=200)
     found = patient(Rippled(), X, Y, threat, NOISE)
-    assert float(share_of_the_way(found, threat).mean()) > 0.75
+    assert float(progress(found, threat).mean()) > 0.75
 
 
 # -------------------------------------------------- what is searched on is not what is judged on
@@ -244,7 +160,7 @@ class Listening:
 
 
 def test_candidates_are_compared_on_draws_of_their_own_the_same_for_all():
-    model = Listening(Bent())
+    model = Listening(Shaken())
     PGD(steps=5, eot=3, restarts=2, selection_draws=4)(model, X, Y, THREATS["linf"], NOISE)
     assert len(model.searched) == 5 * 2
     assert len(model.compared) == 2 * 2 + 1  # the image itself once
@@ -256,7 +172,7 @@ def test_candidates_are_compared_on_draws_of_their_own_the_same_for_all():
 
 
 def test_as_many_draws_to_compare_on_as_to_search_with():
-    model = Listening(Bent())
+    model = Listening(Shaken())
     PGD(steps=2, eot=5)(model, X, Y, THREATS["linf"], NOISE)
     assert {len(keys) for keys in model.compared} == {5 * SIZE}
 
@@ -279,8 +195,7 @@ def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
     """The share of right answers on fresh draws of what PGD returns is the coin's p, though it was
     the best of many candidates on the search's. Against who was told the draws, it is not."""
     size, draws = 200, 20
-    noise = Noise.of(3, range(size))
-    x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(size, *SHAPE, dtype=torch.float64))
+    x, _, noise = many(size)
     y = torch.zeros(size, dtype=torch.long)
     attack, threat = PGD(steps=4, restarts=4, selection_draws=1, loss="margin"), THREATS["linf"]
 
@@ -307,7 +222,7 @@ def test_nothing_is_won_against_a_coin_but_by_who_knows_how_it_falls():
 
 
 def on_compare(x: torch.Tensor, draws: int) -> torch.Tensor:
-    seen = query_model(Bent(), x, Y, "ce", NOISE.child("compare"), 0, draws, gradient=False)
+    seen = query_model(Shaken(), x, Y, "ce", NOISE.child("compare"), 0, draws, gradient=False)
     return seen.error_rate + 1e-3 * torch.tanh(seen.loss / 10)
 
 
@@ -316,7 +231,7 @@ def test_more_restarts_never_make_it_worse_by_its_own_lights(norm):
     threat, before = THREATS[norm], on_compare(X, 4)
     scores = []
     for restarts in (1, 2, 3, 6):
-        found = PGD(steps=3, selection_draws=4, restarts=restarts)(Bent(), X, Y, threat, NOISE)
+        found = PGD(steps=3, selection_draws=4, restarts=restarts)(Shaken(), X, Y, threat, NOISE)
         scores.append(on_compare(found, 4))
         assert (scores[-1] >= before - 1e-6).all()  # nor worse than nothing, up to rounding
         before = scores[-1]
@@ -327,7 +242,7 @@ def test_the_best_of_all_candidates_is_returned():
     """Wrong most often; of equals, of the higher loss. The candidates of a run are its last image,
     its peak and the image itself."""
     threat, attack = THREATS["linf"], PGD(steps=4, eot=2, restarts=3, selection_draws=4)
-    model = Listening(Bent())
+    model = Listening(Shaken())
     shown: list[torch.Tensor] = []
 
     def victim(x, noise):

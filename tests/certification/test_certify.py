@@ -280,7 +280,7 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
         (["certification.sigma=.inf"], "certification.sigma=.inf"),
         (["certification.sigma=much"], "certification.sigma"),
         (["certification={n: 10}"], "certification needs `sigma`"),
-        (["certification.sigma=1000"], "the most that the schedule has"),
+        (["certification.sigma=1000"], "1000"),
         (["certification.n=9"], "take 10 or more"),
         (["certification.n=4", "certification.alpha=0.05"], "take 5 or more"),
         (["certification.n0=0"], "n0 must be 1 or more"),

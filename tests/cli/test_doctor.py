@@ -58,8 +58,8 @@ def failed(model):
     ("model", "said"),
     [
         (Probability(), "returns probabilities"),
-        (Secret(), "draws numbers of its own"),
-        (Batch(), "depends on the batch"),
+        (Secret(), "its own random numbers"),
+        (Batch(), "other images of the batch"),
         (Stair(), "gradient is zero on 32 of 32"),
         (Cut(), "no gradient"),
         (Wide(), "when they are in [0, 255]"),
@@ -110,9 +110,9 @@ class Bare(nn.Module):
     ("model", "said"),
     [
         (Few(), "returns (32, 1) for 32 images of 2 classes"),
-        (Pair(), "must return logits (32, K), and returned tuple"),
-        (Bare(), "put a network (images to logits) into {name: network, network: ...}"),
-        (Purified(Bare(), lambda x, noise: x), "the classifier takes images alone"),
+        (Pair(), "(32, K), and returned tuple"),
+        (Bare(), "{name: network, network: ...}"),
+        (Purified(Bare(), lambda x, noise: x), "{name: network, network: ...}"),
         (Purified(bayes(), Bare()), "the model does not take images of 1 x 4 x 4 (TypeError"),
         (
             NormalizedClassifier(nn.Linear(3, 2)),
@@ -139,7 +139,7 @@ def test_the_doctor_does_not_like_a_folder_of_one_class(elsewhere, capsys):
         image_files.write(elsewhere / "photos" / f"{i}.png", X[i])
     command = ["doctor", "blobs", "--data", "photos", "--set"]
     assert run([*command, "data={name: folder, gray: true}"]) == 1
-    assert "FAIL  the pictures of the folder are all of one class" in capsys.readouterr().out
+    assert "FAIL  the images of the folder all belong to one class" in capsys.readouterr().out
 
 
 def test_the_command(elsewhere, capsys):
@@ -157,7 +157,7 @@ def test_a_spec_is_told_with_its_parts_denoiser_and_time(elsewhere, capsys):
     assert "purifier diffpure: {t: 0.2, steps: 5, sampler: ddpm" in out
     assert "unfool menu diffpure" in out
     assert "at t = 0.05, 0.1, 0.2 its error is" in out
-    assert "doing nothing" in out
+    assert "of the error of the noisy image itself" in out
     assert "8 votes" in out
 
 
@@ -165,8 +165,8 @@ def test_a_defense_that_destroys_images_is_not_told_as_another_range(elsewhere, 
     """The classifier's range is looked at without its purifier."""
     assert run(["doctor", "demo", "--set", "purifier.t=0.9"]) == 0
     out = capsys.readouterr().out
-    assert "wants another range" not in out
-    assert "behind its defense, right on" in out
+    assert "expects another range" not in out
+    assert "with its defense, right on" in out
 
 
 def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
@@ -174,4 +174,4 @@ def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
     assert run(["doctor", "demo", "--set", f"denoiser={network}"]) == 1
     out = capsys.readouterr().out
     assert "FAIL  x_hat" in out
-    assert "wants another range" not in out
+    assert "expects another range" not in out

@@ -27,7 +27,7 @@ def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(else
     assert evaluate("--min-robust", str(between), "--strict") == 1
     said = capsys.readouterr().out
     assert "FAIL: min-robust: " in said
-    assert "the interval holds both sides of the bound" in said
+    assert "the bound lies inside the interval" in said
 
 
 @pytest.mark.parametrize(

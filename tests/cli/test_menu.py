@@ -110,7 +110,7 @@ def test_a_first_spec_is_written_once_and_is_right(said, tmp_path):
     (tmp_path / "unfool.yaml").write_text("mine")
     code, _, wrong = said("init")
     assert code == 2
-    assert "unfool.yaml is there already" in wrong
+    assert "unfool.yaml already exists" in wrong
     assert (tmp_path / "unfool.yaml").read_text() == "mine"
     assert said("init", "other.yaml")[0] == 0
     assert (tmp_path / "other.yaml").read_text() == text

@@ -114,7 +114,7 @@ def test_truncated_binary_file_is_told(tmp_path: Path, size: int):
 
 def test_labels_that_are_none_are_told(tmp_path: Path):
     (tmp_path / "test_batch.bin").write_bytes(bytes([10]) * N * 3073)
-    with pytest.raises(ValueError, match=r"test_batch\.bin must hold 6 labels from 0 to 9"):
+    with pytest.raises(ValueError, match=r"test_batch\.bin .* 6 .* 9"):
         cifar10(tmp_path)
 
 
@@ -124,7 +124,7 @@ def test_truncated_pickle_is_told(tmp_path: Path):
     whole = file.read_bytes()
     for size in (0, 1, 50, 1000, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(ValueError, match=f"{file} cannot be read .* {size} bytes instead of"):
+        with pytest.raises(ValueError, match=f"{file}.* {size} bytes"):
             cifar10(tmp_path)
 
 
@@ -159,7 +159,7 @@ class Evil:
 def test_a_pickle_runs_no_code(tmp_path: Path, protocol: int):
     table = {"data": PIXELS, "labels": LABELS.tolist(), "more": Evil(tmp_path / "ran")}
     (tmp_path / "test_batch").write_bytes(pickle.dumps(table, protocol))
-    with pytest.raises(ValueError, match="which is no data"):
+    with pytest.raises(ValueError, match="which is code"):
         cifar10(tmp_path)
     assert not (tmp_path / "ran").exists()
 

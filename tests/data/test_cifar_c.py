@@ -29,7 +29,7 @@ def test_a_severity_is_ten_thousand_images_in_a_row(tmp_path, inside):
 
 
 def test_mistakes_are_told(tmp_path):
-    with pytest.raises(ValueError, match="kind is one of gaussian_noise"):
+    with pytest.raises(ValueError, match="kind must be one of gaussian_noise"):
         cifar10_c(tmp_path, "rain")  # pyright: ignore
     with pytest.raises(ValueError, match="severity must be from 1 to 5, not"):
         cifar10_c(tmp_path, "fog", 6)

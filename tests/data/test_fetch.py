@@ -35,7 +35,7 @@ def test_batch_holds_what_was_asked_in_that_order():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ((torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)), "image 1 is 1x2x3 .* give .* `size`"),
+        ((torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)), "image 1 is 1x2x3.* `size`"),
         ((torch.zeros(1, 2, 2).double(),), "float64"),
         ((torch.full((1, 2, 2), 255.0),), "from 255 to 255"),
         ((torch.full((1, 2, 2), torch.nan),), "nan"),

@@ -56,7 +56,7 @@ def test_columns_are_found_by_their_types():
 
 def test_columns_that_are_not_unique_must_be_named():
     two = {"fine_label": ClassLabel(), "coarse_label": ClassLabel(), "image": Image()}
-    with pytest.raises(ValueError, match=r"2 columns of the type ClassLabel .*fine_label.*`label`"):
+    with pytest.raises(ValueError, match=r"ClassLabel .*fine_label.*`label`"):
         HubImages(Table(**two))
     assert len(HubImages(Table(**two), label="fine_label")) == 2
     with pytest.raises(ValueError, match=r"no column 'fine'.*fine_label"):

@@ -57,7 +57,7 @@ def test_other_index_files(three, name):
 
 def test_without_an_index_all_classes_must_be_there(three, monkeypatch):
     (three / "imagenet_class_index.json").unlink()
-    with pytest.raises(ValueError, match=r"3 of the 1000 classes.*imagenet_class_index\.json"):
+    with pytest.raises(ValueError, match=r"3 of .*1000.*imagenet_class_index\.json"):
         imagenet(three, **OPTIONS)
     for wnid in WNIDS:
         (three / "val" / wnid).mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def test_a_list_of_pictures_in_its_order(three, tmp_path):
         imagenet(three, pictures=chosen, **OPTIONS)
     paint(three / "val" / WNIDS[5] / f"{WNIDS[999]}_2.png")
     chosen.write_text(f"{WNIDS[999]}_2.png\n")
-    with pytest.raises(ValueError, match="the name of 2 pictures"):
+    with pytest.raises(ValueError, match="the name of 2 images"):
         imagenet(three, pictures=chosen, **OPTIONS)
 
 
@@ -121,7 +121,7 @@ def test_pictures_are_resized_by_their_shorter_side_and_cut(tmp_path):
 
 
 def test_bad_options_and_indices_are_told(three, tmp_path):
-    with pytest.raises(ValueError, match="labels 'subset' needs a `subset`"):
+    with pytest.raises(ValueError, match=r"labels: subset .* `subset`"):
         imagenet(three, labels="subset")
     with pytest.raises(ValueError, match=r"split .*val, train.* 'test'"):
         imagenet(three, split="test")  # pyright: ignore[reportArgumentType]
@@ -170,7 +170,7 @@ def test_tiny_imagenet_as_published_and_sorted_by_class(tiny):
 def test_a_tiny_imagenet_that_is_not_whole_is_told(tiny, tmp_path):
     home = tiny / "tiny-imagenet-200"
     (home / "val" / "images" / "val_1.JPEG").unlink()
-    with pytest.raises(ValueError, match=r"val_annotations\.txt has the line 'val_1\.JPEG"):
+    with pytest.raises(ValueError, match=r"val_annotations\.txt.*'val_1\.JPEG"):
         tiny_imagenet(tiny)
     (home / "wnids.txt").unlink()
     with pytest.raises(FileNotFoundError, match="Tiny-ImageNet is not in"):

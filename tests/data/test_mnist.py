@@ -59,7 +59,7 @@ def test_what_is_missing_is_told(tmp_path: Path):
         (IMAGES[:10], "10 bytes .* instead of 16"),
         (b"", "magic number 2051 .*none"),
         (NUMBERS, "magic number 2051 but with the bytes 00 00 08 01"),
-        (struct.pack(">4i", 2051, 3, 5, 6) + bytes(90), "do not fit: there are 3 images but 4"),
+        (struct.pack(">4i", 2051, 3, 5, 6) + bytes(90), "there are 3 images and 4"),
         (struct.pack(">4I", 2051, *[2**32 - 1] * 3), "16 bytes"),
     ],
 )
@@ -71,7 +71,7 @@ def test_wrong_images_are_told(tmp_path: Path, images: bytes, message: str):
 
 def test_wrong_labels_are_told(tmp_path: Path):
     write(tmp_path, labels=NUMBERS[:-1] + bytes([10]))
-    with pytest.raises(ValueError, match="do not fit: labels of 10 classes"):
+    with pytest.raises(ValueError, match="labels of 10 classes"):
         mnist(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_truncated_gz_is_told(tmp_path: Path):
     whole = file.read_bytes()
     for part in (whole[:5], whole[:40], whole[:-1], b"no gz at all", whole[:30] + bytes(20)):
         file.write_bytes(part)
-        with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz .* cannot be unpacked"):
+        with pytest.raises(ValueError, match=r"t10k-images-idx3-ubyte\.gz"):
             mnist(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_download_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "URL", (tmp_path / "source").as_uri() + "/")
     with pytest.raises(FileNotFoundError):
         mnist(folder)
-    with pytest.raises(ValueError, match="not the official file"):
+    with pytest.raises(ValueError, match="not the official one"):
         mnist(folder, download=True)
     digests = {f.name: md5(f.read_bytes()).hexdigest() for f in (tmp_path / "source").iterdir()}
     monkeypatch.setattr(module, "MD5", digests)

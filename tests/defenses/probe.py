@@ -5,9 +5,11 @@ draws. So its output on a given image is Gaussian, and both of its numbers can b
 batch, the first image meets no noise at all, and the one after the j-th draw meets 1 in it and 0 else.
 """
 
+import pytest
 import torch
 
 from unfool.diffusion.denoiser import Mixture
+from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 
 
@@ -44,3 +46,15 @@ def world(spread: float, **options) -> Mixture:
 def blobs(size: int = 4, side: int = 4) -> torch.Tensor:
     data = Blobs(size, side)
     return torch.stack([data[i][0] for i in range(size)]).double()
+
+
+def assert_gradient(go, x: torch.Tensor, step: float = 1e-7, rel: float = 1e-5) -> None:
+    """The gradient of `go`, images to images, is the slope of central differences along a random way."""
+    noise = Noise.of(7, range(len(x)))
+    aim, way = (noise.child(name).normal(x) for name in ("aim", "way"))
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad((aim * go(at)).sum(), at)
+    with torch.no_grad():
+        up, down = (go(x + sign * step * way) for sign in (1, -1))
+    slope = float((aim * (up - down)).sum() / (2 * step))
+    assert float((gradient * way).sum()) == pytest.approx(slope, rel=rel, abs=1e-8)

@@ -55,8 +55,6 @@ def test_as_a_purifier_it_puts_the_noise_on_itself(name: str):
     noisy = x + 0.2 * noise.child("forward").normal(x)
     whole = pure(x, noise)
     assert torch.equal(whole, pure.denoise(noisy, 0.2, noise))
-    alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(3)])
-    assert torch.allclose(alone, whole, atol=1e-12)
     assert pure.pixel_noise == 0.2
 
 
@@ -90,12 +88,12 @@ def test_gradients_are_exact(purifier, schedule):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "give either sigma"),
-        ({"sigma": 0.5, "t": 0.1}, "give either sigma"),
+        ({}, "give exactly one of sigma"),
+        ({"sigma": 0.5, "t": 0.1}, "give exactly one of sigma"),
         ({"t": 3.0}, "t must be from 0.0001 to 1"),
-        ({"sigma": 0.0}, "sigma is a noise above 0"),
-        ({"sigma": float("nan")}, "sigma is a noise above 0"),
-        ({"sigma": 1e3}, "up to 76.08, the most that the schedule has"),
+        ({"sigma": 0.0}, "sigma must be above 0"),
+        ({"sigma": float("nan")}, "sigma must be above 0"),
+        ({"sigma": 1e3}, "at most 76.08"),
     ],
 )
 def test_mistakes_are_told(purifier, options, words: str):
@@ -106,7 +104,7 @@ def test_mistakes_are_told(purifier, options, words: str):
 def test_noise_beyond_the_schedule_is_refused_in_certification_too():
     x, noise = blobs(1), Noise.of(0, [0])
     for pure in (OneStep(mixture(), sigma=0.5), DensePure(mixture(), sigma=0.5)):
-        with pytest.raises(ValueError, match="sigma is a noise above 0 and up to 76"):
+        with pytest.raises(ValueError, match="sigma must be above 0 and at most 76"):
             pure.denoise(x, 100.0, noise)
     with pytest.raises(ValueError, match="steps must be from 1 to 15"):
         DensePure(mixture(), sigma=0.5, steps=40).denoise(x, 0.03, noise)

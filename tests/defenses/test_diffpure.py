@@ -145,36 +145,6 @@ def test_a_step_costs_one_call_of_the_network_and_heun_s_two(name: str, steps: i
     assert len(calls) == (2 * steps - 1 if name.startswith("heun") else steps)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_walk_ends_where_forward_ends(name: str):
-    purify = DiffPure(mixture(), t=0.1, steps=6, **SAMPLERS[name])
-    x, noise = blobs(3), Noise.of(0, range(3))
-    states = list(purify.walk(x, noise))
-    assert len(states) == 7
-    assert [t for t, _ in states] == purify.times.tolist()
-    assert states[0][0] == 0.1
-    assert torch.equal(states[-1][1], purify(x, noise))
-    assert not torch.equal(states[-1][1], states[-2][1])
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_purified_images_depend_on_nothing_but_image_and_noise(name: str):
-    purify = DiffPure(mixture(), t=0.1, steps=10, **SAMPLERS[name])
-    x, noise = blobs(6), Noise.of(0, range(6))
-    whole = purify(x, noise)
-    assert torch.equal(purify(x, noise), whole)
-    alone = torch.cat([purify(x[i : i + 1], noise.take([i])) for i in range(6)])
-    assert torch.allclose(alone, whole, atol=1e-12)
-    order = [4, 1, 5, 0]
-    assert torch.allclose(purify(x[order], Noise.of(0, order)), whole[order], atol=1e-12)
-    with torch.no_grad():
-        assert torch.equal(purify(x, noise), whole)
-    seen = purify(x.clone().requires_grad_(), noise)  # and a gradient changes nothing
-    assert torch.equal(seen.detach(), whole)
-    other = purify(x, Noise.of(1, range(6)))
-    assert ((other - whole).flatten(1).abs().amax(1) > 1e-3).all()
-
-
 def test_single_precision_is_near_double():
     purify = DiffPure(mixture(), t=0.1, steps=100)
     x, noise = blobs(6), Noise.of(0, range(6))
@@ -221,9 +191,9 @@ def test_mistakes_are_told(options, words: str):
 
 
 def test_the_chain_of_the_denoiser_limits_the_steps():
-    with pytest.raises(ValueError, match="at most 5: the chain of 50"):
+    with pytest.raises(ValueError, match=r"at most 5, .* 50 steps"):
         DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=6)
-    with pytest.raises(ValueError, match="has not the 50 levels of noise of `heun`"):
+    with pytest.raises(ValueError, match="50 steps of `heun`"):
         DiffPure(mixture(schedule=Discrete()), sampler="heun", steps=50)
     out = DiffPure(mixture(schedule=Discrete(50)), sampler="ddim", steps=5)
     assert out(blobs(1), Noise.of(0, [0])).isfinite().all()

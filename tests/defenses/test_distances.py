@@ -93,5 +93,5 @@ def test_a_sure_classifier_still_has_a_slope():
 
 def test_lpips_tells_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lpips", None)  # as if it were not installed
-    with pytest.raises(ValueError, match=r"pip install unfool\[lpips\]"):
+    with pytest.raises(ValueError, match=r"pip install 'unfool\[lpips\]'"):
         lpips(X, Y)

@@ -94,45 +94,6 @@ def test_the_estimate_s_gradient_goes_through_the_denoiser():
     assert torch.allclose(2 * (found - without), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", READINGS)
-def test_gradients_are_exact(name: str):
-    """Against central differences: through x_t, the guide, its anchor and its reference."""
-    pure = DistributionTransfer(mixture(side=3), curved(3), **(SHORT | READINGS[name]))
-    x, noise = blobs(2, 3).requires_grad_(), Noise.of(0, range(2))
-    aim = noise.child("aim").normal(x)
-    (gradient,) = torch.autograd.grad((aim * pure(x, noise)).sum(), x)
-    for turn in range(2):
-        way, h = noise.child("way", turn).normal(x), 1e-5
-        with torch.no_grad():
-            up, down = (pure(x + sign * h * way, noise) for sign in (1, -1))
-        slope = float((aim * (up - down)).sum() / (2 * h))
-        assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-6, abs=1e-8)
-
-
-@pytest.mark.parametrize("name", ["as written", "noised anchor", "x_hat"])
-def test_gradients_are_those_of_plain_autograd(name: str):
-    pure = DistributionTransfer(mixture(), curved(), **(SHORT | READINGS[name]))
-    x, noise = blobs(2).requires_grad_(), Noise.of(0, range(2))
-    (exact,) = torch.autograd.grad(pure(x, noise).square().sum(), x)
-    *_, (_, out) = pure.walk(x, noise)
-    (plain,) = torch.autograd.grad(out.square().sum(), x)
-    assert torch.allclose(exact, plain, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", READINGS)
-def test_images_depend_on_nothing_but_image_and_noise(name: str):
-    pure = DistributionTransfer(mixture(), curved(), **(SHORT | READINGS[name]))
-    x, noise = blobs(4), Noise.of(0, range(4))
-    whole = pure(x, noise)
-    alone = torch.cat([pure(x[i : i + 1], noise.take([i])) for i in range(4)])
-    assert torch.allclose(alone, whole, atol=1e-12)
-    with torch.no_grad():
-        assert torch.equal(pure(x, noise), whole)
-    assert torch.equal(pure(x.clone().requires_grad_(), noise).detach(), whole)
-    *_, (_, last) = pure.walk(x, noise)
-    assert torch.equal(last, whole)
-
-
 def test_guidance_holds_the_image_and_its_answer():
     """Down MSE the outcome is nearer to the image given; down KL nearer to its answer; up, not."""
     x, noise = blobs(8), Noise.of(0, range(8))
@@ -163,11 +124,11 @@ def test_attention_is_differentiated_twice():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"classifier": None}, "the guide asks the classifier"),
-        ({"output": "kll"}, "output is one of kl, l2, confidence, entropy, repel, none, not 'kll'"),
-        ({"input": "psnr"}, "input is one of mse, ssim, l1, lpips, none, not 'psnr'"),
-        ({"at": "x_0"}, "at is one of x_t, x_hat"),
-        ({"anchor": "clean"}, "anchor is one of image, noised"),
+        ({"classifier": None}, "the guide needs the classifier"),
+        ({"output": "kll"}, "output .*'kll'"),
+        ({"input": "psnr"}, "input .*'psnr'"),
+        ({"at": "x_0"}, "at .*x_0"),
+        ({"anchor": "clean"}, "anchor .*clean"),
         ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),
         ({"scale": -1.0}, "scale must be 0 or more"),
         ({"weight": float("nan")}, "weight must be 0 or more"),
@@ -184,5 +145,5 @@ def test_a_classifier_without_a_gradient_is_told():
     pure = DistributionTransfer(
         mixture(), lambda x, noise: x.detach().flatten(1), **SHORT, weight=0
     )
-    with pytest.raises(ValueError, match=r"no gradient .*classifier's logits"):
+    with pytest.raises(ValueError, match=r"the gradient .*classifier's logits"):
         pure(blobs(1), Noise.of(0, [0]))

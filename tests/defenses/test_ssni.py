@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from probe import blobs, world
+from probe import assert_gradient, blobs, world
 
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.freqpure import FreqPure
@@ -96,10 +96,7 @@ def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
     level = ScoreNorm(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
     purify = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=level)
     x = (0.5 + 0.6 * (X - 0.5)).clone()
-    delta, at = Noise.of(7, range(4)).normal(x), x.clone().requires_grad_()
-    (slope,) = torch.autograd.grad((purify(at, NOISE) * x).sum(), at)
-    high, low = ((purify(x + s * delta, NOISE) * x).sum() for s in (1e-6, -1e-6))
-    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+    assert_gradient(lambda x: purify(x, NOISE), x)
 
     class Fixed(ScoreNorm):
         def forward(self, x, t, noise):
@@ -107,7 +104,10 @@ def test_gradients_are_exact_and_go_through_t(sampler: SamplerName, shape):
 
     fixed = Fixed(mixture(), center=4.0, width=8.0, levels=2, shape=shape)
     blind = DiffPure(mixture(), t=0.3, steps=4, sampler=sampler, noise_level=fixed)
-    (other,) = torch.autograd.grad((blind(at, NOISE) * x).sum(), at)
+    x.requires_grad_()
+    slope, other = (
+        torch.autograd.grad((p(x, NOISE) * x.detach()).sum(), x)[0] for p in (purify, blind)
+    )
     assert not torch.allclose(other, slope, rtol=1e-3)
 
 
@@ -124,12 +124,8 @@ def test_gradients_are_exact_beside_a_guide_and_a_correction_that_see_the_image(
         guide=Mimic(scale=5, smoothing=0.1),
         shaping=Spectrum(bands=2),
     )
-    delta, at = Noise.of(7, range(4)).normal(X), X.clone().requires_grad_()
     with keeping(graphs):
-        (slope,) = torch.autograd.grad((purify(at, NOISE) * X).sum(), at)
-    with torch.no_grad():
-        high, low = ((purify(X + s * delta, NOISE) * X).sum() for s in (1e-6, -1e-6))
-    assert float((slope * delta).sum()) == pytest.approx(float(high - low) / 2e-6, rel=1e-5)
+        assert_gradient(lambda x: purify(x, NOISE), X)
 
 
 def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
@@ -140,13 +136,6 @@ def test_on_a_chain_times_are_its_steps_and_the_gradient_is_finite():
     (slope,) = torch.autograd.grad(out.sum(), x)
     assert bool(out.isfinite().all())
     assert bool(slope.isfinite().all())
-
-
-def test_walk_ends_where_forward_ends():
-    purify = DiffPure(mixture(), t=0.3, steps=5, sampler="ddpm", noise_level=given)
-    states = list(purify.walk(X, NOISE))
-    assert [t for t, _ in states] == pytest.approx([0.3 * (1 - i / 5) for i in range(6)])
-    assert torch.equal(states[-1][1], purify(X, NOISE))
 
 
 def test_fewer_steps_are_taken_on_noise_of_their_own():
@@ -179,7 +168,7 @@ def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
         ({"levels": 0}, "levels must be 1 or more"),
         ({"bias": 2}, "bias must be from 0 to 1"),
         ({"up_to": 0}, "up_to must be from 0.0001 to 1"),
-        ({"shape": "cubic"}, "shape is one of sigmoid, linear, not 'cubic'"),
+        ({"shape": "cubic"}, "shape .*'cubic'"),
     ],
 )
 def test_mistakes_are_told(options, words: str):

@@ -74,7 +74,7 @@ def test_it_goes_through_any_batch_and_every_pass_of_gdmp():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="no classifier behind a purifier"):
+    with pytest.raises(ValueError, match="not a classifier behind a purifier"):
         per_step(bayes().double())
     model = Purified(bayes().double(), COUP(mixture(), bayes().double(), t=0.2, steps=3))
     with pytest.raises(ValueError, match="`per-step` needs a purifier"):

@@ -153,5 +153,5 @@ def test_the_time_of_a_noise_is_the_inverse_of_the_noise_of_a_time(sigma: float)
 
 def test_noises_that_no_time_has_are_refused():
     for sigma in (0.0, -1.0, 77.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=r"above 0 and up to 76\.08"):
+        with pytest.raises(ValueError, match=r"above 0 and at most 76\.08"):
             time_of_noise(VP(), sigma)

@@ -178,9 +178,9 @@ def test_a_run_grows_to_more_images_and_keeps_what_is_done(elsewhere, mistake, f
     five = elsewhere / "five"
     assert run(toy(five, "evaluation.images=5")) == 0
     said = mistake("merge", five, out, "--out", elsewhere / "sum")
-    assert "one is of another number of images" in said
+    assert "one is a run on another number of images" in said
     said = mistake(*toy(out, "evaluation.images=9"))
-    assert "holds a run on 24 images, and this asks for 9 of them" in said
+    assert "holds a run on 24 images, and this spec asks for only 9" in said
     assert "of another spec" in mistake(
         *toy(out, "evaluation.images=9", "evaluation.subset_seed=1")
     )
@@ -192,7 +192,7 @@ def test_a_run_does_not_grow_into_other_images(elsewhere, mistake, monkeypatch):
     asked = json.loads((out / "run.json").read_text())
     asked["images"] = "0" * 64
     (out / "run.json").write_text(json.dumps(asked | {"sha256": seal(asked)}))
-    assert "of other images" in mistake(*toy(out, "evaluation.images=9"))
+    assert "on other images" in mistake(*toy(out, "evaluation.images=9"))
 
 
 def test_a_mistake_leaves_the_folder_free(elsewhere, mistake):

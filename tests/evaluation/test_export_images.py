@@ -155,16 +155,16 @@ def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
         assert text in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
 
     refused("lacks 1 of the run's 7 images", indices=np.array([*made["indices"][:6], 9999]))
-    refused("was made of other images", indices=made["indices"][::-1].copy())
+    refused("was made from other images", indices=made["indices"][::-1].copy())
     refused("has another label", labels=made["labels"] + 1)
-    refused("has 6 images and the run 7", images=made["images"][:6], indices=None)
+    refused("has 6 images, and the run has 7", images=made["images"][:6], indices=None)
     refused("has 7 images but 3 `labels`", labels=made["labels"][:3])
     rounded = made["images"] + 0.3 / 255
     refused("rounded to 8 bits", images=rounded.clip(0, 1))
-    refused("left the threat", images=(made["images"] + 0.2).clip(0, 1))
+    refused("exceeded the threat", images=(made["images"] + 0.2).clip(0, 1))
     refused("must lie in [0, 1]", images=made["images"] * 2)
     refused("has neither `images` nor `x_adv`", images=None)
-    refused("returned images shaped", images=made["images"][:, :, :4])
+    refused("must return images of the shape", images=made["images"][:, :, :4])
     for path, text in (("none.npz", "there is no file"), ("my.yaml", "cannot be read")):
         spec(attacks=given(path))
         assert text in mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
@@ -179,7 +179,7 @@ def test_a_folder_of_other_pictures_is_another_run(spec, kept, mistake):
     image_files.write(path, (image + 1 / 255).clamp(max=1))
     assert "other images" in mistake(*command)
     path.unlink()
-    assert "has 6 images and the run 7" in mistake(*command)
+    assert "has 6 images, and the run has 7" in mistake(*command)
 
 
 def test_odd_commands_are_told(spec, mistake, kept):
@@ -188,7 +188,7 @@ def test_odd_commands_are_told(spec, mistake, kept):
     assert "no attacks" in mistake("attack", "my.yaml", "--out", "none")
     spec(threat={"norm": "linf", "eps": 0.05})
     assert "another folder" in mistake("attack", "my.yaml", "--out", "kept")
-    assert "works on an evaluation" in mistake("compare", "kept", "kept")
+    assert "needs an evaluation" in mistake("compare", "kept", "kept")
 
 
 def test_images_must_be_told_which_they_are_for(kept):
@@ -248,5 +248,5 @@ def test_pictures_in_another_order_are_told_with_the_order_of_names(spec, kept, 
         (kept / "mixed" / name.name).write_bytes(picture.read_bytes())
     spec(attacks=given(kept / "mixed"))
     said = mistake("evaluate", "my.yaml", "--out", "bad", "--quiet")
-    assert "left the threat" in said
+    assert "exceeded the threat" in said
     assert "0, 1, 10, 2" in said

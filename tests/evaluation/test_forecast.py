@@ -148,7 +148,7 @@ def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
         capsys.readouterr()
         assert run([*command(), "--dry-run", *more]) == 0
         said = capsys.readouterr().out
-        assert "begun with 4 images, of which 2 are done" in said
+        assert "with 4 images, of which 2 are done" in said
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_a_begun_run_is_known_by_what_it_asks(elsewhere, capsys, changes):
     asked = [*command(*changes, "attacks=[]"), "--shard", "0/2"]
     assert run(asked) == 0
     assert run([*command(*changes, "attacks=[]"), "--dry-run"]) == 0
-    assert "begun with 4 images, of which 2 are done" in capsys.readouterr().out
+    assert "with 4 images, of which 2 are done" in capsys.readouterr().out
 
 
 def test_the_folder_of_something_else_is_no_begun_run(elsewhere, capsys):

@@ -144,7 +144,7 @@ def test_an_image_alone_meets_the_same_noise():
 
 @pytest.mark.parametrize("word", ["all", "semi", "semi-0", "semi-x-steps", "forwards"])
 def test_other_words_are_refused(word: str):
-    with pytest.raises(ValueError, match="knows is forward, reverse, both"):
+    with pytest.raises(ValueError, match="knows must be forward, reverse, both"):
         Knowledge(word)
 
 
@@ -224,7 +224,7 @@ def test_they_never_count_for_the_robust_accuracy(folder):
 
 def test_a_wrong_word_in_a_spec_is_told(mistake, elsewhere):
     rows = "attacks=[{name: pgd, knows: everything}]"
-    assert "attacks.0.knows is forward" in mistake("evaluate", "blobs", "--set", rows)
+    assert "attacks.0.knows must be forward" in mistake("evaluate", "blobs", "--set", rows)
 
 
 DIFFUSION = {"name": "diffusion", "denoiser": {"name": "mixture"}, "draws": 2}
@@ -260,5 +260,5 @@ def test_who_is_told_of_noise_that_is_never_drawn_is_told_so(changes, word, draw
     }
     checked = evaluation.check(specs.load(spec | changes))
     prepare(checked)
-    said = f"draws no {word} noise: `knows: {word}` is the white box here"
+    said = f"draws no {word} noise, so `knows: {word}`"
     assert (said in capsys.readouterr().err) is not drawn

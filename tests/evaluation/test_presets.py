@@ -212,7 +212,7 @@ def test_more_steps_than_the_defense_has_are_told_before_the_work(elsewhere, mis
         *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
         *("--set", "attacks=[{name: pgd, view: {name: surrogate-same-noise, steps: 11}}]"),
     )
-    assert "from 1 to the defense's own 10, not 11" in said
+    assert "from 1 to 10, the defense's own, not 11" in said
     assert not (elsewhere / "run").exists()
 
 

@@ -16,7 +16,7 @@ from unfool.attacks.pgd import PGD
 from unfool.cli.main import run
 from unfool.evaluation import evaluate, selftest, selftest_attacks
 from unfool.report.selftest import headline
-from unfool.results import run_doubts, summary
+from unfool.results import summary
 from unfool.spec import Part
 from unfool.statistics import Share, wilson
 
@@ -145,7 +145,7 @@ def test_a_gradient_that_nobody_doubts_is_told(monkeypatch):
     monkeypatch.setattr(selftest, "IMAGES", 16)
     monkeypatch.setattr(selftest, "EFFORT", QUICK)
     assert oks(selftest.saturated()) == [True] * 4
-    monkeypatch.setattr(run_doubts, "all_doubts", lambda *_, **__: [])
+    monkeypatch.setattr(summary, "all_doubts", lambda *_, **__: [])
     assert oks(selftest.saturated()) == [True, True, True, False]
 
 
@@ -205,7 +205,7 @@ def test_what_is_no_number_is_not_ok():
 
 def test_mistakes_are_told_in_one_sentence(elsewhere, capsys):
     assert run(["selftest", "--device", "abacus"]) == 2
-    assert "'abacus' cannot be used here" in capsys.readouterr().err
+    assert "'abacus' is not available" in capsys.readouterr().err
     (elsewhere / "file").write_text("")
     assert run(["selftest", "--out", "file"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

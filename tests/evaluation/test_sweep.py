@@ -16,7 +16,7 @@ from unfool.report.formatting import cell as share_of
 from unfool.report.render_markdown import to_markdown
 from unfool.report.sweep import write_report
 from unfool.results.run_folder import Run
-from unfool.results.seed_pooling import pool
+from unfool.results.sweep.seed_pooling import pool
 
 SPEC = {
     "data": {"name": "blobs", "size": 40},

@@ -80,9 +80,9 @@ def test_weights_to_begin_with_run_no_code(elsewhere):
 def test_cards_that_lead_back_to_themselves_are_told(elsewhere, cards, trust):
     for name, inner in cards.items():
         write(elsewhere / name, {"name": "trained", "weights": inner})
-    with pytest.raises(ValueError, match="leads back to itself"):
+    with pytest.raises(ValueError, match="refers to itself"):
         card.trained_classifier("a", trust=trust)
-    with pytest.raises(ValueError, match="leads back to itself"):
+    with pytest.raises(ValueError, match="refers to itself"):
         card.described({"name": "trained", "weights": "a"})
 
 

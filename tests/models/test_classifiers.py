@@ -107,7 +107,9 @@ def test_normalization_moves_with_the_model_and_is_no_weight():
     ],
 )
 def test_what_is_no_logits_is_refused(answer: object, found: str):
-    with pytest.raises(ValueError, match=rf"must give logits \(2, K\), and gave {found}"):
+    with pytest.raises(
+        ValueError, match=rf"must return logits of shape \(2, K\), and returned {found}"
+    ):
         NormalizedClassifier(Says(answer))(X, NOISE)
 
 
@@ -119,9 +121,9 @@ def test_one_number_is_for_all_channels():
 
 
 def test_wrong_normalization_is_refused():
-    with pytest.raises(ValueError, match="mean has 3 numbers for 1 channels"):
+    with pytest.raises(ValueError, match=r"mean must .* 1 channels, not 3"):
         NormalizedClassifier(nn.Flatten(), mean=(0.1, 0.2, 0.3))(X[:, :1], NOISE)
-    with pytest.raises(ValueError, match="std has 2 numbers for 3 channels"):
+    with pytest.raises(ValueError, match=r"std must .* 3 channels, not 2"):
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.2))(X, NOISE)
     with pytest.raises(ValueError, match="std must be above 0"):
         NormalizedClassifier(nn.Flatten(), std=(0.1, 0.0, 0.1))

@@ -54,7 +54,7 @@ def said(capsys, *arguments: str) -> tuple[int, str]:
 def test_the_line_of_a_published_file_is_told(elsewhere, capsys, name):
     path = file_of(name, elsewhere)
     _, told = said(capsys, str(path), "--set", "denoiser.size=16")
-    line = re.search(r"the line that loads it: denoiser: (.*)", told)
+    line = re.search(r"load it by this line of a spec: denoiser: (.*)", told)
     assert line is not None
     part = yaml.safe_load(line[1])
     assert (part["name"], part["weights"]) == (FILES[name][1], str(path))
@@ -76,7 +76,7 @@ def test_what_a_file_does_not_tell_is_asked_for_and_taken(elsewhere, capsys):
     code, told = said(capsys, str(path))
     assert code == 1
     assert "size: 64" in told
-    assert "does not tell whether they are averaged" in told
+    assert "does not say whether they are averaged" in told
     options = ["--set", "denoiser.size=16", "--set", "denoiser.head_width=8"]
     _, told = said(capsys, str(path), *options)
     assert "images of 3 x 16 x 16" in told
@@ -130,7 +130,7 @@ def test_a_folder_of_nothing_is_told(elsewhere, capsys):
     Path("nothing").mkdir()
     code, told = said(capsys, "nothing")
     assert code == 2
-    assert "nothing is no folder of weights" in told
+    assert "nothing is not a folder of weights" in told
 
 
 def test_a_trained_denoiser_denoises(capsys):
@@ -187,7 +187,7 @@ def test_random_weights_are_told_and_no_setting_is_named():
             p.copy_(weight(str(number), tuple(p.shape)))
     (finding,) = denoises(denoiser, x, y, 10)
     assert finding.mark == "FAIL"
-    assert "are these weights trained" in finding.what
+    assert "check that these weights are trained" in finding.what
 
 
 def test_the_exact_denoiser_is_at_least_as_good_as_the_linear_estimate():

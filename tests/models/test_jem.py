@@ -148,7 +148,7 @@ def test_a_step_climbs_the_density_and_its_gradient_is_exact(state):
 
 
 def test_mistakes_are_told(file, tmp_path):
-    with pytest.raises(SpecError, match=r"does not fit the network: f\.layer1.*depth, width"):
+    with pytest.raises(SpecError, match=r"f\.layer1.*depth, width"):
         build(file, width=1)
     with pytest.raises(SpecError, match="there is no file"):
         build(tmp_path / "none.pt")

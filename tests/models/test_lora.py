@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from tiny import dit, stable_diffusion
 from torch import nn
 
+from stopped_training import stopped
 from unfool import spec as specs
 from unfool.defenses.diffusion_classifier.classifier import DiffusionClassifier
 from unfool.errors import SpecError
@@ -23,7 +24,6 @@ from unfool.noise import Noise
 from unfool.runtime.files import ADAPTER
 from unfool.spec import Part
 from unfool.training import run as training
-from unfool.training import train as loop
 from unfool.training.spec import check
 
 NOISE = Noise.of(0, range(3))
@@ -113,7 +113,7 @@ def test_the_layers_are_those_that_are_asked():
         lora.add(made(), rank=0)
     model = made()
     lora.add(model)
-    with pytest.raises(ValueError, match="an adapter already"):
+    with pytest.raises(ValueError, match="already has an adapter"):
         lora.add(model)
 
 
@@ -247,7 +247,7 @@ def test_an_adapter_for_another_model_is_refused(elsewhere):
     assert told == lora.base_of(made(), names)
     Path(ADAPTER).write_bytes(lora.save(learned(model)))
     lora.load(made(), Path(ADAPTER), told)
-    with pytest.raises(ValueError, match="another model: the weights"):
+    with pytest.raises(ValueError, match="another model: the base weights"):
         lora.load(made(seed=5), Path(ADAPTER), told)
     with pytest.raises(ValueError, match="another model: this one has no layer"):
         lora.load(made(attention=()), Path(ADAPTER))
@@ -262,7 +262,7 @@ def test_an_adapter_for_another_model_is_refused(elsewhere):
     state = load_file(ADAPTER)
     gone = next(name for name in state if ".lora_B." in name)
     save_file({k: v for k, v in state.items() if k != gone}, "other.safetensors")
-    with pytest.raises(ValueError, match=f"no whole LoRA adapter: it lacks {gone[5:]}"):
+    with pytest.raises(ValueError, match=f"it lacks {gone[5:]}"):
         lora.load(made(), Path("other.safetensors"))
     with pytest.raises(FileNotFoundError, match="no file none"):
         lora.load(made(), Path("none.safetensors"))
@@ -302,7 +302,7 @@ def test_an_adapter_whose_base_has_changed_is_told(base, monkeypatch):
     monkeypatch.setattr(card, "MERGED", 0)
     training.run(started(steps=1), Path("run"), quiet=True)
     card.save(base, "denoiser", specs.check("denoiser", BASE), made(seed=9))
-    with pytest.raises(ValueError, match="weights it stands beside have changed"):
+    with pytest.raises(ValueError, match="base weights have changed"):
         card.trained_denoiser("run")
     (base / "card.json").unlink()
     with pytest.raises(ValueError, match="no folder 'base'"):
@@ -397,7 +397,7 @@ def test_an_adapter_beside_half_precision_is_added_before_it_is_rounded(elsewher
     assert float(gained.mean()) == pytest.approx(2e-4, rel=0.3)
     other = card.read_card("run")[1] | {"base": "0"}
     (Path("run") / "card.json").write_text(json.dumps(other))
-    with pytest.raises(ValueError, match="weights it stands beside have changed"):
+    with pytest.raises(ValueError, match="base weights have changed"):
         card.trained_denoiser("run")
 
 
@@ -429,7 +429,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
     save_file({"weight": torch.ones(1)}, "weights.safetensors")
     Path("text.safetensors").write_text("not found")
     for name, said in (
-        ("none", "stable-diffusion: there is no file none.safetensors; name a file of weights"),
+        ("none", "stable-diffusion: there is no file none.safetensors"),
         ("weights", "weights.safetensors is no LoRA adapter of a denoiser: it holds weight"),
         ("text", "text.safetensors .9 bytes. cannot be read"),
         ("other", "other.safetensors is an adapter for another model: "),
@@ -477,7 +477,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "objective": {"name": "denoising", "t_max": 0.5},
         "training": {"steps": 1, "batch_size": 2, "lora": lora},
     }
-    with pytest.raises(SpecError, match=r"has 10 classes.* knows 9, by its prompts nine\.csv"):
+    with pytest.raises(SpecError, match=r"10 classes.* 9.*nine\.csv"):
         training.run(check(specs.load(spec)), Path("run"), quiet=True)
     judged = {
         "data": spec["data"],
@@ -492,36 +492,21 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
 def test_a_denoiser_of_pixels_knows_all_classes_or_none(base):
     small = [f"denoiser={json.dumps(BASE | {'classes': 1})}"]
     spec = specs.load(SPEC, [*small, "training.lora=null", "training.steps=1"])
-    with pytest.raises(SpecError, match=r"has 2 classes, the last 'bright'.* its classes 1"):
+    with pytest.raises(SpecError, match=r"2 classes.*'bright'.* 1"):
         training.run(check(spec), Path("run"), quiet=True)
 
 
-class Stop(Exception):
-    pass
-
-
-def test_a_killed_training_ends_with_the_same_bits(base, monkeypatch):
+def test_a_killed_training_ends_with_the_same_bits(base):
     whole = training.run(started(), Path("whole"), quiet=True)
-    real, steps = loop.load_batch, []
-
-    def dies(*arguments):
-        steps.append(1)
-        if len(steps) == 6:  # after the checkpoint of step 3
-            raise Stop
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "load_batch", dies)
-    with pytest.raises(Stop):
-        training.run(started(), Path("killed"), quiet=True)
-    monkeypatch.setattr(loop, "load_batch", real)
-    resumed = training.run(started(), Path("killed"), quiet=True)
+    folder = stopped(started(), Path("killed"), 6)  # after the checkpoint of step 3
+    resumed = training.run(started(), folder, quiet=True)
     assert (resumed / ADAPTER).read_bytes() == (whole / ADAPTER).read_bytes()
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        (["denoiser={name: unet, classes: 2}"], "lora fine-tunes a denoiser that is trained"),
+        (["denoiser={name: unet, classes: 2}"], "lora fine-tunes a trained denoiser"),
         (["training.save_half=true"], "round away"),
         (["training.lora.ranks=3"], "did you mean 'rank'"),
         (["training.lora.rank=many"], "rank"),

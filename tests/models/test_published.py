@@ -119,7 +119,7 @@ def test_score_sde_ve(tmp_path: Path):
 
 def test_score_sde_of_another_sde_is_told(tmp_path: Path):
     file = score_sde_file(tmp_path, fixture("score_sde_ve_ncsnpp"))
-    with pytest.raises(specs.SpecError, match="take sde: ve, not vp"):
+    with pytest.raises(specs.SpecError, match="set sde: ve, not vp"):
         load("score-sde", file, sde="vp")
     file = score_sde_file(tmp_path, fixture("score_sde_vp_ddpmpp"))
     with pytest.raises(specs.SpecError, match="take sde: vp or subvp, not ve"):
@@ -358,7 +358,7 @@ def attention_of(network: Any) -> dict[str, int]:
 def test_ddpm(tmp_path: Path):
     known = fixture("ho_ddpm")
     check(load("ddpm", saved(tmp_path, state_of(known), "model.ckpt"), **SMALL), known)
-    with pytest.raises(specs.SpecError, match=r"none of the published .*1,2.*size: 64"):
+    with pytest.raises(specs.SpecError, match=r"not one of the published .*1,2.*size: 64"):
         load("ddpm", tmp_path / "model.ckpt")
 
 
@@ -633,9 +633,9 @@ def test_a_file_of_another_family_is_told(tmp_path: Path, vae: Path, name: str):
         with pytest.raises(specs.SpecError) as error:
             load(name, file, **options_of(name, vae))
         said = str(error.value)
-        assert f"{file} is no file of {name}" in said
-        assert "take name: " in said
-        assert said.split("take name: ")[1] in {other, "guided-diffusion"}
+        assert f"{file} is not a file of {name}" in said
+        assert "use name: " in said
+        assert said.split("use name: ")[1] in {other, "guided-diffusion"}
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -104,7 +104,7 @@ def test_a_file_is_the_model_of_the_folder(folders, place, version, ending):
 def test_averaged_weights_are_taken_and_it_is_said(folders, place, capsys):
     path = place(1, "v1-5-pruned.ckpt", published.with_averages)
     agree(stable_diffusion(path, size=8), stable_diffusion(folders[1]))
-    assert "taking the averaged weights ('model_ema')" in capsys.readouterr().err
+    assert "using the averaged weights ('model_ema')" in capsys.readouterr().err
     assert "averaged weights (EMA), found in 'model_ema'" in identify(path).average
 
     def without_one(state):
@@ -118,7 +118,7 @@ def test_averaged_weights_are_taken_and_it_is_said(folders, place, capsys):
 
 def test_what_a_network_predicts_is_known_or_asked_for(place):
     path = place(2, "mine.safetensors")
-    with pytest.raises(ValueError, match=r"mine\.safetensors.*predicts: noise.*predicts: velocity"):
+    with pytest.raises(ValueError, match=r"mine\.safetensors.*: noise.*: velocity"):
         stable_diffusion(path)
     assert stable_diffusion(path, predicts="velocity", size=8).predicts == "velocity"
     model = stable_diffusion(place(2, "v2-1_768-ema-pruned.safetensors"))
@@ -153,7 +153,7 @@ def test_files_in_half_precision_and_half_precision_of_a_network(folders, place)
         ),
         (
             lambda s: {n: v for n, v in s.items() if "diffusion_model.out." not in n},
-            "does not hold a whole U-Net",
+            "does not hold a complete U-Net",
         ),
         (
             lambda s: {n: v for n, v in s.items() if ".input_blocks.5.0.in_layers.2" not in n},

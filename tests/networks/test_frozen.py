@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.networks import score_unet, unet
-from unfool.networks.frozen import Conv2d, norm_silu
+from unfool.networks.frozen_layers import Conv2d, norm_silu
 from unfool.networks.score_unet import ADM, DDPM, DDPMPP, ScoreUNet
 from unfool.networks.unet import UNet
 from unfool.noise import Noise, seed_torch

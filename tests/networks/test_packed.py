@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.gradient import keeping
 from unfool.diffusion.reverse import Ancestral, reverse, strided
-from unfool.networks.frozen import Conv2d
+from unfool.networks.frozen_layers import Conv2d
 from unfool.networks.unet import UNet
 from unfool.noise import Noise, seed_torch
 

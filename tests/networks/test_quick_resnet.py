@@ -102,5 +102,5 @@ def test_biases_learn_faster_and_decay_no_faster():
 
 @pytest.mark.parametrize("widths", [(), (8, 0)])
 def test_impossible_widths_are_refused(widths):
-    with pytest.raises(ValueError, match="widths must be numbers from 1"):
+    with pytest.raises(ValueError, match="widths must be 1 or more"):
         QuickResNet(widths)

@@ -45,7 +45,7 @@ def test_a_panel_for_each_class_that_is_followed():
     assert titles(figure) == [
         "in the true class (3)",
         "in the adversarial class (2)",
-        "in the class it is surest of (3)",
+        "in the most likely class (3)",
     ]
     adversarial = {line.get_label(): line.get_ydata() for line in figure.axes[1].lines}
     expected = 100 * np.arange(9).reshape(3, 3)[1:].mean(0) / 100
@@ -55,7 +55,7 @@ def test_a_panel_for_each_class_that_is_followed():
 
 def test_where_nothing_fell_there_is_no_adversarial_class():
     figure = confidence(gallery([0, 0, 0]))
-    assert titles(figure) == ["in the true class (3)", "in the class it is surest of (3)"]
+    assert titles(figure) == ["in the true class (3)", "in the most likely class (3)"]
 
 
 def test_a_run_of_before_has_the_true_class_alone():

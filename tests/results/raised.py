@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
+from unfool.results.doubts.run import all_doubts
 from unfool.results.outcome import Condition, Outcome, SanityCheck
-from unfool.results.run_doubts import all_doubts
 from unfool.results.summary import judge
 from whole_run import manifest
 

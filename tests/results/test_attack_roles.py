@@ -18,7 +18,7 @@ from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.report.figures.examples import Gallery
 from unfool.results.attack_roles import given_to, roles
-from unfool.results.model_doubts import model_doubts
+from unfool.results.doubts.model import model_doubts
 from unfool.results.outcome import Condition, SanityCheck
 from unfool.results.run_folder import Run
 
@@ -75,7 +75,7 @@ def test_an_attack_beyond_the_threat_stands_beside_those_within(report, elsewher
     )
     assert "exact gradient" in told["threat_model"]["beyond the threat"]
     assert told["threat_model"]["not by an attacker"].startswith("corruption (kind fog")
-    assert "An attacker's, but not within the threat: moved." in text
+    assert "exceed the threat: moved." in text
     assert "moved" in (elsewhere / "made" / "report.html").read_text()
     chosen = {outcome.chosen for outcome in Run.open(elsewhere / "made").outcomes()}
     assert chosen <= {"clean", "random", "pgd"}
@@ -96,7 +96,7 @@ def test_an_attack_without_a_gradient_is_not_said_to_use_one(report):
     salt = {"name": "salt-and-pepper", "tries": 1, "shares": 1, "label": "salt"}
     told, text = report(salt, threat={"norm": "l0", "eps": 0.2})
     view = told["threat_model"]["the attacker's view"]
-    assert view == "salt: the answers of the whole model; it asks for no gradient"
+    assert view == "salt: the answers of the whole model; no gradient"
     assert text.startswith("# An attacker who sees the answers of the whole model and may change")
     head, _, rest = text.partition("## What was not tried")
     assert "with the exact gradient" in rest.partition("\n\n## ")[0]

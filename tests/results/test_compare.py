@@ -165,7 +165,7 @@ def test_what_differs_is_told_field_by_field():
     other = asked() | {"identity": "other", "code": "d", "versions": {"torch": "3"}}
     assert differences(asked(), other) == {
         "contents of a file that both name:": ("{}", "other"),
-        "code of one's own:": ("c", "d"),
+        "your own code:": ("c", "d"),
         "versions.torch": ("2", "3"),
     }
     brought = asked() | {"images": "abc".rjust(64, "0") + "def"}
@@ -261,10 +261,9 @@ def test_a_failure_tells_its_numbers():
     gate = Gate("min-robust", "robust", 0.5, Mean(0.4, 0.3, 0.52))
     failure = ElementTree.fromstring(junit([gate])).find("testsuite/testcase/failure")
     assert failure is not None
-    assert failure.get("message") == (
-        "robust accuracy of B is 40.0 % [30.0, 52.0], at least 50.0 % was asked; the interval holds "
-        "both sides of the bound"
-    )
+    message = failure.get("message") or ""
+    for said in ("robust accuracy of B", "40.0 % [30.0, 52.0]", "50.0 %", "the bound lies inside"):
+        assert said in message
 
 
 def test_the_report_is_written(two, capsys):
@@ -297,16 +296,16 @@ def changed(section, **values):
         ({"right": [4] * 5}, "the contents or labels of the data sets differ"),
         (
             {"right": [4] * 5, "data": {"name": "mnist", "folder": "a"}},
-            "about other data sets (mine:Data and mnist): evaluate both on the same",
+            "different data sets (mine:Data and mnist)",
         ),
         (
             {"asked": {"images": "xyz"}} | changed("data", split="train"),
-            "other data sets (mine:Data with split None and mine:Data with split train)",
+            "different data sets (mine:Data with split None and mine:Data with split train)",
         ),
         ({"asked": {"images": "xyz"}}, "evaluate both on the same data"),
         (changed("evaluation", seed=1), "evaluation.seed 0 and 1"),
         (changed("evaluation", draws=8), "evaluation.draws 4 and 8"),
-        (changed("threat", eps=0.2), "other threats (linf 0.1 and linf 0.2)"),
+        (changed("threat", eps=0.2), "different threats (linf 0.1 and linf 0.2)"),
         ({"done": [3]}, "no image in common yet"),
         ({"done": [3]} | changed("data", split="of the same images"), "no image in common yet"),
         ({"asked": {"kind": "certification", "spec": CERTIFICATION}}, "holds a certification"),
@@ -321,7 +320,7 @@ def test_what_cannot_be_compared_is_refused(elsewhere, mistake, other, said):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["a", "nowhere"], "nowhere is no run"),
+        (["a", "nowhere"], "nowhere is not a run"),
         (["a", "b", "--min-robust", "40"], "a share from 0 to 1"),
         (["a", "b", "--max-drop", "nan"], "a share from 0 to 1"),
         (["a", "b", "--junit", "j.xml"], "add --min-robust or --max-drop"),

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unfool.results.convergence import describe, sweep_doubts, verdicts
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
 from unfool.results.summary import judge
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
+from unfool.results.sweep.convergence import describe, sweep_doubts, verdicts
 from unfool.statistics import change_of
 from whole_run import manifest
 

@@ -138,7 +138,7 @@ def test_a_spec_that_was_changed_after_the_run_is_not_reported(folder, mistake, 
     asked["spec"][key] |= {"threat": {"eps": 0.9}, "evaluation": {"seed": 7}}[key]
     path.write_text(json.dumps(asked))
     for words in (["report", folder], ARGUMENTS):
-        assert "run.json was changed" in mistake(*words)
+        assert "run.json has changed" in mistake(*words)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from raised import doubts_about, outcomes_of
 
 from unfool.cli.main import run
-from unfool.results.attack_doubts import paired_gap
+from unfool.results.doubts.attacks import paired_gap
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import seal
 

@@ -231,7 +231,7 @@ def test_a_badge_with_a_red_doubt_says_so():
         ({}, ["--to", "eee", "--model", "../mine"], "'../mine'"),
         ({"attacks": []}, ["--to", "badge"], "no attack"),
         ({"attacks": []}, ["--to", "robustbench"], "no attack"),
-        ({"threat": {"norm": "l1", "eps": 1.0}}, ["--to", "robustbench"], "none of l1"),
+        ({"threat": {"norm": "l1", "eps": 1.0}}, ["--to", "robustbench"], "l1"),
     ],
 )
 def test_what_cannot_be_exported_is_told(elsewhere, mistake, changed, arguments, said):

@@ -21,7 +21,7 @@ def told(*attacks: str) -> str:
         ("{name: square, queries: 10}", "without gradients"),
         ("{name: autoattack}", "AutoAttack"),
         ("{name: corruption, kind: gaussian_noise}", "Corruptions"),
-        ("{name: stadv}", "no norm bounds"),
+        ("{name: stadv}", "no norm"),
         ("{name: pgd, view: exact, knows: both}", "knows what noise"),
     ],
 )

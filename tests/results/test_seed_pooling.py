@@ -8,8 +8,8 @@ import pytest
 
 from unfool.results.outcome import Condition, Outcome
 from unfool.results.run_folder import Run
-from unfool.results.seed_pooling import Pooled, pool
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
+from unfool.results.sweep.seed_pooling import Pooled, pool
 from unfool.statistics import mean_of
 from whole_run import manifest
 

@@ -135,7 +135,7 @@ def test_what_shrank_is_fetched_anew(server: Server, tmp_path: Path):
     ],
 )
 def test_another_file_is_refused_and_not_kept(server: Server, tmp_path: Path, expected, said):
-    with pytest.raises(ValueError, match="not the official file") as told:
+    with pytest.raises(ValueError, match="not the official one") as told:
         fetch(server.url, tmp_path / "file", **expected)
     assert said in str(told.value)
     assert list(tmp_path.iterdir()) == []

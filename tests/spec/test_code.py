@@ -119,10 +119,10 @@ def test_a_run_is_not_mixed_from_two_versions_of_a_helper(elsewhere, mistake):
     shade = command("purifier=shade:Shade")
     assert run([*shade, "--shard", "0/2"]) == 0
     (elsewhere / "helper_of_shade.py").write_text("STRENGTH = 1.0\n")
-    assert "by other code" in mistake(*shade)
+    assert "with other code" in mistake(*shade)
     other = command("purifier=shade:Shade", out="other")
     assert run([*other, "--shard", "1/2"]) == 0
-    assert "by other code" in mistake("merge", "run", "other", "--out", "whole")
+    assert "with other code" in mistake("merge", "run", "other", "--out", "whole")
 
 
 def test_a_run_is_not_mixed_from_two_sets_of_weights(elsewhere, mistake):
@@ -138,4 +138,4 @@ def test_a_run_is_not_mixed_from_two_sets_of_weights(elsewhere, mistake):
     assert run([*net, "--shard", "0/2"]) == 0
     assert run(net) == 0
     torch.save(weights * 1.5, elsewhere / "net.pt")
-    assert "of other weights" in mistake(*net)
+    assert "with other weights" in mistake(*net)

@@ -44,7 +44,7 @@ def test_changes_reach_into_tables_lists_and_bare_names():
         ("threat.eps", "path.to.key=value"),
         ("attacks.3.steps=1", "number from 0 to 0"),
         ("attacks.first.steps=1", "number from 0 to 0"),
-        ("threat.eps.deep=1", "no parts"),
+        ("threat.eps.deep=1", "'deep' .* single value"),
         ("threat.eps=[", "--set"),
     ],
 )
@@ -87,7 +87,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"classifier": {"name": "bayes", "side": "many"}},
             "classifier.side must be a whole number, not 'many'",
         ),
-        ({"classifier": "nowhere:Thing"}, "cannot import 'nowhere:Thing'"),
+        ({"classifier": "nowhere:Thing"}, "'nowhere:Thing'"),
         ({"data": {"name": "arrays"}}, "option 'path' is missing"),
         ({"data": "cifar10"}, "--data FOLDER.*UNFOOL_DATA"),
         ({"atacks": []}, "did you mean 'attacks'"),
@@ -103,7 +103,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
         ),
         (
             {"attacks": [{"name": "pgd", "start": "warm"}]},
-            "attacks.0.start is one of random, zero, not 'warm'",
+            "attacks.0.start must be one of random, zero, not 'warm'",
         ),
         ({"attacks": [{"name": "pgd", "model": 1}]}, "no option 'model'"),
         ({"purifier": "diffpure"}, "needs a denoiser"),
@@ -117,7 +117,7 @@ def test_identity_is_of_what_is_asked_alone(tmp_path):
             {"machine": {"batch_size": "fast"}},
             "machine.batch_size must be a whole number or 'auto', not 'fast'",
         ),
-        ({"machine": {"execution": "fast"}}, "machine.execution is one of auto, plain"),
+        ({"machine": {"execution": "fast"}}, "machine.execution must be one of auto, plain"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_built(changes, said):
@@ -127,26 +127,24 @@ def test_mistakes_are_told_before_anything_is_built(changes, said):
 
 
 def test_a_missing_part_is_named():
-    with pytest.raises(SpecError, match="needs 'threat'"):
+    with pytest.raises(SpecError, match="'threat'"):
         evaluation.check({key: v for key, v in TOY.items() if key != "threat"})
 
 
 def test_a_spec_that_is_no_table(tmp_path):
     path = tmp_path / "bad.yaml"
-    with pytest.raises(
-        SpecError, match=r"bad.yaml \(no such file or directory\): name a YAML file"
-    ):
+    with pytest.raises(SpecError, match=r"bad.yaml .*YAML file"):
         specs.load(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="it is no text"):
+    with pytest.raises(SpecError, match="it is not a text file"):
         specs.load(path)
     path.write_text("- a\n- b\n")
     with pytest.raises(SpecError, match="must hold a table"):
         specs.load(path)
     path.write_text("a: [1\n")
-    with pytest.raises(SpecError, match="is not YAML"):
+    with pytest.raises(SpecError, match="is not a valid YAML"):
         specs.load(path)
-    with pytest.raises(SpecError, match="cannot read"):
+    with pytest.raises(SpecError, match="cannot be read"):
         specs.load(tmp_path / "none.yaml")
     with pytest.raises(SpecError, match="did you mean 'blobs'"):
         specs.load("blob")

@@ -23,10 +23,10 @@ TOY = {
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("threat: {eps: 0.1, eps: 0.9}", "'eps' stands twice"),
-        ("threat: {eps: 1}\nthreat: {eps: 2}", "'threat' stands twice .* line 2"),
-        ("attacks: [{name: pgd}]\nattacks: []", "'attacks' stands twice"),
-        ("a: [{b: {c: 1, c: 1}}]", "'c' stands twice"),
+        ("threat: {eps: 0.1, eps: 0.9}", "'eps' occurs twice"),
+        ("threat: {eps: 1}\nthreat: {eps: 2}", "'threat' occurs twice .* line 2"),
+        ("attacks: [{name: pgd}]\nattacks: []", "'attacks' occurs twice"),
+        ("a: [{b: {c: 1, c: 1}}]", "'c' occurs twice"),
         ("3: 4", "'3'"),
         ("null: 4", "'null'"),
         ("yes: 4", "'yes'"),
@@ -142,7 +142,7 @@ def test_a_change_means_what_is_written(change: str, value: object):
         ("purifier=  ", "write null"),
         ("evaluation.draws=010", "010"),
         ("threat.eps=.inf", ".inf"),
-        ("threat={norm: linf, eps: 1, eps: 2}", "'eps' stands twice"),
+        ("threat={norm: linf, eps: 1, eps: 2}", "'eps' occurs twice"),
         ("data={name: blobs} # size: 5", "# size: 5"),
     ],
 )
@@ -167,7 +167,7 @@ def test_a_change_that_would_be_dropped_is_refused(change: str, said: str):
 )
 def test_true_and_false_are_no_numbers(change: str):
     key = change.split("=")[0].split(".")[-1]
-    with pytest.raises(SpecError, match=f"({key}|mean) must be a number, not \\[?([Tt]rue|false)"):
+    with pytest.raises(SpecError, match=f"({key}|mean) .*([Tt]rue|false)"):
         evaluation.check(specs.load(TOY, [change]))
 
 

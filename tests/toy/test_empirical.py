@@ -121,9 +121,9 @@ def test_mistakes_are_told():
     for options, said in cases:
         with pytest.raises(ValueError, match=said):
             empirical(data, **options)
-    with pytest.raises(ValueError, match=r"every class needs an image, .* \[1\]"):
+    with pytest.raises(ValueError, match=r"every class needs at least one image, .* \[1\]"):
         Empirical(POINTS[:2], torch.tensor([1, 1]))
-    with pytest.raises(ValueError, match="6 images with 2 labels"):
+    with pytest.raises(ValueError, match="6 images and 2 labels"):
         Empirical(POINTS, LABELS[:2])
     with pytest.raises(SpecError, match="the option 'data' is missing"):
         specs.check("denoiser", "empirical")

@@ -88,7 +88,7 @@ def test_distances_of_planes_are_those_to_the_nearest_other_class(threat):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: linear_models.RandomGuess(1.5), "p is a probability"),
+        (lambda: linear_models.RandomGuess(1.5), "p must be a probability"),
         (lambda: linear_models.AddGaussianNoise(0.0), "sigma must be above 0"),
         (lambda: linear_models.Quantize(0), "levels must be 1 or more"),
         (lambda: linear_models.MultiPlaneClassifier(1), "classes must be 2 or more"),

@@ -10,8 +10,8 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Discrete
 from unfool.models import card
 from unfool.noise import Noise, seed_torch
-from unfool.training.addt import ADDT, rank_map
-from unfool.training.objectives import Denoising
+from unfool.training.objectives.addt import ADDT, rank_map
+from unfool.training.objectives.denoising import Denoising
 
 X = Noise.of(0, range(3)).uniform(torch.empty(3, 2, 4, 4))
 Y = torch.tensor([0, 1, 1])

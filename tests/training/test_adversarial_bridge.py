@@ -20,8 +20,8 @@ from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 from unfool.threat import Threat
 from unfool.toy.blobs import Blobs, bayes
-from unfool.training.adversarial_bridge import AdversarialBridge
-from unfool.training.objectives import Denoising, denoising_loss
+from unfool.training.objectives.adversarial_bridge import AdversarialBridge
+from unfool.training.objectives.denoising import Denoising, denoising_loss
 from unfool.training.options import TrainingOptions
 from unfool.training.train import train
 
@@ -172,7 +172,7 @@ def test_budgets_may_be_drawn_for_each_image():
 
 def test_an_attack_that_leaves_the_threat_is_refused():
     model = NetworkDenoiser(Net()).eval()
-    with pytest.raises(RuntimeError, match="left what the threat allows"):
+    with pytest.raises(RuntimeError, match="exceeded the threat"):
         made(Shift(0.1))(model, X, Y, NOISE)
     assert made(Shift(0.1, bounded=False))(model, X, Y, NOISE).isfinite().all()
 
@@ -195,7 +195,7 @@ def test_it_does_not_depend_on_the_batch_and_leaves_no_trace(path):
 @pytest.mark.parametrize(
     ("bad", "said"),
     [
-        ({"path": "line"}, "path is one of diffusion, flow"),
+        ({"path": "line"}, "path must be one of diffusion, flow"),
         ({"eps": -1}, "eps"),
         ({"t_from": 0.3}, "t_min < t_from <= t_max"),
         ({"t_min": 0.2, "path": "flow"}, "t_min < t_from <= t_max"),

@@ -14,6 +14,7 @@ import torch
 import yaml
 from torch import nn
 
+from stopped_training import stopped
 from unfool import spec as specs
 from unfool.cli.main import run
 from unfool.data.arrays import Arrays
@@ -25,7 +26,7 @@ from unfool.toy.blobs import Blobs
 from unfool.training import checkpoint, memory_forecast
 from unfool.training import run as training
 from unfool.training import train as loop
-from unfool.training.objectives import Denoising, time_and_label
+from unfool.training.objectives.denoising import Denoising, time_and_label
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train
@@ -65,7 +66,7 @@ def test_other_data_never_resume(elsewhere):
     assert kept is not None
     assert kept["step"] == 4
     for data in (Blobs(size=31), Mirrored(size=32)):
-        with pytest.raises(RuntimeError, match=r"belongs to other data; name another folder"):
+        with pytest.raises(RuntimeError, match=r"belongs to other data"):
             checkpoint.read(elsewhere / "run", checkpoint.question(started(), data, weights))
 
 
@@ -161,7 +162,7 @@ def test_a_folder_with_a_model_and_no_checkpoint_is_left_alone(elsewhere, mistak
     (finished / "latest.pt").unlink()
     before = (finished / "model.safetensors").read_bytes()
     said = mistake("train", "digits-classifier", "--out", "run", "--quiet")
-    assert "run holds a model, and no latest.pt to go on from: name another folder" in said
+    assert "run holds a model but no latest.pt" in said
     assert (finished / "model.safetensors").read_bytes() == before
 
 
@@ -198,22 +199,12 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(elsewhere
 def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch, capsys):
     """Though a busy machine's trial may come out otherwise; but not in one that this machine lacks."""
     asks = started("training.precision=bfloat16")
-    real = loop.load_batch
-
-    def dies(*arguments):
-        if arguments[2].start == 8:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
     for number, (costs, then, precision) in enumerate(
         [(0.5, 0.5, "bfloat16"), (0.5, 1.5, "bfloat16"), (2, 0.5, "float32"), (0.5, 9, "float32")]
     ):
         folder = elsewhere / str(number)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=costs: costs)
-        monkeypatch.setattr(loop, "load_batch", dies)
-        with pytest.raises(KeyboardInterrupt):
-            training.run(asks, folder, quiet=True)
-        monkeypatch.setattr(loop, "load_batch", real)
+        stopped(asks, folder, 3)
         monkeypatch.setattr(training, "bfloat16_costs", lambda device, costs=then: costs)
         training.run(asks, folder)
         assert json.loads((folder / "card.json").read_text())["training"]["precision"] == precision
@@ -223,8 +214,8 @@ def test_a_training_goes_on_in_the_precision_it_began_in(elsewhere, monkeypatch,
 @pytest.mark.parametrize(
     ("test", "said"),
     [
-        ({"name": "blobs"}, "test: its images are 1 x 4 x 4, and those of data 1 x 8 x 8"),
-        ({"name": "blobs", "side": 8}, "test: it has 2 classes, and data 10"),
+        ({"name": "blobs"}, "test: its images are 1 x 4 x 4, and those of data are 1 x 8 x 8"),
+        ({"name": "blobs", "side": 8}, "test: it has 2 classes, and data has 10"),
         ({"name": "folder", "folder": "/nowhere"}, "/nowhere"),
     ],
 )
@@ -291,7 +282,7 @@ def test_what_a_training_begins_with_means_the_same(elsewhere):
     with pytest.raises(SpecError, match=r"predicts .* noise.* image"):
         started("denoiser.predicts=image", training=options)
     (first / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(ValueError, match="not the file its card describes"):
+    with pytest.raises(ValueError, match="not the file that its card describes"):
         training.run(started(training=options), elsewhere / "second", quiet=True)
 
 

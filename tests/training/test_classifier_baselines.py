@@ -10,13 +10,13 @@ from unfool.data.digits import digits
 from unfool.models.build import small_cnn
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
-from unfool.training.adversarial import PGDAT, TRADES
-from unfool.training.logit_pairing import ALP
-from unfool.training.macer import MACER
-from unfool.training.objectives import CrossEntropy
+from unfool.training.objectives.adversarial import PGDAT, TRADES
+from unfool.training.objectives.cross_entropy import CrossEntropy
+from unfool.training.objectives.logit_pairing import ALP
+from unfool.training.objectives.macer import MACER
+from unfool.training.objectives.weight_perturbation import AWP
 from unfool.training.options import TrainingOptions
 from unfool.training.train import train
-from unfool.training.weight_perturbation import AWP
 
 X = Noise.of(0, range(8)).uniform(torch.empty(8, 1, 4, 4))
 Y = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])

@@ -17,8 +17,8 @@ from unfool.models import card
 from unfool.models.unet import unet
 from unfool.noise import Noise, seed_torch
 from unfool.toy.blobs import Blobs, mixture
-from unfool.training.consistency import ConsistencyDistillation, Solver, pseudo_huber
-from unfool.training.objectives import Denoising, denoising_loss
+from unfool.training.objectives.consistency import ConsistencyDistillation, Solver, pseudo_huber
+from unfool.training.objectives.denoising import Denoising, denoising_loss
 from unfool.training.options import TrainingOptions
 from unfool.training.spec import check
 from unfool.training.train import train

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 
+from stopped_training import weights
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.models import card
@@ -42,10 +43,6 @@ SPEC = {
 def trained(folder, **options):
     spec = SPEC | {"training": SPEC["training"] | options}
     return training.run(check(specs.load(spec)), folder, quiet=True)
-
-
-def weights(folder):
-    return card.read_state(folder / "model.safetensors")
 
 
 def gap(ours, theirs):

@@ -3,11 +3,10 @@
 import json
 
 import pytest
-import torch
 
+from stopped_training import assert_same_weights, stopped
 from unfool import spec as specs
 from unfool.errors import SpecError
-from unfool.models import card
 from unfool.training import run as training
 from unfool.training import train as loop
 from unfool.training.lr_schedule import Plan
@@ -31,42 +30,6 @@ def started(**options):
     return check(specs.load(TINY | {"training": OPEN | options}))
 
 
-def weights(folder):
-    return card.read_state(folder / "model.safetensors")
-
-
-def assert_same(one, other):
-    for name, tensor in weights(one).items():
-        assert torch.equal(tensor, weights(other)[name]), name
-
-
-class Stop(Exception):
-    pass
-
-
-@pytest.fixture
-def killed(monkeypatch, elsewhere):
-    """Runs a training that is killed at its batch number `at` (from 1)."""
-
-    def run(name, at, **options):
-        real, count = loop.load_batch, 0
-
-        def dies(*arguments):
-            nonlocal count
-            count += 1
-            if count == at:
-                raise Stop
-            return real(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "load_batch", dies)
-            with pytest.raises(Stop):
-                training.run(started(**options), elsewhere / name, quiet=True)
-        return elsewhere / name
-
-    return run
-
-
 def test_the_rate_falls_in_a_straight_line_from_where_it_is_told():
     plan = Plan(10, warmup=2, lr_schedule="linear", decay_from=6)
     rates = [plan.rate(step) for step in range(10)]
@@ -82,35 +45,39 @@ def test_the_batch_grows_once():
 
 
 @pytest.mark.parametrize("at", [4, 8, 11])
-def test_muon_and_a_growing_batch_end_with_the_same_bits_after_a_kill(elsewhere, killed, at):
+def test_muon_and_a_growing_batch_end_with_the_same_bits_after_a_kill(elsewhere, at):
     grow = {"at": 5, "batch_size": 8}
     whole = training.run(started(grow=grow), elsewhere / "whole", quiet=True)
-    again = training.run(started(grow=grow), killed("killed", at, grow=grow), quiet=True)
-    assert_same(whole, again)
+    again = training.run(
+        started(grow=grow), stopped(started(grow=grow), elsewhere / "killed", at), quiet=True
+    )
+    assert_same_weights(whole, again)
     lines = [json.loads(line)["step"] for line in (again / "log.jsonl").read_text().splitlines()]
     assert lines == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_training_may_be_ended_at_any_time(elsewhere, killed):
+def test_a_training_may_be_ended_at_any_time(elsewhere):
     """Begun with a distant end, it is as one that had been meant to end where it did."""
     whole = training.run(started(grow={"at": 5, "batch_size": 8}), elsewhere / "whole", quiet=True)
-    folder = killed("open", 7, steps=1000, decay_from=900, grow={"at": 6, "batch_size": 64})
+    folder = stopped(
+        started(steps=1000, decay_from=900, grow={"at": 6, "batch_size": 64}), elsewhere / "open", 7
+    )
     with pytest.raises(RuntimeError, match=r"6 steps .*step 5"):
         training.run(started(grow={"at": 5, "batch_size": 8}), folder, quiet=True)
-    again = killed("again", 5, steps=1000, decay_from=900)
+    again = stopped(started(steps=1000, decay_from=900), elsewhere / "again", 5)
     training.run(started(grow={"at": 5, "batch_size": 8}), again, quiet=True)
-    assert_same(whole, again)
+    assert_same_weights(whole, again)
 
 
 @pytest.mark.parametrize("changed", [{"decay_from": 3}, {"steps": 4, "decay_from": 3}])
-def test_what_is_done_cannot_be_changed(elsewhere, killed, changed):
-    folder = killed("run", 7)
-    with pytest.raises(RuntimeError, match="only what comes after step 6 can be changed"):
+def test_what_is_done_cannot_be_changed(elsewhere, changed):
+    folder = stopped(started(), elsewhere / "run", 7)
+    with pytest.raises(RuntimeError, match="only what comes after step 6"):
         training.run(started(**changed), folder, quiet=True)
 
 
-def test_another_rate_is_another_training(elsewhere, killed):
-    folder = killed("run", 7)
+def test_another_rate_is_another_training(elsewhere):
+    folder = stopped(started(), elsewhere / "run", 7)
     with pytest.raises(RuntimeError, match="belongs to another spec"):
         training.run(started(learning_rate=1e-3), folder, quiet=True)
 
@@ -118,14 +85,14 @@ def test_another_rate_is_another_training(elsewhere, killed):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"decay_from": 12}, r"decay_from must be from warmup, 2, to below steps, 12, not 12"),
+        ({"decay_from": 12}, r"decay_from .* 2.* 12.* 12"),
         ({"decay_from": 1}, r"decay_from must be from warmup, 2"),
-        ({"lr_schedule": "cosine"}, r"decay_from is of lr_schedule: linear"),
+        ({"lr_schedule": "cosine"}, r"decay_from belongs to lr_schedule: linear"),
         ({"grow": {"at": 3}}, r"training.grow"),
         ({"grow": {"at": 3, "batch_size": 0}}, r"training.grow.batch_size must be 1 or more"),
         ({"ema_gamma": -1}, r"ema_gamma must be 0 or more, not -1"),
-        ({"ema_power": 0.5}, r"ema_gamma stands alone: leave out ema_power"),
-        ({"optimizer": "adamw", "muon_lr_factor": 2}, r"training.muon_lr_factor is Muon's"),
+        ({"ema_power": 0.5}, r"ema_gamma and ema_power"),
+        ({"optimizer": "adamw", "muon_lr_factor": 2}, r"training.muon_lr_factor"),
     ],
 )
 def test_what_cannot_be_is_told(options, said):

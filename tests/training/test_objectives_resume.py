@@ -1,13 +1,11 @@
 """Every objective, killed in the middle and run again, ends in the same weights bit for bit."""
 
 import pytest
-import torch
 
+from stopped_training import assert_same_weights, stopped
 from unfool import spec as specs
 from unfool.cli.main import run
-from unfool.models import card
 from unfool.training import run as training
-from unfool.training import train as loop
 from unfool.training.spec import check
 
 DENOISER = {
@@ -48,31 +46,11 @@ def started(name):
     )
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_killed_training_ends_with_the_same_bits(elsewhere, monkeypatch, name):
+def test_a_killed_training_ends_with_the_same_bits(elsewhere, name):
     whole = training.run(started(name), elsewhere / "whole", quiet=True)
-    steps, real = 0, loop.load_batch
-
-    def dies(*arguments):
-        nonlocal steps
-        steps += 1
-        if steps == 4:  # after the checkpoint of step 2
-            raise Stop
-        return real(*arguments)
-
-    monkeypatch.setattr(loop, "load_batch", dies)
-    with pytest.raises(Stop):
-        training.run(started(name), elsewhere / "killed", quiet=True)
-    monkeypatch.setattr(loop, "load_batch", real)
-    resumed = training.run(started(name), elsewhere / "killed", quiet=True)
-    one, other = (card.read_state(f / "model.safetensors") for f in (whole, resumed))
-    assert list(one) == list(other)
-    for key, tensor in one.items():
-        assert torch.equal(tensor, other[key]), key
+    folder = stopped(started(name), elsewhere / "killed", 4)  # after the checkpoint of step 2
+    assert_same_weights(whole, training.run(started(name), folder, quiet=True))
 
 
 @pytest.mark.parametrize(

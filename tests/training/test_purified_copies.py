@@ -14,9 +14,9 @@ from unfool.models import card
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
 from unfool.training import image_cache
-from unfool.training import purified_copies as cache
 from unfool.training import run as training
-from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
+from unfool.training.objectives import purified_copies as cache
+from unfool.training.objectives.purified_copies import PurifiedCopies, with_purified_copies
 from unfool.training.spec import check
 
 SPEC = {

@@ -1,1 +1,1 @@
-"""What a defense is like from inside: its gradients, and the paths of attacks."""
+"""Analyses of a defense: its gradients, its loss landscape, and the paths of attacks."""

@@ -117,7 +117,7 @@ def compression(
         raise ValueError(f"sizes must be numbers above 0, not {list(sizes)}")
     whole = model.model
     if not isinstance(whole, Defended):
-        raise ValueError("the model has no purifier, so nothing contracts; name a spec with one")
+        raise ValueError("the model has no purifier to measure: name a spec with one")
     unit = budget_length(threat, x[0].numel())
     purify = Batched(whole.purifier, model.batch_size)
     lengths = tuple(size * unit for size in sizes)
@@ -150,10 +150,13 @@ def budget_length(threat: Threat, values: int) -> float:
     if threat.norm not in ("linf", "l2"):
         raise ValueError(
             f"sizes are in units of the budget in linf or l2, and the threat is in {threat.norm}: "
-            "--set threat.norm=l2 --set threat.eps=0.5"
+            "add --set threat.norm=l2 --set threat.eps=0.5"
         )
     if threat.eps == 0:
-        raise ValueError("the unit of sizes is the threat's budget, and threat.eps is 0")
+        raise ValueError(
+            "sizes are multiples of the threat's budget, and threat.eps is 0: set threat.eps above "
+            "0"
+        )
     return threat.eps * values**0.5 if threat.norm == "linf" else threat.eps
 
 

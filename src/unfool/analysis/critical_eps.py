@@ -112,7 +112,10 @@ def critical_eps(
         if not value > 0:
             raise ValueError(f"{name} must be above 0, not {value}")
     if threat.eps == 0:
-        raise ValueError("the largest budget is a multiple of the threat's, and threat.eps is 0")
+        raise ValueError(
+            "the budgets tried are multiples of the threat's, and threat.eps is 0: set threat.eps "
+            "above 0"
+        )
     largest = reach * threat.eps
     if threat.norm in ("linf", "l0"):
         largest = min(1.0, largest)

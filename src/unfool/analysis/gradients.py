@@ -48,14 +48,14 @@ class GradientVariant:
 
 
 VARIANTS = (
-    GradientVariant(EXACT, "the whole defense, one step's graph at a time", views.exact),
-    GradientVariant("exact, whole graph", "the same by plain autograd", views.exact, ALL),
-    GradientVariant("adjoint", "that of DiffPure's release", views.adjoint),
+    GradientVariant(EXACT, "the exact gradient, recomputed step by step", views.exact),
+    GradientVariant("exact, whole graph", "the exact gradient by plain autograd", views.exact, ALL),
+    GradientVariant("adjoint", "the adjoint method of DiffPure's release", views.adjoint),
     GradientVariant(
-        "surrogate-same-noise", "fewer steps on the same path of noise", views.surrogate_same_noise
+        "surrogate-same-noise", "fewer steps, with the same noise path", views.surrogate_same_noise
     ),
-    GradientVariant("surrogate", "fewer steps on noise of its own", views.surrogate),
-    GradientVariant("bpda", "the identity for the purifier's", views.bpda),
+    GradientVariant("surrogate", "fewer steps, with noise of its own", views.surrogate),
+    GradientVariant("bpda", "the identity in place of the purifier's gradient", views.bpda),
     GradientVariant(
         "classifier-only", "the classifier without its purifier", views.classifier_only
     ),
@@ -176,7 +176,7 @@ def compare(
         ValueError: A number is out of range, or no gradient leads through the model.
     """
     if loss not in LOSSES:
-        raise ValueError(f"loss is one of {', '.join(LOSSES)}, not {loss!r}")
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
     for name, value in (("draws", draws), ("directions", directions), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, not {value}")

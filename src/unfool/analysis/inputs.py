@@ -1,8 +1,8 @@
-"""A spec's defense, taken apart for a look inside: its model, a few images, and the noise."""
+"""The inputs of an analysis, built from a spec: its model, a few images, and the noise."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ class AnalysisInputs(NamedTuple):
     noise: Noise
     threat: Threat
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a report says of it: the spec and the indices."""
+        return {"spec": self.spec, "indices": self.indices}
+
 
 def load_inputs(
     spec: str,
@@ -87,9 +92,15 @@ def load_inputs(
     )
     if images is None and image >= len(indices):
         count = len(indices)
-        raise SpecError(f"--image {image}: the spec evaluates {count}, from 0 to {count - 1}")
+        raise SpecError(
+            f"--image must be from 0 to {count - 1}, for the spec evaluates {count} images; not "
+            f"{image}"
+        )
     if images is not None and len(indices) < images:
-        raise SpecError(f"--images {images}: the spec evaluates {len(indices)}; ask for fewer")
+        raise SpecError(
+            f"--images must be at most {len(indices)}, the number of images that the spec "
+            f"evaluates; not {images}"
+        )
     indices = [indices[image]] if images is None else indices[:images]
     check_fit(model, data, indices, where)
     x, y = (part.to(where) for part in fetch(data, indices))
@@ -112,13 +123,13 @@ def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
         SpecError: There is none, or it was trained for times below 1 only.
     """
     if "denoiser" not in spec:
-        raise SpecError("the spec has no denoiser: there is nothing to generate from")
+        raise SpecError("the spec has no denoiser to generate images with: name a spec with one")
     part = spec["denoiser"]
     if part["name"] == "trained":
         reach = read_card(part["weights"])[1].get("objective", {"name": ""}).get("t_max", 1.0)
         if reach < 1:
             raise SpecError(
-                f"{part['weights']} was trained up to t = {reach:g} and cannot begin at noise: name a "
-                "denoiser that was trained up to t = 1"
+                f"{part['weights']} was trained up to t = {reach:g} and cannot start from pure "
+                "noise: name a denoiser that was trained up to t = 1"
             )
     return specs.build("denoiser", part).eval().requires_grad_(False).to(device)

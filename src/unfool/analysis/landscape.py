@@ -84,7 +84,7 @@ def landscape(
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     if len(x) != 1:
-        raise ValueError(f"a landscape is around one image, not {len(x)}")
+        raise ValueError(f"a landscape needs exactly one image, not {len(x)}")
     known, heldout, deltas = noise.child("defense"), noise.child("held"), {}
     with progress("attacking and looking", grid + 2, 0, quiet) as show:
         for done, (name, per_step) in enumerate(((DW, 1), (EOT, eot)), 1):
@@ -96,10 +96,15 @@ def landscape(
             show(done, name)
         u = deltas[DW][-1]
         if not float(u.norm()):
-            raise ValueError("the attack with known noise did not move; try the loss `margin`")
+            raise ValueError(
+                "the attack with known noise left the image unchanged: try the loss `margin`"
+            )
         r = deltas[EOT][-1] - (deltas[EOT][-1] @ u) / (u @ u) * u
         if not float(r.norm()):
-            raise ValueError("the two attacks end at the same image: there is no second direction")
+            raise ValueError(
+                "the two attacks end at the same image, so they span no plane: try more steps, or "
+                "another image"
+            )
         along = torch.linspace(0, reach, grid, dtype=torch.float64)
         surfaces: dict[str, list[np.ndarray]] = {"known": [], "fresh": []}
         streams = known.take([0] * grid), heldout.take([0] * grid)

@@ -1,4 +1,4 @@
-"""How near a purified picture is to the clean one, beside noise alone (Liu et al., 2025, section 3).
+"""How close purified images are to the clean ones, compared with noise (Liu et al., 2025, section 3).
 
 A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
 that adds noise and takes noise away may end farther off, and still be right: then it is not purity
@@ -87,7 +87,7 @@ def purification(
     eot: int = 8,
     loss: Loss = "margin",
     draws: int = 4,
-    perceptual: bool = False,
+    lpips: bool = False,
     shown: int = 6,
     quiet: bool = False,
 ) -> Purification:
@@ -103,7 +103,7 @@ def purification(
         eot: Draws per step.
         loss: That is climbed.
         draws: Of the defense's noise, per image; the same for clean and attacked ones.
-        perceptual: Measure LPIPS, too.
+        lpips: Measure LPIPS, too.
         shown: Of how many images pictures are kept.
         quiet: Show no progress.
 
@@ -115,8 +115,8 @@ def purification(
         raise ValueError(f"draws must be 1 or more, not {draws}")
     whole = model.model
     if not isinstance(whole, Defended):
-        raise ValueError("the spec has no purifier: there is nothing to look at")
-    if perceptual:
+        raise ValueError("the spec has no purifier to analyze: name a spec with one")
+    if lpips:
         check_perceptual(x[0])  # so that a package that lacks is told before the work
     sigma = getattr(whole.purifier, "pixel_noise", None)
     purify = Batched(whole.purifier, model.batch_size)
@@ -144,7 +144,7 @@ def purification(
                     right.setdefault(row, []).append(correct)
             show(draw + 2, "purified")
         distances = {
-            row: _distances(kept, x, perceptual) for row, kept in pictures.items() if row != CLEAN
+            row: _distances(kept, x, lpips) for row, kept in pictures.items() if row != CLEAN
         }
         gap = [
             (dirty - clean).flatten(1).norm(dim=1)
@@ -162,8 +162,8 @@ def purification(
     )
 
 
-def _distances(images: list[Tensor], x: Tensor, perceptual: bool) -> dict[str, np.ndarray]:
-    distances = [measure(image, x, perceptual) for image in images]
+def _distances(images: list[Tensor], x: Tensor, lpips: bool) -> dict[str, np.ndarray]:
+    distances = [measure(image, x, lpips) for image in images]
     return {
         metric: np.array([[by_metric[metric] for by_metric in draw] for draw in distances]).T
         for metric in METRICS

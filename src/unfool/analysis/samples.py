@@ -1,4 +1,4 @@
-"""How alike generated and real pictures are, by the features of the classifier at hand.
+"""The distance between generated and real images, in features of the spec's classifier.
 
 The Fréchet distance of two Gaussians fitted to features, as in FID (Heusel et al., 2017), but not FID:
 the features are those before the last linear layer of the user's own classifier, not of Inception. So
@@ -75,7 +75,7 @@ def samples(
         ValueError: A number is out of range, or torchmetrics is not here.
     """
     size = len(x) // 2
-    for name, value, least in (("sets", sets, 2), ("half of the pictures", size, 2)):
+    for name, value, least in (("sets", sets, 2), ("half of the images", size, 2)):
         if value < least:
             raise ValueError(f"{name} must be {least} or more, not {value}")
     _metric(1)  # so that a package that lacks is told before the work

@@ -145,7 +145,7 @@ def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say
     if not gray:
         return x[None]
     if bool((x != x[:1]).any()):
-        say(f"{name} loses its colors: the model knows gray alone")
+        say(f"{name} loses its colors, because the model takes gray images only")
     if not isinstance(file, Path):
         file.seek(0)
     return image_files.read(file, gray=True, name=name)[None]
@@ -163,15 +163,19 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
     """
     number = stored is not None and stored.dtype.kind in "uif"
     if stored is None or stored.ndim not in (3, 4) or not number or not stored.size:
-        raise ValueError(f"{name} needs an array `images` of images (N, H, W, C) or (N, C, H, W)")
+        raise ValueError(
+            f"{name} must hold an array `images` of shape (N, H, W, C) or (N, C, H, W)"
+        )
     x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
     x = x[:, None] if x.ndim == 3 else x
     last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
     x = x.permute(0, 3, 1, 2).contiguous() if last else x
     if x.shape[1] not in (1, 3):
-        raise ValueError(f"{name}: images have 1 or 3 channels, these are shaped {stored.shape}")
+        raise ValueError(
+            f"{name}: images must have 1 or 3 channels, and these have the shape {stored.shape}"
+        )
     if not bool(((x >= 0) & (x <= 1)).all()):
-        raise ValueError(f"{name}: images must be uint8, or numbers of [0, 1] without NaN")
+        raise ValueError(f"{name}: images must be uint8, or floating point in [0, 1] without NaN")
     return x, last
 
 
@@ -211,9 +215,9 @@ def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None
     """
     if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
         raise ValueError(
-            f"{name} is {x.shape[3]} x {x.shape[2]} pixels and the model takes {shape[2]} x "
-            f"{shape[1]}: little of it would remain; choose a spec whose model takes larger images, "
-            f"or {advice}"
+            f"{name} is {x.shape[3]} x {x.shape[2]} pixels, and the model takes {shape[2]} x "
+            f"{shape[1]}, so little of the image would remain: choose a spec whose model takes "
+            f"larger images, or {advice}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from unfool.api.evaluate import data_name
 from unfool.api.inputs import as_classifier, as_dataset, device_of, lent, number_of_classes
-from unfool.api.run_result import RunResult, place_for, run_in
+from unfool.api.run_result import RunResult, place_for
 from unfool.api.spec_from_objects import contents, model_parts, modules
 from unfool.certification.certificate import certified_at, summary
 from unfool.certification.certify import certify_model, check_options
@@ -16,8 +16,6 @@ from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.report import certification
 from unfool.report.formatting import percent
-from unfool.report.render_html import to_fragment
-from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
@@ -29,11 +27,14 @@ class CertifyResult(RunResult[CertificationSummary]):
 
     Args:
         run: The run.
-        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+        home: The temporary folder of the run, if it has one; it is deleted together with the
+            result.
 
     Raises:
-        RuntimeError: The run has no images yet, or is no certification.
+        RuntimeError: The run has no images yet, or is not a certification.
     """
+
+    _report = certification
 
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
         super().__init__(run, summary(run), home)
@@ -81,26 +82,9 @@ class CertifyResult(RunResult[CertificationSummary]):
             for row in self._summary["images"]
         ]
 
-    def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report, and keep the run beside it, as `Result.write_report` does.
-
-        Raises:
-            ValueError: The run's folder is a temporary one, and no other is named.
-            RuntimeError: The folder holds another run.
-        """
-        run = run_in(self.run, self._home is not None, folder)
-        certification.write_report(run)
-        return run.folder
-
-    def __str__(self) -> str:
-        return plain_text(certification.brief(self._summary))
-
     def __repr__(self) -> str:
         at = ", ".join(f"{percent(self.certified[r].value)} at {r:g}" for r in (0.25, 0.5))
         return f"<CertifyResult: certified {at} (l2); {self.n} of {self.of} images>"
-
-    def _repr_html_(self) -> str:
-        return to_fragment(certification.brief(self._summary))
 
 
 def certify(
@@ -122,23 +106,25 @@ def certify(
     """Certify answers in l2 by randomized smoothing (Cohen et al., 2019).
 
     Args:
-        model: As `unfool.evaluate` takes it. A purifier needs a method `denoise(x, sigma, noise)`.
-        data: As `unfool.evaluate` takes it.
+        model: A model as for `unfool.evaluate`. A purifier needs a method `denoise(x, sigma,
+            noise)`.
+        data: Images with labels, as for `unfool.evaluate`.
         sigma: The standard deviation of the noise, in units of [0, 1] pixels.
         n0: Draws that choose the answer.
-        n: Draws, apart from these, that measure how sure it is.
-        alpha: The chance that an image's certificate may be wrong.
-        images: How many, the ones that the command would choose; all by default.
-        seed: Of all noise.
-        out: A run folder, as of `unfool.evaluate`.
+        n: Further draws, which measure how likely the answer is.
+        alpha: The largest probability that an image's certificate is wrong.
+        images: The number of images, chosen as the command chooses them; all by default.
+        seed: Seed of all noise.
+        out: A run folder, as for `unfool.evaluate`.
         classes: The name of each class.
-        batch_size: The most draws in one call of the model; speed only.
-        device: Where to compute; by default where the model's weights are.
+        batch_size: The largest number of draws in one call of the model; it changes only speed and
+            memory.
+        device: The device to compute on; by default that of the model's weights.
         quiet: Show no progress.
 
     Raises:
         ValueError: An option is out of range, or the parts do not fit each other.
-        TypeError: The model cannot be called, or the data are of no kind that is known.
+        TypeError: The model cannot be called, or the data are of an unknown kind.
         RuntimeError: The folder holds another run.
     """
     check_arguments(certify, locals())
@@ -146,7 +132,8 @@ def certify(
     place, trained_sigma = device_of(asked, device), getattr(asked, "sigma", sigma)
     if getattr(asked, "noised", False) and trained_sigma != sigma:
         raise ValueError(
-            f"the model judges images with noise of {trained_sigma:g}, not of sigma {sigma:g}"
+            f"the model classifies images with noise of {trained_sigma:g}, not of sigma {sigma:g}: "
+            "use the same sigma for both"
         )
     options = {"sigma": sigma, "n0": n0, "n": n, "alpha": alpha, "images": images, "seed": seed}
     with lent(asked, place):

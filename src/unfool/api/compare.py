@@ -13,7 +13,7 @@ from unfool.results.run_folder import Run
 
 
 class Comparison(comparing.Comparison):
-    """Two runs beside each other, image by image. Printing it gives the table of the command."""
+    """Two runs, compared image by image. Printing it gives the table of the command."""
 
     def __str__(self) -> str:
         return plain_text(comparison.brief(self))
@@ -38,15 +38,15 @@ class Comparison(comparing.Comparison):
 
 
 def compare(a: Result | Run | str | Path, b: Result | Run | str | Path) -> Comparison:
-    """Set B beside A, on the images that both have done.
+    """Compare run B with run A, on the images that both have finished.
 
     Args:
-        a: The baseline: a result, or a run folder.
-        b: What is judged.
+        a: The baseline, a result or a run folder.
+        b: The result or run folder to compare with it.
 
     Raises:
-        RuntimeError: They have nothing that can be compared: other images, threats, seeds or numbers
-            of draws.
+        RuntimeError: They cannot be compared, because their images, threats, seeds, or numbers of
+            draws differ.
     """
     found = comparing.compare(run_of(a), run_of(b))
     return Comparison(**{field.name: getattr(found, field.name) for field in fields(found)})

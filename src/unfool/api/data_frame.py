@@ -1,4 +1,4 @@
-"""Records as a table of pandas, where that is installed."""
+"""Records as a pandas DataFrame, if pandas is installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -15,7 +15,7 @@ def to_frame(records: Sequence[Mapping[str, Any]]) -> Any:
         pandas = import_module("pandas")
     except ImportError as error:
         raise ImportError(
-            "to_dataframe() needs pandas: `pip install pandas`; to_records() gives the same rows "
-            "without it"
+            "to_dataframe() needs pandas: run `pip install pandas`, or call to_records() for the "
+            "same rows"
         ) from error
     return pandas.DataFrame.from_records(list(records))

@@ -50,41 +50,45 @@ def evaluate(
 ) -> Result:
     """Measure a model: clean, under random noise and under each attack, with intervals and doubts.
 
-    The outcomes are those of the command with the same parts, options and seed.
+    The results are the same as those of `unfool evaluate` with the same parts, options, and seed.
 
     Args:
         model: A classifier of unfool, called with (x, noise); or a torch module, called with images
             (B, C, H, W) in [0, 1] alone. While it is evaluated it is in eval mode and frozen.
         data: Images in [0, 1] (uint8: 0 to 255) with labels: a pair of tensors (N, C, H, W) and (N,),
             a torch `Dataset` of (image, label), or a data set of unfool.
-        attacks: By name. An attack sees the whole model; `AttackOnView(attack, view)` sees what the view
-            says, a function or its name in `unfool menu`. A function `f(model, x, y)` will do.
-        threat: What they may change.
-        draws: Held-out draws of the model's noise in each verdict.
-        images: How many, the ones that the command would choose; all by default.
-        seed: Of all noise.
-        skip_broken: Attack only images that nothing before made wrong on all of the attacker's draws.
-        out: A run folder. What is done there is not done again; a run on fewer of the same images grows.
-            It is refused if it holds another run: other contents of the model (weights, buffers and
-            options), of the attacks (their fields) or of the data, another threat, seed or number
-            of draws. Code of your own counts if it is in a module, with the modules that it imports;
-            not that of a notebook, or of the script that is run itself.
-        classes: The name of each class; those of the data, or numbers, by default.
-        batch_size: The most images (with their draws) in one call of the model; speed only.
-        device: Where to compute; by default where the model's weights are.
+        attacks: The attacks by name. An attack works on the whole model; `AttackOnView(attack,
+            view)` works on a view of it, a function or a name of `unfool menu`. A function
+            `f(model, x, y)` is an attack, too.
+        threat: The changes that the attacks may make.
+        draws: Held-out draws of the model's noise on which each image is evaluated.
+        images: The number of images, chosen as the command chooses them; all by default.
+        seed: Seed of all noise.
+        skip_broken: Attack only images that no earlier attack made wrong on all of the attacker's
+            draws.
+        out: A run folder, in which finished images are kept, and which can later be extended to
+            more images; a temporary folder by default. It is an error if the folder holds another
+            run: with another model (weights, buffers, or options), other attacks (their fields),
+            other data, or another threat, seed, or number of draws. Your own code counts if it is
+            in a module, with the modules that it imports, but not the code of a notebook or of the
+            main script.
+        classes: The name of each class; by default those of the data set, or numbers.
+        batch_size: The largest number of images (times draws) in one call of the model; it changes
+            only speed and memory.
+        device: The device to compute on; by default that of the model's weights.
         quiet: Show no progress.
 
     Raises:
         ValueError: An option is out of range, or the parts do not fit each other.
-        TypeError: The model cannot be called, or the data are of no kind that is known.
-        RuntimeError: The folder holds another run, or an attack left the threat.
+        TypeError: The model cannot be called, or the data are of an unknown kind.
+        RuntimeError: The folder holds another run, or an attack exceeded the threat.
     """
     check_arguments(evaluate, locals())
     check_threat(threat)
     asked = as_classifier(model)
     place = device_of(asked, device)
     if not isinstance(attacks, Mapping):
-        raise TypeError(f'attacks is a dictionary, {{"PGD": PGD()}}, say, not {attacks!r}')
+        raise TypeError(f'attacks must be a dictionary such as {{"PGD": PGD()}}, not {attacks!r}')
     viewed = {label: _viewed(label, attack) for label, attack in attacks.items()}
     with lent(asked, place):
         images_of = as_dataset(data, classes, lambda x: number_of_classes(asked, x.to(place)))
@@ -130,7 +134,9 @@ def data_name(data: Dataset) -> str:
 
 def _viewed(label: str, attack: Any) -> AttackOnView:
     if label in RESERVED:
-        raise ValueError(f"{label!r} is a row of its own: give the attack another name")
+        raise ValueError(
+            f"the name {label!r} is reserved for a row of the report: give the attack another name"
+        )
     if not isinstance(attack, AttackOnView):
         attack = AttackOnView(attack, exact)
     inner: Any = attack.attack
@@ -138,9 +144,12 @@ def _viewed(label: str, attack: Any) -> AttackOnView:
     if _is_short(inner):
         inner = ExternalAttack(inner)
     if not callable(inner):
-        raise TypeError(f"the attack {label!r} is a {type(inner).__name__}, and cannot be called")
+        raise TypeError(
+            f"the attack {label!r} must be callable with (model, x, y, threat, noise), and a "
+            f"{type(inner).__name__} is not"
+        )
     if isinstance(inner, type):
-        raise TypeError(f"the attack {label!r} is a class: make one of it, {inner.__name__}(...)")
+        raise TypeError(f"the attack {label!r} is a class: pass an instance, {inner.__name__}(...)")
     if isinstance(view, str):
         try:
             view = menu.find("view", view)

@@ -1,4 +1,4 @@
-"""What a user hands over, made ready for the evaluation: a torch module, tensors, a torch data set."""
+"""A user's torch module, tensors, or torch data set, prepared for the evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +19,8 @@ from unfool.protocols import Classifier, Dataset
 from unfool.runtime.device import pick_device
 
 WANTED = (
-    "data is a pair of tensors (images, labels), a torch Dataset of (image, label), or a data set "
-    "of unfool"
+    "data must be a pair of tensors (images, labels), a torch Dataset of (image, label), or a data "
+    "set of unfool"
 )
 
 
@@ -84,11 +84,11 @@ def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
         return _arrays(data[0], data[1], classes, count)
     if isinstance(data, DataLoader):
-        raise TypeError(f"{WANTED}; of a DataLoader, hand over its `.dataset`")
+        raise TypeError(f"{WANTED}; of a DataLoader, pass its `.dataset`")
     if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise TypeError(f"{WANTED}, not a {type(data).__name__}")
     if not len(data):
-        raise ValueError("the data set has no images")
+        raise ValueError("the data set must hold at least one image")
     names = classes or getattr(data, "classes", None)
     if not isinstance(data, TorchDataset) and names is not None and classes is None:
         return cast(Dataset, data)
@@ -161,7 +161,7 @@ def _image(image: Any) -> Tensor:
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not ((image >= 0) & (image <= 1)).all():
         raise ValueError(
-            f"images are numbers of [0, 1], and this one goes from {image.min():.4g} to "
+            f"images must lie in [0, 1], and this one goes from {image.min():.4g} to "
             f"{image.max():.4g}; {NORMALIZED}"
         )
     return image

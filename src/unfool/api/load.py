@@ -15,6 +15,8 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.device import pick_device
 
+load_spec = specs.load
+
 
 class LoadedClassifier(Classifier, Protocol):
     """A classifier that draws fresh noise where none is given."""
@@ -27,19 +29,19 @@ class LoadedClassifier(Classifier, Protocol):
 def load(
     spec: str | Path | dict[str, Any], changes: Sequence[str] = (), device: str = "auto"
 ) -> LoadedClassifier:
-    """The very model that a spec describes: its classifier, behind its defense if it has one.
+    """The model that a spec describes: its classifier, behind its defense if it has one.
 
     Args:
         spec: A YAML file, the name of a shipped spec (`"demo"`), or a table.
         changes: `path.to.key=value`, as `--set` takes them.
-        device: Where the model is put; `"auto"` is the GPU where there is one.
+        device: The device of the model; `"auto"` takes the GPU if there is one.
 
     Returns:
         A classifier, frozen and in eval mode: `model(x)` with images (B, C, H, W) in [0, 1] gives
         logits (B, K), on fresh noise; `model(x, noise)` on yours.
 
     Raises:
-        ValueError: What is wrong with the spec, in a sentence.
+        ValueError: The spec is wrong; the message says how.
     """
     model = build_model(check_model(specs.load(spec, changes)), pick_device(device))
     return cast(LoadedClassifier, model)
@@ -55,10 +57,10 @@ def load_classifier(
     """A classifier by its name in a spec, with the same options.
 
     Args:
-        weights: Of `"trained"`, the name of a shipped model or a folder with a card; of others, what
-            their option `weights` takes.
+        weights: For `"trained"`, the name of a shipped model or a folder with a card; for others,
+            the value of their option `weights`.
         name: A classifier of the menu (`"timm"`, `"cifar-network"`, ...), or your own `module:attribute`.
-        device: Where the model is put; `"auto"` is the GPU where there is one.
+        device: The device of the model; `"auto"` takes the GPU if there is one.
         options: The options of that classifier; `unfool menu NAME` lists them.
 
     Returns:
@@ -66,10 +68,10 @@ def load_classifier(
         logits (B, K).
 
     Raises:
-        ValueError: What is wrong with the name or the options, in a sentence.
+        ValueError: The name or an option is wrong; the message says how.
     """
     if weights is None and name == "trained":
-        raise SpecError("name the `weights` of a shipped model, or a classifier by `name`")
+        raise SpecError("give the `weights` of a shipped model, or a classifier's `name`")
     given = {} if weights is None else {"weights": str(weights)}
     return load({"classifier": {"name": name, **given, **options}}, device=device)
 
@@ -87,20 +89,20 @@ def load_denoiser(
     `load_denoiser(name="score-sde", weights="checkpoint_8.pth")` a published checkpoint.
 
     Args:
-        weights: Of `"trained"`, the name of a shipped model or a folder with a card; of others, what
-            their option `weights` takes.
+        weights: For `"trained"`, the name of a shipped model or a folder with a card; for others,
+            the value of their option `weights`.
         name: A denoiser of the menu (`"score-sde"`, `"edm"`, ...), or your own `module:attribute`.
-        device: Where the model is put; `"auto"` is the GPU where there is one.
+        device: The device of the model; `"auto"` takes the GPU if there is one.
         options: The options of that denoiser; `unfool menu NAME` lists them.
 
     Returns:
         A denoiser, frozen and in eval mode: `denoiser(x_t, t, label)` gives E[x_0 | x_t].
 
     Raises:
-        ValueError: What is wrong with the name or the options, in a sentence.
+        ValueError: The name or an option is wrong; the message says how.
     """
     if weights is None and name == "trained":
-        raise SpecError("name the `weights` of a shipped model, or a denoiser by `name`")
+        raise SpecError("give the `weights` of a shipped model, or a denoiser's `name`")
     given = {} if weights is None else {"weights": str(weights)}
     part = specs.check("denoiser", {"name": name, **given, **options})
     denoiser: Denoiser = specs.build("denoiser", part)

@@ -5,12 +5,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from unfool.api.run_result import RunResult, run_in
+from unfool.api.run_result import RunResult
 from unfool.report import evaluation
 from unfool.report.formatting import percent
-from unfool.report.render_html import to_fragment
-from unfool.report.render_terminal import plain_text
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.export.records import answers
 from unfool.results.export.write import export as write_export
 from unfool.results.report_json import Readings, Summary
@@ -24,22 +22,26 @@ READINGS = ("per_draw", "majority", "all_draws")
 class Result(RunResult[Summary]):
     """What an evaluation found. Printing it gives the table that the command prints.
 
-    Each condition is a `Judged`: how often the model is right `per_draw`, by `majority` and on
-    `all_draws`, each a `Share` with `value`, `low` and `high`, the 95 % interval; and `undefended`,
-    how often the classifier without its defense is, or None.
+    Each condition is a `Judged` with the accuracies `per_draw`, by `majority`, and on `all_draws`.
+    Each of them is a `Share` in [0, 1] with `value` and the 95 % confidence interval from `low` to
+    `high`. `undefended` is the accuracy of the classifier without its defense, or None.
 
     Args:
         run: The run.
-        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+        home: The temporary folder of the run, if it has one; it is deleted together with the
+            result.
 
     Raises:
-        RuntimeError: The run has no outcomes yet, or is no evaluation.
+        RuntimeError: The run has no results yet, or is not an evaluation.
     """
+
+    _report = evaluation
 
     def __init__(self, run: Run, home: "TemporaryDirectory[str] | None" = None) -> None:
         if run.kind == "certification":
             raise RuntimeError(
-                f"{run.folder} holds a certification: open it by unfool.CertifyResult.open(folder)"
+                f"{run.folder} holds a certification, not an evaluation: open it with "
+                "unfool.CertifyResult.open(folder)"
             )
         super().__init__(run, summarize_run(run), home)
 
@@ -81,45 +83,25 @@ class Result(RunResult[Summary]):
         """
         return answers(self.run)
 
-    def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
-
-        Args:
-            folder: Where to; the run's own folder by default. `unfool.load_run` opens it.
-
-        Returns:
-            The folder.
-
-        Raises:
-            ValueError: The run's folder is a temporary one, and no other is named.
-            RuntimeError: The folder holds another run.
-        """
-        run = run_in(self.run, self._home is not None, folder)
-        evaluation.write_report(run)
-        return run.folder
-
     def export(
         self, to: str, folder: str | Path, model: str | None = None, by: str | None = None
     ) -> list[Path]:
         """Write the result in the format of others, as `unfool export` does.
 
         Args:
-            to: `csv`, `parquet`, `eee` (Every Eval Ever), `robustbench`, or `badge`.
-            folder: Where to.
-            model: `OWNER/NAME` of the model; `eee` needs it.
-            by: Who ran it, for `eee`.
+            to: The format: `csv`, `parquet`, `eee` (Every Eval Ever), `robustbench`, or `badge`.
+            folder: The folder to write into; by default the run's own.
+            model: The model as `OWNER/NAME`; `eee` needs it.
+            by: The organization that ran the evaluation, for `eee`.
 
         Returns:
             The files.
 
         Raises:
-            ValueError: There is no such format, or a library or a name is missing.
-            RuntimeError: The run must be finished first.
+            ValueError: The format is unknown, or a library or a name is missing.
+            RuntimeError: The run is not finished, and the format needs a finished one.
         """
         return write_export(self.run, to, Path(folder), model, by)
-
-    def __str__(self) -> str:
-        return plain_text(evaluation.brief(self._summary))
 
     def __repr__(self) -> str:
         said = f"clean {percent(self.clean.per_draw.value)}"
@@ -128,15 +110,12 @@ class Result(RunResult[Summary]):
         counts = f"{_count(self.n, 'image')}, {_count(len(self.doubts), 'doubt')}"
         return f"<Result: {said} per draw; {counts}>"
 
-    def _repr_html_(self) -> str:
-        return to_fragment(evaluation.brief(self._summary))
-
 
 def load_run(folder: str | Path) -> Result:
     """The result that a run folder of `unfool evaluate` holds, finished or not.
 
     Raises:
-        RuntimeError: There is no run, no outcome yet, or it is no evaluation.
+        RuntimeError: There is no run, it has no results yet, or it is not an evaluation.
     """
     return Result.open(folder)
 

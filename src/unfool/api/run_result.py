@@ -1,11 +1,13 @@
-"""What the results of all kinds of runs share: the run folder, counts, costs and tables."""
+"""The common part of all results: the run folder, counts, costs, and tables."""
 
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, ClassVar, Generic, Self, TypeVar, cast
 
 from unfool.api.data_frame import to_frame
+from unfool.report.render_html import to_fragment
+from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import CertificationSummary, Summary
 from unfool.results.run_folder import Run, merge
 
@@ -13,13 +15,15 @@ S = TypeVar("S", Summary, CertificationSummary)
 
 
 class RunResult(Generic[S]):
-    """The result of a run, finished or not.
+    """The result of a run, finished or not. Printing it gives the tables that the command prints.
 
     Args:
         run: The run.
         summary: What `report.json` holds of it.
         home: The temporary folder that the run lies in, if it does; it goes when the result does.
     """
+
+    _report: ClassVar[Any]  # the module of `report` for runs of this kind
 
     def __init__(self, run: Run, summary: S, home: "TemporaryDirectory[str] | None") -> None:
         self.run, self._summary, self._home = run, summary, home
@@ -69,8 +73,31 @@ class RunResult(Generic[S]):
         """
         return to_frame(self.to_records())
 
+    def write_report(self, folder: str | Path | None = None) -> Path:
+        """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
 
-def run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
+        Args:
+            folder: Where to; the run's own folder by default. `open` reads it again.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ValueError: The run's folder is a temporary one, and no other is named.
+            RuntimeError: The folder holds another run.
+        """
+        run = _run_in(self.run, self._home is not None, folder)
+        self._report.write_report(run)
+        return run.folder
+
+    def __str__(self) -> str:
+        return plain_text(self._report.brief(self._summary))
+
+    def _repr_html_(self) -> str:
+        return to_fragment(self._report.brief(self._summary))
+
+
+def _run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
     """A run where it is; or a copy of it in `folder`.
 
     Raises:
@@ -78,7 +105,9 @@ def run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
         RuntimeError: The folder holds another run.
     """
     if folder is None and temporary:
-        raise ValueError("this run is in a temporary folder: name a folder for the report")
+        raise ValueError(
+            "the run is in a temporary folder, which is deleted later: name a folder for the report"
+        )
     if folder is None or Path(folder).resolve() == run.folder.resolve():
         return run
     return merge([run.folder], Path(folder))

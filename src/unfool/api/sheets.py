@@ -18,9 +18,10 @@ from unfool.results.run_folder import Run
 from unfool.runtime.device import pick_device
 
 ATTACKED = (
-    "Clean, attacked, and the attacked image at one draw of the defense's noise. Below the first two "
-    "stands the answer without the defense, below the purified image that of the defended model. The "
-    "difference is what the attack changed, magnified; gray is no change."
+    "The clean image, the attacked image, and the attacked image purified with one draw of the "
+    "defense's noise. Below the first two stands the answer without the defense, below the "
+    "purified image the answer of the defended model. The difference shows what the attack "
+    "changed, magnified; gray means no change."
 )
 
 

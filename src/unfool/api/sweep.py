@@ -15,16 +15,17 @@ from unfool.report.render_html import to_fragment
 from unfool.report.render_terminal import plain_text
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import merge
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 
 
 class SweepResult(list[tuple[dict[str, str], Result]]):
     """The results of a sweep: a list of (values, result). Printing it gives the command's table.
 
     Args:
-        cells: Those that are done, with their results.
-        failed: Of each that cannot be run, its values and the reason.
-        home: The temporary folder of the runs, if they lie in one; it goes when this does.
+        cells: The finished combinations, with their results.
+        failed: For each combination that cannot be run, its values and the reason.
+        home: The temporary folder of the runs, if they have one; it is deleted together with this
+            object.
     """
 
     def __init__(
@@ -99,12 +100,12 @@ def sweep(
     Args:
         spec: A YAML file, the name of a shipped spec, or a table.
         changes: `path.to.key=value`, as `--set` takes them.
-        data: The folder that data sets are read from.
-        out: The folder of the sweep, which goes on where it stopped; a temporary one by default.
+        data: The folder with the data sets.
+        out: The folder of the sweep, which continues where it stopped; a temporary one by default.
         quiet: Show no progress.
 
     Raises:
-        ValueError: What is wrong with the spec, or no combination can be run.
+        ValueError: The spec is wrong, or no combination can be run; the message says why.
         RuntimeError: The folder holds another run.
     """
     cells = sweeps.check(specs.load(spec, changes), data)

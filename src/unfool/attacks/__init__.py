@@ -34,38 +34,5 @@ if TYPE_CHECKING:
     from unfool.attacks.views import per_step as per_step
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
-
-_HOMES = {
-    "adjoint": "unfool.attacks.views",
-    "APGD": "unfool.attacks.apgd",
-    "as_module": "unfool.attacks.interop",
-    "AutoAttack": "unfool.attacks.autoattack",
-    "bfloat16": "unfool.attacks.views",
-    "bpda": "unfool.attacks.views",
-    "CarliniWagner": "unfool.attacks.carlini_wagner",
-    "classifier_only": "unfool.attacks.views",
-    "corrupt": "unfool.attacks.corruptions",
-    "Corruption": "unfool.attacks.corruptions",
-    "DeepFool": "unfool.attacks.deepfool",
-    "exact": "unfool.attacks.views",
-    "ExternalAttack": "unfool.attacks.interop",
-    "FAB": "unfool.attacks.fab",
-    "fgsm": "unfool.attacks.pgd",
-    "first_stage": "unfool.attacks.views",
-    "no_elimination": "unfool.attacks.views",
-    "LowFrequency": "unfool.attacks.low_frequency",
-    "per_step": "unfool.attacks.views",
-    "PerceptualPGD": "unfool.attacks.perceptual",
-    "PGD": "unfool.attacks.pgd",
-    "PrecomputedAttack": "unfool.attacks.precomputed",
-    "RandomSearch": "unfool.attacks.random_search",
-    "SaltAndPepper": "unfool.attacks.salt_and_pepper",
-    "Square": "unfool.attacks.square",
-    "StAdv": "unfool.attacks.stadv",
-    "surrogate": "unfool.attacks.views",
-    "surrogate_same_noise": "unfool.attacks.views",
-    "Transfer": "unfool.attacks.transfer",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)

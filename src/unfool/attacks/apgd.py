@@ -22,14 +22,13 @@ RISES = 0.75  # the share of steps that must rise, lest the step size be halved
 
 @dataclass(frozen=True)
 class APGD:
-    """Gradient ascent with momentum, whose step size is halved where it stops to pay.
+    """Auto-PGD: gradient ascent with momentum, whose step size is halved when progress stops.
 
-    Without noise these are the published steps. With it, what decides is never one lucky draw: the
-    best image so far meets the same draws as each new one, and loses its place only to what is
-    better on them; whether a step rose is told by the two leads over the best, which are such
-    paired differences, too. The last image, the best, and the one that was wrong most often are
-    then compared, with all other runs' and the image itself, on draws of their own. Of several runs,
-    each is on the images that all before it left right, where the model draws no noise.
+    Without noise, these are the steps of the paper (Croce and Hein, 2020). With noise,
+    a single lucky draw never decides: the best image so far and each new one are compared on the
+    same draws. At the end, the last image, the best one, and the one that was wrong most often are
+    compared on fresh draws, together with those of all other runs and the original image. If the
+    model draws no noise, each run attacks only the images that all earlier runs left right.
 
     Attributes:
         steps: Gradient steps of a run.
@@ -38,17 +37,18 @@ class APGD:
         targets: Runs toward this many wrong classes, those of the highest mean logits first; 0 is
             one run away from the true class.
         restarts: Independent runs (of each target).
-        steps_per_draw: Steps that share their draws. With 1 all are fresh, which costs a further
-            forward pass a step, of the best so far; a model without noise needs none: any number
-            above `steps`.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
-        weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
-            step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
-            several draws).
-        early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
-            the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
-            returned; other images take its place in the calls of the model.
-        early_stop_share: Of these draws that must be misclassified.
+        steps_per_draw: Steps that share their draws. With 1, every step has fresh draws, which
+            costs an additional forward pass of the best image per step. For a model without noise,
+            set it above `steps` to save that pass.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
+        weights: The weights of the draws in the gradient: `"mean"` weighs all alike; `"em"` weighs
+            a draw more if a step that fools the others also fools it (needs `"margin"` or `"dlr"`,
+            and several draws).
+        early_stop: If above 0, the search of an image ends at, and returns, an iterate that is
+            misclassified on the draws of its step and then on this many fresh draws. Other images
+            then take its place in the batch.
+        early_stop_share: The share of these draws that must be misclassified, in (0.5, 1].
     """
 
     steps: Count = 100

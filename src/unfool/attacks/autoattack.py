@@ -27,38 +27,40 @@ EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # if
 
 @dataclass(frozen=True)
 class AutoAttack:
-    """One attack after another, each on the images that stood up to all before it.
+    """A sequence of attacks, each on the images that withstood all earlier ones.
 
-    What an attack found is compared with what there was, on draws that are the same for both, and
-    the one that is wrong more often is kept. Whether the image is then done with is decided on
-    fresh draws: never on one lucky draw, as in the release, which takes a coin that falls wrong
-    once for a broken model and, for that, keeps the weak images of its first minutes. On a model
-    without noise all this comes to the published rule: misclassified images are done with.
+    The image that an attack finds is compared with the best one so far on the same draws, and the
+    one that is misclassified more often is kept. Fresh draws then decide whether the image counts
+    as broken. A single lucky draw never decides, as it does in the release, which takes one wrong
+    answer of a random model for a broken image and keeps the weak images of its first attacks. On a
+    model without noise, this is the published rule: misclassified images are not attacked further.
 
     The versions:
 
     - `standard`: APGD on the cross-entropy; targeted APGD on DLR; targeted FAB; Square.
-    - `plus`: APGD on the cross-entropy and on DLR, FAB, each of 5 restarts; Square; then targeted
-      APGD and FAB of one. (The release's first FAB is untargeted; this one is targeted, too.)
-    - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step.
-    - `unfool`: cheap first, strong last, with the scale-free choice of a margin, which needs no
-      more than 2 classes: PGD and APGD of few draws; Square, which a masked gradient cannot stop;
-      then targeted APGD, and APGD of all draws.
+    - `plus`: APGD on the cross-entropy and on DLR, and FAB, with 5 restarts each; Square; then
+    targeted APGD and FAB with one. (The release's first FAB is untargeted; here, both are
+    targeted.) - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step. - `unfool`:
+    cheap attacks first, strong ones last, on the margin loss, which does not depend on the scale of
+    logits and needs only 2 classes: PGD and APGD with few draws; Square, which masked gradients
+    cannot stop; then targeted APGD, and APGD with all draws.
 
     Attributes:
-        version: As above.
-        criterion: Of when an image is done with. `"mean"`: the share of wrong draws is at least
-            `threshold`. `"majority"`: some wrong class has more draws than the true one by two
-            standard errors (2 sqrt(draws)). None is majority for `unfool`, else mean.
-        draws: On which candidates are compared, and images judged; 4 at least.
-        threshold: Of the criterion mean.
+        version: The sequence of attacks: `"standard"`, `"plus"`, or `"rand"`, as published, or
+            `"unfool"`, which is stronger on random models.
+        criterion: When an image counts as broken and is not attacked further. `"mean"`: the share
+            of wrong draws is at least `threshold`. `"majority"`: some wrong class has more draws
+            than the true one by two standard errors (2 sqrt(draws)). None is majority for `unfool`,
+            else mean.
+        draws: Random draws on which candidates are compared and images are judged; at least 4.
+        threshold: The share of wrong draws for the criterion `"mean"`, in (0, 1].
         eot: Draws per step; None is 20 for `rand` and `unfool`, else 1, which is for models without
             noise.
         steps: Gradient steps of a run.
-        queries: Of Square.
+        queries: Queries of Square per image.
         targets: Wrong classes that targeted attacks try.
-        early_stop: Of PGD and APGD: if above 0, an image leaves a stage, too, once it is misclassified on
-            all of so many fresh draws (`pgd.PGD`).
+        early_stop: For PGD and APGD. If above 0, an image also leaves a stage once it is
+            misclassified on this many fresh draws (see `PGD`).
     """
 
     version: Version = "unfool"
@@ -100,8 +102,8 @@ class AutoAttack:
             needed = {"unfool": 2, "rand": 3}.get(self.version, 4)
             if logits.shape[2] < needed:
                 raise ValueError(
-                    f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, and "
-                    f"the model has {logits.shape[2]}: use the version unfool"
+                    f"AutoAttack's version {self.version} needs {needed} classes for its loss DLR, "
+                    f"and the model has {logits.shape[2]}: set version: unfool"
                 )
             others, place = competing_logits(
                 logits.flatten(0, 1),

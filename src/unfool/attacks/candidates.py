@@ -130,6 +130,6 @@ def require_norm(attack: str, threat: Threat, *norms: Norm) -> None:
     if threat.norm not in norms:
         others = {"l0": "salt-and-pepper or random-search", "l1": "pgd or apgd"}
         raise ValueError(
-            f"{attack} is for {' and '.join(norms)}, not for the norm {threat.norm}: use "
+            f"{attack} works in {' and '.join(norms)}, not in the norm {threat.norm}: use "
             f"{others.get(threat.norm, 'pgd or apgd')}"
         )

@@ -21,25 +21,27 @@ HIGHEST = 1e10  # weight of the margin, as in the published search
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Adam on the squared length plus a weight times the margin that is missing, through a tanh.
+    """Adam on the squared l2 distance plus a weight times the missing margin, through a tanh.
 
-    The weight of each image is searched by halving, from large to small lengths. With noise the margin
-    is the mean over fresh draws of each step, and an image counts as across if most of these are wrong.
+    The weight of each image is found by bisection. With noise, the margin is the mean over fresh
+    draws in each step, and an image counts as misclassified if most of these draws are wrong.
 
-    The published attack asks for the nearest image across. Within a threat, that image, the way to it
-    at the length of eps, and the last image of each search at that length are compared on draws of their
-    own, as a random model is wrong only about half of the time on the boundary.
+    The published attack (Carlini and Wagner, 2017) returns the nearest misclassified image. A
+    random model is wrong only about half of the time at the boundary. So within a threat, three
+    candidates are compared on fresh draws: that image, the image at distance eps in its direction,
+    and the last image of each search at distance eps.
 
     Attributes:
-        steps: Of Adam, in each search.
-        searches: Weights that are tried for an image.
+        steps: Steps of Adam in each search.
+        searches: How many weights are tried for each image.
         eot: Draws of the defense's noise per step and image.
-        learning_rate: Of Adam, in the variable whose tanh is the image.
-        targets: Searches toward this many wrong classes, those of the highest mean logits first; 0 is
-            away from the true class.
-        confidence: The margin that is asked for, in logits.
+        learning_rate: Learning rate of Adam, for the variable whose tanh is the image.
+        targets: Searches toward this many wrong classes, the ones with the highest mean logits
+            first; 0 makes one search away from the true class.
+        confidence: The required margin, in logits.
         weight: The first weight of the margin.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
     """
 
     steps: Count = 100

@@ -30,14 +30,14 @@ Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 
 @dataclass(frozen=True)
 class Corruption:
-    """A corruption in the place of an attack. It looks at no model, and no threat bounds it.
+    """A common corruption, used like an attack. It ignores the model and the threat.
 
     Attributes:
         kind: One of `KINDS`.
         severity: 1 to 5; None draws one for each image, so that the mean over images is one over
             severities, too.
-        bounded: Whether images are held to the threat.
-        adversarial: Whether they are chosen to fool the model.
+        bounded: False: the threat does not limit the changes.
+        adversarial: False: nobody chose these changes to fool the model.
     """
 
     kind: Kind
@@ -57,20 +57,20 @@ class Corruption:
 
 
 def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor:
-    """Corrupt images, to the 256 values of a file.
+    """Corrupt images, and round them to 8 bits.
 
     Args:
         x: Images (B, C, H, W) of [0, 1], C being 1 or 3.
         kind: One of `KINDS`.
         severity: 1 to 5; None draws one for each image.
-        noise: All randomness.
+        noise: The noise from which all randomness is drawn, for the same images.
 
     Raises:
         ValueError: There is no such corruption, or images have neither 1 nor 3 channels.
     """
     _check(kind, 1 if severity is None else severity)
     if x.shape[1] not in (1, 3):
-        raise ValueError(f"corruptions are for images of 1 or 3 channels, not {x.shape[1]}")
+        raise ValueError(f"corruptions need images of 1 or 3 channels, not {x.shape[1]}")
     out = np.empty(x.shape, np.float32)
     arrays = x.detach().cpu().double().permute(0, 2, 3, 1).numpy()
     for i, array in enumerate(arrays):
@@ -85,9 +85,11 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
 
 def _check(kind: str, severity: int) -> None:
     if kind not in KINDS:
-        raise ValueError(f"a corruption is one of {', '.join(KINDS)}; not {kind!r}")
+        raise ValueError(f"a corruption must be one of {', '.join(KINDS)}; not {kind!r}")
     if severity not in range(1, SEVERITIES + 1):
-        raise ValueError(f"severity is 1 to {SEVERITIES} (null draws one), not {severity}")
+        raise ValueError(
+            f"severity must be from 1 to {SEVERITIES} (null draws one), not {severity}"
+        )
 
 
 # Each takes a picture (H, W, C) of [0, 1], the severity counted from 0, and the picture's noise.

@@ -19,19 +19,21 @@ LEAST = 1e-6  # how far a step goes over a plane at least, lest rounding hold an
 
 @dataclass(frozen=True)
 class DeepFool:
-    """Steps over the nearest boundary, each boundary taken for a plane, until the image is across.
+    """Steps over the nearest boundary, approximated by a plane, until the image is misclassified.
 
-    The mean logits over the draws say where the planes are, and an image is across if most draws of
-    the next step are wrong. The published attack asks how near that is; within a threat, the image
-    across and the way to it at the length of eps are compared on draws of their own, as a random model
-    is wrong only about half of the time on the boundary.
+    The planes come from the mean logits over the draws, and an image counts as misclassified if
+    most draws of the next step are wrong. The published attack (Moosavi-Dezfooli et al., 2016)
+    returns the nearest such image. A random model is wrong only about half of the time at the
+    boundary. So within a threat, that image and the image at distance eps in its direction are
+    compared on fresh draws.
 
     Attributes:
         steps: The most steps of an image.
         eot: Draws of the defense's noise per step and image.
-        targets: The wrong classes whose boundaries are looked at, those of the highest mean logits.
-        overshoot: How far over the plane a step goes, as a share of it.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        targets: How many wrong classes are tried, the ones with the highest mean logits first.
+        overshoot: How far beyond the plane a step goes, as a share of its length.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
     """
 
     steps: Count = 50

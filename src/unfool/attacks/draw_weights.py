@@ -1,4 +1,4 @@
-"""What a draw of the defense's noise counts for in a step (DiffHammer, Wang et al., 2024)."""
+"""The weight of each draw of the defense's noise in a step (DiffHammer, Wang et al., 2024)."""
 
 from functools import partial
 from typing import Literal
@@ -27,8 +27,8 @@ def require_boundary(weights: Weights, loss: Loss) -> None:
     """
     if weights == "em" and loss == "ce":
         raise ValueError(
-            "weights em asks which draws are near the boundary, which the loss ce does not tell: set "
-            "the loss to margin (or dlr)"
+            "weights: em needs to know how near each draw is to the decision boundary, which the "
+            "loss ce does not tell: set loss to margin or dlr"
         )
 
 

@@ -22,23 +22,26 @@ BACK = 0.9  # how much of the way is kept once an image is misclassified
 
 @dataclass(frozen=True)
 class FAB:
-    """Steps to the boundary with one class after another, as near to the image as it can.
+    """Steps toward the boundary of one class after another, as close to the image as possible.
 
-    Where the mean logits of the true and the target class meet is taken for a plane, by the mean
-    gradient over the draws; an image counts as across if most draws of the next step are wrong.
+    The boundary between the true and the target class is approximated by a plane, from the mean
+    logits and gradients over the draws. An image counts as misclassified if most draws of the next
+    step are wrong.
 
-    Published, the nearest image across is the answer if it is within eps. A random model is there
-    wrong about half of the time only, and more often further on. So the nearest image across, and
-    the way over the last plane, each at the length of eps, are candidates, too: compared on draws of
-    their own. An image that is itself across on most draws is taken away from the plane, not to it.
-    Where the model draws no noise, images that one run beat are left alone by the next.
+    The published attack (Croce and Hein, 2020) returns the nearest misclassified image if it is
+    within eps. A random model is wrong there only about half of the time, and more often farther
+    away. So the images at distance eps, in the direction of that image and of the last plane, are
+    candidates, too, and all are compared on fresh draws. An image that is misclassified on most
+    draws from the start is moved away from the plane, not toward it. If the model draws no noise, a
+    run skips the images that earlier runs broke.
 
     Attributes:
-        steps: Of a run.
-        eot: Draws of the defense's noise per step and image, for the gradient and again to judge.
-        targets: Runs toward this many wrong classes, those of the highest mean logits first.
+        steps: Steps of a run.
+        eot: Draws of the defense's noise per step and image, for the gradient and for the decision.
+        targets: Runs toward this many wrong classes, the ones with the highest mean logits first.
         restarts: Runs of each target; the first starts at the image, others at random.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
     """
 
     steps: Count = 100

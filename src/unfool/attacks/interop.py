@@ -1,4 +1,4 @@
-"""The way out and in: our models for attacks of other libraries, and such attacks as ours.
+"""Adapters: unfool's models for attacks of other libraries, and such attacks for unfool.
 
 torchattacks, foolbox, ART and the public AutoAttack take a model for a function of an image, f(x). A
 random defense is none: whoever hands it over must say what noise a call meets.
@@ -31,12 +31,12 @@ def as_module(
 
     Args:
         model: Any classifier, defended or not.
-        noise: `"fresh"`: new draws in every call, which cannot be repeated. A whole number, a seed:
-            one draw for all images of all calls, so that the logits of an image depend on it alone.
-            A `Noise`: the image at position i always meets key i; for one who attacks a whole batch,
-            in order, at every call.
-        votes: If above 1, a call takes so many draws of each image, and returns the logarithm of
-            their mean probability. Memory and time are that many times as much.
+        noise: `"fresh"` draws new noise in every call, which cannot be repeated. A whole number is
+            a seed: all images of all calls get the same draw, so that the logits depend on the
+            image alone. With a `Noise`, the image at position i always gets stream i; use it if
+            every call has the whole batch in the same order.
+        votes: If above 1, a call takes this many draws of each image and returns the logarithm of
+            their mean probability, at that many times the memory and time.
 
     Raises:
         ValueError: `noise` is none of these, `votes` is below 1, or a network inside is in training
@@ -52,7 +52,7 @@ def as_module(
     try:
         Noise.of(noise, [])  # pyright: ignore[reportArgumentType]
     except TypeError as error:
-        raise ValueError(f"noise is 'fresh', a seed, or a Noise, not {noise!r}") from error
+        raise ValueError(f"noise must be 'fresh', a seed, or a Noise, not {noise!r}") from error
     return Module(model, lambda size: Noise.of(noise, [0] * size), votes, finite=True)
 
 
@@ -100,13 +100,14 @@ class Module(nn.Module):
 class ExternalAttack:
     """A function `f(model, x, y)` as an attack; `threat` and `noise` are given, too, if it names them.
 
-    Its model is a plain module (`as_module`) that meets the attacker's own noise, fresh in every call.
-    torch's, NumPy's and Python's global generators are seeded by the attacker's noise, so that the
-    same images in one batch become the same again; but what becomes of an image may depend on its
-    batch, as other attacks' images do not.
+    The function gets the model as a plain module (`as_module`) that uses the attacker's own noise,
+    fresh in every call. The attacker's noise also seeds the global generators of torch, NumPy, and
+    Python, so that the same batch gives the same images again. Unlike with other attacks, the
+    result for an image may depend on the other images of its batch.
 
     Attributes:
-        function: Returns adversarial images, a tensor or an array, shaped like `x`.
+        function: The function; it returns adversarial images, a tensor or an array shaped like `x`
+            (B, C, H, W) in [0, 1].
     """
 
     function: Callable[..., Any]
@@ -136,8 +137,8 @@ class ExternalAttack:
             return torch.as_tensor(made).detach().to(x)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"an attack returned a {type(made).__name__} instead of images: let your function "
-                "return a tensor or an array, shaped like x, and nothing beside it"
+                f"an attack returned a {type(made).__name__} instead of images: return one tensor "
+                "or array of the same shape as x, and nothing else"
             ) from error
 
 
@@ -145,8 +146,8 @@ def _at(noise: Noise, size: int) -> Noise:
     """Noise for a call of `size` images, which must be those that it is for."""
     if size != len(noise):
         raise ValueError(
-            f"a call with {size} images, and the noise is fixed for {len(noise)}: which image is which "
-            "is told by its position, so call with all of them in order, or fix the noise by a seed "
-            "(a whole number), which is the same for every image"
+            f"the model was called with {size} images, and its noise is fixed for {len(noise)} "
+            "images by position: call it with all of them in order, or fix the noise by a seed (a "
+            "whole number), which all images share"
         )
     return noise

@@ -212,8 +212,9 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
             total = value.sum()
         if first.gradient and not value.requires_grad:
             raise RuntimeError(
-                "no gradient leads from the model's logits to the images (is something in it under "
-                "no_grad, detached or rounded?): use an attack that needs none, or the view `bpda`"
+                "the model's logits have no gradient with respect to the images: look for no_grad, "
+                "detach, or rounding in the model, or use an attack without gradients or the view "
+                "`bpda`"
             )
         slope = torch.autograd.grad(total, batch)[0] if first.gradient else None
         return value.detach(), others.detach().argmax(1) != place, slope
@@ -299,7 +300,7 @@ def competing_logits(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Ten
 def _top(logits: Tensor, n: int, loss: str) -> Tensor:
     if logits.shape[1] < n:
         raise ValueError(
-            f"the loss {loss} needs {n} classes, and the model has {logits.shape[1]}: use the loss "
-            "`margin`"
+            f"the loss {loss} needs at least {n} classes, and the model has {logits.shape[1]}: use "
+            "the loss `margin`"
         )
     return logits.topk(n, dim=1).values

@@ -22,34 +22,35 @@ STILL = 6.0  # by how much the logit of a kernel's center is above the others at
 
 @dataclass(frozen=True)
 class LowFrequency:
-    """A chain of filters, each with a kernel of its own at every place, found by Adam.
+    """A chain of smoothing filters, with a kernel for every pixel, found by Adam.
 
-    A filter replaces a pixel by a weighted mean of its neighbors. The weights are positive and sum to
-    1, the same for all channels; neighbors of another color count for less, as in a bilateral filter,
-    so edges stay. What it can do is smooth and shade, and an image is far from the original in pixels
-    while it looks alike: purifiers, made for noise, leave it as it is.
+    A filter replaces a pixel by a weighted mean of its neighbors. The weights are positive and sum
+    to 1, the same for all channels; neighbors of another color count less, as in a bilateral
+    filter, so edges stay. The filters smooth and shade, so an image can be far from the original in
+    pixel values and still look alike, and purifiers, which remove noise, leave it as it is.
 
-    Adam climbs the mean margin (up to a margin that is enough) less a penalty for each image's
-    perceptual distance beyond a bound. What is still beyond it at the end comes back on the straight way
-    to the image. The filters and the distance are simpler than the paper's, whose numbers are not to
-    be expected.
+    Adam maximizes the mean margin (up to a sufficient one) minus a penalty for each image's
+    perceptual distance beyond a bound. An image that is still beyond the bound at the end is moved
+    straight back toward the original. The filters and the distance are simpler than the paper's, so
+    do not expect its numbers.
 
-    The last image, that of the highest objective, and the image itself are compared on draws of their
-    own. The spec's threat, which measures pixel values, does not bound it.
+    The last image, the one with the highest objective, and the original are compared on fresh
+    draws. The spec's threat, which measures pixel values, does not limit this attack.
 
     Attributes:
-        steps: Of Adam.
+        steps: Steps of Adam.
         eot: Draws of the defense's noise per step and image.
         filters: Filters in the chain.
-        width: Of a kernel, odd.
+        width: Width of a kernel in pixels, odd.
         color: The difference of two colors, in [0, 1], by which a neighbor's weight falls to 0.6.
-        learning_rate: Of Adam, in logits of the kernels.
+        learning_rate: Learning rate of Adam, for the logits of the kernels.
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"`.
-        bound: The largest distance, from which on there is a penalty.
-        penalty: Its slope, per unit of the distance beyond the bound.
-        confidence: The margin that is enough, in logits.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
-        bounded: Whether images are held to the threat.
+        bound: The largest distance without a penalty.
+        penalty: The penalty per unit of distance beyond the bound.
+        confidence: The sufficient margin, in logits.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
+        bounded: False: the threat does not limit the changes.
     """
 
     steps: Count = 100
@@ -68,7 +69,9 @@ class LowFrequency:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.width % 2 == 0:
-            raise ValueError(f"width must be odd, not {self.width}: a kernel has a center")
+            raise ValueError(
+                f"width must be odd, so that the kernel has a center, not {self.width}"
+            )
 
     @checked
     def __call__(

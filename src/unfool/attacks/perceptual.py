@@ -21,23 +21,25 @@ FIND = 12  # halvings for a place on the bound
 
 @dataclass(frozen=True)
 class PerceptualPGD:
-    """Gradient steps in a set of images that look alike, whatever their distance in pixels.
+    """Gradient steps within a bound on a perceptual distance, whatever the distance in pixels.
 
-    A step goes along the gradient; at the bound, along its part that leads along the bound. What is
-    beyond comes back on the straight way to the image, to the last place found within. The last image,
-    that of the highest mean loss and the image itself are compared on draws of their own. The spec's
-    threat, which measures pixel values, does not bound it. SSIM hardly sees the corners of an image,
-    which may change at will.
+    A step follows the gradient; at the bound, it follows the part of the gradient that is tangent
+    to the bound. An image beyond the bound is moved straight back toward the original until it is
+    within. The last image, the one with the highest mean loss, and the original are compared on
+    fresh draws. The spec's threat, which measures pixel values, does not limit this attack. SSIM
+    hardly depends on the corners of an image, so these may change freely.
 
     Attributes:
         steps: Gradient steps.
         eot: Draws of the defense's noise per step and image.
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"` (means).
         bound: The largest distance, in the distance's own unit.
-        step_size: As a share of the length that reaches the bound along the first gradient.
+        step_size: The step size, as a share of the length that reaches the bound along the first
+            gradient.
         loss: `"ce"`, `"margin"` or `"dlr"`.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
-        bounded: Whether images are held to the threat.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
+        bounded: False: the threat does not limit the changes.
     """
 
     steps: Count = 40

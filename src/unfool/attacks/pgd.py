@@ -27,28 +27,30 @@ StepSchedule = Literal["constant", "cosine"]
 class PGD:
     """Steps along the gradient of the mean loss over `eot` fresh draws.
 
-    Three candidates of each restart are kept: the last iterate, that of the highest mean loss, and
-    the image itself, lest an attack help. All candidates of all restarts are then compared on draws
-    of their own, the same for all, and the one that is misclassified most often is returned (of
-    equals, that of the higher loss). These draws are the attacker's; the verdict's are others.
+    Each restart keeps three candidates: the last iterate, the one with the highest mean loss, and
+    the original image, so that an attack never helps. All candidates of all restarts are then
+    compared on the same fresh draws, and the one that is misclassified most often is returned (on
+    ties, the one with the higher loss). These draws belong to the attacker; the evaluation uses
+    others.
 
     Attributes:
         steps: Gradient steps.
         eot: Draws of the defense's noise per step and image.
-        step_size: In units of eps; None is 2.5 / steps (Madry et al., 2018), and twice that for
-            `"cosine"`, which halves the way.
+        step_size: The step size, in units of eps. None is 2.5 / steps (Madry et al., 2018), and
+            twice that for `"cosine"`, which halves the total length.
         start: `"random"` within the threat, or `"zero"`: the image itself.
         restarts: Independent runs.
-        step_schedule: `"constant"`, or `"cosine"`: the step size falls to 0.
+        step_schedule: `"constant"`, or `"cosine"`, where the step size falls to 0.
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`, at least 1.
-        weights: What a draw counts for in the gradient: `"mean"`, all alike, or `"em"`, more if a
-            step that fools the others fools it, too (`draw_weights`; needs `"margin"` or `"dlr"`, and
-            several draws).
-        early_stop: If above 0, the search of an image ends at an iterate that is misclassified on
-            the draws of its step and then on so many fresh ones (`candidates.EarlyStop`), and that is
-            returned; other images take its place in the calls of the model.
-        early_stop_share: Of these draws that must be misclassified.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
+        weights: The weights of the draws in the gradient: `"mean"` weighs all alike; `"em"` weighs
+            a draw more if a step that fools the others also fools it (needs `"margin"` or `"dlr"`,
+            and several draws).
+        early_stop: If above 0, the search of an image ends at, and returns, an iterate that is
+            misclassified on the draws of its step and then on this many fresh draws. Other images
+            then take its place in the batch.
+        early_stop_share: The share of these draws that must be misclassified, in (0.5, 1].
     """
 
     steps: Count = 20
@@ -141,7 +143,8 @@ def fgsm(eot: Count = 1, loss: Loss = "ce", selection_draws: Count | None = None
     Args:
         eot: Draws of the defense's noise per image, whose gradients are averaged.
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
-        selection_draws: Draws to compare the step with the image itself on; None is as many as `eot`.
+        selection_draws: Fresh draws on which the step is compared with the original image; None
+            takes as many as `eot`.
     """
     return PGD(
         steps=1, step_size=1, start="zero", eot=eot, loss=loss, selection_draws=selection_draws

@@ -23,14 +23,14 @@ NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
 
 
 class PrecomputedAttack:
-    """Gives each image of a run what was made of it before, here or elsewhere. It asks the model nothing.
+    """Adversarial images from a file, made earlier by unfool or elsewhere. It never calls the model.
 
     Args:
-        path: What `unfool attack` keeps; or any .npz or .safetensors file with `images` or `x_adv`
-            (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data set as
-            `indices` (N,), without which they must be in the order of the run's images; `labels`
-            and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of pictures,
-            in that order by name.
+        path: A file that `unfool attack` saved; or any .npz or .safetensors file with `images` or
+            `x_adv` (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data
+            set as `indices` (N,), without which they must be in the order of the run's images;
+            `labels` and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of
+            image files, sorted by name in that order.
 
     Raises:
         ValueError: The file cannot be read, or lacks images.
@@ -45,8 +45,8 @@ class PrecomputedAttack:
             self.image_files = sorted(inside, key=lambda p: p.name)
             if not self.image_files:
                 raise ValueError(
-                    f"the folder {path} has no pictures ({', '.join(ends)}): name a folder of them, "
-                    "or one attack's file in it"
+                    f"the folder {path} holds no images ({', '.join(ends)}): name a folder that "
+                    "does, or the file of one attack in it"
                 )
             return
         self.image_files, self.arrays = [], _arrays(self.path)
@@ -60,15 +60,16 @@ class PrecomputedAttack:
         x_adv, places = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
         if places is None and len(x_adv) != len(indices):
             raise ValueError(
-                f"{self.path} has {len(x_adv)} images and the run {len(indices)}: without `indices`, "
-                "which no folder of pictures has, they must be those of the run, in its order"
+                f"{self.path} has {len(x_adv)} images, and the run has {len(indices)}: without an "
+                "array `indices` (a folder has none), the file must hold exactly the images of the "
+                "run, in the same order"
             )
         places = list(indices) if places is None else [int(place) for place in places]
         row = {place: i for i, place in enumerate(places)}
         if lacking := [index for index in indices if index not in row]:
             raise ValueError(
                 f"{self.path} lacks {len(lacking)} of the run's {len(indices)} images (the first: "
-                f"{lacking[0]}); make them with the same evaluation.images and subset_seed"
+                f"{lacking[0]}): make them with the same evaluation.images and subset_seed"
             )
         labels, clean = self._array("labels"), self._array("clean_blake2b")
         bound = copy(self)
@@ -79,8 +80,9 @@ class PrecomputedAttack:
             other = labels is not None and int(labels[i]) != int(y)
             if other or (clean is not None and clean[i].tobytes() != clean_digest):
                 raise ValueError(
-                    f"{self.path} was made of other images: what it has for image {index} was not "
-                    "made of that image of this data set, or has another label"
+                    f"{self.path} was made from other images: its image {index} does not belong to "
+                    f"image {index} of this data set, or has another label; name images of this "
+                    "data set"
                 )
             bound._of[clean_digest, int(y)] = x_adv[i]
         return bound
@@ -100,14 +102,14 @@ class PrecomputedAttack:
         """What was made of `x`.
 
         Raises:
-            ValueError: It was not told of which data set `x` is (`over`).
+            ValueError: `over` was not called, so it is unknown which data set `x` belongs to.
         """
         try:
             found = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]
         except KeyError:
             raise ValueError(
-                f"{self.path} has nothing for an image: say which images it is for by "
-                "`over(data, indices)`"
+                f"{self.path} has no adversarial image for one of the images: say which images it "
+                "covers with `over(data, indices)`"
             ) from None
         return torch.stack(found).to(x)
 
@@ -134,7 +136,10 @@ class PrecomputedAttack:
         if self.image_files:
             read_in = [image_files.read(picture, gray) for picture in self.image_files]
             if len({picture.shape for picture in read_in}) > 1:
-                raise ValueError(f"the pictures in {self.path} differ in size")
+                raise ValueError(
+                    f"the images in {self.path} differ in size: all must have the size of the data "
+                    "set's images"
+                )
             return torch.stack(read_in)
         try:
             check_images(x_adv := channels_first(self.arrays["images"]))
@@ -169,7 +174,9 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
     if path.suffix.lower() != ".safetensors":
         found = read(path, NAMES)
     elif not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; name one of adversarial images")
+        raise FileNotFoundError(
+            f"there is no file {path}: name a file or folder of adversarial images"
+        )
     else:
         try:
             found = load_file(path)
@@ -177,5 +184,8 @@ def _arrays(path: Path) -> Mapping[str, np.ndarray]:
             raise_system_error(error)
             raise ValueError(f"{path} cannot be read as safetensors ({error})") from error
     if "images" not in found and "x_adv" not in found:
-        raise ValueError(f"{path} has neither `images` nor `x_adv`")
+        raise ValueError(
+            f"{path} has neither an array `images` nor `x_adv`: save the adversarial images under "
+            "one of these names"
+        )
     return {**found, "images": found.get("images", found.get("x_adv"))}  # pyright: ignore

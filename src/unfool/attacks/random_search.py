@@ -14,7 +14,7 @@ from unfool.threat import Threat
 
 @dataclass(frozen=True)
 class RandomSearch:
-    """The worst of the image and of random images of the whole budget, on the same draws for all.
+    """The most often misclassified of the image and of random images at the full budget.
 
     Attributes:
         tries: Random images.

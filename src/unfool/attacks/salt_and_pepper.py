@@ -19,12 +19,12 @@ from unfool.threat import Threat, images
 class SaltAndPepper:
     """Growing shares of random places turned black or white, for a threat of the norm l0.
 
-    It needs no gradient. Each try grows in even steps to the whole budget, and keeps the places it
-    has. Of all candidates and the image itself, the one that is misclassified most often on the
-    attacker's draws (the same for all) is returned; of equals, that of the higher loss.
+    It needs no gradient. Each try adds pixels in even steps up to the whole budget. Of all
+    candidates and the original image, the one that is misclassified most often on the attacker's
+    draws (the same for all) is returned; on ties, the one with the higher loss.
 
     Attributes:
-        tries: Independent orders of places.
+        tries: Independent random orders of the pixels.
         shares: Steps in which a try grows.
         eot: Draws of the defense's noise per candidate and image.
     """
@@ -47,8 +47,9 @@ class SaltAndPepper:
         """
         if threat.norm != "l0":
             raise ValueError(
-                f"salt-and-pepper changes a few places by much, which the norm {threat.norm} does not "
-                "measure: set threat.norm to l0, with eps the share of places (0.1, say)"
+                "salt-and-pepper changes a few pixels completely, which only l0 measures: set "
+                f"threat.norm to l0 instead of {threat.norm}, and eps to the share of pixels (such "
+                "as 0.1)"
             )
         best, highest = x, torch.full((len(x),), -math.inf, device=x.device)
         for candidate in self._candidates(x, threat, noise):

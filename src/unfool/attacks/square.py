@@ -18,20 +18,21 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of sq
 
 @dataclass(frozen=True)
 class Square:
-    """Squares of the image are moved to the edge of the budget, and kept if the mean margin rises.
+    """Changes random squares of the image by the full budget, and keeps what raises the mean margin.
 
     The best image and each proposal are compared on the same draws, so that no lucky draw decides;
-    at the end the best and the image itself, on draws of their own. Where the model draws no noise, an
-    image is left alone once it is misclassified.
+    at the end, the best image and the original are compared on fresh draws. If the model draws no
+    noise, an image is not attacked further once it is misclassified (Andriushchenko et al., 2020).
 
     Attributes:
         queries: Proposals, the start among them.
         eot: Draws of the defense's noise per proposal and image.
-        share: Of the pixels that the first squares cover.
-        steps_per_draw: Proposals that share their draws. With 1 all are fresh, which costs a
-            second look at the best image for every proposal; a model without noise needs none: any
-            number from `queries` upward.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
+        share: The share of the pixels that the first squares cover, in (0, 1].
+        steps_per_draw: Proposals that share their draws. With 1, every proposal has fresh draws,
+            which costs an additional query of the best image per proposal. For a model without
+            noise, set it to `queries` or more to save that query.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
     """
 
     queries: Count = 5000

@@ -18,20 +18,21 @@ from unfool.threat import Threat, images
 
 @dataclass(frozen=True)
 class StAdv:
-    """A field of small shifts, found by Adam on the mean margin, that is held to a bound of its own.
+    """A field of small shifts of the pixels, within its own bound, found by Adam on the mean margin.
 
-    The settings are those of DiffPure's evaluation (Nie et al., 2022), which takes 20
-    draws. The last image, that of the highest mean margin and the image itself are compared on
-    draws of their own. The spec's threat, which measures pixel values, does not bound it.
+    The settings are those of DiffPure's evaluation (Nie et al., 2022), which takes 20 draws. The
+    last image, the one with the highest mean margin, and the original are compared on fresh draws.
+    The spec's threat, which measures pixel values, does not limit this attack (Xiao et al., 2018).
 
     Attributes:
-        steps: Of Adam.
+        steps: Steps of Adam.
         eot: Draws of the defense's noise per step and image.
         bound: The largest shift along an axis, the image being 2 wide (0.05 is 0.8 of 32 pixels).
-        learning_rate: Of Adam, in the unit of `bound`.
+        learning_rate: Learning rate of Adam, in the unit of `bound`.
         smoothness: The weight of the field's roughness, times `bound`.
-        selection_draws: Draws to compare the candidates on; None is as many as `eot`.
-        bounded: Whether images are held to the threat.
+        selection_draws: Fresh draws on which the candidates are compared; None takes as many as
+            `eot`.
+        bounded: False: the threat does not limit the changes.
     """
 
     steps: Count = 100

@@ -14,14 +14,15 @@ from unfool.threat import Threat
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack on a source classifier, whose images are then shown to the model.
+    """An attack on a source classifier, whose images are then given to the model.
 
-    What a model withstands of it says little: who may ask the model attacks that.
+    Withstanding this attack says little about a model: an attacker with access to the model attacks
+    it directly.
 
     Attributes:
         source: The classifier that is attacked; of a diffusion classifier, the one
             without elimination (`views.no_elimination`).
-        attack: How.
+        attack: The attack on the source.
     """
 
     source: Any

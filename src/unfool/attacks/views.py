@@ -1,4 +1,4 @@
-"""What the attacker takes the defended model for. A view is a function from model to model."""
+"""Views: the version of the model that an attack works on, as functions from model to model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,20 +24,21 @@ def exact(model: Classifier) -> Classifier:
 
 
 def bpda(model: Classifier) -> Classifier:
-    """The model, with the purifier's gradient taken for the identity's (Athalye et al., 2018)."""
+    """The model, with the identity in place of the purifier's gradient (Athalye et al., 2018)."""
     whole = _defended(model)
     return _as(model, whole.with_purifier(straight_through(whole.purifier)))
 
 
 def adjoint(model: Classifier) -> Classifier:
-    """The model, with the gradient of DiffPure's release for the purifier's: not the exact one.
+    """The model, with the adjoint gradient of DiffPure's release, which is not exact.
 
-    It is here to compare with published numbers, which it makes look more robust than they are.
+    Use it only to compare with published numbers: it makes defenses look more robust than they are.
     """
     whole = _defended(model)
     if not hasattr(whole.purifier, "adjoint"):
         raise ValueError(
-            "the view `adjoint` is for the purifier diffpure with the sampler sde; use `exact`"
+            "the view `adjoint` needs the purifier diffpure with the sampler sde: use the view "
+            "`exact`"
         )
     return _as(model, whole.with_purifier(whole.purifier.adjoint()))  # pyright: ignore
 
@@ -45,8 +46,8 @@ def adjoint(model: Classifier) -> Classifier:
 def bfloat16(model: Classifier) -> Classifier:
     """The model with its convolutions and products in bfloat16, where that is faster.
 
-    The search alone is in it: a verdict is always in the model's own precision. Guides that ask for
-    float32 keep it.
+    Only the attack uses it: the evaluation always uses the model's own precision. Guides that
+    require float32 keep it.
 
     Raises:
         ValueError: It is slower than float32 here.
@@ -72,7 +73,7 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
         steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
-        ValueError: The purifier does not say how to leave out steps, or has not so many.
+        ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
     return _coarse(model, steps, matched=False)
 
@@ -80,30 +81,32 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
 def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Classifier:
     """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
 
-    A step's noise is made of that of the steps it goes over; with all of them it is the model.
+    The noise of a long step combines that of the short steps that it replaces; with all steps, this
+    is the model itself.
 
     Args:
         model: A classifier behind a purifier that goes step by step.
         steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
 
     Raises:
-        ValueError: The purifier does not say how to leave out steps, or has not so many.
+        ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
     """
     return _coarse(model, steps, matched=True)
 
 
 def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
-    """The model itself; the gradient also leads the way back from the way forward (Kang et al., 2023).
+    """The model, with a loss that also drives each reverse step off its course (Kang et al., 2023).
 
-    So a gradient reaches every step of the chain, not through the last one alone. The losses at the steps
-    cost no calls (`diffusion.deviation`); what an attack compares are the model's own answers.
+    So a gradient reaches every step of the reverse process directly, not only through the last one.
+    The losses at the steps cost no additional calls; attacks compare the model's own answers.
 
     Args:
         model: A classifier behind `diffpure` or `gdmp`.
-        weight: Of the deviation, in the unit of the attack's loss.
+        weight: The weight of the deviation, in units of the attack's loss.
 
     Raises:
-        ValueError: There is no purifier; or, when it is called, no chain that knows its image.
+        ValueError: There is no purifier; or, when it is called, the purifier has no step-by-step
+            reverse process.
     """
     _defended(model)
     inner = model.model if isinstance(model, Batched) else model
@@ -113,8 +116,8 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
             logits = inner(x, noise)
         if torch.is_grad_enabled() and not asked.chains:
             raise ValueError(
-                "the view `per-step` needs a purifier that goes from the noised image back step by "
-                "step (`diffpure` or `gdmp`), and this one does not: use `exact`"
+                "the view `per-step` needs a purifier that denoises step by step (`diffpure` or "
+                "`gdmp`), and this one does not: use the view `exact`"
             )
         return logits
 
@@ -122,29 +125,29 @@ def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
 
 
 def classifier_only(model: Classifier) -> Classifier:
-    """The classifier alone, as one sees it who does not know of the defense (transfer attack)."""
+    """The classifier alone, for an attacker who does not know of the defense (transfer attack)."""
     return _as(model, _defended(model).classifier)
 
 
 def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
-    """A diffusion classifier on the same draws without elimination, which has no steps to hide in.
+    """A diffusion classifier on the same draws without elimination, which hides gradients.
 
     Args:
         model: The classifier `diffusion`, alone or behind a purifier.
-        draws: How many of its draws, evenly spread over them, with their own noise: a step costs
-            less, and the verdict is on all. None is all.
+        draws: How many of its draws the attack uses, evenly spread over all, with their own noise,
+            so that a step costs less; the evaluation uses all. None is all.
 
     Raises:
-        ValueError: It is another model, or has not so many draws.
+        ValueError: It is another model, or has fewer draws.
     """
     return _eliminating(model, lambda classifier: classifier.without_elimination(draws))
 
 
 def first_stage(model: Classifier) -> Classifier:
-    """What a diffusion classifier ranks classes by in its first stage: the early-exit attack.
+    """The scores of a diffusion classifier's first stage of elimination (the early-exit attack).
 
-    The true class is lost there once as many others are above it as the stage keeps, so attacks climb
-    the last of these (`classes_kept`; see `protocols.Classifier`).
+    The true class is dropped there once as many classes as the stage keeps score above it, so
+    attacks maximize the last of these (`classes_kept`; see `protocols.Classifier`).
     """
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
@@ -171,11 +174,11 @@ def straight_through(purifier: Purifier) -> Purifier:
 class Batched:
     """A model that is called with at most `batch_size` images at a time.
 
-    It says how many classes it keeps by `classes_kept`. (See `protocols.Classifier` for both.)
+    `classes_kept` says how many classes it keeps (see `protocols.Classifier` for both).
 
-    When memory runs out, `batch_size` is halved, and what was asked goes on (`parts.in_parts`).
-    Each call is a `tick` of as much work as it has images; the way back of a gradient, of twice that.
-    Given another model, it has its number of rows, and they learn from each other.
+    When memory runs out, `batch_size` is halved and the call continues. Given another `Batched`
+    model as `batch_size`, both share one number. Each call reports its number of images as
+    progress, and a backward pass twice that.
     """
 
     def __init__(
@@ -243,8 +246,8 @@ def _coarse(model: Classifier, steps: int | None, matched: bool) -> Classifier:
     whole = _defended(model)
     if not hasattr(whole.purifier, "with_fewer_steps"):
         raise ValueError(
-            "the views `surrogate` and `surrogate-same-noise` leave out steps of the purifier, and this "
-            "one does not say how; use `bpda` or `exact`"
+            "the views `surrogate` and `surrogate-same-noise` take fewer purifier steps, which "
+            "this purifier does not support: use the view `bpda` or `exact`"
         )
     return _as(model, whole.with_purifier(whole.purifier.with_fewer_steps(steps, matched)))  # pyright: ignore
 
@@ -253,8 +256,8 @@ def _defended(model: Classifier) -> Defended:
     inner = model.model if isinstance(model, Batched) else model
     if not isinstance(inner, Defended):
         raise ValueError(
-            "this view takes a defense apart, and the model is no classifier behind a purifier; "
-            "use the view `exact`"
+            "this view treats purifier and classifier separately, and the model is not a "
+            "classifier behind a purifier: use the view `exact`"
         )
     return inner
 
@@ -270,5 +273,6 @@ def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
         changed = change(inner.classifier)
         return Batched(inner.with_classifier(changed), rows, changed.classes_kept)
     raise ValueError(
-        "this view is for the classifier `diffusion`, alone or behind a purifier; use `exact`"
+        "this view needs the classifier `diffusion`, alone or behind a purifier: use the view "
+        "`exact`"
     )

@@ -99,10 +99,12 @@ def summary(run: Run) -> CertificationSummary:
         RuntimeError: The run is no certification, has nothing yet, or a file of it is damaged.
     """
     if run.kind != KIND:
-        raise RuntimeError(f"{run.folder} holds an {run.kind}, not a {KIND}")
+        raise RuntimeError(
+            f"{run.folder} holds an {run.kind}, not a {KIND}: name the folder of a certification"
+        )
     counts = run.read(ClassCounts)
     if not counts:
-        raise RuntimeError(f"{run.folder} has no images yet; run the certification first")
+        raise RuntimeError(f"{run.folder} has no certified images yet: run the certification first")
     spec = cast(CertificationSpec, run.manifest["spec"])
     options = spec["certification"]
     sigma, n, alpha = options["sigma"], options["n"], options["alpha"]

@@ -94,7 +94,10 @@ class Noisy(nn.Module):
         """
         logits = self.model(x + self.sigma * noise.child("smooth").normal(x), noise)
         if not bool(logits.isfinite().all()):
-            raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
+            raise RuntimeError(
+                "the model returned logits that are not finite, so nothing can be certified: look "
+                "for the cause with `unfool doctor`"
+            )
         return logits
 
 
@@ -113,7 +116,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> CertificationSp
             raise SpecError(f"a certification spec has no {key!r}; {menu.hint(key, SECTIONS)}")
     for key in ("data", "classifier", "certification"):
         if key not in spec:
-            raise SpecError(f"a certification spec needs {key!r}")
+            raise SpecError(f"a certification spec needs a section {key!r}")
     options = check_options(spec.get("certification"))
     machine = specs.check_section("machine", spec.get("machine", {}), CertificationMachine, MACHINE)
     if spec.get("purifier") is not None:
@@ -287,8 +290,8 @@ def check_options(section: Any) -> CertificationSection:
     if not largest_radius(sigma, n, alpha):
         least = math.floor(math.log(alpha, 0.5)) + 1  # where alpha^(1/n) exceeds 1/2
         raise SpecError(
-            f"certification.n: {n} draws cannot certify anything at alpha {alpha:g}, even if all "
-            f"agree; take {least} or more"
+            f"certification.n is {n}, and so few draws cannot certify anything at alpha {alpha:g}, "
+            f"even if all agree: set it to {least} or more"
         )
     return options
 
@@ -304,7 +307,7 @@ def _judge(spec: Mapping[str, Any], sigma: float) -> Part:
         return table
     if spec.get("purifier") is not None:
         raise SpecError(
-            f"the classifier {table['name']} judges the noisy image itself: leave out the purifier"
+            f"the classifier {table['name']} classifies noisy images itself: leave out the purifier"
         )
     if table.get("sigma", sigma) != sigma:
         raise SpecError(
@@ -332,7 +335,6 @@ def _denoises(name: str, purifier: Any) -> None:
     if not hasattr(purifier, "denoise"):
         able = [n for n in menu.MENU["purifier"] if hasattr(menu.find("purifier", n), "denoise")]
         raise SpecError(
-            f"the purifier {name} cannot be certified: it has no method `denoise(x, sigma, noise)` "
-            f"for an image that carries noise of a known size; {', '.join(able) or 'none'} can, and "
-            "so can the classifier alone (`purifier: null`)"
+            f"the purifier {name} cannot be certified: it has no method `denoise(x, sigma, "
+            f"noise)`; use {', '.join(able) or 'none'}, or the classifier alone (`purifier: null`)"
         )

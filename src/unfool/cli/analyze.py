@@ -27,25 +27,30 @@ def _all_above_zero(values: list[float] | None) -> list[float] | None:
 
 
 analyze = typer.Typer(invoke_without_command=True)
-Images = Annotated[int, typer.Option(min=1, help="How many of the images that the spec evaluates.")]
-Loss = Annotated[str, typer.Option(help="margin, ce or dlr.")]
-Steps = Annotated[int, typer.Option(min=1, help="Of PGD, from the image itself.")]
+Images = Annotated[int, typer.Option(min=1, help="Analyze this many of the spec's images.")]
+Loss = Annotated[str, typer.Option(help="The loss that is attacked: margin, ce, or dlr.")]
+Steps = Annotated[int, typer.Option(min=1, help="PGD steps, starting at the image itself.")]
 StepSize = Annotated[
     float,
-    typer.Option(callback=_above_zero, help="Of PGD, in units of eps; above 0."),
+    typer.Option(callback=_above_zero, help="Step size of PGD, in units of eps (above 0)."),
 ]
-Eot = Annotated[int, typer.Option(min=1, help="Draws per step of the attack with EOT.")]
+Eot = Annotated[int, typer.Option(min=1, help="Random draws per step of the attack with EOT.")]
 CompareWith = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATH.TO.KEY=VALUE", help="Changes that make a second model."),
+    typer.Option(
+        metavar="PATH.TO.KEY=VALUE",
+        help="Change the spec to make a second model to compare with; may be repeated.",
+    ),
 ]
-Draws = Annotated[int, typer.Option(min=1, help="Of the defense's noise, per image.")]
-HeldOut = Annotated[int, typer.Option(min=1, help="Fresh draws behind a loss.")]
+Draws = Annotated[int, typer.Option(min=1, help="Draws of the defense's noise per image.")]
+HeldOut = Annotated[
+    int, typer.Option(min=1, help="Fresh random draws over which a loss is averaged.")
+]
 
 
 @analyze.callback()
 def start(context: typer.Context) -> None:
-    """Look into a defense."""
+    """Analyze a defense: gradients, loss landscape, purified images, and more."""
     help_if_alone(context)
 
 
@@ -60,23 +65,23 @@ def gradients(
     loss: Loss = "margin",
     coarse: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of the surrogates; their own choice if not given."),
+        typer.Option(
+            min=1, help="Purifier steps of the surrogates; each chooses its own by default."
+        ),
     ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare exact, adjoint, surrogate and BPDA gradients, and finite differences."""
+    """Compare exact, adjoint, surrogate, and BPDA gradients with finite differences."""
     from unfool.analysis.gradients import compare
     from unfool.analysis.inputs import load_inputs
     from unfool.report.analyses import write_gradients
 
     at = load_inputs(spec, changes or [], data, images, device)
-    options: Any = {"loss": loss, "draws": draws}
-    found = compare(at.model, at.x, at.y, at.noise, coarse=coarse, quiet=quiet, **options)
-    words = options | {"images": images, "coarse": coarse}
-    command = command_line("analyze gradients", spec, changes, **words)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_gradients, "gradients", spec, out, found, about, device)
+    options: Any = {"loss": loss, "draws": draws, "coarse": coarse}
+    found = compare(at.model, at.x, at.y, at.noise, quiet=quiet, **options)
+    command = command_line("analyze gradients", spec, changes, images=images, **options)
+    _write(write_gradients, "gradients", command, spec, out, found, at.facts | options, device)
 
 
 @analyze.command()
@@ -89,13 +94,13 @@ def trajectories(
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
-    runs: Annotated[int, typer.Option(min=1, help="Of each image, in white box.")] = 6,
+    runs: Annotated[int, typer.Option(min=1, help="White-box runs per image.")] = 6,
     draws: HeldOut = 16,
     loss: Loss = "margin",
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Follow attacks with the noise known (DW-box), with fresh noise, and with EOT."""
+    """Plot the paths of attacks with known noise (DW-box), with fresh noise, and with EOT."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.trajectories import trajectories as follow
     from unfool.report.analyses import write_trajectories
@@ -105,8 +110,9 @@ def trajectories(
     options |= {"draws": draws, "loss": loss}
     found = follow(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze trajectories", spec, changes, images=images, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_trajectories, "trajectories", spec, out, found, about, device)
+    _write(
+        write_trajectories, "trajectories", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
@@ -116,18 +122,20 @@ def landscape(
     compare_with: CompareWith = None,
     data: Data = None,
     out: Out = None,
-    image: Annotated[int, typer.Option(min=0, help="Which image of the spec, from 0.")] = 0,
+    image: Annotated[
+        int, typer.Option(min=0, help="Index of the image among the spec's images, from 0.")
+    ] = 0,
     steps: Steps = 20,
     step_size: StepSize = 0.25,
     eot: Eot = 10,
     draws: HeldOut = 16,
-    grid: Annotated[int, typer.Option(min=1, help="Points along each axis.")] = 17,
+    grid: Annotated[int, typer.Option(min=1, help="Grid points along each axis.")] = 17,
     loss: Loss = "margin",
     clip: Annotated[bool, typer.Option(help="Keep images in [0, 1].")] = True,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Draw the loss around an image, with the noise known and with fresh noise."""
+    """Plot the loss around an image, with known noise (DW-box) and with fresh noise."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.landscape import landscape as look_around
     from unfool.report.analyses import write_landscapes
@@ -143,10 +151,8 @@ def landscape(
         for name, at in inputs.items()
     }
     command = command_line("analyze landscape", spec, changes, compare_with, image=image, **options)
-    about = {"command": command, "specs": {name: at.spec for name, at in inputs.items()}}
-    _write(
-        write_landscapes, "landscape", spec, out, found, about | options | {"image": image}, device
-    )
+    about = {"specs": {name: at.spec for name, at in inputs.items()}, "image": image} | options
+    _write(write_landscapes, "landscape", command, spec, out, found, about, device)
 
 
 @analyze.command()
@@ -156,34 +162,35 @@ def purification(
     data: Data = None,
     out: Out = None,
     images: Images = 32,
-    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
+    steps: Annotated[int, typer.Option(min=1, help="PGD steps, with the exact gradient.")] = 20,
     eot: Eot = 8,
     draws: Draws = 4,
     loss: Loss = "margin",
-    lpips: Annotated[bool, typer.Option(help="Measure LPIPS, where unfool[lpips] is.")] = False,
+    lpips: Annotated[bool, typer.Option(help="Measure LPIPS, too (needs unfool[lpips]).")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure how near purified images are to the clean ones, beside noise alone."""
+    """Measure how close purified images are to the clean ones, compared with noise alone."""
     from unfool.analysis.inputs import load_inputs
     from unfool.analysis.purification import purification as look_at
     from unfool.report.analyses import write_purification
 
     at = load_inputs(spec, changes or [], data, images, device)
-    options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss}
-    inputs = (at.model, at.x, at.y, at.threat, at.noise)
-    found = look_at(*inputs, perceptual=lpips, quiet=quiet, **options)
-    options |= {"images": images, "lpips": lpips}
-    command = command_line("analyze purification", spec, changes, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_purification, "purification", spec, out, found, about, device)
+    options: Any = {"steps": steps, "eot": eot, "draws": draws, "loss": loss, "lpips": lpips}
+    found = look_at(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
+    command = command_line("analyze purification", spec, changes, images=images, **options)
+    _write(
+        write_purification, "purification", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
 def compression(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SPEC_OR_RUN", help="Specs and run folders, each a defense."),
+        typer.Argument(
+            metavar="SPEC_OR_RUN", help="Specs and run folders; each names one defense."
+        ),
     ],
     changes: Set = None,
     data: Data = None,
@@ -194,14 +201,17 @@ def compression(
         list[float] | None,
         typer.Option(
             callback=_all_above_zero,
-            help="Of perturbations in l2, in units of the budget; may be repeated: 0.25, 1 and 4.",
+            help=(
+                "The l2 norm of the perturbations, in units of the budget; may be repeated "
+                "(default: 0.25, 1, and 4)."
+            ),
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of power iteration.")] = 5,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of power iteration.")] = 5,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Measure how far purifiers contract perturbations, beside the accuracies of runs.
+    """Measure how much purifiers contract perturbations, and compare that with runs' accuracies.
 
     No classifier is attacked. A defense that is done is kept in the output folder; to go on after a stop,
     run the same command again.
@@ -217,12 +227,12 @@ def compression(
     words: Any = {"images": images, "draws": draws, "steps": steps}
     command = command_line("analyze compression", sources, changes, **words)
     command += "".join(f" --size {value:g}" for value in size or [])
-    about = {"command": command, "specs": found.specs} | options | {"indices": found.indices}
+    about = {"specs": found.specs, "indices": found.indices} | options
 
     def write(where: Path, measured: Any, told: dict[str, Any]) -> "Document":
         return write_compression(where, measured, told, found.skipped)
 
-    _write(write, "compression", name, folder, found.measured, about, device)
+    _write(write, "compression", command, name, folder, found.measured, about, device)
 
 
 @analyze.command("critical-eps")
@@ -232,14 +242,16 @@ def critical_eps(
     data: Data = None,
     out: Out = None,
     images: Images = 16,
-    steps: Annotated[int, typer.Option(min=1, help="Of PGD, exact gradient.")] = 20,
-    eot: Annotated[int, typer.Option(min=1, help="Draws per step.")] = 4,
-    draws: Annotated[int, typer.Option(min=1, help="Held-out draws of a verdict.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="PGD steps, with the exact gradient.")] = 20,
+    eot: Annotated[int, typer.Option(min=1, help="Random draws per attack step.")] = 4,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Held-out draws that decide whether an image is broken.")
+    ] = 8,
     reach: Annotated[
         float,
-        typer.Option(callback=_above_zero, help="The largest budget, in units of the spec's eps."),
+        typer.Option(callback=_above_zero, help="Largest budget, in units of the spec's eps."),
     ] = 4.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Halvings of each image's bracket.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Bisection steps per image.")] = 5,
     loss: Loss = "margin",
     device: Device = "auto",
     quiet: Quiet = False,
@@ -254,8 +266,9 @@ def critical_eps(
     options |= {"rounds": rounds, "loss": loss}
     found = bisect(at.model, at.x, at.y, at.threat, at.noise, quiet=quiet, **options)
     command = command_line("analyze critical-eps", spec, changes, images=images, **options)
-    about = {"command": command, "spec": at.spec} | options | {"indices": at.indices}
-    _write(write_critical_eps, "critical-eps", spec, out, found, about, device)
+    _write(
+        write_critical_eps, "critical-eps", command, spec, out, found, at.facts | options, device
+    )
 
 
 @analyze.command()
@@ -266,14 +279,23 @@ def samples(
     data: Data = None,
     out: Out = None,
     images: Annotated[
-        int, typer.Option(min=2, help="Real ones of the spec, half for each side.")
+        int,
+        typer.Option(
+            min=2,
+            help=(
+                "Real images to take from the spec: one half is the reference, the other half is "
+                "compared with it."
+            ),
+        ),
     ] = 400,
-    steps: Annotated[int, typer.Option(min=1, help="From noise to a picture (DDPM).")] = 50,
-    sets: Annotated[int, typer.Option(min=1, help="Repetitions behind an interval.")] = 3,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Sampling steps from noise to an image (DDPM).")
+    ] = 50,
+    sets: Annotated[int, typer.Option(min=1, help="Repetitions for the confidence interval.")] = 3,
     device: Device = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Compare generated pictures with real ones, before and after fine-tuning."""
+    """Compare generated images with real ones, before and after fine-tuning."""
     from unfool.analysis.inputs import load_inputs, whole_chain
     from unfool.analysis.samples import samples as generate
     from unfool.report.analyses import write_samples
@@ -291,8 +313,8 @@ def samples(
     inputs = (denoisers, classifier, at.x, at.y, at.noise)
     found = generate(*inputs, rows=at.model.batch_size, quiet=quiet, **options)
     command = command_line("analyze samples", spec, changes, compare_with, images=images, **options)
-    about = {"command": command, "specs": checked} | options | {"indices": at.indices}
-    _write(write_samples, "samples", spec, out, found, about, device)
+    about = {"specs": checked, "indices": at.indices} | options
+    _write(write_samples, "samples", command, spec, out, found, about, device)
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
@@ -304,6 +326,7 @@ def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[s
 def _write(
     write: "Callable[[Path, Any, dict[str, Any]], Document]",
     name: str,
+    command: str,
     spec: str,
     out: Path | None,
     found: Any,
@@ -315,6 +338,6 @@ def _write(
     from unfool.runtime.device import pick_device
     from unfool.runtime.provenance import describe_made
 
-    about["made"] = describe_made(pick_device(device))
+    about = {"command": command} | about | {"made": describe_made(pick_device(device))}
     folder = out or Path("runs") / f"{Path(spec).stem}-{name}"
     print_document(write(folder, found, about), page=folder / f"{name}.html")

@@ -6,9 +6,7 @@ import typer
 
 from unfool.cli.options import BatchSize, Data, Device, Download, ImageFiles, Out, Set
 
-Force = Annotated[
-    bool, typer.Option("--force", help="Also images far larger than those of the model.")
-]
+Force = Annotated[bool, typer.Option("--force", help="Accept images far larger than the model's.")]
 
 
 def purify(
@@ -16,19 +14,19 @@ def purify(
     spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
     changes: Set = None,
     out: Out = None,
-    seed: Annotated[int, typer.Option(help="Of the purifier's noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the purifier's noise.")] = 0,
     download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 64,
     force: Force = False,
 ) -> None:
-    """Purify images: PNG in, PNG out; npz in, npz out; and a sheet of what became of each.
+    """Purify images (PNG to PNG, npz to npz), and write a before-and-after sheet.
 
     The noise of an image depends on the seed and on its place among all images given.
     """
     from pathlib import Path
 
-    from unfool.cli.purify_and_classify import purify_files
+    from unfool.cli.apply_to_files import purify_files
 
     folder = out or Path("purified")
     for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
@@ -39,8 +37,10 @@ def classify(
     images: ImageFiles,
     spec: Annotated[str, typer.Option(help="The spec whose classifier and defense to use.")],
     changes: Set = None,
-    votes: Annotated[int, typer.Option(min=1, help="Passes through the defense that vote.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the defense's noise.")] = 0,
+    votes: Annotated[
+        int, typer.Option(min=1, help="Passes through the defense per image; the majority wins.")
+    ] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the defense's noise.")] = 0,
     data: Data = None,
     out: Out = None,
     download: Download = False,
@@ -48,8 +48,8 @@ def classify(
     batch_size: BatchSize = 256,
     force: Force = False,
 ) -> None:
-    """Predict the classes of images through a defense, with the vote; with --out, as a sheet, too."""
-    from unfool.cli.purify_and_classify import classify_files
+    """Classify images through a defense by majority vote; --out adds a sheet."""
+    from unfool.cli.apply_to_files import classify_files
 
     options = {"out": out, "force": force}
     for line in classify_files(

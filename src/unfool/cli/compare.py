@@ -9,13 +9,15 @@ from unfool.cli.options import Out, command_line
 
 Strict = Annotated[
     bool,
-    typer.Option("--strict", help="Hold bounds against the worse end of the 95 % interval."),
+    typer.Option(
+        "--strict", help="Require that the whole 95 % confidence interval meets the bound."
+    ),
 ]
 
 
 def compare(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A run folder: the baseline.")],
-    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to judge.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="The run folder of the baseline.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="The run folder to compare with it.")],
     min_robust: Annotated[
         float | None,
         typer.Option(help="Exit with 1 if the robust accuracy per draw of B is below this share."),
@@ -25,7 +27,7 @@ def compare(
         typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
     ] = None,
     junit: Annotated[
-        Path | None, typer.Option(help="A JUnit XML file to write: a test case per bound.")
+        Path | None, typer.Option(help="Write a JUnit XML file with one test case per bound.")
     ] = None,
     out: Out = None,
     strict: Strict = False,
@@ -62,14 +64,14 @@ def check_gate(min_robust: float | None, strict: bool, attacked: bool, shards: i
 
     if min_robust is None:
         if strict:
-            raise ValueError("--strict is about a bound: add --min-robust")
+            raise ValueError("--strict needs a bound: add --min-robust")
         return
     check_bound("--min-robust", min_robust)
     if not attacked:
-        raise ValueError("--min-robust needs a spec with attacks; leave it out, or add attacks")
+        raise ValueError("--min-robust needs a spec with attacks: leave it out, or add attacks")
     if shards > 1:
         raise ValueError(
-            "--min-robust is held against whole runs, and this is a shard: merge the shards, and use "
+            "--min-robust needs a whole run, and this is a shard: merge the shards, and use "
             "`unfool compare`"
         )
 

@@ -68,7 +68,8 @@ def measure_all(
         found.specs[name], found.indices[name] = at.spec, at.indices
     if not found.measured:
         raise SpecError(
-            f"no purifier is in {', '.join(sources)}, so nothing contracts: name a spec or a run with one"
+            f"there is no purifier in {', '.join(sources)}, so there is nothing to measure: name a "
+            "spec or a run with one"
         )
     return found
 

@@ -18,7 +18,7 @@ from unfool import spec as specs
 from unfool.attacks.losses import query_model
 from unfool.checks import images_of_any_range
 from unfool.cli.doctor_denoiser import denoises
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.compatibility import check_classes, logits_of, undefended
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
@@ -65,7 +65,11 @@ def installed() -> list[Finding]:
     except RuntimeError:
         found.append(
             Finding(
-                "FAIL", "torchvision is installed and broken (not built for this torch); remove it"
+                "FAIL",
+                (
+                    "torchvision is installed but broken (it was not built for this torch): "
+                    "uninstall it"
+                ),
             )
         )
     if torch.cuda.is_available():
@@ -131,28 +135,35 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
     say(
         knows == classes,
         f"logits of {classes} classes",
-        f"logits of {knows} classes, and the data set has {classes}: check that these are the "
-        f"classifier's first {classes}, in its order",
+        f"the classifier has {knows} classes, and the data set has {classes}: check that these are "
+        f"the classifier's first {classes}, in the same order",
         "note",
     )
     say(bool(logits.isfinite().all()), "logits are finite", "logits are not finite")
     softmax = bool(are_probabilities(logits).all())
-    say(not softmax, "logits, not probabilities", "returns probabilities: remove its softmax")
+    say(
+        not softmax,
+        "logits, not probabilities",
+        "the classifier returns probabilities instead of logits: remove its softmax",
+    )
     say(
         torch.equal(logits, again),
         "the same noise gives the same answer",
-        "the same noise gives another answer: it draws numbers of its own; use its `noise`",
+        "the same noise gives different answers, so the model draws its own random numbers: let it "
+        "draw them from `noise`",
     )
     say(
         same_logits(alone, logits[:2]),
         "an answer does not depend on the batch",
-        "an answer depends on the batch: is it in eval mode?",
+        "an answer depends on the other images of the batch: call eval() on the model",
     )
     training = isinstance(model, nn.Module) and any(m.training for m in model.modules())
-    say(not training, "in eval mode", "in training mode: call eval()")
+    say(not training, "in eval mode", "the model is in training mode: call eval()")
     random = not torch.equal(logits, other)
     found.append(
-        Finding("note", "random: judge it on many draws, attack it with eot > 1")
+        Finding(
+            "note", "the model is random: evaluate it on many draws, and attack it with eot > 1"
+        )
         if random
         else Finding("ok", "deterministic")
     )
@@ -168,7 +179,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
     found.append(_range(undefended(model), x, y, noise, classes))
     if undefended(model) is not model:
         right = float((logits.argmax(1) == y).float().mean())
-        found.append(Finding("ok", f"behind its defense, right on {right:.0%} of them"))
+        found.append(Finding("ok", f"with its defense, right on {right:.0%} of them"))
     return found
 
 
@@ -228,13 +239,14 @@ def _range(model: Any, x: torch.Tensor, y: torch.Tensor, noise: Noise, classes: 
     if right[best] > ours + 0.2 and right[best] > 1.5 / classes:
         return Finding(
             "FAIL",
-            f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in {best}: "
-            "it wants another range; give the classifier a `mean` and a `std`",
+            f"right on {ours:.0%} of {len(x)} images, but on {right[best]:.0%} when they are in "
+            f"{best}: the classifier expects another range, so give it a `mean` and a `std`",
         )
     accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
     if ours <= 1 / classes + 0.1:
         return Finding(
             "note",
-            f"{accuracy}: are its weights loaded, its classes in order, its input normalized?",
+            f"{accuracy}: check that its weights are loaded, its classes are in the data set's "
+            "order, and its input is normalized",
         )
     return Finding("ok", accuracy)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.denoising_error import (
     TIMES,
@@ -36,7 +36,7 @@ def denoises(
     shape = denoiser.shape
     if shape is not None and not denoiser.resizes and tuple(x.shape[1:]) != tuple(shape):
         found, wanted = (" x ".join(map(str, size)) for size in (x.shape[1:], shape))
-        what = f"whether it denoises was not tried: the images are {found}, and it wants {wanted}"
+        what = f"its denoising was not tested: the images are {found}, and it expects {wanted}"
         return [Finding("note", what)]
     count = next((n for height, n in _IMAGES if x.shape[2] <= height), _LARGE)
     conditional = denoiser.classes == classes > 0
@@ -46,9 +46,7 @@ def denoises(
     if conditional:
         asked.append((" with labels", y))
     if not asked:
-        what = (
-            f"whether it denoises was not tried: it needs labels of its {denoiser.classes} classes"
-        )
+        what = f"its denoising was not tested: it needs labels of its {denoiser.classes} classes"
         return [Finding("note", what)]
     findings: list[Finding] = []
     for how, label in asked:
@@ -63,11 +61,11 @@ def denoises(
         other = better_setting(denoiser, clean)
         if other is not None:
             setting, ratio = other
-            told += f"; with {setting} it is {ratio:.2f} on average: tell it so"
+            told += f"; with {setting} it is {ratio:.2f} on average, so set that in the spec"
         elif wrong:
             told += (
-                "; no other time, prediction or schedule makes it good: are these weights trained (and "
-                "averaged), and for such images?"
+                "; no other time, prediction, or schedule helps: check that these weights are "
+                "trained (and averaged), and for such images"
             )
         findings.append(Finding("FAIL" if wrong or other is not None else "ok", told))
     return findings
@@ -79,6 +77,6 @@ def _listed(errors: Sequence[DenoisingError]) -> str:
     linear = ", ".join(f"{ratio:.2f}" for ratio in ratios(errors))
     nothing = ", ".join(f"{error.x_hat / error.nothing:.2f}" for error in errors)
     return (
-        f"at t = {times} its error is {linear} of the best pixelwise linear estimate's (above 1 is "
-        f"wrong), and {nothing} of doing nothing's"
+        f"at t = {times} its error is {linear} of the best pixelwise linear estimate's (above 1 "
+        f"something is wrong), and {nothing} of the error of the noisy image itself"
     )

@@ -11,7 +11,7 @@ from torch import nn
 from unfool import spec as specs
 from unfool.cli.doctor import STATISTICS, examine
 from unfool.cli.doctor_denoiser import denoises
-from unfool.cli.finding import Finding
+from unfool.cli.doctor_finding import Finding
 from unfool.data import fetch
 from unfool.data.subset import choose_indices
 from unfool.diffusion.denoiser import Denoiser
@@ -49,7 +49,7 @@ def weights(given: str, changes: Sequence[str], folder: str | None, device: str)
     table = specs.load({known.kind: known.part}, changes)
     part: Any = table.get(known.kind)
     line = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, width=10_000)
-    found.append(Finding("ok", f"the line that loads it: {known.kind}: {line.strip()}"))
+    found.append(Finding("ok", f"load it by this line of a spec: {known.kind}: {line.strip()}"))
     if known.advice:
         found.append(Finding("note", known.advice))
     where = pick_device(device)
@@ -100,7 +100,9 @@ def _tried(
     """What images say of a model, if there are any that fit it."""
     part: Any = table.get("data") or _images_for(model, folder)
     if part is None:
-        what = 'it was not tried: name images of its size by --set "data={name: ...}" --data FOLDER'
+        what = (
+            'it was not tested: name images of its size by --set "data={name: ...}" --data FOLDER'
+        )
         return [Finding("note", what)]
     try:
         data = specs.build("data", specs.check_data(part, folder))
@@ -108,9 +110,9 @@ def _tried(
     except (SpecError, ValueError, OSError) as error:
         if "data" in table:
             raise
-        return [Finding("note", f"it was not tried: {' '.join(str(error).split())}")]
+        return [Finding("note", f"it was not tested: {' '.join(str(error).split())}")]
     x, y, classes = x.to(device), y.to(device), len(data.classes)
-    tried = Finding("ok", f"tried on {len(x)} images of {part['name']}")
+    tried = Finding("ok", f"tested on {len(x)} images of {part['name']}")
     if isinstance(model, Denoiser):
         return [tried, *denoises(model, x, y, classes)]
     return [tried, *examine(model, x[:32], y[:32], classes)]

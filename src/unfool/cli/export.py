@@ -9,15 +9,17 @@ from unfool.cli.options import Out
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder of `evaluate`.")],
-    to: Annotated[str, typer.Option(help="csv, parquet, eee, robustbench, or badge.")],
+    run: Annotated[Path, typer.Argument(help="The folder of a run of `evaluate`.")],
+    to: Annotated[str, typer.Option(help="The format: csv, parquet, eee, robustbench, or badge.")],
     out: Out = None,
     model: Annotated[
-        str | None, typer.Option(help="OWNER/NAME of the model; eee needs it.")
+        str | None, typer.Option(help="The model as OWNER/NAME (eee requires it).")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Who ran it: an organization, for eee.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="The organization that ran the evaluation (for eee).")
+    ] = None,
 ) -> None:
-    """Write a run in the format of others, into its folder or --out.
+    """Convert a run to another format, in its own folder or in --out.
 
     csv and parquet: every answer (image x condition x draw). eee: records of Every Eval Ever, with the
     instance-level file. robustbench: its model-info JSON. badge: SVG, and JSON for shields.io.
@@ -31,22 +33,28 @@ def export(
 
 def publish(
     folder: Annotated[str, typer.Argument(help="A model folder with a card, or a shipped model.")],
-    repo: Annotated[str | None, typer.Option(help="OWNER/NAME on the Hugging Face hub.")] = None,
+    repo: Annotated[
+        str | None, typer.Option(help="The repository on the Hugging Face hub, as OWNER/NAME.")
+    ] = None,
     license: Annotated[
-        str | None, typer.Option(help="Of the weights, such as apache-2.0; by default, the card's.")
+        str | None,
+        typer.Option(help="The license of the weights, such as apache-2.0 (default: the card's)."),
     ] = None,
     run: Annotated[
         list[Path] | None,
-        typer.Option("--run", help="A finished run whose results the page tells; may be repeated."),
+        typer.Option(
+            "--run", help="A finished run whose results the model card reports; may be repeated."
+        ),
     ] = None,
     push: Annotated[
-        bool, typer.Option("--push", help="Upload. Without it, only say what would be.")
+        bool,
+        typer.Option("--push", help="Upload. Without --push, only list what would be uploaded."),
     ] = False,
     private: Annotated[
         bool, typer.Option("--private", help="Make the repository private.")
     ] = False,
 ) -> None:
-    """Publish a trained model with a model card on the Hugging Face hub. A dry run, unless --push."""
+    """Publish a trained model and its model card on the Hugging Face hub. A dry run without --push."""
     from unfool.report.formatting import memory
     from unfool.results.export import publish as publishing
     from unfool.results.run_folder import Run
@@ -59,4 +67,4 @@ def publish(
     typer.echo(f"would be uploaded to {upload.repository}:")
     for name, size in upload.sizes.items():
         typer.echo(f"  {name:36}{memory(size) if size >= 2**20 else f'{size:,} bytes'}")
-    typer.echo("nothing was uploaded; --push does it")
+    typer.echo("nothing was uploaded; add --push to upload")

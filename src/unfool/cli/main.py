@@ -12,7 +12,7 @@ import typer
 from unfool.cli.analyze import analyze
 from unfool.cli.apply import classify, purify
 from unfool.cli.compare import Strict, check_gate, compare, hold_gate
-from unfool.cli.diagnose import doctor
+from unfool.cli.doctor_command import doctor
 from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
 from unfool.cli.options import (
@@ -59,10 +59,11 @@ def evaluate(
     download: Download = False,
     quiet: Quiet = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it will cost, and do not run.")
+        bool, typer.Option("--dry-run", help="Print the expected cost, and do not run.")
     ] = False,
     budget: Annotated[
-        str | None, typer.Option(help="2h, 30m, 45s: take as many images as fit into that time.")
+        str | None,
+        typer.Option(help="Evaluate as many images as fit into this time (2h, 30m, or 45s)."),
     ] = None,
     min_robust: Annotated[
         float | None,
@@ -70,7 +71,7 @@ def evaluate(
     ] = None,
     strict: Strict = False,
 ) -> None:
-    """Measure a defense: clean and under attack, with intervals. To resume, run it again."""
+    """Measure a defense's accuracy, clean and under attack. To resume, run it again."""
     from unfool.evaluation import run as evaluation
 
     part = shard_of(shard)
@@ -101,18 +102,23 @@ def attack(
     changes: Set = None,
     data: Data = None,
     out: Out = None,
-    form: Annotated[str, typer.Option("--format", help="npz or safetensors.")] = "npz",
+    form: Annotated[
+        str, typer.Option("--format", help="The file format: npz or safetensors.")
+    ] = "npz",
     png: Annotated[
         bool,
         typer.Option(
-            help="PNG files, too, of 8 bits, rounded toward the clean images; and a sheet to look at."
+            help=(
+                "Also write 8-bit PNG files, rounded toward the clean images, and an overview "
+                "sheet."
+            )
         ),
     ] = False,
     shard: Shard = None,
     download: Download = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the adversarial images of an evaluation spec, and keep them. To resume, run it again."""
+    """Save the adversarial images of an evaluation spec. To resume, run it again."""
     from unfool.evaluation import export_images
     from unfool.evaluation import run as evaluation
 
@@ -200,7 +206,7 @@ for command in (purify, classify):
 
 @app.command()
 def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
-    """Make the report of a run anew, finished or not."""
+    """Rebuild the report of a run, finished or not."""
     from unfool.results.run_folder import Run
 
     _report(Run.open(run))
@@ -208,10 +214,13 @@ def report(run: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
 
 @app.command()
 def merge(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders of the same spec.")],
-    out: Annotated[Path, typer.Option("--out", help="The folder for the whole.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="The run folders of the shards; all must be of the same spec."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder for the merged run.")],
 ) -> None:
-    """Put the shards of a run, made in different folders, into one, and report on it."""
+    """Merge the shards of a run into one folder, and write its report."""
     from unfool.results.run_folder import merge as merge_runs
 
     _report(merge_runs(runs, out))
@@ -246,7 +255,7 @@ for command in (compare, export, publish, serve, menu, init, doctor):
 
 @app.command()
 def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> None:
-    """Prove attacks and intervals right on models whose answers are known (a minute)."""
+    """Check attacks and intervals on models with known answers (about a minute)."""
     import time
 
     from unfool.evaluation import selftest as known
@@ -297,7 +306,7 @@ def run(arguments: list[str]) -> int:
             code = command(args=arguments, prog_name="unfool", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what typer makes of Ctrl-C
-            return _exit_with("stopped; run the same command again to go on", 130)
+            return _exit_with("stopped; run the same command again to continue", 130)
         return code if isinstance(code, int) else 0
     except (ValueError, RuntimeError, OSError, MemoryError) as error:
         if os.environ.get("UNFOOL_DEBUG"):

@@ -1,4 +1,4 @@
-"""The commands that tell what a spec may hold, and begin one."""
+"""The commands `menu`, which lists what a spec may hold, and `init`, which starts one."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ def menu(
         ),
     ] = None,
 ) -> None:
-    """Print what a spec may name; with NAME, a part's options, a kind's parts, or a spec's text."""
+    """List what a spec may name; with NAME, print its options, its parts, or its text."""
     for line in menu_lines() if name is None else about(name):
         typer.echo(line)
 
@@ -31,7 +31,7 @@ def menu(
 def init(
     path: Annotated[Path, typer.Argument(help="The file to write.")] = Path("unfool.yaml"),
 ) -> None:
-    """Write a spec to begin with, which runs as it stands, with comments."""
+    """Write a starter spec with comments, which runs as it stands."""
     from unfool.errors import SpecError
 
     text = resources.files("unfool.cli").joinpath("starter.yaml").read_text("utf-8")
@@ -39,7 +39,7 @@ def init(
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError:
-        raise SpecError(f"{path} is there already: name another file") from None
+        raise SpecError(f"{path} already exists: name another file") from None
     typer.echo(f"{path}\nrun it: unfool evaluate {path}")
 
 
@@ -51,14 +51,14 @@ def menu_lines() -> Iterator[str]:
     for kind, (meaning, names) in menus.menu().items():
         yield f"{kind:12}{meaning}\n{'':12}{', '.join(names) or '-'}"
     yield f"{'models':12}that are shipped, for `name: trained`\n{'':12}{', '.join(shipped())}"
-    yield f"{'sections':12}that are no parts\n{'':12}{', '.join(sections())}"
+    yield f"{'sections':12}that are not parts\n{'':12}{', '.join(sections())}"
     yield "specs"
     specs = menus.shipped()
     width = max(map(len, specs)) + 2
     for name, text in specs.items():
         yield f"{'':12}{name:{width}}{text}"
     yield f"{'downloads':12}published weights that --download fetches: unfool menu downloads"
-    yield "more on any of them: unfool menu NAME"
+    yield "to read more about any of them: unfool menu NAME"
 
 
 def about(name: str) -> Iterator[str]:
@@ -86,12 +86,12 @@ def about(name: str) -> Iterator[str]:
     if not found:
         raise SpecError(f"there is no part, kind, section or spec {name!r}; {_near(name)}")
     if name == "attack" or "attack" in kinds:
-        found.append("beside its options an attack takes a view and more: unfool menu attacks")
+        found.append("besides its options, an attack takes a view and more: unfool menu attacks")
     yield from found
 
 
 def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
-    """The sections of specs that are no parts, by name: their types and defaults."""
+    """The sections of specs that are not parts, by name: their types and defaults."""
     from unfool.evaluation import spec as evaluation
     from unfool.training import spec as training
 
@@ -126,7 +126,10 @@ def download_lines() -> Iterator[str]:
     from unfool.runtime.downloads import cache_folder
     from unfool.runtime.published_files import FILES
 
-    yield f"published weights; --download fetches what a spec names into {cache_folder()} (UNFOOL_CACHE)"
+    yield (
+        f"published weights; --download fetches those that a spec names into {cache_folder()} "
+        "(UNFOOL_CACHE)"
+    )
     for name, remote in FILES.items():
         how = "there" if (cache_folder() / name).is_file() else (
             "" if remote.url else "fetch it by hand"

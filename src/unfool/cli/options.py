@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how a command is told."""
+"""Options that the commands share, and the command line that a result records."""
 
 import errno
 import os
@@ -15,28 +15,41 @@ from unfool.runtime.downloads import allow
 Spec = Annotated[str, typer.Argument(help="A shipped spec (see `unfool menu`) or a YAML file.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="PATH.TO.KEY=VALUE", help="Change the spec; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="PATH.TO.KEY=VALUE",
+        help="Override a setting of the spec; may be repeated.",
+    ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", envvar="UNFOOL_DATA", help="The folder that data sets are read from."),
+    typer.Option("--data", envvar="UNFOOL_DATA", help="The folder with the data sets."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The folder for what is made.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, ...; auto is the GPU where there is one.")]
+Out = Annotated[Path | None, typer.Option("--out", help="The output folder.")]
+Device = Annotated[
+    str, typer.Option(help="The device, such as cpu or cuda; auto takes the GPU if there is one.")
+]
 Shard = Annotated[
     str | None,
-    typer.Option(help="i/n: do the images i, i + n, ... only; else RANK and WORLD_SIZE count."),
+    typer.Option(
+        help=(
+            "Do only the images i, i + n, ...; written i/n. The default is RANK/WORLD_SIZE, if they "
+            "are set."
+        )
+    ),
 ]
 ImageFiles = Annotated[
-    list[Path], typer.Argument(help="PNG, JPEG or npz files, or folders of them.")
+    list[Path], typer.Argument(help="PNG, JPEG, or npz files, or folders of them.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images in one call of the model.")]
+BatchSize = Annotated[
+    int, typer.Option(min=1, help="Largest number of images in one call of the model.")
+]
 Download = Annotated[
     bool,
     typer.Option(
         "--download",
         callback=allow,
-        help="Fetch published weights and data sets that are not here yet.",
+        help="Download published weights and data sets that are missing.",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
@@ -48,7 +61,7 @@ def start(
         bool, typer.Option("--version", is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Defend an image classifier with a diffusion model, and learn what that is worth."""
+    """Defend an image classifier with a diffusion model, and measure how robust it is."""
     if version:
         typer.echo(f"unfool {__version__}")
         raise typer.Exit()
@@ -99,7 +112,7 @@ def shard_of(text: str | None) -> tuple[int, int]:
     )
     part, _, whole = text.partition("/")
     if not (part.isdigit() and whole.isdigit() and int(part) < int(whole)):
-        raise SpecError(f"{what} is i/n with i from 0 to n - 1, not {text!r}")
+        raise SpecError(f"{what} must be i/n with i from 0 to n - 1, not {text!r}")
     return int(part), int(whole)
 
 
@@ -149,13 +162,13 @@ def sentence_of(error: Exception) -> str:
         unnamed = " (writing to standard output)" if error.errno == errno.ENOSPC else ""
         where = f": {error.filename}" if error.filename else unnamed
         return (
-            f"{error.strerror.lower()}{where}; whatever was written before is whole: put that right "
-            "and run the same command again"
+            f"{error.strerror.lower()}{where}; the results saved so far are intact, so fix the "
+            "cause and run the same command again"
         )
     from unfool.runtime.memory import lack_of_memory
 
     if lack := lack_of_memory(error):
-        return f"{lack}: lower machine.batch_size, or whatever in the spec is so large"
+        return f"{lack}: lower machine.batch_size, or choose smaller models or images in the spec"
     return " ".join(str(error).split()) or type(error).__name__
 
 

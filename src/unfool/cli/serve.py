@@ -16,40 +16,55 @@ def serve(
     changes: Set = None,
     data: Data = None,
     host: Annotated[
-        str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")
+        str, typer.Option(help="The address to listen on; 0.0.0.0 accepts other machines.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any free port.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port; 0 takes any free port.")
+    ] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default, the spec's name.")
+        str | None,
+        typer.Option(help="The name of the model for clients (default: the spec's name)."),
     ] = None,
     votes: Annotated[
-        int, typer.Option(min=1, help="Passes that vote, where a request names no number.")
+        int,
+        typer.Option(
+            min=1, help="Passes per image that vote, unless a request asks for another number."
+        ),
     ] = 8,
     device: Device = "auto",
     batch_size: BatchSize = 256,
-    max_body: Annotated[int, typer.Option(min=1, help="MiB of one request.")] = 16,
+    max_body: Annotated[int, typer.Option(min=1, help="Largest size of a request, in MiB.")] = 16,
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="Pixels of all images of one request.")
+        int, typer.Option(min=1, help="Most pixels in all images of one request.")
     ] = 16_000_000,
-    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 64,
-    max_votes: Annotated[int, typer.Option(min=1, help="Votes per image.")] = 64,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in one request.")] = 64,
+    max_votes: Annotated[int, typer.Option(min=1, help="Most votes per image.")] = 64,
     queue: Annotated[
-        int, typer.Option(min=1, help="Passes (images x votes) that may wait; then 503.")
+        int,
+        typer.Option(
+            min=1, help="Passes (images x votes) that may wait; beyond that, the answer is 503."
+        ),
     ] = 4096,
     timeout: Annotated[
-        float, typer.Option(min=0.1, help="Seconds that a request may take; then 503.")
+        float,
+        typer.Option(
+            min=0.1, help="Seconds that a request may take; after that, the answer is 503."
+        ),
     ] = 30.0,
     seeds: Annotated[
-        bool, typer.Option(help="Whether clients may choose a seed, and so know the noise.")
+        bool, typer.Option(help="Let clients choose a seed. They then know the noise.")
     ] = True,
     playground: Annotated[
-        bool, typer.Option("--playground", help="A page at / to try the model (needs unfool[web]).")
+        bool,
+        typer.Option(
+            "--playground", help="Serve a page at / to try the model (needs unfool[web])."
+        ),
     ] = False,
     max_steps: Annotated[
-        int, typer.Option(min=1, help="Steps of an attack in the playground.")
+        int, typer.Option(min=1, help="Most steps of an attack in the playground.")
     ] = 50,
 ) -> None:
-    """Serve a defended classifier over HTTP. It asks for no password: see docs/serve.md.
+    """Serve a defended classifier over HTTP, without authentication (see docs/serve.md).
 
     POST /classify and /purify take pictures (multipart) or arrays (JSON). /v2 speaks the Open Inference
     Protocol. See also /health, /ready, /metrics and /openapi.json. --playground adds a page at / that

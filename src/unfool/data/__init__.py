@@ -26,24 +26,9 @@ if TYPE_CHECKING:
     from unfool.data.imagenet_folders import imagenet as imagenet
     from unfool.data.imagenet_folders import tiny_imagenet as tiny_imagenet
     from unfool.data.sample import cifar10_sample as cifar10_sample
-
-# The functions `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone.
-_HOMES = {
-    "Arrays": "unfool.data.arrays",
-    "celeba_hq": "unfool.data.celeba",
-    "cifar10": "unfool.data.cifar",
-    "cifar10_c": "unfool.data.cifar_c",
-    "cifar10_sample": "unfool.data.sample",
-    "cifar100": "unfool.data.cifar",
-    "Folder": "unfool.data.folder",
-    "hub": "unfool.data.hub_table",
-    "imagenet": "unfool.data.imagenet_folders",
-    "npz": "unfool.data.arrays",
-    "tiny_imagenet": "unfool.data.imagenet_folders",
-}
-__all__ = ["fetch", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    # `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone
+    __getattr__, __dir__, __all__ = lazily(__name__, "fetch")
 
 
 def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
@@ -61,8 +46,8 @@ def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         image, label = data[int(place)]
         if images and image.shape != images[0].shape:
             raise ValueError(
-                f"image {place} is {_size(image)} and the first of its batch {_size(images[0])}: "
-                "give the data set a `size` that all its images get"
+                f"image {place} is {_size(image)}, and the first of its batch is "
+                f"{_size(images[0])}: set `size` so that all images of the data set get one size"
             )
         images.append(image)
         labels.append(label)

@@ -70,7 +70,7 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     for name in (images, labels):
         if name not in found:
             raise ValueError(
-                f"{path} has no array {name!r}; say which to take with `images` and `labels`"
+                f"{path} has no array {name!r}: name the arrays to read with `images` and `labels`"
             )
     y = found[labels]
     if not np.issubdtype(y.dtype, np.integer):
@@ -78,12 +78,12 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     highest = int(y.max(initial=0))
     if "classes" not in found and highest >= MOST_CLASSES:
         raise ValueError(
-            f"{path}: the highest label is {highest}, which is no number of a class; labels count from 0 "
-            "(or give the names of so many classes as the array `classes`)"
+            f"{path}: the highest label is {highest}, which cannot be a class number: number the "
+            "classes from 0, or add an array `classes` with the names of that many classes"
         )
     names = [str(name) for name in found.get("classes", np.arange(highest + 1)).ravel()]
     if twice := next((name for name, count in Counter(names).items() if count > 1), None):
-        raise ValueError(f"{path}: two classes are called {twice!r}; give each a name of its own")
+        raise ValueError(f"{path}: two classes are called {twice!r}: give each class its own name")
     try:
         return Arrays(
             channels_first(found[images]),
@@ -102,20 +102,23 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         ValueError: The file is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; name an .npz file of images and labels")
+        raise FileNotFoundError(f"there is no file {path}: name an .npz file of images and labels")
     try:
         with open(path, "rb") as opened:
             if opened.read(2) != b"PK":  # numpy would take it for a pickle, and advise to load that
-                raise ValueError("it is no archive")
+                raise ValueError("it is not an archive")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}
     except Exception as error:  # a damaged archive, or an array without memory, may raise anything
         raise_system_error(error)
         why = (
-            "it holds Python objects" if "allow_pickle" in str(error) else "it is damaged, or none"
+            "it holds Python objects"
+            if "allow_pickle" in str(error)
+            else "it is damaged, or not an .npz file"
         )
         raise ValueError(
-            f"{path} cannot be read as an .npz file of plain numbers: {why}; save it by numpy.savez"
+            f"{path} cannot be read as an .npz file of plain numbers ({why}): save it with "
+            "numpy.savez"
         ) from error
 
 
@@ -162,9 +165,11 @@ def _check_labels(labels: Tensor, count: int, classes: int) -> None:
     if labels.ndim != 1 or labels.dtype != torch.int64:
         raise ValueError(f"labels must be (N,) int64, not {tuple(labels.shape)} {labels.dtype}")
     if len(labels) != count:
-        raise ValueError(f"there are {count} images but {len(labels)} labels")
+        raise ValueError(
+            f"each image needs one label, and there are {count} images and {len(labels)} labels"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise ValueError(
-            f"labels of {classes} classes go from 0 to {classes - 1}, not from {low} to {high}"
+            f"labels of {classes} classes must go from 0 to {classes - 1}, not from {low} to {high}"
         )

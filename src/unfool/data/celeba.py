@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from unfool.data.pictures import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
 from unfool.ranges import Count, check_arguments
 from unfool.spec.menu import hint
 
@@ -17,21 +17,24 @@ def celeba_hq(
     attributes: Path | None = None,
     pictures: Path | None = None,
 ) -> Pictures:
-    """CelebA-HQ or CelebA: pictures of faces, and whether they have an attribute (two classes).
+    """CelebA-HQ or CelebA: images of faces, with or without an attribute (two classes).
 
     Args:
-        folder: Holds the pictures, directly or in `CelebA-HQ-img` or `img_align_celeba`; and the list of
-            attributes.
-        attribute: Such as `"Eyeglasses"`: class 1 has it, class 0 does not.
-        size: Height and width of the images, cut out of the center of a picture that just covers it.
+        folder: The folder with the images (directly, or in `CelebA-HQ-img` or `img_align_celeba`)
+            and the list of attributes.
+        attribute: The attribute, such as `"Eyeglasses"`: images of class 1 have it, images of class
+            0 do not.
+        size: Height and width of the images in pixels; each is resized to just cover them, and its
+            center is cropped.
         attributes: The list: a line with the number of pictures, one with the attributes' names, and for
             each picture its name and 1 or -1 for each attribute; None finds
             `CelebAMask-HQ-attribute-anno.txt` or `list_attr_celeba.txt` in the folder.
-        pictures: A text file with the name of a picture on each line: these alone, in this order.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order.
 
     Raises:
-        FileNotFoundError: There are no pictures or no list.
-        ValueError: The list is not as above, has no such attribute, or lacks a picture.
+        FileNotFoundError: The images or the list are missing.
+        ValueError: The list is not as described above, or lacks the attribute or an image.
     """
     check_arguments(celeba_hq, locals())
     folder = Path(folder)
@@ -40,7 +43,7 @@ def celeba_hq(
     if path is None or not path.is_file():
         sought = path or f"{_LISTS[0]} or {_LISTS[1]} in {folder}"
         raise FileNotFoundError(
-            f"there is no list of attributes ({sought}); put it there, or name it with `attributes`"
+            f"there is no list of attributes ({sought}): put it there, or name it with `attributes`"
         )
     names, rows = _read(path)
     if attribute not in names:
@@ -52,8 +55,8 @@ def celeba_hq(
         files = [files[i] for i in listed(Path(pictures), files)]
     if strange := [file for file in files if file.stem not in rows]:
         raise ValueError(
-            f"{path} has no line for {strange[0].name}, and for {len(strange)} pictures in all; take the "
-            "list that belongs to the pictures"
+            f"{path} has no line for {strange[0].name}, and none for {len(strange)} images in all: "
+            "use the list that belongs to these images"
         )
     labels = [int(rows[file.stem][column] == "1") for file in files]
     return Pictures(files, labels, (f"not {attribute}", attribute), size)
@@ -64,12 +67,16 @@ def _read(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     head = lines[:2]
     if len(head) < 2 or len(head[0]) != 1 or not head[0][0].isdigit():
-        raise ValueError(f"{path} must begin with the number of pictures and the attributes' names")
+        raise ValueError(
+            f"{path} must begin with the number of images and the names of the attributes: fetch "
+            "it again"
+        )
     names, rows = head[1], {}
     for number, (name, *values) in enumerate(lines[2:], 3):
         if len(values) != len(names) or not set(values) <= {"1", "-1", "0"}:
             raise ValueError(
-                f"{path}, entry {number}: {name} must have {len(names)} values of 1 or -1; fetch it again"
+                f"{path}, entry {number}: {name} must have {len(names)} values of 1 or -1: fetch "
+                "the file again"
             )
         rows[Path(name).stem] = values
     return names, rows

@@ -69,8 +69,8 @@ def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arra
         download: Fetch the binary layout (170 MB) into `folder` if files are missing.
 
     Raises:
-        FileNotFoundError: Files are missing and not to be fetched, or cannot be fetched.
-        ValueError: A file is damaged or not what it should be.
+        FileNotFoundError: Files are missing, and `download` is false or failed.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_split(split)
     folder, names = Path(folder), _FILES[split]
@@ -95,8 +95,8 @@ def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arr
         download: Fetch the binary layout (169 MB) into `folder` if files are missing.
 
     Raises:
-        FileNotFoundError: Files are missing and not to be fetched, or cannot be fetched.
-        ValueError: A file is damaged or not what it should be.
+        FileNotFoundError: Files are missing, and `download` is false or failed.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_split(split)
     folder, sets = Path(folder), [[f"{split}.bin"], [split]]
@@ -187,7 +187,7 @@ class _Unpickler(pickle.Unpickler):
             return getattr(np, name)
         if name == "_reconstruct" and module in _MULTIARRAY:
             return multiarray._reconstruct  # pyright: ignore[reportAttributeAccessIssue]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no data")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is code and not data")
 
 
 def _download(folder: Path, url: str, md5: str, inside: str) -> None:

@@ -47,7 +47,7 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Array
     Args:
         folder: Holds `KIND.npy` and `labels.npy`, directly or in `CIFAR-10-C`.
         kind: One of the 15 corruptions, or of the 4 extra ones.
-        severity: How strong the corruption is.
+        severity: The strength of the corruption, from 1 to 5.
 
     Raises:
         FileNotFoundError: The files are not there.
@@ -56,7 +56,7 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Array
     check_arguments(cifar10_c, locals())
     kinds = (*KINDS, *get_args(Extra))
     if kind not in kinds:
-        raise ValueError(f"kind is one of {', '.join(kinds)}; not {kind!r}")
+        raise ValueError(f"kind must be one of {', '.join(kinds)}; not {kind!r}")
     try:
         images, labels = find("CIFAR-10-C", Path(folder), _INSIDE, [[f"{kind}.npy", "labels.npy"]])
     except FileNotFoundError as error:

@@ -19,7 +19,7 @@ def check_split(split: str) -> None:
         ValueError: It is neither `"train"` nor `"test"`.
     """
     if split not in get_args(Split):
-        raise ValueError(f"split is 'train' or 'test', not {split!r}")
+        raise ValueError(f"split must be 'train' or 'test', not {split!r}")
 
 
 def find(
@@ -44,14 +44,14 @@ def find(
         if any(file.is_file() for file in files):
             missing = next(file for file in files if not file.is_file())
             raise FileNotFoundError(
-                f"{what}: {missing} is missing beside the others; complete the folder, or set "
-                "`download: true` (--download)"
+                f"{what}: the file {missing} is missing: complete the folder, or set `download: "
+                "true` (--download)"
             )
     firsts = " or ".join(dict.fromkeys(names[0] for names in sets))
     looked = ", ".join(str(sub) for sub in inside if str(sub) not in ("", "."))
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked for {firsts} there and in {looked}; name its folder with "
-        "--data FOLDER or UNFOOL_DATA, or set `download: true` (--download)"
+        f"{what} is not in {folder}: looked for {firsts} there and in {looked}: name its folder "
+        "with --data FOLDER or UNFOOL_DATA, or set `download: true` (--download)"
     )
 
 

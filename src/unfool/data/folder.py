@@ -1,4 +1,4 @@
-"""Pictures in a folder, with a sub-folder for each class.
+"""Images in a folder, with a sub-folder for each class.
 
 Pictures are numbered by the name of their folder, then their own, so that a number means the same
 picture on every machine.
@@ -18,30 +18,31 @@ from unfool.ranges import Count
 
 
 class Folder:
-    """Pictures, read when they are asked for.
+    """Images in a folder, read when they are needed.
 
-    They lie in sub-folders (`folder/class/picture.png`), or, where there is no sub-folder, in the
-    folder itself. Every sub-folder must hold pictures: a class that vanished would move the labels of
-    all later ones. Hidden folders and `__MACOSX` are left out, and so are hidden files. What else is left
-    out (other endings, broken links, pictures beside or below the classes) is told on stderr, by count,
-    and so are classes named by numbers whose alphabetical order (1, 10, 2) is not that of their values.
+    The files are in one sub-folder per class (`folder/class/image.png`), or, if there are no
+    sub-folders, in the folder itself. Every sub-folder must hold images, because a missing class
+    would shift the labels of all later ones. Hidden files and folders and `__MACOSX` are ignored. A
+    message on stderr counts what else is ignored (other endings, broken links, images outside the
+    class folders), and warns of classes named by numbers whose alphabetical order (1, 10, 2)
+    differs from their numerical order.
 
     Args:
-        folder: Where they lie; .png, .jpg, .jpeg, .webp and .bmp are read.
-        size: Height and width, one number if they are equal: a picture is resized (bicubic) until
-            it just covers them, and its center is cut out. None leaves pictures as they are, which
-            must then be of one size to share a batch.
+        folder: The folder; .png, .jpg, .jpeg, .webp, and .bmp files are read.
+        size: Height and width in pixels, one number if they are equal: an image is resized
+            (bicubic) to just cover this size, and its center is cropped. None keeps the images' own
+            sizes, which must then be equal within a batch.
         gray: Give one channel instead of three.
-        label: What a picture's class is: `"folder"`, the name of the folder it lies in; or
-            `"name"`, its own name after the first underscore (all of it if there is none).
+        label: The class of an image: `"folder"` takes the name of its folder, `"name"` the part of
+            its own name after the first underscore (the whole name if there is none).
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
-        files: The files, in the order of their numbers.
+        files: The files, in the order of their indices.
 
     Raises:
-        FileNotFoundError: There is no such folder, or no picture in it or in one of its sub-folders.
-        ValueError: `size` is not positive; when a picture is read, that it is damaged.
+        FileNotFoundError: There is no such folder, or it or one of its sub-folders has no images.
+        ValueError: `size` is not positive, or, when an image is read, the file is damaged.
     """
 
     classes: Sequence[str]
@@ -58,7 +59,7 @@ class Folder:
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size must be 1 or more, not {size}")
         if label not in ("folder", "name"):
-            raise ValueError(f"label is 'folder' or 'name', not {label!r}")
+            raise ValueError(f"label must be 'folder' or 'name', not {label!r}")
         self.gray = gray
         self.files = _image_files(Path(folder))
         names = [p.parent.absolute().name if label == "folder" else _word(p) for p in self.files]
@@ -76,11 +77,11 @@ class Folder:
         """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
 
         Args:
-            file: Where it is, or an open file.
-            name: What a message calls it; by default, its path.
+            file: A path, or an open file.
+            name: The name of the file in messages; by default, its path.
 
         Raises:
-            ValueError: It is no picture, or a damaged one.
+            ValueError: The file is not an image, or is damaged.
         """
         picture = decode(file, self.gray, name)
         pixels = np.array(picture if self.size is None else cover(picture, *self.size))
@@ -98,7 +99,7 @@ class Folder:
 def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {folder}; name a folder of pictures with --data FOLDER or "
+            f"there is no folder {folder}: name a folder of images with --data FOLDER or "
             "UNFOOL_DATA"
         )
     inside = sorted((p for p in folder.iterdir() if p.is_dir() and not hidden(p)), key=_name)
@@ -107,8 +108,9 @@ def _image_files(folder: Path) -> list[Path]:
         others = _left_out(empty[0])
         holds = f"holds only {_counted(others)}" if others else "is empty"
         raise FileNotFoundError(
-            f"the sub-folder {empty[0]} of {folder} {holds}, so its class would vanish and the labels of "
-            f"all later classes would move; put pictures ({', '.join(ENDINGS)}) into it, or take it away"
+            f"the sub-folder {empty[0]} of {folder} {holds}, so its class would be dropped and the "
+            f"labels of all later classes would shift: put images ({', '.join(ENDINGS)}) into it, "
+            "or remove it"
         )
     found = [p for sub in inside for p in _directly_in(sub)]
     left = [p for sub in inside for p in (*_left_out(sub), *_below(sub))]
@@ -116,9 +118,9 @@ def _image_files(folder: Path) -> list[Path]:
     found = found or _directly_in(folder)
     if not found:
         raise FileNotFoundError(
-            f"there are no pictures ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
+            f"there are no images ({', '.join(ENDINGS)}) in {folder} or its sub-folders"
             + (f", only {_counted(left)}" if left else "")
-            + "; name a folder of pictures with --data FOLDER or UNFOOL_DATA"
+            + "; name a folder of images with --data FOLDER or UNFOOL_DATA"
         )
     if left:
         print(f"unfool: {folder}: left out {_counted(left)}", file=sys.stderr)
@@ -157,8 +159,9 @@ def _say_if_counted(folder: Path, classes: Sequence[str]) -> None:
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
         shown = ", ".join(classes[:4])
         print(
-            f"unfool: {folder}: classes are in alphabetical order ({shown}, ...), so their labels are "
-            "not the numbers in their names; for a model that counts by value, rename them 00, 01, ...",
+            f"unfool: {folder}: classes are in alphabetical order ({shown}, ...), so their labels "
+            "differ from the numbers in their names; if your model expects numeric order, rename "
+            "the folders 00, 01, ...",
             file=sys.stderr,
         )
 

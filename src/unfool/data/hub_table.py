@@ -21,8 +21,8 @@ class HubImages:
 
     Args:
         table: A `datasets.Dataset`: a column of pictures, and one of labels.
-        image: The column of pictures; None is the only one.
-        label: The column of labels; None is the only one with names of classes.
+        image: The name of the column with images; None takes the only one.
+        label: The name of the column with labels; None takes the only one with class names.
         size: Height and width: a picture is resized (bicubic) until it just covers them, and its center
             is cut out. None leaves pictures as they are.
 
@@ -84,13 +84,13 @@ def hub(
 
     Args:
         path: `owner/name`, or a folder: as `save_to_disk` writes it, or with the files of a data set.
-        split: Such as `"test"` or `"validation"`.
-        config: Of the configurations that the data set has, the one to take.
-        revision: A commit or tag of the data set, so that a run means the same later.
-        image: The column of pictures; None is the only one.
-        label: The column of labels; None is the only one with names of classes.
-        size: Height and width of the images; None leaves pictures as they are.
-        download: Fetch what is not on this machine yet.
+        split: The split, such as `"test"` or `"validation"`.
+        config: The configuration, if the data set has several.
+        revision: A commit or tag of the data set, so that later runs get the same data.
+        image: The name of the column with images; None takes the only one.
+        label: The name of the column with labels; None takes the only one with class names.
+        size: Height and width of the images in pixels; None keeps their own sizes.
+        download: Download the data set if it is not on this machine yet.
 
     Raises:
         ValueError: `datasets` is not installed, cannot load this, or a column does not fit.
@@ -112,7 +112,7 @@ def hub(
     except Exception as error:  # the library raises many kinds
         said = " ".join(str(error).split())[:200]
         local = home.is_dir() or path.count("/") != 1
-        more = "" if download or local else "; if it is to be fetched, set `download: true`"
+        more = "" if download or local else "; to download it, set `download: true`"
         raise ValueError(f"the data set {path!r} cannot be loaded ({said}){more}") from error
     return HubImages(table, image, label, size)
 
@@ -140,7 +140,7 @@ def _column(table: Any, option: str, named: str | None, kind: str) -> str:
     fitting = [name for name, feature in features.items() if type(feature).__name__ == kind]
     if len(fitting) != 1:
         raise ValueError(
-            f"the data set has {len(fitting)} columns of the type {kind} (of {', '.join(features)}): say "
-            f"which to take with `{option}`"
+            f"the data set has {len(fitting)} columns of the type {kind} (of "
+            f"{', '.join(features)}): choose one with `{option}`"
         )
     return fitting[0]

@@ -54,23 +54,28 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
     try:
         with Image.open(path) as opened:
             if opened.mode.startswith(("I", "F")):
-                raise ValueError(f"its pixels ({opened.mode}) have more than 8 bits")
+                raise ValueError(
+                    f"its pixels ({opened.mode}) have more than 8 bits: convert it to 8 bits"
+                )
             frames = getattr(opened, "n_frames", 1)
             if frames > 1 and opened.format in ANIMATED:
-                raise ValueError(f"it is animated, {frames} pictures in one: save the one you mean")
+                raise ValueError(
+                    f"it is an animation of {frames} frames: save the frame you want as its own "
+                    "file"
+                )
             if (
                 opened.has_transparency_data
                 and np.array(opened.convert("RGBA"))[..., 3].min() < 255
             ):
                 raise ValueError(
-                    "it is transparent in places, and what shows through is up to you: put it on "
-                    "white or black with an image editor"
+                    "it is partly transparent, so its background is undefined: give it a white or "
+                    "black background in an image editor"
                 )
             return ImageOps.exif_transpose(opened).convert("L" if gray else "RGB")
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise_system_error(error)
-        what = name if name and not isinstance(path, Path) else f"the picture {path}"
-        raise ValueError(f"{what} cannot be read ({error}): mend it, or take it away") from error
+        what = name if name and not isinstance(path, Path) else f"the image {path}"
+        raise ValueError(f"{what} cannot be read ({error}): repair or remove it") from error
 
 
 def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:

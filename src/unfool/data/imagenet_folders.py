@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from unfool.data.pictures import Pictures, find_folder, listed, pictures_in
+from unfool.data.labeled_files import Pictures, find_folder, listed, pictures_in
 from unfool.ranges import Count, check_arguments
 
 _CLASSES = 1000
@@ -29,34 +29,35 @@ def imagenet(
     labels: Literal["imagenet", "subset"] = "imagenet",
     pictures: Path | None = None,
 ) -> Pictures:
-    """ImageNet-1k: pictures in a folder for each class, which is called after its WordNet number.
+    """ImageNet-1k: one folder of images per class, named by its WordNet number.
 
-    A class has the number that it has in ImageNet, however many classes are there: it is taken from the
-    index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`) beside the
-    pictures, or from the order of the names where all 1000 folders are there.
+    A class has its number in ImageNet, even if only some classes are there. The number comes from
+    the index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`)
+    beside the pictures, or from the order of the names where all 1000 folders are there.
 
     Args:
         folder: Holds the classes (`n01440764`, ...) directly, or in `val` or `train`.
-        split: `"val"`, the 50,000 pictures that results are reported on, or `"train"`.
-        size: Height and width of the images, cut out of the center.
-        shorter: Pictures are resized (bicubic) before, until their shorter side has this length; None
-            makes them just cover `size`.
+        split: `"val"`, the 50,000 images on which results are reported, or `"train"`.
+        size: Height and width of the images in pixels, cropped from the center.
+        shorter: Before that, images are resized (bicubic) so that their shorter side has this
+            length; None makes them just cover `size`.
         subset: Classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"` (Tian et al.,
             2020), or a text file with a WordNet number on each line; None keeps all.
         labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier of 1000 classes; or
             `"subset"`, in the order of the subset, for one that was trained on it.
-        pictures: A text file with the name of a picture on each line: these alone, in this order. A
-            seeded subset needs no list: `evaluation.images` and `evaluation.subset_seed` choose it.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order. A seeded subset needs no list: `evaluation.images` and
+            `evaluation.subset_seed` choose it.
 
     Raises:
         FileNotFoundError: There is no such folder or file, or no class in it.
-        ValueError: A class is not of ImageNet, or missing; the classes cannot be numbered; or an option
-            does not fit.
+        ValueError: A class is missing or not in ImageNet, the classes cannot be numbered, or an
+            option does not fit.
     """
     check_arguments(imagenet, locals())
     folder = Path(folder)
     if labels == "subset" and subset is None:
-        raise ValueError("labels 'subset' needs a `subset` of the classes")
+        raise ValueError("labels: subset needs a list of classes: set `subset`")
     home = find_folder("ImageNet", folder, _INSIDE[split], lambda place: bool(_wnids(place)))
     there = _wnids(home)
     wanted = there if subset is None else _subset(subset)
@@ -68,8 +69,8 @@ def imagenet(
     index = _index(folder, home)
     if index is None and labels == "imagenet" and len(there) != _CLASSES:
         raise ValueError(
-            f"{home} has {len(there)} of the 1000 classes, so their numbers cannot be told: put {_INDEX} "
-            f"into {folder}, or set `subset` and `labels: subset`"
+            f"{home} has {len(there)} of the 1000 classes, so their numbers are unknown: put "
+            f"{_INDEX} into {folder}, or set `subset` and `labels: subset`"
         )
     index = index or {wnid: wnid for wnid in (there if labels == "imagenet" else wanted)}
     if strange := [wnid for wnid in wanted if wnid not in index]:
@@ -88,20 +89,22 @@ def tiny_imagenet(
     size: Count = 64,
     pictures: Path | None = None,
 ) -> Pictures:
-    """Tiny-ImageNet: 10,000 validation or 100,000 train pictures (3, 64, 64) of 200 classes.
+    """Tiny-ImageNet: 10,000 validation or 100,000 training images (3, 64, 64) of 200 classes.
 
-    Classes are numbered by their WordNet number. The labels of the test pictures were not published.
+    Classes are numbered in the order of their WordNet numbers. The labels of the test images were
+    not published.
 
     Args:
         folder: Holds `wnids.txt`, `train` and `val`, directly or in `tiny-imagenet-200`; `val` as it
             was published (`val/images` and `val_annotations.txt`) or sorted into a folder for each class.
         split: `"val"` or `"train"`.
         size: Height and width of the images.
-        pictures: A text file with the name of a picture on each line: these alone, in this order.
+        pictures: A text file with the name of an image file on each line, to use only these, in
+            this order.
 
     Raises:
         FileNotFoundError: Files are missing.
-        ValueError: A file is not what it should be.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_arguments(tiny_imagenet, locals())
     home = find_folder(
@@ -121,7 +124,7 @@ def tiny_imagenet(
         for wnid in wnids:
             place = home / split / wnid
             if not place.is_dir():
-                raise FileNotFoundError(f"there is no folder {place}; complete Tiny-ImageNet")
+                raise FileNotFoundError(f"there is no folder {place}: fetch Tiny-ImageNet again")
             inner = place / "images"
             files += [(f, numbers[wnid]) for f in pictures_in(inner if inner.is_dir() else place)]
     names = [words.get(wnid, wnid).partition(",")[0] for wnid in wnids]
@@ -147,8 +150,8 @@ def _annotated(notes: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
         file = notes.parent / "images" / name
         if wnid not in numbers or not file.is_file():
             raise ValueError(
-                f"{notes} has the line {row[:60]!r}, which names no picture that is there or no class of "
-                "wnids.txt; fetch Tiny-ImageNet again"
+                f"{notes} has the line {row[:60]!r}, which does not name an existing image and a "
+                "class of wnids.txt: fetch Tiny-ImageNet again"
             )
         files.append((file, numbers[wnid]))
     return files
@@ -172,7 +175,9 @@ def _subset(subset: str) -> list[str]:
         )
     wnids = Path(subset).read_text("utf-8").split()
     if wrong := [word for word in wnids if not _WNID.fullmatch(word)]:
-        raise ValueError(f"{subset} has {wrong[0]!r}, which is no WordNet number (n01440764)")
+        raise ValueError(
+            f"{subset} has {wrong[0]!r}, which is not a WordNet number such as n01440764"
+        )
     if not wnids or len(set(wnids)) < len(wnids):
         raise ValueError(f"{subset} must name at least one class, and each once")
     return wnids
@@ -201,7 +206,7 @@ def _index(*folders: Path) -> dict[str, str] | None:
 
 def _whole(path: Path, index: dict[str, str]) -> dict[str, str]:
     if len(index) != _CLASSES or not all(map(_WNID.fullmatch, index)):
-        raise ValueError(f"{path} must tell 1000 classes, and tells {len(index)}; fetch it again")
+        raise ValueError(f"{path} must list 1000 classes, and lists {len(index)}: fetch it again")
     return index
 
 

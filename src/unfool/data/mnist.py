@@ -35,8 +35,8 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
         download: Fetch the files (11 MB) into `folder/mnist` if some are missing.
 
     Raises:
-        FileNotFoundError: Files are missing and not to be fetched, or cannot be fetched.
-        ValueError: A file is damaged or not what it should be.
+        FileNotFoundError: Files are missing, and `download` is false or failed.
+        ValueError: A file is damaged, or is another kind of file.
     """
     check_split(split)
     folder, start = Path(folder), {"train": "train", "test": "t10k"}[split]
@@ -54,7 +54,9 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
     try:
         return Arrays(torch.from_numpy(x[:, None]), torch.from_numpy(y), _CLASSES)
     except ValueError as error:
-        raise ValueError(f"{files[0]} and {files[1].name} do not fit: {error}") from error
+        raise ValueError(
+            f"{files[0]} and {files[1].name} do not belong together ({error}): fetch both again"
+        ) from error
 
 
 def _idx(file: Path, rank: int) -> np.ndarray:
@@ -70,7 +72,8 @@ def _idx(file: Path, rank: int) -> np.ndarray:
     if raw[:4] != struct.pack(">i", magic):
         raise ValueError(
             f"{file} does not begin with the magic number {magic} but with the bytes "
-            f"{raw[:4].hex(' ') or '(none)'}: it is not what its name says; fetch it again"
+            f"{raw[:4].hex(' ') or '(none)'}: it is another kind of file than its name says; fetch "
+            "it again"
         )
     sizes = struct.unpack(f">{rank}I", raw[4:head]) if len(raw) >= head else ()
     expected = head + (math.prod(sizes) if sizes else 0)

@@ -37,7 +37,10 @@ def choose_indices(
     if images is None:
         return list(range(size))
     if images > size:
-        raise SpecError(f"{option}: the data set has {size}, not {images}; null takes them all")
+        raise SpecError(
+            f"{option} is {images}, and the data set has {size} images: ask for fewer, or set it "
+            "to null for all"
+        )
     order = permutation(size, seed, stream)
     if labels is not None:
         before: Counter[int] = Counter()
@@ -70,8 +73,8 @@ def hash_images(data: Dataset, indices: Sequence[int]) -> "hashlib._Hash":
         x, y = fetch(data, indices[first : first + 256])
         if int(y.min()) < 0 or int(y.max()) >= len(data.classes):
             raise SpecError(
-                f"the data set has {len(data.classes)} classes, and labels from {int(y.min())} to "
-                f"{int(y.max())}"
+                f"the data set names {len(data.classes)} classes, and its labels go from "
+                f"{int(y.min())} to {int(y.max())}: number the labels from 0, one for each class"
             )
         digest.update(x.numpy().tobytes() + y.numpy().tobytes())
     return digest

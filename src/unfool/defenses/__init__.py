@@ -36,36 +36,5 @@ if TYPE_CHECKING:
     from unfool.defenses.sampling import make_sampler as make_sampler
     from unfool.defenses.ssni import ScoreNorm as ScoreNorm
     from unfool.defenses.ssni import score_norms as score_norms
-
-_HOMES = {
-    "Aggregated": "unfool.defenses.aggregate",
-    "calibrate": "unfool.defenses.diffusion_classifier.classifier",
-    "Confidence": "unfool.defenses.coup",
-    "COUP": "unfool.defenses.coup",
-    "DensePure": "unfool.defenses.denoised_smoothing",
-    "DiffPure": "unfool.defenses.diffpure",
-    "DiffusionClassifier": "unfool.defenses.diffusion_classifier.classifier",
-    "DistributionTransfer": "unfool.defenses.distribution_transfer",
-    "Energy": "unfool.defenses.energy",
-    "FlowPure": "unfool.defenses.flowpure",
-    "FreqPure": "unfool.defenses.freqpure",
-    "GDMP": "unfool.defenses.gdmp",
-    "Gradual": "unfool.defenses.gradual",
-    "Langevin": "unfool.defenses.langevin",
-    "LikelihoodMaximization": "unfool.defenses.likelihood",
-    "LocalSmoothing": "unfool.defenses.local_smoothing",
-    "majority_vote": "unfool.defenses.purified_classifier",
-    "make_sampler": "unfool.defenses.sampling",
-    "Mimic": "unfool.defenses.mimic",
-    "NoisedDiffusionClassifier": "unfool.defenses.diffusion_classifier.noised",
-    "OneStep": "unfool.defenses.denoised_smoothing",
-    "predict_draws": "unfool.defenses.purified_classifier",
-    "Purified": "unfool.defenses.purified_classifier",
-    "Resized": "unfool.defenses.resized",
-    "score_norms": "unfool.defenses.ssni",
-    "ScoreNorm": "unfool.defenses.ssni",
-    "Spectrum": "unfool.defenses.mani",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)

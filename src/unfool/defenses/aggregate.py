@@ -16,15 +16,16 @@ By = Literal["logits", "softmax", "votes"]
 
 
 class Aggregated(nn.Module):
-    """A classifier behind a purifier that is asked `paths` times for each image.
+    """A classifier behind a purifier that purifies each image `paths` times and combines the answers.
 
-    Path 0 draws from the streams of `Purified`, path i from the same streams below ("path", i). The
-    paths are taken one after the other, so that memory for purification is that of one.
+    Path 0 draws from the streams of `Purified`, and path i from the same streams below ("path", i).
+    The paths run one after the other, so purification needs the memory of one.
 
     Args:
         model: A classifier behind a purifier.
         paths: How many independent purifications; 10 for GDMP, DensePure and gradual purification.
-        by: How logits become one answer (see `aggregate`).
+        by: How the logits of all paths become one answer: `"logits"` averages logits, `"softmax"`
+            averages probabilities, `"votes"` counts votes.
 
     Raises:
         ValueError: An option is out of range.

@@ -25,16 +25,16 @@ Clamp = Literal["none", "released", "straight"]
 class Confidence(nn.Module):
     """The guide weight * grad_{x_t} log max_y p(y | x_t), a term of the score (section 4.1.2).
 
-    The classifier sees x_t itself, as an image, with its own stream `classify`. The class is the one
-    it is surest of at that moment, and may change from step to step. All is computed in float32, or
-    in the images' float64, never in less: the term is small beside the score (appendix D.2).
+    The classifier sees x_t itself, as an image, with its own stream `classify`. The class is the
+    most likely one at that step, and may change from step to step. Everything is computed in
+    float32 or higher, because the term is small compared with the score (appendix D.2).
 
     Args:
         classifier: The protected classifier, frozen.
-        denoiser: Whose space x_t lives in.
+        denoiser: The denoiser in whose space x_t is.
         weight: lambda, from 0 upward; 1 weighs classifier and denoiser alike.
-        detach: Take the term for a constant on the way back of a gradient, as the release does. By
-            default the gradient goes through it, and is exact.
+        detach: Treat the term as a constant in the backward pass, as the release does. By default
+            the gradient goes through it and is exact.
     """
 
     def __init__(
@@ -72,28 +72,29 @@ class Confidence(nn.Module):
 
 
 class COUP(nn.Module):
-    """Take the image itself for x_{t*}, and go back under the classifier's guidance.
+    """Treat the image itself as x_{t*}, and run the reverse process guided by the classifier.
 
-    There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it
-    draws, from `classify` below it. A step costs one call of the denoiser and one forward and
-    backward of the classifier (of `"heun"` two, but the last); with `weight` 0 the guide is left out
-    (the paper's "COUP w/o guidance").
+    There is no forward noise. It draws from the stream `reverse`; the guide's classifier, if it is
+    random, draws from `classify` below that. A step costs one call of the denoiser and one forward
+    and backward pass of the classifier (with `"heun"` two of each, except the last); with `weight`
+    0, the guide is left out (the paper's "COUP w/o guidance").
 
     Args:
         denoiser: The diffusion model.
         classifier: The classifier that is protected, frozen; it also guides.
-        t: t*, the time to begin at, in (0, 1]: 0.1 for linf 8/255, 0.075 for l2 0.5 on CIFAR-10.
-        steps: How many steps lead back; 1000 t* in the paper.
+        t: t*, the time at which the reverse process starts, in (0, 1]: 0.1 for linf 8/255, 0.075
+            for l2 0.5 on CIFAR-10.
+        steps: Reverse steps; 1000 t* in the paper.
         weight: lambda, the weight of the guide.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or a
-            step of one's own (`protocols.Step`).
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
-        detach: Leave the second derivatives out of the gradient, as the release does; purified
-            images are the same. An attack on it is then not exact.
-        clamp: `"none"`; `"released"` clamps the image before and the purified one after to [0, 1],
-            and with that the gradient of saturated pixels to 0; `"straight"` gives the same images,
-            with the gradient of no clamp.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or
+            your own step (`protocols.Step`).
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
+        detach: Leave the second derivatives out of the gradient, as the release does. The purified
+            images are the same, but attacks no longer have the exact gradient.
+        clamp: `"none"`; `"released"` clamps the image before and after purification to [0, 1],
+            which sets the gradient of saturated pixels to 0; `"straight"` gives the same images,
+            with the gradient as if there were no clamp.
 
     Raises:
         ValueError: An option is out of range, or there is no classifier.

@@ -46,16 +46,17 @@ class _Smoothing(nn.Module):
 class OneStep(_Smoothing):
     """Diffusion denoised smoothing (Carlini et al., 2023): one call of the network, x_hat at t*.
 
-    As a purifier it puts the noise on first, drawn from the stream `forward`. The released code
-    clips x_hat to [-1, 1]: an option of the denoiser (`clip_x0`).
+    As a purifier, it first adds the noise, drawn from the stream `forward`. The released code clips
+    x_hat to [-1, 1], which is an option of the denoiser (`clip_x0`).
 
     Args:
         denoiser: A diffusion model of pixels.
-        sigma: The noise it puts on, in units of [0, 1] pixels; 0.25, 0.5 and 1 are the paper's.
-        t: The same as a time in (0, 1]; give this or `sigma`.
+        sigma: The standard deviation of the noise it adds, in units of [0, 1] pixels; the paper
+            uses 0.25, 0.5, and 1.
+        t: The same noise as a time in (0, 1]; give either `t` or `sigma`.
 
     Raises:
-        ValueError: Both or neither of `sigma` and `t`, or more noise than the schedule has.
+        ValueError: Both or neither of `sigma` and `t` are given, or the schedule has less noise.
     """
 
     def __init__(self, denoiser: Denoiser, *, sigma: Positive | None = None, t: Time | None = None):
@@ -85,14 +86,15 @@ class DensePure(_Smoothing):
 
     Args:
         denoiser: A diffusion model of pixels.
-        sigma: The noise it puts on as a purifier, in units of [0, 1] pixels.
-        t: The same as a time in (0, 1]; give this or `sigma`.
-        steps: K, how many steps of the chain lead back, each one call of the network.
-        variance: Of a step: `"small"` (posterior) or `"large"` (forward). The release's network
-            learned its own, between the two.
+        sigma: The standard deviation of the noise it adds as a purifier, in units of [0, 1] pixels.
+        t: The same noise as a time in (0, 1]; give either `t` or `sigma`.
+        steps: K, the number of reverse steps, each one call of the network.
+        variance: The variance of a step: `"small"` (posterior) or `"large"` (forward). The
+            release's network learned its own, between the two.
 
     Raises:
-        ValueError: As `OneStep`; or the chain has fewer steps than `steps` at this noise.
+        ValueError: Both or neither of `sigma` and `t` are given, the schedule has less noise, or it
+            has fewer than `steps` steps at this noise.
     """
 
     def __init__(
@@ -118,8 +120,8 @@ class DensePure(_Smoothing):
             noise: The chain draws from its stream `reverse`.
 
         Raises:
-            ValueError: `sigma` is not above 0, or more noise than the schedule has, or so little
-                that the chain has fewer steps than K.
+            ValueError: `sigma` is not above 0, is more noise than the schedule has, or is so small
+                that the schedule has fewer than K steps below it.
         """
         x_t, times, back = self._start(x, sigma, noise)
         return self.denoiser.decode(reverse(self.denoiser, x_t, times, back, step=self.step))
@@ -139,8 +141,8 @@ class DensePure(_Smoothing):
         chain = chain_length(self.denoiser.schedule)
         if not 1 <= self.steps <= round(t * chain):
             raise ValueError(
-                f"steps must be from 1 to {round(t * chain)}, the steps of the chain of {chain} "
-                f"below t = {t:.4g}; not {self.steps}"
+                f"steps must be from 1 to {round(t * chain)}, the number of the schedule's {chain} "
+                f"steps below t = {t:.4g}; not {self.steps}"
             )
         times = strided(t, self.steps, chain)
         times[0] = t  # a continuous schedule has the noise exactly
@@ -149,7 +151,10 @@ class DensePure(_Smoothing):
 
 def _noise_of(denoiser: Denoiser, sigma: float | None, t: float | None) -> float:
     if (sigma is None) == (t is None):
-        raise ValueError("give either sigma, the noise in units of [0, 1] pixels, or t, its time")
+        raise ValueError(
+            "give exactly one of sigma (the noise, in units of [0, 1] pixels) and t (its diffusion "
+            "time)"
+        )
     check_arguments(OneStep, {"t": t})
     if sigma is None:
         assert t is not None

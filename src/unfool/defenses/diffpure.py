@@ -22,29 +22,30 @@ Forward = Literal["continuous", "discrete"]
 
 
 class DiffPure(nn.Module):
-    """Forward noise to t*, then back by the reverse SDE, DDPM, DDIM, the flow ODE or Heun's steps.
+    """Add noise up to t*, then denoise by the reverse SDE, DDPM, DDIM, the flow ODE, or Heun's steps.
 
-    It draws from the streams `forward` and `reverse`. Nothing is clipped, as in the release.
+    It draws from the streams `forward` and `reverse`. Nothing is clipped, as in the release (Nie et
+    al., 2022).
 
     Args:
         denoiser: The diffusion model.
         t: t*, the time to noise to, in (0, 1]; 0.1 is 100 of 1000 steps.
-        steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
-            Of DDPM and DDIM no more than the chain has below t*.
-        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or a
-            step of one's own (`protocols.Step`).
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+        steps: Reverse steps, each one call of the network (with `"heun"` two, except the last).
+            DDPM and DDIM allow at most as many as the schedule has below t*.
+        sampler: `"sde"` (Euler-Maruyama, the paper's), `"ddpm"`, `"ddim"`, `"ode"`, `"heun"`, or
+            your own step (`protocols.Step`).
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
         forward: `"continuous"` noises by the denoiser's own schedule, as the paper writes;
             `"discrete"` by the linear chain of 1000 steps, as the released code does (sigma 0.3209
             instead of 0.3221 at t* = 0.1).
         guide: A term of the score (`protocols.Guide`), or None. It draws from `guide` below a step.
-        correction: What changes each estimate of the clean image (`protocols.Correction`), before the
-            guide sees it; or None.
-        noise_level: What chooses the t* of each image (`protocols.NoiseLevel`), or None for `t`. All
-            images take `steps` steps, whose lengths are in proportion to their t*. It draws from the
-            stream `level` below `forward`. Not with `"heun"`.
-        shaping: What shapes the forward noise by the image (`protocols.Shaping`), or None.
+        correction: Changes each estimate of the clean image before the guide sees it
+            (`protocols.Correction`), or None.
+        noise_level: Chooses the t* of each image (`protocols.NoiseLevel`), or None for `t`. All
+            images take `steps` steps, whose lengths are in proportion to their t*. It draws from
+            the stream `level` below `forward`, and cannot be used with `"heun"`.
+        shaping: Shapes the forward noise by the image (`protocols.Shaping`), or None.
 
     Raises:
         ValueError: An option is out of range, or there is a noise level with the sampler `"heun"`.
@@ -74,7 +75,8 @@ class DiffPure(nn.Module):
         self.times, self.step = make_sampler(denoiser, t, steps, sampler, variance, eta)
         if noise_level is not None and isinstance(self.step, Heun):
             raise ValueError(
-                "noise levels have each image go its own times, which `heun` cannot: use `sde`"
+                "with a noise level, each image has its own times, which the sampler `heun` does "
+                "not support: use `sde`"
             )
         self.guide, self.correction = guide, correction
         self.noise_level, self.shaping = noise_level, shaping
@@ -104,13 +106,13 @@ class DiffPure(nn.Module):
         """The same purifier with the gradient of the release, which is not exact.
 
         Raises:
-            ValueError: The sampler is not `"sde"`, or has a guide, a correction or noise levels, or
-                torchsde is not installed.
+            ValueError: The sampler is not `"sde"`, there is a guide, a correction, or a noise
+                level, or torchsde is not installed.
         """
         if self.step is not euler_maruyama or self.guide or self.correction or self.noise_level:
             raise ValueError(
-                "the adjoint gradient is that of the sampler `sde` without a guide, a correction or "
-                "noise levels; use `exact`"
+                "the adjoint gradient needs the sampler `sde` without a guide, a correction, or a "
+                "noise level: use the view `exact`"
             )
         check_torchsde()
 
@@ -124,12 +126,13 @@ class DiffPure(nn.Module):
         """The same purifier in fewer steps, on the same path of noise or not (`with_fewer_steps`).
 
         Raises:
-            ValueError: As `with_fewer_steps`; or it is to be matched, and there is a noise level.
+            ValueError: There are not that many steps, or the noise is to be matched and there is a
+                noise level.
         """
         if matched and self.noise_level:
             raise ValueError(
-                "with noise levels each image has times of its own, so no few steps are on the path of "
-                "noise of many: use the view `surrogate` or `exact`"
+                "with a noise level, each image has its own times, so fewer steps cannot follow "
+                "the same noise path: use the view `surrogate` or `exact`"
             )
         return with_fewer_steps(self, steps, matched)
 
@@ -156,6 +159,7 @@ class DiffPure(nn.Module):
         if own.shape != z.shape[:1] or not bool(((own >= 1e-4) & (own <= 1)).all()):
             raise ValueError(
                 f"the noise level returned {own.detach().flatten()[:4].tolist()} of shape "
-                f"{tuple(own.shape)} for {len(z)} images: it gives one time from 0.0001 to 1 for each"
+                f"{tuple(own.shape)} for {len(z)} images: it must return one time from 0.0001 to 1 "
+                "for each image"
             )
         return own.to(z)

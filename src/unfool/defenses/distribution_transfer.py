@@ -29,12 +29,12 @@ Anchor = Literal["image", "noised"]
 
 
 class DistributionTransfer(nn.Module):
-    """Noise the image to t*, then back, down D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
+    """Noise to t*, then denoise and reduce D = D_out(f(x_t), f(x_adv)) + lambda D_in(x_t, x_adv).
 
-    The guide is - scale * grad_{x_t} D, for each image by itself; with `scale` 0 this is DiffPure.
-    Gradients are exact, through the guide and its anchor. The streams are `forward` and `reverse`;
-    the classifier, if it draws, has `classify`: for x_adv below the purifier's own stream, for x_t
-    below a step's.
+    The guide is - scale * grad_{x_t} D, for each image by itself; with `scale` 0, this is DiffPure.
+    Gradients are exact, through the guide and its anchor. It draws from the streams `forward` and
+    `reverse`; the classifier, if it is random, draws from `classify` below the purifier's own
+    stream (for x_adv) or below a step's (for x_t).
 
     D_out, of logits: `kl` KL(p(x_adv) || p(x_t)); `l2` of the probabilities; `confidence`
     - log max p(x_t); `entropy` of p(x_t); `repel` - kl; `none`. D_in, of images of [0, 1]: `mse` and
@@ -43,20 +43,21 @@ class DistributionTransfer(nn.Module):
     Args:
         denoiser: The diffusion model.
         classifier: f, the protected classifier, frozen.
-        t: t*, n / T: the time to noise to, in (0, 1]. The paper's n is 470, its T is not told.
-        steps: How many steps lead back, each one call of the network (of `"heun"` two, but the last).
-            Of DDPM and DDIM no more than the chain has below t*.
-        output: D_out.
-        input: D_in.
-        scale: s, from 0 upward.
-        weight: lambda, from 0 upward. A mean over pixels has a small gradient: a weight of the order
-            of their number makes D_in as strong as a Gaussian log-likelihood of variance 1/2.
-        at: What D looks at: `"x_t"`, as equation 11 reads, or `"x_hat"`, the estimate of the clean
+        t: t* = n / T, the time to noise to, in (0, 1]. The paper uses n = 470 and does not state T.
+        steps: Reverse steps, each one call of the network (with `"heun"` two, except the last).
+            DDPM and DDIM allow at most as many as the schedule has below t*.
+        output: D_out, by its name above.
+        input: D_in, by its name above.
+        scale: The scale of the guide, 0 or more.
+        weight: lambda, 0 or more. A mean over pixels has a small gradient: a weight of about the
+            number of pixels makes D_in as strong as a Gaussian log-likelihood of variance 1/2.
+        at: The argument of D: `"x_t"`, as in equation 11, or `"x_hat"`, the estimate of the clean
             image, with the gradient through the denoiser.
-        anchor: What D_in compares with: x_adv itself (`"image"`), or x_adv noised to t (`"noised"`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+        anchor: The image that D_in compares with: x_adv itself (`"image"`), or x_adv noised to t
+            (`"noised"`).
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or your own step.
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
 
     Raises:
         ValueError: An option is out of range, options do not go together, or there is no classifier.
@@ -85,8 +86,8 @@ class DistributionTransfer(nn.Module):
         check_arguments(DistributionTransfer, locals())
         if at == "x_hat" and anchor == "noised":
             raise ValueError(
-                "a noised anchor is compared with x_t, not with x_hat, which has no noise: choose "
-                "at: x_t, or anchor: image"
+                "a noised anchor cannot be compared with x_hat, which has no noise: set at: x_t, "
+                "or anchor: image"
             )
         self.denoiser, self.classifier, self.t, self.steps = (
             denoiser,

@@ -16,16 +16,16 @@ class Energy(Denoiser):
     """The x_hat whose score is the slope of a classifier's log p(x), the same at all times.
 
     By Tweedie's formula x_hat = (x_t + sigma^2 score) / alpha, and what purifiers make of it,
-    (alpha x_hat - x_t) / sigma^2, is that score again. It knows of no noise, so it is for `langevin`,
-    whose steps stay at one small time: without an anchor (`sigma2: null`) and with many steps that is
-    purification by the long-run dynamics of an energy-based model (Hill et al., 2021, equation 3: 1500
-    steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
+    (alpha x_hat - x_t) / sigma^2, is that score again. It does not depend on the noise, so use it
+    with `langevin`, whose steps stay at one small time: without an anchor (`sigma2: null`) and with
+    many steps that is purification by the long-run dynamics of an energy-based model (Hill et al.,
+    2021: 1500 steps of noise 0.01 in [-1, 1]; 150 chains, whose logits are averaged).
 
     Args:
         classifier: With a method `density(x)`, up to a constant log p(x) (B,) of images in [0, 1], such
             as `jem`.
-        temperature: What log p is divided by. A JEM was trained with steps of length 1 and noise of 0.01,
-            which is a temperature of 5e-5.
+        temperature: The divisor of log p. A JEM was trained with steps of length 1 and noise of
+            0.01, which is a temperature of 5e-5.
 
     Raises:
         ValueError: An option is out of range, or the classifier has no density.
@@ -36,8 +36,8 @@ class Energy(Denoiser):
         check_arguments(Energy, locals())
         if not callable(getattr(classifier, "density", None)):
             raise ValueError(
-                f"{type(classifier).__name__} is no energy-based model: it has no method `density(x)`; "
-                "name one that has, such as `jem`"
+                f"{type(classifier).__name__} is not an energy-based model, for it has no method "
+                "`density(x)`: name one that has, such as `jem`"
             )
         self.classifier: Any = classifier
         self.temperature, self.schedule = temperature, VP()

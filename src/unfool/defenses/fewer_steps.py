@@ -1,4 +1,4 @@
-"""A purifier with fewer of its own steps: what an attacker differentiates to save time."""
+"""A purifier with fewer steps, which an attacker differentiates to save time."""
 
 from copy import copy
 from typing import Any
@@ -21,11 +21,11 @@ def with_fewer_steps(purifier: Any, steps: int | None, matched: bool) -> Purifie
             it is to be matched, and goes by a step of one's own.
     """
     if isinstance(purifier.step, Heun):
-        raise ValueError("a defense that goes back by `heun` has no coarser view; use `exact`")
+        raise ValueError("the sampler `heun` has no view with fewer steps: use the view `exact`")
     if matched and not _adds_up(purifier.step):
         raise ValueError(
-            "how the noise of many steps makes that of a few is known of `sde`, `ddpm`, `ddim` and "
-            "`ode`, and not of a step of your own: use the view `surrogate` or `exact`"
+            "fewer steps with the same noise need the sampler `sde`, `ddpm`, `ddim`, or `ode`, not "
+            "a step of your own: use the view `surrogate` or `exact`"
         )
     which = coarse_times(len(purifier.times) - 1, steps)
     shorter = copy(purifier)  # it shares the networks

@@ -28,12 +28,12 @@ class FlowPure(nn.Module):
 
     Args:
         denoiser: A denoiser that was trained on the straight path.
-        t: The time of the path's end: `t_max` of the training.
-        steps: Euler steps, each one call of the network; 9 as released (10 times).
-        noised: Whether the image gets the noise of time t first (the Gaussian variant).
+        t: The time at the end of the path, in (0, 1]: `t_max` of the training.
+        steps: Euler steps, each one call of the network; the release uses 9 (10 times).
+        noised: Whether noise of time t is added to the image first (the Gaussian variant).
 
     Raises:
-        ValueError: An option is out of range, or a chain has fewer times.
+        ValueError: An option is out of range, or the schedule has fewer times below t.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -87,6 +87,7 @@ def straight(schedule: Schedule, t: float, steps: int) -> Tensor:
     found = torch.tensor([t, *times, 0.0], dtype=torch.float64)
     if not bool((found.diff() < 0).all()):
         raise ValueError(
-            f"steps = {steps} are more than the times of the schedule below t = {t}: take fewer"
+            f"steps = {steps} is more than the number of the schedule's times below t = {t}: take "
+            "fewer"
         )
     return found

@@ -24,8 +24,10 @@ class FreqPure:
     nothing; and it takes magnitudes of the outcome, and clips them to [0, 1].
 
     Attributes:
-        amplitude_radius: In cycles per image: 3 is the release's. None leaves all amplitudes.
-        phase_radius: In cycles per image: 3 is the release's. None leaves all phases.
+        amplitude_radius: Frequencies up to this radius get the image's amplitudes, in cycles per
+            image; 3 is the release's. None changes no amplitude.
+        phase_radius: Frequencies up to this radius get phases close to the image's, in cycles per
+            image; 3 is the release's. None changes no phase.
         delta: How far a phase may be from the image's, in radians; 0.3 is the release's. pi or more
             leaves all phases.
         released: Do as the released code does, above. Such a defense masks its gradient.

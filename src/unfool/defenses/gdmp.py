@@ -40,21 +40,23 @@ class GDMP(nn.Module):
     Args:
         denoiser: The diffusion model.
         t: The time that each pass noises to; 0.036 is 36 of 1000, as for CIFAR-10. ImageNet: 0.18.
-        steps: Of a pass, each one call of the network. ImageNet: 45.
+        steps: Reverse steps of a pass, each one call of the network. ImageNet: 45.
         passes: M. ImageNet: 1.
-        distance: S: `"mse"`, `"ssim"`, `"ssim-padded"` (the release's, below), or `"none"` for passes
+        distance: S: `"mse"`, `"ssim"`, `"ssim-padded"` (the release's SSIM), or `"none"` for passes
             without a guide.
-        scale: The release's guide_scale: 60000 of MSE, 70000 of SSIM; 1000 of SSIM on ImageNet.
+        scale: The release's guide_scale: 60000 for MSE and 70000 for SSIM; on ImageNet, 1000 for
+            SSIM.
         eps: The perturbation that scale was chosen for, in units of [0, 1] pixels.
         anchor: y_t: the image noised to t, afresh at each step (`"noised"`, as for CIFAR-10), or the
             image itself (`"image"`, as for ImageNet).
-        reference_batch_size: What S is divided by: the number of images of the batches that scale
-            was chosen for.
-        batch_mean: Divide by the number of images in the call instead, as released. The outcome then
-            depends on the batch: runs are not reproducible at another batch size.
+        reference_batch_size: The number of images by which S is divided: the batch size that
+            `scale` was chosen for.
+        batch_mean: Divide by the number of images in the call instead, as released. The result then
+            depends on the batch, and runs are not reproducible at another batch size.
         extra_noise_step: Noise to one step beyond t, as the release does on CIFAR-10 (index 36,
             back from 35).
-        variance: Of a step: `"small"` (posterior) or `"large"` (forward; the release's on CIFAR-10).
+        variance: The variance of a step: `"small"` (posterior) or `"large"` (forward; the release's
+            on CIFAR-10).
 
     Raises:
         ValueError: An option is out of range.

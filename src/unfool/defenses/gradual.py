@@ -18,7 +18,7 @@ CIFAR = ((0.03, 30),) * 4 + ((0.05, 50),) * 2 + ((0.125, 125),) * 2
 
 
 class Gradual(nn.Module):
-    """DiffPure by a list of passes, each noising what the one before made of the image.
+    """DiffPure in several passes, each of which starts from the result of the previous one.
 
     Pass i draws from the streams `forward` and `reverse` below ("pass", i).
 
@@ -26,14 +26,14 @@ class Gradual(nn.Module):
         denoiser: The diffusion model.
         passes: (t*, steps) of each pass. The paper's for CIFAR-10 is the default; it takes the vote
             of 10 purifications (`aggregate.Aggregated`).
-        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or a step of one's own.
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
-        correction: What changes each estimate of the clean image (`protocols.Correction`), or None.
-            In each pass it sees what that pass began with.
+        sampler: `"sde"`, `"ddpm"` (the paper's), `"ddim"`, `"ode"`, `"heun"`, or your own step.
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
+        correction: Changes each estimate of the clean image (`protocols.Correction`), or None. In
+            each pass it is given the image that the pass began with.
 
     Raises:
-        ValueError: There is no pass, or one is out of range.
+        ValueError: The list of passes is empty, or one of them is out of range.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -50,7 +50,7 @@ class Gradual(nn.Module):
     ):
         super().__init__()
         if not passes:
-            raise ValueError("passes is a list of (t, steps), with one pass or more")
+            raise ValueError("passes must be a list of at least one pair (t, steps)")
         self.denoiser = denoiser
         self.passes = nn.ModuleList()
         for i, (t, steps) in enumerate(passes):

@@ -1,4 +1,4 @@
-"""Guides: what all that ask a classifier need of it, and the one down a distance from an image."""
+"""Guides: the checks that all guides by a classifier share, and a guide by a distance to an image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ def require_classifier(classifier: Classifier | None) -> Classifier:
     """
     if classifier is None:
         raise ValueError(
-            "the guide asks the classifier that is protected, and there is none: give it one"
+            "the guide needs the classifier that it protects, and there is none: give it a "
+            "classifier"
         )
     return classifier
 
@@ -37,8 +38,8 @@ def require_grad_path(values: Tensor) -> Tensor:
     """
     if not values.requires_grad:
         raise ValueError(
-            "no gradient leads from the classifier's logits to its images, and the guide needs one "
-            "(is something in it under no_grad, detached or rounded?)"
+            "the guide needs the gradient of the classifier's logits with respect to its images, "
+            "and there is none: look for no_grad, detach, or rounding in the classifier"
         )
     return values
 

@@ -22,24 +22,24 @@ from unfool.runtime.text import html_repr, short_repr
 class Langevin(nn.Module):
     """dx = -lambda/2 [-s(x, score_t) + (x - x_init) / sigma2] dt + eta sqrt(lambda) dw, from x_init.
 
-    The score is that of slightly noised images at every step; the anchor pulls back to the image
-    that came in. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and
-    goes through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
+    Every step uses the score of slightly noised images; the anchor pulls back toward the input
+    image. Euler-Maruyama steps; it draws from the stream `reverse`. The gradient is exact and goes
+    through the anchor, too. With the default settings the anchor alone is a Gaussian blur of
     deviation 0.126 of the range [-1, 1].
 
     Without an anchor (`sigma2: null`), with `eta: 1` and with many steps it is long-run Langevin dynamics
-    (Hill et al., 2021, equation 3): each step adds tau^2 / 2 times the score and noise of tau, where
+    (Hill et al., 2021): each step adds tau^2 / 2 times the score and noise of tau, where
     tau^2 is lambda t / steps. The score may be an energy-based model's (the denoiser `energy`).
 
     Args:
         denoiser: The diffusion model.
         t: How long to run, in (0, 1].
-        steps: How many steps, each one call of the network; 10 in the release.
-        sigma2: The variance of the anchor, in [-1, 1] units: the smaller, the firmer it holds; None is
-            no anchor.
+        steps: Number of steps, each one call of the network; 10 in the release.
+        sigma2: The variance of the anchor, in units of [-1, 1]; a smaller one pulls harder toward
+            the image. None is no anchor.
         weight: lambda, the size of a step.
         eta: The scale of the noise.
-        score_t: The time at which the score is asked for.
+        score_t: The time at which the score is evaluated, in (0, 1].
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -59,8 +59,8 @@ class Langevin(nn.Module):
         check_arguments(Langevin, locals())
         if sigma2 is not None and t / steps * weight / (2 * sigma2) > 2:
             raise ValueError(
-                f"the anchor overshoots: t / steps * weight / (2 sigma2) must be at most 2; take more "
-                f"steps than {steps}"
+                "the steps are so long that the anchor overshoots (t / steps * weight / (2 sigma2) "
+                f"must be at most 2): take more steps than {steps}"
             )
         self.denoiser, self.t, self.steps = denoiser, t, steps
         self.sigma2, self.weight, self.eta, self.score_t = sigma2, weight, eta, score_t
@@ -91,8 +91,8 @@ class Langevin(nn.Module):
         taken = len(coarse_times(self.steps, steps)) - 1
         if self.steps % taken:
             raise ValueError(
-                f"langevin's {self.steps} steps have one length: those of a view divide them, and "
-                f"{taken} does not"
+                f"the steps of a view must divide the {self.steps} steps of langevin, and {taken} "
+                "does not: choose a divisor"
             )
         shorter = Langevin(
             self.denoiser,

@@ -22,42 +22,42 @@ Optimizer = Literal["adam", "gradient", "momentum"]
 class LikelihoodMaximization(nn.Module):
     """A few steps down the denoising loss |x_hat(x_t) - x|^2, one term of the diffusion's ELBO.
 
-    Each step noises the image to a level of its own, and takes the gradient of the mean square error
-    with respect to the image, through the denoiser. The gradient through all steps is exact, and
-    costs the memory of one. The noise of step i comes from the stream ("forward", i). The release
-    (of EDM models) draws the same noise for every image and call, draws the level evenly in sigma
-    and not in time, clips the outcome and cuts its gradient off.
+    Each step noises the image to a level of its own, and takes the gradient of the mean square
+    error with respect to the image, through the denoiser. The gradient through all steps is exact,
+    and costs the memory of one. The noise of step i comes from the stream ("forward", i). The
+    release (for EDM models) draws the same noise for every image and call, draws the level evenly
+    in sigma and not in time, clips the result, and detaches its gradient.
 
-    The first step of Adam is the rate times the sign of the gradient, whose slope is 0: exact
-    gradients say little there, and an attacker should try BPDA too.
+    The first step of Adam is the step size times the sign of the gradient, whose derivative is 0,
+    so exact gradients are of little use there: evaluate with BPDA, too.
 
-    With `eta` every step ends by a clamp to what is both in [0, 1] and in the linf ball around the image
-    that came in. The gradient goes through it, by its center too. That, with `optimizer="momentum"`, is
-    the paper's form as others tell of it: 5 steps in a ball of 8/255. The decay of the momentum (0.9)
-    and a rate of 2/255 are ours; the release holds a form with momentum in linf of its own, which its
-    demos do not run and which this one does not follow number by number.
+    With `eta`, every step ends with a clamp to [0, 1] and to the linf ball around the input image.
+    The gradient goes through the clamp and through its center. With `optimizer="momentum"`, this is
+    the paper's variant as later papers describe it: 5 steps in a ball of 8/255. The decay of the
+    momentum (0.9) and a step size of 2/255 are our choices; the release has its own variant with
+    momentum in linf, which its demos do not run and which this one does not reproduce exactly.
 
-    The sign of `"momentum"` has the slope 0 everywhere. So its exact gradient is that of the identity,
-    but for pixels that a clamp holds at 0 or 1, and tells an attacker nothing of the diffusion model: it
-    is BPDA under another name. Judge this form by attacks that need no gradient, and by those made
-    against `"adam"` or `"gradient"` with the same `eta`, too.
+    The sign in `"momentum"` has a derivative of 0 everywhere. So the exact gradient is that of the
+    identity (except for pixels clamped at 0 or 1), which is BPDA and tells an attacker nothing
+    about the diffusion model. Evaluate this variant by attacks without gradients as well, and by
+    images made against `"adam"` or `"gradient"` with the same `eta`.
 
     Args:
         denoiser: The diffusion model.
-        steps: Of the descent; each costs a forward and a backward of the network.
-        step_size: The length of a step, in units of [0, 1] pixels: Adam's own, of `"momentum"` what each
-            pixel moves, or of `"gradient"` per unit of the gradient of |x_hat - x|^2 in the denoiser's
-            space.
+        steps: Descent steps; each costs one forward and one backward pass of the network.
+        step_size: The step size, in units of [0, 1] pixels: Adam's learning rate; with
+            `"momentum"`, the change of each pixel; with `"gradient"`, the factor of the gradient of
+            |x_hat - x|^2 in the denoiser's space.
         low: The least noise, in units of [0, 1] pixels; half the sigma of an EDM model.
         high: The most noise; a step's time is drawn evenly between those of `low` and `high`.
         optimizer: `"adam"` (the release's), `"gradient"`, or `"momentum"`: against the sign of the mean
             of all gradients so far, each weighted 0.9 times the next.
-        eta: How far any pixel may be from where it was, in units of [0, 1]; None lets it go anywhere,
-            also out of [0, 1] (the release's).
+        eta: The largest change of a pixel, in units of [0, 1]; None does not limit it, not even to
+            [0, 1] (as released).
 
     Raises:
-        ValueError: An option is out of range, the schedule has not so much noise, or there is an `eta`
-            and the denoiser is not one of pixels.
+        ValueError: An option is out of range, the schedule has less noise than `high`, or `eta` is
+            given and the denoiser does not work on pixels.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -79,7 +79,7 @@ class LikelihoodMaximization(nn.Module):
             raise ValueError(f"low must be at most high, not {low} and {high}")
         if eta is not None and denoiser.resizes:
             raise ValueError(
-                "eta is a distance of pixels, and the denoiser has latents: leave it out"
+                "eta is a distance between pixels, and the denoiser works on latents: leave eta out"
             )
         self.denoiser, self.steps, self.step_size, self.optimizer = (
             denoiser,

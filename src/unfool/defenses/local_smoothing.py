@@ -14,8 +14,8 @@ from unfool.runtime.text import html_repr, short_repr
 class LocalSmoothing(nn.Module):
     """The answers of a classifier to noisy copies of an image, put together.
 
-    Behind `one-step` and under `unfool certify` it is DiffSmooth (arXiv 2308.14333, algorithm 1): an
-    image with the noise of the certification is denoised once, copies of the outcome get noise of
+    Behind `one-step` and under `unfool certify` it is DiffSmooth (Zhang et al., 2023, arXiv 2308.14333):
+    an image with the noise of the certification is denoised once, copies of the outcome get noise of
     `sigma`, and the class that most of them have counts as one draw. The certificate is that of the
     outer noise, whatever happens after it. The classifier is one that was trained on noise of `sigma`;
     the release takes 0.01 or 0.02 more, for denoised images are smooth.
@@ -23,11 +23,11 @@ class LocalSmoothing(nn.Module):
     Copy i draws from the stream ("local", i); all copies of all images go into one call.
 
     Args:
-        classifier: Who answers, trained on noise.
+        classifier: The classifier, trained on noise of `sigma`.
         sigma: The noise of a copy, in units of [0, 1] pixels; 0.25 is the release's.
         draws: How many copies; 5 is the release's.
-        by: `"votes"` (the paper's), `"softmax"` or `"logits"`; of votes the gradient is taken for that
-            of the mean probability.
+        by: How the answers are combined: `"votes"` (the paper's), `"softmax"`, or `"logits"`. The
+            gradient of votes is that of the mean probability.
 
     Raises:
         ValueError: An option is out of range.

@@ -16,14 +16,14 @@ TINY = 1e-6  # for black images, whose spectrum is 0
 class Spectrum:
     """The forward noise, filtered so that bands of small magnitude in the image get more of it.
 
-    The frequencies are cut into rings of one width. A ring with the mean magnitude M, over channels, of
-    the image's pixels in [0, 1] gets noise in proportion to (M + 0.001 mean M)^-gamma, and the mean
-    variance of a pixel stays 1, so t* and `pixel_noise` mean what they mean without. The gradient goes
-    through the magnitudes, by which an attacker shapes the noise, too.
+    The frequencies are cut into rings of one width. A ring with the mean magnitude M, over
+    channels, of the image's pixels in [0, 1] gets noise in proportion to (M + 0.001 mean M)^-gamma,
+    and the mean variance of a pixel stays 1, so t* and `pixel_noise` mean what they mean without.
+    The gradient goes through the magnitudes, because an attacker can shape the noise by them.
 
-    This is the idea of MANI-Pure (arXiv 2509.25082: band magnitudes, weights that fall with them, noise
-    modulated by these), whose other half is `freqpure`. The number of rings, the exponent and the
-    normalization are ours: the paper's are not public in code.
+    This is the idea of MANI-Pure (arXiv 2509.25082: noise weighted by decreasing functions of band
+    magnitudes), whose other half is `freqpure`. The number of rings, the exponent, and the
+    normalization are our choices, because the paper's code is not public.
 
     Attributes:
         bands: How many rings; 1 is plain noise.

@@ -21,22 +21,23 @@ class Mimic:
     steps) it is MimicDiffusion (arXiv 2312.04802): the sign of the distance's slope is the same for an
     image and for its adversarial neighbor, wherever x_hat is farther away than the perturbation.
 
-    Three things of the release are told here, and not followed by default. Its distance is a mean over
+    The release differs in three ways, which are not the default here. Its distance is a mean over
     the batch, too, so that an image is held less in a larger batch: here it is divided by
-    `reference_batch_size`. Its second guidance compares both images after the same upsampling by nearest
-    neighbors, which is the first one again: its scale of 3000 is 6000 here. And it takes the network's
-    answer for a constant (`through: false`), where the paper's gradient by x_t goes through it. Its
-    attack, moreover, is on a DiffPure without a guide.
+    `reference_batch_size`. Its second guidance compares both images after the same upsampling by
+    nearest neighbors, which is the first one again: its scale of 3000 is 6000 here. And it treats
+    the network's answer as a constant (`through: false`), where the paper's gradient with respect
+    to x_t goes through it. Its attack, moreover, is on DiffPure without a guide.
 
-    The sign has a slope of 0. What an attacker learns comes through x_hat's own derivatives, and with
-    `through: false` through none: judge it by attacks without gradients, and by those made against a
-    `smoothing` above 0.
+    The sign has a derivative of 0, so an attacker gets gradients only through x_hat, and with
+    `through: false` none at all: evaluate by attacks without gradients as well, and by images made
+    against a `smoothing` above 0.
 
     Attributes:
-        scale: How strong it is; 6000 is the release's.
-        reference_batch_size: What the distance is divided by; 16 is the release's batch.
-        through: Differentiate x_hat through the network, at twice the time.
-        smoothing: |d| is taken for sqrt(d^2 + smoothing^2), of pixels in [-1, 1]; 0 is the paper's.
+        scale: The strength of the guide; 6000 is the release's.
+        reference_batch_size: The number by which the distance is divided; 16 is the release's batch
+            size.
+        through: Differentiate x_hat through the network, which takes twice the time.
+        smoothing: Replaces |d| by sqrt(d^2 + smoothing^2), for pixels in [-1, 1]; 0 is the paper's.
 
     Raises:
         ValueError: An option is out of range.
@@ -65,8 +66,8 @@ class Mimic:
         def guide(x_t: Tensor, x_hat: Tensor, now: Scales, then: Scales, noise: Noise) -> Tensor:
             if now is then:
                 raise ValueError(
-                    "the guide `mimic` is of a step to an earlier time, and `heun` asks it again where "
-                    "the step ends: use `ddpm`"
+                    "the guide `mimic` does not work with the sampler `heun`, which also evaluates "
+                    "it at the end of a step: use `ddpm`"
                 )
             if self.through:
                 slope = ascent(lambda _: self._distance(x_hat - x).flatten(1).sum(1), x_t)

@@ -20,7 +20,8 @@ from unfool.runtime.text import html_repr, short_repr
 class Purified(nn.Module):
     """A classifier that sees purified images only.
 
-    The purifier draws from the stream `purify`, the classifier from `classify`.
+    The purifier draws from the stream `purify`, the classifier from `classify`. Images are (B, C,
+    H, W) in [0, 1].
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -36,7 +37,8 @@ class Purified(nn.Module):
         pure = self.purifier(x, noise.child("purify"))
         if pure.shape != x.shape:
             raise ValueError(
-                f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+                f"the purifier must return images of the shape {tuple(x.shape)} that it was given, "
+                f"and returned {tuple(pure.shape)}"
             )
         return self.classifier(pure, noise.child("classify"))
 
@@ -58,9 +60,9 @@ def image_shape(purifier: object) -> tuple[int, int, int] | None:
 def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Tensor:
     """The class that each of `draws` independent passes chooses, (B, draws).
 
-    Draw i uses the stream ("vote", i), which no attack meets that was called with the same noise. All
-    passes go into one call; `unfool.Batched(model, 256)` is the model with at most 256 images in a
-    call. A model that has a method `decide` tells its class by it.
+    Draw i uses the stream ("vote", i), which no attack uses, even if it was called with the same
+    noise. All passes go into one call; `unfool.Batched(model, 256)` limits a call to 256 images. If
+    the model has a method `decide`, it gives the class.
 
     Raises:
         TypeError: The images or the noise are of another type.
@@ -73,8 +75,8 @@ def predict_draws(model: Classifier, x: Tensor, noise: Noise, draws: int) -> Ten
     check_noise(noise, len(x))
     if noise.given is not None:
         raise ValueError(
-            "this is the noise of an attacker, who knows some of the defense's: draw the verdict from "
-            "noise of its own, such as Noise.of(seed, indices)"
+            "this noise is known to an attacker, so accuracy on it is not robust accuracy: "
+            "evaluate with independent noise, such as Noise.of(seed, indices)"
         )
     if not len(x):
         return torch.zeros(0, draws, dtype=torch.long, device=x.device)
@@ -106,15 +108,15 @@ def majority_class(chosen: Tensor, classes: int) -> Tensor:
 
 @torch.no_grad()
 def majority_vote(model: Classifier, x: Tensor, streams: Sequence[Noise]) -> Tensor:
-    """The class that most of the streams choose, (B,): `majority` of them all, in fewer calls.
+    """The class (B,) that most streams of noise choose, in as few calls as possible.
 
-    The streams are asked one after the other, each only for those images whose class the streams
-    that are left can still change.
+    The streams are used one after the other, each only for the images whose majority the remaining
+    streams can still change.
 
     Args:
         model: A classifier.
         x: Images (B, C, H, W).
-        streams: One at least, each the noise of one pass over all images.
+        streams: At least one; each is the noise of one pass over all images.
 
     Raises:
         TypeError: The images or the noise are of another type.

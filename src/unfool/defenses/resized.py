@@ -20,7 +20,8 @@ class Resized(nn.Module):
 
     Args:
         purifier: Any purifier.
-        size: Height and width at which it works; None is the size that its denoiser was made for.
+        size: Height and width in pixels to which images are resized; None takes the size of the
+            purifier's denoiser.
 
     Raises:
         ValueError: Its denoiser is for another size, or for any and `size` was not given.
@@ -34,14 +35,14 @@ class Resized(nn.Module):
         shape = image_shape(purifier)
         if size is None:
             if shape is None:
-                raise ValueError("give `size`: the denoiser was made for no size of its own")
+                raise ValueError("set `size`, for the denoiser has no image size of its own")
             self.size = shape[1:]
         else:
             self.size = (size, size)
         if shape is not None and shape[1:] != self.size:
             size_text = " x ".join(map(str, shape[1:]))
             raise ValueError(
-                f"the denoiser was made for {size_text}; leave `size` out, or give that"
+                f"the denoiser takes images of {size_text}: leave `size` out, or set it to that"
             )
         self.purifier = purifier
         if hasattr(purifier, "walk"):
@@ -56,21 +57,21 @@ class Resized(nn.Module):
         """This purifier with the adjoint gradient of the one inside.
 
         Raises:
-            ValueError: It has none.
+            ValueError: The purifier inside has no adjoint gradient.
         """
         if not hasattr(self.purifier, "adjoint"):
-            raise ValueError("the purifier inside has no adjoint gradient; use the view `exact`")
+            raise ValueError("the purifier inside has no adjoint gradient: use the view `exact`")
         return Resized(self.purifier.adjoint(), size=self.size[0])  # pyright: ignore
 
     def with_fewer_steps(self, steps: int | None = None, matched: bool = True) -> Purifier:
         """This purifier with the one inside in fewer steps.
 
         Raises:
-            ValueError: That does not say how, or has not so many.
+            ValueError: The purifier inside does not support fewer steps, or has fewer than `steps`.
         """
         if not hasattr(self.purifier, "with_fewer_steps"):
             raise ValueError(
-                "the purifier inside does not say how to leave out steps; use the view `exact`"
+                "the purifier inside does not support fewer steps: use the view `exact`"
             )
         inside = self.purifier.with_fewer_steps(steps, matched)  # pyright: ignore
         return Resized(inside, size=self.size[0])

@@ -1,4 +1,4 @@
-"""How a purifier goes back: a sampler's name, or a step of one's own, to its times and its step."""
+"""Samplers: from a name, or your own step, to the times and the step rule of a reverse process."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -46,29 +46,29 @@ def make_sampler(
     variance: Variance = "small",
     eta: Share = 0.0,
 ) -> Sampler:
-    """The way from `t` to a clean image.
+    """The times and the step rule of a reverse process from `t` to a clean image.
 
     Args:
         denoiser: The diffusion model.
-        t: t*, the time to begin at, in (0, 1]; 0.1 is 100 of 1000 steps.
-        steps: How many steps, each one call of the network (of `"heun"` two, but the last). Of DDPM
-            and DDIM no more than the chain has below t*.
+        t: t*, the time at which the reverse process starts, in (0, 1]; 0.1 is 100 of 1000 steps.
+        steps: Reverse steps, each one call of the network (with `"heun"` two, except the last).
+            DDPM and DDIM allow at most as many as the schedule has below t*.
         sampler: `"sde"` (Euler-Maruyama), `"ddpm"`, `"ddim"`, `"ode"` (the probability flow) or
-            `"heun"` (the flow by EDM's second-order steps); or a step of one's own, which goes over
-            the times of `"ddpm"`: whole steps of the chain, to the clean image at 0.
-        variance: Of `"ddpm"`: `"small"` (posterior) or `"large"` (forward).
-        eta: Of `"ddim"` and `"heun"`: the share of fresh noise, 0 to 1.
+            `"heun"` (the flow by EDM's second-order steps); or your own step, which uses the times
+            of `"ddpm"`: whole steps of the schedule, down to the clean image at 0.
+        variance: The variance of a `"ddpm"` step: `"small"` (posterior) or `"large"` (forward).
+        eta: The share of fresh noise in `"ddim"` and `"heun"`, 0 to 1.
 
     Raises:
-        ValueError: One of these is out of range, or the chain has not so many steps.
+        ValueError: An option is out of range, or the schedule has fewer steps.
     """
     check_arguments(make_sampler, locals())
     chain = chain_length(denoiser.schedule)
     jumps = callable(sampler) or sampler in ("ddpm", "ddim")
     if (jumps or isinstance(denoiser.schedule, Discrete)) and steps > round(t * chain):
         raise ValueError(
-            f"steps must be at most {round(t * chain)}: the chain of {chain} has no more below "
-            f"t = {t}, not {steps}"
+            f"steps must be at most {round(t * chain)}, the number of the schedule's {chain} steps "
+            f"below t = {t}; not {steps}"
         )
     if not jumps and t / steps <= END:
         raise ValueError(f"steps must be below t / {END:g} = {t / END:.0f}, not {steps}")
@@ -78,8 +78,8 @@ def make_sampler(
         times = karras(denoiser.schedule, t, steps)
         if not bool((times.diff() < 0).all()):
             raise ValueError(
-                f"the chain of {chain} has not the {steps} levels of noise of `heun` below t = {t}: "
-                "take fewer steps, or a greater t"
+                f"the schedule's {chain} steps are too few for {steps} steps of `heun` below t = "
+                f"{t}: take fewer steps, or a larger t"
             )
         return Sampler(times, Heun(denoiser.schedule, churned(denoiser.schedule, times, eta)))
     choices: dict[SamplerName, Step] = {

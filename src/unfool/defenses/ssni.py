@@ -26,10 +26,10 @@ class ScoreNorm(nn.Module):
     `center` and `width` are of clean images: `score_norms` measures them. They hold for one denoiser,
     one `levels` and one `up_to`.
 
-    The attacker controls t*, and the gradient goes through it: through the scores, at the cost of one
-    call of the network for each level, in the memory of one. Where the denoiser has a chain of whole
-    steps, and no times between them, that gradient is 0, as it is in any code that counts steps. Stream
-    i below its noise is of level i.
+    The attacker can influence t*, so the gradient goes through it and through the scores, at the
+    cost of one call of the network for each level and the memory of one. For a denoiser with
+    discrete steps, this gradient is 0, as in any code that counts steps. Stream i below its noise
+    is of level i.
 
     Args:
         denoiser: The diffusion model.
@@ -38,7 +38,7 @@ class ScoreNorm(nn.Module):
         width: The scale of the norm: of the sigmoid a temperature, linear the most less the least.
         shape: `"sigmoid"` or `"linear"`.
         bias: What is added to t* under the sigmoid, or to the time where linear, as a time.
-        levels: How many times the score is asked for.
+        levels: The number of times at which the score is evaluated.
         up_to: The latest of these times; 0.02 is 20 of 1000.
 
     Raises:
@@ -76,13 +76,13 @@ class ScoreNorm(nn.Module):
 def score_norms(
     denoiser: Denoiser, x: Tensor, noise: Noise, levels: Count = 20, up_to: Time = 0.02
 ) -> Tensor:
-    """The norm of the expected score of each image (B,): of clean ones, what `ScoreNorm` is told.
+    """The norm of the expected score of each image (B,), to choose `ScoreNorm`'s center and width.
 
     Args:
         denoiser: The diffusion model.
         x: Images (B, C, H, W) in [0, 1].
-        noise: Of these images.
-        levels: How many times the score is asked for.
+        noise: The noise of these images.
+        levels: The number of times at which the score is evaluated.
         up_to: The latest of these times.
 
     Raises:

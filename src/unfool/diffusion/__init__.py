@@ -17,18 +17,5 @@ if TYPE_CHECKING:
     from unfool.diffusion.schedule import Discrete as Discrete
 
 # `reverse` is called like its module, and so is exported by `unfool` alone.
-_HOMES = {
-    "Ancestral": "unfool.diffusion.reverse",
-    "ascent": "unfool.diffusion.reverse",
-    "DDIM": "unfool.diffusion.reverse",
-    "Denoiser": "unfool.diffusion.denoiser",
-    "Discrete": "unfool.diffusion.schedule",
-    "euler_maruyama": "unfool.diffusion.reverse",
-    "flow": "unfool.diffusion.reverse",
-    "Heun": "unfool.diffusion.reverse",
-    "NetworkDenoiser": "unfool.diffusion.denoiser",
-    "VP": "unfool.diffusion.schedule",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)

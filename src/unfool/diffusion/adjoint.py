@@ -147,5 +147,6 @@ def _torchsde() -> Any:
         return importlib.import_module("torchsde")
     except (ImportError, RuntimeError) as error:
         raise ValueError(
-            "the adjoint gradient needs torchsde: pip install 'unfool[adjoint]', or use the exact one"
+            "the adjoint gradient needs torchsde: run pip install 'unfool[adjoint]', or use the "
+            "view `exact`"
         ) from error

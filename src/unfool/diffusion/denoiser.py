@@ -1,4 +1,4 @@
-"""Denoisers: what a diffusion model is, seen from everything above it.
+"""Denoisers: the interface of a diffusion model for all other code.
 
 A denoiser answers one question, E[x_0 | x_t]. Whether its network predicts the noise, the image, the
 velocity or a scaled mixture, and in which units it is told the time, is settled inside it.
@@ -23,16 +23,16 @@ SIGMA_MIN = 0.002  # the noise at which a consistency model returns its input
 
 
 class Denoiser(nn.Module, ABC):
-    """E[x_0 | x_t] under a schedule, in a space of its own.
+    """A denoiser, which estimates E[x_0 | x_t] under a noise schedule, in its own space.
 
     Attributes:
-        schedule: Times to scales.
-        shape: (C, H, W) of the images it was made for; None if any will do.
+        schedule: The noise schedule, which maps times to scales.
+        shape: The image shape (C, H, W) the denoiser expects, or None if it accepts any shape.
         resizes: Whether `encode` brings images of any size to that shape.
         classes: How many labels it can be conditioned on; 0 for an unconditional one.
-        multi_head: Whether one call answers for several labels of each image.
-        wordings: In how many ways each class can be told, if not in one: the label
-            c + (classes + 1) w is class c in its wording w.
+        multi_head: Whether one call gives the estimates for several labels of each image.
+        wordings: The number of prompts per class, where there are several: the label c + (classes +
+            1) w stands for class c with prompt w.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -72,11 +72,11 @@ class Denoiser(nn.Module, ABC):
 
 
 class NetworkDenoiser(Denoiser):
-    """A network as a denoiser: x_hat from what it predicts.
+    """A denoiser that computes x_hat from what a network predicts.
 
-    The network is called with (x_t, time (B,)), and the labels (B,) if it has classes. Where images
-    have no label, the label is `classes`, the null class. Of an output with twice the channels of
-    x_t, which includes a learned variance, the first half counts.
+    The network is called with (x_t, time (B,)), and with labels (B,) if it has classes. Images
+    without a label get the label `classes`, the null class. If the output has twice the channels of
+    x_t (a learned variance), only the first half is used.
 
     Args:
         network: The network; a diffusers `UNet2DModel` or any module with that call.
@@ -87,16 +87,16 @@ class NetworkDenoiser(Denoiser):
             noise under the sub-VP SDE (Song et al., 2021). `"consistency"` is the function of a
             consistency model (Song et al., 2023), a point of the flow's end and not E[x_0 | x_t].
         shape: (C, H, W) of its images.
-        classes: How many labels it knows.
+        classes: The number of labels it is conditional on, without the null class; 0 for none.
         multi_head: Whether the network takes labels (B, L) too, and answers for all of them in one call.
-        time: What the network is told, where n = T t counts the T steps of the chain (1000 of a
-            continuous schedule) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` that as a whole
-            number, `"rescaled"` the index on a chain of 1000, `"score_sde"` 999 t, `"edm"` ln(s) / 4,
-            `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the time of the sub-VP
-            SDE. Or a function from scales to the time.
+        time: The time input of the network, where n = T t counts the T steps of the schedule (1000
+            for a continuous one) and s = sigma / alpha. `"scaled"` is n - 1, `"index"` is n - 1 as
+            an integer, `"rescaled"` is the index in a schedule of 1000 steps, `"score_sde"` 999 t,
+            `"edm"` ln(s) / 4, `"consistency"` 250 ln(s), `"ve"` ln(s / 2), `"subvp"` 999 times the
+            time of the sub-VP SDE. Or a function from scales to the time.
         clip_x0: Whether x_hat is clipped to [-1, 1], as many DDPM samplers do. Clipped pixels have no
             gradient.
-        null: Whether the network knows a null class. If not, it needs labels.
+        null: Whether the network has a null class. If not, it needs labels.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class NetworkDenoiser(Denoiser):
         super().__init__()
         if predicts not in get_args(Prediction):
             raise ValueError(
-                f"a network predicts {', '.join(get_args(Prediction))}; not {predicts!r}"
+                f"predicts must be one of {', '.join(get_args(Prediction))}; not {predicts!r}"
             )
         if not callable(time) and time not in get_args(Time):
-            raise ValueError(f"a network's time is {', '.join(get_args(Time))}; not {time!r}")
+            raise ValueError(f"time must be one of {', '.join(get_args(Time))}; not {time!r}")
         self.network, self.schedule = network, schedule or VP()
         self.predicts, self.shape, self.classes = predicts, shape, classes
         self.multi_head, self.time, self.clip_x0, self.null = multi_head, time, clip_x0, null
@@ -198,8 +198,8 @@ class NetworkDenoiser(Denoiser):
     def _null(self, x_t: Tensor) -> Tensor:
         if not self.null:
             raise ValueError(
-                f"the network knows {self.classes} classes and no null class, so it cannot denoise "
-                "without labels; take an unconditional network"
+                f"the network has {self.classes} classes and no null class, so it cannot denoise "
+                "without labels: take an unconditional network"
             )
         return torch.full((len(x_t),), self.classes, device=x_t.device)
 

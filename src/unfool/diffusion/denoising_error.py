@@ -1,4 +1,4 @@
-"""Whether a denoiser denoises: the error of x_hat beside what needs no network at all.
+"""Tests whether a denoiser denoises: compares the error of x_hat with estimates without a network.
 
 A wrong time, schedule, prediction or sign, or raw weights in place of averaged ones, raise no error: they
 only make a defense look weak. The best estimate that is linear in each pixel alone knows nothing of

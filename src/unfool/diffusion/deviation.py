@@ -1,4 +1,4 @@
-"""Losses at every step of a chain: how far the way back is from the way forward (DiffAttack).
+"""Losses at every reverse step: the distance to the forward process (DiffAttack).
 
 Kang et al. (2023) add to the loss of the logits, at each time of the reverse process, the distance of its
 state from that of the forward process. The way back visits each state anyway, so the gradient of these

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.errors import SpecError
-from unfool.networks.frozen import replayed
+from unfool.networks.frozen_layers import replayed
 from unfool.runtime.files import write_bytes
 
 ExecutionMode = Literal["plain", "channels_last", "compiled", "cuda_graphs"]
@@ -67,8 +67,8 @@ def execute(model: object, mode: Execution, rows: int) -> None:
         chosen = choose(part, min(rows, MAX_BATCH)) if mode == "auto" else mode
         if mode != "auto" and (error := off(part, mode, min(rows, MAX_BATCH))) > RELATIVE_TOLERANCE:
             raise SpecError(
-                f"machine.execution: {mode} gives other numbers than plain here (a relative error of "
-                f"{error:.1g}): use auto, or plain"
+                f"machine.execution: {mode} gives different numbers than plain on this machine (a "
+                f"relative error of {error:.1g}): use auto or plain"
             )
         run_as(part, chosen)
 
@@ -90,7 +90,7 @@ def run_as(denoiser: NetworkDenoiser, mode: ExecutionMode) -> None:
     """
     network = denoiser.network
     if mode == "cuda_graphs" and not any(p.is_cuda for p in network.parameters()):
-        raise SpecError("machine.execution: cuda_graphs needs a GPU; try auto, or plain")
+        raise SpecError("machine.execution: cuda_graphs needs a GPU: use auto or plain")
     if mode == "channels_last":
         network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     elif mode == "cuda_graphs":  # which lay out memory by themselves, as do compiled networks
@@ -182,7 +182,13 @@ def choose(denoiser: NetworkDenoiser, rows: int, memory: Path | None = None) -> 
         known = dict(json.loads(memory.read_text("utf-8")))
     if known.get(key) in TRIAL_SIZES:
         return known[key]
-    print("trying how the denoiser is executed fastest here: minutes, once", file=sys.stderr)
+    print(
+        (
+            "unfool: finding the fastest way to run the denoiser on this machine; this takes minutes, "
+            "once"
+        ),
+        file=sys.stderr,
+    )
     found: dict[ExecutionMode, Trial]
     found = {
         mode: trial

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unfool.networks.frozen import replayed
+from unfool.networks.frozen_layers import replayed
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
 Advance = Callable[[int, Tensor], Tensor]

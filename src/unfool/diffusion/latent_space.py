@@ -1,4 +1,4 @@
-"""Latent models: a denoiser in the space of an autoencoder, told a class by a text or a number.
+"""Latent models: a denoiser in the space of an autoencoder, conditional on a text or a class number.
 
 An image is resized and encoded once, whatever is then asked of it, so that a gradient takes one
 vector-Jacobian product through the encoder. The network may compute in a half precision: everything
@@ -80,7 +80,8 @@ class Latent(NetworkDenoiser):
         channels, size, _ = self.shape or (x.shape[1], 0, 0)
         if x.shape[1] != channels:
             raise ValueError(
-                f"the model takes images of {channels} channels, and these have {x.shape[1]}"
+                f"the model takes images of {channels} channels, and these have {x.shape[1]}: "
+                "convert the images"
             )
         return _in_parts(self._code, square(x, size))
 

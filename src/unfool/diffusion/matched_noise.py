@@ -1,4 +1,4 @@
-"""A way back in fewer steps, on the same path of noise as the way with all of them.
+"""A reverse process in fewer steps, with the same noise path as the process with all steps.
 
 A step that goes over several fine ones takes the sum of their increments, each as large as its fine
 step makes it, scaled to a standard normal. So the coarse way is what it would be on noise of its own,
@@ -33,7 +33,9 @@ def coarse_times(fine: int, steps: int | None) -> list[int]:
     if steps is None:
         steps = min(max(5, -(-fine // 10)), fine)
     if not 1 <= steps <= fine:
-        raise ValueError(f"steps of a view are from 1 to the defense's own {fine}, not {steps}")
+        raise ValueError(
+            f"the steps of a view must be from 1 to {fine}, the defense's own, not {steps}"
+        )
     return [round(fine * k / steps) for k in range(steps + 1)]
 
 

@@ -1,4 +1,4 @@
-"""What can be swapped in a diffusion: level and shape of its noise, a guide, a correction, a step.
+"""Interfaces of the replaceable parts of a diffusion: noise level, shaping, guide, correction, step.
 
 States are (B, C, H, W) in the denoiser's own space, and scales (`Scales`) are shaped (), or (B, 1, 1, 1)
 where each image has times of its own.
@@ -13,7 +13,7 @@ from unfool.noise import Noise
 
 
 class Guide(Protocol):
-    """What is added to the score at x_t, shaped like `x_t`.
+    """A term that is added to the score at x_t, shaped like `x_t`.
 
     It is asked at the scales `now`, with the estimate `x_hat` of x_0, on the way to the scales `then`; by
     `Heun` a second time, with the same noise, when it is there: `now` is then `then`.
@@ -27,7 +27,7 @@ class Guide(Protocol):
 
 @runtime_checkable
 class ImageGuide(Protocol):
-    """A guide that looks at the image that is purified.
+    """A guide that depends on the image that is purified.
 
     At every step it is asked for the guide of the images `x` (B, C, H, W), which are in the
     denoiser's own space. What it computes from them is a part of the step, and differentiated.

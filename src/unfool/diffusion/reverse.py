@@ -101,14 +101,15 @@ class DDIM:
 class Heun:
     """A step of the stochastic Heun sampler (Karras et al., 2022, algorithm 2), of any model.
 
-    It noises x_t up to the time `raised[t]`, if there is one, and takes a second-order step of the
-    flow from there, in EDM's variables x / alpha and sigma / alpha. It asks the denoiser twice, but
-    once for the last step to a clean image; so it is no `Step`, which is told one answer.
+    It adds noise to x_t up to the time `raised[t]`, if there is one, and takes a second-order step
+    of the probability flow from there, in EDM's variables x / alpha and sigma / alpha. It calls the
+    denoiser twice (once in the last step, to the clean image), so it is not a `Step`, which gets
+    one estimate.
 
     Attributes:
-        schedule: The denoiser's.
-        raised: Times to later times; none of them, and it draws nothing.
-        inflation: The standard deviation of the noise (S_noise).
+        schedule: The schedule of the denoiser.
+        raised: Maps times to later times, up to which noise is added; if empty, nothing is drawn.
+        inflation: The standard deviation of the added noise (S_noise).
     """
 
     schedule: Schedule
@@ -147,10 +148,10 @@ def reverse(
     beside: tuple[Tensor, ...] = (),
     own: Tensor | None = None,
 ) -> Tensor:
-    """Carry `x` through `times`, from the first to the last.
+    """Run the reverse process from `x` through `times`, from the first to the last.
 
-    In each step the denoiser answers x_hat, the correction changes it, the guide moves it, and the
-    step goes on from there.
+    In each step, the denoiser estimates x_hat, the correction and then the guide change it, and the
+    step computes the next state from it.
 
     The gradient is exact, and its memory does not grow with the number of steps
     (`diffusion.gradient`). It reaches `x`, `image`, the denoiser's weights where they are trained,
@@ -162,19 +163,19 @@ def reverse(
         x: States (B, C, H, W) in the denoiser's space, at `times[0]`.
         times: Falling times (N + 1,), for N steps.
         noise: Step i draws from `noise.child(i)`, its guide from `guide` below that.
-        step: How to go from one time to the next.
+        step: The rule that computes the next state, such as `Ancestral()`.
         guide: A term of the score.
-        correction: What changes each estimate of x_0.
-        image: What is purified (B, C, H, W), in the denoiser's space: for the correction, and for a
-            guide that looks at it. None where neither does.
+        correction: Changes each estimate of x_0.
+        image: The image that is purified (B, C, H, W), in the denoiser's space, if the correction
+            or the guide needs it; else None.
         label: Class labels (B,) for a conditional denoiser.
         beside: Other tensors a guide uses that may need a gradient.
-        own: The first time of each image (B,), which the gradient reaches, too; its other times are in
-            proportion, but for the last, which is that of all. None is `times[0]` for all. Not with
-            `Heun`.
+        own: The first time of each image (B,), which also gets a gradient. Its other times are in
+            proportion, except the last, which is the same for all. None is `times[0]` for all. It
+            cannot be used with `Heun`.
 
     Raises:
-        ValueError: The correction or the guide looks at `image`, and there is none.
+        ValueError: The correction or the guide needs `image`, and there is none.
     """
     scales = TimesOfImages(denoiser.schedule, times)
     options = _StepOptions(denoiser, step, guide, correction, image, label)
@@ -317,7 +318,7 @@ class _StepOptions:
     def __post_init__(self) -> None:
         if self._uses_image() and self.image is None:
             raise ValueError(
-                "the correction, or the guide, looks at the image that is purified: give it as `image`"
+                "the correction or the guide needs the image that is purified: pass it as `image`"
             )
 
     def differentiated_inputs(self) -> tuple[Tensor, ...]:
@@ -372,8 +373,8 @@ class _StepOptions:
 def _shaped(who: str, answer: Tensor, like: Tensor) -> Tensor:
     if answer.shape != like.shape:
         raise ValueError(
-            f"the {who} returned a tensor of shape {tuple(answer.shape)} for images of shape "
-            f"{tuple(like.shape)}: the two must be the same"
+            f"the {who} must return a tensor of the images' shape {tuple(like.shape)}, and "
+            f"returned {tuple(answer.shape)}"
         )
     return answer
 
@@ -381,8 +382,8 @@ def _shaped(who: str, answer: Tensor, like: Tensor) -> Tensor:
 def ascent(potential: Callable[[Tensor], Tensor], x_t: Tensor) -> Tensor:
     """The gradient, with respect to `x_t`, of a potential (B,) of each image; shaped like `x_t`.
 
-    It may be differentiated again wherever gradients are on (the second derivatives of a guided
-    chain), and keeps no graph where they are off.
+    It can be differentiated again if gradients are enabled (for the second derivatives of a guide),
+    and keeps no graph if they are not.
     """
     again = torch.is_grad_enabled()
     with torch.enable_grad(), twice_differentiable():

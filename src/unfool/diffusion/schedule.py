@@ -43,8 +43,8 @@ class VP:
     """The continuous variance-preserving SDE (Song et al., 2021; Nie et al., 2022, section 3).
 
     Attributes:
-        beta_min: The rate of the noise at time 0.
-        beta_max: The rate of the noise at time 1; in between it is linear.
+        beta_min: beta at time 0.
+        beta_max: beta at time 1; it is linear in between.
     """
 
     beta_min: Positive = 0.1
@@ -68,15 +68,15 @@ class VP:
 class Discrete:
     """A chain of `steps` betas (Ho et al., 2020, linear; Nichol and Dhariwal, 2021, cosine).
 
-    Latent models (Rombach et al., 2022) have betas whose square roots are linear. A time between two
-    steps is taken to the nearest one. `beta` is the step's beta times `steps`.
+    Latent models (Rombach et al., 2022) have betas whose square roots are linear. A time between
+    two steps is rounded to the nearest one. `beta` is the step's beta times `steps`.
 
     Attributes:
         steps: T, the length of the chain.
         kind: `"linear"` from `beta_min`/T to `beta_max`/T, which for T = 1000 is Ho's 1e-4 to 0.02;
             `"scaled_linear"`, whose square roots are linear between the same ends; or `"cosine"`.
-        beta_min: T times the first step's beta; not of `"cosine"`.
-        beta_max: T times the last step's beta; not of `"cosine"`.
+        beta_min: T times the first step's beta; not used by `"cosine"`.
+        beta_max: T times the last step's beta; not used by `"cosine"`.
 
     Raises:
         ValueError: An option is out of range.
@@ -178,7 +178,7 @@ def time_of_noise(schedule: Schedule, sigma: float) -> float:
     most = pixel_noise(schedule, 1.0)
     if not 0 < sigma <= most:
         raise ValueError(
-            f"sigma is a noise above 0 and up to {most:.4g}, the most that the schedule has, in "
+            f"sigma must be above 0 and at most {most:.4g}, the largest noise of the schedule, in "
             f"units of [0, 1] pixels; not {sigma}"
         )
     if isinstance(schedule, Discrete):

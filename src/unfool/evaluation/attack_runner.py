@@ -201,19 +201,23 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
     """What an attack returned, if it is images, and within the threat if it is held to one."""
     if x_adv.shape != x.shape:
         raise RuntimeError(
-            f"the attack {name} returned images shaped {tuple(x_adv.shape)}, given {tuple(x.shape)}"
+            f"the attack {name} must return images of the shape {tuple(x.shape)} that it was "
+            f"given, and returned {tuple(x_adv.shape)}"
         )
     if threat is None:
         if not bool(((x_adv >= 0) & (x_adv <= 1)).all()):
-            raise RuntimeError(f"the attack {name} returned what is no image of [0, 1]")
+            raise RuntimeError(
+                f"the attack {name} must return images in [0, 1] without NaN, and did not: clip "
+                "what it returns"
+            )
         return x_adv.detach()
     allowed = threat.allows(x, x_adv)
     if not bool(allowed.all()):
         most = float((threat.size(x_adv - x) - threat.eps).max())
         excess = f", by up to {most:.4g}" if most > 0 else "" if most <= 0 else ", by NaN"
         raise RuntimeError(
-            f"the attack {name} left the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, 1]) on "
-            f"{int((~allowed).sum())} of {len(x)} images{excess}: {_cure(threat, most)}"
+            f"the attack {name} exceeded the threat ({threat.norm} {threat.eps:.4g}, pixels in [0, "
+            f"1]) on {int((~allowed).sum())} of {len(x)} images{excess}: {_cure(threat, most)}"
         )
     return x_adv.detach()
 
@@ -221,11 +225,11 @@ def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tens
 def _cure(threat: Threat, excess: float) -> str:
     if threat.norm == "linf" and 0 < excess <= 0.5 / 255 + 1e-6:
         return (
-            "so far do images go that were rounded to 8 bits; let the threat be 0.5/255 more, or round "
+            "rounding to 8 bits explains so small an excess, so raise eps by 0.5/255, or round "
             "toward the clean image"
         )
     return (
-        "let an attack of yours end with threat.project(x, x_adv); images made before need the threat "
-        "and the order that they were made for (pictures of a folder are taken in the order of their "
-        "names as text: 0, 1, 10, 2)"
+        "let your attack end with threat.project(x, x_adv); images made earlier need the threat "
+        "and the order that they were made for (files of a folder are sorted by name as text: 0, "
+        "1, 10, 2)"
     )

@@ -1,4 +1,4 @@
-"""A rehearsal of an evaluation: how it asks the parts of a model, found out without asking them.
+"""A dry run of an evaluation: counts the calls of a model's parts without making them.
 
 Stand-ins take the places of the parts, answer at once and count how they are asked. So it holds for any
 attack, a stranger's too. They answer rightly whatever is done to the image: where an image that fell is

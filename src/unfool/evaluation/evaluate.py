@@ -30,7 +30,7 @@ from unfool.evaluation.sanity_checks import sanity_check
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier, Dataset, Defended
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.quality import Quality
+from unfool.results.quality_means import Quality
 from unfool.results.run_folder import OutcomeStore
 from unfool.threat import Knowledge, Threat
 
@@ -93,9 +93,7 @@ def evaluate_into(
         robust = [o.conditions[o.chosen].draws.count(o.label) / draws for o in outcomes]
         status = f"robust in this block {np.mean(robust):.0%}"
         return (
-            status
-            if judge.candidates() - {"clean", "random"}
-            else f"{status}, to random noise alone"
+            status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
         )
 
     done = {outcome.index for outcome in run.outcomes()}

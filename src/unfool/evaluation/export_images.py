@@ -66,7 +66,7 @@ def check_format(word: str) -> Format:
     for known in get_args(Format):
         if word == known:
             return known
-    raise SpecError(f"--format is {' or '.join(get_args(Format))}, not {word!r}")
+    raise SpecError(f"--format must be {' or '.join(get_args(Format))}, not {word!r}")
 
 
 def run(
@@ -88,7 +88,9 @@ def run(
         RuntimeError: The folder holds something else, or an attack left the threat.
     """
     if not spec["attacks"]:
-        raise SpecError("the spec has no attacks: there is nothing to make")
+        raise SpecError(
+            "the spec has no attacks to make images with: add one to its section attacks"
+        )
     refuse_ray(spec["machine"], "making adversarial images")
     made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
     identity = specs.identity({"kind": KIND, **spec})
@@ -151,7 +153,7 @@ def write_images(
     """
     facts = run.read(AttackedImage)
     if not facts:
-        raise RuntimeError(f"{run.folder} holds no images yet")
+        raise RuntimeError(f"{run.folder} holds no images yet: run `unfool attack` first")
     rows = {row["label"]: row for row in run.spec["attacks"]}
     x, beyond, written = _images(run, "clean"), {}, []
     arrays = {
@@ -175,8 +177,8 @@ def write_images(
     if any(beyond.values()):
         counts = ", ".join(f"{count} of {name}" for name, count in beyond.items() if count)
         raise RuntimeError(
-            f"as pictures of 8 bits {counts} would leave the threat, and were not written: the clean "
-            "images have more than 8 bits; use the arrays, which are written"
+            f"as 8-bit images, {counts} would exceed the threat, because the clean images have "
+            "more than 8 bits: use the arrays, which were written, instead of PNG files"
         )
     return [*written, card]
 

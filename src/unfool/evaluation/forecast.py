@@ -107,7 +107,7 @@ def seconds_of(budget: str) -> float:
     """
     units = {"h": 3600, "m": 60, "s": 1}
     if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", budget):
-        raise SpecError(f"--budget is a time such as 2h, 30m or 45s, not {budget!r}")
+        raise SpecError(f"--budget must be a time such as 2h, 30m, or 45s, not {budget!r}")
     return sum(float(n) * units[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([hms])", budget))
 
 
@@ -190,8 +190,9 @@ def plan(
         return spec, found
     if shard[1] > 1:
         raise SpecError(
-            "--budget chooses the number of images by this machine's speed, so shards would differ: "
-            "see `--dry-run --budget` for the number, and give it to all by --set evaluation.images="
+            "--budget chooses the number of images by this machine's speed, so shards would "
+            "differ: get the number from `--dry-run --budget`, and give it to all shards by --set "
+            "evaluation.images="
         )
     limit, images = seconds_of(budget), begun(spec, folder)
     if images is not None:

@@ -1,4 +1,4 @@
-"""How far pictures are from the clean ones, before and after purification."""
+"""How far images are from the clean ones, before and after purification."""
 
 import torch
 from torch import Tensor
@@ -47,5 +47,5 @@ def check_perceptual(image: Tensor) -> None:
     except RuntimeError as error:
         size = " x ".join(map(str, image.shape))
         raise ValueError(
-            f"LPIPS does not take images of {size}: they must be gray or RGB, 31 or more pixels a side"
+            f"LPIPS needs gray or RGB images of at least 31 x 31 pixels, not {size}"
         ) from error

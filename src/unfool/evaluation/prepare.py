@@ -41,7 +41,13 @@ from unfool.threat import Knowledge, Threat
 
 @dataclass(frozen=True)
 class AttackOnView:
-    """An attack on what the attacker takes the model for."""
+    """An attack on a view of the model.
+
+    Attributes:
+        attack: The attack.
+        view: A function from model to model (such as `unfool.bpda`), or its name in `unfool menu`.
+        knows: What the attacker knows of the defense's noise; None for nothing.
+    """
 
     attack: Attack
     view: Any
@@ -199,12 +205,12 @@ def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier
         seen = view(model)
     except TypeError as error:
         raise SpecError(
-            f"the view of the attack {label} does not take the model: {error}"
+            f"the view of the attack {label} does not work with this model: {error}"
         ) from error
     if not callable(seen):
         raise SpecError(
-            f"the view of the attack {label} makes {shown(seen)} of the model, which cannot be called "
-            "with (x, noise)"
+            f"the view of the attack {label} must return a model that can be called with (x, "
+            f"noise), not {shown(seen)}"
         )
 
 
@@ -289,7 +295,8 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) ->
         known = [Knowledge(word).reveal(Noise.of(0, [0]), Noise.of(seed, [0])) for seed in (1, 2)]
         if torch.equal(*(model(x, noise.for_query(0)) for noise in known)):
             print(
-                f"the defense draws no {word} noise: `knows: {word}` is the white box here",
+                f"unfool: the defense draws no {word} noise, so `knows: {word}` is an ordinary "
+                "white-box attack here",
                 file=sys.stderr,
             )
 

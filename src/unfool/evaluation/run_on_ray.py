@@ -1,4 +1,4 @@
-"""An evaluation on many machines: its blocks of images as tasks of Ray, here or on a cluster.
+"""An evaluation on many machines: its blocks of images as Ray tasks, on this machine or a cluster.
 
 The outcomes are those of one process, because an image's noise depends on its place in the data set
 alone. They come back to the process that was started, which writes the run folder as ever; a block
@@ -76,7 +76,7 @@ def run(
         waiting = [task.remote(spec, block, *given) for block in blocks]
         try:
             here = len(mine) - len(todo)
-            with progress("evaluating images by Ray", len(mine), here, quiet) as show:
+            with progress("evaluating images on Ray", len(mine), here, quiet) as show:
                 while waiting:
                     (ready,), waiting = ray.wait(waiting)
                     outcomes, examples = ray.get(ready)
@@ -88,7 +88,8 @@ def run(
         except ray.exceptions.RayError as error:
             said = str(error).splitlines()[0]
             raise RuntimeError(
-                f"Ray lost a block {RETRIES + 1} times, and gave it up: {said}"
+                f"Ray lost the worker of a block of images {RETRIES + 1} times ({said}): run the "
+                "same command again, with fewer images per block or more memory if it repeats"
             ) from error
         finally:
             for task in waiting:  # after an error: a cluster that was joined would go on with them
@@ -111,7 +112,9 @@ def connected(spec: EvaluationSpec) -> Iterator[Any]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
         except Exception as error:  # where it does not start in time, Ray raises just that
-            raise SpecError(f"machine.engine: Ray did not start: {error}") from error
+            raise SpecError(
+                f"machine.engine: Ray did not start ({error}): fix that, or leave the engine out"
+            ) from error
     try:
         yield ray
     finally:
@@ -179,9 +182,9 @@ def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
     here = worker_payload(made.manifest)
     if others := [what for key, what in SAME.items() if here[key] != there[key]]:
         raise SpecError(
-            f"machine.engine: a worker of Ray on {socket.gethostname()} differs from where the run was "
-            f"started, in its {', and in its '.join(others)}: let both have the same, and run the same "
-            "command again"
+            f"machine.engine: the Ray worker on {socket.gethostname()} differs from the machine "
+            f"that started the run, in its {', and in its '.join(others)}: make both the same, and "
+            "run the same command again"
         )
     return made, made.on(spec, (0, 1), quiet=True)
 
@@ -198,8 +201,8 @@ def _knock(address: str) -> None:
             socket.create_connection((place.hostname, place.port), KNOCK).close()
     except (OSError, ValueError) as error:
         raise SpecError(
-            f"machine.cluster: there is no Ray at {address} ({error}): start it there by `ray start "
-            "--head`, or name another address (also in RAY_ADDRESS), or none"
+            f"machine.cluster: there is no Ray at {address} ({error}): start it there with `ray "
+            "start --head`, name another address (RAY_ADDRESS counts, too), or name none"
         ) from error
 
 

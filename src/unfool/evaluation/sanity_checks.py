@@ -1,4 +1,4 @@
-"""A look at the model itself, on a few images: what the doubts about it go by."""
+"""Sanity checks of the model itself on a few images, from which doubts about it follow."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -42,7 +42,9 @@ def sanity_check(
         logits, again = model(x, noise.child(0)), model(x, noise.child(1))
         alone = model(x[:1], noise.take([0]).child(0))
     if not bool(logits.isfinite().all()):
-        raise RuntimeError("the model returned logits that are not finite; see `unfool doctor`")
+        raise RuntimeError(
+            "the model returned logits that are not finite: look for the cause with `unfool doctor`"
+        )
     probabilities, alike = are_probabilities(logits), same_logits(alone, logits[:1])
     random = (logits != again).any(1)
     turns = range(DRAWS if bool(random.any()) else 1)

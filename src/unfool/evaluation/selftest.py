@@ -261,7 +261,7 @@ def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Chec
     for name, found in left.items():
         yield reaches(part, name, best, found)
     said = "zero-gradient" in {doubt["name"] for doubt in told["doubts"]}
-    what = "PGD stops, and a doubt says so"
+    what = "PGD fails, and a doubt says so"
     yield Check(part, what, "yes", 1, float(stopped and said), 1, 1)
 
 

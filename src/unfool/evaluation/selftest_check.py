@@ -1,4 +1,4 @@
-"""What a check of the self-test is: one thing that is known, and what was found."""
+"""A check of the self-test: a known value and the measured one."""
 
 from dataclasses import dataclass
 from typing import Literal

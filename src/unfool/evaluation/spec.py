@@ -102,7 +102,7 @@ OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "threat": (ThreatSection, {}),
     "attacks": (
         AttackOptions,
-        {"view": "exact", "label": "NAME-VIEW, and what it knows", "knows": None},
+        {"view": "exact", "label": "the name and the view, and the noise it knows", "knows": None},
     ),
 }
 
@@ -119,8 +119,8 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
     """
     if spec.get("sweep") is not None:
         raise SpecError(
-            "this spec has a sweep: run it by `unfool sweep`; or, for its values outside of the "
-            "sweep alone, by `unfool evaluate` with `--set sweep=null`"
+            "this spec has a sweep: run it by `unfool sweep`, or add `--set sweep=null` to "
+            "evaluate only the settings outside the sweep"
         )
     spec = without(spec, "sweep")
     if "training" in spec:
@@ -133,7 +133,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
             raise SpecError(f"an evaluation spec has no {key!r}; {near}")
     for key in ("data", "classifier", "threat", "attacks"):
         if key not in spec:
-            raise SpecError(f"an evaluation spec needs {key!r}")
+            raise SpecError(f"an evaluation spec needs a section {key!r}")
     model = check_model(spec)
     return {
         "data": specs.check_data(spec.get("data"), folder),
@@ -150,27 +150,35 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
 def _check_threat(section: Any) -> ThreatSection:
     threat = specs.check_section("threat", section, ThreatSection)
     if threat["norm"] in ("linf", "l0") and threat["eps"] > 1:
-        units = {"linf": "in units of [0, 1] pixels (8/255, say)", "l0": "the share of places"}
+        units = {
+            "linf": "in units of [0, 1] pixels (such as 8/255)",
+            "l0": "as a share of the pixels",
+        }
         norm = threat["norm"]
-        raise SpecError(f"threat.eps of {norm} is at most 1, {units[norm]}, not {threat['eps']}")
+        raise SpecError(
+            f"threat.eps of {norm} must be at most 1, {units[norm]}, not {threat['eps']}"
+        )
     return threat
 
 
 def _check_attacks(attacks: Any, defended: bool) -> list[AttackEntry]:
     if not isinstance(attacks, list):
         raise SpecError(
-            "attacks must be a list of attacks, each with a name, and perhaps a view and a label, not "
-            f"{shown(attacks)}"
+            "attacks must be a list of attacks, each with a name, and optionally a view and a "
+            f"label, not {shown(attacks)}"
         )
     checked: list[AttackEntry] = []
     for place, attack in enumerate(attacks):
         row = _check_attack(attack, f"attacks.{place}", defended)
         if row["label"] in RESERVED:
             raise SpecError(
-                f"{row['label']!r} is a row of its own: give the attack another `label`"
+                f"the label {row['label']!r} is reserved for a row of the report: give the attack "
+                "another `label`"
             )
         if row["label"] in {c["label"] for c in checked}:
-            raise SpecError(f"two attacks are called {row['label']!r}: give one another `label`")
+            raise SpecError(
+                f"two attacks have the label {row['label']!r}: give one of them another `label`"
+            )
         checked.append(row)
     return checked
 
@@ -183,7 +191,7 @@ def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
     for key in ATTACK_FLAGS:
         table.pop(key, None)  # of a checked spec; what is named says it
     if label is not None and not (isinstance(label, str) and label and label.isprintable()):
-        raise SpecError(f"{where}.label must be a word that can be printed, not {shown(label)}")
+        raise SpecError(f"{where}.label must be printable text, not {shown(label)}")
     seen = specs.part("view", view)["name"]
     if seen in DEFENSE_VIEWS and not defended:
         raise SpecError(f"the view {seen!r} needs a purifier: leave it out, or add a purifier")
@@ -224,7 +232,7 @@ def check_model(spec: Mapping[str, Any]) -> ModelSpec:
         SpecError: What is wrong with them.
     """
     if "classifier" not in spec:
-        raise SpecError("the spec needs 'classifier'")
+        raise SpecError("the spec needs a section 'classifier'")
     checked: ModelSpec = {
         "classifier": specs.check("classifier", spec.get("classifier")),
         **check_purifier(spec),
@@ -232,7 +240,8 @@ def check_model(spec: Mapping[str, Any]) -> ModelSpec:
     if spec.get("paths") is not None:
         if "purifier" not in checked:
             raise SpecError(
-                "paths are purifications of one image: add a purifier, or leave them out"
+                "paths are several purifications of one image, and there is no purifier: add one, "
+                "or leave paths out"
             )
         paths = specs.check_section("paths", spec.get("paths"), PathsSection, PATHS)
         checked["paths"] = cast(Paths, paths)
@@ -253,7 +262,9 @@ def check_purifier(spec: Mapping[str, Any]) -> DefenseSpec:
         needs = specs.argument_names("purifier", checked["purifier"])
         if "denoiser" in needs and "denoiser" not in checked:
             name = checked["purifier"]["name"]
-            raise SpecError(f"the purifier {name} needs a denoiser: add that part to the spec")
+            raise SpecError(
+                f"the purifier {name} needs a denoiser: add a section denoiser to the spec"
+            )
     return checked
 
 
@@ -266,8 +277,8 @@ def check_machine(section: Any) -> MachineSection:
     machine = specs.check_section("machine", section, MachineSection, MACHINE)
     if machine.get("cluster") is not None and machine["engine"] != "ray":
         raise SpecError(
-            "machine.cluster is an address of Ray: add machine.engine=ray, or leave the cluster out "
-            "(--set machine.cluster=null)"
+            "machine.cluster is an address of Ray, and the engine is not Ray: add --set "
+            "machine.engine=ray, or leave the cluster out by --set machine.cluster=null"
         )
     return machine
 
@@ -280,6 +291,6 @@ def refuse_ray(machine: MachineSection, what: str) -> None:
     """
     if machine["engine"] == "ray":
         raise SpecError(
-            f"machine.engine: {what} is done by this process alone; Ray does `unfool evaluate` and "
-            "`unfool sweep`: use --set machine.engine=local --set machine.cluster=null"
+            f"machine.engine: {what} does not run on Ray, only `unfool evaluate` and `unfool "
+            "sweep` do: use --set machine.engine=local --set machine.cluster=null"
         )

@@ -17,7 +17,7 @@ from unfool.evaluation import run as evaluation
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.spec.tables import without
 
 
@@ -39,12 +39,18 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> list[Cell]:
         )
     for path, values in axes.items():
         if path == "evaluation.images":
-            raise SpecError("sweep: a run grows to more images; run the sweep once for each number")
+            raise SpecError(
+                "sweep: evaluation.images cannot be swept, because a finished run is extended when "
+                "it gets more images: run the sweep once for each number of images"
+            )
         if not isinstance(values, list) or not values:
             raise SpecError(f"sweep: {path} needs a list of values, not {values!r}")
         names = [name_of(value) for value in values]
         if len(set(names)) < len(names):
-            raise SpecError(f"sweep: two values of {path} are called alike: {', '.join(names)}")
+            raise SpecError(
+                f"sweep: two values of {path} have the same name ({', '.join(names)}): leave one "
+                "out, or change one"
+            )
     plain = without(spec, "sweep")
     cells = []
     for chosen in product(*axes.values()):

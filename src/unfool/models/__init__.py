@@ -28,32 +28,5 @@ if TYPE_CHECKING:
     from unfool.models.published.openai import improved_diffusion as improved_diffusion
     from unfool.models.published.score_sde import score_sde as score_sde
     from unfool.models.robustbench_zoo import robustbench as robustbench
-
-_HOMES = {
-    "cifar_network": "unfool.models.build",
-    "cifar_resnet": "unfool.models.build",
-    "consistency": "unfool.models.published.openai",
-    "ddpm": "unfool.models.published.ddpm",
-    "denoising_network": "unfool.models.build",
-    "diffusers": "unfool.models.published.ddpm",
-    "dit": "unfool.models.latent",
-    "edm": "unfool.models.published.edm",
-    "guided_diffusion": "unfool.models.published.openai",
-    "improved_diffusion": "unfool.models.published.openai",
-    "network": "unfool.models.build",
-    "NormalizedClassifier": "unfool.models.classifiers",
-    "quick": "unfool.models.build",
-    "score_sde": "unfool.models.published.score_sde",
-    "small_cnn": "unfool.models.build",
-    "robustbench": "unfool.models.robustbench_zoo",
-    "stable_diffusion": "unfool.models.latent",
-    "timm_classifier": "unfool.models.hub_classifiers",
-    "torchvision_classifier": "unfool.models.hub_classifiers",
-    "trained_classifier": "unfool.models.card",
-    "trained_denoiser": "unfool.models.card",
-    "transformers_classifier": "unfool.models.hub_classifiers",
-    "wide_resnet": "unfool.models.build",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)

@@ -1,4 +1,4 @@
-"""What a spec's `classifier` and `denoiser` may name: networks with their weights and input range."""
+"""Classifiers and denoisers that a spec can name: networks with their weights and normalization."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from unfool.models.jem import JEM
 from unfool.networks import cifar_resnet as resnet
 from unfool.networks import cnn, quick_resnet
 from unfool.networks import wide_resnet as wide
-from unfool.networks.deepmind import Activation, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import Activation, DeepMindWideResNet
 from unfool.networks.mobilenet import MobileNetV2
 from unfool.networks.resnet import ResNet
 from unfool.networks.shufflenet import ShuffleNetV2
@@ -62,33 +62,40 @@ def cifar_network(
     """A classifier of a common collection for 32x32 images, from its file; or a random one, to train.
 
     Args:
-        model: Its name; with `weights`, it is read off the file, and another name is refused.
-        weights: The file. Network, depth, width and number of classes are read off it (see
-            `cifar_layouts`); prefixes and a normalization inside do not matter.
+        model: The name of the network. With `weights`, it is read from the file, and another name
+            is an error.
+        weights: The file of the weights, from which the network, depth, width, and number of
+            classes are read; prefixes of names and a normalization layer inside do not matter.
         classes: Number of classes of a random one; 10 by default.
-        mean: What is subtracted from images; None is that of the file or usual for such files.
-        std: What the difference is divided by, likewise.
-        activation: Of networks of DeepMind, whose files do not tell; SiLU by default.
-        max_pool: Of ResNets with torchvision's names, whether a pooling follows the first convolution,
-            which files do not tell; by default it does, as in PyTorch_CIFAR10.
-        shortcut_of_input: Of pre-activation ResNets, whether shortcut convolutions see the input of
-            their block before normalization and ReLU, which files do not tell; by default they do not.
+        mean: The value per channel that is subtracted from images in [0, 1]; None takes that of the
+            file, or the usual one for such files.
+        std: The value by which the difference is divided, likewise.
+        activation: The activation of DeepMind's networks, whose files do not state it; SiLU by
+            default.
+        max_pool: Whether max pooling follows the first convolution in ResNets with torchvision's
+            names, whose files do not state it; by default it does, as in PyTorch_CIFAR10.
+        shortcut_of_input: Whether shortcut convolutions of pre-activation ResNets get the input of
+            their block before normalization and ReLU, which files do not state; by default they do
+            not.
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
     Raises:
-        ValueError: The file is of no known network, or of another; or neither name nor file is given.
+        ValueError: The file belongs to an unknown network or to another one, or neither `model` nor
+            `weights` is given.
     """
     check_arguments(cifar_network, locals())
     if weights is None:
         if model is None:
-            raise ValueError("name a `model`, or a file of `weights` that tells it")
+            raise ValueError("give a `model`, or a file of `weights` from which it can be read")
         return NormalizedClassifier(_random(model, classes or 10, activation), mean, std)
     choices = Choices(activation, max_pool, shortcut_of_input)
     layout = recognize(read_state(find_file(Path(weights), download)), str(weights), choices)
     if model not in (None, layout.name):
-        raise ValueError(f"{weights} is a {layout.name}, not a {model}; leave `model` out")
+        raise ValueError(f"{weights} is a {layout.name}, not a {model}: leave `model` out")
     if classes not in (None, layout.classes):
-        raise ValueError(f"{weights} tells {layout.classes} classes apart, not {classes}")
+        raise ValueError(
+            f"{weights} has {layout.classes} classes, not {classes}: leave `classes` out"
+        )
     network = filled(layout, str(weights))
     return NormalizedClassifier(network, mean or layout.mean, std or layout.std)
 
@@ -104,10 +111,11 @@ def cifar_resnet(
 
     Args:
         depth: Layers with weights.
-        classes: How many classes it tells apart.
+        classes: The number of classes.
         weights: The file of the weights; None for random ones, to train.
-        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
-        std: What the difference is divided by, likewise.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all.
+        std: The value by which the difference is divided, likewise.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -129,12 +137,13 @@ def wide_resnet(
 
     Args:
         depth: Layers with weights, 6n + 4.
-        width: How many times wider than a plain ResNet it is.
-        classes: How many classes it tells apart.
+        width: The width factor, relative to a plain ResNet.
+        classes: The number of classes.
         dropout: The share of features that the residual blocks drop in training.
         weights: The file of the weights; None for random ones, to train.
-        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
-        std: What the difference is divided by, likewise.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all.
+        std: The value by which the difference is divided, likewise.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -158,7 +167,7 @@ def jem(
     Args:
         depth: Layers with weights, 6n + 4; 28 in the paper.
         width: How many times wider than a plain ResNet it is; 10 in the paper.
-        classes: How many classes it tells apart.
+        classes: The number of classes.
         chains: Noisy copies of the image whose logits are averaged; 5 in the paper's attacks.
         sigma: The standard deviation of a copy's noise, in units of [0, 1] pixels; 0.015 in the paper.
         refine: Steps of Langevin dynamics that refine each copy before it is classified.
@@ -186,11 +195,12 @@ def quick(
 
     Args:
         widths: Channels of each stage; each stage halves the height and width.
-        classes: How many classes it tells apart.
+        classes: The number of classes.
         channels: Channels of an image.
         weights: The file of the weights; None for random ones, to train.
-        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
-        std: What the difference is divided by, likewise.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all.
+        std: The value by which the difference is divided, likewise.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -213,11 +223,12 @@ def small_cnn(
     Args:
         channels: Channels of an image.
         size: Height and width of an image in pixels.
-        classes: How many classes it tells apart.
+        classes: The number of classes.
         width: Channels of the first two convolutions; the other two have twice as many.
         weights: The file of the weights; None for random ones, to train.
-        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
-        std: What the difference is divided by, likewise.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all.
+        std: The value by which the difference is divided, likewise.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -237,8 +248,9 @@ def network(
     Args:
         network: The torch module.
         weights: The file of its weights; None leaves the module as it is.
-        mean: What is subtracted from images in [0, 1], a number per channel or one for all.
-        std: What the difference is divided by, likewise.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all.
+        std: The value by which the difference is divided, likewise.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -261,9 +273,9 @@ def denoising_network(
     Args:
         network: The torch module.
         schedule: The noise schedule; continuous VP if None.
-        predicts: What the network says (see `NetworkDenoiser`).
+        predicts: What the network predicts (see `NetworkDenoiser`).
         classes: Labels that it is conditional on, besides the null class; 0 for none.
-        time: How the network is told the time (see `NetworkDenoiser`).
+        time: The time input of the network (see `NetworkDenoiser`).
         clip_x0: Whether the estimate of the clean image is clipped to [-1, 1].
         weights: The file of its weights; None leaves the module as it is.
 
@@ -278,7 +290,9 @@ def denoising_network(
     )
 
 
-_ANY_LAYOUT = "; or use {name: cifar-network, weights: FILE}, which reads the network off the file"
+_ANY_LAYOUT = (
+    "; or use {name: cifar-network, weights: FILE}, which reads the architecture from the file"
+)
 
 
 def _plain(

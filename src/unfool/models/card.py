@@ -99,7 +99,8 @@ def save(
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         where = " in float16" if half else ""
         raise ValueError(
-            f"the weights are not finite{where}, and not written to {folder}: train at a lower rate"
+            f"the weights are not finite{where}, and were not saved in {folder}: train with a "
+            "lower learning rate"
         )
     path = folder / "model.safetensors"
     write_bytes(path, to_bytes(state))
@@ -169,7 +170,10 @@ def begin(model: nn.Module, weights: str) -> list[str]:
     folder, card = read_card(weights)
     found = fitting(model, read_state(_file(folder, card)))
     if not found:
-        raise ValueError(f"no weight of {weights} fits the network that is to begin with them")
+        raise ValueError(
+            f"no weight of {weights} has a name and shape of the network, so training cannot start "
+            "from it: name the weights of a similar network"
+        )
     model.load_state_dict(found, strict=False)
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and f"{name}.weight" not in found:
@@ -182,7 +186,7 @@ def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
-        trust: Let the card name code of your own (`module:attribute`), which is then run.
+        trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
         ValueError: There is no such card, the weights are not those it describes, or the card names
@@ -196,7 +200,7 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
-        trust: Let the card name code of your own (`module:attribute`), which is then run.
+        trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
         ValueError: There is no such card, the weights are not those it describes, or the card names
@@ -221,10 +225,11 @@ def read_card(weights: str) -> tuple[Path, Card]:
             try:
                 card = read_json(Card, path)
             except ValueError as error:
-                raise ValueError(f"{error}: it is not the card of a model") from error
+                raise ValueError(f"{error}: the file is not the card of a model") from error
             if card["version"] != VERSION:
                 raise ValueError(
-                    f"{path} is of format {card['version']}, and this unfool reads {VERSION}"
+                    f"{path} has format {card['version']}, and this version of unfool reads format "
+                    f"{VERSION}: use the version that wrote it"
                 )
             return folder, {**card, "part": _renamed(card["part"])}
     raise ValueError(
@@ -281,14 +286,16 @@ def shipped() -> list[str]:
 
 def _check_trust(folder: Path, part: Any, trust: bool, above: tuple[Path, ...]) -> None:
     if folder.resolve() in above:
-        raise ValueError(f"{folder / 'card.json'} leads back to itself; it describes no model")
+        raise ValueError(
+            f"{folder / 'card.json'} refers to itself, so it describes no model: fetch it again"
+        )
     named = sorted(set(specs.modules_named(part)))
     tables = list(_tables(part))
     if not trust and (named or any(table.get("trust") for table in tables)):
         raise ValueError(
-            f"{folder / 'card.json'} names code ({', '.join(named) or 'and asks for trust'}), which "
-            "loading would run; read that code, and if you trust it, add trust: true beside weights in "
-            "the spec (in Python: trust=True)"
+            f"{folder / 'card.json'} names code ({', '.join(named) or 'and asks for trust'}), "
+            "which loading would run: read that code, and if you trust it, add trust: true next to "
+            "weights in the spec (in Python: trust=True)"
         )
     for table in tables:
         if table.get("name") == "trained" and isinstance(table.get("weights"), str):
@@ -307,7 +314,9 @@ def _tables(value: Any) -> Iterator[dict[str, Any]]:
 def _load(kind: str, weights: str, trust: bool) -> Any:
     folder, card = read_card(weights)
     if card["kind"] != kind:
-        raise ValueError(f"{folder} holds a {card['kind']}, not a {kind}")
+        raise ValueError(
+            f"{folder} holds a {card['kind']}, not a {kind}: name the folder of a {kind}"
+        )
     path, part = _file(folder, card), card["part"]
     check_trust(folder, part, trust)
     precision = part.get("precision", "float32")
@@ -335,10 +344,10 @@ def _file(folder: Path, card: Card) -> Path:
     """
     path = folder / (ADAPTER if "base" in card else "model.safetensors")
     if not path.is_file():
-        raise ValueError(f"{folder} has a card but no {path.name}; copy it there")
+        raise ValueError(f"{folder} has a card but no {path.name}: copy it there")
     if sha256(path) != card["sha256"]:
         raise ValueError(
-            f"{path} is not the file its card describes (another sha256); copy it again"
+            f"{path} is not the file that its card describes (the sha256 differs): copy it again"
         )
     return path
 

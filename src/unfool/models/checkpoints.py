@@ -54,7 +54,7 @@ def choose_state(content: object, path: Path) -> dict[str, Tensor]:
     """
     state, average = find_state(content, path)
     if average is not None:
-        print(f"{path}: taking the averaged weights ({average})", file=sys.stderr)
+        print(f"unfool: {path}: using the averaged weights ({average})", file=sys.stderr)
     return state
 
 
@@ -72,8 +72,8 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
         average = _table(given) or _laid_over(raw or {}, given)
         if average is None:
             raise ValueError(
-                f"{path} has averaged weights under {name!r}, in a form that is not known here; save "
-                "them as a table of weights by name"
+                f"{path} has averaged weights under {name!r}, in an unknown form: save them as a "
+                "table of weights by name"
             )
         return _stripped(average), repr(name)
     tables = [t for part in content if (t := _table(part))] if isinstance(content, list) else []
@@ -83,7 +83,7 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
     if raw is None:
         raise ValueError(
             f"{path} holds no table of weights by name, neither directly nor under "
-            f"{', '.join(_TABLES)}; save the network's state_dict()"
+            f"{', '.join(_TABLES)}: save the network's state_dict()"
         )
     return _stripped(raw), None
 
@@ -99,7 +99,7 @@ def read_content(path: Path) -> object:
     """
     path = find_file(Path(path))
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; name a file of weights")
+        raise FileNotFoundError(f"there is no file {path}: name a file of weights")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -110,21 +110,21 @@ def read_content(path: Path) -> object:
                 return read_pickle(path)
     except RefusedError as error:
         raise ValueError(
-            f"{path} was refused, for it calls functions that weights do not need ({error}) and could "
-            "run code, or is damaged; if you trust it, load it yourself and save its weights as "
-            ".safetensors"
+            f"{path} was refused, because it is damaged or calls functions that weights do not "
+            f"need ({error}) and that could run code: if you trust it, load it yourself and save "
+            "its weights as .safetensors"
         ) from error
     except Exception as error:  # a damaged pickle may raise anything
         raise_system_error(error)
         with path.open("rb") as file:
             if file.read(64).lstrip().lower().startswith((b"<!doctype", b"<html")):
                 raise ValueError(
-                    f"{path} is a web page, which servers send when they refuse a file; open its address "
-                    "in a browser, and fetch the file there"
+                    f"{path} is a web page, which servers send when they refuse a file: open its "
+                    "address in a browser, and fetch the file there"
                 ) from error
         raise ValueError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged or no "
-            "file of weights; fetch it again"
+            f"{path} ({path.stat().st_size} bytes) cannot be read: it is truncated, damaged, or "
+            "not a file of weights; fetch it again"
         ) from error
 
 
@@ -147,8 +147,8 @@ def load_state(
     for name, value in state.items():
         if name in own and own[name].shape != value.shape:
             raise ValueError(
-                f"{source} does not fit the network: {name} is {tuple(value.shape)} there and "
-                f"{tuple(own[name].shape)} in the network; check its depth, width and classes"
+                f"{source} does not fit the network: {name} is {tuple(value.shape)} in the file "
+                f"and {tuple(own[name].shape)} in the network: check its depth, width, and classes"
             )
         if name in own and (wrong := _wrong_kind(value, own[name])):
             raise ValueError(
@@ -166,13 +166,13 @@ def load_state(
 def _wrong_kind(value: Tensor, own: Tensor) -> str:
     """Why a tensor would not arrive as it is, though its shape fits; "" if it would."""
     if value.is_meta:
-        return "without numbers there (of the device meta)"
+        return "without values in the file (on the device meta)"
     if value.layout != torch.strided:
         return f"sparse there ({value.layout})"
     if value.is_complex() and not own.is_complex():
-        return f"complex there ({value.dtype}), and its imaginary part would be dropped"
+        return f"complex in the file ({value.dtype}), so its imaginary part would be dropped"
     if own.is_floating_point() and not (value.is_floating_point() or value.is_complex()):
-        return f"of whole numbers there ({value.dtype}) and of {own.dtype} in the network"
+        return f"of integers in the file ({value.dtype}) and of {own.dtype} in the network"
     return ""
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from unfool.models.checkpoints import load_state
 from unfool.networks.cifar_resnet import CifarResNet
-from unfool.networks.deepmind import Activation, DeepMindPreActResNet, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import Activation, DeepMindPreActResNet, DeepMindWideResNet
 from unfool.networks.mobilenet import REPEATS, MobileNetV2
 from unfool.networks.resnet import ResNet
 from unfool.networks.shufflenet import ShuffleNetV2
@@ -101,14 +101,15 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
                     name, network, own, classes, common = read(bare, choices or Choices())
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
-                    f"{source} looks like a network with the weight {min(mark)}, but is not one that is "
-                    f"known ({error}); {_ADVICE}"
+                    f"{source} has the weight {min(mark)} of a known network, but differs from it "
+                    f"({error}): {_ADVICE}"
                 ) from error
             mean, std = inside or (CIFAR100 if classes == 100 and common != NOTHING else common)
             return Layout(name, network, own, classes, mean, std, inside is not None)
     some = ", ".join(list(bare)[:3])
     raise ValueError(
-        f"{source} is of none of the known networks for 32x32 images (it begins with {some}); {_ADVICE}"
+        f"{source} belongs to no known network for 32x32 images (its first weights are {some}): "
+        f"{_ADVICE}"
     )
 
 
@@ -170,7 +171,7 @@ _Read = tuple[str, nn.Module, State, int, tuple[Numbers, Numbers]]
 def _residual(state: State, choices: Choices) -> _Read:
     own = {_residual_name(name): value for name, value in state.items()}
     if own["conv1.weight"].shape[2] != 3:
-        raise ValueError("its first convolution is that of a network for ImageNet")
+        raise ValueError("its first convolution is that of a network for ImageNet images")
     stages = _count(own, r"layer(\d+)\.")
     blocks = tuple(_count(own, rf"layer{i + 1}\.(\d+)\.") for i in range(stages))
     width, classes = len(own["conv1.weight"]), len(own["linear.bias"])

@@ -33,22 +33,23 @@ class Stated:
 class NormalizedClassifier(nn.Module):
     """An undefended classifier: a network, and how its input is normalized.
 
-    The normalization is part of the model, so that attacks work in pixels of [0, 1]. It draws no
-    noise.
+    The normalization is part of the model, so that attacks work on pixels in [0, 1]. The model
+    draws no noise.
 
     Args:
         network: Normalized images (B, C, H, W) to logits (B, K).
-        mean: What is subtracted, a number per channel or one for all (a list, an array or a tensor of
-            any shape); None for nothing.
-        std: What the difference is divided by, likewise.
-        size: Height and width that the network wants, one number if they are equal. Images of another
-            size are resized (bicubic) inside the model, so an attack still changes their own pixels.
-        labels: The network's number of each class of the data set, in its order; the logits of other
-            classes are left out. None keeps all in the network's order.
+        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
+            all (a list, an array, or a tensor of any shape); None subtracts nothing.
+        std: The value by which the difference is divided, likewise.
+        size: Height and width of the network's input in pixels, one number if they are equal.
+            Images of another size are resized (bicubic) inside the model, so attacks still change
+            the original pixels.
+        labels: The network's number for each class of the data set, in the data set's order; the
+            logits of other classes are dropped. None keeps all logits in the network's order.
 
     Attributes:
-        stated: The accuracy that the source of the weights states, if it does.
-        class_names: The names of the logits' classes, if the source of the weights tells them.
+        stated: The accuracy that the source of the weights states, or None.
+        class_names: The class names of the logits, if the source of the weights states them.
 
     Raises:
         ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or a label is
@@ -90,11 +91,14 @@ class NormalizedClassifier(nn.Module):
 
         Raises:
             ValueError: The images have another number of channels than `mean` or `std`, or the
-                network does not give logits of 2 classes or more.
+                network does not return logits of at least 2 classes.
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[1]):
-                raise ValueError(f"{name} has {len(values)} numbers for {x.shape[1]} channels")
+                raise ValueError(
+                    f"{name} must have one number, or one for each of the {x.shape[1]} channels, "
+                    f"not {len(values)}"
+                )
         if self.size is not None and tuple(x.shape[2:]) != self.size:
             x = F.interpolate(x, self.size, mode="bicubic", antialias=True).clamp(0, 1)
         logits = self.network((x - self.mean) / self.std)
@@ -103,8 +107,8 @@ class NormalizedClassifier(nn.Module):
             return logits
         if max(self.labels) >= logits.shape[1]:
             raise ValueError(
-                f"labels go up to {max(self.labels)}, and the network tells {logits.shape[1]} classes "
-                "apart, numbered from 0"
+                f"labels go up to {max(self.labels)}, and the network has {logits.shape[1]} "
+                f"classes, numbered from 0: choose labels below {logits.shape[1]}"
             )
         return logits[:, self.labels]
 

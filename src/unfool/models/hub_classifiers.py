@@ -32,11 +32,12 @@ def timm_classifier(
 
     Args:
         model: Its name in timm, such as `"resnet50"` or `"deit_small_patch16_224"`.
-        weights: A file, of which the number of classes is read; or `"pretrained"`: those that timm
-            fetches for the name, or has fetched.
-        mean: What is subtracted from images; None is what timm states.
-        std: What the difference is divided by; None is what timm states.
-        size: Height and width the network gets; None is what timm states.
+        weights: A file, from which the number of classes is read; or `"pretrained"` for timm's
+            weights of this name, which timm downloads if needed.
+        mean: The value per channel that is subtracted from images in [0, 1]; None is what timm
+            states.
+        std: The value by which the difference is divided; None is what timm states.
+        size: Height and width of the network's input in pixels; None is what timm states.
         labels: See `NormalizedClassifier`.
 
     Raises:
@@ -77,9 +78,10 @@ def torchvision_classifier(
         weights: A file, of which the number of classes is read; a name that torchvision has for weights
             of this model (`"IMAGENET1K_V2"`), which it fetches or has fetched; or `"pretrained"`: its
             default ones.
-        mean: What is subtracted from images; None is what torchvision states.
-        std: What the difference is divided by; None is what torchvision states.
-        size: Height and width the network gets; None is what torchvision states.
+        mean: The value per channel that is subtracted from images in [0, 1]; None is what
+            torchvision states.
+        std: The value by which the difference is divided; None is what torchvision states.
+        size: Height and width of the network's input in pixels; None is what torchvision states.
         labels: See `NormalizedClassifier`.
 
     Raises:
@@ -126,9 +128,10 @@ def transformers_classifier(
     Args:
         weights: The folder, with `config.json`, `preprocessor_config.json` and the weights, as
             `save_pretrained` writes it and the hub keeps it; nothing is downloaded.
-        mean: What is subtracted from images; None is what the folder states.
-        std: What the difference is divided by; None is what the folder states.
-        size: Height and width the network gets; None is what the folder states.
+        mean: The value per channel that is subtracted from images in [0, 1]; None is what the
+            folder states.
+        std: The value by which the difference is divided; None is what the folder states.
+        size: Height and width of the network's input in pixels; None is what the folder states.
         labels: See `NormalizedClassifier`.
 
     Raises:
@@ -147,12 +150,13 @@ def transformers_classifier(
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         raise ValueError(
             f"{folder} holds no image classifier that transformers can load "
-            f"({' '.join(str(error).split())[:200]}); name the folder of one"
+            f"({' '.join(str(error).split())[:200]}): name the folder of one"
         ) from error
     if lacks := [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]:
         raise ValueError(
-            f"the weights in {folder} are not those of its image classifier: it lacks {len(lacks)} "
-            f"({', '.join(sorted(lacks)[:3])}); name the folder of a model trained to classify"
+            f"the weights in {folder} are not those of an image classifier, for {len(lacks)} are "
+            f"missing ({', '.join(sorted(lacks)[:3])}): name the folder of a model trained to "
+            "classify"
         )
     if given.get("do_normalize", True):
         mean, std = mean or given["image_mean"], std or given["image_std"]
@@ -180,7 +184,7 @@ class _Logits(nn.Module):
 
 def _settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        more = "" if path.name == "config.json" else "; or give `mean`, `std` and `size` yourself"
+        more = "" if path.name == "config.json" else "; or give `mean`, `std`, and `size` yourself"
         raise FileNotFoundError(
             f"there is no {path.name} in {path.parent}: fetch the whole folder, for example by "
             f"`hf download owner/name --local-dir {path.parent}`{more}"

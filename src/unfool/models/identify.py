@@ -1,4 +1,4 @@
-"""What a file or folder of weights is, and which line of a spec loads it.
+"""Identifies a file or folder of weights, and the line of a spec that loads it.
 
 Nothing of the file runs; names and shapes of its weights tell.
 """
@@ -84,7 +84,7 @@ def identify(path: Path) -> Identified:
     elif path.name.startswith("ema") or "ema" in path.parent.name.split("_"):
         average = "averaged weights (EMA), by the name of the file"
     else:
-        average = "one table of weights; the file does not tell whether they are averaged (EMA)"
+        average = "one table of weights; the file does not say whether they are averaged (EMA)"
     form = _form(found)
     return _denoiser(path, state, form, average) or _classifier(path, state, form, average)
 
@@ -107,13 +107,13 @@ def _denoiser(
     advice = ""
     if family == "diffusers":
         part = None
-        advice = "name the folder that it lies in, with its config.json and scheduler_config.json"
+        advice = "name the folder that contains it, with its config.json and scheduler_config.json"
     elif family == "stable-diffusion":
         if not (find_file(path).parent / "tokenizer").is_dir():
             part = {**_line(family, path), "tokenizer": "tokenizer"}
             advice = (
-                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion as "
-                "tokenizer, or put it beside the file under this name"
+                "name the folder of a tokenizer (vocab.json, merges.txt) of any Stable Diffusion "
+                "as tokenizer, or put it next to the file under this name"
             )
         if any(name.startswith("model_ema.diffusion_model") for name in state):
             average = "averaged weights (EMA), found in 'model_ema'"
@@ -136,12 +136,15 @@ def _classifier(path: Path, state: dict[str, Tensor], form: str, average: str) -
             f"its {len(state)} weights begin with {first}: name your own network, {{name: network, "
             f"network: {{name: 'mine:Net'}}, weights: {path}}}, as classifier or denoiser"
         )
-        return Identified(form, "a network that is not known here", None, None, average, advice)
+        return Identified(form, "an unknown network", None, None, average, advice)
     part = _line("cifar-network", path)
     told = f"{layout.name} for images of 32 x 32" + (
         ", with its normalization inside" if layout.normalized else ""
     )
-    advice = "of RobustBench, take name: robustbench with the model's name, which tells its input"
+    advice = (
+        "for a model of RobustBench, use name: robustbench with the model's name, which sets its "
+        "input range"
+    )
     return Identified(form, told, "classifier", part, average, advice)
 
 
@@ -153,13 +156,13 @@ def _folder(path: Path) -> Identified:
         training = card.get("training")
         decay = training.get("ema_decay", 0) if isinstance(training, dict) else None
         average = (
-            "its card does not tell whether its weights are averaged (EMA)" if decay is None
+            "its card does not say whether its weights are averaged (EMA)" if decay is None
             else f"averaged weights (EMA of decay {decay}), as its card says" if decay
             else "weights as trained, not averaged, as its card says"
         )  # fmt: skip
         return Identified("weights with a card", f"{network}, trained by unfool", kind,
                           _line("trained", path), average)  # fmt: skip
-    unknown = "the folder does not tell whether its weights are averaged (EMA)"
+    unknown = "the folder does not say whether its weights are averaged (EMA)"
     if (path / "transformer").is_dir():
         return Identified(
             "folder of diffusers", _SAID["dit"], "denoiser", _line("dit", path), unknown
@@ -179,8 +182,9 @@ def _folder(path: Path) -> Identified:
             return Identified("folder of transformers", str(model), "classifier",
                               _line("transformers", path), unknown)  # fmt: skip
     raise ValueError(
-        f"{path} is no folder of weights: it has no card.json (unfool), no config.json of a UNet2DModel "
-        "or an image classifier, and no unet, transformer or text_encoder (diffusers); name a file in it"
+        f"{path} is not a folder of weights, for it has no card.json (unfool), no config.json of a "
+        "UNet2DModel or an image classifier, and no unet, transformer, or text_encoder "
+        "(diffusers): name a file in it"
     )
 
 

@@ -48,35 +48,35 @@ def stable_diffusion(
 ) -> Latent:
     """Stable Diffusion 1.5, 2 or 2.1 (Rombach et al., 2022), told each class by prompts.
 
-    Its null is the empty text. The texts are embedded here, once, by the text encoder, which is then
-    let go.
+    The empty text serves as the null class. The text encoder embeds the prompts once, at loading,
+    and is then released.
 
     Args:
         weights: A folder in the diffusers layout, or the single file of the original, such as
             `v2-1_512-ema-pruned.safetensors`.
         prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
-        templates: Texts with `{class}` in them, told instead of the table's own prompts.
-        predicts: What the network says; None is what its scheduler's settings tell, or what is known of
-            a file (see `read_single_file`).
-        size: Of its images, in pixels; None is what the network was trained for.
-        precision: Of the U-Net. The autoencoder and the text encoder are in float32.
-        adapter: A file of a LoRA adapter of the U-Net, whose part is added to its weights before they
-            are rounded to `precision` (see `lora.load`).
-        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the one named
-            tokenizer in the folder `weights`, or beside the file.
+        templates: Texts that contain `{class}`, used instead of the table's own prompts.
+        predicts: What the network predicts; None takes what its scheduler's settings say, or what
+            is known of a single file.
+        size: Height and width of its images in pixels; None is what the network was trained for.
+        precision: The precision of the U-Net; the autoencoder and the text encoder are in float32.
+        adapter: The file of a LoRA adapter of the U-Net, which is added to its weights before they
+            are rounded to `precision`.
+        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the folder
+            `tokenizer` in the folder `weights`, or next to the file.
         download: Repositories to fetch the folder from if it is not complete, `owner/name` or
             `https://mirror/owner/name`, tried in turn.
 
     Raises:
         FileNotFoundError: There is no file `weights` or `adapter`.
-        ValueError: Another file is missing or does not fit, `predicts` is needed, or the prompts are not
-            in order.
+        ValueError: Another file is missing or does not fit, `predicts` is needed, or the prompts
+            are invalid.
     """
     check_arguments(stable_diffusion, locals())
     told = read_prompts(prompts, templates)
     weights = find_file(Path(weights))
     if weights.suffix in _ENDINGS and not weights.is_file():
-        raise FileNotFoundError(f"there is no file {weights}; name a file or a folder of the model")
+        raise FileNotFoundError(f"there is no file {weights}: name a file or a folder of the model")
     texts = ["", *(text for ways in told for text in ways)]
     if weights.is_file():
         file = read_single_file(weights, predicts, size)
@@ -100,8 +100,8 @@ def stable_diffusion(
     wide = unet.config["cross_attention_dim"]
     if embedded.shape[2] != wide:
         raise ValueError(
-            f"the texts of {weights} are embedded in {embedded.shape[2]} numbers, and its U-Net takes "
-            f"{wide}: unet and text_encoder are not of one model"
+            f"the text embeddings of {weights} have {embedded.shape[2]} dimensions, and its U-Net "
+            f"takes {wide}: use the unet and the text_encoder of the same model"
         )
     network = Prompted(unet, embedded, _places([len(ways) for ways in told]))
     wordings = tuple(len(ways) for ways in told)
@@ -125,17 +125,18 @@ def dit(
     Args:
         weights: A folder in the diffusers layout, or a file of the original, such as
             `DiT-XL-2-256x256.pt`.
-        labels: The number, in the network, of each class of the data set; None takes all in order.
-        predicts: What the network says; None is what its scheduler's settings tell.
-        size: Of its images, in pixels; None is what the network was trained for.
-        precision: Of the transformer. The autoencoder is in float32.
+        labels: The network's number for each class of the data set; None takes all in order.
+        predicts: What the network predicts; None takes what its scheduler's settings say.
+        size: Height and width of its images in pixels; None is what the network was trained for.
+        precision: The precision of the transformer; the autoencoder is in float32.
         adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
         vae: The folder of the autoencoder, such as a copy of `stabilityai/sd-vae-ft-ema`; None is the
             one in the folder `weights`. An original file needs it.
-        heads: Of the attention of an original file; known of the published ones.
-        trained_with: The code that trained the weights, which tells the network the time. The published
-            folders hold weights of the original.
-        download: Where to fetch the folder from if it is not complete (see `stable_diffusion`).
+        heads: The number of attention heads of an original file; known for the published ones.
+        trained_with: The code that trained the weights, which decides the time input of the
+            network. The published folders hold weights of the original code.
+        download: The repositories to fetch the folder from if it is incomplete (see
+            `stable_diffusion`).
 
     Raises:
         FileNotFoundError: There is no file `adapter`.
@@ -163,7 +164,7 @@ def dit(
     classes = transformer.config["num_embeds_ada_norm"]
     numbers = list(range(classes)) if labels is None else list(labels)
     if wrong := [n for n in numbers if not 0 <= n < classes]:
-        raise ValueError(f"labels are numbers from 0 to {classes - 1}, not {wrong[0]}")
+        raise ValueError(f"labels must be numbers from 0 to {classes - 1}, not {wrong[0]}")
     for part in transformer.modules():
         if hasattr(part, "token_drop"):
             part.dropout_prob = 0.0  # in training it would draw null labels by itself
@@ -259,8 +260,8 @@ def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
     )
     if (highest := int(told.input_ids.max())) >= encoder.config.vocab_size:
         raise ValueError(
-            f"the tokenizer has a word {highest}, and the text encoder knows words up to "
-            f"{encoder.config.vocab_size - 1}: they are not of one model"
+            f"the tokenizer has a token {highest}, and the text encoder has tokens up to "
+            f"{encoder.config.vocab_size - 1}: use both from the same model"
         )
     parts = told.input_ids.to(encoder.device).split(32)
     return torch.cat([encoder(part)[0].cpu() for part in parts])
@@ -293,10 +294,13 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
     except Exception as error:  # a damaged or foreign file may raise anything
         raise_system_error(error)
         told = " ".join(str(error).split())[:200]
-        raise ValueError(f"{file} cannot be read as a {kind.__name__}: {told}") from error
+        raise ValueError(
+            f"{file} cannot be read as a {kind.__name__} ({told}): fetch it again"
+        ) from error
     if lacks := sorted(info["missing_keys"]):
         raise ValueError(
-            f"{file} does not fit its config.json: it lacks {len(lacks)} weights ({lacks[0]}, ...)"
+            f"{file} does not fit its config.json: it lacks {len(lacks)} weights ({lacks[0]}, "
+            "...): fetch the folder again"
         )
     return model
 
@@ -346,7 +350,9 @@ def _complete(
         if not lacks:
             return
     if failed:
-        raise ValueError(f"{folder} lacks {lacks[0]}, and it was not fetched: {'; '.join(failed)}")
+        raise ValueError(
+            f"{folder} lacks {lacks[0]}, and it could not be fetched: {'; '.join(failed)}"
+        )
     if lacks:
         parts = ", ".join((*networks, *others, "scheduler"))
         raise ValueError(

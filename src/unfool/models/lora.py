@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2022): few weights beside a frozen network, by the library peft.
+"""LoRA (Hu et al., 2022): a few trained weights added to a frozen network, by the library peft.
 
 Beside the matrix W of a layer stand A and B of a low rank; the layer computes (W + alpha / rank B A) x.
 B begins as 0, so that the network begins as it was. Adapters are kept in the layout of diffusers.
@@ -98,18 +98,23 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
     parts = {name: re.fullmatch(r"(.+)\.lora_[AB]\.weight", name) for name in state}
     for name, part in parts.items():
         if part is None:
-            raise ValueError(f"{path} is no LoRA adapter of a denoiser: it holds {name}")
+            raise ValueError(
+                f"{path} is not a LoRA adapter of a denoiser, for it holds {name}: name the file "
+                "of an adapter"
+            )
     layers = sorted({part[1] for part in parts.values() if part})
     halves = (f"{layer}.lora_{half}.weight" for layer in layers for half in "AB")
     if lacks := [name for name in halves if name not in state]:
-        raise ValueError(f"{path} is no whole LoRA adapter: it lacks {lacks[0]}")
+        raise ValueError(
+            f"{path} is not a complete LoRA adapter, for it lacks {lacks[0]}: copy it again"
+        )
     own = dict(host.named_modules())
     strange = [name for name in layers if not isinstance(own.get(name), nn.Linear | nn.Conv2d)]
     misfit = f"{path} is an adapter for another model"
     if strange:
         raise ValueError(f"{misfit}: this one has no layer {strange[0]}")
     if base is not None and base_of(model, layers, precision) != base:
-        raise ValueError(f"{misfit}: the weights it stands beside have changed")
+        raise ValueError(f"{misfit}: the base weights have changed since it was trained")
     rank = next(len(value) for name, value in state.items() if ".lora_A." in name)
     _inject(host, rank, _alpha(path) or rank, layers)
     from peft import set_peft_model_state_dict
@@ -119,7 +124,9 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
     except RuntimeError as error:
         raise ValueError(f"{misfit}: a layer has another size ({str(error)[-80:]})") from error
     if said.unexpected_keys:
-        raise ValueError(f"{misfit}: it has {said.unexpected_keys[0]}")
+        raise ValueError(
+            f"{misfit}: it has the weight {said.unexpected_keys[0]}, which this one lacks"
+        )
     _merge(host)
     if precision != "float32":
         getattr(model, "network", model).to(getattr(torch, precision))
@@ -171,7 +178,7 @@ def _chosen(host: nn.Module, layers: Layers) -> list[str]:
     elif isinstance(layers, str):
         if layers not in ("attention", "convolutions"):
             raise ValueError(
-                f"lora.layers is attention, convolutions or a list of names, not {layers!r}"
+                f"lora.layers must be attention, convolutions, or a list of names, not {layers!r}"
             )
         names = ending(ATTENTION) if layers == "attention" else convolutions
     else:
@@ -193,9 +200,9 @@ def _inject(
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except (ImportError, RuntimeError) as error:
-        raise ValueError("LoRA needs the library peft: pip install unfool[lora]") from error
+        raise ValueError("LoRA needs the library peft: run pip install 'unfool[lora]'") from error
     if _adapted(host):
-        raise ValueError("the network has an adapter already")
+        raise ValueError("the network already has an adapter: name the weights without it")
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore

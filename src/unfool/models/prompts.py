@@ -1,4 +1,4 @@
-"""What a latent model is told of each class: prompts from a table, or from templates."""
+"""The prompts of each class for a latent model, from a table or from templates."""
 
 import csv
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
     """
     for template in templates:
         if "{class}" not in template:
-            raise ValueError(f"a template has {{class}} where the class is named, not {template!r}")
+            raise ValueError(
+                f"a template must contain {{class}}, which the class name replaces; {template!r} "
+                "does not"
+            )
     found: dict[int, list[str]] = {}
     for number, row in enumerate(_rows(source), 2):
         try:
@@ -41,8 +44,8 @@ def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
     missing = [k for k in range(max(found, default=0) + 1) if k not in found]
     if missing:
         raise ValueError(
-            f"the prompts {source} have none for class {missing[0]}: classes are counted from 0 "
-            "without a gap, each with a row or more"
+            f"the prompts {source} have none for class {missing[0]}: give every class number from "
+            "0 up at least one row"
         )
     return [found[k] for k in range(len(found))]
 
@@ -59,7 +62,7 @@ def _rows(source: str) -> list[dict[str, str]]:
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts {source}: {error}") from error
+        raise ValueError(f"the prompts {source} cannot be read: {error}") from error
     reader = csv.DictReader(lines, skipinitialspace=True)
     if not set(COLUMNS) <= set(reader.fieldnames or ()):
         raise ValueError(

@@ -10,7 +10,7 @@ from typing import Literal
 from unfool.models.checkpoints import read_state
 from unfool.models.cifar_layouts import CIFAR10, NOTHING, PYTORCH_CIFAR, Choices, filled, recognize
 from unfool.models.classifiers import NormalizedClassifier, Stated
-from unfool.networks.deepmind import DeepMindPreActResNet, DeepMindWideResNet
+from unfool.networks.deepmind_resnet import DeepMindPreActResNet, DeepMindWideResNet
 from unfool.ranges import check_arguments
 from unfool.spec.menu import hint
 
@@ -163,20 +163,21 @@ def robustbench(
     """A classifier of RobustBench by its name in the zoo, from its file.
 
     Args:
-        model: Such as `"Standard"` or `"Wang2023Better_WRN-28-10"`.
+        model: The name in the zoo, such as `"Standard"` or `"Wang2023Better_WRN-28-10"`.
         weights: The file; nothing is downloaded.
-        threat: Which of the zoo's lists the name is of.
-        dataset: Likewise.
+        threat: The threat of the leaderboard that lists the model.
+        dataset: The data set of the leaderboard that lists the model.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The zoo has no such model, its network is not known here, or the file is of another.
+        ValueError: The zoo has no such model, its network is not supported, or the file belongs to
+            another model.
     """
     check_arguments(robustbench, locals())
     stated = ACCURACY.get((dataset, threat), {})
     if model not in stated:
         raise ValueError(
-            f"there is no model {model!r} of {dataset}, {threat}, with a network that is known here; "
+            f"there is no model {model!r} of {dataset}, {threat}, whose network is supported; "
             f"{hint(model, stated)}"
         )
     choices = Choices(shortcut_of_input=model in _SHORTCUT_OF_INPUT)

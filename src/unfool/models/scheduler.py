@@ -29,13 +29,19 @@ def read_schedule(path: Path) -> tuple[Discrete, Predicts]:
     settings = json.loads(path.read_text("utf-8"))
     kind = settings.get("beta_schedule", "linear")
     if kind not in KINDS:
-        raise ValueError(f"{path}: the beta_schedule {kind!r} is none of {', '.join(KINDS)}")
+        raise ValueError(
+            f"{path}: the beta_schedule must be one of {', '.join(KINDS)}, not {kind!r}"
+        )
     for name in ("trained_betas", "rescale_betas_zero_snr"):
         if settings.get(name):
-            raise ValueError(f"{path}: a schedule with {name} is not known here")
+            raise ValueError(
+                f"{path}: a schedule with {name} is not supported: use a model without it"
+            )
     told = settings.get("prediction_type", "epsilon")
     if told not in TERMS:
-        raise ValueError(f"{path}: the prediction_type {told!r} is none of {', '.join(TERMS)}")
+        raise ValueError(
+            f"{path}: the prediction_type must be one of {', '.join(TERMS)}, not {told!r}"
+        )
     steps = settings.get("num_train_timesteps", 1000)
     low, high = settings.get("beta_start", 1e-4), settings.get("beta_end", 0.02)
     return Discrete(steps, KINDS[kind], low * steps, high * steps), TERMS[told]

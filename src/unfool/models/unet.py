@@ -56,7 +56,9 @@ def unet(
     if any(width % groups for width in widths):
         raise ValueError(f"every width must be a multiple of groups = {groups}, not {list(widths)}")
     if multi_head and not classes:
-        raise ValueError("multi_head needs classes: give the number of classes, or leave it out")
+        raise ValueError(
+            "multi_head needs classes: give the number of classes, or leave multi_head out"
+        )
     network = UNet(
         channels,
         widths,

@@ -31,7 +31,7 @@ class QuickResNet(nn.Module):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise ValueError(f"widths must be numbers from 1, not {tuple(widths)}")
+            raise ValueError(f"widths must be 1 or more, not {tuple(widths)}")
         patch = 4 * channels
         self.register_buffer("whitening", torch.eye(patch).view(patch, channels, 2, 2))
         self.bias = nn.Parameter(torch.zeros(2 * patch))

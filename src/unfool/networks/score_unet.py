@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.networks.frozen import Conv2d, norm_silu
+from unfool.networks.frozen_layers import Conv2d, norm_silu
 from unfool.networks.unet import Attention, timestep_embedding
 
 DOWN, UP = -1, 1

@@ -31,7 +31,7 @@ from unfool.report.figures import analyses as figures
 from unfool.report.figures import trajectories as paths
 from unfool.report.figures.analyses import METRICS
 from unfool.report.formatting import cell, duration, interval, mean, percent
-from unfool.report.record import started
+from unfool.report.provenance import started
 from unfool.report.write import write_document
 from unfool.runtime.provenance import Made
 
@@ -46,13 +46,18 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
     summary = found.summary()
     kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
     said = (
-        f"{summary['images']} images, {about['draws']} draws of the defense's noise each, the same for "
-        f"every gradient, of the loss `{about['loss']}`. Finite differences along "
-        f"{summary['directions']} random directions, in {kind}. Means over images with 95 % intervals. "
-        f"A forward pass takes {1000 * summary['forward_seconds']:.1f} ms an image."
+        f"{summary['images']} images with {about['draws']} draws of the defense's noise each, the "
+        f"same for every gradient. The loss is `{about['loss']}`. Finite differences use "
+        f"{summary['directions']} random directions, in {kind}. Means over images with 95 % "
+        f"confidence intervals. A forward pass takes {1000 * summary['forward_seconds']:.1f} ms "
+        "per image."
     )
-    heads = ["gradient", "cosine with the exact one", "same sign", "relative error"]
-    heads += ["error against finite differences", "time, in forward passes", "kept by graphs, MiB"]
+    heads = ["gradient", "cosine with the exact gradient", "same sign", "relative error"]
+    heads += [
+        "error against finite differences",
+        "time, in forward passes",
+        "memory of graphs, MiB",
+    ]
     rows = [
         [
             row["way"],
@@ -63,8 +68,8 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
         for row in summary["ways"]
     ]
     caption = (
-        "Left: the cosine of each two gradients, mean over the images. Right: the cosine with the "
-        "exact gradient, image by image."
+        "Left: the cosine between every two gradients, averaged over images. Right: the cosine "
+        "with the exact gradient, image by image."
     )
     missing = [f"No {name} gradient: {why}." for name, why in summary["missing"].items()]
     drawn = Figure("gradients.png", "Cosines of gradients", caption, figures.cosines(found))
@@ -110,21 +115,26 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
             ]
         ),
         Table(["image", *(METRICS[metric] for metric in metrics), "right"], rows),
-        Paragraph(f"Purified, attacked images are nearer to the clean one than before: {nearer}."),
         Paragraph(
-            "Of the perturbation, as long as it was 1, is left after purification on the same draw: "
+            "Share of attacked images that purification brings closer to the clean image: "
+            f"{nearer}."
+        ),
+        Paragraph(
+            "Length of the perturbation after purification with the same draw, if it was 1 before: "
             f"{mean(summary['left'], '.3f')}."
         ),
         Figure(
             "purification.png",
             "Distance to the clean image",
-            "Image by image (mean over draws), and the mean. Of SSIM more is nearer.",
+            "One value per image (mean over draws), and the mean over images. A higher SSIM is "
+            "closer.",
             figures.distances(found, metrics),
         ),
         Figure(
             "purification-images.png",
             "The first images",
-            "On the first draw, as the classifier meets them (cut to [0, 1] here).",
+            "The images for the first draw, as the classifier gets them (clipped to [0, 1] for "
+            "display).",
             figures.purified_images(found),
         ),
     ]
@@ -146,21 +156,26 @@ def write_samples(folder: Path, found: Samples, about: About) -> Document:
     """The report of what `analysis.samples.samples` returned."""
     summary = found.summary()
     said = (
-        f"The distance of {summary['size']} images to as many real ones; mean over "
-        f"{summary['sets']} sets with a 95 % interval. That of {REAL} is what is left where nothing "
-        "differs. Not FID: the features are those of this classifier, and numbers of other "
-        "classifiers or sizes do not compare."
+        f"The distance between {summary['size']} images and as many real ones: the mean over "
+        f"{summary['sets']} sets with a 95 % confidence interval. The row {REAL} shows the "
+        "distance between two sets of real images. This is not FID: the features are those of this "
+        "classifier, so numbers of other classifiers or set sizes cannot be compared."
     )
     rows = [[name, mean(value, ".3g")] for name, value in summary["frechet"].items()]
     drawn = figures.generated_images(found)
     blocks = [
         Paragraph(said),
         Table(["images", "Fréchet distance over the classifier's features"], rows),
-        Figure("samples.png", "The first generated images", "All are from the same noise.", drawn),
+        Figure(
+            "samples.png",
+            "The first generated images",
+            "All models start from the same noise.",
+            drawn,
+        ),
     ]
     arrays = {f"{name}/distances": np.array(values) for name, values in found.distances.items()}
     arrays |= {f"{name}/pictures": kept.cpu().numpy() for name, kept in found.pictures.items()}
-    title = "Generated images beside real ones"
+    title = "Generated images compared with real ones"
     records = [{"images": name, **value} for name, value in summary["frechet"].items()]
     return write_analysis(folder, "samples", title, blocks, about, summary, records, arrays)
 
@@ -169,9 +184,9 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
     """The report of what `analysis.trajectories.trajectories` returned; the first image is drawn."""
     summary, (points, where) = found.summary(), flat(found.runs, 0)
     said = (
-        f"{summary['images']} images. Losses and accuracies at the ends of the runs, on the draw of "
-        f"noise that DW-box knows and on {summary['draws']} fresh draws; cosines of the perturbations "
-        "there. Means over images with 95 % intervals."
+        f"{summary['images']} images. Losses and accuracies are those at the ends of the runs, for "
+        f"the noise that DW-box knows and for {summary['draws']} fresh draws; cosines compare the "
+        "perturbations there. Means over images with 95 % confidence intervals."
     )
     heads = ["setting", "runs", "loss, known noise", "right, known noise"]
     heads += ["loss, fresh noise", "right, fresh noise"]
@@ -187,8 +202,9 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
         ("trajectories-tsne", paths.t_sne(points), "axes of t-SNE, where lengths mean little"),
     ):
         caption = (
-            "All iterates of all runs from one image; height is the loss, on the left on the noise "
-            f"that DW-box knows, on the right on fresh noise. The flat axes are the first two {axes}."
+            "All iterates of all runs from one image. The height is the loss: left, with the noise "
+            "that DW-box knows; right, with fresh noise. The horizontal axes are the first two "
+            f"{axes}."
         )
         drawn = paths.paths(found, flat_points, where)
         blocks.append(Figure(f"{name}.png", "Paths of all runs", caption, drawn))
@@ -205,9 +221,10 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
 def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
     """The report of what `analysis.landscape.landscape` returned, by what the model is called."""
     said = (
-        "The loss over the plane of two attacks from one image: across, the perturbation that DW-box "
-        "ends with (at 1); along, what is left of that of white box with EOT (at 1). Lines: the iterates "
-        "of both, as far as they lie in the plane. All on one scale."
+        "The loss in the plane of two attacks from one image. The horizontal axis is the final "
+        "perturbation of DW-box (at 1), the vertical axis the part of the white-box (EOT) "
+        "perturbation that is orthogonal to it (at 1). Lines are the iterates of both attacks, "
+        "projected onto the plane. All panels share one scale."
     )
     summary = {
         name: {
@@ -258,15 +275,16 @@ def _record(made: Made) -> list[tuple[str, str]]:
 def _about_purification(summary: Mapping[str, Any]) -> str:
     sigma = summary["pixel_noise"]
     noise = (
-        f"Noise only is the defense's forward noise, of deviation {sigma:.3f} of [0, 1], with nothing "
-        "taken away."
+        "Noise only means the image with the defense's forward noise (standard deviation "
+        f"{sigma:.3f} in [0, 1]), not denoised."
         if sigma
-        else "This purifier puts no noise on the image, so there is no control of noise alone."
+        else "This purifier adds no noise to the image, so there is no control with noise only."
     )
     return (
-        f"{summary['images']} images, {summary['draws']} draws of the defense's noise each, the same "
-        "for clean and attacked ones. Distances are to the clean image; means over images with 95 % "
-        f"intervals. Right is the classifier on that image, per draw. {noise}"
+        f"{summary['images']} images with {summary['draws']} draws of the defense's noise each, "
+        "the same for clean and attacked images. Distances are to the clean image; means over "
+        "images with 95 % confidence intervals. Accuracy is the classifier's on that image, per "
+        f"draw. {noise}"
     )
 
 

@@ -9,16 +9,16 @@ from unfool.report.evaluation import notices
 from unfool.report.figures.certification import certified_accuracy
 from unfool.report.formatting import cell, interval, memory, percent
 from unfool.report.image_table import certified_table
-from unfool.report.record import how_to_reproduce, record
+from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run
 
 NOT_TRIED = (
-    "Any attack: a certificate needs none, and says nothing of what lies beyond its radius.",
-    "Changes measured otherwise than in l2, and changes that no norm bounds.",
-    "A model that answers after a few draws, as one in use does.",
-    "Images other than those that the run took; poisoned training data, and changed weights.",
+    "Any attack: a certificate needs none, and says nothing about changes beyond its radius.",
+    "Changes measured in other norms than l2, and changes that no norm limits.",
+    "A model that answers after a few draws, as a deployed model does.",
+    "Images other than those that the run used; poisoned training data, and changed weights.",
 )
 
 
@@ -97,7 +97,7 @@ def _tiles(summary: Summary) -> Tiles:
             Tile(
                 f"{summary['mean_radius']:.3f}",
                 "mean certified radius",
-                f"of at most {summary['reach']:.3f} that the draws can prove",
+                f"out of at most {summary['reach']:.3f} that this number of draws can prove",
             ),
         ]
     )
@@ -133,11 +133,11 @@ def _basis(summary: Summary) -> str:
 def _meaning(summary: Summary) -> list[str]:
     alpha = summary["spec"]["certification"]["alpha"]
     return [
-        "The certificate is of the smoothed classifier, whose answer is the class that leads over "
-        "all of the noise, in Euclidean length. It says nothing of one draw, nor of a model that "
-        "answers after a few, nor of changes measured otherwise.",
-        f"Each image's certificate may be wrong with a chance of at most {alpha:g}, for the draws "
-        "are a sample; intervals are over images.",
+        "The certificate is about the smoothed classifier, whose answer is the most likely class "
+        "over all noise, and about changes in Euclidean length. It says nothing about a single "
+        "draw, about a model that answers after a few draws, or about changes in other norms.",
+        f"Each image's certificate is wrong with a probability of at most {alpha:g}, because the "
+        "draws are a sample; intervals are over images.",
     ]
 
 

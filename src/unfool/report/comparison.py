@@ -23,7 +23,7 @@ from unfool.report.document import (
 from unfool.report.figures.comparison import paired_accuracy, title_of
 from unfool.report.formatting import cell, interval, percent, points
 from unfool.report.image_table import paired_table
-from unfool.report.record import both_records
+from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
@@ -32,14 +32,15 @@ from unfool.statistics import Mean
 VERSION = 1
 HEADS = ("condition", "A", "B", "B - A, points", "only A right", "only B right", "p")
 ABOUT = (
-    "A, B: how often one answer is right, with 95 % intervals. B - A: the paired difference, with a "
-    "95 % interval by bootstrap over images. Only A, only B: images on which the majority of {draws} "
-    "draws is right in one run alone; p: the exact test of McNemar of these two counts."
+    "A, B: how often one answer is right, with 95 % confidence intervals. B - A: the paired "
+    "difference, with a 95 % confidence interval by bootstrap over images. Only A, only B: the "
+    "number of images that the majority of {draws} draws gets right in one run only; p: McNemar's "
+    "exact test of these two counts."
 )
 
 IMAGE_BY_IMAGE = (
-    "How many of the held-out answers to each image are right in A, then in B. Choose what to show, or "
-    "click a heading to sort by the difference."
+    "How many of the held-out answers to each image are right in A and in B. Choose what to show, "
+    "or click a heading to sort by the difference."
 )
 
 
@@ -130,7 +131,9 @@ def junit(kept: Sequence[Gate]) -> bytes:
         ValueError: There are no gates.
     """
     if not kept:
-        raise ValueError("--junit tells of gates: add --min-robust or --max-drop")
+        raise ValueError(
+            "--junit reports on bounds, and there is none: add --min-robust or --max-drop"
+        )
     failed = str(sum(not gate.ok for gate in kept))
     count = {"tests": str(len(kept)), "failures": failed, "errors": "0"}
     root = ElementTree.Element("testsuites", count)
@@ -155,16 +158,20 @@ def describe_gate(gate: Gate, whose: str = " of B") -> str:
     """
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
-        said = f"robust accuracy{whose} is {cell(share)}, at least {percent(gate.bound)} was asked"
+        said = (
+            f"robust accuracy{whose} is {cell(share)}, and at least {percent(gate.bound)} is "
+            "required"
+        )
         end = " of the lower end of the interval"
     else:
         said = (
-            f"{gate.of} accuracy: A - B is {_points(gate.found)} points, at most "
-            f"{100 * gate.bound:.1f} was asked"
+            f"{gate.of} accuracy: A - B is {_points(gate.found)} points, and at most "
+            f"{100 * gate.bound:.1f} is allowed"
         )
         end = " of the upper end of the interval"
     said += end if gate.strict else ""
-    return said + ("" if gate.sure else "; the interval holds both sides of the bound")
+    unsure = "; the bound lies inside the interval, so more images would make the result clearer"
+    return said + ("" if gate.sure else unsure)
 
 
 def _opening(found: Comparison) -> list[str]:
@@ -181,7 +188,7 @@ def _opening(found: Comparison) -> list[str]:
         f"A: {found.folders[0]}; B: {found.folders[1]}; {images}, {found.draws} held-out draws each.",
         f"What differs: {where}."
         if where
-        else "Both were asked the same, and made by the same versions.",
+        else "Both runs have the same spec and were made by the same versions.",
     ]
 
 

@@ -47,11 +47,11 @@ def write_compression(
     summaries = {row.name: row.found.summary() for row in measured}
     first = next(iter(summaries.values()))
     said = (
-        f"{first['images']} images, {first['draws']} draws of the defense's noise each. The rate is the "
-        "l2 distance of the purified image and its purified perturbed copy, on the same noise, over the "
-        "length of the perturbation: below 1 the purifier contracts. Sizes are in units of the whole "
-        "budget; adversarial directions are those of power iteration, which asks no classifier. Means "
-        "over images with 95 % intervals."
+        f"{first['images']} images with {first['draws']} draws of the defense's noise each. The "
+        "rate is the l2 distance between the purified image and its purified perturbed copy, with "
+        "the same noise, divided by the length of the perturbation: below 1, the purifier "
+        "contracts. Sizes are in units of the whole budget; adversarial directions come from power "
+        "iteration, which needs no classifier. Means over images with 95 % confidence intervals."
     )
     heads = ["defense", "size", "length, l2"]
     heads += [f"{word}, {kind}" for kind in KINDS for word in ("rate", "draws that contract")]
@@ -73,12 +73,12 @@ def write_compression(
     blind = [row.name for row in measured if row.found.without_gradient]
     if blind:
         said = (
-            f"Power iteration never gets beyond the random direction: {', '.join(blind)}. Either no "
-            "direction is worse, or the gradient is masked, and the adversarial rate is too low."
+            f"Power iteration finds no worse direction than a random one for {', '.join(blind)}: "
+            "either there is none, or the gradient is masked, and the adversarial rate is too low."
         )
         blocks.append(Paragraph(said, "notice"))
     if skipped:
-        blocks.append(Paragraph(f"Without a purifier, and so left out: {', '.join(skipped)}."))
+        blocks.append(Paragraph(f"Left out, for they have no purifier: {', '.join(skipped)}."))
     points = [_point(row, summaries[row.name]) for row in measured if row.run is not None]
     blocks += [*_against(points), _drawn(summaries)]
     numbers = {"defenses": summaries, "runs": points, "skipped": skipped}
@@ -98,9 +98,9 @@ def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Docume
     """The report of what `analysis.critical_eps.critical_eps` returned."""
     summary = found.summary()
     said = (
-        f"{summary['images']} images. The critical eps of an image is the budget in {found.norm} between "
-        "the largest at which PGD failed and the smallest at which it broke the majority of held-out "
-        "draws: an upper bound, as a stronger attack may need less."
+        f"{summary['images']} images. The critical eps of an image is the budget in {found.norm} "
+        "at which PGD starts to fool the majority of held-out draws, found by bisection. It is an "
+        "upper bound: a stronger attack may need less."
     )
     rows = [
         ["wrong without an attack", cell(summary["wrong"])],
@@ -111,12 +111,15 @@ def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Docume
         [f"{share} % of images", "above the largest" if at is None else _budget(found, at)]
         for share, at in summary["quartiles"].items()
     ]
-    caption = "Robust accuracy by majority over the budget: images whose critical eps is above it."
+    caption = (
+        "Robust accuracy (by majority) at each budget: the share of images whose critical eps is "
+        "above it."
+    )
     drawn = Figure("critical-eps.png", "Images not broken", caption, figures.surviving(found))
     blocks: list[Block] = [
         Paragraph(said),
         Table(["images", "share"], rows),
-        Table(["are broken at or below", "eps"], quartiles),
+        Table(["share of images", "eps"], quartiles),
         drawn,
     ]
     arrays = {"low": found.low, "high": found.high}
@@ -126,8 +129,8 @@ def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Docume
 
 def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
     caption = (
-        "The compression rate over the size of perturbations, with 95 % intervals. Below the dashed line "
-        "the purifier contracts."
+        "The compression rate against the size of perturbations, with 95 % confidence intervals. "
+        "Below the dashed line, the purifier contracts."
     )
     return Figure("compression.png", "Compression rates", caption, figures.rates(summaries))
 
@@ -174,9 +177,10 @@ def _against(points: list[dict[str, Any]]) -> list[Block]:
         for number, point in enumerate(shown, 1)
     ]
     caption = (
-        f"Each point is a run, numbered as in the table; perturbations are {shown[0]['size']:g} times "
-        "the budget, accuracies are per draw with 95 % intervals. A purifier that maps all images to "
-        "one contracts all and is never right, so read it beside the clean accuracy."
+        f"Each point is a run, numbered as in the table; perturbations are {shown[0]['size']:g} "
+        "times the budget, accuracies are per draw with 95 % confidence intervals. A purifier that "
+        "maps all images to a single one contracts everything and is never right, so compare with "
+        "the clean accuracy, too."
     )
     drawn = Figure(
         "compression-robustness.png",
@@ -202,7 +206,7 @@ def _correlation(shown: Sequence[Mapping[str, Any]]) -> str:
                 rho: Any = spearmanr(*pair)
                 told.append(f"{rho.statistic:.2f} ({kind}, {word}, {len(some)} runs)")
     if not told:
-        return "There are too few different runs with a gradient for a rank correlation."
+        return "There are too few different runs with attacks by gradient for a rank correlation."
     return f"Rank correlation (Spearman) of rate and accuracy: {', '.join(told)}."
 
 

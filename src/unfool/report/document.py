@@ -1,4 +1,4 @@
-"""What a report consists of, before any markup: a title, and blocks below it.
+"""The content of a report, before any markup: a title, and blocks below it.
 
 A report is a function of a result that returns a `Document`. `render_terminal`, `render_markdown` and
 `render_html` show any document, `write` puts it into a folder. Text is plain, except that words
@@ -234,4 +234,4 @@ class Document:
 
 
 EXPLAINED = "https://github.com/unfool/unfool/blob/main/docs/doubts.md"  # a heading for each doubt
-NOT_CHECKED = "Not checked, as no image of those the model itself is examined on is done yet:"
+NOT_CHECKED = "Not checked yet, because none of the images that these checks use is done:"

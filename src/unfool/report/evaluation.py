@@ -22,7 +22,7 @@ from unfool.report.figures import examples
 from unfool.report.figures.examples import Gallery, small_images
 from unfool.report.formatting import Share, interval, percent
 from unfool.report.image_table import image_table
-from unfool.report.record import how_to_reproduce, record
+from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.image_records import ImageRecord, image_records
 from unfool.results.report_json import CertificationSummary, Summary
@@ -127,7 +127,7 @@ def tiles(summary: Summary) -> Tiles:
     if len(found) < 3 and "undefended" in robust:
         bare = weakest_bare(summary)[1] if summary["attacks"] else robust["undefended"]
         found.append(_tile(bare, "accuracy without the defense, in the worst case"))
-    images = f"of {summary['of']} that were asked for"
+    images = f"of the {summary['of']} images of the spec"
     found = found if len(found) > 2 else [*found, Tile(str(summary["n"]), "images", images)]
     return Tiles(found[:3])
 

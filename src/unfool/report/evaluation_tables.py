@@ -54,9 +54,9 @@ def columns(summary: Summary) -> list[Column]:
     k = summary["robust"]["k"]
     found = []
     if "undefended" in summary["robust"]:
-        meaning = "the same images, shown to the classifier without its defense"
+        meaning = "the same images, given to the classifier without its defense"
         if summary["attacks"]:
-            meaning += "; in the row robust, under whichever attack hurts it most"
+            meaning += "; in the row robust, under the attack that hurts it most"
         found.append(Column("undefended", "undefended", meaning))
     defended = "defended" if found else "accuracy"
     if _one_reading(summary):

@@ -21,7 +21,7 @@ def so_far(spec: EvaluationSpec, folder: Path) -> Document:
     if (images := begun(spec, folder)) is None:
         return Document("", [])
     done = len(Run.open(folder).outcomes())
-    said = f"The run was begun with {images} images, of which {done} are done."
+    said = f"The run already exists with {images} images, of which {done} are done."
     return Document("", [Paragraph(said)])
 
 
@@ -40,8 +40,8 @@ def brief(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Doc
     table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
     half_width = (forecast.high - forecast.low) / 2
     known = (
-        f"An accuracy will be known to about +-{half_width:.1%} (95 %, at one half; nearer where it is "
-        "near 0 or 1)."
+        f"The 95 % confidence interval of an accuracy will be about +-{half_width:.1%} (at 50 %; "
+        "narrower near 0 or 100 %)."
     )
     return Document("", [table, Paragraph(_total(forecast, shards, budget)), Paragraph(known)])
 
@@ -50,7 +50,7 @@ def _total(forecast: Forecast, shards: int, budget: str | None) -> str:
     most, machines = ("at most " if forecast.most else ""), shards * forecast.workers
     said = f"{forecast.images} images"
     if budget:
-        said += f" (the most that fit into {budget}, but a block at least)"
+        said += f" (as many as fit into {budget}, but at least one block)"
     said += f": {most}{sum(forecast.total.calls.values()):,.0f} network calls, "
     said += f"{most}{duration(forecast.total.seconds)} on this machine"
     if machines > 1:

@@ -1,4 +1,4 @@
-"""A document as one page of HTML that needs nothing beside it, or as a piece of HTML for a notebook.
+"""A document as one self-contained page of HTML, or as a piece of HTML for a notebook.
 
 How a page looks is in `page.html`, how each kind of block looks in `blocks.html`.
 """

@@ -41,9 +41,7 @@ def _block(block: doc.Block) -> str:
         case doc.Code(text, language):
             return f"```{language}\n{text.rstrip()}\n```"
         case doc.ImageTable(file=file):
-            return (
-                f"What became of each image: [{file}.csv]({file}.csv), [{file}.json]({file}.json)"
-            )
+            return f"The result of each image: [{file}.csv]({file}.csv), [{file}.json]({file}.json)"
         case doc.Tiles(tiles):
             return "\n".join(f"- **{each.value}** {each.title} ({each.note})" for each in tiles)
         case doc.Items(texts):

@@ -1,4 +1,4 @@
-"""The report of a self-test: what is known, what was found, and whether that may be."""
+"""The report of a self-test: known values, measured values, and whether they agree."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

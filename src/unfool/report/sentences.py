@@ -1,4 +1,4 @@
-"""What a summary says, in sentences that a reader who knows no diffusion model understands."""
+"""The sentences of a report, for readers who know nothing about diffusion models."""
 
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
 from unfool.report.formatting import cell, complement, percent
@@ -11,50 +11,54 @@ from unfool.spec import part
 # What each doubt asks, no more than it asks; told where none was raised.
 CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
-    "zero-gradient": "the gradient that attacks climb is finite and not nearly zero",
-    "gradient-disagrees": "over a small step the loss rises as the gradient says",
+    "zero-gradient": "the gradient that attacks follow is finite and not nearly zero",
+    "gradient-disagrees": "a small step raises the loss as the gradient predicts",
     "clamped": "on most images, all but a tenth of the pixels have some gradient",
     "batch-matters": "an answer does not depend on the batch",
     "mixed-versions": "all images were done by the same versions",
     "images-unchanged": "attacks that see the whole model changed the images they did not break",
     "random-model-eot-1": "attacks on a random model average over more than one draw",
-    "eot-gradients-disagree": "the draws of a step (EOT) are enough for its gradient to be no noise",
+    "eot-gradients-disagree": "attacks average over enough draws per step (EOT) for a reliable gradient",
     "weaker-than-random": "no attack is weaker than random noise of its size (paired)",
     "cheap-beats-exact": "no cheaper view beats the exact gradient (paired)",
     "blind-beats-gradient": "no attack without gradients beats those with the exact one (paired)",
-    "known-noise-is-harder": "who knows the noise does no worse than who does not (paired)",
+    "known-noise-is-harder": "attackers who know the noise do no worse than those who do not (paired)",
     "still-rising": "the loss of no attack still rises when its steps end",
     "low-precision": "neither the model nor an attack's gradient is computed in half precision",
     "no-adaptive-attack": "some attack differentiates through the defense",
-    "unknown-attack": "attacks that are not of unfool have one beside them that is",
-    "no-whole-view": "a classifier that drops classes early is climbed without that by some attack",
+    "unknown-attack": "besides attacks of other libraries, there is one of unfool",
+    "no-whole-view": "if the classifier drops classes early, some attack works without that",
     "no-better-than-guessing": "the classifier is better than guessing on clean images",
     "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
-    "more-logits-than-classes": "the model tells no more classes apart than the data set has",
-    "classes-missing": "there are images of every class, where there are as many images",
+    "more-logits-than-classes": "the model has no more classes than the data set",
+    "classes-missing": "there are images of every class, if there are enough images",
     "few-images": "the interval of the robust accuracy is at most 20 points wide",
-    "few-draws": "if it is wider than 10 points, it is the images that make it so, not the draws",
+    "few-draws": (
+        "if that interval is wider than 10 points, the number of images is the reason, not the "
+        "number of draws"
+    ),
 }
 QUALITY = (
-    "PSNR and SSIM are higher, l2 (and LPIPS, if it was asked for) lower, the nearer an image is to the "
-    "clean one (100 dB, 1 and 0 for the same image); means over the images, at one draw of the "
-    "purifier. In brackets: 95 % intervals (Student's t)."
+    "The closer an image is to the clean one, the higher are PSNR and SSIM, and the lower are l2 "
+    "and LPIPS (if measured); an identical image has 100 dB, 1, and 0. Means over images, for one "
+    "draw of the purifier; in brackets, 95 % confidence intervals (Student's t)."
 )
 KNOWING = (
-    "The attacker knows what noise the defense will draw, and is judged on that noise. The gap is how "
-    "much of the accuracy with none of it known is owed to not knowing; in brackets 95 % intervals over "
-    "the images (Student's t). These rows do not count in the row robust."
+    "The attacker knows what noise the defense will draw, and is evaluated on that noise. The gap "
+    "shows how much of the accuracy depends on the attacker not knowing the noise; in brackets, 95 "
+    "% confidence intervals over images (Student's t). These rows do not count in the row robust."
 )
 IMAGE_BY_IMAGE = (
-    "How many of the held-out answers to each image are right; \u2713 where the true class leads. Choose "
-    "what to show, or click a heading to sort. Images that the run kept open on demand."
+    "How many of the held-out answers to each image are right; ✓ where the true class leads. "
+    "Choose what to show, or click a heading to sort. Click an image that the run kept to see it."
 )
 RESUBMISSION = (
-    "How often all answers are right if the same image is submitted so many times; an attacker needs "
-    "one that is wrong. What clean images lose in this way is no attacker's doing: only what lies "
-    "below them is. In brackets: 95 % intervals over images and draws."
+    "How often all answers are right if the same image is submitted this many times; an attacker "
+    "needs only one wrong answer. Clean images also fail in some draws: only the drop below the "
+    "clean curve is due to the attack. In brackets: 95 % confidence intervals over images and "
+    "draws."
 )
-ROBUST = "of each image, the attack that did best on the attacker's own draws"
+ROBUST = "for each image, the attack that did best on the attacker's own draws"
 COST = "A call is one image through one network once, with every draw, step and restart counted."
 OF_ATTACKS = (
     "zero-gradient",
@@ -99,7 +103,7 @@ def headline(summary: Summary) -> str:
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
         return f"Under {over} the model is right {percent(right)} of the time."
     if not summary["attacks"] and roles(summary["spec"]["attacks"]).known_noise:
-        return "Every attack knew of the noise: this run says nothing of an attacker who does not."
+        return "Every attack knew the noise: this run says nothing about an attacker who does not."
     if not summary["attacks"]:
         return "No attack was tried: this run says nothing about robustness."
     threat = summary["threat"]
@@ -157,8 +161,8 @@ def lead(summary: Summary) -> list[str]:
         idle = cell(complement(summary["clean"]["all_draws"]))
         said.append(
             f"An attacker who may submit the same image {k} times gets through on {cell(worst)} of "
-            f"the images (with clean ones, on {idle}); if the class with most of {k} "
-            f"draws is the answer (a tie is none), they get through on {cell(majority)}."
+            f"the images (with clean images, on {idle}); if the majority of {k} draws decides (a "
+            f"tie counts as wrong), on {cell(majority)}."
         )
     if "undefended" in robust:
         name, bare = weakest_bare(summary)
@@ -176,10 +180,8 @@ def warning(summary: Summary | CertificationSummary) -> str | None:
     red = sum(doubt["severity"] == "red" for doubt in doubts)
     if not red:
         return None
-    told = "One red doubt is" if red == 1 else f"{red} red doubts are"
-    return (
-        f"{told} raised: the numbers are not what they seem. Do not quote them before reading it."
-    )
+    told = "One red doubt was" if red == 1 else f"{red} red doubts are"
+    return f"{told} raised: the numbers may be wrong or too good. Read it before you quote them."
 
 
 def unfinished(summary: Summary | CertificationSummary) -> str | None:
@@ -187,8 +189,8 @@ def unfinished(summary: Summary | CertificationSummary) -> str | None:
     if summary["n"] >= summary["of"]:
         return None
     return (
-        f"This run is not finished: {summary['n']} of {summary['of']} images are done. The numbers "
-        "are of those alone. Run the same command again to go on where it stopped; if it is one of "
+        f"This run is not finished: {summary['n']} of {summary['of']} images are done, and the "
+        "numbers cover only these. Run the same command again to continue; if this is one of "
         "several shards, merge it with the others."
     )
 
@@ -207,8 +209,8 @@ def _broken(summary: Summary) -> str | None:
         return None
     each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
     return (
-        "Images answered rightly by the majority when clean and wrongly under the attack that "
-        f"counts: {each}."
+        "Images that the majority gets right when clean and wrong under the attack that counts: "
+        f"{each}."
     )
 
 
@@ -216,7 +218,7 @@ def about_accuracy(summary: Summary) -> list[str]:
     """What else the table of accuracies says, a sentence each."""
     said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
     if summary["doubts"]:
-        said.append("Numbers beside the name of a row are those of the doubts about it.")
+        said.append("Small numbers after the name of a row refer to the doubts about it.")
     return [text for text in (*said, _broken(summary), _scatter(summary)) if text]
 
 
@@ -225,20 +227,20 @@ def about_classes(summary: Summary) -> str:
     shown, many = len(weakest(summary)), len(summary["classes"])
     if shown == many:
         return ""
-    return f"The {shown} least robust of {many} classes; all are in report.json."
+    return f"These are the {shown} least robust of {many} classes; report.json has all of them."
 
 
 def about_ladder(summary: Summary) -> str:
     """What the table of one attack after another says."""
     said = (
-        "After each attack, of that one and all before it: of each image, what did best on the "
-        "attacker's own draws."
+        "Each row combines an attack with all attacks above it: for each image, the one that did "
+        "best on the attacker's own draws counts."
     )
     if all(rung["attacked"] == summary["n"] for rung in summary.get("by_attack", [])):
         return said
     return (
-        f"{said} An attack was tried only on images that nothing before had made wrong on all of "
-        "these draws; of the others, its row under Accuracy has what had."
+        f"{said} An attack was tried only on images that no earlier attack had made wrong on all "
+        "of these draws; for the others, its row under Accuracy repeats the earlier result."
     )
 
 
@@ -247,9 +249,7 @@ def _about_beyond(summary: Summary) -> str | None:
     if not summary.get("unbounded"):
         return None
     names = ", ".join(row["name"] for row in summary["unbounded"])
-    return (
-        f"An attacker's, but not within the threat: {names}. They do not count in the row robust."
-    )
+    return f"Attacks whose changes exceed the threat: {names}. They do not count in the row robust."
 
 
 def _about_corrupted(summary: Summary) -> str | None:
@@ -258,9 +258,10 @@ def _about_corrupted(summary: Summary) -> str | None:
         return None
     names = ", ".join(row["name"] for row in summary["corruptions"])
     return (
-        f"Not by an attacker, and not within the threat: {names}. They do not count in the row robust."
+        f"Changes that no attacker chose, and that exceed the threat: {names}. They do not count "
+        "in the row robust."
         if summary["attacks"]
-        else f"Not by an attacker: {names}."
+        else f"Changes that no attacker chose: {names}."
     )
 
 
@@ -280,7 +281,7 @@ def checks(summary: Summary) -> tuple[list[str], list[str]]:
 def _knows(spec: EvaluationSpec) -> str:
     attacks = [row for row in roles(spec["attacks"]).attacks if row["name"] not in ELSEWHERE]
     if not attacks:
-        return "had the images made elsewhere"
+        return "brings images made elsewhere"
     asking = [row for row in attacks if row["name"] not in TRANSFER]
     if not asking:
         return "knows another classifier, but not the model,"

@@ -1,4 +1,4 @@
-"""A sheet: what became of a few images, a row each, enlarged; one page of HTML."""
+"""A sheet: a page of HTML with a row for each image, enlarged, before and after."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -24,14 +24,14 @@ from unfool.report.document import (
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
 from unfool.report.formatting import duration, percent
-from unfool.report.record import UNKNOWN, started
+from unfool.report.provenance import UNKNOWN, started
 from unfool.report.write import write_document
-from unfool.results.convergence import Convergence, describe, sweep_doubts, verdicts
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
-from unfool.results.seed_pooling import Pooled, is_seed, pool
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
+from unfool.results.sweep.convergence import Convergence, describe, sweep_doubts, verdicts
+from unfool.results.sweep.seed_pooling import Pooled, is_seed, pool
 
 VERSION = 1
 Done = Sequence[tuple[Cell, Summary]]
@@ -169,7 +169,7 @@ def _about(done: Done, of: int) -> str:
     images, draws = (_range(values) for values in _sizes(done))
     return (
         f"{len(done)} of {of} combinations; {images} images and {draws} held-out draws each. "
-        "Accuracy is per draw, in brackets 95 % intervals over images and draws."
+        "Accuracy is per draw; in brackets, 95 % confidence intervals over images and draws."
     )
 
 
@@ -178,7 +178,7 @@ def _about_figure(points: Sequence[Point], names: Sequence[str], attacks: Sequen
     left = len(legible(points, names, attacks, len(names))) - len(legible(points, names, attacks))
     if not (left and over_numbers(points)):
         return ""
-    return f" The figure leaves out {left} of the attacks, those of the highest accuracy."
+    return f" The figure leaves out {left} of the attacks, those with the highest accuracy."
 
 
 def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
@@ -188,14 +188,14 @@ def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
     images = _range([each.images for each in pooled])
     said = (
         f"Pooled over {_seeds(done)}: {_range([each.runs for each in pooled])} runs and {images} "
-        "distinct images in each row. An image that several runs have counts once, with the mean of "
-        "its draws, and a draw of the same noise once; so the intervals are over distinct images "
-        "and their draws."
+        "distinct images in each row. An image in several runs counts once, with the mean of its "
+        "draws, and a draw of the same noise counts once, so the intervals are over distinct "
+        "images and their draws."
     )
     if models:
         said += (
-            f" They take these values of {' and '.join(models)} as they are: what another would "
-            "change of all images together is not in them."
+            f" They do not include the variation between other values of {' and '.join(models)}, "
+            "which would change all images together."
         )
     return said
 
@@ -214,7 +214,9 @@ def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doub
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
         names = ", ".join(f"{name} ({count})" for name, count in single.most_common())
-        lines.append(f"doubts of the {len(done)} runs, each told in its own report: {names}")
+        lines.append(
+            f"doubts about the {len(done)} runs (each run's report explains them): {names}"
+        )
     return lines
 
 
@@ -237,9 +239,9 @@ def _about_columns(done: Done) -> str:
     """What the columns of attacks are, where there are several."""
     said = ""
     if len(_conditions(done)) > 2 and any(summary["attacks"] for _, summary in done):
-        said = " In robust counts, of each image, the attack that did best on draws of its own"
+        said = " For robust, the attack that did best on its own draws counts for each image"
         if any(summary.get("known_noise") for _, summary in done):
-            said += "; attackers who know some of the noise stand after it and do not count"
+            said += "; attackers who know some of the noise are listed after it and do not count"
     return said and said + "."
 
 

@@ -1,1 +1,1 @@
-"""What is on disk of a run, and pure functions of it."""
+"""Runs on disk, and pure functions of what they recorded."""

@@ -1,4 +1,4 @@
-"""What part each attack of a run plays: it counts, stands beside those that count, or is none."""
+"""The role of each attack of a run: it counts, is listed next to those that count, or is no attack."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -70,9 +70,9 @@ def special_climb(row: AttackEntry) -> str | None:
     if row.get("weights") == "em":
         return "which weighs the random draws"
     if view_name(row) == "per-step":
-        return "which climbs a loss at every step of the chain"
+        return "which maximizes a loss at every step of the purifier"
     if row.get("name") in ("carlini-wagner", "deepfool", "fab"):
-        return "which looks for the nearest boundary"
+        return "which searches for the nearest decision boundary"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Two runs beside each other, image by image: on the same images, and on the same held-out draws."""
+"""Two runs compared image by image, on the same images and the same held-out draws."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
     both = [(done[0][index], done[1][index]) for index in done[0] if index in done[1]]
     if not both:
         raise RuntimeError(
-            f"{a.folder} and {b.folder} have no image in common yet; run their evaluations to the "
+            f"{a.folder} and {b.folder} have no image in common yet: run their evaluations to the "
             "end, or merge their shards first"
         )
     names = _shared(a.spec, b.spec)
@@ -208,7 +208,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
         brought = [run["images"][HEX:][:8] or None for run in (a, b)]
         found["images that were made before:"] = (brought[0], brought[1])
     if a.get("code") != b.get("code"):
-        found["code of one's own:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
+        found["your own code:"] = (str(a.get("code"))[:8], str(b.get("code"))[:8])
     return found | dict(_differ(a.get("versions"), b.get("versions"), "versions"))
 
 
@@ -240,33 +240,35 @@ def _comparable(a: Run, b: Run) -> None:
         sets = _data_sets([spec["data"] for spec in specs])
         if sets[0] != sets[1]:
             raise RuntimeError(
-                f"{runs} are about other data sets ({sets[0]} and {sets[1]}): evaluate both on the same"
+                f"{runs} use different data sets ({sets[0]} and {sets[1]}): evaluate both on the "
+                "same"
             )
         drawn = [(spec["images"], spec["subset_seed"]) for spec in (first, second)]
         if places[0] != places[1] and drawn[0] != drawn[1]:
             counts = [len(indices) for indices in places]
             raise RuntimeError(
-                f"{runs} are about other images ({counts[0]} and {counts[1]} of the data set): evaluate "
-                "both with the same evaluation.images and evaluation.subset_seed"
+                f"{runs} use different images ({counts[0]} and {counts[1]} of the data set): "
+                "evaluate both with the same evaluation.images and evaluation.subset_seed"
             )
         raise RuntimeError(
-            f"{runs} are about other images (the contents or labels of the data sets differ): "
+            f"{runs} use different images (the contents or labels of the data sets differ): "
             "evaluate both on the same data"
         )
     for key, why in (
-        ("seed", "the models did not meet the same noise"),
-        ("draws", "majorities of so many draws are not alike"),
+        ("seed", "the models did not get the same noise"),
+        ("draws", "majorities over different numbers of draws cannot be compared"),
     ):
         if first[key] != second[key]:
             raise RuntimeError(
                 f"{runs} have evaluation.{key} {first[key]} and {second[key]}, so {why}: evaluate "
-                "both with the same"
+                "both with the same value"
             )
     threats = [Threat(**spec["threat"]) for spec in specs]
     if all(spec["attacks"] for spec in specs) and threats[0] != threats[1]:
         said = [f"{threat.norm} {threat.eps:.4g}" for threat in threats]
         raise RuntimeError(
-            f"{runs} are under other threats ({said[0]} and {said[1]}): evaluate both with the same"
+            f"{runs} have different threats ({said[0]} and {said[1]}): evaluate both with the same "
+            "threat"
         )
 
 

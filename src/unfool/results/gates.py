@@ -63,7 +63,7 @@ def gates(
     """
     if (min_robust, max_drop) != (None, None) and found.n < found.of:
         raise ValueError(
-            f"a bound is held against whole runs, and these have {found.n} of {found.of} images in "
+            f"a bound needs finished runs, and these have {found.n} of {found.of} images in "
             "common: run their evaluations to the end, or compare without a bound"
         )
     for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
@@ -72,7 +72,7 @@ def gates(
     rows, made = {row.name: row for row in found.rows}, []
     if min_robust is not None:
         if "robust" not in rows:
-            raise ValueError("--min-robust needs runs with attacks; leave it out, or add attacks")
+            raise ValueError("--min-robust needs runs with attacks: leave it out, or add attacks")
         made.append(Gate("min-robust", "robust", min_robust, Mean(*rows["robust"].b), strict))
     if max_drop is not None:
         for name in ("clean", "robust"):
@@ -91,11 +91,11 @@ def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Ga
     check_bound("--min-robust", min_robust)
     if summary["n"] < summary["of"]:
         raise ValueError(
-            f"a bound is held against a whole run, and this one has {summary['n']} of "
-            f"{summary['of']} images: run the evaluation to the end"
+            f"a bound needs a finished run, and this one has {summary['n']} of {summary['of']} "
+            "images: run the evaluation to the end"
         )
     if not summary["attacks"]:
-        raise ValueError("--min-robust needs a run with attacks; leave it out, or add attacks")
+        raise ValueError("--min-robust needs a run with attacks: leave it out, or add attacks")
     share = summary["robust"]["per_draw"]
     found = Mean(share["accuracy"], share["low"], share["high"])
     return Gate("min-robust", "robust", min_robust, found, strict)
@@ -108,4 +108,4 @@ def check_bound(name: str, bound: float) -> None:
         ValueError: It is not from 0 to 1.
     """
     if not 0 <= bound <= 1:
-        raise ValueError(f"{name} is a share from 0 to 1, such as 0.05, not {bound:g}")
+        raise ValueError(f"{name} must be a share from 0 to 1, such as 0.05, not {bound:g}")

@@ -1,4 +1,4 @@
-"""What became of each image of a run, as a record that a table, a CSV and a JSON file hold."""
+"""The result of each image of a run, as a record for tables, CSV files, and JSON files."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""How an attack's loss rose over its steps: what tells whether it had come to an end."""
+"""The loss of an attack over its steps, which shows whether the attack had converged."""
 
 from collections.abc import Sequence
 from itertools import groupby

@@ -1,4 +1,4 @@
-"""What a run folder says of the run: `run.json`, and beside it `starts/` and `forecast.json`."""
+"""The description of a run in its folder: `run.json`, `starts/`, and `forecast.json`."""
 
 from typing import Annotated, NotRequired
 

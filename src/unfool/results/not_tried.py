@@ -1,4 +1,4 @@
-"""What an evaluation did not try: the other side of its threat model, from the checked spec alone."""
+"""What an evaluation did not try, from the checked spec alone."""
 
 from collections.abc import Iterator, Sequence
 
@@ -20,7 +20,7 @@ def _attackers(spec: EvaluationSpec) -> Iterator[str]:
     attacks = roles(spec["attacks"]).attacks
     names = {row["name"] for row in attacks}
     if not attacks:
-        yield "Any attack: the run has none that counts."
+        yield "Any attack: the run has none that counts toward the robust accuracy."
         return
     if not exact_attacks({row["label"]: row for row in attacks}):
         yield "An attack with the exact gradient of the whole model."
@@ -30,7 +30,7 @@ def _attackers(spec: EvaluationSpec) -> Iterator[str]:
             "do not stop."
         )
     if not names & set(ENSEMBLES) and spec["threat"]["norm"] != "l0":
-        yield "AutoAttack, the ensemble by which public leaderboards rank."
+        yield "AutoAttack, the ensemble that public leaderboards use."
     if not names & set(TRANSFER):
         yield "Images made on another classifier (`transfer`)."
     if spec.get("purifier") and not roles(spec["attacks"]).known_noise:
@@ -65,5 +65,5 @@ def _changes(spec: EvaluationSpec) -> Iterator[str]:
 
 
 def _beyond(spec: EvaluationSpec) -> Iterator[str]:
-    yield f"Images other than those of {spec['data']['name']} that the run took."
+    yield f"Images other than those of {spec['data']['name']} that the run used."
     yield "Poisoned training data, and changed weights."

@@ -1,4 +1,4 @@
-"""What became of an image in an evaluation: a line of JSON in the run's folder."""
+"""The outcome of an image in an evaluation: a line of JSON in the run's folder."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What `report.json` holds of a run, typed: the summary that tables, sentences and figures read."""
+"""The types of `report.json`: the summary of a run, which tables, sentences, and figures read."""
 
 from typing import Literal, NotRequired
 
@@ -30,11 +30,11 @@ class Readings(TypedDict):
     """How often the model is right under one condition, in three readings (`summary.Judged`).
 
     Attributes:
-        per_draw: Over images and draws.
-        majority: Over images, by the class of most draws.
-        all_draws: Over images, all of whose draws are right.
-        k: Draws of an image.
-        undefended: Of the classifier without its defense.
+        per_draw: The accuracy over all images and draws.
+        majority: The share of images for which most draws give the true class.
+        all_draws: The share of images for which all draws are right.
+        k: The number of draws per image.
+        undefended: The accuracy of the classifier without its defense.
     """
 
     per_draw: ShareEntry
@@ -53,7 +53,7 @@ class Row(TypedDict):
 
     Attributes:
         name: The attack's label.
-        robust: What it left.
+        robust: The accuracies under the attack.
     """
 
     name: str
@@ -76,9 +76,9 @@ class KnownNoise(Row):
     """An attack that knows some of the noise, beside the same without.
 
     Attributes:
-        knows: What it knows.
-        beside: The attack that knows none.
-        gap: By how much it leaves less right.
+        knows: The noise that it knows.
+        beside: The label of the same attack without that knowledge.
+        gap: The accuracy without the knowledge minus the accuracy with it.
     """
 
     knows: str
@@ -153,7 +153,8 @@ class Provenance(TypedDict):
     """Where the numbers of a run come from.
 
     Attributes:
-        starts: What worked on it, the earliest first; empty if it was not written down.
+        starts: The processes that worked on the run, the earliest first; empty if none was
+            recorded.
         images: A hash of the images and labels.
         weights: A hash of the weights of the model and of the attacks, as built.
         code: A hash of your own code.
@@ -171,7 +172,7 @@ class SometimesThere(TypedDict, total=False):
     Attributes:
         random: The accuracy under random noise, if anything is attacked.
         corrupted: The mean over corruptions, if there are any.
-        forecast: What it was to take, if that was forecast.
+        forecast: The cost that was forecast, if any.
     """
 
     random: Readings
@@ -183,32 +184,32 @@ class Summary(SometimesThere):
     """What `report.json` holds of an evaluation.
 
     Attributes:
-        version: Of the format.
+        version: The version of the format.
         run: The identity of the run.
-        spec: What was asked.
-        n: How many images are done,
-        of: and how many were asked for.
+        spec: The checked spec.
+        n: The number of finished images.
+        of: The number of images of the spec.
         clean: The accuracy on clean images.
         robust: The accuracy under the attack that counts.
-        resubmission: How it falls if an image may be submitted again.
-        flip_rate: How often a draw disagrees with most draws of its image.
-        images_checked: On how many images the model itself was looked at.
+        resubmission: The accuracy if the same image may be submitted several times.
+        flip_rate: The share of draws that disagree with the majority of their image.
+        images_checked: The number of images on which the model itself was checked.
         attacks: The attacks that count.
-        unbounded: Attacks that no threat bounds.
+        unbounded: Attacks that the threat does not limit.
         known_noise: Attacks that know some of the noise.
-        by_attack: What the attacker has after each attack.
-        loss_curves: How the losses rose.
-        corruptions: What nobody chose to fool the model.
-        quality: How far images are from the clean ones.
+        by_attack: The accuracies after each attack, combined with all earlier ones.
+        loss_curves: The loss of each attack over its steps.
+        corruptions: Corruptions, which nobody chose to fool the model.
+        quality: The distances of images from the clean ones.
         classes: The accuracies by class.
-        number_of_classes: Of the data set.
+        number_of_classes: The number of classes of the data set.
         threat: What an attacker may change.
         threat_model: The same in words.
-        not_tried: What the run says nothing about, in words.
+        not_tried: What the run did not try, in words.
         doubts: Reasons not to believe the result.
-        cost: What it took.
-        provenance: When, where, how and on what it was made.
-        versions: Of Python and of the libraries.
+        cost: The calls of the networks, the time, and the memory.
+        provenance: When, where, and how the run was made, and hashes of its data.
+        versions: The versions of Python and of the libraries.
         unfool: The version of this package.
     """
 
@@ -254,10 +255,10 @@ class CertifiedImage(TypedDict):
         index: Its place in the data set.
         label: Its class.
         answer: That of the smoothed classifier; None if it abstains.
-        radius: Up to which the answer is the same.
-        rate: What the answer's share of all noise exceeds.
-        most: The class of most estimation draws; None of equals.
-        share: Of the estimation draws that are right.
+        radius: The certified radius (l2, in units of [0, 1] pixels).
+        rate: The lower bound of the answer's probability under noise.
+        most: The class of most estimation draws; None if several are equal.
+        share: The share of the estimation draws that are right.
     """
 
     index: int
@@ -283,24 +284,24 @@ class CertificationSummary(TypedDict):
     """What `report.json` holds of a certification.
 
     Attributes:
-        version: Of the format.
+        version: The version of the format.
         kind: `certification`.
         run: The identity of the run.
-        spec: What was asked.
-        n: How many images are done,
-        of: and how many were asked for.
-        certified: By radius, how many images are right for certain.
-        clean: How many images most draws are right on.
-        one_draw: How often a single draw is right.
-        abstained: On how many images nothing is certified.
-        wrong: On how many a wrong answer is certified.
-        mean_radius: Of the right ones; 0 for all others.
-        reach: The largest radius that so many draws can prove.
-        images: What is proved of each.
-        cost: What it took.
-        provenance: When, where, how and on what it was made.
-        versions: Of Python and of the libraries.
-        made_by: The versions of what did it.
+        spec: The checked spec.
+        n: The number of finished images.
+        of: The number of images of the spec.
+        certified: For each radius, the share of images certified to be right.
+        clean: The share of images for which most draws are right.
+        one_draw: The accuracy of a single draw.
+        abstained: The share of images for which nothing is certified.
+        wrong: The share of images for which a wrong answer is certified.
+        mean_radius: The mean certified radius, where wrong and abstained images count as 0.
+        reach: The largest radius that this number of draws can prove.
+        images: The result for each image.
+        cost: The calls of the networks, the time, and the memory.
+        provenance: When, where, and how the run was made, and hashes of its data.
+        versions: The versions of Python and of the libraries.
+        made_by: The versions of the software that computed it.
         unfool: The version of this package.
     """
 

@@ -1,4 +1,4 @@
-"""Runs on disk. A run is a folder: what was asked (`run.json`), and what came of each image.
+"""Runs on disk. A run is a folder with its checked spec (`run.json`) and the outcome of each image.
 
 Outcomes are written a block of images at a time, whole or not at all, each block to a file of its
 own. So processes share a folder without locks, a kill loses one block, and to resume is to run the
@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
-from unfool.results.kept_pictures import wrong_pictures
+from unfool.results.example_images import wrong_pictures
 from unfool.results.manifest import Format, KeptForecast, Manifest
 from unfool.results.outcome import Indexed, Line, Outcome
 from unfool.results.spec import CertificationSpec, EvaluationSpec
@@ -25,14 +25,14 @@ from unfool.spec import NOT_IN_IDENTITY
 VERSION = 1
 FORECAST = "forecast.json"
 STARTS = "starts"  # of the processes that worked on a run (`results.starts`)
-AGAIN = "delete the file and run the same command again: only its images are done anew"
-FEWER = "delete it: the report then shows fewer images"
+AGAIN = "delete the file and run the same command again, which repeats only its images"
+FEWER = "delete it, and the report then shows fewer images"
 SAME = {  # what runs that share a folder have in common
     "identity": "of another spec",
-    "indices": "of another number of images, or of others of the data set",
-    "images": "of other images (the data set's contents differ)",
-    "code": "by other code (a module that the spec names, or one that it imports, has changed)",
-    "weights": "of other weights (the model or an attack was built with others)",
+    "indices": "on another number of images, or on others of the data set",
+    "images": "on other images (the data set's contents differ)",
+    "code": "with other code (a module that the spec names, or one that it imports, has changed)",
+    "weights": "with other weights (the model or an attack was built with others)",
 }
 
 
@@ -85,7 +85,10 @@ class Run:
             RuntimeError: The run is a certification.
         """
         if self.kind == "certification":
-            raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
+            raise RuntimeError(
+                f"{self.folder} holds a {self.kind}, and this needs an evaluation: name the folder "
+                "of one"
+            )
         return cast(EvaluationSpec, self.manifest["spec"])
 
     @classmethod
@@ -111,16 +114,17 @@ class Run:
         begun = any((folder / "outcomes").glob("*.jsonl"))
         if begun and not (folder / "run.json").exists():
             raise RuntimeError(
-                f"{folder} holds outcomes and no run.json that says of what run they are; put run.json "
-                f"back, delete {folder / 'outcomes'}, or name another folder with --out"
+                f"{folder} holds outcomes but no run.json, which says what run they belong to: put "
+                f"run.json back, delete {folder / 'outcomes'}, or name another folder with --out"
             )
         if begun:
             run = cls.open(folder)
             held, wanted = (set(told["indices"]) for told in (run.manifest, manifest))
             if wanted < held and run.manifest["identity"] == manifest["identity"]:
                 raise RuntimeError(
-                    f"{folder} holds a run on {len(held)} images, and this asks for {len(wanted)} of "
-                    "them; ask for as many or more, or name another folder with --out"
+                    f"{folder} holds a run on {len(held)} images, and this spec asks for only "
+                    f"{len(wanted)} of them: ask for as many or more, or name another folder with "
+                    "--out"
                 )
             grows = held < wanted and run.manifest["images"] == _hash_if_known(
                 fingerprint, run.manifest["indices"]
@@ -130,7 +134,7 @@ class Run:
                     continue
                 if run.manifest.get(key) != manifest.get(key):
                     raise RuntimeError(
-                        f"{folder} holds a run {_other(key, run.manifest, manifest)}; name another "
+                        f"{folder} holds a run {_other(key, run.manifest, manifest)}: name another "
                         "folder with --out"
                     )
             if not grows:
@@ -151,21 +155,26 @@ class Run:
         path = Path(folder) / "run.json"
         if not path.is_file():
             raise RuntimeError(
-                f"{folder} is no run: it has no run.json; name a folder that `unfool evaluate` (or "
-                "`attack`, or `certify`) was given as --out, or one in runs/"
+                f"{folder} is not a run folder, for it has no run.json: name a folder that `unfool "
+                "evaluate` (or `attack`, or `certify`) was given as --out, or one in runs/"
             )
         try:
             if (found := read_json(Format, path)["version"]) != VERSION:
-                raise RuntimeError(f"{path} is of format {found}, and this unfool reads {VERSION}")
+                raise RuntimeError(
+                    f"{path} has format {found}, and this version of unfool reads format "
+                    f"{VERSION}: use the version that wrote it"
+                )
             run = cls(Path(folder), read_json(Manifest, path))
             kind = CertificationSpec if run.kind == "certification" else EvaluationSpec
             from_json(kind, json.dumps(run.manifest["spec"]), f"{path}, spec")
         except ValueError as error:
-            raise RuntimeError(f"{error}: the file is damaged, or is no run of unfool") from error
+            raise RuntimeError(
+                f"{error}: the file is damaged, or was not written by unfool"
+            ) from error
         if run.manifest.get("sha256", seal(run.manifest)) != seal(run.manifest):
             raise RuntimeError(
-                f"{path} was changed since the run began (it has not the sha256 that it names), so it "
-                f"does not say what was run; put the original back, or delete {folder} and run again"
+                f"{path} has changed since the run began (its sha256 differs), so nobody can tell "
+                f"what was run: put the original back, or delete {folder} and run again"
             )
         return run
 
@@ -178,8 +187,9 @@ class Run:
         """
         if not (self.folder / "run.json").is_file():
             raise RuntimeError(
-                f"{self.folder} was moved or deleted while the run worked, and what came of "
-                f"{len(outcomes)} images is not written; run the same command again where the folder is"
+                f"{self.folder} was moved or deleted during the run, so the results of "
+                f"{len(outcomes)} images were not saved: put it back, and run the same command "
+                "again"
             )
         tables: list[Any] = list(outcomes)
         lines = "".join(json.dumps(asdict(table)) + "\n" for table in tables).encode()
@@ -196,16 +206,19 @@ class Run:
             RuntimeError: A file is damaged, or the run is no evaluation.
         """
         if self.kind != "evaluation":
-            raise RuntimeError(f"{self.folder} holds a {self.kind}; this works on an evaluation")
+            raise RuntimeError(
+                f"{self.folder} holds a {self.kind}, and this needs an evaluation: name the folder "
+                "of one"
+            )
         draws = draws_of(self.spec)
         found = self.read(Outcome)
         for outcome in found:
             held = {name: len(condition.draws) for name, condition in outcome.conditions.items()}
             if held != draws or outcome.chosen not in held:
                 raise RuntimeError(
-                    f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} is not of this "
-                    f"run: its conditions have the draws {held}, of which the attacker chose "
-                    f"{outcome.chosen!r}, and run.json asks for {draws}; {AGAIN}"
+                    f"the outcome of image {outcome.index} in {self.folder / 'outcomes'} does not "
+                    f"belong to this run (its conditions have the draws {held}, of which the "
+                    f"attacker chose {outcome.chosen!r}, and run.json asks for {draws}): {AGAIN}"
                 )
         return found
 
@@ -239,8 +252,8 @@ class Run:
             content = path.read_bytes()
             if path.stem.rpartition("-")[2] != self._told_by(content):
                 raise RuntimeError(
-                    f"{path} is damaged, was changed, or is of another run (its name does not tell its "
-                    f"contents); {AGAIN}"
+                    f"{path} is damaged, was changed, or belongs to another run (its name does not "
+                    f"match its contents): {AGAIN}"
                 )
             for number, text in enumerate(content.splitlines(), 1):
                 place = f"{path}, line {number}"
@@ -250,13 +263,13 @@ class Run:
                     raise RuntimeError(f"{error}; {AGAIN}") from error
                 if line.index not in known:
                     raise RuntimeError(
-                        f"{place} holds image {line.index}, which the run does not have; {AGAIN}"
+                        f"{place} holds image {line.index}, which is not in the run: {AGAIN}"
                     )
                 if found.setdefault(line.index, line).fact() != line.fact():
                     raise RuntimeError(
-                        f"{found[line.index].place} and {place} disagree about image {line.index}: they "
-                        "were made by other models or machines; delete one of the files, and run the "
-                        "same command again"
+                        f"{found[line.index].place} and {place} disagree about image {line.index}: "
+                        "different models or machines computed them; delete one of the files, and "
+                        "run the same command again"
                     )
         return [found[index] for index in sorted(found)]
 
@@ -275,7 +288,9 @@ class Run:
         try:
             return read_json(KeptForecast, path) if path.is_file() else None
         except ValueError as error:
-            raise RuntimeError(f"{error}; delete the file: the report does without it") from error
+            raise RuntimeError(
+                f"{error}; delete the file, which the report does not need"
+            ) from error
 
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
         """The pictures kept of each block, by index; only these arrays, if any are named.
@@ -325,7 +340,7 @@ def _hash_if_known(
 def _other(key: str, a: Manifest, b: Manifest) -> str:
     """What two runs that differ in `key` are of, told apart from one another."""
     if key == "identity" and _words(a) == _words(b):
-        return "of other weights or images (a file that the spec names has changed)"
+        return "with other weights or images (a file that the spec names has changed)"
     return SAME[key]
 
 
@@ -352,7 +367,7 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
         for key in SAME:
             if run.manifest.get(key) != runs[0].manifest.get(key):
                 what = _other(key, run.manifest, runs[0].manifest)
-                raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is {what}")
+                raise RuntimeError(f"{run.folder} and {folders[0]} differ: one is a run {what}")
     whole = Run.begin(out, runs[0].manifest)
     facts: dict[int, tuple[Path, Any]] = {}
     for run in (whole, *runs):
@@ -360,8 +375,8 @@ def merge(folders: Sequence[Path], out: Path) -> Run:
             folder, known = facts.setdefault(line.index, (run.folder, line.fact()))
             if known != line.fact():
                 raise RuntimeError(
-                    f"{folder} and {run.folder} disagree about image {line.index}: they were made "
-                    "by other models or machines; merge shards that do not overlap"
+                    f"{folder} and {run.folder} disagree about image {line.index}: different "
+                    "models or machines computed them; merge shards that do not overlap"
                 )
     for run in runs:
         for kind in ("examples", STARTS, "outcomes"):

@@ -1,4 +1,4 @@
-"""Checked specs of runs, typed: what a run was asked, as `run.json` and `report.json` hold it."""
+"""The types of checked specs, as `run.json` and `report.json` hold them."""
 
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -15,9 +15,10 @@ class ThreatSection(TypedDict):
     """The section `threat`: what an attacker may change.
 
     Attributes:
-        norm: How a change is measured: the largest of a pixel, the Euclidean length, the sum, or
-            the share of places that are changed at all.
-        eps: The budget, in units of [0, 1] pixels (8/255, say); of l0 a share of the places.
+        norm: How a change is measured: `linf` (the largest change of a pixel), `l2` (the Euclidean
+            length), `l1` (the sum of all changes), or `l0` (the share of pixels that are changed at
+            all).
+        eps: The budget, in units of [0, 1] pixels (such as 8/255); for l0, a share of the pixels.
     """
 
     norm: Norm
@@ -28,8 +29,8 @@ class Paths(TypedDict):
     """Several purifications of an image, classified together.
 
     Attributes:
-        count: How many purifications.
-        by: How they become one answer: the name of a rule.
+        count: The number of purifications.
+        by: The rule that combines them into one answer: `logits`, `softmax`, or `votes`.
     """
 
     count: Count
@@ -42,10 +43,10 @@ class EvaluationSection(TypedDict):
     Attributes:
         images: How many images of the data set; null takes all.
         subset_seed: Which images of the data set are chosen.
-        seed: Of all noise.
-        draws: Held-out draws of the model's noise in each verdict.
+        seed: Seed of all noise.
+        draws: Held-out draws of the model's noise on which each image is evaluated.
         examples: Images that the report shows.
-        skip_broken: Whether an image that one attack broke is left alone by those after it.
+        skip_broken: Whether later attacks skip the images that earlier ones broke.
         lpips: Whether the perceptual distance LPIPS is measured, too.
     """
 
@@ -62,12 +63,14 @@ class MachineSection(TypedDict):
     """The section `machine`: what changes the speed and no result.
 
     Attributes:
-        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
-        batch_size: The most images (with their draws) in one call of the model; `auto` finds it.
-        images_per_block: Images that are done, and written, together.
-        execution: How networks are executed; `auto` takes the fastest that gives the same answers.
-        engine: This process alone, or Ray on many machines.
-        cluster: The address of Ray; null for the one that is here, or for one of its own.
+        device: The device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
+        batch_size: The largest number of images (times draws) in one call of the model; `auto`
+            finds it.
+        images_per_block: The number of images that are attacked and saved together.
+        execution: How networks are executed; `auto` takes the fastest way that gives the same
+            answers.
+        engine: `local` uses this process alone, and `ray` uses Ray on many machines.
+        cluster: The address of Ray; null uses a running Ray on this machine, or starts one.
     """
 
     device: str
@@ -83,11 +86,11 @@ class AttackEntry(TypedDict, extra_items=Any):
 
     Attributes:
         name: A name of the menu, or `module:attribute`.
-        view: What the attacker takes the model for.
-        label: What the report calls the attack.
+        view: The version of the model that the attack works on.
+        label: The name of the attack in the report.
         knows: The noise of the defense that the attacker knows.
-        bounded: False if the attack is not held to the threat.
-        adversarial: False if its images are not chosen to fool the model.
+        bounded: False if the threat does not limit the attack.
+        adversarial: False if the images are not made to fool the model.
     """
 
     name: str
@@ -133,13 +136,13 @@ class CertificationSection(TypedDict):
     """The section `certification`: how answers are certified in l2.
 
     Attributes:
-        sigma: The standard deviation of the noise.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels.
         n0: Draws that choose the answer.
-        n: Draws, apart from these, that measure how sure it is.
-        alpha: The chance that a certificate may be wrong.
+        n: Further draws, which measure how likely the answer is.
+        alpha: The largest probability that a certificate is wrong.
         images: How many images of the data set; null takes all.
         subset_seed: Which images of the data set are chosen.
-        seed: Of all noise.
+        seed: Seed of all noise.
     """
 
     sigma: InPixels
@@ -155,8 +158,8 @@ class CertificationMachine(TypedDict):
     """The section `machine` of a certification: what changes the speed and no result.
 
     Attributes:
-        device: Where to compute: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
-        batch_size: The most draws in one call of the model.
+        device: The device to compute on: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
+        batch_size: The largest number of draws in one call of the model.
     """
 
     device: str

@@ -1,4 +1,4 @@
-"""Who worked on a run: a small file of each start of a process, which no result depends on."""
+"""The processes that worked on a run: a small file for each start, which no result depends on."""
 
 import json
 import secrets
@@ -40,7 +40,9 @@ def starts(run: Run) -> list[Start]:
         try:
             found.append(read_json(Start, path))
         except ValueError as error:
-            raise RuntimeError(f"{error}; delete the file: the report does without it") from error
+            raise RuntimeError(
+                f"{error}; delete the file, which the report does not need"
+            ) from error
     return found
 
 

@@ -1,4 +1,4 @@
-"""The verdict: what a run's outcomes say, with intervals. A pure function of the run."""
+"""The summary of a run: accuracies with confidence intervals, as a pure function of its outcomes."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +7,12 @@ from statistics import fmean
 from typing import Any, cast
 
 from unfool import __version__
-from unfool.results import loss_curves, run_doubts
+from unfool.results import loss_curves
 from unfool.results.attack_roles import given_to, roles
+from unfool.results.doubts.run import all_doubts
 from unfool.results.not_tried import not_tried
 from unfool.results.outcome import Condition, Outcome
-from unfool.results.quality import summarize
+from unfool.results.quality_means import summarize
 from unfool.results.report_json import (
     ClassRow,
     CostEntry,
@@ -87,7 +88,7 @@ def summarize_run(run: Run) -> Summary:
     """
     outcomes = run.outcomes()
     if not outcomes:
-        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+        raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
     spec = run.spec
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
@@ -138,7 +139,7 @@ def summarize_run(run: Run) -> Summary:
         "not_tried": not_tried(spec),
         "doubts": [
             {"name": doubt.name, "severity": doubt.severity, "why": doubt.why}
-            for doubt in run_doubts.all_doubts(
+            for doubt in all_doubts(
                 spec,
                 outcomes,
                 by_name,

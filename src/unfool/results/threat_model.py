@@ -17,7 +17,7 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         "linf": f"every pixel by up to {eps_words(threat.eps)} of the range [0, 1] (linf)",
         "l2": f"the image by up to {threat.eps:.4g} in Euclidean length, pixels in [0, 1] (l2)",
         "l1": f"the values of the image by up to {threat.eps:.4g} in sum, pixels in [0, 1] (l1)",
-        "l0": f"up to {100 * threat.eps:.4g} % of the places of an image, at will (l0)",
+        "l0": f"up to {100 * threat.eps:.4g} % of the pixels of an image, at will (l0)",
     }[threat.norm]
     attacks, beyond, others, knowing = roles(spec["attacks"])
     attacker = "; ".join(f"{row['label']}: {sees(row)}" for row in attacks)
@@ -32,10 +32,11 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         told = {
             "the attacker may change": change,
             "the attacker's view": attacker or "none was tried",
-            "the attacker's randomness": "draws of their own, fresh at every step; never those of the "
-            "verdict"
-            if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
-            else "not told: the images were made elsewhere",
+            "the attacker's randomness": (
+                "their own draws, fresh at every step, never those of the evaluation"
+                if not all(row["name"] in ELSEWHERE for row in attacks) or not attacks
+                else "unknown, because the images were made elsewhere"
+            ),
         }
     if knowing:
         told["with the noise known"] = "; ".join(
@@ -72,7 +73,7 @@ def known_words(word: str) -> str:
     """What an attacker knows of the defense's noise (`threat.Knowledge`), in words."""
     plain = {
         "forward": "the forward noise is fixed and known (DW-Fwd)",
-        "reverse": "the noise of the way back is fixed and known (DW-Rev)",
+        "reverse": "the noise of the reverse process is fixed and known (DW-Rev)",
         "both": "all noise is fixed and known (DW-box)",
     }
     if word in plain:
@@ -85,24 +86,24 @@ def known_words(word: str) -> str:
 def sees(row: AttackEntry) -> str:
     """What the attacker of a checked spec's row took the model for, in words."""
     if row.get("name") in ELSEWHERE:
-        return f"nothing of this run: images made elsewhere ({row['path']})"
+        return f"unknown, because the images were made elsewhere ({row['path']})"
     if row.get("name") in TRANSFER:
         return f"another classifier, {_options(row['source'])}, never the model (transfer)"
     views = {
         "exact": "the whole model, with its exact gradient",
         "no-elimination": "the whole model without its elimination, with the exact gradient",
-        "first-stage": "what its first stage of elimination ranks by, with the exact gradient",
+        "first-stage": "the scores of its first stage of elimination, with the exact gradient",
         "per-step": "the whole model, with its exact gradient and that of a loss at every step",
         "adjoint": "the whole model, with the adjoint for the purifier's gradient, which is not exact",
         "bfloat16": "the whole model, with its gradient computed in bfloat16",
         "bpda": "the whole model, with the identity for the purifier's gradient (BPDA)",
         "classifier-only": "the classifier alone, not the defense (transfer)",
-        "surrogate": "the whole model with fewer steps of its purifier, on noise of its own",
+        "surrogate": "the whole model with fewer purifier steps, on independent noise",
         "surrogate-same-noise": "the whole model with fewer purifier steps, on the same paths of noise",
     }
     view = specs.part("view", row["view"])
     if row.get("name") in BLIND:
-        views["exact"] = "the answers of the whole model; it asks for no gradient"
+        views["exact"] = "the answers of the whole model; no gradient"
         views["no-elimination"] = (
             "the answers of the whole model without its elimination; no gradient"
         )

@@ -28,14 +28,11 @@ def pick_device(name: str) -> str:
     if name == "auto" or (name == "cuda" and torch.cuda.is_available()):
         return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
     if name.partition(":")[0] == "mps":
-        raise SpecError(
-            f"device: {name!r} has no float64, in which times, sums and measures are computed there; "
-            "take cpu"
-        )
+        raise SpecError(f"device: {name!r} does not support float64, which unfool needs: use cpu")
     try:
         float(torch.zeros(1, device=name))  # a meta device has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SpecError(f"device: {name!r} cannot be used here; try cpu") from error
+        raise SpecError(f"device: {name!r} is not available on this machine: use cpu") from error
     return name
 
 

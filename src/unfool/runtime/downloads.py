@@ -90,8 +90,8 @@ def fetch(
         if wrong:
             _forget(part)
             raise ValueError(
-                f"what came from {url} is not the official file: {', '.join(wrong)}, {got} bytes; try "
-                "again, and if it stays so, do not use the file"
+                f"the file from {url} is not the official one ({', '.join(wrong)}, {got} bytes): "
+                "try again, and if that does not help, do not use the file"
             )
         os.replace(part, target)
         _forget(part)
@@ -112,11 +112,11 @@ def _complete(url: str, part: Path, target: Path, instead: str) -> None:
             final = isinstance(error, HTTPError | ValueError) and not _passing(error)
             if vain < TRIES and not final and _size(part) > 0:
                 continue
-            kept = f"{_size(part)} bytes are kept, and the same command goes on from there"
-            more = instead or f"fetch it elsewhere, and put it at {target}"
+            kept = f"{_size(part)} bytes are kept, so run the same command again to continue"
+            more = instead or f"download it elsewhere, and put it at {target}"
             raise FileNotFoundError(
                 f"could not download {url} ({getattr(error, 'reason', error)}): "
-                f"{kept if _size(part) else 'try again'}; or, if this machine has no network, {more}"
+                f"{kept if _size(part) else 'try again'}; if this machine has no network, {more}"
             ) from error
 
 
@@ -138,7 +138,7 @@ def _go_on(url: str, part: Path) -> None:
             _forget(part)
             have = 0
         elif not source.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise ValueError(f"the server sent other bytes than those from {have} on")
+            raise ValueError(f"the server did not continue at byte {have}")
         if mark := source.headers.get("ETag") or source.headers.get("Last-Modified") or "":
             told.write_text(mark, "utf-8")
         left = source.headers.get("Content-Length")

@@ -70,7 +70,7 @@ def load_pickle(reader: pickle.Unpickler) -> Any:
     try:
         return reader.load()
     except MemoryError as error:
-        raise pickle.UnpicklingError("it asks for more memory than there is") from error
+        raise pickle.UnpicklingError("it asks for more memory than this machine has") from error
 
 
 def hash_of_json(value: Any) -> str:

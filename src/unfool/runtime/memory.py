@@ -78,7 +78,7 @@ def lack_of_memory(error: BaseException) -> str:
     said = " ".join(str(error).split())
     asked = re.search(r"tried to allocate (\d+) bytes", said)
     if asked:
-        return f"out of memory ({int(asked[1]) / 2**30:,.1f} GiB were asked for at once)"
+        return f"out of memory (one allocation asked for {int(asked[1]) / 2**30:,.1f} GiB)"
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return f"out of memory ({said[:200]})" if said else "out of memory"
     return ""

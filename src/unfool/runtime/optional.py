@@ -33,7 +33,4 @@ def _advice(library: str, extra: str | None) -> str:
     """How to get a library; torchvision, which timm imports, must fit the torch at hand."""
     if extra is not None and library != "torchvision":
         return f"pip install 'unfool[{extra}]'"
-    return (
-        f"install the {library} that was built for your torch (see pytorch.org), for unfool does not "
-        "choose one"
-    )
+    return f"install the {library} that was built for your torch (see pytorch.org)"

@@ -174,16 +174,16 @@ def find_file(path: Path, download: bool = False) -> Path:
         return path
     remote, kept = FILES[name], cache_folder() / name
     told = f"{remote.megabytes:,} MB, {remote.license}"
-    by_hand = f"fetch it from {remote.page} and put it at {kept}"
+    by_hand = f"download it from {remote.page} and put it at {kept}"
     if remote.url is None:
         raise FileNotFoundError(
-            f"there is no file {path}, and it has no address that a program can fetch: {by_hand} "
-            f"({told}), or name the file where it lies"
+            f"there is no file {path}, and unfool cannot download it: {by_hand} ({told}), or give "
+            "the path of your copy"
         )
     if not (download or allowed()):
         raise FileNotFoundError(
-            f"there is no file {path}: to have it fetched ({told}, from {remote.page}), add "
-            "--download, or `download: true` beside weights; or name the file where it lies"
+            f"there is no file {path}: to download it ({told}, from {remote.page}), add "
+            "--download, or `download: true` next to weights; or give the path of your copy"
         )
     say(f"fetching {name} ({told}) from {remote.url} to {kept}")
     fetch(
@@ -195,5 +195,5 @@ def find_file(path: Path, download: bool = False) -> Path:
         instead=by_hand,
     )
     if remote.sha256 is None and remote.md5 is None:
-        say(f"{name}: its authors published no hash, so that it could not be checked against one")
+        say(f"{name}: its authors published no hash, so the download could not be verified")
     return kept

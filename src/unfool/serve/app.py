@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from torch import Tensor
 
 from unfool import __version__
@@ -29,11 +29,12 @@ from unfool.serve.request import (
     images_to_purify,
     in_thread,
     parse_body,
+    to_flag,
     to_seed,
     to_votes,
 )
 
-ABOUT = "Classes and purified images from a classifier behind a diffusion defense."
+ABOUT = "Classify and purify images with a classifier behind a diffusion defense."
 
 
 def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
@@ -63,16 +64,25 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
 
 
 def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
-    @app.get("/health", summary="Whether the process answers.", tags=["status"])
+    name, tags = defense.name, ["status"]
+    alive = examples.status(name, "/health", "Whether the process is alive.")
+    accepting = examples.status(name, "/ready", "Whether requests are accepted.", waits=True)
+
+    @app.get("/health", tags=[*tags], **alive)
     async def health() -> Response:
         return JSONResponse({"status": "ok"})
 
-    @app.get("/ready", summary="Whether requests are accepted (else 503).", tags=["status"])
+    @app.get("/ready", tags=[*tags], **accepting)
     async def ready() -> Response:
         fine = defense.batcher.accepting
         return JSONResponse({"ready": fine}, 200 if fine else 503)
 
-    @app.get("/metrics", summary="Counters for Prometheus.", tags=["status"])
+    @app.get(
+        "/metrics",
+        summary="Counters for Prometheus.",
+        tags=[*tags],
+        response_class=PlainTextResponse,
+    )
     async def counters() -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -80,7 +90,7 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
 def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, votes: int) -> None:
     limits = defense.limits
 
-    @app.post("/classify", tags=["defense"], **examples.classify(defense.name))
+    @app.post("/classify", tags=["defense"], **examples.classify(defense.name, limits))
     async def classify(request: Request) -> Response:
         async def answer(content: bytes) -> Response:
             body = await parse_body(request, content, limits)
@@ -96,14 +106,16 @@ def _add_plain(app: FastAPI, defense: Defense, metrics: Metrics, held: Held, vot
 
         return await _in_time(request, held, answer)
 
-    @app.post("/purify", tags=["defense"], **examples.purify(defense.name))
+    @app.post("/purify", tags=["defense"], **examples.purify(defense.name, limits))
     async def purify(request: Request) -> Response:
         async def answer(content: bytes) -> Response:
             if defense.purifier is None:
-                raise Refused(404, "this model has no purifier: there is nothing to purify with")
+                raise Refused(
+                    404, "this model has no purifier, so it cannot purify images: use /classify"
+                )
             body = await parse_body(request, content, limits)
             seed = to_seed(body.fields.get("seed"), limits)
-            force = body.fields.get("force") in (True, "true", "1")
+            force = to_flag(body.fields.get("force", False), "force")
             shape = defense.purifier_shape
             images = await in_thread(images_to_purify, body, shape, force, limits, small=body.small)
             _check_size(images, 1, limits.queue)
@@ -121,24 +133,28 @@ def _add_open_inference(
 ) -> None:
     limits, tags = defense.limits, ["Open Inference Protocol"]
 
-    def get(path: str, told: Callable[[], tuple[Any, int]], summary: str) -> None:
+    def get(
+        path: str, told: Callable[[], tuple[Any, int]], summary: str, waits: bool = False
+    ) -> None:
         async def route(request: Request) -> Response:
             _check_model(request, defense)
             content, status = told()
             return JSONResponse(content, status)
 
-        app.add_api_route(path, route, methods=["GET"], summary=summary, tags=[*tags])
+        more = examples.status(defense.name, path, summary, waits)
+        app.add_api_route(path, route, methods=["GET"], tags=[*tags], **more)
 
     def ready() -> tuple[Any, int]:
         fine = defense.batcher.accepting
         return {"name": defense.name, "ready": fine}, 200 if fine else 503
 
     get("/v2", lambda: (open_inference.server(), 200), "The server.")
-    get("/v2/health/live", lambda: ({"live": True}, 200), "Whether the process answers.")
+    get("/v2/health/live", lambda: ({"live": True}, 200), "Whether the process is alive.")
     get(
         "/v2/health/ready",
         lambda: ({"ready": ready()[0]["ready"]}, ready()[1]),
         "Whether it is ready.",
+        waits=True,
     )
 
     async def infer(request: Request) -> Response:
@@ -161,24 +177,30 @@ def _add_open_inference(
 
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
-        get(f"{model}/ready", ready, "Whether the model is ready.")
-        more = examples.infer(defense.name)
+        get(f"{model}/ready", ready, "Whether the model is ready.", waits=True)
+        more = examples.infer(defense.name, model)
         app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **more)
 
 
 def _check_model(request: Request, defense: Defense) -> None:
     if request.path_params.get("name", defense.name) != defense.name:
-        raise Refused(404, f"there is no such model: this service has {defense.name!r}")
+        raise Refused(404, f"there is no model of that name: this service has {defense.name!r}")
     if request.path_params.get("version", open_inference.VERSION) != open_inference.VERSION:
         raise Refused(
-            404, f"there is no such version: the model has version {open_inference.VERSION}"
+            404, f"there is no such version: the model has the version {open_inference.VERSION}"
         )
 
 
 def _check_size(images: Images, votes: int, most: int) -> None:
     rows = sum(map(len, images.groups)) * votes
     if rows > most:
-        raise Refused(413, f"{rows} passes are more than the queue holds ({most}): ask for fewer")
+        raise Refused(
+            413,
+            (
+                f"{rows} passes exceed the size of the queue ({most}): send fewer images or ask for "
+                "fewer votes"
+            ),
+        )
 
 
 async def _in_time(
@@ -190,13 +212,13 @@ async def _in_time(
         async with asyncio.timeout(seconds), body_of(request, held) as content:
             return await answer(content)
     except TimeoutError:
-        raise Refused(503, f"no answer within {seconds:g} seconds: try again later", 1) from None
+        raise Refused(
+            503, f"the answer took longer than {seconds:g} seconds: try again later", 1
+        ) from None
     except Overloaded as error:
         raise Refused(503, str(error), error.retry_after) from None
     except ModelFailed:
-        raise Refused(
-            500, "the model failed on these images; the log of the service says why"
-        ) from None
+        raise Refused(500, "the model failed on these images: see the log of the service") from None
 
 
 async def _told(_: Request, error: Exception) -> Response:
@@ -208,10 +230,14 @@ async def _told(_: Request, error: Exception) -> Response:
     if status == 404:
         return JSONResponse({"error": "there is no such path: /openapi.json lists them"}, 404)
     if status == 405:
-        return JSONResponse({"error": "this path takes another method"}, 405, error.headers)  # pyright: ignore
+        return JSONResponse(
+            {"error": "this path does not take this HTTP method: /openapi.json lists the methods"},
+            405,
+            error.headers,
+        )  # pyright: ignore
     if status < 500:
-        return JSONResponse({"error": "the request cannot be read"}, status)
-    return JSONResponse({"error": "the service failed; its log says why"}, 500)
+        return JSONResponse({"error": "the request is malformed and cannot be read"}, status)
+    return JSONResponse({"error": "the service failed: see its log"}, 500)
 
 
 def _told_votes(

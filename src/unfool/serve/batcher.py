@@ -119,7 +119,10 @@ class Batcher:
     def _accept(self, job: _Job) -> "Future[Any]":
         with self._changed:
             if self._closed:
-                raise Overloaded("the service is stopping", self.retry_after())
+                raise Overloaded(
+                    "the service is shutting down: send the request to another one",
+                    self.retry_after(),
+                )
             more = self.rows + job.rows > self.max_rows or self._bytes + job.bytes > MAX_BYTES
             if self.rows and more:
                 raise Overloaded(

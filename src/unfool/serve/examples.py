@@ -2,6 +2,10 @@
 
 from typing import Any
 
+from unfool.serve.limits import Limits
+from unfool.serve.open_inference import DATATYPES, INPUT, VERSION
+
+JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 LINES = [[0.0, 0.5, 1.0, 0.5], [0.5, 1.0, 0.5, 0.0], [1.0, 0.5, 0.0, 0.5], [0.5, 0.0, 0.5, 1.0]]
 PLAIN = {"images": [LINES], "votes": 4, "seed": 0}
 TENSOR = {
@@ -15,12 +19,32 @@ TENSOR = {
     ],
     "parameters": {"votes": 4, "seed": 0},
 }
-NUMBERS = {
-    "votes": {"type": "integer", "minimum": 1, "description": "Passes that vote."},
-    "seed": {"type": "integer", "description": "For a repeatable answer; fresh noise without it."},
+FORCE = {"force": {"type": "boolean", "description": "Accept images far larger than the model's."}}
+DTYPE = {"dtype": {"type": "string", "enum": ["float32", "uint8"], "default": "float32"}}
+SIZES = {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 3, "maxItems": 4}
+INFER = {
+    "type": "object",
+    "properties": {
+        "id": {"type": ["string", "null"]},
+        "inputs": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "name": {"enum": [INPUT]},
+                    "datatype": {"enum": [*DATATYPES]},
+                    "shape": SIZES,
+                },
+                "required": ["name", "datatype", "shape"],
+            },
+            "minItems": 1,
+            "maxItems": 1,
+        },
+        "parameters": {"type": ["object", "null"]},
+        "outputs": {"type": ["array", "null"], "items": {"type": "object"}},
+    },
+    "required": ["inputs"],
 }
-FORCE = {"force": {"type": "boolean", "description": "Also images far larger than the model's."}}
-DTYPE = {"dtype": {"enum": ["float32", "uint8"], "default": "float32"}}
 PREDICTION = {
     "class": "dark", "index": 0, "votes": 3, "undecided": False, "share": 0.75, "low": 0.301,
     "high": 0.954, "counts": [3, 1], "probabilities": [0.71, 0.29],
@@ -35,72 +59,156 @@ INFERRED = {
     "outputs": [{"name": "class", "datatype": "INT64", "shape": [1], "data": [0]}],
 }  # fmt: skip
 ERRORS = {
-    400: "It cannot be read: no picture, a damaged one, ragged numbers, an unknown field.",
-    413: "It has more bytes, pixels, images, or passes than the service accepts.",
-    415: "It is neither a form with pictures nor JSON.",
-    503: "The queue is full or the time is up; Retry-After says when to try again.",
+    400: (
+        "The request is invalid: it has no image, a damaged one, ragged numbers, or an unknown "
+        "field."
+    ),
+    413: "The request has more bytes, pixels, images, or passes than the service accepts.",
+    415: "The request is neither a form with image files nor JSON.",
+    503: "The queue is full, or the request timed out; Retry-After says when to try again.",
 }
+NO_SEEDS = {403: "The request has a seed, and the service does not accept one."}
+NO_MODEL = {404: "The service has no model of this name and version."}
+NO_PURIFIER = {404: "The model has no purifier."}
+ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "string", "description": "What is wrong, in one sentence."}},
+    "required": ["error"],
+}
+PNGS = {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}}
+NULL_AS_WELL = ("seed", "probabilities")  # what an answer may not have
 
 
-def classify(model: str) -> dict[str, Any]:
+def classify(model: str, limits: Limits) -> dict[str, Any]:
     """Of `/classify`."""
-    return _route(
-        "The classes of images, by vote.", _content(NUMBERS, PLAIN), VOTED | {"model": model}
-    )
+    return {
+        "summary": "Classify images by majority vote.",
+        "responses": _answers(VOTED | {"model": model}, ERRORS | NO_SEEDS),
+        "openapi_extra": _body(_numbers(limits), PLAIN),
+    }
 
 
-def purify(model: str) -> dict[str, Any]:
+def purify(model: str, limits: Limits) -> dict[str, Any]:
     """Of `/purify`."""
     example = {key: value for key, value in PLAIN.items() if key != "votes"}
-    fields = {"seed": NUMBERS["seed"], **FORCE}
-    told = _route("Images, purified.", _content(fields, example), PURIFIED | {"model": model})
-    told["responses"][200]["content"]["image/png"] = {
-        "schema": {"type": "string", "format": "binary"}
-    }
-    return told
-
-
-def infer(model: str) -> dict[str, Any]:
-    """Of `infer` of the Open Inference Protocol."""
-    content = {"application/json": {"schema": {"type": "object"}, "example": TENSOR}}
-    return _route("The classes of images, by vote.", content, INFERRED | {"model_name": model})
-
-
-def _content(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    file = {"image": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-    array = {
-        "images": {
-            "type": "array",
-            "items": {},
-            "description": "(N, H, W, C), (N, C, H, W) or (N, H, W).",
-        }
-    }
+    numbers = _numbers(limits)
+    answers = _answers(PURIFIED | {"model": model}, ERRORS | NO_SEEDS | NO_PURIFIER)
+    found = answers[200]["content"]
+    told = found["application/json"]["schema"]
+    told["properties"] |= {"images": {"anyOf": [_nested(3), _nested(4)]}, "png": PNGS}
+    told["required"] = ["model", "seed", "notes"]
+    found["image/png"] = {"schema": {"type": "string", "format": "binary"}}
     return {
-        "multipart/form-data": {
-            "schema": {"type": "object", "properties": file | fields, "required": ["image"]}
-        },
-        "application/json": {
-            "schema": {
-                "type": "object",
-                "properties": array | DTYPE | fields,
-                "required": ["images"],
-            },
-            "example": example,
-        },
+        "summary": "Images, purified.",
+        "responses": answers,
+        "openapi_extra": _body({"seed": numbers["seed"], **FORCE}, example),
     }
 
 
-def _route(summary: str, content: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    error = {"application/json": {"example": {"error": "one sentence"}}}
-    responses: dict[int, Any] = {
-        status: {"description": why, "content": error} for status, why in ERRORS.items()
+def infer(model: str, path: str) -> dict[str, Any]:
+    """Of `infer` of the Open Inference Protocol."""
+    content = {"application/json": {"schema": INFER, "example": TENSOR}}
+    answers = _answers(INFERRED | {"model_name": model}, ERRORS | NO_SEEDS | NO_MODEL)
+    answers[200]["content"]["application/json"].pop("schema")  # each output has data of its own
+    return {
+        "summary": "Classify images by majority vote.",
+        "responses": answers,
+        "openapi_extra": {"requestBody": {"required": True, "content": content}}
+        | _named(model, path),
     }
-    responses[200] = {
-        "description": "The answer.",
-        "content": {"application/json": {"example": answer}},
-    }
+
+
+def status(model: str, path: str, summary: str, waits: bool = False) -> dict[str, Any]:
+    """Of a route that tells a state; one that `waits` answers 503 until the service is ready."""
+    named = _named(model, path)
     return {
         "summary": summary,
-        "responses": responses,
-        "openapi_extra": {"requestBody": {"required": True, "content": content}},
+        "responses": {
+            **({503: {"description": "Not ready."}} if waits else {}),
+            **(_errors(NO_MODEL) if named else {}),
+        },
+        "openapi_extra": named,
     }
+
+
+def _named(model: str, path: str) -> dict[str, Any]:
+    """The parameters of a path, each with the one value that the service has."""
+    values = {"{name}": model, "{version}": VERSION}
+    found = [
+        {"name": part[1:-1], "in": "path", "required": True, "schema": {"enum": [values[part]]}}
+        for part in path.split("/")
+        if part in values
+    ]
+    return {"parameters": found} if found else {}
+
+
+def _numbers(limits: Limits) -> dict[str, Any]:
+    votes = {"type": "integer", "minimum": 1, "maximum": limits.votes}
+    seed = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
+    return {
+        "votes": votes | {"description": "Passes that vote."},
+        "seed": seed
+        | {"description": "Seed for a repeatable answer; without it, the noise is fresh."},
+    }
+
+
+def _body(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
+    """A form with pictures, or JSON with an array."""
+    picture = {"type": "string", "contentMediaType": "image/png", "format": "binary"}
+    files = {"image": {"type": "array", "items": picture, "minItems": 1}}
+    array = {
+        "images": {
+            "anyOf": [_nested(3), _nested(4)],
+            "description": "(N, H, W, C), (N, C, H, W) or (N, H, W), all lists of equal length.",
+        }
+    }
+    json_ = array | DTYPE | fields
+    form = files | fields
+    if "force" in form:
+        form["force"] = form["force"] | {"type": "string", "enum": ["true", "false", "1", "0"]}
+    if "seed" in json_:
+        json_["seed"] = json_["seed"] | {"type": ["integer", "null"]}
+    content = {
+        "multipart/form-data": {"schema": _object(form, ["image"])},
+        "application/json": {"schema": _object(json_, ["images"]), "example": example},
+    }
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _object(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+def _nested(depth: int) -> dict[str, Any]:
+    if not depth:
+        return {"type": "number", "minimum": 0, "maximum": 255}
+    return {"type": "array", "items": _nested(depth - 1), "minItems": 1}
+
+
+def _answers(example: dict[str, Any], errors: dict[int, str]) -> dict[int, Any]:
+    content = {"application/json": {"schema": _schema(example), "example": example}}
+    return {200: {"description": "The answer.", "content": content}, **_errors(errors)}
+
+
+def _errors(errors: dict[int, str]) -> dict[int, Any]:
+    content = {"application/json": {"schema": ERROR, "example": {"error": "one sentence"}}}
+    return {number: {"description": why, "content": content} for number, why in errors.items()}
+
+
+def _schema(example: object, name: str = "") -> dict[str, Any]:
+    """The schema of an answer like the example."""
+    if isinstance(example, dict):
+        properties = {key: _schema(value, key) for key, value in example.items()}
+        return {"type": "object", "properties": properties, "required": sorted(example)}
+    if isinstance(example, list):
+        found: dict[str, Any] = {"type": "array", "items": _schema(example[0]) if example else {}}
+    else:
+        found = {"type": JSON_TYPES[type(example)]}
+    if name in NULL_AS_WELL:
+        found["type"] = [found["type"], "null"]
+    return found

@@ -43,7 +43,9 @@ class Held:
             Refused: There is none.
         """
         if self.bytes + size > BODIES * self.limits.body:
-            raise Refused(503, "the requests that wait are too large together: try again later", 1)
+            raise Refused(
+                503, "the waiting requests take too much memory together: try again later", 1
+            )
         self.bytes += size
 
     def give_back(self, size: int) -> None:

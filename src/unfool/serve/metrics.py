@@ -28,7 +28,7 @@ class Metrics:
             "unfool_batch_passes", "Passes in one call of the model.", buckets=ROWS, registry=own
         )
         self.model_seconds = Counter("unfool_model_seconds", "Time in the model.", registry=own)
-        self.queue = Gauge("unfool_queue_passes", "Passes accepted and not done.", registry=own)
+        self.queue = Gauge("unfool_queue_passes", "Passes accepted and not finished.", registry=own)
         self.info = Gauge("unfool_info", "Always 1.", ("model", "version"), registry=own)
 
     def observe_call(self, rows: int, seconds: float) -> None:

@@ -86,12 +86,12 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
     asked, binary = load_json(content[:size]), content[size:]
     given = asked.get("inputs")
     if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], dict):
-        raise Refused(400, f"the request needs one input, {INPUT!r}")
+        raise Refused(400, f"the request must have exactly one input, {INPUT!r}")
     if given[0].get("name") != INPUT:
-        raise Refused(400, f"the input of this model is {INPUT!r}")
+        raise Refused(400, f"the input of this model must be called {INPUT!r}")
     parameters = _table(asked, "parameters")
     default = bool(parameters.get("binary_data_output", False))
-    outputs = asked.get("outputs") or []
+    outputs = [] if asked.get("outputs") is None else asked["outputs"]
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
         raise Refused(400, "`outputs` must be a list of objects with a name")
     wanted = {
@@ -105,7 +105,7 @@ def read(content: bytes, header: str | None, defense: Defense, limits: Limits) -
         )
     votes, id_ = parameters.get("votes"), asked.get("id")
     if id_ is not None and not isinstance(id_, str):
-        raise Refused(400, "`id` must be a text")
+        raise Refused(400, "`id` must be a string")
     return Inference(
         id_,
         _tensor(given[0], binary),
@@ -156,7 +156,7 @@ def _names(defense: Defense) -> list[str]:
 
 
 def _table(of: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    found = of.get(name) or {}
+    found = {} if of.get(name) is None else of[name]
     if not isinstance(found, dict):
         raise Refused(400, f"`{name}` must be an object")
     return found
@@ -174,9 +174,12 @@ def _tensor(given: Mapping[str, Any], binary: bytes) -> np.ndarray:
     dtype, size = np.dtype(DATATYPES[kind]), _table(given, "parameters").get("binary_data_size")
     if size is not None:
         if whole_number(size, "binary_data_size", 0, 2**31) != len(binary):
-            raise Refused(400, f"binary_data_size is {size}, and {len(binary)} bytes came")
+            raise Refused(
+                400,
+                f"binary_data_size is {size}, and the body has {len(binary)} bytes: both must agree",
+            )
         if len(binary) != math.prod(sizes) * dtype.itemsize:
-            raise Refused(400, f"{len(binary)} bytes are no {kind} of shape {sizes}")
+            raise Refused(400, f"{len(binary)} bytes do not fill a {kind} array of shape {sizes}")
         array = np.frombuffer(binary, dtype).reshape(sizes)
         return np.array(array, np.uint8 if kind == "UINT8" else np.float32)
     array = to_array(given.get("data"), np.uint8 if kind == "UINT8" else np.float32)

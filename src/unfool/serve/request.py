@@ -88,7 +88,7 @@ async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
             chunks.append(chunk)
         yield b"".join(chunks)
     except ClientDisconnect:
-        raise Refused(400, "the connection ended before the body did") from None
+        raise Refused(400, "the connection closed before the body was complete") from None
     finally:
         held.give_back(size)
 
@@ -96,7 +96,7 @@ async def body_of(request: Request, held: Held) -> AsyncIterator[bytes]:
 async def _chunks(request: Request, limits: Limits) -> AsyncIterator[bytes]:
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(
-            415, "the body is compressed, which the service does not read: send it as it is"
+            415, "the body is compressed, which the service does not support: send it uncompressed"
         )
     size = 0
     async for chunk in request.stream():
@@ -124,11 +124,11 @@ async def parse_body(request: Request, content: bytes, limits: Limits) -> Body:
         body = await in_thread(_parse_json, content, small=len(content) <= SMALL)
     else:
         raise Refused(
-            415, "send pictures as multipart/form-data, or arrays of numbers as application/json"
+            415, "send image files as multipart/form-data, or arrays of numbers as application/json"
         )
     if unknown := sorted(set(body.fields) - set(FIELDS)):
         raise Refused(
-            400, f"there is no field {unknown[0][:40]!r}: the others are {', '.join(FIELDS)}"
+            400, f"there is no field {unknown[0][:40]!r}: the fields are {', '.join(FIELDS)}"
         )
     return body
 
@@ -173,6 +173,18 @@ def whole_number(value: object, name: str, least: int, most: int) -> int:
     return value
 
 
+def to_flag(value: object, name: str) -> bool:
+    """Yes or no, from JSON or a form.
+
+    Raises:
+        Refused: It is neither.
+    """
+    for flag, words in ((True, ("true", "1")), (False, ("false", "0"))):
+        if value is flag or value in words:
+            return flag
+    raise Refused(400, f"{name} must be true or false")
+
+
 def to_votes(value: object, limits: Limits) -> int:
     """How many passes vote.
 
@@ -189,7 +201,13 @@ def to_seed(value: object, limits: Limits) -> int | None:
         Refused: It is no such number.
     """
     if value is not None and not limits.seeds:
-        raise Refused(403, "this service takes no seed: every answer has fresh noise")
+        raise Refused(
+            403,
+            (
+                "this service does not accept a seed, so every answer uses fresh noise: leave the seed "
+                "out"
+            ),
+        )
     return None if value is None else whole_number(value, "seed", -(2**63), 2**63 - 1)
 
 
@@ -246,10 +264,16 @@ class _Room:
     def take(self, pixels: int, images: int = 1) -> None:
         self.images, self.pixels = self.images + images, self.pixels + pixels
         if self.images > self.limits.images:
-            raise Refused(413, f"a request has at most {self.limits.images} images")
+            raise Refused(
+                413, f"a request may have at most {self.limits.images} images: send fewer"
+            )
         if self.pixels > self.limits.pixels:
             raise Refused(
-                413, f"the images of a request have at most {self.limits.pixels} pixels together"
+                413,
+                (
+                    f"the images of a request may have at most {self.limits.pixels} pixels "
+                    "together: send fewer or smaller images"
+                ),
             )
 
 
@@ -270,8 +294,8 @@ def to_array(values: object, kind: type) -> np.ndarray:
     except (ValueError, TypeError, OverflowError, RecursionError):
         raise Refused(
             400,
-            "the images must be nested lists of numbers, all of one shape: in [0, 1], or whole from 0 "
-            "to 255 for uint8",
+            "the images must be nested lists of numbers, all of one shape: floating point in [0, "
+            "1], or integers from 0 to 255 for uint8",
         ) from None
 
 
@@ -290,7 +314,7 @@ def _pixels(content: bytes, name: str) -> int:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return opened.width * opened.height
     except Image.DecompressionBombError:
-        raise Refused(413, f"{name} has far too many pixels") from None
+        raise Refused(413, f"{name} has far too many pixels: send a smaller image") from None
     except Exception:  # a damaged file may raise anything
         raise Refused(400, f"{name} cannot be read as PNG, JPEG, WebP, or BMP") from None
 
@@ -303,7 +327,7 @@ def _decoded(decode: Callable[..., Tensor], *arguments: object) -> Tensor:
     except MemoryError:
         raise
     except Exception:  # a damaged file may raise anything
-        raise Refused(400, "an image is damaged and cannot be read") from None
+        raise Refused(400, "an image is damaged and cannot be read: save it again") from None
 
 
 async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
@@ -318,10 +342,10 @@ async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
     try:
         form = await parser.parse()
     except MultiPartException as error:
-        status = 413 if "Too many" in error.message else 400
+        status = 413 if "Too many files" in error.message else 400
         raise Refused(status, f"the form cannot be read: {error.message[:200]}") from None
     except Exception:  # a damaged form may raise anything
-        raise Refused(400, "the form cannot be read: is its boundary right?") from None
+        raise Refused(400, "the form cannot be read: check its boundary") from None
     for key, value in form.multi_items():
         if isinstance(value, UploadFile):
             files.append(await value.read())
@@ -329,7 +353,7 @@ async def _parse_form(request: Request, content: bytes, limits: Limits) -> Body:
             fields[key] = value
     await form.close()
     if not files:
-        raise Refused(400, "the form has no picture: add one, such as curl -F image=@photo.png")
+        raise Refused(400, "the form has no image file: add one, such as curl -F image=@photo.png")
     return Body(files, None, fields)
 
 

@@ -56,7 +56,7 @@ def make_server(
     """
     limits = limits or Limits()
     if votes > limits.votes:
-        raise SpecError(f"votes is {votes}, and max-votes is {limits.votes}: raise the latter")
+        raise SpecError(f"votes is {votes}, and max-votes is {limits.votes}: raise max-votes")
     metrics = Metrics()
     defense = load_defense(
         spec, changes, folder, name, device, batch_size, limits, metrics.observe_call

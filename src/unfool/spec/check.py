@@ -95,7 +95,7 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
                     *([SHORT_CALLS[kind][0]] if kind in SHORT_CALLS else []),
                 ]
                 raise SpecError(
-                    f"{where} {table['name']}: the first arguments of a function must be called "
+                    f"{where} {table['name']}: the first arguments of the function must be named "
                     f"{', or '.join(' '.join(way) for way in ways)}; not {' '.join(parameters)}"
                 )
             raise SpecError(f"{where} {table['name']}: the option {key!r} is missing")
@@ -114,8 +114,8 @@ def _check_inner(kind: str, value: Any) -> Part | str:
     find(kind, table["name"])
     if len(table) > 1:
         raise SpecError(
-            f"{kind} {table['name']}: its options are those of the part around it; write them there, "
-            "and here the name alone"
+            f"{kind} {table['name']}: its options are those of the part around it: write them "
+            "there, and only the name here"
         )
     return table["name"]
 
@@ -138,8 +138,8 @@ def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
     table = part("data", spec["data"])
     if "folder" not in inspect.signature(find("data", table["name"])).parameters:
         raise SpecError(
-            f"data {table['name']} reads no folder, so {folder} would be ignored: leave --data out, "
-            "or name a data set that reads it, such as --set data=folder"
+            f"data {table['name']} does not read a folder, so {folder} would be ignored: leave "
+            "--data out, or choose a data set that does, such as --set data=folder"
         )
     if (other := table.get("folder", folder)) != folder:
         raise SpecError(
@@ -162,10 +162,10 @@ def check_data(value: Any, folder: str | None) -> Part:
         if not folder and (fetches or cache.is_dir()):
             folder = str(cache)
         if not folder:
-            more = ", or have it fetched by --download" if "download" in takes else ""
+            more = ", or download it by --download" if "download" in takes else ""
             raise SpecError(
                 f"data {table['name']} is read from a folder: name it by --data FOLDER or in the "
-                f"environment as UNFOOL_DATA{more}"
+                f"environment variable UNFOOL_DATA{more}"
             )
         table: Part = {**table, "folder": folder}
     return check("data", table)
@@ -204,13 +204,14 @@ def build(kind: str, table: Part, **given: Any) -> Any:
         ) from error
     if kind in CALL_ARGUMENTS and not (callable(made) or hasattr(made, INSTEAD.get(kind, "?"))):
         raise SpecError(
-            f"{kind} {table['name']} makes {shown(made)}, which cannot be called with "
-            f"({', '.join(CALL_ARGUMENTS[kind])}): name a class, or a function of these arguments"
+            f"{kind} {table['name']} returns {shown(made)}, which cannot be called with "
+            f"({', '.join(CALL_ARGUMENTS[kind])}): name a class whose instances can, or a function "
+            "with these arguments"
         )
     if lacking := [name for name in HAS.get(kind, ()) if not hasattr(made, name)]:
         raise SpecError(
-            f"{kind} {table['name']} makes {shown(made)}, which has no {' nor '.join(lacking)}: name a "
-            "class as unfool/protocols.py shows"
+            f"{kind} {table['name']} returns {shown(made)}, which has no "
+            f"{' and no '.join(lacking)}: name a class with these attributes, as in unfool/protocols.py"
         )
     return find(kind, SHORT_CALLS[kind][1])(made) if makes_short_call(kind, made) else made
 

@@ -1,8 +1,9 @@
 """The user's own code that a spec runs: every file of it counts, so that a run never mixes two.
 
 The files are found by reading the `import` statements of the modules that a spec (or the card of its
-weights) names, and of the modules those import. Nothing is imported for that, so the answer does not
-depend on what a process did before. The standard library, installed packages, and unfool do not count.
+weights) names, and of the modules those import. Nothing is imported for that; a module that was
+imported before counts with the file it came from. The standard library, installed packages, and unfool
+do not count.
 """
 
 import ast

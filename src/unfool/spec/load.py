@@ -24,16 +24,19 @@ def load(source: str | Path | Mapping[str, Any], changes: Sequence[str] = ()) ->
 
     Args:
         source: The name of a shipped spec, the path of a YAML file, or a table.
-        changes: What to change; values are YAML, and a number in a path counts into a list.
+        changes: Changes as `path.to.key=value`; values are YAML, and a number in a path is the
+            index of a list.
 
     Raises:
-        SpecError: There is no such spec, it is no YAML table, a key of it is no text or a value is
-            something that YAML does not hold, or a change does not fit.
+        SpecError: There is no such spec, it is not a YAML table, one of its keys is not text, it
+            has a value that YAML does not support, or a change does not fit.
     """
     try:
         spec = _plain(source if isinstance(source, Mapping) else _read(source), "")
     except RecursionError:
-        raise SpecError("the spec is nested too deeply, or holds itself: write it out") from None
+        raise SpecError(
+            "the spec is nested too deeply, or contains itself: write it out without aliases"
+        ) from None
     for change in changes:
         _change(spec, change)
     return cast(RawSpec, _numbers(spec))
@@ -48,9 +51,7 @@ def _plain(value: Any, where: str) -> Any:
         SpecError: It holds something else, or a key that is no text.
     """
     if isinstance(value, float) and not math.isfinite(value):
-        raise SpecError(
-            f"{where} is {value}, and a spec holds finite numbers: give it a finite one"
-        )
+        raise SpecError(f"{where} is {value}, and must be a finite number")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Mapping):
@@ -59,7 +60,7 @@ def _plain(value: Any, where: str) -> Any:
                 place = f"in {where}" if where else "at the top of the spec"
                 raise SpecError(
                     f"the key {key!r} {place} must be text: write it in quotes, or name an option "
-                    "(without quotes YAML reads yes, no, on and off as true and false)"
+                    "(YAML reads an unquoted yes, no, on, or off as true or false)"
                 )
         return {key: _plain(v, f"{where}.{key}".lstrip(".")) for key, v in value.items()}
     if isinstance(value, list | tuple):
@@ -69,10 +70,10 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, Path) or type(value).__name__ == "device":
         return str(value)
     if isinstance(value, date):
-        raise SpecError(f"{where} is a date to YAML, {value}: write it in quotes")
+        raise SpecError(f"YAML reads {where} as the date {value}: write it in quotes")
     raise SpecError(
-        f"{where} is {shown(value)}, an object that a spec cannot hold: write its name and options, such "
-        "as {name: pgd, steps: 20}, or give objects to unfool.evaluate"
+        f"{where} is {shown(value)}, an object, which a spec cannot hold: write its name and "
+        "options, such as {name: pgd, steps: 20}, or pass objects to unfool.evaluate"
     )
 
 
@@ -83,10 +84,14 @@ def _read(source: str | Path) -> Table:
             with path.open(encoding="utf-8") as file:  # a pipe of the shell, too
                 text = file.read(strict_yaml.LONGEST + 1)
         except (OSError, UnicodeDecodeError) as error:
-            why = "it is no text" if isinstance(error, ValueError) else str(error.strerror).lower()
+            why = (
+                "it is not a text file"
+                if isinstance(error, ValueError)
+                else str(error.strerror).lower()
+            )
             raise SpecError(
-                f"cannot read the spec {path} ({why}): name a YAML file that is there, from "
-                f"{Path.cwd()}, or a shipped spec (`unfool menu`)"
+                f"the spec {path} cannot be read ({why}): give the path of a YAML file, relative "
+                f"to {Path.cwd()}, or the name of a shipped spec (see `unfool menu`)"
             ) from error
     else:
         names = shipped()
@@ -99,7 +104,7 @@ def _read(source: str | Path) -> Table:
     try:
         spec = strict_yaml.parse(text)
     except ValueError as error:
-        raise SpecError(f"{source} is not YAML that makes a spec: {error}") from error
+        raise SpecError(f"{source} is not a valid YAML spec: {error}") from error
     if not isinstance(spec, dict):
         raise SpecError(f"{source} must hold a table of parts (data, classifier, ...)")
     return spec
@@ -130,7 +135,9 @@ def _at(change: str, step: str, place: Any) -> Any:
     if isinstance(place, dict):
         return step
     if not isinstance(place, list):
-        raise SpecError(f"--set {change}: {step!r} is sought in {place!r}, which has no parts")
+        raise SpecError(
+            f"--set {change}: there is no {step!r} in {place!r}, which is a single value"
+        )
     if not step.isdigit() or int(step) >= len(place):
         raise SpecError(f"--set {change}: {step!r} must be a number from 0 to {len(place) - 1}")
     return int(step)
@@ -144,7 +151,7 @@ def _numbers(value: Any, as_text: bool = False) -> Any:
         return [_numbers(v) for v in value]
     if isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise SpecError(f"{value!r} holds a letter that is not Unicode; write it another way")
+            raise SpecError(f"{value!r} contains a character that is not Unicode: replace it")
         if value.startswith(
             ("~/", "~\\")
         ):  # the home folder, which a shell leaves alone in a value
@@ -158,6 +165,6 @@ def _numbers(value: Any, as_text: bool = False) -> Any:
             return above / below
         if re.fullmatch(r"[+-]?\d+(?:\.\d*)?[eE][+-]?\d+", value):
             if math.isinf(float(value)):
-                raise SpecError(f"{value} is too large a number")
+                raise SpecError(f"{value} is too large a number: write a smaller one")
             return float(value)
     return value

@@ -130,18 +130,18 @@ MENU: dict[str, dict[str, str]] = {
         "no-elimination": "unfool.attacks.views:no_elimination",
     },
     "objective": {
-        "addt": "unfool.training.addt:ADDT",
-        "adversarial-bridge": "unfool.training.adversarial_bridge:AdversarialBridge",
-        "alp": "unfool.training.logit_pairing:ALP",
-        "awp": "unfool.training.weight_perturbation:AWP",
-        "consistency": "unfool.training.consistency:ConsistencyDistillation",
-        "denoising": "unfool.training.objectives:Denoising",
-        "pgd-at": "unfool.training.adversarial:PGDAT",
-        "cross-entropy": "unfool.training.objectives:CrossEntropy",
-        "macer": "unfool.training.macer:MACER",
-        "purified": "unfool.training.purified_copies:PurifiedCopies",
-        "trades": "unfool.training.adversarial:TRADES",
-        "truth-maximization": "unfool.training.truth_maximization:TruthMaximization",
+        "addt": "unfool.training.objectives.addt:ADDT",
+        "adversarial-bridge": "unfool.training.objectives.adversarial_bridge:AdversarialBridge",
+        "alp": "unfool.training.objectives.logit_pairing:ALP",
+        "awp": "unfool.training.objectives.weight_perturbation:AWP",
+        "consistency": "unfool.training.objectives.consistency:ConsistencyDistillation",
+        "denoising": "unfool.training.objectives.denoising:Denoising",
+        "pgd-at": "unfool.training.objectives.adversarial:PGDAT",
+        "cross-entropy": "unfool.training.objectives.cross_entropy:CrossEntropy",
+        "macer": "unfool.training.objectives.macer:MACER",
+        "purified": "unfool.training.objectives.purified_copies:PurifiedCopies",
+        "trades": "unfool.training.objectives.adversarial:TRADES",
+        "truth-maximization": "unfool.training.objectives.truth_maximization:TruthMaximization",
     },
 }
 
@@ -149,16 +149,16 @@ MEANINGS = {
     "data": "images with labels",
     "classifier": "images to logits",
     "denoiser": "the diffusion model",
-    "network": "your own torch module, inside a classifier or denoiser of the name `network`",
+    "network": "your own torch module, inside a classifier or denoiser called `network`",
     "schedule": "of a denoiser: times to noise levels",
     "purifier": "images to images",
-    "sampler": "of a purifier: how a step leads back",
+    "sampler": "of a purifier: how a reverse step is computed",
     "guide": "of a purifier: a term of the score",
-    "correction": "of a purifier: what changes the estimate of the clean image",
+    "correction": "of a purifier: what corrects the estimate of the clean image",
     "noise_level": "of a purifier: the time that each image is noised to",
     "shaping": "of a purifier: what shapes the forward noise",
     "attack": "images to adversarial images",
-    "view": "of an attack: what the attacker takes the model for",
+    "view": "of an attack: the version of the model that the attack works on",
     "objective": "of a training: the loss",
 }
 
@@ -214,13 +214,13 @@ def find(kind: str, name: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # a stranger's module may raise anything
-        raise SpecError(f"{kind}: cannot import {target!r}: {error}") from error
+        raise SpecError(f"{kind}: {target!r} cannot be imported: {error}") from error
     try:
         inspect.signature(found)
     except (TypeError, ValueError) as error:
         what = f"{type(found).__name__} {found!r}" if not callable(found) else "built-in function"
         raise SpecError(
-            f"{kind}: {target!r} is the {what}; name a class or a function written in Python"
+            f"{kind}: {target!r} is the {what}: name a class or a function written in Python"
         ) from error
     return found
 

@@ -38,13 +38,13 @@ def parse_value(text: str, as_text: bool = False) -> Any:
         ValueError: As `parse`; or it is empty.
     """
     if not text.strip():
-        raise ValueError("it has no value after `=`; write null to leave the part out")
+        raise ValueError("it has no value after `=`: write null to leave the part out")
     value, node = _value(text, as_text)
     rest = text[node.end_mark.index :].strip() if node is not None else text
     if rest and _is_plain(node):
         return text.strip()
     if rest:
-        raise ValueError(f"{rest!r} after the value would be a comment; leave it out, or quote it")
+        raise ValueError(f"{rest!r} after the value would be a comment: leave it out, or quote it")
     return value
 
 
@@ -55,7 +55,7 @@ def _is_plain(node: yaml.Node | None) -> bool:
 
 def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
     if len(text) > LONGEST:
-        raise ValueError(f"it has more than {LONGEST} characters, and no spec needs so many")
+        raise ValueError(f"it has more than {LONGEST} characters, the most that a spec may have")
     try:
         loader = _Loader(text)
     except yaml.YAMLError as error:  # at a sign that is no text
@@ -68,7 +68,10 @@ def _value(text: str, as_text: bool = False) -> tuple[Any, yaml.Node | None]:
             return node.value, node
         size, depth = _extent(node, {}, set())
         if size > LARGEST:
-            raise ValueError(f"it holds more than {LARGEST} values, with those that aliases repeat")
+            raise ValueError(
+                f"it holds more than {LARGEST} values (aliases count every time), the most that a "
+                "spec may hold"
+            )
         if depth > DEEPEST:
             raise ValueError(f"it nests tables and lists more than {DEEPEST} deep")
         return _made(loader, node), node
@@ -90,14 +93,17 @@ def _made(loader: "_Loader", node: yaml.Node) -> Any:
         ValueError,
     ) as error:  # of PyYAML, at `!!bool maybe`
         raise ValueError(
-            "a value does not fit the tag (`!!...`) before it; leave it out"
+            "a value does not fit the tag (`!!...`) before it: leave the tag out"
         ) from error
 
 
 def _extent(node: yaml.Node, known: dict[int, tuple[int, int]], above: set[int]) -> tuple[int, int]:
     """How many values a node holds with aliases written out, and how deep they lie."""
     if id(node) in above:
-        raise ValueError(f"line {node.start_mark.line + 1} holds an alias of a part around itself")
+        raise ValueError(
+            f"the alias in line {node.start_mark.line + 1} refers to a part that contains it: "
+            "write the part out"
+        )
     if id(node) not in known:
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -128,14 +134,15 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"the key in line {line} is not a word")
+                raise yaml.YAMLError(f"the key in line {line} must be text")
             if not key.tag.endswith((":str", ":merge", ":value")):
                 raise yaml.YAMLError(
-                    f"the key {key.value!r} in line {line} is not a word to YAML; put it in quotes"
+                    f"YAML does not read the key {key.value!r} in line {line} as text: put it in "
+                    "quotes"
                 )
             if key.value in seen:
                 raise yaml.YAMLError(
-                    f"{key.value!r} stands twice in one table (the second time in line {line}); "
+                    f"{key.value!r} occurs twice in one table (the second time in line {line}): "
                     "leave one out"
                 )
             seen.add(key.value)
@@ -148,13 +155,13 @@ class _Loader(yaml.SafeLoader):
         if ":" in said or re.fullmatch(r"[-+]?0[0-9_]+", said):
             base = 60 if ":" in said else 8
             raise yaml.YAMLError(
-                f"{said} in line {line} is a number in base {base} to YAML; write it in decimal, or "
-                "put it in quotes if it is a word"
+                f"YAML reads {said} in line {line} as a number in base {base}: write it in "
+                "decimal, or put it in quotes if it is text"
             )
         whole = node.tag.endswith(":int")
         value = self.construct_yaml_int(node) if whole else self.construct_yaml_float(node)
         if not math.isfinite(value):
-            raise yaml.YAMLError(f"{said} in line {line} is not a finite number")
+            raise yaml.YAMLError(f"{said} in line {line} must be a finite number")
         return value
 
 

@@ -8,12 +8,5 @@ if TYPE_CHECKING:
     from unfool.toy.blobs import Blobs as Blobs
     from unfool.toy.blobs import bayes as bayes
     from unfool.toy.blobs import mixture as mixture
-
-_HOMES = {
-    "bayes": "unfool.toy.blobs",
-    "Blobs": "unfool.toy.blobs",
-    "mixture": "unfool.toy.blobs",
-}
-__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
-if not TYPE_CHECKING:  # lest a name that is not there pass for one
-    __getattr__, __dir__ = lazily(__name__, _HOMES)
+else:  # at run time alone, lest a type checker take a name that is not there
+    __getattr__, __dir__, __all__ = lazily(__name__)

@@ -34,12 +34,17 @@ class Empirical(Denoiser):
     ):
         super().__init__()
         if len(points) != len(labels) or not len(points):
-            raise ValueError(f"{len(points)} images with {len(labels)} labels; give one to each")
+            raise ValueError(
+                f"each image needs one label, and there are {len(points)} images and {len(labels)} "
+                "labels"
+            )
         if spread < 0:
             raise ValueError(f"spread must be 0 or more, not {spread}")
         found = labels.unique().tolist()
         if found != list(range(len(found))):
-            raise ValueError(f"every class needs an image, and there are only those of {found}")
+            raise ValueError(
+                f"every class needs at least one image, and there are only images of {found}"
+            )
         self.register_buffer("points", points)
         self.register_buffer("labels", labels)
         self.spread, self.schedule = spread, schedule or VP()

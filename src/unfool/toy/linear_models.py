@@ -28,7 +28,7 @@ class RandomGuess(nn.Module):
     def __init__(self, p: float = 0.9):
         super().__init__()
         if not 0 <= p <= 1:
-            raise ValueError(f"p is a probability, from 0 to 1, not {p}")
+            raise ValueError(f"p must be a probability, from 0 to 1, not {p}")
         self.p = p
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:

@@ -14,7 +14,7 @@ from unfool.noise import Noise
 from unfool.protocols import Dataset
 from unfool.threat import Threat
 from unfool.training.image_cache import CachedImages, fill_cache
-from unfool.training.truth_maximization import TruthMaximization
+from unfool.training.objectives.truth_maximization import TruthMaximization
 
 # what the images depend on
 OPTIONS = ("source", "attack", "norm", "eps", "images", "seed", "released")

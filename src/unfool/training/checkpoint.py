@@ -64,7 +64,7 @@ def prepare(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "card.json").exists() and not (folder / NAME).exists():
         raise RuntimeError(
-            f"{folder} holds a model, and no {NAME} to go on from: name another folder with --out"
+            f"{folder} holds a model but no {NAME} to resume from: name another folder with --out"
         )
     for draft in folder.glob(f".{NAME}.*.tmp"):
         draft.unlink(missing_ok=True)
@@ -95,14 +95,16 @@ def read(
         before, _, _ = saved["asked"], int(saved["step"]), saved["plan"]
     except Exception as error:  # a damaged file may raise anything
         raise_system_error(error)
-        raise RuntimeError(f"{path} is damaged; delete it to start again") from error
+        raise RuntimeError(f"{path} is damaged: delete it to start training again") from error
     if device is not None and saved.pop("contents", None) != _digest(saved):
-        raise RuntimeError(f"{path} is damaged (not what was written); delete it to start again")
+        raise RuntimeError(
+            f"{path} is damaged (its content has changed): delete it to start training again"
+        )
     if before != asked:
         known = before if isinstance(before, dict) else {}
         changed = [what for key, what in MEANT.items() if known.get(key) != asked.get(key)]
         raise RuntimeError(
-            f"{path} belongs to {changed[0]}; name another folder with --out, or delete it"
+            f"{path} belongs to {changed[0]}: name another folder with --out, or delete it"
         )
     return saved
 
@@ -125,7 +127,9 @@ def restore(saved: Mapping[str, Any], parts: Mapping[str, Any], frozen: Collecti
         if not isinstance(part, nn.Module):
             part.load_state_dict(saved[name])
         elif set(part.load_state_dict(saved[name], strict=False).missing_keys) - set(frozen):
-            raise RuntimeError(f"the checkpoint {NAME} lacks weights; delete it to start again")
+            raise RuntimeError(
+                f"the checkpoint {NAME} lacks weights: delete it to start training again"
+            )
     return saved["step"]
 
 
@@ -191,7 +195,9 @@ def logged(folder: Path, step: int) -> list[dict[str, Any]]:
         lines = map(json.loads, log.read_text("utf-8").splitlines() if log.exists() else [])
         return [line for line in lines if line["step"] <= step]
     except (ValueError, KeyError, TypeError) as error:
-        raise RuntimeError(f"{log} is damaged; delete it to go on without it") from error
+        raise RuntimeError(
+            f"{log} is damaged: delete it to continue without the older log"
+        ) from error
 
 
 def last(folder: Path) -> str:

@@ -130,5 +130,5 @@ def _open(path: Path) -> Any:
     except (OSError, SafetensorError) as error:
         raise_system_error(error)
         raise ValueError(
-            f"{path} is damaged or gone; delete it and run the command again"
+            f"{path} is damaged or missing: delete it if it is there, and run the command again"
         ) from error

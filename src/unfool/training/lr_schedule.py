@@ -93,7 +93,7 @@ class Plan:
         for done in range(step):
             if self.rate(done) != was.rate(done) or self.size(done) != was.size(done):
                 raise RuntimeError(
-                    f"{step} steps are done, and step {done} had another rate or batch than is asked "
-                    f"now: of a training that was begun, only what comes after step {step} can be "
-                    f"changed ({', '.join(OPEN)}); or name another folder with --out"
+                    f"{step} steps are done, and step {done} used another learning rate or batch "
+                    f"than this spec asks for: change only what comes after step {step} "
+                    f"({', '.join(OPEN)}), or name another folder with --out"
                 )

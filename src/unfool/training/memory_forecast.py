@@ -39,8 +39,9 @@ def check_weights(build: Callable[[], nn.Module], device: str) -> None:
     free = free_bytes(device)
     if free is not None and needed > free:
         raise SpecError(
-            f"to train {sum(p.numel() for p in weights):,} weights takes at least {needed / 2**30:.1f} "
-            f"GiB, and {device} has {free / 2**30:.1f} GiB free: choose a smaller network"
+            f"training {sum(p.numel() for p in weights):,} weights takes at least "
+            f"{needed / 2**30:.1f} GiB, and {device} has {free / 2**30:.1f} GiB free: choose a "
+            "smaller network"
         )
 
 

@@ -26,34 +26,35 @@ class TrainingOptions:
     """How a model is trained.
 
     Attributes:
-        steps: How many batches; those done before, as the folder says, count.
-        batch_size: Images of a step.
+        steps: The total number of training steps, including those already done in the folder.
+        batch_size: Images per step.
         learning_rate: The learning rate, reached after `warmup` steps.
-        warmup: Steps of a linear rise of the rate.
-        weight_decay: Of the optimizer.
-        bias_lr_factor: How many times faster than weights biases learn, and decay no faster (Jordan,
-            2024, section 3.4: 64).
-        muon_lr_factor: How many times faster than other weights kernels of convolutions learn by Muon.
+        warmup: Steps in which the learning rate rises linearly.
+        weight_decay: Weight decay of the optimizer.
+        bias_lr_factor: Factor of the learning rate for biases, whose weight decay does not grow
+            with it (Jordan, 2024, section 3.4: 64).
+        muon_lr_factor: Factor of the learning rate for the convolution kernels that Muon trains.
         betas: The decays of AdamW's two running averages, of the gradient and of its square.
         ema_decay: The decay of the running average of the weights; after k steps at most
             k / (9 + k).
-        ema_power: With it, at most 1 - k^-power instead (diffusers' warm-up of the average, by
-            which ADDT was released with 3/4).
-        ema_gamma: With it, the decay after k steps is (1 - 1 / k)^(gamma + 1) in place of
-            `ema_decay`: a mean in which step i counts as i^gamma (Karras et al., 2024, equation 124).
-        grad_clip: The greatest norm of a step's gradient.
+        ema_power: If given, the decay is at most 1 - k^-power instead (diffusers' warm-up; ADDT's
+            release uses 3/4).
+        ema_gamma: If given, it replaces `ema_decay`: the decay after k steps is (1 - 1 / k)^(gamma
+            + 1), a mean in which step i has the weight i^gamma (Karras et al., 2024, equation 124).
+        grad_clip: The largest norm of a step's gradient; larger gradients are scaled down.
         flip: Whether images are mirrored half of the time.
-        crop: By up to how many pixels images are moved.
-        seed: Of everything random.
+        crop: The largest random shift of an image, in pixels.
+        seed: Seed of all randomness.
         optimizer: `"adamw"`; `"sgd"` with Nesterov's momentum of 0.9; or `"muon"` for kernels of
             convolutions, and AdamW for all other weights.
         precision: `"float32"`, or `"bfloat16"` for the products and convolutions (autocast).
-        lr_schedule: `"cosine"`: the rate then falls to 0; `"linear"`: it does so in a straight line;
-            `"none"`: it stays.
-        decay_from: The step at which the straight line begins; None for the end of the warm-up.
-        grow: `{"at": STEP, "batch_size": N}`: from that step on a batch has N images.
-        save_steps: Steps after which the average of the weights is kept as well.
-        accumulate: In how many parts, one after another, a process takes its share of a batch.
+        lr_schedule: The learning rate after the warm-up: `"cosine"` and `"linear"` decrease it to
+            0; `"none"` keeps it.
+        decay_from: The step at which `"linear"` begins to decrease; None is the end of the warm-up.
+        grow: `{"at": STEP, "batch_size": N}`: from that step on, a batch has N images.
+        save_steps: Steps after which the averaged weights are saved as well.
+        accumulate: The number of parts, one after another, into which a process splits its share of
+            a batch.
 
     Raises:
         ValueError: A value is out of its range, or two options do not go together.
@@ -85,28 +86,32 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.ema_gamma is not None and self.ema_power is not None:
-            raise ValueError("ema_gamma stands alone: leave out ema_power")
+            raise ValueError("ema_gamma and ema_power exclude each other: leave one out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas are two numbers from 0 to below 1, not {self.betas}")
+            raise ValueError(f"betas must be two numbers from 0 to below 1, not {self.betas}")
         if self.optimizer == "sgd" and tuple(self.betas) != ADAMW:
-            raise ValueError("betas are AdamW's: leave them out, or the optimizer")
+            raise ValueError("betas belong to AdamW: leave them out, or leave the optimizer out")
         if self.optimizer != "muon" and self.muon_lr_factor != MUON:
-            raise ValueError("muon_lr_factor is Muon's: set optimizer: muon, or leave it out")
+            raise ValueError("muon_lr_factor belongs to Muon: set optimizer: muon, or leave it out")
         self._check_steps()
 
     def _check_steps(self) -> None:
         """Whether the steps at which something changes or is kept can be."""
         steps, begins = self.steps, self.decay_from
         if begins is not None and self.lr_schedule != "linear":
-            raise ValueError("decay_from is of lr_schedule: linear: set that, or leave it out")
+            raise ValueError(
+                "decay_from belongs to lr_schedule: linear: set that, or leave decay_from out"
+            )
         if begins is not None and not self.warmup <= begins < steps:
             raise ValueError(
                 f"decay_from must be from warmup, {self.warmup}, to below steps, {steps}, not {begins}"
             )
         if self.grow is not None and set(self.grow) != set(GROW):
-            raise ValueError(f"grow has the keys {' and '.join(GROW)}, not {', '.join(self.grow)}")
+            raise ValueError(
+                f"grow must have the keys {' and '.join(GROW)}, not {', '.join(self.grow)}"
+            )
         for key, value in (self.grow or {}).items():
             if wrong := complaint(GROW[key], value):
                 raise ValueError(f"grow.{key} {wrong}")
         if wrong := [step for step in self.save_steps if not 0 < step <= steps]:
-            raise ValueError(f"save_steps holds steps from 1 to {steps}, not {wrong[0]}")
+            raise ValueError(f"save_steps must list steps from 1 to {steps}, not {wrong[0]}")

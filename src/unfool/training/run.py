@@ -31,11 +31,11 @@ from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
 from unfool.training.distributed import Processes, together
 from unfool.training.memory_forecast import check_memory, check_weights
-from unfool.training.objectives import denoising_loss
-from unfool.training.purified_copies import PurifiedCopies, with_purified_copies
+from unfool.training.objectives.denoising import denoising_loss
+from unfool.training.objectives.purified_copies import PurifiedCopies, with_purified_copies
+from unfool.training.objectives.truth_maximization import TruthMaximization
 from unfool.training.spec import TrainingSection, TrainingSpec, kind_of, loop_options
 from unfool.training.train import train
-from unfool.training.truth_maximization import TruthMaximization
 
 # objectives whose images are made before the training, and kept in a folder of this name
 MADE: dict[str, tuple[type, Callable[..., Dataset]]] = {
@@ -174,7 +174,10 @@ def _model(job: Job, data: Dataset, test: Dataset | None) -> nn.Module:
     if start is not None:
         new = card.begin(model, start)
         if new and not job.quiet:
-            print(f"{start} has no weights for: {', '.join(new)}; they are new", file=sys.stderr)
+            print(
+                f"unfool: {start} has no weights for {', '.join(new)}, which start at random",
+                file=sys.stderr,
+            )
     if dropped is not None:
         set_dropout(getattr(model, "network", model), dropped)
     return model
@@ -259,7 +262,7 @@ def build_objective(part: Part) -> Any:
         if "classifier" in specs.argument_names("purifier", rest["purifier"]):
             name = rest["purifier"]["name"]
             raise SpecError(
-                f"objective.purifier: {name} goes by a classifier; name one that does not"
+                f"objective.purifier: {name} uses a classifier: choose a purifier that does not"
             )
         given["denoiser"] = specs.build("denoiser", rest.pop("denoiser"))
     return specs.build("objective", cast(Part, rest), **given)
@@ -299,7 +302,7 @@ def set_dropout(model: nn.Module, share: float) -> None:
     """Let all dropout of a model drop this share (ADDT's release forces 0.1)."""
     found = [part for part in model.modules() if isinstance(part, nn.Dropout)]
     if not found:
-        raise SpecError("training.dropout: this network has no dropout; leave it out")
+        raise SpecError("training.dropout: this network has no dropout: leave the option out")
     for part in found:
         part.p = share
 

@@ -35,11 +35,12 @@ class TrainingSection(TrainingOptions):
     """The section `training` of a spec: the options of `train`, and what is done before and after it.
 
     Attributes:
-        dropout: What all dropout of the network drops in training; None for as it was built.
+        dropout: The rate of all dropout of the network in training; None keeps the network's own.
         lora: The adapter to train in place of the weights: `{"rank": 4, "alpha": None, "layers": None,
             "dropout": 0}`, all of which may be left out (`models.lora.add`).
-        save_half: Whether the weights are written in float16.
-        init_from: The trained model, by its folder or its shipped name, whose weights to begin with.
+        save_half: Whether the weights are saved in float16.
+        init_from: The trained model (its folder, or the name of a shipped one) whose weights
+            training starts from.
     """
 
     dropout: ShareBelowOne | None = None
@@ -52,10 +53,11 @@ class LoraSection(TypedDict):
     """The section `training.lora`: the adapter that is trained in place of the weights.
 
     Attributes:
-        rank: Of each layer's adapter.
-        alpha: What the adapter is scaled by, over the rank; null for the rank.
-        layers: Which layers get one, by their names or a pattern; null for those of attention.
-        dropout: What the adapter drops in training.
+        rank: The rank of each layer's adapter.
+        alpha: The adapter is scaled by alpha / rank; null takes alpha = rank.
+        layers: The layers that get an adapter, by their names or a pattern; null takes those of
+            attention.
+        dropout: The dropout rate of the adapter in training.
     """
 
     rank: Count
@@ -68,10 +70,10 @@ class TrainingMachine(TypedDict):
     """The section `machine` of a training: what changes the speed.
 
     Attributes:
-        device: Where to train: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
-        save_every: Steps from one checkpoint to the next.
-        channels_last: Whether images lie in memory with their channels last.
-        compile: Whether the network is compiled.
+        device: The device to train on: `auto`, `cpu`, `cuda`, `cuda:1`, or `mps`.
+        save_every: Steps between checkpoints.
+        channels_last: Whether images are stored with their channels last.
+        compile: Whether the network is compiled by torch.compile.
     """
 
     device: str
@@ -84,13 +86,13 @@ class TrainingSpec(TypedDict):
     """A checked training spec, of a denoiser or of a classifier.
 
     Attributes:
-        data: What is trained on.
+        data: The training images.
         test: Images for the metrics of the card.
-        denoiser: What is trained,
-        classifier: or what is trained.
+        denoiser: The denoiser, if one is trained.
+        classifier: The classifier, if one is trained.
         objective: The loss.
         training: The fields of `TrainingSection`, as JSON holds them.
-        machine: What changes the speed.
+        machine: Options that change the speed and no result.
     """
 
     data: Part
@@ -136,7 +138,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> TrainingSpec:
     kind = kind_of(spec)
     for key in ("data", "objective", "training"):
         if key not in spec:
-            raise SpecError(f"a training spec needs {key!r}")
+            raise SpecError(f"a training spec needs a section {key!r}")
     data = specs.check_data(spec.get("data"), folder)
     test = {"test": specs.check_data(spec.get("test"), folder)} if "test" in spec else {}
     options = _check_options(spec.get("training"))
@@ -161,7 +163,9 @@ def kind_of(spec: Mapping[str, Any]) -> Literal["denoiser", "classifier"]:
         SpecError: It trains neither, or both.
     """
     if ("denoiser" in spec) == ("classifier" in spec):
-        raise SpecError("a training spec trains one thing: give it a denoiser or a classifier")
+        raise SpecError(
+            "a training spec trains one model: give it either a denoiser or a classifier"
+        )
     return "denoiser" if "denoiser" in spec else "classifier"
 
 
@@ -195,8 +199,8 @@ def _check_lora(options: Mapping[str, Any], kind: str, part: Part) -> LoraSectio
     """What `training.lora` asks, checked."""
     if kind != "denoiser" or part["name"] == "unet" or part.get("weights", "") is None:
         raise SpecError(
-            "training.lora fine-tunes a denoiser that is trained: name one, as denoiser: {name: "
-            "trained, weights: ...}"
+            "training.lora fine-tunes a trained denoiser: name one, as denoiser: {name: trained, "
+            "weights: ...}"
         )
     if options["save_half"]:
         raise SpecError("training.save_half would round away what LoRA learns: leave it out")
@@ -211,21 +215,23 @@ def _check_precision(part: Part, lora: Mapping[str, Any] | None) -> None:
         return  # there is no such card, which is told when it is built
     if precision != "float32" and (lora is None or part["name"] == "trained"):
         raise SpecError(
-            f"the denoiser's weights are in {precision}, which would round away what they learn: give it "
-            "precision: float32, or train a new adapter beside them by training.lora"
+            f"the denoiser's weights are in {precision}, which would round away what they learn: "
+            "set its precision: float32, or train an adapter by training.lora"
         )
 
 
 def _check_start(start: str, kind: str, part: Part) -> None:
     """Whether what `training.init_from` names can be begun with."""
     if part["name"] == "trained":
-        raise SpecError(f"{kind} {part['weights']} is trained: leave out training.init_from")
+        raise SpecError(
+            f"{kind} {part['weights']} is already trained: leave out training.init_from"
+        )
     try:
         told = card.read_card(start)[1]
     except ValueError as error:
         raise SpecError(f"training.init_from: {error}") from error
     if told["kind"] != kind:
-        raise SpecError(f"training.init_from names a {told['kind']}; name a {kind}")
+        raise SpecError(f"training.init_from names a {told['kind']}: name a {kind}")
     began = card.described(told["part"])
     for key in MEANING:
         pair = began.get(key), part.get(key)
@@ -234,7 +240,7 @@ def _check_start(start: str, kind: str, part: Part) -> None:
         if key in began and key in part and _listed(pair[0]) != _listed(pair[1]):
             raise SpecError(
                 f"training.init_from: the {key} of {start} is {began[key]}, and that of the {kind} "
-                f"{part[key]}: weights of the one mean nothing to the other"
+                f"is {part[key]}: both must be the same, for the weights depend on it"
             )
 
 

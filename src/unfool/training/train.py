@@ -30,10 +30,10 @@ from unfool.noise import Noise, permutation, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.progress import progress
 from unfool.training import checkpoint
+from unfool.training.augmentation import augmented
 from unfool.training.distributed import Processes
 from unfool.training.lr_schedule import Plan
 from unfool.training.muon import Muon, is_kernel
-from unfool.training.objectives import augmented
 from unfool.training.options import TrainingOptions
 
 Batch = tuple[Tensor, Tensor, Noise]
@@ -55,7 +55,7 @@ def train(
     quiet: bool = False,
     processes: Processes = Processes(),  # noqa: B008
 ) -> nn.Module:
-    """Train `model` in place: those of its weights that want a gradient.
+    """Train `model` in place: all of its weights that require a gradient.
 
     Args:
         model: A `Denoiser` or a classifier.
@@ -69,16 +69,18 @@ def train(
         device: Where to train.
         channels_last: Lay images out with the channels last, which some devices prefer.
         compile: Compile the network by torch.compile.
-        asked: What is trained (`checkpoint.question`); a checkpoint of another is refused.
+        asked: A description of the training (`checkpoint.question`); a checkpoint with another one
+            is refused.
         quiet: Show no progress.
-        processes: Those that share each batch (`processes.together`); the first writes.
+        processes: The processes that share each batch (`distributed.together`); the first one
+            writes.
 
     Returns:
         The running average of the weights, as a copy of the model in evaluation mode.
 
     Raises:
-        RuntimeError: The checkpoint answers to another spec, or the loss is not a number; or the
-            processes do not see the same folder.
+        RuntimeError: The checkpoint belongs to another training, the loss is NaN or infinite, or
+            the processes do not share the folder.
         ValueError: The batch cannot be split evenly.
     """
     steps, accumulate = options.steps, options.accumulate
@@ -106,7 +108,10 @@ def train(
         plan.check_same(saved["plan"], saved["step"])
     step = checkpoint.restore(saved, parts, frozen) if saved else 0
     if step != processes.agreed(step):
-        raise RuntimeError(f"{folder} is not the same folder for all processes: they must share it")
+        raise RuntimeError(
+            f"{folder} is not the same folder for all processes: use one on a file system that "
+            "they share"
+        )
     trained = [p for p in model.parameters() if p.requires_grad]
     lines = checkpoint.logged(folder, step)
     recent: deque[float] = deque(saved["recent"] if saved else (), maxlen=100)
@@ -140,9 +145,9 @@ def train(
             if not (math.isfinite(value) and math.isfinite(size)):
                 what = "gradient" if math.isfinite(value) else "loss"
                 raise RuntimeError(
-                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the last "
-                    f"good checkpoint is {checkpoint.last(folder)}; lower the rate and start in "
-                    "another folder"
+                    f"the {what} is {size if what == 'gradient' else value} at step {step}; the "
+                    f"last good checkpoint is {checkpoint.last(folder)}; lower the learning rate, "
+                    "and start again in another folder"
                 )
             descent.step()
             step += 1

@@ -621,14 +621,14 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
         check_model({"classifier": part | {"eliminaton": "paired"}})
     with pytest.raises(SpecError, match="'denoiser' is missing"):
         check_model({"classifier": "diffusion"})
-    with pytest.raises(SpecError, match="classifier diffusion: elimination is one of"):
+    with pytest.raises(SpecError, match="classifier diffusion: elimination must be one of"):
         build_model(check_model({"classifier": part | {"elimination": "pared"}}), "cpu")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"elimination": "cifar"}, "elimination is one of paired, staged, cifar10"),
+        ({"elimination": "cifar"}, "elimination must be one of paired, staged, cifar10"),
         ({"elimination": "staged"}, "samples and classes_per_stage belong"),
         ({"samples": [1, 2], "classes_per_stage": [2, 1]}, "samples and classes_per_stage belong"),
         (
@@ -653,12 +653,12 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
         ({"draws": 1001}, "at most 1000"),
         ({"batch_size": 0}, "batch_size must be 1 or more"),
         ({"scale": 0.0}, "scale must be"),
-        ({"times": "odd"}, "times is one of even, sigma"),
-        ({"span": (0.5, 0.5)}, "span is two times"),
-        ({"times": "sigma", "span": (0, 3)}, "span is two values of sigma"),
-        ({"loss": "l3"}, "loss is one of"),
-        ({"policy": "free"}, "policy is one of fresh, fixed, image"),
-        ({"weight": "snrr"}, "weight is one of"),
+        ({"times": "odd"}, "times must be one of even, sigma"),
+        ({"span": (0.5, 0.5)}, "span must be two times"),
+        ({"times": "sigma", "span": (0, 3)}, "span must be two values of sigma"),
+        ({"loss": "l3"}, "loss must be one of"),
+        ({"policy": "free"}, "policy must be one of fresh, fixed, image"),
+        ({"weight": "snrr"}, "weight must be one of"),
         ({"weight": [1.0, 2.0]}, "100 numbers above 0"),
     ],
 )
@@ -671,10 +671,10 @@ def test_what_does_not_fit_is_refused(tiny):
     unconditional = NetworkDenoiser(nn.Identity(), shape=(1, 4, 4))
     with pytest.raises(ValueError, match=r"2 or more classes.* `classes`"):
         DiffusionClassifier(unconditional)
-    with pytest.raises(ValueError, match="2 or more classes, and this one knows 1"):
+    with pytest.raises(ValueError, match=r"2 or more classes, .* 1"):
         DiffusionClassifier(Mixture(torch.zeros(1, 1, 2, 2), 0.2))
     model = DiffusionClassifier(tiny, draws=2)
-    with pytest.raises(ValueError, match=r"made for images \(1, 2, 2\)"):
+    with pytest.raises(ValueError, match=r"images of shape \(1, 2, 2\)"):
         model(pictures(1, 3), keys(1))
     with pytest.raises(ValueError, match="has 0 stages"):
         model.stage(1)
@@ -695,7 +695,7 @@ def test_views_for_attackers():
         assert torch.equal(view(model)(x, noise), wanted(x, noise))
         limited = view(views.Batched(model, 3))
         torch.testing.assert_close(limited(x, noise), wanted(x, noise))
-        with pytest.raises(ValueError, match="for the classifier `diffusion`"):
+        with pytest.raises(ValueError, match="the classifier `diffusion`"):
             view(bayes())
 
 

@@ -113,7 +113,7 @@ def test_it_is_certified(tmp_path):
 def test_mistakes_are_told():
     cases: list[tuple[float, Any, str]] = [
         (1.5, "exact", "sigma must be above 0 and below 1.5"),
-        (0.2, "exakt", "posterior is one of approximate, exact"),
+        (0.2, "exakt", "posterior must be one of approximate, exact"),
     ]
     for sigma, posterior, said in cases:
         with pytest.raises(ValueError, match=said):
@@ -123,9 +123,9 @@ def test_mistakes_are_told():
         def encode(self, x):
             return Denoiser.encode(self, x) / 2
 
-    with pytest.raises(ValueError, match="a denoiser that works in pixels"):
+    with pytest.raises(ValueError, match="works on latents"):
         NoisedDiffusionClassifier(Latent(mixture().means, 0.2), sigma=0.2)
-    with pytest.raises(SpecError, match="judges the noisy image itself"):
+    with pytest.raises(SpecError, match="leave out the purifier"):
         certify.check(TOY | {"denoiser": "mixture", "purifier": "one-step"})
     with pytest.raises(SpecError, match=r"the noise is certification\.sigma"):
         certify.check(TOY | {"classifier": TOY["classifier"] | {"sigma": 0.5}})

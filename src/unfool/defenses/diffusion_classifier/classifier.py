@@ -34,44 +34,44 @@ Policy = Literal["fresh", "fixed", "image"]
 class DiffusionClassifier(nn.Module):
     """Logits are minus the mean errors of the denoiser's noise prediction, times a scale.
 
-    Draw k of an image is in the stream ("eps", k). What an eliminated class gets is its own logit
-    over the draws it was given, or 1 less than the lowest of the classes that outlived it, whichever
-    is lower.
+    Draw k of an image is in the stream ("eps", k). The logit of an eliminated class is its own over
+    the draws it was given, or the lowest of the classes that stayed longer minus 1, whichever is
+    lower.
 
     Attacks should maximize the loss of `without_elimination()`, which has a gradient everywhere, and be
     scored on the model itself; `stage(1)` is for those that want the true class dropped early.
 
     Args:
         denoiser: A denoiser with classes.
-        draws: M, how many draws; None is what the elimination asks for, or else 100.
-        times: The grid of times: `"even"`, the middles of M even parts of the chain (Li et al.), or
-            `"sigma"`, M even values of sigma / alpha (Chen et al., 2024).
-        span: The first and the last of it: of `"even"` a time, 0 to 1 in all; of `"sigma"` a noise,
-            1e-4 to 3 in all. To begin at 0.5 costs accuracy, and robust classes are worth more.
-        weight: Of a draw's error, up to a factor: `"uniform"`; `"elbo"`, the bound on the likelihood
-            for any grid; `"edm"`, what EDM trains with (Karras et al., 2022; Chen et al., 2024), or
-            `"rdc"`, the same with the slip in its release's density; `"snr"`, (alpha / sigma)^2;
-            `"image"`, its inverse, which makes it an error of x_hat; M numbers; or a function from
-            the scales (M,) to these.
-        loss: `"l2"`, `"l1"` or `"huber"`.
+        draws: M, the number of draws; None takes the number of the elimination, or else 100.
+        times: The grid of times: `"even"`, the midpoints of M equal parts of the schedule (Li et
+            al., 2023), or `"sigma"`, M even values of sigma / alpha (Chen et al., 2024).
+        span: The ends of the grid: times in [0, 1] for `"even"`, or values of sigma / alpha for
+            `"sigma"`; None takes 0 to 1, or 1e-4 to 3.
+        weight: The weight of a draw's error, up to a factor: `"uniform"`; `"elbo"`, the bound on
+            the likelihood for any grid; `"edm"`, what EDM trains with (Karras et al., 2022; Chen et
+            al., 2024), or `"rdc"`, the same with the slip in its release's density; `"snr"`, (alpha
+            / sigma)^2; `"image"`, its inverse, which makes it an error of x_hat; M numbers; or a
+            function from the scales (M,) to these.
+        loss: The error of a draw: `"l2"`, `"l1"`, or `"huber"`.
         elimination: `"paired"`, `"staged"`, or a schedule of the Diffusion Classifier's release by
             the name of its data set (see `elimination`); None for none.
-        samples: Of `"staged"`: the draws of each stage.
-        classes_per_stage: Of `"staged"`: the classes each stage keeps.
-        risk: Of `"paired"`: the chance, for an image, to lose the best class.
-        policy: `"fresh"`: every query draws from its noise. `"fixed"`: the draws are those of `seed`,
-            the same for all images, and every query has the same answer. `"image"`: they are those of
-            `seed` and of the picture, rounded to 8 bits.
-        seed: Of the last two. An attacker knows it.
-        scale: Of the logits; None is the number of values in an image, in the denoiser's space,
-            times the range of log(sigma / alpha): with `"elbo"` the logits are then in nats (see
-            `calibrate`).
+        samples: The draws of each stage, for `"staged"`.
+        classes_per_stage: The number of classes that each stage keeps, for `"staged"`.
+        risk: The probability that `"paired"` drops the best class of an image.
+        policy: `"fresh"` draws from the noise of every query. `"fixed"` takes the draws of `seed`,
+            the same for all images, so every query has the same answer. `"image"` takes draws that
+            depend on `seed` and on the image, rounded to 8 bits.
+        seed: The seed of `"fixed"` and `"image"`. An attacker knows it.
+        scale: The factor of the logits; None is the number of values in an image, in the denoiser's
+            space, times the range of log(sigma / alpha), with which the logits of `"elbo"` are in
+            nats (see `calibrate`).
         batch_size: The most (image, class, draw) rows in one call of the network (of a class with several
             wordings, each is a row; of a multi-head denoiser, (image, draw) is one); only speed and
             memory depend on it. When memory runs out, it is halved.
 
     Raises:
-        ValueError: The denoiser knows fewer than 2 classes, or an option is out of range.
+        ValueError: The denoiser has fewer than 2 classes, or an option is out of range.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -98,8 +98,8 @@ class DiffusionClassifier(nn.Module):
         check_arguments(DiffusionClassifier, locals())
         if denoiser.classes < 2:
             raise ValueError(
-                "a diffusion classifier needs a denoiser that is conditional on 2 or more classes, "
-                f"and this one knows {denoiser.classes}; train one with the option `classes`"
+                "a diffusion classifier needs a denoiser conditional on 2 or more classes, and "
+                f"this one has {denoiser.classes}: train one with the option `classes`"
             )
         self.rule = make_elimination(elimination, samples, classes_per_stage, risk)
         asked = max(self.rule.samples) if isinstance(self.rule, Stages) else None
@@ -128,8 +128,8 @@ class DiffusionClassifier(nn.Module):
         shape = None if self.denoiser.resizes else self.denoiser.shape
         if shape is not None and tuple(x.shape[1:]) != tuple(shape):
             raise ValueError(
-                f"the denoiser was made for images {tuple(shape)}, and these are "
-                f"{tuple(x.shape[1:])}"
+                f"the denoiser takes images of shape {tuple(shape)}, and these have the shape "
+                f"{tuple(x.shape[1:])}: resize them, or take another denoiser"
             )
         z, weight = self.denoiser.encode(x), self.weight.to(x.device)
         eps = self._noise(x, noise).child("eps")
@@ -146,10 +146,10 @@ class DiffusionClassifier(nn.Module):
         """The same classifier, on the same draws, without elimination.
 
         Args:
-            draws: On so many of them alone, evenly spread over all; None is all.
+            draws: Use only this many draws, evenly spread over all; None is all.
 
         Raises:
-            ValueError: There are not so many.
+            ValueError: The classifier has fewer draws.
         """
         if draws is None:
             return self._with(None, self._used)
@@ -162,16 +162,18 @@ class DiffusionClassifier(nn.Module):
     def stage(self, number: int) -> "DiffusionClassifier":
         """What decides after the first `number` stages, with no class dropped before.
 
-        Its logits are what the stage ranks classes by. Its number `classes_kept` tells attacks
-        that the true class is lost there once so many others are above it: the stage's
-        `classes_per_stage` (1 of `"paired"`).
+        Its logits are the scores by which the stage ranks classes. Its attribute `classes_kept`
+        tells attacks how many classes must score above the true one to drop it: the stage's
+        `classes_per_stage` (1 for `"paired"`).
 
         Raises:
-            ValueError: There is no elimination, or it has not so many stages.
+            ValueError: There is no elimination, or it has fewer stages.
         """
         rounds = self.rule.rounds(len(self._used)) if self.rule else []
         if not 1 <= number <= len(rounds):
-            raise ValueError(f"the elimination has {len(rounds)} stages: there is no {number}")
+            raise ValueError(
+                f"the elimination has {len(rounds)} stages, so there is no stage {number}"
+            )
         used = sorted(k for added in rounds[:number] for k in added)
         return self._with(
             None,
@@ -228,14 +230,14 @@ class DiffusionClassifier(nn.Module):
 def calibrate(model: DiffusionClassifier, x: Tensor, y: Tensor, noise: Noise) -> float:
     """The scale of the logits that makes the cross-entropy on held-out images least.
 
-    It is sought, without elimination, from 1e-4 to 1e4 times the scale the model has; where all
-    images are classified rightly and more is always better, the last is returned.
+    The search, without elimination, goes from 1e-4 to 1e4 times the scale of the model; if all
+    images are classified correctly and a larger scale is always better, it returns the largest.
 
     Args:
         model: The classifier; it is not changed.
         x: Images (B, C, H, W) in [0, 1] that neither training nor evaluation sees.
         y: Their labels (B,).
-        noise: For the draws.
+        noise: The noise for the draws.
     """
     with torch.no_grad():
         logits = model.without_elimination()(x, noise).double()

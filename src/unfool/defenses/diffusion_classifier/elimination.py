@@ -72,7 +72,10 @@ class Stages:
             a > b for a, b in zip(self.classes_per_stage, self.classes_per_stage[1:], strict=False)
         )
         if not self.samples or len(self.samples) != len(self.classes_per_stage):
-            raise ValueError("samples and keep have one number for each stage: the same, 1 or more")
+            raise ValueError(
+                "samples and classes_per_stage must be lists of the same length, with one number "
+                "for each stage"
+            )
         if not (rising and self.samples[0] > 0):
             raise ValueError(f"samples must rise from 1 or more, not {list(self.samples)}")
         if not (falling and self.classes_per_stage[-1] == 1):
@@ -206,7 +209,7 @@ def make_elimination(
         return Paired(risk)
     if name not in SCHEDULES:
         names = ", ".join(["paired", "staged", *SCHEDULES])
-        raise ValueError(f"elimination is one of {names}, or null for none; not {name!r}")
+        raise ValueError(f"elimination must be one of {names}, or null for none; not {name!r}")
     return Stages(*SCHEDULES[name])
 
 

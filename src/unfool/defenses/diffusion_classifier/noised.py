@@ -36,19 +36,20 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
         denoiser: A denoiser of pixels with classes, and an unconditional answer for `"approximate"`.
         sigma: The noise that the image carries, in units of [0, 1] pixels.
         posterior: `"approximate"` or `"exact"`.
-        draws: How many noises s, even from s_0 to 3; the exact posterior leaves out the first 4 %, where
-            its target grows beyond bounds, as the release does.
-        weight: Of an error (see `DiffusionClassifier`); `"elbo"` with the exact posterior is the bound.
+        draws: The number of noise levels s, evenly from s_0 to 3. The exact posterior leaves out
+            the first 4 %, where its target diverges, as the release does.
+        weight: The weight of an error (see `DiffusionClassifier`); `"elbo"` with the exact
+            posterior is the bound.
         elimination: `"paired"`; None for none.
-        risk: Of it.
+        risk: See `DiffusionClassifier`.
         policy: See `DiffusionClassifier`.
-        seed: Of it.
-        scale: Of the logits.
+        seed: See `DiffusionClassifier`.
+        scale: The factor of the logits.
         batch_size: The most (image, class, draw) rows in one call of the network.
 
     Raises:
-        ValueError: An option is out of range, the denoiser knows fewer than 2 classes or does not work
-            in pixels, or `sigma` leaves no room below 3.
+        ValueError: An option is out of range, the denoiser has fewer than 2 classes or does not
+            work on pixels, or 2 `sigma` is not below 3.
     """
 
     noised = True  # `unfool certify` sets its sigma
@@ -70,7 +71,10 @@ class NoisedDiffusionClassifier(DiffusionClassifier):
     ):
         check_arguments(NoisedDiffusionClassifier, locals())
         if type(denoiser).encode is not Denoiser.encode:
-            raise ValueError("the noise is one of pixels: take a denoiser that works in pixels")
+            raise ValueError(
+                "the noise is added to pixels, and this denoiser works on latents: take one that "
+                "works on pixels"
+            )
         first = (
             2 * sigma if posterior == "approximate" else 2 * sigma + 0.04 * (MAX_BATCH - 2 * sigma)
         )

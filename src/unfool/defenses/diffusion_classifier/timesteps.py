@@ -22,16 +22,18 @@ def times_of(
     if grid == "sigma":
         low, high = span or (1e-4, 3.0)
         if not 0 < low < high:
-            raise ValueError(f"span is two values of sigma / alpha, 0 < low < high, not {span}")
+            raise ValueError(
+                f"span must be two values of sigma / alpha with 0 < low < high, not {span}"
+            )
         return _times_of_noise(schedule, torch.linspace(low, high, draws, dtype=torch.float64))
     low, high = span or (0.0, 1.0)
     if not 0 <= low < high <= 1:
-        raise ValueError(f"span is two times, 0 <= low < high <= 1, not {span}")
+        raise ValueError(f"span must be two times with 0 <= low < high <= 1, not {span}")
     chain = chain_length(schedule)
     first, last = round(low * chain), round(high * chain)
     if draws > last - first:
         raise ValueError(
-            f"draws must be at most {last - first}, the steps of the chain in the span"
+            f"draws must be at most {last - first}, the number of the schedule's steps in the span"
         )
     steps = [first + k + 1 for k in spread(last - first, draws)]  # index k is k + 1 steps of noise
     return torch.tensor(steps, dtype=torch.float64) / chain
@@ -58,7 +60,7 @@ def weights_of(
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
         if weight not in WEIGHTS:
-            raise ValueError(f"weight is one of {', '.join(WEIGHTS)}, not {weight!r}")
+            raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, not {weight!r}")
         found = WEIGHTS[weight](sigma)
     elif callable(weight):
         found = torch.as_tensor(weight(scales)).double()
@@ -66,8 +68,9 @@ def weights_of(
         found = torch.tensor(list(weight), dtype=torch.float64)
     if found.shape != sigma.shape or not bool((found > 0).all() & found.isfinite().all()):
         raise ValueError(
-            f"the weights must be {len(sigma)} numbers above 0, one for each draw; leave out draws "
-            "of no weight by `span`, and take fewer where several fall on one step of the chain"
+            f"the weights must be {len(sigma)} numbers above 0, one for each draw: exclude draws "
+            "of weight 0 with `span`, and take fewer draws if several fall on one step of the "
+            "schedule"
         )
     return found
 

@@ -74,13 +74,13 @@ def ddpm(
 ) -> NetworkDenoiser:
     """DDPM (Ho et al., 2020) in the names of ermongroup/ddim, SDEdit and DiffPure (`celeba_hq.ckpt`).
 
-    Of a training checkpoint of ddim (a list), the averaged weights are taken. A flat table does not
-    tell which weights it has: of pesser's files, those named `ema_...` are the averaged ones.
+    From a training checkpoint of ddim (a list), the averaged weights are used. A flat table does
+    not say which weights it has: of pesser's files, the ones named `ema_...` are averaged.
 
     Args:
         weights: The file.
-        size: Height and width of its images; known of the published files.
-        schedule: The chain it was trained on; None takes Ho's, linear with 1000 steps.
+        size: Height and width of its images in pixels; known for the published files.
+        schedule: The schedule it was trained with; None takes 1000 linear steps (Ho et al., 2020).
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -101,8 +101,8 @@ def ddpm(
     if size is None:
         told = ",".join(map(str, multiples))
         raise ValueError(
-            f"{weights} is none of the published files (levels {told}); say the size of its images in "
-            "pixels (size: 64)"
+            f"{weights} is not one of the published files (levels {told}): give the size of its "
+            "images in pixels (such as size: 64)"
         )
     return NetworkDenoiser(
         network,
@@ -129,7 +129,7 @@ def name_in_diffusers(name: str, levels: int) -> str:
 def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     """A `UNet2DModel` from a folder of diffusers, such as a copy of `google/ddpm-cifar10-32`.
 
-    The network, its chain and what it predicts are read off the folder's settings.
+    The network, its schedule, and what it predicts are read from the folder's settings.
 
     Args:
         weights: The folder, with `config.json` and the weights in it or in `unet`, and
@@ -148,8 +148,9 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
     file = weights_in(unet)
     if file is None or scheduler is None or not (unet / "config.json").is_file():
         raise ValueError(
-            f"{home} is no folder of a UNet2DModel: it needs config.json, {_SCHEDULER} and "
-            "diffusion_pytorch_model.safetensors (or .bin), in the folder or in its unet and scheduler"
+            f"{home} is not the folder of a UNet2DModel, which needs config.json, {_SCHEDULER} and "
+            "diffusion_pytorch_model.safetensors (or .bin), in the folder or in its unet and "
+            "scheduler"
         )
     settings = json.loads((unet / "config.json").read_text("utf-8"))
     _require_known(settings, unet / "config.json")
@@ -201,8 +202,8 @@ def _require_known(settings: dict[str, Any], path: Path) -> None:
     if told:
         key, value = told[0]
         raise ValueError(
-            f"{path} describes a network with {key} {value!r}, which is not computed here; name it by "
-            "name: network, with a network of your own that loads it by diffusers"
+            f"{path} describes a network with {key} {value!r}, which is not supported: use name: "
+            "network, with your own network that loads it by diffusers"
         )
 
 

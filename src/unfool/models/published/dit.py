@@ -48,12 +48,12 @@ def build_transformer(path: Path, heads: int | None, dtype: torch.dtype) -> Any:
     positions = state.pop("pos_embed", None)
     layers = 1 + max((int(n.split(".")[1]) for n in state if n.startswith("blocks.")), default=-1)
     if positions is None or layers == 0 or "final_layer.linear.weight" not in state:
-        raise ValueError(f"{path} does not hold a whole DiT; fetch it again")
+        raise ValueError(f"{path} does not hold a complete DiT: fetch it again")
     width, channels, patch, _ = state["x_embedder.proj.weight"].shape
     heads = heads or _HEADS.get(width)
     if heads is None or width % heads:
-        told = "say how many heads its attention has (heads: 16)"
-        raise ValueError(f"{path} has a width of {width}, which no published DiT has; {told}")
+        told = "give the number of its attention heads (such as heads: 16)"
+        raise ValueError(f"{path} has a width of {width}, which no published DiT has: {told}")
     table = state.get("y_embedder.embedding_table.weight", torch.empty(1, 0))
     with torch.device("meta"):
         network = DiTTransformer2DModel(

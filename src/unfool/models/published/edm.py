@@ -68,9 +68,10 @@ def edm(
     """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
 
     Args:
-        weights: The pickle, of which no code runs, or a bare table of its weights.
-        preconditioning: How the network is scaled and told the noise; None takes what the pickle says,
-            and EDM's own for a bare table.
+        weights: The pickle file, from which no code is run, or a file with a plain table of its
+            weights.
+        preconditioning: How the inputs and outputs of the network are scaled; None takes what the
+            pickle says, and EDM's for a plain table.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -89,7 +90,10 @@ def edm(
     state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
     levels = state.pop("u", None)  # the noise of each step, which only one kind has
     if kind == "iddpm" and levels is None:
-        raise ValueError(f"{path} lacks the table u, which preconditioning: iddpm needs")
+        raise ValueError(
+            f"{path} lacks the table u, which preconditioning: iddpm needs: choose another "
+            "preconditioning"
+        )
     require_family(state, path, "edm", "edm")
     network = build_edm(state, path)
     told: dict[Preconditioning, tuple[Prediction, Told]] = {
@@ -114,7 +118,7 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     )
     if first is None:
         raise ValueError(
-            f"{source} does not hold a whole U-Net: it lacks enc.*_conv; fetch it again"
+            f"{source} does not hold a complete U-Net (enc.*_conv is missing): fetch it again"
         )
     adm = "out_conv.weight" in outside
     pyramid = sorted((n for n in outside if "_aux_residual." in n), key=_resolution, reverse=True)
@@ -191,7 +195,7 @@ def _kind(content: object, path: Path) -> Preconditioning:
     name = type(network).__name__
     if name not in _OF_CLASS:
         raise ValueError(
-            f"{path} holds a {name}, which is none of {', '.join(_OF_CLASS)}; take another file"
+            f"{path} holds a {name}, which is not one of {', '.join(_OF_CLASS)}: take another file"
         )
     return _OF_CLASS[name]
 

@@ -38,11 +38,11 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
     layers, firsts = depth(sections)
     first = next((n for n in outside if n.startswith("enc.") and n.endswith("_conv.weight")), None)
     if first is None or layers == 0 or "out_conv.weight" not in outside:
-        raise ValueError(f"{source} does not hold a whole network of EDM2; fetch it again")
+        raise ValueError(f"{source} does not hold a complete network of EDM2: fetch it again")
     if len(outside["out_conv.weight"]) not in (1, 3):
         raise ValueError(
-            f"{source} works on latents of {len(outside['out_conv.weight'])} channels, which is not "
-            "known here; take a file of 64 pixels (edm2-img64-...)"
+            f"{source} works on latents of {len(outside['out_conv.weight'])} channels, which is "
+            "not supported: take a file for 64 pixels (edm2-img64-...)"
         )
     ours = renamed(outside, _ENDS | {first.removesuffix(".weight"): "conv_in"})
     for theirs, name in (("freqs", "frequencies"), ("phases", "phases")):

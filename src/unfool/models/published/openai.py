@@ -104,17 +104,17 @@ def guided_diffusion(
 ) -> NetworkDenoiser:
     """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
 
-    What is left out is known of the published files, which are recognized by their widths; of another
-    file, `size` and `heads` or `head_width` are needed. The conditional networks have no null class.
+    The options are known for the published files, which are recognized by their widths; any other
+    file needs `size`, and `heads` or `head_width`. The conditional networks have no null class.
 
     Args:
         weights: The file.
         size: Height and width of its images.
-        heads: Of the attention (`--num_heads`), if their number is fixed.
+        heads: The number of attention heads (`--num_heads`), if it is fixed.
         head_width: Channels of a head (`--num_head_channels`), if that is fixed.
         attention_order: `"new"` for a network trained with `--use_new_attention_order`.
-        schedule: The chain it was trained on; None takes 1000 steps, linear but for the published
-            network of 64 pixels.
+        schedule: The schedule it was trained with; None takes 1000 linear steps, except for the
+            published network for 64 pixels.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -140,17 +140,17 @@ def improved_diffusion(
 ) -> NetworkDenoiser:
     """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
 
-    What is left out is known of the published files, which are recognized by their widths; of another
-    file, `size` and `heads` are needed.
+    The options are known for the published files, which are recognized by their widths; any other
+    file needs `size` and `heads`.
 
     Args:
         weights: The file.
         size: Height and width of its images.
-        heads: Of the attention (`--num_heads`).
-        schedule: The chain it was trained on; None takes 4000 steps, cosine, but for the published
-            network of LSUN.
-        rescale_timesteps: Whether it is told the index on a chain of 1000; None takes yes where it has
-            no classes and its chain has another length.
+        heads: The number of attention heads (`--num_heads`).
+        schedule: The schedule it was trained with; None takes 4000 cosine steps, except for the
+            published network for LSUN.
+        rescale_timesteps: Whether its time input is the index in a schedule of 1000 steps; None
+            takes yes if it has no classes and its schedule has another length.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -178,17 +178,19 @@ def consistency(
 ) -> NetworkDenoiser:
     """A network of the consistency models (Song et al., 2023), such as `edm_bedroom256_ema.pt`.
 
-    The EDM teachers are denoisers. A consistency model answers a point at the end of the flow, which is
-    not E[x_0 | x_t]: it serves to purify in one step. Its network of ImageNet has no null class.
+    The EDM teachers are denoisers. A consistency model returns the end point of the probability
+    flow, which is not E[x_0 | x_t]: use it to purify in one step. The network for ImageNet has no
+    null class.
 
     Args:
         weights: The file.
-        kind: None takes a teacher if the name of the file begins with `edm`, and a model if it begins
-            with `cd` or `ct`.
-        size: Height and width of its images; known of the published files.
-        heads: Of the attention, if their number is fixed.
-        head_width: Channels of a head, if that is fixed; known of the published files.
-        attention_order: `"new"` is that of flash attention, with which the published ones were trained.
+        kind: `"teacher"` (an EDM denoiser) or `"model"` (a consistency model); None decides by the
+            name of the file: `edm...` is a teacher, and `cd...` or `ct...` is a model.
+        size: Height and width of its images in pixels; known for the published files.
+        heads: The number of attention heads, if it is fixed.
+        head_width: Channels of an attention head, if that is fixed; known for the published files.
+        attention_order: The order of the attention's weights: `"legacy"`, or `"new"` (flash
+            attention), with which the published ones were trained.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -205,8 +207,8 @@ def consistency(
     kind = kind or begins.get(re.split(r"[_-]", path.name)[0])
     if kind is None:
         raise ValueError(
-            f"the name of {path} does not tell whether it is an EDM teacher (edm_...) or a "
-            "consistency model (cd_..., ct_...): say kind: teacher or kind: model"
+            f"the name of {path} does not say whether it is an EDM teacher (edm_...) or a "
+            "consistency model (cd_..., ct_...): set kind: teacher or kind: model"
         )
     state = read_family(path, "guided-diffusion", "consistency", download)
     order: Order = "pieces" if attention_order == "new" else "heads"
@@ -267,7 +269,7 @@ def _build(
     if asked.size is None and not setting.size:
         raise _missing(path, key, "the size of its images in pixels (size: 64)")
     if asked.heads and asked.head_width:
-        raise ValueError("say either heads or head_width, for one follows from the other")
+        raise ValueError("give either heads or head_width, for one follows from the other")
     if not (asked.heads or asked.head_width) and key not in known and _attends(state):
         raise _missing(path, key, "the heads of its attention (heads: 4, or head_width: 64)")
     if asked.heads or asked.head_width:
@@ -279,14 +281,15 @@ def _build(
         if ".qkv." in name and (wide % heads if heads else wide % width):
             said = f"heads: {heads}" if heads else f"head_width: {width}"
             raise ValueError(
-                f"{path} has attention of {wide} channels, which {said} does not divide"
+                f"{path} has attention of {wide} channels, which {said} does not divide: give the "
+                "value of its training"
             )
     sections, outside = gather(state, _place, _BLOCK, setting.order, heads, width)
     network = build_unet(sections, renamed(outside, _ENDS), ADM, path, heads, width)
     if network.conv_in.in_channels == 6:
         raise ValueError(
-            f"{path} is an upsampler, which takes a smaller image beside x_t and is no denoiser by "
-            "itself; take the network of the smaller images"
+            f"{path} is an upsampler, which needs a smaller image as well as x_t and cannot "
+            "denoise alone: take the network of the smaller images"
         )
     return network, setting
 
@@ -296,7 +299,7 @@ def _missing(path: Path, key: Key, what: str) -> ValueError:
     told = (
         f"width {width}, levels {','.join(map(str, multiples))}, {layers} blocks, {classes} classes"
     )
-    return ValueError(f"{path} is none of the published files ({told}); say {what}")
+    return ValueError(f"{path} is not one of the published files ({told}): give {what}")
 
 
 def _key(state: Mapping[str, Tensor]) -> Key:

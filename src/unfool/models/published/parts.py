@@ -52,9 +52,7 @@ def read_family(
     """
     path, name = find_file(Path(path), download), name or family
     if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder, and {name} reads a file; take name: diffusers for it"
-        )
+        raise ValueError(f"{path} is a folder, and {name} reads a file: use name: diffusers for it")
     state = read_state(path)
     require_family(state, path, family, name)
     return state
@@ -69,11 +67,11 @@ def require_family(state: State, path: Path, family: str, name: str) -> None:
     if FAMILIES[family] in state:
         return
     others = [o for o, key in FAMILIES.items() if key in state or f"model.{key}" in state]
-    advice = f"its names are those of {others[0]}: take name: {others[0]}" if others else (
-        "it is of another network, or truncated: check the file, or name your own network by "
-        "name: network"
+    advice = f"its weights have the names of {others[0]}, so use name: {others[0]}" if others else (
+        "it belongs to another network or is truncated, so check the file, or use name: network "
+        "with your own network"
     )  # fmt: skip
-    raise ValueError(f"{path} is no file of {name}, for it lacks {FAMILIES[family]}; {advice}")
+    raise ValueError(f"{path} is not a file of {name}, for it lacks {FAMILIES[family]}: {advice}")
 
 
 def gather(
@@ -168,8 +166,8 @@ def build_unet(
     whole = layers > 0 and len(down) == levels * (layers + 1) - 1 and len(up) == len(down) + levels
     if not whole or not all("conv1.weight" in part for part in firsts):
         raise ValueError(
-            f"{source} does not hold a whole U-Net (it has {len(down)} blocks on the way down and "
-            f"{len(up)} on the way up): it is truncated, or of a kind that is not known here"
+            f"{source} does not hold a complete U-Net (it has {len(down)} down blocks and "
+            f"{len(up)} up blocks): it is truncated or of an unsupported kind, so check the file"
         )
     state = dict(outside)
     for section, parts in sections.items():
@@ -177,7 +175,7 @@ def build_unet(
     needed = ("conv_in.weight", "time.0.weight", "conv_out.weight", "middle.0.time.weight")
     if lacks := [name for name in needed if name not in state]:
         raise ValueError(
-            f"{source} does not hold a whole U-Net: it lacks {lacks[0]}; fetch it again"
+            f"{source} does not hold a complete U-Net ({lacks[0]} is missing): fetch it again"
         )
     told = len(state["middle.0.time.weight"]) // len(state["middle.0.conv1.weight"])
     style = replace(

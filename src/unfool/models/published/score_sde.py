@@ -37,10 +37,12 @@ def score_sde(
 
     Args:
         weights: The file, such as `checkpoint_8.pth` of `vp/cifar10_ddpmpp_deep_continuous`.
-        sde: What the network was trained on. None takes the VE SDE of a network that embeds the time at
-            random frequencies, and the VP SDE of others; a sub-VP network must be named.
-        continuous: Whether it was trained at all times, as the checkpoints named so, or at 1000 steps.
-        size: Height and width of its images.
+        sde: The SDE that the network was trained with. None takes the VE SDE for a network that
+            embeds the time by random frequencies, and the VP SDE for others; name `"subvp"`
+            yourself.
+        continuous: Whether it was trained at continuous times (as checkpoints named `continuous`)
+            or at 1000 steps.
+        size: Height and width of its images in pixels.
         clip_x0: Whether x_hat is clipped to [-1, 1].
         download: Fetch a published file that is not there yet (see docs/checkpoints.md).
 
@@ -58,9 +60,7 @@ def score_sde(
     }
     if (kind == "ve") != network.style.fourier:
         needed = "ve" if network.style.fourier else "vp or subvp"
-        raise ValueError(
-            f"{weights} holds a network of another SDE: take sde: {needed}, not {kind}"
-        )
+        raise ValueError(f"{weights} holds a network of another SDE: set sde: {needed}, not {kind}")
     predicts, time = told[kind]
     return NetworkDenoiser(
         network,
@@ -99,8 +99,8 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     ends = [part for part in others if "pyramid.weight" not in part]
     if len(ends) != 5:
         raise ValueError(
-            f"{source} is not read: it has {len(ends)} parts beside its blocks, and DDPM++ and NCSN++ "
-            "without a pyramid of outputs have 5; take a checkpoint of CIFAR-10"
+            f"{source} is not supported, for it has {len(ends)} parts besides its blocks, and "
+            "DDPM++ and NCSN++ without an output pyramid have 5: take a checkpoint for CIFAR-10"
         )
     for name, part in zip(
         ("time.0", "time.1", "conv_in", "norm_out", "conv_out"), ends, strict=True

@@ -111,9 +111,9 @@ def read_single_file(
             )
     if second and (predicts := predicts or _PREDICTED.get(Path(path).stem)) is None:
         raise ValueError(
-            f"{path} is of Stable Diffusion 2, whose files do not tell what the network predicts: say "
-            "predicts: noise of a model for 512 pixels (2-base, 2.1-base), or predicts: velocity of one "
-            "for 768 pixels (2, 2.1)"
+            f"{path} holds Stable Diffusion 2, whose files do not say what the network predicts: "
+            "set predicts: noise for a model for 512 pixels (2-base, 2.1-base), or predicts: "
+            "velocity for one for 768 pixels (2, 2.1)"
         )
     predicts = predicts or "noise"
     text = _inside(state, prefix)
@@ -148,7 +148,7 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
     told = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     projects = state.get("mid_block.attentions.0.proj_in.weight")
     if not widths or told not in state or projects is None or "conv_out.weight" not in state:
-        raise ValueError(f"{file.path} does not hold a whole U-Net; fetch it again")
+        raise ValueError(f"{file.path} does not hold a complete U-Net: fetch it again")
     linear = projects.ndim == 2  # from Stable Diffusion 2 on
     with torch.device("meta"):
         network = make(
@@ -182,7 +182,7 @@ def build_vae(file: SingleFile) -> Any:
     state = file.vae
     widths = _widths(state, "encoder.down_blocks.{}.resnets.0.conv1.weight")
     if not widths or "post_quant_conv.weight" not in state:
-        raise ValueError(f"{file.path} does not hold a whole autoencoder; fetch it again")
+        raise ValueError(f"{file.path} does not hold a complete autoencoder: fetch it again")
     with torch.device("meta"):
         network = make(
             block_out_channels=tuple(widths),
@@ -207,7 +207,7 @@ def build_text_encoder(file: SingleFile) -> Any:
     layers = len(_widths(state, "encoder.layers.{}.mlp.fc1.weight"))
     needed = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight")
     if not layers or not all(name in state for name in needed):
-        raise ValueError(f"{file.path} does not hold a whole text encoder; fetch it again")
+        raise ValueError(f"{file.path} does not hold a complete text encoder: fetch it again")
     (words, width), (length, _) = (state[name].shape for name in needed)
     settings = CLIPTextConfig(
         vocab_size=words,
@@ -240,9 +240,9 @@ def _averaged(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
         return raw
     if lacks := [name for name in raw if name not in found]:
         raise ValueError(
-            f"{path} has averaged weights under {_AVERAGE!r}, but not of {lacks[0]}; fetch it again"
+            f"{path} has averaged weights under {_AVERAGE!r}, but not of {lacks[0]}: fetch it again"
         )
-    print(f"{path}: taking the averaged weights ({_AVERAGE.rstrip('.')!r})", file=sys.stderr)
+    print(f"unfool: {path}: using the averaged weights ({_AVERAGE.rstrip('.')!r})", file=sys.stderr)
     return found
 
 

@@ -34,17 +34,21 @@ def certified_accuracy(summary: CertificationSummary) -> document.Figure:
     clean = 100 * summary["clean"]["accuracy"]
     axes.axhline(clean, color=TEAL, linestyle="--", linewidth=1.3, label="right, certified or not")
     axes.axvline(
-        reach, color=GRAY, linestyle=":", linewidth=1.6, label="the most that the draws can prove"
+        reach,
+        color=GRAY,
+        linestyle=":",
+        linewidth=1.6,
+        label="largest radius that the draws can prove",
     )
     axes.set_xlim(0, 1.05 * reach)
     axes.set_ylim(0, 103)
     ground(axes, "radius, Euclidean length in [0, 1] pixels", "images, %")
     legend(figure, axes, 2)
     said = (
-        "How many images have the right answer, certified, at every point nearer than the radius. The "
-        "band is the pointwise 95 % interval over images. Dashed: how many have the right class in "
-        "front, certified or not. Dotted: the radius of an image whose every draw agrees; only more "
-        "draws can prove more."
+        "The share of images whose right answer is certified for all changes shorter than the "
+        "radius. The band is the pointwise 95 % confidence interval over images. Dashed: the share "
+        "with the right answer, certified or not. Dotted: the radius of an image for which all "
+        "draws agree; only more draws can prove a larger one."
     )
-    title = "Certified accuracy over the radius"
+    title = "Certified accuracy against the radius"
     return document.Figure("figures/certified.png", title, said, draw(figure))

@@ -1,4 +1,4 @@
-"""The figure of a comparison: accuracies, and the paired differences beside them."""
+"""The figure of a comparison: accuracies, and next to them the paired differences."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -54,11 +54,19 @@ def accuracy(summary: Summary) -> document.Figure:
             axes.axhspan(place - 0.5, place + 0.5, color=STRIPE, zorder=0, linewidth=0)
     if len(readings) > 1:
         legend(figure, axes, len(readings))
-    said = "The further to the right, the more often the model is right. Bars are 95 % intervals."
+    said = (
+        "Farther to the right means that the model is right more often. Bars are 95 % confidence "
+        "intervals."
+    )
     if summary["attacks"]:
-        said += " The distance between the clean row and the robust row is what the attack costs."
+        said += (
+            " The distance between the clean row and the robust row is the effect of the attack."
+        )
     if len(readings) > 2:
-        said += " Where the readings of one row lie apart, the model's own randomness decides the answer."
+        said += (
+            " Where the accuracies of one row differ, the model's own randomness decides the "
+            "answer."
+        )
     return document.Figure("figures/accuracy.png", "Accuracy by condition", said, draw(figure))
 
 
@@ -80,8 +88,9 @@ def classes(summary: Summary) -> document.Figure:
     many = len(summary["classes"])
     said = "Each class, clean" + (" and under the attack that counts" if summary["attacks"] else "")
     said += (
-        ". Bars are 95 % intervals: with few images of a class they are wide, and classes whose bars "
-        "overlap cannot be ranked. A class of which the run has no image is left out."
+        ". Bars are 95 % confidence intervals: with few images of a class they are wide, and "
+        "classes whose bars overlap cannot be ranked. Classes without images in the run are left "
+        "out."
     )
     if len(shown) < many:
         said += f" Shown are the {len(shown)} least robust of {many}."
@@ -113,9 +122,9 @@ def resubmission(summary: Summary) -> document.Figure:
     ground(axes, "submissions of the same image", "all answers right, %")
     legend(figure, axes, len(shown))
     said = (
-        "How often the model is right every time, if the same image is submitted once, twice, and so "
-        "on. Bands are 95 % intervals. Where the lines of clean and attacked images fall alike, it is "
-        "the model's own randomness that errs, and no attack is needed."
+        "How often all answers are right if the same image is submitted once, twice, and so on. "
+        "Bands are 95 % confidence intervals. Where the lines of clean and attacked images fall "
+        "together, the model's own randomness causes the errors, without any attack."
     )
     return document.Figure("figures/resubmission.png", "Submitted again", said, draw(figure))
 
@@ -146,17 +155,17 @@ def loss_curves(summary: Summary) -> document.Figure:
         ground(axes, y=f"loss ({losses.get(row['name'], 'margin')})")
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
-    figure.supxlabel("part of the attack's steps, %", fontsize=9, color=INK)
+    figure.supxlabel("share of the attack's steps, %", fontsize=9, color=INK)
     for label, color, marker, dashes in kinds.values():
         panels[0].plot(
             [], [], color=color, marker=marker, linestyle=dashes, label=f"images {label}"
         )
     legend(figure, panels[0], 2)
     said = (
-        "The mean of the loss that each attack climbs, from its first steps at the left to its last, "
-        "over its draws, restarts and targets. An image is left right if more than half of its answers "
-        "are. Bands are 95 % intervals over images. Where the line of images left right still rises "
-        "at its end, the attack was not done."
+        "The loss that each attack maximizes, from its first steps (left) to its last, averaged "
+        "over its draws, restarts, and targets. An image is not broken if more than half of its "
+        "answers are right. Bands are 95 % confidence intervals over images. If the line of images "
+        "that are not broken still rises at its end, the attack needs more steps."
     )
     title = "Loss over the steps of each attack"
     return document.Figure("figures/loss_curves.png", title, said, draw(figure))

@@ -212,7 +212,7 @@ def confidence(gallery: Gallery) -> document.Figure:
         fell = arrays["attacked_bare"] != arrays["label"]
         wrong = "adversarial" if gallery.changed == "attacked" else "mistaken"
         panels += [("fooled", f"in the {wrong} class", fell)] if fell.any() else []
-        panels.append(("surest", "in the class it is surest of", every))
+        panels.append(("surest", "in the most likely class", every))
     figure = blank(WIDTH, 3.3)
     row = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axes, (kind, title, which) in zip(row, panels, strict=True):
@@ -260,28 +260,28 @@ def _about_images(gallery: Gallery, shown: int, factor: float) -> str:
     attacked = gallery.changed == "attacked"
     whose = "the attack that counts" if attacked else "the corruption that hurts it most"
     said = (
-        f"The first {shown} images of the run, not a selection. At the left the true class, the "
-        f"image's number and {whose}. "
+        f"The first {shown} images of the run, not a selection. On the left are the true class, "
+        f"the image's number, and {whose}. "
     )
     if "clean_purified" in gallery.arrays:
         said += (
-            "Under the first two columns stands the answer of the classifier without its defense, "
-            "under the purified images that of the defended model, at one draw of its noise. "
+            "Below the first two columns is the answer of the classifier without its defense, and "
+            "below the purified images that of the defended model, for one draw of its noise. "
         )
     else:
-        said += "Under each image stands the model's answer. "
+        said += "Below each image is the model's answer. "
     said += "\u2713 is right, \u2717 wrong. "
     return said + (
-        f"The difference is magnified {factor:g} times, gray is no change; below it stands its size "
-        "in the threat's norm."
+        f"The difference is magnified {factor:g} times; gray means no change, and the number below "
+        "is its size in the threat's norm."
     )
 
 
 def _about_confidence(gallery: Gallery) -> str:
     said = (
-        "The softmax confidence of the classifier as the image is purified, from time t* at the left "
-        "to the purified image at the right. Thin lines are images, thick lines their mean; above "
-        f"each panel stands of how many. A defense that works brings the {gallery.changed} images "
+        "The softmax confidence of the classifier during purification, from time t* (left) to the "
+        "purified image (right). Thin lines are images, thick lines their mean; the title of each "
+        f"panel gives their number. A defense that works brings the {gallery.changed} images "
         "(dashed) up to the clean ones (solid) in the true class."
     )
     if "clean_fooled" in gallery.arrays:

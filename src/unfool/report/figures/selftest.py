@@ -21,10 +21,10 @@ def gaps(checks: Sequence[Check]) -> document.Figure:
     axes.set_yticks(range(len(shown)), names, parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=2)
-    ground(axes, "found less truth, percentage points", lines="x")
+    ground(axes, "measured minus true, percentage points", lines="x")
     axes.tick_params(axis="y", labelsize=7.5)
     said = (
-        "How far what was found is from the truth, in percentage points. Bars: what may be found. Checks "
-        "of counts are in the table alone."
+        "The difference between the measured and the true value, in percentage points. Bars show "
+        "the values allowed. Checks of counts are only in the table."
     )
     return document.Figure("selftest.png", "Found less truth", said, draw(drawn))

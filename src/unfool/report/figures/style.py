@@ -145,8 +145,8 @@ def _themed(svg: str) -> str:
 def _say_boxes() -> None:
     """Say once that the font lacks signs."""
     print(
-        "unfool: the figures' font lacks some signs of the labels or class names, and shows boxes in "
-        "their place; text and tables have them",
+        "unfool: the font of the figures lacks some characters of the labels or class names and "
+        "shows boxes instead; text and tables are not affected",
         file=sys.stderr,
     )
 

@@ -66,7 +66,8 @@ def badge(run: Run) -> Badge:
     summary = finished(run)
     if not summary["attacks"]:
         raise ValueError(
-            f"{run.folder} tried no attack, so there is no robust accuracy for a badge"
+            f"{run.folder} tried no attack, so there is no robust accuracy for a badge: name a run "
+            "with attacks"
         )
     share = summary["robust"]["per_draw"]
     said = f"{100 * share['accuracy']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"

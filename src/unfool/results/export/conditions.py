@@ -1,4 +1,4 @@
-"""What the exports tell of a run: its conditions with their readings, its data, and its model."""
+"""The content that all exports share: a run's conditions with their accuracies, its data, its model."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -32,8 +32,8 @@ def finished(run: Run) -> Summary:
     summary = summarize_run(run)
     if summary["n"] < summary["of"]:
         raise RuntimeError(
-            f"{run.folder} has {summary['n']} of {summary['of']} images; run the same command again to "
-            "finish it, or export its answers so far --to csv"
+            f"{run.folder} has {summary['n']} of {summary['of']} images: run the same command "
+            "again to finish it, or export its answers so far with --to csv"
         )
     return summary
 

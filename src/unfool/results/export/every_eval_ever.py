@@ -93,7 +93,7 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
         ValueError: The name is not of that form.
     """
     if not MODEL_NAME.fullmatch(model):
-        raise ValueError(f"a model is named OWNER/NAME, as on a hub, not {model!r}")
+        raise ValueError(f"the model must be named OWNER/NAME, as on a hub, not {model!r}")
     summary = finished(run)
     data, (owner, name) = data_name(summary), model.split("/")
     key = f"{data}/{model}/{summary['run']}"

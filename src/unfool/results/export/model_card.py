@@ -56,8 +56,8 @@ def readme(
     lines += [f"- {key}: `{json.dumps(value)}`" for key, value in facts.items()]
     lines.append(f"- sha256 of the weights: `{card['sha256']}`\n- everything else: `card.json`\n")
     lines.append(
-        "## Limits\n\nA robust accuracy is an upper bound: it holds for the attacks and the threat that "
-        "are named, and a stronger attack may leave less. Nothing is claimed of other data.\n"
+        "## Limits\n\nA robust accuracy is an upper bound: it holds for the named attacks and "
+        "threat, and a stronger attack may lower it. It says nothing about other data.\n"
     )
     return "\n".join(lines)
 
@@ -73,8 +73,9 @@ def _of_model(run: Run, card: Card) -> Summary:
             except ValueError:  # of a folder that is not there any more
                 continue
     raise RuntimeError(
-        f"the spec of {run.folder} does not name these weights (by their sha256), so its results are not "
-        "those of this model; name a run of it, from the folder in which its paths are right"
+        f"the spec of {run.folder} does not use these weights (their sha256 differs), so its "
+        "results are not this model's: name a run of this model, and start the command in the "
+        "folder that the paths of its spec are relative to"
     )
 
 
@@ -129,7 +130,7 @@ def _index(data: str, metric: dict[str, Any]) -> dict[str, Any]:
 def _metrics(card: Card) -> list[str]:
     found: Any = card.get("metrics")
     if found is None:
-        return ["The card tells no results.\n"]
+        return ["The card contains no results.\n"]
     held = f"on {found['test_images']} images that it was not trained on"
     if "accuracy" in found:
         low, high = found["interval"]

@@ -54,12 +54,12 @@ def prepare(
     name = re.sub(r"[^\w.-]", "-", home.resolve().name)
     repository = repository or f"OWNER/{name}"
     if not MODEL_NAME.fullmatch(repository):
-        raise ValueError(f"a repository is named OWNER/NAME, not {repository!r}")
+        raise ValueError(f"a repository must be named OWNER/NAME, not {repository!r}")
     text = own_readme(home)
     if text is not None and (license or runs):
         raise ValueError(
-            f"{home / 'README.md'} is there already and is uploaded as it is; delete it, or leave out "
-            "--license and --run"
+            f"{home / 'README.md'} already exists and would be uploaded as it is: delete it, or "
+            "leave out --license and --run"
         )
     if text is None:
         text = readme(name, card, repository, license or card.get("license"), runs)

@@ -34,11 +34,13 @@ def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
     norm, attacks = summary["threat"]["norm"], summary["spec"]["attacks"]
     if not attacks:
         raise ValueError(
-            f"{run.folder} tried no attack and no corruption, and RobustBench lists these"
+            f"{run.folder} tried no attack and no corruption, and RobustBench lists only results "
+            "under these: name a run with one"
         )
     if summary["attacks"] and norm not in NORMS:
         raise ValueError(
-            f"RobustBench has leaderboards of {' and '.join(NORMS)}, and none of {norm}"
+            f"RobustBench has leaderboards for {' and '.join(NORMS)}, and none for {norm}: name a "
+            "run with such a threat"
         )
     auto = [
         row["label"]

@@ -52,7 +52,7 @@ def _parquet(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
 def _some_answers(run: Run) -> list[dict[str, Any]]:
     found = answers(run)
     if not found:
-        raise RuntimeError(f"{run.folder} has no outcomes yet; run the evaluation first")
+        raise RuntimeError(f"{run.folder} has no results yet: run the evaluation first")
     return found
 
 

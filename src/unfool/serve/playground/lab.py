@@ -179,7 +179,9 @@ class Lab:
             Refused: There is none of that number.
         """
         if not 0 <= number < len(self.samples):
-            raise Refused(404, f"there is no sample {number}: they go to {len(self.samples) - 1}")
+            raise Refused(
+                404, f"there is no sample {number}: choose one from 0 to {len(self.samples) - 1}"
+            )
         found = self.samples[number]
         return Picture(found.x[None], f"sample {number}", found.label)
 
@@ -190,7 +192,9 @@ class Lab:
             Refused: It is no picture, or too large.
         """
         if len(content) > self.limits.body:
-            raise Refused(413, f"the file has more than {self.limits.body} bytes")
+            raise Refused(
+                413, f"the file has more than {self.limits.body} bytes: choose a smaller one"
+            )
         body = Body((content,), None, {})
         images = await in_thread(images_to_classify, body, self.defense.loaded, self.limits)
         notes = tuple(note.replace("image 1", "the image") for note in images.notes)
@@ -254,7 +258,7 @@ class Lab:
         """
         settings.check(self.limits)
         if self.whole is None:
-            raise Refused(404, "this model has no purifier: there is nothing to compare")
+            raise Refused(404, "this model has no purifier, so there is nothing to compare")
         clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
         for key in settings.purifiers:
             purifier = self.choices.purifiers[key].purifier
@@ -281,7 +285,9 @@ class Lab:
         if settings.gradient == "exact":
             return self.defense.model
         if self.whole is None:
-            raise Refused(400, "this model has no purifier to leave out: choose the exact gradient")
+            raise Refused(
+                400, "this model has no purifier that BPDA could skip: choose the exact gradient"
+            )
         return classifier_only(self.defense.model)
 
     async def _walk(
@@ -339,7 +345,12 @@ class _Clock:
                 return await answer
         except TimeoutError:
             raise Refused(
-                503, f"no answer within {self.seconds:g} seconds: choose fewer steps or votes", 1
+                503,
+                (
+                    f"the answer took longer than {self.seconds:g} seconds: choose fewer steps or "
+                    "votes"
+                ),
+                1,
             ) from None
 
 

@@ -62,7 +62,7 @@ def _refuse_named_files(page: Any) -> None:
         async def uploaded(named: str | None, cache: Path = cache) -> str | None:
             if named is None or cache in Path(named).resolve().parents:
                 return named
-            raise ValueError("this file was not uploaded")
+            raise ValueError("the file is not one that was uploaded here: upload it again")
 
         block.async_move_resource_to_block_cache = uploaded
 
@@ -98,10 +98,10 @@ class Page:
         defense = self.lab.choices.defense
         behind = f"a classifier behind `{defense}`" if defense else "a classifier"
         gr.Markdown(
-            f"# {self.lab.defense.name}\n"
-            "Purify an image, see how the classifier votes with and without the defense, attack it, and "
-            f"compare purifiers. The model is {behind}. One image shows how a defense works, and "
-            "says nothing of how much it is worth: that is measured by `unfool evaluate`."
+            f"# {self.lab.defense.name}\nPurify an image, see how the classifier votes with and "
+            f"without the defense, attack it, and compare purifiers. The model is {behind}. One "
+            "image shows how a defense works, but not how robust it is: measure that with `unfool "
+            "evaluate`."
         )
 
     def _choose_image(self) -> None:
@@ -127,7 +127,7 @@ class Page:
         with gr.Row():
             self.votes = gr.Slider(
                 1, lab.limits.votes, self.first.votes, step=1, label="Votes", min_width=240,
-                info="Passes through the defense, each with noise of its own",
+                info="Passes through the defense, each with its own noise",
             )  # fmt: skip
             self.seed = gr.Number(
                 self.first.seed, precision=0, label="Seed", visible=lab.limits.seeds, min_width=240,
@@ -318,7 +318,7 @@ class Page:
     ) -> AsyncIterator[str]:
         async def act(settings: Settings, image: Picture) -> AsyncIterator[str]:
             if not settings.purifiers:
-                raise Refused(400, "choose one purifier at least")
+                raise Refused(400, "choose at least one purifier")
             found: list[Compared] = []
             yield pictures.compared_html(self.lab, image, found, settings.purifiers)
             async for each in self.lab.compare(image, settings):
@@ -326,7 +326,7 @@ class Page:
                 yield pictures.compared_html(self.lab, image, found, settings.purifiers)
 
         if which != "the image" and attacked is None:
-            yield pictures.error_html("there is no attacked image yet: press Attack first")
+            yield pictures.error_html("there is no attacked image yet: click Attack first")
             return
         async for html in self._told(act, picture if which == "the image" else attacked, values):
             yield html
@@ -349,11 +349,9 @@ class Page:
         except Overloaded as error:
             yield pictures.error_html(f"{error}, in {error.retry_after} s or so")
         except ModelFailed:
-            yield pictures.error_html(
-                "the model failed on this image; the log of the service says why"
-            )
+            yield pictures.error_html("the model failed on this image: see the log of the service")
         except (TypeError, ValueError):
-            yield pictures.error_html("a setting is missing, or no number: fill it in")
+            yield pictures.error_html("a setting is missing or not a number: fill it in")
 
 
 def _output(name: str) -> Any:

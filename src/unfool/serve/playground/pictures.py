@@ -50,7 +50,7 @@ def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[flo
     if step.number <= step.steps:
         told = f"Step {step.number} of {step.steps}: "
     else:
-        told = "Comparing what was found, and the image itself: "
+        told = "Comparing the attacked image with the original: "
     told += f"loss {step.loss:.2f}, {step.wrong:.0%} of the draws misclassified"
     done = min(step.number, step.steps)
     bar = (
@@ -72,7 +72,7 @@ def attacked_html(lab: Lab, picture: Picture, found: Attacked, losses: Sequence[
     more = f"The perturbation has size {size:.3g}{unit} in {lab.choices.norm}."
     return (
         f"<p class='verdict {'wrong' if fooled else 'right'}' role='status'>{verdict} {more} The "
-        "votes are on noise that the attack has not seen.</p>"
+        "votes use noise that the attack has not seen.</p>"
         + _changed(lab, picture, found.x)
         + _loss(losses)
         + _both(lab, found.label, found.defended, found.alone)
@@ -140,7 +140,7 @@ def _changed(lab: Lab, picture: Picture, x: Tensor) -> str:
             _figure(
                 0.5 + factor * change,
                 f"perturbation, x {factor:.3g}",
-                f"the perturbation of {what}, magnified {factor:.3g} times; gray is no change",
+                f"the perturbation of {what}, magnified {factor:.3g} times; gray means no change",
             ),
         ]
     )
@@ -177,7 +177,9 @@ def _bars(lab: Lab, votes: Votes, label: int | None, title: str) -> str:
             f"</div></td><td class='number'>{told}</td></tr>"
         )
     tie = " (undecided)" if votes.undecided else ""
-    how = "votes, 95 % interval" if votes.random else "draws no noise: one pass says all"
+    how = (
+        "votes, 95 % interval" if votes.random else "deterministic: all passes give the same answer"
+    )
     return (
         f"<table class='bars'><caption><b>{title}: {escape(lab.label(votes.winner))}</b>{tie} "
         f"<small>{how}</small></caption><tbody>{''.join(rows)}</tbody></table>"

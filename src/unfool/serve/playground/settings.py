@@ -45,7 +45,13 @@ class Settings:
         _within("steps", self.steps, limits.steps)
         _within("draws per step", self.eot, EOT)
         if self.seed is not None and not limits.seeds:
-            raise Refused(403, "this service takes no seed: every answer has fresh noise")
+            raise Refused(
+                403,
+                (
+                    "this service does not accept a seed, so every answer uses fresh noise: leave the "
+                    "seed empty"
+                ),
+            )
         if self.gradient not in get_args(Gradient):
             raise Refused(400, f"the gradient must be one of {', '.join(get_args(Gradient))}")
 

@@ -8,24 +8,25 @@ from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, Share, check_fields
-from unfool.training.adversarial import PGDAT
+from unfool.training.objectives.adversarial import PGDAT
 
 
 @dataclass(frozen=True)
 class ALP:
     """Cross-entropy of clean and adversarial images, and the squared gap of their logits.
 
-    share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al., 2018,
-    section 3), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is PGD-AT. The
-    published model withstood weak attacks alone (Engstrom et al., 2018): judge it by strong ones.
+    share CE(f(x), y) + (1 - share) CE(f(x'), y) + weight mean (f(x') - f(x))^2 (Kannan et al.,
+    2018), x' from PGD, the mean over classes. With `weight` and `clean_share` 0 it is
+    PGD-AT. The published model withstood only weak attacks (Engstrom et al., 2018), so evaluate
+    with strong ones.
 
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Of PGD, from a random start; 0 for the random start alone.
-        step_size: In units of eps.
-        weight: Of the squared gap; 0.5 in the paper.
-        clean_share: How much the cross-entropy of clean images counts; half in the paper.
+        steps: Steps of PGD, from a random start; 0 takes the random start alone.
+        step_size: The step size of PGD, in units of eps.
+        weight: The weight of the squared gap; 0.5 in the paper.
+        clean_share: The share of the cross-entropy of clean images, in [0, 1]; 0.5 in the paper.
     """
 
     norm: Literal["linf", "l2"] = "linf"

@@ -18,7 +18,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, ShareBelowOne, check_fields
 from unfool.training.image_cache import CachedImages, fill_cache
-from unfool.training.objectives import CrossEntropy
+from unfool.training.objectives.cross_entropy import CrossEntropy
 
 # what the copies depend on
 OPTIONS = ("denoiser", "purifier", "copies", "images", "seed")
@@ -31,12 +31,12 @@ class PurifiedCopies:
     `with_purified_copies` makes the purified copies; this object only computes the loss.
 
     Attributes:
-        denoiser: The purifier's.
+        denoiser: The denoiser of the purifier.
         purifier: Makes the copies.
-        copies: Of each image, each with noise of its own.
-        images: How many images of the data set are taken, chosen by `seed`; None for all.
-        smoothing: As `CrossEntropy` has it.
-        seed: Of the purifier's noise.
+        copies: Copies of each image, each with its own noise.
+        images: How many images of the data set are used, chosen by `seed`; None for all.
+        smoothing: See `CrossEntropy`.
+        seed: Seed of the purifier's noise and of the choice of images.
     """
 
     denoiser: Any
@@ -140,7 +140,8 @@ def purify_block(
     pure = objective.purifier(x, Noise(tuple(keys)))
     if pure.shape != x.shape:
         raise ValueError(
-            f"the purifier returned images shaped {tuple(pure.shape)}, given {tuple(x.shape)}"
+            f"the purifier must return images of the shape {tuple(x.shape)} that it was given, and "
+            f"returned {tuple(pure.shape)}"
         )
     moved = (pure - x).square().flatten(1).mean(1).sqrt()
     return {"images": pure.clamp(0, 1).half(), "labels": y, "moved": moved}

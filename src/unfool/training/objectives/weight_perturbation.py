@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from unfool.noise import Noise
 from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
-from unfool.training.adversarial import PGDAT, TRADES
+from unfool.training.objectives.adversarial import PGDAT, TRADES
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class AWP:
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Of PGD.
-        step_size: In units of eps.
-        gamma: The size of v, in units of the layer's weights; with 0 it is plain adversarial training. In
-            the paper 0.01, and 0.005 with TRADES.
+        steps: Steps of PGD.
+        step_size: The step size of PGD, in units of eps.
+        gamma: The size of v, relative to the layer's weights; 0 is plain adversarial training. The
+            paper uses 0.01, and 0.005 with TRADES.
         beta: The weight of TRADES's divergence, 6 as published; None for PGD-AT.
     """
 
@@ -59,7 +59,7 @@ class AWP:
             x: Clean images (B, C, H, W) in [0, 1].
             x_adv: Their adversarial images.
             y: Labels (B,).
-            noise: Of the model.
+            noise: The noise of the model.
         """
         weights = {
             name: p for name, p in model.named_parameters() if p.requires_grad and p.ndim > 1

@@ -8,14 +8,7 @@ from math import ceil
 from statistics import mean, variance
 from typing import Any, cast
 
-from unfool.results.attack_doubts import (
-    beaten,
-    paired_gap,
-    special_beats_plain,
-    unbounded_beats_bounded,
-)
 from unfool.results.attack_roles import (
-    BLIND,
     ELSEWHERE,
     EXACT_VIEWS,
     TRANSFER,
@@ -24,22 +17,20 @@ from unfool.results.attack_roles import (
     roles,
     view_name,
 )
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.attacks import (
+    blind_beats_gradient,
+    cheap_beats_exact,
+    paired_gap,
+    special_beats_plain,
+    unbounded_beats_bounded,
+)
+from unfool.results.doubts.doubt import Doubt
+from unfool.results.doubts.model import model_doubts
 from unfool.results.loss_curves import right
-from unfool.results.model_doubts import model_doubts
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval
 
-# views without the exact gradient of the whole model
-WEAKER_VIEWS = (
-    "adjoint",
-    "bfloat16",
-    "bpda",
-    "surrogate-same-noise",
-    "surrogate",
-    "classifier-only",
-)
 WHOLE_INTERVAL = (
     "adjoint",
     "bfloat16",
@@ -87,8 +78,8 @@ def all_doubts(
         *_versions(outcomes),
         *(_unchanged(outcomes, attacks) if spec["threat"]["eps"] else ()),
         *_weaker_than_random(outcomes, attacks),
-        *_cheap_beats_exact(outcomes, attacks),
-        *_blind_beats_gradient(outcomes, attacks),
+        *cheap_beats_exact(outcomes, attacks),
+        *blind_beats_gradient(outcomes, attacks),
         *special_beats_plain(outcomes, attacks),
         *unbounded_beats_bounded(spec, outcomes, attacks),
         *_known_is_harder(spec, outcomes, attacks),
@@ -111,8 +102,9 @@ def _versions(outcomes: Sequence[Outcome]) -> Iterator[Doubt]:
         yield Doubt(
             "mixed-versions",
             "yellow",
-            f"parts of the run were made by different versions ({'; '.join(made_by)}): numbers drawn "
-            "and computed may differ between them",
+            "parts of the run were computed by different versions of the software "
+            f"({'; '.join(made_by)}), so their numbers may not be comparable: run everything again "
+            "with one version if that matters",
         )
 
 
@@ -127,8 +119,9 @@ def _unchanged(outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]) 
             yield Doubt(
                 "images-unchanged",
                 "red",
-                f"{name} gave back {same} of the {len(stood)} images that it did not break as they "
-                f"were: it found no way uphill; try {more or 'another attack'}",
+                f"{name} returned {same} of the {len(stood)} images that it did not break without "
+                "any change, so it got no useful gradient there, and these images only seem "
+                f"robust: try {more or 'another attack'}",
             )
 
 
@@ -142,47 +135,9 @@ def _weaker_than_random(
                 "weaker-than-random",
                 "red",
                 f"{name} leaves more images right than random noise of the same size, by at least "
-                f"{by:.1%} on the same images and draws: the attack does not work",
+                f"{by:.1%} on the same images and draws, so the attack does not work and its "
+                "number says nothing about the defense: fix its loss, step size, or gradient",
             )
-
-
-def _cheap_beats_exact(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
-) -> Iterator[Doubt]:
-    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
-    cheap = [
-        name
-        for name, row in attacks.items()
-        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
-    ]
-    strong = list(exact_attacks(attacks))
-    for name, by in beaten(outcomes, [*cheap, *given], strong):
-        how = "was made elsewhere" if name in given else "does not use the exact gradient"
-        yield Doubt(
-            "cheap-beats-exact",
-            "red",
-            f"{name}, which {how}, leaves fewer images right than "
-            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: give the "
-            "exact attack more steps, draws (eot) or restarts, or the loss `margin`",
-        )
-
-
-def _blind_beats_gradient(
-    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
-) -> Iterator[Doubt]:
-    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
-    blind = [
-        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
-    ]
-    strong = list(exact_attacks(held))
-    for name, by in beaten(outcomes, blind, strong):
-        yield Doubt(
-            "blind-beats-gradient",
-            "red",
-            f"{name}, which asks for no gradient, leaves fewer images right than "
-            f"{', '.join(strong)}, by at least {by:.1%} on the same images and draws: the gradients "
-            "are masked; try the loss `margin`, the view `bpda`, or more queries without gradients",
-        )
 
 
 def _known_is_harder(
@@ -203,8 +158,9 @@ def _known_is_harder(
                 "known-noise-is-harder",
                 "red",
                 f"{name}, which knows all of the defense's noise, leaves more images right than an "
-                f"attack that knows none, by at least {by:.1%} on the same images: it is too weak; give "
-                "it as many steps and restarts, and the loss `margin`",
+                f"attack that knows none, by at least {by:.1%} on the same images, although it has "
+                "an easier task, so it is too weak, and the run says nothing about the value of "
+                "secret noise: give it as many steps and restarts, and the loss `margin`",
             )
 
 
@@ -225,8 +181,9 @@ def _still_rising(
                 "still-rising",
                 "yellow",
                 f"on the {len(curves)} images that {name} left right, its loss still rises when it "
-                f"ends: {last / whole:.0%} of the whole rise came in the last "
-                f"{1 / len(curves[0]):.0%} of its steps; give it more steps, or longer ones",
+                f"ends ({last / whole:.0%} of the whole rise came in the last "
+                f"{1 / len(curves[0]):.0%} of its steps), so the attack stopped too early and the "
+                "robust accuracy is too high: give it more steps, or larger ones",
             )
 
 
@@ -242,16 +199,20 @@ def _no_exact_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
         yield Doubt(
             "unknown-attack",
             "yellow",
-            f"whether {', '.join(theirs)}, which is not of unfool, differentiates through the model, "
-            f"and over how many draws, is not known here; put beside it {STRONG}",
+            f"{', '.join(theirs)} is not an attack of unfool, so nobody here knows how strong it "
+            f"is, and a robust accuracy from it alone may be too high: add {STRONG}",
         )
     elif spec.get("purifier") or others:
-        add = STRONG if spec["threat"]["norm"] != "l0" else "one in another norm: l0 has none here"
+        add = (
+            STRONG
+            if spec["threat"]["norm"] != "l0"
+            else "one in another norm, for unfool has none in l0"
+        )
         yield Doubt(
             "no-adaptive-attack",
             "red",
-            "no attack differentiates through the defense: nothing here says how robust it is; add "
-            f"{add}",
+            "no attack used the gradient through the defense, so this run does not show how robust "
+            f"it is against an attacker who knows it: add {add}",
         )
 
 
@@ -261,8 +222,8 @@ def _no_whole_view(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
         yield Doubt(
             "no-whole-view",
             "yellow",
-            "the classifier drops classes early, where its logits have steps that no gradient tells "
-            "of, and no attack climbs it without: add one with the view `no-elimination`",
+            "the classifier drops classes early, which hides gradients from the attacks, so the "
+            "robust accuracy may be too high: add an attack with the view `no-elimination`",
         )
 
 
@@ -272,16 +233,17 @@ def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
         yield Doubt(
             "low-precision",
             "yellow",
-            f"the gradients of {', '.join(rough)} are computed in bfloat16, which may make the attack "
-            "weaker; the verdict on its images is not",
+            f"{', '.join(rough)} computes gradients in bfloat16, so the attack may be weaker than "
+            "in full precision (answers are not affected): run it with the view `exact` as well",
         )
     model = [spec.get(name) for name in ("classifier", "denoiser", "purifier")]
     if half := sorted(set(_halves(model))):
         yield Doubt(
             "low-precision",
             "yellow",
-            f"a part of the model computes in {', '.join(half)}, its gradients and its answers, too: "
-            "the same part in float32 may answer otherwise, and be attacked better",
+            f"a part of the model computes answers and gradients in {', '.join(half)}, so in "
+            "float32 the model may answer differently and be easier to attack: evaluate some "
+            "images in float32, and compare the runs",
         )
 
 
@@ -302,9 +264,9 @@ def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
             "no-better-than-guessing",
             "red",
             f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
-            f"{clean.high:.1%}] of the time, and guessing would be {1 / classes:.1%}: are its weights "
-            "loaded, its classes in the order of the data set's, and its `mean` and `std` those of "
-            "its training?",
+            f"{clean.high:.1%}] of the time, and guessing would be right {1 / classes:.1%} of the "
+            "time, so this is probably not the model you meant to measure: check its weights, the "
+            "order of its classes, and its `mean` and `std` (`unfool doctor`)",
         )
 
 
@@ -318,9 +280,10 @@ def _less_than_stated(
             "less-than-stated",
             "red",
             f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
-            f"{clean.high:.1%}] of the time, and {stated['source']} states {stated['accuracy']:.1%}: are "
-            "these its weights, its `mean` and `std` those of its training, its activation and layout "
-            "right, and its classes in the order of the data set's?",
+            f"{clean.high:.1%}] of the time, and {stated['source']} states "
+            f"{stated['accuracy']:.1%}, so the model is probably not set up as it was published: "
+            "check its weights, `mean` and `std`, activation and layout, and the order of its "
+            "classes",
         )
 
 
@@ -329,9 +292,10 @@ def _more_logits(logits: int | None, classes: Sequence[str]) -> Iterator[Doubt]:
         yield Doubt(
             "more-logits-than-classes",
             "yellow",
-            f"the model tells {logits} classes apart, and the data set has {len(classes)} "
-            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): if one is missing in "
-            "between, the labels of all later ones are wrong",
+            f"the model has {logits} classes, and the data set has {len(classes)} "
+            f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): if one is missing "
+            "in between, all later labels are wrong and right answers count as errors, so compare "
+            "the data set's classes with those of the model's training",
         )
 
 
@@ -343,8 +307,8 @@ def _classes_missing(outcomes: Sequence[Outcome], classes: Sequence[str]) -> Ite
         yield Doubt(
             "classes-missing",
             "yellow",
-            f"no image of the run is of {len(missing)} of the {len(classes)} classes ({named}): the "
-            "numbers are of the others alone",
+            f"the run has no image of {len(missing)} of the {len(classes)} classes ({named}), so "
+            "its numbers say nothing about these: evaluate more images",
         )
 
 
@@ -354,8 +318,9 @@ def _few_images(robust: Any) -> Iterator[Doubt]:
             "few-images",
             "yellow",
             f"the interval of the {robust.name} accuracy is "
-            f"{100 * (robust.per_draw.high - robust.per_draw.low):.0f} points wide: "
-            "evaluate more images",
+            f"{100 * (robust.per_draw.high - robust.per_draw.low):.0f} points wide, so the number "
+            "is a rough estimate, and small differences between defenses mean nothing: evaluate "
+            "more images",
         )
 
 
@@ -371,8 +336,8 @@ def _few_draws(
             yield Doubt(
                 "few-draws",
                 "yellow",
-                f"{said}, the model is random, and one draw of an image does not tell its randomness "
-                "from the difference between images: set evaluation.draws to 8 or more",
+                f"{said}, the model is random, and with one draw per image nobody can tell how far "
+                "chance alone moves the number: set evaluation.draws to 8 or more",
             )
         return
     rates = [mean(d == o.label for d in o.conditions[o.chosen].draws) for o in outcomes]
@@ -382,12 +347,15 @@ def _few_draws(
         return
     share = min(within / whole, 1) if whole else 1.0
     if share > 3 / 4:
-        advice = f"about {ceil(k * share / (share - 3 / 4))} would halve it"
+        advice = f"about {ceil(k * share / (share - 3 / 4))} would halve the width"
     else:
-        advice = f"{4 * k}, and {1 + 3 * (1 - share):.1f} times as many images, would halve it"
+        advice = (
+            f"{4 * k}, and {1 + 3 * (1 - share):.1f} times as many images, would halve the width"
+        )
     yield Doubt(
         "few-draws",
         "yellow",
-        f"{said}, and {share:.0%} of its square comes from the draws, {k} of each image, not from "
-        f"the images: raise evaluation.draws ({advice})",
+        f"{said}, and {share:.0%} of its variance comes from the model's random draws ({k} per "
+        "image) and not from the choice of images, so the same images would give another number "
+        f"next time: raise evaluation.draws ({advice})",
     )

@@ -20,7 +20,7 @@ def doctor(
     download: Download = False,
     device: Device = "auto",
 ) -> None:
-    """Say what is installed, whether a model keeps its contract, and what a file of weights is.
+    """Check the installation, a spec's models, or a file of weights.
 
     Of a file: its format, what it holds, the line of a spec that loads it, and whether it denoises.
     """

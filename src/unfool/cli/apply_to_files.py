@@ -41,13 +41,14 @@ from unfool.runtime.provenance import command_line
 
 SHEET = "sheet.html"
 PURIFIED = (
-    "Each image as it was given, with the purifier's noise on it, and purified. The difference is what "
-    "purification changed, magnified; gray is no change."
+    "Each image as given, with the purifier's noise added, and purified. The difference shows what "
+    "purification changed, magnified; gray means no change."
 )
 CLASSIFIED = (
-    "Each image as the model takes it, and at the first draw of the defense's noise. Below the image "
-    "stands the answer without the defense, below the purified one what most votes say. The difference "
-    "is what purification changed, magnified; gray is no change."
+    "Each image as the model sees it, and purified with the first draw of the defense's noise. "
+    "Below the image stands the answer without the defense, and below the purified image the "
+    "majority vote. The difference shows what purification changed, magnified; gray means no "
+    "change."
 )
 
 
@@ -150,7 +151,7 @@ def classify_files(
     advice = None if force else "add --force"
     if loaded.shape is None:
         _say(
-            "the size of the classifier's images is not known, so pictures keep theirs: name the "
+            "the image size of the classifier is not known, so images keep their sizes: name the "
             "folder of the spec's data by --data"
         )
     for path, _ in _list_files(files):
@@ -188,7 +189,7 @@ def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
     """The purifier of a spec; the classifier is built only for one that is guided by it."""
     table = specs.load(spec, changes)
     if table.get("purifier") is None:
-        raise SpecError(f"the spec {spec} has no purifier: there is nothing to purify with")
+        raise SpecError(f"the spec {spec} has no purifier to purify with: name a spec that has one")
     checked, classifier = check_purifier(table), None
     if "classifier" in specs.argument_names(
         "purifier", specs.part("purifier", checked.get("purifier"))
@@ -204,9 +205,12 @@ def _targets(files: Sequence[Path], out: Path) -> dict[Path, Path]:
         target = out / inside.with_suffix(".npz" if path.suffix.lower() == ".npz" else ".png")
         taken = next((p for p, t in targets.items() if t == target), None)
         if taken is not None:
-            raise ValueError(f"{taken} and {path} would both become {target}: purify them apart")
+            raise ValueError(
+                f"{taken} and {path} would both become {target}: purify them in two commands with "
+                "different --out"
+            )
         if target.resolve() == path.resolve():
-            raise ValueError(f"{path} would be written over: name another folder with --out")
+            raise ValueError(f"{path} would be overwritten: name another folder with --out")
         targets[path] = target
     return targets
 
@@ -223,12 +227,17 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
             if besides is not None and besides.resolve() != file.resolve():
                 inside = [p for p in inside if besides.resolve() not in p.resolve().parents]
             if not inside:
-                raise ValueError(f"the folder {file} has no pictures ({', '.join(_ENDINGS)})")
+                raise ValueError(
+                    f"the folder {file} holds no images ({', '.join(_ENDINGS)}): name a folder "
+                    "that does"
+                )
             found += [(path, path.relative_to(file)) for path in inside]
         elif not file.is_file():
-            raise ValueError(f"there is no file {file}")
+            raise ValueError(f"there is no file {file}: name an image file or a folder")
         elif file.suffix.lower() not in _ENDINGS:
-            raise ValueError(f"{file} is none of {', '.join(_ENDINGS)}")
+            raise ValueError(
+                f"{file} is not an image file: name one that ends in {', '.join(_ENDINGS)}"
+            )
         else:
             found.append((file, Path(file.name)))
     return found

@@ -1,4 +1,4 @@
-"""Training objectives: a model, images and labels to the loss of each image."""
+"""Denoising score matching (Ho et al., 2020): the squared error of what a network predicts of x_t."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,9 +11,7 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
-from unfool.protocols import Classifier
-from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, ShareBelowOne, check_fields
-from unfool.threat import images
+from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, check_fields
 
 Times = Literal["uniform", "lognormal"]
 
@@ -23,19 +21,20 @@ class Denoising:
     """Denoising score matching: the squared error of the prediction (Ho et al., 2020, equation 14).
 
     Attributes:
-        t_min: The least time of training, above 0.
-        t_max: The greatest; a purifier at t* never needs more than t*.
+        t_min: The smallest time of training, above 0.
+        t_max: The largest time of training, at most 1; a purifier at t* never needs more than t*.
         label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
-        times: How often each time is met: all alike (`"uniform"`), or such that the logarithm of
-            sigma / alpha is normal (`"lognormal"`; Karras et al., 2022, table 1), cut to the range.
-        center: The mean of that logarithm.
-        spread: Its standard deviation.
+        times: The distribution of times: `"uniform"`, or `"lognormal"`, where the logarithm of
+            sigma / alpha is normal (Karras et al., 2022, table 1), cut to the range.
+        center: The mean of that logarithm, for `"lognormal"`.
+        spread: The standard deviation of that logarithm, for `"lognormal"`.
         min_snr: The cap on the weight of an error of x_hat, in units of (alpha / sigma)^2 (Hang et
             al., 2023, section 3.4: 5); None weighs errors of the prediction alike.
         stratified: Whether the times of a batch are spread evenly, one in each of B parts.
-        classification_weight: Of the cross-entropy of the diffusion classifier on this one random draw:
-            logits are minus the squared errors of the prediction under each class, summed over the
-            image. Needs a multi-head denoiser, which has them all from one call.
+        classification_weight: The weight of the cross-entropy of the diffusion classifier on this
+            random draw, whose logits are minus the squared errors of the prediction under each
+            class, summed over the image. It needs a multi-head denoiser, which returns all of them
+            in one call.
     """
 
     t_min: ShareAboveZero = 1e-3
@@ -154,8 +153,8 @@ def losses_of_heads(
     """
     if not model.multi_head:
         raise ValueError(
-            "classification_weight needs the errors of all classes from one call: give the denoiser "
-            "classes and multi_head: true, or leave classification_weight out"
+            "classification_weight needs a denoiser that returns the errors of all classes in one "
+            "call: give it classes and multi_head: true, or leave classification_weight out"
         )
     _, alpha, sigma, _ = model.schedule(t)
     every = torch.arange(model.classes + 1, device=z.device).expand(len(z), -1)
@@ -164,37 +163,3 @@ def losses_of_heads(
     logits = -z[0].numel() * errors[:, : model.classes]
     cross_entropy = F.cross_entropy(logits, y, reduction="none")
     return errors.gather(1, label[:, None])[:, 0], cross_entropy
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """The plain objective of a classifier.
-
-    Attributes:
-        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
-            al., 2016, section 7), from 0 to below 1.
-    """
-
-    smoothing: ShareBelowOne = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
-        """The loss of each image (B,)."""
-        logits = model(x, noise).float()
-        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
-
-
-def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
-    """Images mirrored half of the time, and moved by up to `crop` pixels (gray outside)."""
-    if flip:
-        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
-    if crop:
-        padded = F.pad(x, (crop,) * 4, value=0.5)
-        places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
-        high, wide = x.shape[2:]
-        x = torch.stack(
-            [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]
-        )
-    return x

@@ -1,4 +1,4 @@
-"""Whether the numbers of a sweep have come to rest: in steps, in draws, in restarts, in eps.
+"""Whether the accuracies of a sweep have converged: in steps, draws, restarts, or eps.
 
 A verdict is of the two largest values of what was swept, on the same images and the same draws.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.spec import ThreatSection
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.statistics import Mean, change_of
 
 EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger
@@ -73,16 +73,17 @@ def sweep_doubts(found: Sequence[Convergence]) -> Iterator[Doubt]:
             yield Doubt(
                 "not-converged",
                 "yellow",
-                f"{describe(each)}: the number is that of {each.path} {each.values[1]}, not the limit; "
-                "sweep on to larger values",
+                f"{describe(each)}, so the number belongs to {each.path} {each.values[1]} and "
+                "would still change with more effort: sweep on to larger values",
             )
         if each.verdict == "stays above":
             yield Doubt(
                 "accuracy-does-not-reach-zero",
                 "red",
-                f"{describe(each)}: with so large a budget any image can be made any other, so the "
-                "attacks fail where they cannot fail: their gradients are masked, or they stop too "
-                "early",
+                f"{describe(each)}, although with so large a budget every image can be turned into "
+                "any other, so the attacks fail where they must succeed, and no number of this "
+                "sweep shows that the defense is robust: look for masked gradients, or give the "
+                "attacks more steps",
             )
 
 
@@ -94,11 +95,13 @@ def describe(each: Convergence) -> str:
         "plateau": "plateau",
         "falling": "still falling",
         "rising": "still rising",
-        "undecided": "undecided, which more images or draws would tell",
+        "undecided": "undecided (more images or draws would decide)",
         "reaches guessing": "down to guessing at the largest",
         "stays above": "above guessing at the largest",
-        "not asked": "that it comes down to guessing is asked only of a budget that can make all "
-        "images the same (linf 0.5)",
+        "not asked": (
+            "whether it falls to guessing is checked only for a budget that can make all images "
+            "the same (linf 0.5)"
+        ),
     }[each.verdict]
     below, top = each.values
     return f"{each.path} {below} to {top}{at}: {each.accuracy} accuracy changes by {change}: {said}"

@@ -18,7 +18,7 @@ from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 from unfool.ranges import AtLeastTwo, Share, ShareAboveZero, check_fields
 from unfool.training.freeze import frozen
-from unfool.training.objectives import label_or_null
+from unfool.training.objectives.denoising import label_or_null
 
 Distance = Literal["huber", "l2", "l1", "lpips"]
 Solver = Literal["heun", "euler"]
@@ -42,11 +42,12 @@ class ConsistencyDistillation:
     which samplers of several steps need.
 
     Attributes:
-        denoiser: The teacher, with the schedule of the network; its weights stay as they are. It is told
-            labels if the network is.
-        levels: How many times there are, with `t_max` and without 0. As published 18.
-        t_max: The greatest time: no purifier may ask at a greater one.
-        solver: Of the teacher's step: `"heun"` (two calls of it; published) or `"euler"` (one).
+        denoiser: The teacher, with the schedule of the network; its weights do not change. It is
+            given labels if the network is.
+        levels: The number of times, including `t_max` and excluding 0; 18 as published.
+        t_max: The largest time; a purifier cannot use the model at a larger one.
+        solver: The solver of the teacher's step: `"heun"` (two calls of it; published) or `"euler"`
+            (one).
         distance: `"huber"` (pseudo-Huber; Song and Dhariwal, 2024, equation 7), which needs no other
             network; `"l2"` (squared) or `"l1"`; or `"lpips"` (Song et al., 2023), with the extra `lpips`.
         label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
@@ -93,19 +94,19 @@ class ConsistencyDistillation:
         """The falling times (levels + 1,), the last 0."""
         if model.schedule != self.denoiser.schedule:
             raise ValueError(
-                f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the denoiser "
-                f"that is trained {model.schedule}: they must be one"
+                f"objective.denoiser: its schedule is {self.denoiser.schedule}, and that of the "
+                f"denoiser that is trained is {model.schedule}: both must be the same"
             )
         if model.predicts == "image":
             raise ValueError(
-                "a denoiser that predicts images does not return the state itself at time 0: let it "
-                "predict consistency, edm, noise or velocity"
+                "a denoiser that predicts images does not return its input at time 0, which "
+                "consistency training needs: let it predict consistency, edm, noise, or velocity"
             )
         times = karras(model.schedule, self.t_max, self.levels)
         if not bool((times.diff() < 0).all()):
             raise ValueError(
                 f"the schedule has fewer than levels = {self.levels} levels of noise below t_max = "
-                f"{self.t_max}: take fewer"
+                f"{self.t_max}: take fewer levels"
             )
         return times
 

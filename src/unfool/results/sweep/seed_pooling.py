@@ -1,4 +1,4 @@
-"""The cells of a sweep that differ in seeds alone, taken together: a seed repeats, it is no condition.
+"""Pools the cells of a sweep that differ only in seeds: a seed is a repetition, not a condition.
 
 What is counted are images. One that several seeds chose is still one image, known better at most.
 """
@@ -12,7 +12,7 @@ from unfool.results.attack_roles import roles
 from unfool.results.outcome import Outcome
 from unfool.results.run_folder import Run
 from unfool.results.spec import AttackEntry
-from unfool.results.sweep_cell import Cell
+from unfool.results.sweep.cell import Cell
 from unfool.statistics import mean_of
 
 Group = Sequence[tuple[Cell, Run]]

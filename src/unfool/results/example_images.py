@@ -1,4 +1,4 @@
-"""What a file of pictures in a run folder (`examples/*.npz`) must hold for its figures to be drawn."""
+"""Checks of the example images in a run folder (`examples/*.npz`), which figures show."""
 
 from collections.abc import Mapping, Sequence
 
@@ -26,9 +26,11 @@ def wrong_pictures(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str
     for name, array in block.items():
         partner = f"attacked_{name.removeprefix('clean_')}"
         if name.startswith("clean_") and partner not in block:
-            return f"it has {name!r} and no {partner!r}"
+            return f"it has the array {name!r} without {partner!r}"
         if name != "times" and array.shape[:1] != count:
-            return f"{name!r} is of {array.shape}, and it holds {count[0]} images"
+            return (
+                f"the array {name!r} has the shape {array.shape}, and there are {count[0]} images"
+            )
         if array.dtype.kind not in "iufb" or not np.isfinite(array).all():
-            return f"{name!r} holds what is no finite number"
+            return f"the array {name!r} holds NaN or infinity"
     return ""

@@ -15,7 +15,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
 from unfool.training.freeze import frozen
-from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Mapping = Literal["rbgm", "normalize", "none", "linf"]
 Target = Literal["ce", "mse"]
@@ -36,20 +36,20 @@ class ADDT:
         classifier: The protected classifier (`nn.Module`), which guides the perturbation: in
             evaluation mode, and its weights stay as they are.
         lambda_unit: lambda per unit of alpha / sigma.
-        lambda_max: The greatest lambda.
+        lambda_max: The largest lambda, in [0, 1].
         cgpo_steps: Steps of CGPO; their gradients add up.
         mapping: How a gradient becomes noise: by the ranks of its values (`"rbgm"`), scaled to unit
             variance (`"normalize"`), or as it is (`"none"`). With `"linf"` (a control) it does not:
-            the image's own perturbation, at most 16/255 in the denoiser's space (8/255 of pixels in
-            [0, 1]) and within its box, is found by PGD from 0 with steps of 8/255, whose gradients do
-            not add up, and
-            n = eps + min(alpha / sigma, 10) delta; `lambda_unit` and `lambda_max` are not asked.
-        target: What the perturbation makes large: the classifier's cross-entropy on the one-step
-            estimate of the image, or the denoiser's error (`"mse"`, a control): that of its prediction
-            of the Gaussian part eps alone, not of the whole noise n.
-        mode: Of the denoiser while a perturbation is sought: `"train"` (dropout on, as released) or
-            `"eval"`.
-        t_min, t_max, label_dropout, times: As `Denoising` has them.
+            PGD from 0 with steps of 8/255 finds a perturbation of the image, at most 16/255 in the
+            denoiser's space (8/255 for pixels in [0, 1]) and within its box. Gradients do not add
+            up, n = eps + min(alpha / sigma, 10) delta, and `lambda_unit` and `lambda_max` are not
+            used.
+        target: The loss that the perturbation increases: the classifier's cross-entropy on the
+            one-step estimate of the image, or the denoiser's error (`"mse"`, a control): that of
+            its prediction of the Gaussian part eps alone, not of the whole noise n.
+        mode: The mode of the denoiser during the search for a perturbation: `"train"` (dropout on,
+            as released) or `"eval"`.
+        t_min, t_max, label_dropout, times: See `Denoising`.
     """
 
     classifier: Any
@@ -87,8 +87,8 @@ class ADDT:
             x: Clean images (B, C, H, W) in [0, 1].
             y: Their classes (B,).
             t: Times (B, 1, 1, 1).
-            label: What a conditional denoiser is told (B,).
-            noise: Of every round.
+            label: The labels (B,) given to a conditional denoiser.
+            noise: The noise for all steps.
         """
         with frozen(model, self.mode == "train"):
             return self._search(model, x, y, t, label, noise)

@@ -1,4 +1,4 @@
-"""What every report tells an auditor: where its numbers come from, and how to get them again."""
+"""The section of a report for auditors: where its numbers come from, and how to reproduce them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -70,7 +70,7 @@ def how_to_reproduce(
         Code(command, "console"),
     ]
     if function := spec.get("python"):
-        called = f"`{function}` was called from Python, with objects that the spec below describes."
+        called = f"`{function}` was called from Python with objects that the spec below describes."
         said = [Paragraph(called)]
     text = yaml.safe_dump(dict(spec), sort_keys=False, allow_unicode=True, width=88)
     return [

@@ -37,10 +37,10 @@ class Pictures:
         shorter: int | None = None,
     ) -> None:
         if not files:
-            raise ValueError("there are no pictures")
+            raise ValueError("the list of image files is empty")
         if size < 1 or (shorter is not None and shorter < size):
             raise ValueError(
-                f"size must be 1 or more, and at most the length that pictures are resized to "
+                "size must be 1 or more, and at most the shorter side of the resized images "
                 f"({shorter}), not {size}"
             )
         self.files, self.labels, self.classes = list(files), list(labels), classes
@@ -78,10 +78,12 @@ def listed(path: Path, files: Sequence[Path]) -> list[int]:
         ValueError: It names a picture that is not there, or two of the same name, or none.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; name a text file with a picture a line")
+        raise FileNotFoundError(
+            f"there is no file {path}: name a text file with one image file per line"
+        )
     names = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{path} names no picture; write a file name on each line")
+        raise ValueError(f"{path} names no image: write one file name on each line")
     by_name: dict[str, list[int]] = {}
     for i, file in enumerate(files):
         by_name.setdefault(file.name, []).append(i)
@@ -90,8 +92,8 @@ def listed(path: Path, files: Sequence[Path]) -> list[int]:
         end = tuple(Path(name).parts)
         fits = [i for i in by_name.get(end[-1], ()) if files[i].parts[-len(end) :] == end]
         if len(fits) != 1:
-            what = "is not there" if not fits else f"is the name of {len(fits)} pictures"
-            raise ValueError(f"{path}: the picture {name!r} {what}; check the list and the folder")
+            what = "is not there" if not fits else f"is the name of {len(fits)} images"
+            raise ValueError(f"{path}: the image {name!r} {what}: check the list and the folder")
         places += fits
     return places
 
@@ -109,8 +111,8 @@ def find_folder(
             return folder / name
     looked = ", ".join(name for name in inside if name != ".")
     raise FileNotFoundError(
-        f"{what} is not in {folder}: looked there and in {looked}; name its folder with --data FOLDER "
-        "or UNFOOL_DATA"
+        f"{what} is not in {folder}: looked there and in {looked}: name its folder with --data "
+        "FOLDER or UNFOOL_DATA"
     )
 
 

@@ -20,7 +20,7 @@ from unfool.protocols import Classifier
 from unfool.ranges import NotNegative, Share, ShareAboveZero, check_fields
 from unfool.threat import Threat
 from unfool.training.freeze import frozen
-from unfool.training.objectives import denoising_loss, label_or_null
+from unfool.training.objectives.denoising import denoising_loss, label_or_null
 
 Path = Literal["diffusion", "flow"]
 Attacked = Literal["one-step", "classifier"]
@@ -43,18 +43,20 @@ class AdversarialBridge:
 
     Attributes:
         classifier: The protected classifier, which the attack fools; its weights stay as they are.
-        attack: How the adversarial images are made, afresh in each step. ADBM: PGD of 3 steps of
-            `step_size: 1`. FlowPure: PGD of 10 steps.
+        attack: The attack that makes the adversarial images, again in each training step. ADBM: PGD
+            with 3 steps and `step_size: 1`. FlowPure: PGD with 10 steps.
         path: `"diffusion"` or `"flow"`.
-        attacked: What the attack fools: the classifier at the one-step estimate x_hat of what stands on
-            the path, at this time and this noise (ADBM); or the classifier alone (FlowPure).
+        attacked: The model that the attack fools: `"one-step"` is the classifier on the one-step
+            estimate x_hat of the state on the path, at this time and with this noise (ADBM);
+            `"classifier"` is the classifier alone (FlowPure).
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images. FlowPure: 0.05.
-        budget: `"fixed"`, or `"uniform"`: that of an image is a random share of `eps` (FlowPure).
-        t_min: The least time.
-        t_from: The least T of the path `"diffusion"`; not used by `"flow"`.
-        t_max: The greatest T; of `"flow"` the only one. Of an image, T is uniform, and t uniform below
-            it; of `"flow"`, s is uniform.
+        budget: `"fixed"`, or `"uniform"`, where the budget of an image is a random share of `eps`
+            (FlowPure).
+        t_min: The smallest time.
+        t_from: The smallest T of the path `"diffusion"`; not used by `"flow"`.
+        t_max: The largest T, and the only one for `"flow"`. For each image, T is uniform, and t is
+            uniform below it; for `"flow"`, s is uniform.
         label_dropout: How often a label is replaced by the null class, for a conditional denoiser.
     """
 
@@ -83,7 +85,7 @@ class AdversarialBridge:
         """The loss of each image (B,).
 
         Raises:
-            RuntimeError: The attack left what the threat allows.
+            RuntimeError: The attack exceeded the threat.
         """
         label = label_or_null(model, y, self.label_dropout, noise)
         z = model.encode(x)
@@ -121,7 +123,10 @@ class AdversarialBridge:
             found = self.attack(target, x, y, threat, noise.child("attack").with_known_noise(told))
         found = found.detach()
         if getattr(self.attack, "bounded", True) and not bool(threat.allows(x, found).all()):
-            raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
+            raise RuntimeError(
+                "the attack exceeded the threat, so its images are not used for training: let it "
+                "end with threat.project(x, x_adv)"
+            )
         return x + share * (found - x)
 
 

@@ -14,7 +14,7 @@ from unfool.ranges import Count, InPixels, NotNegative, Positive, check_fields
 
 @dataclass(frozen=True)
 class MACER:
-    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (algorithm 1).
+    """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (Zhai et al., 2020).
 
     Probabilities p are means over `copies` noisy copies of an image. The loss is - log p_y, and, of
     images that the smoothed classifier gets right with a margin of at most gamma, weight sigma / 2 (gamma
@@ -22,9 +22,10 @@ class MACER:
     `beta`; sigma / 2 times the margin is the certified radius.
 
     Attributes:
-        sigma: The noise, in units of [0, 1] pixels; certify with the same.
-        copies: Of each image in a step, all in one call (k of the paper).
-        weight: Of the hinge (lambda): 12 for sigma 0.25, 4 for 0.5.
+        sigma: The standard deviation of the noise, in units of [0, 1] pixels; certify with the
+            same.
+        copies: Noisy copies of each image in a step, all in one call (k in the paper).
+        weight: The weight of the hinge (lambda): 12 for sigma 0.25, 4 for 0.5.
         gamma: The margin at which an image no longer counts.
         beta: How many times logits are scaled up before the softmax of the hinge.
     """
@@ -51,7 +52,7 @@ class MACER:
         """The hinge, sigma / 2 (gamma - margin), of each image (B,), or 0 where it does not count.
 
         Args:
-            logits: Of the noisy copies (B, copies, K).
+            logits: Logits of the noisy copies (B, copies, K).
             y: Labels (B,).
         """
         mean = (self.beta * logits).softmax(2).mean(1)

@@ -5,7 +5,7 @@ from math import ceil, inf
 from statistics import mean
 
 from unfool.results.attack_roles import draws_per_step, exact_attacks
-from unfool.results.doubt import Doubt
+from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import SanityCheck
 from unfool.results.spec import AttackEntry
 
@@ -35,8 +35,8 @@ def _probabilities(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
         yield Doubt(
             "probabilities-for-logits",
             "red",
-            "the classifier returns probabilities, not logits: the attacks' losses saturate and their "
-            "gradients vanish; remove its softmax",
+            "the classifier returns probabilities instead of logits, so attacks get almost no "
+            "gradient, and the model looks more robust than it is: remove its softmax",
         )
 
 
@@ -51,8 +51,9 @@ def _no_gradient(
                 "zero-gradient",
                 "red" if dead > len(probes) / 2 else "yellow",
                 f"the gradient of the loss `{loss}` is below {ZERO_GRADIENT:g} or not finite on "
-                f"{dead} of {len(probes)} images: an attack that climbs it gets nowhere; look "
-                "for rounding or clipping in the model, and try the loss `margin` and the view `bpda`",
+                f"{dead} of {len(probes)} images, so an attack that follows it gets nowhere, and "
+                "these images only seem robust: look for rounding or clipping in the model, and "
+                "try the loss `margin` and the view `bpda`",
             )
 
 
@@ -65,9 +66,10 @@ def _wrong_gradient(
         yield Doubt(
             "gradient-disagrees",
             "red",
-            f"over a small step the loss does not rise as the gradient says on {off} of "
-            f"{len(slopes)} images (less than half of it, or more than twice): the gradient is wrong, "
-            "or masked by rounding or clipping; add an attack with the view `bpda`",
+            f"on {off} of {len(slopes)} images, a small step raises the loss by less than half or "
+            "more than twice what the gradient predicts, so the gradient misleads attacks (it is "
+            "wrong, or masked by rounding or clipping), and the model may be less robust than it "
+            "looks: add an attack with the view `bpda`",
         )
 
 
@@ -81,8 +83,9 @@ def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) 
             "clamped",
             "yellow",
             f"on {len(without)} of {len(probes)} images, {mean(without):.0%} of the pixels have a "
-            "gradient of exactly 0 at every draw: the model clips there, or does not look at them; "
-            "an attack learns nothing about them; add one with the view `bpda`, or `square`",
+            "gradient of exactly 0 at every draw, because the model clips there or ignores them, "
+            "so the attacks leave these pixels alone and may miss a way to fool the model: add an "
+            "attack with the view `bpda`, or `square`",
         )
 
 
@@ -91,8 +94,9 @@ def _batch_matters(probes: Sequence[SanityCheck]) -> Iterator[Doubt]:
         yield Doubt(
             "batch-matters",
             "red",
-            "the model answers otherwise for an image alone than in a batch: is it in eval mode, and "
-            "does it draw only from its `noise`?",
+            "the model answers differently for an image alone and in a batch, so its accuracy "
+            "depends on the batch size and cannot be reproduced: call eval() on it, and let it "
+            "draw random numbers only from `noise`",
         )
 
 
@@ -107,7 +111,8 @@ def _one_draw(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry])
         yield Doubt(
             "random-model-eot-1",
             "yellow",
-            f"the model is random, and {', '.join(lazy)} averages over one draw per step: raise `eot`",
+            f"the model is random, and {', '.join(lazy)} follows a single random draw per step, so "
+            "the attack is weaker than it could be and the robust accuracy is too high: raise `eot`",
         )
 
 
@@ -126,15 +131,18 @@ def _draws_disagree(
     if cosine < COSINE:
         needed = (1 - common) / common / (COSINE**-2 - 1) if common else FEW_DRAWS + 1
         advice = (
-            f"about {ceil(needed)} draws (`eot`) would make it {COSINE:g}"
+            f"raise `eot` to about {ceil(needed)}, which would make it {COSINE:g}"
             if needed <= FEW_DRAWS
-            else f"not {FEW_DRAWS} draws (`eot`) would make it {COSINE:g}; "
-            "look for what makes them differ"
+            else (
+                f"find out why the gradients differ so much, for even {FEW_DRAWS} draws (`eot`) "
+                f"would not make it {COSINE:g}"
+            )
         )
         strongest = ", ".join(name for name, count in taken.items() if count == draws)
         yield Doubt(
             "eot-gradients-disagree",
             "yellow",
-            f"the gradients of different draws have little in common: the mean of {draws}, which "
-            f"{strongest} climbs, has a cosine of {cosine:.2f} with that of all draws; {advice}",
+            f"the gradient changes so much from one random draw to the next that {strongest}, "
+            f"which averages {draws} per step, mostly follows noise (the cosine with the mean over "
+            f"all draws is {cosine:.2f}), and the robust accuracy is too high: {advice}",
         )

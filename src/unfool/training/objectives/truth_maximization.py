@@ -21,7 +21,7 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, ShareAboveZero, check_fields
 from unfool.threat import Threat, images
-from unfool.training.objectives import Denoising, Times, denoising_loss, time_and_label
+from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Released = Literal["range", "noise", "unattacked"]
 
@@ -30,25 +30,25 @@ Released = Literal["range", "noise", "unattacked"]
 class TruthMaximization:
     """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
 
-    Called, it takes the images as they are given: they are adversarial after `attacked`. The equation
-    is of a network that predicts noise; another is trained on its own target, in its own weighting:
-    the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or s^2
-    (`"image"`), with s = sigma / alpha.
+    Call it with the images that `attacked` returns, which are adversarial. The equation is for a
+    network that predicts noise; any other network is trained on its own target, with its own
+    weights: the squared error of the noise times 1 / alpha^2 (`"velocity"`), 1 + 4 s^2 (`"edm"`) or
+    s^2 (`"image"`), with s = sigma / alpha.
 
     Attributes:
         source: The classifier that is attacked.
-        attack: How.
+        attack: The attack on the source.
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
         images: How many images of the data set are attacked and trained on, chosen by `seed`; None
             for all.
-        seed: Of the attack.
-        released: Deviations of the released code to follow. `"range"`: the attack runs on 2x - 1 as
-            if that were in [0, 1], and all below mid-gray becomes mid-gray. `"noise"`: the noised
-            image is given without its factor alpha, as of a variance-exploding process.
-            `"unattacked"`: an image stays clean if the source was wrong about it before, or is not
-            fooled after.
-        t_min, t_max, times: As `Denoising` has them.
+        seed: Seed of the attack and of the choice of images.
+        released: Deviations of the released code to reproduce. `"range"`: the attack runs on 2x - 1
+            as if that were in [0, 1], so values below mid-gray become mid-gray. `"noise"`: the
+            noised image lacks its factor alpha, as in a variance-exploding process. `"unattacked"`:
+            an image stays clean if the source misclassifies it before the attack, or classifies it
+            correctly after.
+        t_min, t_max, times: See `Denoising`.
     """
 
     source: Any
@@ -68,18 +68,18 @@ class TruthMaximization:
         Threat(self.norm, self.eps)
         for name in self.released:
             if name not in get_args(Released):
-                raise ValueError(f"released holds {', '.join(get_args(Released))}, not {name!r}")
+                raise ValueError(f"released may list {', '.join(get_args(Released))}, not {name!r}")
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,).
 
         Raises:
-            ValueError: The denoiser knows no classes.
+            ValueError: The denoiser is not conditional on classes.
         """
         if not model.classes:
             raise ValueError(
-                "truth maximization needs a denoiser that is conditional on classes; train one with "
-                "the option `classes`"
+                "truth maximization needs a class-conditional denoiser: train one with the option "
+                "`classes`"
             )
         plain = Denoising(self.t_min, self.t_max, 0.0, self.times)
         t, label = time_and_label(plain, model, x, y, noise)
@@ -100,7 +100,7 @@ class TruthMaximization:
             noise: For the attack.
 
         Raises:
-            RuntimeError: The attack left what the threat allows.
+            RuntimeError: The attack exceeded the threat.
         """
         model, threat, start = self.attacked_model(), Threat(self.norm, self.eps), x
         asked: AbstractContextManager[None] = nullcontext()
@@ -112,7 +112,10 @@ class TruthMaximization:
         if "range" in self.released:
             x_adv = x_adv.clamp(0, 1)
         elif getattr(self.attack, "bounded", True) and not bool(threat.allows(x, x_adv).all()):
-            raise RuntimeError("the attack left what the threat allows; it is not to be trained on")
+            raise RuntimeError(
+                "the attack exceeded the threat, so its images are not used for training: let it "
+                "end with threat.project(x, x_adv)"
+            )
         if "unattacked" in self.released:
             stream = noise.child("unattacked")
             with torch.no_grad():

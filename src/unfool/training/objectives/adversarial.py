@@ -24,8 +24,8 @@ class PGDAT:
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Of PGD, from a random start; 0 for the random start alone.
-        step_size: In units of eps.
+        steps: Steps of PGD, from a random start; 0 takes the random start alone.
+        step_size: The step size of PGD, in units of eps.
     """
 
     norm: Literal["linf", "l2"] = "linf"
@@ -66,8 +66,8 @@ class TRADES:
     Attributes:
         norm: `"linf"` or `"l2"`.
         eps: The budget, in units of [0, 1] images.
-        steps: Of PGD, from a small normal step away (0.001, as published).
-        step_size: In units of eps.
+        steps: Steps of PGD, from a start with a little normal noise (0.001, as published).
+        step_size: The step size of PGD, in units of eps.
         beta: The weight of the divergence (1 / lambda of the paper).
     """
 

@@ -1,0 +1,222 @@
+"""The picture of README.md: the CIFAR-10 result with intervals, and an image clean, attacked, purified.
+
+    python bench/readme_figure.py --write docs
+
+writes docs/readme-light.png and docs/readme-dark.png. The measured accuracies come from
+bench/cifar10-numbers.csv, which names its command, and the claimed ones from bench/claims.yaml. The
+images are of `cifar10-sample`; the shipped models attack and purify them on every run.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from torch import Tensor
+
+import unfool
+from claims import DATA as CLAIMS
+from claims import Claim, Kind, read_claims
+
+NUMBERS = Path(__file__).with_name("cifar10-numbers.csv")
+IMAGES = (10,)  # of cifar10-sample
+BARS = (  # a condition of the numbers, its name in the picture, the kind of claim drawn beside it
+    ("undefended, PGD-20", "no defense, attacked", None),
+    ("defended, clean", "defense, not attacked", "clean"),
+    ("transfer", "attack ignores the defense", None),
+    ("BPDA + EOT", "attack by a rough gradient (BPDA)", "bpda"),
+    ("adaptive PGD + EOT", "attack by the exact gradient", "exact"),
+)
+
+
+@dataclass(frozen=True)
+class Colors:
+    """The colors of a variant, for the page of a code host in light or in dark mode."""
+
+    paper: str
+    ink: str
+    gray: str
+    grid: str
+    bar: str
+    worst: str
+    right: str
+    wrong: str
+
+
+TITLE = "One defense, the same 512 images of CIFAR-10: what you measure depends on the attacker"
+VARIANTS = {
+    "light": Colors(
+        "#ffffff", "#1f2328", "#59636e", "#e4e7eb", "#5b8db8", "#c0552f", "#1a7f37", "#cf222e"
+    ),
+    "dark": Colors(
+        "#0d1117", "#e6edf3", "#9198a1", "#2a3038", "#5b8db8", "#d9744f", "#3fb950", "#ff7b72"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Images on their way through an attack and the purifier.
+
+    Attributes:
+        title: Who attacks.
+        rows: For each image its three states: a name, an image (3, 32, 32), the classifier's answer,
+            and whether that is right.
+    """
+
+    title: str
+    rows: list[list[tuple[str, Tensor, str, bool]]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw both variants."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--write", type=Path, required=True, metavar="FOLDER")
+    folder = parser.parse_args(arguments).write
+    numbers, strips = read_numbers(NUMBERS), make_strips(IMAGES)
+    claims = read_claims(CLAIMS)["diffpure"].claims
+    for name, colors in VARIANTS.items():
+        figure = draw(numbers, claims, strips, colors)
+        figure.savefig(folder / f"readme-{name}.png", dpi=200, facecolor=colors.paper)
+
+
+def read_numbers(path: Path) -> list[dict[str, str]]:
+    """The rows of a file of numbers, whose first lines are comments."""
+    lines = path.read_text("utf-8").splitlines()
+    return list(csv.DictReader(line for line in lines if not line.startswith("#")))
+
+
+def make_strips(indices: Sequence[int], steps: int = 20, eot: int = 10) -> list[Strip]:
+    """Attack and purify images of `cifar10-sample`, without and with knowledge of the defense."""
+    data = unfool.cifar10_sample()
+    x, y = unfool.data.fetch(data, indices)
+    noise, threat = unfool.Noise.of(0, indices), unfool.Threat("linf", 8 / 255)
+    classifier = unfool.load_classifier("cifar10-classifier", device="cpu")
+    denoiser = unfool.load_denoiser("cifar10-denoiser-small", device="cpu")
+    purifier = unfool.DiffPure(denoiser, t=0.1, steps=2, sampler="ddpm")
+    attacks = {
+        "The attack ignores the defense": (classifier, unfool.PGD(steps=steps, loss="margin")),
+        "The attack uses the exact gradient": (
+            unfool.Purified(classifier, purifier),
+            unfool.PGD(steps=steps, eot=eot, loss="margin"),
+        ),
+    }
+    strips = []
+    for title, (model, attack) in attacks.items():
+        x_adv = attack(model, x, y, threat, noise.child("attack"))
+        with torch.no_grad():
+            states = {
+                "clean": x,
+                "attacked": x_adv,
+                "purified": purifier(x_adv, noise.child("score")).clamp(0, 1),
+            }
+            answers = {name: classifier(image).argmax(1) for name, image in states.items()}
+        rows = [
+            [
+                (
+                    name,
+                    image[i],
+                    data.classes[int(answers[name][i])],
+                    bool(answers[name][i] == y[i]),
+                )
+                for name, image in states.items()
+            ]
+            for i in range(len(x))
+        ]
+        strips.append(Strip(title, rows))
+    return strips
+
+
+def draw(
+    numbers: Sequence[dict[str, str]],
+    claims: Sequence[Claim],
+    strips: Sequence[Strip],
+    colors: Colors,
+) -> Figure:
+    """The chart above the strips, 8 inches wide."""
+    with_font: dict[str, Any] = {"color": colors.ink, "fontsize": 10}
+    tall = 3.1 + 1.9 * len(strips[0].rows)
+    figure = Figure(figsize=(8, tall), layout="constrained")
+    heights = (3.1, tall - 3.1)
+    above, below = figure.subfigures(2, 1, height_ratios=heights, hspace=0.03, squeeze=False)[:, 0]
+    above.suptitle(TITLE, fontweight="bold", **with_font)
+    _chart(above.subplots(), numbers, claims, colors)
+    parts = below.subfigures(1, len(strips), wspace=0.04, squeeze=False)[0]
+    for part, strip in zip(parts, strips, strict=True):
+        _strip(part, strip, colors, with_font)
+    for part in (figure, above, below, *below.subfigs):
+        part.set_facecolor(colors.paper)
+    return figure
+
+
+def _chart(
+    axes: Axes, numbers: Sequence[dict[str, str]], claims: Sequence[Claim], colors: Colors
+) -> None:
+    found = {
+        row["condition"]: row
+        for row in numbers
+        if (row["classifier"], row["threat"]) == ("ours", "linf 8/255")
+    }
+    for place, (condition, _, kind) in enumerate(BARS):
+        row = found[condition]
+        value, low, high = (float(row[key]) for key in ("accuracy", "low", "high"))
+        color = colors.worst if kind == "exact" else colors.bar
+        label = "measured here, with 95 % interval" if kind == "clean" else None
+        axes.barh(place, value, height=0.62, color=color, label=label)
+        axes.plot([low, high], [place, place], color=colors.ink, linewidth=1.5)
+        said: dict[str, Any] = {"color": colors.ink, "fontsize": 10, "va": "center"}
+        axes.text(high + 1.2, place, f"{value:.0f} %", fontweight="bold", **said)
+        claimed = _claimed(claims, kind)
+        if claimed is not None:
+            style: dict[str, Any] = {
+                "marker": "D",
+                "color": colors.ink,
+                "markerfacecolor": colors.paper,
+            }
+            label = "claimed for DiffPure, with larger networks" if kind == "clean" else None
+            axes.plot(claimed, place, linestyle="", markersize=7, label=label, **style)
+            axes.text(claimed + 1.8, place, f"{claimed:.0f} %", color=colors.gray, va="center")
+    axes.set_yticks(range(len(BARS)), [name for _, name, _ in BARS], fontsize=10, color=colors.ink)
+    axes.set_xlim(0, 100)
+    axes.set_ylim(len(BARS) - 0.5, -0.5)
+    axes.grid(axis="x", color=colors.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_facecolor(colors.paper)
+    axes.tick_params(length=0, labelcolor=colors.ink)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_xlabel("correct answers, %", color=colors.gray)
+    axes.legend(loc="upper right", bbox_to_anchor=(1, 1.02), frameon=False, labelcolor=colors.gray)
+
+
+def _claimed(claims: Sequence[Claim], kind: Kind | str | None) -> float | None:
+    """The first claim of a kind, in percent; `clean` is that of the first one that names it."""
+    if kind == "clean":
+        return next((claim.clean for claim in claims if claim.clean is not None), None)
+    return next((claim.robust for claim in claims if kind and claim.like == kind), None)
+
+
+def _strip(part: SubFigure, strip: Strip, colors: Colors, font: dict[str, Any]) -> None:
+    part.suptitle(strip.title, fontweight="bold", **font)
+    panels = part.subplots(len(strip.rows), 3, squeeze=False)
+    for place, (line, row) in enumerate(zip(panels, strip.rows, strict=True)):
+        for axes, (name, image, answer, right) in zip(line, row, strict=True):
+            axes.imshow(image.permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            color = colors.right if right else colors.wrong
+            axes.set_xlabel(answer, color=color, fontsize=10, fontweight="bold", labelpad=4)
+            for side in axes.spines.values():
+                side.set(color=color, linewidth=2)
+            if place == 0:
+                axes.set_title(name, color=colors.gray, fontsize=10)
+
+
+if __name__ == "__main__":
+    main()

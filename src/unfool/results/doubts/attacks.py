@@ -1,0 +1,133 @@
+"""Doubts about attacks that others of the same run beat, on the same images and draws."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import mean
+
+from unfool.results.attack_roles import (
+    BLIND,
+    ELSEWHERE,
+    EXACT_VIEWS,
+    TRANSFER,
+    exact_attacks,
+    roles,
+    special_climb,
+    view_name,
+)
+from unfool.results.doubts.doubt import Doubt
+from unfool.results.outcome import Outcome
+from unfool.results.spec import AttackEntry, EvaluationSpec
+from unfool.statistics import change_of
+
+# views without the exact gradient of the whole model
+WEAKER_VIEWS = (
+    "adjoint",
+    "bfloat16",
+    "bpda",
+    "surrogate-same-noise",
+    "surrogate",
+    "classifier-only",
+)
+
+
+def cheap_beats_exact(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """An attack without the exact gradient that breaks what those with it do not."""
+    given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
+    cheap = [
+        name
+        for name, row in attacks.items()
+        if view_name(row) in WEAKER_VIEWS or row.get("name") in TRANSFER
+    ]
+    strong = list(exact_attacks(attacks))
+    for name, by in beaten(outcomes, [*cheap, *given], strong):
+        how = "was made elsewhere" if name in given else "does not use the exact gradient"
+        yield Doubt(
+            "cheap-beats-exact",
+            "red",
+            f"{name}, which {how}, leaves fewer images right than {', '.join(strong)}, by at least "
+            f"{by:.1%} on the same images and draws, although the exact gradient should win, so a "
+            "stronger attack would lower the robust accuracy further: give the exact attack more "
+            "steps, draws (eot), or restarts, or the loss `margin`",
+        )
+
+
+def blind_beats_gradient(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """An attack without gradients that breaks what those with the exact gradient do not."""
+    held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
+    blind = [
+        n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
+    ]
+    strong = list(exact_attacks(held))
+    for name, by in beaten(outcomes, blind, strong):
+        yield Doubt(
+            "blind-beats-gradient",
+            "red",
+            f"{name}, which uses no gradient, leaves fewer images right than {', '.join(strong)}, "
+            f"by at least {by:.1%} on the same images and draws, so the gradients mislead the "
+            "attacks (they are masked), and the defense is weaker than their numbers say: try the "
+            "loss `margin`, the view `bpda`, or more queries without gradients",
+        )
+
+
+def special_beats_plain(
+    outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """A way of climbing that another model's attacks may need, too, which the plain one did not see."""
+    climbing = exact_attacks(attacks)
+    told = {name: how for name, row in climbing.items() if (how := special_climb(row))}
+    plain = [name for name in climbing if name not in told]
+    for name, by in beaten(outcomes, list(told), plain):
+        yield Doubt(
+            "plain-attack-stops-short",
+            "yellow",
+            f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
+            f"{by:.1%} on the same images and draws, so images that the plain attack could not "
+            "break are not robust, and this attack may have missed some, too: give it more steps, "
+            "draws (eot), and restarts",
+        )
+
+
+def unbounded_beats_bounded(
+    spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
+) -> Iterator[Doubt]:
+    """A way beyond the threat that breaks what stands within it."""
+    bounded = list(
+        exact_attacks({n: row for n, row in attacks.items() if row.get("bounded", True)})
+    )
+    beyond = [row["label"] for row in roles(spec["attacks"]).unbounded]
+    for name, by in beaten(outcomes, beyond, bounded):
+        yield Doubt(
+            "robust-to-this-threat-alone",
+            "yellow",
+            f"{name}, whose changes the threat does not limit, leaves fewer images right than "
+            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws, so the "
+            "model is robust to the changes of the threat only, and other changes that people "
+            "hardly notice still fool it: quote both numbers",
+        )
+
+
+def beaten(
+    outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
+) -> Iterator[tuple[str, float]]:
+    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
+    for name in weak if strong else ():
+        by = min(paired_gap(outcomes, other, name) for other in strong)
+        if by > 0:
+            yield name, by
+
+
+def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
+    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
+
+    It has a width even if all images differ alike, so a few images raise no doubt.
+    """
+    gaps = [
+        mean(d == o.label for d in o.conditions[one].draws)
+        - mean(d == o.label for d in o.conditions[other].draws)
+        for o in outcomes
+    ]
+    draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
+    return change_of(gaps, draws).low

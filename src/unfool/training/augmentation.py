@@ -1,0 +1,22 @@
+"""Random flips and shifts of training images."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.noise import Noise
+from unfool.threat import images
+
+
+def augmented(x: Tensor, noise: Noise, flip: bool, crop: int) -> Tensor:
+    """Images mirrored half of the time, and moved by up to `crop` pixels (gray outside)."""
+    if flip:
+        x = torch.where(images(noise.child("flip").uniform(x[:, 0, 0, 0]) < 0.5), x.flip(3), x)
+    if crop:
+        padded = F.pad(x, (crop,) * 4, value=0.5)
+        places = (noise.child("crop").uniform(x[:, 0, 0, :2]) * (2 * crop + 1)).long().tolist()
+        high, wide = x.shape[2:]
+        x = torch.stack(
+            [p[:, i : i + high, j : j + wide] for p, (i, j) in zip(padded, places, strict=True)]
+        )
+    return x

@@ -1,0 +1,30 @@
+"""The cross-entropy of a classifier."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from unfool.noise import Noise
+from unfool.protocols import Classifier
+from unfool.ranges import ShareBelowOne, check_fields
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The plain objective of a classifier.
+
+    Attributes:
+        smoothing: How much of the label is spread over all classes (label smoothing; Szegedy et
+            al., 2016, section 7), from 0 to below 1.
+    """
+
+    smoothing: ShareBelowOne = 0.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
+        """The loss of each image (B,)."""
+        logits = model(x, noise).float()
+        return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
