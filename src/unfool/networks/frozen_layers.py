@@ -29,7 +29,7 @@ class Conv2d(nn.Conv2d):
         """Features (B, C, H, W) to features (B, C', H', W')."""
         simple = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if not simple or not _leads_to(input, self.weight, self.bias):
-            if simple and _packs(self.weight, input):
+            if simple and _packs(self.weight, self.bias, input):
                 return _packed(self).convolve(input, self.bias)
             return super().forward(input)
         if torch.is_autocast_enabled(input.device.type):
@@ -94,12 +94,13 @@ class _Convolution(torch.autograd.Function):
         return found, None
 
 
-def _packs(weight: Tensor, x: Tensor) -> bool:
+def _packs(weight: Tensor, bias: Tensor | None, x: Tensor) -> bool:
     """Whether oneDNN convolves `x`, without a graph, with a weight that is there to stay."""
     return (
-        not torch.is_grad_enabled()
-        and not replayed.get()
+        not replayed.get()
         and not weight.requires_grad
+        and not (bias is not None and bias.requires_grad)
+        and not (torch.is_grad_enabled() and x.requires_grad)
         and x.is_cpu
         and weight.is_cpu
         and x.dtype == weight.dtype == torch.float32
