@@ -29,6 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import measuring
 from activations import activations
+from forward import forwards
 from measuring import error, interleaved, over, shown, table
 from unfool.diffusion.denoiser import Denoiser, NetworkDenoiser
 from unfool.diffusion.execution import trials
@@ -88,6 +89,7 @@ def main() -> None:
         memory,
         partial(gradients, repetitions=repetitions),
         partial(activations, repetitions=repetitions),
+        partial(forwards, repetitions=repetitions),
         partial(guided, repetitions=repetitions),
         partial(overhead, repetitions=repetitions),
         partial(execution, repetitions=repetitions),

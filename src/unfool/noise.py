@@ -14,7 +14,7 @@ import os
 import random
 import secrets
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -202,13 +202,24 @@ class Noise:
 
     def normal(self, like: Tensor) -> Tensor:
         """Standard normal numbers, shaped like `like` (B, ...), on its device."""
-        return self._fill(like, lambda source, out: source.standard_normal(out=out, dtype="f4"))
+        return self._fill(like, _standard_normal)
 
     def uniform(self, like: Tensor) -> Tensor:
         """Uniform numbers of [0, 1), shaped like `like` (B, ...), on its device."""
         return self._fill(like, lambda source, out: source.random(out=out, dtype="f4"))
 
+    def drawn_ahead(self, like: Tensor) -> "Noise":
+        """The same noise; a thread begins to draw what `normal(like)` will return.
+
+        For a GPU: its numbers are drawn while this thread still launches what comes before them.
+        """
+        drawing = _drawing_thread(os.getpid()).submit(self._on_host, like, _standard_normal)
+        return _DrawnAhead(self.keys, self.given, drawing)
+
     def _fill(self, like: Tensor, draw: Draw) -> Tensor:
+        return self._on_host(like, draw).to(like, non_blocking=True)
+
+    def _on_host(self, like: Tensor, draw: Draw) -> Tensor:
         if len(like) != len(self.keys):
             raise ValueError(
                 f"the noise is for {len(self.keys)} images, and the batch has {len(like)}: "
@@ -226,9 +237,8 @@ class Noise:
         else:
             _write(out, keys, draw)
         drawn = torch.from_numpy(out).view(like.shape)
-        if like.is_cuda:  # from pinned memory the copy waits for nothing the device still does
-            drawn = drawn.pin_memory()
-        return drawn.to(like, non_blocking=True)
+        # From pinned memory the copy waits for nothing the device still does.
+        return drawn.pin_memory() if like.is_cuda else drawn
 
     def _drawn(self) -> tuple[int, ...]:
         given = self.given
@@ -236,6 +246,23 @@ class Noise:
             return self.keys
         pairs = zip(given.keys, self.keys, strict=True)
         return tuple(_key(theirs, "option", own % given.options) for theirs, own in pairs)
+
+
+@dataclass(frozen=True, repr=False)
+class _DrawnAhead(Noise):
+    """Noise whose standard normal numbers are being drawn (`Noise.drawn_ahead`)."""
+
+    drawing: Future[Tensor] | None = None
+
+    def normal(self, like: Tensor) -> Tensor:
+        """As `Noise.normal`."""
+        if self.drawing is None or (drawn := self.drawing.result()).shape != like.shape:
+            return super().normal(like)
+        return drawn.to(like, non_blocking=True)
+
+
+def _standard_normal(source: np.random.Generator, out: np.ndarray) -> None:
+    source.standard_normal(out=out, dtype="f4")
 
 
 def _write(out: np.ndarray, keys: Sequence[int], draw: Draw) -> None:
@@ -261,6 +288,12 @@ def drawn_so_far() -> tuple[object, ...]:
         states += torch.cuda.get_rng_state_all()
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002
     return _DRAWN[0], *(s.numpy().tobytes() for s in states), repr(numpy), random.getstate()
+
+
+@lru_cache
+def _drawing_thread(process: int) -> ThreadPoolExecutor:
+    """The thread that draws ahead; it may wait for those of `thread_pool`, and so is none of them."""
+    return ThreadPoolExecutor(1)
 
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:

@@ -186,7 +186,10 @@ def reverse(
 
     def advance(i: int, state: Tensor) -> Tensor:
         x_t, t = (state, None) if own is None else (state[:, :-1], state[:, -1, 0, 0])
-        then = options.advance(x_t, scales.at(i, t), scales.at(i + 1, t), noise.child(i))
+        drawn = noise.child(i)
+        if draws_ahead(step, x_t) and times[i + 1] > 0:
+            drawn = drawn.drawn_ahead(x_t)
+        then = options.advance(x_t, scales.at(i, t), scales.at(i + 1, t), drawn)
         then = then if path is None else path.meet(then, i)
         return then if own is None else torch.cat([then, state[:, -1:]], 1)
 
@@ -197,6 +200,14 @@ def reverse(
     # The times travel with the states, as a channel: the image, of which they are made, is beside them.
     state = torch.cat([x, own.to(x)[:, None, None, None].expand_as(x[:, :1])], 1)
     return chain(advance, state, len(times) - 1, needed, denoiser, options.kind())[:, :-1]
+
+
+def draws_ahead(step: Step | Heun, x_t: Tensor) -> bool:
+    """Whether the noise of a step is drawn while its denoiser is launched.
+
+    A CPU that draws at the same time as it computes is no faster.
+    """
+    return x_t.is_cuda and step is not flow and getattr(step, "eta", 1) != 0
 
 
 def walk(

@@ -99,6 +99,8 @@ class UNet(nn.Module):
         Raises:
             ValueError: There are labels but no classes, or the other way round.
         """
+        if len(time) > 1 and time.stride(0) == 0:  # expanded from one for all, and embedded once
+            time = time[:1]
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
         if (label is None) != (self.label is None and not self.heads):
             raise ValueError("labels must be given to a U-Net with classes, and to no other")
