@@ -223,3 +223,19 @@ def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
     (found,) = [f for f in findings if f.what.startswith("right on")]
     assert found.mark == "note"
     assert "its page states 91.0% of cifar10" in found.what
+
+
+def test_votes_are_timed_with_one_thread_as_well():
+    model, x = bayes(), X[:1]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        found = doctor.latency(model, x)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert "thread" not in doctor.latency(model, x).what
+    finally:
+        torch.set_num_threads(before)
+    advised = "set OMP_NUM_THREADS=1" in found.what
+    assert "with one thread instead of 2" in found.what
+    assert advised == (found.mark == "note")
