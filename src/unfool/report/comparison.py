@@ -39,8 +39,8 @@ ABOUT = (
 )
 
 IMAGE_BY_IMAGE = (
-    "How many of the held-out answers to each image are right in A and in B. Choose what to show, "
-    "or click a heading to sort by the difference."
+    "How many of the held-out answers to each image are right in A and in B. In the HTML report, choose "
+    "what to show, or click a heading to sort by the difference."
 )
 
 
@@ -158,18 +158,13 @@ def describe_gate(gate: Gate, whose: str = " of B") -> str:
     """
     if gate.name == "min-robust":
         share = {"accuracy": gate.found.mean, "low": gate.found.low, "high": gate.found.high}
-        said = (
-            f"robust accuracy{whose} is {cell(share)}, and at least {percent(gate.bound)} is "
-            "required"
-        )
-        end = " of the lower end of the interval"
+        said = f"robust accuracy{whose} is {cell(share)}"
+        end, needed = "lower", f"must be at least {percent(gate.bound)}"
     else:
-        said = (
-            f"{gate.of} accuracy: A - B is {_points(gate.found)} points, and at most "
-            f"{100 * gate.bound:.1f} is allowed"
-        )
-        end = " of the upper end of the interval"
-    said += end if gate.strict else ""
+        said = f"{gate.of} accuracy: the drop A - B is {_points(gate.found)} points"
+        end, needed = "upper", f"must be at most {100 * gate.bound:.1f}"
+    which = f"the {end} end of the interval " if gate.strict else ""
+    said += f", and {which}{needed}"
     unsure = "; the bound lies inside the interval, so more images would make the result clearer"
     return said + ("" if gate.sure else unsure)
 

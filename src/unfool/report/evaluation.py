@@ -121,7 +121,12 @@ def tiles(summary: Summary) -> Tiles:
     if summary["attacks"]:
         found.append(_tile(robust["per_draw"], "accuracy under the attack that counts"))
         if len(tables.columns(summary)) > 2:
-            found.append(_tile(robust["all_draws"], f"robust with all {robust['k']} answers right"))
+            found.append(
+                _tile(
+                    robust["all_draws"],
+                    f"accuracy under attack, if all {robust['k']} answers must be right",
+                )
+            )
     elif "corrupted" in summary:
         found.append(_tile(summary["corrupted"]["per_draw"], "accuracy on corrupted images"))
     if len(found) < 3 and "undefended" in robust:

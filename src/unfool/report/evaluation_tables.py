@@ -248,7 +248,7 @@ def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
     two side by side would make the defense look worthless.
     """
     told = [("the attack that counts", summary["robust"])]
-    told += [(attack["name"], attack["robust"]) for attack in summary["attacks"]]
+    told += [(f"the attack '{attack['name']}'", attack["robust"]) for attack in summary["attacks"]]
     found = [(name, row["undefended"]) for name, row in told if "undefended" in row]
     return min(reversed(found), key=lambda pair: pair[1]["accuracy"])
 

@@ -12,6 +12,11 @@ from unfool.runtime.provenance import Start
 
 UNKNOWN = "not recorded"
 SHOWN = 3  # starts that are told of
+HASHES = (
+    "The hash of the images covers pixels and labels. The hash of the weights covers all tensors of the "
+    "model and the attacks as built, with those that follow from options, such as the times of a "
+    "purifier. So it is not the hash of a file, and other options can change it."
+)
 
 
 def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
@@ -29,7 +34,7 @@ def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
     ]
     told = started(provenance["starts"])
     told.insert(1, ("duration", took))
-    return [Heading("Record"), Definitions(told + hashes)]
+    return [Heading("Record"), Definitions(told + hashes), Paragraph(HASHES, "note")]
 
 
 def started(starts: Sequence[Start]) -> list[tuple[str, str]]:

@@ -50,7 +50,8 @@ KNOWING = (
 )
 IMAGE_BY_IMAGE = (
     "How many of the held-out answers to each image are right; ✓ where the true class leads. "
-    "Choose what to show, or click a heading to sort. Click an image that the run kept to see it."
+    "In the HTML report, choose what to show, click a heading to sort, or click an image that the run "
+    "kept to see it."
 )
 RESUBMISSION = (
     "How often all answers are right if the same image is submitted this many times; an attacker "
@@ -170,7 +171,7 @@ def lead(summary: Summary) -> list[str]:
             f"The classifier without its defense is wrong on {cell(complement(bare))} of the images "
             f"under {name}."
         )
-    said.append("These are the attacks that were tried: a better one can only raise the number.")
+    said.append("Only the attacks below were tried: a better one can only get through more often.")
     return said
 
 
@@ -200,7 +201,7 @@ def _scatter(summary: Summary) -> str | None:
     if _single(summary):
         return None
     flips = cell(summary["flip_rate"])
-    return f"On clean images, {flips} of the answers differ from most answers to the same image."
+    return f"On clean images, {flips} of the answers differ from the majority for the same image."
 
 
 def _broken(summary: Summary) -> str | None:
@@ -209,8 +210,8 @@ def _broken(summary: Summary) -> str | None:
         return None
     each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
     return (
-        "Images that the majority gets right when clean and wrong under the attack that counts: "
-        f"{each}."
+        "Images that the majority gets right when clean, but wrong under attack, by the attack that "
+        f"counts: {each}."
     )
 
 

@@ -57,11 +57,11 @@ def _changes(spec: EvaluationSpec) -> Iterator[str]:
     if any(row.get("bounded", True) for row in played.attacks):
         eps = eps_words(threat["eps"]) if threat["norm"] == "linf" else f"{threat['eps']:.4g}"
         others = ", ".join(norm for norm in MEASURES if norm != threat["norm"])
-        yield f"Changes larger than {eps} in {threat['norm']}, or measured in {others}."
+        yield f"Changes larger than {eps} in {threat['norm']}, or limited in {others} instead."
     if not played.unbounded and all(row.get("bounded", True) for row in played.attacks):
         yield "Changes that no norm bounds, such as warps, filters, patches, and printed objects."
     if not played.corruptions:
-        yield "Corruptions that nobody chose: noise, blur, weather, compression."
+        yield "Corruptions that no attacker chose: noise, blur, weather, compression."
 
 
 def _beyond(spec: EvaluationSpec) -> Iterator[str]:

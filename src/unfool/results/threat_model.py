@@ -52,7 +52,8 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
         told["not by an attacker"] = "; ".join(corruptions) + " (no threat bounds these)"
     return told | {
         "the defense": defense,
-        "the verdict": f"{options['draws']} held-out draws per image, the same for all its versions"
+        "the verdict": f"{options['draws']} held-out draws per image, the same for the "
+        "clean image and its attacked versions"
         + ("; the attack that counts is chosen per image on other draws" if attacks else "")
         + (
             "; no attack was tried on what was already wrong on all of these"

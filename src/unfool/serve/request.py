@@ -251,7 +251,7 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
         room.take(_pixels(content, name))
         add(_decoded(read_picture, io.BytesIO(content), name, shape, found.notes.append), name)
     if body.array is not None:
-        add(_checked_array(body.array, room), "the images")
+        add(_checked_array(body.array, room), "each image")
     return found
 
 

@@ -356,5 +356,5 @@ def _few_draws(
         "yellow",
         f"{said}, and {share:.0%} of its variance comes from the model's random draws ({k} per "
         "image) and not from the choice of images, so the same images would give another number "
-        f"next time: raise evaluation.draws ({advice})",
+        f"with another seed: raise evaluation.draws ({advice})",
     )
