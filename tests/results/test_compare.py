@@ -257,6 +257,15 @@ def test_a_bound_needs_finished_runs():
         gates(found, None, 0.02)
 
 
+def test_a_drop_needs_the_same_attacks(two, mistake):
+    weaker = [SPEC["attacks"][0] | {"steps": 1}]
+    a_run(two / "weaker", [4] * 8 + [0] * 2, attacks=weaker)
+    told = mistake("compare", "a", "weaker", "--max-drop", "0.5")
+    assert "--max-drop" in told
+    assert "attacks." in told
+    assert run(["compare", "a", "weaker", "--min-robust", "0.1"]) == 0
+
+
 def test_a_failure_tells_its_numbers():
     gate = Gate("min-robust", "robust", 0.5, Mean(0.4, 0.3, 0.52))
     failure = ElementTree.fromstring(junit([gate])).find("testsuite/testcase/failure")

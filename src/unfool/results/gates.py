@@ -58,8 +58,9 @@ def gates(
         strict: Hold the bounds against the worse ends of the intervals.
 
     Raises:
-        ValueError: A bound is no share, there is no robust accuracy to hold it against, or a run is
-            not finished: an easy first half passes.
+        ValueError: A bound is no share, there is no robust accuracy to hold it against, a run is not
+            finished (an easy first half passes), or a drop is between runs under different attacks (a
+            weaker attack passes).
     """
     if (min_robust, max_drop) != (None, None) and found.n < found.of:
         raise ValueError(
@@ -69,6 +70,12 @@ def gates(
     for name, bound in (("--min-robust", min_robust), ("--max-drop", max_drop)):
         if bound is not None:
             check_bound(name, bound)
+    attacks = sorted(path for path in found.differs if path.startswith("attacks"))
+    if max_drop is not None and attacks and any(row.name == "robust" for row in found.rows):
+        raise ValueError(
+            f"--max-drop needs runs under the same attacks, and these differ in {', '.join(attacks)}: "
+            "run one of them again with the attacks of the other, or compare without --max-drop"
+        )
     rows, made = {row.name: row for row in found.rows}, []
     if min_robust is not None:
         if "robust" not in rows:
