@@ -1,6 +1,7 @@
 """The forecast: the calls that a run will make, and the images that fit a budget."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from unfool.cli.main import run
 from unfool.diffusion.gradient import keeping
-from unfool.evaluation.forecast import CALLS, forecast, plan, seconds_of
+from unfool.evaluation.forecast import CALLS, expected, forecast, plan, seconds_of
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -140,6 +141,24 @@ def test_where_memory_runs_out_in_a_trial_a_smaller_one_counts(monkeypatch):
     told = forecast(spec, made=made)
     assert told.batch_size == 4 < plain.batch_size
     assert told.total.calls == plain.total.calls
+
+
+def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch):
+    spec = check(load("blobs", [*SMALL, "attacks=[]"]))
+    made = prepare(spec)
+    defended: Any = made.model
+    purify, calls = defended.purifier.forward, []
+
+    def slow_at_first(*given):
+        calls.append(given)
+        time.sleep(0.2 if len(calls) < 3 else 0)  # the first call is the rehearsal's
+        return purify(*given)
+
+    monkeypatch.setattr("unfool.evaluation.forecast.TRIAL", 0.1)
+    monkeypatch.setattr(defended.purifier, "forward", slow_at_first)
+    told = expected(spec, made, 8)
+    assert told is not None
+    assert told.seconds["verdict"] < 0.2
 
 
 def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
