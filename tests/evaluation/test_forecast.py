@@ -195,7 +195,7 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
     least = ["evaluation.images=9", "machine.images_per_block=2"]
     assert run([*command(*least), "--budget", "0.001s"]) == 0
     assert Run.open(elsewhere / "run").spec["evaluation"]["images"] == 2
-    assert "2 images (the most that fit into 0.001s" in capsys.readouterr().out
+    assert "2 images (as many as fit into 0.001s" in capsys.readouterr().out
     assert run([*command(*least), "--budget", "9h"]) == 0
     assert len(Run.open(elsewhere / "run").outcomes()) == 2, "it goes on as it was begun"
     assert run([*command(*least, out="other"), "--budget", "9h"]) == 0
@@ -218,7 +218,7 @@ def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
 
 def test_a_budget_is_a_time(mistake):
     assert [seconds_of(word) for word in ("2h", "30m", "45s", "1h30m")] == [7200, 1800, 45, 5400]
-    assert "2h, 30m or 45s" in mistake("evaluate", "blobs", "--budget", "soon")
+    assert "2h, 30m, or 45s" in mistake("evaluate", "blobs", "--budget", "soon")
     assert "--set evaluation.images=" in mistake(
         "evaluate", "blobs", "--budget", "1h", "--shard", "0/2"
     )
