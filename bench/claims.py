@@ -71,21 +71,22 @@ HEADS = (
     "StAdv or LF",
     "clean",
     "doubts",
-    "calls an image",
-    "seconds an image",
+    "calls per image",
+    "seconds per image",
 )
 ENOUGH = 64  # images of a row
 OPENING = (
-    "This table cannot say whether a paper's number is right: our denoiser is small (4.2 million "
+    "The table below cannot say whether a paper's number is right: our denoiser is small (4.2 million "
     "parameters, a few steps; the papers' have 35 million and more, and take up to 1,000), attacks are "
     "short, and few images leave wide intervals. It says how the defenses fare beside each other, on the "
-    "same images and by the same attacks, and how far the kind of attack that a paper chose lies from "
-    "stronger ones."
+    "same images and by the same attacks, and how much less accuracy stronger attacks leave than the "
+    "kind that the paper chose."
 )
 READING = (
-    "Claimed accuracies are the papers', numbered as below. Ours are per draw, with 95 % intervals, on "
-    "CIFAR-10 in linf 8/255; no norm bounds StAdv and LF. DW-box is judged on the noise that its "
-    "attacker knows, the others on noise that they have not seen. Calls are forward passes and "
+    "Claimed accuracies are the papers', numbered as in the list below the table. Ours are per draw, "
+    "with 95 % intervals, on CIFAR-10 in linf 8/255; no norm bounds StAdv (moved pixels) and LF (low "
+    "frequencies). DW-box is judged on the noise that its attacker knows, the others on noise that they "
+    "have not seen. Calls are forward passes and "
     "gradients of the denoiser, attacks included, and seconds are of the machine that ran the row."
 )
 

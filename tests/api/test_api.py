@@ -111,7 +111,7 @@ def test_a_folder_of_another_run_is_refused(change, network, tensors, tmp_path):
         "seed": {"seed": 1},
         "draws": {"draws": 3},
     }.get(change, {})
-    with pytest.raises(RuntimeError, match=r"holds a run of (an)?other"):
+    with pytest.raises(RuntimeError, match=r"holds a run o[fn] (an)?other"):
         evaluate(model, data, **options)
 
 
@@ -216,7 +216,7 @@ def test_without_attacks_there_is_no_robustness(network, tensors):
         ({"images": 7}, "the data set has 6"),
         ({"attacks": {"robust": PGD()}}, "'robust'"),
         ({"attacks": {"pgd": PGD}}, r"PGD\(...\)"),
-        ({"attacks": {"pgd": 3}}, "cannot be called"),
+        ({"attacks": {"pgd": 3}}, "must be callable"),
         ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpdda")}}, "did you mean 'bpda'"),
         ({"attacks": {"pgd": unfool.AttackOnView(PGD(), "bpda")}}, "`exact`"),
     ],

@@ -142,7 +142,7 @@ def test_what_size_pictures_are_classified_in_is_told(images, capsys, mistake):
     assert "not known" not in capsys.readouterr().err
     assert run(["classify", str(images / "wide.jpg"), *alone]) == 0
     said = capsys.readouterr().err
-    assert "stretched to fit: the image and the model are 1 x 20 x 30 and 1 x 4 x 4" in said
+    assert "stretched to what the model takes: 1 x 20 x 30 to 1 x 4 x 4" in said
     photographs = [*alone, "--set", "data={name: cifar10}"]
     assert run(["classify", str(images / "some.npz"), *photographs]) == 0
     assert "image size of the classifier is not known" in capsys.readouterr().err

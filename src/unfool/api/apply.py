@@ -187,13 +187,13 @@ def array_of_images(x: Tensor, like: np.ndarray, last: bool) -> np.ndarray:
 
 def stretched(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Images resized to what the model takes; said if they change."""
-    _tell_resized(x, shape, "stretched to fit: the image and the model", say)
+    _tell_resized(x, shape, "what the model takes", say)
     return _resized(x, shape)
 
 
 def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
     """Images resized to what the denoiser takes; said if they change."""
-    _tell_resized(x, shape, "stretched to fit, and back: the image and the denoiser", say)
+    _tell_resized(x, shape, "what the denoiser takes, and back", say)
     return _resized(x, shape)
 
 
@@ -241,8 +241,8 @@ def _told_by_data(
 
 def _tell_resized(x: Tensor, shape: Shape | None, what: str, say: Say) -> None:
     if shape is not None and x.shape[1:] != shape:
-        sizes = " and ".join(" x ".join(map(str, s)) for s in (x.shape[1:], shape))
-        say(f"{what} are {sizes}")
+        given, taken = (" x ".join(map(str, s)) for s in (x.shape[1:], shape))
+        say(f"images are stretched to {what}: {given} to {taken} (channels x height x width)")
 
 
 def _resized(x: Tensor, shape: Shape | None) -> Tensor:

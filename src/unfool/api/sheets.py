@@ -20,8 +20,9 @@ from unfool.runtime.device import pick_device
 ATTACKED = (
     "The clean image, the attacked image, and the attacked image purified with one draw of the "
     "defense's noise. Below the first two stands the answer without the defense, below the "
-    "purified image the answer of the defended model. The difference shows what the attack "
-    "changed, magnified; gray means no change."
+    "purified image the answer of the defended model. The last column shows what the attack "
+    "changed, multiplied by the factor in its heading (gray means no change), and the size of the change "
+    "in the threat's norm."
 )
 
 

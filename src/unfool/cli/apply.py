@@ -1,10 +1,11 @@
 """The commands that put a user's own images through a defense: `unfool purify` and `unfool classify`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from unfool.cli.options import BatchSize, Data, Device, Download, ImageFiles, Out, Set
+from unfool.cli.options import BatchSize, Data, Device, Download, ImageFiles, Set
 
 Force = Annotated[bool, typer.Option("--force", help="Accept images far larger than the model's.")]
 
@@ -13,7 +14,7 @@ def purify(
     images: ImageFiles,
     spec: Annotated[str, typer.Option(help="The spec whose denoiser and purifier to use.")],
     changes: Set = None,
-    out: Out = None,
+    out: Annotated[Path, typer.Option(help="The output folder.")] = Path("purified"),
     seed: Annotated[int, typer.Option(help="Seed of the purifier's noise.")] = 0,
     download: Download = False,
     device: Device = "auto",
@@ -24,12 +25,9 @@ def purify(
 
     The noise of an image depends on the seed and on its place among all images given.
     """
-    from pathlib import Path
-
     from unfool.cli.apply_to_files import purify_files
 
-    folder = out or Path("purified")
-    for path in purify_files(images, spec, changes or [], folder, seed, device, batch_size, force):
+    for path in purify_files(images, spec, changes or [], out, seed, device, batch_size, force):
         typer.echo(path)
 
 
@@ -42,7 +40,9 @@ def classify(
     ] = 8,
     seed: Annotated[int, typer.Option(help="Seed of the defense's noise.")] = 0,
     data: Data = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write a sheet of the images into this folder.")
+    ] = None,
     download: Download = False,
     device: Device = "auto",
     batch_size: BatchSize = 256,

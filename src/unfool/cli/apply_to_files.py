@@ -41,14 +41,14 @@ from unfool.runtime.provenance import command_line
 
 SHEET = "sheet.html"
 PURIFIED = (
-    "Each image as given, with the purifier's noise added, and purified. The difference shows what "
-    "purification changed, magnified; gray means no change."
+    "Each image as given, with the purifier's noise added, and purified. The last column shows what "
+    "purification changed, multiplied by the factor in its heading; gray means no change."
 )
 CLASSIFIED = (
     "Each image as the model sees it, and purified with the first draw of the defense's noise. "
     "Below the image stands the answer without the defense, and below the purified image the "
-    "majority vote. The difference shows what purification changed, magnified; gray means no "
-    "change."
+    "majority vote. The last column shows what purification changed, multiplied by the factor in its "
+    "heading; gray means no change."
 )
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from unfool.cli.options import Out, command_line
+from unfool.cli.options import command_line
 
 Strict = Annotated[
     bool,
@@ -29,7 +29,9 @@ def compare(
     junit: Annotated[
         Path | None, typer.Option(help="Write a JUnit XML file with one test case per bound.")
     ] = None,
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the report into this folder.")
+    ] = None,
     strict: Strict = False,
 ) -> None:
     """Compare two runs of `evaluate`, image by image, on the same images and draws."""

@@ -78,7 +78,10 @@ def installed() -> list[Finding]:
         name = torch.cuda.get_device_name()
         found.append(Finding("ok", f"{name}, {free >> 20} of {total >> 20} MiB free"))
     else:
-        found.append(Finding("note", f"no GPU; {torch.get_num_threads()} threads on the CPU"))
+        threads = torch.get_num_threads()
+        found.append(
+            Finding("note", f"no GPU; {threads} thread{'' if threads == 1 else 's'} on the CPU")
+        )
     free_disk = shutil.disk_usage(Path.cwd()).free >> 20
     found.append(Finding("ok" if free_disk > 500 else "FAIL", f"{free_disk} MiB of disk free here"))
     return found

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from unfool.cli.options import Out
-
 
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a run of `evaluate`.")],
     to: Annotated[str, typer.Option(help="The format: csv, parquet, eee, robustbench, or badge.")],
-    out: Out = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The output folder; by default that of the run.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="The model as OWNER/NAME (eee requires it).")
     ] = None,

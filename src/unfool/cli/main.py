@@ -254,7 +254,13 @@ for command in (compare, export, publish, serve, menu, init, doctor):
 
 
 @app.command()
-def selftest(out: Out = None, device: Device = "auto", quiet: Quiet = False) -> None:
+def selftest(
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the report into this folder.")
+    ] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
     """Check attacks and intervals on models with known answers (about a minute)."""
     import time
 

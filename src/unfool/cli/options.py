@@ -25,7 +25,9 @@ Data = Annotated[
     str | None,
     typer.Option("--data", envvar="UNFOOL_DATA", help="The folder with the data sets."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="The output folder.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="The output folder; by default one in runs/.")
+]
 Device = Annotated[
     str, typer.Option(help="The device, such as cpu or cuda; auto takes the GPU if there is one.")
 ]
