@@ -320,7 +320,7 @@ def main() -> None:
     import torch
 
     from unfool.certification import certify as _c  # noqa: F401
-    from unfool.evaluation import export_images as _e  # noqa: F401
+    from unfool.evaluation import keep_attacked_images as _e  # noqa: F401
     from unfool.evaluation import sweep as _s  # noqa: F401
     from unfool.report import certification as _r  # noqa: F401
     from unfool.report import evaluation as _v  # noqa: F401

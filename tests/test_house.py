@@ -11,7 +11,7 @@ FLOORS = [
     {"noise", "statistics", "runtime", "networks"},
     {"spec"},
     {"diffusion", "distances", "threat"},
-    {"protocols", "checks"},
+    {"protocols", "argument_checks"},
     {"batching"},
     {"data"},
     {"defenses", "attacks", "models"},

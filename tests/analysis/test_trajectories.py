@@ -13,8 +13,8 @@ from PIL import Image
 from unfool.analysis.inputs import load_inputs
 from unfool.analysis.landscape import Landscape, landscape
 from unfool.analysis.trajectories import DW, EOT, WHITE, Runs, Trajectories, flat, trajectories
+from unfool.argument_checks import images_of_any_range
 from unfool.attacks.losses import LOSSES
-from unfool.checks import images_of_any_range
 from unfool.cli.main import run
 from unfool.report.document import Drawing
 from unfool.report.figures import style

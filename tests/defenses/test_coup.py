@@ -7,7 +7,7 @@ import torch
 from probe import Probe, blobs, mean_and_deviation, world
 from torch import nn
 
-from unfool.checks import images_of_any_range
+from unfool.argument_checks import images_of_any_range
 from unfool.defenses.coup import COUP, Confidence
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.purified_classifier import Purified

@@ -7,7 +7,7 @@ import pytest
 import torch
 from probe import Probe, blobs, mean_and_deviation, world
 
-from unfool.checks import images_of_any_range
+from unfool.argument_checks import images_of_any_range
 from unfool.defenses.diffpure import DiffPure
 from unfool.diffusion.denoiser import Mixture
 from unfool.diffusion.reverse import DDIM, Ancestral, Heun, euler_maruyama, even, flow, reverse

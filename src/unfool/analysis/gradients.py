@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unfool.argument_checks import images_of_any_range
 from unfool.attacks import views
 from unfool.attacks.losses import LOSSES, Loss, query_model
-from unfool.checks import images_of_any_range
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier

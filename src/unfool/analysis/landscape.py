@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from unfool.analysis.trajectories import DW, EOT, losses_at
+from unfool.argument_checks import images_of_any_range
 from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
-from unfool.checks import images_of_any_range
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.progress import progress

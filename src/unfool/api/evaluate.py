@@ -15,9 +15,9 @@ from unfool.api.inputs import (
 from unfool.api.result import Result
 from unfool.api.run_result import place_for
 from unfool.api.spec_from_objects import attack_entry, contents, model_parts, modules
+from unfool.argument_checks import check_threat
 from unfool.attacks.interop import ExternalAttack
 from unfool.attacks.views import exact
-from unfool.checks import check_threat
 from unfool.data.arrays import Arrays
 from unfool.errors import SpecError
 from unfool.evaluation.forecast import watched

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from unfool.checks import NORMALIZED
+from unfool.argument_checks import NORMALIZED
 from unfool.data.arrays import Arrays
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise

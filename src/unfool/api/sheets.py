@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unfool.attacks.views import Batched
 from unfool.defenses.purified_classifier import predict
-from unfool.evaluation.export_images import kept_images
+from unfool.evaluation.keep_attacked_images import kept_images
 from unfool.evaluation.prepare import build_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
@@ -123,7 +123,7 @@ def write_attack_sheets(run: Run, command: str) -> list[Path]:
     The model is built anew, and answers on the first draw of an evaluation's verdict.
 
     Args:
-        run: What `export_images.run` returned.
+        run: What `keep_attacked_images.run` returned.
         command: How to make it again.
 
     Raises:

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfool.argument_checks import check_labels, checked
 from unfool.attacks.apgd import APGD
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import FAB
@@ -15,7 +16,6 @@ from unfool.attacks.losses import competing_logits, query_logits, recording_loss
 from unfool.attacks.noise_free import split_by_noise
 from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
-from unfool.checks import check_labels, checked
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier
 from unfool.ranges import Count, CountFromZero, ShareAboveZero, check_fields

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.fab import stretched
 from unfool.attacks.losses import query_model, runner_up_classes
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, NotNegative, Positive, check_fields

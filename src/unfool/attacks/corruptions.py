@@ -19,7 +19,7 @@ from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
-from unfool.checks import checked
+from unfool.argument_checks import checked
 from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
 from unfool.noise import Noise
 from unfool.protocols import Classifier

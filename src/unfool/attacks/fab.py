@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import checked
 from unfool.attacks.batch_queue import serve
 from unfool.attacks.candidates import Selection, require_norm
 from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.attacks.noise_free import split_by_noise
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields

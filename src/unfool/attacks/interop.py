@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from unfool.argument_checks import check_evaluating, check_finite, checked
 from unfool.attacks.views import Batched
-from unfool.checks import check_evaluating, check_finite, checked
 from unfool.noise import Noise, seeded
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_arguments

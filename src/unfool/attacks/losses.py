@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfool.argument_checks import check_labels, check_logits
 from unfool.batching import in_parts
-from unfool.checks import check_labels, check_logits
 from unfool.noise import Noise, drawn_so_far
 from unfool.protocols import Classifier
 

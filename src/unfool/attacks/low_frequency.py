@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.attacks.perceptual import within
-from unfool.checks import checked
 from unfool.distances import INPUT, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier

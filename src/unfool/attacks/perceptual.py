@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import Loss, query_model
-from unfool.checks import checked
 from unfool.distances import INPUT, Distance, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier

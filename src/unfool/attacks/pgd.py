@@ -9,11 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import check_attack, checked
 from unfool.attacks.batch_queue import AttackSteps, serve_apart
 from unfool.attacks.candidates import EarlyStop, Selection
 from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
-from unfool.checks import check_attack, checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, InEps, MostOf, check_fields

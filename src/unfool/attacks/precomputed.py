@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch import Tensor
 
-from unfool.checks import checked
+from unfool.argument_checks import checked
 from unfool.data import fetch, image_files
 from unfool.data.arrays import channels_first, check_images, read
 from unfool.noise import Noise

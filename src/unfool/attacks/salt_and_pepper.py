@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import rank_value
 from unfool.attacks.losses import query_model
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, check_fields

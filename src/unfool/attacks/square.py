@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose, require_norm
 from unfool.attacks.losses import query_model
 from unfool.attacks.noise_free import split_by_noise
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, check_fields

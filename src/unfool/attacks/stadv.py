@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, check_fields

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from unfool.argument_checks import checked
 from unfool.attacks.views import without_elimination
-from unfool.checks import checked
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.threat import Threat

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unfool.argument_checks import check_finite, check_logits
 from unfool.batching import BatchLimit, in_parts
-from unfool.checks import check_finite, check_logits
 from unfool.diffusion.deviation import deviating
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier

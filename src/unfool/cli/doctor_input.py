@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unfool.checks import images_of_any_range
+from unfool.argument_checks import images_of_any_range
 from unfool.cli.doctor_finding import Finding
 from unfool.models.cifar_layouts import CIFAR10, IMAGENET, NOTHING, PYTORCH_CIFAR
 from unfool.models.classifiers import NormalizedClassifier

@@ -119,15 +119,15 @@ def attack(
     quiet: Quiet = False,
 ) -> None:
     """Save the adversarial images of an evaluation spec. To resume, run it again."""
-    from unfool.evaluation import export_images
+    from unfool.evaluation import keep_attacked_images
     from unfool.evaluation import run as evaluation
 
-    part, kind = shard_of(shard), export_images.check_format(form)
+    part, kind = shard_of(shard), keep_attacked_images.check_format(form)
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, "-images")
-    run = export_images.run(checked, folder, part, quiet)
+    run = keep_attacked_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
         command = command_line("attack", spec, changes, format=form, png=png)
-        for made in export_images.write_images(run, kind, png, command):
+        for made in keep_attacked_images.write_images(run, kind, png, command):
             typer.echo(made)
         if png:
             from unfool.api.sheets import write_attack_sheets
@@ -332,7 +332,7 @@ def _exit_with(sentence: str, code: int) -> int:
 def _report(run: Any) -> None:
     """Write the report of a run of any kind, and print what it says."""
     if run.kind == "collection":
-        from unfool.evaluation.export_images import write_images
+        from unfool.evaluation.keep_attacked_images import write_images
 
         for made in write_images(run):
             typer.echo(made)

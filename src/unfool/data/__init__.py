@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unfool.checks import NORMALIZED, check_labels
+from unfool.argument_checks import NORMALIZED, check_labels
 from unfool.lazy import lazily
 from unfool.protocols import Dataset
 

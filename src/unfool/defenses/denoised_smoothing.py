@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.sampling import Variance
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import Ancestral, reverse, strided, walk

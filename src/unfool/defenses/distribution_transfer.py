@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent, require_classifier
 from unfool.defenses.sampling import SamplerName, Variance, make_sampler

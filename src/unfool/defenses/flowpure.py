@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.reverse import DDIM, reverse, walk

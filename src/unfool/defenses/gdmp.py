@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.fewer_steps import with_fewer_steps
 from unfool.defenses.guidance import Descent
 from unfool.defenses.sampling import Variance, in_turn, make_sampler

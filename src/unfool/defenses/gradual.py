@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from unfool.checks import check_images, images_of_any_range
+from unfool.argument_checks import check_images, images_of_any_range
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.sampling import SamplerName, Variance, in_turn
 from unfool.diffusion.denoiser import Denoiser

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.fewer_steps import along, apart
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.matched_noise import coarse_times

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import images_of_any_range
+from unfool.argument_checks import images_of_any_range
 from unfool.defenses.aggregate import By, aggregate
 from unfool.noise import Noise
 from unfool.protocols import Classifier

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import (
+from unfool.argument_checks import (
     check_evaluating,
     check_finite,
     check_images,

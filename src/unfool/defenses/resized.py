@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.defenses.purified_classifier import image_shape
 from unfool.noise import Noise
 from unfool.protocols import Purifier

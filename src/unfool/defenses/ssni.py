@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from unfool.checks import check_images
+from unfool.argument_checks import check_images
 from unfool.diffusion.denoiser import Denoiser
 from unfool.diffusion.gradient import chain
 from unfool.noise import Noise

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from unfool.argument_checks import check_threat
 from unfool.attacks.losses import recording_losses
 from unfool.attacks.views import Batched
-from unfool.checks import check_threat
 from unfool.data import fetch
 from unfool.evaluation.block_progress import BlockProgress, Expected
 from unfool.evaluation.cost import CallCounter

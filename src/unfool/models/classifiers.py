@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfool.checks import check_logits
+from unfool.argument_checks import check_logits
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 

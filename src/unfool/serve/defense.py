@@ -18,8 +18,8 @@ from unfool.api.apply import (
     noise_to_purify,
     tally,
 )
+from unfool.argument_checks import check_finite, check_logits
 from unfool.attacks.views import Batched
-from unfool.checks import check_finite, check_logits
 from unfool.defenses.purified_classifier import image_shape, vote_streams
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from unfool.argument_checks import images_of_any_range
 from unfool.attacks.views import without_elimination
-from unfool.checks import images_of_any_range
 from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise

@@ -14,7 +14,7 @@ from unfool.cli.main import run
 from unfool.data import fetch, image_files
 from unfool.data.digits import digits
 from unfool.data.subset import choose_indices, labels_of
-from unfool.evaluation import export_images
+from unfool.evaluation import keep_attacked_images
 from unfool.evaluation import run as evaluation
 from unfool.evaluation.prepare import prepare
 from unfool.noise import Noise
@@ -91,7 +91,7 @@ def test_a_sheet_shows_each_attack_and_names_classes(kept):
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
     assert heads[:3] == ["image", "before", "attacked"]
     assert page.count("data:image/png;base64") == 7 * 3
-    facts = Run.open(kept).read(export_images.AttackedImage)
+    facts = Run.open(kept).read(keep_attacked_images.AttackedImage)
     for fact in facts:
         assert f"no. {fact.index}<br>true: {digits().classes[fact.label]}<br>" in page
         assert f"size {fact.sizes['a/b c']:.3g}" in page

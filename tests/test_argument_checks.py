@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import unfool
-from unfool import checks
+from unfool import argument_checks as checks
 from unfool.attacks.pgd import PGD, fgsm
 from unfool.attacks.views import Batched, classifier_only
 from unfool.data import fetch
