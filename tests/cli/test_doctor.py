@@ -9,8 +9,10 @@ from torch import nn
 
 import unfool
 from unfool.cli import doctor
+from unfool.cli.doctor_denoiser import denoises
 from unfool.cli.main import run
 from unfool.data import cifar10_sample, fetch, image_files
+from unfool.data.digits import digits
 from unfool.defenses.purified_classifier import Purified
 from unfool.models.classifiers import NormalizedClassifier, Stated
 from unfool.toy.blobs import Blobs, bayes
@@ -179,6 +181,14 @@ def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
     out = capsys.readouterr().out
     assert "FAIL  x_hat" in out
     assert "expects another range" not in out
+
+
+def test_the_denoising_of_a_network_without_classes_is_tested():
+    """The loaders of published files say that it has no null class, which it does not need."""
+    network = unfool.load_denoiser("digits-denoiser")
+    network.null = False
+    x, y = fetch(digits("test"), range(64))
+    assert {finding.mark for finding in denoises(network, x, y, 10)} == {"ok"}
 
 
 @pytest.mark.parametrize(

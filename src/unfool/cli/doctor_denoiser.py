@@ -41,7 +41,7 @@ def denoises(
     count = next((n for height, n in _IMAGES if x.shape[2] <= height), _LARGE)
     conditional = denoiser.classes == classes > 0
     asked: list[tuple[str, Tensor | None]] = []
-    if getattr(denoiser, "null", True):
+    if not denoiser.classes or getattr(denoiser, "null", True):
         asked.append((" without labels" if denoiser.classes else "", None))
     if conditional:
         asked.append((" with labels", y))

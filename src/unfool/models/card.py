@@ -233,7 +233,8 @@ def read_card(weights: str) -> tuple[Path, Card]:
                 )
             return folder, {**card, "part": _renamed(card["part"])}
     raise ValueError(
-        f"there is no folder {weights!r} with a card.json, and no shipped model of that name; "
+        f"there is no folder {weights!r} with a card.json, and no shipped model of that name "
+        f"(`unfool doctor FOLDER` says which name loads other weights); "
         f"{hint(weights, shipped())}"
     )
 

@@ -146,6 +146,8 @@ def _must_be(mistake: Any, absent: Sequence[str]) -> str:
     if mistake["type"] == "missing" and isinstance(mistake["loc"][-1], int):
         return "a longer list"
     keys = f"the key{'s' * (len(absent) > 1)} {', '.join(absent)}"
+    if told.get("class") in ("Sequence", "Mapping"):
+        return "a list" if told["class"] == "Sequence" else "a table"
     return MUST_BE.get(mistake["type"], "of another kind").format(**told, keys=keys)
 
 
