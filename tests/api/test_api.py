@@ -1,6 +1,8 @@
 """From Python: the same outcomes as the command's, on whatever a user hands over."""
 
 import importlib
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -295,3 +297,38 @@ def test_a_run_from_python_keeps_what_a_function_asked(network, tensors, tmp_pat
     assert "`unfool.evaluate` was called from Python" in text
     assert Run.open(tmp_path).manifest["spec"]["data"] == {"name": "tensors"}
     assert isinstance(network, nn.Module)
+
+
+SCRIPT = """
+from torch import nn
+from unfool.api.spec_from_objects import contents
+
+STRENGTH = 0.5
+
+def shade(x):
+    return x * STRENGTH if "a" in {"a", "b", "c"} else x
+
+class Net(nn.Module):
+    def forward(self, x):
+        def mean(y):
+            return y.mean((1, 2, 3))
+        return mean(shade(x))[:, None]
+
+print(contents(Net()))
+"""
+
+
+def test_code_of_a_script_counts_with_what_it_uses(tmp_path):
+    """Each is run by a process of its own, where hashes of texts, and so the order of sets, differ."""
+
+    def told(old="", new=""):
+        script = tmp_path / "script.py"
+        script.write_text(SCRIPT.replace(old, new) if old else SCRIPT)
+        return subprocess.run(
+            [sys.executable, script], capture_output=True, text=True, check=True
+        ).stdout
+
+    before = told()
+    assert told("STRENGTH = 0.5", "UNUSED = 1  # a comment\nSTRENGTH = 0.5") == before
+    changes = [("0.5", "0.6"), ("x * STRENGTH", "x / STRENGTH"), ("(1, 2, 3)", "(1, 3, 2)")]
+    assert len({before, *(told(*change) for change in changes)}) == 4

@@ -72,9 +72,9 @@ def evaluate(
         out: A run folder, in which finished images are kept, and which can later be extended to
             more images; a temporary folder by default. It is an error if the folder holds another
             run: with another model (weights, buffers, or options), other attacks (their fields),
-            other data, or another threat, seed, or number of draws. Your own code counts if it is
-            in a module, with the modules that it imports, but not the code of a notebook or of the
-            main script.
+            other data, or another threat, seed, or number of draws. Your own code counts, too:
+            every file of a module and of the modules that it imports, and the compiled classes and
+            functions of a notebook or of the main script.
         classes: The name of each class; by default those of the data set, or numbers.
         batch_size: The largest number of images (times draws) in one call of the model; it changes
             only speed and memory.

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import CodeType
 from typing import Any, cast
 
 import torch
@@ -93,7 +94,8 @@ def options(thing: Any) -> dict[str, Any]:
 def contents(thing: Any) -> str:
     """A hash of what an object is made of: weights, buffers, options, and the parts inside it.
 
-    The code of its class is no part of it, but for its name; nor is the device, nor the batch size.
+    Of the code of its class only the name counts, unless it was defined in a notebook or in the script
+    that runs. The device and the batch size do not count.
     """
     digest = hashlib.sha256()
     for piece in _pieces(thing, {}):
@@ -143,12 +145,56 @@ def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
         return
     if inspect.isroutine(thing) or inspect.isclass(thing):
         yield f"{thing.__module__}:{thing.__qualname__};".encode()
+        if thing.__module__ == "__main__":
+            yield from _code(thing, seen)
         return
     if not isinstance(thing, Mapping | list | tuple | partial):
         yield f"{type(thing).__module__}:{type(thing).__qualname__};".encode()
+        if type(thing).__module__ == "__main__":
+            yield from _code(type(thing), seen)
     for name, value in _pairs(thing):
         yield f"{name}=".encode()
         yield from _pieces(value, seen)
+
+
+def _code(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
+    """What a function or class of a notebook or script does, with what it uses from there.
+
+    A module's file would be hashed. Here there may be no file, so this reads the compiled code.
+    """
+    if inspect.isclass(thing):
+        for name, value in sorted(vars(thing).items()):
+            made = getattr(value, "__func__", getattr(value, "fget", value))
+            if inspect.isfunction(made) or isinstance(value, bool | int | float | str):
+                yield f"{name}=".encode()
+                yield from _pieces(made, seen)
+        for base in thing.__bases__:
+            if base.__module__ == "__main__":
+                yield from _pieces(base, seen)
+        return
+    function = getattr(thing, "__func__", thing)
+    if not inspect.isfunction(function):
+        return
+    yield from _pieces((function.__defaults__, function.__kwdefaults__), seen)
+    for code in _nested(function.__code__):
+        constants = [
+            sorted(map(repr, each)) if isinstance(each, frozenset) else repr(each)
+            for each in code.co_consts
+            if not inspect.iscode(each)
+        ]
+        yield code.co_code + repr((code.co_names, constants)).encode()
+        for name in code.co_names:
+            used = function.__globals__.get(name)
+            own = getattr(used, "__module__", None) == "__main__"
+            if own or isinstance(used, bool | int | float | str | Tensor):
+                yield from _pieces(used, seen)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for inner in code.co_consts:
+        if inspect.iscode(inner):
+            yield from _nested(inner)
 
 
 def _pairs(thing: Any) -> list[tuple[str, Any]]:
