@@ -55,8 +55,8 @@ def test_when_memory_runs_out_smaller_parts_give_the_same(back: bool, capsys):
     assert narrow.asked[-4:] == [5] * 4
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "out of memory with 20 images in a call: going on with 10",
-        "out of memory with 10 images in a call: going on with 5",
+        "unfool: out of memory with 20 images in one call; continuing with 10",
+        "unfool: out of memory with 10 images in one call; continuing with 5",
     ]
     narrow.asked.clear()
     assert torch.equal(predict_draws(limited, X, NOISE, 3), predict_draws(roomy, X, NOISE, 3))

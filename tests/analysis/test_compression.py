@@ -213,7 +213,7 @@ def test_the_page_of_compression_tells_what_the_runs_found_and_goes_on(runs, cap
 
 def test_compression_refuses_what_has_no_purifier(elsewhere, mistake):
     bare = ["--set", "purifier=null", "--images", "4"]
-    assert "no purifier is in blobs" in mistake("analyze", "compression", "blobs", *bare)
+    assert "no purifier in blobs" in mistake("analyze", "compression", "blobs", *bare)
     assert "--size" in mistake("analyze", "compression", "blobs", "--size", "0")
     assert "nowhere" in mistake("analyze", "compression", "nowhere.yaml")
 

@@ -106,6 +106,6 @@ def test_the_command_writes_a_page(elsewhere, mistake):
     arrays = np.load(elsewhere / "g" / "gradients.npz")
     assert arrays["gradients"].shape[:2] == (len(arrays["ways"]), 3)
     assert "must be 2 or more" in mistake("analyze", "gradients", "blobs", "--images", "1")
-    assert "ask for fewer" in mistake("analyze", "gradients", "blobs", "--images", "65")
+    assert "at most 64" in mistake("analyze", "gradients", "blobs", "--images", "65")
     assert "draws must be 1" in mistake("analyze", "gradients", "blobs", "--draws", "0")
     assert "loss" in mistake("analyze", "gradients", "blobs", "--loss", "mse")

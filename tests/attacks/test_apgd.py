@@ -122,5 +122,5 @@ def test_mistakes_are_told(options, words: str):
 
 def test_too_few_classes_are_told():
     for attack, classes in ((APGD(1, loss="dlr"), 3), (APGD(1, loss="dlr", targets=1), 4)):
-        with pytest.raises(ValueError, match=f"needs {classes} classes, and the model has 2"):
+        with pytest.raises(ValueError, match=f"{classes} classes, and the model has 2"):
             attack(Linear(), X, Y, THREATS["linf"], NOISE)

@@ -281,15 +281,15 @@ def test_a_folder_that_was_asked_something_else_is_refused(spec, whole, mistake)
         (["certification.sigma=much"], "certification.sigma"),
         (["certification={n: 10}"], "certification needs `sigma`"),
         (["certification.sigma=1000"], "1000"),
-        (["certification.n=9"], "take 10 or more"),
-        (["certification.n=4", "certification.alpha=0.05"], "take 5 or more"),
+        (["certification.n=9"], "to 10 or more"),
+        (["certification.n=4", "certification.alpha=0.05"], "to 5 or more"),
         (["certification.n0=0"], "n0 must be 1 or more"),
         (["certification.alpha=0"], "certification.alpha must be above 0 and below 0.5"),
         (["certification.alpha=0.6"], "certification.alpha must be above 0 and below 0.5"),
-        (["certification.images=7"], "has 6, not 7"),
+        (["certification.images=7"], "is 7, and the data set has 6"),
         (["certification.image=7"], "did you mean 'images'?"),
         (["machine.batch_size=0"], "batch_size must be 1 or more"),
-        (["purifier=diffpure"], "densepure, one-step can"),
+        (["purifier=diffpure"], "use densepure, one-step"),
         (["purifier={name: one-step, sigma: 0.1}"], "the noise is certification.sigma"),
         (["purifier={name: one-step, t: 0.1}"], "the noise is certification.sigma"),
         (["denoiser=null"], "needs a denoiser"),
@@ -383,5 +383,5 @@ def test_specs_that_are_shipped():
     for name in ("digits-certify", "cifar10-certify"):
         checked = certification.check(specs.load(name), folder="/nowhere")
         assert checked["certification"]["alpha"] == 0.001
-    with pytest.raises(SpecError, match="needs 'certification'"):
+    with pytest.raises(SpecError, match="section 'certification'"):
         certification.check({"data": "blobs", "classifier": "bayes"})

@@ -131,7 +131,7 @@ def test_samplers_are_the_steps_they_are_named_after():
 
 
 def test_heun_has_no_coarser_view():
-    with pytest.raises(ValueError, match="use `exact`"):
+    with pytest.raises(ValueError, match="view `exact`"):
         DiffPure(mixture(), sampler="heun").with_fewer_steps()
 
 

@@ -35,7 +35,7 @@ def test_walk_is_the_purifier_s_own_if_it_has_one():
 
 
 def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="made for 4 x 4"):
+    with pytest.raises(ValueError, match="images of 4 x 4"):
         Resized(INSIDE, size=8)
     with pytest.raises(ValueError, match="give `size`"):
         Resized(lambda x, noise: x)

@@ -188,7 +188,7 @@ def test_the_fastest_is_taken_and_remembered(monkeypatch, tmp_path, capsys):
     assert choose(make(), 4, memory) == "channels_last"
     assert asked == [8, 4]
     assert len(json.loads(memory.read_text())) == 2
-    assert capsys.readouterr().err.count("trying") == 2
+    assert capsys.readouterr().err.count("finding the fastest way") == 2
     memory.write_text("no json")
     assert choose(make(), 8, memory) == "channels_last"
     assert asked == [8, 4, 8]
@@ -207,5 +207,5 @@ def test_a_way_that_says_other_numbers_is_refused(monkeypatch):
             next(denoiser.parameters()).mul_(1.1)
 
     monkeypatch.setattr(execution, "run_as", wrong)
-    with pytest.raises(SpecError, match="compiled gives other numbers than plain here"):
+    with pytest.raises(SpecError, match="compiled .*than plain"):
         execute(nn.ModuleDict({"denoiser": make()}), "compiled", rows=2)

@@ -77,7 +77,7 @@ def test_when_memory_runs_out_the_run_goes_on_pictures_and_all(
 
     monkeypatch.setattr(DiffPure, "walk", crowded)
     assert run(toy(elsewhere / "narrow", *small)) == 0
-    assert "out of memory with 6 images in a call: going on with 3" in capsys.readouterr().err
+    assert "out of memory with 6 images in one call; continuing with 3" in capsys.readouterr().err
     assert facts(elsewhere / "narrow") == facts(elsewhere / "roomy")
     found = [
         {name: table[name] for name in table.files}

@@ -179,7 +179,7 @@ def test_the_ladder_goes_from_cheap_to_exact_and_reports_each_rung(elsewhere):
     for reading in ("per_draw", "majority", "all_draws"):
         assert rungs[-1]["robust"][reading] == told["robust"][reading]
     assert (
-        "on noise of its own, its steps 4 (2 steps, 4 draws per step)"
+        "fewer purifier steps, on independent noise, its steps 4 (2 steps, 4 draws per step)"
         in (told["threat_model"]["the attacker's view"])
     )
 

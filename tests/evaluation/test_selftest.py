@@ -14,7 +14,7 @@ from unfool.attacks.low_frequency import LowFrequency
 from unfool.attacks.perceptual import PerceptualPGD
 from unfool.attacks.pgd import PGD
 from unfool.cli.main import run
-from unfool.evaluation import evaluate, selftest, selftest_attacks
+from unfool.evaluation import draw_caller, selftest, selftest_attacks
 from unfool.report.selftest import headline
 from unfool.results import summary
 from unfool.spec import Part
@@ -131,13 +131,13 @@ def test_a_wrong_interval_of_one_share_is_told(monkeypatch):
 def test_a_verdict_by_one_wrong_draw_is_told_by_the_coin(monkeypatch):
     """The public rule: broken as soon as one of some draws is wrong."""
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [True, True, True]
-    real = evaluate.predict_draws
+    real = draw_caller.predict_draws
 
-    def unlucky(model, x, noise, draws):
-        tried = torch.stack([real(model, x, noise.child(i), draws) for i in range(3)])
+    def unlucky(model, x, noise, draws, first=0):
+        tried = torch.stack([real(model, x, noise.child(i), draws, first) for i in range(3)])
         return tried.amax(0)  # the right class is 0
 
-    monkeypatch.setattr(evaluate, "predict_draws", unlucky)
+    monkeypatch.setattr(draw_caller, "predict_draws", unlucky)
     assert oks(selftest.coin_holds(0.9, attacks=FEW)) == [False, False, False]
 
 

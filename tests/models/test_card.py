@@ -147,5 +147,5 @@ def test_a_card_of_another_format_is_refused(elsewhere):
     write(elsewhere / "m", card.read_card("digits-classifier")[1]["part"])
     path = elsewhere / "m" / "card.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 99}))
-    with pytest.raises(ValueError, match=r"card\.json is of format 99"):
+    with pytest.raises(ValueError, match=r"card\.json has format 99"):
         card.trained_classifier("m")

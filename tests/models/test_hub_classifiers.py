@@ -92,7 +92,7 @@ def test_what_a_folder_lacks_is_told(vit, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json in .*nowhere"):
         transformers_classifier(tmp_path / "nowhere")
     network.vit.save_pretrained(folder)  # a backbone without a classifier
-    with pytest.raises(ValueError, match=r"lacks 2 \(classifier\.bias"):
+    with pytest.raises(ValueError, match=r"2 are missing \(classifier\.bias"):
         transformers_classifier(folder, mean=[0.5], std=[0.5])
 
 

@@ -430,7 +430,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
     Path("text.safetensors").write_text("not found")
     for name, said in (
         ("none", "stable-diffusion: there is no file none.safetensors"),
-        ("weights", "weights.safetensors is no LoRA adapter of a denoiser: it holds weight"),
+        ("weights", "weights.safetensors .*LoRA adapter.* holds weight"),
         ("text", "text.safetensors .9 bytes. cannot be read"),
         ("other", "other.safetensors is an adapter for another model: "),
     ):
@@ -485,7 +485,7 @@ def test_a_class_without_a_prompt_is_told_before_it_is_taken_for_the_null_text(e
         "threat": {"norm": "linf", "eps": 0.1},
         "attacks": [],
     }
-    with pytest.raises(SpecError, match=r"returns \(1, 9\), .* 10 classes.* prompts"):
+    with pytest.raises(SpecError, match=r"\(1, 9\), .* 10 classes.* prompts"):
         prepare(evaluation.check(specs.load(judged)))
 
 

@@ -122,7 +122,7 @@ def test_score_sde_of_another_sde_is_told(tmp_path: Path):
     with pytest.raises(specs.SpecError, match="set sde: ve, not vp"):
         load("score-sde", file, sde="vp")
     file = score_sde_file(tmp_path, fixture("score_sde_vp_ddpmpp"))
-    with pytest.raises(specs.SpecError, match="take sde: vp or subvp, not ve"):
+    with pytest.raises(specs.SpecError, match="sde: vp or subvp, not ve"):
         load("score-sde", file, sde="ve")
     assert load("score-sde", file, sde="subvp").predicts == "subvp"
     assert load("score-sde", file, continuous=False).time == "index"

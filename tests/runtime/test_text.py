@@ -44,7 +44,7 @@ def test_options_at_their_defaults_are_left_out():
 def test_noise_is_told_by_its_size():
     assert repr(Noise.of(0, [1])) == "<Noise for 1 image>"
     known = Noise.of(0, [1, 2]).with_known_noise(Noise.of(1, [1, 2]))
-    assert repr(known) == "<Noise for 2 images, of an attacker who knows some of the defense's>"
+    assert repr(known) == "<Noise for 2 images, known to an attacker>"
 
 
 def test_a_model_without_noise_draws_afresh(demo):

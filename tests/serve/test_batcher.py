@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused_and_what_was_accepted_is_done(batcher, mod
     closing.start()
     while batcher.accepting:
         time.sleep(0.01)
-    with pytest.raises(Overloaded, match="stopping"):
+    with pytest.raises(Overloaded, match="shutting down"):
         batcher.submit("add", [part(0)], False)
     model.gate.set()
     closing.join(30)

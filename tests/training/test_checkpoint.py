@@ -388,7 +388,9 @@ def test_ctrl_c_says_how_to_go_on(elsewhere):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert said.strip().splitlines()[-1] == "unfool: stopped; run the same command again to go on"
+    assert (
+        said.strip().splitlines()[-1] == "unfool: stopped; run the same command again to continue"
+    )
     assert process.returncode == 130
 
 

@@ -105,7 +105,7 @@ def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
     named = started(training=plain | {"betas": [0.9, 0.999]})
     assert specs.identity(named) == specs.identity(started(training=plain))
     assert started(training=plain | {"betas": [0.95, 0.999]})["training"]["betas"] == [0.95, 0.999]
-    said = (r"training.betas are two numbers", r"training.betas.0 must be below 1, not 1")
+    said = (r"training.betas .*\[0.9\]", r"training.betas.0 must be below 1, not 1")
     for wrong, told in zip(({"betas": [0.9]}, {"betas": [1, 0.5]}), said, strict=True):
         with pytest.raises(SpecError, match=told):
             started(training=plain | wrong)
@@ -270,7 +270,7 @@ def test_a_section_of_a_spec_has_the_options_of_train_and_their_defaults():
         ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, muon, not 'adam'"),
         ({"betas": (0.9, 1)}, "betas must be two numbers from 0 to below 1"),
         ({"decay_from": 3}, "decay_from belongs to lr_schedule: linear"),
-        ({"grow": {"at": 3}}, "grow has the keys at and batch_size, not at"),
+        ({"grow": {"at": 3}}, "grow .*at and batch_size, not at"),
         ({"grow": {"at": 3, "batch_size": 0}}, "grow.batch_size must be 1 or more, not 0"),
         ({"save_steps": [31]}, "save_steps must list steps from 1 to 30, not 31"),
     ],
@@ -312,7 +312,7 @@ def test_what_a_training_begins_with_is_checked():
             denoiser={"name": "trained", "weights": "digits-denoiser"},
             training={"steps": 1, "init_from": "digits-denoiser"},
         )
-    with pytest.raises(ValueError, match="no weight of digits-classifier fits"):
+    with pytest.raises(ValueError, match="no weight of digits-classifier"):
         card.begin(torch.nn.Linear(2, 2), "digits-classifier")
 
 
@@ -332,7 +332,7 @@ def test_a_card_that_does_not_fit_is_told(elsewhere, mistake, harm):
     name = "nowhere" if harm == "none" else str(folder)
     said = mistake("evaluate", "blobs", "--set", f"denoiser={{name: trained, weights: '{name}'}}")
     words = {
-        "weights": "another sha256",
+        "weights": "sha256",
         "card": "not the card",
         "kind": "not a denoiser",
         "none": "no folder",
@@ -449,7 +449,7 @@ def test_what_does_not_fit_the_data_is_told_before_it_is_trained(elsewhere, mist
     few = ["train", "digits-classifier", "--quiet", "--set", "classifier.classes=5"]
     said = mistake(*few, "--out", "few")
     assert "10 classes (the last is 'nine')" in said or "10 classes (the last is '9')" in said
-    assert "the classifier knows 5, by what it returns" in said
+    assert "the classifier has 5" in said
     other = ["train", "digits-denoiser", "--quiet", "--set", "denoiser.size=16"]
     assert "the images are 1 x 8 x 8 and the denoiser was made for 1 x 16 x 16" in mistake(
         *other, "--out", "other"
@@ -482,7 +482,7 @@ def test_an_objective_of_another_kind_is_told(elsewhere, mistake, spec, objectiv
 
 
 def test_a_classifier_gives_a_row_of_numbers():
-    with pytest.raises(SpecError, match=r"logits \(1, K\), and returned \(1,\)"):
+    with pytest.raises(SpecError, match=r"\(1, K\), and returned \(1,\)"):
         check_trainable(
             "classifier", {"name": "mine"}, lambda x, noise: x.flatten(1).sum(1), Blobs(size=2)
         )

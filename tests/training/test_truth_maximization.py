@@ -278,7 +278,7 @@ def test_some_of_the_images(elsewhere):
         DATA, made(images=10), ASKED | {"images": 10}, elsewhere, quiet=True
     )
     assert len(data) == 10
-    with pytest.raises(SpecError, match="the data set has 70, not 71"):
+    with pytest.raises(SpecError, match="71, and the data set has 70"):
         cache.make_adversarial_images(DATA, made(images=71), ASKED, elsewhere, quiet=True)
 
 

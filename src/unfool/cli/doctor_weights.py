@@ -66,9 +66,7 @@ def _with_change(kind: str, name: str, error: Exception) -> str:
     """What an error says; if it asks for an option of the part, with how to give it here."""
     told = " ".join(str(error).split())
     options = "|".join(options_of(kind, find(kind, name)))
-    asked = re.search(
-        rf"\b({options}): (\w+)", told.partition("say ")[2] or told.partition("by ")[2]
-    )
+    asked = re.search(rf"\bset ({options}): (\w+)", told)
     return f"{told}; here: --set {kind}.{asked[1]}={asked[2]}" if asked else told
 
 

@@ -585,8 +585,8 @@ def test_when_memory_runs_out_fewer_rows_are_asked_at_once(tiny, monkeypatch, ca
     torch.testing.assert_close((model.without_elimination()(x, noise), gradient(model)), wanted)
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        "out of memory with 32 noised images in a call: going on with 16",
-        "out of memory with 16 noised images in a call: going on with 8",
+        "unfool: out of memory with 32 noised images in one call; continuing with 16",
+        "unfool: out of memory with 16 noised images in one call; continuing with 8",
     ]
 
 
@@ -678,7 +678,7 @@ def test_what_does_not_fit_is_refused(tiny):
         model(pictures(1, 3), keys(1))
     with pytest.raises(ValueError, match="has 0 stages"):
         model.stage(1)
-    with pytest.raises(ValueError, match="there is no 0"):
+    with pytest.raises(ValueError, match="no stage 0"):
         DiffusionClassifier(tiny, elimination="cifar10").stage(0)
 
 
