@@ -37,7 +37,7 @@ def test_walk_is_the_purifier_s_own_if_it_has_one():
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="images of 4 x 4"):
         Resized(INSIDE, size=8)
-    with pytest.raises(ValueError, match="give `size`"):
+    with pytest.raises(ValueError, match="set `size`"):
         Resized(lambda x, noise: x)
     with pytest.raises(ValueError, match="size must be 1 or more"):
         Resized(lambda x, noise: x, size=0)

@@ -431,7 +431,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
     for name, said in (
         ("none", "stable-diffusion: there is no file none.safetensors"),
         ("weights", "weights.safetensors .*LoRA adapter.* holds weight"),
-        ("text", "text.safetensors .9 bytes. cannot be read"),
+        ("text", "text.safetensors is text .* 'not found'"),
         ("other", "other.safetensors is an adapter for another model: "),
     ):
         wrong: Part = {

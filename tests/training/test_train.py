@@ -109,7 +109,7 @@ def test_betas_are_those_of_adamw_and_at_their_defaults_change_no_identity():
     for wrong, told in zip(({"betas": [0.9]}, {"betas": [1, 0.5]}), said, strict=True):
         with pytest.raises(SpecError, match=told):
             started(training=plain | wrong)
-    with pytest.raises(SpecError, match=r"training.betas are AdamW's"):
+    with pytest.raises(SpecError, match=r"training.betas belong to AdamW"):
         started(training=plain | {"betas": [0.95, 0.999], "optimizer": "sgd"})
 
 
