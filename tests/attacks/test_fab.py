@@ -122,5 +122,5 @@ def test_a_random_model_is_brought_to_its_worst():
 def test_mistakes_are_told():
     with pytest.raises(ValueError, match="targets must be 1 or more, not 0"):
         FAB(targets=0)
-    with pytest.raises(ValueError, match="FAB .*linf and l2.* l0"):
+    with pytest.raises(ValueError, match=r"FAB .*linf and l2.* l0"):
         FAB(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

@@ -72,7 +72,7 @@ def test_an_image_s_attack_is_its_own():
 
 
 def test_other_norms_and_other_attacks_are_told():
-    with pytest.raises(ValueError, match="set threat.norm to l0 instead of linf"):
+    with pytest.raises(ValueError, match=r"threat\.norm to l0 instead of linf"):
         SaltAndPepper()(counts, X, Y, Threat("linf", 0.1), NOISE)
     with pytest.raises(ValueError, match="salt-and-pepper"):
         PGD()(lambda x, noise: x.flatten(1)[:, :2], X, Y, Threat("l0", 0.1), NOISE)

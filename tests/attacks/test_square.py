@@ -117,5 +117,5 @@ def test_mistakes_are_told():
         Square(share=0)
     with pytest.raises(ValueError, match="queries must be 1 or more"):
         Square(queries=0)
-    with pytest.raises(ValueError, match="Square .*linf and l2"):
+    with pytest.raises(ValueError, match=r"Square .*linf and l2"):
         Square(1)(Linear(), X, Y, Threat("l0", 0.1), NOISE)

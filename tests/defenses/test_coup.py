@@ -328,7 +328,7 @@ def test_a_spec_guides_by_the_classifier_it_protects():
 def test_a_spec_without_the_parts_is_told():
     with pytest.raises(SpecError, match="coup needs a denoiser"):
         check_model(spec(denoiser=None))
-    with pytest.raises(SpecError, match="purifier coup: .*classifier"):
+    with pytest.raises(SpecError, match=r"purifier coup: .*classifier"):
         build_purifier(check_model(spec()), "cpu", None)
     with pytest.raises(SpecError, match="there is no option 'lambda'"):
         check_model(spec(purifier={"name": "coup", "lambda": 1}))

@@ -207,5 +207,5 @@ def test_a_way_that_says_other_numbers_is_refused(monkeypatch):
             next(denoiser.parameters()).mul_(1.1)
 
     monkeypatch.setattr(execution, "run_as", wrong)
-    with pytest.raises(SpecError, match="compiled .*than plain"):
+    with pytest.raises(SpecError, match=r"compiled .*than plain"):
         execute(nn.ModuleDict({"denoiser": make()}), "compiled", rows=2)

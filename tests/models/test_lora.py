@@ -445,7 +445,7 @@ def test_a_file_that_is_no_adapter_of_this_model_is_told_in_a_sentence(elsewhere
     lora.add(right)
     Path("right.safetensors").write_bytes(lora.save(right))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(SpecError, match=r"peft.* unfool.lora."):
+    with pytest.raises(SpecError, match=r"peft.* 'unfool\[lora\]'"):
         specs.build("denoiser", {**wrong, "adapter": "right.safetensors"})
 
 
