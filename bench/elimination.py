@@ -2,13 +2,15 @@
 
     python bench/elimination.py --out runs/elimination
     python bench/elimination.py --images 50 --others 0 --of cifar10 --data FOLDER
+    python bench/elimination.py --of cifar10 --data FOLDER --weights cifar10-multi-head --draws 128
 
 Prints a table in Markdown (docs/classifier.md has it): test digits (or images of CIFAR-10), the shipped
 class-conditional denoiser, the diffusion classifier as it comes. Rules with the same number of draws
 meet the same draws, as in one classifier whose rule is changed: what two of them ask at once is
 computed once, and counts for both. How often 50 / 500 decides as itself on other draws says what
-agreement means. Outcomes are kept in `--out`: after a stop the same command goes on. Intervals are
-Wilson's, 95 %.
+agreement means. A denoiser with one head per class answers for all classes in one call, so `paired`
+is compared with all draws there. Outcomes are kept in `--out`: after a stop the same command goes on.
+Intervals are Wilson's, 95 %.
 """
 
 import argparse
@@ -96,12 +98,15 @@ def main() -> None:
     parser.add_argument("--loss", default="l2", choices=["l2", "l1", "huber"])
     parser.add_argument("--of", default="digits", choices=WEIGHTS)
     parser.add_argument("--data", help="the folder of the data")
+    parser.add_argument("--weights", help="the denoiser, if not the shipped one of the data")
+    parser.add_argument("--draws", type=int, default=500, help="of `paired` and of `all`")
     options = parser.parse_args()
     torch.set_num_threads(1)
     folder = {"folder": options.data} if options.data else {}
     data = specs.check("data", {"name": options.of, "split": "test"} | folder)
     test: Dataset = specs.build("data", data)
-    part = specs.check("denoiser", {"name": "trained", "weights": WEIGHTS[options.of]})
+    weights = options.weights or WEIGHTS[options.of]
+    part = specs.check("denoiser", {"name": "trained", "weights": weights})
     denoiser = specs.build("denoiser", part).eval().requires_grad_(False)
     few = min(options.others, options.images)
     jobs = [
@@ -111,32 +116,38 @@ def main() -> None:
         Job(("pets",), 0, few),
         Job(("imagenet", "objectnet"), 0, few),
     ]
-    print(HEADS, "|---|---:|---:|---:|---:|---:|", sep="\n")
+    heads = HEADS
+    if denoiser.multi_head:
+        jobs, heads = (
+            [Job(("all", "paired"), 0, options.images)],
+            HEADS.replace("50 / 500", "all draws"),
+        )
+    print(heads, "|---|---:|---:|---:|---:|---:|", sep="\n")
     first: Decisions = {}
     for job in (job for job in jobs if job.images):
         made: dict[str, Decisions] = {rule: {} for rule in job.rules}
         for rule, image, decision in decisions(
-            denoiser, test, job, options.loss, options.out / options.of
+            denoiser, test, job, options.loss, options.draws, options.out / weights
         ):
             made[rule][image] = decision
-        first = first or made["cifar10"]
+        first = first or made[job.rules[0]]
         for rule, outcomes in made.items():
             name = "`cifar10` on other draws" if job.seed else NAMES.get(rule, f"`{rule}`")
             print(line(name, outcomes, first), flush=True)
 
 
 def decisions(
-    denoiser: Denoiser, data: Dataset, job: Job, loss: Loss, out: Path
+    denoiser: Denoiser, data: Dataset, job: Job, loss: Loss, draws: int, out: Path
 ) -> Iterator[tuple[str, int, Decision]]:
     """Rule, image and decision, of all of a job; made, or read where they were made before."""
     chosen = permutation(len(data), 0, "subset")[: job.images]
     for first in range(0, len(chosen), BLOCK):
         indices = chosen[first : first + BLOCK]
-        path = out / f"{'-'.join(job.rules)}-{loss}-{job.seed}-{first}-{len(indices)}.npz"
+        path = out / f"{'-'.join(job.rules)}-{loss}-{draws}-{job.seed}-{first}-{len(indices)}.npz"
         x, y = fetch(data, indices)
         if not path.is_file():
             noise = Noise.of(job.seed, indices)
-            made = decide(denoiser, x, noise, job.rules, loss)
+            made = decide(denoiser, x, noise, job.rules, loss, draws)
             write_bytes(path, npz_bytes({rule: rows.numpy() for rule, rows in made.items()}))
         with np.load(path) as table:
             for rule in job.rules:
@@ -148,14 +159,17 @@ def decisions(
 
 @torch.no_grad()
 def decide(
-    denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: Loss
+    denoiser: Denoiser, x: Tensor, noise: Noise, rules: tuple[str, ...], loss: Loss, draws: int
 ) -> dict[str, Tensor]:
     """For each rule the classes and the calls (B, 2) of images (B, C, H, W)."""
     made, errors = dict[str, Tensor](), None
     for rule in rules:
-        draws = 500 if rule == "paired" else None
         model = DiffusionClassifier(
-            denoiser, draws=draws, elimination=rule, loss=loss, batch_size=500
+            denoiser,
+            draws=draws if rule in ("paired", "all") else None,
+            elimination=None if rule == "all" else rule,
+            loss=loss,
+            batch_size=500,
         )
         errors = errors or Remembered(
             denoiser, model.scales, noise.child("eps"), model.loss, model.chunk
@@ -163,7 +177,8 @@ def decide(
         z = denoiser.encode(x)
         table, taken, fallen = model._measure(errors, z, model.weight)
         logits = _below(-errors.mean(table, taken, z, model.weight), fallen)
-        made[rule] = torch.stack((logits.argmax(1), taken.sum((1, 2))), 1)
+        calls = taken.any(1).sum(1) if denoiser.multi_head else taken.sum((1, 2))
+        made[rule] = torch.stack((logits.argmax(1), calls), 1)
     return made
 
 
