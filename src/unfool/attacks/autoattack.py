@@ -41,11 +41,11 @@ class AutoAttack:
 
     - `standard`: APGD on the cross-entropy; targeted APGD on DLR; targeted FAB; Square.
     - `plus`: APGD on the cross-entropy and on DLR, and FAB, with 5 restarts each; Square; then
-    targeted APGD and FAB with one. (The release's first FAB is untargeted; here, both are
-    targeted.) - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step. - `unfool`:
-    cheap attacks first, strong ones last, on the margin loss, which does not depend on the scale of
-    logits and needs only 2 classes: PGD and APGD with few draws; Square, which masked gradients
-    cannot stop; then targeted APGD, and APGD with all draws.
+      targeted APGD and FAB with one. (The release's first FAB is untargeted; here, both are targeted.)
+    - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step.
+    - `unfool`: cheap attacks first, strong ones last, on the margin loss, which does not depend on
+      the scale of logits and needs only 2 classes: PGD and APGD with few draws; Square, which masked
+      gradients cannot stop; then targeted APGD, and APGD with all draws.
 
     Attributes:
         version: The sequence of attacks: `"standard"`, `"plus"`, or `"rand"`, as published, or
