@@ -2,15 +2,14 @@
 
     python bench/elimination.py --out runs/elimination
     python bench/elimination.py --images 50 --others 0 --of cifar10 --data FOLDER
-    python bench/elimination.py --of cifar10 --data FOLDER --weights cifar10-multi-head --draws 128
+    python bench/elimination.py --of cifar10 --data FOLDER --weights cifar10-multi-head --rules all
 
 Prints a table in Markdown (docs/classifier.md has it): test digits (or images of CIFAR-10), the shipped
 class-conditional denoiser, the diffusion classifier as it comes. Rules with the same number of draws
 meet the same draws, as in one classifier whose rule is changed: what two of them ask at once is
 computed once, and counts for both. How often 50 / 500 decides as itself on other draws says what
-agreement means. A denoiser with one head per class answers for all classes in one call, so `paired`
-is compared with all draws there. Outcomes are kept in `--out`: after a stop the same command goes on.
-Intervals are Wilson's, 95 %.
+agreement means. A denoiser with one head per class answers for all classes in one call. Outcomes are
+kept in `--out`: after a stop the same command goes on. Intervals are Wilson's, 95 %.
 """
 
 import argparse
@@ -99,6 +98,9 @@ def main() -> None:
     parser.add_argument("--of", default="digits", choices=WEIGHTS)
     parser.add_argument("--data", help="the folder of the data")
     parser.add_argument("--weights", help="the denoiser, if not the shipped one of the data")
+    parser.add_argument(
+        "--rules", nargs="*", help="only these, set beside the first; `all` for none"
+    )
     parser.add_argument("--draws", type=int, default=500, help="of `paired` and of `all`")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -117,11 +119,9 @@ def main() -> None:
         Job(("imagenet", "objectnet"), 0, few),
     ]
     heads = HEADS
-    if denoiser.multi_head:
-        jobs, heads = (
-            [Job(("all", "paired"), 0, options.images)],
-            HEADS.replace("50 / 500", "all draws"),
-        )
+    if options.rules:
+        jobs = [Job(tuple(options.rules), 0, options.images)]
+        heads = HEADS.replace("50 / 500", options.rules[0])
     print(heads, "|---|---:|---:|---:|---:|---:|", sep="\n")
     first: Decisions = {}
     for job in (job for job in jobs if job.images):
