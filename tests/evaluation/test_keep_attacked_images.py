@@ -106,7 +106,7 @@ def test_the_verdict_on_kept_images_is_that_on_the_attack(spec, kept, elsewhere,
         assert again[3]["0"].size == made[3]["a/b c"].size
         assert 0 < again[3]["1"].size <= 0.1 + 1e-5
     report = json.loads((elsewhere / "given" / "report.json").read_text())
-    assert "images made elsewhere" in report["threat_model"]["the attacker's view"]
+    assert "images were made elsewhere" in report["threat_model"]["the attacker's view"]
     assert "made elsewhere" in report["threat_model"]["the attacker's randomness"]
     assert "images made elsewhere" in (elsewhere / "given" / "report.md").read_text()
 
@@ -160,10 +160,10 @@ def test_what_does_not_fit_is_told(spec, kept, elsewhere, mistake):
     refused("has 6 images, and the run has 7", images=made["images"][:6], indices=None)
     refused("has 7 images but 3 `labels`", labels=made["labels"][:3])
     rounded = made["images"] + 0.3 / 255
-    refused("rounded to 8 bits", images=rounded.clip(0, 1))
+    refused("rounding to 8 bits", images=rounded.clip(0, 1))
     refused("exceeded the threat", images=(made["images"] + 0.2).clip(0, 1))
     refused("must lie in [0, 1]", images=made["images"] * 2)
-    refused("has neither `images` nor `x_adv`", images=None)
+    refused("neither an array `images` nor `x_adv`", images=None)
     refused("must return images of the shape", images=made["images"][:, :, :4])
     for path, text in (("none.npz", "there is no file"), ("my.yaml", "cannot be read")):
         spec(attacks=given(path))

@@ -356,8 +356,8 @@ def test_a_training_that_is_killed_anywhere_ends_with_the_same_bits(elsewhere):
     code = "import sys; from unfool.cli.main import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "train", "tiny.yaml", "--quiet", "--out"]
     assert run(["train", "tiny.yaml", "--quiet", "--out", "whole"]) == 0
-    checkpoint = elsewhere / "killed" / "latest.pt"
-    process = subprocess.Popen([*command, "killed"], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    checkpoint, threads = elsewhere / "killed" / "latest.pt", str(torch.get_num_threads())
+    process = subprocess.Popen([*command, "killed"], env=os.environ | {"OMP_NUM_THREADS": threads})
     while not checkpoint.exists() and process.poll() is None:
         time.sleep(0.005)
     time.sleep(secrets.randbelow(300) / 1000)
