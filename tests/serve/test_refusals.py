@@ -184,6 +184,12 @@ def test_a_service_may_take_no_seeds():
         asked = {"inputs": [tensor], "parameters": {"seed": 1}}
         assert "seed" in refused(post("/v2/models/blobs/infer", json=asked), 403)
         assert post("/classify", json=GRAY).status_code == 200
+        for path, route in service.client.get("/openapi.json").json()["paths"].items():
+            body = route.get("post", {}).get("requestBody")
+            if body is not None:  # what it describes can be sent, and offers no seed
+                told = body["content"]["application/json"]
+                assert "seed" not in json.dumps(told), path
+                assert post(path.format(name="blobs", version=1), json=told["example"]).is_success
 
 
 def test_bodies_that_wait_have_a_limit_together():

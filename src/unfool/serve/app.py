@@ -178,7 +178,7 @@ def _add_open_inference(
     for model in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
         get(model, lambda: (open_inference.metadata(defense), 200), "The model.")
         get(f"{model}/ready", ready, "Whether the model is ready.", waits=True)
-        more = examples.infer(defense.name, model)
+        more = examples.infer(defense.name, model, limits)
         app.add_api_route(f"{model}/infer", infer, methods=["POST"], tags=[*tags], **more)
 
 

@@ -91,7 +91,7 @@ def classify(model: str, limits: Limits) -> dict[str, Any]:
 def purify(model: str, limits: Limits) -> dict[str, Any]:
     """Of `/purify`."""
     example = {key: value for key, value in PLAIN.items() if key != "votes"}
-    numbers = _numbers(limits)
+    numbers = {key: value for key, value in _numbers(limits).items() if key != "votes"}
     answers = _answers(PURIFIED | {"model": model}, ERRORS | NO_SEEDS | NO_PURIFIER)
     found = answers[200]["content"]
     told = found["application/json"]["schema"]
@@ -101,13 +101,14 @@ def purify(model: str, limits: Limits) -> dict[str, Any]:
     return {
         "summary": "Images, purified.",
         "responses": answers,
-        "openapi_extra": _body({"seed": numbers["seed"], **FORCE}, example),
+        "openapi_extra": _body(numbers | FORCE, example),
     }
 
 
-def infer(model: str, path: str) -> dict[str, Any]:
+def infer(model: str, path: str, limits: Limits) -> dict[str, Any]:
     """Of `infer` of the Open Inference Protocol."""
-    content = {"application/json": {"schema": INFER, "example": TENSOR}}
+    example = TENSOR if limits.seeds else TENSOR | {"parameters": {"votes": 4}}
+    content = {"application/json": {"schema": INFER, "example": example}}
     answers = _answers(INFERRED | {"model_name": model}, ERRORS | NO_SEEDS | NO_MODEL)
     answers[200]["content"]["application/json"].pop("schema")  # each output has data of its own
     return {
@@ -145,11 +146,11 @@ def _named(model: str, path: str) -> dict[str, Any]:
 def _numbers(limits: Limits) -> dict[str, Any]:
     votes = {"type": "integer", "minimum": 1, "maximum": limits.votes}
     seed = {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}
-    return {
-        "votes": votes | {"description": "Passes that vote."},
-        "seed": seed
-        | {"description": "Seed for a repeatable answer; without it, the noise is fresh."},
-    }
+    numbers = {"votes": votes | {"description": "Passes that vote."}}
+    if limits.seeds:
+        about = "Seed for a repeatable answer; without it, the noise is fresh."
+        numbers["seed"] = seed | {"description": about}
+    return numbers
 
 
 def _body(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
@@ -163,6 +164,7 @@ def _body(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
         }
     }
     json_ = array | DTYPE | fields
+    example = {key: value for key, value in example.items() if key in json_}
     form = files | fields
     if "force" in form:
         form["force"] = form["force"] | {"type": "string", "enum": ["true", "false", "1", "0"]}
