@@ -185,7 +185,7 @@ def test_a_denoiser_of_random_weights_is_told_as_such(elsewhere, capsys):
 
 def test_the_denoising_of_a_network_without_classes_is_tested():
     """The loaders of published files say that it has no null class, which it does not need."""
-    network = unfool.load_denoiser("digits-denoiser")
+    network: Any = unfool.load_denoiser("digits-denoiser")
     network.null = False
     x, y = fetch(digits("test"), range(64))
     assert {finding.mark for finding in denoises(network, x, y, 10)} == {"ok"}
