@@ -89,12 +89,11 @@ class AutoAttack:
         """
         require_norm("AutoAttack", threat, "linf", "l2")
 
-        def attack(which: list[int], sure: bool) -> Tensor:
-            given = x[which], y[which], threat, noise.take(which)
+        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
             own, draws = (replace(self, eot=1), 1) if sure else (self, self.draws)
-            return own._cascade(model, *given, draws)
+            return own._cascade(model, x, y, threat, noise, draws)
 
-        return split_by_noise(model, x, noise.child("sure"), attack)
+        return split_by_noise(model, x, y, noise, attack)
 
     def _cascade(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, draws: int

@@ -67,11 +67,10 @@ class FAB:
         require_norm("FAB", threat, "linf", "l2")
         single = replace(self, eot=1, selection_draws=1)
 
-        def attack(which: list[int], sure: bool) -> Tensor:
-            given = x[which], y[which], threat, noise.take(which)
-            return (single if sure else self)._attack(model, *given, sure)
+        def attack(x: Tensor, y: Tensor, noise: Noise, sure: bool) -> Tensor:
+            return (single if sure else self)._attack(model, x, y, threat, noise, sure)
 
-        return split_by_noise(model, x, noise.child("sure"), attack)
+        return split_by_noise(model, x, y, noise, attack)
 
     def _attack(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise, sure: bool
