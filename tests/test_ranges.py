@@ -1,5 +1,4 @@
 import math
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
@@ -10,7 +9,7 @@ from unfool.evaluation import run as evaluation
 from unfool.spec import SpecError, menu
 
 
-@dataclass(frozen=True)
+@ranges.checked_dataclass
 class Part:
     steps: ranges.Count = 1
     t: ranges.Time = 0.1
@@ -19,9 +18,6 @@ class Part:
     share: ranges.ShareAboveZero | Literal["all"] = 1.0
     kind: Literal["a", "b"] | None = None
     least: Annotated[int, Field(ge=2, lt=5)] = 2
-
-    def __post_init__(self):
-        ranges.check_fields(self)
 
 
 @pytest.mark.parametrize(

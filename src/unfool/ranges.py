@@ -2,20 +2,32 @@
 
 `steps: Count = 20` says that there is at least one step. A spec is checked against it before anything
 heavy is loaded (`spec.check`), and whoever builds the part in Python is checked by `check_arguments`
-or `check_fields`, in the same words.
+or, of a dataclass, by `checked_dataclass`, in the same words.
 """
 
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+Part = TypeVar("Part")
 Count = Annotated[int, Field(ge=1)]
 CountFromZero = Annotated[int, Field(ge=0)]
 Time = Annotated[float, Field(ge=1e-4, le=1, description="0.1 is 100 of 1000")]
@@ -54,6 +66,23 @@ def check_fields(part: object) -> None:
         ValueError: One is.
     """
     check_arguments(type(part), vars(part))
+
+
+@dataclass_transform(frozen_default=True)
+def checked_dataclass(part: type[Part]) -> type[Part]:
+    """A class as a frozen dataclass that refuses fields out of their ranges (`check_fields`).
+
+    A `__post_init__` of the class itself runs after that.
+    """
+    own: Callable[[Part], None] | None = part.__dict__.get("__post_init__")
+
+    def check(self: Part) -> None:
+        check_fields(self)
+        if own is not None:
+            own(self)
+
+    part.__post_init__ = check  # pyright: ignore[reportAttributeAccessIssue]
+    return dataclass(frozen=True)(part)
 
 
 @lru_cache(maxsize=256)

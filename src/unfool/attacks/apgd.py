@@ -1,7 +1,7 @@
 """Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defense's noise."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,14 +14,14 @@ from unfool.attacks.losses import Loss, Query, runner_up_classes
 from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, CountFromZero, MostOf, check_fields
+from unfool.ranges import Count, CountFromZero, MostOf, checked_dataclass
 from unfool.threat import Threat, images
 
 MOMENTUM = 0.75  # the share of a step that is the gradient's
 RISES = 0.75  # the share of steps that must rise, lest the step size be halved
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class APGD:
     """Auto-PGD: gradient ascent with momentum, whose step size is halved when progress stops.
 
@@ -65,7 +65,6 @@ class APGD:
     early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
         require_boundary(self.weights, self.loss)
 
     @checked

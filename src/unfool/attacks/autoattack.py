@@ -1,6 +1,6 @@
 """Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.square import Square
 from unfool.noise import Noise
 from unfool.protocols import Attack, Classifier
-from unfool.ranges import Count, CountFromZero, ShareAboveZero, check_fields
+from unfool.ranges import Count, CountFromZero, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat
 
 Version = Literal["standard", "plus", "rand", "unfool"]
@@ -26,7 +26,7 @@ Criterion = Literal["mean", "majority"]
 EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # if not told otherwise
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class AutoAttack:
     """A sequence of attacks, each on the images that withstood all earlier ones.
 
@@ -74,9 +74,6 @@ class AutoAttack:
     queries: Count = 5000
     targets: Count = 9
     early_stop: CountFromZero = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from unfool.attacks.batch_queue import AttackSteps, serve
 from unfool.attacks.losses import Loss, Query, QueryResult
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import CountFromZero, MostOf, check_fields
+from unfool.ranges import CountFromZero, MostOf, checked_dataclass
 from unfool.threat import Norm, Threat, images
 
 
@@ -88,7 +87,7 @@ class Selection:
             self._highest[some] = torch.where(better, found, self._highest[some])
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class EarlyStop:
     """When the search of an image may end: it is wrong on most draws, and again on fresh ones.
 
@@ -103,9 +102,6 @@ class EarlyStop:
 
     draws: CountFromZero = 0
     share: MostOf = 1.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def here(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
         """Whether the search of one image may end where it asked last, and what it saw."""

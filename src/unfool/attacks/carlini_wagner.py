@@ -1,7 +1,6 @@
 """The l2 attack of Carlini and Wagner (2017), over the defense's noise."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,14 +11,14 @@ from unfool.attacks.fab import stretched
 from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, CountFromZero, NotNegative, Positive, check_fields
+from unfool.ranges import Count, CountFromZero, NotNegative, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
 INSIDE = 1 - 1e-6  # of the box, where the change of variables still has a slope
 HIGHEST = 1e10  # weight of the margin, as in the published search
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class CarliniWagner:
     """Adam on the squared l2 distance plus a weight times the missing margin, through a tanh.
 
@@ -52,9 +51,6 @@ class CarliniWagner:
     confidence: NotNegative = 0.0
     weight: Positive = 0.01
     selection_draws: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

@@ -1,7 +1,5 @@
 """DeepFool (Moosavi-Dezfooli et al., 2016), over the defense's noise."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,13 +9,13 @@ from unfool.attacks.fab import stretched
 from unfool.attacks.losses import Query, QueryResult, query_batch, runner_up_classes
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, NotNegative, check_fields
+from unfool.ranges import Count, NotNegative, checked_dataclass
 from unfool.threat import Threat, images
 
 LEAST = 1e-6  # how far a step goes over a plane at least, lest rounding hold an image on it
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class DeepFool:
     """Steps over the nearest boundary, approximated by a plane, until the image is misclassified.
 
@@ -41,9 +39,6 @@ class DeepFool:
     targets: Count = 9
     overshoot: NotNegative = 0.02
     selection_draws: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

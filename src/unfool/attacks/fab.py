@@ -1,7 +1,7 @@
 """The fast adaptive boundary attack (Croce and Hein, 2020b), targeted, over the defense's noise."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from unfool.attacks.losses import query_model, runner_up_classes
 from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, check_fields
+from unfool.ranges import Count, checked_dataclass
 from unfool.threat import Threat, images
 
 BEYOND = 1.05  # how far over the plane a step goes
@@ -21,7 +21,7 @@ PULL = 0.1  # the largest share of a step that starts at the original image
 BACK = 0.9  # how much of the way is kept once an image is misclassified
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class FAB:
     """Steps toward the boundary of one class after another, as close to the image as possible.
 
@@ -51,9 +51,6 @@ class FAB:
     targets: Count = 9
     restarts: Count = 1
     selection_draws: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

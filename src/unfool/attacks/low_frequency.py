@@ -1,6 +1,5 @@
 """The low-frequency attack: learned smoothing filters, no added pattern (Kassis et al., 2025)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,13 +13,13 @@ from unfool.attacks.perceptual import within
 from unfool.distances import INPUT, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, NotNegative, Positive, check_fields
+from unfool.ranges import Count, NotNegative, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
 STILL = 6.0  # by how much the logit of a kernel's center is above the others at the start
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class LowFrequency:
     """A chain of smoothing filters, with a kernel for every pixel, found by Adam.
 
@@ -67,7 +66,6 @@ class LowFrequency:
     bounded: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.width % 2 == 0:
             raise ValueError(
                 f"width must be odd, so that the kernel has a center, not {self.width}"

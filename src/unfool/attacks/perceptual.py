@@ -1,6 +1,5 @@
 """Perceptual PGD: steps within a bound on a perceptual distance (after Laidlaw et al., 2021)."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,14 +11,14 @@ from unfool.attacks.losses import Loss, query_model
 from unfool.distances import INPUT, Distance, Input
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, Positive, check_fields
+from unfool.ranges import Count, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
 BOUND = 0.99  # the share of the bound from which on steps go along its surface
 FIND = 12  # halvings for a place on the bound
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class PerceptualPGD:
     """Gradient steps within a bound on a perceptual distance, whatever the distance in pixels.
 
@@ -50,9 +49,6 @@ class PerceptualPGD:
     loss: Loss = "margin"
     selection_draws: Count | None = None
     bounded: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Generator, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -16,14 +15,14 @@ from unfool.attacks.draw_weights import Weights, require_boundary, weigh_draws
 from unfool.attacks.losses import Loss, Query, QueryResult, query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, CountFromZero, InEps, MostOf, check_fields
+from unfool.ranges import Count, CountFromZero, InEps, MostOf, checked_dataclass
 from unfool.threat import Threat, images
 
 Start = Literal["random", "zero"]
 StepSchedule = Literal["constant", "cosine"]
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class PGD:
     """Steps along the gradient of the mean loss over `eot` fresh draws.
 
@@ -66,7 +65,6 @@ class PGD:
     early_stop_share: MostOf = 1.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
         require_boundary(self.weights, self.loss)
 
     @checked

@@ -1,18 +1,16 @@
 """The best of many random points: what an attack must beat."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from unfool.argument_checks import checked
 from unfool.attacks.candidates import choose
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, check_fields
+from unfool.ranges import Count, checked_dataclass
 from unfool.threat import Threat
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class RandomSearch:
     """The most often misclassified of the image and of random images at the full budget.
 
@@ -23,9 +21,6 @@ class RandomSearch:
 
     tries: Count = 100
     eot: Count = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

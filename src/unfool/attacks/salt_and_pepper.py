@@ -1,7 +1,7 @@
 """Salt-and-pepper noise (Zhang et al., 2024, appendix E.1): places of an image turn black or white."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ from unfool.attacks.candidates import rank_value
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, check_fields
+from unfool.ranges import Count, checked_dataclass
 from unfool.threat import Threat, images
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class SaltAndPepper:
     """Growing shares of random places turned black or white, for a threat of the norm l0.
 
@@ -32,9 +32,6 @@ class SaltAndPepper:
     tries: Count = 4
     shares: Count = 5
     eot: Count = 1
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

@@ -1,6 +1,6 @@
 """The Square attack (Andriushchenko et al., 2020): random search that needs no gradient."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from unfool.attacks.losses import query_model
 from unfool.attacks.noise_free import split_by_noise
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, ShareAboveZero, check_fields
+from unfool.ranges import Count, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat, images
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of squares, per 10 000
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Square:
     """Changes random squares of the image by the full budget, and keeps what raises the mean margin.
 
@@ -42,9 +42,6 @@ class Square:
     share: ShareAboveZero = 0.8
     steps_per_draw: Count = 1
     selection_draws: Count | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     @torch.no_grad()

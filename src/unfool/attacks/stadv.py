@@ -1,6 +1,5 @@
 """Spatially transformed images (Xiao et al., 2018): pixels are moved, not changed."""
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -12,11 +11,11 @@ from unfool.attacks.candidates import choose
 from unfool.attacks.losses import query_model
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, NotNegative, Positive, check_fields
+from unfool.ranges import Count, NotNegative, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class StAdv:
     """A field of small shifts of the pixels, within its own bound, found by Adam on the mean margin.
 
@@ -42,9 +41,6 @@ class StAdv:
     smoothness: NotNegative = 0.0025
     selection_draws: Count | None = None
     bounded: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @checked
     def __call__(

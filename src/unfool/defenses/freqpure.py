@@ -1,15 +1,13 @@
 """FreqPure (Pei et al., 2025): low frequencies of each estimate are taken from the image."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from unfool.diffusion.schedule import Scales
-from unfool.ranges import NotNegative, check_fields
+from unfool.ranges import NotNegative, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class FreqPure:
     """The low frequencies of x_hat get the image's amplitudes, and phases close to the image's.
 
@@ -40,9 +38,6 @@ class FreqPure:
     phase_radius: NotNegative | None = 3.0
     delta: NotNegative = 0.3
     released: bool = False
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, x_hat: Tensor, x: Tensor, now: Scales) -> Tensor:
         """Another estimate of x_0, shaped like `x_hat` (B, C, H, W) in [-1, 1]; nothing is clipped."""

@@ -1,18 +1,16 @@
 """MANI (Huang et al., 2025): more forward noise where the image's spectrum is small."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfool.ranges import Count, NotNegative, check_fields
+from unfool.ranges import Count, NotNegative, checked_dataclass
 
 FLOOR = 1e-3  # of the mean magnitude, lest an empty ring get all of the noise
 TINY = 1e-6  # for black images, whose spectrum is 0
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Spectrum:
     """The forward noise, filtered so that bands of small magnitude in the image get more of it.
 
@@ -35,9 +33,6 @@ class Spectrum:
 
     bands: Count = 8
     gamma: NotNegative = 0.5
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, eps: Tensor, x: Tensor) -> Tensor:
         """Noise shaped like `eps` (B, C, H, W), given standard normal noise and the images in [-1, 1]."""

@@ -1,7 +1,5 @@
 """MimicDiffusion (Song et al., 2024): go back from noise, guided down the l1 distance from the image."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -9,10 +7,10 @@ from unfool.diffusion.protocols import Guide
 from unfool.diffusion.reverse import ascent
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
-from unfool.ranges import Count, NotNegative, check_fields
+from unfool.ranges import Count, NotNegative, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Mimic:
     """The guide - scale alpha grad_{x_t} |x_hat - x|_1, which moves the mean of a DDPM step by itself.
 
@@ -47,9 +45,6 @@ class Mimic:
     reference_batch_size: Count = 16
     through: bool = True
     smoothing: NotNegative = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def deep(self) -> bool:

@@ -6,14 +6,13 @@ tables is 99. All tables are float64.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from unfool.ranges import Count, Positive, check_fields
+from unfool.ranges import Count, Positive, checked_dataclass
 
 
 class Scales(NamedTuple):
@@ -38,7 +37,7 @@ class Schedule(Protocol):
     def __call__(self, t: Tensor, /) -> Scales: ...
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class VP:
     """The continuous variance-preserving SDE (Song et al., 2021; Nie et al., 2022, section 3).
 
@@ -49,9 +48,6 @@ class VP:
 
     beta_min: Positive = 0.1
     beta_max: Positive = 20.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, t: Tensor, /) -> Scales:
         """The scales at `t`."""
@@ -64,7 +60,7 @@ class VP:
         )
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Discrete:
     """A chain of `steps` betas (Ho et al., 2020, linear; Nichol and Dhariwal, 2021, cosine).
 
@@ -86,9 +82,6 @@ class Discrete:
     kind: Literal["linear", "scaled_linear", "cosine"] = "linear"
     beta_min: Positive = 0.1
     beta_max: Positive = 20.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @cached_property
     def betas(self) -> Tensor:

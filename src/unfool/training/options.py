@@ -1,7 +1,6 @@
 """The options of a training, for who calls `train` and for the section `training` of a spec."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -13,7 +12,7 @@ from unfool.ranges import (
     Positive,
     ShareAboveZero,
     ShareBelowOne,
-    check_fields,
+    checked_dataclass,
     complaint,
 )
 
@@ -21,7 +20,7 @@ ADAMW, MUON = (0.9, 0.999), 20.0  # the default betas, and the default factor of
 GROW = {"at": CountFromZero, "batch_size": Count}
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class TrainingOptions:
     """How a model is trained.
 
@@ -84,7 +83,6 @@ class TrainingOptions:
     accumulate: Count = 1
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if self.ema_gamma is not None and self.ema_power is not None:
             raise ValueError("ema_gamma and ema_power exclude each other: leave one out")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unfool.ranges import Probability, check_fields
+from unfool.ranges import Probability, checked_dataclass
 
 # Li et al. (2023), the commands of the release: draws of a stage (in all), classes it keeps.
 SCHEDULES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -107,7 +107,7 @@ class Stages:
         return best & alive
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Paired:
     """Give up a class as soon as it is surely worse than the best one, judged on the same draws.
 
@@ -127,9 +127,6 @@ class Paired:
 
     risk: Probability = 0.005
     first: Annotated[int, Field(ge=2)] = 16
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def rounds(self, draws: int) -> list[list[int]]:
         """16, 8, 12, 18, ... draws in an order that is even over the times from the start on."""

@@ -4,7 +4,6 @@ A part of the forward noise is replaced, keeping its variance, by a perturbation
 finds hard (CGPO) and that is made to look Gaussian (RBGM). The denoiser learns to take it away.
 """
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
-from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, check_fields
+from unfool.ranges import Count, NotNegative, Share, ShareAboveZero, checked_dataclass
 from unfool.training.freeze import frozen
 from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
@@ -24,7 +23,7 @@ EPS, STEP = 16 / 255, 8 / 255  # of the variant linf, in the denoiser's [-1, 1]:
 STEEPEST = 10  # alpha / sigma counts as no more there
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class ADDT:
     """The error of the denoiser on noise that is in part adversarial (section 4 and algorithm 1).
 
@@ -65,7 +64,6 @@ class ADDT:
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         Denoising(self.t_min, self.t_max, self.label_dropout, self.times)
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:

@@ -1,7 +1,6 @@
 """Adversarial training of a classifier: PGD-AT and TRADES."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,12 +9,12 @@ from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
+from unfool.ranges import CountFromZero, InEps, NotNegative, checked_dataclass
 from unfool.threat import Threat
 from unfool.training.freeze import frozen
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class PGDAT:
     """Cross-entropy of the worst images that PGD finds (Madry et al., 2018, section 2.1).
 
@@ -35,7 +34,6 @@ class PGDAT:
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)
-        check_fields(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""
@@ -56,7 +54,7 @@ class PGDAT:
         return F.cross_entropy(model(x_adv, noise).float(), y, reduction="none")
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class TRADES:
     """Cross-entropy of the image, and how far an attack can move the answer (Zhang et al., 2019).
 
@@ -79,7 +77,6 @@ class TRADES:
 
     def __post_init__(self) -> None:
         Threat(self.norm, self.eps)
-        check_fields(self)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

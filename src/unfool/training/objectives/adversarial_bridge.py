@@ -17,7 +17,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import NotNegative, Share, ShareAboveZero, check_fields
+from unfool.ranges import NotNegative, Share, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat
 from unfool.training.freeze import frozen
 from unfool.training.objectives.denoising import denoising_loss, label_or_null
@@ -27,7 +27,7 @@ Attacked = Literal["one-step", "classifier"]
 Budget = Literal["fixed", "uniform"]
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class AdversarialBridge:
     """The denoiser's error on a path from the adversarial image z + delta to the clean image z.
 
@@ -73,7 +73,6 @@ class AdversarialBridge:
     label_dropout: Share = 0.1
 
     def __post_init__(self) -> None:
-        check_fields(self)
         Threat(self.norm, self.eps)
         least = self.t_from if self.path == "diffusion" else self.t_max
         if not self.t_min < least <= self.t_max:

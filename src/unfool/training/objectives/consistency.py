@@ -5,7 +5,6 @@ state is the clean image. It then purifies in one call, where its teacher takes 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.reverse import karras
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
-from unfool.ranges import AtLeastTwo, Share, ShareAboveZero, check_fields
+from unfool.ranges import AtLeastTwo, Share, ShareAboveZero, checked_dataclass
 from unfool.training.freeze import frozen
 from unfool.training.objectives.denoising import label_or_null
 
@@ -27,7 +26,7 @@ HUBER = (
 )
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class ConsistencyDistillation:
     """How differently a network answers at two neighboring states of its teacher's flow.
 
@@ -59,9 +58,6 @@ class ConsistencyDistillation:
     solver: Solver = "heun"
     distance: Distance = "huber"
     label_dropout: Share = 0.1
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, model: NetworkDenoiser, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,).

@@ -1,16 +1,14 @@
 """The cross-entropy of a classifier."""
 
-from dataclasses import dataclass
-
 from torch import Tensor
 from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import ShareBelowOne, check_fields
+from unfool.ranges import ShareBelowOne, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class CrossEntropy:
     """The plain objective of a classifier.
 
@@ -20,9 +18,6 @@ class CrossEntropy:
     """
 
     smoothing: ShareBelowOne = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

@@ -1,6 +1,5 @@
 """Denoising score matching (Ho et al., 2020): the squared error of what a network predicts of x_t."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,12 +10,12 @@ from torch.nn import functional as F
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.diffusion.schedule import Schedule
 from unfool.noise import Noise
-from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, check_fields
+from unfool.ranges import NotNegative, Positive, Share, ShareAboveZero, checked_dataclass
 
 Times = Literal["uniform", "lognormal"]
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class Denoising:
     """Denoising score matching: the squared error of the prediction (Ho et al., 2020, equation 14).
 
@@ -48,7 +47,6 @@ class Denoising:
     classification_weight: NotNegative = 0.0
 
     def __post_init__(self) -> None:
-        check_fields(self)
         if not 0 < self.t_min < self.t_max <= 1:
             raise ValueError(
                 f"times must satisfy 0 < t_min < t_max <= 1, not {self.t_min} and {self.t_max}"

@@ -1,17 +1,16 @@
 """Adversarial logit pairing (ALP; Kannan et al., 2018): like logits for clean and attacked images."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfool.noise import Noise
-from unfool.ranges import CountFromZero, InEps, NotNegative, Share, check_fields
+from unfool.ranges import CountFromZero, InEps, NotNegative, Share, checked_dataclass
 from unfool.training.objectives.adversarial import PGDAT
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class ALP:
     """Cross-entropy of clean and adversarial images, and the squared gap of their logits.
 
@@ -37,7 +36,6 @@ class ALP:
     clean_share: Share = 0.5
 
     def __post_init__(self) -> None:
-        check_fields(self)
         self._attack()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:

@@ -1,7 +1,6 @@
 """MACER (Zhai et al., 2020): a classifier trained for a large certified radius, without any attack."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,10 +8,10 @@ from torch.nn import functional as F
 
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, InPixels, NotNegative, Positive, check_fields
+from unfool.ranges import Count, InPixels, NotNegative, Positive, checked_dataclass
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class MACER:
     """Cross-entropy of the smoothed classifier, and a hinge on its certified radius (Zhai et al., 2020).
 
@@ -35,9 +34,6 @@ class MACER:
     weight: NotNegative = 12.0
     gamma: Positive = 8.0
     beta: Positive = 16.0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

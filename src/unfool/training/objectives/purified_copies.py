@@ -5,7 +5,6 @@ smoothed classifiers for the same reason.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from unfool.data import fetch
 from unfool.data.subset import choose_indices
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Dataset
-from unfool.ranges import Count, ShareBelowOne, check_fields
+from unfool.ranges import Count, ShareBelowOne, checked_dataclass
 from unfool.training.image_cache import CachedImages, fill_cache
 from unfool.training.objectives.cross_entropy import CrossEntropy
 
@@ -24,7 +23,7 @@ from unfool.training.objectives.cross_entropy import CrossEntropy
 OPTIONS = ("denoiser", "purifier", "copies", "images", "seed")
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class PurifiedCopies:
     """Cross-entropy on purified copies and on the images they were made from, one of each.
 
@@ -45,9 +44,6 @@ class PurifiedCopies:
     images: Count | None = None
     smoothing: ShareBelowOne = 0.0
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, model: Classifier, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
         """The loss of each image (B,)."""

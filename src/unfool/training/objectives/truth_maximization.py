@@ -7,7 +7,6 @@ the training (see `adversarial_images`).
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,14 +18,14 @@ from unfool.defenses.purified_classifier import predict
 from unfool.diffusion.denoiser import NetworkDenoiser
 from unfool.noise import Noise
 from unfool.protocols import Classifier
-from unfool.ranges import Count, NotNegative, ShareAboveZero, check_fields
+from unfool.ranges import Count, NotNegative, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat, images
 from unfool.training.objectives.denoising import Denoising, Times, denoising_loss, time_and_label
 
 Released = Literal["range", "noise", "unattacked"]
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class TruthMaximization:
     """The denoiser's error on adversarial images with their true label (TMDC, equation 8).
 
@@ -63,7 +62,6 @@ class TruthMaximization:
     times: Times = "uniform"
 
     def __post_init__(self) -> None:
-        check_fields(self)
         Denoising(self.t_min, self.t_max, 0.0, self.times)
         Threat(self.norm, self.eps)
         for name in self.released:

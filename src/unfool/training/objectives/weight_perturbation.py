@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from unfool.noise import Noise
-from unfool.ranges import CountFromZero, InEps, NotNegative, check_fields
+from unfool.ranges import CountFromZero, InEps, NotNegative, checked_dataclass
 from unfool.training.objectives.adversarial import PGDAT, TRADES
 
 
-@dataclass(frozen=True)
+@checked_dataclass
 class AWP:
     """The loss of PGD-AT, or of TRADES, at weights w + v that an ascent step finds (Wu et al., 2020).
 
@@ -39,7 +39,6 @@ class AWP:
     beta: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
         self._plain()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, noise: Noise) -> Tensor:
