@@ -105,21 +105,6 @@ def test_targets_are_tried_in_their_order():
         assert int(model(found, noise).argmax(1)) == reached
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"steps": 0}, "steps must be 1 or more, not 0"),
-        ({"steps_per_draw": 0}, "steps_per_draw must be 1 or more"),
-        ({"selection_draws": 0}, "selection_draws must be 1 or more"),
-        ({"targets": -1}, "targets must be 0"),
-        ({"loss": "mse"}, "loss must be one of"),
-    ],
-)
-def test_mistakes_are_told(options, words: str):
-    with pytest.raises(ValueError, match=words):
-        APGD(**options)
-
-
 def test_too_few_classes_are_told():
     for attack, classes in ((APGD(1, loss="dlr"), 3), (APGD(1, loss="dlr", targets=1), 4)):
         with pytest.raises(ValueError, match=f"{classes} classes, and the model has 2"):

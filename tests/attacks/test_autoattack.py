@@ -99,23 +99,6 @@ def test_versions_are_as_published():
     assert told("standard", "queries", slice(3, 4)) == [5000]
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"version": "best"}, "version .*'best'"),
-        ({"criterion": "any"}, "criterion .*'any'"),
-        ({"draws": 1}, "draws must be 4 or more, not 1"),
-        ({"threshold": 0}, "threshold must be above 0"),
-        ({"eot": 0}, "eot must be 1 or more"),
-        ({"steps": 0}, "steps must be 1 or more"),
-        ({"early_stop": -1}, "early_stop must be 0"),
-    ],
-)
-def test_mistakes_are_told(options, words: str):
-    with pytest.raises(ValueError, match=words):
-        AutoAttack(**options)
-
-
 def test_too_few_classes_are_told_before_the_work():
     with pytest.raises(ValueError, match=r"standard .*4 classes"):
         AutoAttack("standard")(Linear(), X, Y, THREATS["linf"], NOISE)

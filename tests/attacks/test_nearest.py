@@ -56,11 +56,3 @@ def test_confidence_is_a_margin_that_is_kept():
         Linear(), X, Y, THREATS["l2"], NOISE
     )
     assert ((-2 * lead(found, Y) >= 0.5) & (-2 * lead(found, Y) < 0.6)).all()
-
-
-@pytest.mark.parametrize("name", ["confidence", "learning_rate", "weight", "searches", "targets"])
-def test_mistakes_are_told(name):
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        CarliniWagner(**{name: -1})
-    with pytest.raises(ValueError, match="overshoot must be"):
-        DeepFool(overshoot=-0.1)

@@ -1,6 +1,5 @@
 """Shifted images: known shifts, and a model whose worst shift is known."""
 
-import pytest
 import torch
 from analytic import NOISE, SIZE, THREATS, X, Y
 
@@ -55,9 +54,3 @@ def test_no_pixel_is_a_color_that_was_not_there():
     assert not torch.equal(found, X)
     assert float(found.min()) >= float(X.min())
     assert float(found.max()) <= float(X.max())
-
-
-@pytest.mark.parametrize("name", ["bound", "learning_rate", "smoothness", "steps"])
-def test_mistakes_are_told(name):
-    with pytest.raises(ValueError, match=f"{name} must be"):
-        StAdv(**{name: -1})

@@ -285,14 +285,7 @@ def test_samplers_are_those_of_diffpure():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"t": 0}, "t must be from 0.0001 to 1"),
-        ({"steps": 0}, "steps must be 1 or more, not 0"),
         ({"sampler": "ddpm", "steps": 101}, "steps must be at most 100"),
-        ({"sampler": "euler"}, "sampler .*'euler'"),
-        ({"clamp": "hard"}, "clamp .*'hard'"),
-        ({"weight": -1}, "weight must be 0 or more, not -1"),
-        ({"weight": float("nan")}, "weight must be 0 or more, not nan"),
-        ({"weight": float("inf")}, "weight must be 0 or more, not inf"),
         ({"classifier": None}, "the guide needs the classifier .* there is none"),
     ],
 )

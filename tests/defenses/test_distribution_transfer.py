@@ -125,14 +125,7 @@ def test_attention_is_differentiated_twice():
     ("options", "words"),
     [
         ({"classifier": None}, "the guide needs the classifier"),
-        ({"output": "kll"}, "output .*'kll'"),
-        ({"input": "psnr"}, "input .*'psnr'"),
-        ({"at": "x_0"}, "at .*x_0"),
-        ({"anchor": "clean"}, "anchor .*clean"),
         ({"at": "x_hat", "anchor": "noised"}, "x_hat, which has no noise"),
-        ({"scale": -1.0}, "scale must be 0 or more"),
-        ({"weight": float("nan")}, "weight must be 0 or more"),
-        ({"t": 470}, "t must be from 0.0001 to 1"),
         ({"steps": 59}, "steps must be at most 58"),
     ],
 )

@@ -73,15 +73,6 @@ def test_it_has_a_view_of_fewer_steps():
     assert len(purify.times) == 10
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"t": 0}, "t must be"), ({"steps": 0}, "steps must be"), ({"t": 2}, "t must be")],
-)
-def test_bad_options_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
-        FlowPure(Toward(), **options)
-
-
 def test_a_chain_too_short_for_the_steps_is_refused():
     with pytest.raises(ValueError, match="steps = 300"):
         FlowPure(Toward(schedule=Discrete(1000)), t=0.1, steps=300)

@@ -112,19 +112,6 @@ def test_the_release_s_start_is_one_step_late():
     assert not torch.equal(early(x, noise), late(x, noise))
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"distance": "lpips"}, "distance must be one of mse, ssim, ssim-padded, none"),
-        ({"anchor": "x_t"}, "anchor must be one of image, noised"),
-        ({"passes": 0}, "passes must be 1 or more"),
-        ({"reference_batch_size": 0}, "reference_batch_size must be 1 or more"),
-        ({"scale": -1.0}, "scale must be 0 or more"),
-        ({"eps": 8.0}, "eps must be above 0 and at most 1"),
-        ({"t": 36}, "t must be from 0.0001 to 1"),
-        ({"steps": 37}, "steps must be at most 36"),
-    ],
-)
-def test_mistakes_are_told(options, words: str):
-    with pytest.raises(ValueError, match=words):
-        GDMP(mixture(), **options)
+def test_the_chain_limits_the_steps():
+    with pytest.raises(ValueError, match="steps must be at most 36"):
+        GDMP(mixture(), steps=37)

@@ -40,10 +40,3 @@ def test_an_answer_is_an_image_s_own_and_attacks_have_a_gradient():
     assert torch.equal(alone, whole)
     (slope,) = torch.autograd.grad(whole[:, 1].sum(), x)
     assert bool((slope > 0).all())
-
-
-def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="draws must be 1 or more"):
-        LocalSmoothing(Threshold(), draws=0)
-    with pytest.raises(ValueError, match="sigma must be above 0"):
-        LocalSmoothing(Threshold(), sigma=0)  # pyright: ignore

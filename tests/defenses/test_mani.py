@@ -49,9 +49,3 @@ def test_black_images_get_finite_noise():
     (slope,) = torch.autograd.grad(out.square().sum(), x)
     assert bool(out.isfinite().all())
     assert bool(slope.isfinite().all())
-
-
-@pytest.mark.parametrize(("name", "words"), [("bands", "1 or more"), ("gamma", "0 or more")])
-def test_mistakes_are_told(name: str, words: str):
-    with pytest.raises(ValueError, match=f"{name} must be {words}"):
-        Spectrum(**{name: -1})

@@ -53,8 +53,6 @@ def test_no_scale_is_diffpure_and_some_brings_the_outcome_to_the_image():
     assert float((some(X, NOISE) - X).abs().mean()) < float((bare(X, NOISE) - X).abs().mean())
 
 
-def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="reference_batch_size must be 1 or more"):
-        Mimic(reference_batch_size=0)
+def test_heun_takes_no_guide():
     with pytest.raises(ValueError, match="heun"):
         DiffPure(mixture(), t=0.3, steps=4, sampler="heun", guide=Mimic())(X, NOISE)

@@ -160,22 +160,6 @@ def test_a_noise_level_gives_one_time_for_each_image(level, words: str):
         DiffPure(mixture(), noise_level=level)(X, NOISE)
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"center": 0}, "center must be above 0"),
-        ({"width": -1}, "width must be above 0"),
-        ({"levels": 0}, "levels must be 1 or more"),
-        ({"bias": 2}, "bias must be from 0 to 1"),
-        ({"up_to": 0}, "up_to must be from 0.0001 to 1"),
-        ({"shape": "cubic"}, "shape .*'cubic'"),
-    ],
-)
-def test_mistakes_are_told(options, words: str):
-    with pytest.raises(ValueError, match=words):
-        ScoreNorm(mixture(), **EASY | options)
-
-
 def test_heun_and_the_adjoint_have_no_noise_levels():
     with pytest.raises(ValueError, match="heun"):
         DiffPure(mixture(), t=0.2, steps=5, sampler="heun", noise_level=constant)

@@ -124,13 +124,6 @@ def test_scales_have_the_shape_and_kind_of_the_times():
                 assert field.dtype == t.dtype
 
 
-def test_mistakes_are_told():
-    with pytest.raises(ValueError, match="steps must be 1 or more, not"):
-        Discrete(0)
-    with pytest.raises(ValueError, match=r"kind .*'square'"):
-        Discrete(10, "square")  # pyright: ignore[reportArgumentType]
-
-
 @pytest.mark.parametrize(
     ("schedule", "indices"),
     [

@@ -235,7 +235,6 @@ def test_augmentation_is_of_the_image_alone():
     [
         ({"denoiser": {"name": "unet", "widths": [8, 9], "groups": 4}}, "multiple of groups"),
         ({"denoiser": {"name": "unet", "size": 30, "widths": [32, 32, 32]}}, "multiple of patch"),
-        ({"objective": {"name": "denoising", "t_max": 2}}, "t_max must be above 0 and at most 1"),
     ],
 )
 def test_parts_refuse_in_their_own_words(elsewhere, changes, said):

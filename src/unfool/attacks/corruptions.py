@@ -9,31 +9,28 @@ are not ours to ship, and here the ice is drawn. (The files of CIFAR-10-C: data 
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from scipy import ndimage, stats
 from torch import Tensor
 
 from unfool.argument_checks import checked
-from unfool.data.cifar_c import KINDS, SEVERITIES, Kind
+from unfool.data.cifar_c import SEVERITIES, Kind, Severity
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import check_arguments, checked_dataclass
 from unfool.threat import Threat
 
-Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 
-
-@dataclass(frozen=True)
+@checked_dataclass
 class Corruption:
     """A common corruption, used like an attack. It ignores the model and the threat.
 
     Attributes:
-        kind: One of `KINDS`.
+        kind: One of `data.cifar_c.KINDS`.
         severity: 1 to 5; None draws one for each image, so that the mean over images is one over
             severities, too.
         bounded: False: the threat does not limit the changes.
@@ -45,9 +42,6 @@ class Corruption:
     bounded: ClassVar[bool] = False
     adversarial: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        _check(self.kind, 1 if self.severity is None else self.severity)
-
     @checked
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
@@ -56,19 +50,19 @@ class Corruption:
         return corrupt(x, self.kind, self.severity, noise)
 
 
-def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor:
+def corrupt(x: Tensor, kind: Kind, severity: Severity | None, noise: Noise) -> Tensor:
     """Corrupt images, and round them to 8 bits.
 
     Args:
         x: Images (B, C, H, W) of [0, 1], C being 1 or 3.
-        kind: One of `KINDS`.
+        kind: One of `data.cifar_c.KINDS`.
         severity: 1 to 5; None draws one for each image.
         noise: The noise from which all randomness is drawn, for the same images.
 
     Raises:
         ValueError: There is no such corruption, or images have neither 1 nor 3 channels.
     """
-    _check(kind, 1 if severity is None else severity)
+    check_arguments(corrupt, locals())
     if x.shape[1] not in (1, 3):
         raise ValueError(f"corruptions need images of 1 or 3 channels, not {x.shape[1]}")
     out = np.empty(x.shape, np.float32)
@@ -81,15 +75,6 @@ def corrupt(x: Tensor, kind: Kind, severity: int | None, noise: Noise) -> Tensor
         result = np.clip(_MAKE[kind](array, level - 1, draws), 0, 1)
         out[i] = (result * 255).round().transpose(2, 0, 1) / 255
     return torch.from_numpy(out).to(x)
-
-
-def _check(kind: str, severity: int) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"a corruption must be one of {', '.join(KINDS)}; not {kind!r}")
-    if severity not in range(1, SEVERITIES + 1):
-        raise ValueError(
-            f"severity must be from 1 to {SEVERITIES} (null draws one), not {severity}"
-        )
 
 
 # Each takes a picture (H, W, C) of [0, 1], the severity counted from 0, and the picture's noise.

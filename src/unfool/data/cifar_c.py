@@ -54,9 +54,6 @@ def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Array
         ValueError: An option is out of range, or a file is not what it should be.
     """
     check_arguments(cifar10_c, locals())
-    kinds = (*KINDS, *get_args(Extra))
-    if kind not in kinds:
-        raise ValueError(f"kind must be one of {', '.join(kinds)}; not {kind!r}")
     try:
         images, labels = find("CIFAR-10-C", Path(folder), _INSIDE, [[f"{kind}.npy", "labels.npy"]])
     except FileNotFoundError as error:

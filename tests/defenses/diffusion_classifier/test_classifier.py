@@ -621,14 +621,11 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
         check_model({"classifier": part | {"eliminaton": "paired"}})
     with pytest.raises(SpecError, match="'denoiser' is missing"):
         check_model({"classifier": "diffusion"})
-    with pytest.raises(SpecError, match="classifier diffusion: elimination must be one of"):
-        build_model(check_model({"classifier": part | {"elimination": "pared"}}), "cpu")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"elimination": "cifar"}, "elimination must be one of paired, staged, cifar10"),
         ({"elimination": "staged"}, "samples and classes_per_stage belong"),
         ({"samples": [1, 2], "classes_per_stage": [2, 1]}, "samples and classes_per_stage belong"),
         (
@@ -647,18 +644,10 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
             {"elimination": "staged", "samples": [4, 9], "classes_per_stage": [1]},
             "one number for each stage",
         ),
-        ({"elimination": "paired", "risk": 0}, "risk must be above 0 and below 1"),
         ({"elimination": "cifar10", "draws": 100}, "leave out draws = 100"),
-        ({"draws": -1}, "draws must be 1 or more"),
         ({"draws": 1001}, "at most 1000"),
-        ({"batch_size": 0}, "batch_size must be 1 or more"),
-        ({"scale": 0.0}, "scale must be"),
-        ({"times": "odd"}, "times must be one of even, sigma"),
         ({"span": (0.5, 0.5)}, "span must be two times"),
         ({"times": "sigma", "span": (0, 3)}, "span must be two values of sigma"),
-        ({"loss": "l3"}, "loss must be one of"),
-        ({"policy": "free"}, "policy must be one of fresh, fixed, image"),
-        ({"weight": "snrr"}, "weight must be one of"),
         ({"weight": [1.0, 2.0]}, "100 numbers above 0"),
     ],
 )
