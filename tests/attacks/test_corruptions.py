@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from unfool.attacks.corruptions import KINDS, Corruption, corrupt
+from unfool.attacks.corruptions import Corruption, corrupt
+from unfool.data.cifar_c import KINDS
 from unfool.noise import Noise
 from unfool.threat import Threat
 

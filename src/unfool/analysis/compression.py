@@ -17,6 +17,7 @@ from torch import Tensor
 from unfool.attacks.views import Batched
 from unfool.noise import Noise
 from unfool.protocols import Defended, Purifier
+from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval, mean_of
 from unfool.threat import Threat, images
@@ -86,9 +87,9 @@ def compression(
     threat: Threat,
     noise: Noise,
     *,
-    draws: int = 4,
+    draws: Count = 4,
     sizes: Sequence[float] = SIZES,
-    steps: int = 5,
+    steps: Count = 5,
     quiet: bool = False,
 ) -> Compression:
     """Measure the compression rates of the purifier of a model.
@@ -110,9 +111,7 @@ def compression(
         ValueError: A number is out of range, the threat is neither of linf nor of l2, or the model has
             no purifier.
     """
-    for name, value in (("draws", draws), ("steps", steps)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, not {value}")
+    check_arguments(compression, locals())
     if not sizes or not all(0 < size < np.inf for size in sizes):
         raise ValueError(f"sizes must be numbers above 0, not {list(sizes)}")
     whole = model.model

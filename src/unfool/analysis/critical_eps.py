@@ -17,6 +17,7 @@ from unfool.attacks.pgd import PGD
 from unfool.attacks.views import Batched
 from unfool.defenses.purified_classifier import majority_vote
 from unfool.noise import Noise
+from unfool.ranges import Count, Positive, check_arguments
 from unfool.runtime.progress import progress
 from unfool.statistics import wilson
 from unfool.threat import Norm, Threat
@@ -80,9 +81,9 @@ def critical_eps(
     steps: int = 20,
     eot: int = 4,
     loss: Loss = "margin",
-    draws: int = 8,
-    reach: float = 4.0,
-    rounds: int = 5,
+    draws: Count = 8,
+    reach: Positive = 4.0,
+    rounds: Count = 5,
     quiet: bool = False,
 ) -> CriticalEps:
     """Bisect the budget of PGD with the exact gradient, image by image.
@@ -108,9 +109,7 @@ def critical_eps(
     Raises:
         ValueError: A number is out of range, or the threat has no budget.
     """
-    for name, value in (("draws", draws), ("rounds", rounds), ("reach", reach)):
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, not {value}")
+    check_arguments(critical_eps, locals())
     if threat.eps == 0:
         raise ValueError(
             "the budgets tried are multiples of the threat's, and threat.eps is 0: set threat.eps "

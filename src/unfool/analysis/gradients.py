@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from unfool.argument_checks import images_of_any_range
 from unfool.attacks import views
-from unfool.attacks.losses import LOSSES, Loss, query_model
+from unfool.attacks.losses import Loss, query_model
 from unfool.diffusion.gradient import keeping
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_arguments
 from unfool.runtime.memory import kept_by_graphs
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval
@@ -150,10 +151,10 @@ def compare(
     noise: Noise,
     *,
     loss: Loss = "margin",
-    draws: int = 4,
-    directions: int = 8,
-    repeats: int = 3,
-    coarse: int | None = None,
+    draws: Count = 4,
+    directions: Count = 8,
+    repeats: Count = 3,
+    coarse: Count | None = None,
     variants: Sequence[GradientVariant] = VARIANTS,
     quiet: bool = False,
 ) -> Gradients:
@@ -175,11 +176,7 @@ def compare(
     Raises:
         ValueError: A number is out of range, or no gradient leads through the model.
     """
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, not {loss!r}")
-    for name, value in (("draws", draws), ("directions", directions), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, not {value}")
+    check_arguments(compare, locals())
     found, missing = [], {}
     for variant in variants:
         view = (

@@ -16,6 +16,7 @@ from unfool.attacks.losses import Loss
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import AtLeastTwo, Count, check_arguments
 from unfool.runtime.progress import progress
 from unfool.threat import Threat
 
@@ -49,11 +50,11 @@ def landscape(
     threat: Threat,
     noise: Noise,
     *,
-    steps: int = 20,
+    steps: Count = 20,
     step_size: float = 0.25,
     eot: int = 10,
-    draws: int = 16,
-    grid: int = 17,
+    draws: Count = 16,
+    grid: AtLeastTwo = 17,
     reach: float = 1.6,
     loss: Loss = "margin",
     clip: bool = True,
@@ -80,9 +81,7 @@ def landscape(
     Raises:
         ValueError: A number is out of range, or an attack did not move.
     """
-    for name, value, least in (("draws", draws, 1), ("grid", grid, 2), ("steps", steps, 1)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
+    check_arguments(landscape, locals())
     if len(x) != 1:
         raise ValueError(f"a landscape needs exactly one image, not {len(x)}")
     known, heldout, deltas = noise.child("defense"), noise.child("held"), {}

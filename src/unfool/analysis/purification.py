@@ -20,6 +20,7 @@ from unfool.defenses.purified_classifier import predict
 from unfool.evaluation.image_quality import check_perceptual, measure
 from unfool.noise import Noise
 from unfool.protocols import Defended
+from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval, mean_of, wilson
 from unfool.threat import Threat
@@ -86,7 +87,7 @@ def purification(
     steps: int = 20,
     eot: int = 8,
     loss: Loss = "margin",
-    draws: int = 4,
+    draws: Count = 4,
     lpips: bool = False,
     shown: int = 6,
     quiet: bool = False,
@@ -111,8 +112,7 @@ def purification(
         ValueError: A number is out of range, the model has no purifier, or LPIPS is not here or
             does not take such images.
     """
-    if draws < 1:
-        raise ValueError(f"draws must be 1 or more, not {draws}")
+    check_arguments(purification, locals())
     whole = model.model
     if not isinstance(whole, Defended):
         raise ValueError("the spec has no purifier to analyze: name a spec with one")

@@ -18,6 +18,7 @@ from unfool.diffusion.reverse import Ancestral, reverse, strided
 from unfool.diffusion.schedule import chain_length
 from unfool.noise import Noise, permutation
 from unfool.protocols import Classifier
+from unfool.ranges import AtLeastTwo, check_arguments
 from unfool.runtime.progress import progress
 from unfool.statistics import bounded_mean_interval
 
@@ -52,7 +53,7 @@ def samples(
     noise: Noise,
     *,
     steps: int = 50,
-    sets: int = 3,
+    sets: AtLeastTwo = 3,
     rows: int | None = None,
     quiet: bool = False,
 ) -> Samples:
@@ -75,9 +76,9 @@ def samples(
         ValueError: A number is out of range, or torchmetrics is not here.
     """
     size = len(x) // 2
-    for name, value, least in (("sets", sets, 2), ("half of the images", size, 2)):
-        if value < least:
-            raise ValueError(f"{name} must be {least} or more, not {value}")
+    check_arguments(samples, locals())
+    if size < 2:
+        raise ValueError(f"half of the images must be 2 or more, not {size}")
     _metric(1)  # so that a package that lacks is told before the work
     found: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
     kept: dict[str, Tensor] = {}

@@ -16,6 +16,7 @@ from unfool.attacks.losses import Loss, query_model
 from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
+from unfool.ranges import Count, check_arguments
 from unfool.runtime.progress import progress
 from unfool.statistics import Share, bounded_mean_interval, mean_interval, mean_of
 from unfool.threat import Threat
@@ -92,8 +93,8 @@ def trajectories(
     steps: int = 20,
     step_size: float = 0.25,
     eot: int = 10,
-    runs: int = 6,
-    draws: int = 16,
+    runs: Count = 6,
+    draws: Count = 16,
     loss: Loss = "margin",
     shown: int = 1,
     quiet: bool = False,
@@ -120,9 +121,7 @@ def trajectories(
     Raises:
         ValueError: A number is out of range.
     """
-    for name, value in (("runs", runs), ("draws", draws)):
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, not {value}")
+    check_arguments(trajectories, locals())
     secret, found = noise.child("defense"), {}
     plan = {DW: (1, 1), WHITE: (1, runs), EOT: (eot, runs)}  # draws per step, runs
     total = sum((steps + 1) * copies for _, copies in plan.values())

@@ -626,6 +626,7 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
+        ({"elimination": "cifar"}, "elimination must be one of paired, staged, cifar10"),
         ({"elimination": "staged"}, "samples and classes_per_stage belong"),
         ({"samples": [1, 2], "classes_per_stage": [2, 1]}, "samples and classes_per_stage belong"),
         (
@@ -648,6 +649,7 @@ def test_in_a_spec_the_denoiser_is_a_part_of_the_classifier():
         ({"draws": 1001}, "at most 1000"),
         ({"span": (0.5, 0.5)}, "span must be two times"),
         ({"times": "sigma", "span": (0, 3)}, "span must be two values of sigma"),
+        ({"weight": "snrr"}, "weight must be one of"),
         ({"weight": [1.0, 2.0]}, "100 numbers above 0"),
     ],
 )

@@ -59,8 +59,6 @@ def weights_of(
     """The weights (M,) in float64 of the errors of the noise."""
     sigma = scales.sigma / scales.alpha
     if isinstance(weight, str):
-        if weight not in WEIGHTS:
-            raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, not {weight!r}")
         found = WEIGHTS[weight](sigma)
     elif callable(weight):
         found = torch.as_tensor(weight(scales)).double()
