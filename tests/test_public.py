@@ -23,7 +23,7 @@ PACKAGES = [
 BESIDE_THEIR_MODULE = {
     "unfool.models.build:jem",
     "unfool.models.unet:unet",
-    "unfool.toy.empirical_data:empirical",
+    "unfool.toy.empirical_denoiser:empirical",
 }
 
 

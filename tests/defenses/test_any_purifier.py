@@ -11,7 +11,7 @@ from unfool.defenses.coup import COUP
 from unfool.defenses.denoised_smoothing import DensePure, OneStep
 from unfool.defenses.diffpure import DiffPure
 from unfool.defenses.distribution_transfer import DistributionTransfer
-from unfool.defenses.energy import Energy
+from unfool.defenses.energy_denoiser import Energy
 from unfool.defenses.flowpure import FlowPure
 from unfool.defenses.freqpure import FreqPure
 from unfool.defenses.gdmp import GDMP

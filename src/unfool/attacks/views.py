@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unfool.argument_checks import check_finite, check_logits
 from unfool.batching import BatchLimit, in_parts
-from unfool.diffusion.deviation import deviating
+from unfool.diffusion.per_step_loss import deviating
 from unfool.noise import Noise
 from unfool.protocols import Classifier, Defended, Purifier
 from unfool.ranges import Count, Positive

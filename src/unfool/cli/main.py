@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
-from unfool.cli.apply import classify, purify
 from unfool.cli.compare import Strict, check_gate, compare, hold_gate
 from unfool.cli.doctor_command import doctor
 from unfool.cli.export import export, publish
@@ -32,6 +31,7 @@ from unfool.cli.options import (
     start,
     wrong_option,
 )
+from unfool.cli.purify_and_classify_commands import classify, purify
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
 from unfool.runtime.provenance import started_by

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         NoisedDiffusionClassifier as NoisedDiffusionClassifier,
     )
     from unfool.defenses.distribution_transfer import DistributionTransfer as DistributionTransfer
-    from unfool.defenses.energy import Energy as Energy
+    from unfool.defenses.energy_denoiser import Energy as Energy
     from unfool.defenses.flowpure import FlowPure as FlowPure
     from unfool.defenses.freqpure import FreqPure as FreqPure
     from unfool.defenses.gdmp import GDMP as GDMP

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.deviation import forward_path
 from unfool.diffusion.gradient import chain, twice_differentiable
+from unfool.diffusion.per_step_loss import forward_path
 from unfool.diffusion.protocols import Correction, Guide, ImageGuide, Step
 from unfool.diffusion.schedule import (
     Discrete,

@@ -25,7 +25,7 @@ def purify(
 
     The noise of an image depends on the seed and on its place among all images given.
     """
-    from unfool.cli.apply_to_files import purify_files
+    from unfool.cli.purify_and_classify import purify_files
 
     for path in purify_files(images, spec, changes or [], out, seed, device, batch_size, force):
         typer.echo(path)
@@ -49,7 +49,7 @@ def classify(
     force: Force = False,
 ) -> None:
     """Classify images through a defense by majority vote; --out adds a sheet."""
-    from unfool.cli.apply_to_files import classify_files
+    from unfool.cli.purify_and_classify import classify_files
 
     options = {"out": out, "force": force}
     for line in classify_files(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from unfool.defenses.energy import Energy
+from unfool.defenses.energy_denoiser import Energy
 from unfool.defenses.langevin import Langevin
 from unfool.models.jem import JEM
 from unfool.noise import Noise

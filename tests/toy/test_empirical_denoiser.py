@@ -14,8 +14,7 @@ from unfool.diffusion.schedule import VP
 from unfool.errors import SpecError
 from unfool.noise import Noise
 from unfool.toy.blobs import Blobs
-from unfool.toy.empirical import Empirical
-from unfool.toy.empirical_data import empirical
+from unfool.toy.empirical_denoiser import Empirical, empirical
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 0])
 POINTS = Noise.of(7, range(6)).normal(torch.empty(6, 1, 2, 2, dtype=torch.float64)) * 0.5

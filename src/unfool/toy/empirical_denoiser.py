@@ -5,8 +5,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from unfool.data import fetch
 from unfool.diffusion.denoiser import Denoiser, _exact
 from unfool.diffusion.schedule import VP, Schedule
+from unfool.noise import permutation
+from unfool.protocols import Dataset
+from unfool.ranges import Count, NotNegative, check_arguments
 
 
 class Empirical(Denoiser):
@@ -30,16 +34,19 @@ class Empirical(Denoiser):
     labels: Tensor
 
     def __init__(
-        self, points: Tensor, labels: Tensor, spread: float = 0.0, schedule: Schedule | None = None
+        self,
+        points: Tensor,
+        labels: Tensor,
+        spread: NotNegative = 0.0,
+        schedule: Schedule | None = None,
     ):
         super().__init__()
+        check_arguments(Empirical, locals())
         if len(points) != len(labels) or not len(points):
             raise ValueError(
                 f"each image needs one label, and there are {len(points)} images and {len(labels)} "
                 "labels"
             )
-        if spread < 0:
-            raise ValueError(f"spread must be 0 or more, not {spread}")
         found = labels.unique().tolist()
         if found != list(range(len(found))):
             raise ValueError(
@@ -84,3 +91,30 @@ class Empirical(Denoiser):
         points = self.points.flatten(1).double()
         near = x_t.flatten(1).double() @ points.T - alpha * points.square().sum(1) / 2
         return cast(Tensor, alpha * near / variance)
+
+
+def empirical(
+    data: Dataset,
+    images: Count | None = None,
+    spread: NotNegative = 0.0,
+    schedule: Schedule | None = None,
+    seed: int = 0,
+) -> Empirical:
+    """The exact class-conditional denoiser of a data set's images.
+
+    Args:
+        data: Images with labels.
+        images: How many of them, chosen by `seed`; None for all.
+        spread: The standard deviation of what may lie around an image, in units of [0, 1] pixels; 0 is
+            the empirical distribution itself.
+        schedule: The noise schedule; `VP()` if None.
+        seed: Of the choice.
+
+    Raises:
+        ValueError: There are not so many images, or a class has none.
+    """
+    check_arguments(empirical, locals())
+    if images is not None and images > len(data):
+        raise ValueError(f"images must be from 1 to {len(data)}, not {images}")
+    x, y = fetch(data, sorted(permutation(len(data), seed, "points")[:images]))
+    return Empirical(2 * x - 1, y, 2 * spread, schedule)
