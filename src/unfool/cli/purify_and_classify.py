@@ -1,6 +1,5 @@
 """Defenses applied to files: pictures and arrays in, purified ones or predictions out."""
 
-import io
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from unfool.noise import Noise
 from unfool.protocols import Purifier
 from unfool.report.sheet import MOST, SheetRow, write_sheet
 from unfool.runtime.device import pick_device
-from unfool.runtime.files import raise_system_error, write_bytes
+from unfool.runtime.files import npz_bytes, raise_system_error, write_bytes
 from unfool.runtime.provenance import command_line
 
 SHEET = "sheet.html"
@@ -305,7 +304,4 @@ def _say(what: str) -> None:
 
 def _npz(pure: Tensor, stored: Stored) -> bytes:
     arrays, key = stored["arrays"], stored["key"]
-    buffer = io.BytesIO()
-    made = array_of_images(pure, arrays[key], stored["last"])
-    np.savez_compressed(buffer, **{**arrays, key: made})  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()
+    return npz_bytes({**arrays, key: array_of_images(pure, arrays[key], stored["last"])})

@@ -94,7 +94,7 @@ def evaluate_into(
     def keep(block: Sequence[int], y: Tensor, versions: Mapping[str, Tensor]) -> str:
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
-        robust = [np.mean(np.equal(o.conditions[o.chosen].draws, o.label)) for o in outcomes]
+        robust = [outcome.rate("robust") for outcome in outcomes]
         status = f"robust in this block {np.mean(robust):.0%}"
         return (
             status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"

@@ -304,7 +304,7 @@ def _judged(right: Tensor) -> Judged:
         )
         for i, draws in enumerate(rows)
     ]
-    return judge("clean", outcomes, lambda outcome: outcome.conditions["clean"])
+    return judge("clean", outcomes)
 
 
 def _readings(p: float, k: int) -> dict[str, float]:

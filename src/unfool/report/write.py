@@ -1,6 +1,5 @@
 """Write a report into a folder: pages, figures and numbers."""
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from unfool.report.document import Document
 from unfool.report.render_html import to_html
 from unfool.report.render_markdown import to_markdown
 from unfool.results.export.records import to_csv
-from unfool.runtime.files import write_if_other
+from unfool.runtime.files import npz_bytes, write_if_other
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,7 +46,7 @@ def write_document(
     if images:
         made |= {"images.json": _json(list(images)), "images.csv": to_csv(images)}
     if arrays is not None:
-        made[f"{name}.npz"] = _npz(arrays)
+        made[f"{name}.npz"] = npz_bytes(arrays)
     made[f"{name}.md"] = to_markdown(document).encode()
     beside = [f"{name}.json", *made]
     made[f"{name}.html"] = to_html(document, beside).encode()
@@ -60,11 +59,3 @@ def write_document(
 
 def _json(numbers: Any) -> bytes:
     return (json.dumps(numbers, indent=1) + "\n").encode()
-
-
-def _npz(arrays: "Mapping[str, np.ndarray]") -> bytes:
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()

@@ -1,6 +1,6 @@
 """Two runs compared image by image, on the same images and the same held-out draws."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from unfool.noise import Noise
 from unfool.results.attack_roles import roles
 from unfool.results.image_records import PairedImage, condition_record
-from unfool.results.outcome import Condition, Outcome
+from unfool.results.outcome import Outcome
 from unfool.results.report_json import DoubtEntry, Provenance
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
@@ -129,12 +129,11 @@ def paired(
     sides: list[tuple[Outcome, ...]] = list(zip(*both, strict=True))
     rates, judged, won = {}, {}, {}
     for name in names:
-        pick = _pick(name)
         for side, outcomes in enumerate(sides):
-            rows = [(pick(outcome), outcome.label) for outcome in outcomes]
-            rates[name, side] = np.array([row.draws.count(y) / len(row.draws) for row, y in rows])
-            won[name, side] = np.array([row.won(y) for row, y in rows])
-            judged[name, side] = judge(name, outcomes, pick)
+            rows = [(outcome.condition(name), outcome.label) for outcome in outcomes]
+            rates[name, side] = np.array([outcome.rate(name) for outcome in outcomes])
+            won[name, side] = np.array([row.won(label) for row, label in rows])
+            judged[name, side] = judge(name, outcomes)
     gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
     changes = bootstrap(gaps, [judged[name, 0].draws for name in names], seed, resamples)
     found = []
@@ -313,7 +312,8 @@ def _paired_image(
 ) -> PairedImage:
     label = pair[0].label
     records = {
-        name: [condition_record(_pick(name)(outcome), label) for outcome in pair] for name in names
+        name: [condition_record(outcome.condition(name), label) for outcome in pair]
+        for name in names
     }
     return {
         "index": pair[0].index,
@@ -321,7 +321,3 @@ def _paired_image(
         "class_name": classes[label],
         "conditions": {name: {"a": a, "b": b} for name, (a, b) in records.items()},
     }
-
-
-def _pick(name: str) -> Callable[[Outcome], Condition]:
-    return lambda outcome: outcome.conditions[outcome.chosen if name == "robust" else name]

@@ -94,6 +94,10 @@ class Condition:
         """The class at each draw that was asked; in a curtailed verdict, as many as were needed."""
         return [*self.draws, *(self.curtailed["further"] if self.curtailed else ())]
 
+    def rate(self, label: int) -> float:
+        """The share of the draws that are of the class `label`."""
+        return self.draws.count(label) / len(self.draws)
+
     def won(self, label: int) -> bool:
         """Whether the class `label` has more of the k draws than any other; a tie is none."""
         return winner(self.taken) == label
@@ -164,6 +168,14 @@ class Outcome:
     made_by: str = ""
     quality: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     loss_curves: dict[str, list[float]] = field(default_factory=dict)
+
+    def condition(self, name: str) -> Condition:
+        """The condition of this name; `robust` is the one that the attacker would submit."""
+        return self.conditions[self.chosen if name == "robust" else name]
+
+    def rate(self, name: str) -> float:
+        """The share of right answers under a condition (`condition`)."""
+        return self.condition(name).rate(self.label)
 
 
 class Indexed(TypedDict, extra_items=Any):

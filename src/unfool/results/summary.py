@@ -60,12 +60,15 @@ class Judged:
     undefended: Share | None
 
 
-def judge(name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition]) -> Judged:
-    """Judge the condition that `pick` takes of each outcome.
+def judge(
+    name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition] | None = None
+) -> Judged:
+    """Judge the condition `name` of each outcome, or the one that `pick` takes.
 
     Raises:
         ValueError: There are no outcomes.
     """
+    pick = pick or (lambda outcome: outcome.condition(name))
     rows = [(pick(outcome), outcome.label) for outcome in outcomes]
     draws, n = len(rows[0][0].draws), len(rows)
     right = [row.draws.count(label) for row, label in rows]
@@ -97,7 +100,7 @@ def summarize_run(run: Run) -> Summary:
     played = roles(spec["attacks"])
     labels, beyond, corruptions, _ = ([row["label"] for row in rows] for rows in played)
     names = ("clean", *(("random",) if spec["attacks"] else ()), *labels, *beyond, *corruptions)
-    by_name = {name: judge(name, outcomes, _named(name)) for name in names}
+    by_name = {name: judge(name, outcomes) for name in names}
     given = given_to(played)
     submitted = _submitted([*given, *(labels or corruptions)])
     robust = judge("robust", outcomes, submitted)
@@ -196,7 +199,7 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
     has_bare = first.undefended is not None
     return Judged(
         name="corrupted",
-        per_draw=mean(lambda row, label: row.draws.count(label) / draws, draws * count),
+        per_draw=mean(Condition.rate, draws * count),
         majority=mean(Condition.won, count),
         all_draws=mean(Condition.always, count),
         k=first.k,
@@ -217,23 +220,18 @@ def _knowing(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoi
         told: KnownNoise = {
             "name": name,
             "knows": row.get("knows", ""),
-            "robust": _readings(judge(name, outcomes, _named(name))),
+            "robust": _readings(judge(name, outcomes)),
         }
         alike = [other for other in plain if other["view"] == row["view"]]
         alike = [other for other in alike if other["name"] == row["name"]] or alike
         if alike:
             other = alike[-1]["label"]
-            gaps = [_rate(o, other) - _rate(o, name) for o in outcomes]
+            gaps = [o.rate(other) - o.rate(name) for o in outcomes]
             draws = min(len(outcomes[0].conditions[n].draws) for n in (name, other))
             told["beside"] = other
             told["gap"] = mean_entry(change_of(gaps, draws))
         found.append(told)
     return found
-
-
-def _rate(outcome: Outcome, name: str) -> float:
-    draws = outcome.conditions[name].draws
-    return draws.count(outcome.label) / len(draws)
 
 
 def _ladder(outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]) -> list[Rung]:
@@ -284,7 +282,7 @@ def _by_class(
     for label, name in enumerate(classes):
         of_class = [outcome for outcome in outcomes if outcome.label == label]
         if of_class:
-            clean = judge("clean", of_class, _named("clean")).per_draw
+            clean = judge("clean", of_class).per_draw
             robust = judge("robust", of_class, submitted).per_draw
             rows.append(
                 {

@@ -1,7 +1,6 @@
 """Doubts about attacks that others of the same run beat, on the same images and draws."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import mean
 
 from unfool.results.attack_roles import (
     BLIND,
@@ -124,10 +123,6 @@ def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
 
     It has a width even if all images differ alike, so a few images raise no doubt.
     """
-    gaps = [
-        mean(d == o.label for d in o.conditions[one].draws)
-        - mean(d == o.label for d in o.conditions[other].draws)
-        for o in outcomes
-    ]
+    gaps = [outcome.rate(one) - outcome.rate(other) for outcome in outcomes]
     draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))
     return change_of(gaps, draws).low

@@ -340,7 +340,7 @@ def _few_draws(
                 "chance alone moves the number: set evaluation.draws to 8 or more",
             )
         return
-    rates = [mean(d == o.label for d in o.conditions[o.chosen].draws) for o in outcomes]
+    rates = [outcome.rate("robust") for outcome in outcomes]
     whole = variance(rates)
     within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # what k draws add to it
     if within <= whole / 2:

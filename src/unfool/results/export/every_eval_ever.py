@@ -44,19 +44,19 @@ READINGS = {
         "accuracy",
         "how often one pass is right",
         "Wilson, at the number of trials that the scatter over images is worth",
-        lambda condition, label: condition.draws.count(label) / len(condition.draws),
+        Condition.rate,
     ),
     "majority": Reading(
         "unfool.majority_accuracy",
         "how often the class of most passes is right; a tie is wrong",
         "Wilson",
-        lambda condition, label: float(condition.won(label)),
+        Condition.won,
     ),
     "all_draws": Reading(
         "unfool.all_draws_accuracy",
         "how often all passes are right",
         "Wilson",
-        lambda condition, label: float(condition.always(label)),
+        Condition.always,
     ),
 }
 
@@ -227,27 +227,23 @@ def _instances(
     """A line for each image, condition and reading."""
     classes = run.manifest["classes"]
     for outcome in run.outcomes():
-        given: dict[str, Condition] = {
-            **outcome.conditions,
-            "robust": outcome.conditions[outcome.chosen],
-        }
         for condition in told:
+            judged = outcome.condition(condition.name)
             same = {
                 "schema_version": SCHEMA_VERSION,
                 "evaluation_id": key,
                 "model_id": model,
                 "evaluation_name": f"{data}.{condition.name}",
-                **_sample(outcome, given[condition.name], classes, data),
+                **_sample(outcome, judged, classes, data),
                 "metadata": {
                     "index": str(outcome.index),
                     "label": str(outcome.label),
-                    "perturbation": f"{given[condition.name].size:.6g}",
+                    "perturbation": f"{judged.size:.6g}",
                     **({"attack": outcome.chosen} if condition.name == "robust" else {}),
                 },
             }
-            judged = given[condition.name]
             for reading, how in READINGS.items():
-                score = how.score(judged, outcome.label)
+                score = float(how.score(judged, outcome.label))
                 right = judged.won(outcome.label) if reading == "per_draw" else score == 1
                 yield {
                     **same,

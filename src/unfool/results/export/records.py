@@ -8,8 +8,6 @@ from typing import Any
 from unfool.results.run_folder import Run
 from unfool.runtime.optional import require
 
-COLUMNS = ("index", "label", "condition", "draw", "answer", "correct")
-
 
 def answers(run: Run) -> list[dict[str, Any]]:
     """Every answer of an evaluation: a row for each image, condition and draw.
@@ -22,19 +20,17 @@ def answers(run: Run) -> list[dict[str, Any]]:
         RuntimeError: A file of the run is damaged, or it is no evaluation.
     """
     return [
-        dict(
-            zip(
-                COLUMNS,
-                (outcome.index, outcome.label, name, draw, answer, answer == outcome.label),
-                strict=True,
-            )
-        )
+        {
+            "index": outcome.index,
+            "label": outcome.label,
+            "condition": name,
+            "draw": draw,
+            "answer": answer,
+            "correct": answer == outcome.label,
+        }
         for outcome in run.outcomes()
-        for name, condition in {
-            **outcome.conditions,
-            "robust": outcome.conditions[outcome.chosen],
-        }.items()
-        for draw, answer in enumerate(condition.draws)
+        for name in (*outcome.conditions, "robust")
+        for draw, answer in enumerate(outcome.condition(name).draws)
     ]
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from unfool.results.export.badge import badge
 from unfool.results.export.records import answers, to_csv, to_parquet
 from unfool.results.run_folder import Run
 from unfool.runtime.files import write_bytes
+
+FORMATS = ("csv", "parquet", "eee", "robustbench", "badge")
 
 
 def export(
@@ -32,21 +34,32 @@ def export(
         ValueError: There is no such format, a library or a name is missing, or it does not fit the run.
         RuntimeError: The run is no evaluation, has no outcomes, or must be finished first.
     """
-    if to not in FORMATS:
-        raise ValueError(f"there is no format {to!r}: choose from {', '.join(FORMATS)}")
     written = []
-    for name, content in FORMATS[to](run, model, by).items():
+    for name, content in _files(run, to, model, by).items():
         write_bytes(out / name, content)
         written.append(out / name)
     return written
 
 
-def _csv(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
-    return {"answers.csv": to_csv(_some_answers(run))}
-
-
-def _parquet(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
-    return {"answers.parquet": to_parquet(_some_answers(run))}
+def _files(run: Run, to: str, model: str | None, by: str | None) -> dict[str, bytes]:
+    match to:
+        case "csv":
+            return {"answers.csv": to_csv(_some_answers(run))}
+        case "parquet":
+            return {"answers.parquet": to_parquet(_some_answers(run))}
+        case "eee" if model is None:
+            raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
+        case "eee":
+            made = every_eval_ever.record(run, model, time.time(), by)
+            path = f"{made.folder}/{made.name}"
+            return {f"{path}.json": _json(made.log), f"{path}_samples.jsonl": made.lines}
+        case "robustbench":
+            return {"robustbench.json": _json(robustbench.model_info(run, model))}
+        case "badge":
+            made = badge(run)
+            return {"badge.svg": made.to_svg().encode(), "badge.json": _json(made.to_shields())}
+        case _:
+            raise ValueError(f"there is no format {to!r}: choose from {', '.join(FORMATS)}")
 
 
 def _some_answers(run: Run) -> list[dict[str, Any]]:
@@ -56,31 +69,5 @@ def _some_answers(run: Run) -> list[dict[str, Any]]:
     return found
 
 
-def _eee(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
-    if model is None:
-        raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
-    made = every_eval_ever.record(run, model, time.time(), by)
-    path = f"{made.folder}/{made.name}"
-    return {f"{path}.json": _json(made.log), f"{path}_samples.jsonl": made.lines}
-
-
-def _robustbench(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
-    return {"robustbench.json": _json(robustbench.model_info(run, model))}
-
-
-def _badge(run: Run, model: str | None, by: str | None) -> dict[str, bytes]:
-    made = badge(run)
-    return {"badge.svg": made.to_svg().encode(), "badge.json": _json(made.to_shields())}
-
-
 def _json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
-
-
-FORMATS: dict[str, Callable[[Run, str | None, str | None], dict[str, bytes]]] = {
-    "csv": _csv,
-    "parquet": _parquet,
-    "eee": _eee,
-    "robustbench": _robustbench,
-    "badge": _badge,
-}

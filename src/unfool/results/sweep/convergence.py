@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from unfool.results.doubts.doubt import Doubt
-from unfool.results.outcome import Outcome
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.spec import ThreatSection
@@ -120,7 +119,7 @@ def _judged(path: str, others: Sequence[str], rows: Done) -> Iterator[Convergenc
         both = [(first[i], second[i]) for i in first if i in second]
         if len(both) < 2:
             continue
-        gaps = [_rate(late, kind) - _rate(early, kind) for early, late in both]
+        gaps = [late.rate(kind) - early.rate(kind) for early, late in both]
         change = change_of(gaps, summary["clean"].get("draws", summary["clean"]["k"]))
         said = _verdict(change)
         if path == "threat.eps":
@@ -138,11 +137,6 @@ def _verdict(change: Mean) -> str:
     if change.low <= 0 <= change.high:
         return "undecided"
     return "falling" if change.high < 0 else "rising"
-
-
-def _rate(outcome: Outcome, kind: str) -> float:
-    draws = outcome.conditions["clean" if kind == "clean" else outcome.chosen].draws
-    return draws.count(outcome.label) / len(draws)
 
 
 def _all_alike(threat: ThreatSection, run: Run) -> bool:
