@@ -18,9 +18,8 @@ from unfool.results.run_folder import Run
 
 torch.set_num_threads(int(os.environ.get("UNFOOL_TEST_THREADS", "1")))  # see `make test-portable`
 settings.register_profile("same", derandomize=True, database=None, deadline=None, max_examples=60)
-settings.register_profile(
-    "long", database=None, deadline=None, max_examples=1500
-)  # others each time
+# Others each time.
+settings.register_profile("long", database=None, deadline=None, max_examples=1500)
 settings.load_profile("same")  # the same examples in each run, however fast the machine is
 
 

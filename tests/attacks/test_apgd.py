@@ -2,19 +2,7 @@
 
 import pytest
 import torch
-from analytic import (
-    NOISE,
-    THREATS,
-    Bent,
-    Blurred,
-    Linear,
-    X,
-    Y,
-    accuracy,
-    many,
-    progress,
-    worst,
-)
+from analytic import NOISE, THREATS, Bent, Blurred, Linear, X, Y, accuracy, many, progress, worst
 
 from unfool.attacks.apgd import APGD, checkpoints
 from unfool.attacks.losses import LOSSES

@@ -51,10 +51,7 @@ def idx(rank: int, *sizes: int) -> bytes:
 
 PICTURES = {form: picture(form) for form in ("PNG", "JPEG", "BMP", "WEBP")}
 ARRAYS = archive(images=np.zeros((3, 4, 4, 1), np.uint8), labels=np.array([0, 1, 1]))
-WEIGHTS = {
-    "w.safetensors": save({"a.weight": np.ones((2, 3), np.float32)}),
-    "w.pt": torch_file(),
-}
+WEIGHTS = {"w.safetensors": save({"a.weight": np.ones((2, 3), np.float32)}), "w.pt": torch_file()}
 
 
 def damaged(content: bytes, changes, keep: float) -> bytes:

@@ -46,10 +46,8 @@ def affine(t: float) -> tuple[float, float]:
 def sde(t: float, s: float, flow: bool = False) -> tuple[float, float, float]:
     """(a, b, c) of an Euler step of the reverse SDE, or of the flow."""
     alpha, sigma, beta = scales(t)
-    variance, h = (
-        alpha**2 * SPREAD**2 + sigma**2,
-        t - s,
-    )  # of x_t; its score is -(x - ..) / variance
+    # Of x_t; its score is -(x - ..) / variance.
+    variance, h = (alpha**2 * SPREAD**2 + sigma**2, t - s)
     share = 0.5 if flow else 1.0
     a = 1 + h * beta * (0.5 - share / variance)
     return a, h * beta * share * alpha * CENTER / variance, 0 if flow else math.sqrt(beta * h)

@@ -107,10 +107,7 @@ def ours(times: torch.Tensor, step) -> list[torch.Tensor]:
     return states[1:]
 
 
-CHAINS = {
-    "consecutive": list(range(100, -1, -1)),
-    "strided": [100, 95, 60, 33, 32, 7, 1, 0],
-}
+CHAINS = {"consecutive": list(range(100, -1, -1)), "strided": [100, 95, 60, 33, 32, 7, 1, 0]}
 
 
 @pytest.mark.parametrize("variance", ["small", "large"])

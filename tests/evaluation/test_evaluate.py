@@ -362,9 +362,8 @@ def test_survivors_alone_are_attacked_on(elsewhere, facts):
         assert (made["clean"], made["random"]) == (other["clean"], other["random"])
         assert made[chosen].draws == [1 - label] * 2
         assert made[chosen].same_image_as == ""
-        for name in list(made)[
-            list(made).index(chosen) + 1 :
-        ]:  # was not tried: what broke it stays
+        # Was not tried: what broke it stays.
+        for name in list(made)[list(made).index(chosen) + 1 :]:
             assert made[name].same_image_as == (chosen if name in seen else "")
             if name in seen:
                 assert (made[name].draws, made[name].size) == (

@@ -18,10 +18,7 @@ from unfool.spec.menu import shipped
 from unfool.training.spec import check
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-NAMED = [
-    "classifier=bayes",
-    "denoiser=mixture",
-]
+NAMED = ["classifier=bayes", "denoiser=mixture"]
 
 
 @pytest.mark.parametrize(

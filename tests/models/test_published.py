@@ -336,9 +336,8 @@ def test_the_published_files_of_openai_are_known_by_their_shapes(tmp_path: Path,
     with torch.device("meta"):
         network = ScoreUNet(**options)
     state = {n: torch.zeros(1).expand(v.shape) for n, v in openai_state(network, "legacy").items()}
-    model = load(
-        name, saved(tmp_path, state)
-    )  # a file of a few kB, for its tables repeat one number
+    # A file of a few kB, for its tables repeat one number.
+    model = load(name, saved(tmp_path, state))
     assert isinstance(model, NetworkDenoiser)
     assert sum(p.numel() for p in model.network.parameters()) / 1e6 == pytest.approx(
         millions, abs=0.06

@@ -108,10 +108,7 @@ def test_less_accurate_than_the_source_states(doubts, elsewhere):
     manifest = json.loads((made / "run.json").read_text())
     assert manifest["stated"]["data"] == "digits"
     assert "less-than-stated" not in names()
-    for change, raised in (
-        ({"accuracy": 2.0}, True),
-        ({"accuracy": 2.0, "data": "mnist"}, False),
-    ):
+    for change, raised in (({"accuracy": 2.0}, True), ({"accuracy": 2.0, "data": "mnist"}, False)):
         stated = manifest["stated"] | change
         told = manifest | {"stated": stated}
         (made / "run.json").write_text(json.dumps(told | {"sha256": seal(told)}))

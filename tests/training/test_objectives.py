@@ -17,11 +17,7 @@ from unfool.noise import Noise, permutation
 from unfool.threat import Threat
 from unfool.training.objectives.adversarial import PGDAT, TRADES
 from unfool.training.objectives.cross_entropy import CrossEntropy
-from unfool.training.objectives.denoising import (
-    Denoising,
-    denoising_loss,
-    time_and_label,
-)
+from unfool.training.objectives.denoising import Denoising, denoising_loss, time_and_label
 
 X = Noise.of(0, range(4)).uniform(torch.empty(4, 1, 4, 4))
 Y = torch.tensor([0, 1, 1, 0])

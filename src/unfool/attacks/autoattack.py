@@ -100,9 +100,8 @@ class AutoAttack:
         for i, attack in enumerate([None, *self.stages(draws)]):
             stage = noise.take(alive).child("stage", i)
             if attack is not None:
-                with (
-                    recording_losses()
-                ):  # several searches, on fewer and fewer images, are no one climb
+                # Several searches, on fewer and fewer images, are no one climb.
+                with recording_losses():
                     found = attack(model, x[alive], y[alive], threat, stage.child("search"))
                 pair, compare = (best[alive], found), stage.child("compare")
                 best[alive] = choose(model, y[alive], pair, "margin", compare, draws)

@@ -71,9 +71,8 @@ class Module(nn.Module):
     ):
         super().__init__()
         self.model, self.draw, self.votes, self.finite = model, draw, votes, finite
-        self.inner = (
-            model.model if isinstance(model, Batched) else None
-        )  # its weights show a device
+        # Its weights show a device.
+        self.inner = model.model if isinstance(model, Batched) else None
         self.training = False
 
     def train(self, mode: bool = True) -> Self:

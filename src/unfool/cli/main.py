@@ -284,10 +284,8 @@ def selftest(
 def main() -> None:
     """The command `unfool`: mistakes are told in one sentence, with exit code 2."""
     set_wait_policy()
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a path or label may hold what the terminal cannot show
+    # A path or label may hold what the terminal cannot show.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))

@@ -20,18 +20,7 @@ from unfool.data.download import Split, check_split, fetch_file, find
 from unfool.runtime.downloads import allowed
 from unfool.runtime.files import load_pickle, raise_system_error
 
-CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _NAMES_100 = (
     "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge "
     "bus butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud "

@@ -28,12 +28,8 @@ from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
 from unfool.threat import Threat
 
-DERIVED_METHODS = (
-    "with_fewer_steps",
-    "adjoint",
-    "without_elimination",
-    "stage",
-)  # what views ask of a part: another part
+# What views ask of a part: another part.
+DERIVED_METHODS = ("with_fewer_steps", "adjoint", "without_elimination", "stage")
 
 Answer = Callable[[Tensor, Tensor], Tensor]
 

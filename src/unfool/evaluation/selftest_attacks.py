@@ -24,10 +24,7 @@ from unfool.toy.blobs import Blobs, bayes, mixture
 
 IMAGES = 48
 NOISY, PLANES = "plane behind noise", "five planes"
-SPARSE: dict[str, Attack] = {
-    "PGD": PGD(20, 10, step_size=1),
-    "APGD": APGD(20, 10),
-}
+SPARSE: dict[str, Attack] = {"PGD": PGD(20, 10, step_size=1), "APGD": APGD(20, 10)}
 
 
 def sparse(device: str = "cpu", attacks: dict[str, Attack] | None = None) -> Iterator[Check]:

@@ -36,13 +36,8 @@ SECTIONS = (
     "machine",
 )
 ATTACK_FLAGS = ("bounded", "adversarial")  # what an attack says of itself
-DEFENSE_VIEWS = (
-    "adjoint",
-    "bpda",
-    "classifier-only",
-    "surrogate",
-    "surrogate-same-noise",
-)  # views that take a defense apart
+# Views that take a defense apart.
+DEFENSE_VIEWS = ("adjoint", "bpda", "classifier-only", "surrogate", "surrogate-same-noise")
 RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
 EVALUATION: EvaluationSection = {
     "images": None,

@@ -8,11 +8,7 @@ from unfool.diffusion.schedule import Discrete
 
 Predicts = Literal["noise", "velocity", "image"]
 
-TERMS: dict[str, Predicts] = {
-    "epsilon": "noise",
-    "v_prediction": "velocity",
-    "sample": "image",
-}
+TERMS: dict[str, Predicts] = {"epsilon": "noise", "v_prediction": "velocity", "sample": "image"}
 KINDS: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",

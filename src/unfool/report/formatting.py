@@ -38,11 +38,7 @@ def points(change: Mapping[str, Any], digits: str = ".1f", unit: str = "") -> st
 
 def complement(share: Share) -> dict[str, float]:
     """The share of wrong answers where `share` is that of right ones."""
-    return {
-        "accuracy": 1 - share["accuracy"],
-        "low": 1 - share["high"],
-        "high": 1 - share["low"],
-    }
+    return {"accuracy": 1 - share["accuracy"], "low": 1 - share["high"], "high": 1 - share["low"]}
 
 
 def memory(size: float) -> str:

@@ -9,14 +9,8 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-MEASURED = (
-    "seconds",
-    "cost",
-    "made_by",
-    "sanity",
-    "quality",
-    "loss_curves",
-)  # in what the same image may differ
+# In what the same image may differ.
+MEASURED = ("seconds", "cost", "made_by", "sanity", "quality", "loss_curves")
 
 
 class SanityCheck(TypedDict):

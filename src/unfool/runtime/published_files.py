@@ -186,14 +186,7 @@ def find_file(path: Path, download: bool = False) -> Path:
             "--download, or `download: true` next to weights; or give the path of your copy"
         )
     say(f"fetching {name} ({told}) from {remote.url} to {kept}")
-    fetch(
-        remote.url,
-        kept,
-        size=remote.size,
-        md5=remote.md5,
-        sha256=remote.sha256,
-        instead=by_hand,
-    )
+    fetch(remote.url, kept, size=remote.size, md5=remote.md5, sha256=remote.sha256, instead=by_hand)
     if remote.sha256 is None and remote.md5 is None:
         say(f"{name}: its authors published no hash, so the download could not be verified")
     return kept

@@ -87,9 +87,8 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
         elif key in options:
             filled[key] = _fit(f"{where}.{key}", types.get(key, Any), options[key])
         elif parameter.default is parameter.empty:
-            if key in CALL_ARGUMENTS.get(
-                kind, ()
-            ):  # of a function that is to be called with others
+            # Of a function that is to be called with others.
+            if key in CALL_ARGUMENTS.get(kind, ()):
                 ways = [
                     CALL_ARGUMENTS[kind],
                     *([SHORT_CALLS[kind][0]] if kind in SHORT_CALLS else []),

@@ -152,9 +152,8 @@ def _numbers(value: Any, as_text: bool = False) -> Any:
     if isinstance(value, str):
         if any("\ud800" <= letter <= "\udfff" for letter in value):
             raise SpecError(f"{value!r} contains a character that is not Unicode: replace it")
-        if value.startswith(
-            ("~/", "~\\")
-        ):  # the home folder, which a shell leaves alone in a value
+        # The home folder, which a shell leaves alone in a value.
+        if value.startswith(("~/", "~\\")):
             return str(Path(value).expanduser())
         if as_text:
             return value

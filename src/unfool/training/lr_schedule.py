@@ -11,11 +11,8 @@ from typing import Any
 
 from unfool.training.options import TrainingOptions
 
-OPEN = (
-    "steps",
-    "decay_from",
-    "grow",
-)  # what may be changed of a training with `lr_schedule: linear`
+# What may be changed of a training with `lr_schedule: linear`.
+OPEN = ("steps", "decay_from", "grow")
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,7 @@ def forecast(
     x, y = (part.to(device) for part in fetch(data, range(size)))
     kind = torch.device(device).type
     buffers = [buffer.clone() for buffer in model.buffers()]
-    with (
-        kept_by_graphs(model) as kept,
-        torch.autocast(kind, dtype=torch.bfloat16, enabled=half),
-    ):
+    with kept_by_graphs(model) as kept, torch.autocast(kind, dtype=torch.bfloat16, enabled=half):
         objective(model, x, y, Noise.of(0, range(size)).child("forecast"))
     with torch.no_grad():
         for buffer, was in zip(model.buffers(), buffers, strict=True):

@@ -108,9 +108,8 @@ class DiffusionClassifier(nn.Module):
             raise ValueError(f"the elimination takes {asked} draws: leave out draws = {draws}")
         self.denoiser, self.policy, self.seed = denoiser, policy, seed
         self.loss: Loss = loss
-        self.chunk = BatchLimit(
-            batch_size
-        )  # not `batch_size`: that would be of images (see `protocols.Classifier`)
+        # Not `batch_size`: that would be of images (see `protocols.Classifier`).
+        self.chunk = BatchLimit(batch_size)
         self.scale = scale
         self.scales = denoiser.schedule(times_of(denoiser.schedule, times, draws, span))
         self.weight = weights_of(weight, self.scales)

@@ -14,14 +14,7 @@ from torch import Tensor
 
 from unfool.diffusion.denoiser import NetworkDenoiser, Time
 from unfool.diffusion.schedule import Discrete, Schedule
-from unfool.models.published.parts import (
-    Order,
-    build_unet,
-    depth,
-    gather,
-    read_family,
-    renamed,
-)
+from unfool.models.published.parts import Order, build_unet, depth, gather, read_family, renamed
 from unfool.networks.score_unet import ADM, ScoreUNet
 from unfool.ranges import Count
 

@@ -104,9 +104,8 @@ def gather(
             block |= {f"attention.to_{to}.{kind}": r for to, r in zip("qkv", rows, strict=True)}
         else:
             ours = names.get(part, part)
-            flat = (
-                ours.startswith("attention.to_") and kind == "weight"
-            )  # of a convolution of 1 x 1
+            # Of a convolution of 1 x 1.
+            flat = ours.startswith("attention.to_") and kind == "weight"
             block[f"{ours}.{kind}"] = value.flatten(1) if flat else value
     sections: Sections = {"down": [], "middle": [], "up": []}
     for section, position in sorted(blocks):

@@ -6,18 +6,7 @@ from unfool.analysis.gradients import Gradients
 from unfool.analysis.purification import Purification
 from unfool.analysis.samples import Samples
 from unfool.report.document import Drawing
-from unfool.report.figures.style import (
-    BLUE,
-    DARK,
-    INK,
-    RUST,
-    TEAL,
-    blank,
-    draw,
-    ground,
-    show,
-    tidy,
-)
+from unfool.report.figures.style import BLUE, DARK, INK, RUST, TEAL, blank, draw, ground, show, tidy
 
 METRICS = {"l2": "l2", "linf": "linf", "ssim": "SSIM", "lpips": "LPIPS"}
 SHOWN = 32

@@ -31,12 +31,8 @@ from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval
 
-WHOLE_INTERVAL = (
-    "adjoint",
-    "bfloat16",
-    "bpda",
-    *EXACT_VIEWS,
-)  # views whose loss is that of the whole model
+# Views whose loss is that of the whole model.
+WHOLE_INTERVAL = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
 STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
 MORE = {  # what may help an attack that has such an option
     "queries": "more `queries`",
