@@ -137,12 +137,19 @@ def test_a_denoiser_inside_a_resized_purifier_is_missed_too():
         evaluation.check(spec, "anywhere")
 
 
-def test_a_view_that_does_not_fit_is_told_before_the_work(elsewhere, mistake):
-    said = mistake(
-        *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
-        *("--set", "purifier.sampler=ddpm", "--set", "attacks=[{name: pgd, view: adjoint}]"),
-    )
-    assert "sampler `sde`" in said
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["purifier.sampler=ddpm", "attacks=[{name: pgd, view: adjoint}]"], "sampler `sde`"),
+        (
+            ["attacks=[{name: pgd, view: {name: surrogate-same-noise, steps: 11}}]"],
+            "from 1 to 10, the defense's own, not 11",
+        ),
+    ],
+)
+def test_a_view_that_does_not_fit_is_told_before_the_work(changes, said, elsewhere, mistake):
+    words = [word for change in changes for word in ("--set", change)]
+    assert said in mistake("evaluate", "blobs", "--quiet", "--out", elsewhere / "run", *words)
     assert not (elsewhere / "run").exists()
 
 
@@ -202,15 +209,6 @@ def test_a_bare_view_is_the_table_with_its_defaults():
         "blobs", ["attacks=[{name: pgd, view: surrogate-same-noise}]", "attacks.0.view.steps=3"]
     )
     assert evaluation.check(set_alone) == checked
-
-
-def test_more_steps_than_the_defense_has_are_told_before_the_work(elsewhere, mistake):
-    said = mistake(
-        *("evaluate", "blobs", "--quiet", "--out", elsewhere / "run"),
-        *("--set", "attacks=[{name: pgd, view: {name: surrogate-same-noise, steps: 11}}]"),
-    )
-    assert "from 1 to 10, the defense's own, not 11" in said
-    assert not (elsewhere / "run").exists()
 
 
 def test_the_rows_of_the_docs_are_attacks():

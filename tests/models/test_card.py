@@ -99,17 +99,19 @@ def test_a_trusted_card_may_name_a_network_of_one_s_own(elsewhere, monkeypatch):
     assert torch.equal(loaded(x), made(x))
 
 
-FILES = ("matplotlib", "jinja2", "sklearn", "scipy", "yaml")
+SCRIPT = "import sys; sys.path.pop(0); from unfool.cli.main import main; main()"
 
 
-def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere):
-    for name in FILES:
+@pytest.mark.parametrize(
+    ("start", "purifier"), [(["-c", SCRIPT], "'mine:shade'"), (["-m", "unfool"], "null")]
+)
+def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere, start, purifier):
+    for name in ("matplotlib", "jinja2", "sklearn", "scipy", "yaml"):
         (elsewhere / f"{name}.py").write_text(f"open('PWN-{name}', 'w')\n")
     (elsewhere / "mine.py").write_text("def shade(x, noise):\n    return x * 0.9\n")
-    small = ["evaluation.images=2", "evaluation.draws=1", "attacks=[]", "purifier='mine:shade'"]
+    small = ["evaluation.images=2", "evaluation.draws=1", "attacks=[]", f"purifier={purifier}"]
     words = [word for change in small for word in ("--set", change)]
-    code = "import sys; sys.path.pop(0); from unfool.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "evaluate", "blobs", *words, "--out", "run", "--quiet"]
+    command = [sys.executable, *start, "evaluate", "blobs", *words, "--out", "run", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not list(elsewhere.glob("PWN*"))
@@ -120,27 +122,6 @@ def test_files_in_the_current_folder_take_the_place_of_no_library(elsewhere):
 def test_what_cannot_be_called_is_told(kind, name):
     with pytest.raises(specs.SpecError, match=f"{name}.*"):
         specs.check(kind, name)
-
-
-def test_python_m_unfool_looks_in_the_current_folder_for_no_library(elsewhere):
-    for name in FILES:
-        (elsewhere / f"{name}.py").write_text(f"open('PWN-{name}', 'w')\n")
-    small = ["evaluation.images=2", "evaluation.draws=1", "attacks=[]", "purifier=null"]
-    words = [word for change in small for word in ("--set", change)]
-    command = [
-        sys.executable,
-        "-m",
-        "unfool",
-        "evaluate",
-        "blobs",
-        *words,
-        "--out",
-        "run",
-        "--quiet",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not list(elsewhere.glob("PWN*"))
 
 
 def test_a_card_of_another_format_is_refused(elsewhere):

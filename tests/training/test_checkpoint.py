@@ -1,6 +1,7 @@
 """Checkpoints, and what a training refuses before it begins or before it loses what was done."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -118,28 +119,34 @@ def test_a_training_begun_with_other_weights_is_another(elsewhere):
     assert specs.identity(again) != before
 
 
+class Convolved(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 2, 3)
+
+    def forward(self, x):
+        return self.conv(x).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_gradient_that_is_no_number_stops_with_the_step(elsewhere, step):
-    """With a finite loss; at step 4 it would be the last, and its weights the result."""
+def test_what_is_no_number_stops_with_the_step(elsewhere, optimizer, what, step):
+    """A gradient also with a finite loss; at step 4 it would be the last, and its weights the result."""
     calls = 0
 
     def objective(model, x, y, noise):
         nonlocal calls
         calls += 1
-        loss = linear(model, x, y, noise)
-        return torch.sqrt(loss * 0) if calls == step else loss  # 0, of gradient 0 / 0
+        loss = model(x)
+        if calls < step:
+            return loss
+        return loss * math.nan if what == "loss" else torch.sqrt(loss * 0)  # 0, of gradient 0 / 0
 
-    said = rf"the gradient is nan at step {step - 1}; the last good checkpoint is"
+    said = rf"the {what} is nan at step {step - 1}; the last good checkpoint is"
+    options = TrainingOptions(steps=4, batch_size=4, optimizer=optimizer)
     with pytest.raises(RuntimeError, match=said):
-        train(
-            nn.Linear(1, 1),
-            objective,
-            Blobs(size=8),
-            elsewhere,
-            TrainingOptions(steps=4, batch_size=4),
-            save_every=2,
-            quiet=True,
-        )
+        train(Convolved(), objective, Blobs(size=8), elsewhere, options, save_every=2, quiet=True)
     if step == 4:
         saved = torch.load(elsewhere / "latest.pt", weights_only=True)
         assert saved["step"] == 2
