@@ -7,9 +7,11 @@ batch, the first image meets no noise at all, and the one after the j-th draw me
 
 import pytest
 import torch
+from torch import nn
 
 from unfool.diffusion.denoiser import Mixture
-from unfool.noise import Noise
+from unfool.models.classifiers import NormalizedClassifier
+from unfool.noise import Noise, seed_torch
 from unfool.toy.blobs import Blobs
 
 
@@ -58,3 +60,13 @@ def assert_gradient(go, x: torch.Tensor, step: float = 1e-7, rel: float = 1e-5) 
         up, down = (go(x + sign * step * way) for sign in (1, -1))
     slope = float((aim * (up - down)).sum() / (2 * step))
     assert float((gradient * way).sum()) == pytest.approx(slope, rel=rel, abs=1e-8)
+
+
+def curved(dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
+    """A classifier of 4 x 4 images that is curved and never sure."""
+    seed_torch(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
+    model = NormalizedClassifier(network.to(dtype)).requires_grad_(False).eval()
+    for weight in model.parameters():
+        weight.mul_(3)
+    return model

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from probe import assert_gradient, blobs
+from probe import assert_gradient, blobs, curved
 from torch import nn
 
 from unfool.defenses.coup import COUP
@@ -23,7 +23,6 @@ from unfool.defenses.mimic import Mimic
 from unfool.defenses.resized import Resized
 from unfool.defenses.ssni import ScoreNorm
 from unfool.diffusion.denoiser import Mixture
-from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise, seed_torch
 from unfool.toy.blobs import mixture
 
@@ -42,15 +41,6 @@ class Hilly(nn.Module):
 
     def density(self, x):
         return 30 * self.outer(torch.tanh(4 * self.inner(x)).mean((2, 3))).logsumexp(1)
-
-
-def curved() -> NormalizedClassifier:
-    """A classifier that is curved and never sure."""
-    seed_torch(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
-    for weight in network.double().requires_grad_(False).parameters():
-        weight.mul_(3)
-    return NormalizedClassifier(network)
 
 
 def diffpure(**options: Any) -> DiffPure:

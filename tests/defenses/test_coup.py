@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from probe import Probe, blobs, mean_and_deviation, world
+from probe import Probe, blobs, curved, mean_and_deviation, world
 from torch import nn
 
 from unfool.argument_checks import images_of_any_range
@@ -18,21 +18,11 @@ from unfool.evaluation.cost import CallCounter
 from unfool.evaluation.prepare import build_model, build_purifier
 from unfool.evaluation.spec import check_model
 from unfool.models.classifiers import NormalizedClassifier
-from unfool.noise import Noise, seed_torch
+from unfool.noise import Noise
 from unfool.toy.blobs import bayes, mixture
 
 SAMPLERS = ["sde", "ddpm", "ddim", "ode", "heun"]
 NOISE = Noise.of(0, range(4))
-
-
-def curved(dtype: torch.dtype = torch.float64) -> NormalizedClassifier:
-    """A classifier of 4 x 4 images that is curved and never sure."""
-    seed_torch(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3))
-    model = NormalizedClassifier(network.to(dtype)).requires_grad_(False).eval()
-    for weight in model.parameters():
-        weight.mul_(3)
-    return model
 
 
 def linear(slope: float, dtype: torch.dtype = torch.float64) -> NormalizedClassifier:

@@ -6,7 +6,6 @@ import pickle
 import sys
 import types
 import unittest.mock
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from published_rule import numbers
 from unfool.networks.score_unet import ScoreUNet
 
 HOME = Path(__file__).parents[1] / "fixtures" / "checkpoints"
-
-
-def numbers(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [-1, 1), spread evenly, that follow from a name (splitmix64)."""
-    with np.errstate(over="ignore"):
-        start = np.uint64(zlib.crc32(name.encode())) * np.uint64(0xD1342543DE82EF95)
-        bits = np.arange(1, math.prod(shape) + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        bits += start
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-            bits = (bits ^ (bits >> np.uint64(shift))) * np.uint64(factor)
-        bits ^= bits >> np.uint64(31)
-    return ((bits >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1).reshape(shape)
 
 
 def weight(name: str, shape: tuple[int, ...]) -> Tensor:

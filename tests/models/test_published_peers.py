@@ -143,7 +143,7 @@ import math
 import sys
 sys.path[:0] = [{peer!r}, {here!r}]
 import torch
-from published_files import numbers
+from published_rule import numbers
 
 def fill(net):
     random = torch.Generator().manual_seed(0)
@@ -294,7 +294,7 @@ def original(repository: str, script: str, file: Path, needs: Sequence[str] = ()
         pytest.skip(f"set UNFOOL_PEERS to a folder with a clone of {repository}")
     for package in needs:
         pytest.importorskip(package, reason=f"{repository} needs {package}")
-    told = START.format(peer=str(home), here=str(Path(__file__).parent)) + script
+    told = START.format(peer=str(home), here=str(Path(__file__).parents[1])) + script
     answer = file.with_name("answer.pt")
     subprocess.run([sys.executable, "-c", told, str(file), str(answer)], check=True)
     return torch.load(answer)
