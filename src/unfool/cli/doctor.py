@@ -40,15 +40,8 @@ SECONDS = 20.0  # for which an answer is timed again
 def installed() -> list[Finding]:
     """The package, Python, the libraries and the device."""
     found = [Finding("ok", f"unfool {__version__}, Python {platform.python_version()}")]
-    for name in (
-        "torch",
-        "diffusers",
-        "numpy",
-        "scipy",
-        "scikit-learn",
-        "safetensors",
-        "matplotlib",
-    ):
+    needed = ("torch", "diffusers", "numpy", "scipy", "scikit-learn", "safetensors", "matplotlib")
+    for name in needed:
         try:
             found.append(Finding("ok", f"{name} {version(name)}"))
         except PackageNotFoundError:
@@ -64,15 +57,8 @@ def installed() -> list[Finding]:
     except ImportError:
         found.append(Finding("note", "torchvision is not installed; nothing here needs it"))
     except RuntimeError:
-        found.append(
-            Finding(
-                "FAIL",
-                (
-                    "torchvision is installed but broken (it was not built for this torch): "
-                    "uninstall it"
-                ),
-            )
-        )
+        broken = "it was not built for this torch"
+        found.append(Finding("FAIL", f"torchvision is installed but broken ({broken}): uninstall it"))
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()

@@ -31,9 +31,8 @@ CIFAR10: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0
 PYTORCH_CIFAR: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100: tuple[Numbers, Numbers] = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 
-DEPTHS: dict[
-    tuple[tuple[int, ...], bool], int
-] = {  # blocks of each stage, and whether they are bottlenecks
+# By the blocks of each stage, and whether they are bottlenecks.
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
     ((3, 4, 6, 3), True): 50,

@@ -47,9 +47,9 @@ def _files(run: Run, to: str, model: str | None, by: str | None) -> dict[str, by
             return {"answers.csv": to_csv(_some_answers(run))}
         case "parquet":
             return {"answers.parquet": to_parquet(_some_answers(run))}
-        case "eee" if model is None:
-            raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
         case "eee":
+            if model is None:
+                raise ValueError("Every Eval Ever lists models by name: add --model OWNER/NAME")
             made = every_eval_ever.record(run, model, time.time(), by)
             path = f"{made.folder}/{made.name}"
             return {f"{path}.json": _json(made.log), f"{path}_samples.jsonl": made.lines}
