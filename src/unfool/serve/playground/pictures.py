@@ -99,7 +99,7 @@ def compared_html(
         figure = _figure(each.pure[0], "", f"{what}, purified by {name}")
         facts = f"RMS change {each.distance:.3f} &middot; {1000 * each.seconds:.0f} ms a pass"
         cards.append(
-            f"<section class='card'><h4>{escape(name)}</h4>{figure}<p class='note'>{facts}</p>"
+            f"<section class='card'><h3>{escape(name)}</h3>{figure}<p class='note'>{facts}</p>"
             f"{_bars(lab, each.defended, picture.label, 'Votes behind it')}</section>"
         )
     left = len(chosen) - len(found)
