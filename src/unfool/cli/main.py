@@ -151,6 +151,7 @@ def sweep(
     from unfool.report import evaluation as evaluation_report
     from unfool.report.render_terminal import print_document
     from unfool.report.sweep import write_report
+    from unfool.statistics import percent
 
     loaded = specs.load(spec, changes or [])
     specs.refuse_unread_folder(loaded, data)
@@ -169,9 +170,9 @@ def sweep(
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
             summary = evaluation_report.write_report(run)
-        result = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
+        result = f"clean {percent(summary['clean']['per_draw']['accuracy'])}"
         if summary["attacks"]:
-            result += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
+            result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {name}: {result}")
         if new and number < len(cells):  # for who looks while it runs
             write_report(folder, sweeps.finished(cells, folder), len(cells), command)

@@ -21,13 +21,13 @@ from unfool.report.document import (
     Tiles,
 )
 from unfool.report.figures.comparison import paired_accuracy, title_of
-from unfool.report.formatting import cell, interval, percent, points
+from unfool.report.formatting import cell, interval, points
 from unfool.report.image_table import paired_table
 from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
-from unfool.statistics import Mean
+from unfool.statistics import Mean, percent
 
 VERSION = 1
 HEADS = ("condition", "A", "B", "B - A, points", "only A right", "only B right", "p")

@@ -7,6 +7,7 @@ from unfool.report.document import Document, Paragraph, Table
 from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
 from unfool.results.spec import EvaluationSpec
+from unfool.statistics import percent
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -40,7 +41,7 @@ def brief(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Doc
     table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
     half_width = (forecast.high - forecast.low) / 2
     known = (
-        f"The 95 % confidence interval of an accuracy will be about +-{half_width:.1%} (at 50 %; "
+        f"The 95 % confidence interval of an accuracy will be about +-{percent(half_width)} (at 50 %; "
         "narrower near 0 or 100 %)."
     )
     return Document("", [table, Paragraph(_total(forecast, shards, budget)), Paragraph(known)])
