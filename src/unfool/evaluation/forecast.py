@@ -1,7 +1,7 @@
 """What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
 
-The whole evaluation of one image is rehearsed on stand-ins (`rehearsal`); a few calls of the real parts,
-as large as those of the run, then tell what one asking costs.
+The whole evaluation of one image is rehearsed on stand-ins (`dry_run`); a few calls of the real parts
+then tell what one asking costs (`call_cost`).
 """
 
 import json
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 
@@ -86,7 +87,10 @@ def seconds_of(budget: str) -> float:
 
 
 def forecast(
-    spec: EvaluationSpec, budget: float | None = None, made: Prepared | None = None
+    spec: EvaluationSpec,
+    budget: float | None = None,
+    made: Prepared | None = None,
+    judged: bool = True,
 ) -> Forecast:
     """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
 
@@ -94,6 +98,7 @@ def forecast(
         spec: What `run.check` returned.
         budget: Seconds; at least one block of images is taken, and never more than the spec's.
         made: What `prepare.prepare` made of it, if it was made already.
+        judged: Whether its images are judged, and not only attacked.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
@@ -103,7 +108,7 @@ def forecast(
     played = dry_run(spec, made, most)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
         costs, rows = call_costs(made, played, spec["machine"]["images_per_block"], most, DRY_RUN)
-    per_image = _per_image(spec, made, played, costs)
+    per_image = _per_image(spec, made, played, costs, judged)
     images = whole = len(made.indices)
     each = sum(per_image.values(), Cost()).seconds
     if budget is not None:
@@ -131,12 +136,8 @@ def expected(
         costs, _ = call_costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
     except Exception:  # whatever it is: the run itself, which needs no forecast, will tell
         return None
-    seconds = {
-        name: cost.seconds
-        for name, cost in _per_image(spec, made, played, costs).items()
-        if judged or name not in JUDGING
-    }
-    return Expected(seconds, played.ticks)
+    per_image = _per_image(spec, made, played, costs, judged)
+    return Expected({name: cost.seconds for name, cost in per_image.items()}, played.ticks)
 
 
 def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
@@ -188,8 +189,8 @@ def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | N
     return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
 
 
-def begun(spec: EvaluationSpec, folder: Path) -> int | None:
-    """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
+def begun(spec: Mapping[str, Any], folder: Path) -> int | None:
+    """How many images a run of what `spec` asks was begun with in `folder`; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
     asked = Run.open(folder).manifest
@@ -201,14 +202,19 @@ def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
 
 
 def _per_image(
-    spec: EvaluationSpec, made: Prepared, played: DryRun, costs: Mapping[Call, Cost]
+    spec: EvaluationSpec,
+    made: Prepared,
+    played: DryRun,
+    costs: Mapping[Call, Cost],
+    judged: bool,
 ) -> dict[str, Cost]:
     """What an image costs, by condition and by what judges it."""
     found = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in played.asked.items()
+        if judged or name not in JUDGING
     }
-    if not made.attacks:  # distances are measured for the report's pictures only
+    if judged and not made.attacks:  # distances are measured for the report's pictures only
         whole = len(made.indices)
         found["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
     return found
