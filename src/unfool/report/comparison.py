@@ -33,11 +33,15 @@ VERSION = 1
 HEADS = ("condition", "A", "B", "B - A, points", "only A right", "only B right", "p")
 ABOUT = (
     "A, B: how often one answer is right, with 95 % confidence intervals. B - A: the paired "
-    "difference, with a 95 % confidence interval by bootstrap over images. Only A, only B: the "
+    "difference, with a 95 % confidence interval{how}. Only A, only B: the "
     "number of images that the majority of {draws} draws gets right in one run only; p: McNemar's "
     "exact test of these two counts."
 )
 
+AGREE = (
+    "The runs agree on every image and draw {where}, so the difference there is exactly 0. Its "
+    "interval depends on the number of images and draws alone: so few may miss so large a difference."
+)
 IMAGE_BY_IMAGE = (
     "How many of the held-out answers to each image are right in A and in B. In the HTML report, choose "
     "what to show, or click a heading to sort by the difference."
@@ -55,10 +59,12 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
     strong: dict[int, Style] = {
         i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"
     }
+    how = "" if all(row.agree for row in found.rows) else " by bootstrap over images"
     blocks: list[Block] = [
         *map(Paragraph, opening),
         Table(HEADS, _lines(found), strong),
-        Paragraph(ABOUT.format(draws=found.draws), "note"),
+        Paragraph(ABOUT.format(draws=found.draws, how=how), "note"),
+        *_agreement(found),
     ]
     doubts = [
         {"name": f"{doubt['name']} (run {run})", "severity": doubt["severity"], "why": doubt["why"]}
@@ -196,6 +202,16 @@ def _tiles(found: Comparison) -> Tiles:
     ]
     change = points(row.change._asdict(), "+.1f").partition(" [")
     return Tiles([*sides, Tile(change[0], "B - A, percentage points", f"[{change[2]}")])
+
+
+def _agreement(found: Comparison) -> list[Paragraph]:
+    """Where both runs answer alike, if they do so anywhere."""
+    alike = [title_of(row) for row in found.rows if row.agree]
+    if not alike:
+        return []
+    every = len(alike) == len(found.rows)
+    where = "under every condition" if every else f"under {', '.join(alike)}"
+    return [Paragraph(AGREE.format(where=where))]
 
 
 def _bound(gate: Gate) -> Paragraph:
