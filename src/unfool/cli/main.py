@@ -11,7 +11,7 @@ import typer
 
 from unfool.cli.analyze import analyze
 from unfool.cli.apply import classify, purify
-from unfool.cli.compare import Strict, check_gate, compare, hold_gate
+from unfool.cli.compare import Junit, Strict, check_gate, compare, hold_gate
 from unfool.cli.doctor_command import doctor
 from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
@@ -69,6 +69,7 @@ def evaluate(
         float | None,
         typer.Option(help="Exit with 1 if the robust accuracy per draw is below this share."),
     ] = None,
+    junit: Junit = None,
     strict: Strict = False,
 ) -> None:
     """Measure a defense's accuracy, clean and under attack. To resume, run it again."""
@@ -77,7 +78,7 @@ def evaluate(
     part = shard_of(shard)
     suffix = f"-{budget}" if budget else ""
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
-    check_gate(min_robust, strict, bool(checked["attacks"]), part[1])
+    check_gate(min_robust, strict, junit, bool(checked["attacks"]), part[1])
     if dry_run or budget:
         from unfool.evaluation.forecast import plan
 
@@ -89,7 +90,7 @@ def evaluate(
     if run.outcomes():  # a shard may have no images
         _report(run)
     if min_robust is not None:
-        hold_gate(run, min_robust, strict)
+        hold_gate(run, min_robust, strict, junit)
 
 
 @app.command()

@@ -130,8 +130,13 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
     write_document(folder, "compare", document, numbers, numbers["rows"], images=found.images)
 
 
-def junit(kept: Sequence[Gate]) -> bytes:
+def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") -> bytes:
     """The gates as an XML file that CI systems read: a test case each.
+
+    Args:
+        kept: The gates.
+        command: The command that held them.
+        whose: Words after "robust accuracy" (`describe_gate`).
 
     Raises:
         ValueError: There are no gates.
@@ -143,14 +148,14 @@ def junit(kept: Sequence[Gate]) -> bytes:
     failed = str(sum(not gate.ok for gate in kept))
     count = {"tests": str(len(kept)), "failures": failed, "errors": "0"}
     root = ElementTree.Element("testsuites", count)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": "unfool compare", **count})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": f"unfool {command}", **count})
     for gate in kept:
         name = f"{gate.name} {gate.bound:g} ({gate.of})"
-        told_of = {"classname": "unfool.compare", "name": name}
+        told_of = {"classname": f"unfool.{command}", "name": name}
         case = ElementTree.SubElement(suite, "testcase", told_of)
         where = "failure" if not gate.ok else "system-out"
-        beside = {"type": gate.name, "message": describe_gate(gate)} if not gate.ok else {}
-        ElementTree.SubElement(case, where, beside).text = describe_gate(gate)
+        beside = {"type": gate.name, "message": describe_gate(gate, whose)} if not gate.ok else {}
+        ElementTree.SubElement(case, where, beside).text = describe_gate(gate, whose)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
