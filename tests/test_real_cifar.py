@@ -15,7 +15,6 @@ from unfool.noise import Noise
 
 DATA, WEIGHTS = os.environ.get("UNFOOL_DATA"), os.environ.get("UNFOOL_WEIGHTS")
 ACCURACY = {  # docs/results.md
-    "cifar10-quick": 0.9258,
     "cifar10-classifier": 0.9301,
     "cifar10-classifier-purified": 0.9276,
     "cifar10-resnet20-at": 0.5689,

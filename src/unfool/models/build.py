@@ -40,8 +40,23 @@ _CHEN = "https://github.com/chenyaofo/pytorch-cifar-models"
 STATED = {  # by names of files that end with the beginning of their hash
     "resnet20-12fca82f": Stated(0.9173, "cifar10", _IDELBAYEV),
     "resnet56-4bfd9763": Stated(0.9339, "cifar10", _IDELBAYEV),
-    "cifar10_resnet20-4118986f": Stated(0.9260, "cifar10", _CHEN),
-    "cifar100_resnet20-23dac2f1": Stated(0.6883, "cifar100", _CHEN),
+    **{
+        name: Stated(accuracy, name.partition("_")[0], _CHEN)
+        for name, accuracy in (
+            ("cifar10_resnet20-4118986f", 0.9260),
+            ("cifar10_resnet32-ef93fc4d", 0.9353),
+            ("cifar10_resnet44-2a3cabcb", 0.9401),
+            ("cifar10_resnet56-187c023a", 0.9437),
+            ("cifar10_mobilenetv2_x1_0-fe6a5b48", 0.9379),
+            ("cifar10_shufflenetv2_x1_0-98807be3", 0.9298),
+            ("cifar100_resnet20-23dac2f1", 0.6883),
+            ("cifar100_resnet32-84213ce6", 0.7016),
+            ("cifar100_resnet44-ffe32858", 0.7163),
+            ("cifar100_resnet56-f2eff4c8", 0.7263),
+            ("cifar100_mobilenetv2_x1_0-1311f9ff", 0.7420),
+            ("cifar100_shufflenetv2_x1_0-9ae22beb", 0.7239),
+        )
+    },
 }
 
 CifarModel = Literal[
