@@ -203,7 +203,7 @@ def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
     wrong = NormalizedClassifier(network, mean, std).eval()
     (found,) = [f for f in doctor.examine(wrong, x, y, 10) if f.what.startswith("right on")]
     assert found.mark == "FAIL"
-    told = re.search(r"but on (\d+)% with mean: \[(.*)\], std: \[(.*)\]: give", found.what)
+    told = re.search(r"but on (\d+) % with mean: \[(.*)\], std: \[(.*)\]: give", found.what)
     assert told is not None
     assert int(told[1]) >= 80
     mended: Any = [[float(v) for v in told[i].split(",")] for i in (2, 3)]

@@ -96,7 +96,7 @@ def evaluate_into(
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
         robust = [np.mean(np.equal(o.conditions[o.chosen].draws, o.label)) for o in outcomes]
-        status = f"robust in this block {percent(np.mean(robust), 0)}"
+        status = f"robust in this block {percent(float(np.mean(robust)), 0)}"
         return (
             status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
         )
