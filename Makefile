@@ -2,6 +2,7 @@
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 VENV ?= .venv
+BROWSER_VENV ?= .venv-browser
 PEERS ?=
 SECONDS ?= 600
 TESTS ?=
@@ -16,8 +17,10 @@ endif
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
+BROWSER_TESTS := tests/report/test_page_in_browser.py tests/serve/test_playground_page.py
+BROWSER_READY := $(BROWSER_VENV)/.ready
 
-.PHONY: help demo test check docs slow soak test-portable bench clean
+.PHONY: help demo test check test-browser docs slow soak test-portable bench clean
 
 help:  ## What can be made.
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */: /'
@@ -32,6 +35,13 @@ $(DOCS_READY): $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
 	touch $(DOCS_READY)
 
+# Gradio needs an older Pillow than the rest, so its tests have an environment of their own.
+$(BROWSER_READY): pyproject.toml
+	test -x $(BROWSER_VENV)/bin/python || $(PYTHON) -m venv $(BROWSER_VENV)
+	$(BROWSER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BROWSER_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
+	touch $(BROWSER_READY)
+
 demo: $(READY)  ## Evaluate DiffPure on digits, undefended and defended: table and report in runs/demo/.
 	$(BIN)/unfool evaluate demo --out runs/demo
 
@@ -43,6 +53,11 @@ check: $(READY)
 
 test: check  ## All checks: format, lint, types, tests.
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadgroup
+
+test-browser: $(BROWSER_READY)  ## The tests of the pages and the playground, in Chromium, which must be installed.
+	@which chromium chromium-browser google-chrome google-chrome-stable 2>/dev/null | grep -q . || \
+		{ echo "no Chromium is installed: apt-get install chromium"; exit 1; }
+	$(BROWSER_VENV)/bin/python -m pytest -rs $(BROWSER_TESTS)
 
 docs: $(DOCS_READY)  ## The documentation site, in docs/_build/html; warnings are errors.
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
@@ -66,4 +81,4 @@ bench: $(READY)  ## Speed, memory and exactness of gradients, into docs/speed.md
 	OMP_NUM_THREADS=1 $(BIN)/python bench/speed.py --write docs $(if $(PEERS),--peers '$(PEERS)')
 
 clean:  ## Remove the environment, all runs, and the built documentation.
-	rm -rf $(VENV) runs docs/_build docs/reference docs/gallery
+	rm -rf $(VENV) $(BROWSER_VENV) runs docs/_build docs/reference docs/gallery

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,38 @@ settings.register_profile("same", derandomize=True, database=None, deadline=None
 # Others each time.
 settings.register_profile("long", database=None, deadline=None, max_examples=1500)
 settings.load_profile("same")  # the same examples in each run, however fast the machine is
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser without a window."""
+    api = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed: run make test-browser"
+    )
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.skip(f"no browser is installed: apt-get install {BROWSERS[0]}")
+    with api.sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@pytest.fixture(scope="session")
+def violations():
+    """What axe finds wrong on an open page: rules, each with the elements that break it."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-playwright-python is not installed: run make test-browser",
+    )
+
+    def found(page):
+        told = axe.Axe().run(page).response["violations"]
+        return [(each["id"], [node["html"] for node in each["nodes"]]) for each in told]
+
+    return found
 
 
 @pytest.fixture

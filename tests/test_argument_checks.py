@@ -69,6 +69,7 @@ def broken(x, y, noise):
         "bytes": ((255 * x, y, noise), "NormalizedClassifier"),
         "a NaN": ((hole, y, noise), "nan"),
         "uint8": (((255 * x).byte(), y, noise), "uint8"),
+        "the channels last": ((torch.full((6, 8, 9, 3), 0.5), y, noise), r"permute\(0, 3, 1, 2\)"),
         "one image": ((x[0], y, noise), r"\(1, 4, 4\)"),
         "float labels": ((x, y.float(), noise), "float32"),
         "one-hot labels": ((x, F.one_hot(y, 2), noise), r"\(6, 2\)"),

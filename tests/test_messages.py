@@ -130,6 +130,16 @@ def test_words_have_one_space_between_them(messages):
     assert not broken(messages, r"[\w,;:]  +\w")
 
 
+def test_percentages_are_written_alike():
+    """As `statistics.percent` writes them, with a space, in code, in messages, and in docs."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *SOURCE.rglob("*.py")]
+    for path in pages:
+        if "_build" not in path.parts:
+            text = path.read_text("utf-8").replace("94% on CIFAR-10", "")  # a paper's title
+            tight = re.search(r"\d%(?!\w)|:\.\d%\}", text)
+            assert not tight, f"{path.relative_to(ROOT)}: {tight[0] if tight else ''}"
+
+
 def test_errors_are_half_sentences_that_others_can_go_around(messages):
     errors = [message for message in messages if message.call.startswith(ERROR)]
     assert not broken(

@@ -52,8 +52,19 @@ def test_versions_agree():
 def test_workflow_runs_the_same_tests_as_contributors():
     workflow = read_yaml(".github/workflows/test.yml")
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
-    assert "make test" in [step.get("run") for step in steps]
-    assert re.search(r"^test:", (ROOT / "Makefile").read_text(), re.M)
+    for target in ("test", "test-browser"):
+        assert f"make {target}" in [step.get("run") for step in steps]
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M)
+
+
+def test_the_browser_tests_of_the_makefile_are_all_that_open_a_page():
+    listed = re.findall(r"^BROWSER_TESTS := (.*)$", (ROOT / "Makefile").read_text(), re.M)[0]
+    opening = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(r"^def \w+\([^)]*\bbrowser\b", path.read_text(), re.M)
+    }
+    assert opening == set(listed.split())
 
 
 def test_pre_commit_runs_the_tools_of_make_check():

@@ -42,7 +42,7 @@ def test_wilson_is_the_book_s_number():
     # Newcombe (1998), table I, method 3: 81 of 263
     share = wilson(81, 263)
     assert (share.low, share.high) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert str(share) == "30.8% [25.5%, 36.6%]"
+    assert str(share) == "30.8 % [25.5, 36.6]"
 
 
 def test_one_draw_per_image_is_wilson_s_own():

@@ -14,7 +14,7 @@ import unfool
 
 # %%
 # A defended model is a classifier behind a purifier. All of these parts come with the package.
-classifier = unfool.load_classifier("cifar10-quick")
+classifier = unfool.load_classifier("cifar10-classifier")
 denoiser = unfool.load_denoiser("cifar10-denoiser-small")
 purifier = unfool.DiffPure(denoiser, t=0.1, steps=5, sampler="ddpm")
 

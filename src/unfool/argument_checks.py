@@ -4,7 +4,7 @@ Attacks, purifiers, votes, evaluations and certifications call these at their he
 its input once, which costs nothing beside a call of the model.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -17,6 +17,7 @@ from unfool.noise import Noise
 from unfool.threat import Threat
 
 SLACK = 1e-5  # what rounding may put a pixel outside [0, 1]
+MOST_CHANNELS = 4  # of what is taken for images with the channels first, if their width is 1 or 3
 NORMALIZED = (
     "if you normalize your data for the network, do it in the model instead, by "
     "unfool.NormalizedClassifier(network, mean, std)"
@@ -51,6 +52,7 @@ def check_images(x: Tensor) -> None:
         raise TypeError(f"images must be a tensor (B, C, H, W), not a {type(x).__name__}")
     if x.ndim != 4:
         raise ValueError(f"images must be (B, C, H, W), not {tuple(x.shape)}")
+    check_channels_first(x.shape)
     if not x.is_floating_point():
         raise ValueError(
             f"images must be floating point in [0, 1], not {x.dtype}: divide images of 0 to 255 by 255"
@@ -61,6 +63,23 @@ def check_images(x: Tensor) -> None:
     if not (low >= -SLACK and high <= 1 + SLACK):  # of NaN, neither holds
         raise ValueError(
             f"images must lie in [0, 1], and these go from {low:.4g} to {high:.4g}; {NORMALIZED}"
+        )
+
+
+def check_channels_first(shape: Sequence[int]) -> None:
+    """Refuse the shape (..., C, H, W) of images whose channels seem to be last.
+
+    Raises:
+        ValueError: The last size is 3, or 1 after two equal ones, and the two before are too large for
+            channels.
+    """
+    first, height, width = shape[-3:]
+    if min(first, height) > MOST_CHANNELS and (width == 3 or (width == 1 and first == height)):
+        before = range(len(shape) - 3)
+        order = (*before, len(shape) - 1, len(shape) - 3, len(shape) - 2)
+        raise ValueError(
+            f"images must be ({'N, ' * len(before)}C, H, W), and {tuple(shape)} has the channels last: "
+            f"convert them by images.permute{order}"
         )
 
 

@@ -9,6 +9,16 @@ import numpy as np
 Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
+def percent(value: float, digits: int = 1) -> str:
+    """A share as a percentage, as all of the package writes it: 0.717 is `71.7 %`."""
+    return f"{100 * value:.{digits}f} %"
+
+
+def percent_interval(value: float, low: float, high: float) -> str:
+    """A share with its interval: `71.7 % [64.9, 77.6]`."""
+    return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 class Share(NamedTuple):
     """A proportion with its 95 % interval."""
 
@@ -22,7 +32,7 @@ class Share(NamedTuple):
         return self.accuracy
 
     def __str__(self) -> str:
-        return f"{self.accuracy:.1%} [{self.low:.1%}, {self.high:.1%}]"
+        return percent_interval(*self)
 
 
 class Mean(NamedTuple):

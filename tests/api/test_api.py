@@ -228,6 +228,20 @@ def test_mistakes_are_told_in_a_sentence(change, sentence, network, tensors):
         evaluate(network, tensors, **change)
 
 
+@pytest.mark.parametrize("kind", ["tensors", "named classes", "a torch data set"])
+def test_images_with_their_channels_last_are_refused_in_one_sentence(kind):
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(0, 2)
+    )
+    images, labels = torch.full((4, 8, 10, 3), 0.5), torch.tensor([0, 1, 0, 1])
+    data = (
+        list(zip(images, labels, strict=True)) if kind == "a torch data set" else (images, labels)
+    )
+    options: dict = {"classes": ["a", "b"]} if kind == "named classes" else {}
+    with pytest.raises(ValueError, match=r"C, H, W\).*permute\((0, 3, 1, 2|2, 0, 1)\)"):
+        evaluate(network, data, **options)
+
+
 def test_data_that_are_no_images_are_refused(network, tensors):
     x, y = tensors
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y))

@@ -203,7 +203,7 @@ def test_a_wrong_mean_and_std_are_told_with_better_ones(mean, std):
     wrong = NormalizedClassifier(network, mean, std).eval()
     (found,) = [f for f in doctor.examine(wrong, x, y, 10) if f.what.startswith("right on")]
     assert found.mark == "FAIL"
-    told = re.search(r"but on (\d+)% with mean: \[(.*)\], std: \[(.*)\]: give", found.what)
+    told = re.search(r"but on (\d+) % with mean: \[(.*)\], std: \[(.*)\]: give", found.what)
     assert told is not None
     assert int(told[1]) >= 80
     mended: Any = [[float(v) for v in told[i].split(",")] for i in (2, 3)]
@@ -219,7 +219,7 @@ def test_swapped_channels_are_told():
     x, _ = fetch(cifar10_sample(), range(0, 96, 3))
     y = (x[:, 2].mean((1, 2)) > x[:, 0].mean((1, 2))).long()
     (found,) = [f for f in doctor.examine(Swapped().eval(), x, y, 2) if f.mark == "FAIL"]
-    assert "100% with their channels in the order BGR" in found.what
+    assert "100 % with their channels in the order BGR" in found.what
 
 
 def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
@@ -232,7 +232,7 @@ def test_the_stated_accuracy_is_told_and_one_far_below_is_a_note():
     findings = doctor.examine(model, x, y, 10)
     (found,) = [f for f in findings if f.what.startswith("right on")]
     assert found.mark == "note"
-    assert "its page states 91.0% of cifar10" in found.what
+    assert "its page states 91.0 % of cifar10" in found.what
 
 
 def test_votes_are_timed_with_one_thread_as_well():

@@ -1,5 +1,7 @@
 """A bound on the robust accuracy of `evaluate` decides the exit code, and mistakes cost no run."""
 
+from xml.etree import ElementTree
+
 import pytest
 
 from unfool.api.result import load_run
@@ -30,12 +32,30 @@ def test_a_bound_decides_the_exit_code_and_a_strict_one_is_on_the_lower_end(else
     assert "the bound lies inside the interval" in said
 
 
+@pytest.mark.parametrize(("bound", "code"), [("0", 0), ("1", 1)])
+def test_the_bound_is_a_test_case_of_a_junit_file(elsewhere, capsys, bound, code):
+    assert (
+        evaluate("--min-robust", bound, "--junit", "made/j.xml", "--set", "threat.eps=0.5") == code
+    )
+    said = capsys.readouterr().out
+    root = ElementTree.parse(elsewhere / "made" / "j.xml").getroot()
+    (suite,) = root
+    (case,) = suite
+    assert suite.get("name") == "unfool evaluate"
+    assert case.get("name") == f"min-robust {bound} (robust)"
+    assert [root.get(key) for key in ("tests", "failures")] == ["1", str(code)]
+    (found,) = case
+    assert found.tag == ("failure" if code else "system-out")
+    assert f"{'FAIL' if code else 'pass'}: min-robust: {found.text}" in said
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--min-robust", "40"), "from 0 to 1"),
         (("--min-robust", "nan"), "from 0 to 1"),
         (("--strict",), "--min-robust"),
+        (("--junit", "j.xml"), "--junit needs a bound"),
         (("--min-robust", "0.4", "--set", "attacks=[]"), "needs a spec with attacks"),
         (("--min-robust", "0.4", "--shard", "0/2"), "merge the shards"),
     ],

@@ -9,7 +9,8 @@ import torch
 
 from unfool.cli.main import run
 from unfool.diffusion.gradient import keeping
-from unfool.evaluation.forecast import CALLS, expected, forecast, plan, seconds_of
+from unfool.evaluation.call_cost import CALLS, TimedCalls
+from unfool.evaluation.forecast import expected, forecast, plan, seconds_of
 from unfool.evaluation.prepare import prepare
 from unfool.evaluation.spec import check
 from unfool.results.run_folder import Run
@@ -154,11 +155,61 @@ def test_the_time_left_at_the_start_does_not_count_a_slow_first_call(monkeypatch
         time.sleep(0.2 if len(calls) < 3 else 0)  # the first call is the rehearsal's
         return purify(*given)
 
-    monkeypatch.setattr("unfool.evaluation.forecast.TRIAL", 0.1)
     monkeypatch.setattr(defended.purifier, "forward", slow_at_first)
     told = expected(spec, made, 8)
     assert told is not None
     assert told.seconds["verdict"] < 0.2
+
+
+def test_the_time_left_at_the_start_is_that_of_large_calls_and_takes_few_of_them(monkeypatch):
+    """A call of one image takes ten times as long as an image of a large call."""
+    spec = check(load("blobs", [*SMALL, "attacks=[]", "evaluation.draws=8"]))
+    made = prepare(spec)
+    defended: Any = made.model
+    slept = []
+
+    def slow(x, noise):
+        slept.append(0.05 + 0.005 * len(x))
+        time.sleep(slept[-1])
+        return (x + 0.01 * noise.normal(x)).clamp(0, 1)
+
+    monkeypatch.setattr(defended.purifier, "forward", slow)
+    told = expected(spec, made, 256)
+    assert told is not None
+    call = 0.05 + 0.005 * 256  # of 32 images at 8 draws each
+    assert call / 32 / 2 < told.seconds["verdict"] < call / 32 * 2
+    assert sum(slept) < 1
+
+
+def test_the_time_of_a_large_call_is_read_off_the_line_through_two_smaller_ones():
+    def timed(seconds, most, **options):
+        made: list[int] = []
+
+        def make(size):
+            made.append(size)
+            return seconds(size), {"nfe_forward": 1.0}
+
+        return TimedCalls(make, most, **options, patience=7.0), made
+
+    calls, made = timed(lambda n: 0.1 + 0.01 * n, 256)
+    assert calls.each == pytest.approx(0.11)
+    assert calls.fits(0.22), "of few images, four take far less than four times as long"
+    assert not calls.fits(0.21)
+    calls.grow()
+    assert made == [1, 1, 4], "the first call makes things ready"
+    assert calls.each == pytest.approx((0.1 + 0.01 * 256) / 256)
+    assert calls.fits(0.27)
+    assert not calls.fits(0.25)
+
+    none, made = timed(lambda n: 8.0, 256)
+    assert made == [1], "what takes longer than patience is not repeated"
+    assert not none.fits(1000)
+
+    held = iter([0.1, 0.1, 5.0, 0.2])
+    calls, made = timed(lambda n: next(held), 4)
+    calls.grow()
+    assert calls.seconds(4) == 0.2, "a call that was held up is repeated"
+    assert not calls.fits(1000), "no call of the run is larger"
 
 
 def test_a_dry_run_tells_how_much_of_a_begun_run_is_done(elsewhere, capsys):
@@ -203,7 +254,7 @@ def test_a_budget_chooses_the_images_and_a_run_that_was_begun_keeps_them(elsewhe
 
 
 def test_rows_may_be_auto_and_the_model_is_executed_as_in_the_run(monkeypatch):
-    monkeypatch.setattr("unfool.evaluation.forecast.TRIAL", 0.01)
+    monkeypatch.setattr("unfool.evaluation.forecast.DRY_RUN", 0.01)
     quick = ["purifier.steps=1", "attacks=[{name: pgd, steps: 1}]", "evaluation.images=2"]
     spec = check(
         load("demo", [*quick, "machine.batch_size=auto", "machine.execution=channels_last"])

@@ -76,7 +76,7 @@ def test_what_is_kept_says_what_it_is(kept):
     assert card["threat"] == {"norm": "linf", "eps": 0.1}
     assert card["seed"] == 4
     assert (card["images"], card["of"]) == (7, 7)
-    assert card["command"].startswith("unfool attack my.yaml")
+    assert card["command"] == "unfool attack my.yaml --out kept --png --quiet"
     indices = choose_indices(len(digits()), 7, 0, labels=labels_of(digits()))
     assert found["indices"].tolist() == indices
     x, y = fetch(digits(), indices)
@@ -86,8 +86,27 @@ def test_what_is_kept_says_what_it_is(kept):
     assert about["largest"] == pytest.approx(0.1, abs=1e-5)
 
 
+def test_a_dry_run_counts_the_calls_of_the_attacks_alone_and_makes_nothing(
+    spec, elsewhere, capsys, mistake
+):
+    command = ["attack", spec(), "--out", "r", "--quiet"]
+    assert run([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "7 images: " in said
+    assert "a/b c" in said
+    assert "verdict" not in said
+    assert "interval" not in said
+    assert not (elsewhere / "r").exists()
+    assert run([*command, "--shard", "0/2"]) == 0
+    capsys.readouterr()
+    assert run([*command, "--dry-run"]) == 0
+    assert "with 7 images, of which 4 are done" in capsys.readouterr().out
+    assert "the spec has no attacks" in mistake("attack", spec(attacks=[]), "--dry-run")
+
+
 def test_a_sheet_shows_each_attack_and_names_classes(kept):
     page = (kept / "a-b-c-sheet.html").read_text("utf-8")
+    assert "unfool attack my.yaml --out kept --png --quiet" in page
     heads = re.findall(r'<th scope="col">([^<]+)</th>', page)
     assert heads[:3] == ["image", "before", "attacked"]
     assert page.count("data:image/png;base64") == 7 * 3

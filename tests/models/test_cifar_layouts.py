@@ -245,7 +245,7 @@ def test_real_weights_with_a_wrong_mean_and_std_raise_a_doubt(elsewhere, capsys,
     assert run(["evaluate", "a.yaml", "--out", "run", "--data", str(DATA)]) == 0
     told = capsys.readouterr()
     assert "red doubt less-than-stated" in " ".join(told.out.split())
-    assert "states 91.7%" in told.out
+    assert "states 91.7 %" in told.out
     assert "far from those of such weights (mean 0.485 0.456 0.406" in told.err
 
 

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import shutil
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from unfool.cli.main import run
 from unfool.results.export.records import flat
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for all runs
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SMALL = ["--set", "attacks.0.steps=2", "--set", "attacks.1.steps=2", "--quiet"]
 PAGES = {
     "evaluate": "run/report.html",
@@ -49,20 +47,6 @@ def made(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed: no page is opened"
-    )
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)}): no page is opened")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=found, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
 def show(browser, made):
     """Open a page; it must load nothing but itself, and say nothing on the console."""
@@ -95,15 +79,11 @@ def colors(page, selector: str, key: str) -> set[str]:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 400])
 @pytest.mark.parametrize("name", PAGES)
-def test_axe_finds_nothing_and_nothing_sticks_out(show, name, width, scheme):
-    axe = pytest.importorskip(
-        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
-    )
+def test_axe_finds_nothing_and_nothing_sticks_out(show, violations, name, width, scheme):
     page = show(name, width, scheme)
     for details in page.query_selector_all("details"):
         details.evaluate("e => e.open = true")
-    found = axe.Axe().run(page).response["violations"]
-    assert [(each["id"], [node["html"] for node in each["nodes"]]) for each in found] == []
+    assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 

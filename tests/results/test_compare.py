@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from unfool.cli.main import run
-from unfool.report.comparison import junit
+from unfool.report.comparison import brief, junit
+from unfool.report.document import Paragraph
 from unfool.results.compare import Comparison, bootstrap, compare, differences
 from unfool.results.gates import Gate, gates
 from unfool.results.outcome import Condition, Outcome
@@ -50,6 +51,24 @@ def a_run(folder, right, clean=K, asked=None, done=None, **changed):
         outcomes.append(Outcome(i, 0, found, list(found)[-1], 0.0, {}))
     made.add(outcomes, {})
     return made
+
+
+def test_equal_runs_agree_on_every_image_and_draw(tmp_path):
+    a = a_run(tmp_path / "a", [4, 3, 0])
+    same = brief_of(compare(a, a, resamples=50))
+    assert "agree on every image and draw under every condition" in same
+    other = brief_of(compare(a, a_run(tmp_path / "b", [3, 4, 0]), resamples=50))
+    assert "agree on every image and draw under clean, random" in other, (
+        "the others differ by 0, too"
+    )
+    assert "by bootstrap" in other
+    assert "by bootstrap" not in same
+    third = compare(a, a_run(tmp_path / "c", [0] * 3, clean=3), resamples=50)
+    assert "agree on" not in brief_of(third)
+
+
+def brief_of(found):
+    return " ".join(block.text for block in brief(found).blocks if isinstance(block, Paragraph))
 
 
 def test_mcnemar_is_the_sum_of_the_tails_of_fair_coins():

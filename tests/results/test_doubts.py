@@ -122,6 +122,23 @@ def test_guessing(doubts):
     assert "no-better-than-guessing" not in doubts()
 
 
+@pytest.mark.parametrize(
+    ("right", "count", "raised"),
+    [(2, 2, False), (3, 3, False), (1, 2, False), (0, 12, True), (6, 12, True), (12, 12, False)],
+)
+def test_a_few_right_answers_are_no_guessing_but_too_few(right, count, raised):
+    """Of two classes: two right answers of two have an interval down to guessing, and up to 100 %."""
+    outcomes = [
+        outcome
+        for size, chosen in ((right, 0), (count - right, 1))
+        if size
+        for outcome in outcomes_of([], Condition([chosen] * 2, None, 0.0, 0.0), size)
+    ]
+    names = {doubt.name for doubt in doubts_about(outcomes, [])}
+    assert ("no-better-than-guessing" in names) is raised
+    assert "few-images" in names
+
+
 def test_a_model_that_looks_at_the_batch(doubts):
     assert "batch-matters" in doubts("purifier={name: 'soft:lot'}")
 

@@ -120,7 +120,7 @@ def test_a_search_that_ends_too_early(told):
     short = {"pgd": PGD(12, step_size=0.02, start="zero", loss="margin")}
     raised = told(mean, short)["still-rising"]
     assert "24 images that pgd left right" in raised["why"]
-    assert "9% of the whole rise came in the last 8% of its steps" in raised["why"]
+    assert "9 % of the whole rise came in the last 8 % of its steps" in raised["why"]
     long = {"pgd": PGD(12, loss="margin"), "apgd": APGD(20, loss="margin")}
     assert "still-rising" not in told(mean, long)
 

@@ -123,7 +123,7 @@ def test_comparison_is_that_of_the_library_for_the_same_seed():
 
 @pytest.mark.parametrize("spec", ["demo", "cifar10-demo"])
 def test_every_purifier_on_offer_can_be_compared(spec):
-    at = lab(spec)
+    at = lab(spec, seconds=240.0)
     assert len(at.choices.purifiers) > 5
     settings = replace(ASKED, votes=1, purifiers=tuple(at.choices.purifiers))
     found = compare(at, at.sample(30), settings)

@@ -3,7 +3,6 @@
 import base64
 import importlib.util
 import re
-import shutil
 import time
 from contextlib import contextmanager
 
@@ -26,7 +25,6 @@ from unfool.threat import Threat
 CHANGES = ["purifier.steps=2"]
 QUERY = "?votes=6&seed=5&steps=4&eot=2&eps=0.2&purifiers=own,ddim"
 SAMPLE = 30
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +36,6 @@ def service(tmp_path_factory):
         with started("demo", CHANGES, playground=True) as running:
             running.uploads = folder
             yield running
-
-
-@pytest.fixture(scope="module")
-def browser():
-    reason = "playwright is not installed: pip install playwright"
-    sync_api = pytest.importorskip("playwright.sync_api", reason=reason)
-    chromium = next(filter(None, map(shutil.which, NAMES)), None)
-    if chromium is None:
-        pytest.skip("no Chromium is installed: apt-get install chromium")
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield launched
-        launched.close()
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +154,29 @@ def test_by_keyboard_one_gets_the_results_of_the_library(browser, service, model
             "[...document.images].filter(e => getComputedStyle(e).imageRendering != 'pixelated')"
         )
         assert page.evaluate(f"{blurred}.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1400, 400])
+def test_axe_finds_nothing(browser, service, violations, width, scheme):
+    with opened(browser, service, "?steps=50&eot=16", width, scheme) as page:
+        assert violations(page) == []
+        page.get_by_label("the attacked image").check()
+        page.get_by_role("button", name="Compare", exact=True).click()
+        page.locator("#compared [role=alert]").wait_for()
+        page.get_by_role("button", name="Attack", exact=True).click()
+        page.get_by_role("progressbar", name="Steps of the attack").wait_for()
+        assert violations(page) == []  # a refusal and an attack under way
+        page.get_by_role("button", name="Stop", exact=True).click()
+    with opened(browser, service, width=width, scheme=scheme) as page:
+        for name, shown in (
+            ("Purify and classify", "#purified table"),
+            ("Attack", "#attacked .verdict"),
+            ("Compare", "#compared .sr"),
+        ):
+            page.get_by_role("button", name=name, exact=True).click()
+            page.locator(shown).first.wait_for(state="attached")
+        assert violations(page) == []  # all results
 
 
 def first_of(data, label):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from unfool import spec as specs
 from unfool.data import image_files
 from unfool.data.folder import Folder
-from unfool.defenses.purified_classifier import image_shape, majority_class
+from unfool.defenses.purified_classifier import image_shape
 from unfool.errors import SpecError
 from unfool.evaluation.prepare import build_model
 from unfool.evaluation.spec import check_model
@@ -55,11 +55,13 @@ class Tally(NamedTuple):
         winner: The class with most votes; of equals, the lowest.
         votes: Its votes.
         undecided: Whether another class has as many.
+        counts: The votes of each class.
     """
 
     winner: int
     votes: int
     undecided: bool
+    counts: list[int]
 
 
 def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
@@ -93,14 +95,21 @@ def noise_to_purify(seed: int | None, place: int, count: int) -> Noise:
     return Noise.of(seed, range(place, place + count)).child("apply", "purify")
 
 
-def tally(chosen: Tensor) -> list[Tally]:
-    """The vote on each image from the classes (B, draws) that the draws chose."""
-    found = []
-    for winner, row in zip(
-        majority_class(chosen, int(chosen.max()) + 1).tolist(), chosen, strict=True
-    ):
-        counts = torch.bincount(row).sort(descending=True).values.tolist()
-        found.append(Tally(winner, counts[0], len(counts) > 1 and counts[0] == counts[1]))
+def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
+    """The vote on each image.
+
+    Args:
+        chosen: The classes that the draws chose, (B, draws).
+        classes: How many classes are counted at least.
+    """
+    rows, found = chosen.tolist(), []
+    classes = max(classes, *(max(row) + 1 for row in rows))
+    for row in rows:
+        counts = [0] * classes
+        for choice in row:
+            counts[choice] += 1
+        most = max(counts)
+        found.append(Tally(counts.index(most), most, counts.count(most) > 1, counts))
     return found
 
 
@@ -166,7 +175,8 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
         raise ValueError(
             f"{name} must hold an array `images` of shape (N, H, W, C) or (N, C, H, W)"
         )
-    x = torch.from_numpy(stored).float() / (255 if stored.dtype == np.uint8 else 1)
+    x = torch.from_numpy(stored).float()
+    x = x / 255 if stored.dtype == np.uint8 else x
     x = x[:, None] if x.ndim == 3 else x
     last = x.shape[1] not in (1, 3) and x.shape[3] in (1, 3)
     x = x.permute(0, 3, 1, 2).contiguous() if last else x
@@ -174,7 +184,8 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
         raise ValueError(
             f"{name}: images must have 1 or 3 channels, and these have the shape {stored.shape}"
         )
-    if not bool(((x >= 0) & (x <= 1)).all()):
+    low, high = (float(end) for end in x.aminmax())  # NaN if there is any
+    if not 0 <= low <= high <= 1:
         raise ValueError(f"{name}: images must be uint8, or floating point in [0, 1] without NaN")
     return x, last
 

@@ -15,11 +15,10 @@ from unfool.certification.certify import certify_model, check_options
 from unfool.protocols import Classifier, Dataset
 from unfool.ranges import Count, check_arguments
 from unfool.report import certification
-from unfool.report.formatting import percent
 from unfool.results.report_json import CertificationSummary
 from unfool.results.run_folder import Run
 from unfool.results.spec import CertificationSpec
-from unfool.statistics import Share
+from unfool.statistics import Share, percent
 
 
 class CertifyResult(RunResult[CertificationSummary]):

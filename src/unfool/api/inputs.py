@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from unfool.argument_checks import NORMALIZED
+from unfool.argument_checks import NORMALIZED, check_channels_first
 from unfool.data.arrays import Arrays
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
@@ -143,6 +143,7 @@ def _arrays(
     x = x.float() if x.is_floating_point() else x
     if x.ndim != 4 or not len(x):
         raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(x.shape)}")
+    check_channels_first(x.shape)
     names = classes or _numbers(count(_image(x[0])[None]))
     try:
         return Arrays(x, y.long(), names)
@@ -158,6 +159,8 @@ def _image(image: Any) -> Tensor:
         array = np.asarray(image)
         array = array[:, :, None] if array.ndim == 2 else array
         image = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)
+    if image.ndim == 3:
+        check_channels_first(image.shape)
     image = image.float() / 255 if image.dtype == torch.uint8 else image.float()
     if not ((image >= 0) & (image <= 1)).all():
         raise ValueError(

@@ -7,14 +7,13 @@ from typing import Any
 
 from unfool.api.run_result import RunResult
 from unfool.report import evaluation
-from unfool.report.formatting import percent
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.export.records import answers
 from unfool.results.export.write import export as write_export
 from unfool.results.report_json import Readings, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import Judged, summarize_run
-from unfool.statistics import Share
+from unfool.statistics import Share, percent
 
 READINGS = ("per_draw", "majority", "all_draws")
 

@@ -13,6 +13,9 @@ Strict = Annotated[
         "--strict", help="Require that the whole 95 % confidence interval meets the bound."
     ),
 ]
+Junit = Annotated[
+    Path | None, typer.Option(help="Write a JUnit XML file with one test case per bound.")
+]
 
 
 def compare(
@@ -26,9 +29,7 @@ def compare(
         float | None,
         typer.Option(help="Exit with 1 if clean or robust accuracy falls by more than this."),
     ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(help="Write a JUnit XML file with one test case per bound.")
-    ] = None,
+    junit: Junit = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the report into this folder.")
     ] = None,
@@ -56,17 +57,21 @@ def compare(
         raise typer.Exit(1)
 
 
-def check_gate(min_robust: float | None, strict: bool, attacked: bool, shards: int) -> None:
+def check_gate(
+    min_robust: float | None, strict: bool, junit: Path | None, attacked: bool, shards: int
+) -> None:
     """Refuse a bound on an evaluation that cannot be held, before the work.
 
     Raises:
-        ValueError: It is no share, nothing is attacked, or this is a shard.
+        ValueError: It is no share, nothing is attacked, or this is a shard; or there is none, and an
+            option asks for one.
     """
     from unfool.results.gates import check_bound
 
     if min_robust is None:
-        if strict:
-            raise ValueError("--strict needs a bound: add --min-robust")
+        for option, given in (("--strict", strict), ("--junit", junit is not None)):
+            if given:
+                raise ValueError(f"{option} needs a bound: add --min-robust")
         return
     check_bound("--min-robust", min_robust)
     if not attacked:
@@ -78,13 +83,17 @@ def check_gate(min_robust: float | None, strict: bool, attacked: bool, shards: i
         )
 
 
-def hold_gate(run: Any, min_robust: float, strict: bool) -> None:
-    """Say whether a run keeps a bound; exit with 1 if it does not."""
+def hold_gate(run: Any, min_robust: float, strict: bool, junit: Path | None = None) -> None:
+    """Say whether a run keeps a bound, also in a JUnit file; exit with 1 if it does not."""
+    from unfool.report import comparison
     from unfool.report.comparison import describe_gate
     from unfool.results.gates import gate_of_run
     from unfool.results.summary import summarize_run
+    from unfool.runtime.files import write_bytes
 
     gate = gate_of_run(summarize_run(run), min_robust, strict)
+    if junit is not None:
+        write_bytes(junit, comparison.junit([gate], "evaluate", ""))
     typer.echo(f"{'pass' if gate.ok else 'FAIL'}: {gate.name}: {describe_gate(gate, '')}")
     if not gate.ok:
         raise typer.Exit(1)

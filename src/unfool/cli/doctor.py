@@ -30,6 +30,7 @@ from unfool.evaluation.sanity_checks import are_probabilities, same_logits
 from unfool.evaluation.spec import check_model
 from unfool.noise import Noise
 from unfool.runtime.device import pick_device
+from unfool.statistics import percent
 
 VOTES = 8  # as `classify` and `evaluate` take by default
 STATISTICS = 256  # images that tell the mean and the variance of each pixel
@@ -58,7 +59,9 @@ def installed() -> list[Finding]:
         found.append(Finding("note", "torchvision is not installed; nothing here needs it"))
     except RuntimeError:
         broken = "it was not built for this torch"
-        found.append(Finding("FAIL", f"torchvision is installed but broken ({broken}): uninstall it"))
+        found.append(
+            Finding("FAIL", f"torchvision is installed but broken ({broken}): uninstall it")
+        )
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
@@ -175,7 +178,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
     found.append(takes(undefended(model), x, y, noise, classes))
     if undefended(model) is not model:
         right = float((logits.argmax(1) == y).float().mean())
-        found.append(Finding("ok", f"with its defense, right on {right:.0%} of them"))
+        found.append(Finding("ok", f"with its defense, right on {percent(right, 0)} of them"))
     return found
 
 

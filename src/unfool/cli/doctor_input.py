@@ -10,7 +10,7 @@ from unfool.cli.doctor_finding import Finding
 from unfool.models.cifar_layouts import CIFAR10, IMAGENET, NOTHING, PYTORCH_CIFAR
 from unfool.models.classifiers import NormalizedClassifier
 from unfool.noise import Noise
-from unfool.statistics import wilson
+from unfool.statistics import percent, wilson
 
 BETTER = 0.2  # of the images, by which another input must be better
 FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
@@ -40,15 +40,15 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
             advice = "the classifier expects another range: give it a `mean` and a `std`"
         if x.shape[1] == 3:
             others[_BGR] = _right(model, x.flip(1), y, noise)
-    accuracy = f"right on {ours:.0%} of {len(x)} images in [0, 1]"
+    accuracy = f"right on {percent(ours, 0)} of {len(x)} images in [0, 1]"
     best = max(others, key=lambda name: others[name])
     if others[best] > ours + BETTER and others[best] > 1.5 / classes:
         advice = "swap the channels in your network" if best == _BGR else advice
-        return Finding("FAIL", f"{accuracy}, but on {others[best]:.0%} {best}: {advice}")
+        return Finding("FAIL", f"{accuracy}, but on {percent(others[best], 0)} {best}: {advice}")
     low = ours <= 1 / classes + 0.1
     stated = getattr(model, "stated", None)
     if stated is not None:
-        accuracy += f", and {stated.source} states {stated.accuracy:.1%} of {stated.data}"
+        accuracy += f", and {stated.source} states {percent(stated.accuracy)} of {stated.data}"
         highest = wilson(round(ours * len(x)), len(x)).high
         low = low or highest + FAR_BELOW < stated.accuracy
     if not low:

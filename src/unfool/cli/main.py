@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from unfool.cli.analyze import analyze
-from unfool.cli.compare import Strict, check_gate, compare, hold_gate
+from unfool.cli.compare import Junit, Strict, check_gate, compare, hold_gate
 from unfool.cli.doctor_command import doctor
 from unfool.cli.export import export, publish
 from unfool.cli.menu import init, menu
@@ -18,6 +18,7 @@ from unfool.cli.options import (
     Data,
     Device,
     Download,
+    DryRun,
     Out,
     Quiet,
     Set,
@@ -34,6 +35,7 @@ from unfool.cli.options import (
 from unfool.cli.purify_and_classify_commands import classify, purify
 from unfool.cli.serve import serve
 from unfool.runtime.downloads import asking
+from unfool.runtime.provenance import command_line as whole_command
 from unfool.runtime.provenance import started_by
 
 app = typer.Typer(
@@ -58,9 +60,7 @@ def evaluate(
     shard: Shard = None,
     download: Download = False,
     quiet: Quiet = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the expected cost, and do not run.")
-    ] = False,
+    dry_run: DryRun = False,
     budget: Annotated[
         str | None,
         typer.Option(help="Evaluate as many images as fit into this time (2h, 30m, or 45s)."),
@@ -69,6 +69,7 @@ def evaluate(
         float | None,
         typer.Option(help="Exit with 1 if the robust accuracy per draw is below this share."),
     ] = None,
+    junit: Junit = None,
     strict: Strict = False,
 ) -> None:
     """Measure a defense's accuracy, clean and under attack. To resume, run it again."""
@@ -77,23 +78,19 @@ def evaluate(
     part = shard_of(shard)
     suffix = f"-{budget}" if budget else ""
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, suffix)
-    check_gate(min_robust, strict, bool(checked["attacks"]), part[1])
+    check_gate(min_robust, strict, junit, bool(checked["attacks"]), part[1])
     if dry_run or budget:
-        from unfool.evaluation import forecast
-        from unfool.report import forecast as told
-        from unfool.report.render_terminal import print_document
+        from unfool.evaluation.forecast import plan
 
-        checked, cost = forecast.plan(checked, folder, budget, part)
-        if cost:
-            print_document(told.brief(cost, part[1], budget))
-        print_document(told.so_far(checked, folder))
+        checked, cost = plan(checked, folder, budget, part)
+        _print_forecast(cost, checked, folder, part[1], budget)
         if dry_run:
             return
     run = evaluation.run(checked, folder, part, quiet)
     if run.outcomes():  # a shard may have no images
         _report(run)
     if min_robust is not None:
-        hold_gate(run, min_robust, strict)
+        hold_gate(run, min_robust, strict, junit)
 
 
 @app.command()
@@ -117,6 +114,7 @@ def attack(
     shard: Shard = None,
     download: Download = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Save the adversarial images of an evaluation spec. To resume, run it again."""
     from unfool.evaluation import keep_attacked_images
@@ -124,9 +122,17 @@ def attack(
 
     part, kind = shard_of(shard), keep_attacked_images.check_format(form)
     checked, folder = checked_spec(evaluation.check, spec, changes, data, out, "-images")
+    keep_attacked_images.check(checked)
+    if dry_run:
+        from unfool.evaluation.forecast import forecast
+
+        cost = forecast(checked, judged=False)
+        asked = keep_attacked_images.asked(checked)
+        _print_forecast(cost, asked, folder, part[1], judged=False)
+        return
     run = keep_attacked_images.run(checked, folder, part, quiet)
     if any((folder / "outcomes").glob("*.jsonl")):  # a shard may have no images
-        command = command_line("attack", spec, changes, format=form, png=png)
+        command = whole_command()
         for made in keep_attacked_images.write_images(run, kind, png, command):
             typer.echo(made)
         if png:
@@ -151,6 +157,7 @@ def sweep(
     from unfool.report import evaluation as evaluation_report
     from unfool.report.render_terminal import print_document
     from unfool.report.sweep import write_report
+    from unfool.statistics import percent
 
     loaded = specs.load(spec, changes or [])
     specs.refuse_unread_folder(loaded, data)
@@ -169,9 +176,9 @@ def sweep(
         page = run.folder / "report.html"
         if new := len(run.outcomes()) != summary.get("n") or not page.is_file():
             summary = evaluation_report.write_report(run)
-        result = f"clean {summary['clean']['per_draw']['accuracy']:.1%}"
+        result = f"clean {percent(summary['clean']['per_draw']['accuracy'])}"
         if summary["attacks"]:
-            result += f", robust {summary['robust']['per_draw']['accuracy']:.1%}"
+            result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {name}: {result}")
         if new and number < len(cells):  # for who looks while it runs
             write_report(folder, sweeps.finished(cells, folder), len(cells), command)
@@ -325,6 +332,23 @@ def run(arguments: list[str]) -> int:
 def _exit_with(sentence: str, code: int) -> int:
     print(f"unfool: {sentence}", file=sys.stderr)
     return code
+
+
+def _print_forecast(
+    cost: Any,
+    asked: Any,
+    folder: Path,
+    shards: int,
+    budget: str | None = None,
+    judged: bool = True,
+) -> None:
+    """Print what a run will cost, and how much of it is done in its folder."""
+    from unfool.report import forecast
+    from unfool.report.render_terminal import print_document
+
+    if cost:
+        print_document(forecast.brief(cost, shards, budget, judged))
+    print_document(forecast.so_far(asked, folder))
 
 
 def _report(run: Any) -> None:

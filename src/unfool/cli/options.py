@@ -54,6 +54,7 @@ Download = Annotated[
         help="Download published weights and data sets that are missing.",
     ),
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the expected cost, and do not run.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unfool.argument_checks import check_channels_first
 from unfool.runtime.files import raise_system_error
 
 MOST_CLASSES = 2**20  # that have no names: a damaged label would else ask for all memory
@@ -152,6 +153,7 @@ def check_images(images: Tensor) -> None:
     """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(images.shape)}")
+    check_channels_first(images.shape)
     if images.dtype == torch.uint8:
         return
     if images.dtype != torch.float32:

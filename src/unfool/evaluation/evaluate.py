@@ -33,6 +33,7 @@ from unfool.protocols import Attack, Classifier, Dataset, Defended
 from unfool.results.outcome import Condition, Curtailed, Outcome
 from unfool.results.quality_means import Quality
 from unfool.results.run_folder import OutcomeStore
+from unfool.statistics import percent
 from unfool.threat import Knowledge, Threat
 
 PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
@@ -95,7 +96,7 @@ def evaluate_into(
         outcomes = judge.outcomes(versions, y, block, probed, measured)
         run.add(outcomes, judge.examples(versions, outcomes, y, shown))
         robust = [outcome.rate("robust") for outcome in outcomes]
-        status = f"robust in this block {np.mean(robust):.0%}"
+        status = f"robust in this block {percent(float(np.mean(robust)), 0)}"
         return (
             status if judge.candidates() - {"clean", "random"} else f"{status} (random noise only)"
         )

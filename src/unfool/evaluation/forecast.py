@@ -1,16 +1,14 @@
 """What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
 
-The whole evaluation of one image is rehearsed on stand-ins (`rehearsal`); a few calls of the real parts,
-as large as those of the run, then tell what one asking costs.
+The whole evaluation of one image is rehearsed on stand-ins (`dry_run`); a few calls of the real parts
+then tell what one asking costs (`call_cost`).
 """
 
 import json
-import math
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -19,44 +17,20 @@ from typing import Any
 import torch
 
 from unfool import spec as specs
-from unfool.data import fetch
 from unfool.errors import SpecError
 from unfool.evaluation.attack_runner import Machine
 from unfool.evaluation.block_progress import Expected
-from unfool.evaluation.cost import CallCounter
+from unfool.evaluation.call_cost import CALLS, Cost, call_costs
 from unfool.evaluation.dry_run import Call, DryRun, dry_run
 from unfool.evaluation.prepare import Prepared, prepare
-from unfool.noise import Noise
 from unfool.results.run_folder import FORECAST, Run
 from unfool.results.spec import EvaluationSpec
 from unfool.runtime.files import write_bytes
 from unfool.statistics import wilson
 
-CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
-TRIAL = 1.0  # seconds: calls are timed on more and more images until one takes so long
-GLANCE = 0.05  # the same, where the run itself is about to begin
-SLOW = 5.0  # seconds: in a glance, a first call that takes so long is not repeated
+# Seconds for timing calls of more than one image: in a dry run, and in a glance before a run begins.
+DRY_RUN, GLANCE = 10.0, 0.7
 JUDGING = ("verdict", "distances")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What something costs per image.
-
-    Attributes:
-        calls: By name (`cost.CallCounter`): images through a network.
-        seconds: On the machine where it was timed.
-    """
-
-    calls: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        calls = {key: self.calls.get(key, 0) + other.calls.get(key, 0) for key in CALLS}
-        return Cost(calls, self.seconds + other.seconds)
-
-    def __mul__(self, times: float) -> "Cost":
-        return Cost({key: times * n for key, n in self.calls.items()}, times * self.seconds)
 
 
 @dataclass(frozen=True)
@@ -113,7 +87,10 @@ def seconds_of(budget: str) -> float:
 
 
 def forecast(
-    spec: EvaluationSpec, budget: float | None = None, made: Prepared | None = None
+    spec: EvaluationSpec,
+    budget: float | None = None,
+    made: Prepared | None = None,
+    judged: bool = True,
 ) -> Forecast:
     """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
 
@@ -121,6 +98,7 @@ def forecast(
         spec: What `run.check` returned.
         budget: Seconds; at least one block of images is taken, and never more than the spec's.
         made: What `prepare.prepare` made of it, if it was made already.
+        judged: Whether its images are judged, and not only attacked.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
@@ -129,8 +107,8 @@ def forecast(
     most = made.on(spec, (0, 1), quiet=True).batch_size  # the model is now executed as in the run
     played = dry_run(spec, made, most)
     with _one_thread() if spec["machine"]["engine"] == "ray" else nullcontext():
-        costs, rows = _costs(made, played, spec["machine"]["images_per_block"], most)
-    per_image = _per_image(spec, made, played, costs)
+        costs, rows = call_costs(made, played, spec["machine"]["images_per_block"], most, DRY_RUN)
+    per_image = _per_image(spec, made, played, costs, judged)
     images = whole = len(made.indices)
     each = sum(per_image.values(), Cost()).seconds
     if budget is not None:
@@ -155,15 +133,11 @@ def expected(
     """
     try:
         played = dry_run(spec, made, rows)
-        costs, _ = _costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
+        costs, _ = call_costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
     except Exception:  # whatever it is: the run itself, which needs no forecast, will tell
         return None
-    seconds = {
-        name: cost.seconds
-        for name, cost in _per_image(spec, made, played, costs).items()
-        if judged or name not in JUDGING
-    }
-    return Expected(seconds, played.ticks)
+    per_image = _per_image(spec, made, played, costs, judged)
+    return Expected({name: cost.seconds for name, cost in per_image.items()}, played.ticks)
 
 
 def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
@@ -215,8 +189,8 @@ def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | N
     return replace(found, per_image={f"by the {len(done)} done": cost}, most=False, batch_size=0)
 
 
-def begun(spec: EvaluationSpec, folder: Path) -> int | None:
-    """How many images a run of `spec` in `folder` was begun with; None if there is no such run."""
+def begun(spec: Mapping[str, Any], folder: Path) -> int | None:
+    """How many images a run of what `spec` asks was begun with in `folder`; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
     asked = Run.open(folder).manifest
@@ -228,64 +202,22 @@ def _with_images(spec: EvaluationSpec, images: int | None) -> EvaluationSpec:
 
 
 def _per_image(
-    spec: EvaluationSpec, made: Prepared, played: DryRun, costs: Mapping[Call, Cost]
+    spec: EvaluationSpec,
+    made: Prepared,
+    played: DryRun,
+    costs: Mapping[Call, Cost],
+    judged: bool,
 ) -> dict[str, Cost]:
     """What an image costs, by condition and by what judges it."""
     found = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in played.asked.items()
+        if judged or name not in JUDGING
     }
-    if not made.attacks:  # distances are measured for the report's pictures only
+    if judged and not made.attacks:  # distances are measured for the report's pictures only
         whole = len(made.indices)
         found["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
     return found
-
-
-def _costs(
-    made: Prepared, played: DryRun, block: int, rows: int, trial: float = TRIAL
-) -> tuple[dict[Call, Cost], int]:
-    """What one image costs by each way to ask, and how many images the largest trial had.
-
-    Trials are of more and more images until one takes `trial` seconds.
-    """
-    found, largest = {}, 1
-    for kind in {kind for counts in played.asked.values() for kind in counts}:
-        most = min(rows, block * played.most[kind])  # no call of the run is larger
-        size, best = 1, _trial(made, played.parts[kind.part], kind.how, 1, trial)
-        while size < most and best.seconds * size < trial:
-            try:
-                best = _trial(made, played.parts[kind.part], kind.how, min(4 * size, most), trial)
-            except torch.OutOfMemoryError:
-                break  # the run will find out, and go on with fewer images in a call
-            size = min(4 * size, most)
-        found[kind], largest = best, max(largest, size)
-    return found, largest
-
-
-def _trial(made: Prepared, part: Any, how: str, size: int, trial: float) -> Cost:
-    """What a call of `size` images costs an image; the first call, which makes things ready, apart.
-
-    Of short calls the quickest of three counts, lest a hiccup of the machine do. In a glance, one long
-    call counts: the second, or the first if it took very long.
-    """
-    indices = [made.indices[i % len(made.indices)] for i in range(size)]
-    x = fetch(made.data, indices)[0].to(made.device)
-    noise, ledger, took = Noise.of(0, range(size)), CallCounter(), [math.inf]
-    while len(took) < 3 or (len(took) < 5 and min(took) < trial / 4):
-        ledger.take()
-        at = x.clone().requires_grad_(how == "gradient")
-        began = time.perf_counter()
-        with ledger.watching(made.model), torch.set_grad_enabled(how == "gradient"):
-            out = part.decide(at, noise) if how == "decide" else part(at, noise)
-            if how == "gradient":
-                (out,) = torch.autograd.grad(out.square().sum(), at)
-            out.flatten()[0].item()  # waits for the device
-        took.append(time.perf_counter() - began)
-        first = len(took) == 2
-        if trial < TRIAL and took[-1] > (SLOW if first else TRIAL):
-            break
-    calls = {key: count / size for key, count in ledger.take().items()}
-    return Cost(calls, min(took[2:] or took) / size)
 
 
 def _workers(spec: EvaluationSpec) -> int:

@@ -69,6 +69,24 @@ def check_format(word: str) -> Format:
     raise SpecError(f"--format must be {' or '.join(get_args(Format))}, not {word!r}")
 
 
+def check(spec: EvaluationSpec) -> None:
+    """Refuse a checked evaluation spec that makes no adversarial images.
+
+    Raises:
+        SpecError: It has no attacks, or the engine Ray.
+    """
+    if not spec["attacks"]:
+        raise SpecError(
+            "the spec has no attacks to make images with: add one to its section attacks"
+        )
+    refuse_ray(spec["machine"], "making adversarial images")
+
+
+def asked(spec: EvaluationSpec) -> dict[str, Any]:
+    """What the images of a checked evaluation spec are identified by."""
+    return {"kind": KIND, **spec}
+
+
 def run(
     spec: EvaluationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
 ) -> Run:
@@ -87,15 +105,11 @@ def run(
             fit each other.
         RuntimeError: The folder holds something else, or an attack left the threat.
     """
-    if not spec["attacks"]:
-        raise SpecError(
-            "the spec has no attacks to make images with: add one to its section attacks"
-        )
-    refuse_ray(spec["machine"], "making adversarial images")
+    check(spec)
     made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
-    identity = specs.identity({"kind": KIND, **spec})
-    asked: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
-    begun = Run.begin(folder, asked, made.fingerprint)
+    identity = specs.identity(asked(spec))
+    manifest: Manifest = {**made.manifest, "identity": identity, "kind": KIND}
+    begun = Run.begin(folder, manifest, made.fingerprint)
     record_start(begun, made.device)
     machine = watched(made.on(spec, shard, quiet), spec, made, judged=False)
     search = AttackRunner(

@@ -30,10 +30,11 @@ from unfool.report.document import (
 from unfool.report.figures import analyses as figures
 from unfool.report.figures import trajectories as paths
 from unfool.report.figures.analyses import METRICS
-from unfool.report.formatting import cell, duration, interval, mean, percent
+from unfool.report.formatting import cell, duration, interval, mean
 from unfool.report.provenance import started
 from unfool.report.write import write_document
 from unfool.runtime.provenance import Made
+from unfool.statistics import percent
 
 About = Mapping[str, Any]
 

@@ -7,12 +7,13 @@ from unfool.report import sentences
 from unfool.report.document import Document, Heading, Items, Paragraph, Table, Tile, Tiles
 from unfool.report.evaluation import notices
 from unfool.report.figures.certification import certified_accuracy
-from unfool.report.formatting import cell, interval, memory, percent
+from unfool.report.formatting import cell, interval, memory
 from unfool.report.image_table import certified_table
 from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
 from unfool.results.report_json import CertificationSummary as Summary
 from unfool.results.run_folder import Run
+from unfool.statistics import percent
 
 NOT_TRIED = (
     "Any attack: a certificate needs none, and says nothing about changes beyond its radius.",
@@ -123,7 +124,7 @@ def _basis(summary: Summary) -> str:
     paths = summary["spec"].get("paths")
     votes = f", each answered by {paths['by']} of {paths['count']} purifications" if paths else ""
     return (
-        f"95 % interval {100 * share['low']:.1f} to {100 * share['high']:.1f} %; {n} "
+        f"95 % interval {interval(share)}; {n} "
         f"image{'' if n == 1 else 's'}; noise of standard deviation {options['sigma']:g}; "
         f"{options['n0']:,} draws to choose the answer and {options['n']:,} others to measure it"
         f"{votes}."

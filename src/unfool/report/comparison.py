@@ -21,23 +21,27 @@ from unfool.report.document import (
     Tiles,
 )
 from unfool.report.figures.comparison import paired_accuracy, title_of
-from unfool.report.formatting import cell, interval, percent, points
+from unfool.report.formatting import cell, interval, points
 from unfool.report.image_table import paired_table
 from unfool.report.provenance import both_records
 from unfool.report.write import write_document
 from unfool.results.compare import Comparison, Paired
 from unfool.results.gates import Gate
-from unfool.statistics import Mean
+from unfool.statistics import Mean, percent
 
 VERSION = 1
 HEADS = ("condition", "A", "B", "B - A, points", "only A right", "only B right", "p")
 ABOUT = (
     "A, B: how often one answer is right, with 95 % confidence intervals. B - A: the paired "
-    "difference, with a 95 % confidence interval by bootstrap over images. Only A, only B: the "
+    "difference, with a 95 % confidence interval{how}. Only A, only B: the "
     "number of images that the majority of {draws} draws gets right in one run only; p: McNemar's "
     "exact test of these two counts."
 )
 
+AGREE = (
+    "The runs agree on every image and draw {where}, so the difference there is exactly 0. Its "
+    "interval depends on the number of images and draws alone: so few may miss so large a difference."
+)
 IMAGE_BY_IMAGE = (
     "How many of the held-out answers to each image are right in A and in B. In the HTML report, choose "
     "what to show, or click a heading to sort by the difference."
@@ -55,10 +59,12 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
     strong: dict[int, Style] = {
         i: "strong" for i, row in enumerate(found.rows) if row.name == "robust"
     }
+    how = "" if all(row.agree for row in found.rows) else " by bootstrap over images"
     blocks: list[Block] = [
         *map(Paragraph, opening),
         Table(HEADS, _lines(found), strong),
-        Paragraph(ABOUT.format(draws=found.draws), "note"),
+        Paragraph(ABOUT.format(draws=found.draws, how=how), "note"),
+        *_agreement(found),
     ]
     doubts = [
         {"name": f"{doubt['name']} (run {run})", "severity": doubt["severity"], "why": doubt["why"]}
@@ -124,8 +130,13 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
     write_document(folder, "compare", document, numbers, numbers["rows"], images=found.images)
 
 
-def junit(kept: Sequence[Gate]) -> bytes:
+def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") -> bytes:
     """The gates as an XML file that CI systems read: a test case each.
+
+    Args:
+        kept: The gates.
+        command: The command that held them.
+        whose: Words after "robust accuracy" (`describe_gate`).
 
     Raises:
         ValueError: There are no gates.
@@ -137,14 +148,14 @@ def junit(kept: Sequence[Gate]) -> bytes:
     failed = str(sum(not gate.ok for gate in kept))
     count = {"tests": str(len(kept)), "failures": failed, "errors": "0"}
     root = ElementTree.Element("testsuites", count)
-    suite = ElementTree.SubElement(root, "testsuite", {"name": "unfool compare", **count})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": f"unfool {command}", **count})
     for gate in kept:
         name = f"{gate.name} {gate.bound:g} ({gate.of})"
-        told_of = {"classname": "unfool.compare", "name": name}
+        told_of = {"classname": f"unfool.{command}", "name": name}
         case = ElementTree.SubElement(suite, "testcase", told_of)
         where = "failure" if not gate.ok else "system-out"
-        beside = {"type": gate.name, "message": describe_gate(gate)} if not gate.ok else {}
-        ElementTree.SubElement(case, where, beside).text = describe_gate(gate)
+        beside = {"type": gate.name, "message": describe_gate(gate, whose)} if not gate.ok else {}
+        ElementTree.SubElement(case, where, beside).text = describe_gate(gate, whose)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
 
@@ -196,6 +207,16 @@ def _tiles(found: Comparison) -> Tiles:
     ]
     change = points(row.change._asdict(), "+.1f").partition(" [")
     return Tiles([*sides, Tile(change[0], "B - A, percentage points", f"[{change[2]}")])
+
+
+def _agreement(found: Comparison) -> list[Paragraph]:
+    """Where both runs answer alike, if they do so anywhere."""
+    alike = [title_of(row) for row in found.rows if row.agree]
+    if not alike:
+        return []
+    every = len(alike) == len(found.rows)
+    where = "under every condition" if every else f"under {', '.join(alike)}"
+    return [Paragraph(AGREE.format(where=where))]
 
 
 def _bound(gate: Gate) -> Paragraph:

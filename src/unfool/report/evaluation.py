@@ -20,7 +20,7 @@ from unfool.report.evaluation_tables import weakest_bare
 from unfool.report.figures import evaluation as figures
 from unfool.report.figures import examples
 from unfool.report.figures.examples import Gallery, small_images
-from unfool.report.formatting import Share, interval, percent
+from unfool.report.formatting import Share, interval
 from unfool.report.image_table import image_table
 from unfool.report.provenance import how_to_reproduce, record
 from unfool.report.write import write_document
@@ -28,6 +28,7 @@ from unfool.results.image_records import ImageRecord, image_records
 from unfool.results.report_json import CertificationSummary, Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
+from unfool.statistics import percent
 
 
 def write_report(run: Run) -> Summary:

@@ -8,6 +8,7 @@ from unfool.report.document import Table
 from unfool.report.formatting import Share, cell, duration, mean, memory, points
 from unfool.results.report_json import ClassRow, DoubtEntry, Readings, ShareEntry, Summary
 from unfool.results.threat_model import known_words
+from unfool.statistics import percent
 
 SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
 
@@ -236,8 +237,16 @@ def _against(summary: Summary) -> list[tuple[str, str, str]]:
     calls, seconds = (part * sum(told["calls"].values()), part * told["seconds"])
     took = sum(cost[key] for key in told["calls"])
     return [
-        ("forecast, calls", f"{most}{calls:,.0f}", f"{took / calls:.0%} taken" if calls else ""),
-        ("forecast, time", most + duration(seconds), f"{cost['seconds'] / seconds:.0%} taken"),
+        (
+            "forecast, calls",
+            f"{most}{calls:,.0f}",
+            f"{percent(took / calls, 0)} taken" if calls else "",
+        ),
+        (
+            "forecast, time",
+            most + duration(seconds),
+            f"{percent(cost['seconds'] / seconds, 0)} taken",
+        ),
     ]
 
 

@@ -1,12 +1,14 @@
 """A forecast in words: what `--dry-run` and `--budget` print."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from unfool.evaluation.forecast import Forecast, begun
 from unfool.report.document import Document, Paragraph, Table
 from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
-from unfool.results.spec import EvaluationSpec
+from unfool.statistics import percent
 
 TITLES = {
     "nfe_forward": "denoiser forward",
@@ -16,22 +18,25 @@ TITLES = {
 }
 
 
-def so_far(spec: EvaluationSpec, folder: Path) -> Document:
-    """How much of a run of a checked spec is done; empty if it was not begun in the folder."""
+def so_far(spec: Mapping[str, Any], folder: Path) -> Document:
+    """How much of a run of what a checked spec asks is done; empty if it was not begun in the folder."""
     if (images := begun(spec, folder)) is None:
         return Document("", [])
-    done = len(Run.open(folder).outcomes())
+    done = len(Run.open(folder).lines())
     said = f"The run already exists with {images} images, of which {done} are done."
     return Document("", [Paragraph(said)])
 
 
-def brief(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Document:
+def brief(
+    forecast: Forecast, shards: int = 1, budget: str | None = None, judged: bool = True
+) -> Document:
     """A table of network calls and time by condition, and what it comes to.
 
     Args:
         forecast: What to tell.
         shards: Machines that share the work, each with the workers of the forecast.
         budget: What the number of images was chosen for.
+        judged: Whether the images are judged, so that there will be accuracies.
     """
     lines = [
         [name, *(f"{cost.calls.get(key, 0):,.0f}" for key in TITLES), duration(cost.seconds)]
@@ -40,10 +45,11 @@ def brief(forecast: Forecast, shards: int = 1, budget: str | None = None) -> Doc
     table = Table(["of an image", *TITLES.values(), "time"], lines, {len(lines) - 1: "strong"})
     half_width = (forecast.high - forecast.low) / 2
     known = (
-        f"The 95 % confidence interval of an accuracy will be about +-{half_width:.1%} (at 50 %; "
+        f"The 95 % confidence interval of an accuracy will be about +-{percent(half_width)} (at 50 %; "
         "narrower near 0 or 100 %)."
     )
-    return Document("", [table, Paragraph(_total(forecast, shards, budget)), Paragraph(known)])
+    total = Paragraph(_total(forecast, shards, budget))
+    return Document("", [table, total, *([Paragraph(known)] if judged else [])])
 
 
 def _total(forecast: Forecast, shards: int, budget: str | None) -> str:

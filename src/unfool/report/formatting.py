@@ -3,22 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+from unfool.statistics import percent, percent_interval
+
 Share = Mapping[str, Any]  # a `ShareEntry` of report.json
-
-
-def percent(value: float) -> str:
-    """A share as a percentage: 0.717 is `71.7 %`."""
-    return f"{100 * value:.1f} %"
 
 
 def interval(share: Share) -> str:
     """The interval of a share: `64.9 to 77.6 %`."""
-    return f"{100 * share['low']:.1f} to {100 * share['high']:.1f} %"
+    return f"{100 * share['low']:.1f} to {percent(share['high'])}"
 
 
 def cell(share: Share) -> str:
     """A share with its interval: `71.7 % [64.9, 77.6]`."""
-    return f"{percent(share['accuracy'])} [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    return percent_interval(share["accuracy"], share["low"], share["high"])
 
 
 def mean(value: Mapping[str, float | None] | None, digits: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from unfool.report.document import ImageRow, ImageTable, SmallImage
 from unfool.results.image_records import ConditionRecord, ImageRecord, PairedImage
 from unfool.results.report_json import CertifiedImage
+from unfool.statistics import percent
 
 MOST = 2000  # images on a page; the files beside it hold all
 TITLES = {"random": "random noise"}
@@ -90,7 +91,7 @@ def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) ->
                     name,
                     answer,
                     f"{row['radius']:.3f}",
-                    f"{100 * row['share']:.1f} %",
+                    percent(row["share"]),
                 ],
                 [row["index"], name, answer, row["radius"], row["share"]],
                 [None, None, right, None, None],

@@ -9,9 +9,9 @@ from typing import Any
 from unfool.evaluation.selftest_check import Check, Unit
 from unfool.report.document import Document, Paragraph, Style, Table
 from unfool.report.figures.selftest import gaps
-from unfool.report.formatting import percent
 from unfool.report.write import write_document
 from unfool.runtime.device import versions
+from unfool.statistics import percent
 
 VERSION = 1
 HEADS = ("what is known", "check", "truth", "found", "may be", "passed")

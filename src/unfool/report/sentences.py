@@ -1,12 +1,13 @@
 """The sentences of a report, for readers who know nothing about diffusion models."""
 
 from unfool.report.evaluation_tables import columns, weakest, weakest_bare
-from unfool.report.formatting import cell, complement, percent
+from unfool.report.formatting import cell, complement, interval
 from unfool.results.attack_roles import BLIND, ELSEWHERE, EXACT_VIEWS, TRANSFER, roles
 from unfool.results.report_json import CertificationSummary, DoubtEntry, Summary
 from unfool.results.spec import EvaluationSpec
 from unfool.results.threat_model import eps_words
 from unfool.spec import part
+from unfool.statistics import percent
 
 # What each doubt asks, no more than it asks; told where none was raised.
 CHECKED = {
@@ -28,7 +29,7 @@ CHECKED = {
     "no-adaptive-attack": "some attack differentiates through the defense",
     "unknown-attack": "besides attacks of other libraries, there is one of unfool",
     "no-whole-view": "if the classifier drops classes early, some attack works without that",
-    "no-better-than-guessing": "the classifier is better than guessing on clean images",
+    "no-better-than-guessing": "the accuracy on clean images is not that of guessing",
     "less-than-stated": "the clean accuracy is not far below what the classifier's source states",
     "more-logits-than-classes": "the model has no more classes than the data set",
     "classes-missing": "there are images of every class, if there are enough images",
@@ -129,13 +130,11 @@ def basis(summary: Summary) -> str:
     answers = "" if k == 1 else f", {k} held-out answers to each"
     if not summary["attacks"] and "corrupted" in summary:
         right = summary["corrupted"]["per_draw"]
-        interval = f"{100 * right['low']:.1f} to {100 * right['high']:.1f} %"
-        return f"95 % interval {interval}; {_images(n)}{answers}."
+        return f"95 % interval {interval(right)}; {_images(n)}{answers}."
     if not summary["attacks"]:
         return f"{_images(n)}{answers}."
     through = complement(summary["robust"]["per_draw"])
-    interval = f"{100 * through['low']:.1f} to {100 * through['high']:.1f} %"
-    return f"95 % interval {interval}; {_images(n)}{answers}."
+    return f"95 % interval {interval(through)}; {_images(n)}{answers}."
 
 
 def lead(summary: Summary) -> list[str]:

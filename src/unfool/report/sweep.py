@@ -23,7 +23,7 @@ from unfool.report.document import (
 )
 from unfool.report.figures.sweep import Point, figure, legible, over_numbers
 from unfool.report.formatting import cell as share_of
-from unfool.report.formatting import duration, percent
+from unfool.report.formatting import duration
 from unfool.report.provenance import UNKNOWN, started
 from unfool.report.write import write_document
 from unfool.results.doubts.doubt import Doubt
@@ -32,6 +32,7 @@ from unfool.results.run_folder import Run
 from unfool.results.sweep.cell import Cell
 from unfool.results.sweep.convergence import Convergence, describe, sweep_doubts, verdicts
 from unfool.results.sweep.seed_pooling import Pooled, is_seed, pool
+from unfool.statistics import percent
 
 VERSION = 1
 Done = Sequence[tuple[Cell, Summary]]

@@ -36,6 +36,7 @@ class Paired:
         only_a: Images on which the majority of the draws is right in the first run alone.
         only_b: In the second alone.
         p: McNemar's, of these two counts.
+        agree: Whether both give the same answer to each image at each draw.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Paired:
     only_a: int
     only_b: int
     p: float
+    agree: bool
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,12 @@ def paired(
         resamples: Of the bootstrap.
     """
     sides: list[tuple[Outcome, ...]] = list(zip(*both, strict=True))
-    rates, judged, won = {}, {}, {}
+    rates, judged, won, taken = {}, {}, {}, {}
     for name in names:
         for side, outcomes in enumerate(sides):
             rows = [(outcome.condition(name), outcome.label) for outcome in outcomes]
             rates[name, side] = np.array([outcome.rate(name) for outcome in outcomes])
+            taken[name, side] = [row.taken for row, _ in rows]
             won[name, side] = np.array([row.won(label) for row, label in rows])
             judged[name, side] = judge(name, outcomes)
     gaps = np.stack([rates[name, 1] - rates[name, 0] for name in names], 1)
@@ -142,7 +145,8 @@ def paired(
         only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
         shares = judged[name, 0].per_draw, judged[name, 1].per_draw
         change = within_reach(change, shares[0].accuracy, shares[1].accuracy)
-        found.append(Paired(name, *shares, change, only_a, only_b, mcnemar(only_a, only_b)))
+        p, agree = mcnemar(only_a, only_b), taken[name, 0] == taken[name, 1]
+        found.append(Paired(name, *shares, change, only_a, only_b, p, agree))
     return found
 
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -37,6 +38,13 @@ from unfool.serve.request import (
 ABOUT = "Classify and purify images with a classifier behind a diffusion defense."
 
 
+class _Route(APIRoute):
+    """A route that FastAPI describes, but whose function reads the request and answers by itself."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        return self.endpoint
+
+
 def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
     """The service as an ASGI application; closing it finishes what was accepted.
 
@@ -53,13 +61,14 @@ def make_app(defense: Defense, metrics: Metrics, votes: int) -> FastAPI:
 
     metrics.watch(defense.batcher, defense.name)
     app = FastAPI(title="unfool", version=__version__, description=ABOUT, lifespan=lifespan)
+    app.router.route_class = _Route
     app.add_middleware(CountRequests, metrics=metrics)
     for kind in (Refused, HTTPException, Exception):
         app.add_exception_handler(kind, _told)
-    _add_status(app, defense, metrics)
     held = Held(defense.limits)
     _add_plain(app, defense, metrics, held, votes)
     _add_open_inference(app, defense, metrics, held, votes)
+    _add_status(app, defense, metrics)
     return app
 
 
@@ -69,11 +78,11 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
     accepting = examples.status(name, "/ready", "Whether requests are accepted.", waits=True)
 
     @app.get("/health", tags=[*tags], **alive)
-    async def health() -> Response:
+    async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     @app.get("/ready", tags=[*tags], **accepting)
-    async def ready() -> Response:
+    async def ready(_: Request) -> Response:
         fine = defense.batcher.accepting
         return JSONResponse({"ready": fine}, 200 if fine else 503)
 
@@ -83,7 +92,7 @@ def _add_status(app: FastAPI, defense: Defense, metrics: Metrics) -> None:
         tags=[*tags],
         response_class=PlainTextResponse,
     )
-    async def counters() -> Response:
+    async def counters(_: Request) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -245,7 +254,7 @@ def _told_votes(
 ) -> dict[str, Any]:
     return {
         "model": defense.name,
-        "classes": [defense.loaded.label(index) for index in range(len(found[0].counts))],
+        "classes": [defense.loaded.label(index) for index in range(len(found[0].tally.counts))],
         "votes": votes,
         "seed": seed,
         "predictions": [
@@ -257,7 +266,7 @@ def _told_votes(
                 "share": each.share.value,
                 "low": each.share.low,
                 "high": each.share.high,
-                "counts": each.counts,
+                "counts": each.tally.counts,
                 "probabilities": each.probabilities,
             }
             for each in found

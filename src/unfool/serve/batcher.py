@@ -71,6 +71,13 @@ class _Slice(NamedTuple):
     first: int
     last: int
 
+    def images(self) -> Tensor:
+        """The image of each row."""
+        x = self.part.x
+        if len(x) == 1:
+            return x.expand(self.last - self.first, -1, -1, -1)
+        return x[[row % len(x) for row in range(self.first, self.last)]]
+
 
 class Batcher:
     """A bounded queue before one worker thread, which fills each call of the model from several jobs.
@@ -221,8 +228,7 @@ class Batcher:
     def _compute(self, slices: Sequence[_Slice]) -> None:
         """Compute rows; if that fails, those of each job apart, so that one spoils no other's."""
         jobs = {id(piece.job): piece.job for piece in slices}
-        places = [[r % len(s.part.x) for r in range(s.first, s.last)] for s in slices]
-        x = torch.cat([s.part.x[which] for s, which in zip(slices, places, strict=True)])
+        x = torch.cat([piece.images() for piece in slices])
         noise = Noise.join([s.part.noise.take(range(s.first, s.last)) for s in slices])
         began = time.perf_counter()
         try:
@@ -236,11 +242,10 @@ class Batcher:
             self._fail(slices[0].job, error)
             return
         self._told(len(x), time.perf_counter() - began)
-        done = 0
-        for piece in slices:
-            count = piece.last - piece.first
-            piece.part.outputs.append(tuple(each[done : done + count] for each in outputs))
-            done += count
+        counts = [piece.last - piece.first for piece in slices]
+        split = zip(*(each.split(counts) for each in outputs), strict=True)
+        for piece, count, own in zip(slices, counts, split, strict=True):
+            piece.part.outputs.append(own)
             piece.job.left -= count
         for job in jobs.values():
             if not job.left:
@@ -268,8 +273,7 @@ class Batcher:
     def _finish(self, job: _Job) -> None:
         self._leave(job)
         if job.future.set_running_or_notify_cancel():
-            found = [tuple(map(torch.cat, zip(*part.outputs, strict=True))) for part in job.parts]
-            job.future.set_result(found)
+            job.future.set_result([_joined(part.outputs) for part in job.parts])
 
     def _fail(self, job: _Job, error: Exception) -> None:
         self._leave(job)
@@ -284,3 +288,10 @@ class Batcher:
 
     def _forget(self, job: _Job) -> None:
         self.rows, self._bytes = self.rows - job.rows, self._bytes - job.bytes
+
+
+def _joined(outputs: Sequence[Outputs]) -> Outputs:
+    """The outputs of all calls that a part was in."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return tuple(map(torch.cat, zip(*outputs, strict=True)))

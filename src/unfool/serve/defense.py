@@ -37,7 +37,6 @@ class Prediction(NamedTuple):
         tally: The class that won.
         label: Its name.
         share: Its share of the votes, with Wilson's 95 % interval.
-        counts: The votes of each class.
         probabilities: The mean over the passes of the softmax of the logits; None for a model that
             tells its class without logits.
     """
@@ -45,7 +44,6 @@ class Prediction(NamedTuple):
     tally: Tally
     label: str
     share: Share
-    counts: list[int]
     probabilities: list[float] | None
 
 
@@ -134,14 +132,12 @@ class Defense:
         return await asyncio.wrap_future(self.batcher.submit(kind, parts, alone))
 
     def _predictions(self, chosen: Tensor, means: Tensor | None) -> list[Prediction]:
-        classes = len(means[0]) if means is not None else self.logits or len(self.loaded.classes)
-        classes = max(classes, int(chosen.max()) + 1)
+        classes = self.logits or len(self.loaded.classes) if means is None else means.shape[1]
+        likely = [None] * len(chosen) if means is None else means.tolist()
         found = []
-        for i, won in enumerate(tally(chosen)):
-            counts = torch.bincount(chosen[i], minlength=classes).tolist()
+        for won, each in zip(tally(chosen, classes), likely, strict=True):
             share = wilson(won.votes, chosen.shape[1])
-            likely = None if means is None else means[i].tolist()
-            found.append(Prediction(won, self.loaded.label(won.winner), share, counts, likely))
+            found.append(Prediction(won, self.loaded.label(won.winner), share, each))
         return found
 
     def _classify(self, x: Tensor, noise: Noise) -> Outputs:

@@ -120,7 +120,7 @@ def answer(asked: Inference, defense: Defense, found: Sequence[Prediction]) -> R
     values: dict[str, list[Any]] = {
         "class": [each.tally.winner for each in found],
         "label": [each.label for each in found],
-        "votes": [each.counts for each in found],
+        "votes": [each.tally.counts for each in found],
         "interval": [[each.share.low, each.share.high] for each in found],
         "probabilities": [each.probabilities for each in found],
     }

@@ -1,8 +1,10 @@
 """The server: it listens, answers, and on SIGTERM or Ctrl-C finishes what it accepted."""
 
+import gc
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +18,9 @@ from unfool.serve.limits import Limits
 from unfool.serve.metrics import Metrics
 
 BACKLOG = 2048  # connections that wait to be accepted
+# Seconds until a thread that wants the interpreter gets it. After each kernel the model waits so long
+# for a busy event loop, and Python's 5 ms would stall it.
+SWITCH = 1e-3
 
 
 class Server(uvicorn.Server):
@@ -101,6 +106,9 @@ def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) ->
     def ignore(*_: Any) -> None:  # uvicorn raises the signal again when it is done
         return None
 
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH)
+    gc.freeze()  # the libraries and the model stay: collections need not look at them again
     before = {each: signal.signal(each, ignore) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         say()
@@ -108,4 +116,6 @@ def serve(server: uvicorn.Server, at: socket.socket, say: Callable[[], None]) ->
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
+        gc.unfreeze()
+        sys.setswitchinterval(interval)
         at.close()

@@ -26,7 +26,7 @@ from unfool.noise import Noise, seed_torch
 from unfool.protocols import Dataset
 from unfool.runtime.device import bfloat16_costs, pick_device
 from unfool.spec import Part
-from unfool.statistics import wilson
+from unfool.statistics import percent_interval, wilson
 from unfool.training import checkpoint
 from unfool.training.adversarial_images import make_adversarial_images
 from unfool.training.distributed import Processes, together
@@ -275,8 +275,7 @@ def result(folder: Path) -> str:
     trust = ", trust: true" if any(specs.modules_named(facts["part"])) else ""
     lines = [f"use it by: {facts['kind']}: {{name: trained, weights: {folder}{trust}}}"]
     if metrics is not None and "accuracy" in metrics:
-        low, high = metrics["interval"]
-        share = f"{metrics['accuracy']:.1%} [{low:.1%}, {high:.1%}]"
+        share = percent_interval(metrics["accuracy"], *metrics["interval"])
         lines.insert(0, f"right on {share} of {metrics['test_images']} test images")
     elif metrics is not None:
         losses = metrics["denoising_loss"].items()

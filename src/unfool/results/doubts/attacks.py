@@ -15,7 +15,7 @@ from unfool.results.attack_roles import (
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import Outcome
 from unfool.results.spec import AttackEntry, EvaluationSpec
-from unfool.statistics import change_of
+from unfool.statistics import change_of, percent
 
 # views without the exact gradient of the whole model
 WEAKER_VIEWS = (
@@ -45,7 +45,7 @@ def cheap_beats_exact(
             "cheap-beats-exact",
             "red",
             f"{name}, which {how}, leaves fewer images right than {', '.join(strong)}, by at least "
-            f"{by:.1%} on the same images and draws, although the exact gradient should win, so a "
+            f"{percent(by)} on the same images and draws, although the exact gradient should win, so a "
             "stronger attack would lower the robust accuracy further: give the exact attack more "
             "steps, draws (eot), or restarts, or the loss `margin`",
         )
@@ -65,7 +65,7 @@ def blind_beats_gradient(
             "blind-beats-gradient",
             "red",
             f"{name}, which uses no gradient, leaves fewer images right than {', '.join(strong)}, "
-            f"by at least {by:.1%} on the same images and draws, so the gradients mislead the "
+            f"by at least {percent(by)} on the same images and draws, so the gradients mislead the "
             "attacks (they are masked), and the defense is weaker than their numbers say: try the "
             "loss `margin`, the view `bpda`, or more queries without gradients",
         )
@@ -83,7 +83,7 @@ def special_beats_plain(
             "plain-attack-stops-short",
             "yellow",
             f"{name} ({told[name]}) leaves fewer images right than {', '.join(plain)}, by at least "
-            f"{by:.1%} on the same images and draws, so images that the plain attack could not "
+            f"{percent(by)} on the same images and draws, so images that the plain attack could not "
             "break are not robust, and this attack may have missed some, too: give it more steps, "
             "draws (eot), and restarts",
         )
@@ -102,7 +102,7 @@ def unbounded_beats_bounded(
             "robust-to-this-threat-alone",
             "yellow",
             f"{name}, whose changes the threat does not limit, leaves fewer images right than "
-            f"{', '.join(bounded)}, by at least {by:.1%} on the same images and draws, so the "
+            f"{', '.join(bounded)}, by at least {percent(by)} on the same images and draws, so the "
             "model is robust to the changes of the threat only, and other changes that people "
             "hardly notice still fool it: quote both numbers",
         )

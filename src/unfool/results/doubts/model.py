@@ -8,6 +8,7 @@ from unfool.results.attack_roles import draws_per_step, exact_attacks
 from unfool.results.doubts.doubt import Doubt
 from unfool.results.outcome import SanityCheck
 from unfool.results.spec import AttackEntry
+from unfool.statistics import percent
 
 ZERO_GRADIENT = 1e-10  # a gradient of [0, 1] images that is no gradient
 COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
@@ -82,8 +83,8 @@ def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) 
         yield Doubt(
             "clamped",
             "yellow",
-            f"on {len(without)} of {len(probes)} images, {mean(without):.0%} of the pixels have a "
-            "gradient of exactly 0 at every draw, because the model clips there or ignores them, "
+            f"on {len(without)} of {len(probes)} images, {percent(mean(without), 0)} of the pixels "
+            "have a gradient of exactly 0 at every draw, because the model clips there or ignores them, "
             "so the attacks leave these pixels alone and may miss a way to fool the model: add an "
             "attack with the view `bpda`, or `square`",
         )

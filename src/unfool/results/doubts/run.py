@@ -29,7 +29,7 @@ from unfool.results.doubts.model import model_doubts
 from unfool.results.loss_curves import right
 from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
-from unfool.statistics import mean_interval
+from unfool.statistics import mean_interval, percent
 
 # Views whose loss is that of the whole model.
 WHOLE_INTERVAL = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
@@ -131,7 +131,7 @@ def _weaker_than_random(
                 "weaker-than-random",
                 "red",
                 f"{name} leaves more images right than random noise of the same size, by at least "
-                f"{by:.1%} on the same images and draws, so the attack does not work and its "
+                f"{percent(by)} on the same images and draws, so the attack does not work and its "
                 "number says nothing about the defense: fix its loss, step size, or gradient",
             )
 
@@ -154,7 +154,7 @@ def _known_is_harder(
                 "known-noise-is-harder",
                 "red",
                 f"{name}, which knows all of the defense's noise, leaves more images right than an "
-                f"attack that knows none, by at least {by:.1%} on the same images, although it has "
+                f"attack that knows none, by at least {percent(by)} on the same images, although it has "
                 "an easier task, so it is too weak, and the run says nothing about the value of "
                 "secret noise: give it as many steps and restarts, and the loss `margin`",
             )
@@ -177,9 +177,9 @@ def _still_rising(
                 "still-rising",
                 "yellow",
                 f"on the {len(curves)} images that {name} left right, its loss still rises when it "
-                f"ends ({last / whole:.0%} of the whole rise came in the last "
-                f"{1 / len(curves[0]):.0%} of its steps), so the attack stopped too early and the "
-                "robust accuracy is too high: give it more steps, or larger ones",
+                f"ends ({percent(last / whole, 0)} of the whole rise came in the last "
+                f"{percent(1 / len(curves[0]), 0)} of its steps), so the attack stopped too early and "
+                "the robust accuracy is too high: give it more steps, or larger ones",
             )
 
 
@@ -255,14 +255,15 @@ def _halves(part: Any) -> Iterator[str]:
 
 def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
     clean = judged["clean"].undefended or judged["clean"].per_draw
-    if clean.low <= 1 / classes:
+    chance = 1 / classes
+    if clean.low <= chance and clean.high < (1 + chance) / 2:  # of a few images, it may be perfect
         yield Doubt(
             "no-better-than-guessing",
             "red",
-            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
-            f"{clean.high:.1%}] of the time, and guessing would be right {1 / classes:.1%} of the "
-            "time, so this is probably not the model you meant to measure: check its weights, the "
-            "order of its classes, and its `mean` and `std` (`unfool doctor`)",
+            f"on clean images the classifier is right {clean} of the time, and guessing would be "
+            f"right {percent(chance)} of the time, so this is probably not the model you meant to "
+            "measure: check its weights, the order of its classes, and its `mean` and `std` (`unfool "
+            "doctor`)",
         )
 
 
@@ -275,10 +276,9 @@ def _less_than_stated(
         yield Doubt(
             "less-than-stated",
             "red",
-            f"on clean images the classifier is right {clean.accuracy:.1%} [{clean.low:.1%}, "
-            f"{clean.high:.1%}] of the time, and {stated['source']} states "
-            f"{stated['accuracy']:.1%}, so the model is probably not set up as it was published: "
-            "check its weights, `mean` and `std`, activation and layout, and the order of its "
+            f"on clean images the classifier is right {clean} of the time, and {stated['source']} "
+            f"states {percent(stated['accuracy'])}, so the model is probably not set up as it was "
+            "published: check its weights, `mean` and `std`, activation and layout, and the order of its "
             "classes",
         )
 
@@ -350,7 +350,7 @@ def _few_draws(
     yield Doubt(
         "few-draws",
         "yellow",
-        f"{said}, and {share:.0%} of its variance comes from the model's random draws ({k} per "
+        f"{said}, and {percent(share, 0)} of its variance comes from the model's random draws ({k} per "
         "image) and not from the choice of images, so the same images would give another number "
         f"with another seed: raise evaluation.draws ({advice})",
     )

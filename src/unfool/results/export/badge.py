@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from unfool.results.export.conditions import finished, red_doubts, threat
 from unfool.results.run_folder import Run
+from unfool.statistics import percent_interval
 
 BLUE, GRAY, DARK = (
     "#1f6feb",
@@ -70,7 +71,7 @@ def badge(run: Run) -> Badge:
             "with attacks"
         )
     share = summary["robust"]["per_draw"]
-    said = f"{100 * share['accuracy']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    said = percent_interval(share["accuracy"], share["low"], share["high"])
     doubted = bool(red_doubts(summary))
     suffix = ", doubted" if doubted else ""
     return Badge(f"robust accuracy, {threat(summary)}", said + suffix, doubted)

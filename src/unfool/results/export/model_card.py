@@ -11,6 +11,7 @@ from unfool.models.card import Card, read_card
 from unfool.results.export.conditions import conditions, finished, threat
 from unfool.results.report_json import Readings, ShareEntry, Summary
 from unfool.results.run_folder import Run
+from unfool.statistics import percent_interval
 
 TASKS = {"classifier": "image-classification", "denoiser": "unconditional-image-generation"}
 ON_HUB = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100", "mnist": "ylecun/mnist"}
@@ -169,7 +170,7 @@ def _results(summary: Summary) -> list[str]:
 
 
 def _cell(share: ShareEntry) -> str:
-    return f"{100 * share['accuracy']:.1f} % [{100 * share['low']:.1f}, {100 * share['high']:.1f}]"
+    return percent_interval(share["accuracy"], share["low"], share["high"])
 
 
 def license_of(text: str) -> str | None:

@@ -41,6 +41,10 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
     page.queue(max_size=WAITING, default_concurrency_limit=4, api_open=False)
     _refuse_named_files(page)
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONTS, font_mono=MONO)
+    theme = theme.set(  # Gradio's own colors have too little contrast on white
+        body_text_color_subdued="*neutral_600", button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )  # fmt: skip
     gr.mount_gradio_app(
         app, page, path="/", footer_links=[], run_history=False, ssr_mode=False, mcp_server=False,
         enable_monitoring=False, pwa=False, show_error=False, max_file_size=lab.limits.body,

@@ -16,6 +16,7 @@ from unfool.serve.playground.lab import (
     Purification,
     Votes,
 )
+from unfool.statistics import percent
 
 SHOWN = 4  # classes with a bar
 SMALL = 160  # pixels below which an image is enlarged without blur
@@ -51,7 +52,7 @@ def step_html(lab: Lab, picture: Picture, step: AttackStep, losses: Sequence[flo
         told = f"Step {step.number} of {step.steps}: "
     else:
         told = "Comparing the attacked image with the original: "
-    told += f"loss {step.loss:.2f}, {step.wrong:.0%} of the draws misclassified"
+    told += f"loss {step.loss:.2f}, {percent(step.wrong, 0)} of the draws misclassified"
     done = min(step.number, step.steps)
     bar = (
         f"<progress max='{step.steps}' value='{done}' aria-label='Steps of the attack'></progress>"
@@ -99,7 +100,7 @@ def compared_html(
         figure = _figure(each.pure[0], "", f"{what}, purified by {name}")
         facts = f"RMS change {each.distance:.3f} &middot; {1000 * each.seconds:.0f} ms a pass"
         cards.append(
-            f"<section class='card'><h4>{escape(name)}</h4>{figure}<p class='note'>{facts}</p>"
+            f"<section class='card'><h3>{escape(name)}</h3>{figure}<p class='note'>{facts}</p>"
             f"{_bars(lab, each.defended, picture.label, 'Votes behind it')}</section>"
         )
     left = len(chosen) - len(found)
