@@ -25,6 +25,7 @@ ATTACKS = [
     "{name: pgd, view: {name: surrogate, steps: 2}, steps: 2}",
     "{name: apgd, steps: 4, eot: 2, loss: margin}",
     "{name: pgd, knows: both, steps: 2}",
+    "{name: pgd, view: per-step, steps: 2}",
     "{name: square, queries: 5}",
     "{name: random-search, tries: 2}",
 ]

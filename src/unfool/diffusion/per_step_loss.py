@@ -111,6 +111,12 @@ def forward_path(
     return ForwardPath(image, start, scales, times, asked.weight)
 
 
+def count_chain() -> None:
+    """Count a chain where one is only pretended, as by the stand-ins of a dry run."""
+    if (asked := _ASKED.get()) is not None:
+        asked.chains += 1
+
+
 class _Begin(torch.autograd.Function):
     """The first state. All steps are behind it, so its way back comes after theirs."""
 

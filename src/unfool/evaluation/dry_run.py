@@ -19,6 +19,7 @@ from unfool.attacks.views import Batched
 from unfool.data import fetch
 from unfool.defenses.aggregate import Aggregated
 from unfool.defenses.purified_classifier import Purified
+from unfool.diffusion.per_step_loss import count_chain
 from unfool.evaluation.attack_runner import AttackRunner
 from unfool.evaluation.evaluate import Judge
 from unfool.evaluation.prepare import Prepared
@@ -204,6 +205,7 @@ def _right(x: Tensor, y: Tensor, classes: int) -> Answer:
 
 def _purified(x: Tensor, luck: Tensor) -> Tensor:
     """The image, a little brighter or darker by luck."""
+    count_chain()  # the view `per-step` looks for chains
     return x + 0.01 * luck.view(-1, 1, 1, 1)
 
 
