@@ -11,7 +11,7 @@ from unfool.cli import main
 
 HEAVY = (
     "diffusers", "transformers", "peft", "sklearn", "scipy", "matplotlib", "fastapi", "uvicorn",
-    "prometheus_client",
+    "prometheus_client", "sympy",
 )  # fmt: skip
 BEFORE = """
 from unfool.attacks.pgd import PGD
@@ -53,7 +53,7 @@ def test_the_first_attack_begins_without_any(elsewhere):
     ("commands", "needed"),
     [
         ([["menu"], ["doctor"], ["doctor", "demo"]], set()),
-        ([["train", "tiny.json", *QUIET, "trained"]], set()),
+        ([["train", "tiny.json", *QUIET, "trained"]], {"sympy"}),  # by torch.optim
         (
             [
                 ["attack", "demo", *SMALL, "--png", *QUIET, "made"],

@@ -222,7 +222,9 @@ class _Chain(torch.autograd.Function):
             else:
                 with ctx.learn.watching(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
-            gradient, *parts = torch.autograd.grad(out, (x, *beside), gradient, allow_unused=True)
+            with torch.enable_grad():
+                along = (out * gradient).sum()  # the same product; torch imports sympy for the other
+            gradient, *parts = torch.autograd.grad(along, (x, *beside), allow_unused=True)
             for j, part in enumerate(parts):
                 if part is not None:
                     total = totals[j]

@@ -136,6 +136,7 @@ def call_costs(
         rows: The most images of a call.
         budget: Seconds for calls of more than one image.
     """
+    block = min(block, len(made.indices))
     asked = sum(played.asked.values(), Counter[Call]())
     found = {
         kind: TimedCalls(

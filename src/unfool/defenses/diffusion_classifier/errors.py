@@ -187,7 +187,9 @@ class _Mean(torch.autograd.Function):
         totals = [torch.zeros_like(p) for p in trained]
 
         def back(at: Tensor, value: Tensor, told: Tensor) -> None:
-            parts = torch.autograd.grad(value, (at, *trained), told, allow_unused=True)
+            with torch.enable_grad():
+                along = (value * told).sum()  # as in `diffusion.gradient`
+            parts = torch.autograd.grad(along, (at, *trained), allow_unused=True)
             for whole, found in zip((total, *totals), parts, strict=True):
                 if found is not None:
                     whole.add_(found)
