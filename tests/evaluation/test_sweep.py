@@ -90,6 +90,24 @@ def test_again_only_what_is_new_is_reported_anew(elsewhere, capsys):
     assert all(page.stat().st_mtime_ns > old for page, old in zip(pages, then, strict=True))
 
 
+def test_a_dry_run_tells_what_is_left_of_each_run(elsewhere, capsys):
+    (elsewhere / "s.yaml").write_text(yaml.safe_dump(SPEC, sort_keys=False))
+    cells = sweeps.check(specs.load(SPEC))
+    before = [left for _, left in sweeps.forecasts(cells, elsewhere / "made")]
+    refused = [isinstance(left, ValueError) for left in before]
+    assert refused == [False, True, False, False]  # 10 steps are too many for the shorter time
+    assert all(left > 0 for left in before if not isinstance(left, ValueError))
+    command = ["sweep", "s.yaml", "--out", "made", "--quiet"]
+    assert run([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "4 runs: " in said
+    assert "steps must be at most 5" in said
+    assert not (elsewhere / "made").exists()
+    assert run(command) == 0
+    after = [left for _, left in sweeps.forecasts(cells, elsewhere / "made")]
+    assert [left for left in after if not isinstance(left, ValueError)] == [0, 0, 0]
+
+
 def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):
     cells = sweeps.check(specs.load(SPEC | {"sweep": {"purifier.t": [0.05, 0.06]}}))
     runs = sweeps.run(cells, elsewhere, quiet=True)

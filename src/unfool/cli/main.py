@@ -150,6 +150,7 @@ def sweep(
     out: Out = None,
     download: Download = False,
     quiet: Quiet = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Evaluate every combination of the values in a spec's `sweep`. To resume, run it again."""
     from unfool import spec as specs
@@ -163,6 +164,11 @@ def sweep(
     specs.refuse_unread_folder(loaded, data)
     cells = sweeps.check(loaded, data)
     folder = out or Path("runs") / Path(spec).stem
+    if dry_run:
+        from unfool.report.forecast import of_sweep
+
+        print_document(of_sweep(list(sweeps.forecasts(cells, folder))))
+        return
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
     failed: list[str] = []

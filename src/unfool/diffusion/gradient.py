@@ -223,7 +223,7 @@ class _Chain(torch.autograd.Function):
                 with ctx.learn.watching(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
             with torch.enable_grad():
-                along = (out * gradient).sum()  # the same product; torch imports sympy for the other
+                along = (out * gradient).sum()  # given `gradient` itself, torch imports sympy
             gradient, *parts = torch.autograd.grad(along, (x, *beside), allow_unused=True)
             for j, part in enumerate(parts):
                 if part is not None:

@@ -14,6 +14,7 @@ import yaml
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
+from unfool.evaluation.forecast import forecast
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
@@ -92,6 +93,24 @@ def run(
                 raise
             done = error
         yield cell, done
+
+
+def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, float | ValueError]]:
+    """The seconds that each cell still takes on this machine, or why it cannot be run.
+
+    Args:
+        cells: What `check` returned.
+        folder: Where the sweep is run, or will be. Images that are done there cost nothing.
+    """
+    for cell in cells:
+        try:
+            told = forecast(cell.spec)
+            path = place(folder, cell)
+            done = len(Run.open(path).lines()) if (path / "run.json").is_file() else 0
+            left: float | ValueError = told.each.seconds * max(told.images - done, 0) / told.workers
+        except ValueError as error:  # as in `run`
+            left = error
+        yield cell, left
 
 
 def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
