@@ -40,7 +40,7 @@ ABOUT = (
 
 AGREE = (
     "The runs agree on every image and draw {where}, so the difference there is exactly 0. Its "
-    "interval depends on the number of images and draws alone: so few may miss so large a difference."
+    "interval says how large a difference could go unnoticed with so few images and draws."
 )
 IMAGE_BY_IMAGE = (
     "How many of the held-out answers to each image are right in A and in B. In the HTML report, choose "
