@@ -270,7 +270,6 @@ def document(rows: Sequence[Row], command: str) -> Document:
             ]
         ),
         Heading("What differs, beside the size of the networks"),
-        Paragraph(CHOSEN),
         Items([f"{row.entry.title}: {row.entry.differs} {row.entry.note}".strip() for row in rows]),
     ]
     if told := [text for row in done for text in _doubts(row)]:
@@ -280,10 +279,6 @@ def document(rows: Sequence[Row], command: str) -> Document:
     return Document("What claims are worth", [*blocks, Code(command)])
 
 
-CHOSEN = (
-    "Fewer steps and another denoiser need other settings than the papers'. We chose them by the accuracy on "
-    "60 clean images, before any attack was run, and never by the accuracy under an attack."
-)
 CAPTION = (
     "The diamond is the accuracy that the paper claims, the circle ours under the same kind of attack, "
     "and the square ours under whichever bounded attack does best on each image; 95 % intervals."
