@@ -66,7 +66,7 @@ def percent_axis(axes: Axes, names: list[str], title: str) -> None:
     """An axis from 0 to 100 %, with a row for each name."""
     axes.set_yticks(range(len(names)), names, fontsize=9, color=INK, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlim(0, 100)
+    axes.set_xlim(-1.5, 101.5)  # room for marks at both ends
     axes.set_xticks(range(0, 101, 20))
     ground(axes, title, lines="x")
 
