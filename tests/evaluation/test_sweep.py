@@ -96,16 +96,18 @@ def test_a_dry_run_tells_what_is_left_of_each_run(elsewhere, capsys):
     before = [left for _, left in sweeps.forecasts(cells, elsewhere / "made")]
     refused = [isinstance(left, ValueError) for left in before]
     assert refused == [False, True, False, False]  # 10 steps are too many for the shorter time
-    assert all(left > 0 for left in before if not isinstance(left, ValueError))
+    assert [left.images for left in before if not isinstance(left, ValueError)] == [6, 6, 6]
+    assert all(left.total.seconds > 0 for left in before if not isinstance(left, ValueError))
     command = ["sweep", "s.yaml", "--out", "made", "--quiet"]
     assert run([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "4 runs: " in said
+    assert "4/4  purifier.t 0.01, purifier.steps 10: 6 images, " in said
+    assert "3 runs: 18 images, " in said
     assert "steps must be at most 5" in said
     assert not (elsewhere / "made").exists()
     assert run(command) == 0
     after = [left for _, left in sweeps.forecasts(cells, elsewhere / "made")]
-    assert [left for left in after if not isinstance(left, ValueError)] == [0, 0, 0]
+    assert [left.images for left in after if not isinstance(left, ValueError)] == [0, 0, 0]
 
 
 def test_what_is_done_is_not_done_again(elsewhere, monkeypatch):

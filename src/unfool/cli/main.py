@@ -165,17 +165,23 @@ def sweep(
     cells = sweeps.check(loaded, data)
     folder = out or Path("runs") / Path(spec).stem
     if dry_run:
-        from unfool.report.forecast import of_sweep
+        from unfool.report.forecast import in_short
 
-        print_document(of_sweep(list(sweeps.forecasts(cells, folder))))
+        left = []
+        for number, (cell, told) in enumerate(sweeps.forecasts(cells, folder), 1):
+            if isinstance(told, Exception):
+                typer.echo(f"{number}/{len(cells)}  {cell.name}: {told}")
+                continue
+            left.append(told)
+            typer.echo(f"{number}/{len(cells)}  {cell.name}: {in_short(told)}")
+        typer.echo(f"{len(left)} runs: {in_short(*left)} on this machine")
         return
     command = command_line("sweep", spec, changes)
     before = {sweeps.place(folder, cell): old for cell, old in sweeps.finished(cells, folder)}
     failed: list[str] = []
     for number, (cell, run) in enumerate(sweeps.run(cells, folder, quiet), 1):
-        name = ", ".join(f"{path} {value}" for path, value in cell.values.items())
         if isinstance(run, Exception):
-            failed.append(f"{name}: {run}")
+            failed.append(f"{cell.name}: {run}")
             typer.echo(f"{number}/{len(cells)}  {failed[-1]}")
             continue
         summary = before.get(run.folder, {})
@@ -185,7 +191,7 @@ def sweep(
         result = f"clean {percent(summary['clean']['per_draw']['accuracy'])}"
         if summary["attacks"]:
             result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
-        typer.echo(f"{number}/{len(cells)}  {name}: {result}")
+        typer.echo(f"{number}/{len(cells)}  {cell.name}: {result}")
         if new and number < len(cells):  # for who looks while it runs
             write_report(folder, sweeps.finished(cells, folder), len(cells), command)
     done = sweeps.finished(cells, folder)

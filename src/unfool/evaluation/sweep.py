@@ -5,6 +5,7 @@ they take. What is done is not done again: a run is found by its identity, in a 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from unfool import spec as specs
 from unfool.errors import SpecError
 from unfool.evaluation import run as evaluation
-from unfool.evaluation.forecast import forecast
+from unfool.evaluation.forecast import Forecast, forecast
 from unfool.results.report_json import Summary
 from unfool.results.run_folder import Run
 from unfool.results.summary import summarize_run
@@ -95,22 +96,23 @@ def run(
         yield cell, done
 
 
-def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, float | ValueError]]:
-    """The seconds that each cell still takes on this machine, or why it cannot be run.
+def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forecast | ValueError]]:
+    """What the images that are left of each cell will cost, or why it cannot be run.
 
     Args:
         cells: What `check` returned.
-        folder: Where the sweep is run, or will be. Images that are done there cost nothing.
+        folder: Where the sweep is run, or will be.
     """
     for cell in cells:
         try:
-            told = forecast(cell.spec)
+            told: Forecast | ValueError = forecast(cell.spec)
+        except ValueError as error:  # as in `run`
+            told = error
+        else:
             path = place(folder, cell)
             done = len(Run.open(path).lines()) if (path / "run.json").is_file() else 0
-            left: float | ValueError = told.each.seconds * max(told.images - done, 0) / told.workers
-        except ValueError as error:  # as in `run`
-            left = error
-        yield cell, left
+            told = replace(told, images=max(told.images - done, 0))
+        yield cell, told
 
 
 def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:

@@ -1,6 +1,6 @@
 """A forecast in words: what `--dry-run` and `--budget` print."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from unfool.evaluation.forecast import Forecast, begun
 from unfool.report.document import Document, Paragraph, Table
 from unfool.report.formatting import duration
 from unfool.results.run_folder import Run
-from unfool.results.sweep.cell import Cell
 from unfool.statistics import percent
 
 TITLES = {
@@ -53,15 +52,12 @@ def brief(
     return Document("", [table, total, *([Paragraph(known)] if judged else [])])
 
 
-def of_sweep(cells: Sequence[tuple[Cell, float | ValueError]]) -> Document:
-    """A table of the time that each cell of a sweep still takes, and the total."""
-    lines = [
-        [*cell.values.values(), str(left) if isinstance(left, ValueError) else duration(left)]
-        for cell, left in cells
-    ]
-    total = sum(left for _, left in cells if not isinstance(left, ValueError))
-    said = f"{len(cells)} runs: {duration(total)} on this machine, for the images not done yet."
-    return Document("", [Table([*cells[0][0].values, "time"], lines), Paragraph(said)])
+def in_short(*forecasts: Forecast) -> str:
+    """The number of all their images, and the time."""
+    images = sum(forecast.images for forecast in forecasts)
+    seconds = sum(forecast.total.seconds / forecast.workers for forecast in forecasts)
+    most = any(forecast.most and forecast.images for forecast in forecasts)
+    return f"{images} images, {'at most ' if most else ''}{duration(seconds)}"
 
 
 def _total(forecast: Forecast, shards: int, budget: str | None) -> str:

@@ -123,11 +123,7 @@ def _tiles(done: Done) -> Tiles:
     found = [(share, cell) for share, cell in found if share]
     ends = [pick(found, key=lambda pair: pair[0]["accuracy"]) for pick in (min, max)]
     said = [
-        Tile(
-            percent(share["accuracy"]),
-            f"{word} {key} accuracy",
-            ", ".join(f"{path} {value}" for path, value in cell.values.items()),
-        )
+        Tile(percent(share["accuracy"]), f"{word} {key} accuracy", cell.name)
         for word, (share, cell) in zip(("lowest", "highest"), ends, strict=True)
     ]
     images = sum(summary["n"] for _, summary in done)

@@ -16,3 +16,8 @@ class Cell:
 
     values: dict[str, str]
     spec: EvaluationSpec
+
+    @property
+    def name(self) -> str:
+        """The values with their paths, in words."""
+        return ", ".join(f"{path} {value}" for path, value in self.values.items())
