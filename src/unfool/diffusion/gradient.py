@@ -81,6 +81,17 @@ def chain(
     return x
 
 
+def vector_jacobian(out: Tensor, inputs: Sequence[Tensor], vector: Tensor) -> tuple[Tensor, ...]:
+    """`vector` times the derivative of `out` by each input; None for those that `out` does not use.
+
+    `torch.autograd.grad` gives the same if it is given the vector, but imports sympy for it the first
+    time, which takes half a second.
+    """
+    with torch.enable_grad():
+        along = (out * vector).sum()
+    return torch.autograd.grad(along, inputs, allow_unused=True)
+
+
 class Learned:
     """What the graph of a step takes, per image, as the first way back has shown.
 
@@ -222,9 +233,7 @@ class _Chain(torch.autograd.Function):
             else:
                 with ctx.learn.watching(len(gradient)), ctx.precision():
                     x, out = _Chain.step(ctx.advance, i, states[i])
-            with torch.enable_grad():
-                along = (out * gradient).sum()  # given `gradient` itself, torch imports sympy
-            gradient, *parts = torch.autograd.grad(along, (x, *beside), allow_unused=True)
+            gradient, *parts = vector_jacobian(out, (x, *beside), gradient)
             for j, part in enumerate(parts):
                 if part is not None:
                     total = totals[j]

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from unfool.batching import BatchLimit, in_parts
 from unfool.diffusion.denoiser import Denoiser
-from unfool.diffusion.gradient import Learned, same_precision
+from unfool.diffusion.gradient import Learned, same_precision, vector_jacobian
 from unfool.diffusion.schedule import Scales
 from unfool.noise import Noise
 
@@ -187,9 +187,7 @@ class _Mean(torch.autograd.Function):
         totals = [torch.zeros_like(p) for p in trained]
 
         def back(at: Tensor, value: Tensor, told: Tensor) -> None:
-            with torch.enable_grad():
-                along = (value * told).sum()  # as in `diffusion.gradient`
-            parts = torch.autograd.grad(along, (at, *trained), allow_unused=True)
+            parts = vector_jacobian(value, (at, *trained), told)
             for whole, found in zip((total, *totals), parts, strict=True):
                 if found is not None:
                     whole.add_(found)
