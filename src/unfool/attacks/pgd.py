@@ -123,9 +123,13 @@ class PGD:
         for i in range(self.steps):
             result = yield x_adv, Query(x_adv, y, self.loss, noise, i, self.eot, weigh=weigh)
             assert result is not None
-            stride = threat.eps * self._stride(i)
-            x_adv = threat.project(x, x_adv + stride * threat.steepest(result.gradient, x_adv))
+            x_adv = self.step(x, x_adv, result.gradient, threat, i)
         yield x_adv, None
+
+    def step(self, x: Tensor, x_adv: Tensor, gradient: Tensor, threat: Threat, i: int) -> Tensor:
+        """Where step `i` leads from `x_adv`, along the gradient there, within the threat around `x`."""
+        stride = threat.eps * self._stride(i)
+        return threat.project(x, x_adv + stride * threat.steepest(gradient, x_adv))
 
     def _stride(self, i: int) -> float:
         cosine = self.step_schedule == "cosine"

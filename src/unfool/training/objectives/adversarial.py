@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfool.attacks.pgd import PGD
 from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.ranges import CountFromZero, InEps, NotNegative, checked_dataclass
@@ -111,17 +112,16 @@ def _strongest_images(
     step_size: float,
     noise: Noise,
 ) -> Tensor:
-    """PGD on `loss` of the logits, from `start`; the weights get no gradient.
+    """The steps of `attacks.PGD` on `loss` of the logits, from `start`; the weights get no gradient.
 
-    Not `attacks.PGD`: the loss may be any, such as the divergence of TRADES, and is of logits in
-    float32 whatever autocast makes of them; and the steps may be none.
+    The loss may be any, such as the divergence of TRADES, and is of logits in float32 whatever
+    autocast makes of them; and the steps may be none. So the loop is not that of an attack.
     """
-    x_adv = start
+    pgd, x_adv = PGD(max(steps, 1), step_size=step_size), start
     with frozen(model):
         for i in range(steps):
             x_adv = x_adv.detach().requires_grad_()
             value = loss(model(x_adv, noise.child("attack", i)).float())
             (gradient,) = torch.autograd.grad(value, x_adv)
-            step = threat.eps * step_size * threat.steepest(gradient)
-            x_adv = threat.project(x, x_adv.detach() + step)
+            x_adv = pgd.step(x, x_adv.detach(), gradient, threat, i)
     return x_adv.detach()
