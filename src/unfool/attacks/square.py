@@ -108,7 +108,7 @@ class Square:
             highest = torch.where(better, found, highest)
 
     def side(self, x: Tensor, i: int, least: int) -> int:
-        """Return the side of proposal `i`'s square in pixels: at least `least`, if that fits `x`."""
+        """Return the side of square `i` in pixels: at least `least`, if that fits into `x`."""
         done = 10_000 * i / self.queries
         share = self.share / 2 ** sum(done > after for after in HALVINGS)
         height, width = x.shape[2:]
