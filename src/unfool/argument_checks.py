@@ -33,7 +33,7 @@ _ANY_RANGE: ContextVar[bool] = ContextVar("any_range", default=False)
 
 @contextmanager
 def images_of_any_range() -> Iterator[None]:
-    """Inside the `with`, images may leave [0, 1]: for chained purifiers or to follow released code."""
+    """Allow images outside of [0, 1] in a block: for chained purifiers, and to match released code."""
     token = _ANY_RANGE.set(True)
     try:
         yield

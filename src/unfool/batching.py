@@ -36,7 +36,7 @@ def in_parts(
     out, the limit is halved, a message says so, and the same positions are tried again.
 
     Args:
-        call: The function of a slice.
+        call: The function, which takes a slice.
         size: Number of positions.
         model: The model whose `batch_size` applies.
         what: What the positions are, for the message.

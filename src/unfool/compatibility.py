@@ -25,7 +25,7 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
     """Check on one image that a model can be evaluated on a data set.
 
     Returns:
-        Number of classes of the model. If the data set has fewer, a message on stderr says so.
+        The number of classes of the model. If the data set has fewer, a message on stderr says so.
 
     Raises:
         SpecError: The model and the images do not fit each other.
@@ -65,7 +65,7 @@ def _listed(classes: Sequence[str]) -> str:
 def check_sources(
     attacks: Mapping[str, Any], data: Dataset, indices: Sequence[int], device: str
 ) -> None:
-    """Check on one image the models that transfer attacks use instead of the defended one.
+    """Check on one image the models that transfer attacks use instead of the attacked one.
 
     Raises:
         SpecError: A source and the images do not fit each other.

@@ -30,7 +30,7 @@ from torch import Tensor
 
 StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
-PART = 2**16  # the least numbers for a thread to draw: about a millisecond
+PART = 2**16  # a thread draws at least so many numbers, in about a millisecond
 _DRAWN = [0]  # how often this process has drawn noise
 
 
@@ -89,10 +89,10 @@ class Noise:
         return f"<code>{escape(repr(self))}</code>"
 
     def child(self, *path: StreamName) -> "Noise":
-        """The stream `path` below this one, named by texts and whole numbers.
+        """The stream `path` below this one, named by strings and whole numbers.
 
         Raises:
-            TypeError: A name is neither a text nor a whole number.
+            TypeError: A name is neither a string nor a whole number.
         """
         noise = self
         for name in path:
@@ -149,7 +149,7 @@ class Noise:
 
     @classmethod
     def join(cls, parts: Sequence["Noise"]) -> "Noise":
-        """The noise of several batches in a row, all known in the same part (`with_known_noise`)."""
+        """The noise of several batches in a row; of all, the same is known (`with_known_noise`)."""
         first, keys = parts[0], tuple(key for part in parts for key in part.keys)
         if first.given is None:
             return Noise(keys)
@@ -297,7 +297,7 @@ def _drawing_thread(process: int) -> ThreadPoolExecutor:
 
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
-    """Permute the numbers 0 .. size - 1 in an order that depends only on the arguments."""
+    """Return the numbers 0 .. size - 1 in an order that depends only on the arguments."""
     source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
     return torch.randperm(size, generator=source).tolist()
 

@@ -45,10 +45,10 @@ InEps = Annotated[Positive, Field(description="in units of eps")]
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Refuse values outside of the ranges, or not among the words, of a function's signature.
+    """Refuse values that a signature does not allow: out of range, or not among its words.
 
     Args:
-        function: The function.
+        function: The function with the signature.
         values: The arguments by name, such as `locals()`; names not in the signature are ignored.
 
     Raises:
@@ -87,7 +87,7 @@ def checked_dataclass(part: type[Part]) -> type[Part]:
 
 @lru_cache(maxsize=256)
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a function's or class's arguments, with ranges; {} if they cannot be resolved."""
+    """The types of a function's or class's arguments, with ranges; {} if these do not resolve."""
     try:
         of: Any = function.__init__ if inspect.isclass(function) else function
         return get_type_hints(of, include_extras=True)

@@ -136,8 +136,8 @@ def lower_bound(hits: int, total: int, alpha: float) -> float:
 def mean_of(rates: Sequence[float], draws: float) -> Share:
     """The mean of one rate in [0, 1] per image, with an interval over images.
 
-    This is Wilson's interval with an effective number of trials: as many as a coin of the same mean
-    would need to show the variance that the images show. With one draw per image, it is Wilson's
+    This is Wilson's interval with an effective number of trials: the tosses after which the mean of
+    a coin would vary as much as the mean over images does. With one draw per image, it is Wilson's
     own. Draws of the same image are not independent, so with more draws, the effective number lies
     between the number of images and the number of all draws.
 

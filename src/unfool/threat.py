@@ -159,7 +159,7 @@ class Threat:
         return (torch.where(stopped, slopes, largest) / size).view_as(gradient)
 
     def _direction(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random unit-norm direction: a corner for linf, else as in a uniform draw of the ball."""
+        """A random unit-norm direction: a corner for linf, else as for a uniform draw in the ball."""
         if self.norm != "l1":
             return self.steepest(noise.normal(x))
         ends = 2 * noise.uniform(x) - 1
@@ -167,7 +167,7 @@ class Threat:
         return sizes / images(self.size(sizes)).clamp(min=1e-30)
 
     def _shrunk(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The nearest change in l1 and the box: all sizes less one number, clipped to 0 and the box."""
+        """The nearest change in l1 and the box: all sizes less one number, cut at 0 and the box."""
         sizes, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
         low = torch.zeros_like(images(sizes.flatten(1).amax(1)))
         high = images(sizes.flatten(1).amax(1))

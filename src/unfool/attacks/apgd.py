@@ -113,9 +113,9 @@ class APGD:
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
-        """Search for all these images: yield queries to the model, return adversarial images.
+        """Attack a batch as a generator: yield queries to the model, return adversarial images.
 
-        With `sure`, an image that is misclassified when candidates are compared is done with.
+        With `sure`, images that are misclassified when candidates are compared are left alone.
         """
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
         left = torch.arange(len(x), device=x.device)  # positions of images still attacked

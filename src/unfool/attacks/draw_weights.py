@@ -33,7 +33,7 @@ def require_boundary(weights: Weights, loss: Loss) -> None:
 
 
 def em_weights(threat: Threat, losses: Tensor, gradients: Tensor) -> Tensor:
-    """Estimate how likely a step that fools the other draws fools each draw, (B, draws), in [0, 1].
+    """Estimate how likely a step that fools the others fools each draw, (B, draws), in [0, 1].
 
     A common direction r starts as the gradient of the draw whose steepest step raises the losses of
     all draws most (by the sum of their ELUs). Then two steps alternate. Expectation: a draw whose
@@ -42,7 +42,7 @@ def em_weights(threat: Threat, losses: Tensor, gradients: Tensor) -> Tensor:
     whose gradients point elsewhere, and which no common step fools, get little weight.
 
     The release computes e without the budget, in units of the logits, and uses the weights of the
-    first iteration only. Here, the scale of the logits has no effect, and the iterations go on.
+    first iteration. Here, the scale of the logits has no effect, and the last iteration counts.
 
     Args:
         threat: The threat, which determines the steps.

@@ -87,7 +87,7 @@ class FAB:
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """Return the nearest misclassified images of all runs, at any distance; else `x`.
+        """Return the nearest misclassified images of all runs, at any distance, or else `x`.
 
         Only the norm of the threat matters (and eps, for the random starts of `restarts`).
 
@@ -141,13 +141,13 @@ class FAB:
         threat: Threat,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
-        """Return the nearest misclassified images, and ones away from the true class; else `x`."""
+        """Return the nearest misclassified images, and ones away from the true class, or `x`."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
             result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
             slope = result.gradient.nan_to_num(0, 0, 0)
-            missing = -result.loss.nan_to_num(0, 0, 0)  # gain needed to reach the plane here,
-            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from `x`
+            missing = -result.loss.nan_to_num(0, 0, 0)  # gain from x_adv to the plane,
+            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from x to it
             here = to_plane(x_adv, slope, missing, threat)
             there = to_plane(x, slope, since, threat)
             one, two = threat.size(here), threat.size(there)
@@ -193,7 +193,7 @@ def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
     speed = pull.abs() if threat.norm == "l2" else (pull != 0).to(x)
     meets = torch.where(speed > 0, room / speed.clamp(min=torch.finfo(x.dtype).tiny), 0)
     meets, order = meets.sort(1)
-    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by pixels at the edge
+    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by pixels at the edge of the box
     slopes = (pull.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of the other pixels
     zero = torch.zeros_like(wanted)
     before = torch.cat([zero, gained], 1)

@@ -118,7 +118,7 @@ class ExternalAttack:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The function did not return such images.
+            ValueError: The function returned neither a tensor nor an array.
         """
         turns = count()
 

@@ -83,7 +83,8 @@ class QueryResult(NamedTuple):
     Attributes:
         loss: The mean loss (B,).
         error_rate: The share of draws that were misclassified (B,).
-        gradient: Its gradient (B, C, H, W), weighted by `Query.weigh`; zeros if not asked for.
+        gradient: The gradient of the loss at the images (B, C, H, W), averaged over draws with the
+            weights of `Query.weigh`; zeros if it was not asked for.
     """
 
     loss: Tensor
@@ -185,10 +186,10 @@ def gradient_run(step: LossRecord) -> None:
 def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult]:
     """Answer several queries at once, batched like the draws of one (`query_model`).
 
-    All queries must have the same loss, and all or none of them a gradient, and a target. If the
-    model keeps several classes (`protocols.Classifier`), the highest wrong logits, which may stay
-    above the true one, are left out: the loss and the error rate depend only on the others. (A loss
-    toward a target uses all logits.)
+    All queries must have the same loss, and agree on whether they want a gradient and whether they
+    have a target. If the model keeps several classes (`protocols.Classifier`), the highest wrong
+    logits, which may stay above the true one, are left out: the loss and the error rate depend only
+    on the others. (A loss toward a target uses all logits.)
     """
     first, keeps = queries[0], getattr(model, "classes_kept", 1)
     images, labels = (

@@ -46,7 +46,7 @@ class LowFrequency:
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"`.
         bound: The largest distance without a penalty.
         penalty: The penalty per unit of distance beyond the bound.
-        confidence: The margin, in logits, beyond which a larger one earns nothing.
+        confidence: The margin, in logits, beyond which the objective does not increase.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
         bounded: False: the threat does not limit the changes.

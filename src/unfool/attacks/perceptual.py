@@ -33,8 +33,7 @@ class PerceptualPGD:
         eot: Draws of the defense's noise per step and image.
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"` (means).
         bound: The largest allowed distance, in the unit of `distance`.
-        step_size: The step size, as a share of the length of the way to the bound along the first
-            gradient.
+        step_size: The step size, as a share of the distance to the bound along the first gradient.
         loss: `"ce"`, `"margin"` or `"dlr"`.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.

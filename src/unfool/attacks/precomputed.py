@@ -23,7 +23,7 @@ NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
 
 
 class PrecomputedAttack:
-    """Adversarial images from a file, made earlier by unfool or elsewhere. It never calls the model.
+    """Adversarial images from a file, made by unfool or elsewhere. The model is never called.
 
     Args:
         path: A file that `unfool attack` saved; any .npz or .safetensors file with `images` or

@@ -14,7 +14,8 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat, images
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the area, per 10 000 proposals
+# After each of these proposals, of 10 000, the squares have half the area.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @checked_dataclass
@@ -100,7 +101,7 @@ class Square:
                 proposal = _square(x, here, self.side(x, i, 1), threat, fresh)
             else:
                 proposal = _two_squares(x, here, self.side(x, i, 3), threat, fresh)
-            if i % self.steps_per_draw == 0:  # new draws
+            if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
                 highest = loss(here, i)
             found = loss(proposal, i)
             better = found > highest

@@ -1,4 +1,4 @@
-"""Views: the version of the model that an attack works on, as functions from model to model."""
+"""Views: functions from a model to the version of it that an attack differentiates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,8 +69,8 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
     """The model with fewer purifier steps, on noise of its own (Lee and Kim, 2023).
 
     Args:
-        model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
+        model: A classifier behind a purifier that denoises step by step.
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all if it has fewer).
 
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
@@ -85,8 +85,8 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
     is the model itself.
 
     Args:
-        model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
+        model: A classifier behind a purifier that denoises step by step.
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all if it has fewer).
 
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
@@ -136,7 +136,7 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
     Args:
         model: The classifier `diffusion`, alone or behind a purifier.
         draws: How many of its draws the attack uses, evenly spread over all, with their own noise,
-            so that a step costs less; the evaluation uses all. None is all.
+            so that a step costs less; the evaluation uses all. None uses all.
 
     Raises:
         ValueError: The model is not a diffusion classifier, or has fewer draws.
