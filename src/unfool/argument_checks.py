@@ -33,7 +33,7 @@ _ANY_RANGE: ContextVar[bool] = ContextVar("any_range", default=False)
 
 @contextmanager
 def images_of_any_range() -> Iterator[None]:
-    """Allow images outside of [0, 1] in a block: for chained purifiers, and to match released code."""
+    """Allow images outside [0, 1] in a block, for chained purifiers and to match released code."""
     token = _ANY_RANGE.set(True)
     try:
         yield

@@ -149,7 +149,7 @@ class Noise:
 
     @classmethod
     def join(cls, parts: Sequence["Noise"]) -> "Noise":
-        """The noise of several batches in a row; of all, the same is known (`with_known_noise`)."""
+        """Concatenate the noise of batches that all have the same part known, or none."""
         first, keys = parts[0], tuple(key for part in parts for key in part.keys)
         if first.given is None:
             return Noise(keys)

@@ -159,7 +159,7 @@ class Threat:
         return (torch.where(stopped, slopes, largest) / size).view_as(gradient)
 
     def _direction(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random unit-norm direction: a corner for linf, else as for a uniform draw in the ball."""
+        """A random unit-norm direction: a corner for linf, else of a uniform point in the ball."""
         if self.norm != "l1":
             return self.steepest(noise.normal(x))
         ends = 2 * noise.uniform(x) - 1
