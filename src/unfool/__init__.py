@@ -109,5 +109,5 @@ if TYPE_CHECKING:
     from unfool.training.objectives.truth_maximization import TruthMaximization as TruthMaximization
     from unfool.training.options import TrainingOptions as TrainingOptions
     from unfool.training.train import train as train
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # at run time only, so that a type checker rejects names that do not exist
     __getattr__, __dir__, __all__ = lazily(__name__, "__version__")

@@ -1,7 +1,7 @@
 """Checks of the arguments of public functions, so that no number is silently wrong.
 
-Attacks, purifiers, votes, evaluations and certifications call these at their head. Each check reads
-its input once, which costs nothing beside a call of the model.
+Attacks, purifiers, votes, evaluations, and certifications call these first. Each check reads its
+input once, which costs nothing compared with a call of the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from unfool.noise import Noise
 from unfool.threat import Threat
 
-SLACK = 1e-5  # what rounding may put a pixel outside [0, 1]
-MOST_CHANNELS = 4  # of what is taken for images with the channels first, if their width is 1 or 3
+SLACK = 1e-5  # how far rounding may put a pixel outside [0, 1]
+MOST_CHANNELS = 4  # a shape (C, H, 1 or 3) with larger C and H is taken for (H, W, C)
 NORMALIZED = (
     "if you normalize your data for the network, do it in the model instead, by "
     "unfool.NormalizedClassifier(network, mean, std)"
@@ -33,7 +33,7 @@ _ANY_RANGE: ContextVar[bool] = ContextVar("any_range", default=False)
 
 @contextmanager
 def images_of_any_range() -> Iterator[None]:
-    """Inside, images need not lie in [0, 1]: for chained purifiers and for released codes to follow."""
+    """Allow images outside [0, 1] in a block, for chained purifiers and to match released code."""
     token = _ANY_RANGE.set(True)
     try:
         yield
@@ -42,11 +42,11 @@ def images_of_any_range() -> Iterator[None]:
 
 
 def check_images(x: Tensor) -> None:
-    """Refuse what are no images (B, C, H, W) of floating point in [0, 1].
+    """Refuse anything but floating-point images (B, C, H, W) in [0, 1].
 
     Raises:
-        TypeError: `x` is no tensor.
-        ValueError: It has another shape, type or range, or holds NaN.
+        TypeError: `x` is not a tensor.
+        ValueError: `x` has another shape, type, or range, or contains NaN.
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"images must be a tensor (B, C, H, W), not a {type(x).__name__}")
@@ -60,7 +60,7 @@ def check_images(x: Tensor) -> None:
     if not x.numel() or _ANY_RANGE.get():
         return
     low, high = (float(edge) for edge in x.detach().aminmax())
-    if not (low >= -SLACK and high <= 1 + SLACK):  # of NaN, neither holds
+    if not (low >= -SLACK and high <= 1 + SLACK):  # NaN fails both comparisons
         raise ValueError(
             f"images must lie in [0, 1], and these go from {low:.4g} to {high:.4g}; {NORMALIZED}"
         )
@@ -70,8 +70,8 @@ def check_channels_first(shape: Sequence[int]) -> None:
     """Refuse the shape (..., C, H, W) of images whose channels seem to be last.
 
     Raises:
-        ValueError: The last size is 3, or 1 after two equal ones, and the two before are too large for
-            channels.
+        ValueError: The last size is 3, or 1 after two equal sizes, and the two before are too large
+            to be channels.
     """
     first, height, width = shape[-3:]
     if min(first, height) > MOST_CHANNELS and (width == 3 or (width == 1 and first == height)):
@@ -84,11 +84,11 @@ def check_channels_first(shape: Sequence[int]) -> None:
 
 
 def check_labels(y: Tensor, count: int, classes: int | None = None) -> None:
-    """Refuse what are no labels (count,) of int64, from 0 to `classes` - 1.
+    """Refuse anything but int64 labels (count,) from 0 to `classes` - 1.
 
     Raises:
-        TypeError: `y` is no tensor.
-        ValueError: It has another shape, type or range.
+        TypeError: `y` is not a tensor.
+        ValueError: `y` has another shape, type, or range.
     """
     if not isinstance(y, Tensor):
         raise TypeError(f"labels must be a tensor (B,), not a {type(y).__name__}")
@@ -108,8 +108,8 @@ def check_noise(noise: Noise, count: int) -> None:
     """Refuse noise that is not for `count` images.
 
     Raises:
-        TypeError: It is no `Noise`.
-        ValueError: It is for more or fewer images.
+        TypeError: `noise` is not a `Noise`.
+        ValueError: The noise is for more or fewer images.
     """
     if not isinstance(noise, Noise):
         raise TypeError(
@@ -124,15 +124,15 @@ def check_noise(noise: Noise, count: int) -> None:
 
 
 def check_threat(threat: Threat, x: Tensor | None = None) -> None:
-    """Refuse what is no threat, or one in units of 0 to 255.
+    """Refuse anything but a threat, and an l2 budget in units of 0 to 255.
 
     Args:
-        threat: Its budget for linf and l0 is checked when it is made.
-        x: Images, which tell what there is to change in l2.
+        threat: The threat; it checks its own budget for linf and l0 when it is created.
+        x: Images, whose size limits the budget for l2.
 
     Raises:
-        TypeError: It is none.
-        ValueError: Its budget is more than the whole way from black to white.
+        TypeError: `threat` is not a `Threat`.
+        ValueError: The l2 budget exceeds the distance from black to white.
     """
     if not isinstance(threat, Threat):
         raise TypeError(
@@ -148,10 +148,10 @@ def check_threat(threat: Threat, x: Tensor | None = None) -> None:
 
 
 def check_logits(logits: Tensor, count: int) -> None:
-    """Refuse logits that are not (count, K) of two classes or more.
+    """Refuse anything but logits (count, K) of at least two classes.
 
     Raises:
-        ValueError: They are not.
+        ValueError: The logits have another shape or are not a tensor.
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != count:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -166,10 +166,10 @@ def check_logits(logits: Tensor, count: int) -> None:
 
 
 def check_finite(logits: Tensor) -> None:
-    """Refuse logits (B, K) to answer from that are not finite: there is no highest among them.
+    """Refuse logits (B, K) that are not finite, because no class is then the highest.
 
     Raises:
-        RuntimeError: Some are infinite or NaN.
+        RuntimeError: Some logits are infinite or NaN.
     """
     if broken := int((~logits.isfinite().all(1)).sum()):
         raise RuntimeError(
@@ -182,8 +182,8 @@ def check_finite(logits: Tensor) -> None:
 def check_evaluating(model: object) -> None:
     """Refuse a model with batch normalization or dropout in training mode.
 
-    There, an answer depends on the batch or on draws that no `Noise` holds, and each call changes
-    what the model has learned.
+    In training mode, an answer depends on the batch or on draws outside of any `Noise`, and each
+    call of batch normalization changes its statistics.
 
     Raises:
         ValueError: A module inside is in training mode.
@@ -203,11 +203,11 @@ def check_evaluating(model: object) -> None:
 
 
 def check_attack(model: object, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> None:
-    """Refuse what an attack cannot search with, or would mislead it.
+    """Refuse arguments that an attack cannot use or that would mislead it.
 
     Raises:
-        TypeError: An argument is of another type.
-        ValueError: Images, labels, noise, threat or the model are not as they should be.
+        TypeError: An argument has the wrong type.
+        ValueError: Images, labels, noise, threat, or model are invalid.
     """
     check_images(x)
     check_labels(y, len(x))
@@ -217,9 +217,9 @@ def check_attack(model: object, x: Tensor, y: Tensor, threat: Threat, noise: Noi
 
 
 def checked(search: Search) -> Search:
-    """An attack's `__call__` that checks what it is given, and returns no images for none.
+    """Make an attack's `__call__` check its arguments, and return an empty batch unchanged.
 
-    Where the caller is under `torch.inference_mode()`, the search leaves it: it needs gradients.
+    The search leaves the caller's `torch.inference_mode()`, if any, because it needs gradients.
     """
 
     @wraps(search)
@@ -236,7 +236,7 @@ def checked(search: Search) -> Search:
 
 
 def _modules(model: object) -> Iterator[nn.Module]:
-    """The modules of a model: its own, and those that a wrapper or a function of one holds."""
+    """Yield the modules of a model, including those inside of wrappers and functions."""
     seen: set[int] = set()
     todo = [model]
     while todo:
@@ -255,9 +255,9 @@ def _inside(part: Any) -> Iterator[Any]:
     yield from (held[name] for name in WRAPPED if callable(held.get(name)))
     if isinstance(part, partial):
         yield from (part.func, *part.args)
-    if callable(owner := getattr(part, "__self__", None)):  # of a method
+    if callable(owner := getattr(part, "__self__", None)):  # the object of a bound method
         yield owner
     for cell in getattr(part, "__closure__", None) or ():
-        with suppress(ValueError):  # a cell that holds nothing yet
+        with suppress(ValueError):  # an empty cell
             if callable(cell.cell_contents):
                 yield cell.cell_contents

@@ -1,4 +1,4 @@
-"""Many images, or rows of a network, in as many calls as memory asks for."""
+"""Processing of many images, or rows of a network's batch, in calls that fit into memory."""
 
 import sys
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.runtime.memory import free_bytes, kept_by_graphs
 
-MAX_BATCH = 256, 4096  # images in one call on a CPU, and on a GPU: more are no faster
+MAX_BATCH = 256, 4096  # images per call on a CPU, and on a GPU: more are not faster
 Found = TypeVar("Found")
 
 
 class BatchLimit:
-    """The most rows of a call, where several parts or views of a model share that number.
+    """The maximum number of rows in a call, shared by several parts or views of a model.
 
     Attributes:
-        batch_size: It, or None for any; `in_parts` halves it when memory runs out.
+        batch_size: The limit, or None for no limit; `in_parts` halves it when memory runs out.
     """
 
     def __init__(self, rows: int | None):
@@ -30,19 +30,19 @@ class BatchLimit:
 def in_parts(
     call: Callable[[slice], Found], size: int, model: object, what: str = "images"
 ) -> list[Found]:
-    """What `call` returns for each part of the places 0 .. size - 1, in order.
+    """Call a function for consecutive slices of 0 .. size - 1, and return the results in order.
 
-    A part has `model.batch_size` places, or all if the model names no number. When memory runs out, that
-    number is halved, which is said, and the same places are asked again.
+    A slice has `model.batch_size` positions, or all if the model has no limit. When memory runs
+    out, the limit is halved, a message says so, and the same positions are tried again.
 
     Args:
-        call: Of a slice of the places.
-        size: How many places there are.
-        model: Whose `batch_size` count.
-        what: What these are, for what is said.
+        call: The function, which takes a slice.
+        size: Number of positions.
+        model: The model whose `batch_size` applies.
+        what: What the positions are, for the message.
 
     Raises:
-        torch.OutOfMemoryError: There is not enough for one image, or the model names no number.
+        torch.OutOfMemoryError: Memory does not suffice for one image, or the model has no limit.
     """
     found, first = [], 0
     while first < size:
@@ -55,7 +55,7 @@ def in_parts(
         else:
             first += rows
             continue
-        # out of the handler, whose error holds on to what the call had allocated
+        # outside of the handler, because its error keeps alive what the call had allocated
         model.batch_size = rows // 2  # pyright: ignore[reportAttributeAccessIssue]
         print(
             f"unfool: out of memory with {rows} {what} in one call; continuing with {rows // 2}",
@@ -67,7 +67,7 @@ def in_parts(
 
 
 def fitting(model: Classifier, x: Tensor) -> int:
-    """How many images one call of a model may have, so that their graphs take a quarter of what is free.
+    """Return how many images fit into a call whose graphs may take a quarter of the free memory.
 
     Args:
         model: The model; it is differentiated twice, at one image.
@@ -82,7 +82,7 @@ def fitting(model: Classifier, x: Tensor) -> int:
                 torch.autograd.grad(logits.sum(), at, allow_unused=True)
         return kept.peak
 
-    taken()  # the first time, the chain itself learns what a step takes, and hides it
+    taken()  # in the first run, a chain measures its own steps, which hides them from this count
     each = max(taken(), 1)
     free, most = free_bytes(str(x.device)), MAX_BATCH[x.is_cuda]
     return most if free is None else min(max(int(FREE * free / each), 1), most)

@@ -1,4 +1,4 @@
-"""Whether models and images fit each other, checked before the work begins."""
+"""Checks, before the work begins, that models and images fit each other."""
 
 import inspect
 import sys
@@ -17,7 +17,7 @@ from unfool.noise import Noise
 from unfool.protocols import Attack, Dataset
 from unfool.spec import Part
 
-CLASS_OPTIONS = ("prompts", "labels", "classes")  # options by which a denoiser knows classes
+CLASS_OPTIONS = ("prompts", "labels", "classes")  # options that give a denoiser its classes
 
 
 @torch.no_grad()
@@ -25,10 +25,10 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
     """Check on one image that a model can be evaluated on a data set.
 
     Returns:
-        How many classes the model tells apart. If they are more than the data set's, stderr says so.
+        The number of classes of the model. If the data set has fewer, a message on stderr says so.
 
     Raises:
-        SpecError: Model and images do not fit each other.
+        SpecError: The model and the images do not fit each other.
     """
     check_classes(data)
     image, _ = data[indices[0]]
@@ -57,7 +57,7 @@ def check_fit(model: Any, data: Dataset, indices: Sequence[int], device: str) ->
 
 
 def _listed(classes: Sequence[str]) -> str:
-    """The names of classes, the first and the last ones if they are many."""
+    """The names of classes as text; only the first and last ones if there are many."""
     names = [repr(name) for name in classes]
     return ", ".join(names if len(names) <= 12 else [*names[:8], "...", *names[-2:]])
 
@@ -82,22 +82,22 @@ def check_sources(
 
 @torch.no_grad()
 def check_trainable(kind: str, part: Part, model: Any, data: Dataset) -> None:
-    """Check on one image that a model takes the images of a data set, and knows all its classes.
+    """Check on one image that a model accepts the images of a data set, and knows all its classes.
 
     Args:
         kind: `"denoiser"` or `"classifier"`.
-        part: The part of a spec that built it.
-        model: In evaluation mode, on the CPU.
-        data: What it is to be trained on.
+        part: The part of the spec that describes the model.
+        model: The model, in evaluation mode, on the CPU.
+        data: The data to train the model on.
 
     Raises:
-        SpecError: It does not.
+        SpecError: The model does not accept the images, or lacks a class.
     """
     x, _ = fetch(data, [0])
     if isinstance(model, Denoiser) and not model.resizes:
         _check_size(x.shape[1:], getattr(model, "shape", None))
     if kind == "denoiser":
-        known = getattr(model, "classes", 0)  # 0 of an unconditional one
+        known = getattr(model, "classes", 0)  # 0 if unconditional
         by = next(
             (f"its {key} {part[key]}" for key in CLASS_OPTIONS if part.get(key)), "its weights"
         )
@@ -114,7 +114,7 @@ def check_objective_models(objective: Any, data: Dataset) -> None:
     """Check the models that a training objective uses, if any, as `check_trainable` does.
 
     Raises:
-        SpecError: One does not take the images, or does not know all classes.
+        SpecError: A model does not accept the images, or lacks a class.
     """
     kinds = {"classifier": "classifier", "source": "classifier", "denoiser": "denoiser"}
     for name, kind in kinds.items():
@@ -127,17 +127,17 @@ def check_objective_models(objective: Any, data: Dataset) -> None:
 
 
 def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dataset) -> None:
-    """Check that a model can be measured on `test` when it has been trained on `data`.
+    """Check that a model that is trained on `data` can be evaluated on `test`.
 
     Args:
         kind: `"denoiser"` or `"classifier"`.
-        part: The part of a spec that built it.
-        model: In evaluation mode, on the CPU.
-        data: What it is to be trained on.
-        test: What it is to be measured on.
+        part: The part of the spec that describes the model.
+        model: The model, in evaluation mode, on the CPU.
+        data: The data to train the model on.
+        test: The data to evaluate the model on.
 
     Raises:
-        SpecError: It cannot.
+        SpecError: The data sets differ in size or classes, or the model does not fit `test`.
     """
     sizes = [_size(each[0][0].shape) for each in (data, test)]
     if sizes[0] != sizes[1]:
@@ -157,10 +157,10 @@ def check_test(kind: str, part: Part, model: nn.Module, data: Dataset, test: Dat
 
 
 def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
-    """The logits (B, K) that a model returns for images.
+    """Return the logits (B, K) of a model for images.
 
     Raises:
-        SpecError: It does not take them, or does not return logits.
+        SpecError: The model does not accept the images, or does not return logits.
     """
     try:
         logits = model(x, noise)
@@ -185,12 +185,12 @@ def logits_of(model: Any, x: Tensor, noise: Noise) -> Tensor:
 
 
 def check_classes(data: Dataset) -> None:
-    """Refuse a folder of images of one class: no other number than 0 would count as right.
+    """Refuse an image folder with only one class, where all labels would be 0.
 
-    Data sets of other kinds number their classes themselves, and may well hold one alone.
+    Other kinds of data sets define their own classes, of which there may well be only one.
 
     Raises:
-        SpecError: All its images are of one class.
+        SpecError: All images of the folder belong to one class.
     """
     if isinstance(data, Folder) and len(data.classes) == 1:
         raise SpecError(
@@ -209,10 +209,10 @@ def _check_size(shape: Sequence[int], wanted: Sequence[int] | None) -> None:
 
 
 def check_class_names(classifier: Any, data: Dataset) -> None:
-    """Refuse a classifier that has the classes of the data set in another order, by their names.
+    """Refuse a classifier whose class names are the data set's, but in another order.
 
     Raises:
-        SpecError: It has.
+        SpecError: The orders differ.
     """
     names = [_plain(name) for name in getattr(classifier, "class_names", None) or ()]
     wanted = [_plain(name) for name in data.classes]
@@ -230,7 +230,7 @@ def check_class_names(classifier: Any, data: Dataset) -> None:
 
 
 def undefended(model: Any) -> Any:
-    """The classifier inside a defense, or the model itself."""
+    """Return the classifier inside a defense, or the model itself."""
     for name in ("model", "classifier"):
         model = getattr(model, name, model)
     return model
@@ -241,7 +241,7 @@ def _plain(name: object) -> str:
 
 
 def _takes_images_alone(model: Any) -> bool:
-    """Whether a classifier, alone or in a defense, is called without noise."""
+    """Whether a classifier, alone or in a defense, takes images without noise."""
     model = undefended(model)
     try:
         signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)

@@ -1,7 +1,7 @@
-"""Distances of each image of a batch, (B,), that a guide may bring down; all are differentiable.
+"""Differentiable distances, one per image of a batch, (B,), which guides minimize.
 
 `INPUT` compares images with images, `OUTPUT` a classifier's logits with those of a reference.
-Nothing is averaged over the batch: what an image is told never depends on the others.
+Nothing is averaged over the batch, so the value for an image never depends on the others.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from torch.nn import functional as F
 Distance = Callable[[Tensor, Tensor], Tensor]
 Input = Literal["mse", "ssim", "l1", "lpips"]
 Output = Literal["kl", "l2", "confidence", "entropy", "repel"]
-WINDOW, DEVIATION = 11, 1.5  # of the Gaussian that SSIM weighs pixels with
+WINDOW, DEVIATION = 11, 1.5  # size and standard deviation of SSIM's Gaussian window
 
 
 def mse(x: Tensor, y: Tensor) -> Tensor:
-    """The mean square of the differences of the pixels (B,)."""
+    """The mean squared difference of the pixels (B,)."""
     return (x - y).square().flatten(1).mean(1)
 
 
@@ -31,14 +31,15 @@ def l1(x: Tensor, y: Tensor) -> Tensor:
 def ssim(x: Tensor, y: Tensor, span: float = 1.0) -> Tensor:
     """The structural similarity of images (B,), 1 for equal ones (Wang et al., 2004).
 
-    Means and (biased) variances are weighted by a Gaussian window of 11 x 11 pixels, deviation 1.5,
-    at every place where it lies inside the image, and the map is averaged over places and channels.
-    Of an image with a side below 11 the window is the largest odd one that fits.
+    Means and (biased) variances are weighted by a Gaussian window of 11 x 11 pixels with standard
+    deviation 1.5, at every position where it lies inside the image, and the map is averaged over
+    positions and channels. For an image with a side below 11, the window is the largest odd one
+    that fits.
 
     Args:
         x: Images (B, C, H, W).
         y: Images to compare with.
-        span: The range of a pixel: 1 for [0, 1].
+        span: The length of the pixels' range: 1 for [0, 1].
     """
     size = min(WINDOW, *(side - (side + 1) % 2 for side in x.shape[2:]))
     place = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
@@ -58,32 +59,32 @@ def ssim(x: Tensor, y: Tensor, span: float = 1.0) -> Tensor:
 
 
 def dissimilarity(x: Tensor, y: Tensor) -> Tensor:
-    """1 - SSIM of images of [0, 1] (B,)."""
+    """1 - SSIM of images in [0, 1] (B,)."""
     return 1 - ssim(x, y)
 
 
 def lpips(x: Tensor, y: Tensor) -> Tensor:
-    """The learned perceptual distance of images of [0, 1] (B,) (Zhang et al., 2018; AlexNet).
+    """The learned perceptual distance of images in [0, 1] (B,) (Zhang et al., 2018; AlexNet).
 
     Raises:
-        ValueError: The package that has it, or its weights, are not here.
+        ValueError: The packages that LPIPS needs, or its weights, are not available.
     """
     return lpips_network().to(x)(2 * x - 1, 2 * y - 1).flatten()
 
 
 def kl(logits: Tensor, reference: Tensor) -> Tensor:
-    """KL(p of the reference || p) (B,)."""
+    """The divergence KL(p of the reference || p) (B,)."""
     log_p, log_r = logits.log_softmax(1), reference.log_softmax(1)
     return (log_r.exp() * (log_r - log_p)).sum(1)
 
 
 def l2(logits: Tensor, reference: Tensor) -> Tensor:
-    """The square distance of the two vectors of probabilities (B,)."""
+    """The squared l2 distance of the two probability vectors (B,)."""
     return (logits.softmax(1) - reference.softmax(1)).square().sum(1)
 
 
 def confidence(logits: Tensor, reference: Tensor) -> Tensor:
-    """- log max_y p(y) (B,), which COUP brings down; the reference is not used."""
+    """- log max_y p(y) (B,), which COUP minimizes; the reference is not used."""
     return -logits.log_softmax(1).max(1).values
 
 
@@ -94,7 +95,7 @@ def entropy(logits: Tensor, reference: Tensor) -> Tensor:
 
 
 def repel(logits: Tensor, reference: Tensor) -> Tensor:
-    """- KL(p of the reference || p) (B,): away from what the classifier said of the reference."""
+    """- KL(p of the reference || p) (B,), which drives p away from that of the reference."""
     return -kl(logits, reference)
 
 
@@ -113,7 +114,7 @@ def lpips_network() -> Any:
     """The network of LPIPS, loaded once.
 
     Raises:
-        ValueError: The package that has it, or its weights, are not here.
+        ValueError: The packages that LPIPS needs, or its weights, are not available.
     """
     try:
         from lpips import LPIPS  # pyright: ignore[reportMissingImports]

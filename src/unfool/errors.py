@@ -1,4 +1,4 @@
-"""The errors that a user caused and can mend."""
+"""Errors that a user caused and can fix."""
 
 
 class SpecError(ValueError):

@@ -1,4 +1,4 @@
-"""Public names that are loaded when first used, so that importing a package costs nothing."""
+"""Public names that are loaded on first use, so that importing a package costs nothing."""
 
 import ast
 import sys
@@ -10,9 +10,9 @@ from typing import Any
 def lazily(
     package: str, *own: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__`, and `__all__` of a package that exports names of its modules.
+    """Return `__getattr__`, `__dir__`, and `__all__` for a package that exports its modules' names.
 
-    The package imports these names under `TYPE_CHECKING`, each `as` itself. A type checker reads the
+    The package imports these names under `TYPE_CHECKING`, each `as` itself. Type checkers read the
     imports there, and this function reads them from the source, so that no name is listed twice.
 
     Args:
@@ -33,7 +33,7 @@ def lazily(
 
 
 def _imported_for_type_checkers(package: str) -> dict[str, str]:
-    """The names that a package imports under `TYPE_CHECKING` `as` themselves, each with its module."""
+    """The names that a package imports `as` themselves under `TYPE_CHECKING`, and their modules."""
     loader: Any = sys.modules[package].__loader__
     return {
         alias.name: line.module or ""

@@ -1,11 +1,11 @@
 """Randomness as a value.
 
-A `Noise` holds one key per image, and what it yields depends on the keys alone: not on the batch an
-image travels in, the process it lands in, or the draws made before. So a run can be resumed, split
-over machines, replayed by an attacker who knows the randomness, or recomputed on the way back of a
-gradient, and every image meets the same noise. Numbers are drawn in float32 on the CPU, by a
-counter-based generator (Philox) whose key is the image's, and then moved, so that they are the same
-on every device and in every precision.
+A `Noise` holds one key per image, and its draws depend on the keys alone: not on the batch that an
+image is in, on the process, or on earlier draws. So a run can be resumed, split over machines,
+replayed by an attacker who knows the randomness, or recomputed in the backward pass of a gradient,
+and every image gets the same noise. Numbers are drawn in float32 on the CPU, by a counter-based
+generator (Philox) with the image's key, and then moved to the device, so that they are the same on
+every device and in every precision.
 
 This is the only module that may draw random numbers.
 """
@@ -30,18 +30,18 @@ from torch import Tensor
 
 StreamName = int | str
 Draw = Callable[[np.random.Generator, np.ndarray], Any]
-PART = 2**16  # numbers that a thread draws at least: about a millisecond
-_DRAWN = [0]  # how often this process drew noise
+PART = 2**16  # a thread draws at least so many numbers, in about a millisecond
+_DRAWN = [0]  # how often this process has drawn noise
 
 
 @dataclass(frozen=True)
 class KnownNoise:
-    """What an attacker was told of the defense's noise: the streams `names` of `keys`.
+    """What an attacker knows of the defense's noise: the streams `names` of `keys`.
 
-    Without names, all of it is known to the attacker. With `pool`, the defense draws from `pool` fixed
-    paths, which are known; with `options`, each single draw of the defense is one of so many known
-    ones, but which of them it is stays unknown. `live` turns on where the defense begins to draw (see
-    `Noise.for_query`).
+    Without names, the attacker knows all of it. With `pool`, the defense draws from `pool` fixed
+    paths, which are known. With `options`, each single draw of the defense is one of `options`
+    known ones, but the attacker does not know which. `live` is True once the defense begins to draw
+    (see `Noise.for_query`).
     """
 
     keys: tuple[int, ...]
@@ -56,8 +56,8 @@ class Noise:
     """One independent stream of random numbers per image of a batch.
 
     Attributes:
-        keys: A key (64 bits) per image.
-        given: What an attacker knows of the defense's noise; None for everybody else.
+        keys: A 64-bit key per image.
+        given: What an attacker knows of the defense's noise; None for everyone else.
     """
 
     keys: tuple[int, ...]
@@ -89,10 +89,10 @@ class Noise:
         return f"<code>{escape(repr(self))}</code>"
 
     def child(self, *path: StreamName) -> "Noise":
-        """The stream named `path` below this one, by texts and whole numbers.
+        """The stream `path` below this one, named by strings and whole numbers.
 
         Raises:
-            TypeError: A name is neither a text nor a whole number.
+            TypeError: A name is neither a string nor a whole number.
         """
         noise = self
         for name in path:
@@ -109,7 +109,7 @@ class Noise:
         return Noise(tuple(_key(key, name) for key in self.keys), given)
 
     def repeat(self, copies: int) -> "Noise":
-        """Every image `copies` times in a row, each copy with a stream of its own."""
+        """Repeat every image `copies` times in a row, each copy with its own stream."""
         given = self.given
         if given is not None and given.live:  # the defense's own copies
             given = replace(given, keys=_copies(given.keys, copies))
@@ -149,7 +149,7 @@ class Noise:
 
     @classmethod
     def join(cls, parts: Sequence["Noise"]) -> "Noise":
-        """The noise of several batches, one after the other, all told alike (`with_known_noise`)."""
+        """Concatenate the noise of batches that all have the same part known, or none."""
         first, keys = parts[0], tuple(key for part in parts for key in part.keys)
         if first.given is None:
             return Noise(keys)
@@ -157,14 +157,14 @@ class Noise:
         return Noise(keys, replace(first.given, keys=theirs))
 
     def pooled(self, places: Sequence[int]) -> "Noise":
-        """One of a pool of fixed paths per image: the one numbered `places[i]` for image i."""
+        """One of a pool of fixed paths per image: path number `places[i]` for image i."""
         keys = (_key(_key(key, "pool"), p) for key, p in zip(self.keys, places, strict=True))
         return Noise(tuple(keys))
 
     def with_known_noise(
         self, secret: "Noise", names: Collection[str] = (), pool: int = 0, options: int = 0
     ) -> "Noise":
-        """The noise of an attacker who was told part of `secret`, the defense's own noise.
+        """The noise of an attacker who knows part of `secret`, the defense's own noise.
 
         Args:
             secret: The noise that the defense will be called with, for the same images.
@@ -172,7 +172,7 @@ class Noise:
                 names, all of them.
             pool: If positive, the defense draws from this many fixed paths (`pooled`), all known
                 to the attacker.
-            options: If positive, the defense draws each of its numbers from this many fixed ones.
+            options: If positive, each single draw of the defense is one of this many fixed ones.
         """
         if len(secret) != len(self):
             raise ValueError(
@@ -184,9 +184,9 @@ class Noise:
     def for_query(self, turn: int, copies: int = 1) -> "Noise":
         """The noise that an attacker uses in query number `turn`.
 
-        Every image `copies` times in a row. Streams that are not known (`with_known_noise`) are fresh
-        for each turn and copy; known streams equal the defense's own. It is, too, how a defense
-        draws whose noise is partly fixed: for its own answers, with turns of their own.
+        It has every image `copies` times in a row. Streams that are not known (`with_known_noise`)
+        are fresh for each turn and copy; known streams equal the defense's own. A defense whose
+        noise is partly fixed also draws in this way for its own answers, with turns of their own.
         """
         own = self.child("draw", turn).repeat(copies)
         given = own.given
@@ -205,13 +205,13 @@ class Noise:
         return self._fill(like, _standard_normal)
 
     def uniform(self, like: Tensor) -> Tensor:
-        """Uniform numbers of [0, 1), shaped like `like` (B, ...), on its device."""
+        """Uniform numbers in [0, 1), shaped like `like` (B, ...), on its device."""
         return self._fill(like, lambda source, out: source.random(out=out, dtype="f4"))
 
     def drawn_ahead(self, like: Tensor) -> "Noise":
-        """The same noise; a thread begins to draw what `normal(like)` will return.
+        """Return the same noise while a thread begins to draw what `normal(like)` will return.
 
-        For a GPU: its numbers are drawn while this thread still launches what comes before them.
+        For a GPU: the CPU draws the numbers while this thread still launches earlier work.
         """
         drawing = _drawing_thread(os.getpid()).submit(self._on_host, like, _standard_normal)
         return _DrawnAhead(self.keys, self.given, drawing)
@@ -229,7 +229,7 @@ class Noise:
         out = np.empty((len(like), like[0].numel() if len(like) else 0), dtype=np.float32)
         keys, threads = self._drawn(), torch.get_num_threads()
         parts = min(threads, out.size // PART)
-        if parts > 1:  # NumPy draws without the interpreter's lock
+        if parts > 1:  # NumPy releases the interpreter's lock while it draws
             edges = [len(keys) * i // parts for i in range(parts + 1)]
             spans = [slice(low, high) for low, high in pairwise(edges)]
             pool = thread_pool(threads, os.getpid())
@@ -237,7 +237,7 @@ class Noise:
         else:
             _write(out, keys, draw)
         drawn = torch.from_numpy(out).view(like.shape)
-        # From pinned memory the copy waits for nothing the device still does.
+        # A copy from pinned memory does not wait for the device to finish earlier work.
         return drawn.pin_memory() if like.is_cuda else drawn
 
     def _drawn(self) -> tuple[int, ...]:
@@ -255,7 +255,7 @@ class _DrawnAhead(Noise):
     drawing: Future[Tensor] | None = None
 
     def normal(self, like: Tensor) -> Tensor:
-        """As `Noise.normal`."""
+        """The numbers that were drawn ahead, or as `Noise.normal` for another shape."""
         if self.drawing is None or (drawn := self.drawing.result()).shape != like.shape:
             return super().normal(like)
         return drawn.to(like, non_blocking=True)
@@ -266,7 +266,7 @@ def _standard_normal(source: np.random.Generator, out: np.ndarray) -> None:
 
 
 def _write(out: np.ndarray, keys: Sequence[int], draw: Draw) -> None:
-    """Draw into each row of `out` from the stream of its key."""
+    """Fill each row of `out` from the stream of its key."""
     bits = np.random.Philox(key=0)
     source, start = np.random.Generator(bits), bits.state
     for image, key in zip(out, keys, strict=True):
@@ -277,12 +277,12 @@ def _write(out: np.ndarray, keys: Sequence[int], draw: Draw) -> None:
 
 @lru_cache
 def thread_pool(threads: int, process: int) -> ThreadPoolExecutor:
-    """Threads to draw in; a forked process has none of its parent's, and gets its own."""
+    """Threads to draw in, per process, because a forked process has none of its parent's."""
     return ThreadPoolExecutor(threads)
 
 
 def drawn_so_far() -> tuple[object, ...]:
-    """What a call changes that draws noise, or numbers of a global generator; else it stays the same."""
+    """Return a value that changes whenever noise, or a number of a global generator, is drawn."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
@@ -292,26 +292,26 @@ def drawn_so_far() -> tuple[object, ...]:
 
 @lru_cache
 def _drawing_thread(process: int) -> ThreadPoolExecutor:
-    """The thread that draws ahead; it may wait for those of `thread_pool`, and so is none of them."""
+    """The thread that draws ahead. It may wait for `thread_pool`, so it must not be part of it."""
     return ThreadPoolExecutor(1)
 
 
 def permutation(size: int, seed: int, *path: StreamName) -> list[int]:
-    """The numbers 0 .. size - 1 in an order that depends on the arguments alone."""
+    """Return the numbers 0 .. size - 1 in an order that depends only on the arguments."""
     source = torch.Generator().manual_seed(_key(_whole(seed), *map(_name, path)))
     return torch.randperm(size, generator=source).tolist()
 
 
 def seed_torch(seed: int, *path: StreamName) -> None:
-    """Seed torch's global generators: for the first weights of a network and for dropout."""
+    """Seed torch's global generators, for the initial weights of a network and for dropout."""
     torch.manual_seed(_key(_whole(seed), *map(_name, path)))
 
 
 @contextmanager
 def seeded(noise: Noise) -> Iterator[None]:
-    """Inside, the global generators of torch, NumPy and Python begin at `noise`; then as they were.
+    """Seed the global generators of torch, NumPy, and Python by `noise`, and restore them after.
 
-    For strangers' code, which draws from these: for the same images in one batch it repeats itself.
+    This makes third-party code, which draws from them, repeatable for the same batch of images.
     """
     seed, ours, theirs = _key(*noise.keys), random.getstate(), np.random.get_state()  # noqa: NPY002
     _DRAWN[0] += 1
@@ -333,7 +333,7 @@ def _listed(values: Iterable[Any] | Tensor) -> Sequence[Any]:
 
 
 def _whole(value: Any) -> int:
-    """A whole number of Python or NumPy as that of Python, which alone has one spelling in a key."""
+    """Convert a whole number of Python or NumPy to an int, so that equal ones give equal keys."""
     if type(value) is int:
         return value
     if isinstance(value, bool | np.bool_):

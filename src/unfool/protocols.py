@@ -1,4 +1,4 @@
-"""The interfaces of all replaceable parts. Read this page first.
+"""The interfaces of all replaceable parts. Read this module first.
 
 Every replaceable part is a callable with one of these signatures. Images are (B, C, H, W), float32
 in [0, 1]; labels are (B,), int64; logits are (B, K). `noise` is the only source of randomness that
@@ -36,21 +36,21 @@ __all__ = [
 
 
 class Classifier(Protocol):
-    """Any model under test, defended or not: images to logits.
+    """Any model under test, defended or not: a function from images to logits.
 
     Optional attributes:
         batch_size (int): The most images in one call that needs gradients, to save memory.
-        classes_kept (int, default 1): The image counts as misclassified when at least this many wrong
-            classes score above the true one, as in a stage that keeps several classes.
-        decide(x, noise) -> (B,): The predicted class (the lowest index on ties), for models where that
-            is cheaper than full logits.
+        classes_kept (int, default 1): The image counts as misclassified when at least this many
+            wrong classes score above the true one, as in a stage that keeps several classes.
+        decide(x, noise) -> (B,): The predicted class (the lowest index on ties), for models where
+            that is cheaper than full logits.
     """
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
 
 
 class Purifier(Protocol):
-    """Images (B, C, H, W) in [0, 1] to purified images of the same shape."""
+    """A function from images (B, C, H, W) in [0, 1] to purified images of the same shape."""
 
     def __call__(self, x: Tensor, noise: Noise, /) -> Tensor: ...
 
@@ -70,11 +70,11 @@ class Defended(Protocol):
 
 
 class Attack(Protocol):
-    """Images to adversarial images, each allowed by the threat.
+    """A function from images to adversarial images, each allowed by the threat.
 
     Call it with the model, images `x` (B, C, H, W) in [0, 1], labels `y` (B,), the threat, and the
     attacker's noise; it returns images shaped like `x`. An attack that the threat does not limit
-    has an attribute `bounded = False`. One that nobody chose to fool the model, such as a
+    has an attribute `bounded = False`. One that is not designed to fool the model, such as a
     corruption, also has `adversarial = False`.
     """
 

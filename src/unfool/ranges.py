@@ -1,8 +1,8 @@
 """The allowed ranges of options, written once in the signatures.
 
-`steps: Count = 20` says that there is at least one step. A spec is checked against it before anything
-heavy is loaded (`spec.check`), and whoever builds the part in Python is checked by `check_arguments`
-or, of a dataclass, by `checked_dataclass`, in the same words.
+`steps: Count = 20` says that there is at least one step. Specs are checked before anything heavy is
+loaded (`spec.check`). Parts that are built in Python are checked by `check_arguments` or, for a
+dataclass, by `checked_dataclass`, with the same messages.
 """
 
 import inspect
@@ -45,14 +45,14 @@ InEps = Annotated[Positive, Field(description="in units of eps")]
 
 
 def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> None:
-    """Refuse values that are out of the range, or none of the words, that a signature tells.
+    """Refuse values that a signature does not allow: out of range, or not among its words.
 
     Args:
-        function: Whose signature it is.
-        values: The arguments by name, such as `locals()`; what the signature does not name is ignored.
+        function: The function with the signature.
+        values: The arguments by name, such as `locals()`; names not in the signature are ignored.
 
     Raises:
-        ValueError: One is.
+        ValueError: A value is not allowed.
     """
     for name, hint in hints(function).items():
         if name in values and (wrong := complaint(hint, values[name])):
@@ -60,19 +60,19 @@ def check_arguments(function: Callable[..., Any], values: Mapping[str, Any]) -> 
 
 
 def check_fields(part: object) -> None:
-    """Refuse a dataclass with a field out of its range.
+    """Refuse a dataclass with a field outside of its range.
 
     Raises:
-        ValueError: One is.
+        ValueError: A field is not allowed.
     """
     check_arguments(type(part), vars(part))
 
 
 @dataclass_transform(frozen_default=True)
 def checked_dataclass(part: type[Part]) -> type[Part]:
-    """A class as a frozen dataclass that refuses fields out of their ranges (`check_fields`).
+    """Make a class a frozen dataclass that refuses fields outside of their ranges (`check_fields`).
 
-    A `__post_init__` of the class itself runs after that.
+    The class's own `__post_init__`, if any, runs after the check.
     """
     own: Callable[[Part], None] | None = part.__dict__.get("__post_init__")
 
@@ -87,7 +87,7 @@ def checked_dataclass(part: type[Part]) -> type[Part]:
 
 @lru_cache(maxsize=256)
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The types of the arguments of a function or class, with their ranges; {} if they cannot be told."""
+    """The types of a function's or class's arguments, with ranges; {} if these do not resolve."""
     try:
         of: Any = function.__init__ if inspect.isclass(function) else function
         return get_type_hints(of, include_extras=True)
@@ -96,9 +96,9 @@ def hints(function: Callable[..., Any]) -> dict[str, Any]:
 
 
 def complaint(hint: Any, value: Any) -> str | None:
-    """What is wrong with a value that has the right type: "must be 1 or more, not 0", or None.
+    """Say what is wrong with a value of the right type, as in "must be 1 or more, not 0", or None.
 
-    True and False are no numbers.
+    True and False do not count as numbers.
     """
     if value is None:
         return None
@@ -114,13 +114,13 @@ def complaint(hint: Any, value: Any) -> str | None:
 
 
 def choices(hint: Any) -> tuple[Any, ...]:
-    """The words that an option takes, if it takes nothing but a few words (or None)."""
+    """The words that an option accepts, if it accepts nothing but these (or None)."""
     others = [p for p in _parts(hint) if get_origin(p) is not Literal and p is not type(None)]
     return () if others else _words(hint)
 
 
 def limits(hint: Any) -> dict[str, float]:
-    """The bounds of a number: `ge`, `gt`, `le` and `lt`, as far as it has them."""
+    """The bounds of a number: those of `ge`, `gt`, `le`, and `lt` that it has."""
     found: dict[str, float] = {}
     for part in _parts(hint):
         for note in getattr(part, "__metadata__", ()):
@@ -130,7 +130,7 @@ def limits(hint: Any) -> dict[str, float]:
 
 
 def remark(hint: Any) -> str:
-    """What a type says of the number beside its range, such as its unit; "" for nothing."""
+    """What a type says about a number besides its range, such as its unit; "" for nothing."""
     notes = [note for part in _parts(hint) for note in getattr(part, "__metadata__", ())]
     descriptions = [
         note.description for note in notes if isinstance(note, FieldInfo) and note.description
@@ -139,7 +139,7 @@ def remark(hint: Any) -> str:
 
 
 def range_text(hint: Any) -> str:
-    """The range of a number in words, such as "1 or more" or "above 0 and at most 1"; "" for any."""
+    """Describe the range of a number: "1 or more", "above 0 and at most 1"; "" without bounds."""
     bounds = limits(hint)
     ge, gt, le, lt = (_plain(bounds.get(key)) for key in ("ge", "gt", "le", "lt"))
     if ge and le:
@@ -161,7 +161,7 @@ _WITHIN: dict[str, Callable[[float, float], bool]] = {
 
 
 def _words(hint: Any) -> tuple[Any, ...]:
-    """The words that a text must be one of; () if it may be any, or the option takes numbers, too."""
+    """The words that a text must be among; () if any text, or also a number, is accepted."""
     kinds = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
     if any(kind in (str, Path, Any, int, float, bool) for kind in kinds):
         return ()
@@ -169,7 +169,7 @@ def _words(hint: Any) -> tuple[Any, ...]:
 
 
 def _is_bool_for_number(hint: Any, value: Any) -> bool:
-    """Whether a value is (or, in a list, holds) true or false where a number is meant."""
+    """Whether a value is a boolean, or a list with one, where a number is expected."""
     parts = [get_args(part)[0] if get_origin(part) is Annotated else part for part in _parts(hint)]
     if isinstance(value, bool):
         return bool not in parts and Any not in parts and any(p in (int, float) for p in parts)

@@ -1,4 +1,4 @@
-"""Intervals for what is counted."""
+"""Confidence intervals and tests for shares and means."""
 
 from collections.abc import Sequence
 from math import comb
@@ -10,17 +10,17 @@ Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """A share as a percentage, as all of the package writes it: 0.717 is `71.7 %`."""
+    """Format a share as a percentage, as everywhere in the package: 0.717 is `71.7 %`."""
     return f"{100 * value:.{digits}f} %"
 
 
 def percent_interval(value: float, low: float, high: float) -> str:
-    """A share with its interval: `71.7 % [64.9, 77.6]`."""
+    """Format a share with its interval: `71.7 % [64.9, 77.6]`."""
     return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 class Share(NamedTuple):
-    """A proportion with its 95 % interval."""
+    """A proportion with its 95 % confidence interval."""
 
     accuracy: float
     low: float
@@ -36,7 +36,7 @@ class Share(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean with its 95 % interval."""
+    """A mean with its 95 % confidence interval."""
 
     mean: float
     low: float
@@ -44,10 +44,10 @@ class Mean(NamedTuple):
 
 
 def mean_interval(values: Sequence[float]) -> Mean:
-    """The mean of independent values with Student's interval.
+    """The mean of independent values with Student's 95 % interval.
 
     Raises:
-        ValueError: There are fewer than two.
+        ValueError: There are fewer than two values.
     """
     array = np.asarray(values, dtype=float)
     if array.size < 2:
@@ -62,7 +62,7 @@ def mean_interval(values: Sequence[float]) -> Mean:
 def bounded_mean_interval(
     values: Sequence[float] | np.ndarray, least: float, most: float = np.inf
 ) -> dict[str, float]:
-    """`mean`, `low` and `high` as `mean_interval` has them, cut to [`least`, `most`].
+    """`mean`, `low`, and `high` of `mean_interval`, the bounds clipped to [`least`, `most`].
 
     Raises:
         ValueError: There are fewer than two values.
@@ -74,13 +74,13 @@ def bounded_mean_interval(
 def change_of(gaps: Sequence[float], draws: int) -> Mean:
     """The mean of paired differences of rates in [0, 1], one per image, with its 95 % interval.
 
-    The interval is that of Agresti and Min (2005) for pairs: as if two more images had been seen, of
-    opposite differences. So it has a width even if no image differs. With several draws per image,
-    the two differ by as much less as the mean of so many draws scatters less.
+    The interval is that of Agresti and Min (2005) for pairs, which adds two images with opposite
+    differences, so that it has a width even if no image differs. With several draws per image, the
+    added squared differences are divided by `draws`, like the variance of a mean of that many.
 
     Args:
         gaps: One per image, each the mean of `draws` differences.
-        draws: Per image.
+        draws: Draws per image.
 
     Raises:
         ValueError: There are no images.
@@ -107,16 +107,16 @@ def wilson(hits: int, total: int) -> Share:
 
 
 def mcnemar(one: int, other: int) -> float:
-    """How likely pairs that disagree split so unevenly if neither side is better: McNemar's p.
+    """The p-value of McNemar's exact two-sided test (1947) that neither side of pairs is better.
 
-    The exact two-sided test: of `one + other` fair coins, `one` are heads (McNemar, 1947). Where no
-    pair disagrees it is 1.
+    It is the probability that the heads and tails of `one + other` fair coins differ at least as
+    much as `one` and `other`; 1 if no pair disagrees.
 
     Args:
-        one: Pairs in which the one side alone is right.
-        other: Pairs in which the other side alone is right.
+        one: Number of pairs in which only the first side is right.
+        other: Number of pairs in which only the second side is right.
     """
-    n, ways, tail = one + other, 1, 1  # ways to throw so many heads, and to throw no more
+    n, ways, tail = one + other, 1, 1  # ways to get `heads` heads, and at most that many
     for heads in range(min(one, other)):
         ways = ways * (n - heads) // (heads + 1)
         tail += ways
@@ -124,9 +124,9 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def lower_bound(hits: int, total: int, alpha: float) -> float:
-    """What the rate behind `hits` in `total` trials exceeds, but for a chance of `alpha`.
+    """The lower confidence bound, at level 1 - `alpha`, on the rate of `hits` in `total` trials.
 
-    The exact one-sided bound of Clopper and Pearson (1934).
+    This is the exact one-sided bound of Clopper and Pearson (1934).
     """
     from scipy.special import betaincinv
 
@@ -136,14 +136,14 @@ def lower_bound(hits: int, total: int, alpha: float) -> float:
 def mean_of(rates: Sequence[float], draws: float) -> Share:
     """The mean of one rate in [0, 1] per image, with an interval over images.
 
-    Wilson's interval at the number of trials that a coin of the same mean would need to scatter as
-    the images do: with one draw per image it is Wilson's own; with many draws of the same image,
-    which are not independent, it is as wide as the images' scatter says: between that of as many
-    coins as there are images, and of as many as there are draws.
+    This is Wilson's interval with an effective number of trials: the tosses after which the mean of
+    a coin would vary as much as the mean over images does. With one draw per image, it is Wilson's
+    own. Draws of the same image are not independent, so with more draws, the effective number lies
+    between the number of images and the number of all draws.
 
     Args:
         rates: One per image, each the mean of `draws` draws.
-        draws: Per image.
+        draws: Draws per image.
 
     Raises:
         ValueError: There are no images.
@@ -153,7 +153,7 @@ def mean_of(rates: Sequence[float], draws: float) -> Share:
         raise ValueError("a mean of no images is not a number")
     mean, n = float(values.mean()), float(values.size)
     coin = mean * (1 - mean)
-    # What few images show of their scatter is drawn towards that of coins, as if by four more.
+    # Shrink the variance of few images toward that of coins, with the weight of four images.
     scatter = (float(values.var()) * values.size + 4 * coin) / (values.size + 4)
     if scatter > 0:
         n = min(max(n, coin / scatter * n), n * draws)
@@ -163,14 +163,14 @@ def mean_of(rates: Sequence[float], draws: float) -> Share:
 def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
     """How often m answers to one image are all right, for m = 1 .. `draws`.
 
-    Of an image with r of k right draws, C(r, m) / C(k, m) is the share of its sets of m draws that
-    are all right: an unbiased estimate, where the m-th power of r / k is too low or too high. The
-    interval is that of a mean over images, each of which holds no more than k / m such sets that
-    share no draw; what the draws add to the scatter of the images is in it.
+    For an image with r of k draws right, C(r, m) / C(k, m) is the share of its sets of m draws that
+    are all right. This estimate is unbiased, unlike the m-th power of r / k. The interval is that
+    of a mean over images, each with at most k / m sets that share no draw; it includes the variance
+    that the draws add to that between images.
 
     Args:
-        hits: Right draws of each image.
-        draws: k, per image.
+        hits: Number of right draws of each image.
+        draws: Draws per image, k.
 
     Raises:
         ValueError: There are no images.
@@ -183,7 +183,7 @@ def resubmissions(hits: Sequence[int], draws: int) -> list[Share]:
 
 
 def _wilson(share: float, trials: float) -> Share:
-    """Wilson's interval around a share of so many independent trials, whole or not."""
+    """Wilson's interval for a share of independent trials, whose number need not be whole."""
     center = (share + Z**2 / (2 * trials)) / (1 + Z**2 / trials)
     scatter = share * (1 - share) / trials + Z**2 / (4 * trials**2)
     half = Z / (1 + Z**2 / trials) * scatter**0.5

@@ -12,16 +12,16 @@ from unfool.noise import Noise, permutation
 from unfool.ranges import NotNegative, check_fields
 
 Norm = Literal["linf", "l2", "l1", "l0"]
-SPARSE = 0.05  # the share of values that a step under l1 changes, those of the largest slope
+SPARSE = 0.05  # the share of values that a step under l1 changes: those with the largest slopes
 
 
 @dataclass(frozen=True)
 class Threat:
-    """All images of [0, 1] within `eps` of the original.
+    """The set of all images in [0, 1] within `eps` of the original.
 
     Attributes:
         norm: `"linf"` (the largest change of a pixel), `"l2"` (Euclidean length), `"l1"` (the sum
-            of all changes), or `"l0"` (the share of pixels that are changed at all; a pixel has all
+            of all changes), or `"l0"` (the share of pixels that change at all, in any of their
             channels).
         eps: The budget, in units of [0, 1] pixels (8/255, or the text "8/255", is 0.0314); for l0 a
             share of the pixels, 0 to 1.
@@ -59,7 +59,7 @@ class Threat:
         return flat.abs().amax(1) if self.norm == "linf" else flat.norm(dim=1)
 
     def steepest(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
-        """The direction of unit norm that ascends fastest, per image (0 where the gradient is).
+        """The unit-norm direction of steepest ascent per image (0 where the gradient is 0).
 
         NaN entries of the gradient count as 0. In l1, the steepest direction changes a single
         value, which the box [0, 1] would stop at once. Instead, the direction changes the values
@@ -68,8 +68,9 @@ class Threat:
 
         Args:
             gradient: Shaped like images (B, C, H, W).
-            at: The images where the step begins. For l1, values that are already at the edge of the
-                box are not among the 5 %, do not count in the norm, and stay where they are.
+            at: The images where the step begins. For l1, values at the edge of the box with an
+                outward slope are not among the 5 %, do not count in the norm, and stay where they
+                are.
 
         Raises:
             ValueError: The norm is l0, which has no small steps.
@@ -85,13 +86,15 @@ class Threat:
         if self.norm == "l1":
             return self._sparse(gradient, at)
         peak = images(gradient.flatten(1).abs().amax(1)).clamp(min=torch.finfo(gradient.dtype).tiny)
-        scaled = gradient / peak  # first, lest squares of tiny gradients vanish
+        scaled = gradient / peak  # first, so that squares of tiny gradients do not vanish
         return scaled / images(self.size(scaled)).clamp(min=torch.finfo(gradient.dtype).tiny)
 
     def project(self, x: Tensor, x_adv: Tensor) -> Tensor:
-        """The nearest allowed image (for l2: the ball first, then the box, which is inside it).
+        """Project onto the allowed images: the nearest one, except for l2.
 
-        For l1, it is the nearest one in the intersection of ball and box (Croce and Hein, 2021).
+        For l2, the image is projected onto the ball and then clipped to the box, which keeps it in
+        the ball. For l1, it is the nearest one in the intersection of ball and box (Croce and Hein,
+        2021).
         """
         if self.norm == "l0":
             inside = x_adv.clamp(0, 1)
@@ -99,12 +102,12 @@ class Threat:
             return torch.where(self._places(gain.sum(1, keepdim=True)), inside, x)
         delta = x_adv - x
         if self.norm == "l1":
-            delta = delta.clamp(-8, 8)  # far outside the box, and with digits left behind the point
+            delta = delta.clamp(-8, 8)  # far outside the box, yet precise enough
             return (x + self._shrunk(x, delta)).clamp(0, 1)
         if self.norm == "linf":
             delta = delta.clamp(-self.eps, self.eps)
         else:
-            far = torch.finfo(delta.dtype).max ** 0.25  # lest squares overflow, or infinity meet 0
+            far = torch.finfo(delta.dtype).max ** 0.25  # avoids an overflow of squares, and 0 * inf
             delta = delta.clamp(-far, far)
             size = images(self.size(delta))
             delta = torch.where(size > self.eps, delta * (self.eps / size.clamp(min=1e-30)), delta)
@@ -124,7 +127,7 @@ class Threat:
         return self.project(x, x + self.eps * radius * self._direction(x, noise))
 
     def edge(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random image of the whole budget: signs for linf, a direction for l2 and l1.
+        """A random image at the full budget: random signs for linf, a direction for l2 and l1.
 
         For l0: salt and pepper, random pixels whose channels all become 1 or all become 0. With the
         same noise, the pixels of a smaller budget are among those of a larger one.
@@ -135,13 +138,13 @@ class Threat:
         return self.project(x, x + self.eps * self._direction(x, noise))
 
     def allows(self, x: Tensor, x_adv: Tensor, slack: float = 1e-5) -> Tensor:
-        """Which images stay within the threat, (B,) of bool; one with a NaN does not."""
+        """Whether each image is within the threat, (B,) of bool; one with a NaN is not."""
         flat = x_adv.flatten(1)
         inside = (flat >= 0).all(1) & (flat <= 1).all(1)
         return inside & (self.size(x_adv - x) <= self.eps + slack * max(1, self.eps))
 
     def _sparse(self, gradient: Tensor, at: Tensor | None) -> Tensor:
-        """The largest slopes, of unit l1 norm, and those of values that the box stops."""
+        """The largest slopes, scaled to unit l1 norm, plus those of values that the box stops."""
         slopes = gradient.flatten(1)
         slopes = slopes / slopes.abs().amax(1, keepdim=True).clamp(
             min=torch.finfo(slopes.dtype).tiny
@@ -156,20 +159,20 @@ class Threat:
         return (torch.where(stopped, slopes, largest) / size).view_as(gradient)
 
     def _direction(self, x: Tensor, noise: Noise) -> Tensor:
-        """A random direction of unit norm: of linf a corner, else as in a uniform draw of the ball."""
+        """A random unit-norm direction: a corner for linf, else of a uniform point in the ball."""
         if self.norm != "l1":
             return self.steepest(noise.normal(x))
         ends = 2 * noise.uniform(x) - 1
-        sizes = -torch.log1p(-ends.abs().clamp(max=1 - 1e-6)) * ends.sign()  # of a Laplace variable
+        sizes = -torch.log1p(-ends.abs().clamp(max=1 - 1e-6)) * ends.sign()  # Laplace distributed
         return sizes / images(self.size(sizes)).clamp(min=1e-30)
 
     def _shrunk(self, x: Tensor, delta: Tensor) -> Tensor:
-        """The nearest change within l1 and the box: all sizes less one number, cut at 0 and the box."""
+        """The nearest change in l1 and the box: all sizes less one number, cut at 0 and the box."""
         sizes, room = delta.abs(), torch.where(delta > 0, 1 - x, x)
         low = torch.zeros_like(images(sizes.flatten(1).amax(1)))
         high = images(sizes.flatten(1).amax(1))
         inside = self.size(torch.minimum(sizes, room)) <= self.eps
-        for _ in range(50):  # halving, beyond the digits of a float32
+        for _ in range(50):  # bisection, beyond the precision of float32
             middle = (low + high) / 2
             fits = images(self.size(torch.minimum((sizes - middle).clamp(min=0), room)) <= self.eps)
             low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
@@ -177,14 +180,14 @@ class Threat:
         return delta.sign() * torch.minimum((sizes - less).clamp(min=0), room)
 
     def _places(self, worth: Tensor) -> Tensor:
-        """As many places as l0 allows, those of the largest worth (B, 1, H, W), as bools."""
+        """A mask of as many pixels as l0 allows, those with the largest worth (B, 1, H, W)."""
         flat = worth.flatten(1)
         best = flat.topk(int(min(self.eps, 1) * flat.shape[1] + 1e-6), dim=1).indices
         return torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True).view_as(worth)
 
 
 def _number(text: str) -> float:
-    """A number, or a fraction such as 8/255, from text."""
+    """Parse a number, or a fraction such as 8/255."""
     above, _, below = text.partition("/")
     try:
         return float(above) / float(below or 1)
@@ -195,7 +198,7 @@ def _number(text: str) -> float:
 
 
 def images(per_image: Tensor) -> Tensor:
-    """Numbers (B,) shaped (B, 1, 1, 1), to meet images."""
+    """Reshape numbers (B,) to (B, 1, 1, 1), to broadcast over images."""
     return per_image[:, None, None, None]
 
 
@@ -204,10 +207,10 @@ class Knowledge:
     """What an attacker knows of the noise that a random defense will draw (Liu et al., 2025).
 
     Attributes:
-        word: `"forward"` (the forward noise: DW-Fwd), `"reverse"` (that of the way back: DW-Rev),
-            `"both"` (all noise: DW-box), `"semi-128"` (the defense draws one of 128 paths,
-            all of which the attacker knows) or `"semi-128-steps"` (it draws each of its numbers from
-            128); any number will do.
+        word: `"forward"` (the forward noise: DW-Fwd), `"reverse"` (the noise of the reverse
+            process: DW-Rev), `"both"` (all noise: DW-box), `"semi-128"` (the defense uses one of
+            128 paths, all of which the attacker knows), or `"semi-128-steps"` (each single draw of
+            the defense is one of 128 that the attacker knows); any other number is allowed, too.
     """
 
     word: str
@@ -221,13 +224,13 @@ class Knowledge:
 
     @property
     def certain(self) -> bool:
-        """Whether nothing that the defense draws is unknown."""
+        """Whether the attacker knows all noise of the defense."""
         return self.word == "both"
 
     def reveal(self, noise: Noise, secret: Noise) -> Noise:
-        """The noise of who knows this of `secret`, and draws the rest from `noise`.
+        """The noise of an attacker who knows this part of `secret` and draws the rest from `noise`.
 
-        Attacks use this noise, and the defense answers with its `draws`.
+        Attacks use this noise, and the defense uses it to answer, with the queries of `turns`.
         """
         if self.word == "both":
             return noise.with_known_noise(secret)
@@ -239,10 +242,10 @@ class Knowledge:
         return noise.with_known_noise(secret, (self.word,))
 
     def turns(self, draws: int) -> list[int]:
-        """The queries by which the defense answers `draws` times: one if nothing is left to chance.
+        """The query numbers of `draws` answers of the defense; only one if nothing is random.
 
-        If the noise comes from a pool of paths, the defense takes them in its own order: attacks
-        begin with the first paths, which alone would not be a fair sample of the pool.
+        If the noise comes from a pool of paths, the defense takes them in an order of its own:
+        attacks begin with the first paths, which would not be a fair sample of the pool.
         """
         semi = self._semi()
         if semi and not semi[2]:

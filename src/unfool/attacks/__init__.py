@@ -34,5 +34,5 @@ if TYPE_CHECKING:
     from unfool.attacks.views import per_step as per_step
     from unfool.attacks.views import surrogate as surrogate
     from unfool.attacks.views import surrogate_same_noise as surrogate_same_noise
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # at run time only, so that a type checker rejects names that do not exist
     __getattr__, __dir__, __all__ = lazily(__name__)

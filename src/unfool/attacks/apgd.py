@@ -1,4 +1,4 @@
-"""Auto-PGD (Croce and Hein, 2020), which sets its own step sizes, over the defense's noise."""
+"""Auto-PGD (Croce and Hein, 2020): adaptive step sizes, averaged over the defense's noise."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,39 +17,39 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, MostOf, checked_dataclass
 from unfool.threat import Threat, images
 
-MOMENTUM = 0.75  # the share of a step that is the gradient's
-RISES = 0.75  # the share of steps that must rise, lest the step size be halved
+MOMENTUM = 0.75  # the weight of the gradient step; the rest is momentum
+RISES = 0.75  # the step size is halved unless more than this share of steps raised the loss
 
 
 @checked_dataclass
 class APGD:
     """Auto-PGD: gradient ascent with momentum, whose step size is halved when progress stops.
 
-    Without noise, these are the steps of the paper (Croce and Hein, 2020). With noise,
-    a single lucky draw never decides: the best image so far and each new one are compared on the
-    same draws. At the end, the last image, the best one, and the one that was wrong most often are
-    compared on fresh draws, together with those of all other runs and the original image. An
-    image that the model answers without noise gets one draw, also where others get several
-    (`noise_free`), and each run attacks only those of them that all earlier runs left right.
+    Without noise, these are the steps of the paper (Croce and Hein, 2020). With noise, a single
+    lucky draw never decides: the best image so far and each new image are compared on the same
+    draws. The last image of each run, its best one, and the one that was misclassified most often
+    are then compared on fresh draws with those of all other runs and the original image. Images
+    that the model classifies without noise get a single draw, even if others get several
+    (`noise_free`), and later runs skip those that are misclassified already.
 
     Attributes:
         steps: Gradient steps of a run.
         eot: Draws of the defense's noise per step and image.
         loss: `"ce"`, `"margin"` or `"dlr"` (needs 3 classes; targeted, 4).
-        targets: Runs toward this many wrong classes, those of the highest mean logits first; 0 is
+        targets: Number of wrong classes to run toward, in order of decreasing mean logits; 0 makes
             one run away from the true class.
-        restarts: Independent runs (of each target).
+        restarts: Independent runs (for each target).
         steps_per_draw: Steps that share their draws. With 1, every step has fresh draws, which
-            costs an additional forward pass of the best image per step, unless the model draws no
+            costs an additional forward pass of the best image per step, unless the model uses no
             noise.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
-        weights: The weights of the draws in the gradient: `"mean"` weighs all alike; `"em"` weighs
-            a draw more if a step that fools the others also fools it (needs `"margin"` or `"dlr"`,
-            and several draws).
-        early_stop: If above 0, the search of an image ends at, and returns, an iterate that is
-            misclassified on the draws of its step and then on this many fresh draws. Other images
-            then take its place in the batch.
+        weights: The weights of the draws in the gradient: `"mean"` weighs all equally; `"em"`
+            weighs a draw more if a step that fools the others also fools it (needs `"margin"` or
+            `"dlr"`, and several draws).
+        early_stop: If above 0, the search for an image stops at, and returns, the first iterate
+            that is misclassified on the draws of its step and then on this many fresh draws. Other
+            images then take its place in the batch.
         early_stop_share: The share of these draws that must be misclassified, in (0.5, 1].
     """
 
@@ -113,12 +113,12 @@ class APGD:
         threat: Threat,
         noise: Noise,
     ) -> AttackSteps[Tensor]:
-        """One search of all these images: yields questions to the model, returns what it found.
+        """Attack a batch as a generator: yield queries to the model, return adversarial images.
 
-        With `sure`, what is wrong on the draws that compare candidates is wrong for good.
+        With `sure`, images that are misclassified when candidates are compared are left alone.
         """
         contest = Selection(y, "margin", noise.child("compare"), self.selection_draws or self.eot)
-        left = torch.arange(len(x), device=x.device)  # but for those that are beaten
+        left = torch.arange(len(x), device=x.device)  # positions of images still attacked
         for i, aim in enumerate(aims):
             for restart in range(self.restarts):
                 below = noise.child("run", i, restart).take(left)
@@ -137,7 +137,7 @@ class APGD:
     def _run(
         self, x: Tensor, y: Tensor, aim: Tensor | None, threat: Threat, noise: Noise
     ) -> AttackSteps[tuple[bool, list[Tensor]]]:
-        """Whether the search is over, and what it found: the image, or the candidates."""
+        """Run once; return whether the search is over, and the final image or the candidates."""
         stop = EarlyStop(self.early_stop, self.early_stop_share)
         weigh = weigh_draws(self.weights, threat)
 
@@ -152,10 +152,10 @@ class APGD:
         gradient = result.gradient
         best, highest, slope = x_adv, result.loss, gradient
         wrongest, most = x_adv, rank_value(result)
-        behind = torch.zeros_like(highest)  # how far x_adv is below the best
+        behind = torch.zeros_like(highest)  # how far the loss of x_adv is below the highest
         stride = torch.full_like(highest, 2 * threat.eps)
         rises = torch.zeros_like(highest)
-        improved, halved = highest > highest, highest == highest  # none, all
+        improved, halved = highest > highest, highest == highest  # all False, all True
         since, checks = 0, checkpoints(self.steps)
         for i in range(1, self.steps + 1):
             direction = images(stride) * threat.steepest(gradient, x_adv)
@@ -167,7 +167,7 @@ class APGD:
             if (yield from stop.here(ask(x_adv, i), result)):
                 return True, [x_adv]
             gradient = result.gradient
-            if i % self.steps_per_draw == 0:  # the draws are new
+            if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
                 highest = (yield ask(best, i, gradient=False)).loss
             lead = result.loss - highest
             rises += lead > -behind
@@ -191,7 +191,7 @@ class APGD:
 
 
 def checkpoints(steps: int) -> list[int]:
-    """After which steps the step size is thought over: 22 %, then in periods that shrink to 6 %."""
+    """Return the steps after which the step size is reviewed: 22 %, then in periods down to 6 %."""
     period, least, less = (max(int(share * steps), 1) for share in (0.22, 0.06, 0.03))
     found = [period]
     while found[-1] < steps:

@@ -1,4 +1,4 @@
-"""Cascades of attacks, in the manner of AutoAttack (Croce and Hein, 2020), for random models, too."""
+"""Cascades of attacks as in AutoAttack (Croce and Hein, 2020), also for random models."""
 
 from dataclasses import replace
 from typing import Annotated, Any, Literal
@@ -23,41 +23,43 @@ from unfool.threat import Threat
 
 Version = Literal["standard", "plus", "rand", "unfool"]
 Criterion = Literal["mean", "majority"]
-EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # if not told otherwise
+EOT: dict[str, int] = {"standard": 1, "plus": 1, "rand": 20, "unfool": 20}  # the defaults of `eot`
 
 
 @checked_dataclass
 class AutoAttack:
     """A sequence of attacks, each on the images that withstood all earlier ones.
 
-    The image that an attack finds is compared with the best one so far on the same draws, and the
+    After each attack, its image and the best image so far are compared on the same draws, and the
     one that is misclassified more often is kept. Fresh draws then decide whether the image counts
-    as broken. A single lucky draw never decides, as it does in the release, which takes one wrong
-    answer of a random model for a broken image and keeps the weak images of its first attacks. On
-    images that the model answers without noise, this is the published rule: misclassified images are
-    not attacked further. They get one draw, also where others get several (`noise_free`).
+    as broken. So a single lucky draw never decides. In the authors' release it does: one wrong
+    answer of a random model counts as a broken image, and the weak images of the first attacks are
+    kept. For images that the model classifies without noise, this is the published rule:
+    misclassified images are not attacked further. They get a single draw, even if others get
+    several (`noise_free`).
 
     The versions:
 
     - `standard`: APGD on the cross-entropy; targeted APGD on DLR; targeted FAB; Square.
     - `plus`: APGD on the cross-entropy and on DLR, and FAB, with 5 restarts each; Square; then
-      targeted APGD and FAB with one. (The release's first FAB is untargeted; here, both are targeted.)
+      targeted APGD and FAB with one. (In the release, the first FAB is untargeted; here, both are
+      targeted.)
     - `rand`: APGD on the cross-entropy and on DLR, over 20 draws per step.
     - `unfool`: cheap attacks first, strong ones last, on the margin loss, which does not depend on
-      the scale of logits and needs only 2 classes: PGD and APGD with few draws; Square, which masked
-      gradients cannot stop; then targeted APGD, and APGD with all draws.
+      the scale of logits and needs only 2 classes: PGD and APGD with few draws; Square, which
+      masked gradients cannot stop; then targeted APGD, and APGD with all draws.
 
     Attributes:
         version: The sequence of attacks: `"standard"`, `"plus"`, or `"rand"`, as published, or
             `"unfool"`, which is stronger on random models.
         criterion: When an image counts as broken and is not attacked further. `"mean"`: the share
             of wrong draws is at least `threshold`. `"majority"`: some wrong class has more draws
-            than the true one by two standard errors (2 sqrt(draws)). None is majority for `unfool`,
-            else mean.
+            than the true one by at least two standard errors (2 sqrt(draws)). None is majority for
+            `unfool`, otherwise mean.
         draws: Random draws on which candidates are compared and images are judged; at least 4.
         threshold: The share of wrong draws for the criterion `"mean"`, in (0, 1].
-        eot: Draws per step; None is 20 for `rand` and `unfool`, else 1, which is for models without
-            noise.
+        eot: Draws per step; None is 20 for `rand` and `unfool`, otherwise 1, which suits models
+            without noise.
         steps: Gradient steps of a run.
         queries: Queries of Square per image.
         targets: Wrong classes that targeted attacks try.
@@ -82,7 +84,8 @@ class AutoAttack:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The threat's norm is l1 or l0, or the version needs more classes than there are.
+            ValueError: The threat's norm is l1 or l0, or the model has too few classes for the
+                version.
         """
         require_norm("AutoAttack", threat, "linf", "l2")
 
@@ -100,7 +103,7 @@ class AutoAttack:
         for i, attack in enumerate([None, *self.stages(draws)]):
             stage = noise.take(alive).child("stage", i)
             if attack is not None:
-                # Several searches, on fewer and fewer images, are no one climb.
+                # Hide the losses: searches on fewer and fewer images do not form one loss curve.
                 with recording_losses():
                     found = attack(model, x[alive], y[alive], threat, stage.child("search"))
                 pair, compare = (best[alive], found), stage.child("compare")
@@ -125,7 +128,7 @@ class AutoAttack:
         return best
 
     def broken(self, logits: Tensor, y: Tensor) -> Tensor:
-        """Which images are done with, (B,) of bool, from logits (B, draws, K)."""
+        """Return which images count as broken, (B,) of bool, given logits (B, draws, K)."""
         counts = F.one_hot(logits.argmax(2), logits.shape[2]).sum(1)  # (B, K)
         right = counts.gather(1, y[:, None])[:, 0]
         criterion = self.criterion or ("majority" if self.version == "unfool" else "mean")
@@ -135,10 +138,10 @@ class AutoAttack:
         return ahead >= 2 * self.draws**0.5
 
     def stages(self, draws: int | None = None) -> list[Attack]:
-        """The attacks of the version, in their order.
+        """Return the attacks of the version, in order.
 
         Args:
-            draws: On which each compares its candidates; None is `draws` of the cascade.
+            draws: Draws on which each attack compares candidates; None is the cascade's `draws`.
         """
         eot, draws = self.eot or EOT[self.version], draws or self.draws
         steps, queries, targets = self.steps, self.queries, self.targets
@@ -153,7 +156,7 @@ class AutoAttack:
                 APGD(steps, eot, "ce", **own),
                 APGD(steps, eot, "margin", restarts=2, **own),
             ]
-        # As published, draws are held for a model without noise, and else fresh at every step.
+        # As published: the same draws in all steps if the model has no noise, otherwise fresh ones.
         own |= {"steps_per_draw": steps + 1 if eot == 1 else 1}
         if self.version == "rand":
             return [APGD(steps, eot, "ce", **own), APGD(steps, eot, "dlr", **own)]

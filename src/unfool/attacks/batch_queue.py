@@ -1,9 +1,10 @@
-"""One queue for many searches: calls of the model stay full, whatever becomes of single images.
+"""A queue that batches the queries of many searches, so that calls of the model stay full.
 
-A search is a generator: it yields what it asks of the model, is sent the answer, and returns what it
-found. It may be that of a batch or of one image, which is free to end early. The queue packs what all
-of them ask into calls of the model's `batch_size`, and starts the next search as soon as there is room.
-What a search is told does not depend on the others, as an image's noise is its own.
+A search is a generator: it yields queries to the model, is sent their results, and returns the
+images that it found. It may be for a batch or for a single image, which is then free to end early.
+The queue packs the queries of all searches into calls of the model's `batch_size`, and starts the
+next search as soon as there is room. The results of a search do not depend on the others, since
+each image has its own noise.
 """
 
 import math
@@ -22,14 +23,14 @@ AttackSteps = Generator[Query, QueryResult, Found]
 
 
 def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Found]:
-    """What the searches find, in their order.
+    """Run the searches and return their results, in order.
 
-    `recording_losses` sees their steps as those of one batch; of a search that ended early, no numbers
-    for the steps it left out.
+    `recording_losses` records their steps as those of one batch, with NaN for the steps that a
+    search left out because it ended early.
 
     Args:
-        model: The model, as the attacker sees it; called with its `batch_size` at a time, if it has any.
-        searches: Each is started when there is room for it.
+        model: The model, as the attacker sees it; called with `batch_size` images, if it has that.
+        searches: The searches; each is started when there is room for it.
     """
     waiting = iter(enumerate(searches))
     asked: dict[tuple[Any, ...], deque[tuple[int, AttackSteps[Found], Query]]] = {}
@@ -73,13 +74,13 @@ def serve(model: Classifier, searches: Iterable[AttackSteps[Found]]) -> list[Fou
 def serve_apart(
     model: Classifier, search: Callable[[list[int]], AttackSteps[Tensor]], size: int, apart: bool
 ) -> Tensor:
-    """What a search finds of a batch of `size` images: of each, or of all of them together.
+    """Run one search for each of `size` images, or one for all of them together.
 
     Args:
         model: The model, as the attacker sees it.
-        search: Begins the search of the images at some places.
-        size: How many images there are.
-        apart: A search for each image, so that it may end early; else one for all.
+        search: Starts the search for the images at the given positions.
+        size: Number of images.
+        apart: Whether each image gets its own search, so that it may end early.
     """
     groups = [[i] for i in range(size)] if apart else [list(range(size))]
     return torch.cat(serve(model, (search(group) for group in groups)))
@@ -94,7 +95,7 @@ def _size(line: Iterable[tuple[int, Any, Query]]) -> int:
 
 
 def _tell(searches: Sequence[Sequence[LossRecord]]) -> None:
-    """Tell of the steps of several searches as of one batch's."""
+    """Record the steps of several searches as those of one batch."""
     longest = max(searches, key=len, default=[])
     for i, step in enumerate(longest):
         losses = [

@@ -1,4 +1,4 @@
-"""Which of an attack's candidates is returned; and the checks that attacks share."""
+"""The choice among an attack's candidates, early stopping, and a check that attacks share."""
 
 import math
 from collections.abc import Iterable
@@ -15,9 +15,9 @@ from unfool.threat import Norm, Threat, images
 
 
 def rank_value(result: QueryResult) -> Tensor:
-    """What candidates are ranked by, (B,): the share of wrong draws, and of equals the loss.
+    """Return the value that ranks candidates, (B,): the share of wrong draws, then the loss.
 
-    One whose loss is no number is below all others, whatever answers its logits seem to give.
+    A candidate whose loss is NaN ranks below all others, whatever class its logits suggest.
     """
     found = result.error_rate + 1e-3 * torch.tanh(result.loss / 10)
     return found.nan_to_num(nan=-torch.inf)
@@ -31,18 +31,18 @@ def choose(
     noise: Noise,
     draws: int,
 ) -> Tensor:
-    """The candidate of each image that is misclassified most often; of equals, the first.
+    """Return the candidate of each image that is misclassified most often; on ties, the first.
 
-    All meet the same draws, on which none of them was made: a candidate that was lucky on its own
-    draws has nothing of it here.
+    All candidates are evaluated on the same draws, which were used to make none of them, so a
+    candidate that was lucky on its own draws has no advantage here.
 
     Args:
         model: The model, as the attacker sees it.
         y: Labels (B,).
-        candidates: Images (B, C, H, W) each, one at least.
-        loss: What ranks candidates that are misclassified equally often.
-        noise: Of these draws alone.
-        draws: Per candidate and image.
+        candidates: At least one batch of images (B, C, H, W).
+        loss: The loss that ranks candidates that are misclassified equally often.
+        noise: The noise of these draws, used for nothing else.
+        draws: Draws per candidate and image.
     """
     contest = Selection(y, loss, noise, draws)
     for candidate in candidates:
@@ -51,11 +51,11 @@ def choose(
 
 
 class Selection:
-    """`choose` as a part of a search (`queue`): candidates that come one after another.
+    """`choose` as a part of a search (`batch_queue`), where candidates arrive one after another.
 
     Attributes:
-        best: Of those that were met.
-        wrong: Whether that was misclassified on all draws, (B,) of bool.
+        best: The best candidate so far.
+        wrong: Whether that candidate was misclassified on all draws, (B,) of bool.
     """
 
     best: Tensor
@@ -66,11 +66,11 @@ class Selection:
         self._highest: Tensor | None = None
 
     def meet(self, *candidates: Tensor, which: Tensor | None = None) -> AttackSteps[None]:
-        """Compare with the best so far.
+        """Compare candidates with the best one so far.
 
         Args:
             candidates: Images.
-            which: Their positions in the batch; None for all. (The first is of all.)
+            which: Their positions in the batch; None for all. (The first candidate must have all.)
         """
         asked, some = self._asked, slice(None) if which is None else which
         if which is not None:
@@ -89,22 +89,22 @@ class Selection:
 
 @checked_dataclass
 class EarlyStop:
-    """When the search of an image may end: it is wrong on most draws, and again on fresh ones.
+    """A rule that ends an image's search once most draws are wrong, and most fresh draws, too.
 
-    The answers that came with a gradient are used first, so that an image that holds costs nothing;
-    only if enough of them are wrong, fresh draws are asked, a few at a time, and no more once it is
-    settled. So no lucky draws end a search.
+    The draws that came with the gradient are checked first, so an image that withstands them costs
+    nothing extra. Only if enough of them are wrong are fresh draws made, a few at a time, until the
+    outcome is settled. So lucky draws do not end a search.
 
     Attributes:
-        draws: Fresh ones; with 0 a search never ends.
-        share: Of the draws that must be wrong, both times.
+        draws: Number of fresh draws; with 0, a search never ends early.
+        share: The share of draws that must be wrong, both times.
     """
 
     draws: CountFromZero = 0
     share: MostOf = 1.0
 
     def here(self, query: Query, at_query: QueryResult) -> AttackSteps[bool]:
-        """Whether the search of one image may end where it asked last, and what it saw."""
+        """Return whether the search for one image may end at its last query, given the result."""
         noise = query.noise.child("stop", query.turn)
         if not self.draws or float(at_query.error_rate) < self.share - 1e-6:
             return False
@@ -118,10 +118,10 @@ class EarlyStop:
 
 
 def require_norm(attack: str, threat: Threat, *norms: Norm) -> None:
-    """Refuse a threat of another norm than an attack is for.
+    """Refuse a threat whose norm an attack does not support.
 
     Raises:
-        ValueError: It is another.
+        ValueError: The threat's norm is not among `norms`.
     """
     if threat.norm not in norms:
         others = {"l0": "salt-and-pepper or random-search", "l1": "pgd or apgd"}

@@ -14,13 +14,13 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, CountFromZero, NotNegative, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
-INSIDE = 1 - 1e-6  # of the box, where the change of variables still has a slope
-HIGHEST = 1e10  # weight of the margin, as in the published search
+INSIDE = 1 - 1e-6  # scales the box, so that the tanh has a slope at its edges, too
+HIGHEST = 1e10  # the largest weight of the margin, as in the published search
 
 
 @checked_dataclass
 class CarliniWagner:
-    """Adam on the squared l2 distance plus a weight times the missing margin, through a tanh.
+    """Adam on the squared l2 distance plus a weight times the missing margin, in tanh space.
 
     The weight of each image is found by bisection. With noise, the margin is the mean over fresh
     draws in each step, and an image counts as misclassified if most of these draws are wrong.
@@ -32,13 +32,13 @@ class CarliniWagner:
 
     Attributes:
         steps: Steps of Adam in each search.
-        searches: How many weights are tried for each image.
+        searches: Number of weights to try for each image.
         eot: Draws of the defense's noise per step and image.
         learning_rate: Learning rate of Adam, for the variable whose tanh is the image.
-        targets: Searches toward this many wrong classes, the ones with the highest mean logits
-            first; 0 makes one search away from the true class.
+        targets: Number of wrong classes to search toward, in order of decreasing mean logits; 0
+            makes one search away from the true class.
         confidence: The required margin, in logits.
-        weight: The first weight of the margin.
+        weight: The initial weight of the margin.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
     """
@@ -73,7 +73,7 @@ class CarliniWagner:
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """The nearest images across, at whatever length; `x` where none was found.
+        """Return the nearest misclassified images, at any distance; `x` where none was found.
 
         Raises:
             ValueError: The threat's norm is not l2.
@@ -85,7 +85,7 @@ class CarliniWagner:
     def _runs(
         self, model: Classifier, x: Tensor, y: Tensor, noise: Noise
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """After each search: the nearest images across of all of them, and the last of this one."""
+        """Yield after each search the nearest misclassified images so far and its last images."""
         nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         toward: Sequence[Tensor | None] = [None]
         if self.targets:
@@ -115,7 +115,7 @@ class CarliniWagner:
         weight: Tensor,
         noise: Noise,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest image across, the last image, and the length of the former (infinite if none)."""
+        """Return the nearest misclassified images, the last ones, and the former's distances."""
         free = torch.atanh((2 * x - 1) * INSIDE).requires_grad_()
         adam = torch.optim.Adam([free], lr=self.learning_rate)
         nearest, least = x, torch.full_like(x[:, 0, 0, 0], torch.inf)

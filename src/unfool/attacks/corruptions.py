@@ -1,9 +1,10 @@
 """The common corruptions of images (Hendrycks and Dietterich, 2019): 15 kinds, 5 severities.
 
-The definitions and settings are those of CIFAR-10-C, whose lengths are pixels of 32 x 32 images; of
-images of another size the recipe is the same, and it is no published benchmark. What is drawn comes
-from the image's own noise. Frost is the one that differs: it lays photographs over the image, which
-are not ours to ship, and here the ice is drawn. (The files of CIFAR-10-C: data set `cifar10-c`.)
+The definitions and settings are those of CIFAR-10-C, whose lengths are in pixels of 32 x 32
+images. Images of another size get the same recipe, which is then not a published benchmark. All
+randomness comes from the image's own noise. Only frost differs: the original overlays photographs,
+which we may not distribute, so here the ice is synthetic. (The files of CIFAR-10-C are the data set
+`cifar10-c`.)
 """
 
 import io
@@ -31,8 +32,8 @@ class Corruption:
 
     Attributes:
         kind: One of `data.cifar_c.KINDS`.
-        severity: 1 to 5; None draws one for each image, so that the mean over images is one over
-            severities, too.
+        severity: 1 to 5; None draws one for each image, so that the mean over images is also a
+            mean over severities.
         bounded: False: the threat does not limit the changes.
         adversarial: False: nobody chose these changes to fool the model.
     """
@@ -54,13 +55,13 @@ def corrupt(x: Tensor, kind: Kind, severity: Severity | None, noise: Noise) -> T
     """Corrupt images, and round them to 8 bits.
 
     Args:
-        x: Images (B, C, H, W) of [0, 1], C being 1 or 3.
+        x: Images (B, C, H, W) in [0, 1], where C is 1 or 3.
         kind: One of `data.cifar_c.KINDS`.
         severity: 1 to 5; None draws one for each image.
-        noise: The noise from which all randomness is drawn, for the same images.
+        noise: The source of all randomness, for the same images.
 
     Raises:
-        ValueError: There is no such corruption, or images have neither 1 nor 3 channels.
+        ValueError: There is no such kind or severity, or images have neither 1 nor 3 channels.
     """
     check_arguments(corrupt, locals())
     if x.shape[1] not in (1, 3):
@@ -77,7 +78,7 @@ def corrupt(x: Tensor, kind: Kind, severity: Severity | None, noise: Noise) -> T
     return torch.from_numpy(out).to(x)
 
 
-# Each takes a picture (H, W, C) of [0, 1], the severity counted from 0, and the picture's noise.
+# Each function takes an image (H, W, C) in [0, 1], the severity counted from 0, and its noise.
 
 
 def _gaussian_noise(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
@@ -85,13 +86,13 @@ def _gaussian_noise(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _shot_noise(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    photons = (500, 250, 100, 75, 50)[level]  # of a white pixel
+    photons = (500, 250, 100, 75, 50)[level]  # per white pixel
     return stats.poisson.ppf(_uniform(noise, *x.shape), x * photons) / photons
 
 
 def _impulse_noise(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     share = (0.01, 0.02, 0.03, 0.05, 0.07)[level]
-    draw = _uniform(noise, *x.shape)  # below the share: half of it black, half white
+    draw = _uniform(noise, *x.shape)  # the lower half of the share turns black, the upper white
     return np.where(draw < share, np.where(draw < share / 2, 0.0, 1.0), x)
 
 
@@ -112,8 +113,8 @@ def _glass_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     row, column = np.mgrid[:height, :width]
     inside = (row > 1) & (column > 1)
     for i in range(rounds):
-        # Each pixel takes the place of itself or of a neighbor above and left of it. (The release
-        # means to swap the two, but what it assigns from is what it has just overwritten.)
+        # Each pixel gets its own value or that of a neighbor above and left of it. (The release
+        # intends to swap the two, but assigns from a value that it has just overwritten.)
         up, left = (_uniform(noise.child(i), height, width, 2) < 0.5).transpose(2, 0, 1) & inside
         x = x[row - up, column - left]
     return _blurred(x, sigma)
@@ -125,7 +126,7 @@ def _motion_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 
 def _zoom_blur(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
-    # As released: of a float's range, the end is in it or not as rounding will have it.
+    # As released: whether the range includes its end depends on rounding.
     zooms = np.arange(
         1, *((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01))[level]
     )
@@ -153,7 +154,7 @@ def _frost(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     kept, share = ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[level]
     height, width = x.shape[:2]
     grains = _plasma(_power(max(height, width)), 1.5, noise)[:height, :width]
-    ice = ((1 - np.abs(2 * grains - 1)) ** 1.5)[..., None]  # ridges, as of crystals
+    ice = ((1 - np.abs(2 * grains - 1)) ** 1.5)[..., None]  # ridges, like those of crystals
     tint = np.array([0.85, 0.95, 1.0]) if x.shape[2] == 3 else np.ones(1)
     return kept * x + share * ice * tint
 
@@ -168,7 +169,7 @@ def _fog(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
 
 def _brightness(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     more = (0.05, 0.1, 0.15, 0.2, 0.3)[level]
-    value = x.max(2, keepdims=True)  # of hue, saturation, value; the first two are kept
+    value = x.max(2, keepdims=True)  # the V of HSV; hue and saturation are kept
     brighter = np.minimum(value + more, 1)
     return np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
 
@@ -190,8 +191,8 @@ def _elastic_transform(x: np.ndarray, level: int, noise: Noise) -> np.ndarray:
     center, arm = np.array(x.shape[:2]) // 2, side // 3
     corners = center + arm * np.array([[1, 1], [1, -1], [-1, -1]])
     moved = corners + tilt * side * (2 * _uniform(noise.child("tilt"), 3, 2) - 1)
-    # Where a pixel of the result comes from: the affine map that takes `moved` to `corners`. Both
-    # moves are made at once; the release interpolates twice, which blurs a little more.
+    # `back` maps a pixel of the result to its source: the affine map from `moved` to `corners`.
+    # Both deformations share one interpolation; the release interpolates twice, which blurs more.
     back = np.linalg.solve(np.c_[moved, np.ones(3)], corners.astype(float))
     places = np.mgrid[: x.shape[0], : x.shape[1]].astype(float)
     shift = far * side * (2 * _uniform(noise.child("shift"), 2, *x.shape[:2]) - 1)
@@ -243,7 +244,7 @@ def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _streaked(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Half a Gaussian of `2 radius + 1` taps along a line (degrees, clockwise from the right)."""
+    """Blur along a line (degrees clockwise from the right): half a Gaussian, 2 radius + 1 taps."""
     weights = np.exp(-(np.arange(2 * radius + 1) ** 2) / (2 * sigma**2))
     row, column = np.mgrid[: x.shape[0], : x.shape[1]]
     out = np.zeros_like(x)
@@ -256,7 +257,7 @@ def _streaked(x: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndar
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of a picture, enlarged to the whole."""
+    """Enlarge the middle of an image to the size of the whole."""
     cut = [math.ceil(side / factor) for side in x.shape[:2]]
     top, left = ((side - c) // 2 for side, c in zip(x.shape[:2], cut, strict=True))
     middle = x[top : top + cut[0], left : left + cut[1]]
@@ -266,7 +267,7 @@ def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _plasma(side: int, decay: float, noise: Noise) -> np.ndarray:
-    """Clouds (side, side) of [0, 1]: diamond-square on a torus, each scale `decay`^2 times fainter."""
+    """Clouds (side, side) in [0, 1]: diamond-square on a torus; each scale is `decay`^2 fainter."""
     map_ = np.zeros((side, side))
     step, size = side, 100.0
     while step > 1:
@@ -285,7 +286,7 @@ def _plasma(side: int, decay: float, noise: Noise) -> np.ndarray:
 
 
 def _power(side: int) -> int:
-    """The next power of 2."""
+    """The smallest power of 2 that is at least `side`."""
     return 1 << (side - 1).bit_length()
 
 

@@ -12,7 +12,7 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, checked_dataclass
 from unfool.threat import Threat, images
 
-LEAST = 1e-6  # how far a step goes over a plane at least, lest rounding hold an image on it
+LEAST = 1e-6  # the least overshoot, so that rounding cannot keep an image on a plane
 
 
 @checked_dataclass
@@ -26,9 +26,9 @@ class DeepFool:
     compared on fresh draws.
 
     Attributes:
-        steps: The most steps of an image.
+        steps: Maximum number of steps per image.
         eot: Draws of the defense's noise per step and image.
-        targets: How many wrong classes are tried, the ones with the highest mean logits first.
+        targets: Number of wrong classes to try, in order of decreasing mean logits.
         overshoot: How far beyond the plane a step goes, as a share of its length.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
@@ -57,9 +57,9 @@ class DeepFool:
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """Where the steps end, at whatever length: across for most images, and near the boundary.
+        """Return where the steps end, at any distance: near the boundary, mostly on the wrong side.
 
-        Of the threat, only the norm counts. An image that is across from the start is left alone.
+        Only the norm of the threat matters. Images that start out misclassified are left unchanged.
 
         Raises:
             ValueError: The threat's norm is l1 or l0.
@@ -81,12 +81,12 @@ class DeepFool:
         return x_adv
 
     def _over(self, x: Tensor, results: list[QueryResult], threat: Threat) -> Tensor:
-        """Just over the nearest of the planes, of each class one."""
+        """Move images just beyond the nearest plane, of one plane per class."""
         way, least = torch.zeros_like(x), torch.full_like(x[:, 0, 0, 0], torch.inf)
         for margin, _, gradient in results:
             steepest = threat.steepest(gradient)
             slope = (steepest * gradient.nan_to_num(0, 0, 0)).flatten(1).sum(1)
-            far = (-margin).clamp(min=0) / slope  # no number, or infinite, where there is no slope
+            far = (-margin).clamp(min=0) / slope  # NaN or infinite where the slope is 0
             nearer = far < least
             way = torch.where(images(nearer), steepest, way)
             least = torch.where(nearer, far, least)

@@ -1,4 +1,4 @@
-"""The weight of each draw of the defense's noise in a step (DiffHammer, Wang et al., 2024)."""
+"""Weights of the draws of the defense's noise in a step (DiffHammer, Wang et al., 2024)."""
 
 from functools import partial
 from typing import Literal
@@ -10,17 +10,17 @@ from unfool.attacks.losses import Loss, Weigh
 from unfool.threat import Threat
 
 Weights = Literal["mean", "em"]
-STEPS = 5  # of expectation and maximization
+STEPS = 5  # iterations of expectation and maximization
 SHARPNESS = 5.0  # how fast a weight falls from 1 to 0 around the boundary
 
 
 def weigh_draws(weights: Weights, threat: Threat) -> Weigh | None:
-    """How `Query.weigh` weighs draws: all alike (None), or by expectation and maximization."""
+    """Return the weighing for `Query.weigh`: equal (None), or expectation and maximization."""
     return None if weights == "mean" else partial(em_weights, threat)
 
 
 def require_boundary(weights: Weights, loss: Loss) -> None:
-    """Refuse to weigh draws by a loss that does not say on which side of the boundary they are.
+    """Refuse to weigh draws by a loss that does not show on which side of the boundary they are.
 
     Raises:
         ValueError: The weights are `"em"`, and the loss is the cross-entropy.
@@ -33,27 +33,27 @@ def require_boundary(weights: Weights, loss: Loss) -> None:
 
 
 def em_weights(threat: Threat, losses: Tensor, gradients: Tensor) -> Tensor:
-    """How likely each draw is to be fooled by what fools the others, (B, draws), from 0 to 1.
+    """Estimate how likely a step that fools the others fools each draw, (B, draws), in [0, 1].
 
-    A common direction r begins at the draw whose steepest step lifts most of all draws (by the sum of
-    ELUs). Then, in turn: a draw that a step of the whole budget along r would bring to the loss e has
-    the weight sigmoid(5 e / s), where s is the mean |e| (expectation); and r is the weighted mean of
-    the gradients (maximization). So draws that nothing common fools, whose gradients pull elsewhere,
-    count for little.
+    A common direction r starts as the gradient of the draw whose steepest step raises the losses of
+    all draws most (by the sum of their ELUs). Then two steps alternate. Expectation: a draw whose
+    loss would become e after a step of the whole budget along r has the weight sigmoid(5 e / s),
+    where s is the mean |e|. Maximization: r becomes the weighted mean of the gradients. So draws
+    whose gradients point elsewhere, and which no common step fools, get little weight.
 
-    The release takes an e without the budget, in the unit of the logits, and the weights of the first
-    turn only; here the scale of the logits plays no part, and the turns go on.
+    The release computes e without the budget, in units of the logits, and uses the weights of the
+    first iteration. Here, the scale of the logits has no effect, and the last iteration counts.
 
     Args:
-        threat: What a step may change.
-        losses: (B, draws), positive where a draw is misclassified.
-        gradients: (B, draws, C, H, W).
+        threat: The threat, which determines the steps.
+        losses: Losses (B, draws), positive where a draw is misclassified.
+        gradients: Gradients of the losses (B, draws, C, H, W).
     """
     losses, gradients = losses.nan_to_num(), gradients.nan_to_num(0, 0, 0)
     size, draws = losses.shape
     steps = threat.steepest(gradients.flatten(0, 1)).view(size, draws, -1)
     flat = gradients.flatten(2)
-    gains = torch.einsum("bid,bjd->bij", steps, flat)  # of draw j by the step of draw i
+    gains = torch.einsum("bid,bjd->bij", steps, flat)  # of draw j's loss by draw i's step
     lifted = torch.nn.functional.elu(losses[:, None] + threat.eps * gains).sum(2)
     first = lifted.argmax(1)
     common = gradients[torch.arange(size, device=losses.device), first]

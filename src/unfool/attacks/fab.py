@@ -16,9 +16,9 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, checked_dataclass
 from unfool.threat import Threat, images
 
-BEYOND = 1.05  # how far over the plane a step goes
-PULL = 0.1  # the largest share of a step that starts at the original image
-BACK = 0.9  # how much of the way is kept once an image is misclassified
+BEYOND = 1.05  # the length of a step, in distances to the plane
+PULL = 0.1  # the largest weight of the step that starts at the original image
+BACK = 0.9  # the share of the perturbation that is kept once an image is misclassified
 
 
 @checked_dataclass
@@ -33,15 +33,15 @@ class FAB:
     within eps. A random model is wrong there only about half of the time, and more often farther
     away. So the images at distance eps, in the direction of that image and of the last plane, are
     candidates, too, and all are compared on fresh draws. An image that is misclassified on most
-    draws from the start is moved away from the plane, not toward it. An image that the model
-    answers without noise gets one draw, also where others get several (`noise_free`), and is skipped
-    by later runs once it is broken.
+    draws from the start is moved away from the plane, not toward it. Images that the model
+    classifies without noise get a single draw, even if others get several (`noise_free`), and later
+    runs skip those that are broken already.
 
     Attributes:
         steps: Steps of a run.
         eot: Draws of the defense's noise per step and image, for the gradient and for the decision.
-        targets: Runs toward this many wrong classes, the ones with the highest mean logits first.
-        restarts: Runs of each target; the first starts at the image, others at random.
+        targets: Number of wrong classes to run toward, in order of decreasing mean logits.
+        restarts: Runs for each target; the first starts at the image, the others at random.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
     """
@@ -56,7 +56,7 @@ class FAB:
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """Adversarial images, shaped like `x`; the image itself where none was found within eps.
+        """Adversarial images, shaped like `x`; the original where no candidate ranks above it.
 
         Raises:
             ValueError: The threat's norm is l1 or l0.
@@ -87,9 +87,9 @@ class FAB:
     def nearest(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """The nearest images across that any run found, at whatever length; `x` where none was.
+        """Return the nearest misclassified images of all runs, at any distance, or else `x`.
 
-        Of the threat, only the norm counts (and eps for the random starts of `restarts`).
+        Only the norm of the threat matters (and eps, for the random starts of `restarts`).
 
         Raises:
             ValueError: The threat's norm is l1 or l0.
@@ -112,9 +112,9 @@ class FAB:
         noise: Noise,
         leave: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The images of each run, by position, and its ends.
+        """Yield each run's image positions, nearest misclassified images, and last images.
 
-        With `leave`, the next runs are without the images that it beat within eps.
+        With `leave`, later runs skip the images that a run broke within eps.
         """
         aims = runner_up_classes(model, x, y, noise.child("rivals"), self.eot, self.targets)
         left = torch.arange(len(x), device=x.device)
@@ -141,13 +141,13 @@ class FAB:
         threat: Threat,
         noise: Noise,
     ) -> tuple[Tensor, Tensor]:
-        """The nearest image across, and one away from the true class; `x` where none was across."""
+        """Return the nearest misclassified images, and ones away from the true class, or `x`."""
         nearest, last, least = x, x, torch.full_like(x[:, 0, 0, 0], torch.inf)
         for i in range(self.steps):
             result = query_model(model, x_adv, y, "margin", noise, i, self.eot, target=aim)
             slope = result.gradient.nan_to_num(0, 0, 0)
-            missing = -result.loss.nan_to_num(0, 0, 0)  # what the plane still asks for from here,
-            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from the image
+            missing = -result.loss.nan_to_num(0, 0, 0)  # gain from x_adv to the plane,
+            since = missing + (slope * (x_adv - x)).flatten(1).sum(1)  # and from x to it
             here = to_plane(x_adv, slope, missing, threat)
             there = to_plane(x, slope, since, threat)
             one, two = threat.size(here), threat.size(there)
@@ -166,23 +166,24 @@ class FAB:
 
 
 def stretched(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
-    """The allowed image in the direction of `x_adv`, at the length of eps."""
+    """Return the allowed image at distance eps from `x` in the direction of `x_adv`."""
     size = threat.size(x_adv - x).clamp(min=1e-12)
     return threat.project(x, x + images(threat.eps / size) * (x_adv - x))
 
 
 def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
-    """The shortest d, in the threat's norm, with <normal, d> = gain and x + d of [0, 1].
+    """Return the shortest d, in the threat's norm, with <normal, d> = gain and x + d in [0, 1].
 
-    Every pixel moves at a speed of its own (1 for linf, |normal| for l2) until it meets the box; the
-    time that reaches `gain` is found among the sorted times of these meetings (Croce and Hein,
-    2020b). Where the box forbids it, as far as it allows.
+    Every pixel moves at its own speed (1 for linf, |normal| for l2) until it reaches the edge of
+    the box. The time at which all pixels together reach `gain` is found among the sorted times at
+    which they reach the edge (Croce and Hein, 2020b). If the box forbids it, d goes as far as the
+    box allows.
 
     Args:
-        x: Images (B, C, H, W) of [0, 1].
-        normal: Shaped like `x`.
-        gain: (B,), of any sign.
-        threat: Its norm is linf or l2.
+        x: Images (B, C, H, W) in [0, 1].
+        normal: The normals of the planes, shaped like `x`.
+        gain: Wanted changes (B,), of any sign.
+        threat: A threat with norm linf or l2.
     """
     pull = normal.flatten(1)
     scale = pull.abs().amax(1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
@@ -192,8 +193,8 @@ def to_plane(x: Tensor, normal: Tensor, gain: Tensor, threat: Threat) -> Tensor:
     speed = pull.abs() if threat.norm == "l2" else (pull != 0).to(x)
     meets = torch.where(speed > 0, room / speed.clamp(min=torch.finfo(x.dtype).tiny), 0)
     meets, order = meets.sort(1)
-    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by the pixels that met the box
-    slopes = (pull.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of all the others
+    gained = (pull.abs() * room).gather(1, order).cumsum(1)  # by pixels at the edge of the box
+    slopes = (pull.abs() * speed).gather(1, order).flip(1).cumsum(1).flip(1)  # of the other pixels
     zero = torch.zeros_like(wanted)
     before = torch.cat([zero, gained], 1)
     slopes = torch.cat([slopes, zero], 1)

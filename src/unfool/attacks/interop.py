@@ -1,7 +1,7 @@
 """Adapters: unfool's models for attacks of other libraries, and such attacks for unfool.
 
-torchattacks, foolbox, ART and the public AutoAttack take a model for a function of an image, f(x). A
-random defense is none: whoever hands it over must say what noise a call meets.
+torchattacks, foolbox, ART and the public AutoAttack expect a model that is a function f(x) of the
+images. A random defense is not, so its caller must choose the noise of each call.
 """
 
 import math
@@ -25,23 +25,23 @@ from unfool.threat import Threat
 def as_module(
     model: Classifier, noise: Literal["fresh"] | int | Noise = "fresh", votes: Count = 1
 ) -> nn.Module:
-    """A model as a plain module, images (B, C, H, W) of [0, 1] to logits (B, K); gradients pass.
+    """Wrap a model as a differentiable module from images (B, C, H, W) in [0, 1] to logits (B, K).
 
-    It stays in evaluation mode, as do the networks inside: `train()` changes nothing.
+    The module and the networks inside stay in evaluation mode: `train()` has no effect.
 
     Args:
         model: Any classifier, defended or not.
         noise: `"fresh"` draws new noise in every call, which cannot be repeated. A whole number is
             a seed: all images of all calls get the same draw, so that the logits depend on the
             image alone. With a `Noise`, the image at position i always gets stream i; use it if
-            every call has the whole batch in the same order.
+            every call passes the whole batch in the same order.
         votes: If above 1, a call takes this many draws of each image and returns the logarithm of
             their mean probability, at that many times the memory and time.
 
     Raises:
         ValueError: `noise` is none of these, `votes` is below 1, or a network inside is in training
             mode.
-        RuntimeError: In a call: logits are not finite, so that no class is the highest.
+        RuntimeError: During a call, logits are not finite, so that no class is the highest.
     """
     check_arguments(as_module, {"votes": votes})
     check_evaluating(model)
@@ -57,9 +57,9 @@ def as_module(
 
 
 class Module(nn.Module):
-    """A classifier, with a function that says what noise a call of so many images meets.
+    """A classifier with a function that returns the noise for a call of a given number of images.
 
-    With `finite`, logits that are not finite are refused: who calls it may take an argmax of them.
+    With `finite`, logits that are not finite are refused, because the caller may take their argmax.
     """
 
     def __init__(
@@ -71,12 +71,12 @@ class Module(nn.Module):
     ):
         super().__init__()
         self.model, self.draw, self.votes, self.finite = model, draw, votes, finite
-        # Its weights show a device.
+        # A submodule whose weights show the device.
         self.inner = model.model if isinstance(model, Batched) else None
         self.training = False
 
     def train(self, mode: bool = True) -> Self:
-        """Change nothing: other libraries switch modes, and an answer must not depend on the batch."""
+        """Do nothing: other libraries switch modes, but an answer must not depend on the batch."""
         return self
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,12 +97,12 @@ class Module(nn.Module):
 
 @dataclass(frozen=True)
 class ExternalAttack:
-    """A function `f(model, x, y)` as an attack; `threat` and `noise` are given, too, if it names them.
+    """A function `f(model, x, y)` as an attack; it may have parameters `threat` and `noise`, too.
 
     The function gets the model as a plain module (`as_module`) that uses the attacker's own noise,
     fresh in every call. The attacker's noise also seeds the global generators of torch, NumPy, and
-    Python, so that the same batch gives the same images again. Unlike with other attacks, the
-    result for an image may depend on the other images of its batch.
+    Python, so that the same batch gives the same images again. Unlike in other attacks, the result
+    for an image may depend on the other images of its batch.
 
     Attributes:
         function: The function; it returns adversarial images, a tensor or an array shaped like `x`
@@ -118,7 +118,7 @@ class ExternalAttack:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The function returned something else.
+            ValueError: The function returned neither a tensor nor an array.
         """
         turns = count()
 
@@ -142,7 +142,7 @@ class ExternalAttack:
 
 
 def _at(noise: Noise, size: int) -> Noise:
-    """Noise for a call of `size` images, which must be those that it is for."""
+    """Return the noise of a call after a check that it is for `size` images."""
     if size != len(noise):
         raise ValueError(
             f"the model was called with {size} images, and its noise is fixed for {len(noise)} "

@@ -23,14 +23,14 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """How far the best wrong class is above the true one (B,); positive is misclassified."""
+    """The highest wrong logit minus the true one (B,); positive if the image is misclassified."""
     true = F.one_hot(y, logits.shape[1]).bool()
     wrong = logits.masked_fill(true, -torch.inf).amax(1)
     return wrong - logits.gather(1, y[:, None])[:, 0]
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """The margin over the gap from the first to the third logit, (B,) (Croce and Hein, 2020).
+    """The margin divided by the gap between the top and third logits, (B,) (Croce and Hein, 2020).
 
     It does not change when logits are scaled or shifted.
 
@@ -47,12 +47,12 @@ def toward_cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 def toward_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """How far the class `target` is above the true one, (B,)."""
+    """The logit of the class `target` minus the true one, (B,)."""
     return (logits.gather(1, target[:, None]) - logits.gather(1, y[:, None]))[:, 0]
 
 
 def toward_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
-    """`toward_margin` over a gap among the first four logits, (B,) (Croce and Hein, 2020).
+    """`toward_margin` divided by a gap among the top four logits, (B,) (Croce and Hein, 2020).
 
     Raises:
         ValueError: There are fewer than 4 classes.
@@ -83,7 +83,8 @@ class QueryResult(NamedTuple):
     Attributes:
         loss: The mean loss (B,).
         error_rate: The share of draws that were misclassified (B,).
-        gradient: Of the mean loss at the images (B, C, H, W); zeros if it was not asked for.
+        gradient: The gradient of the loss at the images (B, C, H, W), averaged over draws with the
+            weights of `Query.weigh`; zeros if it was not asked for.
     """
 
     loss: Tensor
@@ -92,10 +93,10 @@ class QueryResult(NamedTuple):
 
 
 class LossRecord(NamedTuple):
-    """What a search that asked for a gradient was told of its loss.
+    """The loss of one gradient step of a search.
 
     Attributes:
-        run: What its steps have in common: the keys of the noise, and the loss.
+        run: What identifies the run of the step: the keys of the noise and the name of the loss.
         loss: The mean loss (B,).
     """
 
@@ -108,9 +109,9 @@ _WATCHED: ContextVar[list[LossRecord] | None] = ContextVar("watched", default=No
 
 @contextmanager
 def recording_losses() -> Iterator[list[LossRecord]]:
-    """Every look with a gradient inside the `with`, in order; of one inside another, not the outer's.
+    """Record the loss of every gradient step inside the `with`, in order.
 
-    So a search is watched without being told of it.
+    A search need not know that it is recorded. In nested blocks, only the innermost one records.
     """
     steps: list[LossRecord] = []
     token = _WATCHED.set(steps)
@@ -121,11 +122,12 @@ def recording_losses() -> Iterator[list[LossRecord]]:
 
 
 class Query(NamedTuple):
-    """What a search asks of the model: the arguments of `query_model`, and how draws are weighed.
+    """What a search asks of the model: the arguments of `query_model` other than the model.
 
     Attributes:
-        weigh: Given the losses (B, draws) and the gradients (B, draws, C, H, W) of all draws, what each
-            counts for in the gradient (B, draws); None for all alike. The loss stays the plain mean.
+        weigh: A function from the losses (B, draws) and the gradients (B, draws, C, H, W) of all
+            draws to their weights in the gradient (B, draws); None for equal weights. The loss
+            stays the unweighted mean.
     """
 
     x: Tensor
@@ -153,20 +155,20 @@ def query_model(
 ) -> QueryResult:
     """Query the model at `x` with `draws` draws of its noise per image (EOT, Athalye et al., 2018).
 
-    Images and draws go together into one call, up to `model.batch_size` at a time.
+    All draws of all images are batched, with up to `model.batch_size` in one call.
 
     Args:
         model: The model, as the attacker sees it.
         x: Images (B, C, H, W).
         y: Labels (B,).
-        loss: What to average.
+        loss: The loss to average.
         noise: The attacker's noise.
-        turn: The number of this query; the same turn meets the same draws.
-        draws: Per image.
-        gradient: Whether to ask for the gradient.
-        target: A class per image (B,) to be climbed to; None is away from the true one. (Wrong is
-            what is not the true class, either way.)
-        weigh: What each draw counts for in the gradient (see `Query`).
+        turn: The number of this query; the same turn has the same draws.
+        draws: Draws per image.
+        gradient: Whether to compute the gradient.
+        target: A class per image (B,) to move toward; None moves away from the true class. (In both
+            cases, a draw is wrong if its answer is not the true class.)
+        weigh: The weights of the draws in the gradient (see `Query`).
     """
     asked = Query(x, y, loss, noise, turn, draws, gradient, target, weigh)
     (result,) = query_batch(model, [asked])
@@ -176,18 +178,18 @@ def query_model(
 
 
 def gradient_run(step: LossRecord) -> None:
-    """Tell whoever is `recording_losses` of a step."""
+    """Add a step to the innermost `recording_losses`, if there is one."""
     if (steps := _WATCHED.get()) is not None:
         steps.append(step)
 
 
 def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult]:
-    """`query_model` for several queries at once, which go together into one call, too.
+    """Answer several queries at once, batched like the draws of one (`query_model`).
 
-    They have the same loss, and ask for a gradient all or none, toward targets all or none. Of a model
-    that keeps several classes (`protocols.Classifier`), the wrong ones that may stay above the true one
-    are left out of the logits: the loss is that of the others, and wrong is an image lost to them. (A
-    loss toward a target is of all logits.)
+    All queries must have the same loss, and agree on whether they want a gradient and whether they
+    have a target. If the model keeps several classes (`protocols.Classifier`), the highest wrong
+    logits, which may stay above the true one, are left out: the loss and the error rate depend only
+    on the others. (A loss toward a target uses all logits.)
     """
     first, keeps = queries[0], getattr(model, "classes_kept", 1)
     images, labels = (
@@ -251,7 +253,7 @@ def query_batch(model: Classifier, queries: Sequence[Query]) -> list[QueryResult
 
 @torch.no_grad()
 def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: int) -> Tensor:
-    """The logits (B, draws, K) of `draws` draws of the model's noise per image."""
+    """Logits (B, draws, K) of `draws` draws of the model's noise per image."""
     copies, images = noise.for_query(turn, draws), x.repeat_interleave(draws, 0)
 
     def tell(part: slice) -> Tensor:
@@ -264,11 +266,11 @@ def query_logits(model: Classifier, x: Tensor, noise: Noise, turn: int, draws: i
 
 
 def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
-    """Which images the model answers without noise, (B,) of bool: what one draw says, all draws say.
+    """Return which images the model classifies without noise, (B,) of bool: one draw decides them.
 
-    Their logits are the same at two draws, and the model drew nothing from its noise: votes may agree
-    by luck. The model is called with one image at a time where the logits agree and it did draw, as
-    that may have been for other images of the batch.
+    The logits of such an image agree between two draws, and the model drew nothing from its noise.
+    Agreement alone is not enough, since votes may agree by luck. If the model did draw noise, it is
+    called again with each image whose logits agree, since the noise may have been for other images.
     """
     before = drawn_so_far()
     one, other = query_logits(model, x, noise, 0, 2).unbind(1)
@@ -285,7 +287,7 @@ def without_noise(model: Classifier, x: Tensor, noise: Noise) -> Tensor:
 def runner_up_classes(
     model: Classifier, x: Tensor, y: Tensor, noise: Noise, draws: int, n: int
 ) -> Tensor:
-    """The `n` wrong classes of the highest mean logits, (B, n), the highest first; fewer of few."""
+    """Return the `n` wrong classes (or all) with the highest mean logits, (B, n), highest first."""
     mean = query_logits(model, x, noise, 0, draws).mean(1)
     check_labels(y, len(x), mean.shape[1])
     wrong = mean.masked_fill(F.one_hot(y, mean.shape[1]).bool(), -torch.inf)
@@ -293,9 +295,9 @@ def runner_up_classes(
 
 
 def competing_logits(logits: Tensor, y: Tensor, keeps: int) -> tuple[Tensor, Tensor]:
-    """Of logits (B, K) the true one, then the wrong ones from the `classes_kept`-th best on; labels 0.
+    """Return the true logit and the wrong ones from the `keeps`-th highest on, and the label 0.
 
-    Where one class is kept, nothing is left out, nor is the order changed.
+    If `keeps` is 1, the logits (B, K) and labels are returned unchanged.
     """
     classes = logits.shape[1]
     if keeps == 1:

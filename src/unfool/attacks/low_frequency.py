@@ -16,19 +16,19 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, NotNegative, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
-STILL = 6.0  # by how much the logit of a kernel's center is above the others at the start
+STILL = 6.0  # the initial logit of a kernel's center; the others are 0
 
 
 @checked_dataclass
 class LowFrequency:
-    """A chain of smoothing filters, with a kernel for every pixel, found by Adam.
+    """A chain of smoothing filters, with a kernel for every pixel, optimized by Adam.
 
     A filter replaces a pixel by a weighted mean of its neighbors. The weights are positive and sum
     to 1, the same for all channels; neighbors of another color count less, as in a bilateral
     filter, so edges stay. The filters smooth and shade, so an image can be far from the original in
     pixel values and still look alike, and purifiers, which remove noise, leave it as it is.
 
-    Adam maximizes the mean margin (up to a sufficient one) minus a penalty for each image's
+    Adam maximizes the mean margin (capped at `confidence`) minus a penalty for each image's
     perceptual distance beyond a bound. An image that is still beyond the bound at the end is moved
     straight back toward the original. The filters and the distance are simpler than the paper's, so
     do not expect its numbers.
@@ -39,14 +39,14 @@ class LowFrequency:
     Attributes:
         steps: Steps of Adam.
         eot: Draws of the defense's noise per step and image.
-        filters: Filters in the chain.
+        filters: Number of filters in the chain.
         width: Width of a kernel in pixels, odd.
-        color: The difference of two colors, in [0, 1], by which a neighbor's weight falls to 0.6.
+        color: The color difference, in [0, 1], at which a neighbor's weight has fallen to 0.6.
         learning_rate: Learning rate of Adam, for the logits of the kernels.
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"`.
         bound: The largest distance without a penalty.
         penalty: The penalty per unit of distance beyond the bound.
-        confidence: The sufficient margin, in logits.
+        confidence: The margin, in logits, beyond which the objective does not increase.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
         bounded: False: the threat does not limit the changes.
@@ -78,7 +78,7 @@ class LowFrequency:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The distance is lpips, and its package is not here.
+            ValueError: The distance is lpips, whose package or weights are not available.
         """
         distance, size = INPUT[self.distance], self.width**2
         kernels = x.new_zeros(len(x), self.filters, size, *x.shape[2:])
@@ -108,13 +108,13 @@ class LowFrequency:
 
 
 def filtered(x: Tensor, kernels: Tensor, color: float) -> Tensor:
-    """Images (B, C, H, W) after a chain of filters, of [0, 1] as the images are.
+    """Apply a chain of filters to images (B, C, H, W) in [0, 1].
 
     Args:
         x: Images.
-        kernels: Logits (B, filters, width * width, H, W) of the weights of a place's neighbors, row by
-            row; beyond the border are the border's pixels.
-        color: The deviation of the Gaussian of the colors' distance that a weight is multiplied by.
+        kernels: Logits (B, filters, width * width, H, W) of the weights of a pixel's neighbors, row
+            by row. Border pixels are repeated beyond the border.
+        color: The standard deviation of the Gaussian of the color difference in each weight.
     """
     side = round(kernels.shape[2] ** 0.5)
     for logits in kernels.unbind(1):
@@ -123,4 +123,4 @@ def filtered(x: Tensor, kernels: Tensor, color: float) -> Tensor:
         apart = (around - x[:, :, None]).square().mean(1)
         weights = (logits - apart / (2 * color**2)).softmax(1)
         x = (around * weights[:, None]).sum(2)
-    return x.clamp(0, 1)  # of rounding
+    return x.clamp(0, 1)  # undoes rounding errors

@@ -1,4 +1,4 @@
-"""Images that a model answers without noise: an attack needs one draw of these, and no second look."""
+"""Images that a model classifies without noise, for which an attack needs only one draw."""
 
 from collections.abc import Callable
 
@@ -17,9 +17,10 @@ def split_by_noise(
     noise: Noise,
     attack: Callable[[Tensor, Tensor, Noise, bool], Tensor],
 ) -> Tensor:
-    """Attack the images that the model answers without noise apart from the others.
+    """Attack the images that the model classifies without noise separately from the others.
 
-    To ask for them costs two passes over the images, on a stream of noise for that alone.
+    Telling them apart costs two draws per image, from their own stream of noise, and one more for
+    images with equal logits if the model used noise.
 
     Args:
         model: The model, as the attacker sees it.
@@ -27,7 +28,7 @@ def split_by_noise(
         y: Their labels (B,).
         noise: The attacker's noise.
         attack: Called with some of the images, their labels, their noise, and whether the model
-            answers them without noise; returns their adversarial images.
+            classifies them without noise; returns their adversarial images.
 
     Returns:
         The adversarial images (B, C, H, W), in the order of `x`.

@@ -14,17 +14,17 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, Positive, checked_dataclass
 from unfool.threat import Threat, images
 
-BOUND = 0.99  # the share of the bound from which on steps go along its surface
-FIND = 12  # halvings for a place on the bound
+BOUND = 0.99  # the share of the bound beyond which steps follow its surface
+FIND = 12  # bisection steps to find a point on the bound
 
 
 @checked_dataclass
 class PerceptualPGD:
-    """Gradient steps within a bound on a perceptual distance, whatever the distance in pixels.
+    """Gradient steps within a bound on a perceptual distance, whatever the change in pixel values.
 
     A step follows the gradient; at the bound, it follows the part of the gradient that is tangent
     to the bound. An image beyond the bound is moved straight back toward the original until it is
-    within. The last image, the one with the highest mean loss, and the original are compared on
+    inside. The last image, the one with the highest mean loss, and the original are compared on
     fresh draws. The spec's threat, which measures pixel values, does not limit this attack. SSIM
     hardly depends on the corners of an image, so these may change freely.
 
@@ -32,9 +32,8 @@ class PerceptualPGD:
         steps: Gradient steps.
         eot: Draws of the defense's noise per step and image.
         distance: `"ssim"` (1 - SSIM), `"lpips"` (needs its package), `"mse"` or `"l1"` (means).
-        bound: The largest distance, in the distance's own unit.
-        step_size: The step size, as a share of the length that reaches the bound along the first
-            gradient.
+        bound: The largest allowed distance, in the unit of `distance`.
+        step_size: The step size, as a share of the distance to the bound along the first gradient.
         loss: `"ce"`, `"margin"` or `"dlr"`.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
@@ -57,7 +56,7 @@ class PerceptualPGD:
         """Adversarial images, shaped like `x`.
 
         Raises:
-            ValueError: The distance is lpips, and its package is not here.
+            ValueError: The distance is lpips, whose package or weights are not available.
         """
         distance, stride = INPUT[self.distance], torch.zeros_like(x[:, 0, 0, 0])
         x_adv, peak, highest = x, x, torch.full_like(stride, -torch.inf)
@@ -78,7 +77,7 @@ class PerceptualPGD:
         return choose(model, y, candidates, self.loss, noise.child("compare"), draws)
 
     def _along(self, distance: Distance, x: Tensor, x_adv: Tensor, way: Tensor) -> Tensor:
-        """The way, less its part that leads out of the bound where the image is on it."""
+        """The direction `way`, without its outward part where the image is at the bound."""
         with torch.enable_grad():
             at = x_adv.detach().requires_grad_()
             far = distance(x, at)
@@ -90,7 +89,7 @@ class PerceptualPGD:
 
 
 def within(distance: Distance, x: Tensor, x_adv: Tensor, bound: float) -> Tensor:
-    """The last images found on the straight way from `x` to `x_adv` that are within the bound."""
+    """Bisect the line from `x` to `x_adv` for the last images that are within the bound."""
     inside = torch.zeros_like(x[:, 0, 0, 0])
     outside = torch.ones_like(inside)
 
@@ -107,7 +106,7 @@ def within(distance: Distance, x: Tensor, x_adv: Tensor, bound: float) -> Tensor
 
 
 def unit(way: Tensor) -> Tensor:
-    """A way of Euclidean length 1 per image, or 0 where there is none."""
+    """Scale the direction of each image to Euclidean length 1; 0 stays 0."""
     peak = images(way.flatten(1).abs().amax(1)).clamp(min=torch.finfo(way.dtype).tiny)
     way = way / peak
     return way / images(way.flatten(1).norm(dim=1)).clamp(min=torch.finfo(way.dtype).tiny)

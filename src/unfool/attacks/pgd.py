@@ -1,4 +1,4 @@
-"""Projected gradient descent (Madry et al., 2018) over the defense's noise (Athalye et al., 2018)."""
+"""Projected gradient descent (Madry et al., 2018) with EOT (Athalye et al., 2018)."""
 
 import math
 from collections.abc import Generator, Iterator
@@ -27,9 +27,9 @@ class PGD:
     """Steps along the gradient of the mean loss over `eot` fresh draws.
 
     Each restart keeps three candidates: the last iterate, the one with the highest mean loss, and
-    the original image, so that an attack never helps. All candidates of all restarts are then
-    compared on the same fresh draws, and the one that is misclassified most often is returned (on
-    ties, the one with the higher loss). These draws belong to the attacker; the evaluation uses
+    the original image, so that an attack never helps the model. All candidates of all restarts are
+    then compared on the same fresh draws, and the one that is misclassified most often is returned
+    (on ties, the one with the higher loss). These draws belong to the attacker; the evaluation uses
     others.
 
     Attributes:
@@ -39,16 +39,16 @@ class PGD:
             twice that for `"cosine"`, which halves the total length.
         start: `"random"` within the threat, or `"zero"`: the image itself.
         restarts: Independent runs.
-        step_schedule: `"constant"`, or `"cosine"`, where the step size falls to 0.
+        step_schedule: `"constant"`, or `"cosine"`, which decays the step size to 0.
         loss: `"ce"` (cross-entropy), `"margin"` or `"dlr"` (`losses`).
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
-        weights: The weights of the draws in the gradient: `"mean"` weighs all alike; `"em"` weighs
-            a draw more if a step that fools the others also fools it (needs `"margin"` or `"dlr"`,
-            and several draws).
-        early_stop: If above 0, the search of an image ends at, and returns, an iterate that is
-            misclassified on the draws of its step and then on this many fresh draws. Other images
-            then take its place in the batch.
+        weights: The weights of the draws in the gradient: `"mean"` weighs all equally; `"em"`
+            weighs a draw more if a step that fools the others also fools it (needs `"margin"` or
+            `"dlr"`, and several draws).
+        early_stop: If above 0, the search for an image stops at, and returns, the first iterate
+            that is misclassified on the draws of its step and then on this many fresh draws. Other
+            images then take its place in the batch.
         early_stop_share: The share of these draws that must be misclassified, in (0.5, 1].
     """
 
@@ -79,10 +79,10 @@ class PGD:
         return serve_apart(model, search, len(x), apart=self.early_stop > 0)
 
     def search(self, x: Tensor, y: Tensor, threat: Threat, noise: Noise) -> AttackSteps[Tensor]:
-        """The attack as a generator, for callers that show progress or answer its queries elsewhere.
+        """Attack as a generator, for callers that show progress or answer the queries elsewhere.
 
-        It yields queries, is sent their results (`losses.query_batch`), and returns what a call
-        returns; with `early_stop`, of one image at a time.
+        It yields queries, is sent their results (`losses.query_batch`), and returns what `__call__`
+        returns. With `early_stop`, it takes one image at a time.
         """
         stop = EarlyStop(self.early_stop, self.early_stop_share)
         contest = Selection(y, self.loss, noise.child("compare"), self.selection_draws or self.eot)
@@ -105,7 +105,7 @@ class PGD:
     def path(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Iterator[tuple[Tensor, QueryResult | None]]:
-        """The iterates of one run, each with what was seen there; the last with None."""
+        """Yield the iterates of one run, each with its query's result; the last has None."""
         check_attack(model, x, y, threat, noise)
         steps, result = self._path(x, y, threat, noise), None
         with suppress(StopIteration):
@@ -117,7 +117,7 @@ class PGD:
     def _path(
         self, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Generator[tuple[Tensor, Query | None], QueryResult | None, None]:
-        """The iterates, each with what is asked about it, for which the answer is sent."""
+        """Yield the iterates, each with its query, whose result is sent back; the last has None."""
         x_adv = threat.start(x, noise.child("start")) if self.start == "random" else x
         weigh = weigh_draws(self.weights, threat)
         for i in range(self.steps):
@@ -127,7 +127,7 @@ class PGD:
         yield x_adv, None
 
     def step(self, x: Tensor, x_adv: Tensor, gradient: Tensor, threat: Threat, i: int) -> Tensor:
-        """Where step `i` leads from `x_adv`, along the gradient there, within the threat around `x`."""
+        """Take step `i` from `x_adv` along the gradient there, within the threat around `x`."""
         stride = threat.eps * self._stride(i)
         return threat.project(x, x_adv + stride * threat.steepest(gradient, x_adv))
 
@@ -140,7 +140,7 @@ class PGD:
 
 
 def fgsm(eot: Count = 1, loss: Loss = "ce", selection_draws: Count | None = None) -> PGD:
-    """One step of the whole budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image.
+    """One step of the full budget (Goodfellow et al., 2015): PGD with `steps` 1 from the image.
 
     Args:
         eot: Draws of the defense's noise per image, whose gradients are averaged.

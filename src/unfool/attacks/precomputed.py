@@ -1,4 +1,4 @@
-"""Adversarial images that are kept: as arrays, as pictures, and read again as an attack."""
+"""Stored adversarial images: arrays or image files, which are read again as an attack."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,17 @@ NAMES = ("images", "x_adv", "indices", "labels", "clean_blake2b")
 
 
 class PrecomputedAttack:
-    """Adversarial images from a file, made earlier by unfool or elsewhere. It never calls the model.
+    """Adversarial images from a file, made by unfool or elsewhere. The model is never called.
 
     Args:
-        path: A file that `unfool attack` saved; or any .npz or .safetensors file with `images` or
-            `x_adv` (N, C, H, W) or (N, H, W, C), uint8 or of [0, 1], and their places in the data
-            set as `indices` (N,), without which they must be in the order of the run's images;
-            `labels` and `clean_blake2b` (`digests`) are compared if they are there. Or a folder of
-            image files, sorted by name in that order.
+        path: A file that `unfool attack` saved; any .npz or .safetensors file with `images` or
+            `x_adv` (N, C, H, W) or (N, H, W, C), uint8 or in [0, 1]; or a folder of image files,
+            sorted by name. Their positions in the data set are `indices` (N,) in the file; without
+            these, images must be in the order of the run's images. `labels` and `clean_blake2b`
+            (`digests`) are compared with the data set if the file has them.
 
     Raises:
-        ValueError: The file cannot be read, or lacks images.
+        ValueError: The file or folder cannot be read, or has no images.
     """
 
     def __init__(self, path: Path):
@@ -52,10 +52,10 @@ class PrecomputedAttack:
         self.image_files, self.arrays = [], _arrays(self.path)
 
     def over(self, data: Dataset, indices: Sequence[int]) -> "PrecomputedAttack":
-        """The same, for the images at `indices` of `data`.
+        """Return this attack for the images at `indices` of `data`.
 
         Raises:
-            ValueError: It lacks some of them, or was made of other images.
+            ValueError: The file lacks some of these images, or was made from others.
         """
         x_adv, places = self._images(len(data[indices[0]][0]) == 1), self._array("indices")
         if places is None and len(x_adv) != len(indices):
@@ -89,7 +89,7 @@ class PrecomputedAttack:
 
     @property
     def digest(self) -> str:
-        """A hash of the images that are given."""
+        """A hash of the adversarial and clean images that `over` selected."""
         hashed = hashlib.sha256()
         for (clean, _), x_adv in self._of.items():
             hashed.update(clean + x_adv.numpy().tobytes())
@@ -99,10 +99,10 @@ class PrecomputedAttack:
     def __call__(
         self, model: Classifier, x: Tensor, y: Tensor, threat: Threat, noise: Noise
     ) -> Tensor:
-        """What was made of `x`.
+        """The adversarial images that were made from `x`.
 
         Raises:
-            ValueError: `over` was not called, so it is unknown which data set `x` belongs to.
+            ValueError: `over` was not called, or not with all images of `x`.
         """
         try:
             found = [self._of[digest(image), int(label)] for image, label in zip(x, y, strict=True)]
@@ -114,7 +114,7 @@ class PrecomputedAttack:
         return torch.stack(found).to(x)
 
     def _array(self, name: str) -> np.ndarray | None:
-        """An array of the file, one entry per image; None if it has none."""
+        """Return an array of the file with one entry per image, or None if the file lacks it."""
         found = None if self.image_files else self.arrays.get(name)
         if found is None:
             return None
@@ -149,22 +149,22 @@ class PrecomputedAttack:
 
 
 def digest(image: Tensor) -> bytes:
-    """16 bytes that tell an image (C, H, W) of float32 from others."""
+    """Return 16 bytes that identify an image (C, H, W) in float32."""
     content = np.ascontiguousarray(image.detach().cpu().numpy(), dtype="<f4").tobytes()
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def digests(images: Tensor) -> np.ndarray:
-    """The digests of images (N, C, H, W), (N, 16) of uint8."""
+    """The digests of images (N, C, H, W), shape (N, 16), uint8."""
     return np.stack([np.frombuffer(digest(image), dtype=np.uint8) for image in images])
 
 
 def toward(x: Tensor, x_adv: Tensor) -> Tensor:
-    """`x_adv` in 8 bits (a multiple of 1/255), each value rounded toward that of `x`.
+    """Round `x_adv` to 8 bits (multiples of 1/255), each value toward that of `x`.
 
-    Where `x` has 8 bits, no value comes to lie further from it than before.
+    Where `x` is itself a multiple of 1/255, no value moves farther away from it.
     """
-    level, near = x_adv.double() * 255, 1e-4  # so near a level, it is that level
+    level, near = x_adv.double() * 255, 1e-4  # a value this close to a level counts as that level
     down, up = (level + near).floor(), (level - near).ceil()
     rounded = torch.where(x_adv > x, down, torch.where(x_adv < x, up, level.round()))
     return (rounded / 255).clamp(0, 1).to(x_adv)

@@ -1,4 +1,4 @@
-"""The best of many random points: what an attack must beat."""
+"""Random search, the baseline that any other attack must beat."""
 
 from torch import Tensor
 
@@ -12,10 +12,10 @@ from unfool.threat import Threat
 
 @checked_dataclass
 class RandomSearch:
-    """The most often misclassified of the image and of random images at the full budget.
+    """The most often misclassified image among the original and random ones at the full budget.
 
     Attributes:
-        tries: Random images.
+        tries: Number of random images.
         eot: Draws of the defense's noise per try and image.
     """
 

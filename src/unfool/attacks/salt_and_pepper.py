@@ -1,4 +1,4 @@
-"""Salt-and-pepper noise (Zhang et al., 2024, appendix E.1): places of an image turn black or white."""
+"""Salt-and-pepper noise (Zhang et al., 2024, appendix E.1): pixels turn black or white."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ from unfool.threat import Threat, images
 
 @checked_dataclass
 class SaltAndPepper:
-    """Growing shares of random places turned black or white, for a threat of the norm l0.
+    """Growing shares of random pixels turned black or white, for a threat with norm l0.
 
     It needs no gradient. Each try adds pixels in even steps up to the whole budget. Of all
     candidates and the original image, the one that is misclassified most often on the attacker's
@@ -25,7 +25,7 @@ class SaltAndPepper:
 
     Attributes:
         tries: Independent random orders of the pixels.
-        shares: Steps in which a try grows.
+        shares: Steps in which a try grows to the full budget.
         eot: Draws of the defense's noise per candidate and image.
     """
 

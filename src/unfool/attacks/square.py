@@ -14,20 +14,21 @@ from unfool.protocols import Classifier
 from unfool.ranges import Count, ShareAboveZero, checked_dataclass
 from unfool.threat import Threat, images
 
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the size of squares, per 10 000
+# After each of these proposals, of 10 000, the squares have half the area.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
 @checked_dataclass
 class Square:
-    """Changes random squares of the image by the full budget, and keeps what raises the mean margin.
+    """Random changes of squares by the full budget; those that raise the mean margin are kept.
 
     The best image and each proposal are compared on the same draws, so that no lucky draw decides;
-    at the end, the best image and the original are compared on fresh draws. An image that the
-    model answers without noise gets one draw, also where others get several (`noise_free`), and is
-    not attacked further once it is misclassified (Andriushchenko et al., 2020).
+    at the end, the best image and the original are compared on fresh draws. Images that the model
+    classifies without noise get a single draw, even if others get several (`noise_free`), and are
+    not attacked further once they are misclassified (Andriushchenko et al., 2020).
 
     Attributes:
-        queries: Proposals, the start among them.
+        queries: Number of proposals, including the start.
         eot: Draws of the defense's noise per proposal and image.
         share: The share of the pixels that the first squares cover, in (0, 1].
         steps_per_draw: Proposals that share their draws. With 1, every proposal has fresh draws,
@@ -80,7 +81,7 @@ class Square:
         threat: Threat,
         noise: Noise,
     ) -> None:
-        """Improve `best` in place; with `sure`, images that are beaten are left alone."""
+        """Improve `best` in place; with `sure`, skip images that are misclassified already."""
         left = torch.arange(len(x), device=x.device)
 
         def loss(at: Tensor, i: int) -> Tensor:
@@ -100,7 +101,7 @@ class Square:
                 proposal = _square(x, here, self.side(x, i, 1), threat, fresh)
             else:
                 proposal = _two_squares(x, here, self.side(x, i, 3), threat, fresh)
-            if i % self.steps_per_draw == 0:  # the draws are new
+            if i % self.steps_per_draw == 0:  # new draws, on which the best image is evaluated, too
                 highest = loss(here, i)
             found = loss(proposal, i)
             better = found > highest
@@ -108,7 +109,7 @@ class Square:
             highest = torch.where(better, found, highest)
 
     def side(self, x: Tensor, i: int, least: int) -> int:
-        """The side of the square of proposal `i` on images `x`, in pixels; `least` or more."""
+        """Return the side of square `i` in pixels: at least `least`, if that fits into `x`."""
         done = 10_000 * i / self.queries
         share = self.share / 2 ** sum(done > after for after in HALVINGS)
         height, width = x.shape[2:]
@@ -137,8 +138,8 @@ def _tiles(x: Tensor, threat: Threat, noise: Noise) -> Tensor:
 
 
 def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Noise) -> Tensor:
-    """What two squares and the slack hold of the budget goes into one of them; the other is cleared."""
-    side -= 1 - side % 2  # odd
+    """Move the budget of two squares, and any that is unused, into one; clear the other."""
+    side -= 1 - side % 2  # make it odd
     delta = best - x
     corner = _corner(x, side, noise.child("corner"))
     one, two = _inside(corner, side, x), _inside(_corner(x, side, noise.child("other")), side, x)
@@ -155,9 +156,9 @@ def _two_squares(x: Tensor, best: Tensor, side: int, threat: Threat, noise: Nois
 
 
 def bumps(side: int) -> Tensor:
-    """A bump over a dent (side, side) of unit length (Andriushchenko et al., 2020).
+    """A bump above a negative bump (side, side), of unit norm (Andriushchenko et al., 2020).
 
-    Of an odd side the dent is the larger; each half has the same length, as in the release.
+    For an odd side, the negative bump is larger; both have the same norm, as in the release.
     """
     upper = side // 2
     halves = [_bump(upper, side)] if upper else []
@@ -168,7 +169,7 @@ def bumps(side: int) -> Tensor:
 def _bump(height: int, width: int) -> Tensor:
     reach = max(height // 2, width // 2) + 1
     steps = 1 / torch.arange(1, reach + 1, dtype=torch.float64).square()
-    heights = steps.flip(0).cumsum(0).flip(0)  # at each distance from the middle
+    heights = steps.flip(0).cumsum(0).flip(0)  # at each distance from the center
     row = (torch.arange(height) - height // 2).abs()
     column = (torch.arange(width) - width // 2).abs()
     bump = heights[torch.maximum(row[:, None], column)]
@@ -176,7 +177,7 @@ def _bump(height: int, width: int) -> Tensor:
 
 
 def _corner(x: Tensor, side: int, noise: Noise) -> Tensor:
-    """The upper left corner (B, 2) of a square, at random."""
+    """Draw the upper left corner (B, 2) of a square."""
     places = torch.tensor(x.shape[2:], device=x.device) - side + 1
     return (noise.uniform(x[:, 0, 0, :1].expand(-1, 2)) * places).long().minimum(places - 1)
 
@@ -188,7 +189,7 @@ def _inside(corner: Tensor, side: int, x: Tensor) -> Tensor:
 
 
 def _placed(pattern: Tensor, corner: Tensor, x: Tensor) -> Tensor:
-    """The pattern at each image's corner, 0 elsewhere, (B, 1, H, W)."""
+    """Place the pattern at each image's corner; 0 elsewhere, (B, 1, H, W)."""
     side = len(pattern)
     row, column = (offset.clamp(0, side - 1) for offset in _offsets(corner, x))
     spread = pattern[row[:, :, None], column[:, None, :]][:, None]
@@ -206,7 +207,7 @@ def _signs(like: Tensor, noise: Noise) -> Tensor:
 
 
 def _channel(delta: Tensor) -> Tensor:
-    """The length of every channel, (B, C, 1, 1)."""
+    """The l2 norm of every channel, (B, C, 1, 1)."""
     return delta.flatten(2).norm(dim=2)[:, :, None, None]
 
 

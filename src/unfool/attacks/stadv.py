@@ -17,7 +17,7 @@ from unfool.threat import Threat, images
 
 @checked_dataclass
 class StAdv:
-    """A field of small shifts of the pixels, within its own bound, found by Adam on the mean margin.
+    """A field of small pixel shifts within its own bound, optimized by Adam on the mean margin.
 
     The settings are those of DiffPure's evaluation (Nie et al., 2022), which takes 20 draws. The
     last image, the one with the highest mean margin, and the original are compared on fresh draws.
@@ -26,9 +26,9 @@ class StAdv:
     Attributes:
         steps: Steps of Adam.
         eot: Draws of the defense's noise per step and image.
-        bound: The largest shift along an axis, the image being 2 wide (0.05 is 0.8 of 32 pixels).
+        bound: The largest shift along an axis, for an image 2 wide (0.05 is 0.8 of 32 pixels).
         learning_rate: Learning rate of Adam, in the unit of `bound`.
-        smoothness: The weight of the field's roughness, times `bound`.
+        smoothness: The weight of the field's roughness, measured in units of `bound`.
         selection_draws: Fresh draws on which the candidates are compared; None takes as many as
             `eot`.
         bounded: False: the threat does not limit the changes.
@@ -69,19 +69,19 @@ class StAdv:
 
 
 def warp(x: Tensor, flow: Tensor) -> Tensor:
-    """Images (B, C, H, W) seen at places shifted by `flow` (B, H, W, 2), as (right, down).
+    """Sample images (B, C, H, W) at positions shifted by `flow` (B, H, W, 2), as (right, down).
 
-    A shift of 2 is the whole width or height; between pixels it is bilinear, and beyond the border
-    the border's.
+    A shift of 2 is the whole width or height. Interpolation is bilinear, and border pixels are
+    repeated beyond the border.
     """
     still = torch.eye(2, 3, dtype=x.dtype, device=x.device).expand(len(x), 2, 3)
     grid = F.affine_grid(still, list(x.shape), align_corners=False)
     moved = F.grid_sample(x, grid + flow, padding_mode="border", align_corners=False)
-    return moved.clamp(0, 1)  # of rounding
+    return moved.clamp(0, 1)  # undoes rounding errors
 
 
 def roughness(flow: Tensor) -> Tensor:
-    """How much the shifts (B, H, W, 2) of neighbors differ, summed (Xiao et al., 2018)."""
+    """Sum of the distances between shifts (B, H, W, 2) of neighbors, (B,) (Xiao et al., 2018)."""
     down, right = flow[:, 1:] - flow[:, :-1], flow[:, :, 1:] - flow[:, :, :-1]
     lengths = (d.square().sum(3).add(1e-10).sqrt().flatten(1).sum(1) for d in (down, right))
     return sum(lengths, flow.new_zeros(len(flow)))

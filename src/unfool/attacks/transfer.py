@@ -1,4 +1,4 @@
-"""Transfer: images made to fool another classifier, by one who never asks the model."""
+"""Transfer attack: adversarial images made on another classifier, without querying the model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +14,14 @@ from unfool.threat import Threat
 
 @dataclass(frozen=True)
 class Transfer:
-    """An attack on a source classifier, whose images are then given to the model.
+    """An attack on a source classifier, whose adversarial images are then given to the model.
 
     Withstanding this attack says little about a model: an attacker with access to the model attacks
     it directly.
 
     Attributes:
-        source: The classifier that is attacked; of a diffusion classifier, the one
-            without elimination (`views.no_elimination`).
+        source: The classifier that is attacked; a diffusion classifier is attacked without
+            elimination (`views.no_elimination`).
         attack: The attack on the source.
     """
 

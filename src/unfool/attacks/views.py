@@ -1,4 +1,4 @@
-"""Views: the version of the model that an attack works on, as functions from model to model."""
+"""Views: functions from a model to the version of it that an attack differentiates."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +15,7 @@ from unfool.ranges import Count, Positive
 from unfool.runtime.device import bfloat16_costs
 from unfool.runtime.progress import tick
 
-BACKWARD = 2  # what the way back of a gradient costs, in forward calls
+BACKWARD = 2  # the cost of a backward pass, in forward calls
 
 
 def exact(model: Classifier) -> Classifier:
@@ -44,13 +44,13 @@ def adjoint(model: Classifier) -> Classifier:
 
 
 def bfloat16(model: Classifier) -> Classifier:
-    """The model with its convolutions and products in bfloat16, where that is faster.
+    """The model with its convolutions and matrix products in bfloat16, where that is faster.
 
-    Only the attack uses it: the evaluation always uses the model's own precision. Guides that
+    Only the attack uses bfloat16: the evaluation always uses the model's own precision. Guides that
     require float32 keep it.
 
     Raises:
-        ValueError: It is slower than float32 here.
+        ValueError: bfloat16 is not faster than float32 on this device.
     """
     inner = model.model if isinstance(model, Batched) else model
     parameters = inner.parameters() if isinstance(inner, nn.Module) else iter(())
@@ -66,11 +66,11 @@ def bfloat16(model: Classifier) -> Classifier:
 
 
 def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
-    """The model with fewer of the purifier's steps, on noise of its own (Lee and Kim, 2023).
+    """The model with fewer purifier steps, on noise of its own (Lee and Kim, 2023).
 
     Args:
-        model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
+        model: A classifier behind a purifier that denoises step by step.
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all if it has fewer).
 
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
@@ -79,14 +79,14 @@ def surrogate(model: Classifier, steps: Count | None = None) -> Classifier:
 
 
 def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Classifier:
-    """The model with fewer of the purifier's steps, on the same path of noise, draw by draw.
+    """The model with fewer purifier steps, on the same path of noise in every draw.
 
     The noise of a long step combines that of the short steps that it replaces; with all steps, this
     is the model itself.
 
     Args:
-        model: A classifier behind a purifier that goes step by step.
-        steps: How many; None is a tenth of the defense's, but at least 5 (or all, of fewer).
+        model: A classifier behind a purifier that denoises step by step.
+        steps: How many; None is a tenth of the defense's, but at least 5 (or all if it has fewer).
 
     Raises:
         ValueError: The purifier does not support fewer steps, or has fewer than `steps`.
@@ -97,16 +97,17 @@ def surrogate_same_noise(model: Classifier, steps: Count | None = None) -> Class
 def per_step(model: Classifier, weight: Positive = 10.0) -> Classifier:
     """The model, with a loss that also drives each reverse step off its course (Kang et al., 2023).
 
-    So a gradient reaches every step of the reverse process directly, not only through the last one.
-    The losses at the steps cost no additional calls; attacks compare the model's own answers.
+    So the gradient reaches every step of the reverse process directly, not only through the last
+    one. The losses at the steps cost no additional calls. Attacks still compare images by the
+    model's own outputs.
 
     Args:
         model: A classifier behind `diffpure` or `gdmp`.
         weight: The weight of the deviation, in units of the attack's loss.
 
     Raises:
-        ValueError: There is no purifier; or, when it is called, the purifier has no step-by-step
-            reverse process.
+        ValueError: There is no purifier; or, when the view is called, the purifier has no
+            step-by-step reverse process.
     """
     _defended(model)
     inner = model.model if isinstance(model, Batched) else model
@@ -130,15 +131,15 @@ def classifier_only(model: Classifier) -> Classifier:
 
 
 def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
-    """A diffusion classifier on the same draws without elimination, which hides gradients.
+    """A diffusion classifier on the same draws but without elimination, which hides gradients.
 
     Args:
         model: The classifier `diffusion`, alone or behind a purifier.
         draws: How many of its draws the attack uses, evenly spread over all, with their own noise,
-            so that a step costs less; the evaluation uses all. None is all.
+            so that a step costs less; the evaluation uses all. None uses all.
 
     Raises:
-        ValueError: It is another model, or has fewer draws.
+        ValueError: The model is not a diffusion classifier, or has fewer draws.
     """
     return _eliminating(model, lambda classifier: classifier.without_elimination(draws))
 
@@ -146,14 +147,14 @@ def no_elimination(model: Classifier, draws: Count | None = None) -> Classifier:
 def first_stage(model: Classifier) -> Classifier:
     """The scores of a diffusion classifier's first stage of elimination (the early-exit attack).
 
-    The true class is dropped there once as many classes as the stage keeps score above it, so
-    attacks maximize the last of these (`classes_kept`; see `protocols.Classifier`).
+    The stage eliminates the true class if as many classes as it keeps score above it. So attacks
+    raise the lowest of these above the true class (`classes_kept`; see `protocols.Classifier`).
     """
     return _eliminating(model, lambda classifier: classifier.stage(1))
 
 
 def without_elimination(model: Classifier) -> Classifier:
-    """What an attack should differentiate: `no_elimination` of a diffusion classifier, else the model."""
+    """Return what attacks should differentiate: `no_elimination` if possible, else the model."""
     try:
         return no_elimination(model)
     except ValueError:
@@ -161,7 +162,7 @@ def without_elimination(model: Classifier) -> Classifier:
 
 
 def straight_through(purifier: Purifier) -> Purifier:
-    """A purifier with the same output, and the identity for a gradient."""
+    """A purifier with the same output, whose gradient is that of the identity."""
 
     def purify(x: Tensor, noise: Noise) -> Tensor:
         with torch.no_grad():
@@ -177,7 +178,7 @@ class Batched:
     `classes_kept` says how many classes it keeps (see `protocols.Classifier` for both).
 
     When memory runs out, `batch_size` is halved and the call continues. Given another `Batched`
-    model as `batch_size`, both share one number. Each call reports its number of images as
+    model as `batch_size`, both share one limit. Each call reports its number of images as
     progress, and a backward pass twice that.
     """
 
@@ -191,7 +192,7 @@ class Batched:
 
     @property
     def batch_size(self) -> int | None:
-        """The most images in a call; None for any number."""
+        """The maximum number of images in a call; None for no limit."""
         return self._limit.batch_size
 
     @batch_size.setter
@@ -203,11 +204,11 @@ class Batched:
         return self._in_parts(self.model, x, noise)
 
     def decide(self, x: Tensor, noise: Noise) -> Tensor:
-        """The classes (B,) that the model chooses, by its own `decide` if it has one.
+        """The classes (B,) that the model predicts, by its own `decide` if it has one.
 
         Raises:
-            ValueError: It does not give logits of 2 classes or more.
-            RuntimeError: Its logits are not finite: there is no highest among them.
+            ValueError: The model does not return logits of at least 2 classes.
+            RuntimeError: Logits are not finite, so that no class is the highest.
         """
         if not hasattr(self.model, "decide"):
             logits = self(x, noise)
@@ -263,7 +264,7 @@ def _defended(model: Classifier) -> Defended:
 
 
 def _eliminating(model: Classifier, change: Callable[[Any], Any]) -> Classifier:
-    """The model with its diffusion classifier changed, which may stand behind a purifier."""
+    """Change the diffusion classifier of a model, which may be behind a purifier."""
     inner: Any = model.model if isinstance(model, Batched) else model
     rows = _rows(model)
     if hasattr(inner, "without_elimination"):
