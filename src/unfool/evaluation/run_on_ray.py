@@ -191,7 +191,7 @@ def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
 
 
 def _knock(address: str) -> None:
-    """Try the host and port of an address, if it has them, because Ray itself would try for minutes.
+    """Try to connect to the address, if it has host and port: Ray itself would try for minutes.
 
     Raises:
         SpecError: Nobody answers.

@@ -13,8 +13,8 @@ from unfool.protocols import Classifier
 from unfool.results.outcome import SanityCheck
 
 DRAWS = 8  # gradients that are compared, of a random model
-# How far the logits of an image may differ between batches: TF32 and bfloat16 round each product to
-# 2^-11 and 2^-9 of its size, while batch normalization in training mode changes logits by much more.
+# How far the logits of an image may differ between batches. TF32 and bfloat16 round each product to
+# 2^-11 and 2^-9 of its size; batch normalization in training mode changes logits by much more.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-2, 1e-3
 
 
