@@ -1,8 +1,7 @@
 """The attacker's side of a run: makes the versions of each image, one block of images at a time.
 
 A search draws from streams that no verdict uses. They depend only on the seed, the image's place in
-the data set, and the attack's name, so an image's result does not depend on what happens to other
-images.
+the data set, and the attack's name, not on the other images.
 """
 
 import time
@@ -36,7 +35,7 @@ class Machine:
         device: `"cpu"`, `"cuda"`, ...
         batch_size: The largest number of images (times draws) in one call of the model.
         images_per_block: Images that are attacked together and written together.
-        shard: (i, n): process only the images i, i + n, i + 2 n, ...
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
         expected: A function that forecasts the cost per image, for the progress. It is called only
             if progress is shown.
@@ -57,17 +56,15 @@ class AttackRunner:
     Attributes:
         model: The model under attack.
         attacks: The attacks by name.
-        threat: What the attacks may change.
+        threat: What they may change.
         seed: Seed of all noise.
         draws: Draws of a verdict. `skip_broken` uses as many of the attacker's own, but at least 8.
         skip_broken: Attack only images that no earlier version made wrong on all of these draws.
-        calls: The counter of network calls.
-        began: The time at which the block began.
-        reused_from: By attack and position, the earlier version that a skipped image was taken
-            from.
-        own_predictions: By version, the predictions on the attacker's own draws, where they were
-            made.
-        loss_curves: By attack and position, the loss over the attack's steps.
+        calls: Counter of network calls.
+        began: When the block began.
+        reused_from: By attack and position, the earlier version taken for a skipped image.
+        own_predictions: By version, the predictions on the attacker's own draws, if made.
+        loss_curves: By attack and position, the loss over its steps.
     """
 
     model: Batched
@@ -152,14 +149,13 @@ def by_block(
     """Make the versions of the images that are not done, and pass each block to `keep`.
 
     Args:
-        what: What is done, in words, for the progress.
-        search: The runner that makes the versions.
+        what: Words for the progress.
+        search: Makes the versions.
         data: Images with labels.
         indices: All images of the run, of which this shard takes its own.
-        done: The images that are already written.
-        machine: The settings of the machine.
-        keep: A function that takes the block's indices, labels, and versions by name. It returns
-            words to show.
+        done: Images that are already written.
+        machine: Device, sizes, and shard.
+        keep: Takes the block's indices, labels, and versions by name; returns words to show.
 
     Raises:
         RuntimeError: An attack returned images outside the threat.

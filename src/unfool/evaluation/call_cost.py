@@ -32,10 +32,10 @@ PATIENCE = 10  # times the budget: a longer first call is not repeated
 
 @dataclass(frozen=True)
 class Cost:
-    """Network calls and time, per image unless stated otherwise.
+    """Network calls and time, usually per image.
 
     Attributes:
-        calls: Number of images that pass through each network, by the names of `cost.CallCounter`.
+        calls: By name (`cost.CallCounter`), the images that pass through a network.
         seconds: Time on the machine where it was measured.
     """
 
@@ -55,10 +55,10 @@ class TimedCalls:
     """The timed calls of one kind, each with more images than the one before.
 
     Attributes:
-        make: A function that makes a call with a given number of images. It returns the seconds of
-            the call, and its network calls per image.
-        most: Images in the largest call of the run. It is lowered if larger calls cannot be timed.
-        patience: Seconds. A first call that takes longer is not repeated, and no larger one is
+        make: Makes a call with a given number of images; returns its seconds, and its network calls
+            per image.
+        most: Images in the largest call of the run; lowered if larger calls cannot be timed.
+        patience: Seconds; a first call that takes longer is not repeated, and no larger one is
             made.
         took: Images and seconds of each call.
         calls: Network calls per image (`cost.CallCounter`) of the last call.

@@ -48,8 +48,8 @@ class CallCount:
     """Counts how the parts are called.
 
     Attributes:
-        asked: Number of images, in all calls together.
-        most: Number of images in the largest call.
+        asked: Images in all calls.
+        most: Images in the largest call.
     """
 
     asked: Counter[Call] = field(default_factory=Counter)
@@ -61,7 +61,7 @@ class CallCount:
         self.most[kind] = max(images, self.most.get(kind, 0))
 
     def take(self) -> Counter[Call]:
-        """Return the counts in `asked` since the last call of this method, and reset them."""
+        """Return and reset the counts in `asked`."""
         taken = +self.asked
         self.asked.clear()
         return taken
@@ -71,10 +71,10 @@ class DryRun(NamedTuple):
     """How the evaluation of one image calls the parts of a model.
 
     Attributes:
-        asked: Number of images per kind of call, by condition, `verdict`, and `distances`.
-        most: Number of images in the largest call of each kind.
+        asked: Images by kind of call, for each condition, `verdict`, and `distances`.
+        most: Images in the largest call of each kind.
         parts: The parts by name.
-        ticks: Work per image in the units of `progress.tick`, with the same keys as `asked`.
+        ticks: Work in the units of `progress.tick`, by the keys of `asked`.
     """
 
     asked: dict[str, Counter[Call]]
@@ -89,8 +89,7 @@ class StandIn:
     Args:
         real: The part.
         name: The name of the part.
-        answer: A differentiable function of the images and one random number each. It returns the
-            output.
+        answer: A differentiable function of the images and a random number for each: the output.
         count: The counter of the calls.
         stands: The real parts by name. The stand-in adds its own, and so do those that views
             derive.
@@ -154,7 +153,7 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
     """Count how the evaluation of one image calls the parts of the model.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         made: Its parts.
         rows: The largest number of images in a call.
     """

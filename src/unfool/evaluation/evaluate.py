@@ -1,7 +1,7 @@
 """The evaluation, image by image.
 
 Every image is evaluated clean, under random noise, and under each attack, on noise that no search
-has seen. Its outcome is written as soon as its block is done.
+has seen. Its outcome is written when its block is done.
 """
 
 import time
@@ -59,31 +59,30 @@ def evaluate_into(
     """Evaluate the images whose outcomes `run` lacks.
 
     The verdict on an image is the class that the model chooses at each of `draws` held-out draws of
-    its noise. These draws are the same for the clean and the attacked image. The attack that counts
-    is chosen on other draws, as the attacker would have to choose it.
+    its noise, the same draws for the clean and the attacked image. The attack that counts is chosen
+    on other draws, as the attacker would have to.
 
     Args:
         model: The classifier, defended or not.
         data: Images with labels.
         attacks: The attacks by name.
-        threat: What the attacks may change.
+        threat: What they may change.
         run: The store of the outcomes.
         indices: The images of the run; all by default.
-        only: The images among them to evaluate here; all by default.
+        only: The images to evaluate here; all of `indices` by default.
         seed: Seed of all noise.
         draws: Held-out draws of each verdict.
-        examples: Number of first images that are kept as examples for the report.
+        examples: Number of first images that are kept as examples.
         skip_broken: Attack only images that no earlier version made wrong on all of the attacker's
-            own draws. A skipped image keeps the version that broke it.
+            own draws; the others keep that version.
         lpips: Also measure this distance to the clean images.
         curtail: Stop the verdict on an image once no further draw can change its majority, or
-            whether all draws are right. The accuracy per draw is then that of the first half of the
+            whether all draws are right; the accuracy per draw is then that of the first half of the
             draws.
         machine: Settings that change only the speed.
 
     Raises:
-        RuntimeError: An attack returned images outside the threat, or the model returned NaN or
-            infinity.
+        RuntimeError: An attack returned images outside the threat, or the model NaN or infinity.
     """
     machine = machine or Machine()
     chosen = list(range(len(data)) if indices is None else indices)
@@ -125,9 +124,9 @@ class Judge:
     def candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
 
-        These are `clean`, `random`, and the attacks within the threat. If there are no such
-        attacks, they are `clean` and the attacks that the threat does not limit; without these
-        either, `clean` and the corruptions.
+        They are `clean`, `random`, and the attacks within the threat; if there are none, `clean`
+        and the attacks without limit; if there are none of these either, `clean` and the
+        corruptions.
         """
         plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
         held = {name for name, attack in plain.items() if bounded(attack)}

@@ -38,11 +38,11 @@ class Forecast:
     """The expected cost of a run.
 
     Attributes:
-        images: The number of images of the forecast.
-        per_image: Cost by condition; also `verdict` for judging all of them, and `distances` for
-            measuring how far images are from the clean ones.
-        most: Whether the forecast is an upper bound, because attacks or verdicts may stop early.
-        batch_size: Images in the largest timed call; 0 if the forecast is based on finished images.
+        images: The number of images.
+        per_image: By condition; also `verdict` for judging all of them, and `distances` for how far
+            images are from the clean ones.
+        most: Whether it is an upper bound, because attacks or verdicts may stop early.
+        batch_size: Images in the largest timed call; 0 if it is based on finished images.
         low, high: The 95 % interval of an accuracy of one half on that many images, with one draw
             each. No interval of the report will be much wider.
         workers: The number of Ray's workers, which share the time.
@@ -95,7 +95,7 @@ def forecast(
     """Forecast the cost of a checked evaluation `spec`, with as many images as fit into a budget.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         budget: Seconds. At least one block of images is taken, and never more than the spec's.
         made: The parts that `prepare.prepare` built, if they were built already.
         judged: Whether the images are also judged, and not only attacked.
@@ -126,7 +126,7 @@ def expected(
     """Forecast the cost per image of a run by a few quick calls; None if that fails.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         made: Its parts, executed as in the run.
         rows: The largest number of images in a call.
         judged: Whether the images are also judged, and not only attacked.

@@ -95,9 +95,9 @@ def run(
     An evaluation of the same spec makes the same images.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         folder: The folder for the images.
-        shard: (i, n): process only the images i, i + n, i + 2 n, ...
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:
@@ -151,7 +151,7 @@ def write_images(
     """Merge the blocks of a collection into one array file per attack, and write a card.
 
     Args:
-        run: The run that the function `run` returned.
+        run: What the function `run` returned.
         form: Format of the arrays: `images` (N, C, H, W) of float32, `labels` and `indices` (N,),
             `clean_blake2b` (N, 16), the digests of the clean images, and in an npz `classes`.
         png: Also write 8-bit image files, named by the image's index. Each value is rounded toward
@@ -163,7 +163,7 @@ def write_images(
 
     Raises:
         RuntimeError: There are no images yet; or 8-bit images would exceed the threat, because the
-            clean images have more than 8 bits (the arrays are written nevertheless).
+            clean images have more than 8 bits (the arrays are written then).
     """
     facts = run.read(AttackedImage)
     if not facts:

@@ -78,7 +78,7 @@ def run_blocks(
     """Evaluate the images of a checked `spec` whose outcomes `keeper` lacks.
 
     Args:
-        spec: The spec that `check` returned.
+        spec: What `check` returned.
         made: Its parts.
         keeper: The store of the outcomes.
         machine: Settings that change only the speed.
@@ -125,7 +125,7 @@ class Prepared(NamedTuple):
     fingerprint: Callable[[Sequence[int]], str]
 
     def on(self, spec: EvaluationSpec, shard: tuple[int, int], quiet: bool) -> Machine:
-        """Prepare the model's execution, and return the settings that change only the speed."""
+        """Prepare the model's execution; return the settings that change only the speed."""
         machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
             image, _ = self.data[self.indices[0]]
@@ -157,8 +157,8 @@ def fit_together(
     """Check that the parts of an evaluation fit each other, and describe the run.
 
     Args:
-        spec: The checked spec. Its parts are not built again.
-        model: The model, frozen, on `device`.
+        spec: The checked spec, whose parts are given.
+        model: On `device`, frozen.
         data: Images with labels.
         attacks: The attacks by label.
         device: Where to compute.

@@ -18,9 +18,9 @@ def run(
     """Evaluate a checked `spec`, from where `folder` left off.
 
     Args:
-        spec: The spec that `check` returned.
+        spec: What `check` returned.
         folder: The run folder.
-        shard: (i, n): process only the images i, i + n, i + 2 n, ...
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:

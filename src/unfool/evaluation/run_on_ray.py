@@ -51,10 +51,10 @@ def run(
     takes a processor, and a GPU if the cluster has any.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         made: Its parts.
         folder: The run folder.
-        shard: (i, n): process only the images i, i + n, i + 2 n, ...
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:
@@ -146,13 +146,13 @@ def evaluate_block(
     """Return the outcomes of a block of a checked spec's images, and the arrays of its examples.
 
     Args:
-        spec: The spec that `run.check` returned.
+        spec: What `run.check` returned.
         block: The indices of the images.
-        driver: The `worker_payload` of the machine that started the run.
+        driver: `worker_payload` of the machine that started the run.
         beside: How many such tasks share the machine and its memory.
 
     Raises:
-        SpecError: This machine differs from the one that started the run.
+        SpecError: This machine differs from that one.
     """
     collected = _Carried()
     with shared_by(beside):

@@ -73,7 +73,7 @@ def boundaries(
 def smoothed(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
     """Check an attack by filters: a faint checkerboard, which they remove, determines the class.
 
-    The norm's budget is 0, so an attack that the threat limits could not change the images.
+    The norm's budget is 0, which allows no other change.
     """
     side = torch.arange(12, device=device)
     board = (side[:, None] + side) % 2 * 2.0 - 1

@@ -80,7 +80,7 @@ class AttackOptions(TypedDict):
     Attributes:
         name: An attack of the menu, or `module:attribute`.
         view: The version of the model that the attack works on (`unfool menu view`).
-        label: The name of the attack in the report. Each attack needs its own.
+        label: The name of the attack in the report, different for each attack.
         knows: The noise of the defense that the attacker knows: `forward`, `reverse`, `both`, or
             `semi-128` or `semi-128-steps` with any number; null for none.
     """
@@ -108,7 +108,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
     """Check an evaluation spec and fill in every option.
 
     Args:
-        spec: The spec that `spec.load` read.
+        spec: What `spec.load` read.
         folder: The folder that data sets are read from.
 
     Raises:
@@ -282,10 +282,10 @@ def check_machine(section: Any) -> MachineSection:
 
 
 def refuse_ray(machine: MachineSection, what: str) -> None:
-    """Refuse the engine Ray of a checked section `machine` for work that does not run on Ray.
+    """Refuse the engine Ray of a checked section `machine` for `what`, which cannot run on it.
 
     Raises:
-        SpecError: The engine is Ray. The message names the work by the words `what`.
+        SpecError: The engine is Ray.
     """
     if machine["engine"] == "ray":
         raise SpecError(

@@ -28,7 +28,7 @@ def check(spec: Mapping[str, Any], folder: str | None = None) -> list[Cell]:
     """Check a sweep and return all combinations of its values.
 
     Args:
-        spec: The spec that `spec.load` read: an evaluation spec with a section `sweep`.
+        spec: What `spec.load` read: an evaluation spec with a section `sweep`.
         folder: The folder that data sets are read from.
 
     Raises:
@@ -73,8 +73,8 @@ def run(
     """Evaluate each cell in turn, from where `folder` left off.
 
     Args:
-        cells: The cells that `check` returned.
-        folder: The folder that holds a run folder for each cell.
+        cells: What `check` returned.
+        folder: Holds a run folder for each cell.
         quiet: Show no progress.
 
     Yields:
@@ -82,7 +82,7 @@ def run(
         as 50 steps on a stretch of 25).
 
     Raises:
-        ValueError: No cell can be run. The message is the reason of the last one.
+        ValueError: No cell can be run; the reason of the last one.
         RuntimeError: A folder holds another run, an attack exceeded the threat, or logits are not
             finite.
     """
@@ -102,7 +102,7 @@ def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forec
     """Yield what the remaining images of each cell will cost, or why the cell cannot be run.
 
     Args:
-        cells: The cells that `check` returned.
+        cells: What `check` returned.
         folder: The folder in which the sweep runs, or will run.
     """
     for cell in cells:

@@ -45,8 +45,7 @@ def roles(rows: Sequence[AttackEntry]) -> Roles:
 def given_to(played: Roles) -> list[str]:
     """Return what attackers can submit without an attack: `clean`, and usually `random`.
 
-    There is no `random` if the threat limits none of the attacks. This must agree with
-    `evaluate.Judge.candidates`.
+    There is no `random` if the threat limits no attack. It agrees with `evaluate.Judge.candidates`.
     """
     held = any(row.get("bounded", True) for row in played.attacks)
     alone = played.known_noise and not (played.attacks or played.corruptions)

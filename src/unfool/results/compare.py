@@ -87,9 +87,8 @@ def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
         resamples: Number of bootstrap resamples for the intervals.
 
     Raises:
-        RuntimeError: A run is not an evaluation, or the two cannot be compared: they have other
-            images, threats, seeds, numbers of draws, or values of `curtail`, or no image in common
-            yet.
+        RuntimeError: A run is not an evaluation, or the two differ in images, threats, seeds,
+            numbers of draws, or `curtail`, or have no image in common yet.
     """
     done = [{outcome.index: outcome for outcome in run.outcomes()} for run in (a, b)]
     _comparable(a, b)

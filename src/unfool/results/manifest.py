@@ -32,15 +32,14 @@ class Manifest(TypedDict):
         images: A hash of the images.
         code: A hash of your own code: the modules that the spec names, and what these import.
         weights: A hash of the weights of the model and of the attacks, as built.
-        logits: The number of classes that the model distinguishes.
+        logits: The number of the model's classes.
         spec: The checked spec.
         indices: Places of the images in the data set.
         classes: The names of its classes.
         shape: Shape of an image, (C, H, W).
         versions: Versions of Python and of the libraries.
         stated: The accuracy that the source of the classifier states.
-        sha256: A hash of all other entries (`run_folder.seal`), so that a report describes what was
-            run.
+        sha256: A hash of all other entries (`run_folder.seal`), to detect changes.
     """
 
     version: NotRequired[int]

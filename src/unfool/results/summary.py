@@ -318,7 +318,7 @@ def _named(name: str) -> Callable[[Outcome], Condition]:
 def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
     """Return a function that picks what the attacker would submit.
 
-    Its `undefended` is a wrong prediction, if any condition of `names` has one.
+    Its `undefended` is wrong if it is under any condition of `names`.
     """
 
     def pick(outcome: Outcome) -> Condition:

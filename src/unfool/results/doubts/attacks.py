@@ -111,7 +111,7 @@ def unbounded_beats_bounded(
 def beaten(
     outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
 ) -> Iterator[tuple[str, float]]:
-    """Yield the attacks of `weak` that leave fewer images right than all of `strong`, with the gap."""
+    """Yield the attacks of `weak` that beat every attack of `strong`, and by how much."""
     for name in weak if strong else ():
         by = min(paired_gap(outcomes, other, name) for other in strong)
         if by > 0:

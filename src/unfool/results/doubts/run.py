@@ -64,8 +64,7 @@ def all_doubts(
         judged: `summary.Judged` of each condition, by name.
         robust: `summary.Judged` of the attack that counts or, without attacks, of the corruptions.
         classes: The names of the data set's classes.
-        logits: The number of classes that the model distinguishes; None in runs made before it was
-            recorded.
+        logits: The number of the model's classes; None in runs made before it was recorded.
         stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
     probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]

@@ -28,9 +28,9 @@ class Reading:
 
     Attributes:
         metric: The name of the metric, the same for all runs.
-        words: What the metric means.
+        words: What it means.
         interval: The method of its confidence interval.
-        score: A function that returns the score of one image from its draws and its label.
+        score: The score of one image, from its draws and its label.
     """
 
     metric: str

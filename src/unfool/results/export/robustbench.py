@@ -85,7 +85,7 @@ def _percent(readings: Readings | None) -> str | None:
 def _footnote(
     n: int, clean: Readings, robust: Readings | None, attacks: list[str], red: list[str]
 ) -> str:
-    """Return the intervals, the number of images and draws, and the red doubts in words."""
+    """Return the intervals, the numbers of images and draws, and the red doubts in words."""
     said = f"{n} images, {clean['k']} draws each; 95 % intervals: clean {_interval(clean)}"
     if robust is not None:
         said += f", external {_interval(robust)} (the worst of {', '.join(attacks)} for each image)"
