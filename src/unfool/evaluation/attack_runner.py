@@ -122,7 +122,7 @@ class AttackRunner:
             self.reused_from[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
             if held and not knows:
-                broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
+                broken |= self._broken(name, version, y, noise, set(broken))  # not those it skipped
 
     def _broken(
         self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]

@@ -124,9 +124,9 @@ class Judge:
     def candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
 
-        They are `clean`, `random`, and the attacks within the threat; if there are none, `clean`
-        and the attacks without limit; if there are none of these either, `clean` and the
-        corruptions.
+        They are `clean`, `random`, and the attacks within the threat. If the threat limits none of
+        the run's attacks, they are `clean` and these attacks; if all of these are corruptions,
+        `clean` and the corruptions.
         """
         plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
         held = {name for name, attack in plain.items() if bounded(attack)}
