@@ -1,1 +1,1 @@
-"""Evaluation: attack every image, judge on held-out noise, write it down, sum it up."""
+"""Evaluation: attack each image, judge it on held-out noise, and record and sum up the outcomes."""

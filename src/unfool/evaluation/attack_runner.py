@@ -1,7 +1,7 @@
-"""The attacker's side of a run: the versions of each image, a block of images at a time.
+"""The attacker's side of a run: makes the versions of each image, one block of images at a time.
 
-What a search draws, no verdict sees; and what it makes depends on the seed, the image's place in the
-data set, and the attack's name, whatever becomes of the image then.
+A search draws from streams that no verdict uses. They depend only on the seed, the image's place in
+the data set, and the attack's name, not on the other images.
 """
 
 import time
@@ -23,21 +23,22 @@ from unfool.results.loss_curves import curves
 from unfool.runtime.progress import progress, ticking
 from unfool.threat import Threat
 
-MIN_DRAWS = 8  # draws by which an image is given up: by fewer, luck decides
+MIN_DRAWS = 8  # draws that decide whether an image is skipped: with fewer, chance decides
 Keep = Callable[[Sequence[int], Tensor, Mapping[str, Tensor]], str]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What changes the speed of an evaluation and nothing else.
+    """Settings that change the speed of an evaluation and nothing else.
 
     Attributes:
         device: `"cpu"`, `"cuda"`, ...
-        batch_size: The most images (with their draws) in one call of the model.
+        batch_size: The largest number of images (times draws) in one call of the model.
         images_per_block: Images that are attacked together and written together.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
-        expected: Tells what an image will take, for the progress; called only if it is shown.
+        expected: A function that forecasts the cost per image, for the progress. It is called only
+            if progress is shown.
     """
 
     device: str = "cpu"
@@ -50,20 +51,20 @@ class Machine:
 
 @dataclass
 class AttackRunner:
-    """Makes the versions of a block of images.
+    """Makes the versions of a block of images: clean, under random noise, and under each attack.
 
     Attributes:
-        model: What is attacked.
-        attacks: By name.
+        model: The model under attack.
+        attacks: The attacks by name.
         threat: What they may change.
-        seed: Of all noise.
-        draws: Of the attacker's own, by which `skip_broken` are told; 8 where these are fewer.
-        skip_broken: Attack only images that nothing before made wrong on all of these.
-        calls: Of network calls.
+        seed: Seed of all noise.
+        draws: Draws of a verdict. `skip_broken` uses as many of the attacker's own, but at least 8.
+        skip_broken: Attack only images that no earlier version made wrong on all of these draws.
+        calls: Counter of network calls.
         began: When the block began.
-        reused_from: By attack, the places of images left to an earlier one, and which.
-        own_predictions: By version, what the attacker's own draws say, as far as they were asked.
-        loss_curves: By attack and place, the loss over its steps.
+        reused_from: By attack and position, the earlier version taken for a skipped image.
+        own_predictions: By version, the predictions on the attacker's own draws, if made.
+        loss_curves: By attack and position, the loss over its steps.
     """
 
     model: Batched
@@ -83,19 +84,19 @@ class AttackRunner:
 
     @property
     def conditions(self) -> list[str]:
-        """The names of the versions, in their order."""
+        """The names of the versions, in order."""
         return ["clean", *(["random", *self.attacks] if self.attacks else [])]
 
     def versions(
         self, x: Tensor, y: Tensor, indices: Sequence[int]
     ) -> Iterator[tuple[str, Tensor]]:
-        """The images as they are; and, if there are attacks, under random noise and each attack."""
+        """Yield the images clean and, if there are attacks, under random noise and each attack."""
         check_threat(self.threat, x)
         noise = Noise.of(self.seed, indices)
         self.began = time.perf_counter()
         self.calls.take()
         self.reused_from, self.own_predictions, self.loss_curves = {}, {}, {}
-        broken: dict[int, tuple[str, Tensor]] = {}  # what needs no further attack: by whom, and how
+        broken: dict[int, tuple[str, Tensor]] = {}  # what broke each image
         before = {"clean": x}
         if self.attacks:
             before["random"] = self.threat.edge(x, noise.child("control"))
@@ -121,12 +122,12 @@ class AttackRunner:
             self.reused_from[name] = {i: by for i, (by, _) in done.items()}
             yield name, version
             if held and not knows:
-                broken |= self._broken(name, version, y, noise, set(broken))  # of its own images
+                broken |= self._broken(name, version, y, noise, set(broken))  # not those it skipped
 
     def _broken(
         self, name: str, version: Tensor, y: Tensor, noise: Noise, done: Collection[int]
     ) -> dict[int, tuple[str, Tensor]]:
-        """Of the images that are not done, those that are wrong on all of the attacker's own draws."""
+        """Return the images outside `done` that are wrong on all of the attacker's own draws."""
         todo = besides(done, len(y))
         if not (self.skip_broken and todo):
             return {}
@@ -145,16 +146,16 @@ def by_block(
     machine: Machine,
     keep: Keep,
 ) -> None:
-    """Make the versions of the images that are not done, and give each block to `keep`.
+    """Make the versions of the images that are not done, and pass each block to `keep`.
 
     Args:
         what: Words for the progress.
-        search: Makes them.
+        search: Makes the versions.
         data: Images with labels.
-        indices: All images of the run; this shard's are taken.
-        done: Those that are written already.
-        machine: How many at once, and where.
-        keep: Given the block's indices, labels and versions by name; returns words to show.
+        indices: All images of the run, of which this shard takes its own.
+        done: Images that are already written.
+        machine: Device, sizes, and shard.
+        keep: Takes the block's indices, labels, and versions by name; returns words to show.
 
     Raises:
         RuntimeError: An attack returned images outside the threat.
@@ -184,22 +185,22 @@ def by_block(
 
 
 def secret(noise: Noise) -> Noise:
-    """The noise that is told to who knows some: that of the verdict's first draw."""
+    """The noise revealed to attackers who know some of it: that of the verdict's first draw."""
     return noise.child("verdict", "vote", 0)
 
 
 def besides(done: Collection[int], size: int) -> list[int]:
-    """The numbers 0 .. size - 1 without those in `done`."""
+    """The positions 0 .. size - 1 that are not in `done`."""
     return [i for i in range(size) if i not in done]
 
 
 def bounded(attack: Attack) -> bool:
-    """Whether an attack is held to the threat; one that is not says so by `bounded`."""
+    """Whether the threat limits an attack; one without limit has `bounded = False`."""
     return getattr(attack, "bounded", True)
 
 
 def _allowed(name: str, x_adv: Tensor, x: Tensor, threat: Threat | None) -> Tensor:
-    """What an attack returned, if it is images, and within the threat if it is held to one."""
+    """Return an attack's images if their shape is right and the threat, if any, allows them."""
     if x_adv.shape != x.shape:
         raise RuntimeError(
             f"the attack {name} must return images of the shape {tuple(x.shape)} that it was "

@@ -1,20 +1,20 @@
-"""How far a block of images has come, from its first call of the model on."""
+"""The progress of a block of images, starting with its first call of the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unfool.runtime.progress import Update
 
-NEARLY = 0.99  # of a block that is not written yet: not all that it does was expected
+NEARLY = 0.99  # the largest share of an unwritten block, because some of its work is not forecast
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What an image is expected to take, by condition (and by what judges it).
+    """The expected cost per image, by condition, and for judging (`verdict`, `distances`).
 
     Attributes:
-        seconds: Of time.
-        ticks: Of work, as `progress.tick` counts it.
+        seconds: Expected time.
+        ticks: Expected work, in the units of `progress.tick`.
     """
 
     seconds: dict[str, float]
@@ -22,19 +22,19 @@ class Expected:
 
     @property
     def each(self) -> float:
-        """Seconds in all."""
+        """Expected seconds per image, in total."""
         return sum(self.seconds.values())
 
 
 class BlockProgress:
-    """Shows how far a block has come, by the calls of the model that were made and that were expected.
+    """Shows how far a block has come, by comparing the calls of the model with the expected ones.
 
     Args:
-        show: Shows it.
-        here: How many images were done before the block.
-        size: How many it has.
-        conditions: In their order; what else is expected comes after them.
-        expected: What an image takes; None if nobody knows, and then only whole blocks count.
+        show: The function that shows it.
+        here: Number of images that were done before the block.
+        size: Number of images in the block.
+        conditions: Names of the conditions in order. Other keys of `expected` come after them.
+        expected: The expected cost per image. If None, only whole blocks count.
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class BlockProgress:
         self.passed, self.work = 0, 0.0
 
     def tick(self, work: float) -> None:
-        """Some work is done of the condition that is being made."""
+        """Add work that was done for the current condition."""
         self.work += work
         self._say()
 
     def next(self) -> None:
-        """The condition that was being made is done."""
+        """Mark the current condition as done."""
         self.passed, self.work = self.passed + 1, 0.0
         self._say()
 
@@ -64,7 +64,7 @@ class BlockProgress:
         self.show(self.here + self.size * self._share(), now[0] if now else "results")
 
     def _share(self) -> float:
-        """The part of the block that is done, by time."""
+        """The share of the block that is done, by time."""
         if self.expected is None or not self.expected.each:
             return 0.0
         seconds, ticks = self.expected.seconds, self.expected.ticks

@@ -1,8 +1,9 @@
-"""What an image costs by each way to ask a part of a model, timed on a few calls.
+"""Measures the cost per image of each kind of call to a part of a model, from a few timed calls.
 
-A call of n images takes about a + b n seconds: a alone can be ten times as much as an image of a large
-call takes. So calls are timed at growing sizes, those first that the evaluation spends the most on, and
-what a call of the run takes is read off the line through the two largest.
+A call of n images takes about a + b n seconds, where the fixed cost a can be ten times the cost b
+of another image. So calls are timed at growing sizes, and the kind that is expected to take the
+most time in the evaluation comes first. The time of a call of the run is extrapolated from
+the two largest timed calls.
 """
 
 import math
@@ -22,20 +23,20 @@ from unfool.evaluation.prepare import Prepared
 from unfool.noise import Noise
 
 CALLS = ("nfe_forward", "nfe_vjp", "classifier_forward", "classifier_vjp")
-GROWTH = 4  # how many times as many images the next call has
-SHORT = 0.02  # seconds: of calls that take less, the quickest of `REPEATS` counts
+GROWTH = 4  # how many times as many images each timed call has as the one before
+SHORT = 0.02  # seconds: for shorter calls, the fastest of `REPEATS` counts
 REPEATS = 3
-DIFFERENT = 16  # images in a timed call, repeated if it has more: some are slow to read
-PATIENCE = 10  # times the budget: a first call that takes longer is not repeated
+DIFFERENT = 16  # distinct images in a timed call, as some data sets are slow to read
+PATIENCE = 10  # times the budget: a longer first call is not repeated
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What something costs per image.
+    """Network calls and time, usually per image.
 
     Attributes:
-        calls: By name (`cost.CallCounter`): images through a network.
-        seconds: On the machine where it was timed.
+        calls: By name (`cost.CallCounter`), the images that pass through a network.
+        seconds: Time on the machine where it was measured.
     """
 
     calls: dict[str, float] = field(default_factory=dict)
@@ -51,14 +52,16 @@ class Cost:
 
 @dataclass
 class TimedCalls:
-    """Calls of one kind that were timed, each of more images than the one before.
+    """The timed calls of one kind, each with more images than the one before.
 
     Attributes:
-        make: Makes a call of so many images; returns its seconds, and its calls of networks per image.
-        most: Images in the largest call of the run.
-        patience: Seconds; a first call that takes longer is not repeated, and no larger one is made.
+        make: Makes a call with a given number of images; returns its seconds, and its network calls
+            per image.
+        most: Images in the largest call of the run; lowered if larger calls cannot be timed.
+        patience: Seconds; a first call that takes longer is not repeated, and no larger one is
+            made.
         took: Images and seconds of each call.
-        calls: What the last one counted (`cost.CallCounter`), per image.
+        calls: Network calls per image (`cost.CallCounter`) of the last call.
     """
 
     make: Callable[[int], tuple[float, dict[str, float]]]
@@ -68,7 +71,7 @@ class TimedCalls:
     calls: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        took, self.calls = self.make(1)  # makes things ready, so it does not count
+        took, self.calls = self.make(1)  # a warm-up: its time counts only if it is too long
         if took > self.patience:
             self.took, self.most = [(1, took)], 1
         else:
@@ -76,7 +79,7 @@ class TimedCalls:
 
     @property
     def size(self) -> int:
-        """Images in the largest call that was timed."""
+        """Images in the largest timed call."""
         return self.took[-1][0]
 
     @property
@@ -86,11 +89,11 @@ class TimedCalls:
 
     @property
     def each(self) -> float:
-        """Seconds that an image is expected to take in the largest call of the run."""
+        """Expected seconds per image in the largest call of the run."""
         return self.seconds(self.most) / self.most
 
     def seconds(self, size: int) -> float:
-        """What a call is expected to take that has at least as many images as those that were timed."""
+        """Return the expected seconds of a call of `size` images, at least as many as timed."""
         n, last = self.took[-1]
         slope = last / n
         if len(self.took) > 1:
@@ -99,22 +102,22 @@ class TimedCalls:
         return last + slope * (size - n)
 
     def fits(self, budget: float) -> bool:
-        """Whether a larger call of the run is left, and is expected to take no more than `budget`."""
+        """Whether a larger call can still be timed, and is expected to take at most `budget`."""
         expected = self.seconds(self.next_size)
         if len(self.took) < 2:
-            expected /= 2  # which took all of the time of one image as that of a + b n with a = 0
+            expected /= 2  # with one size, `seconds` assumes a = 0, which is too pessimistic
         return self.size < self.most and expected <= budget
 
     def grow(self) -> None:
-        """Time a larger call. Where memory is too small for it, there will be none."""
+        """Time a larger call. If it runs out of memory, no more calls are timed."""
         size = self.next_size
         try:
             self.took.append((size, self._quickest(size, self.seconds(size))))
         except torch.OutOfMemoryError:
-            self.most = self.size  # the run will find out, and go on with fewer images in a call
+            self.most = self.size  # the run also continues with fewer images per call
 
     def _quickest(self, size: int, expected: float) -> float:
-        """The quickest of some short calls, or of two where the first was held up by something else."""
+        """Return the fastest of several short calls, or of two if the first was too slow."""
         took = math.inf
         for repeat in range(REPEATS):
             seconds, self.calls = self.make(size)
@@ -127,14 +130,17 @@ class TimedCalls:
 def call_costs(
     made: Prepared, played: DryRun, block: int, rows: int, budget: float
 ) -> tuple[dict[Call, Cost], int]:
-    """What one image costs by each way to ask, and how many images the largest timed call had.
+    """Measure the cost per image of each kind of call.
 
     Args:
-        made: The parts of the evaluation, executed as in the run.
-        played: How its parts are asked.
+        made: The prepared evaluation, executed as in the run.
+        played: How the evaluation calls the parts of the model.
         block: Images that are attacked together.
-        rows: The most images of a call.
+        rows: The largest number of images in a call.
         budget: Seconds for calls of more than one image.
+
+    Returns:
+        The cost per image by kind of call, and the number of images in the largest timed call.
     """
     block = min(block, len(made.indices))
     asked = sum(played.asked.values(), Counter[Call]())
@@ -155,7 +161,7 @@ def call_costs(
 
 
 def _call(made: Prepared, part: Any, how: str, size: int) -> tuple[float, dict[str, float]]:
-    """The seconds of a call of `size` images, and the calls of networks per image."""
+    """Time a call of `size` images; return its seconds and its network calls per image."""
     few = fetch(made.data, made.indices[: min(size, DIFFERENT)])[0]
     x = few[torch.arange(size) % len(few)].to(made.device).requires_grad_(how == "gradient")
     noise, counter = Noise.of(0, range(size)), CallCounter()

@@ -1,4 +1,4 @@
-"""What an evaluation costs: calls of the networks, time and memory."""
+"""The cost of an evaluation: calls of the networks, and memory."""
 
 import resource
 from collections.abc import Iterator
@@ -17,18 +17,19 @@ from unfool.models.jem import Features
 
 @dataclass
 class CallCounter:
-    """Counts the images that pass through networks, forward and back.
+    """Counts the images that pass through networks, forward and backward.
 
     Attributes:
-        counts: `nfe_forward` (replays on the way back included) and `nfe_vjp` of the denoiser,
-            `classifier_forward` and `classifier_vjp` of the classifier: images, not batches.
+        counts: Numbers of images, not batches: `nfe_forward` (with what a backward pass computes
+            again) and `nfe_vjp` of the denoiser, `classifier_forward` and `classifier_vjp` of the
+            classifier.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def watching(self, model: object) -> Iterator[None]:
-        """Count the calls of a model's denoisers and classifiers, inside this block."""
+        """Count the calls of a model's denoisers and classifiers inside the `with`."""
         with ExitStack() as hooks:
             for module in model.modules() if isinstance(model, nn.Module) else ():
                 if isinstance(module, Denoiser):
@@ -41,7 +42,7 @@ class CallCounter:
             yield
 
     def take(self) -> dict[str, int]:
-        """The counts since the last call of this."""
+        """Return the counts since the last call of this method, and reset them."""
         taken, self.counts = self.counts, {}
         return taken
 
@@ -58,10 +59,10 @@ class CallCounter:
 
 
 def peak_bytes() -> int:
-    """The most memory so far: of the GPU where there is one, else of the process."""
+    """The peak memory so far: of the GPU if it was used, else of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")  # of Linux, where ru_maxrss begins at the parent's peak
+    status = Path("/proc/self/status")  # on Linux, where ru_maxrss starts at the parent's peak
     _, _, peak = (status.read_text() if status.exists() else "").partition("VmHWM:")
     if peak:
         return int(peak.split()[0]) * 1024

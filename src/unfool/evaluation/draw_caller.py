@@ -1,4 +1,4 @@
-"""What a model answers at several draws of its noise, in no more calls than can tell."""
+"""Calls a model at several draws of its noise, with as few calls as possible."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,19 @@ Answer = Callable[[list[int], int, int], Tensor]
 class DrawCaller:
     """Calls a model at several draws.
 
-    One that draws nothing from its noise answers alike at all of them, and is called at two.
+    A model that draws nothing from its noise gives the same answer at every draw, so it is called
+    at only two.
 
     Attributes:
-        model: It.
-        noise_free: Whether it drew nothing when it was called last; None if that is not known.
+        model: The model.
+        noise_free: Whether the model drew nothing when it was last called; None if that is unknown.
     """
 
     model: Batched
     noise_free: bool | None = None
 
     def __call__(self, x: Tensor, noise: Noise, draws: int, first: int = 0) -> Tensor:
-        """The class chosen at each draw, (B, draws): `predict_draws`."""
+        """Return the class chosen at each draw, (B, draws), as `predict_draws` does."""
         if self.noise_free is False or not len(x):
             return predict_draws(self.model, x, noise, draws, first)
         before, few = drawn_so_far(), min(draws, 2)
@@ -46,16 +47,16 @@ class DrawCaller:
 
 
 def curtailed(answer: Answer, labels: Sequence[int], k: int) -> list[tuple[list[int], Curtailed]]:
-    """The verdicts of a batch of images, each stopped once no further draw can change it.
+    """Compute the verdicts of a batch of images, each stopped once no draw can change it.
 
     Args:
-        answer: Called with positions of images, the first draw and the number of draws; returns the
-            classes chosen there.
+        answer: A function that takes positions of images, the first draw, and the number of draws.
+            It returns the chosen classes.
         labels: The class of each image.
-        k: Draws of a verdict.
+        k: Draws of a full verdict.
 
     Returns:
-        Of each image, the draws that all have, and what came after them.
+        For each image, the first half of the draws, which every image has, and the draws after it.
     """
     half = first_half(k)
     taken: list[list[int]] = answer(list(range(len(labels))), 0, half).tolist()

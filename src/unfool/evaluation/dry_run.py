@@ -1,9 +1,10 @@
-"""A dry run of an evaluation: counts the calls of a model's parts without making them.
+"""Dry run of an evaluation: counts the calls of a model's parts without making them.
 
-Stand-ins take the places of the parts, answer at once and count how they are asked. So it holds for any
-attack, a stranger's too. They answer rightly whatever is done to the image: where an image that fell is
-left alone, the rehearsal is that of an image that stands up to everything. They draw noise if the real
-part does, of which each is asked once: attacks spend fewer draws on a model without noise.
+Stand-ins replace the parts, answer immediately, and count how they are called. So a dry run works
+for any attack, including attacks from outside the library. The classifier's stand-in is always
+right. So where broken images are skipped, the dry run shows the cost of an image that no attack
+breaks. A stand-in draws noise if the real part does, which is tested by calling each part once:
+attacks spend fewer draws on a model without noise.
 """
 
 from collections import Counter
@@ -29,14 +30,14 @@ from unfool.results.spec import EvaluationSpec
 from unfool.runtime.progress import ticking
 from unfool.threat import Threat
 
-# What views ask of a part: another part.
+# Methods by which a view derives another part from a part.
 DERIVED_METHODS = ("with_fewer_steps", "adjoint", "without_elimination", "stage")
 
 Answer = Callable[[Tensor, Tensor], Tensor]
 
 
 class Call(NamedTuple):
-    """A way to ask a part: the part's name, and how."""
+    """A kind of call: the name of the part, and how it is called."""
 
     part: str
     how: str  # "forward", "gradient" or "decide"
@@ -44,11 +45,11 @@ class Call(NamedTuple):
 
 @dataclass
 class CallCount:
-    """How the parts were asked.
+    """Counts how the parts are called.
 
     Attributes:
-        asked: Images, in all.
-        most: Images, in one call.
+        asked: Images in all calls.
+        most: Images in the largest call.
     """
 
     asked: Counter[Call] = field(default_factory=Counter)
@@ -60,20 +61,20 @@ class CallCount:
         self.most[kind] = max(images, self.most.get(kind, 0))
 
     def take(self) -> Counter[Call]:
-        """What was asked since the last time."""
+        """Return and reset the counts in `asked`."""
         taken = +self.asked
         self.asked.clear()
         return taken
 
 
 class DryRun(NamedTuple):
-    """How the evaluation of one image asks the parts of a model.
+    """How the evaluation of one image calls the parts of a model.
 
     Attributes:
-        asked: How often, by condition, `verdict`, `distances`.
-        most: For how many answers at once.
+        asked: Images by kind of call, for each condition, `verdict`, and `distances`.
+        most: Images in the largest call of each kind.
         parts: The parts by name.
-        ticks: The work of an image as `progress.tick` counts it, by the same names as `asked`.
+        ticks: Work in the units of `progress.tick`, by the keys of `asked`.
     """
 
     asked: dict[str, Counter[Call]]
@@ -83,14 +84,15 @@ class DryRun(NamedTuple):
 
 
 class StandIn:
-    """Answers for a part of a model at once, and counts the images it is asked about.
+    """Answers immediately in place of a part of a model, and counts the images it is asked about.
 
     Args:
         real: The part.
-        name: Its name.
-        answer: Images, and a random number for each, to what it answers, which leads a gradient back.
-        count: Where it counts.
-        stands: All stand-ins, by name; those that views make of this one join it.
+        name: The name of the part.
+        answer: A differentiable function of the images and a random number for each: the output.
+        count: The counter of the calls.
+        stands: The real parts by name. The stand-in adds its own, and so do those that views
+            derive.
     """
 
     def __init__(
@@ -103,11 +105,11 @@ class StandIn:
     ):
         self.real, self.name, self.answer = real, name, answer
         self.count, self.stands = count, stands
-        self.draws: bool | None = None  # not known yet
+        self.draws: bool | None = None  # whether the part draws noise, once known
         stands[name] = real
 
     def __call__(self, x: Tensor, noise: Noise) -> Tensor:
-        """The answer; a gradient that goes back through it is counted, too."""
+        """Return the output, and count a forward call; a backward pass makes it a gradient call."""
         out, plain = self._answered(x, noise), Call(self.name, "forward")
         self.count.add(plain, len(x))
         if out.requires_grad:
@@ -148,12 +150,12 @@ class StandIn:
 
 
 def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
-    """How the evaluation of one image asks the parts of the model.
+    """Count how the evaluation of one image calls the parts of the model.
 
     Args:
         spec: What `run.check` returned.
         made: Its parts.
-        rows: The most images of a call.
+        rows: The largest number of images in a call.
     """
     count = CallCount()
     stands: dict[str, Any] = {}
@@ -191,10 +193,10 @@ def dry_run(spec: EvaluationSpec, made: Prepared, rows: int) -> DryRun:
 
 
 def _right(x: Tensor, y: Tensor, classes: int) -> Answer:
-    """A classifier that is right about the image `x` (1, C, H, W) whatever is done to it."""
+    """Make a classifier that is right about the image `x` (1, C, H, W), however it is changed."""
     pixels = torch.arange(x[0].numel() * classes, device=x.device).view(-1, classes)
     slope = torch.sin(pixels.to(x)) / len(pixels)
-    common = torch.arange(classes, device=x.device).to(x) / classes  # moves with the brightness
+    common = torch.arange(classes, device=x.device).to(x) / classes  # scaled by the brightness
 
     def answer(at: Tensor, luck: Tensor) -> Tensor:
         bright = (at.flatten(1).mean(1) + 0.01 * luck)[:, None] * common.to(at)
@@ -204,8 +206,8 @@ def _right(x: Tensor, y: Tensor, classes: int) -> Answer:
 
 
 def _purified(x: Tensor, luck: Tensor) -> Tensor:
-    """The image, a little brighter or darker by luck."""
-    count_chain()  # the view `per-step` looks for chains
+    """Return the image, made slightly brighter or darker by the random number."""
+    count_chain()  # the view `per-step` requires a chain
     return x + 0.01 * luck.view(-1, 1, 1, 1)
 
 

@@ -1,7 +1,7 @@
 """The evaluation, image by image.
 
-Every image is taken clean, under random noise and under each attack, judged on noise that no search
-has seen, and written down as it is done.
+Every image is evaluated clean, under random noise, and under each attack, on noise that no search
+has seen. Its outcome is written when its block is done.
 """
 
 import time
@@ -36,7 +36,7 @@ from unfool.results.run_folder import OutcomeStore
 from unfool.statistics import percent
 from unfool.threat import Knowledge, Threat
 
-PROBED = 16  # images, the first of a run, on which the doubts look at the model itself
+PROBED = 16  # number of first images of a run on which sanity checks query the model
 
 
 def evaluate_into(
@@ -56,37 +56,38 @@ def evaluate_into(
     curtail: bool = False,
     machine: Machine | None = None,
 ) -> None:
-    """Evaluate what `run` still lacks.
+    """Evaluate the images whose outcomes `run` lacks.
 
-    The verdict on an image is the class the model chooses at each of `draws` held-out draws of its
-    noise, the same draws clean and attacked. Which attack counts is chosen on other draws, as the
-    attacker would have to.
+    The verdict on an image is the class that the model chooses at each of `draws` held-out draws of
+    its noise, the same draws for the clean and the attacked image. The attack that counts is chosen
+    on other draws, as the attacker would have to.
 
     Args:
         model: The classifier, defended or not.
         data: Images with labels.
-        attacks: By name.
+        attacks: The attacks by name.
         threat: What they may change.
-        run: Where outcomes go, and which are there.
+        run: The store of the outcomes.
         indices: The images of the run; all by default.
-        only: Those of them to do here; all by default.
-        seed: Of all noise.
+        only: The images to evaluate here; all of `indices` by default.
+        seed: Seed of all noise.
         draws: Held-out draws of each verdict.
-        examples: Of how many of the first images pictures are kept.
-        skip_broken: Attack only images that nothing before made wrong on all of the attacker's own
-            draws: what they are then is kept.
-        lpips: Measure this distance to the clean images, too.
-        curtail: Stop the verdict on an image once no further draw can change its majority, or whether
-            all draws are right; the accuracy per draw is then that of the first half of the draws.
-        machine: What changes only speed.
+        examples: Number of first images that are kept as examples.
+        skip_broken: Attack only images that no earlier version made wrong on all of the attacker's
+            own draws; the others keep that version.
+        lpips: Also measure this distance to the clean images.
+        curtail: Stop the verdict on an image once no further draw can change its majority, or
+            whether all draws are right; the accuracy per draw is then that of the first half of the
+            draws.
+        machine: Settings that change only the speed.
 
     Raises:
-        RuntimeError: An attack returned images outside the threat, or the model no numbers.
+        RuntimeError: An attack returned images outside the threat, or the model NaN or infinity.
     """
     machine = machine or Machine()
     chosen = list(range(len(data)) if indices is None else indices)
     shown, probed = set(chosen[:examples]), set(chosen[:PROBED])
-    measured = set(chosen) if attacks else shown  # beside a search, one more purification is cheap
+    measured = set(chosen) if attacks else shown  # after attacks, purifying once more is cheap
     search = AttackRunner(
         Batched(model, machine.batch_size), attacks, threat, seed, draws, skip_broken
     )
@@ -109,7 +110,7 @@ def evaluate_into(
 
 @dataclass
 class Judge:
-    """Judges the versions of a block of images that a search made."""
+    """Judges the versions of a block of images that an `AttackRunner` made."""
 
     search: AttackRunner
     lpips: bool
@@ -117,14 +118,15 @@ class Judge:
 
     @property
     def model(self) -> Batched:
-        """What is judged."""
+        """The model that is judged."""
         return self.search.model
 
     def candidates(self) -> set[str]:
         """The conditions that the attacker chooses from.
 
-        Those within the threat; if there are none, the other attackers'; if there are none of these
-        either, the corruptions.
+        They are `clean`, `random`, and the attacks within the threat. If the threat limits none of
+        the run's attacks, they are `clean` and these attacks; if all of these are corruptions,
+        `clean` and the corruptions.
         """
         plain = {n: a for n, a in self.search.attacks.items() if not getattr(a, "knows", None)}
         held = {name for name, attack in plain.items() if bounded(attack)}
@@ -141,7 +143,7 @@ class Judge:
         probed: set[int],
         measured: set[int],
     ) -> list[Outcome]:
-        """The verdict on each image of a block."""
+        """Return the outcome of each image of a block."""
         search = self.search
         noise, clean = Noise.of(search.seed, indices), versions["clean"]
         table: list[dict[str, Condition]] = [{} for _ in indices]
@@ -155,7 +157,7 @@ class Judge:
             x, private = version[own], noise.take(own)
             knows = getattr(search.attacks.get(name), "knows", None)
             judged = self._judged(x, y[own], private, knows)
-            # without attacks, or with one that knows the noise, there is no choice
+            # without a choice between attacks, these are the verdict's draws
             seen = torch.tensor([draws for draws, _ in judged], device=y.device)
             if name in search.own_predictions:
                 seen = search.own_predictions[name]
@@ -186,7 +188,7 @@ class Judge:
                 index=index,
                 label=int(y[i]),
                 conditions=row,
-                # of equals, the attack that comes last: it is the strongest as a rule
+                # on a tie, the last attack, which is usually the strongest
                 chosen=max(
                     (
                         name
@@ -209,7 +211,7 @@ class Judge:
     def _judged(
         self, x: Tensor, y: Tensor, noise: Noise, knows: Knowledge | None
     ) -> list[tuple[list[int], Curtailed | None]]:
-        """The verdict's answers to each image; of who knows all noise, one: they would all be it."""
+        """Return the verdict's draws of each image; only one if the attacker knows all noise."""
         k, stream, answers = self.search.draws, noise.child("verdict"), self.search.answers
         alike: list[Tensor] = []
 
@@ -235,9 +237,10 @@ class Judge:
     def quality(
         self, versions: Mapping[str, Tensor], noise: Noise, which: Sequence[int]
     ) -> dict[int, dict[str, Quality]]:
-        """How far the versions of the images at positions `which` are from the clean ones.
+        """Measure how far the versions of the images at positions `which` are from the clean ones.
 
-        Before purification and after it; the one draw of the purifier is the same for all versions.
+        They are measured before and after purification. The purifier uses the same draw for all
+        versions.
         """
         found: dict[int, dict[str, Quality]] = {i: {} for i in which}
         if not which:
@@ -253,7 +256,7 @@ class Judge:
         return found
 
     def _without_purifier(self, x: Tensor, noise: Noise) -> list[int | None]:
-        """What the classifier without its defense answers; None if there is no defense."""
+        """The predictions of the classifier without its defense; None if there is no defense."""
         if not isinstance(self.model.model, Defended):
             return [None] * len(x)
         bare = Batched(self.model.model.classifier, self.model)
@@ -266,7 +269,7 @@ class Judge:
         y: Tensor,
         shown: set[int],
     ) -> dict[str, np.ndarray]:
-        """Pictures of those images of a block that are shown."""
+        """Return the arrays of those images of a block that the report shows as examples."""
         which = [i for i, outcome in enumerate(outcomes) if outcome.index in shown]
         if not which:
             return {}
@@ -300,13 +303,13 @@ def _examples(
     indices: Sequence[int],
     answers: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Images clean and attacked, and what the model makes of them; its answers are known."""
+    """Return clean and attacked images, the model's intermediate results, and the given answers."""
     noise = noise.child("verdict", "vote", 0)  # the first draw of the verdict
     kept = {"index": np.array(indices), "label": _array(y)}
     kept |= {"clean": _array(x), "attacked": _array(x_adv)}
     fooled = y
     if isinstance(model, Defended):
-        fooled = predict(model.classifier, x_adv, noise)  # what the attack makes of it, undefended
+        fooled = predict(model.classifier, x_adv, noise)  # what the undefended classifier predicts
     for name, version in (("clean", x), ("attacked", x_adv)):
         kept[f"{name}_answer"] = answers[name]
         if not isinstance(model, Defended):

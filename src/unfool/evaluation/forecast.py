@@ -1,7 +1,7 @@
-"""What an evaluation will cost, before it runs: network calls, time, and the images that fit a budget.
+"""Forecasts what an evaluation will cost: network calls, time, and the images that fit a budget.
 
-The whole evaluation of one image is rehearsed on stand-ins (`dry_run`); a few calls of the real parts
-then tell what one asking costs (`call_cost`).
+A dry run with stand-ins counts the calls that the evaluation of one image makes (`dry_run`). A few
+calls of the real parts then measure the cost of each kind of call (`call_cost`).
 """
 
 import json
@@ -28,24 +28,24 @@ from unfool.results.spec import EvaluationSpec
 from unfool.runtime.files import write_bytes
 from unfool.statistics import wilson
 
-# Seconds for timing calls of more than one image: in a dry run, and in a glance before a run begins.
+# Seconds for timing calls of more than one image: for a forecast, and just before a run begins.
 DRY_RUN, GLANCE = 10.0, 0.7
 JUDGING = ("verdict", "distances")
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will cost.
+    """The expected cost of a run.
 
     Attributes:
-        images: How many it is for.
-        per_image: By condition, `verdict` for what judges them all, `distances` for how far
-            pictures are from the clean ones.
-        most: Images that fall are left alone before the end, and cost less than this says.
-        batch_size: Images in the largest call that was timed; 0 if it goes by what images took.
-        low, high: The 95 % interval of an accuracy of one half on so many images, one draw each: no
-            interval of the report will be much wider.
-        workers: Of Ray, which share the time.
+        images: The number of images.
+        per_image: By condition; also `verdict` for judging all of them, and `distances` for how far
+            images are from the clean ones.
+        most: Whether it is an upper bound, because attacks or verdicts may stop early.
+        batch_size: Images in the largest timed call; 0 if it is based on finished images.
+        low, high: The 95 % interval of an accuracy of one half on that many images, with one draw
+            each. No interval of the report will be much wider.
+        workers: The number of Ray's workers, which share the time.
     """
 
     images: int
@@ -58,16 +58,16 @@ class Forecast:
 
     @property
     def each(self) -> Cost:
-        """The cost of an image."""
+        """The cost per image."""
         return sum(self.per_image.values(), Cost())
 
     @property
     def total(self) -> Cost:
-        """The cost of them all."""
+        """The cost of all images."""
         return self.each * self.images
 
     def keep(self, folder: Path) -> None:
-        """Write it into a folder whose run has not begun: the report sets it beside what that took."""
+        """Write the forecast into a folder whose run has not begun, for the report to compare."""
         if (folder / "run.json").is_file():
             return
         table = asdict(self) | {"calls": self.total.calls, "seconds": self.total.seconds}
@@ -75,10 +75,10 @@ class Forecast:
 
 
 def seconds_of(budget: str) -> float:
-    """The seconds of a budget of time: `2h`, `30m`, `45s`, `1h30m`.
+    """Convert a time budget to seconds: `2h`, `30m`, `45s`, `1h30m`.
 
     Raises:
-        SpecError: It is not written so.
+        SpecError: The budget has another form.
     """
     units = {"h": 3600, "m": 60, "s": 1}
     if not re.fullmatch(r"(\d+(\.\d+)?[hms])+", budget):
@@ -92,13 +92,13 @@ def forecast(
     made: Prepared | None = None,
     judged: bool = True,
 ) -> Forecast:
-    """The cost of a checked evaluation `spec`, with as many of its images as fit into a budget.
+    """Forecast the cost of a checked evaluation `spec`, with as many images as fit into a budget.
 
     Args:
         spec: What `run.check` returned.
-        budget: Seconds; at least one block of images is taken, and never more than the spec's.
-        made: What `prepare.prepare` made of it, if it was made already.
-        judged: Whether its images are judged, and not only attacked.
+        budget: Seconds. At least one block of images is taken, and never more than the spec's.
+        made: The parts that `prepare.prepare` built, if they were built already.
+        judged: Whether the images are also judged, and not only attacked.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
@@ -123,40 +123,40 @@ def forecast(
 def expected(
     spec: EvaluationSpec, made: Prepared, rows: int, judged: bool = True
 ) -> Expected | None:
-    """What an image of a run will take, by a few quick calls; None where that cannot be told.
+    """Forecast the cost per image of a run by a few quick calls; None if that fails.
 
     Args:
         spec: What `run.check` returned.
         made: Its parts, executed as in the run.
-        rows: The most images of a call.
-        judged: Whether its images are judged, and not only attacked.
+        rows: The largest number of images in a call.
+        judged: Whether the images are also judged, and not only attacked.
     """
     try:
         played = dry_run(spec, made, rows)
         costs, _ = call_costs(made, played, spec["machine"]["images_per_block"], rows, GLANCE)
-    except Exception:  # whatever it is: the run itself, which needs no forecast, will tell
+    except Exception:  # the run itself, which needs no forecast, reports any error
         return None
     per_image = _per_image(spec, made, played, costs, judged)
     return Expected({name: cost.seconds for name, cost in per_image.items()}, played.ticks)
 
 
 def watched(machine: Machine, spec: EvaluationSpec, made: Prepared, judged: bool = True) -> Machine:
-    """A machine that knows what an image of a run will take (`expected`), if it shows progress."""
+    """Return `machine` with a forecast (`expected`), which is made only to show progress."""
     return replace(machine, expected=partial(expected, spec, made, machine.batch_size, judged))
 
 
 def plan(
     spec: EvaluationSpec, folder: Path, budget: str | None, shard: tuple[int, int] = (0, 1)
 ) -> tuple[EvaluationSpec, Forecast | None]:
-    """A checked spec with the images that fit into a budget, and its forecast, kept in the folder.
+    """Return a checked spec with the images that fit into a budget, and its forecast.
 
-    A run that was begun with a budget goes on with the images it was begun with, and needs no
-    forecast. Where images that fall cost less and a run has begun, the forecast is what its images
-    took; in the folder stays the one from before it began.
+    The forecast is kept in the folder. A run that began with a budget continues with the same
+    images and needs no forecast. If work may stop early and a run has begun, the forecast is based
+    on the images that it has finished; the folder keeps the forecast from before the run.
 
     Raises:
-        SpecError: As `forecast`; or with a budget only a shard is asked for, and each would choose
-            its own number of images.
+        SpecError: As in `forecast`; or a shard has a budget, so that each shard would choose its
+            own number of images.
     """
     if budget is None:
         found = forecast(spec)
@@ -178,7 +178,7 @@ def plan(
 
 
 def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | None:
-    """The forecast by the images that a run in `folder` has done, if it depends on how they fall."""
+    """Forecast from the images that a run in `folder` has finished, if work may stop early."""
     if not found.most or begun(spec, folder) is None:
         return None
     done = Run.open(folder).outcomes()
@@ -190,7 +190,7 @@ def _so_far(found: Forecast, spec: EvaluationSpec, folder: Path) -> Forecast | N
 
 
 def begun(spec: Mapping[str, Any], folder: Path) -> int | None:
-    """How many images a run of what `spec` asks was begun with in `folder`; None if there is none."""
+    """The number of images with which a run of `spec` began in `folder`; None if there is none."""
     if not (folder / "run.json").is_file():
         return None
     asked = Run.open(folder).manifest
@@ -208,13 +208,13 @@ def _per_image(
     costs: Mapping[Call, Cost],
     judged: bool,
 ) -> dict[str, Cost]:
-    """What an image costs, by condition and by what judges it."""
+    """The cost per image, by condition and for judging."""
     found = {
         name: sum((costs[kind] * n for kind, n in counts.items()), Cost())
         for name, counts in played.asked.items()
         if judged or name not in JUDGING
     }
-    if judged and not made.attacks:  # distances are measured for the report's pictures only
+    if judged and not made.attacks:  # distances are measured only for the report's examples
         whole = len(made.indices)
         found["distances"] *= min(spec["evaluation"]["examples"], whole) / whole
     return found
@@ -230,7 +230,7 @@ def _workers(spec: EvaluationSpec) -> int:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Inside, torch computes with one thread, as in a task of Ray, which takes one processor."""
+    """Use one torch thread inside the `with`, as in a task of Ray, which takes one processor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -240,7 +240,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _most(spec: EvaluationSpec) -> bool:
-    """Whether images that fall are left alone, or their verdicts stopped, before the end."""
+    """Whether attacks or verdicts may stop early, so that a forecast is an upper bound."""
     early = any(row["name"] == "autoattack" or row.get("early_stop") for row in spec["attacks"])
     options = spec["evaluation"]
     return early or options["skip_broken"] or options.get("curtail", False)

@@ -1,27 +1,28 @@
-"""How far images are from the clean ones, before and after purification."""
+"""Distances of images from the clean ones, before and after purification."""
 
 import torch
 from torch import Tensor
 
 from unfool.distances import lpips, mse, ssim
 
-MIN_MSE = 1e-10  # mean square error: equal pictures get 100 dB, not infinity
+MIN_MSE = 1e-10  # mean squared error: equal images get 100 dB, not infinity
 
 
 def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str, float]]:
-    """The distances of each image to its clean one.
+    """Measure the distances of each image to its clean image.
 
     Args:
-        x: Images (B, C, H, W), meant to be in [0, 1]; what a purifier left outside counts as it is.
+        x: Images (B, C, H, W), nominally in [0, 1]. Values outside, left by a purifier, are not
+            clipped.
         clean: The clean images.
-        perceptual: Measure LPIPS, too.
+        perceptual: Also measure LPIPS.
 
     Returns:
-        Of each image `psnr` in dB (100 for equal images), `ssim` (1 for equal ones), and the norms
-        `l2` and `linf` of the difference; and `lpips` if it was asked for (0 for equal ones).
+        For each image, `psnr` in dB (100 for equal images), `ssim` (1 for equal ones), the norms
+        `l2` and `linf` of the difference, and `lpips` if `perceptual` is set (0 for equal ones).
 
     Raises:
-        ValueError: What LPIPS needs is not here.
+        ValueError: The package or the weights of LPIPS are missing.
     """
     x, clean = x.detach().double(), clean.detach().double()
     gap = (x - clean).flatten(1)
@@ -37,10 +38,10 @@ def measure(x: Tensor, clean: Tensor, perceptual: bool = False) -> list[dict[str
 
 
 def check_perceptual(image: Tensor) -> None:
-    """Try LPIPS on an image (C, H, W).
+    """Check that LPIPS can be computed on an image (C, H, W).
 
     Raises:
-        ValueError: What it needs is not here, or the image is too small for it.
+        ValueError: The package or the weights of LPIPS are missing, or the image is too small.
     """
     try:
         lpips(image[None], image[None])

@@ -1,4 +1,4 @@
-"""Attacks whose images are kept, of an evaluation spec, and not judged."""
+"""Runs the attacks of an evaluation spec and keeps their images, without judging them."""
 
 import json
 import re
@@ -33,20 +33,20 @@ from unfool.threat import Threat
 
 Format = Literal["npz", "safetensors"]
 KIND = "collection"
-BY = "by "  # before an attack's label in a block's file
+BY = "by "  # prefix of an attack's label in the file of a block
 
 
 @dataclass(frozen=True)
 class AttackedImage:
-    """What was made of one image.
+    """The facts about one image and its adversarial versions.
 
     Attributes:
         index: Its place in the data set.
         label: Its class.
         sizes: By attack, the norm of the perturbation, in the threat's norm.
-        of: By attack, the earlier one whose image was kept, as that had left it nothing to do.
+        of: For each attack that skipped the image, the earlier condition whose image it took over.
         seconds: Time spent on it.
-        made_by: The versions of what did it.
+        made_by: The versions of the software.
     """
 
     index: int
@@ -58,10 +58,10 @@ class AttackedImage:
 
 
 def check_format(word: str) -> Format:
-    """A format of arrays.
+    """Return `word` as a format of arrays.
 
     Raises:
-        SpecError: There is no such format.
+        SpecError: The format is unknown.
     """
     for known in get_args(Format):
         if word == known:
@@ -70,10 +70,10 @@ def check_format(word: str) -> Format:
 
 
 def check(spec: EvaluationSpec) -> None:
-    """Refuse a checked evaluation spec that makes no adversarial images.
+    """Refuse a checked evaluation spec that cannot make adversarial images.
 
     Raises:
-        SpecError: It has no attacks, or the engine Ray.
+        SpecError: The spec has no attacks, or its engine is Ray.
     """
     if not spec["attacks"]:
         raise SpecError(
@@ -83,7 +83,7 @@ def check(spec: EvaluationSpec) -> None:
 
 
 def asked(spec: EvaluationSpec) -> dict[str, Any]:
-    """What the images of a checked evaluation spec are identified by."""
+    """Return the content by which the images of a checked evaluation spec are identified."""
     return {"kind": KIND, **spec}
 
 
@@ -92,18 +92,18 @@ def run(
 ) -> Run:
     """Make the adversarial images of a checked evaluation `spec`, from where `folder` left off.
 
-    They are those that the evaluation of the same spec makes.
+    An evaluation of the same spec makes the same images.
 
     Args:
         spec: What `run.check` returned.
-        folder: The folder for them.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        folder: The folder for the images.
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:
-        SpecError: It has no attacks, or the engine Ray; a part refuses its options, or the parts do not
-            fit each other.
-        RuntimeError: The folder holds something else, or an attack left the threat.
+        SpecError: The spec has no attacks, or its engine is Ray; a part refuses its options, or the
+            parts do not fit each other.
+        RuntimeError: The folder holds something else, or an attack exceeded the threat.
     """
     check(spec)
     made, options, threat = prepare(spec), spec["evaluation"], Threat(**spec["threat"])
@@ -148,22 +148,22 @@ def run(
 def write_images(
     run: Run, form: Format = "npz", png: bool = False, command: str = ""
 ) -> list[Path]:
-    """Put the blocks of a collection together: a file of arrays per attack, and a card.
+    """Merge the blocks of a collection into one array file per attack, and write a card.
 
     Args:
         run: What the function `run` returned.
-        form: Of the arrays: `images` (N, C, H, W) of float32, `labels` and `indices` (N,),
+        form: Format of the arrays: `images` (N, C, H, W) of float32, `labels` and `indices` (N,),
             `clean_blake2b` (N, 16), the digests of the clean images, and in an npz `classes`.
-        png: Write pictures, too, of 8 bits, each value rounded toward the clean one, so that they
-            stay within the threat; named by the image's index.
-        command: What made them, for the card.
+        png: Also write 8-bit image files, named by the image's index. Each value is rounded toward
+            the clean one, so that the images stay within the threat.
+        command: The command that made the images, for the card.
 
     Returns:
         The files and folders that were written.
 
     Raises:
-        RuntimeError: There is nothing yet; or pictures of 8 bits would leave the threat, as the clean
-            images have more (the arrays are written then).
+        RuntimeError: There are no images yet; or 8-bit images would exceed the threat, because the
+            clean images have more than 8 bits (the arrays are written then).
     """
     facts = run.read(AttackedImage)
     if not facts:
@@ -200,7 +200,7 @@ def write_images(
 def _card(
     run: Run, facts: Sequence[AttackedImage], form: Format, png: bool, command: str
 ) -> dict[str, object]:
-    """What the images are, and how they were made."""
+    """Describe the images and how they were made."""
     spec = run.spec
     rows = {row["label"]: row for row in spec["attacks"]}
     return {
@@ -233,12 +233,12 @@ class KeptImages(NamedTuple):
 
     Attributes:
         name: The attack's label.
-        stem: What its files are called.
+        stem: The name of its files, without extension.
         indices: The place of each image in the data set.
         labels: Their classes.
         sizes: The norms of the perturbations, in the threat's norm.
-        clean: The images (N, C, H, W) as they were.
-        attacked: What the attack made of them.
+        clean: The clean images (N, C, H, W).
+        attacked: The adversarial images, shaped like `clean`.
     """
 
     name: str
@@ -251,7 +251,7 @@ class KeptImages(NamedTuple):
 
 
 def kept_images(run: Run, most: int) -> Iterator[KeptImages]:
-    """The first `most` images of each attack of a collection.
+    """Yield the first `most` images of each attack of a collection.
 
     Raises:
         RuntimeError: A file of the run is damaged.
@@ -271,7 +271,7 @@ def kept_images(run: Run, most: int) -> Iterator[KeptImages]:
 
 
 def _images(run: Run, key: str) -> np.ndarray:
-    """What the blocks have of that name, (N, C, H, W), by index."""
+    """Collect the array `key` from all blocks, (N, C, H, W), sorted by index."""
     found: dict[int, np.ndarray] = {}
     for block in run.examples(("index", key)):
         found |= zip(block["index"].tolist(), block[key], strict=True)
@@ -281,7 +281,7 @@ def _images(run: Run, key: str) -> np.ndarray:
 def _write_pngs(
     folder: Path, facts: Sequence[AttackedImage], x: Tensor, x_adv: Tensor, threat: Threat | None
 ) -> int:
-    """Write pictures; those that would leave the threat are not written, and counted."""
+    """Write the images that stay within the threat as PNG files; return how many do not."""
     rounded = toward(x, x_adv)
     allowed = torch.ones(len(x), dtype=torch.bool) if threat is None else threat.allows(x, rounded)
     for fact, image, fine in zip(facts, rounded, allowed.tolist(), strict=True):
@@ -291,7 +291,7 @@ def _write_pngs(
 
 
 def _stems(labels: Mapping[str, Any]) -> Iterator[str]:
-    """A name of a file for each attack, each another."""
+    """Yield a file name for each attack, without extension. No two are the same."""
     taken: set[str] = set()
     for label in labels:
         stem = re.sub(r"[^\w.-]+", "-", label).strip(".-") or "attack"

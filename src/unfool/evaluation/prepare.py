@@ -1,4 +1,4 @@
-"""From a checked evaluation spec to what it names: model, data and attacks, found to fit together."""
+"""Builds the model, data, and attacks of a checked evaluation spec, and checks that they fit."""
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -55,16 +55,16 @@ class AttackOnView:
 
     @property
     def bounded(self) -> bool:
-        """Whether it is held to the threat."""
+        """Whether the threat limits the attack."""
         return getattr(self.attack, "bounded", True)
 
     @property
     def adversarial(self) -> bool:
-        """Whether its images are chosen to fool the model."""
+        """Whether its images are made to fool the model."""
         return getattr(self.attack, "adversarial", True)
 
     def __call__(self, model: Classifier, x: Any, y: Any, threat: Threat, noise: Noise) -> Any:
-        """Adversarial images, shaped like `x`."""
+        """Return adversarial images, shaped like `x`."""
         return self.attack(self.view(model), x, y, threat, noise)
 
 
@@ -75,14 +75,14 @@ def run_blocks(
     machine: Machine,
     only: Collection[int] | None = None,
 ) -> None:
-    """Evaluate what a keeper still lacks of a checked `spec`.
+    """Evaluate the images of a checked `spec` whose outcomes `keeper` lacks.
 
     Args:
         spec: What `check` returned.
         made: Its parts.
-        keeper: Where outcomes go.
-        machine: What changes only the speed.
-        only: The images to do; all of the run by default.
+        keeper: The store of the outcomes.
+        machine: Settings that change only the speed.
+        only: The images to evaluate; all of the run by default.
     """
     options = spec["evaluation"]
     evaluate_into(
@@ -104,16 +104,16 @@ def run_blocks(
 
 
 class Prepared(NamedTuple):
-    """What a checked spec names, made, and found to fit together.
+    """The parts that a checked spec names, built and checked to fit together.
 
     Attributes:
         model: The classifier, behind its purifier if it has one.
         data: Images with labels.
-        attacks: By label.
+        attacks: The attacks by label.
         indices: The images of the run.
         device: Where to compute.
-        manifest: What the run is asked (`make_manifest`).
-        fingerprint: The hash of the images at some indices.
+        manifest: The description of the run (`make_manifest`).
+        fingerprint: A function that hashes the images at some indices.
     """
 
     model: Classifier
@@ -125,7 +125,7 @@ class Prepared(NamedTuple):
     fingerprint: Callable[[Sequence[int]], str]
 
     def on(self, spec: EvaluationSpec, shard: tuple[int, int], quiet: bool) -> Machine:
-        """What changes only the speed."""
+        """Prepare the model's execution; return the settings that change only the speed."""
         machine, rows = spec["machine"], spec["machine"]["batch_size"]
         if rows == "auto":
             image, _ = self.data[self.indices[0]]
@@ -135,7 +135,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(spec: EvaluationSpec) -> Prepared:
-    """What a checked evaluation spec names.
+    """Build the parts that a checked evaluation spec names.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
@@ -154,13 +154,13 @@ def fit_together(
     attacks: dict[str, AttackOnView],
     device: str,
 ) -> Prepared:
-    """The parts of an evaluation, found to fit each other.
+    """Check that the parts of an evaluation fit each other, and describe the run.
 
     Args:
-        spec: What is asked; its parts are given.
+        spec: The checked spec, whose parts are given.
         model: On `device`, frozen.
         data: Images with labels.
-        attacks: By label.
+        attacks: The attacks by label.
         device: Where to compute.
 
     Raises:
@@ -168,7 +168,7 @@ def fit_together(
     """
     options = spec["evaluation"]
     made_here = [a for a in attacks.values() if not isinstance(a.attack, PrecomputedAttack)]
-    weights = weights_hash(model, *made_here)  # before a call, which may keep what it computed
+    weights = weights_hash(model, *made_here)  # before any call, as models may cache results
     indices = choose_indices(
         len(data), options["images"], options["subset_seed"], labels=labels_of(data)
     )
@@ -196,11 +196,11 @@ def fit_together(
 
 
 def _check_view(label: str, view: Callable[[Classifier], Any], model: Classifier) -> None:
-    """Refuse a view that does not fit the model before the work begins.
+    """Refuse a view that does not fit the model, before the work begins.
 
     Raises:
-        SpecError: It takes something else than a model, or makes something that cannot be called.
-        ValueError: It refuses the model, in its own words.
+        SpecError: The view does not take a model, or returns something that cannot be called.
+        ValueError: The view refuses the model, in its own words.
     """
     try:
         seen = view(model)
@@ -222,10 +222,10 @@ def make_manifest(
     images: str,
     weights: str,
 ) -> Manifest:
-    """What a run is asked: a checked spec, the images at `indices`, and what tells it from others.
+    """Describe a run: a checked spec, the images at `indices`, and what distinguishes the run.
 
     Args:
-        spec: As checked.
+        spec: The checked spec.
         data: The data set.
         indices: The images of the run.
         images: Their hash (`fingerprint`).
@@ -247,7 +247,7 @@ def make_manifest(
 def fingerprint(
     data: Dataset, indices: Sequence[int], attacks: Mapping[str, AttackOnView] | None = None
 ) -> str:
-    """A hash of the images and labels at `indices`, and of what was made of them before the run."""
+    """Hash the images and labels at `indices`, and adversarial images made before the run."""
     given = [a.attack for a in (attacks or {}).values() if isinstance(a.attack, PrecomputedAttack)]
     own = hash_images(data, indices).hexdigest()
     return own + "".join(made.over(data, indices).digest for made in given)
@@ -269,7 +269,7 @@ def _attacks(rows: Sequence[AttackEntry]) -> list[tuple[str, AttackOnView]]:
 
 
 def build_model(spec: ModelSpec, device: str) -> Classifier:
-    """The classifier of a checked spec, behind its purifier if it has one; frozen, on `device`.
+    """Build the classifier of a checked spec, behind its purifier if any; frozen, on `device`.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
@@ -284,12 +284,12 @@ def build_model(spec: ModelSpec, device: str) -> Classifier:
 
 @torch.no_grad()
 def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) -> None:
-    """Say which attackers are told of a stream of noise from which the model never draws.
+    """Say which attackers know a stream of noise from which the model never draws.
 
     Args:
         model: The defended model.
         x: An image (1, C, H, W).
-        attacks: Checked rows of a spec.
+        attacks: Entries of a checked spec.
     """
     told = {row.get("knows", "") for row in attacks} & {"forward", "reverse"}
     for word in sorted(told):
@@ -305,18 +305,18 @@ def say_unknown(model: Classifier, x: Tensor, attacks: Sequence[AttackEntry]) ->
 def build_purifier(
     spec: DefenseSpec, device: str, classifier: Classifier | None = None
 ) -> Purifier:
-    """The purifier of a checked spec, with its denoiser; frozen, on `device`.
+    """Build the purifier of a checked spec, with its denoiser; frozen, on `device`.
 
     Args:
         spec: What `check_purifier` or `check_model` returned.
         device: Where to compute.
-        classifier: For a purifier that is guided by one.
+        classifier: The classifier, for a purifier that is guided by one.
 
     Raises:
         SpecError: A part refuses its options.
     """
     denoiser = specs.build("denoiser", spec["denoiser"]) if "denoiser" in spec else None
-    # frozen and moved here, because a plain guide may hold one of them out of the purifier's sight
+    # frozen and moved here, because a guide that is not a module may hide one from the purifier
     given = {"denoiser": _frozen(denoiser, device), "classifier": _frozen(classifier, device)}
     return _frozen(
         specs.build("purifier", specs.part("purifier", spec.get("purifier")), **given), device
@@ -324,7 +324,7 @@ def build_purifier(
 
 
 def _frozen(part: Any, device: str) -> Any:
-    """A part that never trains, if it holds a network; a plain function as it is."""
+    """Return a network frozen, in evaluation mode, on `device`; a plain function as it is."""
     if isinstance(part, nn.Module):
         part = part.eval().requires_grad_(False).to(device)
     return part

@@ -15,17 +15,18 @@ __all__ = ["check", "run"]
 def run(
     spec: EvaluationSpec, folder: Path, shard: tuple[int, int] = (0, 1), quiet: bool = False
 ) -> Run:
-    """Evaluate what a checked `spec` asks, from where `folder` left off.
+    """Evaluate a checked `spec`, from where `folder` left off.
 
     Args:
         spec: What `check` returned.
         folder: The run folder.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:
         SpecError: A part refuses its options, or the parts do not fit each other.
-        RuntimeError: The folder holds another run, or the result must not be believed.
+        RuntimeError: The folder holds another run, an attack exceeded the threat, or the logits are
+            not finite.
     """
     made = prepare(spec)
     if spec["machine"]["engine"] == "ray":

@@ -1,8 +1,8 @@
-"""An evaluation on many machines: its blocks of images as Ray tasks, on this machine or a cluster.
+"""Runs an evaluation on many machines: its blocks of images are Ray tasks, here or on a cluster.
 
-The outcomes are those of one process, because an image's noise depends on its place in the data set
-alone. They come back to the process that was started, which writes the run folder as ever; a block
-whose worker dies is done anew by another. Needs the extra `ray`.
+The outcomes equal those of one process, because an image's noise depends only on the seed and the
+image's place in the data set. Workers return them to the process that started the run, which writes
+the run folder as usual. If a worker dies, another one repeats its block. Needs the extra `ray`.
 """
 
 import importlib
@@ -29,9 +29,9 @@ from unfool.results.starts import record_start
 from unfool.runtime.memory import shared_by
 from unfool.runtime.progress import progress
 
-RETRIES = 5  # of a block whose worker died
-KNOCK = 5  # seconds until a host is taken for dead
-SAME = {  # what a worker must have as the machine has that started the run
+RETRIES = 5  # retries of a block whose worker died
+KNOCK = 5  # seconds until a host counts as unreachable
+SAME = {  # what must be the same on a worker and on the machine that started the run
     "version": "version of unfool",
     "identity": "weights, or another file that the spec names",
     "images": "images or labels",
@@ -43,24 +43,25 @@ SAME = {  # what a worker must have as the machine has that started the run
 def run(
     spec: EvaluationSpec, made: Prepared, folder: Path, shard: tuple[int, int], quiet: bool
 ) -> Run:
-    """Evaluate a checked `spec` by Ray, from where `folder` left off.
+    """Evaluate a checked `spec` on Ray, from where `folder` left off.
 
-    `machine.cluster` is Ray's address; without one it is what `ray.init` finds: RAY_ADDRESS, a Ray
-    that runs here, or one that is started here for this run. On other machines, this package, the
-    data and the weights must be where they are here; a worker that has others refuses. A task takes a
-    processor, and a GPU if the cluster has any.
+    `machine.cluster` is Ray's address. Without one, `ray.init` decides: it uses RAY_ADDRESS or a
+    Ray that runs here, or starts one for this run. On other machines, this package, the data, and
+    the weights must be where they are here; a worker on which they differ refuses to work. A task
+    takes a processor, and a GPU if the cluster has any.
 
     Args:
         spec: What `run.check` returned.
         made: Its parts.
         folder: The run folder.
-        shard: (i, n): do the images i, i + n, i + 2 n, ... only.
+        shard: (i, n): only images i, i + n, i + 2 n, ...
         quiet: Show no progress.
 
     Raises:
-        SpecError: Ray is not installed, or does not start, or there is none at the address; or a
-            worker has other weights, images or code than there are here.
-        RuntimeError: The result must not be believed, or workers died again and again.
+        SpecError: Ray is not installed, does not start, or does not run at the address; or a worker
+            has other weights, images, or code than this machine.
+        RuntimeError: An attack exceeded the threat, the logits are not finite, or workers died
+            again and again.
     """
     with connected(spec) as ray:
         begun = Run.begin(folder, made.manifest, made.fingerprint)
@@ -92,17 +93,17 @@ def run(
                 "same command again, with fewer images per block or more memory if it repeats"
             ) from error
         finally:
-            for task in waiting:  # after an error: a cluster that was joined would go on with them
+            for task in waiting:  # after an error, an existing cluster would continue with them
                 ray.cancel(task)
     return begun
 
 
 @contextmanager
 def connected(spec: EvaluationSpec) -> Iterator[Any]:
-    """Ray, joined or started as `run` says; what was started here ends with the block.
+    """Connect to Ray, or start it, as `run` says; a Ray started here stops after the `with`.
 
     Raises:
-        SpecError: As `run`.
+        SpecError: As in `run`.
     """
     ray = _ray()
     started = not ray.is_initialized()
@@ -111,7 +112,7 @@ def connected(spec: EvaluationSpec) -> Iterator[Any]:
         _knock(address or os.environ.get("RAY_ADDRESS", ""))
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error")
-        except Exception as error:  # where it does not start in time, Ray raises just that
+        except Exception as error:  # Ray raises a plain Exception if it does not start in time
             raise SpecError(
                 f"machine.engine: Ray did not start ({error}): fix that, or leave the engine out"
             ) from error
@@ -123,10 +124,10 @@ def connected(spec: EvaluationSpec) -> Iterator[Any]:
 
 
 def workers(spec: EvaluationSpec) -> int:
-    """How many blocks Ray does at a time: one for each GPU, or for each processor without any.
+    """The number of blocks that Ray runs at a time: one per GPU, or per processor without GPUs.
 
     Raises:
-        SpecError: As `run`.
+        SpecError: As in `run`.
     """
     with connected(spec) as ray:
         found = ray.cluster_resources()
@@ -134,7 +135,7 @@ def workers(spec: EvaluationSpec) -> int:
 
 
 def worker_payload(asked: Manifest) -> dict[str, Any]:
-    """What tells a run (`Prepared.manifest`) from one of other contents, by the keys of `SAME`."""
+    """Return the manifest's entries that a worker compares with its own, by the keys of `SAME`."""
     found = {**asked, "version": asked["versions"].get("unfool")}
     return {key: found[key] for key in SAME}
 
@@ -142,16 +143,16 @@ def worker_payload(asked: Manifest) -> dict[str, Any]:
 def evaluate_block(
     spec: EvaluationSpec, block: Sequence[int], driver: Mapping[str, Any], beside: int
 ) -> tuple[list[Outcome], Mapping[str, np.ndarray]]:
-    """The outcomes of a block of a checked spec's images, and the pictures of those that are shown.
+    """Return the outcomes of a block of a checked spec's images, and the arrays of its examples.
 
     Args:
         spec: What `run.check` returned.
-        block: Which images.
-        driver: What tells the run (`worker_payload`) where it was started.
+        block: The indices of the images.
+        driver: `worker_payload` of the machine that started the run.
         beside: How many such tasks share the machine and its memory.
 
     Raises:
-        SpecError: The run is another here.
+        SpecError: This machine differs from that one.
     """
     collected = _Carried()
     with shared_by(beside):
@@ -161,7 +162,7 @@ def evaluate_block(
 
 
 class _Carried:
-    """Outcomes of one block, on their way to the run."""
+    """The outcomes of one block, on their way from a worker to the run."""
 
     def __init__(self) -> None:
         self.found: list[Outcome] = []
@@ -176,7 +177,7 @@ class _Carried:
 
 @lru_cache(maxsize=1)
 def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
-    """The parts of a spec and how they are executed, made once in each worker, and found the same."""
+    """Build the parts of a spec once per worker, and check that they equal those of the driver."""
     spec, there = json.loads(text), json.loads(driver)
     made = prepare(spec)
     here = worker_payload(made.manifest)
@@ -190,7 +191,7 @@ def _prepared(text: str, driver: str) -> tuple[Prepared, Machine]:
 
 
 def _knock(address: str) -> None:
-    """Try the address of a Ray, where it has a host and a port: Ray itself would try for minutes.
+    """Try to connect to the address, if it has host and port: Ray itself would try for minutes.
 
     Raises:
         SpecError: Nobody answers.

@@ -12,28 +12,28 @@ from unfool.noise import Noise
 from unfool.protocols import Classifier
 from unfool.results.outcome import SanityCheck
 
-DRAWS = 8  # gradients of a random model that are compared with each other
-# How far the logits of an image may differ between batches: TF32 and bfloat16 round each product to
-# 2^-11 and 2^-9 of its size, while batch normalization in training mode changes logits by much more.
+DRAWS = 8  # gradients that are compared, of a random model
+# How far the logits of an image may differ between batches. TF32 and bfloat16 round each product to
+# 2^-11 and 2^-9 of its size; batch normalization in training mode changes logits by much more.
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-2, 1e-3
 
 
 def are_probabilities(logits: Tensor) -> Tensor:
-    """Whether the rows of logits (B, K) are probabilities: not negative, and 1 in sum; (B,) of bool."""
+    """Whether each row of logits (B, K) holds probabilities: not negative, sum 1; (B,) of bool."""
     return (logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-3)
 
 
 def same_logits(one: Tensor, other: Tensor) -> bool:
-    """Whether logits (B, K) agree but for rounding."""
+    """Whether logits (B, K) agree up to rounding."""
     return torch.allclose(one, other, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)
 
 
 def sanity_check(
     model: Batched, x: Tensor, y: Tensor, noise: Noise, which: Sequence[int]
 ) -> dict[int, SanityCheck]:
-    """What the doubts are about, seen on the images at positions `which`.
+    """Query the model on the images at positions `which`, and return what the doubts are based on.
 
-    Gradients are those of the model without elimination (`views.no_elimination`), where it has any.
+    Gradients are those of the model without elimination (`views.no_elimination`), if it has any.
     """
     if not which:
         return {}
@@ -71,14 +71,14 @@ def sanity_check(
 
 
 def _agreement(gradients: Tensor) -> list[float | None]:
-    """How much the gradients (D, B, C, H, W) of D draws have in common, of each image.
+    """How much the gradients (D, B, C, H, W) of D draws have in common, for each image.
 
-    The mean inner product of two of them over the mean square of one: without bias, the share of a
-    gradient's mean square that is that of the mean over all draws. 1 if they are all the same; None
-    if there is no gradient.
+    It is the mean inner product of two of them, divided by their mean square: an unbiased estimate
+    of the share of a gradient's mean square that comes from the mean over all draws. It is 1 if all
+    gradients are equal, and None if there is no gradient.
     """
     flat = gradients.flatten(2).double()
-    count, square = len(flat), flat.square().sum((0, 2))  # summed over draws
+    count, square = len(flat), flat.square().sum((0, 2))  # (B,), summed over draws and pixels
     pairs = (flat.sum(0).square().sum(1) - square) / max(count - 1, 1)
     shares = pairs / square if count > 1 else square / square
     return [round(s, 6) if isfinite(s) else None for s in shares.tolist()]
@@ -87,7 +87,7 @@ def _agreement(gradients: Tensor) -> list[float | None]:
 def _slope(
     model: Classifier, x: Tensor, y: Tensor, noise: Noise, gradient: Tensor, step: float = 2e-3
 ) -> tuple[Tensor, Tensor]:
-    """How much the margin rises over a small step uphill: as the gradient says, and in fact."""
+    """How much the margin rises over a small step uphill: as the gradient predicts, and in fact."""
     up, down = (x + step * gradient.sign()).clamp(0, 1), (x - step * gradient.sign()).clamp(0, 1)
     promised = (gradient * (up - down)).flatten(1).sum(1)
     above, below = (

@@ -1,7 +1,7 @@
-"""Is this installation right? Intervals, attacks and verdicts on models whose answers are known.
+"""Self-test of this installation: intervals, attacks, and verdicts on models with known answers.
 
-Every check sets what was found against a closed form (`evaluation.known`). All noise is keyed, so what
-passes here passes again, on any machine.
+Every check compares a measured value with a closed form (`toy.linear_models`). The noise is fixed,
+so a check that passes once passes always, on any machine.
 """
 
 import tempfile
@@ -36,11 +36,11 @@ from unfool.statistics import wilson
 from unfool.threat import Threat
 from unfool.toy import linear_models
 
-COVERED = (0.92, 0.99)  # how often intervals that promise 95 % may cover, in `RUNS` runs
+COVERED = (0.92, 0.99)  # allowed coverage of 95 % intervals, estimated from `RUNS` runs
 RUNS = 400
 IMAGES = 48
 COINS = (0.5, 0.7, 0.9)
-BUDGETS = {"linf": 0.035, "l2": 0.2}  # of the noisy plane
+BUDGETS = {"linf": 0.035, "l2": 0.2}  # for attacks on the noisy plane
 COVER = "coverage of 95 %"
 HERE = "unfool.toy.linear_models:"
 
@@ -68,14 +68,14 @@ Job = Callable[[], Iterator[Check]]
 
 
 def run(device: str = "cpu", quiet: bool = False) -> list[Check]:
-    """All checks.
+    """Run all checks.
 
     Args:
         device: Where the models compute.
         quiet: Show no progress.
 
     Raises:
-        RuntimeError: An evaluation broke off.
+        RuntimeError: An evaluation failed.
     """
     found: list[Check] = []
     todo = jobs(device)
@@ -87,8 +87,8 @@ def run(device: str = "cpu", quiet: bool = False) -> list[Check]:
 
 
 def jobs(device: str) -> list[Job]:
-    """What there is to check, a few checks at a time."""
-    # Square's moves under l2 are bumps of 3 pixels at least, which do not add up to any direction.
+    """Return the jobs of the self-test, each of which makes a few checks."""
+    # Under l2, Square adds bumps at least 3 pixels wide, which cannot form an arbitrary direction.
     tried = [
         (norm, {name: attack})
         for norm in BUDGETS
@@ -113,7 +113,7 @@ def jobs(device: str) -> list[Job]:
 
 
 def wilson_covers(n: int = 80) -> Iterator[Check]:
-    """Wilson's interval, by the exact sum over all outcomes of `n` throws, for 97 coins."""
+    """Check the coverage of Wilson's interval for 97 coins, by exact sums over `n` throws."""
     intervals, covered = [wilson(hits, n) for hits in range(n + 1)], 0.0
     coins = [i / 98 for i in range(1, 98)]
     for p in coins:
@@ -124,7 +124,7 @@ def wilson_covers(n: int = 80) -> Iterator[Check]:
 
 
 def images_cover(n: int = 60, draws: int = 10) -> Iterator[Check]:
-    """The interval of the mean, where images differ: half of them are always right, half rarely."""
+    """Check the interval of the mean when images differ: half are always right, half rarely."""
     truth, covered = (1 + 0.1) / 2, 0
     for seed in range(RUNS):
         noise = Noise.of(seed, range(n))
@@ -136,7 +136,7 @@ def images_cover(n: int = 60, draws: int = 10) -> Iterator[Check]:
 
 
 def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Iterator[Check]:
-    """The three readings of a coin, over evaluations of other seeds."""
+    """Check the intervals of a coin's three readings, over evaluations with different seeds."""
     coin, (x, y) = linear_models.RandomGuess(p), _points(n, device, one_class=True)
     truths, covered = _readings(p, k), dict.fromkeys(_readings(p, k), 0)
     for seed in range(RUNS):
@@ -152,9 +152,9 @@ def coin_covers(p: float, device: str = "cpu", n: int = 40, k: int = 5) -> Itera
 def coin_holds(
     p: float, device: str = "cpu", attacks: list[Part] | None = None, k: int = 9
 ) -> Iterator[Check]:
-    """What an evaluation says of a coin under attack: the intervals hold the truth.
+    """Check that the intervals of an evaluation contain the truth when a coin is attacked.
 
-    Of the mean per draw, the attack that reports the least counts.
+    For each reading, the lowest accuracy that the evaluation reports counts.
     """
     rows = AGAINST_COINS if attacks is None else attacks
     spec: RawSpec = {
@@ -177,9 +177,9 @@ def coin_holds(
 def noisy_plane(
     norm: str, attacks: Mapping[str, Attack], device: str = "cpu", seed: int = 0
 ) -> Iterator[Check]:
-    """The expected accuracy per draw that each attack leaves, against the least possible.
+    """Check the expected accuracy per draw under each attack against the lowest possible.
 
-    It is computed at the images that the attack returned, so no luck is in it.
+    It is computed in closed form at the images that the attack returned, so it is free of chance.
     """
     threat = Threat(norm, BUDGETS[norm])  # pyright: ignore
     (x, y), model = _points(IMAGES, device), linear_models.noisy_plane().to(device)
@@ -198,7 +198,7 @@ def nearest(
     fab: FAB | None = None,
     apgd: Attack | None = None,
 ) -> Iterator[Check]:
-    """The distance to the nearest adversarial image, and which images break within a budget."""
+    """Check the distance to the nearest adversarial image, and which images an attack breaks."""
     model = linear_models.MultiPlaneClassifier().to(device)
     noise = Noise.of(0, range(200))
     x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(200, *linear_models.SHAPE, device=device))
@@ -220,7 +220,7 @@ def nearest(
 
 
 def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
-    """A gradient that rounding masks: others than gradient attacks get through, and a doubt says so."""
+    """Check a gradient masked by rounding: other attacks succeed, and a doubt reports it."""
     spec = _plane(eps) | {
         "purifier": {"name": f"{HERE}Quantize"},
         "attacks": [
@@ -236,7 +236,7 @@ def rounded(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
 
 
 def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
-    """A cross-entropy that has no gradient left, for the logits are huge; the margin has."""
+    """Check huge logits, where the cross-entropy has no gradient left, but the margin has."""
     spec = _plane(eps) | {
         "attacks": [
             {"name": "pgd", "label": "PGD"},
@@ -253,7 +253,7 @@ def saturated(device: str = "cpu", eps: float = 0.05) -> Iterator[Check]:
 
 
 def _masked(part: str, spec: RawSpec, device: str, best: float) -> Iterator[Check]:
-    """The first attack is stopped, and a doubt says so; all others reach the optimum."""
+    """Check that the first attack fails with a doubt, and that all others reach the optimum."""
     told = _evaluated(spec, device)
     left = {row["name"]: row["robust"]["per_draw"]["accuracy"] for row in told["attacks"]}
     stopped = left.pop("PGD") > best + TOLERANCE
@@ -275,7 +275,7 @@ def _plane(eps: float) -> RawSpec:
 
 
 def _evaluated(spec: RawSpec, device: str) -> Summary:
-    """What an evaluation reports, by the way of any other; the run is not kept."""
+    """Evaluate `spec` as `unfool evaluate` does, and return the summary; the run is not kept."""
     checked = evaluation.check(
         {**spec, "machine": {"device": device, "batch_size": 4096, "images_per_block": 128}}
     )
@@ -289,7 +289,7 @@ def _points(size: int, device: str, one_class: bool = False) -> tuple[Tensor, Te
 
 
 def _judged(right: Tensor) -> Judged:
-    """The verdict on images of class 0, of which `right` (n, k) says which draws were right."""
+    """Judge images of class 0, given which of their draws were right, `right` (n, k)."""
     rows = (1 - right.long()).tolist()
     outcomes = [
         Outcome(
@@ -308,7 +308,7 @@ def _judged(right: Tensor) -> Judged:
 
 
 def _readings(p: float, k: int) -> dict[str, float]:
-    """What is true of a coin: per draw, of the majority of k (a tie is wrong), and of all k."""
+    """The true readings of a coin: per draw, majority of k (a tie is wrong), and all k right."""
     return {"per_draw": p, "majority": float(stats.binom.sf(k // 2, k, p)), "all_draws": p**k}
 
 

@@ -1,4 +1,4 @@
-"""Checks of attacks that are bounded otherwise than by linf and l2, or climb more than the answers."""
+"""Self-test checks of sparse, perceptual, minimum-norm, and unbounded attacks, and `per-step`."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ SPARSE: dict[str, Attack] = {"PGD": PGD(20, 10, step_size=1), "APGD": APGD(20, 1
 
 
 def sparse(device: str = "cpu", attacks: dict[str, Attack] | None = None) -> Iterator[Check]:
-    """The accuracy per draw that attacks leave in l1, against the least possible."""
+    """Check the accuracy per draw under attacks in l1 against the lowest possible."""
     threat, (x, y) = Threat("l1", 0.8), _points(device)
     model = linear_models.noisy_plane().to(device)
     best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
@@ -40,7 +40,7 @@ def sparse(device: str = "cpu", attacks: dict[str, Attack] | None = None) -> Ite
 
 
 def alike(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
-    """Within a mean square distance, a perceptual attack is one of l2, whose best is known."""
+    """Check a perceptual attack on the mean squared distance: it equals l2, whose best is known."""
     threat, (x, y) = Threat("l2", 0.2), _points(device)
     model = linear_models.noisy_plane().to(device)
     best = float(linear_models.accuracy(linear_models.worst(x, y, threat), y).mean())
@@ -54,7 +54,7 @@ def alike(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
 def boundaries(
     device: str = "cpu", deepfool: DeepFool | None = None, wagner: CarliniWagner | None = None
 ) -> Iterator[Check]:
-    """The distance to the nearest adversarial image, at worst over images."""
+    """Check the distance to the nearest adversarial image, at worst over images."""
     model, noise = linear_models.MultiPlaneClassifier().to(device), Noise.of(0, range(16))
     x = 0.35 + 0.3 * noise.child("x").uniform(torch.zeros(16, *linear_models.SHAPE, device=device))
     y = model(x, noise).argmax(1)
@@ -71,7 +71,10 @@ def boundaries(
 
 
 def smoothed(device: str = "cpu", attack: Attack | None = None) -> Iterator[Check]:
-    """A class that a faint checkerboard alone tells: filters take it off, and a norm of 0 allows none."""
+    """Check an attack by filters: a faint checkerboard, which they remove, determines the class.
+
+    The norm's budget is 0, which allows no other change.
+    """
     side = torch.arange(12, device=device)
     board = (side[:, None] + side) % 2 * 2.0 - 1
     x = (0.5 + 0.05 * board).expand(4, 3, 12, 12).contiguous()
@@ -89,7 +92,7 @@ def smoothed(device: str = "cpu", attack: Attack | None = None) -> Iterator[Chec
 
 
 def at_every_step(device: str = "cpu", weight: float = 30.0) -> Iterator[Check]:
-    """The gradient of the view `per-step`, against plain autograd through all states at once."""
+    """Check the gradient of `per-step` against plain autograd through all states at once."""
     noise, blobs = Noise.of(0, range(4)), Blobs(4)
     x = torch.stack([blobs[i][0] for i in range(4)]).double().to(device).requires_grad_()
     classifier, purifier = bayes().double().to(device), DiffPure(mixture(), t=0.2, steps=5)

@@ -9,16 +9,16 @@ TOLERANCE = 0.01  # of an accuracy under attack
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is known, and what was found.
+    """A known value and the measured one.
 
     Attributes:
         part: The model, or the interval.
         what: What was measured on it.
-        unit: Of the numbers.
-        truth: By the closed form.
-        found: By this installation.
-        low: The least that may be found.
-        high: The most that may be found.
+        unit: Unit of the values.
+        truth: The known value, from a closed form.
+        found: The value that this installation measured.
+        low: The smallest allowed value.
+        high: The largest allowed value.
     """
 
     part: str
@@ -31,10 +31,10 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether what was found is allowed; what is no number is not."""
+        """Whether the measured value is allowed; NaN is not."""
         return self.low <= self.found <= self.high
 
 
 def reaches(part: str, what: str, best: float, left: float, tolerance: float = TOLERANCE) -> Check:
-    """An attack leaves hardly more accuracy than the best one."""
+    """Check that an attack leaves hardly more accuracy than the best possible attack."""
     return Check(part, what, "accuracy", best, left, best - 1e-4, best + tolerance)

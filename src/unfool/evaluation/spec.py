@@ -35,10 +35,10 @@ SECTIONS = (
     "evaluation",
     "machine",
 )
-ATTACK_FLAGS = ("bounded", "adversarial")  # what an attack says of itself
-# Views that take a defense apart.
+ATTACK_FLAGS = ("bounded", "adversarial")  # attributes that an attack may set to False
+# Views that use the classifier and the purifier separately.
 DEFENSE_VIEWS = ("adjoint", "bpda", "classifier-only", "surrogate", "surrogate-same-noise")
-RESERVED = ("clean", "random", "robust")  # rows of a report that are no attack's
+RESERVED = ("clean", "random", "robust")  # rows of a report that are not attacks
 EVALUATION: EvaluationSection = {
     "images": None,
     "subset_seed": 0,
@@ -65,8 +65,9 @@ class PathsSection(TypedDict):
     """The section `paths`: several purifications of an image, classified together.
 
     Attributes:
-        count: How many purifications.
-        by: How they become one answer: by the mean of their logits, the mean of their softmax, or votes.
+        count: The number of purifications.
+        by: How they are combined into one answer: by the mean of the logits, the mean of the
+            softmax, or votes.
     """
 
     count: Count
@@ -78,8 +79,8 @@ class AttackOptions(TypedDict):
 
     Attributes:
         name: An attack of the menu, or `module:attribute`.
-        view: What the attacker takes the model for (`unfool menu view`).
-        label: What the report calls the attack; no two attacks share one.
+        view: The version of the model that the attack works on (`unfool menu view`).
+        label: The name of the attack in the report, different for each attack.
         knows: The noise of the defense that the attacker knows: `forward`, `reverse`, `both`, or
             `semi-128` or `semi-128-steps` with any number; null for none.
     """
@@ -90,7 +91,7 @@ class AttackOptions(TypedDict):
     knows: str | None
 
 
-# of `unfool menu`: the sections that are no parts, with what is taken where nothing is said
+# Sections that `unfool menu` describes although they are not parts, with their defaults.
 OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
     "evaluation": (EvaluationSection, EVALUATION),
     "machine": (MachineSection, MACHINE),
@@ -104,14 +105,14 @@ OPTION_SECTIONS: dict[str, tuple[Any, Mapping[str, Any]]] = {
 
 
 def check(spec: Mapping[str, Any], folder: str | None = None) -> EvaluationSpec:
-    """An evaluation spec with every option checked and filled in.
+    """Check an evaluation spec and fill in every option.
 
     Args:
         spec: What `spec.load` read.
-        folder: Where data sets are read from.
+        folder: The folder that data sets are read from.
 
     Raises:
-        SpecError: What is wrong with it.
+        SpecError: The spec is wrong.
     """
     if spec.get("sweep") is not None:
         raise SpecError(
@@ -180,12 +181,12 @@ def _check_attacks(attacks: Any, defended: bool) -> list[AttackEntry]:
 
 
 def _check_attack(attack: Any, where: str, defended: bool) -> AttackEntry:
-    """An attack, checked, whose place in the spec is `where`."""
+    """Check an attack at the path `where` of the spec."""
     table: dict[str, Any] = dict(specs.part("attack", attack))
     view, label = _check_view(table.pop("view", "exact"), where), table.pop("label", None)
     knows = _check_knows(table.pop("knows", None), where)
     for key in ATTACK_FLAGS:
-        table.pop(key, None)  # of a checked spec; what is named says it
+        table.pop(key, None)  # present in a checked spec; set again below from the attack itself
     if label is not None and not (isinstance(label, str) and label and label.isprintable()):
         raise SpecError(f"{where}.label must be printable text, not {shown(label)}")
     seen = specs.part("view", view)["name"]
@@ -210,22 +211,22 @@ def _check_knows(word: Any, where: str) -> str | None:
 
 
 def _check_view(view: Any, where: str) -> Any:
-    """A view as its bare name; or with its options, if it takes any, as a table."""
+    """Return a view as its bare name, or as a table if it has options."""
     if not isinstance(view, str | dict):
         raise SpecError(f"{where}.view must be a word, or a table with a name, not {shown(view)}")
     table = specs.part("view", view)
     if len(table) == 1 and not menu.is_callable_part("view", menu.find("view", table["name"])):
-        return table["name"]  # a class of one's own, made from the model alone
+        return table["name"]  # a user's own class, which takes only the model
     checked = specs.check("view", table, f"{where}.view")
     plain = len(checked) == 1 or checked == {"name": "no-elimination", "draws": None}
     return checked["name"] if plain else checked
 
 
 def check_model(spec: Mapping[str, Any]) -> ModelSpec:
-    """The parts of a spec that make the model: classifier, and denoiser, purifier, paths if any.
+    """Check the parts of a spec that make the model: classifier, denoiser, purifier, and paths.
 
     Raises:
-        SpecError: What is wrong with them.
+        SpecError: A part is wrong, or the classifier is missing.
     """
     if "classifier" not in spec:
         raise SpecError("the spec needs a section 'classifier'")
@@ -245,10 +246,10 @@ def check_model(spec: Mapping[str, Any]) -> ModelSpec:
 
 
 def check_purifier(spec: Mapping[str, Any]) -> DefenseSpec:
-    """The denoiser and the purifier of a spec, if it has them.
+    """Check the denoiser and the purifier of a spec, if it has them.
 
     Raises:
-        SpecError: What is wrong with them.
+        SpecError: A part is wrong, or the purifier lacks its denoiser.
     """
     checked: DefenseSpec = {}
     if spec.get("denoiser") is not None:
@@ -265,10 +266,11 @@ def check_purifier(spec: Mapping[str, Any]) -> DefenseSpec:
 
 
 def check_machine(section: Any) -> MachineSection:
-    """The section `machine`, checked and filled in.
+    """Check the section `machine` and fill it in.
 
     Raises:
-        SpecError: An option is not known or does not fit, or a cluster is named that nobody asks.
+        SpecError: An option is unknown or does not fit, or a cluster is named without the engine
+            Ray.
     """
     machine = specs.check_section("machine", section, MachineSection, MACHINE)
     if machine.get("cluster") is not None and machine["engine"] != "ray":
@@ -280,7 +282,7 @@ def check_machine(section: Any) -> MachineSection:
 
 
 def refuse_ray(machine: MachineSection, what: str) -> None:
-    """Let `what` begin only where it obeys the engine of a checked section `machine`.
+    """Refuse the engine Ray of a checked section `machine` for `what`, which cannot run on it.
 
     Raises:
         SpecError: The engine is Ray.

@@ -1,7 +1,8 @@
-"""Sweeps: an evaluation for every combination of some values, each a run of its own.
+"""Sweeps: one evaluation for each combination of some values, each in a run of its own.
 
-A sweep is an evaluation spec with a section `sweep`, which names paths of the spec and the values
-they take. What is done is not done again: a run is found by its identity, in a folder of its own.
+A sweep is an evaluation spec with a section `sweep`, which lists paths of the spec and the values
+they take. Finished work is not repeated: each run has its own folder, named by the identity of its
+spec.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,14 +25,14 @@ from unfool.spec.tables import without
 
 
 def check(spec: Mapping[str, Any], folder: str | None = None) -> list[Cell]:
-    """Every combination of a sweep, checked.
+    """Check a sweep and return all combinations of its values.
 
     Args:
         spec: What `spec.load` read: an evaluation spec with a section `sweep`.
-        folder: Where data sets are read from.
+        folder: The folder that data sets are read from.
 
     Raises:
-        SpecError: What is wrong with it.
+        SpecError: The spec is wrong.
     """
     axes = spec.get("sweep")
     if not isinstance(axes, dict) or not axes:
@@ -77,18 +78,19 @@ def run(
         quiet: Show no progress.
 
     Yields:
-        Each cell with its run, as soon as it is done; or with the reason why there is none (as 50
-        steps on a stretch of 25).
+        Each cell with its run, as soon as it is done, or with the reason why it cannot be run (such
+        as 50 steps on a stretch of 25).
 
     Raises:
-        ValueError: No cell can be run; the reason of the last.
-        RuntimeError: A folder holds another run, or a result must not be believed.
+        ValueError: No cell can be run; the reason of the last one.
+        RuntimeError: A folder holds another run, an attack exceeded the threat, or logits are not
+            finite.
     """
     refused = 0
     for cell in cells:
         try:
             done = evaluation.run(cell.spec, place(folder, cell), quiet=quiet)
-        except ValueError as error:  # of a part that does not fit, or an attack the model
+        except ValueError as error:  # a part does not fit, or an attack does not fit the model
             refused += 1
             if refused == len(cells):
                 raise
@@ -97,11 +99,11 @@ def run(
 
 
 def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forecast | ValueError]]:
-    """What the images that are left of each cell will cost, or why it cannot be run.
+    """Yield what the remaining images of each cell will cost, or why the cell cannot be run.
 
     Args:
         cells: What `check` returned.
-        folder: Where the sweep is run, or will be.
+        folder: The folder in which the sweep runs, or will run.
     """
     for cell in cells:
         try:
@@ -116,7 +118,7 @@ def forecasts(cells: Sequence[Cell], folder: Path) -> Iterator[tuple[Cell, Forec
 
 
 def finished(cells: Sequence[Cell], folder: Path) -> list[tuple[Cell, Summary]]:
-    """The cells that have outcomes, with the summaries of their runs: of `n` images `of` so many."""
+    """Return the cells that have outcomes, with the summaries of their runs, finished or not."""
     runs = [(cell, place(folder, cell)) for cell in cells]
     return [
         (cell, summarize_run(run))
@@ -131,7 +133,7 @@ def place(folder: Path, cell: Cell) -> Path:
 
 
 def name_of(value: Any) -> str:
-    """What a reader calls a swept value; of a part its `label`, or its name and weights."""
+    """The name of a swept value for readers; for a part its `label`, or its name and weights."""
     if isinstance(value, dict) and "label" in value:
         return str(value["label"])
     if value is None:

@@ -1,4 +1,4 @@
-"""The role of each attack of a run: it counts, is listed next to those that count, or is no attack."""
+"""The role of each attack of a run: it counts, is listed next to those that count, or is none."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,21 +7,21 @@ from unfool.attacks.autoattack import EOT
 from unfool.results.spec import AttackEntry
 from unfool.spec import part
 
-BLIND = ("random-search", "salt-and-pepper", "square")  # attacks that ask for no gradient
-TRANSFER = ("transfer",)  # attacks on another classifier, which never ask the model
-ELSEWHERE = ("images",)  # whose images were made before, nobody here knows by what gradient
-EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # with the whole model's exact gradient
+BLIND = ("random-search", "salt-and-pepper", "square")  # attacks without gradients
+TRANSFER = ("transfer",)  # attacks on another classifier, without querying the model
+ELSEWHERE = ("images",)  # attacks made before the run, by an unknown gradient
+EXACT_VIEWS = ("exact", "no-elimination", "per-step")  # views with the whole model's exact gradient
 
 
 class Roles(NamedTuple):
-    """The rows of a checked spec's attacks, sorted.
+    """The attack entries of a checked spec, sorted by role.
 
     Attributes:
-        attacks: Those of which the attacker has the choice: what the threat bounds; if it bounds
-            none, those that are bounded by themselves alone.
-        unbounded: An attacker's, but not within the threat that bounds the others.
-        corruptions: What nobody chose to fool the model.
-        known_noise: Those of an attacker who was told some of the defense's noise.
+        attacks: The attacks from which the attacker chooses: those within the threat; if there are
+            none, those that the threat does not limit.
+        unbounded: Attacks that the threat does not limit, if others are within it.
+        corruptions: Changes that nobody chose to fool the model.
+        known_noise: Attacks that know some of the defense's noise.
     """
 
     attacks: list[AttackEntry]
@@ -31,7 +31,7 @@ class Roles(NamedTuple):
 
 
 def roles(rows: Sequence[AttackEntry]) -> Roles:
-    """What part each of `rows` plays."""
+    """Sort attack entries by role."""
     corruptions = [row for row in rows if not row.get("adversarial", True)]
     knowing = [row for row in rows if "knows" in row]
     attackers = [row for row in rows if row.get("adversarial", True) and "knows" not in row]
@@ -43,9 +43,9 @@ def roles(rows: Sequence[AttackEntry]) -> Roles:
 
 
 def given_to(played: Roles) -> list[str]:
-    """What attackers have before they attack: the image, and random noise unless all is unbounded.
+    """Return what attackers can submit without an attack: `clean`, and usually `random`.
 
-    As `evaluate.Judge.candidates`, of the rows of a spec.
+    There is no `random` if the threat limits no attack. It agrees with `evaluate.Judge.candidates`.
     """
     held = any(row.get("bounded", True) for row in played.attacks)
     alone = played.known_noise and not (played.attacks or played.corruptions)
@@ -53,9 +53,9 @@ def given_to(played: Roles) -> list[str]:
 
 
 def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
-    """Those of `attacks` that climb the exact gradient of the whole model, by label.
+    """Return the attacks that follow the exact gradient of the whole model, by label.
 
-    Not one of somebody's own, of which nobody here knows what it asks for.
+    Attacks from outside the menu are not among them, because it is unknown what gradient they use.
     """
     return {
         name: row
@@ -66,7 +66,7 @@ def exact_attacks(attacks: Mapping[str, AttackEntry]) -> dict[str, AttackEntry]:
 
 
 def special_climb(row: AttackEntry) -> str | None:
-    """What an attack does that a plain climb of the mean loss does not, in words; None for nothing."""
+    """Describe what an attack does beyond a plain ascent of the mean loss; None if nothing."""
     if row.get("weights") == "em":
         return "which weighs the random draws"
     if view_name(row) == "per-step":
@@ -77,15 +77,15 @@ def special_climb(row: AttackEntry) -> str | None:
 
 
 def is_custom(row: AttackEntry) -> bool:
-    """Whether an attack is not of the menu, but of a module that the spec names."""
+    """Whether an attack is from a module that the spec names, not from the menu."""
     return ":" in row.get("name", "")
 
 
 def view_name(row: AttackEntry) -> str:
-    """The name of what the attacker takes the model for, whatever its options."""
+    """The name of an attack's view, without its options."""
     return part("view", row["view"])["name"]
 
 
 def draws_per_step(row: AttackEntry) -> int | None:
-    """The draws that an attack takes per step, if it takes any; AutoAttack's follow its version."""
+    """The draws that an attack takes per step, if any; AutoAttack's depend on its version."""
     return row.get("eot") or EOT.get(row.get("version", ""))

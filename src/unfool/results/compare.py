@@ -1,4 +1,4 @@
-"""Two runs compared image by image, on the same images and the same held-out draws."""
+"""Compares two runs image by image, on the same images and the same held-out draws."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,22 +20,22 @@ from unfool.statistics import Mean, Share, mcnemar
 from unfool.threat import Threat
 
 RESAMPLES = 10_000
-AT_ONCE = 1 << 22  # numbers that are drawn at once
-HEX = 64  # digits of the data's hash; after it may come that of adversarial images made before
+AT_ONCE = 1 << 22  # random numbers that are drawn at once
+HEX = 64  # digits of the data's hash; one of precomputed adversarial images may follow
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What two models answer under one condition, on the same images.
+    """The accuracies of two models under one condition, on the same images.
 
     Attributes:
-        name: The condition; `robust` is the attack that counts, chosen of each image in each run.
-        a: How often one answer of the first model is right.
-        b: Of the second.
-        change: By how much `b` is more than `a`, with a paired interval over images.
-        only_a: Images on which the majority of the draws is right in the first run alone.
-        only_b: In the second alone.
-        p: McNemar's, of these two counts.
+        name: The condition; `robust` is the attack that counts, chosen for each image in each run.
+        a: Accuracy per draw of the first model.
+        b: Accuracy per draw of the second model.
+        change: `b` minus `a`, with a paired interval over images.
+        only_a: Number of images whose majority is right in the first run only.
+        only_b: Number of images whose majority is right in the second run only.
+        p: McNemar's p-value of these two counts.
         agree: Whether both give the same answer to each image at each draw.
     """
 
@@ -51,19 +51,19 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs beside each other.
+    """Two runs compared.
 
     Attributes:
-        folders: Of the first run, A, and the second, B.
-        n: Images that both have.
-        of: Images that both were asked for.
+        folders: The folders of the first run, A, and the second, B.
+        n: Number of images that both have finished.
+        of: Number of images in the specs of both.
         draws: Held-out draws per image.
         rows: The conditions that both have.
-        differs: What differs between what they were asked: {path: (in A, in B)}.
-        doubts: Of each run, as in its report.
+        differs: The differences between their specs, code, and versions: {path: (in A, in B)}.
+        doubts: The doubts of each run, as in its report.
         not_tried: What neither run tried, in words.
         provenance: Where the numbers of each run come from.
-        images: What became of each image.
+        images: The result of each image.
     """
 
     folders: tuple[str, str]
@@ -79,16 +79,16 @@ class Comparison:
 
 
 def compare(a: Run, b: Run, resamples: int = RESAMPLES) -> Comparison:
-    """Set B beside A, on the images that both have done.
+    """Compare B with A, on the images that both have finished.
 
     Args:
         a: The first run, the baseline.
         b: The second.
-        resamples: Of the bootstrap behind the intervals.
+        resamples: Number of bootstrap resamples for the intervals.
 
     Raises:
-        RuntimeError: One is no evaluation, or they have nothing that can be compared: other images,
-            threats, seeds or numbers of draws.
+        RuntimeError: A run is not an evaluation, or the two differ in images, threats, seeds,
+            numbers of draws, or `curtail`, or have no image in common yet.
     """
     done = [{outcome.index: outcome for outcome in run.outcomes()} for run in (a, b)]
     _comparable(a, b)
@@ -120,13 +120,13 @@ def paired(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> list[Paired]:
-    """The conditions `names` of the same images in two runs.
+    """Compare the conditions `names` of the same images in two runs.
 
     Args:
-        both: Of each image, what became of it in the one run and in the other.
-        names: Of conditions that both have, or `robust`.
-        seed: Of the bootstrap.
-        resamples: Of the bootstrap.
+        both: For each image, its outcomes in the two runs.
+        names: Conditions that both runs have, or `robust`.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap resamples.
     """
     sides: list[tuple[Outcome, ...]] = list(zip(*both, strict=True))
     rates, judged, won, taken = {}, {}, {}, {}
@@ -151,10 +151,10 @@ def paired(
 
 
 def within_reach(change: Mean, a: float, b: float) -> Mean:
-    """A change from `a` to `b` whose interval does not cross 0 where one of them is at its end.
+    """Cut the interval of a change from `a` to `b` at 0 where one of them is 0 or 1.
 
-    Beside what is right on every image, or on none, another can differ to one side alone. (Where both
-    are there the interval keeps its width: it is all that tells how few images were seen.)
+    If one model is right on every image, or on none, the other can differ in one direction only.
+    (If both are equal, the interval keeps its width, which alone shows how few images there are.)
     """
     if a == b:
         return change
@@ -166,18 +166,19 @@ def within_reach(change: Mean, a: float, b: float) -> Mean:
 
 
 def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int) -> list[Mean]:
-    """Means over images of paired differences, with 95 % intervals by resampling the images.
+    """Compute means over images of paired differences, with 95 % intervals from resampled images.
 
-    To the images two more are added, on either side of their mean, by as much as those of
-    `statistics.change_of` differ from 0: so an interval has a width even if no image differs, and
-    covers what few images do not show. It is from the 2.5th to the 97.5th percentile of the means of
-    the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions are resampled alike.
+    Two images are added, on either side of the mean, as far from it as those of
+    `statistics.change_of` are from 0. So an interval has a width even if no image differs, and
+    covers what few images do not show. It goes from the 2.5th to the 97.5th percentile of the means
+    of the resamples (Efron and Tibshirani, 1993, chapter 13). All conditions use the same
+    resamples.
 
     Args:
-        gaps: (images, conditions), each the mean of `draws` differences of what is 0 or 1.
-        draws: Per image, of each condition.
-        seed: The resamples depend on it and on the number of images alone.
-        resamples: How many.
+        gaps: (images, conditions), each the mean of `draws` differences between values of 0 or 1.
+        draws: Draws per image, for each condition.
+        seed: Seed. The resamples depend only on it and on the number of images.
+        resamples: Number of resamples.
     """
     middle, more = gaps.mean(0), (2 * np.asarray(draws, dtype=float)) ** -0.5
     values = np.vstack([gaps, middle + more, middle - more])
@@ -195,11 +196,11 @@ def bootstrap(gaps: np.ndarray, draws: Sequence[int], seed: int, resamples: int)
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What differs between what two runs were asked and made by: {path: (in A, in B)}.
+    """Return the differences between two manifests: {path: (in A, in B)}.
 
-    Attacks are told apart by their labels. What is no part of what a spec asks is left out; so is
-    everything of specs that ask the same though their files lie elsewhere. None is for what one of
-    them does not have.
+    Attacks are matched by label. Options outside a spec's identity are left out, and so are whole
+    specs whose identities agree although their files lie elsewhere. None stands for a missing
+    value.
     """
     found = {}
     if a["identity"] != b["identity"]:
@@ -207,7 +208,7 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[A
         found = dict(_differ(specs[0], specs[1], ""))
         if not found:
             found["contents of a file that both name:"] = (a["identity"], b["identity"])
-    if a["images"] != b["images"]:  # beyond the data themselves, which are the same
+    if a["images"] != b["images"]:  # precomputed images, as the data are the same
         brought = [run["images"][HEX:][:8] or None for run in (a, b)]
         found["images that were made before:"] = (brought[0], brought[1])
     if a.get("code") != b.get("code"):
@@ -234,7 +235,7 @@ def _by_label(value: Any) -> Any:
 
 
 def _comparable(a: Run, b: Run) -> None:
-    """Refuse runs that have nothing in common that can be compared."""
+    """Refuse two runs that cannot be compared."""
     specs, runs = [run.spec for run in (a, b)], f"{a.folder} and {b.folder}"
     first, second = (spec["evaluation"] for spec in specs)
     places = [run.manifest["indices"] for run in (a, b)]
@@ -282,7 +283,7 @@ def _comparable(a: Run, b: Run) -> None:
 
 
 def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The data of two specs in words: their names, or, of one name, the options that differ."""
+    """Describe the data of two specs by their names or, if these agree, the options that differ."""
     asked = [
         {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, *FILE_KEYS)} for part in parts
     ]
@@ -294,13 +295,13 @@ def _data_sets(parts: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _shared(a: EvaluationSpec, b: EvaluationSpec) -> list[str]:
-    """The conditions that two specs both have, in the order of a report."""
+    """The conditions that two specs have in common, in the order of a report."""
     first, second = _parts(a), _parts(b)
     return [name for name, part in first.items() if second.get(name) == part]
 
 
 def _parts(spec: EvaluationSpec) -> dict[str, str]:
-    """The conditions of a spec, and the part each plays."""
+    """The conditions of a spec, with the role of each."""
     attacks, beyond, corruptions, knowing = roles(spec["attacks"])
     found = {"clean": "clean"} | ({"random": "random"} if spec["attacks"] else {})
     found |= {row["label"]: "attack" for row in attacks}

@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# In each file; and what figures need beside an array that not every model has.
+# Arrays in each file; and those that figures need together with an array of some models only.
 ALWAYS = ("label", "clean", "attacked", "clean_answer", "attacked_answer")
 NEEDS = {"times": ("clean_sure",), "clean_fooled": ("clean_surest", "attacked_bare")}
 
 
 def wrong_pictures(block: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
-    """What is wrong with the arrays of such a file; "" if nothing is.
+    """Return what is wrong with the arrays of an example file, in words; "" if nothing is.
 
     Args:
         block: The arrays by name, a row for each image; `times` is shared.
-        names: Which were read; if none are named, all.
+        names: The names of the arrays that were read; empty for all.
     """
     count = block["index"].shape if "index" in block else ()
     if len(count) != 1:

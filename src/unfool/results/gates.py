@@ -1,4 +1,4 @@
-"""Bounds that a run or a comparison must keep, for a CI system: pass or fail."""
+"""Bounds that a run or a comparison must satisfy, for a CI system: pass or fail."""
 
 from dataclasses import dataclass
 
@@ -6,20 +6,20 @@ from unfool.results.compare import Comparison
 from unfool.results.report_json import Summary
 from unfool.statistics import Mean
 
-SLACK = 1e-9  # lest 50 % - 48 % be more than 2 %
+SLACK = 1e-9  # rounding must not make 50 % - 48 % exceed 2 %
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A bound on what was found, and whether it is kept.
+    """A bound on a measured value, and whether it holds.
 
     Attributes:
         name: `min-robust` or `max-drop`.
-        of: The condition that it is about.
-        bound: What may be at least (`min-robust`: the accuracy) or at most (`max-drop`: what A has
-            more than B).
-        found: What is, with its interval.
-        strict: Whether the bound is held against the worse end of the interval, not against
+        of: The condition to which the bound applies.
+        bound: The smallest allowed accuracy (`min-robust`), or the largest allowed drop from A to B
+            (`max-drop`).
+        found: The measured value, with its interval.
+        strict: Whether the bound is compared with the worse end of the interval, not with
             `found.mean`.
     """
 
@@ -31,13 +31,13 @@ class Gate:
 
     @property
     def ok(self) -> bool:
-        """Whether the bound is kept."""
+        """Whether the bound holds."""
         worse = self.found.low if self.name == "min-robust" else self.found.high
         return self._keeps(worse if self.strict else self.found.mean)
 
     @property
     def sure(self) -> bool:
-        """Whether the whole interval says the same."""
+        """Whether the result is the same over the whole interval."""
         return self._keeps(self.found.low) == self._keeps(self.found.high) == self.ok
 
     def _keeps(self, value: float) -> bool:
@@ -49,18 +49,18 @@ class Gate:
 def gates(
     found: Comparison, min_robust: float | None, max_drop: float | None, strict: bool = False
 ) -> list[Gate]:
-    """The bounds that are asked for, held against what was found.
+    """Check the requested bounds against a comparison.
 
     Args:
         found: The comparison.
-        min_robust: The least robust accuracy per draw of B.
-        max_drop: By how much B may be less accurate than A, clean and robust.
-        strict: Hold the bounds against the worse ends of the intervals.
+        min_robust: The smallest allowed robust accuracy per draw of B.
+        max_drop: The largest allowed drop in accuracy from A to B, clean and robust.
+        strict: Compare the bounds with the worse ends of the intervals.
 
     Raises:
-        ValueError: A bound is no share, there is no robust accuracy to hold it against, a run is not
-            finished (an easy first half passes), or a drop is between runs under different attacks (a
-            weaker attack passes).
+        ValueError: A bound is not a share, there is no robust accuracy, a run is not finished (an
+            easy first half could pass), or a drop is between runs under different attacks (a weaker
+            attack could pass).
     """
     if (min_robust, max_drop) != (None, None) and found.n < found.of:
         raise ValueError(
@@ -90,10 +90,10 @@ def gates(
 
 
 def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Gate:
-    """The bound on the robust accuracy per draw of one run.
+    """Check a bound on the robust accuracy per draw of one run.
 
     Raises:
-        ValueError: The bound is no share, the run is not finished, or nothing was attacked.
+        ValueError: The bound is not a share, the run is not finished, or it has no attacks.
     """
     check_bound("--min-robust", min_robust)
     if summary["n"] < summary["of"]:
@@ -109,10 +109,10 @@ def gate_of_run(summary: Summary, min_robust: float, strict: bool = False) -> Ga
 
 
 def check_bound(name: str, bound: float) -> None:
-    """Refuse a bound that is no share.
+    """Refuse a bound that is not a share.
 
     Raises:
-        ValueError: It is not from 0 to 1.
+        ValueError: The bound is not between 0 and 1.
     """
     if not 0 <= bound <= 1:
         raise ValueError(f"{name} must be a share from 0 to 1, such as 0.05, not {bound:g}")

@@ -8,12 +8,12 @@ from unfool.results.outcome import Condition, Outcome
 
 
 class ConditionRecord(TypedDict):
-    """What the model answered to one version of an image.
+    """The model's answers to one version of an image.
 
     Attributes:
         right: How many of the draws are right.
         draws: How many draws there are; of a curtailed verdict, those that every image has.
-        majority: Whether the true class leads, of all that the verdict is of.
+        majority: Whether the true class has more draws than any other, of the full verdict.
         size: The norm of the change, in the threat's norm.
     """
 
@@ -24,14 +24,14 @@ class ConditionRecord(TypedDict):
 
 
 class ImageRecord(TypedDict):
-    """What became of one image.
+    """The result of one image.
 
     Attributes:
         index: Its place in the data set.
         label: Its class, as a number.
         class_name: Its class.
         chosen: The condition that the attacker would submit.
-        conditions: What the model answered under each condition, by name.
+        conditions: The model's answers under each condition, by name.
     """
 
     index: int
@@ -42,20 +42,20 @@ class ImageRecord(TypedDict):
 
 
 class BothRecords(TypedDict):
-    """What two models answered to the same version of an image, or to that of the same attack."""
+    """The answers of two models to the same version of an image, or to that of the same attack."""
 
     a: ConditionRecord
     b: ConditionRecord
 
 
 class PairedImage(TypedDict):
-    """What became of one image in two runs.
+    """The result of one image in two runs.
 
     Attributes:
         index: Its place in the data set.
         label: Its class, as a number.
         class_name: Its class.
-        conditions: What both models answered under each condition, by name.
+        conditions: The answers of both models under each condition, by name.
     """
 
     index: int
@@ -65,7 +65,7 @@ class PairedImage(TypedDict):
 
 
 def image_records(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[ImageRecord]:
-    """A record for each outcome, in the same order."""
+    """Return a record for each outcome, in the same order."""
     return [
         {
             "index": outcome.index,
@@ -82,7 +82,7 @@ def image_records(outcomes: Sequence[Outcome], classes: Sequence[str]) -> list[I
 
 
 def condition_record(condition: Condition, label: int) -> ConditionRecord:
-    """What the model answered to one version of an image of class `label`."""
+    """Summarize the model's answers to one version of an image of class `label`."""
     draws = condition.draws
     return {
         "right": draws.count(label),

@@ -11,19 +11,20 @@ from unfool.results.outcome import Outcome
 from unfool.results.report_json import LossBand, LossCurve
 from unfool.statistics import mean_interval
 
-BINS = 16  # the most numbers that are kept of a search
+BINS = 16  # the largest number of values that are kept of a search
 
 
 def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
-    """The mean loss of each of `size` images over the steps of a search, in up to 16 equal bins.
+    """Return the mean loss of each of `size` images over a search's steps, in up to 16 equal bins.
 
-    The steps of a run are those in a row on the same noise; runs (restarts, targets) are averaged.
-    The first bin holds what is left over, too. Runs on fewer images, the others being beaten, are left
-    out; and nothing is kept of what is no climb: runs of different lengths or losses.
+    A run is a sequence of steps on the same noise; runs (restarts, targets) are averaged. The first
+    bin also holds what is left over. Runs on fewer images, after others were broken, are left out.
+    A curve is empty if the runs differ in length or loss, because they are not one ascent, or if a
+    loss is not finite.
 
     Args:
-        steps: What was seen (`losses.recording_losses`).
-        size: Images of the batch.
+        steps: The recorded steps (`losses.recording_losses`).
+        size: Number of images in the batch.
     """
     steps = [step for step in steps if len(step.loss) == size]
     runs = [[step.loss for step in run] for _, run in groupby(steps, lambda step: step.run)]
@@ -44,14 +45,14 @@ def curves(steps: Sequence[LossRecord], size: int) -> list[list[float]]:
 
 
 def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[LossCurve]:
-    """What `report.json` holds of the curves of the attacks `names`: means with 95 % intervals.
+    """Return the mean loss curves of the attacks `names` for `report.json`, with 95 % intervals.
 
-    Apart for the images that the attack left right on most draws, and the others.
+    Images that the attack left right on most draws are summarized apart from the others.
     """
     found: list[LossCurve] = []
     for name in names:
         longest = max(len(outcome.loss_curves.get(name, [])) for outcome in outcomes)
-        # where a whole block ended early (`early_stop`), one image has a curve that is shorter
+        # where a whole block ended early (`early_stop`), the curves of its images are shorter
         kept = [o for o in outcomes if len(o.loss_curves.get(name, [])) == longest > 1]
         groups = {"right": [o for o in kept if right(o, name)]}
         groups["wrong"] = [o for o in kept if not right(o, name)]
@@ -62,7 +63,7 @@ def summarize(outcomes: Sequence[Outcome], names: Sequence[str]) -> list[LossCur
 
 
 def right(outcome: Outcome, name: str) -> bool:
-    """Whether an image under the condition `name` is answered rightly on most draws."""
+    """Whether most draws of an image under the condition `name` are right."""
     return mean(draw == outcome.label for draw in outcome.conditions[name].draws) > 0.5
 
 

@@ -9,7 +9,7 @@ from unfool.results.spec import CertificationSpec, EvaluationSpec
 
 
 class Format(TypedDict):
-    """What tells the format of a file."""
+    """The version of a file's format."""
 
     version: int
 
@@ -23,23 +23,23 @@ class StatedAccuracy(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What a run was asked: `run.json`.
+    """The description of a run: `run.json`.
 
     Attributes:
-        version: Of the format.
+        version: Version of the format.
         kind: `certification` or `collection` (of adversarial images); an evaluation has none.
         identity: A hash of what the spec asks.
         images: A hash of the images.
         code: A hash of your own code: the modules that the spec names, and what these import.
         weights: A hash of the weights of the model and of the attacks, as built.
-        logits: How many classes the model tells apart.
+        logits: The number of the model's classes.
         spec: The checked spec.
-        indices: Which images of the data set.
+        indices: Places of the images in the data set.
         classes: The names of its classes.
-        shape: Of an image, (C, H, W).
-        versions: Of Python and of the libraries.
-        stated: What the source of the classifier states of it.
-        sha256: Of all the others (`run_folder.seal`): what a report says of the threat is what was run.
+        shape: Shape of an image, (C, H, W).
+        versions: Versions of Python and of the libraries.
+        stated: The accuracy that the source of the classifier states.
+        sha256: A hash of all other entries (`run_folder.seal`), to detect changes.
     """
 
     version: NotRequired[int]
@@ -59,10 +59,10 @@ class Manifest(TypedDict):
 
 
 class CostForecast(TypedDict):
-    """What was forecast of one image, by condition.
+    """The forecast cost of one image under one condition.
 
     Attributes:
-        calls: Of each network, forward and back.
+        calls: Calls of each network, forward and backward.
         seconds: The time.
     """
 
@@ -71,7 +71,7 @@ class CostForecast(TypedDict):
 
 
 class KeptForecast(TypedDict):
-    """What was forecast of a run's cost: `forecast.json`, as `forecast.Forecast` says."""
+    """The forecast cost of a run: `forecast.json`, as in `forecast.Forecast`."""
 
     images: int
     per_image: dict[str, CostForecast]

@@ -11,12 +11,12 @@ ENSEMBLES = ("autoattack",)
 
 
 def not_tried(spec: EvaluationSpec) -> list[str]:
-    """What an attacker might do that this evaluation says nothing about, a sentence each."""
+    """Return what an attacker might do that this evaluation did not try, one sentence each."""
     return [*_attackers(spec), *_changes(spec), *_beyond(spec)]
 
 
 def _attackers(spec: EvaluationSpec) -> Iterator[str]:
-    """Attacks that are missing, the most telling first."""
+    """Attacks that are missing, the most informative first."""
     attacks = roles(spec["attacks"]).attacks
     names = {row["name"] for row in attacks}
     if not attacks:

@@ -9,21 +9,21 @@ from typing import Annotated, Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-# In what the same image may differ.
+# Fields in which two records of the same image may differ.
 MEASURED = ("seconds", "cost", "made_by", "sanity", "quality", "loss_curves")
 
 
 class SanityCheck(TypedDict):
-    """What a look at the model showed on one image (`evaluation.sanity_checks`).
+    """What the sanity checks of the model showed on one image (`evaluation.sanity_checks`).
 
     Attributes:
         probabilities: Whether the model returned probabilities, not logits.
-        random: Whether two draws gave other logits.
-        alike: Whether an image alone got the logits that it got in a batch.
+        random: Whether two draws gave different logits.
+        alike: Whether an image alone got the same logits as in a batch.
         gradients: By loss, the largest absolute gradient.
-        slope: How much the margin rose over a small step, as the gradient says, and in fact.
+        slope: How much the margin rose over a small step, as the gradient predicted, and in fact.
         clamped: The share of values whose gradient was 0 at every draw.
-        agreement: How much the gradients of several draws have in common; None if there are none.
+        agreement: How much the gradients of several draws have in common; None without gradients.
     """
 
     probabilities: bool
@@ -39,11 +39,11 @@ Nothing = Annotated[dict[str, Any], Field(max_length=0)]  # an empty table
 
 
 class Curtailed(TypedDict):
-    """A verdict that stopped once no further draw could change it (`evaluation.curtail`).
+    """The rest of a verdict that stopped once no draw could change it (`evaluation.curtail`).
 
     Attributes:
-        of: The draws that the verdict is of.
-        further: The classes chosen after the first half of these, as far as they were asked.
+        of: Number of draws of the full verdict.
+        further: The classes chosen after the first half of the draws, until the verdict stopped.
     """
 
     of: int
@@ -51,24 +51,26 @@ class Curtailed(TypedDict):
 
 
 def first_half(k: int) -> int:
-    """How many of k draws every curtailed verdict has: no majority is settled by fewer."""
+    """The number of draws that every curtailed verdict has. With fewer, no majority is settled."""
     return (k + 1) // 2
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What became of one image under one condition: clean, random noise, or an attack.
+    """The result of one image under one condition: clean, random noise, or an attack.
 
     Attributes:
-        draws: The class the model chose at each held-out draw of its noise. Of a curtailed verdict,
-            at the first half of them: those that every image has, so that a mean of them is no more
-            than chance says, whenever the others were stopped.
-        undefended: The class that the classifier without its defense chose; None if there is no defense.
+        draws: The class that the model chose at each held-out draw of its noise. Of a curtailed
+            verdict, only the first half of the draws: every image has them, so their mean does not
+            depend on when verdicts stopped.
+        undefended: The class that the classifier without its defense chose; None if there is no
+            defense.
         size: The norm of the perturbation, in the threat's norm.
-        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they choose.
-        same_image_as: The earlier condition whose image this is, if that one had left the attack
-            nothing to do (`evaluation.skip_broken`); empty if it is the attack's own.
-        curtailed: Of a curtailed verdict, its further draws; None if all draws were asked.
+        attacker_error_rate: The share of wrong answers on the attacker's own draws, by which they
+            choose.
+        same_image_as: The earlier condition whose image this is, if the attack skipped the image
+            (`evaluation.skip_broken`); empty if it is the attack's own.
+        curtailed: The rest of a curtailed verdict; None if all draws are in `draws`.
     """
 
     draws: list[int]
@@ -80,28 +82,28 @@ class Condition:
 
     @property
     def k(self) -> int:
-        """The draws that the majority, and all draws right, are of."""
+        """Number of draws of the full verdict, on which `won` and `always` are based."""
         return self.curtailed["of"] if self.curtailed else len(self.draws)
 
     @property
     def taken(self) -> list[int]:
-        """The class at each draw that was asked; in a curtailed verdict, as many as were needed."""
+        """The class at each draw that was taken; a curtailed verdict has only those it needed."""
         return [*self.draws, *(self.curtailed["further"] if self.curtailed else ())]
 
     def rate(self, label: int) -> float:
-        """The share of the draws that are of the class `label`."""
+        """The share of `draws` that give the class `label`."""
         return self.draws.count(label) / len(self.draws)
 
     def won(self, label: int) -> bool:
-        """Whether the class `label` has more of the k draws than any other; a tie is none."""
+        """Whether the class `label` has more of the k draws than any other; on a tie, none has."""
         return winner(self.taken) == label
 
     def always(self, label: int) -> bool:
-        """Whether all k draws are of the class `label`."""
+        """Whether all k draws give the class `label`."""
         return self.taken.count(label) == self.k
 
     def complete(self, label: int) -> bool:
-        """Whether a curtailed verdict has its first half, and stopped when it was settled, not before."""
+        """Whether a curtailed verdict has its first half, and stopped just when it was settled."""
         taken, k = self.taken, self.k
         before = taken[:-1] if len(taken) > first_half(k) else []
         return (
@@ -113,18 +115,18 @@ class Condition:
 
 
 def winner(draws: Sequence[int]) -> int | None:
-    """The class that was chosen most often; None if several were."""
+    """The class that was chosen most often; None on a tie."""
     first, *others = Counter(draws).most_common(2)
     return None if others and others[0][1] == first[1] else first[0]
 
 
 def settled(draws: Sequence[int], label: int, k: int) -> bool:
-    """Whether the rest of k draws can change neither the majority's being right nor that of all draws.
+    """Whether no remaining draw can change whether the majority is right, or whether all draws are.
 
     Args:
         draws: The classes chosen so far, one at least.
         label: The class of the image.
-        k: Draws in all.
+        k: Number of draws in all.
     """
     right, left = draws.count(label), k - len(draws)
     if right == len(draws):  # all may still be right
@@ -135,7 +137,7 @@ def settled(draws: Sequence[int], label: int, k: int) -> bool:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one image.
+    """The result of one image.
 
     Attributes:
         index: Its place in the data set.
@@ -144,12 +146,12 @@ class Outcome:
         chosen: The condition that the attacker would submit, chosen on their own draws.
         seconds: Time spent on it.
         cost: Network calls spent on it.
-        made_by: The versions of what did it.
-        sanity: What a look at the model showed; on the first images only.
+        made_by: The versions of the software.
+        sanity: What the sanity checks showed; on the first images only.
         quality: By condition, how far the image is from the clean one, `before` and `after` it is
-            purified (`quality.measure`); empty in runs made before it was measured.
-        loss_curves: By attack, its mean loss over its steps (`climb.curves`); empty of those that
-            climb no gradient, and in runs made before it was kept.
+            purified (`image_quality.measure`); empty in runs made before it was measured.
+        loss_curves: By attack, its mean loss over its steps (`loss_curves.curves`). Attacks that
+            follow no gradient have none, and neither have runs made before it was recorded.
     """
 
     index: int
@@ -168,23 +170,23 @@ class Outcome:
         return self.conditions[self.chosen if name == "robust" else name]
 
     def rate(self, name: str) -> float:
-        """The share of right answers under a condition (`condition`)."""
+        """The share of right draws under a condition (`condition`)."""
         return self.condition(name).rate(self.label)
 
 
 class Indexed(TypedDict, extra_items=Any):
-    """What every fact of a run says: the image's place in the data set."""
+    """What every record of a run contains: the image's place in the data set."""
 
     index: int
 
 
 @dataclass(frozen=True)
 class Line:
-    """What a run holds of one image, as it was written.
+    """The record of one image, as it was written.
 
     Attributes:
         index: The image's place in the data set.
-        text: JSON.
+        text: The record as JSON.
         place: The file and the line.
     """
 
@@ -193,5 +195,5 @@ class Line:
     place: str
 
     def fact(self) -> dict[str, Any]:
-        """What any machine would have found of the image."""
+        """Return the record without what differs between machines."""
         return {key: v for key, v in json.loads(self.text).items() if key not in MEASURED}

@@ -1,4 +1,4 @@
-"""Means over images of how far images are from the clean ones, before and after purification."""
+"""Mean distances of images from the clean ones, before and after purification."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,15 +10,15 @@ METRICS = ("psnr", "ssim", "l2", "linf", "lpips")
 
 
 def summarize(qualities: Sequence[Mapping[str, Quality]], names: Sequence[str]) -> list[QualityRow]:
-    """The means over images, with 95 % intervals of Student's t, of the conditions `names`.
+    """Compute the means over images for the conditions `names`, with 95 % intervals of Student's t.
 
     Args:
-        qualities: Of each image, by condition.
+        qualities: The distances of each image, by condition.
         names: The conditions, in order.
 
     Returns:
-        Of each condition `name`, and under `before` and `after`, as far as it was measured, each
-        metric's `mean`, `low` and `high` (None for a single image).
+        For each condition, its `name`, and under `before` and `after`, if measured, the `mean`,
+        `low`, and `high` of each metric (`low` and `high` are None for a single image).
     """
     table: list[QualityRow] = []
     for name in names:

@@ -34,8 +34,8 @@ class Readings(TypedDict):
         majority: The share of images for which most draws give the true class.
         all_draws: The share of images for which all draws are right.
         k: The number of draws per image.
-        draws: The number of first draws that `per_draw` is of, if `evaluation.curtail` stopped some
-            images early; None otherwise.
+        draws: The number of first draws that `per_draw` is based on, if verdicts are curtailed
+            (`evaluation.curtail`); missing otherwise.
         undefended: The accuracy of the classifier without its defense.
     """
 
@@ -48,7 +48,7 @@ class Readings(TypedDict):
 
 
 class CleanReadings(ShareEntry, Readings):
-    """The readings of the clean images, that per draw a second time at the top."""
+    """The readings of the clean images; the one per draw is repeated at the top."""
 
 
 class Row(TypedDict):
@@ -70,13 +70,13 @@ class AttackSummary(Row):
 
 
 class Rung(Row):
-    """What the attacker has after an attack, with how many images it was tried on."""
+    """The accuracy after an attack and all earlier ones, with how many images it was tried on."""
 
     attacked: int
 
 
 class KnownNoise(Row):
-    """An attack that knows some of the noise, beside the same without.
+    """An attack that knows some of the noise, compared with the same attack without that knowledge.
 
     Attributes:
         knows: The noise that it knows.
@@ -115,7 +115,7 @@ class QualityRow(TypedDict):
 
 
 class ClassRow(TypedDict):
-    """The accuracies of one class of the data set, of `n` images."""
+    """The accuracies on the `n` images of one class of the data set."""
 
     name: str
     n: int
@@ -124,7 +124,7 @@ class ClassRow(TypedDict):
 
 
 class Resubmission(TypedDict):
-    """How often the model is right every time, if an image is submitted so many times."""
+    """How often the model is right every time, if an image is submitted several times."""
 
     submissions: list[int]
     clean: list[ShareEntry]
@@ -141,7 +141,7 @@ class DoubtEntry(TypedDict):
 
 
 class CostEntry(TypedDict):
-    """What an evaluation took: calls of the networks, time and memory."""
+    """The cost of an evaluation: calls of the networks, time, and memory."""
 
     nfe_forward: int
     nfe_vjp: int
@@ -170,7 +170,7 @@ class Provenance(TypedDict):
 
 
 class SometimesThere(TypedDict, total=False):
-    """What `report.json` holds of some evaluations.
+    """What `report.json` holds only of some evaluations.
 
     Attributes:
         random: The accuracy under random noise, if anything is attacked.
@@ -207,7 +207,7 @@ class Summary(SometimesThere):
         classes: The accuracies by class.
         number_of_classes: The number of classes of the data set.
         threat: What an attacker may change.
-        threat_model: The same in words.
+        threat_model: The threat model in words.
         not_tried: What the run did not try, in words.
         doubts: Reasons not to believe the result.
         cost: The calls of the networks, the time, and the memory.
@@ -252,15 +252,15 @@ class CertifiedShare(ShareEntry):
 
 
 class CertifiedImage(TypedDict):
-    """What the counts of one image prove.
+    """The certificate of one image.
 
     Attributes:
         index: Its place in the data set.
         label: Its class.
-        answer: That of the smoothed classifier; None if it abstains.
+        answer: The prediction of the smoothed classifier; None if it abstains.
         radius: The certified radius (l2, in units of [0, 1] pixels).
         rate: The lower bound of the answer's probability under noise.
-        most: The class of most estimation draws; None if several are equal.
+        most: The class of most estimation draws; None on a tie.
         share: The share of the estimation draws that are right.
     """
 
@@ -274,7 +274,7 @@ class CertifiedImage(TypedDict):
 
 
 class CertificationCost(TypedDict):
-    """What a certification took: calls of the networks, time and memory."""
+    """The cost of a certification: calls of the networks, time, and memory."""
 
     nfe_forward: int
     classifier_forward: int

@@ -1,8 +1,8 @@
 """Runs on disk. A run is a folder with its checked spec (`run.json`) and the outcome of each image.
 
-Outcomes are written a block of images at a time, whole or not at all, each block to a file of its
-own. So processes share a folder without locks, a kill loses one block, and to resume is to run the
-same command again.
+Outcomes are written one block of images at a time, whole or not at all, each block to its own file.
+So processes share a folder without locks, a killed process loses one block, and repeating the
+command resumes a run.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from unfool.spec import NOT_IN_IDENTITY
 
 VERSION = 1
 FORECAST = "forecast.json"
-STARTS = "starts"  # of the processes that worked on a run (`results.starts`)
+STARTS = "starts"  # folder of the processes that worked on a run (`results.starts`)
 AGAIN = "delete the file and run the same command again, which repeats only its images"
 FEWER = "delete it, and the report then shows fewer images"
-SAME = {  # what runs that share a folder have in common
+SAME = {  # what runs that share a folder must have in common
     "identity": "of another spec",
     "indices": "on another number of images, or on others of the data set",
     "images": "on other images (the data set's contents differ)",
@@ -37,7 +37,7 @@ SAME = {  # what runs that share a folder have in common
 
 
 class HasIndex(Protocol):
-    """What became of one image, in whatever kind of run: a dataclass that JSON can hold."""
+    """The result of one image in any kind of run: a dataclass that can be written as JSON."""
 
     @property
     def index(self) -> int:
@@ -49,14 +49,14 @@ Kept = TypeVar("Kept", bound=HasIndex)
 
 
 class OutcomeStore(Protocol):
-    """Where outcomes go: a run on disk, or what is carried to one."""
+    """A store of outcomes: a run on disk, or a block on its way to one."""
 
     def outcomes(self) -> list[Outcome]:
-        """Those that are there."""
+        """Return the stored outcomes."""
         ...
 
     def add(self, outcomes: Sequence[Any], examples: Mapping[str, np.ndarray]) -> None:
-        """Keep those of a block, and the pictures of those that are shown."""
+        """Store the outcomes of a block, and the arrays of its examples."""
         ...
 
 
@@ -65,8 +65,8 @@ class Run:
     """A folder of outcomes.
 
     Attributes:
-        folder: Where it is.
-        manifest: What it was asked.
+        folder: The path of the folder.
+        manifest: The description of the run (`run.json`).
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """What was done: `evaluation`, `certification` or `collection` (of adversarial images)."""
+        """The kind: `evaluation`, `certification`, or `collection` (of adversarial images)."""
         return self.manifest.get("kind", "evaluation")
 
     @property
@@ -101,14 +101,14 @@ class Run:
         """Open the run at `folder`, or start it.
 
         Args:
-            folder: Where it is.
-            manifest: What the run is to do.
-            fingerprint: The hash of the images at some indices (`images` of what is asked). With it, a
-                run on fewer of the same images grows to those that are asked, and keeps its outcomes.
+            folder: The path of the folder.
+            manifest: The description of the run.
+            fingerprint: Hashes the images at some indices (`images` of the manifest). With it, a
+                run on fewer of the same images grows to those requested, and keeps its outcomes.
 
         Raises:
-            RuntimeError: The folder holds a run of another spec, on other images, on more of them, or
-                by other code; or it holds outcomes and no run.json that says of what run.
+            RuntimeError: The folder holds another run (its spec, code, weights, or images differ),
+                or a run on more images; or it holds outcomes without a run.json.
             OSError: The folder cannot be written.
         """
         begun = any((folder / "outcomes").glob("*.jsonl"))
@@ -147,10 +147,11 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
-        """The run at `folder`.
+        """Open the run at `folder`.
 
         Raises:
-            RuntimeError: There is none, or one of another version of the format.
+            RuntimeError: There is no run, its format differs, or run.json is damaged or was
+                changed.
         """
         path = Path(folder) / "run.json"
         if not path.is_file():
@@ -179,7 +180,7 @@ class Run:
         return run
 
     def add(self, outcomes: Sequence[HasIndex], examples: Mapping[str, np.ndarray]) -> None:
-        """Write a block of outcomes, and the pictures of those that are shown.
+        """Write the outcomes of a block, and the arrays of its examples.
 
         Raises:
             RuntimeError: The folder was moved or deleted since the run began.
@@ -200,10 +201,11 @@ class Run:
         write_bytes(self.folder / "outcomes" / f"{name}.jsonl", lines)
 
     def outcomes(self) -> list[Outcome]:
-        """All outcomes of an evaluation so far, by index.
+        """Return all outcomes of an evaluation so far, sorted by index.
 
         Raises:
-            RuntimeError: A file is damaged, or the run is no evaluation.
+            RuntimeError: The run is not an evaluation, or a file is damaged or does not fit the
+                run.
         """
         if self.kind != "evaluation":
             raise RuntimeError(
@@ -226,14 +228,14 @@ class Run:
         return found
 
     def read(self, of: type[Kept]) -> list[Kept]:
-        """All facts so far, by index.
+        """Return all records so far, sorted by index.
 
         Args:
-            of: The dataclass of a fact.
+            of: The dataclass of a record.
 
         Raises:
-            RuntimeError: A file is damaged, is of another run, holds an image that the run does not
-                have, or disagrees with another file about an image.
+            RuntimeError: A file is damaged, belongs to another run, holds an image that is not in
+                the run, or disagrees with another file about an image.
         """
         found: list[Kept] = []
         for line in self.lines():
@@ -244,11 +246,11 @@ class Run:
         return found
 
     def lines(self) -> list[Line]:
-        """All facts so far as they were written, one for each image, by index.
+        """Return all records so far as they were written, one for each image, sorted by index.
 
         Raises:
-            RuntimeError: A file is damaged, is of another run, holds an image that the run does not
-                have, or disagrees with another file about an image.
+            RuntimeError: A file is damaged, belongs to another run, holds an image that is not in
+                the run, or disagrees with another file about an image.
         """
         known, found = set(self.manifest["indices"]), dict[int, Line]()
         for path in sorted((self.folder / "outcomes").glob("*.jsonl")):
@@ -277,12 +279,12 @@ class Run:
         return [found[index] for index in sorted(found)]
 
     def _told_by(self, content: bytes) -> str:
-        """Eight digits that tell what a file of this run holds."""
+        """Return eight hexadecimal digits that identify the contents of a file of this run."""
         identity = self.manifest["identity"].encode()
         return hashlib.sha256(identity + b"\n" + content).hexdigest()[:8]
 
     def forecast(self) -> KeptForecast | None:
-        """What was forecast of its cost (`forecast.Forecast.keep`); None if nothing was.
+        """Return the forecast of the run's cost (`forecast.Forecast.keep`); None if there is none.
 
         Raises:
             RuntimeError: The file is damaged.
@@ -296,7 +298,7 @@ class Run:
             ) from error
 
     def examples(self, names: Sequence[str] = ()) -> Iterator[dict[str, np.ndarray]]:
-        """The pictures kept of each block, by index; only these arrays, if any are named.
+        """Yield the arrays of each block's examples, by index; if `names` are given, only these.
 
         Raises:
             RuntimeError: A file is damaged.
@@ -315,13 +317,13 @@ class Run:
 
 
 def seal(manifest: Manifest) -> str:
-    """The sha256 of what a run was asked, whatever the layout of the file."""
+    """The sha256 of a manifest, which does not depend on the layout of the file."""
     told = {key: value for key, value in manifest.items() if key != "sha256"}
     return hash_of_json(told)
 
 
 def draws_of(spec: EvaluationSpec) -> dict[str, int]:
-    """How often the model answers under each condition; once if the attacker knows all of its noise."""
+    """The number of draws under each condition: one if the attacker knows all of the noise."""
     draws = spec["evaluation"]["draws"]
     names = ["clean", *(["random"] if spec["attacks"] else [])]
     known = {row["label"]: row.get("knows") == "both" for row in spec["attacks"]}
@@ -331,7 +333,7 @@ def draws_of(spec: EvaluationSpec) -> dict[str, int]:
 
 
 def _held(condition: Condition, label: int, curtail: bool) -> int:
-    """The draws that a verdict is of; 0 if it is not one of a run with or without `curtail`."""
+    """Number of draws behind a verdict; 0 if a run with this value of `curtail` cannot have it."""
     if condition.curtailed is None:
         return 0 if curtail and condition.k > 1 else condition.k
     return condition.k if curtail and condition.complete(label) else 0
@@ -340,22 +342,22 @@ def _held(condition: Condition, label: int, curtail: bool) -> int:
 def _hash_if_known(
     fingerprint: Callable[[Sequence[int]], str] | None, indices: Sequence[int]
 ) -> str | None:
-    """The hash of the images at `indices`; None if it cannot be told of these alone."""
+    """The hash of the images at `indices`; None if these alone do not determine it."""
     try:
         return None if fingerprint is None else fingerprint(indices)
-    except ValueError:  # pictures that go by their order, not by `indices`
+    except ValueError:  # precomputed images without `indices`, which go by their order
         return None
 
 
 def _other(key: str, a: Manifest, b: Manifest) -> str:
-    """What two runs that differ in `key` are of, told apart from one another."""
+    """Describe how two runs differ, given a `key` in which their manifests differ."""
     if key == "identity" and _words(a) == _words(b):
         return "with other weights or images (a file that the spec names has changed)"
     return SAME[key]
 
 
 def _words(asked: Manifest) -> Any:
-    """What a run was asked in words: its kind and spec, less what is no part of an identity."""
+    """The kind and the spec of a run, without what its identity ignores."""
     spec = json.loads(json.dumps({k: v for k, v in asked["spec"].items() if k != "machine"}))
     kept = {
         key: {k: v for k, v in part.items() if k not in (*NOT_IN_IDENTITY, "images")}
@@ -367,10 +369,10 @@ def _words(asked: Manifest) -> Any:
 
 
 def merge(folders: Sequence[Path], out: Path) -> Run:
-    """Put the outcomes of several folders of the same run into one.
+    """Merge the outcomes of several folders of the same run into one.
 
     Raises:
-        RuntimeError: They are not of the same spec, or disagree about an image.
+        RuntimeError: The runs differ, or they disagree about an image.
     """
     runs = [Run.open(folder) for folder in folders]
     for run in runs:

@@ -48,8 +48,9 @@ class EvaluationSection(TypedDict):
         examples: Images that the report shows.
         skip_broken: Whether later attacks skip the images that earlier ones broke.
         lpips: Whether the perceptual distance LPIPS is measured, too.
-        curtail: Whether the verdict on an image stops once no further draw can change its majority, or
-            whether all draws are right; the accuracy per draw is then of the first half of the draws.
+        curtail: Whether the verdict on an image stops once no further draw can change its majority,
+            or whether all draws are right; the accuracy per draw is then of the first half of the
+            draws.
     """
 
     images: Count | None
@@ -85,7 +86,7 @@ class MachineSection(TypedDict):
 
 
 class AttackEntry(TypedDict, extra_items=Any):
-    """An attack of a spec: its name and options, and what stands beside them.
+    """An attack of a spec: its name, its options, and entries that any attack may have.
 
     Attributes:
         name: A name of the menu, or `module:attribute`.
@@ -119,11 +120,11 @@ class ModelSpec(DefenseSpec):
 
 
 class EvaluationSpec(ModelSpec):
-    """A checked evaluation spec; of a run from Python, its objects in the words of a spec.
+    """A checked evaluation spec, or the description of a run from Python in the same form.
 
     Attributes:
         python: The function of the library that was called.
-        contents: Hashes of the objects that it was given.
+        contents: Hashes of the objects that the function was given.
     """
 
     data: Part
@@ -170,7 +171,7 @@ class CertificationMachine(TypedDict):
 
 
 class CertificationSpec(ModelSpec):
-    """A checked certification spec; of a run from Python, its objects in the words of a spec."""
+    """A checked certification spec, or the description of a run from Python in the same form."""
 
     data: Part
     certification: CertificationSection

@@ -11,9 +11,9 @@ from unfool.runtime.validate import read_json
 
 
 def record_start(run: Run, device: str) -> None:
-    """Write down what works on a run from now on, if anything is left to do.
+    """Record what works on a run from now on, if any image is left.
 
-    Each start has a file of its own, so processes that share the folder need no lock.
+    Each start has its own file, so processes that share the folder need no lock.
 
     Args:
         run: The run.
@@ -30,7 +30,7 @@ def record_start(run: Run, device: str) -> None:
 
 
 def starts(run: Run) -> list[Start]:
-    """What worked on a run, the earliest first; empty if it was not written down.
+    """Return the recorded starts of a run, the earliest first; empty if there are none.
 
     Raises:
         RuntimeError: A file is damaged.
@@ -47,7 +47,7 @@ def starts(run: Run) -> list[Start]:
 
 
 def provenance(run: Run) -> Provenance:
-    """Where the numbers of a run come from.
+    """Return where the numbers of a run come from.
 
     Raises:
         RuntimeError: A file of its starts is damaged.

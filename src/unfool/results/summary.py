@@ -1,4 +1,4 @@
-"""The summary of a run: accuracies with confidence intervals, as a pure function of its outcomes."""
+"""The summary of a run: accuracies with confidence intervals, a pure function of its outcomes."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -40,14 +40,14 @@ class Judged:
 
     Attributes:
         name: The condition.
-        per_draw: Over images and draws: how often one query is answered rightly.
+        per_draw: Over images and draws: the share of right draws.
         majority: Over images: how often the true class has more of the k draws than any other; a
             tie is wrong.
         all_draws: Over images: how often all k draws are right (an attacker may submit k times).
         k: Draws per image.
-        draws: Of these, the first ones that the reading per draw is of: all, or, where verdicts are
+        draws: The number of first draws that `per_draw` is based on: all, or, if verdicts are
             curtailed, the half that every image has.
-        undefended: How often the classifier without its defense is right (of the attack that
+        undefended: How often the classifier without its defense is right (for the attack that
             counts: right under every condition); None if there is no defense.
     """
 
@@ -63,7 +63,7 @@ class Judged:
 def judge(
     name: str, outcomes: Sequence[Outcome], pick: Callable[[Outcome], Condition] | None = None
 ) -> Judged:
-    """Judge the condition `name` of each outcome, or the one that `pick` takes.
+    """Judge the condition `name` of each outcome, or the condition that `pick` returns.
 
     Raises:
         ValueError: There are no outcomes.
@@ -88,7 +88,7 @@ def judge(
 
 
 def summarize_run(run: Run) -> Summary:
-    """What `report.json` holds of a run, finished or not.
+    """Summarize a run, finished or not, as in `report.json`.
 
     Raises:
         RuntimeError: The run has no outcomes yet, or a file of it is damaged.
@@ -165,7 +165,7 @@ def summarize_run(run: Run) -> Summary:
 
 
 def flip_rate(outcomes: Sequence[Outcome]) -> Share:
-    """On clean images: how often a draw disagrees with most draws of the same image."""
+    """The share of draws on clean images that disagree with most draws of their image."""
     rates = []
     for outcome in outcomes:
         draws = outcome.conditions["clean"].draws
@@ -188,7 +188,7 @@ def _readings(judged: Judged) -> Readings:
 
 
 def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
-    """All of the conditions `names` together: the mean over them, of each image."""
+    """Judge the conditions `names` together, by the mean over them for each image."""
     first = outcomes[0].conditions[names[0]]
     draws, count = len(first.draws), len(names)
 
@@ -209,9 +209,10 @@ def _over(outcomes: Sequence[Outcome], names: Sequence[str]) -> Judged:
 
 
 def _knowing(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoise]:
-    """Accuracy with some of the noise known, and how far it lies below that with none known.
+    """The accuracies under attacks that know some of the noise, and how far below others they are.
 
-    The one with none known is the attack of the same name and view that is tried last.
+    Each is compared with the last attack of the same name and view, or at least of the same view,
+    that knows no noise.
     """
     found: list[KnownNoise] = []
     plain = roles(spec["attacks"]).attacks
@@ -235,11 +236,9 @@ def _knowing(spec: EvaluationSpec, outcomes: Sequence[Outcome]) -> list[KnownNoi
 
 
 def _ladder(outcomes: Sequence[Outcome], given: Sequence[str], labels: Sequence[str]) -> list[Rung]:
-    """What the attacker has after each attack: how many images it was tried on, and the accuracy.
+    """The accuracy after each attack and all earlier ones, and how many images it was tried on.
 
-    He begins with what is `given`.
-
-    The last rung is the attack that counts, chosen among all.
+    The attacker begins with the conditions `given`. The last rung is the attack that counts.
     """
     rungs: list[Rung] = []
     for i, name in enumerate(labels):
@@ -264,7 +263,7 @@ def _resubmission(
 
 
 def _best(outcome: Outcome, names: Sequence[str]) -> Condition:
-    """Of some conditions, the one the attacker would submit, as `evaluate` chooses it of all."""
+    """The condition of `names` that the attacker would submit, as `evaluate` chooses among all."""
     tried = [outcome.conditions[name] for name in reversed(names)]
     chosen = max(
         (condition for condition in tried if not condition.same_image_as),
@@ -317,7 +316,10 @@ def _named(name: str) -> Callable[[Outcome], Condition]:
 
 
 def _submitted(names: Sequence[str]) -> Callable[[Outcome], Condition]:
-    """What the attacker would submit; the undefended classifier has the worst of `names`."""
+    """Return a function that picks what the attacker would submit.
+
+    Its `undefended` is wrong if it is under any condition of `names`.
+    """
 
     def pick(outcome: Outcome) -> Condition:
         tried = [outcome.conditions[name] for name in names if name in outcome.conditions]

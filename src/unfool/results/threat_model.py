@@ -11,7 +11,7 @@ from unfool.threat import Threat
 
 
 def card(spec: EvaluationSpec) -> dict[str, str]:
-    """The threat model in plain words."""
+    """Describe the threat model in plain words."""
     threat, options = Threat(**spec["threat"]), spec["evaluation"]
     purifier = spec.get("purifier")
     change = {
@@ -72,13 +72,13 @@ def card(spec: EvaluationSpec) -> dict[str, str]:
 
 
 def eps_words(eps: float) -> str:
-    """A budget as it is usually written: 8/255 rather than 0.0314."""
+    """Write a budget as usual: 8/255 rather than 0.0314."""
     n = eps * 255
     return f"{round(n)}/255" if abs(n - round(n)) < 1e-6 and 1 <= n < 50 else f"{eps:.4g}"
 
 
 def known_words(word: str) -> str:
-    """What an attacker knows of the defense's noise (`threat.Knowledge`), in words."""
+    """Describe what an attacker knows of the defense's noise (`threat.Knowledge`)."""
     plain = {
         "forward": "the forward noise is fixed and known (DW-Fwd)",
         "reverse": "the noise of the reverse process is fixed and known (DW-Rev)",
@@ -92,7 +92,7 @@ def known_words(word: str) -> str:
 
 
 def sees(row: AttackEntry) -> str:
-    """What the attacker of a checked spec's row took the model for, in words."""
+    """Describe the view of an attack, and its effort, from its entry in a checked spec."""
     if row.get("name") in ELSEWHERE:
         return f"unknown, because the images were made elsewhere ({row['path']})"
     if row.get("name") in TRANSFER:

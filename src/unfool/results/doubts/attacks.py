@@ -1,4 +1,4 @@
-"""Doubts about attacks that others of the same run beat, on the same images and draws."""
+"""Doubts about attacks that other attacks of the same run beat, on the same images and draws."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -31,7 +31,7 @@ WEAKER_VIEWS = (
 def cheap_beats_exact(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    """An attack without the exact gradient that breaks what those with it do not."""
+    """Yield a doubt for each attack without the exact gradient that beats those with it."""
     given = [name for name, row in attacks.items() if row.get("name") in ELSEWHERE]
     cheap = [
         name
@@ -54,7 +54,7 @@ def cheap_beats_exact(
 def blind_beats_gradient(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    """An attack without gradients that breaks what those with the exact gradient do not."""
+    """Yield a doubt for each attack without gradients that beats those with the exact gradient."""
     held = {name: row for name, row in attacks.items() if row.get("bounded", True)}
     blind = [
         n for n, row in held.items() if view_name(row) in EXACT_VIEWS and row.get("name") in BLIND
@@ -74,7 +74,7 @@ def blind_beats_gradient(
 def special_beats_plain(
     outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    """A way of climbing that another model's attacks may need, too, which the plain one did not see."""
+    """Yield a doubt for each attack with a `special_climb` that beats those without one."""
     climbing = exact_attacks(attacks)
     told = {name: how for name, row in climbing.items() if (how := special_climb(row))}
     plain = [name for name in climbing if name not in told]
@@ -92,7 +92,7 @@ def special_beats_plain(
 def unbounded_beats_bounded(
     spec: EvaluationSpec, outcomes: Sequence[Outcome], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    """A way beyond the threat that breaks what stands within it."""
+    """Yield a doubt for each attack outside the threat that beats the attacks within it."""
     bounded = list(
         exact_attacks({n: row for n, row in attacks.items() if row.get("bounded", True)})
     )
@@ -111,7 +111,7 @@ def unbounded_beats_bounded(
 def beaten(
     outcomes: Sequence[Outcome], weak: Sequence[str], strong: Sequence[str]
 ) -> Iterator[tuple[str, float]]:
-    """Which of the attacks `weak` leave fewer images right than each of `strong`; by how much."""
+    """Yield the attacks of `weak` that beat every attack of `strong`, and by how much."""
     for name in weak if strong else ():
         by = min(paired_gap(outcomes, other, name) for other in strong)
         if by > 0:
@@ -119,9 +119,10 @@ def beaten(
 
 
 def paired_gap(outcomes: Sequence[Outcome], one: str, other: str) -> float:
-    """By how much `one` leaves more right than `other`: the low end of a paired 95 % interval.
+    """How much higher the accuracy under `one` is than under `other`: low end of a 95 % interval.
 
-    It has a width even if all images differ alike, so a few images raise no doubt.
+    The interval is paired. It has a width even if all images differ equally, so a few images raise
+    no doubt.
     """
     gaps = [outcome.rate(one) - outcome.rate(other) for outcome in outcomes]
     draws = min(len(outcomes[0].conditions[name].draws) for name in (one, other))

@@ -1,4 +1,4 @@
-"""Doubts about the model itself, by what `probe` saw of it on a few images."""
+"""Doubts about the model itself, from the sanity checks on a few images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import ceil, inf
@@ -10,16 +10,16 @@ from unfool.results.outcome import SanityCheck
 from unfool.results.spec import AttackEntry
 from unfool.statistics import percent
 
-ZERO_GRADIENT = 1e-10  # a gradient of [0, 1] images that is no gradient
-COSINE = 0.5  # of a step's gradient with that of all draws; below, most of the step is noise
-FEW_DRAWS = 10_000  # draws; no attack takes more
-SHARE = 0.1  # of the pixels, without any gradient
+ZERO_GRADIENT = 1e-10  # of [0, 1] images; a gradient up to this counts as zero
+COSINE = 0.5  # of a step's gradient and that over all draws; below, the step is mostly noise
+FEW_DRAWS = 10_000  # draws per step; no attack takes more
+SHARE = 0.1  # of the pixels, with a gradient of 0
 
 
 def model_doubts(
     probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]
 ) -> Iterator[Doubt]:
-    """Every doubt about the model that `attacks`, by label, are tried on."""
+    """Yield every doubt about the model, given the attacks by label."""
     if not probes:
         return
     yield from _probabilities(probes)
@@ -75,7 +75,7 @@ def _wrong_gradient(
 
 
 def _clamped(probes: Sequence[SanityCheck], attacks: Mapping[str, AttackEntry]) -> Iterator[Doubt]:
-    # where all of the gradient is gone, `zero-gradient` says so
+    # if the whole gradient is zero, `zero-gradient` reports it
     alive = [probe for probe in probes if probe["gradients"]["margin"] > ZERO_GRADIENT]
     shares = [probe.get("clamped", 0) for probe in alive]
     without = [share for share in shares if share > SHARE]
@@ -125,8 +125,9 @@ def _draws_disagree(
     draws = max(taken.values(), default=0)
     if not seen or not draws:
         return
-    # Of a gradient's mean square the share `common` is that of the mean over all draws; of the mean
-    # over some draws, common / (common + (1 - common) / draws), which is the square of its cosine.
+    # `common` is the share of a gradient's mean square that comes from the mean over all draws. For
+    # the mean over some draws, that share is common / (common + (1 - common) / draws), which equals
+    # the squared cosine between the two means.
     common = max(mean(seen), 0.0)
     cosine = (common / (common + (1 - common) / draws)) ** 0.5 if common else 0.0
     if cosine < COSINE:

@@ -1,6 +1,6 @@
 """The doubts about a run: reasons not to believe it, each a function of what it recorded.
 
-docs/doubts.md has a paragraph on each: when it is raised, what it means, what to do.
+docs/doubts.md explains for each when it is raised, what it means, and what to do.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,20 +31,20 @@ from unfool.results.outcome import Outcome, SanityCheck
 from unfool.results.spec import AttackEntry, EvaluationSpec
 from unfool.statistics import mean_interval, percent
 
-# Views whose loss is that of the whole model.
+# Views whose loss comes from the whole model.
 WHOLE_INTERVAL = ("adjoint", "bfloat16", "bpda", *EXACT_VIEWS)
 STRONG = "an attack by the exact gradient (`pgd`, view `exact`; with `eot` if the model is random)"
-MORE = {  # what may help an attack that has such an option
+MORE = {  # what may help an attack that has this option
     "queries": "more `queries`",
     "loss": "the `loss` margin",
     "restarts": "more `restarts`",
     "steps": "more `steps`",
     "eot": "more draws (`eot`)",
 }
-STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in its last part of a search
-ENOUGH = 5  # images to judge a rise by
-FAR_BELOW = 0.03  # a stated accuracy, by so much above the whole interval of the measured one
-WIDE_INTERVAL = 0.1  # an interval of which it is asked whether the draws make it so
+STILL_RISING_SHARE = 0.05  # of the whole rise of a loss, in the last part of the search
+ENOUGH = 5  # the fewest images on which a rise is judged
+FAR_BELOW = 0.03  # how far a stated accuracy must lie above the measured interval
+WIDE_INTERVAL = 0.1  # a wider interval is checked for too few draws
 
 
 def all_doubts(
@@ -56,15 +56,15 @@ def all_doubts(
     logits: int | None = None,
     stated: Mapping[str, Any] | None = None,
 ) -> list[Doubt]:
-    """Every doubt about a run.
+    """Return every doubt about a run.
 
     Args:
-        spec: What was asked.
-        outcomes: What came of each image.
-        judged: `verdict.Judged` of each condition, by name.
-        robust: `verdict.Judged` of the attack that counts.
+        spec: The checked spec.
+        outcomes: The outcome of each image.
+        judged: `summary.Judged` of each condition, by name.
+        robust: `summary.Judged` of the attack that counts or, without attacks, of the corruptions.
         classes: The names of the data set's classes.
-        logits: How many classes the model tells apart; None in runs made before it was kept.
+        logits: The number of the model's classes; None in runs made before it was recorded.
         stated: The `models.classifiers.Stated` of the classifier, as a table, if it has one.
     """
     probes = [cast(SanityCheck, outcome.sanity) for outcome in outcomes if outcome.sanity]
@@ -244,7 +244,7 @@ def _low_precision(spec: EvaluationSpec, attacks: Mapping[str, AttackEntry]) -> 
 
 
 def _halves(part: Any) -> Iterator[str]:
-    """The half precisions that a part of a spec asks for, or a part of it."""
+    """Yield the half precisions that a part of a spec asks for, at any depth."""
     if isinstance(part, Mapping):
         if part.get("precision") in ("float16", "bfloat16"):
             yield part["precision"]
@@ -256,7 +256,7 @@ def _halves(part: Any) -> Iterator[str]:
 def _guessing(judged: Mapping[str, Any], classes: int) -> Iterator[Doubt]:
     clean = judged["clean"].undefended or judged["clean"].per_draw
     chance = 1 / classes
-    if clean.low <= chance and clean.high < (1 + chance) / 2:  # of a few images, it may be perfect
+    if clean.low <= chance and clean.high < (1 + chance) / 2:  # with few images, it may be perfect
         yield Doubt(
             "no-better-than-guessing",
             "red",
@@ -338,7 +338,7 @@ def _few_draws(
         return
     rates = [outcome.rate("robust") for outcome in outcomes]
     whole = variance(rates)
-    within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # what k draws add to it
+    within = mean(rate * (1 - rate) for rate in rates) / (k - 1)  # the part that k draws add
     if within <= whole / 2:
         return
     share = min(within / whole, 1) if whole else 1.0

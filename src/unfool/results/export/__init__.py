@@ -1,1 +1,1 @@
-"""Results in the formats of others: tables, records of leaderboards, badges, and cards of models."""
+"""Results in other formats: tables, records of leaderboards, badges, and model cards."""

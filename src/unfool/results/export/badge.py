@@ -12,16 +12,16 @@ BLUE, GRAY, DARK = (
     "#6e7681",
     "#24292f",
 )  # white text on each has a contrast of 4.5 or more
-SPACE = 8  # pixels beside a text
+SPACE = 8  # pixels on each side of a text
 
 
 class Badge(NamedTuple):
-    """What a badge says.
+    """The text of a badge.
 
     Attributes:
-        label: On the left: what was measured.
-        message: On the right: the accuracy with its interval.
-        doubted: Whether the run has a red doubt: the badge says so, and is gray.
+        label: The text on the left: what was measured.
+        message: The text on the right: the accuracy with its interval.
+        doubted: Whether the run has a red doubt. The badge then says so and is gray.
     """
 
     label: str
@@ -34,7 +34,7 @@ class Badge(NamedTuple):
         return {"schemaVersion": 1, "label": self.label, "message": self.message, "color": color}
 
     def to_svg(self) -> str:
-        """The badge as a picture, 20 pixels high."""
+        """The badge as an SVG image, 20 pixels high."""
         left, right = (width(text) for text in (self.label, self.message))
         color = GRAY if self.doubted else BLUE
         said = escape(f"{self.label}: {self.message}", quote=True)
@@ -53,16 +53,16 @@ class Badge(NamedTuple):
 
 
 def width(text: str) -> int:
-    """The pixels that a text takes on a badge, with the space beside it."""
+    """The width of a text on a badge in pixels, with the space on both sides."""
     return round(6.6 * len(text)) + 2 * SPACE
 
 
 def badge(run: Run) -> Badge:
-    """The badge of a finished run: robust accuracy per draw.
+    """Make the badge of a finished run: robust accuracy per draw.
 
     Raises:
-        RuntimeError: The run is not finished, or is no evaluation.
-        ValueError: Nothing was attacked.
+        RuntimeError: The run is not finished, or is not an evaluation.
+        ValueError: The run has no attacks.
     """
     summary = finished(run)
     if not summary["attacks"]:

@@ -1,4 +1,4 @@
-"""The content that all exports share: a run's conditions with their accuracies, its data, its model."""
+"""The content that all exports share: a run's conditions with their accuracies, data, and model."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -24,10 +24,11 @@ class Told(NamedTuple):
 
 
 def finished(run: Run) -> Summary:
-    """The summary of a run that is done.
+    """Return the summary of a finished run.
 
     Raises:
-        RuntimeError: It is no evaluation, or images are missing: an easy first half would pass for all.
+        RuntimeError: It is not an evaluation, or images are missing: an easy first half would pass
+            for the whole run.
     """
     summary = summarize_run(run)
     if summary["n"] < summary["of"]:
@@ -39,7 +40,7 @@ def finished(run: Run) -> Summary:
 
 
 def conditions(summary: Summary) -> Iterator[Told]:
-    """The conditions of a run, `robust` last if anything was attacked."""
+    """Yield the conditions of a run, `robust` last if anything was attacked."""
     rows = {row["label"]: row for row in summary["spec"]["attacks"]}
     yield Told("clean", summary["clean"], "the images as they are")
     if "random" in summary:
@@ -63,7 +64,7 @@ def conditions(summary: Summary) -> Iterator[Told]:
 
 
 def threat(summary: Summary) -> str:
-    """The threat in a word: `linf 8/255`."""
+    """The threat in short form: `linf 8/255`."""
     return f"{summary['threat']['norm']} {eps_words(summary['threat']['eps'])}"
 
 

@@ -1,7 +1,7 @@
 """A run as records of Every Eval Ever, schema 0.3.0: a log, and a line for each image and result.
 
-The log (`EvaluationLog`) has a result for each condition and reading. The lines are those of the
-instance-level file beside it, and point to their result by `evaluation_result_id`.
+The log (`EvaluationLog`) has a result for each condition and reading. The lines form the
+instance-level file next to it, and refer to their results by `evaluation_result_id`.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ MODEL_NAME = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 @dataclass(frozen=True)
 class Reading:
-    """A way to read the draws of an image.
+    """A way to score the draws of an image.
 
     Attributes:
-        metric: Its name for all runs.
-        words: What it says.
-        interval: How its interval is found.
-        score: Of one image: its draws and its label.
+        metric: The name of the metric, the same for all runs.
+        words: What it means.
+        interval: The method of its confidence interval.
+        score: The score of one image, from its draws and its label.
     """
 
     metric: str
@@ -66,8 +66,9 @@ class Record:
     """The files of a run for the datastore.
 
     Attributes:
-        folder: Where they go in it: `data/COLLECTION/DEVELOPER/MODEL`.
-        name: Of the log, without `.json`: a UUID that depends on the run and the model alone.
+        folder: Their folder in the datastore: `data/COLLECTION/DEVELOPER/MODEL`.
+        name: The name of the log, without `.json`: a UUID that depends only on the run and the
+            model.
         log: The log.
         lines: The instance-level file, `NAME_samples.jsonl`.
     """
@@ -79,7 +80,7 @@ class Record:
 
 
 def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
-    """The log of a finished run, with its instance-level file.
+    """Make the log of a finished run, with its instance-level file.
 
     Args:
         run: The run.
@@ -88,8 +89,8 @@ def record(run: Run, model: str, now: float, by: str | None = None) -> Record:
         by: The organization that ran it.
 
     Raises:
-        RuntimeError: The run is not finished, or is no evaluation.
-        ValueError: The name is not of that form.
+        RuntimeError: The run is not finished, or is not an evaluation.
+        ValueError: The name does not have the form `OWNER/NAME`.
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"the model must be named OWNER/NAME, as on a hub, not {model!r}")
@@ -224,7 +225,7 @@ def _share(told: Told, reading: str) -> ShareEntry:
 def _instances(
     run: Run, told: Sequence[Told], key: str, model: str, data: str
 ) -> Iterator[dict[str, Any]]:
-    """A line for each image, condition and reading."""
+    """Yield a line for each image, condition, and reading."""
     classes = run.manifest["classes"]
     for outcome in run.outcomes():
         for condition in told:
@@ -255,7 +256,7 @@ def _instances(
 def _sample(
     outcome: Outcome, condition: Condition, classes: Sequence[str], data: str
 ) -> Mapping[str, Any]:
-    """What every line of an image under a condition says of its input and its answers."""
+    """Return the input and the answers of an image under a condition, for each of its lines."""
     raw, reference = f"image {outcome.index} of {data}", [_class(outcome.label, classes)]
     hashed = json.dumps({"raw": raw, "reference": reference}, sort_keys=True, separators=(",", ":"))
     won = winner(condition.taken)

@@ -21,14 +21,14 @@ LOADS = {"classifier": "load_classifier", "denoiser": "load_denoiser"}
 def readme(
     name: str, card: Card, repository: str, license: str | None, runs: Sequence[Run] = ()
 ) -> str:
-    """The text of README.md.
+    """Return the text of README.md.
 
     Args:
-        name: Of the model.
-        card: What its card says.
+        name: The name of the model.
+        card: The contents of its card.
         repository: `OWNER/NAME` on the hub.
-        license: An identifier of the hub, such as `apache-2.0`; None leaves it out.
-        runs: Finished evaluations of the model, whose results are told.
+        license: A license identifier of the hub, such as `apache-2.0`; None leaves it out.
+        runs: Finished evaluations of the model, whose results are included.
 
     Raises:
         RuntimeError: A run is not finished, or does not name the model in its spec.
@@ -71,7 +71,7 @@ def _of_model(run: Run, card: Card) -> Summary:
             try:
                 if read_card(weights)[1]["sha256"] == card["sha256"]:
                     return summary
-            except ValueError:  # of a folder that is not there any more
+            except ValueError:  # the folder no longer exists
                 continue
     raise RuntimeError(
         f"the spec of {run.folder} does not use these weights (their sha256 differs), so its "
@@ -115,7 +115,7 @@ def _entry(summary: Summary, condition: str, readings: Readings) -> dict[str, An
 
 
 def _defended(summary: Summary) -> str:
-    """What stood before the classifier, if anything did."""
+    """The purifier before the classifier in words; empty if there is none."""
     purifier = summary["spec"].get("purifier")
     return f", behind {purifier['name']}" if purifier else ""
 
@@ -142,7 +142,7 @@ def _metrics(card: Card) -> list[str]:
 
 
 def _results(summary: Summary) -> list[str]:
-    """A table of a run, with its threat model and doubts."""
+    """Return a table of a run's accuracies, its threat model, doubts, and what was not tried."""
     rows = [
         f"| {told.name} | {_cell(told.readings['per_draw'])} | {_cell(told.readings['majority'])} |"
         for told in conditions(summary)
@@ -174,7 +174,7 @@ def _cell(share: ShareEntry) -> str:
 
 
 def license_of(text: str) -> str | None:
-    """The license in the metadata of a README.md; None if it names none."""
+    """Return the license in the metadata of a README.md; None if there is none."""
     parts = text.split("---\n", 2)
     if not text.startswith("---\n") or len(parts) < 3:
         return None
@@ -186,6 +186,6 @@ def license_of(text: str) -> str | None:
 
 
 def own_readme(folder: Path) -> str | None:
-    """The README.md that lies in a folder already, if one does."""
+    """Return the README.md that is already in a folder, if any."""
     path = folder / "README.md"
     return path.read_text("utf-8") if path.is_file() else None

@@ -14,7 +14,7 @@ from unfool.runtime.optional import require
 
 @dataclass(frozen=True)
 class Upload:
-    """What would be uploaded.
+    """The contents of an upload.
 
     Attributes:
         repository: `OWNER/NAME` on the hub.
@@ -28,7 +28,7 @@ class Upload:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The bytes of each file, by its name in the repository."""
+        """The size of each file in bytes, by its name in the repository."""
         sizes = {path.name: path.stat().st_size for path in self.files}
         return {"README.md": len(self.readme.encode()), **sizes}
 
@@ -41,13 +41,13 @@ def prepare(
     Args:
         folder: A folder with a card, or the name of a shipped model.
         repository: `OWNER/NAME`; for a dry run it may be None.
-        license: An identifier of the hub, such as `apache-2.0`; by default the card's.
-        runs: Finished evaluations of the model for the README.md. A README.md in the folder is taken as
-            it is.
+        license: A license identifier of the hub, such as `apache-2.0`; by default the card's.
+        runs: Finished evaluations of the model for the README.md. An existing README.md is uploaded
+            as it is.
 
     Raises:
-        ValueError: There is no card, the weights are not those it describes, the repository is not
-            named so, or license or runs are named beside a README.md.
+        ValueError: There is no card, the weights do not match it, the repository is not named
+            OWNER/NAME, or license or runs are given although a README.md exists.
         RuntimeError: A run is not finished, or is of another model.
     """
     home, card = read_card(folder)
@@ -67,7 +67,7 @@ def prepare(
 
 
 def push(upload: Upload, private: bool = False) -> str:
-    """Upload, in one commit; the repository is made if it is not there.
+    """Upload in one commit. The repository is created if it does not exist.
 
     The token is the one of `hf auth login`, or `HF_TOKEN`.
 
@@ -75,8 +75,9 @@ def push(upload: Upload, private: bool = False) -> str:
         The address of the commit.
 
     Raises:
-        ValueError: huggingface_hub is not installed, there is no token, no owner, or no license.
-        RuntimeError: The hub refused it, or cannot be reached.
+        ValueError: huggingface_hub is not installed, or the token, the owner, or the license is
+            missing.
+        RuntimeError: The hub refused the upload, or cannot be reached.
     """
     hub = require("huggingface_hub", "hub")
     if upload.repository.startswith("OWNER/"):
@@ -93,7 +94,7 @@ def push(upload: Upload, private: bool = False) -> str:
         made = api.create_commit(
             upload.repository, operations, commit_message="Publish with unfool", revision="main"
         )
-    except Exception as error:  # of the hub, the network, or the files: each in classes of its own
+    except Exception as error:  # the hub, the network, and the files raise different classes
         said = " ".join(str(error).split())[:300] or type(error).__name__
         raise RuntimeError(f"{upload.repository} was not published: {said}") from error
     return str(made.commit_url)

@@ -1,4 +1,4 @@
-"""Every answer of a run as a table: a row for each image, condition and draw; as CSV and Parquet."""
+"""Every answer of a run as a CSV or Parquet table: a row for each image, condition, and draw."""
 
 import csv
 import io
@@ -10,14 +10,15 @@ from unfool.runtime.optional import require
 
 
 def answers(run: Run) -> list[dict[str, Any]]:
-    """Every answer of an evaluation: a row for each image, condition and draw.
+    """Return every answer of an evaluation: a row for each image, condition, and draw.
 
     Returns:
-        Tables with `index` (the place in the data set), `label`, `condition`, `draw`, `answer` (a
-        class) and `correct`. The condition `robust` repeats, for each image, the attack that counts.
+        Rows with `index` (the place in the data set), `label`, `condition`, `draw`, `answer` (a
+        class), and `correct`. The condition `robust` repeats, for each image, the attack that
+        counts.
 
     Raises:
-        RuntimeError: A file of the run is damaged, or it is no evaluation.
+        RuntimeError: A file of the run is damaged, or the run is not an evaluation.
     """
     return [
         {
@@ -35,9 +36,9 @@ def answers(run: Run) -> list[dict[str, Any]]:
 
 
 def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Rows as a CSV file in UTF-8; what a row holds within a name is a column `name.inner` (`flat`).
+    """Write rows as a CSV file in UTF-8. A nested value becomes a column `name.inner` (`flat`).
 
-    A value that a row lacks is empty. Commas and quotes are as in RFC 4180.
+    A missing value is an empty cell. Commas and quotes follow RFC 4180.
     """
     rows = [dict(flat(record)) for record in records]
     columns = list(dict.fromkeys(column for row in rows for column in row))
@@ -49,7 +50,7 @@ def to_csv(records: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a row, those within others under names with dots."""
+    """Yield the values of a row. Nested values get names joined by dots."""
     for key, value in record.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{before}{key}.")
@@ -58,7 +59,7 @@ def flat(record: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def to_parquet(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Records as a Parquet file, with the columns of `Result.to_dataframe()`.
+    """Write records as a Parquet file, with the columns of `Result.to_dataframe()`.
 
     Raises:
         ValueError: pandas or pyarrow is not installed.

@@ -1,7 +1,7 @@
 """A run as a model-info file of RobustBench (Croce et al., 2021).
 
-The keys are those of the files in its folder `model_info/`. What a run does not know (authors, venue,
-link) is null.
+The keys are those of the files in its folder `model_info/`. What a run does not know (authors,
+venue, link) is null.
 """
 
 from typing import Any
@@ -16,19 +16,21 @@ NORMS = ("linf", "l2")
 
 
 def model_info(run: Run, name: str | None = None) -> dict[str, Any]:
-    """What RobustBench's JSON says of a model, of a finished run.
+    """Return RobustBench's JSON entry of a model, from a finished run.
 
-    Accuracies are in percent, per draw: RobustBench asks a model once. `autoattack_acc` is that under
-    AutoAttack on the exact gradient, if the run tried it; `external` is that under the attack that
-    counts. `footnote` has their intervals and the doubts, and `unreliable` says whether one is red.
+    Accuracies are in percent, per draw, because RobustBench queries a model once. `autoattack_acc`
+    is the accuracy under AutoAttack on the exact gradient, if the run tried it; `external` is the
+    accuracy under the attack that counts. `footnote` has the intervals of `clean_acc` and
+    `external` and the red doubts, and `unreliable` says whether there are any.
 
     Args:
         run: The run.
-        name: Of the model.
+        name: The name of the model.
 
     Raises:
-        RuntimeError: The run is not finished, or is no evaluation.
-        ValueError: RobustBench has no leaderboard of its threat, or nothing was attacked or corrupted.
+        RuntimeError: The run is not finished, or is not an evaluation.
+        ValueError: RobustBench has no leaderboard for its threat, or nothing was attacked or
+            corrupted.
     """
     summary = finished(run)
     norm, attacks = summary["threat"]["norm"], summary["spec"]["attacks"]
@@ -83,7 +85,7 @@ def _percent(readings: Readings | None) -> str | None:
 def _footnote(
     n: int, clean: Readings, robust: Readings | None, attacks: list[str], red: list[str]
 ) -> str:
-    """The intervals, and what the numbers do not say."""
+    """Return the intervals, the numbers of images and draws, and the red doubts in words."""
     said = f"{n} images, {clean['k']} draws each; 95 % intervals: clean {_interval(clean)}"
     if robust is not None:
         said += f", external {_interval(robust)} (the worst of {', '.join(attacks)} for each image)"

@@ -1,4 +1,4 @@
-"""Write a run in the format of others: `unfool export`."""
+"""Writes a run in another format: `unfool export`."""
 
 import json
 import time
@@ -31,8 +31,9 @@ def export(
         The files that were written.
 
     Raises:
-        ValueError: There is no such format, a library or a name is missing, or it does not fit the run.
-        RuntimeError: The run is no evaluation, has no outcomes, or must be finished first.
+        ValueError: The format is unknown or does not fit the run, or a library or a name is
+            missing.
+        RuntimeError: The run is not an evaluation, has no outcomes, or must be finished first.
     """
     written = []
     for name, content in _files(run, to, model, by).items():

@@ -7,10 +7,10 @@ from unfool.results.spec import EvaluationSpec
 
 @dataclass(frozen=True)
 class Cell:
-    """One combination.
+    """One combination of the values of a sweep.
 
     Attributes:
-        values: What each swept path is here, in the reader's words.
+        values: The value of each swept path, in words.
         spec: The checked evaluation spec.
     """
 
@@ -19,5 +19,5 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The values with their paths, in words."""
+        """The swept paths with their values, in words."""
         return ", ".join(f"{path} {value}" for path, value in self.values.items())

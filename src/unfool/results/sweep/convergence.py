@@ -1,6 +1,6 @@
 """Whether the accuracies of a sweep have converged: in steps, draws, restarts, or eps.
 
-A verdict is of the two largest values of what was swept, on the same images and the same draws.
+A verdict compares the two largest values of a swept path, on the same images and the same draws.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,25 +15,26 @@ from unfool.results.spec import ThreatSection
 from unfool.results.sweep.cell import Cell
 from unfool.statistics import Mean, change_of
 
-EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # of an attack; more is stronger
-CLOSE = 0.02  # a change that is none
+EFFORT = ("eot", "queries", "restarts", "steps", "targets")  # options of attacks; more is stronger
+CLOSE = 0.02  # a change up to this counts as none
 GRAY = {"linf": 0.5, "l0": 1.0}  # budgets at which every image can be made the same
 Done = Sequence[tuple[Cell, Run, Summary]]
 
 
 @dataclass(frozen=True)
 class Convergence:
-    """What became of an accuracy between the two largest values of a path of the spec.
+    """The change of an accuracy between the two largest values of a swept path.
 
     Attributes:
-        path: What was swept.
-        at: The values of the other paths, in the reader's words.
-        values: The largest value but one, and the largest.
+        path: The swept path of the spec.
+        at: The values of the other paths, in words.
+        values: The second largest value, and the largest.
         accuracy: `"clean"` or `"robust"`.
-        change: Of the accuracy from the one to the other, with its paired interval.
-        verdict: `"plateau"`: within 2 points either way; `"falling"` or `"rising"`: not so, and not
-            by chance; `"undecided"`: there may be a change or none. Of eps: `"reaches guessing"`,
-            `"stays above"`, or `"not asked"`: of a budget that leaves images apart.
+        change: The change of the accuracy from the former to the latter, with its paired interval.
+        verdict: `"plateau"`: the interval is within 2 points of 0; `"falling"` or `"rising"`: it is
+            not, and excludes 0; `"undecided"`: it includes 0. For eps: `"reaches guessing"`,
+            `"stays above"`, or `"not asked"`: above guessing, but the budget cannot make all images
+            the same.
     """
 
     path: str
@@ -45,10 +46,10 @@ class Convergence:
 
 
 def verdicts(done: Done) -> list[Convergence]:
-    """The verdicts on the cells that are done, each with its run and the summary of it.
+    """Return the verdicts on the finished cells, each given with its run and its summary.
 
-    A path is judged at each combination of the others; but of those which say how hard an attack
-    tries, at the largest value alone.
+    A path is judged at each combination of the other paths. But of other paths that say how hard an
+    attack tries, only the largest value is used.
     """
     found = []
     for path in done[0][0].values if done else ():
@@ -66,7 +67,7 @@ def verdicts(done: Done) -> list[Convergence]:
 
 
 def sweep_doubts(found: Sequence[Convergence]) -> Iterator[Doubt]:
-    """The doubts that follow from the verdicts on a sweep."""
+    """Yield the doubts that follow from the verdicts on a sweep."""
     for each in found:
         if each.verdict in ("falling", "rising"):
             yield Doubt(
@@ -87,7 +88,7 @@ def sweep_doubts(found: Sequence[Convergence]) -> Iterator[Doubt]:
 
 
 def describe(each: Convergence) -> str:
-    """A verdict in one sentence, without its full stop."""
+    """Describe a verdict in one sentence, without its period."""
     at = "".join(f", {path} {value}" for path, value in each.at.items())
     change = "{:+.1f} points [{:+.1f}, {:+.1f}]".format(*(100 * bound for bound in each.change))
     said = {
@@ -140,7 +141,7 @@ def _verdict(change: Mean) -> str:
 
 
 def _all_alike(threat: ThreatSection, run: Run) -> bool:
-    """Whether the threat allows to make every image the same gray."""
+    """Whether the threat allows making every image the same gray."""
     values = 1
     for size in run.manifest.get("shape", [0]):
         values *= size

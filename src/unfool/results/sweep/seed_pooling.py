@@ -1,6 +1,6 @@
 """Pools the cells of a sweep that differ only in seeds: a seed is a repetition, not a condition.
 
-What is counted are images. One that several seeds chose is still one image, known better at most.
+Each distinct image counts once. If several seeds chose it, its accuracy is only known better.
 """
 
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ Group = Sequence[tuple[Cell, Run]]
 
 @dataclass(frozen=True)
 class Pooled:
-    """The cells of one combination of all that is no seed.
+    """The cells that differ only in seeds, taken together.
 
     Attributes:
-        values: What each swept path but the seeds is here, in the reader's words.
-        runs: How many cells there are.
-        images: How many distinct images they have.
-        shares: By condition, as `clean` and `robust`: the mean `accuracy` per draw, and its 95 %
-            interval from `low` to `high`.
+        values: The value of each swept path that is not a seed, in words.
+        runs: Number of cells.
+        images: Number of distinct images.
+        shares: By condition, such as `clean` and `robust`: the mean `accuracy` per draw, and its
+            95 % interval from `low` to `high`.
     """
 
     values: dict[str, str]
@@ -42,13 +42,12 @@ def is_seed(path: str) -> bool:
 
 
 def pool(done: Group) -> list[Pooled]:
-    """The cells that are done, each with its run, in groups that differ in seeds alone.
+    """Pool the finished cells, each with its run, in groups that differ only in seeds.
 
-    An image is known by its place in the data set, and counts once, with the mean of all its draws.
-    Its draws are those of each noise it met: under another `evaluation.seed` they are others, but
-    under another `evaluation.subset_seed` they are the same ones, measured again, and are taken once.
-    So the interval is that of a mean over distinct images with several draws each
-    (`statistics.mean_of`).
+    An image is identified by its place in the data set (and the data set's seeds). It counts once,
+    with the mean of all its draws. Another `evaluation.seed` gives it other draws, which are added.
+    Another `evaluation.subset_seed` only repeats the same draws, which count once. So the interval
+    is that of a mean over distinct images with several draws each (`statistics.mean_of`).
     """
     groups: dict[tuple[str, ...], list[tuple[Cell, Run]]] = {}
     for cell, run in done:
@@ -79,7 +78,7 @@ def _together(group: Group) -> Pooled:
 
 
 def _conditions(attacks: Sequence[AttackEntry]) -> dict[str, list[str]]:
-    """The conditions that are told, each with those it is the mean of; none: the one chosen."""
+    """The reported conditions, each with those that it averages; `[]` is the attack that counts."""
     labels, beyond, corruptions, knowing = (
         [row["label"] for row in rows] for rows in roles(attacks)
     )
@@ -96,6 +95,6 @@ def _share(images: Sequence[Sequence[Outcome]], names: Sequence[str]) -> dict[st
 
 
 def _right(outcome: Outcome, names: Sequence[str]) -> list[bool]:
-    """Of each draw under some conditions, whether it is right."""
+    """Whether each draw is right under the conditions `names`; if empty, under the chosen one."""
     chosen = names or [outcome.chosen]
     return [answer == outcome.label for name in chosen for answer in outcome.conditions[name].draws]
