@@ -19,14 +19,14 @@ _TEST = 500
 def digits(split: Split = "test") -> Arrays:
     """The digits (Alpaydin and Kaynak, 1998): 1,297 train or 500 test images (1, 8, 8).
 
-    Pixels are whole numbers from 0 to 16, divided by 16. The split is ours and fixed: of
-    `permutation(1797, 0)` the last 500 images are for the test, the others for training.
+    Pixels are integers from 0 to 16, divided by 16. The split is unfool's own and never changes:
+    of `permutation(1797, 0)`, the last 500 images are for testing, the others for training.
 
     Args:
         split: `"train"` or `"test"`.
 
     Raises:
-        ValueError: There is no such split.
+        ValueError: `split` is neither `"train"` nor `"test"`.
     """
     check_split(split)
     with resources.files("unfool.data").joinpath("digits.npz").open("rb") as file:
