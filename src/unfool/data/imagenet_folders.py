@@ -187,7 +187,7 @@ def _subset(subset: str) -> list[str]:
 
 
 def _index(*folders: Path) -> dict[str, str] | None:
-    """Return the class names by WordNet ID, in the order of ImageNet; None without an index file."""
+    """Return the class names by WordNet ID, in ImageNet's order; None without an index file."""
     for folder in folders:
         if (path := folder / _INDEX).is_file():
             try:

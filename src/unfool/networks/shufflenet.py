@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class ShuffleNetV2(nn.Module):
-    """Three stages, each with a block that halves the image and blocks that leave half of it alone.
+    """Three stages: a block that halves the resolution, then blocks that keep half of the channels.
 
     Args:
         classes: Number of classes.
-        channels: Channels of each stage, and before the linear layer.
+        channels: Channels of each of the three stages, and of the last convolution.
         blocks: Blocks of each stage.
         first: Channels of the first convolution.
     """
@@ -45,7 +45,7 @@ class ShuffleNetV2(nn.Module):
 
 
 class _Down(nn.Module):
-    """Both halves of the output see the whole input."""
+    """A block that halves the resolution; both halves of its output depend on the whole input."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Down(nn.Module):
 
 
 class _Keep(nn.Module):
-    """One half of the channels passes as it is."""
+    """A block that passes one half of the channels through unchanged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Keep(nn.Module):
 
 
 def _shuffled(left: Tensor, right: Tensor) -> Tensor:
-    """The channels of both by turns."""
+    """Interleave the channels of both halves."""
     return torch.stack((left, right), dim=2).flatten(1, 2)
 
 
