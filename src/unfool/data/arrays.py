@@ -21,7 +21,7 @@ class Arrays:
     """A data set of two tensors in memory.
 
     Args:
-        images: (N, C, H, W), uint8 from 0 to 255 or float32 in [0, 1]; stored without conversion.
+        images: (N, C, H, W), uint8 from 0 to 255 or float32 in [0, 1]; stored unchanged.
         labels: (N,), int64, from 0 to `len(classes) - 1`.
         classes: The name of each class.
 
@@ -56,15 +56,15 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     """Read a data set from an .npz file.
 
     Args:
-        path: The file. If it has an array `classes`, that array holds the class names; otherwise
-            the classes are named by the numbers from 0 to the highest label.
+        path: The file. Its array `classes` has the class names; if it is missing, classes are named
+            by the numbers from 0 to the highest label.
         images: The name of the array of images: (N, H, W, C), (N, C, H, W) or (N, H, W) with 1 or
             3 channels, uint8, or floating point in [0, 1].
         labels: The name of the array of labels: (N,), integers.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, an array is missing, or an array is not as described above.
+        ValueError: The file is damaged, or an array is missing or not as described above.
     """
     path = Path(path)
     found = read(path, (images, labels, "classes"))
@@ -129,7 +129,7 @@ def channels_first(x: np.ndarray) -> Tensor:
     The result shares the memory of `x`, unless `x` has another floating point type than float32.
 
     Raises:
-        ValueError: The images do not have 1 or 3 channels, or are neither uint8 nor floating point.
+        ValueError: The images do not have 1 or 3 channels, or have another type.
     """
     if np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32, copy=False)

@@ -1,7 +1,7 @@
 """Handwritten digits: the data set that comes with the package.
 
-`digits.npz` holds the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak,
-1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0), as scikit-learn ships it.
+`digits.npz` holds the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and
+Kaynak, 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0), as in scikit-learn.
 """
 
 from importlib import resources

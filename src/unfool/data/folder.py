@@ -33,8 +33,8 @@ class Folder:
             (bicubic) to just cover this size, and its center is cropped. None keeps the images' own
             sizes, which must then be equal within a batch.
         gray: Return images with one channel instead of three.
-        label: How the class of an image is named: `"folder"` takes the name of its folder, `"name"`
-            the part of its file name after the first underscore (the whole name if there is none).
+        label: The class of an image: `"folder"` takes the name of its folder, `"name"` the part of
+            its file name after the first underscore (the whole name if there is none).
 
     Attributes:
         classes: The names of the classes, in alphabetical order.

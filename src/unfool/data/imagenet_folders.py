@@ -41,8 +41,8 @@ def imagenet(
             `train`.
         split: `"val"`, the 50,000 images on which results are reported, or `"train"`.
         size: Height and width of the images in pixels, cropped from the center.
-        shorter: The length in pixels to which the shorter side of each image is resized (bicubic)
-            before the crop; None resizes images to just cover `size`.
+        shorter: The length to which the shorter side of an image is resized (bicubic) before the
+            crop; None makes the image just cover `size`.
         subset: The classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"`
             (Tian et al., 2020), or a text file with a WordNet ID on each line; None keeps all.
         labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier with 1000

@@ -18,8 +18,8 @@ class Pictures:
         labels: The class of each file, from 0 to `len(classes) - 1`.
         classes: The name of each class.
         size: Height and width of the images in pixels, cropped from the center.
-        shorter: The length, at least `size`, to which the shorter side of each image is resized
-            (bicubic) before the crop; None resizes the image to just cover the crop.
+        shorter: The length, at least `size`, to which the shorter side of an image is resized
+            (bicubic) before the crop; None makes the image just cover the crop.
 
     Raises:
         ValueError: There are no files, `size` is below 1, `shorter` is below `size`, or (when an

@@ -26,9 +26,9 @@ def choose_indices(
         size: The number of images in the data set.
         images: How many indices to choose; None returns all.
         seed: The seed of the choice. A subset lies in every larger subset with the same seed.
-        labels: The labels of all images. If given, classes are chosen in turn, so that their counts
-            differ by at most one until a class runs out of images.
-        stream: The name of the random stream; another name gives another choice with the same seed.
+        labels: The labels of all images. If given, classes take turns, so their counts differ by at
+            most one until a class runs out of images.
+        stream: The name of the random stream; another name gives another choice.
         option: The name of `images` in error messages.
 
     Raises:

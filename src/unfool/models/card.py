@@ -79,7 +79,7 @@ def save(
     """Write a model and its card to `folder`.
 
     Args:
-        folder: The folder, which is created if it is missing.
+        folder: The folder, created if it is missing.
         kind: `"denoiser"` or `"classifier"`.
         part: The checked part of a spec that builds the model.
         model: The trained model.
@@ -112,12 +112,11 @@ def save(
 def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Path:
     """Write the LoRA adapter of a denoiser and its card to `folder`.
 
-    If the model is small (`MERGED`) and in float32, its weights with the adapter merged into them
-    are also written, and the card describes those. Lower precision would round off what the adapter
-    learned.
+    For a small float32 model (see `MERGED`), the weights with the adapter merged are also written,
+    and the card describes these. Lower precision would round off what the adapter learned.
 
     Args:
-        folder: The folder, which is created if it is missing.
+        folder: The folder, created if it is missing.
         part: The checked part of a spec that builds the denoiser without the adapter.
         model: The denoiser with a trained adapter (see `lora`).
         facts: Other entries of the card.
@@ -139,8 +138,7 @@ def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
 
     Args:
         kind: `"denoiser"` or `"classifier"`.
-        part: A checked part of a spec. If it names a trained model, its network is looked up in the
-            card of that model.
+        part: A checked part of a spec; for a trained model, the network is read from its card.
     """
     if part["name"] == "trained":
         folder, card = read_card(part["weights"])

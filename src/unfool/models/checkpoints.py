@@ -44,7 +44,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def choose_state(content: object, path: Path) -> dict[str, Tensor]:
-    """Return the weights in the content of a file, by name; the averaged ones if there are any.
+    """Return the weights in a file's content by name; the averaged ones if there are any.
 
     Args:
         content: The content, as `read_content` returns it.
@@ -159,7 +159,7 @@ def load_state(
         network: The network; after an error, it may have some of the new weights.
         state: The weights by name.
         source: The source of the weights, for error messages.
-        assign: Whether the network uses the tensors themselves instead of copying their values.
+        assign: Whether the network uses the tensors themselves instead of copies.
 
     Raises:
         ValueError: Names or shapes differ, or a tensor is complex or integer where the network's is

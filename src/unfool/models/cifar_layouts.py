@@ -66,7 +66,7 @@ class Layout:
         network: The network without weights, on the device meta.
         state: The weights by the network's own names.
         classes: Number of classes.
-        mean: The value that is subtracted from images: the file's, or the usual one for such files.
+        mean: The value subtracted from images: the file's, or the usual one for such files.
         std: The value by which the difference is divided: the file's, or the usual one.
         normalized: Whether `mean` and `std` are the file's.
     """
@@ -97,7 +97,7 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
     for mark, read in _KNOWN:
         if mark <= bare.keys():
             try:
-                with torch.device("meta"):  # no memory, as `filled` assigns the tensors themselves
+                with torch.device("meta"):  # because `filled` assigns the weights
                     name, network, own, classes, common = read(bare, choices or Choices())
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
@@ -136,9 +136,9 @@ _STD = re.compile(r"(?:\w+\.)?(?:new_)?(?:sigma|std)")
 def _without_normalization(
     state: Mapping[str, Tensor],
 ) -> tuple[State, tuple[Numbers, Numbers] | None]:
-    """Split off a normalization layer, and return the other weights and its mean and std, or None.
+    """Split off a normalization layer: return the other weights, and its mean and std (or None).
 
-    Copies of the network that were saved for training only are dropped.
+    Copies of the network saved only for training are dropped.
     """
     rest = {k: v for k, v in state.items() if not _BESIDE.search(k)}
     rest = _without_prefixes(rest)

@@ -54,8 +54,8 @@ class NormalizedClassifier(nn.Module):
         class_names: The class names of the logits, if the source of the weights states them.
 
     Raises:
-        ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or a label is
-            below 0.
+        ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or
+            `labels` is empty or has a label below 0.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr

@@ -46,7 +46,7 @@ class Identified(NamedTuple):
         kind: The kind of model, or None if it is unknown.
         part: The part of a spec that loads the weights, or None if there is none.
         average: Whether the weights are averaged (EMA), in words.
-        advice: What the user must do or specify before the weights load; empty if nothing.
+        advice: What to do or specify before the weights load; empty if nothing.
     """
 
     form: str
@@ -72,8 +72,8 @@ def identify(path: Path) -> Identified:
         path: The file or folder, or the name of a shipped model.
 
     Raises:
-        FileNotFoundError: There is no file, folder, or shipped model of that name.
-        ValueError: The file or folder cannot be read, or holds no weights.
+        FileNotFoundError: No file, folder, or shipped model has that name.
+        ValueError: The path cannot be read, or holds no weights.
     """
     if path.is_dir() or str(path) in shipped():
         return _folder(path)

@@ -66,7 +66,7 @@ class JEM(nn.Module):
         return torch.stack([self._chain(2 * x - 1, stream) for stream in streams]).mean(0)
 
     def density(self, x: Tensor) -> Tensor:
-        """log p(x), up to a constant, (B,), of images (B, 3, H, W) in [0, 1]."""
+        """Values of log p(x) (B,), up to a constant, of images (B, 3, H, W) in [0, 1]."""
         return self._logits(2 * x - 1).logsumexp(1)
 
     def _chain(self, z: Tensor, noise: Noise) -> Tensor:

@@ -56,8 +56,8 @@ def stable_diffusion(
             `v2-1_512-ema-pruned.safetensors`.
         prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
         templates: Texts that contain `{class}`, used instead of the table's own prompts.
-        predicts: What the network predicts; None takes what the settings of its scheduler state, or
-            what is known for a single file.
+        predicts: What the network predicts; None takes what its scheduler's settings state, or what
+            is known for a single file.
         size: Height and width of its images in pixels; None takes the size of its training.
         precision: The precision of the U-Net; the autoencoder and the text encoder are in float32.
         adapter: The file of a LoRA adapter of the U-Net, which is added to its weights before they
@@ -126,7 +126,7 @@ def dit(
         weights: A folder in the diffusers layout, or a file in the original format, such as
             `DiT-XL-2-256x256.pt`.
         labels: The network's label for each class of the data set; None takes all in order.
-        predicts: What the network predicts; None takes what the settings of its scheduler state.
+        predicts: What the network predicts; None takes what its scheduler's settings state.
         size: Height and width of its images in pixels; None takes the size of its training.
         precision: The precision of the transformer; the autoencoder is in float32.
         adapter: The file of a LoRA adapter of the transformer (see `stable_diffusion`).

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unfool.models.checkpoints import read_state
 from unfool.ranges import Count, Positive, ShareBelowOne, check_arguments
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # the last of diffusers' networks
+ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # `to_out.0` in diffusers
 Layers = str | Sequence[str] | None
 
 _ROLES = ("unet.", "transformer.")  # prefixes of diffusers before the names of a network's layers

@@ -28,8 +28,7 @@ class Style:
         group_width: Minimum number of channels per group.
         eps: Epsilon of the normalization.
         sines_first: Whether the time embedding begins with the sines; otherwise with the cosines.
-        reaches_end: Whether the lowest frequency of the time embedding is 1/10,000; otherwise it is
-            higher.
+        reaches_end: Whether the lowest frequency of the time embedding is 1/10,000, and not above.
         fourier: Whether the time is embedded at frequencies that are stored with the weights.
         labels_first: Whether the label is added to the time embedding before the two linear layers;
             otherwise after them.
@@ -42,8 +41,7 @@ class Style:
             that resamples has a convolution in its shortcut.
         attends_once: Whether only the last block of a level has attention on the way up.
         taps: The filter that smooths the features which a block resamples.
-        pyramid: Whether a downsampled input pyramid, which starts as the image, is added at each
-            level on the way down.
+        pyramid: Whether an input pyramid is added to the features at each level on the way down.
     """
 
     groups: int = 32
@@ -105,8 +103,7 @@ class ScoreUNet(nn.Module):
         channels: Channels of an image.
         outputs: Channels of the prediction; more than `channels` if it includes a variance.
         first: Channels of the first convolution; the width of the first level if None.
-        embedded: Dimensions of the time embedding (with `style.fourier`, the number of its
-            frequencies); `first` if None.
+        embedded: Dimensions of the time embedding (frequencies with `fourier`); `first` if None.
         labels: Rows of the label embedding; 0 for none.
         heads: Number of attention heads; 0 if `head_width` is fixed instead.
         head_width: Channels per attention head if `heads` is 0.

@@ -1,7 +1,7 @@
 """ShuffleNetV2 (Ma et al., 2018) in its common form for 32x32 images.
 
-The first convolution has stride 1, and no pooling follows it. Modules are named as in "pytorch-cifar"
-(Liu, 2017).
+The first convolution has stride 1, and no pooling follows it. Modules are named as in
+"pytorch-cifar" (Liu, 2017).
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class ShuffleNetV2(nn.Module):
 
 
 class _Down(nn.Module):
-    """A block that halves the resolution; both halves of its output depend on the whole input."""
+    """A block that halves the resolution and processes all channels in both of its branches."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()

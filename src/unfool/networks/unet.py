@@ -97,8 +97,7 @@ class UNet(nn.Module):
                 classes. With `multi_head` also (B, L), at the same cost.
 
         Raises:
-            ValueError: Labels are given although the network has no classes, or missing although it
-                has.
+            ValueError: Labels are given to a network without classes, or missing for one with them.
         """
         if len(time) > 1 and time.stride(0) == 0:  # one time for the whole batch: embed it once
             time = time[:1]

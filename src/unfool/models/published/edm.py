@@ -64,10 +64,11 @@ def edm(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
+    """A network of EDM or EDM2 (Karras et al., 2022; 2024).
 
     Args:
-        weights: The pickle, from which no code is run, or a file with a plain state dict.
+        weights: The pickle, such as `edm-cifar10-32x32-uncond-vp.pkl`, from which no code is run, or
+            a file with a plain state dict.
         preconditioning: How the inputs and outputs of the network are scaled; None takes what the
             pickle says, and EDM's for a plain state dict.
         clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
@@ -203,7 +204,7 @@ def _kind(content: object, path: Path) -> Preconditioning:
 
 
 def _labels(state: Part, adm: bool) -> Part:
-    """Convert the linear layer of one-hot labels to an embedding with the null class as last row."""
+    """Convert the linear layer of one-hot labels to an embedding that ends with the null class."""
     if "map_label.weight" not in state:
         return {}
     table = state.pop("map_label.weight").T.float()

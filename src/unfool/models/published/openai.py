@@ -95,13 +95,13 @@ def guided_diffusion(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
+    """A network of guided-diffusion (Dhariwal and Nichol, 2021).
 
     The options are known for the published files, which are recognized by their widths; any other
     file needs `size`, and `heads` or `head_width`. The conditional networks have no null class.
 
     Args:
-        weights: The file.
+        weights: The file, such as `256x256_diffusion_uncond.pt`.
         size: Height and width of its images in pixels.
         heads: The number of attention heads (`--num_heads`), if it is fixed.
         head_width: Channels per attention head (`--num_head_channels`), if that is fixed.
@@ -131,13 +131,13 @@ def improved_diffusion(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
+    """A network of improved-diffusion (Nichol and Dhariwal, 2021).
 
     The options are known for the published files, which are recognized by their widths; any other
     file needs `size` and `heads`.
 
     Args:
-        weights: The file.
+        weights: The file, such as `cifar10_uncond_50M_500K.pt`.
         size: Height and width of its images in pixels.
         heads: The number of attention heads (`--num_heads`).
         schedule: The schedule it was trained with; None takes 4000 cosine steps, except for the

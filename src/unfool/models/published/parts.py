@@ -82,7 +82,7 @@ def gather(
 
     Args:
         state: The weights by their published names.
-        place: A function that returns where a name belongs, or None outside the blocks.
+        place: Returns where a name belongs, or None outside the blocks.
         names: The published name of each part of a block, and our name.
         order: The order of the rows of a common weight `qkv`: per head (`"heads"`), all queries,
             then all keys, then all values (`"pieces"`), or per channel (`"channels"`).

@@ -141,7 +141,7 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    make: Any = UNet2DConditionModel  # typed as Any, because its annotations are too narrow
+    make: Any = UNet2DConditionModel  # its annotations are too narrow
     state = file.unet
     widths = _widths(state, "down_blocks.{}.resnets.0.conv1.weight")
     looks = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(len(widths))]
