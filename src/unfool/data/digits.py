@@ -19,8 +19,8 @@ _TEST = 500
 def digits(split: Split = "test") -> Arrays:
     """The digits (Alpaydin and Kaynak, 1998): 1,297 train or 500 test images (1, 8, 8).
 
-    Pixels are integers from 0 to 16, divided by 16. The split is unfool's own and never changes:
-    of `permutation(1797, 0)`, the last 500 images are for testing, the others for training.
+    Pixels are integers from 0 to 16, divided by 16. The split is our own and never changes: the
+    last 500 images of `permutation(1797, 0)` are for testing, the others for training.
 
     Args:
         split: `"train"` or `"test"`.

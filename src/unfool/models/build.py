@@ -137,7 +137,7 @@ def cifar_resnet(
     """A CIFAR ResNet (He et al., 2016) with parameter-free shortcuts, random or from a file.
 
     Args:
-        depth: Number of layers with weights.
+        depth: Layers with weights.
         classes: The number of classes.
         weights: The file of the weights; None for random ones, to train.
         mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
@@ -162,7 +162,7 @@ def wide_resnet(
     """A WideResNet (Zagoruyko and Komodakis, 2016), random or from a file in the layout of TRADES.
 
     Args:
-        depth: Number of layers with weights, 6n + 4.
+        depth: Layers with weights, 6n + 4.
         width: The width factor, relative to a plain ResNet.
         classes: The number of classes.
         dropout: The share of features that the residual blocks drop in training.
@@ -190,13 +190,12 @@ def jem(
     """A joint energy-based model (Grathwohl et al., 2020), random or with published weights.
 
     Args:
-        depth: Number of layers with weights, 6n + 4; 28 in the paper.
+        depth: Layers with weights, 6n + 4; 28 in the paper.
         width: The width factor, relative to a plain ResNet; 10 in the paper.
         classes: The number of classes.
-        chains: Number of noisy copies of the image whose logits are averaged; 5 in the paper's
-            attacks.
+        chains: Noisy copies of the image whose logits are averaged; 5 in the paper's attacks.
         sigma: The standard deviation of a copy's noise, for pixels in [0, 1]; 0.015 in the paper.
-        refine: Number of steps of Langevin dynamics that refine each copy before it is classified.
+        refine: Steps of Langevin dynamics that refine each copy before it is classified.
         weights: The file of the weights; None for random ones, to train.
 
     Raises:
@@ -297,7 +296,7 @@ def denoising_network(
         network: The torch module.
         schedule: The noise schedule; continuous VP if None.
         predicts: What the network predicts (see `NetworkDenoiser`).
-        classes: Number of labels to condition on, besides the null class; 0 for none.
+        classes: Labels to condition on, besides the null class; 0 for none.
         time: The time input of the network (see `NetworkDenoiser`).
         clip_x0: Whether the estimate of the clean image is clipped to [-1, 1].
         weights: The file of its weights; None keeps the weights that the module has.

@@ -26,14 +26,14 @@ class JEM(nn.Module):
     from the stream ("jem", i).
 
     Args:
-        depth: Number of layers with weights, 6n + 4; 28 in the paper.
+        depth: Layers with weights, 6n + 4; 28 in the paper.
         width: The width factor, relative to a plain ResNet; 10 in the paper.
         classes: Number of classes.
-        chains: Number of copies of the image whose logits are averaged; 5 in the paper's attacks.
+        chains: Copies of the image whose logits are averaged; 5 in the paper's attacks.
         sigma: The standard deviation of a copy's noise, for pixels in [0, 1]; 0.015 (0.03 in
             [-1, 1]) in training and in the paper's attacks. With 0, one chain, and no steps, the
             model is the plain network.
-        refine: Number of steps of Langevin dynamics, with step size 1 and noise 0.01 in [-1, 1].
+        refine: Steps of Langevin dynamics, with step size 1 and noise 0.01 in [-1, 1].
 
     Raises:
         ValueError: There is no network of this depth or width, or an option is out of range.

@@ -79,12 +79,11 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
     """Merge an adapter from a file into the weights of a model.
 
     Args:
-        model: The denoiser that the adapter belongs to, in float32, because lower precision would
-            round off what is added; it is changed in place.
+        model: The denoiser that the adapter belongs to, in float32 (lower precision would round off
+            what is added); it is changed in place.
         path: The file, in the layout of peft or an older one of diffusers.
         base: The hash that `base_of` returned for the model in training; None if it is unknown.
-        precision: The precision of the network in training, to which this network is converted
-            after merging.
+        precision: The precision of the network in training, to which the merged one is converted.
 
     Raises:
         FileNotFoundError: There is no such file.

@@ -36,7 +36,7 @@ def unet(
         patch: Side of a patch in pixels; the first level has the resolution `size / patch`.
         groups: Number of groups of the group normalization; each width is a multiple of it.
         dropout: The dropout rate of the residual blocks.
-        classes: Number of labels to condition on, besides the null class; 0 for none.
+        classes: Labels to condition on, besides the null class; 0 for none.
         multi_head: Whether each label has its own output layer, so that one forward pass predicts
             for all labels; a diffusion classifier then needs one forward pass per random draw.
         predicts: What the network predicts (see `NetworkDenoiser`).

@@ -26,7 +26,7 @@ class MagnitudeUNet(nn.Module):
         channels: Channels of an image.
         embedded: Dimensions of the embedding of time and label; the largest width if None.
         frequencies: Number of frequencies that embed the time; the first width if None.
-        classes: Number of labels to condition on, besides the null class; 0 for none.
+        classes: Labels to condition on, besides the null class; 0 for none.
         head_width: Channels per attention head.
     """
 

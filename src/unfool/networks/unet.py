@@ -26,7 +26,7 @@ class UNet(nn.Module):
         patch: Side of a patch in pixels; the pixels of a patch become channels.
         groups: Number of groups of the group normalization; each width is a multiple of it.
         dropout: The dropout rate of the residual blocks.
-        classes: Number of labels to condition on, besides the null class; 0 for none.
+        classes: Labels to condition on, besides the null class; 0 for none.
         multi_head: Whether the label chooses one of `classes` + 1 heads (last convolutions) instead
             of being embedded; one forward pass then predicts for all labels (Chen et al., 2024).
     """

@@ -67,7 +67,7 @@ def edm(
     """A network of EDM or EDM2 (Karras et al., 2022; 2024).
 
     Args:
-        weights: The pickle, such as `edm-cifar10-32x32-uncond-vp.pkl`, from which no code is run, or
+        weights: The pickle, such as `edm-cifar10-32x32-uncond-vp.pkl`, of which no code is run, or
             a file with a plain state dict.
         preconditioning: How the inputs and outputs of the network are scaled; None takes what the
             pickle says, and EDM's for a plain state dict.
