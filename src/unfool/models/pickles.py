@@ -22,7 +22,7 @@ from unfool.runtime.files import load_pickle
 
 
 class RefusedError(ValueError):
-    """Error for a pickle that calls a function unneeded for weights; the message is its name."""
+    """Raised when a pickle calls a function that weights do not need; the message is its name."""
 
 
 class _NeverCalled(type):

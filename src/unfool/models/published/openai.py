@@ -1,4 +1,4 @@
-"""Checkpoints with the names of guided-diffusion: also improved-diffusion and consistency models.
+"""Checkpoints named as in guided-diffusion: also improved-diffusion and consistency models.
 
 Names and shapes in a file show everything but the size of the images, the attention heads, the
 order of the attention's weights, and the schedule. The published files are recognized by their
@@ -228,7 +228,7 @@ def family_of(state: Mapping[str, Tensor], name: str) -> str:
     if re.split(r"[_-]", name)[0] in ("edm", "cd", "ct"):
         return "consistency"
     plain = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key) for key in state)
-    return "improved-diffusion" if plain else "guided-diffusion"  # in which blocks resample
+    return "improved-diffusion" if plain else "guided-diffusion"  # whose blocks resample
 
 
 def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDenoiser:
