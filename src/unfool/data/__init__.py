@@ -1,6 +1,6 @@
-"""Data sets: images of [0, 1] with labels, reached by index.
+"""Data sets: images in [0, 1] with labels, accessed by index.
 
-Nothing is fetched unasked: files are read from the folder that the user names.
+Nothing is downloaded unless the user asks: files are read from the folder that the user names.
 """
 
 from collections.abc import Iterable
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
     from unfool.data.imagenet_folders import imagenet as imagenet
     from unfool.data.imagenet_folders import tiny_imagenet as tiny_imagenet
     from unfool.data.sample import cifar10_sample as cifar10_sample
-else:  # at run time alone, lest a type checker take a name that is not there
-    # `digits` and `mnist` are called like their modules, and so are exported by `unfool` alone
+else:  # only at run time, so that type checkers see just the names imported above
+    # `digits` and `mnist` have the names of their modules, so only `unfool` exports them.
     __getattr__, __dir__, __all__ = lazily(__name__, "fetch")
 
 
 def fetch(data: Dataset, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
-    """The images and labels of `data` at `indices`, as a batch.
+    """Return the images and labels of `data` at `indices` as a batch.
 
     Returns:
         Images (B, C, H, W) in [0, 1], float32, and labels (B,), int64.
 
     Raises:
-        ValueError: No index was given, the images differ in size, or the data set breaks its
-            promise of float32 images in [0, 1] with labels from 0 to `len(data.classes)` - 1.
+        ValueError: No index was given, the images differ in size, or the data set does not return
+            float32 images in [0, 1] with labels from 0 to `len(data.classes)` - 1.
     """
     images, labels = [], []
     for place in indices:

@@ -1,6 +1,6 @@
-"""Images held in memory, and .npz files of them.
+"""Data sets held in memory, and data sets in .npz files.
 
-What is wrong with the numbers is told when the data set is made, not in the middle of a run.
+Images and labels are checked when the data set is created, not in the middle of a run.
 """
 
 from collections import Counter
@@ -14,19 +14,19 @@ from torch import Tensor
 from unfool.argument_checks import check_channels_first
 from unfool.runtime.files import raise_system_error
 
-MOST_CLASSES = 2**20  # that have no names: a damaged label would else ask for all memory
+MOST_CLASSES = 2**20  # without names; otherwise one damaged label could exhaust the memory
 
 
 class Arrays:
-    """A data set of two tensors.
+    """A data set of two tensors in memory.
 
     Args:
-        images: (N, C, H, W), uint8 of 0 to 255 or float32 of [0, 1]; kept as they are.
+        images: (N, C, H, W), uint8 from 0 to 255 or float32 in [0, 1]; stored unchanged.
         labels: (N,), int64, from 0 to `len(classes) - 1`.
         classes: The name of each class.
 
     Raises:
-        ValueError: The shapes, types or values are not these.
+        ValueError: A shape, type, or value is not as described above.
     """
 
     classes: Sequence[str]
@@ -56,15 +56,15 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
     """Read a data set from an .npz file.
 
     Args:
-        path: The file. If it holds an array `classes`, these are the names of the classes;
-            otherwise they are the numbers from 0 to the highest label.
-        images: The name of the images in it: (N, H, W, C), (N, C, H, W) or (N, H, W) with 1 or 3
-            channels, uint8, or floating point in [0, 1].
-        labels: The name of the labels in it: (N,), whole numbers.
+        path: The file. Its array `classes` has the class names; if it is missing, classes are named
+            by the numbers from 0 to the highest label.
+        images: The name of the array of images: (N, H, W, C), (N, C, H, W) or (N, H, W) with 1 or
+            3 channels, uint8, or floating point in [0, 1].
+        labels: The name of the array of labels: (N,), integers.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, lacks an array, or an array is not as above.
+        ValueError: The file is damaged, or an array is missing or not as described above.
     """
     path = Path(path)
     found = read(path, (images, labels, "classes"))
@@ -96,7 +96,7 @@ def npz(path: Path, images: str = "images", labels: str = "labels") -> Arrays:
 
 
 def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Those of the arrays `names` that an .npz file has.
+    """Return the arrays `names` of an .npz file, without those that the file lacks.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -106,11 +106,11 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f"there is no file {path}: name an .npz file of images and labels")
     try:
         with open(path, "rb") as opened:
-            if opened.read(2) != b"PK":  # numpy would take it for a pickle, and advise to load that
+            if opened.read(2) != b"PK":  # numpy would suggest loading the file as a pickle
                 raise ValueError("it is not an archive")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names if name in file}
-    except Exception as error:  # a damaged archive, or an array without memory, may raise anything
+    except Exception as error:  # a damaged archive or a lack of memory can raise any exception
         raise_system_error(error)
         why = (
             "it holds Python objects"
@@ -124,12 +124,12 @@ def read(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def channels_first(x: np.ndarray) -> Tensor:
-    """Images (N, H, W, C), (N, C, H, W) or (N, H, W) as (N, C, H, W), of uint8 or float32.
+    """Convert images (N, H, W, C), (N, C, H, W) or (N, H, W) to (N, C, H, W), uint8 or float32.
 
-    They share the memory of `x`, unless it is of another floating point type.
+    The result shares the memory of `x`, unless `x` has another floating point type than float32.
 
     Raises:
-        ValueError: They have not 1 or 3 channels, or another type.
+        ValueError: The images do not have 1 or 3 channels, or have another type.
     """
     if np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32, copy=False)
@@ -146,10 +146,10 @@ def channels_first(x: np.ndarray) -> Tensor:
 
 
 def check_images(images: Tensor) -> None:
-    """Refuse what are no images (N, C, H, W), of uint8 or of float32 in [0, 1].
+    """Check that `images` is a tensor (N, C, H, W) of uint8, or of float32 in [0, 1].
 
     Raises:
-        ValueError: They are not.
+        ValueError: The shape, type, or values are not as described, or there are no images.
     """
     if images.ndim != 4 or 0 in images.shape:
         raise ValueError(f"images must be (N, C, H, W) and at least one, not {tuple(images.shape)}")

@@ -24,11 +24,11 @@ def celeba_hq(
             and the list of attributes.
         attribute: The attribute, such as `"Eyeglasses"`: images of class 1 have it, images of class
             0 do not.
-        size: Height and width of the images in pixels; each is resized to just cover them, and its
-            center is cropped.
-        attributes: The list: a line with the number of pictures, one with the attributes' names, and for
-            each picture its name and 1 or -1 for each attribute; None finds
-            `CelebAMask-HQ-attribute-anno.txt` or `list_attr_celeba.txt` in the folder.
+        size: Height and width of the images in pixels; each image is resized to just cover this
+            size, and its center is cropped.
+        attributes: The list of attributes: a line with the number of images, a line with the names
+            of the attributes, and for each image a line with its name and 1 or -1 per attribute;
+            None finds `CelebAMask-HQ-attribute-anno.txt` or `list_attr_celeba.txt` in the folder.
         pictures: A text file with the name of an image file on each line, to use only these, in
             this order.
 
@@ -63,7 +63,7 @@ def celeba_hq(
 
 
 def _read(path: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """The names of the attributes, and the values of each picture by its name without the ending."""
+    """Return the attribute names, and each image's values by its file name without extension."""
     lines = [line.split() for line in path.read_text("utf-8").splitlines() if line.strip()]
     head = lines[:2]
     if len(head) < 2 or len(head[0]) != 1 or not head[0][0].isdigit():

@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), from the official files in the binary or the python layout.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky, 2009), from the official files (binary or Python layout).
 
-Pickles of the python layout are read without running anything that is in them.
+The Python layout consists of pickles, which are read without running any code in them.
 """
 
 import os
@@ -41,25 +41,25 @@ MD5_100 = "03b5dce01913d631647c71ecec9e9cb8"
 _INSIDE = (".", "cifar10", "cifar-10-batches-bin", "cifar-10-batches-py")
 _FILES = {"train": [f"data_batch_{i}" for i in range(1, 6)], "test": ["test_batch"]}
 _INSIDE_100 = (".", "cifar100", "cifar-100-binary", "cifar-100-python")
-_IMAGES = 10_000  # in each file of CIFAR-10, and the test file of CIFAR-100
+_IMAGES = 10_000  # in each file of CIFAR-10, and in the test file of CIFAR-100
 _TRAIN_100 = 50_000
 _PIXELS = 3 * 32 * 32
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")  # before and since numpy 2
-_PICKLE_BYTES = 31_035_500  # of a file in the python layout, to a few hundred
+_PICKLE_BYTES = 31_035_500  # approximate size of a file in the Python layout
 
 
 def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arrays:
     """CIFAR-10: 50,000 train or 10,000 test images (3, 32, 32) of ten classes.
 
     Args:
-        folder: Holds the official files (data_batch_1.bin ... or data_batch_1 ...), directly or in
-            `cifar10`, `cifar-10-batches-bin` or `cifar-10-batches-py`.
+        folder: The folder with the official files (data_batch_1.bin ... or data_batch_1 ...),
+            directly or in `cifar10`, `cifar-10-batches-bin` or `cifar-10-batches-py`.
         split: `"train"` or `"test"`.
         download: Fetch the binary layout (170 MB) into `folder` if files are missing.
 
     Raises:
         FileNotFoundError: Files are missing, and `download` is false or failed.
-        ValueError: A file is damaged, or is another kind of file.
+        ValueError: A file is damaged or has the wrong format.
     """
     check_split(split)
     folder, names = Path(folder), _FILES[split]
@@ -75,17 +75,17 @@ def cifar10(folder: Path, split: Split = "test", download: bool = False) -> Arra
 
 
 def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arrays:
-    """CIFAR-100: 50,000 train or 10,000 test images (3, 32, 32) of a hundred classes, the fine labels.
+    """CIFAR-100: 50,000 train or 10,000 test images (3, 32, 32) of a hundred classes (fine labels).
 
     Args:
-        folder: Holds the official file (train.bin or train, test.bin or test), directly or in
-            `cifar100`, `cifar-100-binary` or `cifar-100-python`.
+        folder: The folder with the official file (train.bin or train, test.bin or test), directly
+            or in `cifar100`, `cifar-100-binary` or `cifar-100-python`.
         split: `"train"` or `"test"`.
         download: Fetch the binary layout (169 MB) into `folder` if files are missing.
 
     Raises:
         FileNotFoundError: Files are missing, and `download` is false or failed.
-        ValueError: A file is damaged, or is another kind of file.
+        ValueError: A file is damaged or has the wrong format.
     """
     check_split(split)
     folder, sets = Path(folder), [[f"{split}.bin"], [split]]
@@ -101,13 +101,13 @@ def cifar100(folder: Path, split: Split = "test", download: bool = False) -> Arr
 
 
 class _Contents(NamedTuple):
-    """What each file of a data set holds.
+    """The contents of each file of a data set.
 
     Attributes:
         what: The name of the data set.
-        images: How many there are.
-        label_bytes: Before the pixels of a record; the last is the label.
-        key: The name of the labels in the python layout.
+        images: The number of images in a file.
+        label_bytes: The number of bytes before the pixels of a record; the last one is the label.
+        key: The key of the labels in the Python layout.
         classes: The name of each class.
     """
 
@@ -126,7 +126,7 @@ def _arrays(files: Sequence[Path], told: _Contents) -> Arrays:
 
 
 def _binary(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of a file of records: the bytes of labels, then the pixels."""
+    """Read pixels (N, 3072) and labels (N,) from records of label bytes followed by pixels."""
     record = told.label_bytes + _PIXELS
     expected, found = told.images * record, file.stat().st_size
     if found != expected:
@@ -140,12 +140,12 @@ def _binary(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _python(file: Path, told: _Contents) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072) and labels (N,) of a pickled table of them."""
+    """Read pixels (N, 3072) and labels (N,) from a pickled dictionary."""
     try:
         with file.open("rb") as source:
             table = load_pickle(_Unpickler(source, encoding="latin1"))
         pixels, labels = table["data"], np.asarray(table[told.key], dtype=np.int64)
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise_system_error(error)
         raise ValueError(
             f"{file} cannot be read ({error}): it has {file.stat().st_size} bytes instead of about "
@@ -169,7 +169,7 @@ def _labels(file: Path, labels: np.ndarray, told: _Contents) -> np.ndarray:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads plain values and numpy arrays; whatever else a pickle asks for is refused."""
+    """An unpickler for plain values and NumPy arrays that refuses everything else."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype")}:
@@ -180,7 +180,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _download(folder: Path, url: str, md5: str, inside: str) -> None:
-    archive = folder / f".{inside}.tar.gz"  # beside the target, so that a broken download can go on
+    archive = folder / f".{inside}.tar.gz"  # kept next to the target, so a download can resume
     fetch_file(url, md5, archive)
     with tempfile.TemporaryDirectory(prefix=".download-", dir=folder) as scratch:
         with tarfile.open(archive) as tar:

@@ -1,4 +1,4 @@
-"""CIFAR-10-C (Hendrycks and Dietterich, 2019): the test images of CIFAR-10, corrupted, as published."""
+"""CIFAR-10-C (Hendrycks and Dietterich, 2019): the published corrupted test images of CIFAR-10."""
 
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -34,24 +34,24 @@ SEVERITIES = 5
 Severity = Annotated[int, Field(ge=1, le=SEVERITIES)]
 Extra = Literal["gaussian_blur", "saturate", "spatter", "speckle_noise"]
 
-_IMAGES = 10_000  # of each severity
+_IMAGES = 10_000  # per severity
 _INSIDE = (".", "CIFAR-10-C", "cifar10-c")
 _WHERE = "https://zenodo.org/records/2535967"
 
 
 def cifar10_c(folder: Path, kind: Kind | Extra, severity: Severity = 3) -> Arrays:
-    """CIFAR-10-C: 10,000 images (3, 32, 32) of ten classes, one corruption at one severity.
+    """CIFAR-10-C: 10,000 images (3, 32, 32) of ten classes, with one corruption at one severity.
 
     Image i is the corrupted test image i of CIFAR-10.
 
     Args:
-        folder: Holds `KIND.npy` and `labels.npy`, directly or in `CIFAR-10-C`.
-        kind: One of the 15 corruptions, or of the 4 extra ones.
+        folder: The folder with `KIND.npy` and `labels.npy`, directly or in `CIFAR-10-C`.
+        kind: One of the 15 standard corruptions or the 4 extra ones.
         severity: The strength of the corruption, from 1 to 5.
 
     Raises:
-        FileNotFoundError: The files are not there.
-        ValueError: An option is out of range, or a file is not what it should be.
+        FileNotFoundError: A file is missing.
+        ValueError: An option is out of range, or a file is damaged or has the wrong contents.
     """
     check_arguments(cifar10_c, locals())
     try:

@@ -1,7 +1,7 @@
 """Handwritten digits: the data set that comes with the package.
 
-`digits.npz` holds the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak,
-1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0), as scikit-learn ships it.
+`digits.npz` holds the test half of "Optical Recognition of Handwritten Digits" (Alpaydin and
+Kaynak, 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0), as in scikit-learn.
 """
 
 from importlib import resources
@@ -19,14 +19,14 @@ _TEST = 500
 def digits(split: Split = "test") -> Arrays:
     """The digits (Alpaydin and Kaynak, 1998): 1,297 train or 500 test images (1, 8, 8).
 
-    Pixels are whole numbers from 0 to 16, divided by 16. The split is ours and fixed: of
-    `permutation(1797, 0)` the last 500 images are for the test, the others for training.
+    Pixels are integers from 0 to 16, divided by 16. The split is our own and never changes: the
+    last 500 images of `permutation(1797, 0)` are for testing, the others for training.
 
     Args:
         split: `"train"` or `"test"`.
 
     Raises:
-        ValueError: There is no such split.
+        ValueError: `split` is neither `"train"` nor `"test"`.
     """
     check_split(split)
     with resources.files("unfool.data").joinpath("digits.npz").open("rb") as file:

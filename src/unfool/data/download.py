@@ -1,6 +1,6 @@
-"""The official files of public data sets: where they lie, and how they get there when asked for.
+"""Finding the official files of public data sets, and downloading them if the user asks.
 
-A download is whole or not at all, and goes on where it was broken off.
+A target file appears only once its download is complete. Interrupted downloads are resumed.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ Split = Literal["train", "test"]
 
 
 def check_split(split: str) -> None:
-    """Refuse what is not a split.
+    """Check that `split` is the name of a split.
 
     Raises:
-        ValueError: It is neither `"train"` nor `"test"`.
+        ValueError: `split` is neither `"train"` nor `"test"`.
     """
     if split not in get_args(Split):
         raise ValueError(f"split must be 'train' or 'test', not {split!r}")
@@ -25,13 +25,13 @@ def check_split(split: str) -> None:
 def find(
     what: str, folder: Path, inside: Sequence[str], sets: Sequence[Sequence[str]]
 ) -> list[Path]:
-    """The first complete set of files.
+    """Return the paths of the first complete set of files.
 
     Args:
-        what: The data set's name, for the message.
+        what: The data set's name, for error messages.
         folder: The folder that the user named.
-        inside: Sub-folders to look in, in this order; `"."` is the folder itself.
-        sets: Names of files that belong together, one set per layout.
+        inside: Sub-folders to search, in this order; `"."` is the folder itself.
+        sets: The names of files that belong together, one set per layout.
 
     Raises:
         FileNotFoundError: No set is complete.
@@ -56,11 +56,11 @@ def find(
 
 
 def fetch_file(url: str, md5: str, target: Path) -> None:
-    """Fetch `url` to `target`, if its contents are the expected ones (see `runtime.downloads`).
+    """Download `url` to `target` and check its MD5 hash (see `runtime.downloads`).
 
     Raises:
-        FileNotFoundError: It could not be fetched.
-        ValueError: What came is not the official file.
+        FileNotFoundError: The file could not be downloaded.
+        ValueError: The downloaded file is not the official one.
     """
     instead = "fetch the data set elsewhere, and name its folder with --data FOLDER or UNFOOL_DATA"
     say(f"fetching {url} to {target}")

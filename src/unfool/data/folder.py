@@ -1,7 +1,7 @@
 """Images in a folder, with a sub-folder for each class.
 
-Pictures are numbered by the name of their folder, then their own, so that a number means the same
-picture on every machine.
+Images are sorted by the name of their folder, then by file name, so an index means the same image
+on every machine.
 """
 
 import sys
@@ -18,7 +18,7 @@ from unfool.ranges import Count
 
 
 class Folder:
-    """Images in a folder, read when they are needed.
+    """A data set of images in a folder, which are read when they are needed.
 
     The files are in one sub-folder per class (`folder/class/image.png`), or, if there are no
     sub-folders, in the folder itself. Every sub-folder must hold images, because a missing class
@@ -29,12 +29,12 @@ class Folder:
 
     Args:
         folder: The folder; .png, .jpg, .jpeg, .webp, and .bmp files are read.
-        size: Height and width in pixels, one number if they are equal: an image is resized
+        size: Height and width in pixels, or one number if they are equal; an image is resized
             (bicubic) to just cover this size, and its center is cropped. None keeps the images' own
             sizes, which must then be equal within a batch.
-        gray: Give one channel instead of three.
+        gray: Return images with one channel instead of three.
         label: The class of an image: `"folder"` takes the name of its folder, `"name"` the part of
-            its own name after the first underscore (the whole name if there is none).
+            its file name after the first underscore (the whole name if there is none).
 
     Attributes:
         classes: The names of the classes, in alphabetical order.
@@ -42,7 +42,8 @@ class Folder:
 
     Raises:
         FileNotFoundError: There is no such folder, or it or one of its sub-folders has no images.
-        ValueError: `size` is not positive, or, when an image is read, the file is damaged.
+        ValueError: `size` is not positive, `label` is unknown, or (when an image is read) the file
+            is damaged.
     """
 
     classes: Sequence[str]
@@ -74,11 +75,11 @@ class Folder:
         return self.read(self.files[index]), self.labels[index]
 
     def read(self, file: Path | BinaryIO, name: str = "") -> Tensor:
-        """Any picture as this data set gives it: an image (C, H, W) in [0, 1] of its size.
+        """Read any image file as this data set does, and return an image (C, H, W) in [0, 1].
 
         Args:
             file: A path, or an open file.
-            name: The name of the file in messages; by default, its path.
+            name: The name of an open file in error messages.
 
         Raises:
             ValueError: The file is not an image, or is damaged.
@@ -91,7 +92,7 @@ class Folder:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the first picture, and with a `size`, of all."""
+        """(C, H, W) of the first image, and of all images if `size` is given."""
         channels, height, width = self[0][0].shape
         return channels, height, width
 
@@ -128,23 +129,23 @@ def _image_files(folder: Path) -> list[Path]:
 
 
 def _directly_in(folder: Path) -> list[Path]:
-    """The pictures that lie in a folder, by name."""
+    """Return the image files directly in a folder, sorted by name."""
     return sorted((p for p in folder.iterdir() if is_picture(p)), key=_name)
 
 
 def _left_out(folder: Path) -> list[Path]:
-    """The files in a folder that are not read, though somebody may take them for pictures."""
+    """Return the visible files directly in a folder that are not read as images."""
     return [p for p in folder.iterdir() if not (hidden(p) or p.is_dir() or is_picture(p))]
 
 
 def _below(folder: Path) -> list[Path]:
-    """The pictures that lie deeper than a class."""
+    """Return the image files in the sub-folders of a class folder, at any depth."""
     deeper = (p for p in folder.iterdir() if p.is_dir() and not hidden(p))
     return [picture for sub in deeper for picture in (*_directly_in(sub), *_below(sub))]
 
 
 def _counted(files: Sequence[Path]) -> str:
-    """Files by kind: "3 .tif, 1 broken link"."""
+    """Count files by kind, as in "3 .tif, 1 broken link(s)"."""
     counts: dict[str, int] = {}
     for file in files:
         broken = file.is_symlink() and not file.exists()
@@ -155,7 +156,7 @@ def _counted(files: Sequence[Path]) -> str:
 
 
 def _say_if_counted(folder: Path, classes: Sequence[str]) -> None:
-    """Say that classes named by numbers are in another order than the numbers."""
+    """Warn if classes are named by numbers and their alphabetical and numerical orders differ."""
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
         shown = ", ".join(classes[:4])
         print(

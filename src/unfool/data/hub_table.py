@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the library `datasets`."""
+"""Data sets from the Hugging Face hub, through the library `datasets`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,17 +17,17 @@ from unfool.spec.menu import hint
 
 
 class HubImages:
-    """A table of `datasets` as images and labels.
+    """A data set of images and labels from a table of `datasets`.
 
     Args:
-        table: A `datasets.Dataset`: a column of pictures, and one of labels.
+        table: A `datasets.Dataset` with a column of images and a column of labels.
         image: The name of the column with images; None takes the only one.
         label: The name of the column with labels; None takes the only one with class names.
-        size: Height and width: a picture is resized (bicubic) until it just covers them, and its center
-            is cut out. None leaves pictures as they are.
+        size: Height and width of the images in pixels; an image is resized (bicubic) to just cover
+            this size, and its center is cropped. None keeps the images' own sizes.
 
     Raises:
-        ValueError: There is no such column, or more than one that could be meant.
+        ValueError: There is no such column, or several columns fit.
     """
 
     classes: Sequence[str]
@@ -65,7 +65,7 @@ class HubImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the first image, and with a `size`, of all."""
+        """(C, H, W) of the first image, and of all images if `size` is given."""
         channels, height, width = self[0][0].shape
         return channels, height, width
 
@@ -80,20 +80,22 @@ def hub(
     size: Count | None = None,
     download: bool = False,
 ) -> HubImages:
-    """A data set of the Hugging Face hub, or of a folder that `datasets` can read.
+    """A data set from the Hugging Face hub, or from a folder that `datasets` can read.
 
     Args:
-        path: `owner/name`, or a folder: as `save_to_disk` writes it, or with the files of a data set.
+        path: `owner/name`, or a folder, either written by `save_to_disk` or with the files of a
+            data set.
         split: The split, such as `"test"` or `"validation"`.
         config: The configuration, if the data set has several.
         revision: A commit or tag of the data set, so that later runs get the same data.
         image: The name of the column with images; None takes the only one.
         label: The name of the column with labels; None takes the only one with class names.
         size: Height and width of the images in pixels; None keeps their own sizes.
-        download: Download the data set if it is not on this machine yet.
+        download: Download the data set if it is not in the local cache.
 
     Raises:
-        ValueError: `datasets` is not installed, cannot load this, or a column does not fit.
+        ValueError: `datasets` is not installed or cannot load the data set, or a column is missing
+            or ambiguous.
     """
     check_arguments(hub, locals())
     datasets = require("datasets", "hub")
@@ -109,7 +111,7 @@ def hub(
         else:
             with nullcontext() if download else _offline(datasets):
                 table = datasets.load_dataset(path, config, split=split, revision=revision)
-    except Exception as error:  # the library raises many kinds
+    except Exception as error:  # the library raises many kinds of exceptions
         said = " ".join(str(error).split())[:200]
         local = home.is_dir() or path.count("/") != 1
         more = "" if download or local else "; to download it, set `download: true`"
@@ -119,7 +121,7 @@ def hub(
 
 @contextmanager
 def _offline(datasets: Any) -> Iterator[None]:
-    """Keep the library and its hub from asking the network; what they have fetched before is found."""
+    """Keep `datasets` and `huggingface_hub` off the network; cached files can still be loaded."""
     settings: list[Any] = [datasets.config, import_module("huggingface_hub.constants")]
     before = [setting.HF_HUB_OFFLINE for setting in settings]
     for setting in settings:

@@ -1,4 +1,4 @@
-"""Pictures in and out: PNG and JPEG files to images of [0, 1], and images to PNG files."""
+"""Reading image files as tensors in [0, 1], and writing tensors as PNG files."""
 
 import io
 from collections.abc import Sequence
@@ -13,43 +13,43 @@ from torch import Tensor
 from unfool.runtime.files import raise_system_error, write_bytes
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-ANIMATED = ("PNG", "WEBP", "GIF")  # a photograph (JPEG) may hold a preview beside it
+ANIMATED = ("PNG", "WEBP", "GIF")  # not JPEG, whose further frames are previews of a photograph
 
 
 def hidden(path: Path) -> bool:
-    """Whether a file or folder is one that systems and tools put beside the user's."""
+    """Return whether a file or folder is hidden or is `__MACOSX`."""
     return path.name.startswith(".") or path.name == "__MACOSX"
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a path is a file that is read as a picture, by its ending."""
+    """Return whether a path is a visible file with the extension of an image."""
     return path.suffix.lower() in ENDINGS and not hidden(path) and path.is_file()
 
 
 def read(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Tensor:
-    """A picture as an image (C, H, W) of [0, 1]; three channels, or one if `gray`.
+    """Read an image file as a tensor (C, H, W) in [0, 1].
 
     Args:
-        path: Where it is, or an open file.
-        gray: Of one channel.
-        name: What a message calls it; by default, its path.
+        path: The path, or an open file.
+        gray: Return one channel instead of three.
+        name: The name of an open file in error messages.
 
     Raises:
-        ValueError: It is no picture, a broken or animated one, of more than 8 bits, or transparent in
-            places.
+        ValueError: The file is not an image or is damaged, or the image is animated, has more than
+            8 bits per channel, or is partly transparent.
     """
     pixels = np.array(decode(path, gray, name))
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).float() / 255
 
 
 def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.Image:
-    """A picture as Pillow has it, in color or gray, and upright as its camera says.
+    """Open an image file with Pillow, in color or gray, rotated upright by its EXIF orientation.
 
     The arguments are those of `read`.
 
     Raises:
-        ValueError: It is no picture, a broken or animated one, of more than 8 bits, or transparent in
-            places.
+        ValueError: The file is not an image or is damaged, or the image is animated, has more than
+            8 bits per channel, or is partly transparent.
     """
     try:
         with Image.open(path) as opened:
@@ -79,14 +79,14 @@ def decode(path: Path | BinaryIO, gray: bool = False, name: str = "") -> Image.I
 
 
 def cover(image: Image.Image, height: int, width: int, shorter: int | None = None) -> Image.Image:
-    """The center (height, width) of a picture, which is resized (bicubic) first.
+    """Resize an image (bicubic) and crop its center (height, width).
 
     Args:
-        image: The picture.
-        height: Of the center.
-        width: Of the center.
-        shorter: The length of the shorter side after resizing; None makes the picture just cover the
-            center.
+        image: The image.
+        height: The height of the crop in pixels.
+        width: The width of the crop in pixels.
+        shorter: The length of the shorter side after resizing; None resizes the image to just cover
+            the crop.
     """
     if shorter is not None:
         scale = shorter / min(image.width, image.height)
@@ -101,7 +101,7 @@ def cover(image: Image.Image, height: int, width: int, shorter: int | None = Non
 
 
 def png(image: Tensor, enlarge: int = 1) -> bytes:
-    """An image (C, H, W) as a PNG file, values outside [0, 1] cut."""
+    """Encode an image (C, H, W) as a PNG file; values are clamped to [0, 1]."""
     pixels = (image.detach().clamp(0, 1) * 255).round().byte().cpu()
     pixels = pixels.repeat_interleave(enlarge, 1).repeat_interleave(enlarge, 2)
     array = pixels.permute(1, 2, 0).numpy()
@@ -111,7 +111,7 @@ def png(image: Tensor, enlarge: int = 1) -> bytes:
 
 
 def write(path: Path, image: Tensor) -> None:
-    """Save an image (C, H, W) as a PNG file, whole or not at all."""
+    """Save an image (C, H, W) as a PNG file atomically."""
     write_bytes(path, png(image))
 
 

@@ -1,4 +1,4 @@
-"""ImageNet-1k (Russakovsky et al., 2015), Tiny-ImageNet, and subsets of classes."""
+"""ImageNet-1k (Russakovsky et al., 2015) and subsets of its classes, and Tiny-ImageNet."""
 
 import json
 import re
@@ -29,30 +29,32 @@ def imagenet(
     labels: Literal["imagenet", "subset"] = "imagenet",
     pictures: Path | None = None,
 ) -> Pictures:
-    """ImageNet-1k: one folder of images per class, named by its WordNet number.
+    """ImageNet-1k: one folder of images per class, named by its WordNet ID.
 
-    A class has its number in ImageNet, even if only some classes are there. The number comes from
-    the index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`)
-    beside the pictures, or from the order of the names where all 1000 folders are there.
+    A class keeps its ImageNet label, even if only some classes are present. The label comes from
+    an index file (`imagenet_class_index.json`, `LOC_synset_mapping.txt` or `synset_words.txt`) in
+    `folder` or next to the class folders, or, if all 1000 folders are present, from the
+    alphabetical order of their names.
 
     Args:
-        folder: Holds the classes (`n01440764`, ...) directly, or in `val` or `train`.
+        folder: The folder with the class folders (`n01440764`, ...), directly or in `val` or
+            `train`.
         split: `"val"`, the 50,000 images on which results are reported, or `"train"`.
         size: Height and width of the images in pixels, cropped from the center.
-        shorter: Before that, images are resized (bicubic) so that their shorter side has this
-            length; None makes them just cover `size`.
-        subset: Classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"` (Tian et al.,
-            2020), or a text file with a WordNet number on each line; None keeps all.
-        labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier of 1000 classes; or
-            `"subset"`, in the order of the subset, for one that was trained on it.
+        shorter: The length to which the shorter side of an image is resized (bicubic) before the
+            crop; None makes the image just cover `size`.
+        subset: The classes to keep: `"imagenet-30"` (Hendrycks et al., 2019), `"imagenet-100"`
+            (Tian et al., 2020), or a text file with a WordNet ID on each line; None keeps all.
+        labels: How classes are numbered: `"imagenet"`, 0 to 999, for a classifier with 1000
+            classes; or `"subset"`, in the order of the subset, for one that was trained on it.
         pictures: A text file with the name of an image file on each line, to use only these, in
-            this order. A seeded subset needs no list: `evaluation.images` and
+            this order. A random subset needs no list: `evaluation.images` and
             `evaluation.subset_seed` choose it.
 
     Raises:
-        FileNotFoundError: There is no such folder or file, or no class in it.
-        ValueError: A class is missing or not in ImageNet, the classes cannot be numbered, or an
-            option does not fit.
+        FileNotFoundError: There is no such folder or file, or the folder has no class folders.
+        ValueError: A class is missing or not in ImageNet, the labels of the classes are unknown, or
+            an option is invalid.
     """
     check_arguments(imagenet, locals())
     folder = Path(folder)
@@ -91,20 +93,21 @@ def tiny_imagenet(
 ) -> Pictures:
     """Tiny-ImageNet: 10,000 validation or 100,000 training images (3, 64, 64) of 200 classes.
 
-    Classes are numbered in the order of their WordNet numbers. The labels of the test images were
-    not published.
+    Classes are numbered in the order of their WordNet IDs. The labels of the test images were not
+    published.
 
     Args:
-        folder: Holds `wnids.txt`, `train` and `val`, directly or in `tiny-imagenet-200`; `val` as it
-            was published (`val/images` and `val_annotations.txt`) or sorted into a folder for each class.
+        folder: The folder with `wnids.txt`, `train` and `val`, directly or in `tiny-imagenet-200`;
+            `val` has the published layout (`val/images` and `val_annotations.txt`) or a folder for
+            each class.
         split: `"val"` or `"train"`.
-        size: Height and width of the images.
+        size: Height and width of the images in pixels.
         pictures: A text file with the name of an image file on each line, to use only these, in
             this order.
 
     Raises:
         FileNotFoundError: Files are missing.
-        ValueError: A file is damaged, or is another kind of file.
+        ValueError: A file is damaged or has the wrong format.
     """
     check_arguments(tiny_imagenet, locals())
     home = find_folder(
@@ -158,7 +161,7 @@ def _annotated(notes: Path, numbers: dict[str, int]) -> list[tuple[Path, int]]:
 
 
 def _wnids(folder: Path) -> list[str]:
-    """The WordNet numbers that are the names of folders in `folder`, sorted."""
+    """Return the sorted names of the folders in `folder` that are WordNet IDs."""
     return sorted(p.name for p in folder.iterdir() if _WNID.fullmatch(p.name) and p.is_dir())
 
 
@@ -184,7 +187,7 @@ def _subset(subset: str) -> list[str]:
 
 
 def _index(*folders: Path) -> dict[str, str] | None:
-    """The classes' names by their WordNet numbers, in the order of ImageNet, if a file tells them."""
+    """Return the class names by WordNet ID, in ImageNet's order; None without an index file."""
     for folder in folders:
         if (path := folder / _INDEX).is_file():
             try:
@@ -215,6 +218,6 @@ def _number(item: tuple[str, object]) -> int:
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """The first word of each line, and the rest of the line."""
+    """Split each line into its first word and the rest (the word again if nothing follows it)."""
     rows = (line.split(maxsplit=1) for line in path.read_text("utf-8").splitlines() if line.strip())
     return [(row[0], row[1] if len(row) > 1 else row[0]) for row in rows]

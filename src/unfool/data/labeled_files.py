@@ -1,4 +1,4 @@
-"""Pictures in files of which the labels are known, and lists that choose among them."""
+"""Image files with known labels, and text files that list which of them to use."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,19 +11,19 @@ from unfool.data.image_files import ENDINGS, cover, decode
 
 
 class Pictures:
-    """Picture files with labels, read when they are asked for.
+    """A data set of image files with labels; a file is read when its image is accessed.
 
     Args:
         files: The files.
-        labels: The class of each, from 0 to `len(classes) - 1`.
+        labels: The class of each file, from 0 to `len(classes) - 1`.
         classes: The name of each class.
-        size: Height and width of the images.
-        shorter: The shorter side of a picture is resized (bicubic) to this, and its center is cut out;
-            None makes the picture just cover the center. At least `size`.
+        size: Height and width of the images in pixels, cropped from the center.
+        shorter: The length, at least `size`, to which the shorter side of an image is resized
+            (bicubic) before the crop; None makes the image just cover the crop.
 
     Raises:
-        ValueError: There is no file, or `shorter` is below `size`; when a picture is read, that it is
-            damaged.
+        ValueError: There are no files, `size` is below 1, `shorter` is below `size`, or (when an
+            image is read) the file is damaged.
     """
 
     classes: Sequence[str]
@@ -61,21 +61,21 @@ class Pictures:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The picture files directly in a folder, in the order of their names, numbers by their value."""
+    """Return the image files directly in a folder by name; numeric names come last, by value."""
     found = (p for p in folder.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
     return sorted((p for p in found if not p.name.startswith(".")), key=_order)
 
 
 def listed(path: Path, files: Sequence[Path]) -> list[int]:
-    """The places of the pictures that a text file names, one a line, in its order.
+    """Return the indices in `files` of the images that a text file lists, in its order.
 
     Args:
-        path: The text file; a line is a file's name, or the end of its path (`n01440764/a.JPEG`).
-        files: What there is.
+        path: The text file; each line is a file name, or the end of a path (`n01440764/a.JPEG`).
+        files: The files to choose from.
 
     Raises:
         FileNotFoundError: There is no such text file.
-        ValueError: It names a picture that is not there, or two of the same name, or none.
+        ValueError: The text file is empty, or a line fits no file or several.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -101,10 +101,10 @@ def listed(path: Path, files: Sequence[Path]) -> list[int]:
 def find_folder(
     what: str, folder: Path, inside: Sequence[str], fits: Callable[[Path], bool]
 ) -> Path:
-    """The first sub-folder that has what it should; `"."` is the folder itself.
+    """Return the first sub-folder in `inside` that `fits` accepts; `"."` is the folder itself.
 
     Raises:
-        FileNotFoundError: None has.
+        FileNotFoundError: `fits` accepts no sub-folder.
     """
     for name in inside:
         if (folder / name).is_dir() and fits(folder / name):

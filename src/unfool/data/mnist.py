@@ -1,4 +1,4 @@
-"""MNIST (LeCun et al., 1998), or any set in its four idx files, compressed or not."""
+"""MNIST (LeCun et al., 1998), or any data set in the same four idx files, compressed or not."""
 
 import gzip
 import math
@@ -29,14 +29,14 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
     """MNIST: 60,000 train or 10,000 test images (1, 28, 28) of ten digits.
 
     Args:
-        folder: Holds the idx files (t10k-images-idx3-ubyte ..., with or without .gz), directly or
-            in `mnist` or `MNIST/raw`.
+        folder: The folder with the idx files (t10k-images-idx3-ubyte ..., with or without .gz),
+            directly or in `mnist` or `MNIST/raw`.
         split: `"train"` or `"test"`.
         download: Fetch the files (11 MB) into `folder/mnist` if some are missing.
 
     Raises:
         FileNotFoundError: Files are missing, and `download` is false or failed.
-        ValueError: A file is damaged, or is another kind of file.
+        ValueError: A file is damaged or has the wrong format.
     """
     check_split(split)
     folder, start = Path(folder), {"train": "train", "test": "t10k"}[split]
@@ -60,7 +60,7 @@ def mnist(folder: Path, split: Split = "test", download: bool = False) -> Arrays
 
 
 def _idx(file: Path, rank: int) -> np.ndarray:
-    """The bytes of an idx file: its magic number (8 for bytes, then the rank), sizes, values."""
+    """Read an array of bytes from an idx file: magic number (0x800 + rank), sizes, then values."""
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -13,10 +13,10 @@ _PER_CLASS, _SIDE = 10, 32
 
 
 def cifar10_sample() -> Arrays:
-    """The first ten test images of each class of CIFAR-10 (Krizhevsky, 2009): 100 images (3, 32, 32).
+    """The first ten test images of each CIFAR-10 class (Krizhevsky, 2009): 100 images (3, 32, 32).
 
-    They are enough to try a spec without files, and too few for a result. Images are in the order of
-    their classes, and within a class in the order of the official test file.
+    The images are enough to try a spec without data files, but too few for a result. They are
+    sorted by class, and within a class in the order of the official test file.
     """
     place = resources.files("unfool.data").joinpath("cifar10_sample.png")
     with place.open("rb") as file, Image.open(file) as picture:

@@ -1,4 +1,4 @@
-"""A part of a data set: which images it holds, and a hash of what is in them."""
+"""Subsets of a data set: the choice of images, and a hash of their contents."""
 
 import hashlib
 from collections import Counter
@@ -20,19 +20,19 @@ def choose_indices(
     stream: str = "subset",
     option: str = "images",
 ) -> list[int]:
-    """`images` of the numbers 0 .. size - 1, chosen by `seed`, in order; all of them if None.
+    """Choose `images` indices of a data set at random, and return them in ascending order.
 
     Args:
-        size: Of the data set.
-        images: How many to choose.
-        seed: Of the choice.
-        labels: Of all images. With them, classes are taken in turn, so that their numbers differ by one
-            at most while none runs out. A choice lies in every larger one of the same seed.
-        stream: Another name makes another choice with the same seed.
-        option: What an error message calls `images`.
+        size: The number of images in the data set.
+        images: How many indices to choose; None returns all.
+        seed: The seed of the choice. A subset lies in every larger subset with the same seed.
+        labels: The labels of all images. If given, classes take turns, so their counts differ by at
+            most one until a class runs out of images.
+        stream: The name of the random stream; another name gives another choice.
+        option: The name of `images` in error messages.
 
     Raises:
-        SpecError: There are not so many.
+        SpecError: `images` is larger than `size`.
     """
     if images is None:
         return list(range(size))
@@ -53,7 +53,7 @@ def choose_indices(
 
 
 def labels_of(data: Any) -> list[int] | None:
-    """The labels of all images, where a data set has them at hand as `labels` or `targets`."""
+    """Return the labels of all images if `data` or `data.data` has `labels` or `targets`."""
     for owner in (data, getattr(data, "data", None)):
         for name in ("labels", "targets"):
             found = getattr(owner, name, None)
@@ -63,10 +63,10 @@ def labels_of(data: Any) -> list[int] | None:
 
 
 def hash_images(data: Dataset, indices: Sequence[int]) -> "hashlib._Hash":
-    """The sha256 of the images and labels at `indices`, to which more can be added.
+    """Return a SHA-256 of the images and labels at `indices`, which the caller can update further.
 
     Raises:
-        SpecError: A label is not that of a class.
+        SpecError: A label is not the index of a class.
     """
     digest = hashlib.sha256()
     for first in range(0, len(indices), 256):

@@ -1,4 +1,4 @@
-"""Networks that classify images, and the weights they load."""
+"""Classifiers and diffusion models, and the weights that they load."""
 
 from typing import TYPE_CHECKING
 
@@ -28,5 +28,5 @@ if TYPE_CHECKING:
     from unfool.models.published.openai import improved_diffusion as improved_diffusion
     from unfool.models.published.score_sde import score_sde as score_sde
     from unfool.models.robustbench_zoo import robustbench as robustbench
-else:  # at run time alone, lest a type checker take a name that is not there
+else:  # only at run time, so that type checkers see just the names imported above
     __getattr__, __dir__, __all__ = lazily(__name__)

@@ -1,4 +1,4 @@
-"""Classifiers and denoisers that a spec can name: networks with their weights and normalization."""
+"""Classifiers and denoisers that a spec can name, with their weights and normalization."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +37,7 @@ CIFAR_MEAN, CIFAR_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 _IDELBAYEV = "https://github.com/akamaster/pytorch_resnet_cifar10"
 _CHEN = "https://github.com/chenyaofo/pytorch-cifar-models"
-STATED = {  # by names of files that end with the beginning of their hash
+STATED = {  # by file name, which ends with the beginning of the file's hash
     "resnet20-12fca82f": Stated(0.9173, "cifar10", _IDELBAYEV),
     "resnet56-4bfd9763": Stated(0.9339, "cifar10", _IDELBAYEV),
     **{
@@ -83,17 +83,17 @@ def cifar_network(
     shortcut_of_input: bool | None = None,
     download: bool = False,
 ) -> NormalizedClassifier:
-    """A classifier of a common collection for 32x32 images, from its file; or a random one, to train.
+    """A classifier for 32x32 images from a file of a common collection, or a random one to train.
 
     Args:
-        model: The name of the network. With `weights`, it is read from the file, and another name
+        model: The name of the network. With `weights`, it is read from the file, and any other name
             is an error.
-        weights: The file of the weights, from which the network, depth, width, and number of
-            classes are read; prefixes of names and a normalization layer inside do not matter.
-        classes: Number of classes of a random one; 10 by default.
+        weights: The file of the weights, from which the network, its depth, width, and number of
+            classes are read; the file may have prefixes before all names and a normalization layer.
+        classes: Number of classes of a random network; 10 by default.
         mean: The value per channel that is subtracted from images in [0, 1]; None takes that of the
             file, or the usual one for such files.
-        std: The value by which the difference is divided, likewise.
+        std: The value per channel by which the difference is divided; None as for `mean`.
         activation: The activation of DeepMind's networks, whose files do not state it; SiLU by
             default.
         max_pool: Whether max pooling follows the first convolution in ResNets with torchvision's
@@ -101,10 +101,10 @@ def cifar_network(
         shortcut_of_input: Whether shortcut convolutions of pre-activation ResNets get the input of
             their block before normalization and ReLU, which files do not state; by default they do
             not.
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
-        ValueError: The file belongs to an unknown network or to another one, or neither `model` nor
+        ValueError: The file belongs to an unknown network or not to `model`, or neither `model` nor
             `weights` is given.
     """
     check_arguments(cifar_network, locals())
@@ -134,15 +134,14 @@ def cifar_resnet(
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[Positive] = CIFAR_STD,
 ) -> NormalizedClassifier:
-    """A CIFAR ResNet of He et al. (2016) with parameter-free shortcuts, random or with public weights.
+    """A CIFAR ResNet (He et al., 2016) with parameter-free shortcuts, random or from a file.
 
     Args:
         depth: Layers with weights.
         classes: The number of classes.
         weights: The file of the weights; None for random ones, to train.
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all.
-        std: The value by which the difference is divided, likewise.
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
+        std: The value by which the difference is divided, one per channel or one for all.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -160,7 +159,7 @@ def wide_resnet(
     mean: Sequence[float] = (0.0,),
     std: Sequence[Positive] = (1.0,),
 ) -> NormalizedClassifier:
-    """A WideResNet-depth-width of Zagoruyko and Komodakis (2016), with files in the layout of TRADES.
+    """A WideResNet (Zagoruyko and Komodakis, 2016), random or from a file in the layout of TRADES.
 
     Args:
         depth: Layers with weights, 6n + 4.
@@ -168,9 +167,8 @@ def wide_resnet(
         classes: The number of classes.
         dropout: The share of features that the residual blocks drop in training.
         weights: The file of the weights; None for random ones, to train.
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all.
-        std: The value by which the difference is divided, likewise.
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
+        std: The value by which the difference is divided, one per channel or one for all.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -189,14 +187,14 @@ def jem(
     refine: CountFromZero = 0,
     weights: Path | None = None,
 ) -> JEM:
-    """A joint energy-based model of Grathwohl et al. (2020), random or with weights as published.
+    """A joint energy-based model (Grathwohl et al., 2020), random or with published weights.
 
     Args:
         depth: Layers with weights, 6n + 4; 28 in the paper.
-        width: How many times wider than a plain ResNet it is; 10 in the paper.
+        width: The width factor, relative to a plain ResNet; 10 in the paper.
         classes: The number of classes.
         chains: Noisy copies of the image whose logits are averaged; 5 in the paper's attacks.
-        sigma: The standard deviation of a copy's noise, in units of [0, 1] pixels; 0.015 in the paper.
+        sigma: The standard deviation of a copy's noise, for pixels in [0, 1]; 0.015 in the paper.
         refine: Steps of Langevin dynamics that refine each copy before it is classified.
         weights: The file of the weights; None for random ones, to train.
 
@@ -218,16 +216,15 @@ def quick(
     mean: Sequence[float] = CIFAR_MEAN,
     std: Sequence[Positive] = CIFAR_STD,
 ) -> NormalizedClassifier:
-    """A small residual network that learns CIFAR-10 within two hours of one CPU core.
+    """A small residual network that learns CIFAR-10 within two hours on one CPU core.
 
     Args:
         widths: Channels of each stage; each stage halves the height and width.
         classes: The number of classes.
         channels: Channels of an image.
         weights: The file of the weights; None for random ones, to train.
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all.
-        std: The value by which the difference is divided, likewise.
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
+        std: The value by which the difference is divided, one per channel or one for all.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -245,7 +242,7 @@ def small_cnn(
     mean: Sequence[float] = (0.5,),
     std: Sequence[Positive] = (0.5,),
 ) -> NormalizedClassifier:
-    """A small convolutional network, for digits and MNIST.
+    """A small convolutional network for digits and MNIST.
 
     Args:
         channels: Channels of an image.
@@ -253,9 +250,8 @@ def small_cnn(
         classes: The number of classes.
         width: Channels of the first two convolutions; the other two have twice as many.
         weights: The file of the weights; None for random ones, to train.
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all.
-        std: The value by which the difference is divided, likewise.
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
+        std: The value by which the difference is divided, one per channel or one for all.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -270,14 +266,13 @@ def network(
     mean: Sequence[float] = (0.0,),
     std: Sequence[Positive] = (1.0,),
 ) -> NormalizedClassifier:
-    """Your own network as a classifier: called with normalized images, it returns logits.
+    """Your own network as a classifier: it is called with normalized images and returns logits.
 
     Args:
         network: The torch module.
-        weights: The file of its weights; None leaves the module as it is.
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all.
-        std: The value by which the difference is divided, likewise.
+        weights: The file of its weights; None keeps the weights that the module has.
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all.
+        std: The value by which the difference is divided, one per channel or one for all.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.
@@ -295,16 +290,16 @@ def denoising_network(
     clip_x0: bool = False,
     weights: Path | None = None,
 ) -> NetworkDenoiser:
-    """Your own network as a denoiser: called with (x_t, time), and the labels if it has classes.
+    """Your own network as a denoiser: it is called with (x_t, time), and labels if it has classes.
 
     Args:
         network: The torch module.
         schedule: The noise schedule; continuous VP if None.
         predicts: What the network predicts (see `NetworkDenoiser`).
-        classes: Labels that it is conditional on, besides the null class; 0 for none.
+        classes: Labels to condition on, besides the null class; 0 for none.
         time: The time input of the network (see `NetworkDenoiser`).
         clip_x0: Whether the estimate of the clean image is clipped to [-1, 1].
-        weights: The file of its weights; None leaves the module as it is.
+        weights: The file of its weights; None keeps the weights that the module has.
 
     Raises:
         ValueError: An option is out of range, or the file does not fit.

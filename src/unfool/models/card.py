@@ -1,8 +1,8 @@
-"""Weights with a card: a folder of `model.safetensors` and `card.json`, which says what it is.
+"""Weights with a card: a folder with `model.safetensors` and `card.json`, which describes it.
 
-A card holds the part of a spec that builds the network, what it was trained on, by which command,
-how well it does, and the sha256 of the weights; nothing else is needed to load it. Of a model too
-large for that, a LoRA adapter is kept alone, and the card's part builds what it stands beside.
+A card holds the part of a spec that builds the network, the training data and command, the metrics,
+and the SHA-256 of the weights; nothing else is needed to load the model. For a large model with a
+LoRA adapter, only the adapter is saved, and the card's part builds the model without it.
 """
 
 import inspect
@@ -28,12 +28,12 @@ from unfool.spec import Part
 from unfool.spec.menu import find, hint
 
 VERSION = 1
-MERGED = 20_000_000  # bytes up to which an adapter is kept merged, too
+MERGED = 20_000_000  # bytes of a model up to which the merged weights are saved with an adapter
 
 
 @final
 class ClassifierMetrics(TypedDict):
-    """How well a classifier does on images that it was not trained on, with a 95 % interval."""
+    """The accuracy of a classifier on images outside its training set, with a 95 % interval."""
 
     test_images: int
     accuracy: float
@@ -42,7 +42,7 @@ class ClassifierMetrics(TypedDict):
 
 @final
 class DenoiserMetrics(TypedDict):
-    """How well a denoiser does on images that it was not trained on: its loss, by time."""
+    """The loss of a denoiser, by time, on images outside its training set."""
 
     test_images: int
     denoising_loss: dict[str, float]
@@ -52,16 +52,16 @@ Metrics = ClassifierMetrics | DenoiserMetrics
 
 
 class Card(TypedDict, extra_items=Any):
-    """What `card.json` says of a model; other facts of its training stand beside these.
+    """The contents of `card.json`, which may also have other facts about the training.
 
     Attributes:
-        version: Of the format.
-        kind: What it is.
-        part: The part of a spec that builds its network.
-        sha256: Of the weights, or of the adapter.
-        base: The weights beside which an adapter stands (`lora.base_of`).
-        objective: The loss that it was trained by.
-        metrics: How well it does.
+        version: The version of the format.
+        kind: The kind of the model.
+        part: The part of a spec that builds the network.
+        sha256: The SHA-256 of the weights, or of the adapter.
+        base: The hash of the weights that an adapter belongs to (`lora.base_of`).
+        objective: The training loss.
+        metrics: Metrics on images outside the training set.
     """
 
     version: int
@@ -79,15 +79,15 @@ def save(
     """Write a model and its card to `folder`.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder, created if it is missing.
         kind: `"denoiser"` or `"classifier"`.
-        part: The checked part of a spec that builds it.
-        model: What it built, trained.
-        half: Whether weights are stored in float16 (they are float32 again when loaded).
-        facts: What else the card should say: data, command, metrics, ...
+        part: The checked part of a spec that builds the model.
+        model: The trained model.
+        half: Whether weights are stored in float16 (loading converts them back to float32).
+        facts: Other entries of the card: data, command, metrics, ...
 
     Raises:
-        ValueError: Its weights are not finite; nothing is written.
+        ValueError: A weight is not finite; nothing is written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -110,15 +110,16 @@ def save(
 
 
 def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Path:
-    """Write the LoRA adapter of a denoiser and its card to `folder`; and, of a small one, all weights.
+    """Write the LoRA adapter of a denoiser and its card to `folder`.
 
-    Weights below float32 are not kept with it: they would round away what it learned.
+    For a small float32 model (see `MERGED`), the weights with the adapter merged are also written,
+    and the card describes these. Lower precision would round off what the adapter learned.
 
     Args:
-        folder: Where to; made if it is not there.
-        part: The checked part of a spec that builds the denoiser as it began.
-        model: What it built, with a trained adapter (see `lora`).
-        facts: What else the card should say.
+        folder: The folder, created if it is missing.
+        part: The checked part of a spec that builds the denoiser without the adapter.
+        model: The denoiser with a trained adapter (see `lora`).
+        facts: Other entries of the card.
     """
     path = folder / ADAPTER
     write_bytes(path, lora.save(model))
@@ -133,39 +134,38 @@ def save_adapter(folder: Path, part: Part, model: nn.Module, **facts: Any) -> Pa
 
 
 def network_of(kind: str, part: Part) -> tuple[Part, dict[str, Any]]:
-    """The part that builds the network of a model, with what its card should say of its beginning.
+    """Return the part that builds a model's network, and the card's entry on its initial weights.
 
     Args:
         kind: `"denoiser"` or `"classifier"`.
-        part: A checked part of a spec; that of a trained model says where it began, and not what
-            builds its network.
+        part: A checked part of a spec; for a trained model, the network is read from its card.
     """
     if part["name"] == "trained":
         folder, card = read_card(part["weights"])
         check_trust(folder, card["part"], part.get("trust", False))
         return network_of(kind, card["part"])[0], {"began_as": part["weights"]}
     weights = inspect.signature(find(kind, part["name"])).parameters.get("weights")
-    if part.get("weights") and weights and weights.default is None:  # it is built without, too
+    if part.get("weights") and weights and weights.default is None:  # `weights` is optional
         return {**part, "weights": None}, {"began_as": part["weights"]}
     return part, {}
 
 
 def begin(model: nn.Module, weights: str) -> list[str]:
-    """Give a network every weight of a trained one that fits it by name and shape.
+    """Initialize a network with every weight of a trained model that fits by name and shape.
 
-    What the trained one lacks stays random, except tables of labels, which become zero, and heads, which
-    become copies of its output layer: a class-conditional network then begins as the unconditional one
-    it was made from.
+    All other weights stay random, except label embeddings, which become zero, and heads, which
+    become copies of the trained model's output layer. A class-conditional network then starts as
+    the unconditional one it was made from.
 
     Args:
-        model: Gets the weights, in place.
+        model: The network, which is changed in place.
         weights: The name of a shipped model, or a folder with a card.
 
     Returns:
-        The names of the model's weights that were not found.
+        The names of the network's weights that the trained model lacks.
 
     Raises:
-        ValueError: There is no such card, the weights are not those it describes, or not one fits.
+        ValueError: There is no such card, the file of weights does not match it, or no weight fits.
     """
     folder, card = read_card(weights)
     found = fitting(model, read_state(_file(folder, card)))
@@ -182,28 +182,28 @@ def begin(model: nn.Module, weights: str) -> list[str]:
 
 
 def trained_denoiser(weights: str, trust: bool = False) -> Denoiser:
-    """The denoiser of a card, frozen.
+    """A denoiser trained by unfool, loaded from its card and frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
         trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, the weights are not those it describes, or the card names
+        ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
     return _load("denoiser", weights, trust)
 
 
 def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifier:
-    """The classifier of a card, frozen.
+    """A classifier trained by unfool, loaded from its card and frozen.
 
     Args:
         weights: The name of a shipped model, or a folder with a card.
         trust: Allow the card to name code (`module:attribute`), which is then run.
 
     Raises:
-        ValueError: There is no such card, the weights are not those it describes, or the card names
+        ValueError: There is no such card, the file of weights does not match it, or the card names
             code and is not trusted.
     """
     model, (_, card) = _load("classifier", weights, trust), read_card(weights)
@@ -214,7 +214,7 @@ def trained_classifier(weights: str, trust: bool = False) -> NormalizedClassifie
 
 
 def read_card(weights: str) -> tuple[Path, Card]:
-    """The folder of a card, and what it says.
+    """Return the folder of a model, and its card.
 
     Raises:
         ValueError: There is no such card, or it cannot be read.
@@ -240,47 +240,47 @@ def read_card(weights: str) -> tuple[Path, Card]:
 
 
 def check_trust(folder: Path, part: Part, trust: bool) -> None:
-    """Refuse a card that names code, unless the user trusts it: a card is data, like its weights.
+    """Refuse a card that names code, unless the user trusts it; loading a card should run no code.
 
     Args:
-        folder: Where the card is.
-        part: The part that it says.
-        trust: What the user said. The card cannot say it itself.
+        folder: The folder of the card.
+        part: The part in the card.
+        trust: Whether the user trusts the card. A card cannot grant this itself.
 
     Raises:
-        ValueError: The card names code, or leads back to itself.
+        ValueError: The card names code and is not trusted, or refers back to itself.
     """
     _check_trust(folder, part, trust, ())
 
 
 def described(part: Part) -> Part:
-    """The part that builds a network, read from card to card; nothing is imported.
+    """Follow references from card to card to the part that builds the network, importing nothing.
 
     Raises:
-        ValueError: A card is not there, or leads back to itself.
+        ValueError: A card is missing, or refers back to itself.
     """
     if part.get("name") != "trained":
         return part
     folder, card = read_card(part["weights"])
-    check_trust(folder, card["part"], True)  # for the cards that lead back to themselves
+    check_trust(folder, card["part"], True)  # only to find cards that refer back to themselves
     return described(card["part"])
 
 
 def card_files(folder: Path, card: Card) -> tuple[Path, ...]:
-    """The files that make up a model: its weights (or adapter), and `card.json`.
+    """Return the files of a model: its weights (or adapter) and `card.json`.
 
     Args:
-        folder: Where they are.
-        card: What `read_card` returned.
+        folder: The folder of the model.
+        card: The card, as `read_card` returns it.
 
     Raises:
-        ValueError: The weights are not there, or are not those the card describes.
+        ValueError: The file of weights is missing, or does not match the card.
     """
     return _file(folder, card), folder / "card.json"
 
 
 def shipped() -> list[str]:
-    """The names of the models that come with the package."""
+    """Return the names of the models that come with the package."""
     home = resources.files("unfool.weights")
     return sorted(f.name for f in home.iterdir() if f.joinpath("card.json").is_file())
 
@@ -322,7 +322,7 @@ def _load(kind: str, weights: str, trust: bool) -> Any:
     check_trust(folder, part, trust)
     precision = part.get("precision", "float32")
     if "base" in card and precision != "float32":
-        part: Part = {**part, "precision": "float32"}  # until the adapter is in (see `lora.load`)
+        part: Part = {**part, "precision": "float32"}  # `lora.load` rounds after merging
     model = specs.build(kind, specs.check(kind, part))
     if "base" in card:
         lora.load(model, path, card["base"], precision)
@@ -333,15 +333,15 @@ def _load(kind: str, weights: str, trust: bool) -> Any:
 
 
 def _renamed(part: Part) -> Part:
-    """The part of a card, in today's names: cards written by version 0.1 of `defuse` say `clip`."""
+    """Rename old options: cards written by version 0.1 of `defuse` have `clip` for `clip_x0`."""
     return cast(Part, {("clip_x0" if k == "clip" else k): value for k, value in part.items()})
 
 
 def _file(folder: Path, card: Card) -> Path:
-    """The weights that a card describes, or the adapter.
+    """Return the file of weights (or of the adapter) that a card describes.
 
     Raises:
-        ValueError: They are not there, or others are.
+        ValueError: The file is missing, or its hash differs from the card's.
     """
     path = folder / (ADAPTER if "base" in card else "model.safetensors")
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Weights from files, without running what a file may hold, and without a silent misfit."""
+"""Reading weights from files without running code in them, and loading them with strict checks."""
 
 import hashlib
 import sys
@@ -19,20 +19,21 @@ from unfool.runtime.published_files import find_file
 
 _TABLES = ("state_dict", "model_state_dict", "model", "net", "last")
 _AVERAGES = ("ema", "ema_state_dict", "state_dict_ema", "model_ema")
-_INSIDE = ("module", "state_dict", "shadow")  # of an average that has options beside its weights
+_INSIDE = ("module", "state_dict", "shadow")  # keys of the weights in an average with options
 _PREFIXES = ("module.", "_orig_mod.")
-# Buffers, which a list of averaged parameters leaves out; the last two are those of score_sde.
+# Names of buffers, which lists of averaged parameters lack; the last two are from score_sde.
 _NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "sigmas", "all_modules.0.W")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The weights in a file, by name, on the CPU.
+    """Read the weights in a file, by name, onto the CPU.
 
-    Reads .safetensors, files of torch, and plain pickles, of which no code runs: whole networks, NumPy
-    numbers and objects of unknown classes may lie in them. Weights may lie in a table `state_dict`,
-    `model_state_dict`, `model`, `net` or `last`. Where a file has averaged weights, too (`ema`,
-    `ema_state_dict`, `state_dict_ema`, `model_ema`, or the last table of a list), these are read, and
-    stderr says so. The prefixes that DataParallel and torch.compile put before every name are taken off.
+    The file is .safetensors, a PyTorch file, or a plain pickle. No code in it runs, but it may hold
+    whole networks, NumPy scalars and objects of unknown classes. The weights may be under the key
+    `state_dict`, `model_state_dict`, `model`, `net` or `last`. If the file also has averaged
+    weights (under `ema`, `ema_state_dict`, `state_dict_ema` or `model_ema`, or as the last table of
+    a list), these are read, with a message on stderr. The prefixes that DataParallel and
+    torch.compile put before all names are removed.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -43,14 +44,14 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def choose_state(content: object, path: Path) -> dict[str, Tensor]:
-    """The weights in what a file holds, by name: the averaged ones where there are any.
+    """Return the weights in a file's content by name; the averaged ones if there are any.
 
     Args:
-        content: What `read_content` returned.
+        content: The content, as `read_content` returns it.
         path: The file, for messages.
 
     Raises:
-        ValueError: There are no weights, or averaged ones in an unknown form.
+        ValueError: There are no weights, or averaged weights have an unknown form.
     """
     state, average = find_state(content, path)
     if average is not None:
@@ -59,10 +60,10 @@ def choose_state(content: object, path: Path) -> dict[str, Tensor]:
 
 
 def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | None]:
-    """As `choose_state`, without a word to stderr, and where averaged weights lay; None if nowhere.
+    """Do what `choose_state` does silently, and also return the place of averaged weights, or None.
 
     Raises:
-        ValueError: There are no weights, or averaged ones in an unknown form.
+        ValueError: There are no weights, or averaged weights have an unknown form.
     """
     named = _named(content)
     raw = next((table for name in _TABLES if (table := _table(named.get(name)))), _table(content))
@@ -89,9 +90,10 @@ def find_state(content: object, path: Path) -> tuple[dict[str, Tensor], str | No
 
 
 def read_content(path: Path) -> object:
-    """What a file of weights holds, whatever its form; tensors of large files are mapped from the disk.
+    """Read the content of a file of weights in any supported format.
 
-    The name of a published file stands for the one in the cache (see `runtime.published_files`).
+    Zip archives of PyTorch are memory-mapped. The name of a published file stands for the file in
+    the cache (see `runtime.published_files`).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -103,10 +105,10 @@ def read_content(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # of source text and the like
+        with warnings.catch_warnings(action="ignore"):  # such as those about changed source code
             try:
                 return torch.load(path, "cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-            except Exception:  # more than plain values, or no file of torch
+            except Exception:  # the file has more than plain values, or is not a PyTorch file
                 return read_pickle(path)
     except RefusedError as error:
         raise ValueError(
@@ -114,7 +116,7 @@ def read_content(path: Path) -> object:
             f"need ({error}) and that could run code: if you trust it, load it yourself and save "
             "its weights as .safetensors"
         ) from error
-    except Exception as error:  # a damaged pickle may raise anything
+    except Exception as error:  # a damaged pickle can raise any exception
         raise_system_error(error)
         if told := _text_instead(path):
             raise ValueError(f"{path} {told}") from error
@@ -125,7 +127,7 @@ def read_content(path: Path) -> object:
 
 
 def _text_instead(path: Path) -> str:
-    """What a file of text is that lies in the place of weights, and what to do; "" of other files."""
+    """Describe a text file found in place of weights, with advice; "" if the file is not text."""
     with path.open("rb") as file:
         head = file.read(200).lstrip()
     if not head:
@@ -151,17 +153,17 @@ def _text_instead(path: Path) -> str:
 def load_state(
     network: nn.Module, state: Mapping[str, Tensor], source: str, assign: bool = False
 ) -> None:
-    """Put weights into a network, all of them and into all of it.
+    """Load a state dict into a network. The names and shapes must match exactly.
 
     Args:
-        network: Gets the weights; if they do not fit, it may be left with some of them.
+        network: The network; after an error, it may have some of the new weights.
         state: The weights by name.
-        source: Where they come from, for the message.
-        assign: Whether the network takes the tensors themselves, and not their values.
+        source: The source of the weights, for error messages.
+        assign: Whether the network uses the tensors themselves instead of copies.
 
     Raises:
-        ValueError: The network lacks a weight, has one more, or one of another shape; or one is
-            complex, of whole numbers where it has others, sparse, or without numbers (meta).
+        ValueError: Names or shapes differ, or a tensor is complex or integer where the network's is
+            not, sparse, or without values (on the device meta).
     """
     own = network.state_dict()
     for name, value in state.items():
@@ -175,7 +177,7 @@ def load_state(
                 f"{source} does not fit the network: {name} is {wrong}; save its weights as plain "
                 "floating point numbers"
             )
-    # torch first mends what old files lack, and then says what does not fit.
+    # torch first renames and completes the weights of old files, and then reports what differs.
     missing, unexpected = network.load_state_dict(state, strict=False, assign=assign)
     faults = [_listed(kind, names) for kind, names in
               (("lacks", missing), ("has unexpected", unexpected)) if names]  # fmt: skip
@@ -184,7 +186,7 @@ def load_state(
 
 
 def _wrong_kind(value: Tensor, own: Tensor) -> str:
-    """Why a tensor would not arrive as it is, though its shape fits; "" if it would."""
+    """Say why a tensor with the right shape cannot be loaded without a change; "" if it can."""
     if value.is_meta:
         return "without values in the file (on the device meta)"
     if value.layout != torch.strided:
@@ -197,9 +199,9 @@ def _wrong_kind(value: Tensor, own: Tensor) -> str:
 
 
 def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that a network has by name and shape, under the names that it has for them.
+    """Return the weights in `state` that fit a network by name and shape, by the network's names.
 
-    A U-Net with several heads takes the output layer of one without for each of them.
+    For a U-Net with several heads, a single output layer is repeated for each head.
     """
     own, state = network.state_dict(), dict(state)
     for name, module in network.named_modules():
@@ -210,20 +212,20 @@ def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
+    """Return the SHA-256 of a file's contents in hexadecimal."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(content: object) -> Mapping[Any, Any]:
-    """The parts of a file's content by name; {} if they have none."""
+    """Return the named entries of an object in a file; {} if it has none."""
     if isinstance(content, Inert):
         return content.state
     return content if isinstance(content, Mapping) else {}
 
 
 def _table(value: object) -> dict[str, Tensor] | None:
-    """A table of weights by name, or the weights of a whole network; None if it is neither."""
+    """Return the weights by name if `value` is a state dict or a whole network, otherwise None."""
     if isinstance(value, Inert) and "_modules" in value.state:
         return dict(weights_of(value)) or None
     named = _named(value)
@@ -231,13 +233,13 @@ def _table(value: object) -> dict[str, Tensor] | None:
         return None
     if inner := next((t for name in _INSIDE if (t := _table(named.get(name)))), None):
         return inner
-    state = {k: v for k, v in named.items() if k != "n_averaged"}  # the counter of AveragedModel
+    state = {k: v for k, v in named.items() if k != "n_averaged"}  # AveragedModel's counter
     complete = all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
     return state if state and complete else None
 
 
 def _laid_over(raw: Mapping[str, Tensor], average: object) -> dict[str, Tensor] | None:
-    """A table of weights with a list of averaged parameters in place of the trained ones."""
+    """Replace the parameters in a state dict by a list of averages; None if they do not fit."""
     values = _named(average).get("shadow_params", average)
     trained = [name for name in raw if not name.endswith(_NOT_TRAINED)]
     for names in (list(raw), trained):
@@ -251,7 +253,7 @@ def _shapes(values: Iterable[Any]) -> list[Any]:
 
 
 def _holds_weights(value: object) -> bool:
-    """Whether there is a tensor in a value, at any depth."""
+    """Return whether a value contains a tensor at any depth."""
     if isinstance(value, Mapping | Inert):
         value = list(_named(value).values())
     if isinstance(value, list | tuple):

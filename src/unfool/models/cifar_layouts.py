@@ -1,10 +1,10 @@
-"""Which network for 32x32 images a table of weights is of, read off the names and shapes in it.
+"""Recognition of networks for 32x32 images by the names and shapes in a state dict.
 
-Known are the layouts of the common collections of CIFAR classifiers: the residual networks,
-MobileNetV2 and ShuffleNetV2 of "pytorch-cifar" (Liu, 2017) and of those who keep torchvision's names
-(Chen, 2020, "pytorch-cifar-models"; Phan, 2021, "PyTorch_CIFAR10"), the ResNets of He et al. (2016) with
-parameter-free shortcuts (Idelbayev, 2018), the wide residual networks of TRADES and most of RobustBench,
-and those of DeepMind.
+The known layouts are those of the common collections of CIFAR classifiers: the residual networks,
+MobileNetV2 and ShuffleNetV2 of "pytorch-cifar" (Liu, 2017) and of collections with torchvision's
+names (Chen, 2020, "pytorch-cifar-models"; Phan, 2021, "PyTorch_CIFAR10"), the ResNets of He et al.
+(2016) with parameter-free shortcuts (Idelbayev, 2018), the wide residual networks of TRADES and
+most of RobustBench, and those of DeepMind.
 """
 
 import re
@@ -31,7 +31,7 @@ CIFAR10: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0
 PYTORCH_CIFAR: tuple[Numbers, Numbers] = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 CIFAR100: tuple[Numbers, Numbers] = ((0.5070, 0.4865, 0.4409), (0.2673, 0.2564, 0.2761))
 
-# By the blocks of each stage, and whether they are bottlenecks.
+# Depth by the number of blocks of each stage, and whether the blocks are bottlenecks.
 DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
     ((2, 2, 2, 2), False): 18,
     ((3, 4, 6, 3), False): 34,
@@ -43,12 +43,13 @@ DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
 
 @dataclass(frozen=True)
 class Choices:
-    """What a file of weights does not tell, and a user may; None takes what is common.
+    """Properties of a network that its weights do not show; None takes the usual value.
 
     Attributes:
-        activation: Of DeepMind's networks: SiLU is common.
-        max_pool: Of ResNets with torchvision's names: whether a pooling follows the first convolution.
-        shortcut_of_input: Of pre-activation ResNets: see `ResNet`.
+        activation: The activation of DeepMind's networks, usually SiLU.
+        max_pool: Whether max pooling follows the first convolution of a ResNet, as usual with
+            torchvision's names and four stages.
+        shortcut_of_input: The option of pre-activation ResNets (see `ResNet`), usually false.
     """
 
     activation: Activation | None = None
@@ -58,16 +59,16 @@ class Choices:
 
 @dataclass(frozen=True)
 class Layout:
-    """A network that a table of weights fits.
+    """A recognized network and its weights.
 
     Attributes:
-        name: Such as `"resnet18"` or `"wrn-28-10"`.
-        network: Without the weights.
-        state: The weights, in the network's own names.
+        name: The name, such as `"resnet18"` or `"wrn-28-10"`.
+        network: The network without weights, on the device meta.
+        state: The weights by the network's own names.
         classes: Number of classes.
-        mean: What is subtracted from images: of the file, or else as is common with such files.
-        std: What the difference is divided by, likewise.
-        normalized: Whether `mean` and `std` are of the file.
+        mean: The value subtracted from images: the file's, or the usual one for such files.
+        std: The value by which the difference is divided: the file's, or the usual one.
+        normalized: Whether `mean` and `std` are the file's.
     """
 
     name: str
@@ -80,23 +81,23 @@ class Layout:
 
 
 def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None = None) -> Layout:
-    """The network that a table of weights is of.
+    """Recognize the network that a state dict belongs to.
 
     Args:
-        state: The weights by name, as a file has them; prefixes that all names share do not matter, and
-            neither does a normalization inside (`mu` and `sigma`, `normalizer.mean` ...).
-        source: Where they come from, for the message.
-        choices: What the weights do not tell.
+        state: The weights by name, as in a file. Prefixes that all names share are ignored, and a
+            normalization layer (`mu` and `sigma`, `normalizer.mean` ...) is split off.
+        source: The source of the weights, for error messages.
+        choices: Properties that the weights do not show.
 
     Raises:
-        ValueError: It is none of the known layouts.
+        ValueError: The weights have none of the known layouts.
     """
     bare, inside = _without_normalization(state)
     bare = _without_prefixes(bare)
     for mark, read in _KNOWN:
         if mark <= bare.keys():
             try:
-                with torch.device("meta"):  # the weights are put in as they are
+                with torch.device("meta"):  # because `filled` assigns the weights
                     name, network, own, classes, common = read(bare, choices or Choices())
             except (KeyError, ValueError, IndexError) as error:
                 raise ValueError(
@@ -113,10 +114,10 @@ def recognize(state: Mapping[str, Tensor], source: str, choices: Choices | None 
 
 
 def filled(layout: Layout, source: str) -> nn.Module:
-    """The network of a layout with the weights themselves, in float32.
+    """Assign the weights of a layout to its network, in float32, and return the network.
 
     Raises:
-        ValueError: They do not fit (see `load_state`).
+        ValueError: The weights do not fit (see `load_state`).
     """
     state = {n: v.float() if v.is_floating_point() else v for n, v in layout.state.items()}
     load_state(layout.network, state, source, assign=True)
@@ -135,9 +136,9 @@ _STD = re.compile(r"(?:\w+\.)?(?:new_)?(?:sigma|std)")
 def _without_normalization(
     state: Mapping[str, Tensor],
 ) -> tuple[State, tuple[Numbers, Numbers] | None]:
-    """The weights without those of a normalization, and its numbers, if any.
+    """Split off a normalization layer: return the other weights, and its mean and std (or None).
 
-    Copies of the network that training kept beside it are dropped, too.
+    Copies of the network saved only for training are dropped.
     """
     rest = {k: v for k, v in state.items() if not _BESIDE.search(k)}
     rest = _without_prefixes(rest)
@@ -150,7 +151,7 @@ def _without_normalization(
 
 
 def _without_prefixes(state: State) -> State:
-    """The weights without the first part of their names, as long as all names share it."""
+    """Remove the first component of all names for as long as all names share it."""
     while len({name.partition(".")[0] for name in state}) == 1:
         shorter = {name.partition(".")[2]: value for name, value in state.items()}
         if "" in shorter:
@@ -160,7 +161,7 @@ def _without_prefixes(state: State) -> State:
 
 
 def _count(state: Iterable[str], pattern: str) -> int:
-    """How many numbers stand in the place of the group of `pattern` in the names."""
+    """Count the different values of the first group of `pattern` in the names that match."""
     return len({found[1] for name in state if (found := re.match(pattern, name))})
 
 
@@ -238,7 +239,7 @@ def _mobile(state: State, _: Choices) -> _Read:
 
 
 def _mobile_name(name: str) -> str:
-    """A weight's name in "pytorch-cifar", of its name in torchvision."""
+    """Translate the name of a weight in torchvision to its name in "pytorch-cifar"."""
     if not name.startswith("features."):
         return name.replace("classifier.1.", "linear.")
     _, block, rest = name.split(".", 2)
@@ -246,7 +247,7 @@ def _mobile_name(name: str) -> str:
         return {"0": "conv1", "1": "bn1"}[rest[0]] + rest[1:]
     if not rest.startswith("conv."):  # the last convolution
         return {"0": "conv2", "1": "bn2"}[rest[0]] + rest[1:]
-    first = {"0.0": "conv2", "0.1": "bn2", "1": "conv3", "2": "bn3"}  # without an expansion
+    first = {"0.0": "conv2", "0.1": "bn2", "1": "conv3", "2": "bn3"}  # this block does not expand
     other = {"0.0": "conv1", "0.1": "bn1", "1.0": "conv2", "1.1": "bn2", "2": "conv3", "3": "bn3"}
     place, _, weight = rest.removeprefix("conv.").rpartition(".")
     return f"layers.{int(block) - 1}.{(first if block == '1' else other)[place]}.{weight}"
@@ -262,7 +263,7 @@ def _shuffle(state: State, _: Choices) -> _Read:
 
 
 def _shuffle_name(name: str) -> str:
-    """A weight's name in "pytorch-cifar", of its name in torchvision."""
+    """Translate the name of a weight in torchvision to its name in "pytorch-cifar"."""
     place, _, weight = name.rpartition(".")
     tops = {
         "conv1.0": "conv1",
@@ -281,7 +282,7 @@ def _shuffle_name(name: str) -> str:
     return f"layer{stage - 1}.{block}.{part}.{weight}"
 
 
-# The weights by which a layout is known, those of fewer networks first.
+# The weights that identify a layout; the most specific layouts come first.
 _KNOWN: tuple[tuple[set[str], Callable[[State, Choices], _Read]], ...] = (
     ({"init_conv.weight"}, _deepmind_wide),
     ({"conv_2d.weight"}, _deepmind_preact),

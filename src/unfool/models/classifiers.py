@@ -1,4 +1,4 @@
-"""Networks as classifiers: images of [0, 1] in, logits out."""
+"""Networks as classifiers, from images in [0, 1] to logits."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from unfool.argument_checks import check_logits
 from unfool.noise import Noise
 from unfool.runtime.text import html_repr, short_repr
 
-FAR = 0.25  # a mean so far, or a std so far on the log scale, is hardly that of a similar data set
+FAR = 0.25  # difference of means, or of stds on the log scale, that suggests another data set
 Values = Sequence[float] | float | np.ndarray | np.floating | Tensor
 
 
@@ -22,9 +22,9 @@ class Stated:
     """The clean accuracy that the source of a classifier states.
 
     Attributes:
-        accuracy: From 0 to 1.
-        data: The data set, as a spec names it; its test images are meant.
-        source: Who states it.
+        accuracy: The accuracy on the test images of the data set, from 0 to 1.
+        data: The data set, as a spec names it.
+        source: The source that states the accuracy.
     """
 
     accuracy: float
@@ -33,29 +33,29 @@ class Stated:
 
 
 class NormalizedClassifier(nn.Module):
-    """An undefended classifier: a network, and how its input is normalized.
+    """An undefended classifier: a network and the normalization of its input.
 
     The normalization is part of the model, so that attacks work on pixels in [0, 1]. The model
     draws no noise.
 
     Args:
-        network: Normalized images (B, C, H, W) to logits (B, K).
-        mean: The value that is subtracted from images in [0, 1], a number per channel or one for
-            all (a list, an array, or a tensor of any shape); None subtracts nothing.
-        std: The value by which the difference is divided, likewise.
-        size: Height and width of the network's input in pixels, one number if they are equal.
+        network: A network that maps normalized images (B, C, H, W) to logits (B, K).
+        mean: The value that is subtracted from images in [0, 1], one per channel or one for all (a
+            list, an array, or a tensor of any shape); None subtracts nothing.
+        std: The value by which the difference is divided, in the same form; None divides by 1.
+        size: Height and width of the network's input in pixels, or one number if they are equal.
             Images of another size are resized (bicubic) inside the model, so attacks still change
             the original pixels.
-        labels: The network's number for each class of the data set, in the data set's order; the
-            logits of other classes are dropped. None keeps all logits in the network's order.
+        labels: The index of the network's logit for each class of the data set, in the data set's
+            order; other logits are dropped. None keeps all logits in the network's order.
 
     Attributes:
         stated: The accuracy that the source of the weights states, or None.
         class_names: The class names of the logits, if the source of the weights states them.
 
     Raises:
-        ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or a label is
-            below 0.
+        ValueError: `mean` or `std` is not finite, `std` is not above 0, `size` is below 1, or
+            `labels` is empty or has a label below 0.
     """
 
     __repr__, _repr_html_ = short_repr, html_repr
@@ -84,7 +84,7 @@ class NormalizedClassifier(nn.Module):
         if not bool((scale > 0).all()):
             raise ValueError(f"std must be above 0, not {tuple(scale.tolist())}")
         self.network = network
-        # Options of the model and not weights: a checkpoint neither has nor needs them.
+        # These are options of the model, not weights, so checkpoints do not contain them.
         self.register_buffer("mean", center.view(-1, 1, 1), persistent=False)
         self.register_buffer("std", scale.view(-1, 1, 1), persistent=False)
 
@@ -92,8 +92,8 @@ class NormalizedClassifier(nn.Module):
         """Logits (B, K) of images (B, C, H, W) in [0, 1].
 
         Raises:
-            ValueError: The images have another number of channels than `mean` or `std`, or the
-                network does not return logits of at least 2 classes.
+            ValueError: The images have another number of channels than `mean` or `std`, the network
+                does not return logits of at least 2 classes, or `labels` exceeds its classes.
         """
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[1]):
@@ -120,19 +120,19 @@ def say_if_far(
     given: tuple[Sequence[float] | None, Sequence[float] | None],
     known: tuple[Sequence[float], Sequence[float]],
 ) -> None:
-    """Say on stderr that the mean and std of a spec are far from those that are known of the weights.
+    """Warn on stderr if the given mean and std are far from those known for the weights.
 
     Args:
-        source: Whose weights, for the message.
-        given: The mean and std of the spec; None where it has none.
-        known: Those that the source states, or that are usual for such files.
+        source: The source of the weights, for the message.
+        given: The mean and std in the spec; None if the spec does not set them.
+        known: The mean and std that the source states, or that are usual for such files.
     """
     (mean, std), (usual_mean, usual_std) = (
         (_numbers("mean", center, 0.0), _numbers("std", scale, 1.0))
         for center, scale in ((given[0] or known[0], given[1] or known[1]), known)
     )
     counts = {len(values) for values in (mean, std, usual_mean, usual_std)} - {1}
-    if len(counts) > 1:  # which the model refuses
+    if len(counts) > 1:  # the model will refuse this
         return
     far = max((mean - usual_mean).abs().max(), (std / usual_std).log().abs().max()) > FAR
     if far:
@@ -149,7 +149,7 @@ def _listed(values: Tensor) -> str:
 
 
 def _numbers(name: str, given: Values | None, unit: float) -> Tensor:
-    """What is given, as float32 (N,); `unit` where it is nothing."""
+    """Convert `given` to float32 (N,); if it is None or empty, return `unit`."""
     if isinstance(given, list | tuple):
         given = [float(number) for number in given]
     given = given.detach() if isinstance(given, Tensor) else given

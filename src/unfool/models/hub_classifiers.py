@@ -1,7 +1,7 @@
-"""Classifiers of other libraries: timm, transformers, and torchvision.
+"""Classifiers from other libraries: timm, transformers, and torchvision.
 
-Each states which input its weights want: mean, std, and size are taken from there. Images of another
-size are resized inside the model. The libraries are optional, and imported when one of them is named.
+Each library states the mean, std, and size of the input that its weights expect. Images of another
+size are resized inside the model. The libraries are optional, and imported only when needed.
 """
 
 import json
@@ -34,14 +34,14 @@ def timm_classifier(
         model: Its name in timm, such as `"resnet50"` or `"deit_small_patch16_224"`.
         weights: A file, from which the number of classes is read; or `"pretrained"` for timm's
             weights of this name, which timm downloads if needed.
-        mean: The value per channel that is subtracted from images in [0, 1]; None is what timm
+        mean: The value per channel that is subtracted from images in [0, 1]; None takes what timm
             states.
-        std: The value by which the difference is divided; None is what timm states.
-        size: Height and width of the network's input in pixels; None is what timm states.
+        std: The value per channel by which the difference is divided; None takes what timm states.
+        size: Height and width of the network's input in pixels; None takes what timm states.
         labels: See `NormalizedClassifier`.
 
     Raises:
-        ValueError: timm is not installed, knows no such model, or the file does not fit.
+        ValueError: timm is not installed or has no such model, or the file does not fit.
     """
     check_arguments(timm_classifier, locals())
     timm = require("timm", "hub")
@@ -76,18 +76,19 @@ def torchvision_classifier(
 
     Args:
         model: Its name in torchvision, such as `"resnet50"`.
-        weights: A file, of which the number of classes is read; a name that torchvision has for weights
-            of this model (`"IMAGENET1K_V2"`), which it fetches or has fetched; or `"pretrained"`: its
-            default ones.
-        mean: The value per channel that is subtracted from images in [0, 1]; None is what
+        weights: A file, from which the number of classes is read; torchvision's name for weights of
+            this model (such as `"IMAGENET1K_V2"`), which it downloads if needed; or `"pretrained"`
+            for its default weights.
+        mean: The value per channel that is subtracted from images in [0, 1]; None takes what
             torchvision states.
-        std: The value by which the difference is divided; None is what torchvision states.
-        size: Height and width of the network's input in pixels; None is what torchvision states.
+        std: The value per channel by which the difference is divided; None takes what torchvision
+            states.
+        size: Height and width of the network's input in pixels; None takes what torchvision states.
         labels: See `NormalizedClassifier`.
 
     Raises:
-        ValueError: torchvision is not installed, it knows no such model or weights, or the file does not
-            fit.
+        ValueError: torchvision is not installed or has no such model or weights, or the file does
+            not fit.
     """
     check_arguments(torchvision_classifier, locals())
     models = require("torchvision", None).models
@@ -129,11 +130,12 @@ def transformers_classifier(
 
     Args:
         weights: The folder, with `config.json`, `preprocessor_config.json` and the weights, as
-            `save_pretrained` writes it and the hub keeps it; nothing is downloaded.
-        mean: The value per channel that is subtracted from images in [0, 1]; None is what the
+            `save_pretrained` writes it and the hub stores it; nothing is downloaded.
+        mean: The value per channel that is subtracted from images in [0, 1]; None takes what the
             folder states.
-        std: The value by which the difference is divided; None is what the folder states.
-        size: Height and width of the network's input in pixels; None is what the folder states.
+        std: The value per channel by which the difference is divided; None takes what the folder
+            states.
+        size: Height and width of the network's input in pixels; None takes what the folder states.
         labels: See `NormalizedClassifier`.
 
     Raises:
@@ -176,7 +178,7 @@ _TIMM = "timm.list_models() has the names"
 
 
 class _Logits(nn.Module):
-    """The logits of what a model of transformers returns."""
+    """A wrapper that returns only the logits of a transformers model."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -200,7 +202,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _size(given: dict[str, Any]) -> int | tuple[int, int] | None:
-    """The size in the settings of a preprocessor: that of the crop, if there is one."""
+    """Return the image size in the settings of a preprocessor: the crop size if it crops."""
     for key in ("crop_size", "size") if given.get("do_center_crop") else ("size",):
         told = given.get(key)
         if isinstance(told, int):

@@ -1,6 +1,6 @@
-"""Identifies a file or folder of weights, and the line of a spec that loads it.
+"""Identification of a file or folder of weights, with the line of a spec that loads it.
 
-Nothing of the file runs; names and shapes of its weights tell.
+Weights are identified by their names and shapes. No code in the file runs.
 """
 
 import json
@@ -33,20 +33,20 @@ _SAID = {
     "diffusers": "a UNet2DModel of diffusers",
     "stable-diffusion": "Stable Diffusion (Rombach et al., 2022)",
 }
-_BASIC = {2: "resnet18", 6: "resnet34"}  # by the blocks of the third stage
+_BASIC = {2: "resnet18", 6: "resnet34"}  # by the number of blocks of the third stage
 _DEEP = {6: "resnet50", 23: "resnet101", 36: "resnet152"}
 
 
 class Identified(NamedTuple):
-    """What some weights are.
+    """The identification of a file or folder of weights.
 
     Attributes:
         form: The format of the file or folder.
-        family: Whose weights they are, or which network.
-        kind: What they make; None if that is not known.
-        part: The part of a spec that loads them; None if there is no such line.
-        average: Whether they are averaged weights (EMA), in words.
-        advice: What has to be done or said before they load; empty if nothing.
+        family: The family of the weights, or their network.
+        kind: The kind of model, or None if it is unknown.
+        part: The part of a spec that loads the weights, or None if there is none.
+        average: Whether the weights are averaged (EMA), in words.
+        advice: What to do or specify before the weights load; empty if nothing.
     """
 
     form: str
@@ -58,7 +58,7 @@ class Identified(NamedTuple):
 
 
 def is_weights(given: str) -> bool:
-    """Whether what a user named looks like weights and not like a spec."""
+    """Return whether a command-line argument looks like weights rather than a spec."""
     path = Path(given)
     if path.suffix in (".yaml", ".yml"):
         return False
@@ -66,14 +66,14 @@ def is_weights(given: str) -> bool:
 
 
 def identify(path: Path) -> Identified:
-    """What a file or folder of weights is.
+    """Identify a file or folder of weights.
 
     Args:
         path: The file or folder, or the name of a shipped model.
 
     Raises:
-        FileNotFoundError: There is nothing of that name.
-        ValueError: It cannot be read, or holds no weights.
+        FileNotFoundError: No file, folder, or shipped model has that name.
+        ValueError: The path cannot be read, or holds no weights.
     """
     if path.is_dir() or str(path) in shipped():
         return _folder(path)
@@ -212,7 +212,7 @@ def _form(path: Path) -> str:
 
 
 def _of_robustbench(path: Path, classes: int) -> Part | None:
-    """The line for a file with a name of RobustBench's zoo, in the folders that it makes or elsewhere."""
+    """Return the part for a file named as in RobustBench's zoo, in its folders or elsewhere."""
     data = "cifar100" if classes == 100 else "cifar10"
     fits = [threat for of, threat in ACCURACY if of == data and path.stem in ACCURACY[of, threat]]
     threat = next((t for t in fits if t == path.parent.name), next(iter(fits), None))
@@ -227,7 +227,7 @@ def _of_robustbench(path: Path, classes: int) -> Part | None:
 
 
 def _of_torchvision(state: Mapping[str, Tensor]) -> str | None:
-    """The name of a ResNet for ImageNet, by its names and shapes; None if it is none."""
+    """Return the name of an ImageNet ResNet by its names and shapes; None for other networks."""
     first = state.get("conv1.weight")
     if first is None or first.shape[-1] != 7 or "layer3.0.conv1.weight" not in state:
         return None

@@ -1,7 +1,7 @@
-"""Joint energy-based models (Grathwohl et al., 2020): a classifier whose logits are an energy, too.
+"""Joint energy-based models (Grathwohl et al., 2020): classifiers whose logits also give an energy.
 
 The network is a WideResNet without normalization. Modules are named as in the published checkpoints
-of JEM, which load as they are.
+of JEM, which load without renaming.
 """
 
 import torch
@@ -17,21 +17,23 @@ LEAK = 0.2
 
 
 class JEM(nn.Module):
-    """p(y | x) is the softmax of the logits, and log p(x) their logsumexp, up to a constant.
+    """A joint energy-based model.
 
-    Logits may be refined as in the release's attack: the mean over `chains` copies of the image, each
-    with Gaussian noise `sigma` and `refine` steps of Langevin dynamics up log p(x). The gradient goes
-    through these steps, which the release's attack takes for the identity. Chain i draws from the
-    stream ("jem", i).
+    The softmax of the logits is p(y | x), and their logsumexp is log p(x) up to a constant. As in
+    the release's attack, logits may be averaged over `chains` copies of the image, each with
+    Gaussian noise `sigma` and `refine` steps of Langevin dynamics toward higher log p(x). Gradients
+    go through these steps, whereas the release's attack treats them as the identity. Chain i draws
+    from the stream ("jem", i).
 
     Args:
-        depth: Of the network, 6n + 4; 28 in the paper.
-        width: How many times wider than a plain network it is; 10 in the paper.
-        classes: How many classes it tells apart.
+        depth: Layers with weights, 6n + 4; 28 in the paper.
+        width: The width factor, relative to a plain ResNet; 10 in the paper.
+        classes: Number of classes.
         chains: Copies of the image whose logits are averaged; 5 in the paper's attacks.
-        sigma: Noise of a copy, in units of [0, 1] pixels; 0.015 (0.03 in [-1, 1]) in training and in the
-            paper's attacks. 0, with one chain and no steps, is the plain network.
-        refine: Steps of Langevin dynamics, of step size 1 and noise 0.01 in [-1, 1].
+        sigma: The standard deviation of a copy's noise, for pixels in [0, 1]; 0.015 (0.03 in
+            [-1, 1]) in training and in the paper's attacks. With 0, one chain, and no steps, the
+            model is the plain network.
+        refine: Steps of Langevin dynamics, with step size 1 and noise 0.01 in [-1, 1].
 
     Raises:
         ValueError: There is no network of this depth or width, or an option is out of range.
@@ -54,7 +56,7 @@ class JEM(nn.Module):
         if depth % 6 != 4:
             raise ValueError(f"depth must be 6n + 4 (16, 28, 34 ...), not {depth}")
         self.f = Features((depth - 4) // 6, width)
-        self.energy_output = nn.Linear(64 * width, 1)  # in the files; not used
+        self.energy_output = nn.Linear(64 * width, 1)  # in the published files, but not used
         self.class_output = nn.Linear(64 * width, classes)
         self.chains, self.sigma, self.refine = chains, sigma, refine
 
@@ -64,7 +66,7 @@ class JEM(nn.Module):
         return torch.stack([self._chain(2 * x - 1, stream) for stream in streams]).mean(0)
 
     def density(self, x: Tensor) -> Tensor:
-        """Up to a constant, log p(x) (B,) of images (B, 3, H, W) in [0, 1]."""
+        """Values of log p(x) (B,), up to a constant, of images (B, 3, H, W) in [0, 1]."""
         return self._logits(2 * x - 1).logsumexp(1)
 
     def _chain(self, z: Tensor, noise: Noise) -> Tensor:
@@ -80,7 +82,7 @@ class JEM(nn.Module):
 
 
 class Features(nn.Module):
-    """The WideResNet, to its last features."""
+    """The WideResNet without its linear output layer."""
 
     def __init__(self, blocks: int, width: int) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class Features(nn.Module):
             first = _Block(widths[i], widths[i + 1], stride)
             rest = [_Block(widths[i + 1], widths[i + 1], 1) for _ in range(blocks - 1)]
             setattr(self, f"layer{i + 1}", nn.Sequential(first, *rest))
-        self.linear = nn.Linear(widths[-1], 10)  # in the files, for 100 classes, too; not used
+        self.linear = nn.Linear(widths[-1], 10)  # in the files, even for 100 classes, but not used
 
     def forward(self, z: Tensor) -> Tensor:
         """Features (B, 64 width) of images (B, 3, H, W) in [-1, 1]."""

@@ -1,7 +1,7 @@
-"""Stable Diffusion and DiT, from a folder in the diffusers layout or a file of the original.
+"""Stable Diffusion and DiT, from a folder in the diffusers layout or a file in the original format.
 
-Of diffusers and transformers only the networks and the settings are taken; what is missing in the
-folder is fetched only from where the user said.
+Only the networks and settings of diffusers and transformers are used. Missing files are downloaded
+only from the repositories that the user names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ from unfool.runtime.published_files import find_file
 
 Precision = Literal["float32", "float16", "bfloat16"]
 _ENDINGS = (".safetensors", ".ckpt", ".pt", ".pth")
-_OF_FILES = ("scaled_linear", 0.85, 12.0)  # the chain of every single file of Stable Diffusion
+_OF_FILES = ("scaled_linear", 0.85, 12.0)  # the schedule of every single file of Stable Diffusion
 
 
 def stable_diffusion(
@@ -46,26 +46,26 @@ def stable_diffusion(
     tokenizer: Path | None = None,
     download: Sequence[str] = (),
 ) -> Latent:
-    """Stable Diffusion 1.5, 2 or 2.1 (Rombach et al., 2022), told each class by prompts.
+    """Stable Diffusion 1.5, 2 or 2.1 (Rombach et al., 2022), conditioned on classes by prompts.
 
     The empty text serves as the null class. The text encoder embeds the prompts once, at loading,
     and is then released.
 
     Args:
-        weights: A folder in the diffusers layout, or the single file of the original, such as
+        weights: A folder in the diffusers layout, or a single file in the original format, such as
             `v2-1_512-ema-pruned.safetensors`.
         prompts: The name of a shipped table of prompts, or a CSV file (see `read_prompts`).
         templates: Texts that contain `{class}`, used instead of the table's own prompts.
-        predicts: What the network predicts; None takes what its scheduler's settings say, or what
-            is known of a single file.
-        size: Height and width of its images in pixels; None is what the network was trained for.
+        predicts: What the network predicts; None takes what its scheduler's settings state, or what
+            is known for a single file.
+        size: Height and width of its images in pixels; None takes the size of its training.
         precision: The precision of the U-Net; the autoencoder and the text encoder are in float32.
         adapter: The file of a LoRA adapter of the U-Net, which is added to its weights before they
             are rounded to `precision`.
-        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None is the folder
+        tokenizer: The folder of the tokenizer (`vocab.json`, `merges.txt`); None takes the folder
             `tokenizer` in the folder `weights`, or next to the file.
-        download: Repositories to fetch the folder from if it is not complete, `owner/name` or
-            `https://mirror/owner/name`, tried in turn.
+        download: Repositories from which to download the folder if it is incomplete, `owner/name`
+            or `https://mirror/owner/name`, tried in turn.
 
     Raises:
         FileNotFoundError: There is no file `weights` or `adapter`.
@@ -123,19 +123,20 @@ def dit(
     """A class-conditional DiT (Peebles and Xie, 2023).
 
     Args:
-        weights: A folder in the diffusers layout, or a file of the original, such as
+        weights: A folder in the diffusers layout, or a file in the original format, such as
             `DiT-XL-2-256x256.pt`.
-        labels: The network's number for each class of the data set; None takes all in order.
-        predicts: What the network predicts; None takes what its scheduler's settings say.
-        size: Height and width of its images in pixels; None is what the network was trained for.
+        labels: The network's label for each class of the data set; None takes all in order.
+        predicts: What the network predicts; None takes what its scheduler's settings state.
+        size: Height and width of its images in pixels; None takes the size of its training.
         precision: The precision of the transformer; the autoencoder is in float32.
-        adapter: A file of a LoRA adapter of the transformer (see `stable_diffusion`).
-        vae: The folder of the autoencoder, such as a copy of `stabilityai/sd-vae-ft-ema`; None is the
-            one in the folder `weights`. An original file needs it.
-        heads: The number of attention heads of an original file; known for the published ones.
-        trained_with: The code that trained the weights, which decides the time input of the
-            network. The published folders hold weights of the original code.
-        download: The repositories to fetch the folder from if it is incomplete (see
+        adapter: The file of a LoRA adapter of the transformer (see `stable_diffusion`).
+        vae: The folder of the autoencoder, such as a copy of `stabilityai/sd-vae-ft-ema`; None
+            takes the one in the folder `weights`. A file in the original format needs it.
+        heads: The number of attention heads of a file in the original format; known for the
+            published ones.
+        trained_with: The code that trained the weights, which decides how the network embeds the
+            time. The published folders hold weights of the original code.
+        download: Repositories from which to download the folder if it is incomplete (see
             `stable_diffusion`).
 
     Raises:
@@ -167,7 +168,7 @@ def dit(
         raise ValueError(f"labels must be numbers from 0 to {classes - 1}, not {wrong[0]}")
     for part in transformer.modules():
         if hasattr(part, "token_drop"):
-            part.dropout_prob = 0.0  # in training it would draw null labels by itself
+            part.dropout_prob = 0.0  # in training mode it would randomly replace labels by null
     network = Numbered(transformer, torch.tensor([*numbers, classes]))
     settings = weights / "scheduler" / "scheduler_config.json"
     chain = (Discrete(), "noise") if weights.is_file() else read_schedule(settings)
@@ -199,7 +200,7 @@ def _latent(
 
 
 def _places(ways: Sequence[int]) -> Tensor:
-    """Which text is told for each label (see `Denoiser.wordings`): the null text first, then by class."""
+    """Return the index of the text for each label (see `Denoiser.wordings`); 0 is the null text."""
     classes = len(ways)
     places = torch.zeros(max(ways), classes + 1, dtype=torch.long)
     first = 1
@@ -222,10 +223,10 @@ def _text_encoder(folder: Path) -> Any:
 
 
 def _tokenizer(folder: Path, model: Path, fill: str | None = None) -> Any:
-    """The tokenizer in a folder, which fills short texts up with `fill`; None is what its settings say.
+    """Load the tokenizer in a folder, which pads texts with `fill`, or by its settings if None.
 
     Raises:
-        ValueError: transformers is not installed, or there is no tokenizer.
+        ValueError: transformers is not installed, or a file of the tokenizer is missing.
     """
     try:
         from transformers import CLIPTokenizer
@@ -248,10 +249,10 @@ def _tokenizer(folder: Path, model: Path, fill: str | None = None) -> Any:
 
 @torch.no_grad()
 def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
-    """What the text encoder makes of the texts: its last states (P, L, D), on the CPU.
+    """Return the last hidden states (P, L, D) of the text encoder for P texts, on the CPU.
 
     Raises:
-        ValueError: The tokenizer knows more words than the encoder.
+        ValueError: The tokenizer has a token that the encoder does not have.
     """
     encoder = encoder.to(pick_device("auto"))
     most = encoder.config.max_position_embeddings
@@ -268,16 +269,16 @@ def _embedded(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> Tensor:
 
 
 def _adapted(kind: Any, part: Path, precision: Precision, adapter: Path | None) -> Any:
-    """A network with what an adapter learned, if there is one, in its weights."""
+    """Load a network, and merge an adapter into its weights if there is one."""
     if adapter is None:
         return _load(kind, part, precision)
-    network = _load(kind, part, "float32")  # until the adapter is in
+    network = _load(kind, part, "float32")  # rounded after the adapter is merged
     lora.load(network, Path(adapter), precision=precision)
     return network
 
 
 def _load(kind: Any, part: Path, precision: Precision) -> Any:
-    """A network of diffusers or transformers from its part of the folder, with all its weights."""
+    """Load a network of diffusers or transformers from its sub-folder, and require all weights."""
     file = weights_in(part) or part
     options: dict[str, Any] = {
         "local_files_only": True,
@@ -291,7 +292,7 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
     try:
         with _silence(kind):
             model, info = kind.from_pretrained(str(part), **options)
-    except Exception as error:  # a damaged or foreign file may raise anything
+    except Exception as error:  # a damaged or unrelated file can raise any exception
         raise_system_error(error)
         told = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -307,7 +308,7 @@ def _load(kind: Any, part: Path, precision: Precision) -> Any:
 
 @contextmanager
 def _silence(kind: Any) -> Iterator[None]:
-    """No warnings or bars of the library that `kind` is from: what matters is checked here."""
+    """Silence warnings and progress bars of the library of `kind`; `_load` checks what matters."""
     log = import_module(f"{kind.__module__.partition('.')[0]}.utils.logging")
     said = log.get_verbosity()
     log.set_verbosity_error()
@@ -322,10 +323,10 @@ def _silence(kind: Any) -> Iterator[None]:
 def _complete(
     folder: Path, networks: Sequence[str], others: Sequence[str], download: Sequence[str]
 ) -> None:
-    """See to it that a diffusers folder has what is read of it.
+    """Check that a diffusers folder has all files that are needed, or download them.
 
     Raises:
-        ValueError: It has not, and it could not be fetched.
+        ValueError: A file is missing and could not be downloaded.
     """
     lacks = _lacking(folder, networks, others)
     failed = []
@@ -344,7 +345,7 @@ def _complete(
                 local_dir=folder,
                 allow_patterns=wanted,
             )
-        except Exception as error:  # of the network, or of the hub
+        except Exception as error:  # the network and the hub raise many kinds of exceptions
             failed.append(f"{address} ({' '.join(str(error).split())[:80]})")
         lacks = _lacking(folder, networks, others)
         if not lacks:

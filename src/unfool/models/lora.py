@@ -1,7 +1,7 @@
 """LoRA (Hu et al., 2022): a few trained weights added to a frozen network, by the library peft.
 
-Beside the matrix W of a layer stand A and B of a low rank; the layer computes (W + alpha / rank B A) x.
-B begins as 0, so that the network begins as it was. Adapters are kept in the layout of diffusers.
+A layer with matrix W gets matrices A and B of low rank, and computes (W + alpha / rank B A) x. B
+starts at 0, so the network is unchanged at first. Adapters are stored in the layout of diffusers.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from unfool.models.checkpoints import read_state
 from unfool.ranges import Count, Positive, ShareBelowOne, check_arguments
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # the last of diffusers' networks
+ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_out.0")  # `to_out.0` in diffusers
 Layers = str | Sequence[str] | None
 
-_ROLES = ("unet.", "transformer.")  # what diffusers puts before the names of a network's layers
-_METADATA = "lora_adapter_metadata"  # where diffusers looks for alpha
+_ROLES = ("unet.", "transformer.")  # prefixes of diffusers before the names of a network's layers
+_METADATA = "lora_adapter_metadata"  # the entry in which diffusers looks for alpha
 
 
 def add(
@@ -32,22 +32,22 @@ def add(
     layers: Layers = None,
     dropout: ShareBelowOne = 0.0,
 ) -> list[str]:
-    """Put an adapter beside layers of a denoiser's network; nothing else gets a gradient.
+    """Add an adapter to layers of a denoiser's network, and freeze all other weights.
 
     Args:
-        model: A denoiser, or any module; it is changed.
-        rank: Of the adapter.
-        alpha: Its strength; None is the rank.
+        model: A denoiser, or any module; it is changed in place.
+        rank: The rank of the adapter.
+        alpha: The strength of the adapter; None takes the rank.
         layers: `"attention"` (queries, keys, values and outputs), `"convolutions"`, or names of
-            linear and convolutional layers, whole or from a dot on; None is the attention, or
-            where there is none the convolutions.
-        dropout: The share of what goes into the adapter that is dropped while it is trained.
+            linear and convolutional layers, in full or from a dot on; None takes the attention
+            layers, or the convolutions if there are none.
+        dropout: The share of the adapter's inputs that is dropped in training.
 
     Returns:
-        The names of the layers, within the network.
+        The names of the layers within the network.
 
     Raises:
-        ValueError: There are no such layers, an option is out of range, or peft is missing.
+        ValueError: There are no such layers, an option is out of range, or peft is not installed.
     """
     check_arguments(add, locals())
     host = host_of(model)
@@ -58,7 +58,7 @@ def add(
 
 
 def save(model: nn.Module) -> bytes:
-    """The adapter of a model that has one, as the content of a `pytorch_lora_weights.safetensors`."""
+    """Return the adapter of a model as the content of a file `pytorch_lora_weights.safetensors`."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save as to_bytes
 
@@ -72,22 +72,22 @@ def save(model: nn.Module) -> bytes:
     }
     told = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": list(_adapted(host))}
     told = json.dumps({role + key: value for key, value in told.items()})
-    return to_bytes(state, {_METADATA: told})  # one entry: the order of two is not fixed
+    return to_bytes(state, {_METADATA: told})  # a single entry, because the order of several varies
 
 
 def load(model: nn.Module, path: Path, base: str | None = None, precision: str = "float32") -> None:
-    """Add what an adapter learned to the weights of a model.
+    """Merge an adapter from a file into the weights of a model.
 
     Args:
-        model: The denoiser that the adapter was made for; it is changed. To be in float32: half the
-            precision would round away what is added.
-        path: The file, in the layout of peft or the older ones of diffusers.
-        base: What `base_of` told of the model that the adapter was trained in; None if unknown.
-        precision: Of that model's network, and of this one's in the end.
+        model: The denoiser that the adapter belongs to, in float32 (lower precision would round off
+            what is added); it is changed in place.
+        path: The file, in the layout of peft or an older one of diffusers.
+        base: The hash that `base_of` returned for the model in training; None if it is unknown.
+        precision: The precision of the network in training, to which the merged one is converted.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file holds no adapter, or one for another model, or peft is missing.
+        ValueError: The file holds no adapter or one for another model, or peft is not installed.
     """
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
@@ -133,7 +133,7 @@ def load(model: nn.Module, path: Path, base: str | None = None, precision: str =
 
 
 def merged(model: nn.Module) -> nn.Module:
-    """A copy of a model with the adapter in its weights: a network like the one it began as."""
+    """Return a copy of a model with the adapter merged into its weights, in the original layers."""
     copy = deepcopy(model)
     _merge(host_of(copy))
     return copy
@@ -142,9 +142,9 @@ def merged(model: nn.Module) -> nn.Module:
 def base_of(
     model: nn.Module, layers: Sequence[str] | None = None, precision: str = "float32"
 ) -> str:
-    """A hash of the weights that an adapter stands beside; of `layers` before there is one.
+    """Return a hash of the weights that an adapter belongs to, rounded to `precision`.
 
-    They are rounded to a `precision` first.
+    Name `layers` if the model has no adapter yet.
     """
     host, digest = host_of(model), hashlib.sha256()
     for name in sorted(layers or _adapted(host)):
@@ -156,13 +156,13 @@ def base_of(
 
 
 def host_of(model: nn.Module) -> nn.Module:
-    """The network whose layers are named: of a denoiser, diffusers' one if there is one."""
+    """Return the network that names the layers: diffusers' inner network, if there is one."""
     network = getattr(model, "network", model)
     return next((part for part in network.modules() if _of_diffusers(part)), network)
 
 
 def _of_diffusers(module: nn.Module) -> bool:
-    """Whether it is a model of diffusers, which need not be imported to tell."""
+    """Return whether a module is a model of diffusers, without importing diffusers."""
     return any(kind.__name__ == "ModelMixin" for kind in type(module).__mro__)
 
 
@@ -207,14 +207,14 @@ def _inject(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore
         lora_dropout=dropout,
-        target_modules="|".join(map(re.escape, names)),  # a pattern for these names alone
+        target_modules="|".join(map(re.escape, names)),  # a pattern that matches only these names
         init_lora_weights="gaussian",
     )
     inject_adapter_in_model(config, host)
-    for layer in _adapted(host).values():  # also beside weights in half precision
-        layer.lora_A.float()
+    for layer in _adapted(host).values():
+        layer.lora_A.float()  # even if the weights are in half precision
         layer.lora_B.float()
-        layer.train(host.training)  # new parts begin in training, with their dropout on
+        layer.train(host.training)  # new modules start in training mode, with dropout
 
 
 def _merge(host: nn.Module) -> None:

@@ -1,7 +1,7 @@
-"""Files of torch and plain pickles, read as data: no code in them runs, and no class of theirs is needed.
+"""Reading PyTorch files and plain pickles as data, without running code or importing their classes.
 
-An object of an unknown class becomes an inert one, which keeps its attributes. A pickle that calls an
-unknown function, which is how code runs, is refused.
+An object of an unknown class becomes an inert object that keeps its attributes. A pickle that calls
+an unknown function is refused, because that is how a pickle runs code.
 """
 
 import codecs
@@ -22,29 +22,29 @@ from unfool.runtime.files import load_pickle
 
 
 class RefusedError(ValueError):
-    """A pickle calls a function that no file of weights needs; the message is the function's name."""
+    """Raised when a pickle calls a function that weights do not need; the message is its name."""
 
 
 class _NeverCalled(type):
-    """The type of classes that stand for unknown ones: their objects are made by `__new__` alone."""
+    """The metaclass of stand-ins for unknown classes and functions, which refuse to be called."""
 
-    def __call__(cls, *_: Any, **__: Any) -> Any:  # how a pickle calls a function
+    def __call__(cls, *_: Any, **__: Any) -> Any:  # unpickling an object calls `__new__` instead
         raise RefusedError(cls.__qualname__)
 
 
 class Inert(metaclass=_NeverCalled):
-    """An object of an unknown class: its attributes, and its items if it was a table."""
+    """An object of an unknown class, with its attributes and, for a container, its items."""
 
     state: dict[str, Any]
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
-        """An object without attributes."""
+        """Make an object without attributes."""
         made = super().__new__(cls)
         made.state = {}
         return made
 
     def __setstate__(self, state: Any) -> None:
-        parts = state if isinstance(state, tuple) else (state,)  # of slots, too
+        parts = state if isinstance(state, tuple) else (state,)  # a tuple if there are slots
         for part in parts:
             self.state.update(part if isinstance(part, dict) else {})
 
@@ -52,17 +52,17 @@ class Inert(metaclass=_NeverCalled):
         self.state[key] = value
 
     def append(self, value: Any) -> None:
-        """Keep the item of a list."""
+        """Store an item of a list."""
         self.state[str(len(self.state))] = value
 
     def extend(self, values: Any) -> None:
-        """Keep the items of a list."""
+        """Store the items of a list."""
         for value in values:
             self.append(value)
 
 
 def weights_of(network: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """The weights and buffers of a pickled torch module by name."""
+    """Yield the weights and buffers of a pickled torch module by name."""
     for kind in ("_parameters", "_buffers"):
         for name, value in (network.state.get(kind) or {}).items():
             if isinstance(value, Tensor):
@@ -73,16 +73,16 @@ def weights_of(network: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def read_pickle(path: Path) -> object:
-    """What a file of `torch.save`, or a plain pickle, holds.
+    """Read the content of a file written by `torch.save`, or of a plain pickle.
 
     Raises:
-        RefusedError: It calls an unknown function.
-        Exception: It is damaged, or another kind of file.
+        RefusedError: The file calls an unknown function, or holds a TorchScript program.
+        Exception: The file is damaged, or has another format.
     """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise RefusedError("torch.jit")  # a program, which torch would load as one
+                raise RefusedError("torch.jit")  # torch would load it as a program
         return torch.load(path, "cpu", pickle_module=_Module, weights_only=False, mmap=True)
     with path.open("rb") as file:
         content = load_pickle(_Unpickler(file))
@@ -91,7 +91,7 @@ def read_pickle(path: Path) -> object:
     return content
 
 
-_OLD_TORCH_FILE = 0x1950A86A20F9469CFC6C  # what files of torch begin with that are no archives
+_OLD_TORCH_FILE = 0x1950A86A20F9469CFC6C  # first value in PyTorch files that are not zip archives
 _OLD_TORCH_HEAD = pickle.dumps(_OLD_TORCH_FILE, protocol=2)
 
 
@@ -102,13 +102,13 @@ def _inert(name: str, state: Any = None) -> Inert:
 
 
 def _storage(content: bytes) -> Any:
-    """The storage that `torch.save` wrote, in the memory of `content`: a copy would double the peak.
+    """Read a storage written by `torch.save`; in the old format, it shares the memory of `content`.
 
-    The form before torch 1.6 is five pickles, of which the fourth tells type and length, then the length
-    in 8 bytes, then the numbers.
+    A copy would double the peak memory. The format before torch 1.6 has five pickles, the fourth
+    with type and length, then the length in 8 bytes, then the values.
     """
     if content.startswith(_OLD_TORCH_HEAD):
-        file = io.BytesIO(content)  # shares the memory, too
+        file = io.BytesIO(content)  # also shares the memory
         _, kind, _, _, length, part = [_Header(file).load() for _ in range(5)][3]
         dtype = getattr(getattr(torch, kind.__name__.rpartition(".")[2], None), "dtype", None)
         begin = file.tell() + 8
@@ -128,12 +128,12 @@ def _array(*_: Any) -> Inert:
 
 
 def _persistent(meta: Any) -> Inert:
-    """An object of `torch_utils.persistence`, which comes with the source of its class."""
+    """Make an inert object from one of `torch_utils.persistence`, ignoring its source code."""
     return _inert(str(meta.get("class_name")), meta.get("state"))
 
 
 def _reconstructed(kind: Any, *_: Any) -> Any:
-    """What copyreg makes of an object in the old protocols."""
+    """Make an empty object, as copyreg does in the old pickle protocols."""
     return kind.__new__(kind)
 
 
@@ -182,7 +182,7 @@ class _Header(_Unpickler):
 
 
 class _Module:
-    """What `torch.load` asks of a `pickle_module`."""
+    """The interface that `torch.load` needs of a `pickle_module`."""
 
     Unpickler = _Unpickler
     __name__ = "unfool.models.pickles"

@@ -1,4 +1,4 @@
-"""The prompts of each class for a latent model, from a table or from templates."""
+"""Prompts of each class for a latent model, from a table or from templates."""
 
 import csv
 from collections.abc import Sequence
@@ -9,14 +9,14 @@ COLUMNS = ("prompt", "classname", "classidx")
 
 
 def read_prompts(source: str, templates: Sequence[str] = ()) -> list[list[str]]:
-    """The prompts of each class, one or more.
+    """Read one or more prompts for each class.
 
-    A table is a CSV file with the columns `prompt`, `classname` and `classidx`, as in the release of
-    the Diffusion Classifier (Li et al., 2023); a class may have several rows.
+    A table is a CSV file with the columns `prompt`, `classname` and `classidx`, as in the release
+    of the Diffusion Classifier (Li et al., 2023). A class may have several rows.
 
     Args:
-        source: The name of a shipped table (`cifar10`: the release's), or a file.
-        templates: Texts with `{class}` in them, which are told instead of the column `prompt`.
+        source: The name of a shipped table (`cifar10` is the release's), or a CSV file.
+        templates: Texts that contain `{class}`, used instead of the column `prompt`.
 
     Raises:
         ValueError: There is no such table, it cannot be read, or a class has no prompt.

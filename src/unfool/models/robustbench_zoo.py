@@ -1,7 +1,8 @@
 """Classifiers of RobustBench (Croce et al., 2021) by their names in its zoo, from their files.
 
-The zoo keeps what a file does not tell in its code: which input a network wants, and, of a few, how its
-shortcuts run. That and the stated accuracies are here; the rest is read off the file.
+Some facts are only in the zoo's code and not in a file: the normalization of the input and, for a
+few networks, the form of the shortcuts. This module has these facts and the stated accuracies; all
+others are read from the file.
 """
 
 from pathlib import Path
@@ -135,7 +136,7 @@ ACCURACY: dict[tuple[str, str], dict[str, float]] = {  # clean, in percent, as t
 _HALF = (0.5,), (0.5,)
 _CIFAR100_DEEPMIND = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _CIFAR100_EXACT = (0.50708, 0.48655, 0.44092), (0.26733, 0.25644, 0.27615)
-# The input of those that are given neither images of [0, 1] nor that of DeepMind's networks.
+# The mean and std of models with neither images in [0, 1] nor the input of DeepMind's networks.
 _INPUT = {
     ("cifar10", "Hendrycks2019Using"): _HALF,
     ("cifar100", "Hendrycks2019Using"): _HALF,
@@ -160,7 +161,7 @@ def robustbench(
     threat: Literal["Linf", "L2"] = "Linf",
     dataset: Literal["cifar10", "cifar100"] = "cifar10",
 ) -> NormalizedClassifier:
-    """A classifier of RobustBench by its name in the zoo, from its file.
+    """A classifier of RobustBench, from its file and its name in the zoo.
 
     Args:
         model: The name in the zoo, such as `"Standard"` or `"Wang2023Better_WRN-28-10"`.
@@ -171,7 +172,7 @@ def robustbench(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: The zoo has no such model, its network is not supported, or the file belongs to
-            another model.
+            an unknown network.
     """
     check_arguments(robustbench, locals())
     stated = ACCURACY.get((dataset, threat), {})

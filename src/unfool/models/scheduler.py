@@ -1,4 +1,4 @@
-"""The settings of a scheduler of diffusers: the chain of a network, and what it predicts."""
+"""Reading the noise schedule and the kind of prediction from a diffusers scheduler's settings."""
 
 import json
 from pathlib import Path
@@ -17,10 +17,10 @@ KINDS: dict[str, Literal["linear", "scaled_linear", "cosine"]] = {
 
 
 def read_schedule(path: Path) -> tuple[Discrete, Predicts]:
-    """The chain that a scheduler's settings describe, and what the network says by them.
+    """Return the noise schedule in a scheduler's settings, and what the network predicts.
 
     Raises:
-        ValueError: They describe another kind of chain or prediction.
+        ValueError: The kind of schedule or prediction is not supported.
     """
     settings = json.loads(path.read_text("utf-8"))
     kind = settings.get("beta_schedule", "linear")

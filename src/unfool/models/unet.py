@@ -1,4 +1,4 @@
-"""The U-Net of the package as a denoiser."""
+"""The package's U-Net as a denoiser."""
 
 from collections.abc import Sequence
 
@@ -28,24 +28,24 @@ def unet(
     """A U-Net denoiser with random weights.
 
     Args:
-        channels: Of an image.
-        size: Its height and width in pixels.
+        channels: Channels of an image.
+        size: Height and width of an image in pixels.
         widths: Channels of each level; each level has half the resolution of the one before.
-        layers: Residual blocks of a level.
+        layers: Residual blocks per level.
         attention: The levels (from 0) that have self-attention; the middle has it if any does.
-        patch: Pixels per side that are taken together; the first level works at `size / patch`.
-        groups: Of the group normalization; each width is a multiple of it.
-        dropout: The rate in the residual blocks.
+        patch: Side of a patch in pixels; the first level has the resolution `size / patch`.
+        groups: Number of groups of the group normalization; each width is a multiple of it.
+        dropout: The dropout rate of the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
-        multi_head: Whether each label has an output layer of its own, so that one forward answers for
-            all of them; a diffusion classifier then costs one forward per random draw.
-        predicts: What the network says (see `NetworkDenoiser`).
+        multi_head: Whether each label has its own output layer, so that one forward pass predicts
+            for all labels; a diffusion classifier then needs one forward pass per random draw.
+        predicts: What the network predicts (see `NetworkDenoiser`).
         schedule: The noise schedule; continuous VP if None.
-        time: How the network is told the time (see `NetworkDenoiser`).
-        clip_x0: Whether x_hat is clipped to [-1, 1].
+        time: The time input of the network (see `NetworkDenoiser`).
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
 
     Raises:
-        ValueError: An option is out of range, or two do not go together.
+        ValueError: An option is out of range, or two options contradict each other.
     """
     check_arguments(unet, locals())
     if size % (patch * 2 ** (len(widths) - 1)):

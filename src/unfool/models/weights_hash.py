@@ -1,7 +1,7 @@
 """A hash of all the weights in a model, wherever they came from.
 
-A spec tells weights by the files that it names. A class of the user's own may load its weights from
-anywhere, so they are also told by what is in them once the model is built.
+A spec identifies weights by the files that it names. A user's own class may load weights from
+anywhere, so weights are also identified by their values, once the model is built.
 """
 
 import hashlib
@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_STATE = frozenset(vars(nn.Module()))  # what every module has
+_STATE = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
 def weights_hash(*things: Any) -> str:
-    """A hash of the tensors and arrays in some objects: weights, buffers, and what attributes hold.
+    """Hash the tensors and arrays in some objects: weights, buffers, and values of attributes.
 
-    It looks into modules, objects, lists, tables, and the closures and global networks of plain
-    functions. Weights that a class loads only at its first call are not seen.
+    The search covers modules, objects, lists, mappings, and the closures and global networks of
+    plain functions. It does not see weights that a class loads only at its first call.
 
     Args:
-        things: Models, purifiers, attacks or objectives, as they were built.
+        things: Models, purifiers, attacks or objectives, after they were built.
     """
     digest = hashlib.sha256()
     for piece in _pieces(things, "", {}):
@@ -36,7 +36,7 @@ def weights_hash(*things: Any) -> str:
 def _pieces(thing: Any, name: str, seen: dict[int, Any]) -> Iterator[bytes]:
     if id(thing) in seen or isinstance(thing, _OPAQUE):
         return
-    seen[id(thing)] = thing  # kept, so that no other has its number
+    seen[id(thing)] = thing  # keeps the object alive, so that no other object gets the same id
     if isinstance(thing, Tensor | np.ndarray):
         yield f"{name} {thing.dtype} {tuple(thing.shape)};".encode()
         yield _bytes(thing)
@@ -69,19 +69,19 @@ def _inside(thing: Any) -> list[tuple[str, Any]]:
 
 
 def _methods(kind: type) -> list[tuple[str, Any]]:
-    """The functions of a user's class, which may use networks of their module."""
+    """Return the functions of a user's class, which may use global networks of its module."""
     if kind.__module__.partition(".")[0] in ("builtins", "torch", "numpy", "unfool"):
         return []
     return [(key, value) for key, value in vars(kind).items() if isinstance(value, FunctionType)]
 
 
 def _reached(function: FunctionType) -> list[tuple[str, Any]]:
-    """What a function holds in its closure, and the networks and arrays of its module that it uses."""
+    """Return the closure of a function, and the global networks and arrays that it uses."""
     found: list[tuple[str, Any]] = []
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             found.append((name, cell.cell_contents))
-        except ValueError:  # it is not filled yet
+        except ValueError:  # the cell is still empty
             continue
     known = function.__globals__
     used = [(name, known[name]) for name in function.__code__.co_names if name in known]

@@ -1,1 +1,1 @@
-"""Networks as plain torch modules: they import nothing else of the package."""
+"""Networks as plain torch modules, which import nothing else from the package."""

@@ -1,6 +1,6 @@
 """The residual networks of He et al. (2016) for 32x32 images, with parameter-free shortcuts.
 
-Modules are named as in the public checkpoints, which load as they are.
+Modules are named as in the public checkpoints, which load without renaming.
 """
 
 import torch
@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 
 class CifarResNet(nn.Module):
-    """Three stages of 16, 32 and 64 channels, with option-A shortcuts between them.
+    """A ResNet of three stages with 16, 32 and 64 channels, and option-A shortcuts between them.
 
     Args:
-        blocks: How many blocks of two convolutions a stage has.
-        classes: How many classes it tells apart.
+        blocks: Blocks per stage, each of two convolutions.
+        classes: Number of classes.
     """
 
     def __init__(self, blocks: int, classes: int) -> None:
@@ -46,7 +46,7 @@ class _Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = torch.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        # Option A: every other pixel, with empty channels on both sides for those it lacks.
+        # Option A: subsample the pixels, and pad the missing channels with zeros on both sides.
         x = x[:, :, :: self.stride, :: self.stride]
         if self.more:
             x = nn.functional.pad(x, (0, 0, 0, 0, self.more // 2, self.more // 2))
@@ -54,11 +54,11 @@ class _Block(nn.Module):
 
 
 def cifar_resnet(depth: int = 20, classes: int = 10) -> CifarResNet:
-    """The network of `depth` layers.
+    """Build the network with `depth` layers.
 
     Args:
-        depth: 20, 32, 44, 56 or another 6n + 2.
-        classes: How many classes it tells apart.
+        depth: Layers with weights: 20, 32, 44, 56 or another 6n + 2.
+        classes: Number of classes.
 
     Raises:
         ValueError: There is no network of this depth.

@@ -6,21 +6,21 @@ from torch import nn
 def small_cnn(
     channels: int = 1, size: int = 8, classes: int = 10, width: int = 32
 ) -> nn.Sequential:
-    """Two pairs of convolutions, a halving after each, and one linear layer.
+    """Build two pairs of convolutions, each followed by max pooling, and one linear layer.
 
-    It has 67,562 parameters by default, and nothing that differs between training and use.
+    The network has 67,562 parameters by default, and computes the same in training and evaluation.
 
     Args:
         channels: Channels of an image.
-        size: Height and width of an image, 4 or more.
-        classes: How many classes it tells apart.
+        size: Height and width of an image in pixels, 4 or more.
+        classes: Number of classes.
         width: Channels of the first pair; the second has twice as many.
 
     Returns:
-        A network from images (B, channels, size, size) to logits (B, classes).
+        A network that maps images (B, channels, size, size) to logits (B, classes).
 
     Raises:
-        ValueError: The images are too small.
+        ValueError: `size` is below 4.
     """
     if size < 4:
         raise ValueError(f"size must be 4 or more, not {size}")

@@ -1,7 +1,8 @@
 """The residual networks of Gowal et al. (2020), Rebuffi et al. (2021), and Wang et al. (2023).
 
-They differ from other wide residual networks in two ways: convolutions of stride 2 pad on the right and
-below only, and the activation is mostly SiLU. Modules are named as in these authors' checkpoints.
+They differ from other wide residual networks in two ways: convolutions of stride 2 are padded only
+on the right and bottom, and the activation is mostly SiLU. Modules are named as in these authors'
+checkpoints.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,10 @@ class DeepMindWideResNet(nn.Module):
     """Three stages of 16, 32 and 64 times `width` channels; normalization before convolution.
 
     Args:
-        depth: 28, 34, 70 or another 6n + 4.
-        width: How many times wider than a plain network it is.
+        depth: Layers with weights: 28, 34, 70 or another 6n + 4.
+        width: The width factor, relative to a plain ResNet.
         classes: Number of classes.
-        activation: `"silu"` or `"relu"`; the weights do not tell which.
+        activation: `"silu"` or `"relu"`, which cannot be read from the weights.
 
     Raises:
         ValueError: There is no network of this depth.
@@ -60,7 +61,7 @@ class DeepMindPreActResNet(nn.Module):
     Args:
         blocks: Blocks of each stage.
         classes: Number of classes.
-        activation: `"silu"` or `"relu"`; the weights do not tell which.
+        activation: `"silu"` or `"relu"`, which cannot be read from the weights.
     """
 
     def __init__(
@@ -125,5 +126,5 @@ class _PreActBlock(nn.Module):
 
 
 def _padded(x: Tensor, stride: int) -> Tensor:
-    """Features with the border of zeros that TensorFlow's "SAME" adds for a 3x3 convolution."""
+    """Pad features with zeros as TensorFlow's "SAME" does for a 3x3 convolution."""
     return F.pad(x, (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1))

@@ -1,9 +1,9 @@
-"""Layers whose graphs keep less memory while their weights are frozen.
+"""Layers whose autograd graphs take less memory while the weights are frozen.
 
-A gradient toward the image alone needs less than PyTorch keeps: of a convolution nothing but its weights,
-of a normalization followed by SiLU nothing but its input. The values and gradients are the same. Where
-weights are trained, a compiler plans the memory, or no gradient is asked for, the layers do what
-`nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
+A gradient with respect to the image alone needs less than PyTorch saves: only the weights of a
+convolution, and only the input of a normalization followed by SiLU. Values and gradients are the
+same. When weights are trained, when torch.compile plans the memory, or when no gradient is needed,
+the layers do what `nn.Conv2d`, `nn.GroupNorm` and `F.silu` do.
 """
 
 from typing import Any
@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d` whose graph does not keep the input while the weights are frozen."""
+    """`nn.Conv2d` that does not save its input for the gradient while its weights are frozen."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Features (B, C, H, W) to features (B, C', H', W')."""
+        """Map features (B, C, H, W) to features (B, C', H', W')."""
         simple = self.padding_mode == "zeros" and not isinstance(self.padding, str)
         if not simple or not _leads_to(input, self.weight, self.bias):
             return super().forward(input)
@@ -29,13 +29,13 @@ class Conv2d(nn.Conv2d):
 def norm_silu(
     norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None
 ) -> Tensor:
-    """`silu(norm(x))`, or `silu(norm(x) * (1 + scale) + shift)`, of features (B, C, H, W).
+    """Compute `silu(norm(x))`, or `silu(norm(x) * (1 + scale) + shift)`.
 
     Args:
         norm: The normalization, with weights.
-        x: The features.
-        scale: Of each channel (B, C, 1, 1), together with `shift`.
-        shift: Of each channel (B, C, 1, 1).
+        x: Features (B, C, H, W).
+        scale: The scale of each channel (B, C, 1, 1); used only together with `shift`.
+        shift: The shift of each channel (B, C, 1, 1).
     """
     cast = torch.is_autocast_enabled(x.device.type)
     if _leads_to(x, norm.weight, norm.bias, scale, shift) and not cast:
@@ -46,7 +46,7 @@ def norm_silu(
 
 
 def _leads_to(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether a graph is made that leads to `x` and to none of the others, and is executed as written."""
+    """Return whether autograd tracks `x` but none of `others`, outside torch.compile."""
     return (
         torch.is_grad_enabled()
         and x.requires_grad
@@ -60,7 +60,7 @@ def _modulated(x: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
 
 
 class _Convolution(torch.autograd.Function):
-    """A convolution that keeps the shape of its input in place of the input."""
+    """A convolution that saves the shape of its input instead of the input."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layer: Conv2d) -> Tensor:
@@ -71,7 +71,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         layer, gradient = ctx.layer, gradients[0]
         stride, padding, dilation = layer.stride, layer.padding, layer.dilation
-        smallest = [  # of the inputs that have an output of this size
+        smallest = [  # the smallest input size with an output of this size
             (out - 1) * stride[i] - 2 * padding[i] + dilation[i] * (size - 1) + 1
             for i, (out, size) in enumerate(zip(gradient.shape[2:], layer.kernel_size, strict=True))
         ]
@@ -84,7 +84,7 @@ class _Convolution(torch.autograd.Function):
 
 
 class _NormSiLU(torch.autograd.Function):
-    """SiLU of a normalization, which keeps its input alone and normalizes it again on the way back."""
+    """SiLU of a normalization, which saves only its input and recomputes the rest backward."""
 
     @staticmethod
     def forward(
@@ -116,7 +116,7 @@ class _NormSiLU(torch.autograd.Function):
 
 
 def _format(x: Tensor) -> torch.memory_format:
-    """The layout in which torch normalizes such features: a CPU takes channels last as they are."""
+    """Return the memory format in which torch normalizes `x`: only a CPU keeps channels last."""
     last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    whole = x.stride(0) == x.shape[1:].numel()  # of one image torch lets that number be another
+    whole = x.stride(0) == x.shape[1:].numel()  # for a single image torch allows any stride(0)
     return torch.channels_last if last and whole and not x.is_cuda else torch.contiguous_format

@@ -1,7 +1,7 @@
-"""The U-Net of EDM2 (Karras et al., 2024), whose layers keep the magnitude of their features.
+"""The U-Net of EDM2 (Karras et al., 2024), whose layers preserve the magnitude of features.
 
-It has neither biases nor normalization layers. Weights are brought to their magnitude once, when they
-are loaded (see `models.published.edm2`).
+It has neither biases nor normalization layers. Weights are normalized once, when they are loaded
+(see `models.published.edm2`).
 """
 
 import math
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 DOWN, UP = -1, 1
-SHARE, LABEL_SHARE = 0.3, 0.5  # of the second branch in a sum
+SHARE, LABEL_SHARE = 0.3, 0.5  # the weight of the second branch in a sum
 LARGEST = 256.0
 
 
 class MagnitudeUNet(nn.Module):
-    """A U-Net of residual blocks that keep magnitudes.
+    """A U-Net of magnitude-preserving residual blocks.
 
     Args:
         widths: Channels of each level; each level has half the resolution of the one before.
-        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        layers: Residual blocks per level on the way down; there is one more on the way up.
         attention: The levels (from 0) that have self-attention; the middle always has it.
-        channels: Of an image.
-        embedded: Numbers of the embedding of time and label.
-        frequencies: Of the time.
+        channels: Channels of an image.
+        embedded: Dimensions of the embedding of time and label; the largest width if None.
+        frequencies: Number of frequencies that embed the time; the first width if None.
         classes: Labels to condition on, besides the null class; 0 for none.
-        head_width: Channels of a head of the attention.
+        head_width: Channels per attention head.
     """
 
     frequencies: Tensor
@@ -58,7 +58,7 @@ class MagnitudeUNet(nn.Module):
             head = head_width if attends else 0
             return Block(inputs, width, told, encodes=encodes, resample=resample, head=head)
 
-        self.conv_in = convolution(channels + 1, widths[0], 3)  # with a channel of ones
+        self.conv_in = convolution(channels + 1, widths[0], 3)  # plus a channel of ones
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         width, skips = widths[0], [widths[0]]
         for level, after in enumerate(widths):
@@ -78,7 +78,7 @@ class MagnitudeUNet(nn.Module):
         self.conv_out = convolution(width, channels, 3)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The prediction for x (B, C, H, W) at times (B,); the label `classes` is the null class."""
+        """Predict from x (B, C, H, W) and times (B,); the label `classes` is the null class."""
         waves = time[:, None] * self.frequencies + self.phases
         embedding = self.time(math.sqrt(2) * waves.cos())
         if self.label is not None and label is not None:
@@ -98,15 +98,15 @@ class MagnitudeUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, which may resample, and the attention after it.
+    """A residual block with optional resampling and attention.
 
     Args:
-        inputs: Channels that come in.
-        width: Channels that go out.
-        told: Numbers of the embedding.
-        encodes: Whether it is on the way down, where the features are normalized first.
+        inputs: Input channels.
+        width: Output channels.
+        told: Dimensions of the embedding.
+        encodes: Whether the block is on the way down, where features are normalized first.
         resample: `DOWN`, `UP`, or 0.
-        head: Channels of a head of the attention; 0 for no attention.
+        head: Channels per attention head; 0 for no attention.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class Block(nn.Module):
         self.out = convolution(width, width, 1) if head else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Features (B, inputs, H, W) and embeddings (B, told) to features (B, width, H', W')."""
+        """Map features (B, inputs, H, W) and embeddings (B, told) to (B, width, H', W')."""
         if self.resample:
             x = F.interpolate(x, scale_factor=2.0) if self.resample == UP else F.avg_pool2d(x, 2)
         if self.encodes:
@@ -131,7 +131,7 @@ class Block(nn.Module):
         inner = self.conv2(silu(inner))
         x = weighted_sum(x if self.encodes else self.shortcut(x), inner, SHARE)
         if self.qkv is not None and self.out is not None:
-            # query, key and value of a channel lie side by side
+            # The query, key and value of a channel are adjacent.
             table = self.qkv(x).flatten(2).unflatten(1, (-1, self.head, 3))
             q, k, v = (part.transpose(2, 3) for part in to_unit(table, (2,)).unbind(3))
             seen = F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape)
@@ -140,27 +140,27 @@ class Block(nn.Module):
 
 
 def convolution(inputs: int, width: int, side: int) -> nn.Conv2d:
-    """A convolution without bias that keeps the resolution."""
+    """Build a convolution without bias that keeps the resolution."""
     return nn.Conv2d(inputs, width, side, padding=side // 2, bias=False)
 
 
 def to_unit(x: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """`x` scaled to a root mean square of 1 over some dimensions."""
+    """Scale `x` to a root mean square of 1 over `dims`."""
     length = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     return x / (1e-4 + length * math.sqrt(length.numel() / x.numel()))
 
 
 def silu(x: Tensor) -> Tensor:
-    """The activation, scaled to keep the magnitude of normal inputs."""
+    """Compute SiLU, scaled to preserve the magnitude of normally distributed inputs."""
     return F.silu(x) / 0.596
 
 
 def weighted_sum(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """The sum of two branches with a share of the second, scaled to keep their magnitude."""
+    """Sum two branches with weights 1 - `share` and `share`, scaled to preserve the magnitude."""
     return a.lerp(b, share) / math.sqrt((1 - share) ** 2 + share**2)
 
 
 def joined(a: Tensor, b: Tensor) -> Tensor:
-    """Two branches side by side (B, C + D, H, W), scaled so that both weigh the same."""
+    """Concatenate two branches to (B, C + D, H, W), scaled so that both contribute equally."""
     scale = math.sqrt((a.shape[1] + b.shape[1]) / 2)
     return torch.cat([a * (scale / math.sqrt(a.shape[1])), b * (scale / math.sqrt(b.shape[1]))], 1)

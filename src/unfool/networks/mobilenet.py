@@ -1,7 +1,7 @@
 """MobileNetV2 (Sandler et al., 2018) in its common forms for 32x32 images.
 
-The first convolution and the second stage have stride 1. Modules are named as in "pytorch-cifar" (Liu,
-2017).
+The first convolution and the second stage have stride 1. Modules are named as in "pytorch-cifar"
+(Liu, 2017).
 """
 
 from collections.abc import Sequence
@@ -16,15 +16,16 @@ CHANNELS = (16, 24, 32, 64, 96, 160, 320)
 
 
 class MobileNetV2(nn.Module):
-    """Seven stages of inverted residual blocks.
+    """A MobileNetV2 with seven stages of inverted residual blocks.
 
     Args:
         classes: Number of classes.
         first: Channels of the first convolution.
         channels: Channels of each stage.
-        last: Channels before the linear layer.
-        all_shortcuts: The form of "pytorch-cifar": every block of stride 1 has a shortcut, a convolution
-            where the width changes; the first block has an expansion, too; ReLU instead of ReLU6.
+        last: Channels of the last convolution.
+        all_shortcuts: Whether to build the form of "pytorch-cifar": every block of stride 1 has a
+            shortcut (a convolution where the width changes), the first block also expands, and the
+            activation is ReLU instead of ReLU6.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""A small residual network that learns CIFAR-10 within two hours of one CPU core.
+"""A small residual network that learns CIFAR-10 within two hours on one CPU core.
 
-After Page (2018, "How to train your ResNet") and Jordan (2024, "94% on CIFAR-10 in 3.29 seconds",
-section 3): the input is whitened, pooling comes before normalization, every convolution starts
-as the identity, and only the shifts of the normalizations are learned, not their scales.
+It follows Page (2018, "How to train your ResNet") and Jordan (2024, "94% on CIFAR-10 in 3.29
+seconds", section 3): the input is whitened, pooling comes before normalization, every convolution
+starts as the identity, and the normalizations learn only their shifts, not their scales.
 """
 
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 
 class QuickResNet(nn.Module):
-    """Whitened 2x2 patches, a residual stage for each width, the greatest over the places.
+    """A residual network on whitened 2x2 patches, with global max pooling before the linear layer.
 
     Args:
-        widths: The channels of each stage; a stage halves the picture.
-        classes: How many classes it tells apart.
-        channels: Of the images.
+        widths: Channels of each stage; each stage halves the resolution.
+        classes: Number of classes.
+        channels: Channels of an image.
 
     Raises:
-        ValueError: There is no stage, or one without channels.
+        ValueError: `widths` is empty, or a width is below 1.
     """
 
     whitening: Tensor
@@ -41,10 +41,10 @@ class QuickResNet(nn.Module):
 
     @torch.no_grad()
     def prepare(self, x: Tensor) -> None:
-        """Fit the whitening, which is not learned, to normalized training images (B, C, H, W).
+        """Fit the whitening, which is not trained, to normalized training images (B, C, H, W).
 
         Every eigenvector of the covariance of the 2x2 patches is divided by the square root of its
-        eigenvalue, so that what follows sees patches of unit covariance.
+        eigenvalue, so that the whitened patches have unit covariance.
         """
         patches = F.unfold(x, 2).transpose(1, 2).flatten(0, 1).double()
         values, vectors = torch.linalg.eigh(patches.T.cov())
@@ -72,7 +72,7 @@ class _Stage(nn.Module):
 
 
 class _Shift(nn.BatchNorm2d):
-    """Batch normalization with a shift that is learned, and no scale."""
+    """Batch normalization with a learned shift and no scale."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
@@ -81,7 +81,7 @@ class _Shift(nn.BatchNorm2d):
 
 
 def _convolution(before: int, after: int) -> nn.Conv2d:
-    """A 3x3 convolution whose first outputs are its inputs."""
+    """Build a 3x3 convolution whose first outputs initially equal its inputs."""
     convolution = nn.Conv2d(before, after, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(convolution.weight[: min(before, after)])

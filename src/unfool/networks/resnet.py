@@ -1,7 +1,7 @@
 """Residual networks of He et al. (2016) in the form that is common for 32x32 images.
 
-The first convolution is 3x3 with stride 1, and shortcuts between stages are convolutions. Modules are
-named as in the public code for CIFAR-10 (Liu, 2017, "pytorch-cifar").
+The first convolution is 3x3 with stride 1, and shortcuts between stages are convolutions. Modules
+are named as in the public code for CIFAR-10 (Liu, 2017, "pytorch-cifar").
 """
 
 from collections.abc import Sequence
@@ -12,18 +12,20 @@ from torch.nn import functional as F
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks; each stage after the first halves the image and doubles the width.
+    """A ResNet in which each stage after the first halves the resolution and doubles the width.
 
     Args:
         blocks: Blocks of each stage.
         width: Channels of the first stage, before the expansion of a bottleneck.
         classes: Number of classes.
-        bottleneck: Blocks of three convolutions (1x1, 3x3, 1x1), four times as wide at their end.
-        pre_activation: Normalization and ReLU come before each convolution (He et al., 2016b).
-        last_norm: With `pre_activation`: normalize once more before pooling.
-        shortcut_of_input: With `pre_activation`: a shortcut convolution sees the input of its block
-            before normalization and ReLU, instead of after.
-        max_pool: Halve the image by a max-pooling after the first convolution.
+        bottleneck: Whether blocks have three convolutions (1x1, 3x3, 1x1), the last four times as
+            wide.
+        pre_activation: Whether normalization and ReLU come before each convolution (He et al.,
+            2016b).
+        last_norm: With `pre_activation`: whether features are normalized again before pooling.
+        shortcut_of_input: With `pre_activation`: whether shortcut convolutions get the input of
+            their block before normalization and ReLU, instead of after.
+        max_pool: Whether max pooling after the first convolution halves the resolution.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions, or three of a bottleneck, and ReLU after the sum with the shortcut."""
+    """A residual block of two convolutions (three in a bottleneck), with ReLU after the sum."""
 
     def __init__(self, before: int, inner: int, stride: int, bottleneck: bool) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class Block(nn.Module):
             self.shortcut.append(nn.BatchNorm2d(after))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C', H', W') of features (B, C, H, W)."""
+        """Map features (B, C, H, W) to features (B, C', H', W')."""
         out = x
         for i in range(1, self.count + 1):
             out = self.get_submodule(f"bn{i}")(self.get_submodule(f"conv{i}")(out))
@@ -97,7 +99,7 @@ class Block(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """Two convolutions, or three of a bottleneck, each after normalization and ReLU."""
+    """A residual block of two convolutions (or three), each after normalization and ReLU."""
 
     def __init__(
         self, before: int, inner: int, stride: int, bottleneck: bool, shortcut_of_input: bool
@@ -113,7 +115,7 @@ class PreActivationBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C', H', W') of features (B, C, H, W)."""
+        """Map features (B, C, H, W) to features (B, C', H', W')."""
         active = out = torch.relu(self.get_submodule("bn1")(x))
         out = self.get_submodule("conv1")(out)
         for i in range(2, self.count + 1):
@@ -126,7 +128,7 @@ class PreActivationBlock(nn.Module):
 def _sizes(
     before: int, inner: int, stride: int, bottleneck: bool
 ) -> tuple[tuple[int, int, int, int], ...]:
-    """Of each convolution of a block: channels in, channels out, kernel size, stride."""
+    """Return the input channels, output channels, kernel size, and stride of each convolution."""
     if bottleneck:
         return (before, inner, 1, 1), (inner, inner, 3, stride), (inner, 4 * inner, 1, 1)
     return (before, inner, 3, stride), (inner, inner, 3, 1)

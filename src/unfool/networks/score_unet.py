@@ -1,8 +1,8 @@
 """The U-Net of published diffusion models on pixels, in the variants that their authors trained.
 
-One network serves ADM (Nichol and Dhariwal, 2021; Dhariwal and Nichol, 2021), DDPM (Ho et al., 2020),
-and DDPM++ and NCSN++ (Song et al., 2021). They share the order of their blocks and differ in details,
-which a `Style` names.
+One class implements ADM (Nichol and Dhariwal, 2021; Dhariwal and Nichol, 2021), DDPM (Ho et al.,
+2020), and DDPM++ and NCSN++ (Song et al., 2021). They share the order of their blocks and differ in
+details, which a `Style` describes.
 """
 
 import math
@@ -21,26 +21,27 @@ DOWN, UP = -1, 1
 
 @dataclass(frozen=True)
 class Style:
-    """What distinguishes one family of these U-Nets from another.
+    """The differences between one family of these U-Nets and another.
 
     Attributes:
-        groups: The most groups of a normalization.
-        group_width: The fewest channels of a group.
-        eps: Of the normalization.
-        sines_first: Whether the embedding of the time begins with the sines; otherwise with the cosines.
-        reaches_end: Whether the last frequency of the embedding is 1/10,000; otherwise it is above.
-        fourier: Whether the time is embedded at stored frequencies.
-        labels_first: Whether the label is added to the embedding of the time before the two linear
-            layers; otherwise after them.
-        blocks_resample: Whether residual blocks resample, instead of a convolution.
-        centered: Whether the convolution that halves the resolution is padded on all sides; otherwise
-            on the right and below.
-        scale_shift: Whether the time scales and shifts the features, instead of being added to them.
-        normalizes_sums: Whether every sum is divided by sqrt(2), and every block that resamples has a
-            convolution in its shortcut.
+        groups: Maximum number of groups of a group normalization.
+        group_width: Minimum number of channels per group.
+        eps: Epsilon of the normalization.
+        sines_first: Whether the time embedding begins with the sines; otherwise with the cosines.
+        reaches_end: Whether the lowest frequency of the time embedding is 1/10,000, and not above.
+        fourier: Whether the time is embedded at frequencies that are stored with the weights.
+        labels_first: Whether the label is added to the time embedding before the two linear layers;
+            otherwise after them.
+        blocks_resample: Whether residual blocks change the resolution; otherwise separate
+            convolutions do.
+        centered: Whether the convolution that halves the resolution is padded on all sides;
+            otherwise only on the right and bottom.
+        scale_shift: Whether the embedding scales and shifts the features; otherwise it is added.
+        normalizes_sums: Whether every sum of two branches is divided by sqrt(2), and every block
+            that resamples has a convolution in its shortcut.
         attends_once: Whether only the last block of a level has attention on the way up.
-        taps: The filter that smooths what a block resamples.
-        pyramid: Whether the image is added at each level on the way down.
+        taps: The filter that smooths the features which a block resamples.
+        pyramid: Whether an input pyramid is added to the features at each level on the way down.
     """
 
     groups: int = 32
@@ -59,15 +60,15 @@ class Style:
     pyramid: bool = False
 
     def norm(self, width: int) -> nn.GroupNorm:
-        """The normalization of `width` channels."""
+        """Build the normalization layer for `width` channels."""
         return nn.GroupNorm(self.groups_of(width), width, eps=self.eps)
 
     def groups_of(self, width: int) -> int:
-        """The number of groups that `width` channels are normalized in."""
+        """Return the number of groups in which `width` channels are normalized."""
         return min(self.groups, width // self.group_width)
 
     def sum(self, a: Tensor, b: Tensor) -> Tensor:
-        """The sum of two branches."""
+        """Add two branches, and divide the sum by sqrt(2) if `normalizes_sums`."""
         return (a + b) / math.sqrt(2) if self.normalizes_sums else a + b
 
 
@@ -97,17 +98,17 @@ class ScoreUNet(nn.Module):
 
     Args:
         widths: Channels of each level; each level has half the resolution of the one before.
-        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        layers: Residual blocks per level on the way down; there is one more on the way up.
         attention: The levels (from 0) that have self-attention; the middle always has it.
-        channels: Of an image.
+        channels: Channels of an image.
         outputs: Channels of the prediction; more than `channels` if it includes a variance.
         first: Channels of the first convolution; the width of the first level if None.
-        embedded: Numbers that the time is embedded in; those of the first convolution if None.
-        labels: Rows of the table of labels; 0 for none.
-        heads: Of the attention, if their number is fixed; otherwise their width is.
-        head_width: Channels of a head where `heads` is 0.
-        style: What distinguishes the family.
-        dropout: The rate in the residual blocks.
+        embedded: Dimensions of the time embedding (frequencies with `fourier`); `first` if None.
+        labels: Rows of the label embedding; 0 for none.
+        heads: Number of attention heads; 0 if `head_width` is fixed instead.
+        head_width: Channels per attention head if `heads` is 0.
+        style: The details of the family.
+        dropout: The dropout rate of the residual blocks.
     """
 
     frequencies: Tensor
@@ -174,12 +175,12 @@ class ScoreUNet(nn.Module):
         self.conv_out = Conv2d(width, outputs, 3, padding=1)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """The prediction (B, outputs, H, W).
+        """Return the prediction (B, outputs, H, W).
 
         Args:
             x: Images (B, C, H, W); H and W are multiples of 2^(levels - 1).
-            time: What the network is told of the time, (B,).
-            label: Rows of the table of labels (B,); None if there is no table.
+            time: Time inputs of the network, (B,).
+            label: Rows of the label embedding (B,); None if the network has none.
         """
         embedding = self._embed(x, time, label)
         image = x
@@ -197,7 +198,7 @@ class ScoreUNet(nn.Module):
         return self.conv_out(norm_silu(self.norm_out, x))
 
     def _embed(self, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
-        """The embedding of the time and the label (B, D), ready for the linear layers of the blocks."""
+        """Return the embedding (B, D) of time and label, after the last activation."""
         style = self.style
         if style.fourier:
             angles = 2 * math.pi * time[:, None] * self.frequencies
@@ -216,16 +217,16 @@ class ScoreUNet(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block, which may resample, and the attention after it.
+    """A residual block with optional resampling and attention.
 
     Args:
-        inputs: Channels that come in.
-        width: Channels that go out.
-        told: Numbers of the embedding of time and label.
-        style: What distinguishes the family.
-        head: Channels of a head of the attention; 0 for no attention.
+        inputs: Input channels.
+        width: Output channels.
+        told: Dimensions of the embedding of time and label.
+        style: The details of the family.
+        head: Channels per attention head; 0 for no attention.
         resample: `DOWN`, `UP`, or 0.
-        dropout: The rate before the second convolution.
+        dropout: The dropout rate before the second convolution.
     """
 
     def __init__(
@@ -252,7 +253,7 @@ class Block(nn.Module):
         self.attention = Attention(width, groups, head, style.eps) if head else None
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Features (B, inputs, H, W) and embeddings (B, told) to features (B, width, H', W')."""
+        """Map features (B, inputs, H, W) and embeddings (B, told) to (B, width, H', W')."""
         inner = norm_silu(self.norm1, x)
         if self.resample:
             inner, x = (resampled(part, self.resample, self.style.taps) for part in (inner, x))
@@ -264,12 +265,12 @@ class Block(nn.Module):
         x = self.style.sum(self.shortcut(x), self.conv2(self.dropout(inner)))
         if self.attention is None:
             return x
-        x = self.attention(x)  # with its own residual connection
+        x = self.attention(x)  # which has its own residual connection
         return x / math.sqrt(2) if self.style.normalizes_sums else x
 
 
 class Resample(nn.Module):
-    """A convolution that halves the resolution, or one after it was doubled."""
+    """A convolution of stride 2, or a doubling of the resolution followed by a convolution."""
 
     def __init__(self, width: int, resample: int, centered: bool):
         super().__init__()
@@ -278,14 +279,14 @@ class Resample(nn.Module):
         self.conv = Conv2d(width, width, 3, stride=1 if resample == UP else 2, padding=padding)
 
     def forward(self, x: Tensor, _: Tensor) -> Tensor:
-        """Features (B, C, H, W) to features of half or twice the resolution."""
+        """Map features (B, C, H, W) to features of half or twice the resolution."""
         if self.resample == UP:
             return self.conv(F.interpolate(x, scale_factor=2.0))
         return self.conv(x if self.centered else F.pad(x, (0, 1, 0, 1)))
 
 
 def resampled(x: Tensor, resample: int, taps: Sequence[int]) -> Tensor:
-    """Features (B, C, H, W) of twice (`UP`) or half (`DOWN`) the resolution, smoothed by a filter."""
+    """Double (`UP`) or halve (`DOWN`) the resolution of features (B, C, H, W), with smoothing."""
     if len(taps) == 2:
         return F.interpolate(x, scale_factor=2.0) if resample == UP else F.avg_pool2d(x, 2)
     kernel, edge = _kernel(x, taps), len(taps) // 2 - 1
@@ -295,7 +296,7 @@ def resampled(x: Tensor, resample: int, taps: Sequence[int]) -> Tensor:
 
 
 def _smoothed(x: Tensor, taps: Sequence[int]) -> Tensor:
-    """Features smoothed, with a margin for a convolution of 3 x 3 with stride 2 and no padding."""
+    """Smooth features, with a margin for a 3x3 convolution with stride 2 and no padding."""
     return F.conv2d(x, _kernel(x, taps), padding=len(taps) // 2, groups=x.shape[1])
 
 

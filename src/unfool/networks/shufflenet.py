@@ -1,7 +1,7 @@
 """ShuffleNetV2 (Ma et al., 2018) in its common form for 32x32 images.
 
-The first convolution has stride 1, and no pooling follows it. Modules are named as in "pytorch-cifar"
-(Liu, 2017).
+The first convolution has stride 1, and no pooling follows it. Modules are named as in
+"pytorch-cifar" (Liu, 2017).
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 
 class ShuffleNetV2(nn.Module):
-    """Three stages, each with a block that halves the image and blocks that leave half of it alone.
+    """Three stages: a block that halves the resolution, then blocks that keep half of the channels.
 
     Args:
         classes: Number of classes.
-        channels: Channels of each stage, and before the linear layer.
+        channels: Channels of each of the three stages, and of the last convolution.
         blocks: Blocks of each stage.
         first: Channels of the first convolution.
     """
@@ -45,7 +45,7 @@ class ShuffleNetV2(nn.Module):
 
 
 class _Down(nn.Module):
-    """Both halves of the output see the whole input."""
+    """A block that halves the resolution and processes all channels in both of its branches."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Down(nn.Module):
 
 
 class _Keep(nn.Module):
-    """One half of the channels passes as it is."""
+    """A block that passes one half of the channels through unchanged."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class _Keep(nn.Module):
 
 
 def _shuffled(left: Tensor, right: Tensor) -> Tensor:
-    """The channels of both by turns."""
+    """Interleave the channels of both halves."""
     return torch.stack((left, right), dim=2).flatten(1, 2)
 
 

@@ -1,6 +1,6 @@
-"""The U-Net of DDPM (Ho et al., 2020), on pixels or on patches of them.
+"""The U-Net of DDPM (Ho et al., 2020), on pixels or on patches of pixels.
 
-It computes what diffusers' `UNet2DModel` does, which it replaces, and loads its weights.
+It replaces diffusers' `UNet2DModel`: it computes the same function and loads the same weights.
 """
 
 import math
@@ -16,19 +16,19 @@ from unfool.networks.frozen_layers import Conv2d, norm_silu
 
 
 class UNet(nn.Module):
-    """A U-Net of residual blocks, told the time and, if it has classes, the label.
+    """A U-Net of residual blocks, conditioned on the time and, if it has classes, on the label.
 
     Args:
-        channels: Of an image.
+        channels: Channels of an image.
         widths: Channels of each level; each level has half the resolution of the one before.
-        layers: Residual blocks of a level on the way down; there is one more on the way up.
+        layers: Residual blocks per level on the way down; there is one more on the way up.
         attention: The levels (from 0) that have self-attention; the middle has it if any does.
-        patch: Pixels per side that are taken together, each a channel of its own.
-        groups: Of the group normalization; each width is a multiple of it.
-        dropout: The rate in the residual blocks.
+        patch: Side of a patch in pixels; the pixels of a patch become channels.
+        groups: Number of groups of the group normalization; each width is a multiple of it.
+        dropout: The dropout rate of the residual blocks.
         classes: Labels to condition on, besides the null class; 0 for none.
-        multi_head: Whether the label chooses one of `classes` + 1 heads (last convolutions) instead of
-            being embedded: one forward then answers for all labels (Chen et al., 2024).
+        multi_head: Whether the label chooses one of `classes` + 1 heads (last convolutions) instead
+            of being embedded; one forward pass then predicts for all labels (Chen et al., 2024).
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class UNet(nn.Module):
                 width = widths[level]
             self.up.append(Up(blocks, Upsample(width) if level else nn.Identity()))
 
-        # Made before `up` and registered after it, as in diffusers: random weights, those of a LoRA
-        # adapter, too, are drawn in that order.
+        # Created before `up` and registered after it, as in diffusers, because random weights
+        # (including those of a LoRA adapter) are drawn in these orders.
         self.middle = nn.ModuleList(middle)
         self.norm_out = nn.GroupNorm(groups, first)
         self.conv_out = Conv2d(first, max(self.heads, 1) * channels * patch**2, 3, padding=1)
         self.register_load_state_dict_pre_hook(_rename_before_loading)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
-        """What the network predicts, shaped like `x`; for several labels of an image, (B, L, C, H, W).
+        """Return the prediction, shaped like `x`, or (B, L, C, H, W) for L labels per image.
 
         Args:
             x: Images (B, C, H, W); H and W are multiples of patch x 2^(levels - 1).
-            time: What it is told of the time (B,), usually from 0 to 999.
-            label: Classes (B,), up to and with the null class; None if it has no classes. With heads
-                also (B, L), which costs no more.
+            time: Time inputs (B,), usually from 0 to 999.
+            label: Labels (B,) from 0 to `classes`, the null class; None if the network has no
+                classes. With `multi_head` also (B, L), at the same cost.
 
         Raises:
-            ValueError: There are labels but no classes, or the other way round.
+            ValueError: Labels are given to a network without classes, or missing for one with them.
         """
-        if len(time) > 1 and time.stride(0) == 0:  # expanded from one for all, and embedded once
+        if len(time) > 1 and time.stride(0) == 0:  # one time for the whole batch: embed it once
             time = time[:1]
         embedding = self.time(timestep_embedding(time, self.width).to(x.dtype))
         if (label is None) != (self.label is None and not self.heads):
@@ -126,14 +126,14 @@ class UNet(nn.Module):
 
 
 class Down(nn.Module):
-    """The blocks of a level, and what halves the resolution after them, if anything."""
+    """The blocks of a level, followed by a layer that halves the resolution, if any."""
 
     def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module | None):
         super().__init__()
         self.blocks, self.resample = nn.ModuleList(blocks), resample
 
     def forward(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """The features after each of them."""
+        """Return the features after each block and after the halving."""
         made = []
         for block in self.blocks:
             made.append(x := block(x, embedding))
@@ -141,36 +141,36 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """The blocks of a level, and what doubles the resolution after them."""
+    """The blocks of a level, followed by a layer that doubles the resolution, if any."""
 
     def __init__(self, blocks: Sequence[nn.Module], resample: nn.Module):
         super().__init__()
         self.blocks, self.resample = nn.ModuleList(blocks), resample
 
     def forward(self, x: Tensor, embedding: Tensor, skips: list[Tensor]) -> Tensor:
-        """The features after all of them; each block takes the last of `skips` away."""
+        """Return the features after the level; each block removes the last entry of `skips`."""
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), embedding)
         return self.resample(x)
 
 
 class Upsample(nn.Sequential):
-    """Each pixel four times, and a convolution."""
+    """Nearest-neighbor upsampling by 2, followed by a convolution."""
 
     def __init__(self, width: int):
         super().__init__(nn.Upsample(scale_factor=2), Conv2d(width, width, 3, padding=1))
 
 
 class Block(nn.Module):
-    """A residual block, and self-attention after it if `head` is not 0.
+    """A residual block, followed by self-attention if `head` is not 0.
 
     Args:
-        inputs: Channels that come in.
-        width: Channels that go out.
-        embedded: Numbers of the embedding of time and label.
-        groups: Of the group normalization.
-        dropout: The rate before the second convolution.
-        head: Channels of a head of the attention.
+        inputs: Input channels.
+        width: Output channels.
+        embedded: Dimensions of the embedding of time and label.
+        groups: Number of groups of the group normalization.
+        dropout: The dropout rate before the second convolution.
+        head: Channels per attention head.
     """
 
     def __init__(
@@ -187,14 +187,14 @@ class Block(nn.Module):
         self.attention = Attention(width, groups, head) if head else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Features (B, inputs, H, W) and embeddings (B, embedded) to features (B, width, H, W)."""
+        """Map features (B, inputs, H, W) and embeddings (B, embedded) to (B, width, H, W)."""
         inner = self.conv1(norm_silu(self.norm1, x)) + self.time(embedding)[:, :, None, None]
         inner = self.conv2(self.dropout(norm_silu(self.norm2, inner)))
         return self.attention(self.shortcut(x) + inner)
 
 
 class Attention(nn.Module):
-    """Self-attention over the places of an image, with a residual connection."""
+    """Self-attention over the positions of an image, with a residual connection."""
 
     def __init__(self, width: int, groups: int, head: int, eps: float = 1e-5):
         super().__init__()
@@ -206,23 +206,23 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features (B, C, H, W) to features of the same shape."""
-        # In one piece: of a transposed view torch makes slow batched products.
+        """Map features (B, C, H, W) to features of the same shape."""
+        # Contiguous, because batched products of a transposed view are slow.
         places = self.norm(x.flatten(2)).transpose(1, 2).contiguous()
         q, k, v = (
             project(places).unflatten(2, (-1, self.head)).transpose(1, 2)
             for project in (self.to_q, self.to_k, self.to_v)
         )
         seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        # The sum has the layout of its first part.
+        # `x` comes first, because the sum takes the memory layout of its first operand.
         return x + self.to_out(seen).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 def timestep_embedding(time: Tensor, width: int, reached: bool = False) -> Tensor:
-    """The sinusoidal embedding of times (B,), in float32: cosines, then sines, (B, width).
+    """Return the sinusoidal embedding (B, width) of times (B,) in float32: cosines, then sines.
 
-    Their `width // 2` frequencies fall from 1 toward 1/10,000, which the last one is if it is `reached`,
-    as in Ho et al. (2020). Of an odd width the last number is 0.
+    The `width // 2` frequencies fall from 1 toward 1/10,000; if `reached`, the last one is exactly
+    1/10,000, as in Ho et al. (2020). If `width` is odd, the last entry is 0.
     """
     half = width // 2
     steps = torch.arange(half, dtype=torch.float32, device=time.device)
@@ -230,7 +230,7 @@ def timestep_embedding(time: Tensor, width: int, reached: bool = False) -> Tenso
     return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
 
 
-_NAMES = {  # of a module of diffusers' UNet2DModel: of ours
+_NAMES = {  # patterns of module names in diffusers' UNet2DModel, and our names for them
     r"time_embedding\.linear_1": "time.0",
     r"time_embedding\.linear_2": "time.2",
     r"class_embedding": "label",
@@ -249,26 +249,26 @@ _NAMES = {  # of a module of diffusers' UNet2DModel: of ours
 
 
 def rename(state: dict[str, Any], prefix: str = "") -> None:
-    """Give weights that have the names of diffusers' `UNet2DModel` those of `UNet`, in place.
+    """Rename weights of diffusers' `UNet2DModel` to the names of `UNet`, in place.
 
     Args:
-        state: The weights by name. Those that have our names keep them.
-        prefix: What the names of the weights of the U-Net begin with; the others keep theirs.
+        state: The weights by name; weights that already have our names keep them.
+        prefix: The prefix of the U-Net's weights; weights without it keep their names.
     """
     for name in [name for name in state if name.startswith(prefix)]:
-        inner = name.removeprefix(prefix).removeprefix("unet.")  # that module once made the patches
+        inner = name.removeprefix(prefix).removeprefix("unet.")  # the prefix in older checkpoints
         for old, new in _NAMES.items():
             inner = re.sub(rf"\b{old}\b", new, inner)
         state[prefix + inner] = state.pop(name)
 
 
 def repeat_heads(network: UNet, state: dict[str, Any], prefix: str = "") -> None:
-    """Give each head of `network` the output layer of a U-Net without heads, in place.
+    """Repeat the output layer of a U-Net without heads for each head of `network`, in place.
 
     Args:
-        network: One without heads takes what it is given.
-        state: The weights by name, in the names of `UNet`; an output layer of another size stays.
-        prefix: What the names of the weights of the U-Net begin with.
+        network: The U-Net that will load the weights; if it has no heads, nothing changes.
+        state: The weights by the names of `UNet`; an output layer of another size is not changed.
+        prefix: The prefix of the U-Net's weights.
     """
     for part in ("weight", "bias") if network.heads else ():
         name, wanted = f"{prefix}conv_out.{part}", getattr(network.conv_out, part)

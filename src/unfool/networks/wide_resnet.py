@@ -1,6 +1,6 @@
 """Wide residual networks (Zagoruyko and Komodakis, 2016) for 32x32 images.
 
-Modules are named as in the checkpoints of TRADES and RobustBench, which load as they are.
+Modules are named as in the checkpoints of TRADES and RobustBench, which load without renaming.
 """
 
 from collections import OrderedDict
@@ -14,10 +14,10 @@ class WideResNet(nn.Module):
     """Three stages of 16, 32 and 64 times `width` channels; normalization before convolution.
 
     Args:
-        blocks: How many blocks of two convolutions a stage has.
-        width: How many times wider than a plain network it is.
-        classes: How many classes it tells apart.
-        dropout: The share of features dropped inside a block while it is trained.
+        blocks: Blocks per stage, each of two convolutions.
+        width: The width factor, relative to a plain ResNet.
+        classes: Number of classes.
+        dropout: The share of features that each block drops in training.
     """
 
     def __init__(self, blocks: int, width: int, classes: int, dropout: float) -> None:
@@ -36,7 +36,7 @@ class WideResNet(nn.Module):
         self.register_load_state_dict_pre_hook(_without_spare_stage)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, 3, H, W), normalized if it was trained so."""
+        """Logits (B, K) of images (B, 3, H, W), normalized as in training."""
         x = self.block3(self.block2(self.block1(self.conv1(x))))
         return self.fc(torch.relu(self.bn1(x)).mean((2, 3)))
 
@@ -61,13 +61,13 @@ class _Block(nn.Module):
 def wide_resnet(
     depth: int = 28, width: int = 10, classes: int = 10, dropout: float = 0.0
 ) -> WideResNet:
-    """The network of `depth` layers, called WRN-depth-width.
+    """Build the network WRN-depth-width.
 
     Args:
-        depth: 28, 34, 70 or another 6n + 4.
-        width: How many times wider than a plain network it is.
-        classes: How many classes it tells apart.
-        dropout: The share of features dropped inside a block while it is trained, from 0 up to 1.
+        depth: Layers with weights: 28, 34, 70 or another 6n + 4.
+        width: The width factor, relative to a plain ResNet.
+        classes: Number of classes.
+        dropout: The share of features that each block drops in training, from 0 up to 1.
 
     Raises:
         ValueError: There is no network of this depth or width.
@@ -86,6 +86,6 @@ def _stage(before: int, after: int, blocks: int, stride: int, dropout: float) ->
 
 
 def _without_spare_stage(_: nn.Module, state: dict[str, Any], prefix: str, *rest: object) -> None:
-    """Drop the stage that TRADES builds, and saves, but never uses."""
+    """Drop the weights of the stage that TRADES builds and saves but never uses."""
     for key in [key for key in state if key.startswith(f"{prefix}sub_block1.")]:
         del state[key]

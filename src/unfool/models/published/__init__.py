@@ -1,1 +1,1 @@
-"""Diffusion models as their authors published them: the names in their files, and their networks."""
+"""Loaders of diffusion models from the files that their authors published."""

@@ -1,4 +1,4 @@
-"""DDPM (Ho et al., 2020): the files of its PyTorch conversions, and folders of diffusers."""
+"""DDPM (Ho et al., 2020), from files of its PyTorch conversions or from folders of diffusers."""
 
 import json
 import re
@@ -29,12 +29,12 @@ _BLOCK = {
     "to_k": "attention.to_k",
     "to_v": "attention.to_v",
     "to_out.0": "attention.to_out",
-    "query": "attention.to_q",  # as diffusers named them in 2022
+    "query": "attention.to_q",  # this and the next three are diffusers' names of 2022
     "key": "attention.to_k",
     "value": "attention.to_v",
     "proj_attn": "attention.to_out",
 }
-_OF_HO = (  # names of the conversions of Ho's network, and those of diffusers
+_OF_HO = (  # patterns of names in conversions of Ho's network, and the names in diffusers
     (r"^temb\.dense\.0", "time_embedding.linear_1"),
     (r"^temb\.dense\.1", "time_embedding.linear_2"),
     (r"^down\.(\d+)", r"down_blocks.\1"),
@@ -51,10 +51,10 @@ _OF_HO = (  # names of the conversions of Ho's network, and those of diffusers
     (r"nin_shortcut", "conv_shortcut"),
     (r"^norm_out", "conv_norm_out"),
 )
-_SIZES = {(1, 2, 2, 2): 32, (1, 1, 2, 2, 4, 4): 256}  # of the published files, by their widths
+_SIZES = {(1, 2, 2, 2): 32, (1, 1, 2, 2, 4, 4): 256}  # image sizes of published files, by widths
 _BLOCKS = ("DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D")
 _BLOCKS += ("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D")
-_EXPECTED: dict[str, tuple[Any, ...]] = {  # of the settings of a UNet2DModel: what is computed here
+_EXPECTED: dict[str, tuple[Any, ...]] = {  # the supported settings of a UNet2DModel
     "act_fn": ("silu", "swish"),
     "add_attention": (True,),
     "center_input_sample": (False,),
@@ -72,21 +72,21 @@ def ddpm(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """DDPM (Ho et al., 2020) in the names of ermongroup/ddim, SDEdit and DiffPure (`celeba_hq.ckpt`).
+    """DDPM (Ho et al., 2020) from a file of ermongroup/ddim, SDEdit or DiffPure (`celeba_hq.ckpt`).
 
-    From a training checkpoint of ddim (a list), the averaged weights are used. A flat table does
-    not say which weights it has: of pesser's files, the ones named `ema_...` are averaged.
+    From a training checkpoint of ddim (a list), the averaged weights are used. A flat state dict
+    does not say whether its weights are averaged; of pesser's files, those named `ema_...` are.
 
     Args:
         weights: The file.
         size: Height and width of its images in pixels; known for the published files.
         schedule: The schedule it was trained with; None takes 1000 linear steps (Ho et al., 2020).
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another network, or `size` is needed.
+        ValueError: The file cannot be read or holds another network, or `size` is needed.
     """
     state = read_family(weights, "ddpm", download=download)
     levels = 1 + max(
@@ -114,11 +114,11 @@ def ddpm(
 
 
 def name_in_diffusers(name: str, levels: int) -> str:
-    """The name that diffusers has for a weight of Ho's network, or of an autoencoder's half.
+    """Translate the name of a weight of Ho's network, or of an autoencoder's half, to diffusers.
 
     Args:
-        name: In the original, such as `up.3.block.0.conv1.weight`.
-        levels: Of the network; diffusers counts those on the way up from the deepest.
+        name: The original name, such as `up.3.block.0.conv1.weight`.
+        levels: Number of levels; on the way up, diffusers counts them from the deepest.
     """
     name = re.sub(r"^up\.(\d+)", lambda found: f"up_blocks.{levels - 1 - int(found[1])}", name)
     for old, new in _OF_HO:
@@ -133,11 +133,11 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
 
     Args:
         weights: The folder, with `config.json` and the weights in it or in `unet`, and
-            `scheduler_config.json` beside them or in `scheduler`.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
+            `scheduler_config.json` in it or in `scheduler`.
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
 
     Raises:
-        ValueError: A file is missing or cannot be read, or the network is of another kind.
+        ValueError: A file is missing or cannot be read, or the network is not supported.
     """
     home = Path(weights)
     unet = home / "unet" if (home / "unet").is_dir() else home
@@ -165,7 +165,7 @@ def diffusers(weights: Path, clip_x0: bool = False) -> NetworkDenoiser:
         reaches_end=bool(settings.get("freq_shift", 0)),
         centered=settings.get("downsample_padding", 1) == 1,
     )
-    head_width = settings.get("attention_head_dim", 8)  # which is one head for each width if null
+    head_width = settings.get("attention_head_dim", 8)  # null means a single head
     options = {"head_width": head_width} if head_width else {"heads": 1}
     network = build_unet(sections, renamed(outside, _ENDS), style, file, **options)
     schedule, predicts = read_schedule(scheduler)
@@ -187,10 +187,10 @@ _SCHEDULER = "scheduler_config.json"
 
 
 def _require_known(settings: dict[str, Any], path: Path) -> None:
-    """Refuse a network that is not computed here.
+    """Check that a network's settings are supported.
 
     Raises:
-        ValueError: It is one.
+        ValueError: A setting is not supported.
     """
     told = [(key, settings[key]) for key, known in _EXPECTED.items()
             if key in settings and settings[key] not in known]  # fmt: skip
@@ -208,7 +208,7 @@ def _require_known(settings: dict[str, Any], path: Path) -> None:
 
 
 def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Where a name of diffusers belongs."""
+    """Return where a name of diffusers belongs (see `Place`)."""
     found = re.fullmatch(
         r"(down|mid|up)_blocks?\.(?:(\d+)\.)?(resnets|attentions|(?:down|up)samplers)\.(\d+)\.(.+)",
         name,

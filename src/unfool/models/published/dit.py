@@ -1,4 +1,4 @@
-"""DiT (Peebles and Xie, 2023) as its authors published it, in the network of diffusers."""
+"""DiT (Peebles and Xie, 2023) from the files of its authors, in the network of diffusers."""
 
 import math
 import re
@@ -11,14 +11,14 @@ from torch import Tensor
 from unfool.models.checkpoints import load_state
 from unfool.models.published.parts import read_family
 
-_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # of the published networks, by their width
+_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}  # attention heads of published networks, by width
 _BLOCK = {
     "attn.proj": "attn1.to_out.0",
     "mlp.fc1": "ff.net.0.proj",
     "mlp.fc2": "ff.net.2",
     "adaLN_modulation.1": "norm1.linear",
 }
-_SHARED = {  # of the original network one, of diffusers' one in each block
+_SHARED = {  # shared by all blocks of the original network, but repeated in each block of diffusers
     "t_embedder.mlp.0": "timestep_embedder.linear_1",
     "t_embedder.mlp.2": "timestep_embedder.linear_2",
     "y_embedder.embedding_table": "class_embedder.embedding_table",
@@ -31,16 +31,16 @@ _ENDS = {
 
 
 def build_transformer(path: Path, heads: int | None, dtype: torch.dtype) -> Any:
-    """The `DiTTransformer2DModel` of an original file, such as `DiT-XL-2-256x256.pt`, with its weights.
+    """Build a `DiTTransformer2DModel` from an original file, such as `DiT-XL-2-256x256.pt`.
 
     Args:
-        path: The file; of a training checkpoint the averaged weights are taken.
-        heads: Of the attention; None takes those of the published networks.
-        dtype: Of the weights.
+        path: The file; from a training checkpoint, the averaged weights are used.
+        heads: Number of attention heads; None takes that of the published network.
+        dtype: The type of the weights.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another network, or `heads` is needed.
+        ValueError: The file cannot be read or holds another network, or `heads` is needed.
     """
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
@@ -73,9 +73,10 @@ def build_transformer(path: Path, heads: int | None, dtype: torch.dtype) -> Any:
 
 
 def tell_time_as_original(network: Any) -> None:
-    """Make diffusers' network compute what the original does, for weights that were trained with it.
+    """Make diffusers' network compute what the original network does, as its weights expect.
 
-    diffusers tells its network the time at other frequencies, and normalizes with another epsilon.
+    The network of diffusers embeds the time at other frequencies, and normalizes with another
+    epsilon.
     """
     for module in network.modules():
         if hasattr(module, "downscale_freq_shift"):
@@ -85,7 +86,7 @@ def tell_time_as_original(network: Any) -> None:
 
 
 def _renamed(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """The weights by the names of diffusers."""
+    """Rename the weights to the names of diffusers."""
     ours: dict[str, Tensor] = {}
     for name, value in state.items():
         part, _, kind = name.rpartition(".")

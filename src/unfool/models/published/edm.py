@@ -1,6 +1,6 @@
-"""Networks of EDM and EDM2 (Karras et al., 2022; 2024), from their pickles or bare tables.
+"""Networks of EDM and EDM2 (Karras et al., 2022; 2024), from their pickles or plain state dicts.
 
-The pickles hold the source text of their classes, which is not run (see `models.pickles`).
+The pickles hold the source code of their classes, which is not run (see `models.pickles`).
 """
 
 import math
@@ -64,33 +64,34 @@ def edm(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of EDM or EDM2 (Karras et al., 2022; 2024), such as `edm-cifar10-32x32-uncond-vp.pkl`.
+    """A network of EDM or EDM2 (Karras et al., 2022; 2024).
 
     Args:
-        weights: The pickle file, from which no code is run, or a file with a plain table of its
-            weights.
+        weights: The pickle, such as `edm-cifar10-32x32-uncond-vp.pkl`, of which no code is run, or
+            a file with a plain state dict.
         preconditioning: How the inputs and outputs of the network are scaled; None takes what the
-            pickle says, and EDM's for a plain table.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+            pickle says, and EDM's for a plain state dict.
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, or holds another network.
+        ValueError: The file cannot be read, holds another network, or lacks what `preconditioning`
+            needs.
     """
     path = find_file(Path(weights), download)
     content = read_content(path)
     kind = preconditioning or _kind(content, path)
     head_width = _settings(content).get("channels_per_head", 64)
     state = choose_state(content, path)
-    del content  # so that weights that are scaled are held once
+    del content  # so that memory holds only one copy of weights that are scaled below
     size = max(_resolution(name.removeprefix("unet.").removeprefix("model.")) for name in state)
     if EDM2 in state:
         network = build_edm2(state, path, head_width)
         classes = 0 if network.label is None else network.label.in_features
         return _denoiser(network, ("edm", "edm"), _shape(network, size), classes, clip_x0)
     state = {n.removeprefix("model."): v for n, v in state.items() if "resample_filter" not in n}
-    levels = state.pop("u", None)  # the noise of each step, which only one kind has
+    levels = state.pop("u", None)  # the noise level of each step, only for "iddpm"
     if kind == "iddpm" and levels is None:
         raise ValueError(
             f"{path} lacks the table u, which preconditioning: iddpm needs: choose another "
@@ -109,10 +110,10 @@ def edm(
 
 
 def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
-    """The network of EDM's tables: DDPM++ or NCSN++ (its `SongUNet`), or ADM (its `DhariwalUNet`).
+    """Build the network of EDM's weights: DDPM++ or NCSN++ (`SongUNet`), or ADM (`DhariwalUNet`).
 
     Raises:
-        ValueError: The weights do not make a whole network.
+        ValueError: The network is incomplete.
     """
     sections, outside = gather(state, place_by_resolution, _BLOCK, "channels")
     first = next(
@@ -127,7 +128,7 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
     aside = sorted({name.rpartition(".")[0] for name in pyramid}, key=_resolution, reverse=True)
     names = _ENDS | {first.removesuffix(".weight"): "conv_in"}
     names |= {name: f"pyramid.{i}" for i, name in enumerate(aside)}
-    for name in outside:  # of DDPM++, which has the last layers in its decoder
+    for name in outside:  # in DDPM++ and NCSN++, the last layers are part of the decoder
         part = name.rpartition(".")[0]
         if part.endswith(("_aux_norm", "_aux_conv")):
             names[part] = "norm_out" if part.endswith("norm") else "conv_out"
@@ -147,17 +148,17 @@ def build_edm(state: dict[str, Tensor], source: Path) -> ScoreUNet:
 
 
 class NearestStep:
-    """Tells a network the number of the step whose noise is nearest, as EDM's `iDDPMPrecond`.
+    """A time input: the index of the step with the nearest noise level, as in EDM's `iDDPMPrecond`.
 
     Args:
-        levels: The noise sigma / alpha of each step, (T + 1,), falling to 0.
+        levels: The noise level sigma / alpha of each step, (T + 1,), falling to 0.
     """
 
     def __init__(self, levels: Tensor):
         self.levels = levels.double()
 
     def __call__(self, scales: Scales) -> Tensor:
-        """Step numbers, shaped like the scales."""
+        """Return the step indices, shaped like the scales."""
         noise = scales.sigma / scales.alpha
         gap = (noise[..., None].double() - self.levels.to(noise.device)).abs()
         return (len(self.levels) - 2 - gap.argmin(-1)).to(noise)
@@ -177,19 +178,20 @@ def _denoiser(
 
 
 def _shape(network: ScoreUNet | MagnitudeUNet, size: int) -> tuple[int, int, int]:
-    """The shape of images of `size`, which names the first level."""
-    channels = network.conv_in.in_channels - isinstance(network, MagnitudeUNet)  # one is of ones
+    """Return the image shape (C, H, W)."""
+    # A `MagnitudeUNet` has an additional input channel of ones.
+    channels = network.conv_in.in_channels - isinstance(network, MagnitudeUNet)
     return channels, size, size
 
 
 def _settings(content: object) -> dict[str, Any]:
-    """The arguments that the network of a pickle was made with."""
+    """Return the constructor arguments of the network in a pickle; {} if there is none."""
     network = content.get("ema") if isinstance(content, dict) else None
     return network.state.get("_init_kwargs", {}) if isinstance(network, Inert) else {}
 
 
 def _kind(content: object, path: Path) -> Preconditioning:
-    """The preconditioning that a pickle was trained with."""
+    """Return the preconditioning of the network in a pickle; `"edm"` if there is none."""
     network = content.get("ema") if isinstance(content, dict) else None
     if not isinstance(network, Inert):
         return "edm"
@@ -202,7 +204,7 @@ def _kind(content: object, path: Path) -> Preconditioning:
 
 
 def _labels(state: Part, adm: bool) -> Part:
-    """The linear layer of one-hot labels as a table, whose last row is the null class."""
+    """Convert the linear layer of one-hot labels to an embedding that ends with the null class."""
     if "map_label.weight" not in state:
         return {}
     table = state.pop("map_label.weight").T.float()
@@ -214,6 +216,6 @@ def _labels(state: Part, adm: bool) -> Part:
 
 
 def _resolution(name: str) -> int:
-    """The resolution in the name of a part; 0 if it has none."""
+    """Return the resolution in the name of a weight; 0 if it has none."""
     found = re.match(r"(?:enc|dec)\.(\d+)x", name)
     return int(found[1]) if found else 0

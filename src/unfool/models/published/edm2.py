@@ -1,4 +1,4 @@
-"""Networks of EDM2 (Karras et al., 2024): the weights of their pickles, brought to their magnitude."""
+"""Networks of EDM2 (Karras et al., 2024), with the normalization of weights done at loading."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from unfool.models.checkpoints import load_state
 from unfool.models.published.parts import depth, gather, place_by_resolution, renamed
 from unfool.networks.magnitude_unet import MagnitudeUNet, to_unit
 
-FAMILY = "unet.emb_fourier.freqs"  # a name that the files have
+FAMILY = "unet.emb_fourier.freqs"  # a weight that all files of EDM2 have
 _BLOCK = {
     "conv_res0": "conv1",
     "conv_res1": "conv2",
@@ -23,15 +23,15 @@ _ENDS = {"emb_noise": "time", "emb_label": "label", "out_conv": "conv_out"}
 
 
 def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> MagnitudeUNet:
-    """The network of EDM2's tables, in float32 and frozen.
+    """Build the network of EDM2's weights, in float32 and frozen.
 
     Args:
-        state: The weights by their published names; emptied, so that no weight is held twice.
+        state: The weights by their published names; it is emptied to save memory.
         source: The file, for messages.
-        head_width: Channels of a head of the attention.
+        head_width: Channels per attention head.
 
     Raises:
-        ValueError: The weights do not make a whole network, or work on latents.
+        ValueError: The network is incomplete or works on latents.
     """
     sections, outside = gather(_scaled(state), place_by_resolution, _BLOCK)
     layers, firsts = depth(sections)
@@ -65,9 +65,9 @@ def build_edm2(state: dict[str, Tensor], source: Path, head_width: int) -> Magni
 
 
 def _scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of unit magnitude for each output, over the root of the inputs, times their gain.
+    """Normalize weights to unit magnitude per output, divide by sqrt(inputs), multiply by gains.
 
-    They are taken out of `state`.
+    The weights are removed from `state`.
     """
     gains = {n.removeprefix("unet."): state.pop(n) for n in list(state) if n.endswith("_gain")}
     gains = {n.replace("emb_gain", "emb_linear.weight").replace("out_gain", "out_conv.weight"): gain
@@ -75,7 +75,7 @@ def _scaled(state: dict[str, Tensor]) -> dict[str, Tensor]:
     scaled: dict[str, Tensor] = {}
     for name in list(state):
         value, inner = state.pop(name), name.removeprefix("unet.")
-        if inner.startswith("logvar_"):  # of training
+        if inner.startswith("logvar_"):  # used only in training
             continue
         if inner.endswith(".weight") and value.ndim > 1:
             unit = to_unit(value.float(), tuple(range(1, value.ndim)))

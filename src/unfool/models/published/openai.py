@@ -1,7 +1,8 @@
-"""Checkpoints in the names of guided-diffusion: also improved-diffusion and consistency models.
+"""Checkpoints named as in guided-diffusion: also improved-diffusion and consistency models.
 
-A file's names and shapes tell all but the size of the images, the heads of the attention, the order of
-its tables, and the chain. The published files are known by their widths.
+Names and shapes in a file show everything but the size of the images, the attention heads, the
+order of the attention's weights, and the schedule. The published files are recognized by their
+widths.
 """
 
 import re
@@ -44,15 +45,15 @@ LINEAR, LONG = Discrete(), Discrete(4000, "cosine")
 
 @dataclass(frozen=True)
 class Setting:
-    """What a file does not tell of its network.
+    """The properties of a network that its weights do not show.
 
     Attributes:
-        size: Height and width of its images.
-        heads: Of the attention, if their number is fixed; otherwise their width is.
-        head_width: Channels of a head where `heads` is 0.
-        order: How queries, keys and values lie in their common table.
-        schedule: The chain it was trained on.
-        time: What it is told of the time.
+        size: Height and width of its images in pixels.
+        heads: Number of attention heads; 0 if `head_width` is fixed instead.
+        head_width: Channels per attention head if `heads` is 0.
+        order: The order of queries, keys and values in their common weight.
+        schedule: The noise schedule of its training.
+        time: The time input of the network.
     """
 
     size: int
@@ -63,8 +64,7 @@ class Setting:
     time: Time = "index"
 
 
-# By the width of the first convolution, the widths as multiples of it, the blocks of a level, and the
-# classes.
+# The channels of the first convolution, the widths as multiples of them, blocks per level, classes.
 Key = tuple[int, tuple[int, ...], int, int]
 GUIDED: dict[Key, Setting] = {
     (192, (1, 2, 3, 4), 3, 1000): Setting(64, order="pieces", schedule=Discrete(1000, "cosine")),
@@ -95,25 +95,25 @@ def guided_diffusion(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of guided-diffusion (Dhariwal and Nichol, 2021), such as `256x256_diffusion_uncond.pt`.
+    """A network of guided-diffusion (Dhariwal and Nichol, 2021).
 
     The options are known for the published files, which are recognized by their widths; any other
     file needs `size`, and `heads` or `head_width`. The conditional networks have no null class.
 
     Args:
-        weights: The file.
-        size: Height and width of its images.
+        weights: The file, such as `256x256_diffusion_uncond.pt`.
+        size: Height and width of its images in pixels.
         heads: The number of attention heads (`--num_heads`), if it is fixed.
-        head_width: Channels of a head (`--num_head_channels`), if that is fixed.
+        head_width: Channels per attention head (`--num_head_channels`), if that is fixed.
         attention_order: `"new"` for a network trained with `--use_new_attention_order`.
         schedule: The schedule it was trained with; None takes 1000 linear steps, except for the
             published network for 64 pixels.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another network, or an option is needed.
+        ValueError: The file cannot be read or holds another network, or an option is needed.
     """
     state = read_family(weights, "guided-diffusion", download=download)
     order: Order | None = attention_order and ("pieces" if attention_order == "new" else "heads")
@@ -131,25 +131,25 @@ def improved_diffusion(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """A network of improved-diffusion (Nichol and Dhariwal, 2021), such as `cifar10_uncond_50M_500K.pt`.
+    """A network of improved-diffusion (Nichol and Dhariwal, 2021).
 
     The options are known for the published files, which are recognized by their widths; any other
     file needs `size` and `heads`.
 
     Args:
-        weights: The file.
-        size: Height and width of its images.
+        weights: The file, such as `cifar10_uncond_50M_500K.pt`.
+        size: Height and width of its images in pixels.
         heads: The number of attention heads (`--num_heads`).
         schedule: The schedule it was trained with; None takes 4000 cosine steps, except for the
             published network for LSUN.
-        rescale_timesteps: Whether its time input is the index in a schedule of 1000 steps; None
-            takes yes if it has no classes and its schedule has another length.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        rescale_timesteps: Whether its time input is rescaled to a schedule of 1000 steps; None
+            takes true if it has no classes, except for the published network for LSUN.
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another network, or an option is needed.
+        ValueError: The file cannot be read or holds another network, or an option is needed.
     """
     state = read_family(weights, "guided-diffusion", "improved-diffusion", download)
     unknown = Setting(0, schedule=LONG, time="index" if "label_emb.weight" in state else "rescaled")
@@ -181,15 +181,15 @@ def consistency(
             name of the file: `edm...` is a teacher, and `cd...` or `ct...` is a model.
         size: Height and width of its images in pixels; known for the published files.
         heads: The number of attention heads, if it is fixed.
-        head_width: Channels of an attention head, if that is fixed; known for the published files.
+        head_width: Channels per attention head, if that is fixed; known for the published files.
         attention_order: The order of the attention's weights: `"legacy"`, or `"new"` (flash
             attention), with which the published ones were trained.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another network, or an option is needed.
+        ValueError: The file cannot be read or holds another network, or an option is needed.
     """
     path = Path(weights)
     begins: dict[str, Literal["teacher", "model"]] = {
@@ -219,16 +219,16 @@ def consistency(
 
 
 def family_of(state: Mapping[str, Tensor], name: str) -> str:
-    """Which of the families that share these names a file is of, as a spec calls it.
+    """Return the family of a file among those that share these names, as a spec calls it.
 
     Args:
         state: The weights by name.
-        name: Of the file: those of consistency models begin with edm, cd or ct.
+        name: The name of the file; those of consistency models begin with edm, cd or ct.
     """
     if re.split(r"[_-]", name)[0] in ("edm", "cd", "ct"):
         return "consistency"
     plain = any(re.fullmatch(r"input_blocks\.\d+\.0\.op\.weight", key) for key in state)
-    return "improved-diffusion" if plain else "guided-diffusion"  # blocks of the latter resample
+    return "improved-diffusion" if plain else "guided-diffusion"  # whose blocks resample
 
 
 def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDenoiser:
@@ -245,7 +245,7 @@ def _denoiser(network: ScoreUNet, setting: Setting, clip_x0: bool) -> NetworkDen
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a user says of a file; None for what is to be known."""
+    """The options that a user gave for a file; None takes the known value."""
 
     size: int | None
     heads: int | None
@@ -256,7 +256,7 @@ class _Asked:
 def _build(
     state: dict[str, Tensor], path: Path, known: Mapping[Key, Setting], asked: _Asked, unknown: Setting
 ) -> tuple[ScoreUNet, Setting]:  # fmt: skip
-    """The network of a file, and what is known or was said of it."""
+    """Build the network of a file, and return it with its properties, known or given."""
     key = _key(state)
     setting = known.get(key, unknown)
     if asked.size is None and not setting.size:
@@ -296,7 +296,7 @@ def _missing(path: Path, key: Key, what: str) -> ValueError:
 
 
 def _key(state: Mapping[str, Tensor]) -> Key:
-    """What the published files are recognized by."""
+    """Return the properties by which published files are recognized."""
     sections, _ = gather(state, _place, _BLOCK, "pieces")
     width = len(state["input_blocks.0.0.weight"])
     layers, firsts = depth(sections)
@@ -306,7 +306,7 @@ def _key(state: Mapping[str, Tensor]) -> Key:
 
 
 def _place(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Where a name belongs. On the way up, what doubles the resolution is in the block before it."""
+    """Return where a name belongs. On the way up, upsampling is a layer of the block before it."""
     found = re.fullmatch(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.(.+)", name)
     if found is None or name.startswith("input_blocks.0."):
         return None

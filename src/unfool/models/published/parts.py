@@ -1,7 +1,7 @@
-"""Published U-Nets under our names: the blocks of a file in order, and the network that they make.
+"""Conversion of published U-Nets to our names and our network.
 
-Each family names the parts of its blocks, and says where in the network a name belongs. Widths, depth,
-attention and labels are then read off the shapes.
+Each family of files defines how the parts of its blocks are named, and where in the network a name
+belongs. Widths, depth, attention and labels are then read from the shapes.
 """
 
 import re
@@ -24,7 +24,7 @@ Order = Literal["heads", "pieces", "channels"]
 # Where a name belongs: the section, the position of the block in it, and the name inside the block.
 Place = Callable[[str], tuple[str, tuple[int, ...], str] | None]
 
-FAMILIES = {  # a name that the files of a family have, after `module.` and the like
+FAMILIES = {  # a weight that all files of a family have, without prefixes such as `module.`
     "score-sde": "all_modules.1.weight",
     "guided-diffusion": "input_blocks.0.0.weight",
     "edm": "map_layer0.weight",
@@ -38,17 +38,17 @@ FAMILIES = {  # a name that the files of a family have, after `module.` and the 
 def read_family(
     path: Path, family: str, name: str = "", download: bool = False
 ) -> dict[str, Tensor]:
-    """The weights of a file of a family, the averaged ones if there are any.
+    """Read the weights from a file of a family, the averaged ones if there are any.
 
     Args:
         path: The file.
         family: A key of `FAMILIES`.
-        name: What a spec calls the family, if otherwise.
-        download: Whether a published file may be fetched.
+        name: The name of the family in a spec, if it differs.
+        download: Whether a published file may be downloaded.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, or is of another family.
+        ValueError: The file cannot be read, or belongs to another family.
     """
     path, name = find_file(Path(path), download), name or family
     if path.is_dir():
@@ -59,10 +59,10 @@ def read_family(
 
 
 def require_family(state: State, path: Path, family: str, name: str) -> None:
-    """Refuse weights of another family.
+    """Check that weights belong to a family.
 
     Raises:
-        ValueError: They lack a name that all files of the family have.
+        ValueError: The weight that all files of the family have is missing.
     """
     if FAMILIES[family] in state:
         return
@@ -78,16 +78,16 @@ def gather(
     state: State, place: Place, names: Mapping[str, str], order: Order = "pieces", heads: int = 0,
     head_width: int = 64,
 ) -> tuple[Sections, Part]:  # fmt: skip
-    """The blocks of a U-Net by our names, and what lies outside its blocks.
+    """Return the blocks of a U-Net by our names, and the weights outside the blocks.
 
     Args:
         state: The weights by their published names.
-        place: Where a name belongs; None outside the blocks.
-        names: The name of each part of a block, and ours.
-        order: How the rows of queries, keys and values lie in a common table `qkv`: head by head, each
-            in one piece, or channel by channel.
-        heads: Of the attention, if their number is fixed.
-        head_width: Their width where it is not.
+        place: Returns where a name belongs, or None outside the blocks.
+        names: The published name of each part of a block, and our name.
+        order: The order of the rows of a common weight `qkv`: per head (`"heads"`), all queries,
+            then all keys, then all values (`"pieces"`), or per channel (`"channels"`).
+        heads: Number of attention heads; 0 if `head_width` is fixed instead.
+        head_width: Channels per attention head if `heads` is 0.
     """
     blocks: dict[tuple[str, tuple[int, ...]], Part] = {}
     outside: Part = {}
@@ -104,7 +104,7 @@ def gather(
             block |= {f"attention.to_{to}.{kind}": r for to, r in zip("qkv", rows, strict=True)}
         else:
             ours = names.get(part, part)
-            # Of a convolution of 1 x 1.
+            # Published networks have 1x1 convolutions where ours has linear layers.
             flat = ours.startswith("attention.to_") and kind == "weight"
             block[f"{ours}.{kind}"] = value.flatten(1) if flat else value
     sections: Sections = {"down": [], "middle": [], "up": []}
@@ -114,7 +114,7 @@ def gather(
 
 
 def place_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
-    """Where a name of EDM belongs: the levels are named by their resolution."""
+    """Return where a name of EDM belongs; its levels are named by their resolution."""
     found = re.fullmatch(r"(enc|dec)\.(\d+)x\d+_(down|up|in|block)(\d*)\.(.+)", name)
     if found is None:
         return None
@@ -130,15 +130,15 @@ def place_by_resolution(name: str) -> tuple[str, tuple[int, ...], str] | None:
 
 
 def renamed(state: State, names: Mapping[str, str]) -> Part:
-    """Weights under other names of their modules; a name that is not listed stays."""
+    """Rename the modules of weights; modules that are not listed keep their names."""
     split = ((*name.rpartition("."), value) for name, value in state.items())
     return {f"{names.get(part, part)}{dot}{kind}": value for part, dot, kind, value in split}
 
 
 def depth(sections: Sections) -> tuple[int, list[Part]]:
-    """The residual blocks of a level on the way down, and the first block of each level."""
+    """Return the residual blocks per level on the way down, and the first block of each level."""
     down = sections["down"]
-    levels = max(len(sections["up"]) - len(down), 1)  # of each level, one more block on the way up
+    levels = max(len(sections["up"]) - len(down), 1)  # each level has one more block on the way up
     layers = max((len(down) + 1) // levels - 1, 0)
     return layers, down[:: layers + 1]
 
@@ -146,18 +146,18 @@ def depth(sections: Sections) -> tuple[int, list[Part]]:
 def build_unet(
     sections: Sections, outside: State, style: Style, source: Path, heads: int = 0, head_width: int = 64
 ) -> ScoreUNet:  # fmt: skip
-    """The network that the weights fit, with the weights themselves, in float32 and frozen.
+    """Build the network that the weights belong to, in float32 and frozen.
 
     Args:
         sections: The blocks on the way down, in the middle and on the way up, by our names.
         outside: The other weights, by our names.
-        style: What distinguishes the family; what can be read off the shapes is.
+        style: The details of the family, except those that are read from the shapes.
         source: The file, for messages.
-        heads: Of the attention, if their number is fixed.
-        head_width: Their width where it is not.
+        heads: Number of attention heads; 0 if `head_width` is fixed instead.
+        head_width: Channels per attention head if `heads` is 0.
 
     Raises:
-        ValueError: The weights do not make a whole network.
+        ValueError: The network is incomplete.
     """
     down, up = sections["down"], sections["up"]
     layers, firsts = depth(sections)
@@ -202,7 +202,7 @@ def build_unet(
 
 
 def _rows(value: Tensor, order: Order, heads: int) -> tuple[Tensor, ...]:
-    """The tables of queries, keys and values in one table."""
+    """Split a common weight into those of queries, keys and values."""
     table = value.flatten(1) if value.ndim > 1 else value
     if order == "pieces":
         return table.chunk(3)

@@ -33,18 +33,18 @@ def score_sde(
     clip_x0: bool = False,
     download: bool = False,
 ) -> NetworkDenoiser:
-    """DDPM++ or NCSN++ from a checkpoint of score_sde (Song et al., 2021), the averaged weights.
+    """DDPM++ or NCSN++ from a checkpoint of score_sde (Song et al., 2021), with averaged weights.
 
     Args:
         weights: The file, such as `checkpoint_8.pth` of `vp/cifar10_ddpmpp_deep_continuous`.
         sde: The SDE that the network was trained with. None takes the VE SDE for a network that
-            embeds the time by random frequencies, and the VP SDE for others; name `"subvp"`
-            yourself.
+            embeds the time at random frequencies, and the VP SDE for others; `"subvp"` must be
+            given.
         continuous: Whether it was trained at continuous times (as checkpoints named `continuous`)
             or at 1000 steps.
         size: Height and width of its images in pixels.
-        clip_x0: Whether x_hat is clipped to [-1, 1].
-        download: Fetch a published file that is not there yet (see docs/checkpoints.md).
+        clip_x0: Whether the estimate of x_0 is clipped to [-1, 1].
+        download: Download a published file that is missing (see docs/checkpoints.md).
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -72,17 +72,17 @@ def score_sde(
 
 
 def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
-    """The network of a score_sde table, whose parts are numbered in the order in which they are made.
+    """Build the network of score_sde's weights, whose modules are numbered in order of creation.
 
     Raises:
-        ValueError: The weights do not make a whole network.
+        ValueError: The network is incomplete or not supported.
     """
     groups: dict[int, Part] = {}
     outside: Part = {}
     for name, value in state.items():
         if found := re.fullmatch(r"all_modules\.(\d+)\.(.+)", name):
             groups.setdefault(int(found[1]), {})[found[2]] = value
-        elif name != "sigmas":  # the noise of each step, which is not needed
+        elif name != "sigmas":  # the noise level of each step, which is not needed
             outside[name] = value
     blocks: list[Part] = []
     others: list[Part] = []
@@ -118,13 +118,13 @@ def build_score_sde(state: dict[str, Tensor], source: Path) -> ScoreUNet:
 
 
 def _in_sections(blocks: list[Part]) -> Sections:
-    """Blocks in order, divided: those that resample have a shortcut without a change of width."""
+    """Divide the blocks into sections; a shortcut without a change of width marks resampling."""
     resampling = [
         "shortcut.weight" in b and b["shortcut.weight"].shape[0] == b["shortcut.weight"].shape[1]
         for b in blocks
     ]
     levels = sum(resampling) // 2 + 1
-    middle = (len(blocks) - levels) // 2 - 1  # on the way up there is a block more in each level
+    middle = (len(blocks) - levels) // 2 - 1  # each level has one more block on the way up
     return {
         "down": blocks[:middle],
         "middle": blocks[middle : middle + 2],
@@ -133,7 +133,7 @@ def _in_sections(blocks: list[Part]) -> Sections:
 
 
 def _attention(group: Part) -> Part:
-    """Attention by our names; its tables (in, out) are turned."""
+    """Rename the weights of an attention, and transpose its matrices from (in, out)."""
     ours = renamed({n: v for n, v in group.items() if "NIN" not in n}, {"GroupNorm_0": "norm"})
     for theirs, name in _ATTENTION.items():
         ours |= {f"{name}.weight": group[f"{theirs}.W"].T, f"{name}.bias": group[f"{theirs}.b"]}

@@ -1,7 +1,7 @@
-"""Stable Diffusion (Rombach et al., 2022) in one file, as its authors published it.
+"""Stable Diffusion (Rombach et al., 2022) from a single file, as its authors published it.
 
-A file holds the U-Net, the autoencoder and the text encoder under the names of the original code. They
-become the networks of diffusers and transformers; their settings are read off the shapes.
+A file holds the U-Net, the autoencoder and the text encoder under the names of the original code.
+They are loaded into networks of diffusers and transformers, with settings read from the shapes.
 """
 
 import re
@@ -21,7 +21,7 @@ from unfool.models.scheduler import Predicts
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _CLIP, _OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _AVERAGE = "model_ema."
-_HEADS, _HEAD_WIDTH = 8, 64  # of the U-Nets 1 and 2
+_HEADS, _HEAD_WIDTH = 8, 64  # attention heads of version 1, and channels per head of version 2
 _RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",
@@ -52,8 +52,8 @@ _OF_OPEN_CLIP = (
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
     (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
 )
-_NO_WEIGHTS = ("position_ids", "attn_mask", "logit_scale", "text_projection")  # of the last state
-_PREDICTED: dict[str, Predicts] = {  # by the published files of Stable Diffusion 2
+_NO_WEIGHTS = ("position_ids", "attn_mask", "logit_scale", "text_projection")  # not used here
+_PREDICTED: dict[str, Predicts] = {  # by the names of the published files of Stable Diffusion 2
     "512-base-ema": "noise",
     "v2-1_512-ema-pruned": "noise",
     "v2-1_512-nonema-pruned": "noise",
@@ -68,12 +68,12 @@ class SingleFile(NamedTuple):
 
     Attributes:
         path: The file.
-        unet: Of the U-Net; the averaged ones if there are any.
-        vae: Of the autoencoder.
-        text: Of the text encoder.
-        predicts: What the U-Net says.
-        size: Height and width of its images, in pixels.
-        fill: The text that the tokenizer fills short texts up with.
+        unet: The weights of the U-Net; the averaged ones if there are any.
+        vae: The weights of the autoencoder.
+        text: The weights of the text encoder.
+        predicts: What the U-Net predicts.
+        size: Height and width of its images in pixels.
+        fill: The token with which the tokenizer pads texts.
     """
 
     path: Path
@@ -91,14 +91,14 @@ def read_single_file(
     """Read a file such as `v1-5-pruned-emaonly.safetensors` or `v2-1_768-ema-pruned.ckpt`.
 
     Args:
-        path: The file, of Stable Diffusion 1, 2 or 2.1.
-        predicts: What the network says. Files of Stable Diffusion 1 need no word of it, nor do the
-            published ones of 2, which are known by their names.
-        size: Of its images, in pixels; None is what the published network was trained for.
+        path: A file of Stable Diffusion 1, 2 or 2.1.
+        predicts: What the network predicts. It is known for files of Stable Diffusion 1, and for
+            the published files of 2 by their names.
+        size: Height and width of its images in pixels; None takes the published network's size.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file cannot be read, holds another model, or `predicts` is needed.
+        ValueError: The file cannot be read or holds another model, or `predicts` is needed.
     """
     state = read_family(path, "stable-diffusion")
     second = any(name.startswith(_OPEN_CLIP) for name in state)
@@ -129,19 +129,19 @@ def read_single_file(
 
 
 def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
-    """The `UNet2DConditionModel` of a file, with its weights.
+    """Build the `UNet2DConditionModel` of a file, with its weights.
 
     Args:
-        file: What was read.
-        dtype: Of the weights.
-        factor: How many pixels of a side a latent stands for.
+        file: The weights and settings of the file.
+        dtype: The type of the weights.
+        factor: Height and width of an image divided by those of its latent.
 
     Raises:
-        ValueError: The weights are not those of such a network.
+        ValueError: The network is incomplete or of another kind.
     """
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    make: Any = UNet2DConditionModel  # whose annotations allow tuples of one width alone
+    make: Any = UNet2DConditionModel  # its annotations are too narrow
     state = file.unet
     widths = _widths(state, "down_blocks.{}.resnets.0.conv1.weight")
     looks = [f"down_blocks.{i}.attentions.0.norm.weight" in state for i in range(len(widths))]
@@ -171,10 +171,10 @@ def build_unet(file: SingleFile, dtype: torch.dtype, factor: int) -> Any:
 
 
 def build_vae(file: SingleFile) -> Any:
-    """The `AutoencoderKL` of a file, with its weights, in float32.
+    """Build the `AutoencoderKL` of a file, with its weights, in float32.
 
     Raises:
-        ValueError: The weights are not those of such a network.
+        ValueError: The network is incomplete or of another kind.
     """
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
@@ -196,10 +196,10 @@ def build_vae(file: SingleFile) -> Any:
 
 
 def build_text_encoder(file: SingleFile) -> Any:
-    """The `CLIPTextModel` of a file, with its weights, in float32.
+    """Build the `CLIPTextModel` of a file, with its weights, in float32.
 
     Raises:
-        ValueError: The weights are not those of such a network.
+        ValueError: The network is incomplete or of another kind.
     """
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -226,13 +226,13 @@ def build_text_encoder(file: SingleFile) -> Any:
         state = {f"text_model.{name}": value for name, value in state.items()}
     network = _filled(network, state, file.path, torch.float32)
     for module in network.modules():
-        if "position_ids" in vars(module)["_buffers"]:  # which is in no file
+        if "position_ids" in vars(module)["_buffers"]:  # not in the file, so still on meta
             module.position_ids = torch.arange(length)[None]
     return network
 
 
 def _averaged(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """The weights of the U-Net; the averaged ones, whose names have no dots, if there are any."""
+    """Return the weights of the U-Net: the averaged ones (named without dots) if there are any."""
     raw = _inside(state, _UNET)
     names = {name: f"{_AVERAGE}diffusion_model{name.replace('.', '')}" for name in raw}
     found = {name: state[other] for name, other in names.items() if other in state}
@@ -265,7 +265,7 @@ def _unet_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _places(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Of each part of a block, such as `input_blocks.4.1`, where it is in diffusers."""
+    """Map parts of blocks, such as `input_blocks.4.1`, to their names in diffusers."""
     places = dict(_MIDDLE)
     parts = {m[0] for name in state if (m := re.match(r"(input|output)_blocks\.\d+\.\d+\.", name))}
     for side, ours in (("input", "down"), ("output", "up")):
@@ -296,7 +296,7 @@ def _vae_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if half in ("encoder", "decoder"):
             name = f"{half}.{name_in_diffusers(inner, levels)}"
             if ".attentions." in name and name.endswith(".weight"):
-                value = value.flatten(1) if value.ndim == 4 else value  # convolutions of 1 x 1
+                value = value.flatten(1) if value.ndim == 4 else value  # from 1x1 convolutions
         renamed[name] = value
     return renamed
 
@@ -307,7 +307,7 @@ def _clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _open_clip_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names of OpenCLIP, of which all blocks but the last are used."""
+    """Rename the weights of OpenCLIP, and drop the last block, which is not used."""
     blocks = "transformer.resblocks."
     last = max((int(n.split(".")[2]) for n in state if n.startswith(blocks)), default=0)
     renamed: dict[str, Tensor] = {}
@@ -329,7 +329,7 @@ def _inside(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _widths(state: Mapping[str, Tensor], name: str) -> list[int]:
-    """The rows of the weights of a name with the numbers 0, 1, ... in it, as far as there are any."""
+    """Count the rows of each weight `name` with 0, 1, ... filled in, until one is missing."""
     widths: list[int] = []
     while (found := state.get(name.format(len(widths)))) is not None:
         widths.append(len(found))
