@@ -1,7 +1,7 @@
 """The reports of `unfool analyze`: gradients, purification, samples, trajectories, landscape.
 
-Each function writes a report into a folder as `NAME.{html,md,json,csv,npz}`, with its figures, and returns
-it. `about` holds the `command`, the provenance of the numbers as `made`, and further entries for the JSON.
+Each function writes a report into a folder as `NAME.{html,md,json,csv,npz}`, with its figures, and
+returns it. `about` holds the `command`, the provenance as `made`, and further entries for the JSON file.
 """
 
 from collections.abc import Mapping, Sequence

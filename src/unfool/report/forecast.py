@@ -36,7 +36,7 @@ def brief(
         forecast: The forecast.
         shards: Number of machines that share the work, each with the workers of the forecast.
         budget: The budget by which the number of images was chosen, if any.
-        judged: Whether the run will evaluate accuracies.
+        judged: Whether the run will report accuracies.
     """
     lines = [
         [name, *(f"{cost.calls.get(key, 0):,.0f}" for key in TITLES), duration(cost.seconds)]

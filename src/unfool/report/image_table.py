@@ -1,4 +1,4 @@
-"""The table of a run's images and the attacks that broke them, which a page can sort and filter."""
+"""The table of a run's images and their answers, which a page can sort and filter."""
 
 from collections.abc import Mapping, Sequence
 
