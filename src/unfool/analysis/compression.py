@@ -102,15 +102,15 @@ def compression(
         model: A classifier behind a purifier.
         x: Images (B, C, H, W) in [0, 1].
         threat: What an attacker may change; its budget is the unit of `sizes`.
-        noise: The source of all random draws.
+        noise: The source of random draws.
         draws: Draws of the defense's noise per image.
         sizes: Sizes of the perturbations, in units of the budget.
         steps: Steps of power iteration from the random direction; each costs one gradient.
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, the threat's norm is neither linf nor l2, its budget is 0,
-            or the model has no purifier.
+        ValueError: A number is out of range, the norm is neither linf nor l2, the budget is 0, or the
+            model has no purifier.
     """
     check_arguments(compression, locals())
     if not sizes or not all(0 < size < np.inf for size in sizes):
@@ -142,11 +142,7 @@ def compression(
 
 
 def budget_length(threat: Threat, values: int) -> float:
-    """Return the largest l2 length of a perturbation within the threat, ignoring the box [0, 1].
-
-    Args:
-        threat: The threat, in linf or l2.
-        values: The number of values in an image.
+    """Return the largest l2 length of a change to `values` numbers within the threat, unclipped.
 
     Raises:
         ValueError: The norm is neither linf nor l2, or the budget is 0.

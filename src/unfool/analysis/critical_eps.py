@@ -98,12 +98,12 @@ def critical_eps(
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: The norm, and the budget that is the unit of `reach`.
-        noise: The source of all random draws; the attack never uses the held-out draws.
+        noise: The source of random draws; the attack does not see the held-out ones.
         steps: Steps of PGD from a random start.
         eot: Draws per step.
-        loss: The loss that PGD maximizes.
-        draws: Held-out draws behind a verdict.
-        reach: The largest budget, in units of the threat's budget; in linf and l0 it is at most 1.
+        loss: The loss to maximize.
+        draws: Held-out draws per verdict.
+        reach: The largest budget, in units of the threat's (in linf and l0, at most 1 in all).
         rounds: Halvings of each bracket.
         quiet: Show no progress.
 
@@ -124,7 +124,7 @@ def critical_eps(
     low, high = np.zeros(len(x)), np.full(len(x), np.inf)
 
     def breaks(which: np.ndarray, eps: float) -> np.ndarray:
-        """Return a mask over the images at indices `which`: those that the attack breaks at `eps`."""
+        """Return a mask of the images, of those at `which`, that the attack breaks at `eps`."""
         rows = torch.from_numpy(which).to(x.device)
         images, labels = x[rows], y[rows]
         if eps > 0:

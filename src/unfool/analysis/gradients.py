@@ -28,7 +28,7 @@ from unfool.statistics import bounded_mean_interval
 from unfool.threat import images as per_image
 
 EXACT = "exact"
-ALL = 10**9  # steps
+ALL = 10**9  # more steps than any chain has
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of W variants for B images, with their cost. The first variant is the reference.
+    """The gradients of V variants and their cost. The first variant is the exact gradient.
 
     Attributes:
         variants: The variants that the model supports.
-        missing: The variants that the model does not support: name to the reason.
-        gradients: Gradients of the mean loss over the draws (W, B, C, H, W).
+        missing: Name of an unsupported variant to the reason.
+        gradients: Gradients of the mean loss over the draws (V, B, C, H, W).
         directions: Random unit vectors (D, B, C, H, W).
-        slopes: Slopes of the loss along the directions, by finite differences (B, D).
-        precise: Whether the finite differences were computed in float64.
-        seconds: Time of each variant per image and draw (W,), the minimum over the repetitions.
-        forward: Time of a forward pass without a gradient, per image and draw.
-        kept: Peak memory of each variant's graphs in bytes, per image and draw (W,).
+        slopes: Finite-difference slopes of the loss along the directions (B, D).
+        precise: Whether the finite differences are in float64.
+        seconds: Time per image and draw (V,), the minimum over the repetitions.
+        forward: The same for a forward pass without a gradient.
+        kept: Peak memory of the graphs in bytes, per image and draw (V,).
     """
 
     variants: tuple[GradientVariant, ...]
@@ -90,24 +90,24 @@ class Gradients:
     kept: np.ndarray
 
     def cosines(self) -> np.ndarray:
-        """Return the cosines between every two gradients (W, W, B); 0 where a gradient is zero."""
+        """Return the cosine between every two gradients (V, V, B); 0 where a gradient is zero."""
         flat = self._flat()
         length = np.linalg.norm(flat, axis=2)
         dots = np.einsum("ibp,jbp->ijb", flat, flat)
         return dots / np.maximum(length[:, None] * length[None], 1e-30)
 
     def signs(self) -> np.ndarray:
-        """Return the share of pixel values whose sign agrees with the exact gradient (W, B)."""
+        """Return the share of pixel values whose sign agrees with the exact gradient (V, B)."""
         flat = np.sign(self._flat())
         return (flat == flat[:1]).mean(2)
 
     def errors(self) -> np.ndarray:
-        """Return each gradient's distance to the exact one over the longer of their lengths (W, B)."""
+        """Return each gradient's distance to the exact one over the longer of their lengths (V, B)."""
         flat = self._flat()
         return _apart(flat, flat[:1])
 
     def slope_errors(self) -> np.ndarray:
-        """Return the relative error of predicted slopes against finite differences (W, B)."""
+        """Return the relative error of predicted slopes against finite differences (V, B)."""
         vectors = self.directions.reshape(*self.directions.shape[:2], -1)
         return _apart(np.einsum("wbp,dbp->wbd", self._flat(), vectors), self.slopes[None])
 
@@ -164,14 +164,13 @@ def compare(
         model: A classifier, behind a purifier or not.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
-        noise: The source of the defense's draws, the same for all variants, and of the directions.
-        loss: The loss whose mean over `draws` is differentiated.
+        noise: The source of the directions and of the draws, which all variants share.
+        loss: The loss to differentiate, averaged over `draws`.
         draws: Draws of the defense's noise per image.
         directions: Number of random directions for finite differences.
-        repeats: How often each variant runs, interleaved with the others; the shortest time counts.
+        repeats: Runs of each variant, interleaved with the others; the shortest time counts.
         coarse: Steps of the surrogates; None keeps their defaults.
-        variants: The variants to try, the reference first; `missing` lists those that the model does not
-            support.
+        variants: The variants to try, the exact gradient first; the model need not support the others.
         quiet: Show no progress.
 
     Raises:

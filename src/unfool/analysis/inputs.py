@@ -62,17 +62,17 @@ def load_inputs(
     *,
     image: int = 0,
 ) -> AnalysisInputs:
-    """Load the defense of an evaluation spec, with some of the images that the spec evaluates.
+    """Load the defense of an evaluation spec, with some of the images that it evaluates.
 
     The spec's attacks are ignored, because no analysis runs them.
 
     Args:
-        spec: The spec's name or path, or a run folder, whose spec is then used.
-        changes: Changes to values of the spec.
+        spec: A spec's name or path, or a run folder with its spec.
+        changes: Changes to its values.
         folder: The folder that holds the data sets.
-        images: Take this many of the spec's images, the first ones, at least 2; None takes one image.
+        images: How many of the spec's images to take, 2 or more, from the first on; None takes one.
         device: The device to compute on.
-        image: The position of the one image among the spec's images, from 0, if `images` is None.
+        image: The position, from 0, of that one among the spec's images.
 
     Raises:
         SpecError: The spec is wrong, its engine is Ray, or it has too few images.

@@ -1,7 +1,7 @@
 """The loss around an image in the plane of two attacks, on known noise and on fresh noise.
 
-One axis is the final perturbation of DW-box. The other is the part of the final perturbation of white box
-with EOT that is orthogonal to the first (Liu et al., 2024, figure 1).
+One axis is the final perturbation of DW-box. The other is the part of that of white box with EOT that is
+orthogonal to the first (Liu et al., 2024, figure 1).
 """
 
 from dataclasses import dataclass
@@ -30,8 +30,7 @@ class Landscape:
         known: The loss on the noise that DW-box knows (N, N); rows are b, columns are a.
         fresh: The mean loss over fresh draws (N, N).
         paths: The iterates of both attacks in the plane: setting to coordinates (a, b), (S + 1, 2).
-        outside: The part of the final perturbation outside the plane: setting to its share of the
-            perturbation's length.
+        outside: Setting to the share of the final perturbation's length that lies outside the plane.
         directions: u and r, in pixels (2, C, H, W).
     """
 
@@ -67,20 +66,20 @@ def landscape(
         x: The image (1, C, H, W) in [0, 1].
         y: Its label (1,).
         threat: What an attacker may change.
-        noise: The source of all random draws; DW-box knows its stream `defense`.
-        steps: Steps of PGD, which starts at the clean image.
-        step_size: Step size in units of eps.
+        noise: The source of random draws; DW-box knows its stream `defense`.
+        steps: Steps of PGD from the clean image.
+        step_size: In units of eps.
         eot: Draws per step of the attack with EOT.
         draws: Fresh draws behind a mean loss.
         grid: Points along each axis.
         reach: The end of both axes; 1 is the end of the attack.
-        loss: The loss that the attacks maximize and the landscape shows.
-        clip: Clip the images of the landscape to [0, 1].
+        loss: The loss to maximize and to show.
+        clip: Clip images to [0, 1].
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, there is not exactly one image, the DW-box attack left the
-            image unchanged, or the two attacks span no plane.
+        ValueError: A number is out of range, there is not exactly one image, DW-box left it unchanged, or
+            the two attacks span no plane.
     """
     check_arguments(landscape, locals())
     if len(x) != 1:

@@ -39,8 +39,8 @@ class Purification:
         distances: Distances to the clean image: row to metric to (B, D). The rows are
             `"clean, purified"`, `"attacked"`, and so on; the metrics are l2, linf, ssim (1 for equal
             images), and optionally lpips.
-        right: Row to 1 where the classifier is right on its images, else 0 (B, D); on purified images
-            this is the answer of the defense.
+        right: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
+            defense's answer.
         left: The l2 length of the perturbation after purification over that before, with the same draw
             (B, D).
         noise: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
@@ -102,13 +102,13 @@ def purification(
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: The source of all random draws; those of the attack are separate from the others.
+        noise: The source of random draws; the attack has its own.
         steps: Steps of PGD from a random start.
         eot: Draws per step.
-        loss: The loss that PGD maximizes.
-        draws: Draws of the defense's noise per image; the same for the clean and the attacked image.
+        loss: The loss to maximize.
+        draws: Draws of the defense's noise per image, the same for clean and attacked images.
         lpips: Also measure LPIPS.
-        shown: For how many images, the first ones, to keep the pixels of each row.
+        shown: For how many images, from the first on, to keep the pixels.
         quiet: Show no progress.
 
     Raises:

@@ -30,9 +30,8 @@ class Samples:
     """Generated images and their distances to real ones, over S sets.
 
     Attributes:
-        distances: Name to distances to real images, one per set (S,): those of other real images, and
-            those of each model.
-        pictures: The generated images of the first set: model to (N, C, H, W).
+        distances: `REAL` (other real images) or model to the distance in each set (S,).
+        pictures: Model to its images of the first set (N, C, H, W).
         size: The number of images on each side of a distance.
     """
 
@@ -65,9 +64,9 @@ def samples(
     Args:
         denoisers: Name to denoiser; each must be trained up to t = 1.
         classifier: The classifier whose features are compared.
-        x: Real images (2 N, C, H, W) in [0, 1]; each set leaves out one image of an odd number.
+        x: Real images (2 N, C, H, W) in [0, 1]; if their number is odd, each set leaves one out.
         y: Their labels; a conditional denoiser gets those of the first half.
-        noise: The source of all random draws, except those that split the images.
+        noise: The source of random draws, except for the splits.
         steps: Steps of the chain (DDPM) from noise to an image.
         sets: Repetitions behind an interval, 2 or more.
         rows: Maximum number of images in one call.
@@ -102,8 +101,6 @@ def samples(
 
 def frechet(one: Tensor, other: Tensor) -> float:
     """Compute |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) for two sets of features (N, F) and (M, F).
-
-    m and C are the mean and the covariance of a set.
 
     Raises:
         ValueError: torchmetrics, which computes the distance, is not installed.

@@ -109,14 +109,14 @@ def trajectories(
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: The source of all random draws; DW-box knows its stream `defense`.
+        noise: The source of random draws; DW-box knows its stream `defense`.
         steps: Steps of PGD.
-        step_size: Step size in units of eps; the paper uses 2/255 at eps = 8/255.
+        step_size: In units of eps; the paper uses 2/255 at eps = 8/255.
         eot: Draws per step with EOT.
         runs: Runs per image without and with EOT.
         draws: Fresh draws behind a loss and an accuracy.
-        loss: The loss that PGD maximizes and that is recorded.
-        shown: For how many images, the first ones, to keep the whole paths.
+        loss: The loss to maximize and record.
+        shown: For how many images, from the first on, to keep the whole paths.
         quiet: Show no progress.
 
     Raises:
@@ -161,11 +161,7 @@ def trajectories(
 
 
 def flat(paths: Mapping[str, Runs], image: int) -> tuple[np.ndarray, list[tuple[str, int, slice]]]:
-    """Stack all iterates of all runs from one image (N, P).
-
-    Returns:
-        The iterates, and for each run its setting, its number, and the slice of its rows.
-    """
+    """Return all runs' iterates from one image (N, P), and each run's setting, number, and rows."""
     rows: list[np.ndarray] = []
     where: list[tuple[str, int, slice]] = []
     for name, runs in paths.items():
@@ -195,10 +191,7 @@ def losses_at(
 
 
 def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the mean cosine between the runs' ends of two settings (B,), or of one with itself.
-
-    For one setting, the mean is over pairs of different runs.
-    """
+    """Return the mean cosine over pairs of runs (B,); for a single setting, of different runs."""
     unit, others = (
         ends / np.maximum(np.linalg.norm(ends, axis=2, keepdims=True), 1e-30)
         for ends in (one, other)

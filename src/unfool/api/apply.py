@@ -118,15 +118,15 @@ def picture_for(
 ) -> Tensor:
     """Read an image file as (1, C, H, W) in the shape that the classifier takes.
 
-    If the data set is a `folder` with a `size`, the image is resized and cropped like those of the data
-    set. Otherwise it is stretched, and `say` gets a message.
+    If the data set is a `folder` with a `size`, the image is resized and cropped like its own images.
+    Otherwise it is stretched, and `say` gets a message.
 
     Args:
         loaded: The classifier.
         file: The image file.
-        name: The name of the image in messages.
-        say: The function that gets messages to the user.
-        advice: What the error about a far too large image advises; None stretches images of any size.
+        name: Its name in messages.
+        say: Receives messages to the user.
+        advice: What to advise if the image is far too large to stretch; None stretches any.
 
     Raises:
         ValueError: The file is not an image, or the image is far too large.
@@ -164,11 +164,11 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
     """Convert an array (N, H, W, C), (N, C, H, W), or (N, H, W) to images (N, C, H, W).
 
     Args:
-        stored: The array: uint8, or numbers in [0, 1].
-        name: The name of the array in messages.
+        stored: uint8, or numbers in [0, 1].
+        name: The array's name in messages.
 
     Returns:
-        The images, and whether the array's channels come last.
+        The images, and whether channels come last in the array.
 
     Raises:
         ValueError: The array does not hold images.

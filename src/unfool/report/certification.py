@@ -53,7 +53,7 @@ def whole(summary: Summary, classes: Sequence[str]) -> Document:
     """Make the full report.
 
     Args:
-        summary: The return value of `certificate.summary`.
+        summary: What `certificate.summary` returned.
         classes: The names of the data set's classes.
     """
     command = f"unfool certify spec.yaml --out runs/{summary['run']}-again"

@@ -52,8 +52,8 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
     """Make the short report for a terminal or a notebook: the differences, doubts, and bounds.
 
     Args:
-        found: The return value of `results.compare.compare`.
-        kept: The return value of `results.gates.gates`.
+        found: What `results.compare.compare` returned.
+        kept: What `results.gates.gates` returned.
     """
     title, *opening = _opening(found)
     strong: dict[int, Style] = {
@@ -80,8 +80,8 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
     """Make the full report.
 
     Args:
-        found: The return value of `results.compare.compare`.
-        kept: The return value of `results.gates.gates`.
+        found: What `results.compare.compare` returned.
+        kept: What `results.gates.gates` returned.
         command: The command that makes the report again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
@@ -112,8 +112,8 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
 
     Args:
         folder: The folder to write into.
-        found: The return value of `results.compare.compare`.
-        kept: The return value of `results.gates.gates`.
+        found: What `results.compare.compare` returned.
+        kept: What `results.gates.gates` returned.
         command: The command that makes the report again.
 
     Raises:

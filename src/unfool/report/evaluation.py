@@ -71,7 +71,7 @@ def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecor
     """Make the full report.
 
     Args:
-        summary: The return value of `summarize_run`.
+        summary: What `summarize_run` returned.
         gallery: The images that the run kept, or None.
         images: The result of each image.
     """

@@ -7,7 +7,7 @@ from unfool.results.image_records import ConditionRecord, ImageRecord, PairedIma
 from unfool.results.report_json import CertifiedImage
 from unfool.statistics import percent
 
-MOST = 2000  # images on a page; the files beside it hold all images
+MOST = 2000  # images on a page; the files beside it hold all of them
 TITLES = {"random": "random noise"}
 Versions = Mapping[int, Sequence[tuple[str, SmallImage]]]
 
@@ -16,8 +16,8 @@ def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTabl
     """Make the table of how many answers to each image are right under each condition.
 
     Args:
-        records: The return value of `image_records`.
-        versions: Index to the versions of that image that the run kept, with their headings.
+        records: What `image_records` returned.
+        versions: Index to the versions of that image that the run kept, with headings.
     """
     names = list(records[0]["conditions"])
     attacks = [name for name in names if name not in ("clean", "random")]

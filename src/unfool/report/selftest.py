@@ -21,7 +21,7 @@ def brief(checks: Sequence[Check]) -> Document:
     """Make the short report for a terminal: a table of the checks, grouped by part.
 
     Args:
-        checks: The return value of `evaluation.selftest.run`.
+        checks: What `evaluation.selftest.run` returned.
     """
     lines: list[list[str]] = []
     styles: dict[int, Style] = {}
@@ -38,7 +38,7 @@ def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
     """Make the full report.
 
     Args:
-        checks: The return value of `evaluation.selftest.run`.
+        checks: What `evaluation.selftest.run` returned.
         machine: The hardware and the duration, for the record.
     """
     on = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
@@ -55,7 +55,7 @@ def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any])
 
     Args:
         folder: The folder to write into.
-        checks: The return value of `evaluation.selftest.run`.
+        checks: What `evaluation.selftest.run` returned.
         machine: The hardware and the duration, for the record.
 
     Raises:

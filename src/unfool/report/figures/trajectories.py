@@ -20,7 +20,7 @@ def paths(
     """Draw the paths of all runs, with the loss as height.
 
     Args:
-        found: The return value of `analysis.trajectories.trajectories`.
+        found: What `analysis.trajectories.trajectories` returned.
         points: The iterates in two dimensions (N, 2).
         where: For each run, its setting, its number, and the slice of its points.
     """
