@@ -1,9 +1,9 @@
 """How far a purifier contracts a perturbation with the same noise (Yuezhang and Wei, 2025).
 
 The compression rate is |f(x + d, z) - f(x, z)| / |d|. Below 1, the purifier f moves an image and its
-perturbed copy closer together under the noise z; above 1, it drives them apart. The measurement needs
-no classifier and no attack. A random direction d gives the typical rate. An adversarial direction gives
-the largest rate that power iteration finds; for a linear purifier this is its largest singular value.
+perturbed copy closer together under the noise z; above 1, it drives them apart. No classifier or attack
+is needed. A random direction d gives the typical rate. An adversarial direction gives the largest rate
+that power iteration finds; for a linear purifier this is its largest singular value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def compression(
         model: A classifier behind a purifier.
         x: Images (B, C, H, W) in [0, 1].
         threat: What an attacker may change; its budget is the unit of `sizes`.
-        noise: The source of random draws.
+        noise: Source of random draws.
         draws: Draws of the defense's noise per image.
         sizes: Sizes of the perturbations, in units of the budget.
         steps: Steps of power iteration from the random direction; each costs one gradient.

@@ -89,21 +89,21 @@ def critical_eps(
 ) -> CriticalEps:
     """Bisect the budget of PGD with the exact gradient for each image.
 
-    A budget breaks an image if the majority of `draws` held-out draws is wrong on the image that PGD
-    found. The clean image is tested first, then the largest budget, then each bracket is halved `rounds`
-    times. Images with the same next budget are attacked in one batch, each with its own noise.
+    A budget breaks an image if the majority of `draws` held-out draws is wrong on what PGD found. The
+    clean image is tested first, then the largest budget, then each bracket is halved `rounds` times.
+    Images with the same next budget are attacked together, each with its own noise.
 
     Args:
         model: The model to attack.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: The norm, and the budget that is the unit of `reach`.
-        noise: The source of random draws; the attack does not see the held-out ones.
+        noise: Source of random draws; the attack does not see the held-out ones.
         steps: Steps of PGD from a random start.
         eot: Draws per step.
         loss: The loss to maximize.
         draws: Held-out draws per verdict.
-        reach: The largest budget, in units of the threat's (in linf and l0, at most 1 in all).
+        reach: The largest budget in units of the threat's; in linf and l0, budgets never exceed 1.
         rounds: Halvings of each bracket.
         quiet: Show no progress.
 
@@ -124,7 +124,7 @@ def critical_eps(
     low, high = np.zeros(len(x)), np.full(len(x), np.inf)
 
     def breaks(which: np.ndarray, eps: float) -> np.ndarray:
-        """Return a mask of the images, of those at `which`, that the attack breaks at `eps`."""
+        """Return a mask: which of the images at indices `which` the attack breaks at `eps`."""
         rows = torch.from_numpy(which).to(x.device)
         images, labels = x[rows], y[rows]
         if eps > 0:

@@ -37,7 +37,7 @@ class GradientVariant:
 
     Attributes:
         name: The name.
-        meaning: A description in a few words.
+        meaning: A short description.
         view: The view of the model to differentiate.
         graphs: How many of a chain's last steps keep their graph; the others are replayed.
     """
@@ -74,7 +74,7 @@ class Gradients:
         directions: Random unit vectors (D, B, C, H, W).
         slopes: Finite-difference slopes of the loss along the directions (B, D).
         precise: Whether the finite differences are in float64.
-        seconds: Time per image and draw (V,), the minimum over the repetitions.
+        seconds: Time per image and draw (V,), the minimum over repetitions.
         forward: The same for a forward pass without a gradient.
         kept: Peak memory of the graphs in bytes, per image and draw (V,).
     """
@@ -158,7 +158,7 @@ def compare(
     variants: Sequence[GradientVariant] = VARIANTS,
     quiet: bool = False,
 ) -> Gradients:
-    """Compute, time, and check the gradient of a defense in each of `variants`.
+    """Compute, time, and check a defense's gradient in several variants.
 
     Args:
         model: A classifier, behind a purifier or not.
@@ -167,10 +167,10 @@ def compare(
         noise: The source of the directions and of the draws, which all variants share.
         loss: The loss to differentiate, averaged over `draws`.
         draws: Draws of the defense's noise per image.
-        directions: Number of random directions for finite differences.
+        directions: Random directions for finite differences.
         repeats: Runs of each variant, interleaved with the others; the shortest time counts.
         coarse: Steps of the surrogates; None keeps their defaults.
-        variants: The variants to try, the exact gradient first; the model need not support the others.
+        variants: The variants to try, the exact gradient first; the result lists unsupported ones.
         quiet: Show no progress.
 
     Raises:
@@ -236,7 +236,7 @@ def _slopes(
     draws: int,
     directions: Tensor,
 ) -> tuple[Tensor, bool]:
-    """Return central differences of the mean loss along each direction (B, D), and if in float64."""
+    """Return central differences of the loss along each direction (B, D), and whether in float64."""
     double = _in_float64(model, x, noise)
     step = 1e-5 if double else 1e-2
     exact, x = (double, x.double()) if double else (model, x)

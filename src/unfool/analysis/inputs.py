@@ -69,10 +69,10 @@ def load_inputs(
     Args:
         spec: A spec's name or path, or a run folder with its spec.
         changes: Changes to its values.
-        folder: The folder that holds the data sets.
-        images: How many of the spec's images to take, 2 or more, from the first on; None takes one.
+        folder: The folder with the data sets.
+        images: How many of the spec's first images to take, 2 or more; None takes one image.
         device: The device to compute on.
-        image: The position, from 0, of that one among the spec's images.
+        image: Its position among the spec's images, from 0.
 
     Raises:
         SpecError: The spec is wrong, its engine is Ray, or it has too few images.
@@ -120,7 +120,7 @@ def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
     """Build the denoiser of a checked spec, which must be able to start from pure noise.
 
     Raises:
-        SpecError: The spec has no denoiser, or the denoiser was trained only for times below 1.
+        SpecError: There is no denoiser, or it was trained only for times below 1.
     """
     if "denoiser" not in spec:
         raise SpecError("the spec has no denoiser to generate images with: name a spec with one")

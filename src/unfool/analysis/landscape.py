@@ -66,7 +66,7 @@ def landscape(
         x: The image (1, C, H, W) in [0, 1].
         y: Its label (1,).
         threat: What an attacker may change.
-        noise: The source of random draws; DW-box knows its stream `defense`.
+        noise: Source of random draws; DW-box knows its stream `defense`.
         steps: Steps of PGD from the clean image.
         step_size: In units of eps.
         eot: Draws per step of the attack with EOT.

@@ -1,9 +1,9 @@
 """How close purified images are to the clean ones, compared with noise (Liu et al., 2025, section 3).
 
-A purifier that removes an attack's perturbation moves the image closer to the clean one. A purifier that
-adds noise and removes it may end farther from the clean image although the answer is right; then it is
-not the removal of the perturbation that makes it robust. There are three controls: the purified clean
-image; noise added but not removed; and what remains of the perturbation with the same draw of the noise.
+A purifier that removes an attack's perturbation moves the image closer to the clean one. One that adds
+noise and removes it may end farther away although the answer is right; then its robustness does not come
+from removing the perturbation. There are three controls: the purified clean image; noise added but not
+removed; and what remains of the perturbation with the same draw of the noise.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,8 @@ class Purification:
     """Distances and accuracies of B images; D draws of the defense's noise, or 1 in rows without it.
 
     Attributes:
-        distances: Distances to the clean image: row to metric to (B, D). The rows are
-            `"clean, purified"`, `"attacked"`, and so on; the metrics are l2, linf, ssim (1 for equal
-            images), and optionally lpips.
+        distances: Row to metric to distances to the clean image (B, D). Rows are `"clean, purified"`,
+            `"attacked"`, and so on; metrics are l2, linf, ssim (1 for equal images), and maybe lpips.
         right: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
             defense's answer.
         left: The l2 length of the perturbation after purification over that before, with the same draw
@@ -102,13 +101,13 @@ def purification(
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: The source of random draws; the attack has its own.
+        noise: Source of random draws; the attack has its own.
         steps: Steps of PGD from a random start.
         eot: Draws per step.
         loss: The loss to maximize.
         draws: Draws of the defense's noise per image, the same for clean and attacked images.
         lpips: Also measure LPIPS.
-        shown: For how many images, from the first on, to keep the pixels.
+        shown: How many images, from the first on, keep their pixels.
         quiet: Show no progress.
 
     Raises:

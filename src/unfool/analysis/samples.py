@@ -2,7 +2,7 @@
 
 This is the Fréchet distance between two Gaussians fitted to features, as in FID (Heusel et al., 2017).
 It is not FID: the features are the inputs of the last linear layer of the user's own classifier, not of
-Inception. So values are comparable only for the same classifier and the same number of the same images.
+Inception. So values are comparable only for the same classifier, real images, and number of images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +66,7 @@ def samples(
         classifier: The classifier whose features are compared.
         x: Real images (2 N, C, H, W) in [0, 1]; if their number is odd, each set leaves one out.
         y: Their labels; a conditional denoiser gets those of the first half.
-        noise: The source of random draws, except for the splits.
+        noise: Source of random draws, except for the splits.
         steps: Steps of the chain (DDPM) from noise to an image.
         sets: Repetitions behind an interval, 2 or more.
         rows: Maximum number of images in one call.

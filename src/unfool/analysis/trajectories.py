@@ -109,14 +109,14 @@ def trajectories(
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: The source of random draws; DW-box knows its stream `defense`.
+        noise: Source of random draws; DW-box knows its stream `defense`.
         steps: Steps of PGD.
         step_size: In units of eps; the paper uses 2/255 at eps = 8/255.
         eot: Draws per step with EOT.
         runs: Runs per image without and with EOT.
         draws: Fresh draws behind a loss and an accuracy.
         loss: The loss to maximize and record.
-        shown: For how many images, from the first on, to keep the whole paths.
+        shown: How many images, from the first on, keep their whole paths.
         quiet: Show no progress.
 
     Raises:
@@ -191,7 +191,7 @@ def losses_at(
 
 
 def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Return the mean cosine over pairs of runs (B,); for a single setting, of different runs."""
+    """Return the mean cosine of two settings' ends (B,); for one setting, between different runs."""
     unit, others = (
         ends / np.maximum(np.linalg.norm(ends, axis=2, keepdims=True), 1e-30)
         for ends in (one, other)

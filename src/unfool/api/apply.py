@@ -69,7 +69,7 @@ def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
 
     Args:
         table: The spec.
-        folder: The folder that holds the data sets.
+        folder: The folder with the data sets.
         device: The device to compute on.
 
     Raises:
@@ -238,10 +238,10 @@ def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None
 def _told_by_data(
     table: RawSpec, folder: str | None
 ) -> tuple[Sequence[str], Shape | None, Dataset | None]:
-    """Return the classes, image shape, and data set of a spec, or empty values without the data set.
+    """Return a spec's classes, image shape, and data set; empty values if it cannot be loaded.
 
     Raises:
-        SpecError, KeyError, ValueError: A folder is given, and the data set cannot be loaded.
+        SpecError: A folder is given, but the data set cannot be loaded from it.
     """
     try:
         data = specs.build("data", specs.check_data(table.get("data"), folder))

@@ -89,7 +89,7 @@ class Result(RunResult[Summary]):
 
         Args:
             to: The format: `csv`, `parquet`, `eee` (Every Eval Ever), `robustbench`, or `badge`.
-            folder: The folder to write into.
+            folder: The output folder.
             model: The model as `OWNER/NAME`; `eee` needs it.
             by: The organization that ran the evaluation, for `eee`.
 

@@ -74,7 +74,7 @@ class RunResult(Generic[S]):
         return to_frame(self.to_records())
 
     def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report (`report.html`, `.md`, `.json`, and figures) into a folder with the run.
+        """Write the report (`report.html`, `.md`, `.json`, and figures) beside the run.
 
         Args:
             folder: The folder, by default the run's own. `open` reads it again.

@@ -85,8 +85,7 @@ def classified_rows(
         x: Images (B, C, H, W) in the model's size, on its device.
         noise: The noise of the first vote.
         classes: The name of each class.
-        votes: The class with the most votes; shown below the purified image, or, without a purifier,
-            below the last one.
+        votes: The class with the most votes, shown below the purified image, or else the last one.
         truth: The true class of each image, if known.
         attacked: The attacked images, if any; these are then purified and classified.
         sizes: The size of each attack's change, in words.
@@ -125,7 +124,7 @@ def write_attack_sheets(run: Run, command: str) -> list[Path]:
 
     Args:
         run: The run that `keep_attacked_images.run` returned.
-        command: The command that makes the collection again.
+        command: The command to make it again.
 
     Raises:
         SpecError: A part of the spec refuses its options.

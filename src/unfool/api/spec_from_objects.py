@@ -64,9 +64,9 @@ def part(kind: str, thing: Any) -> Part:
 
 
 def name_of(kind: str, thing: Any) -> str:
-    """Return the menu's name of a function or an object's class; else its name or `module:name`.
+    """Return the menu's name of a function or an object's class; else `module:name`.
 
-    The module is left out for the functions and classes of unfool.
+    If it belongs to unfool but is not in the menu, return its name alone.
     """
     made = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
     target = f"{made.__module__}:{made.__qualname__}"

@@ -45,7 +45,7 @@ def write_report(run: Run) -> Summary:
 
 
 def brief(summary: Summary) -> Document:
-    """Make the short report for a terminal or a notebook: the result and the tables."""
+    """Make the short report for a terminal or notebook: the result and tables."""
     return Document(headline(summary), [*notices(summary), _by_radius(summary), _readings(summary)])
 
 

@@ -49,7 +49,7 @@ IMAGE_BY_IMAGE = (
 
 
 def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
-    """Make the short report for a terminal or a notebook: the differences, doubts, and bounds.
+    """Make the short report for a terminal or notebook: differences, doubts, and bounds.
 
     Args:
         found: What `results.compare.compare` returned.
@@ -82,7 +82,7 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
     Args:
         found: What `results.compare.compare` returned.
         kept: What `results.gates.gates` returned.
-        command: The command that makes the report again.
+        command: The command to make it again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
     opening, (differences, *rest) = _opening(found)[1:], short.blocks[2:]
@@ -108,13 +108,13 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
 def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
     """Write `compare.html`, `.md`, `.png`, `.json`, and `.csv` into a folder.
 
-    `images.json` and `images.csv` beside them hold the result of each image.
+    `images.json` and `images.csv` hold the result of each image.
 
     Args:
-        folder: The folder to write into.
+        folder: The output folder.
         found: What `results.compare.compare` returned.
         kept: What `results.gates.gates` returned.
-        command: The command that makes the report again.
+        command: The command to make it again.
 
     Raises:
         OSError: The folder cannot be written.

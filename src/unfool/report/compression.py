@@ -39,7 +39,7 @@ def write_compression(
     """Report the compression rates of some defenses, in `compression.{json,md,html,csv,npz}`.
 
     Args:
-        folder: The folder to write into.
+        folder: The output folder.
         measured: The rates of each defense.
         about: The `command`, and further entries for the JSON file.
         skipped: The names of sources without a purifier.

@@ -84,7 +84,7 @@ class SmallImage:
     """An image of few pixels, which a page enlarges without blur.
 
     Attributes:
-        png: The bytes of its PNG file in the original size.
+        png: The bytes of its PNG file, not enlarged.
         about: The text below it, such as the model's answer.
         right: Whether that answer is right; None if the text is not an answer.
     """

@@ -53,7 +53,7 @@ def write_report(run: Run) -> Summary:
 
 
 def brief(summary: Summary) -> Document:
-    """Make the short report for a terminal or a notebook: the result, accuracies, and doubts."""
+    """Make the short report for a terminal or notebook: result, accuracies, and doubts."""
     return Document(
         sentences.headline(summary),
         [
@@ -143,7 +143,7 @@ def _tile(share: Share, title: str) -> Tile:
 
 
 def notices(summary: Summary | CertificationSummary) -> list[Paragraph]:
-    """Return the notices at the top: that a run is not finished, or that red doubts were raised."""
+    """Return the notices at the top: that a run is unfinished, or that it has red doubts."""
     unfinished, warning = sentences.unfinished(summary), sentences.warning(summary)
     found = [Paragraph(unfinished, "notice")] if unfinished else []
     return found + ([Paragraph(warning, "warning")] if warning else [])

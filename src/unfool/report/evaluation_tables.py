@@ -101,7 +101,7 @@ def rows(summary: Summary) -> list[TableRow]:
 
 
 def accuracy(summary: Summary) -> Table:
-    """Make the table of accuracy under every condition, with marks for the doubts about a row."""
+    """Tabulate accuracy under every condition, with marks for the doubts about a row."""
     heads, lines = columns(summary), rows(summary)
     return Table(
         ["condition", *(head.title for head in heads)],
@@ -123,7 +123,7 @@ def records(summary: Summary) -> list[dict[str, Any]]:
 
 
 def classes(summary: Summary) -> Table:
-    """Make the table of accuracy by class; of many classes, only the least robust ones."""
+    """Tabulate accuracy by class; of many classes, only the least robust ones."""
     keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
     body = [
         [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
@@ -140,7 +140,7 @@ QUALITY = (
 
 
 def quality(summary: Summary) -> Table:
-    """Make the table of distances to the clean images, by condition; without rows if not measured."""
+    """Tabulate distances to the clean images by condition; without rows if not measured."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
     metrics = [
@@ -161,7 +161,7 @@ def quality(summary: Summary) -> Table:
 
 
 def ladder(summary: Summary) -> Table:
-    """Make the table of accuracy after each further attack; without rows if there is only one."""
+    """Tabulate accuracy after each further attack; without rows if there is only one."""
     rungs = summary.get("by_attack", [])
     heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
     body = [
@@ -173,9 +173,9 @@ def ladder(summary: Summary) -> Table:
 
 
 def knowing(summary: Summary) -> Table:
-    """Make the table of accuracy if the attacker knows some of the noise; possibly without rows.
+    """Tabulate accuracy if the attacker knows some of the noise; possibly without rows.
 
-    The first rows are the attacks without this knowledge that the others are compared with.
+    The first rows are the attacks without this knowledge, for comparison.
     """
     table = summary.get("known_noise", [])
     beside = {row["beside"] for row in table if "beside" in row}
@@ -200,7 +200,7 @@ def knowing(summary: Summary) -> Table:
 
 
 def resubmission(summary: Summary) -> Table:
-    """Make the table of how often all of m answers are right, for m = 1, 2, 4, ... submissions."""
+    """Tabulate how often all of m answers are right, for m = 1, 2, 4, ... submissions."""
     curve = summary.get("resubmission", {})
     names = [name for name in SUBMITTED if name in curve]
     if _one_reading(summary) or not curve:
@@ -212,7 +212,7 @@ def resubmission(summary: Summary) -> Table:
 
 
 def costs(summary: Summary) -> Table:
-    """Make the table of the evaluation's cost, in total and per image."""
+    """Tabulate the evaluation's cost, in total and per image."""
     cost, n = summary["cost"], summary["n"]
     names = {
         "nfe_forward": "denoiser, forward calls",
@@ -256,8 +256,8 @@ def _against(summary: Summary) -> list[tuple[str, str, str]]:
 def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
     """Return what hurts the undefended classifier most, and the classifier's accuracy under it.
 
-    The attack that counts against the defense may be harmless to the classifier alone, so comparing both
-    under that attack would make the defense look worthless.
+    The attack that counts against the defense may be harmless to the classifier alone; comparing both
+    under it would make the defense look worthless.
     """
     told = [("the attack that counts", summary["robust"])]
     told += [(f"the attack '{attack['name']}'", attack["robust"]) for attack in summary["attacks"]]
@@ -293,7 +293,7 @@ def _one_reading(summary: Summary) -> bool:
 
 
 def _marks(summary: Summary, name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the doubts about a row: all for the row that counts, else those that name the attack."""
+    """Return the doubts about a row: all for the main row, else those that name the attack."""
     without = "corrupted" if summary.get("corruptions") else "clean"
     if name == ("robust" if summary["attacks"] else without):
         return tuple(range(1, len(summary["doubts"]) + 1))

@@ -34,8 +34,8 @@ def brief(
 
     Args:
         forecast: The forecast.
-        shards: Number of machines that share the work, each with the workers of the forecast.
-        budget: The budget by which the number of images was chosen, if any.
+        shards: Machines that share the work, each with the forecast's number of workers.
+        budget: The budget that determined the number of images, if any.
         judged: Whether the run will report accuracies.
     """
     lines = [

@@ -13,7 +13,7 @@ Versions = Mapping[int, Sequence[tuple[str, SmallImage]]]
 
 
 def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTable:
-    """Make the table of how many answers to each image are right under each condition.
+    """Tabulate how many answers to each image are right under each condition.
 
     Args:
         records: What `image_records` returned.
@@ -47,7 +47,7 @@ def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTabl
 
 
 def paired_table(images: Sequence[PairedImage]) -> ImageTable:
-    """Make the table of how many answers to each image are right in run A and in run B."""
+    """Tabulate how many answers to each image are right in run A and in run B."""
     names = list(images[0]["conditions"])
     what = {
         f"{kind}-{i}": f"{words}: {TITLES.get(name, name)}"
@@ -77,7 +77,7 @@ def paired_table(images: Sequence[PairedImage]) -> ImageTable:
 
 
 def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) -> ImageTable:
-    """Make the table of the smoothed classifier's certified answer to each image."""
+    """Tabulate the smoothed classifier's certified answer to each image."""
     rows = []
     for row in images[:MOST]:
         answer = "abstains" if row["answer"] is None else _name(classes, row["answer"])

@@ -11,7 +11,7 @@ from unfool.results.spec import CertificationSpec, EvaluationSpec
 from unfool.runtime.provenance import Start
 
 UNKNOWN = "not recorded"
-SHOWN = 3  # the most dates, machines, commands, or commits to list
+SHOWN = 3  # dates, machines, commands, or commits to list
 HASHES = (
     "The hash of the images covers pixels and labels. The hash of the weights covers all tensors of the "
     "model and the attacks as built, with those that follow from options, such as the times of a "
@@ -20,11 +20,11 @@ HASHES = (
 
 
 def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
-    """Make the record of date, duration, hardware, command, commit, and hashes of images and weights.
+    """Record date, duration, hardware, command, commit, and the hashes of weights and images.
 
     Args:
-        provenance: The provenance of the run.
-        seconds: The time that the images took, summed over processes.
+        provenance: The run's provenance.
+        seconds: The time that its images took, summed over processes.
         images: The number of finished images.
     """
     took = f"{duration(seconds)} of work on {images} image{'' if images == 1 else 's'}"
@@ -38,7 +38,7 @@ def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
 
 
 def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
-    """List the dates, hardware, commands, and commits of the processes that worked on a result."""
+    """List dates, hardware, commands, and commits of the processes that worked on a result."""
     dates = list(dict.fromkeys(_words(start["date"]) for start in starts))
     if len(dates) > SHOWN:
         dates = [dates[0], f"{len(dates) - 2} more", dates[-1]]
@@ -51,7 +51,7 @@ def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
 
 
 def both_records(a: Provenance, b: Provenance) -> Table:
-    """Make the table of the records of two runs, side by side."""
+    """Tabulate the records of two runs, side by side."""
     told = [dict(started(side["starts"])) for side in (a, b)]
     for words, side in zip(told, (a, b), strict=True):
         words["images, SHA-256"] = f"{side['images'][:16]}…"
@@ -63,12 +63,12 @@ def both_records(a: Provenance, b: Provenance) -> Table:
 def how_to_reproduce(
     spec: EvaluationSpec | CertificationSpec, command: str, versions: Mapping[str, str]
 ) -> list[Block]:
-    """Make the sections with the command to reproduce a run, its spec, and the versions.
+    """Make sections with the command to reproduce a run, its spec, and the versions.
 
     Args:
         spec: The spec of the run.
         command: The command to run once the spec is saved as `spec.yaml`.
-        versions: Package name to the version behind the run or the report.
+        versions: Name to version of what made the run.
     """
     said: list[Block] = [
         Paragraph("Save the spec below as `spec.yaml`, then run this command:"),

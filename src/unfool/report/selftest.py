@@ -54,7 +54,7 @@ def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any])
     """Write `selftest.json`, `selftest.md`, `selftest.html`, and `selftest.png` into a folder.
 
     Args:
-        folder: The folder to write into.
+        folder: The output folder.
         checks: What `evaluation.selftest.run` returned.
         machine: The hardware and the duration, for the record.
 

@@ -43,7 +43,7 @@ def write_sheet(path: Path, rows: Sequence[SheetRow], title: str, said: str, com
         rows: The rows in order; those after the first `MOST` are left out.
         title: What was done to the images.
         said: How to read the sheet.
-        command: The command that makes the sheet again.
+        command: The command to make it again.
 
     Raises:
         OSError: The file cannot be written.

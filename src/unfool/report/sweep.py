@@ -47,7 +47,7 @@ def write_report(
         folder: The sweep's folder.
         done: The cells that are done, with the summaries of their runs.
         of: The total number of cells.
-        command: The command that makes the report again.
+        command: The command to make it again.
         failed: The values of each cell that cannot be run, and the reason.
 
     Returns:
@@ -81,7 +81,7 @@ def records(done: Done) -> list[dict[str, Any]]:
 
 
 def brief(done: Done, failed: Sequence[str] = ()) -> Document:
-    """Make the short report for a terminal or a notebook: the table, and what could not be run."""
+    """Make the short report for a terminal or notebook: the table, and what could not be run."""
     below = [Items([f"not run: {each}" for each in failed])] if failed else []
     return Document("Accuracy per draw", [sweep_table(done), *below])
 
@@ -218,7 +218,7 @@ def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doub
 
 
 def sweep_table(done: Done) -> Table:
-    """Make the table with a row for each finished cell."""
+    """Tabulate the finished cells, a row each."""
     names = _conditions(done)
     heads = [*done[0][0].values, *names, "network calls an image", "seconds an image"]
     rows = []

@@ -31,13 +31,13 @@ def write_document(
     Each file is written atomically, and only if its contents change. `NAME.json` is written last.
 
     Args:
-        folder: The folder to write into.
+        folder: The output folder.
         name: The name of the files.
         document: The report.
         numbers: The contents of `NAME.json`.
-        records: The rows of `NAME.csv`, which is written only if there are rows.
-        arrays: The contents of `NAME.npz`, which is written only if they are given.
-        images: The rows of `images.json` and `images.csv`, which are written only if there are rows.
+        records: The rows of `NAME.csv`; without rows, the file is not written.
+        arrays: The contents of `NAME.npz`; without them, the file is not written.
+        images: The rows of `images.json` and `images.csv`, likewise.
 
     Raises:
         OSError: The folder cannot be written.

@@ -34,7 +34,7 @@ GREEN, RED = "#1b6e35", "#b01f1f"
 SHARED = ("times",)
 SIGNS = {True: "\u2713", False: "\u2717"}
 FEW_PIXELS = 100  # images with a longer side are not enlarged
-THUMBNAIL = 256  # maximum length in pixels of an image's longer side on a page
+THUMBNAIL = 256  # pixels of an image's longer side on a page, at most
 Column = tuple[str, np.ndarray, np.ndarray | None]
 
 
@@ -100,7 +100,7 @@ class Gallery:
 
 
 def _columns(gallery: Gallery, factor: float) -> list[Column]:
-    """Return title, images, and answers of: clean, attacked, difference, and both purified."""
+    """Return columns (title, images, answers): clean, attacked, difference, and both purified."""
     arrays = gallery.arrays
     difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
     seen = "bare" if "clean_bare" in arrays else "answer"
@@ -201,9 +201,8 @@ def _size(gallery: Gallery, row: int) -> str:
 def confidence(gallery: Gallery) -> document.Figure:
     """Draw the confidence during purification of every image and their mean, clean and attacked.
 
-    There is a panel for the true class, one for the adversarial class (the wrong answer of the classifier
-    without its defense to the attacked image; for corruptions, the mistaken class), and one for the
-    class with the highest confidence.
+    The panels show the true class, the adversarial class (the wrong answer of the classifier without its
+    defense to the attacked image; for corruptions, the mistaken class), and the most likely class.
     """
     arrays, times = gallery.arrays, gallery.arrays["times"]
     every = np.ones(len(gallery), dtype=bool)

@@ -102,7 +102,7 @@ def draw(figure: Figure) -> Drawing:
     from matplotlib import rc_context
 
     png, svg = draw_png(figure).png, io.StringIO()
-    # Text stays text. Ids of shapes must be unique on a page, so they depend on the figure's content.
+    # Text stays text. Ids must be unique on a page, so they depend on the figure's content.
     salt = hashlib.sha256(png).hexdigest()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), _told_of_lacking_signs():
         figure.savefig(svg, format="svg", facecolor="none", metadata=NO_METADATA)

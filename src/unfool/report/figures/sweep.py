@@ -158,7 +158,7 @@ def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
 
 
 def _by_second(points: Sequence[Point], names: Sequence[str]) -> Figure:
-    """Draw a line per value of the second path over the first, in panels per combination of others."""
+    """Draw a line per value of the second path over the first, in panels for the other paths."""
     first, second, *others = points[0].values
     clean = {point.shares["clean"]["accuracy"] for point in points}
     # If only the attack is swept, clean accuracy is constant, so a horizontal line is enough.
