@@ -32,8 +32,8 @@ class Compression:
     """The compression rates of B images, for D draws of the defense's noise and S perturbation sizes.
 
     Attributes:
-        sizes: The l2 lengths of the perturbations, divided by that of the whole budget, (S,).
-        lengths: The l2 lengths in units of [0, 1] pixels, (S,).
+        sizes: The perturbations' l2 lengths, divided by that of the whole budget, (S,).
+        lengths: Their l2 lengths in units of [0, 1] pixels, (S,).
         rates: Kind of direction (`"random"` or `"adversarial"`) to rates (B, D, S).
     """
 
@@ -104,7 +104,7 @@ def compression(
         threat: What an attacker may change; its budget is the unit of `sizes`.
         noise: Source of random draws.
         draws: Draws of the defense's noise per image.
-        sizes: Sizes of the perturbations, in units of the budget.
+        sizes: Perturbation sizes, in units of the budget.
         steps: Steps of power iteration from the random direction; each costs one gradient.
         quiet: Show no progress.
 

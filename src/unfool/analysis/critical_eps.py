@@ -31,8 +31,8 @@ class CriticalEps:
         norm: The norm of the budgets.
         eps: The budget of the spec.
         low: The largest budget tried that did not break the image, (B,); 0 if there is none.
-        high: The smallest budget tried that broke the image, (B,): 0 if the clean image is already
-            wrong, infinity if no budget broke it.
+        high: The smallest budget tried that broke it, (B,): 0 if the clean image is already wrong,
+            infinity if none did.
         largest: The largest budget tried.
     """
 
@@ -97,14 +97,14 @@ def critical_eps(
         model: The model to attack.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
-        threat: The norm, and the budget that is the unit of `reach`.
+        threat: The norm, and the unit of `reach`.
         noise: Source of random draws; the attack does not see the held-out ones.
         steps: Steps of PGD from a random start.
         eot: Draws per step.
         loss: The loss to maximize.
         draws: Held-out draws per verdict.
         reach: The largest budget in units of the threat's; in linf and l0, budgets never exceed 1.
-        rounds: Halvings of each bracket.
+        rounds: Halvings.
         quiet: Show no progress.
 
     Raises:

@@ -34,8 +34,8 @@ class AnalysisInputs(NamedTuple):
         model: The spec's classifier, behind its purifier if it has one.
         x: Images (B, C, H, W).
         y: Labels (B,).
-        indices: The positions of the images in the data set.
-        noise: The noise, with one key per image.
+        indices: The images' positions in the data set.
+        noise: Noise with one key per image.
         threat: What an attacker may change.
     """
 

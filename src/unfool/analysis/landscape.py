@@ -26,7 +26,7 @@ class Landscape:
     """The loss over the plane x + a u + b r.
 
     Attributes:
-        along: The values of a, which are also those of b (N,).
+        along: The values of a, and of b (N,).
         known: The loss on the noise that DW-box knows (N, N); rows are b, columns are a.
         fresh: The mean loss over fresh draws (N, N).
         paths: The iterates of both attacks in the plane: setting to coordinates (a, b), (S + 1, 2).

@@ -32,7 +32,7 @@ class Samples:
     Attributes:
         distances: `REAL` (other real images) or model to the distance in each set (S,).
         pictures: Model to its images of the first set (N, C, H, W).
-        size: The number of images on each side of a distance.
+        size: Images on each side of a distance.
     """
 
     distances: dict[str, list[float]]
@@ -59,7 +59,7 @@ def samples(
 ) -> Samples:
     """Generate images with each denoiser from the same noise, and compare them with half of `x`.
 
-    Each set splits the real images into new halves. The distance between the two halves is the floor.
+    Each set splits the real images anew; the distance between the two halves is the floor.
 
     Args:
         denoisers: Name to denoiser; each must be trained up to t = 1.
@@ -69,7 +69,7 @@ def samples(
         noise: Source of random draws, except for the splits.
         steps: Steps of the chain (DDPM) from noise to an image.
         sets: Repetitions behind an interval, 2 or more.
-        rows: Maximum number of images in one call.
+        rows: Most images in one call.
         quiet: Show no progress.
 
     Raises:

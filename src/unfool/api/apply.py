@@ -165,10 +165,10 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
 
     Args:
         stored: uint8, or numbers in [0, 1].
-        name: The array's name in messages.
+        name: Its name in messages.
 
     Returns:
-        The images, and whether channels come last in the array.
+        The images, and whether its channels come last.
 
     Raises:
         ValueError: The array does not hold images.

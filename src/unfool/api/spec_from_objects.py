@@ -107,10 +107,7 @@ def contents(thing: Any) -> str:
 
 
 def modules(thing: Any) -> list[str]:
-    """List the modules of all classes and functions in an object.
-
-    The standard library, torch, numpy, and unfool are left out.
-    """
+    """List the modules of an object's classes and functions, without torch, numpy, unfool, and stdlib."""
     found: set[str] = set()
     seen, todo = {}, [thing]
     while todo:
@@ -204,7 +201,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _pairs(thing: Any) -> list[tuple[str, Any]]:
-    """Return the contents of an object as pairs of name and value."""
+    """Return the contents of an object by name."""
     if isinstance(thing, Mapping):
         return [(str(key), value) for key, value in thing.items()]
     if isinstance(thing, list | tuple):

@@ -135,7 +135,7 @@ def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") 
 
     Args:
         kept: The gates.
-        command: The subcommand of `unfool` that checked the gates.
+        command: The command that checked them.
         whose: Words after "robust accuracy" (`describe_gate`).
 
     Raises:
@@ -210,7 +210,7 @@ def _tiles(found: Comparison) -> Tiles:
 
 
 def _agreement(found: Comparison) -> list[Paragraph]:
-    """Name the conditions, if any, under which both runs agree on every image and draw."""
+    """Name the conditions under which both runs agree on every image and draw."""
     alike = [title_of(row) for row in found.rows if row.agree]
     if not alike:
         return []
