@@ -1,9 +1,9 @@
-"""How far a purifier contracts a perturbation at the same noise (Yuezhang and Wei, 2025).
+"""How far a purifier contracts a perturbation with the same noise (Yuezhang and Wei, 2025).
 
-The compression rate is |f(x + d, z) - f(x, z)| / |d|: below 1 the purifier f brings an image and its
-perturbed copy nearer to each other on the noise z, above 1 it drives them apart. No classifier is asked,
-and none is attacked. A random direction d shows the typical rate, and an adversarial one the largest
-that power iteration finds, which for a linear purifier is its largest singular value.
+The compression rate is |f(x + d, z) - f(x, z)| / |d|. Below 1, the purifier f moves an image and its
+perturbed copy closer together under the noise z; above 1, it drives them apart. No classifier or attack
+is needed. A random direction d gives the typical rate. An adversarial direction gives the largest rate
+that power iteration finds; for a linear purifier this is its largest singular value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +29,12 @@ SIZES = (0.25, 1.0, 4.0)
 
 @dataclass(frozen=True)
 class Compression:
-    """The rates of B images, D draws of the defense's noise, and S sizes of perturbations.
+    """The compression rates of B images, for D draws of the defense's noise and S perturbation sizes.
 
     Attributes:
-        sizes: The lengths of perturbations in l2 over that of the whole budget, (S,).
-        lengths: The same in l2, in units of [0, 1] pixels.
-        rates: By kind of direction, `"random"` and `"adversarial"`: (B, D, S).
+        sizes: The perturbations' l2 lengths, divided by that of the whole budget, (S,).
+        lengths: Their l2 lengths in units of [0, 1] pixels, (S,).
+        rates: Kind of direction (`"random"` or `"adversarial"`) to rates (B, D, S).
     """
 
     sizes: tuple[float, ...]
@@ -42,32 +42,32 @@ class Compression:
     rates: dict[str, np.ndarray]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """All of it as arrays; `from_arrays` reverses this."""
+        """Return all values as arrays; `from_arrays` reverses this."""
         listed = {"sizes": np.array(self.sizes), "lengths": np.array(self.lengths)}
         return listed | {f"rates/{kind}": values for kind, values in self.rates.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Compression":
-        """What `arrays` was taken of.
+        """Rebuild the object from what `arrays` returned.
 
         Raises:
-            KeyError: One is missing.
+            KeyError: An array is missing.
         """
         sizes, lengths = (tuple(map(float, arrays[key])) for key in ("sizes", "lengths"))
         return cls(sizes, lengths, {kind: arrays[f"rates/{kind}"] for kind in KINDS})
 
     @property
     def main(self) -> int:
-        """The place of the size that is nearest to the whole budget, as a ratio."""
+        """The index of the size whose ratio to the whole budget is nearest to 1."""
         return int(np.argmin(np.abs(np.log(self.sizes))))
 
     @property
     def without_gradient(self) -> bool:
-        """Whether power iteration never got beyond the random direction, as if there were no gradient."""
+        """Whether power iteration never improved on the random direction, as without a gradient."""
         return bool(np.array_equal(self.rates[RANDOM], self.rates[ADVERSARIAL]))
 
     def summary(self) -> dict[str, Any]:
-        """Means over images with 95 % intervals, and how often a draw contracts."""
+        """Return means over images with 95 % intervals, and the share of draws that contract."""
         rows = []
         for place, (size, length) in enumerate(zip(self.sizes, self.lengths, strict=True)):
             row: dict[str, Any] = {"size": size, "length": length}
@@ -92,24 +92,25 @@ def compression(
     steps: Count = 5,
     quiet: bool = False,
 ) -> Compression:
-    """Measure the compression rates of the purifier of a model.
+    """Measure the compression rates of a model's purifier.
 
-    A size of 1 is the l2 length of the whole budget: eps in l2, and that of a corner of the cube, eps
-    sqrt(CHW), in linf. Perturbed images are cut to [0, 1], and rates are over what that leaves of d.
+    A size of 1 is the l2 length of the whole budget: eps in l2, and eps sqrt(CHW), the distance to a
+    corner of the cube, in linf. Perturbed images are clipped to [0, 1], and the rate divides by the
+    length of the perturbation after clipping.
 
     Args:
         model: A classifier behind a purifier.
         x: Images (B, C, H, W) in [0, 1].
-        threat: What an attacker may change; its budget is the unit of sizes.
-        noise: Of everything.
-        draws: Of the defense's noise, per image.
-        sizes: Of perturbations, in units of the budget.
-        steps: Of power iteration, from the random direction; each costs one gradient.
+        threat: What an attacker may change; its budget is the unit of `sizes`.
+        noise: Source of random draws.
+        draws: Draws of the defense's noise per image.
+        sizes: Perturbation sizes, in units of the budget.
+        steps: Steps of power iteration from the random direction; each costs one gradient.
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, the threat is neither of linf nor of l2, or the model has
-            no purifier.
+        ValueError: A number is out of range, the norm is neither linf nor l2, the budget is 0, or the
+            model has no purifier.
     """
     check_arguments(compression, locals())
     if not sizes or not all(0 < size < np.inf for size in sizes):
@@ -141,7 +142,7 @@ def compression(
 
 
 def budget_length(threat: Threat, values: int) -> float:
-    """The largest l2 length of a perturbation of so many values within the threat, the box aside.
+    """Return the largest l2 length of a change to `values` numbers within the threat, unclipped.
 
     Raises:
         ValueError: The norm is neither linf nor l2, or the budget is 0.
@@ -168,7 +169,7 @@ def _rates(
     length: float,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """The rate in the direction of `start`, and the largest that power iteration meets, (B,) each."""
+    """Return the rate along `start`, and the largest rate that power iteration finds, (B,) each."""
     direction, tiny = start, torch.finfo(x.dtype).tiny
     first = highest = torch.zeros_like(x[:, 0, 0, 0])
     for step in range(steps + 1):
@@ -181,7 +182,7 @@ def _rates(
             if step == 0:
                 first = rate
             highest = torch.maximum(highest, rate)
-            if last or not gap.requires_grad:  # without a gradient there is no way up
+            if last or not gap.requires_grad:  # without a gradient, stop
                 break
             (gradient,) = torch.autograd.grad(
                 gap.square().sum() / 2, at, allow_unused=True, materialize_grads=True
@@ -192,8 +193,8 @@ def _rates(
 
 
 def _unit(direction: Tensor) -> Tensor:
-    """Each of a batch (B, C, H, W) at l2 length 1; 0 where it is 0."""
+    """Scale each direction of a batch (B, C, H, W) to l2 length 1; a zero direction stays zero."""
     peak = direction.flatten(1).abs().amax(1).clamp(min=torch.finfo(direction.dtype).tiny)
-    scaled = direction / images(peak)  # first, lest squares of tiny gradients vanish
+    scaled = direction / images(peak)  # avoids underflow in the squares of the norm
     size = scaled.flatten(1).norm(dim=1).clamp(min=torch.finfo(direction.dtype).tiny)
     return scaled / images(size)

@@ -1,8 +1,8 @@
 """The critical eps of each image: the smallest budget at which an attack breaks it.
 
 It is found by bisection (as in robustness distributions; Bosman et al., 2025), with an attack in place of
-a verifier, so it is an upper bound. Robust accuracy at one budget is the share of images whose critical
-eps lies above it; all of them together show every budget at once.
+a verifier, so it is an upper bound. The robust accuracy at a budget is the share of images whose critical
+eps lies above it, so the critical eps of all images gives the robust accuracy at every budget.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,15 @@ from unfool.threat import Norm, Threat
 
 @dataclass(frozen=True)
 class CriticalEps:
-    """What was found of B images.
+    """The brackets that contain the critical eps of B images.
 
     Attributes:
-        norm: Of the budgets.
+        norm: The norm of the budgets.
         eps: The budget of the spec.
-        low: The largest budget that was tried and did not break the image, (B,); 0 where none.
-        high: The smallest that did, (B,): 0 if the image is wrong as it is, infinity if none did.
-        largest: The largest budget that was tried.
+        low: The largest budget tried that did not break the image, (B,); 0 if there is none.
+        high: The smallest budget tried that broke it, (B,): 0 if the clean image is already wrong,
+            infinity if none did.
+        largest: The largest budget tried.
     """
 
     norm: Norm
@@ -43,11 +44,11 @@ class CriticalEps:
 
     @property
     def estimates(self) -> np.ndarray:
-        """The middle of each bracket (B,); infinity where nothing broke the image."""
+        """The midpoint of each bracket (B,); infinity if no budget broke the image."""
         return np.where(np.isinf(self.high), np.inf, (self.low + self.high) / 2)
 
     def summary(self) -> dict[str, Any]:
-        """The quartiles (None beyond the largest budget), and shares with 95 % intervals."""
+        """Return the quartiles (None above the largest budget), and shares with 95 % intervals."""
         found, count = self.estimates, len(self.high)
         ordered = np.sort(found)
         quartiles = {
@@ -86,23 +87,23 @@ def critical_eps(
     rounds: Count = 5,
     quiet: bool = False,
 ) -> CriticalEps:
-    """Bisect the budget of PGD with the exact gradient, image by image.
+    """Bisect the budget of PGD with the exact gradient for each image.
 
-    An image is broken at a budget if the majority of `draws` held-out draws is wrong on what PGD found.
-    First comes the image itself, then the largest budget, then `rounds` halvings of each bracket.
-    Images whose next budget is the same are attacked together, each with its own noise.
+    A budget breaks an image if the majority of `draws` held-out draws is wrong on what PGD found. The
+    clean image is tested first, then the largest budget, then each bracket is halved `rounds` times.
+    Images with the same next budget are attacked together, each with its own noise.
 
     Args:
-        model: What is attacked.
+        model: The model to attack.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
-        threat: The norm, and the budget in whose units `reach` is.
-        noise: Of everything; the attack's draws are its own.
-        steps: Of PGD, from a random start.
+        threat: The norm, and the unit of `reach`.
+        noise: Source of random draws; the attack does not see the held-out ones.
+        steps: Steps of PGD from a random start.
         eot: Draws per step.
-        loss: That is climbed.
-        draws: Held-out draws of a verdict.
-        reach: The largest budget, in units of the threat's.
+        loss: The loss to maximize.
+        draws: Held-out draws per verdict.
+        reach: The largest budget in units of the threat's; in linf and l0, budgets never exceed 1.
         rounds: Halvings.
         quiet: Show no progress.
 
@@ -123,7 +124,7 @@ def critical_eps(
     low, high = np.zeros(len(x)), np.full(len(x), np.inf)
 
     def breaks(which: np.ndarray, eps: float) -> np.ndarray:
-        """Which of some images the attack breaks at a budget."""
+        """Return a mask: which of the images at indices `which` the attack breaks at `eps`."""
         rows = torch.from_numpy(which).to(x.device)
         images, labels = x[rows], y[rows]
         if eps > 0:

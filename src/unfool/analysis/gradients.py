@@ -1,6 +1,6 @@
-"""The gradients an attacker may take for that of a defense, against each other and finite differences.
+"""A comparison of the gradients an attacker may use, with each other and with finite differences.
 
-All see the same images and the same draws of the defense's noise.
+All gradients are computed on the same images and the same draws of the defense's noise.
 """
 
 import time
@@ -28,18 +28,18 @@ from unfool.statistics import bounded_mean_interval
 from unfool.threat import images as per_image
 
 EXACT = "exact"
-ALL = 10**9  # steps
+ALL = 10**9  # more steps than any chain has
 
 
 @dataclass(frozen=True)
 class GradientVariant:
-    """How a gradient is come by.
+    """A way to compute a gradient of the defense.
 
     Attributes:
-        name: What it is called.
-        meaning: What it is, in a few words.
-        view: What the model is taken for.
-        graphs: How many steps of a chain keep their graph.
+        name: The name.
+        meaning: A short description.
+        view: The view of the model to differentiate.
+        graphs: How many of a chain's last steps keep their graph; the others are replayed.
     """
 
     name: str
@@ -65,18 +65,18 @@ VARIANTS = (
 
 @dataclass(frozen=True)
 class Gradients:
-    """What was found.
+    """The gradients of V variants and their cost. The first variant is the exact gradient.
 
     Attributes:
-        variants: Those that the model has.
-        missing: Those it has not: name to the reason.
-        gradients: Of the mean loss over the draws (W, B, C, H, W).
-        directions: Unit vectors (D, B, C, H, W).
-        slopes: Of the loss along the directions by finite differences (B, D).
-        precise: Whether the finite differences are of the model in float64.
-        seconds: Of each way, per image and draw (W,): the least of the repetitions.
-        forward: The same for the model without a gradient.
-        kept: Bytes that the graphs of each way kept at the peak, per image and draw (W,).
+        variants: The variants that the model supports.
+        missing: Name of an unsupported variant to the reason.
+        gradients: Gradients of the mean loss over the draws (V, B, C, H, W).
+        directions: Random unit vectors (D, B, C, H, W).
+        slopes: Finite-difference slopes of the loss along the directions (B, D).
+        precise: Whether the finite differences are in float64.
+        seconds: Time per image and draw (V,), the minimum over repetitions.
+        forward: The same for a forward pass without a gradient.
+        kept: Peak memory of the graphs in bytes, per image and draw (V,).
     """
 
     variants: tuple[GradientVariant, ...]
@@ -90,29 +90,29 @@ class Gradients:
     kept: np.ndarray
 
     def cosines(self) -> np.ndarray:
-        """Of the gradients of each two ways, image by image (W, W, B); of a zero one, 0."""
+        """Return the cosine between every two gradients (V, V, B); 0 where a gradient is zero."""
         flat = self._flat()
         length = np.linalg.norm(flat, axis=2)
         dots = np.einsum("ibp,jbp->ijb", flat, flat)
         return dots / np.maximum(length[:, None] * length[None], 1e-30)
 
     def signs(self) -> np.ndarray:
-        """The share of pixels at which a way and the exact gradient have the same sign (W, B)."""
+        """Return the share of pixel values whose sign agrees with the exact gradient (V, B)."""
         flat = np.sign(self._flat())
         return (flat == flat[:1]).mean(2)
 
     def errors(self) -> np.ndarray:
-        """How far each gradient is from the exact one, in lengths of the longer of the two (W, B)."""
+        """Return each gradient's distance to the exact one over the longer of their lengths (V, B)."""
         flat = self._flat()
         return _apart(flat, flat[:1])
 
     def slope_errors(self) -> np.ndarray:
-        """The same of the slopes that each promises, and those of finite differences (W, B)."""
+        """Return the relative error of predicted slopes against finite differences (V, B)."""
         vectors = self.directions.reshape(*self.directions.shape[:2], -1)
         return _apart(np.einsum("wbp,dbp->wbd", self._flat(), vectors), self.slopes[None])
 
     def summary(self) -> dict[str, Any]:
-        """Means over images with 95 % intervals, way by way."""
+        """Return means over images with 95 % intervals for each variant."""
         cosines, signs = self.cosines(), self.signs()
         errors, slopes = self.errors(), self.slope_errors()
         rows = []
@@ -158,19 +158,19 @@ def compare(
     variants: Sequence[GradientVariant] = VARIANTS,
     quiet: bool = False,
 ) -> Gradients:
-    """Every gradient that `variants` give of a defense.
+    """Compute, time, and check a defense's gradient in several variants.
 
     Args:
         model: A classifier, behind a purifier or not.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
-        noise: Of the defense's draws, the same for all ways, and of the directions.
-        loss: Whose mean over `draws` is differentiated.
-        draws: Of the defense's noise, per image.
+        noise: The source of the directions and of the draws, which all variants share.
+        loss: The loss to differentiate, averaged over `draws`.
+        draws: Draws of the defense's noise per image.
         directions: Random directions for finite differences.
-        repeats: Times that each way is run, in turn with the others; the least time counts.
-        coarse: Steps of the surrogates; None is their own choice.
-        variants: To be tried; those that the model has not are told.
+        repeats: Runs of each variant, interleaved with the others; the shortest time counts.
+        coarse: Steps of the surrogates; None keeps their defaults.
+        variants: The variants to try, the exact gradient first; the result lists unsupported ones.
         quiet: Show no progress.
 
     Raises:
@@ -206,7 +206,7 @@ def compare(
                 if counter is not None:
                     graph_bytes[variant.name], gradients[variant.name] = counter.peak, out.gradient
                 if counter is None or repeats == 1:
-                    seconds[variant.name].append(took)  # counting takes time of its own
+                    seconds[variant.name].append(took)  # a run that counts memory is slower
                 done += 1
                 show(done, variant.name)
         vectors = torch.stack(
@@ -236,7 +236,7 @@ def _slopes(
     draws: int,
     directions: Tensor,
 ) -> tuple[Tensor, bool]:
-    """Central differences of the mean loss along each direction (B, D); and whether in float64."""
+    """Return central differences of the loss along each direction (B, D), and whether in float64."""
     double = _in_float64(model, x, noise)
     step = 1e-5 if double else 1e-2
     exact, x = (double, x.double()) if double else (model, x)
@@ -261,7 +261,7 @@ def _in_float64(model: Classifier, x: Tensor, noise: Noise) -> Classifier | None
     try:
         double = views.Batched(deepcopy(whole).double(), getattr(model, "batch_size", None))
         return double if double(x[:1].double(), noise.take([0])).dtype == torch.float64 else None
-    except (RuntimeError, TypeError, ValueError):  # a stranger's part may know float32 only
+    except (RuntimeError, TypeError, ValueError):  # a user's own part may support float32 only
         return None
 
 

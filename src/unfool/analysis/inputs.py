@@ -27,15 +27,15 @@ from unfool.threat import Threat
 
 
 class AnalysisInputs(NamedTuple):
-    """What an analysis looks at.
+    """The inputs of an analysis.
 
     Attributes:
         spec: The checked evaluation spec.
-        model: Its classifier, behind its purifier if it has one.
+        model: The spec's classifier, behind its purifier if it has one.
         x: Images (B, C, H, W).
         y: Labels (B,).
-        indices: Which images of the data set they are.
-        noise: One key per image.
+        indices: The images' positions in the data set.
+        noise: Noise with one key per image.
         threat: What an attacker may change.
     """
 
@@ -49,7 +49,7 @@ class AnalysisInputs(NamedTuple):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a report says of it: the spec and the indices."""
+        """The part that a report records: the spec and the indices."""
         return {"spec": self.spec, "indices": self.indices}
 
 
@@ -62,20 +62,20 @@ def load_inputs(
     *,
     image: int = 0,
 ) -> AnalysisInputs:
-    """The defense of an evaluation spec, with some of the images that it evaluates.
+    """Load the defense of an evaluation spec, with some of the images that it evaluates.
 
-    The spec's attacks are not looked at: no analysis runs them.
+    The spec's attacks are ignored, because no analysis runs them.
 
     Args:
-        spec: Its name or path, or a run folder, whose spec it is.
-        changes: Of its values.
-        folder: Where data sets are read from.
-        images: How many, the first ones; None is one alone.
-        device: Where to compute.
-        image: Which one, from 0, if it is one alone.
+        spec: A spec's name or path, or a run folder with its spec.
+        changes: Changes to its values.
+        folder: The folder with the data sets.
+        images: How many of the spec's first images to take, 2 or more; None takes one image.
+        device: The device to compute on.
+        image: Its position among the spec's images, from 0.
 
     Raises:
-        SpecError: The spec is wrong, its engine is Ray, or there are not so many images.
+        SpecError: The spec is wrong, its engine is Ray, or it has too few images.
     """
     if images is not None and images < 2:
         raise SpecError(f"--images must be 2 or more, not {images}")
@@ -112,15 +112,15 @@ def load_inputs(
 
 
 def is_run(source: str) -> bool:
-    """Whether this is a run folder, and no spec."""
+    """Whether `source` is a run folder rather than a spec."""
     return (Path(source) / "run.json").is_file()
 
 
 def whole_chain(spec: ModelSpec, device: torch.device) -> Denoiser:
-    """The denoiser of a checked spec, if it may start from noise.
+    """Build the denoiser of a checked spec, which must be able to start from pure noise.
 
     Raises:
-        SpecError: There is none, or it was trained for times below 1 only.
+        SpecError: There is no denoiser, or it was trained only for times below 1.
     """
     if "denoiser" not in spec:
         raise SpecError("the spec has no denoiser to generate images with: name a spec with one")

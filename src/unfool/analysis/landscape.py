@@ -1,7 +1,7 @@
-"""The loss around an image, over the plane of two attacks: with the noise known, and not.
+"""The loss around an image in the plane of two attacks, on known noise and on fresh noise.
 
-One axis is the perturbation that DW-box ends with, the other what is left of that of white box with EOT
-(Liu et al., 2024, figure 1).
+One axis is the final perturbation of DW-box. The other is the part of that of white box with EOT that is
+orthogonal to the first (Liu et al., 2024, figure 1).
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,10 @@ class Landscape:
 
     Attributes:
         along: The values of a, and of b (N,).
-        known: The loss on the noise that DW-box knows (N, N), b by a.
+        known: The loss on the noise that DW-box knows (N, N); rows are b, columns are a.
         fresh: The mean loss over fresh draws (N, N).
-        paths: The iterates of both attacks in the plane: setting to (S + 1, 2) of (a, b).
-        outside: How much of the last perturbation lies outside the plane: setting to its share of
-            the length.
+        paths: The iterates of both attacks in the plane: setting to coordinates (a, b), (S + 1, 2).
+        outside: Setting to the share of the final perturbation's length that lies outside the plane.
         directions: u and r, in pixels (2, C, H, W).
     """
 
@@ -60,26 +59,27 @@ def landscape(
     clip: bool = True,
     quiet: bool = False,
 ) -> Landscape:
-    """The landscape around one image.
+    """Compute the loss landscape around one image.
 
     Args:
         model: The defense.
         x: The image (1, C, H, W) in [0, 1].
         y: Its label (1,).
         threat: What an attacker may change.
-        noise: Of everything; the noise that DW-box knows is its stream `defense`.
-        steps: Of PGD, from the image itself.
+        noise: Source of random draws; DW-box knows its stream `defense`.
+        steps: Steps of PGD from the clean image.
         step_size: In units of eps.
         eot: Draws per step of the attack with EOT.
-        draws: Fresh draws behind a loss.
+        draws: Fresh draws behind a mean loss.
         grid: Points along each axis.
-        reach: How far the axes go, where 1 is the end of the attack.
-        loss: That is climbed, and shown.
-        clip: Whether images are kept in [0, 1].
+        reach: The end of both axes; 1 is the end of the attack.
+        loss: The loss to maximize and to show.
+        clip: Clip images to [0, 1].
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, or an attack did not move.
+        ValueError: A number is out of range, there is not exactly one image, DW-box left it unchanged, or
+            the two attacks span no plane.
     """
     check_arguments(landscape, locals())
     if len(x) != 1:
@@ -110,7 +110,7 @@ def landscape(
         for done, b in enumerate(along, 3):
             moved = (along[:, None].to(u) * u + b.to(u) * r).to(x).view(grid, *x.shape[1:])
             row = (x + moved).clamp(0, 1) if clip else x + moved
-            with images_of_any_range():  # unless `clip`, the plane is not bent at the box
+            with images_of_any_range():  # without `clip`, points may leave [0, 1]
                 losses = losses_at(model, row, y.expand(grid), loss, *streams, draws)
             for kind, surface in surfaces.items():
                 surface.append(losses[kind][0])

@@ -1,9 +1,9 @@
 """How close purified images are to the clean ones, compared with noise (Liu et al., 2025, section 3).
 
-A purifier that takes an attack's perturbation away ends nearer to the clean picture than it began. One
-that adds noise and takes noise away may end farther off, and still be right: then it is not purity
-that makes it robust. Three controls stand beside: the clean picture purified; noise put on and not
-taken away; and what is left of the perturbation on the very same draw of the defense's noise.
+A purifier that removes an attack's perturbation moves the image closer to the clean one. One that adds
+noise and removes it may end farther away although the answer is right; then its robustness does not come
+from removing the perturbation. There are three controls: the purified clean image; noise added but not
+removed; and what remains of the perturbation with the same draw of the noise.
 """
 
 from dataclasses import dataclass
@@ -33,15 +33,17 @@ METRICS = tuple(RANGES)
 
 @dataclass(frozen=True)
 class Purification:
-    """What was found; B images, D draws of the defense's noise, or 1 where nothing is drawn.
+    """Distances and accuracies of B images; D draws of the defense's noise, or 1 in rows without it.
 
     Attributes:
-        distances: To the clean picture: row to metric to (B, D). The rows are `"clean, purified"`,
-            `"attacked"` and so on; metrics are l2, linf, ssim (1 for equal ones) and maybe lpips.
-        right: How often the classifier is right there (B, D): of purified pictures, the defense.
-        left: The length of the perturbation after purification over that before, on the same draw (B, D).
+        distances: Row to metric to distances to the clean image (B, D). Rows are `"clean, purified"`,
+            `"attacked"`, and so on; metrics are l2, linf, ssim (1 for equal images), and maybe lpips.
+        right: Row to 1 where the classifier is right, else 0 (B, D); on purified images, this is the
+            defense's answer.
+        left: The l2 length of the perturbation after purification over that before, with the same draw
+            (B, D).
         noise: The standard deviation of the forward noise in [0, 1] pixels; None if there is none.
-        pictures: Of the first images, what each row looks like on the first draw: row to (N, C, H, W).
+        pictures: The first images of each row, for the first draw: row to (N, C, H, W).
     """
 
     distances: dict[str, dict[str, np.ndarray]]
@@ -51,7 +53,7 @@ class Purification:
     pictures: dict[str, np.ndarray]
 
     def summary(self) -> dict[str, Any]:
-        """Means over images with 95 % intervals."""
+        """Return means over images with 95 % intervals."""
         rows = []
         for name, right in self.right.items():
             measured = self.distances.get(name, {})
@@ -92,32 +94,32 @@ def purification(
     shown: int = 6,
     quiet: bool = False,
 ) -> Purification:
-    """Attack each image with the exact gradient, purify it on fresh noise, and measure.
+    """Attack each image with the exact gradient, purify it with fresh noise, and measure.
 
     Args:
         model: A classifier behind a purifier.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: Of everything; the attack's draws are its own.
-        steps: Of PGD, from a random start.
+        noise: Source of random draws; the attack has its own.
+        steps: Steps of PGD from a random start.
         eot: Draws per step.
-        loss: That is climbed.
-        draws: Of the defense's noise, per image; the same for clean and attacked ones.
-        lpips: Measure LPIPS, too.
-        shown: Of how many images pictures are kept.
+        loss: The loss to maximize.
+        draws: Draws of the defense's noise per image, the same for clean and attacked images.
+        lpips: Also measure LPIPS.
+        shown: How many images, from the first on, keep their pixels.
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, the model has no purifier, or LPIPS is not here or
-            does not take such images.
+        ValueError: A number is out of range, the model has no purifier, or LPIPS is not installed or
+            does not accept such images.
     """
     check_arguments(purification, locals())
     whole = model.model
     if not isinstance(whole, Defended):
         raise ValueError("the spec has no purifier to analyze: name a spec with one")
     if lpips:
-        check_perceptual(x[0])  # so that a package that lacks is told before the work
+        check_perceptual(x[0])  # report a missing package before the work starts
     sigma = getattr(whole.purifier, "pixel_noise", None)
     purify = Batched(whole.purifier, model.batch_size)
     classify = Batched(whole.classifier, model.batch_size)

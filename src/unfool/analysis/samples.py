@@ -1,8 +1,8 @@
 """The distance between generated and real images, in features of the spec's classifier.
 
-The Fréchet distance of two Gaussians fitted to features, as in FID (Heusel et al., 2017), but not FID:
-the features are those before the last linear layer of the user's own classifier, not of Inception. So
-numbers compare only for the same classifier, the same real pictures and the same number of them.
+This is the Fréchet distance between two Gaussians fitted to features, as in FID (Heusel et al., 2017).
+It is not FID: the features are the inputs of the last linear layer of the user's own classifier, not of
+Inception. So values are comparable only for the same classifier, real images, and number of images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ REAL = "other real pictures"
 
 @dataclass(frozen=True)
 class Samples:
-    """What was found.
+    """Generated images and their distances to real ones, over S sets.
 
     Attributes:
-        distances: To real pictures, set by set: of other real pictures, and of each model (S,).
-        pictures: Of the first set, by model (N, C, H, W).
-        size: Pictures on each side of a distance.
+        distances: `REAL` (other real images) or model to the distance in each set (S,).
+        pictures: Model to its images of the first set (N, C, H, W).
+        size: Images on each side of a distance.
     """
 
     distances: dict[str, list[float]]
@@ -40,7 +40,7 @@ class Samples:
     size: int
 
     def summary(self) -> dict[str, Any]:
-        """Means over sets with 95 % intervals."""
+        """Return means over sets with 95 % intervals."""
         rows = {name: bounded_mean_interval(d, 0) for name, d in self.distances.items()}
         return {"size": self.size, "sets": len(self.distances[REAL]), "frechet": rows}
 
@@ -57,29 +57,29 @@ def samples(
     rows: int | None = None,
     quiet: bool = False,
 ) -> Samples:
-    """Generate pictures from each denoiser, from the same noise, and compare them with half of `x`.
+    """Generate images with each denoiser from the same noise, and compare them with half of `x`.
 
-    Each set splits the real pictures anew; the other half, compared with the first, is the floor.
+    Each set splits the real images anew; the distance between the two halves is the floor.
 
     Args:
-        denoisers: By what they are called; trained up to t = 1.
-        classifier: Whose features are compared.
-        x: Real images (2 N, C, H, W) in [0, 1]; of an odd number the last is left out.
-        y: Their labels, of which a conditional denoiser is told those of the first half.
-        noise: Of everything.
-        steps: Of the chain (DDPM) from noise to a picture.
+        denoisers: Name to denoiser; each must be trained up to t = 1.
+        classifier: The classifier whose features are compared.
+        x: Real images (2 N, C, H, W) in [0, 1]; if their number is odd, each set leaves one out.
+        y: Their labels; a conditional denoiser gets those of the first half.
+        noise: Source of random draws, except for the splits.
+        steps: Steps of the chain (DDPM) from noise to an image.
         sets: Repetitions behind an interval, 2 or more.
-        rows: Pictures in one call.
+        rows: Most images in one call.
         quiet: Show no progress.
 
     Raises:
-        ValueError: A number is out of range, or torchmetrics is not here.
+        ValueError: A number is out of range, or torchmetrics is not installed.
     """
     size = len(x) // 2
     check_arguments(samples, locals())
     if size < 2:
         raise ValueError(f"half of the images must be 2 or more, not {size}")
-    _metric(1)  # so that a package that lacks is told before the work
+    _metric(1)  # report a missing package before the work starts
     found: dict[str, list[float]] = {name: [] for name in (REAL, *denoisers)}
     kept: dict[str, Tensor] = {}
     real = features(classifier, x, noise, rows)
@@ -100,10 +100,10 @@ def samples(
 
 
 def frechet(one: Tensor, other: Tensor) -> float:
-    """|m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) of two sets of features (N, F) and (M, F).
+    """Compute |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) for two sets of features (N, F) and (M, F).
 
     Raises:
-        ValueError: torchmetrics, which computes it, is not here.
+        ValueError: torchmetrics, which computes the distance, is not installed.
     """
     metric = _metric(one.shape[1])
     metric.update(one.cpu().double(), real=True)
@@ -113,7 +113,7 @@ def frechet(one: Tensor, other: Tensor) -> float:
 
 @torch.no_grad()
 def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None = None) -> Tensor:
-    """What goes into the last linear layer of a classifier (B, F); its logits if it has none."""
+    """Return the inputs of a classifier's last linear layer (B, F), or its logits if it has none."""
     linear: Sequence[nn.Module] = (
         [part for part in classifier.modules() if isinstance(part, nn.Linear)]
         if isinstance(classifier, nn.Module)
@@ -137,7 +137,7 @@ def features(classifier: Classifier, x: Tensor, noise: Noise, rows: int | None =
 def _generated(
     denoiser: Denoiser, x: Tensor, y: Tensor, noise: Noise, steps: int, rows: int | None
 ) -> Tensor:
-    """Pictures (B, C, H, W) of [0, 1] from noise, by the chain."""
+    """Generate images (B, C, H, W) in [0, 1] from noise by the reverse chain."""
     times = strided(1, steps, chain_length(denoiser.schedule))
 
     def generate(x: Tensor, noise: Noise, y: Tensor) -> Tensor:
@@ -154,10 +154,10 @@ def _generated(
 
 
 def _metric(size: int) -> Any:
-    """The distance of FID, over features of so many numbers that are given as they are."""
+    """Return torchmetrics' FID on precomputed features with `size` values each."""
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
-    except (ImportError, RuntimeError) as error:  # the latter beside a torchvision that is broken
+    except (ImportError, RuntimeError) as error:  # a broken torchvision raises RuntimeError
         raise ValueError(
             "the distance of samples needs torchmetrics: pip install 'unfool[metrics]' "
             f"({str(error).splitlines()[0]})"

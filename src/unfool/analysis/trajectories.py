@@ -1,7 +1,7 @@
-"""The paths of attacks on a random defense: with its noise known, and not (Liu et al., 2024).
+"""The paths of attacks on a random defense, with known and with unknown noise (Liu et al., 2024).
 
-From the same image, PGD is run against the defense on one draw of its noise that the attacker knows
-(DW-box), on a fresh draw at every step (white box), and on the mean over several (white box with EOT).
+From the same image, PGD attacks the defense on one draw of its noise that the attacker knows (DW-box),
+on a fresh draw at every step (white box), and on the mean over several draws (white box with EOT).
 """
 
 from collections.abc import Mapping
@@ -26,15 +26,16 @@ DW, WHITE, EOT = "DW-box", "white box", "white box, EOT"
 
 @dataclass(frozen=True)
 class Runs:
-    """Runs of one setting; B images, R runs of each, S steps, P numbers of an image.
+    """The runs of one setting: B images, R runs per image, S steps, P values per image.
 
     Attributes:
-        ends: The last perturbations (B, R, P).
-        paths: Of the first images, those after every step, from none (shown, R, S + 1, P).
-        heights: The loss there: `"known"` on the noise that is known in DW-box, `"fresh"` the mean
-            over fresh draws (shown, R, S + 1).
-        losses: The same at the ends (B, R).
-        right: How often the model is right there (B, R): on the known noise, and on fresh draws.
+        ends: The final perturbations (B, R, P).
+        paths: The perturbations of the first images before the first step and after every step
+            (shown, R, S + 1, P).
+        heights: The losses along `paths` (shown, R, S + 1): `"known"` on the noise that DW-box knows,
+            `"fresh"` averaged over fresh draws.
+        losses: The same losses for `ends` (B, R).
+        right: How often the model is right on `ends` (B, R), with the same two keys.
     """
 
     ends: np.ndarray
@@ -46,18 +47,18 @@ class Runs:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """What was found.
+    """The runs of all settings.
 
     Attributes:
-        runs: By setting.
-        draws: Fresh draws behind a loss.
+        runs: Setting to its runs.
+        draws: Fresh draws behind a mean loss.
     """
 
     runs: dict[str, Runs]
     draws: int
 
     def summary(self) -> dict[str, Any]:
-        """Means over images with 95 % intervals: losses, accuracy, and cosines of the ends."""
+        """Return means over images with 95 % intervals: losses, accuracies, and cosines of `ends`."""
         rows, cosines = [], {}
         for name, runs in self.runs.items():
             rows.append(
@@ -99,23 +100,23 @@ def trajectories(
     shown: int = 1,
     quiet: bool = False,
 ) -> Trajectories:
-    """Attack each image once in DW-box, and `runs` times in white box without and with EOT.
+    """Attack each image once with DW-box, and `runs` times as white box without and with EOT.
 
-    All runs begin at the image itself.
+    All runs start at the clean image.
 
     Args:
         model: The defense.
         x: Images (B, C, H, W) in [0, 1].
         y: Labels (B,).
         threat: What an attacker may change.
-        noise: Of everything; the noise that DW-box knows is its stream `defense`.
-        steps: Of PGD.
-        step_size: In units of eps; 2/255 of 8/255 is the paper's.
-        eot: Draws per step, with EOT.
-        runs: Of each image.
+        noise: Source of random draws; DW-box knows its stream `defense`.
+        steps: Steps of PGD.
+        step_size: In units of eps; the paper uses 2/255 at eps = 8/255.
+        eot: Draws per step with EOT.
+        runs: Runs per image without and with EOT.
         draws: Fresh draws behind a loss and an accuracy.
-        loss: That is climbed, and told.
-        shown: Of how many images the whole paths are kept.
+        loss: The loss to maximize and record.
+        shown: How many images, from the first on, keep their whole paths.
         quiet: Show no progress.
 
     Raises:
@@ -160,7 +161,7 @@ def trajectories(
 
 
 def flat(paths: Mapping[str, Runs], image: int) -> tuple[np.ndarray, list[tuple[str, int, slice]]]:
-    """All iterates of all runs from one image (N, P), and which rows are of which run."""
+    """Return all runs' iterates from one image (N, P), and each run's setting, number, and rows."""
     rows: list[np.ndarray] = []
     where: list[tuple[str, int, slice]] = []
     for name, runs in paths.items():
@@ -180,7 +181,7 @@ def losses_at(
     held: Noise,
     draws: int,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Loss and share of right answers (B,) on the known noise, and on fresh draws."""
+    """Return loss and share of right answers, (B,) each, on the known noise and on fresh draws."""
     one = query_model(model, x, y, loss, known.with_known_noise(known), 0, 1, gradient=False)
     many = query_model(model, x, y, loss, held, 0, draws, gradient=False)
     return {
@@ -190,7 +191,7 @@ def losses_at(
 
 
 def _cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The mean cosine of each image's ends of two settings (B,); of one setting, of different runs."""
+    """Return the mean cosine of two settings' ends (B,); for one setting, between different runs."""
     unit, others = (
         ends / np.maximum(np.linalg.norm(ends, axis=2, keepdims=True), 1e-30)
         for ends in (one, other)

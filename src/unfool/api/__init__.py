@@ -1,1 +1,1 @@
-"""From Python: evaluate, certify, compare and sweep, with results that can be printed and asked."""
+"""The Python interface: evaluate, certify, compare, and sweep, with results to print and inspect."""

@@ -1,6 +1,6 @@
-"""A defense applied to images that a user brings: what `classify`, `purify`, and the service share.
+"""Apply a defense to a user's images: the code that `classify`, `purify`, and the service share.
 
-The noise, the sizes, and the votes are settled here, so all three give the same answers.
+It decides on noise, image sizes, and votes, so all three give the same answers.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,13 +29,13 @@ LARGE = 8  # times the model's height or width
 
 
 class Loaded(NamedTuple):
-    """The classifier of a spec, and what is known of its images and classes.
+    """The classifier of a spec, and what is known about its images and classes.
 
     Attributes:
         model: The classifier, behind its purifier if it has one.
-        classes: The names of the classes; empty if the data set cannot be had.
-        shape: (C, H, W) of its images, or None if unknown.
-        data: The data set of the spec, if it can be had.
+        classes: The names of the classes; empty if the data set is not available.
+        shape: The shape (C, H, W) of its images, or None if unknown.
+        data: The data set of the spec, or None if it is not available.
     """
 
     model: Classifier
@@ -44,7 +44,7 @@ class Loaded(NamedTuple):
     data: Dataset | None
 
     def label(self, index: int) -> str:
-        """The name of a class, or its number."""
+        """Return the name of a class, or its number if it has no name."""
         return self.classes[index] if index < len(self.classes) else str(index)
 
 
@@ -52,9 +52,9 @@ class Tally(NamedTuple):
     """The vote on one image.
 
     Attributes:
-        winner: The class with most votes; of equals, the lowest.
-        votes: Its votes.
-        undecided: Whether another class has as many.
+        winner: The class with the most votes; in a tie, the lowest class.
+        votes: The votes of the winner.
+        undecided: Whether there is a tie.
         counts: The votes of each class.
     """
 
@@ -65,15 +65,15 @@ class Tally(NamedTuple):
 
 
 def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
-    """The classifier of a spec, on a device, with its classes and the shape of its images.
+    """Load the classifier of a spec onto a device, with its classes and the shape of its images.
 
     Args:
         table: The spec.
-        folder: Where data sets lie.
-        device: Where to compute.
+        folder: The folder with the data sets.
+        device: The device to compute on.
 
     Raises:
-        SpecError: Something in the spec is wrong, or a folder was named that is not there.
+        SpecError: The spec is wrong, or its data set cannot be loaded from the given folder.
     """
     model = build_model(check_model(table), device)
     names, shape, data = _told_by_data(table, folder)
@@ -82,25 +82,25 @@ def load_defended(table: RawSpec, folder: str | None, device: str) -> Loaded:
 
 
 def noise_to_classify(seed: int | None, place: int, count: int) -> Noise:
-    """The noise of `count` images from number `place` on of all images given; fresh without a seed."""
+    """Return noise for `count` images, the first at position `place` of all; fresh without a seed."""
     if seed is None:
         return Noise.fresh(count)
     return Noise.of(seed, range(place, place + count)).child("apply")
 
 
 def noise_to_purify(seed: int | None, place: int, count: int) -> Noise:
-    """As `noise_to_classify`, for a purifier alone."""
+    """Return noise like `noise_to_classify`, for a purifier without its classifier."""
     if seed is None:
         return Noise.fresh(count)
     return Noise.of(seed, range(place, place + count)).child("apply", "purify")
 
 
 def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
-    """The vote on each image.
+    """Count the votes on each image.
 
     Args:
-        chosen: The classes that the draws chose, (B, draws).
-        classes: How many classes are counted at least.
+        chosen: The class that each draw chose, (B, draws).
+        classes: The smallest number of classes to count.
     """
     rows, found = chosen.tolist(), []
     classes = max(classes, *(max(row) + 1 for row in rows))
@@ -116,20 +116,20 @@ def tally(chosen: Tensor, classes: int = 0) -> list[Tally]:
 def picture_for(
     loaded: Loaded, file: Path | BinaryIO, name: str, say: Say, advice: str | None = None
 ) -> Tensor:
-    """A picture (1, C, H, W) as the classifier takes it.
+    """Read an image file as (1, C, H, W) in the shape that the classifier takes.
 
-    Where the data are a `folder` with a `size`, the picture is resized and cut as its own are; else it
-    is stretched, which is said.
+    If the data set is a `folder` with a `size`, the image is resized and cropped like its own images.
+    Otherwise it is stretched, and `say` gets a message.
 
     Args:
         loaded: The classifier.
-        file: The picture.
-        name: What a message calls it.
-        say: What is told goes there.
-        advice: What to do about a picture far too large to be stretched; None stretches any.
+        file: The image file.
+        name: Its name in messages.
+        say: Receives messages to the user.
+        advice: What to advise if the image is far too large to stretch; None stretches any.
 
     Raises:
-        ValueError: The file is no picture, or is far too large.
+        ValueError: The file is not an image, or the image is far too large.
     """
     data, shape = loaded.data, loaded.shape
     if isinstance(data, Folder) and data.size is not None:
@@ -145,10 +145,10 @@ def picture_for(
 
 
 def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say) -> Tensor:
-    """A picture (1, C, H, W) of its own size, gray if the model's images are.
+    """Read an image file as (1, C, H, W) in its own size, in gray if the model takes gray images.
 
     Raises:
-        ValueError: The file is no picture.
+        ValueError: The file is not an image.
     """
     x, gray = image_files.read(file, name=name), shape is not None and shape[0] == 1
     if not gray:
@@ -161,14 +161,17 @@ def read_picture(file: Path | BinaryIO, name: str, shape: Shape | None, say: Say
 
 
 def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]:
-    """Images (B, C, H, W) of an array (N, H, W, C), (N, C, H, W) or (N, H, W); are channels last?
+    """Convert an array (N, H, W, C), (N, C, H, W), or (N, H, W) to images (N, C, H, W).
 
     Args:
         stored: uint8, or numbers in [0, 1].
-        name: What a message calls it.
+        name: Its name in messages.
+
+    Returns:
+        The images, and whether its channels come last.
 
     Raises:
-        ValueError: It holds no images.
+        ValueError: The array does not hold images.
     """
     number = stored is not None and stored.dtype.kind in "uif"
     if stored is None or stored.ndim not in (3, 4) or not number or not stored.size:
@@ -184,32 +187,32 @@ def images_of_array(stored: np.ndarray | None, name: str) -> tuple[Tensor, bool]
         raise ValueError(
             f"{name}: images must have 1 or 3 channels, and these have the shape {stored.shape}"
         )
-    low, high = (float(end) for end in x.aminmax())  # NaN if there is any
+    low, high = (float(end) for end in x.aminmax())  # NaN if any value is NaN
     if not 0 <= low <= high <= 1:
         raise ValueError(f"{name}: images must be uint8, or floating point in [0, 1] without NaN")
     return x, last
 
 
 def array_of_images(x: Tensor, like: np.ndarray, last: bool) -> np.ndarray:
-    """Images (B, C, H, W) laid out and typed as the array they came from."""
+    """Convert images (N, C, H, W) to the layout and type of the array `like` they came from."""
     x = x.permute(0, 2, 3, 1) if last else x[:, 0] if like.ndim == 3 else x
     return ((x * 255).round().byte() if like.dtype == np.uint8 else x).numpy()
 
 
 def stretched(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
-    """Images resized to what the model takes; said if they change."""
+    """Resize images to the shape that the model takes; report a change to `say`."""
     _tell_resized(x, shape, "what the model takes", say)
     return _resized(x, shape)
 
 
 def to_purify(x: Tensor, shape: Shape | None, say: Say) -> Tensor:
-    """Images resized to what the denoiser takes; said if they change."""
+    """Resize images to the shape that the denoiser takes; report a change to `say`."""
     _tell_resized(x, shape, "what the denoiser takes, and back", say)
     return _resized(x, shape)
 
 
 def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
-    """Purified images in the size and with the channels of images shaped (B, C, H, W)."""
+    """Resize purified images to the size and channels of `shape` (B, C, H, W)."""
     size, channels = shape[2:], shape[1]
     if pure.shape[2:] != size:
         pure = F.interpolate(pure, size=tuple(size), mode="bilinear", align_corners=False)
@@ -219,10 +222,10 @@ def purified_like(pure: Tensor, shape: torch.Size) -> Tensor:
 
 
 def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None:
-    """Refuse an image of which little would remain in the size that the model takes.
+    """Refuse an image that would lose most of its detail in the size that the model takes.
 
     Raises:
-        ValueError: It is more than `LARGE` times as high or wide.
+        ValueError: It is more than `LARGE` times as high or as wide as that size.
     """
     if shape is not None and max(x.shape[2] / shape[1], x.shape[3] / shape[2]) > LARGE:
         raise ValueError(
@@ -235,10 +238,10 @@ def refuse_large(x: Tensor, shape: Shape | None, name: str, advice: str) -> None
 def _told_by_data(
     table: RawSpec, folder: str | None
 ) -> tuple[Sequence[str], Shape | None, Dataset | None]:
-    """The classes and the size of images of a spec's data set, and the data set, if it can be had.
+    """Return a spec's classes, image shape, and data set; empty values if it cannot be loaded.
 
     Raises:
-        SpecError: A folder was named, and it is not there.
+        SpecError: A folder is given, but the data set cannot be loaded from it.
     """
     try:
         data = specs.build("data", specs.check_data(table.get("data"), folder))

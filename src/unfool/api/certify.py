@@ -22,7 +22,7 @@ from unfool.statistics import Share, percent
 
 
 class CertifyResult(RunResult[CertificationSummary]):
-    """What a certification proved. Printing it gives the tables that the command prints.
+    """The result of a certification. Printing it gives the tables that the command prints.
 
     Args:
         run: The run.
@@ -40,41 +40,41 @@ class CertifyResult(RunResult[CertificationSummary]):
 
     @cached_property
     def certified(self) -> dict[float, Share]:
-        """How many images are certified and right, by the radius (l2, pixels in [0, 1])."""
+        """Radius (l2, pixels in [0, 1]) to the share of images certified and right at that radius."""
         rows = self._summary["certified"]
         return {row["radius"]: Share(row["accuracy"], row["low"], row["high"]) for row in rows}
 
     def certified_at(self, radius: float) -> Share:
-        """How many images are certified and right at every point nearer than `radius`."""
+        """Return the share of images certified and right for every change shorter than `radius`."""
         return certified_at(radius, self._summary["images"])
 
     @property
     def clean(self) -> Share:
-        """On how many images the right class is in front, certified or not."""
+        """The share of images whose true class gets the most draws, certified or not."""
         return Share(**self._summary["clean"])
 
     @property
     def one_draw(self) -> Share:
-        """How often one noisy draw is answered rightly."""
+        """The share of single noisy draws that are right."""
         return Share(**self._summary["one_draw"])
 
     @property
     def abstained(self) -> Share:
-        """On how many images nothing is certified."""
+        """The share of images for which nothing is certified."""
         return Share(**self._summary["abstained"])
 
     @property
     def wrong(self) -> Share:
-        """On how many images a wrong answer is certified."""
+        """The share of images for which a wrong answer is certified."""
         return Share(**self._summary["wrong"])
 
     @property
     def mean_radius(self) -> float:
-        """The mean certified radius; of images that are wrong or abstained on it is 0."""
+        """The mean certified radius, counting 0 for images with a wrong answer or none."""
         return self._summary["mean_radius"]
 
     def to_records(self) -> list[dict[str, Any]]:
-        """A row for each image: `index`, `label`, `answer` (None: abstained), `radius`, `correct`."""
+        """Return a row per image: `index`, `label`, `answer` (None: abstained), `radius`, `correct`."""
         return [
             {key: row[key] for key in ("index", "label", "answer", "radius")}
             | {"correct": row["answer"] == row["label"]}

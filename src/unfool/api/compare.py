@@ -1,4 +1,4 @@
-"""Two results beside each other."""
+"""A comparison of two results."""
 
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -13,7 +13,7 @@ from unfool.results.run_folder import Run
 
 
 class Comparison(comparing.Comparison):
-    """Two runs, compared image by image. Printing it gives the table of the command."""
+    """Two runs, compared image by image. Printing it gives the table that the command prints."""
 
     def __str__(self) -> str:
         return plain_text(comparison.brief(self))
@@ -28,11 +28,11 @@ class Comparison(comparing.Comparison):
         return to_fragment(comparison.brief(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """What `compare.json` holds of it."""
+        """Return the comparison as a dictionary: its fields in `compare.json`, and `images`."""
         return asdict(self) | {"rows": [comparison.named(row) for row in self.rows]}
 
     def write_report(self, folder: str | Path) -> Path:
-        """Write `compare.html`, `.md`, `.json` and `.png` into a folder, which is returned."""
+        """Write `compare.html`, `.md`, `.json`, and `.png` into a folder, and return the folder."""
         comparison.write_report(Path(folder), self, (), "unfool.compare(a, b)")
         return Path(folder)
 

@@ -1,4 +1,4 @@
-"""Records as a pandas DataFrame, if pandas is installed."""
+"""Conversion of records to a pandas DataFrame, if pandas is installed."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_frame(records: Sequence[Mapping[str, Any]]) -> Any:
-    """A `pandas.DataFrame` with a row for each record.
+    """Return a `pandas.DataFrame` with a row for each record.
 
     Raises:
         ImportError: pandas is not installed.

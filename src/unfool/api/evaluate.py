@@ -1,4 +1,4 @@
-"""An evaluation from Python: a model, data and attacks as objects, no spec and no command."""
+"""An evaluation from Python: model, data, and attacks are objects, without a spec or a command."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +49,7 @@ def evaluate(
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
-    """Measure a model: clean, under random noise and under each attack, with intervals and doubts.
+    """Measure a model: clean, under random noise, and under each attack, with intervals and doubts.
 
     The results are the same as those of `unfool evaluate` with the same parts, options, and seed.
 
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def data_name(data: Dataset) -> str:
-    """What a report calls a data set: `tensors`, or the name of its class."""
+    """Return the name of a data set in a report: `tensors`, or the name of its class."""
     inner = data.data if isinstance(data, TorchImages) else data
     return "tensors" if isinstance(inner, Arrays) else type(inner).__name__
 
@@ -163,7 +163,7 @@ def _viewed(label: str, attack: Any) -> AttackOnView:
 
 
 def _is_short(attack: Any) -> bool:
-    """Whether an attack is called with (model, x, y), as those of other libraries are."""
+    """Whether an attack is called with (model, x, y), like the attacks of other libraries."""
     return (
         callable(attack)
         and not isinstance(attack, type)

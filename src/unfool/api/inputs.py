@@ -25,10 +25,10 @@ WANTED = (
 
 
 class TorchImages:
-    """A torch data set of (image, label) as one of ours: float32 images of [0, 1].
+    """A torch data set of (image, label) as a data set of unfool: float32 images in [0, 1].
 
     Args:
-        data: Its images are tensors (C, H, W), uint8 or of [0, 1], or pictures of Pillow.
+        data: The torch data set. Its images are tensors (C, H, W), uint8 or in [0, 1], or Pillow images.
         classes: The name of each class.
     """
 
@@ -46,10 +46,10 @@ class TorchImages:
 
 
 def as_classifier(model: Any) -> Classifier:
-    """A model that is called with (x, noise); a module that takes images alone is wrapped.
+    """Return a model that is called with (x, noise); wrap a module that takes only images.
 
     Raises:
-        TypeError: It cannot be called.
+        TypeError: The model cannot be called.
     """
     if not callable(model):
         raise TypeError(f"model must be a module or a function, not a {type(model).__name__}")
@@ -59,7 +59,7 @@ def as_classifier(model: Any) -> Classifier:
 
 
 def takes_noise(model: nn.Module) -> bool:
-    """Whether a module's second argument is noise: it is called so, or has no default."""
+    """Whether a module's second argument is noise: it is named `noise`, or has no default."""
     try:
         taken = list(signature(model.forward).parameters.values())
     except (TypeError, ValueError):
@@ -70,16 +70,16 @@ def takes_noise(model: nn.Module) -> bool:
 
 
 def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor], int]) -> Dataset:
-    """Any of the kinds of data that a user may hand over, as a data set of ours.
+    """Convert any kind of data that a user may pass to a data set of unfool.
 
     Args:
-        data: A pair (images, labels), a torch data set, or one of ours.
-        classes: The name of each class; None takes the data set's own, or numbers.
-        count: How many classes the model tells apart, asked with one image (1, C, H, W).
+        data: A pair (images, labels), a torch data set, or a data set of unfool.
+        classes: The name of each class; None takes those of the data set, or numbers.
+        count: A function from one image (1, C, H, W) to the model's number of classes.
 
     Raises:
-        TypeError: It is none of these.
-        ValueError: It is empty, or its images or labels are not as they should be.
+        TypeError: The data are of another kind.
+        ValueError: The data are empty, or an image or a label is invalid.
     """
     if isinstance(data, tuple | list) and len(data) == 2 and hasattr(data[0], "shape"):
         return _arrays(data[0], data[1], classes, count)
@@ -97,7 +97,7 @@ def as_dataset(data: Any, classes: Sequence[str] | None, count: Callable[[Tensor
 
 @contextmanager
 def lent(model: Classifier, device: str) -> Iterator[None]:
-    """Inside, a module is on `device`, in eval mode and frozen; then it trains again as before."""
+    """Move a module to `device`, in eval mode and frozen, then restore all but its device."""
     if not isinstance(model, nn.Module):
         yield
         return
@@ -114,10 +114,10 @@ def lent(model: Classifier, device: str) -> Iterator[None]:
 
 
 def device_of(model: Classifier, name: str | None) -> str:
-    """The device of that name, made ready; None is where the model's weights are.
+    """Prepare the device of that name; None is the device of the model's weights.
 
     Raises:
-        SpecError: There is no such device here.
+        SpecError: The device is not available.
     """
     weights = model.parameters() if isinstance(model, nn.Module) else iter(())
     own = next((str(weight.device) for weight in weights), "auto")
@@ -126,7 +126,7 @@ def device_of(model: Classifier, name: str | None) -> str:
 
 @torch.no_grad()
 def number_of_classes(model: Classifier, x: Tensor) -> int:
-    """K, of the logits (1, K) of one image (1, C, H, W)."""
+    """Count the model's classes, K, from the logits (1, K) of one image (1, C, H, W)."""
     logits = model(x, Noise.of(0, [0]))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -154,7 +154,7 @@ def _arrays(
 
 
 def _image(image: Any) -> Tensor:
-    """An image as float32 of [0, 1], (C, H, W)."""
+    """Convert an image to float32 in [0, 1], (C, H, W)."""
     if not isinstance(image, Tensor):
         array = np.asarray(image)
         array = array[:, :, None] if array.ndim == 2 else array

@@ -1,4 +1,4 @@
-"""The model that a spec describes."""
+"""Load the model, classifier, or denoiser that a spec describes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,17 +19,17 @@ load_spec = specs.load
 
 
 class LoadedClassifier(Classifier, Protocol):
-    """A classifier that draws fresh noise where none is given."""
+    """A classifier that draws fresh noise if it gets none."""
 
     def __call__(self, x: Tensor, noise: Noise | None = None, /) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        """Compute the logits (B, K) of images (B, C, H, W) in [0, 1]."""
         ...
 
 
 def load(
     spec: str | Path | dict[str, Any], changes: Sequence[str] = (), device: str = "auto"
 ) -> LoadedClassifier:
-    """The model that a spec describes: its classifier, behind its defense if it has one.
+    """Load the model that a spec describes: its classifier, behind its defense if it has one.
 
     Args:
         spec: A YAML file, the name of a shipped spec (`"demo"`), or a table.
@@ -38,7 +38,7 @@ def load(
 
     Returns:
         A classifier, frozen and in eval mode: `model(x)` with images (B, C, H, W) in [0, 1] gives
-        logits (B, K), on fresh noise; `model(x, noise)` on yours.
+        logits (B, K) with fresh noise, and `model(x, noise)` with the given noise.
 
     Raises:
         ValueError: The spec is wrong; the message says how.
@@ -54,7 +54,7 @@ def load_classifier(
     device: str = "auto",
     **options: Any,
 ) -> LoadedClassifier:
-    """A classifier by its name in a spec, with the same options.
+    """Load a classifier by the name and the options that it has in a spec.
 
     Args:
         weights: For `"trained"`, the name of a shipped model or a folder with a card; for others,
@@ -83,9 +83,9 @@ def load_denoiser(
     device: str = "auto",
     **options: Any,
 ) -> Denoiser:
-    """A denoiser by its name in a spec, with the same options.
+    """Load a denoiser by the name and the options that it has in a spec.
 
-    `load_denoiser("digits-denoiser")` is a shipped one, and
+    `load_denoiser("digits-denoiser")` loads a shipped model, and
     `load_denoiser(name="score-sde", weights="checkpoint_8.pth")` a published checkpoint.
 
     Args:

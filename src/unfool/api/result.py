@@ -19,11 +19,11 @@ READINGS = ("per_draw", "majority", "all_draws")
 
 
 class Result(RunResult[Summary]):
-    """What an evaluation found. Printing it gives the table that the command prints.
+    """The result of an evaluation. Printing it gives the table that the command prints.
 
-    Each condition is a `Judged` with the accuracies `per_draw`, by `majority`, and on `all_draws`.
-    Each of them is a `Share` in [0, 1] with `value` and the 95 % confidence interval from `low` to
-    `high`. `undefended` is the accuracy of the classifier without its defense, or None.
+    Each condition is a `Judged` with three accuracies: `per_draw`, `majority`, and `all_draws`. Each
+    is a `Share` in [0, 1] with `value` and the 95 % confidence interval from `low` to `high`.
+    `undefended` is the accuracy of the classifier without its defense, or None.
 
     Args:
         run: The run.
@@ -46,22 +46,22 @@ class Result(RunResult[Summary]):
 
     @cached_property
     def clean(self) -> Judged:
-        """On the images as they are."""
+        """Accuracies on the clean images."""
         return judged("clean", self._summary["clean"])
 
     @cached_property
     def random(self) -> Judged | None:
-        """Under random noise of the threat's size; None if there was no attack."""
+        """Accuracies under random noise of the threat's size; None if there was no attack."""
         return judged("random", self._summary["random"]) if "random" in self._summary else None
 
     @cached_property
     def robust(self) -> Judged:
-        """Under the attack that counts, which the attacker chose for each image by draws of their own."""
+        """Accuracies under the attack that did best on the attacker's own draws, for each image."""
         return judged("robust", self._summary["robust"])
 
     @cached_property
     def attacks(self) -> dict[str, Judged]:
-        """Under each attack, by name: those that count first, then the others and the corruptions."""
+        """Attack name to accuracies: attacks that count first, then the others and the corruptions."""
         keys = ("attacks", "known_noise", "unbounded", "corruptions")
         rows = [row for key in keys for row in self._summary.get(key, ())]
         return {row["name"]: judged(row["name"], row["robust"]) for row in rows}
@@ -73,11 +73,11 @@ class Result(RunResult[Summary]):
         return sorted(found, key=lambda doubt: doubt.severity != "red")
 
     def to_records(self) -> list[dict[str, Any]]:
-        """Every answer: a row for each image, condition and draw.
+        """Return every answer, with a row for each image, condition, and draw.
 
         Returns:
-            Tables with `index` (the place in the data set), `label`, `condition`, `draw`, `answer` (a
-            class) and `correct`. The condition `robust` repeats, for each image, the attack that
+            Rows with `index` (the position in the data set), `label`, `condition`, `draw`, `answer` (a
+            class), and `correct`. The condition `robust` repeats, for each image, the attack that
             counts.
         """
         return answers(self.run)
@@ -85,16 +85,16 @@ class Result(RunResult[Summary]):
     def export(
         self, to: str, folder: str | Path, model: str | None = None, by: str | None = None
     ) -> list[Path]:
-        """Write the result in the format of others, as `unfool export` does.
+        """Write the result in another format, like `unfool export`.
 
         Args:
             to: The format: `csv`, `parquet`, `eee` (Every Eval Ever), `robustbench`, or `badge`.
-            folder: The folder to write into; by default the run's own.
+            folder: The output folder.
             model: The model as `OWNER/NAME`; `eee` needs it.
             by: The organization that ran the evaluation, for `eee`.
 
         Returns:
-            The files.
+            The files written.
 
         Raises:
             ValueError: The format is unknown, or a library or a name is missing.
@@ -111,7 +111,7 @@ class Result(RunResult[Summary]):
 
 
 def load_run(folder: str | Path) -> Result:
-    """The result that a run folder of `unfool evaluate` holds, finished or not.
+    """Load the result in a run folder of `unfool evaluate`, finished or not.
 
     Raises:
         RuntimeError: There is no run, it has no results yet, or it is not an evaluation.
@@ -120,7 +120,7 @@ def load_run(folder: str | Path) -> Result:
 
 
 def judged(name: str, readings: Readings) -> Judged:
-    """The condition that a summary's `readings` tell of."""
+    """Convert a condition's `readings` in a summary to a `Judged`."""
     shares = {key: Share(**readings[key]) for key in READINGS}
     bare = readings.get("undefended")
     return Judged(
@@ -133,7 +133,7 @@ def judged(name: str, readings: Readings) -> Judged:
 
 
 def run_of(given: "Result | Run | str | Path") -> Run:
-    """The run of a result, or in a folder."""
+    """Return the run of a result, or the run in a folder."""
     if isinstance(given, Result):
         return given.run
     return given if isinstance(given, Run) else Run.open(Path(given))

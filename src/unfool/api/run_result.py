@@ -19,54 +19,54 @@ class RunResult(Generic[S]):
 
     Args:
         run: The run.
-        summary: What `report.json` holds of it.
-        home: The temporary folder that the run lies in, if it does; it goes when the result does.
+        summary: The contents of `report.json`.
+        home: The temporary folder of the run, if it has one; it is deleted together with the result.
     """
 
-    _report: ClassVar[Any]  # the module of `report` for runs of this kind
+    _report: ClassVar[Any]  # the module of `unfool.report` for this kind of run
 
     def __init__(self, run: Run, summary: S, home: "TemporaryDirectory[str] | None") -> None:
         self.run, self._summary, self._home = run, summary, home
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
-        """The result that a run folder holds so far.
+        """Open the result in a run folder, finished or not.
 
         Raises:
-            RuntimeError: There is no run, no image is done yet, or it is a run of another kind.
+            RuntimeError: There is no run, no image is done yet, or the run is of another kind.
         """
         return cls(Run.open(Path(folder)))  # pyright: ignore[reportCallIssue]
 
     @property
     def folder(self) -> Path | None:
-        """The run folder; None if it is a temporary one."""
+        """The run folder, or None if it is temporary."""
         return None if self._home else self.run.folder
 
     @property
     def n(self) -> int:
-        """How many images are done."""
+        """The number of finished images."""
         return self._summary["n"]
 
     @property
     def of(self) -> int:
-        """How many were asked for."""
+        """The number of images requested."""
         return self._summary["of"]
 
     @property
     def cost(self) -> dict[str, float]:
-        """Network calls (`nfe_forward`, ...), seconds and memory."""
+        """Network calls (`nfe_forward`, ...), seconds, and memory."""
         return cast(dict[str, float], dict(self._summary["cost"]))
 
     def to_dict(self) -> S:
-        """What `report.json` holds."""
+        """Return a copy of the contents of `report.json`."""
         return deepcopy(self._summary)
 
     def to_records(self) -> list[dict[str, Any]]:
-        """The rows of the table, each a dictionary."""
+        """Return the rows of the table as dictionaries."""
         raise NotImplementedError
 
     def to_dataframe(self) -> Any:
-        """The rows of `to_records` as a `pandas.DataFrame`.
+        """Return the rows of `to_records` as a `pandas.DataFrame`.
 
         Raises:
             ImportError: pandas is not installed.
@@ -74,16 +74,16 @@ class RunResult(Generic[S]):
         return to_frame(self.to_records())
 
     def write_report(self, folder: str | Path | None = None) -> Path:
-        """Write the report (`report.html`, `.md`, `.json` and figures), and keep the run beside it.
+        """Write the report (`report.html`, `.md`, `.json`, and figures) beside the run.
 
         Args:
-            folder: Where to; the run's own folder by default. `open` reads it again.
+            folder: The folder, by default the run's own. `open` reads it again.
 
         Returns:
             The folder.
 
         Raises:
-            ValueError: The run's folder is a temporary one, and no other is named.
+            ValueError: The run's folder is temporary, and `folder` is None.
             RuntimeError: The folder holds another run.
         """
         run = _run_in(self.run, self._home is not None, folder)
@@ -98,10 +98,10 @@ class RunResult(Generic[S]):
 
 
 def _run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
-    """A run where it is; or a copy of it in `folder`.
+    """Return the run itself, or a copy of it in `folder`.
 
     Raises:
-        ValueError: It is in a temporary folder, and no other is named.
+        ValueError: The run's folder is temporary, and `folder` is None.
         RuntimeError: The folder holds another run.
     """
     if folder is None and temporary:
@@ -116,7 +116,7 @@ def _run_in(run: Run, temporary: bool, folder: str | Path | None) -> Run:
 def place_for(
     out: str | Path | None,
 ) -> tuple[Path, "TemporaryDirectory[str] | None"]:
-    """The folder for a run, and, if none is named, the temporary one that holds it."""
+    """Return the folder for a run, and the temporary folder to keep alive if `out` is None."""
     if out is not None:
         return Path(out), None
     home: TemporaryDirectory[str] = TemporaryDirectory(prefix="unfool-")

@@ -1,4 +1,4 @@
-"""What became of images that a defense or an attack was given, as rows of a sheet."""
+"""Rows of a sheet that show what a defense or an attack did to images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,12 +28,12 @@ ATTACKED = (
 
 @torch.no_grad()
 def noised(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor | None:
-    """Images (B, C, H, W) with a purifier's noise; None if it puts none on them, or cannot tell.
+    """Add a purifier's noise to images (B, C, H, W); None if it adds none or has no method `walk`.
 
     Args:
-        purifier: Any purifier; those with a method `walk` can tell.
+        purifier: Any purifier.
         x: Images.
-        noise: The same as for the purified images.
+        noise: The noise of the purified images.
     """
     if not hasattr(purifier, "walk"):
         return None
@@ -44,15 +44,15 @@ def noised(purifier: Purifier, x: Tensor, noise: Noise) -> Tensor | None:
 def purified_rows(
     names: Sequence[str], x: Tensor, purifier: Purifier, pure: Tensor, given: Tensor, noise: Noise
 ) -> list[SheetRow]:
-    """Rows of images before, noised and purified.
+    """Make rows that show each image before, noised, and purified.
 
     Args:
-        names: What each image is called.
+        names: The name of each image.
         x: The images (B, C, H, W) in their own size.
-        purifier: What purified them.
-        pure: The purified ones, in the same size.
-        given: The images as the purifier was given them, on its device.
-        noise: Of that purification.
+        purifier: The purifier that was used.
+        pure: The purified images, in the same size.
+        given: The images in the purifier's size, on its device.
+        noise: The noise of the purification.
     """
     seen = noised(purifier, given, noise)
     rows = []
@@ -77,18 +77,18 @@ def classified_rows(
     attacked: Tensor | None = None,
     sizes: Sequence[str] | None = None,
 ) -> list[SheetRow]:
-    """Rows of images before, attacked, noised and purified, with the names of the classes answered.
+    """Make rows that show each image before, attacked, noised, and purified, with the answers.
 
     Args:
-        names: What each image is called.
+        names: The name of each image.
         model: The classifier, behind its purifier if it has one.
-        x: Images (B, C, H, W) as it takes them, on its device.
-        noise: Of the first vote.
+        x: Images (B, C, H, W) in the model's size, on its device.
+        noise: The noise of the first vote.
         classes: The name of each class.
-        votes: The class that most votes chose; below the purified image, or the last without a purifier.
-        truth: The class of each image, if known.
-        attacked: What an attack made of them, if one did; this is what is purified and classified.
-        sizes: Of the attack's changes, in words.
+        votes: The class with the most votes, shown below the purified image, or else the last one.
+        truth: The true class of each image, if known.
+        attacked: The attacked images, if any; these are then purified and classified.
+        sizes: The size of each attack's change, in words.
     """
     steps = {"before": x} | ({} if attacked is None else {"attacked": attacked})
     last = steps["before"] if attacked is None else attacked
@@ -118,13 +118,13 @@ def classified_rows(
 
 
 def write_attack_sheets(run: Run, command: str) -> list[Path]:
-    """A sheet for each attack of a collection of adversarial images, beside its arrays.
+    """Write a sheet for each attack of a collection of adversarial images, beside its arrays.
 
-    The model is built anew, and answers on the first draw of an evaluation's verdict.
+    The model is rebuilt, and answers with the first draw of an evaluation's verdict.
 
     Args:
-        run: What `keep_attacked_images.run` returned.
-        command: How to make it again.
+        run: The run that `keep_attacked_images.run` returned.
+        command: The command to make it again.
 
     Raises:
         SpecError: A part of the spec refuses its options.

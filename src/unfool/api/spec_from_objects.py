@@ -1,4 +1,4 @@
-"""What a run from Python was asked, in the words of a spec: the report and the doubts go by these."""
+"""Describe the objects of a run from Python as a spec, which the report and the doubts read."""
 
 import hashlib
 import inspect
@@ -21,12 +21,12 @@ from unfool.results.spec import AttackEntry, ModelSpec
 from unfool.runtime.text import kept_options
 from unfool.spec import Part, menu
 
-SPEED = ("batch_size", "chunk", "training")  # attributes that change no answer
-MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # what every module has
+SPEED = ("batch_size", "chunk", "training")  # attributes that do not change answers
+MODULE = frozenset(vars(nn.Module())) | set(SPEED)  # attributes to skip in modules
 
 
 def model_parts(model: Classifier) -> ModelSpec:
-    """The parts `classifier` and, of a defended model, `purifier` and `paths`."""
+    """Return the part `classifier` and, for a defended model, `purifier` and maybe `paths`."""
     if not isinstance(model, Defended):
         return {"classifier": part("classifier", model)}
     found: ModelSpec = {"classifier": part("classifier", model.classifier)}
@@ -37,7 +37,7 @@ def model_parts(model: Classifier) -> ModelSpec:
 
 
 def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
-    """The row of an attack: its name and options, its label, what it sees, and what it is."""
+    """Return the entry of an attack: its name, options, view, label, known noise, and flags."""
     attack: Any = viewed.attack
     if isinstance(attack, ExternalAttack):
         attack = attack.function
@@ -51,7 +51,7 @@ def attack_entry(label: str, viewed: AttackOnView) -> AttackEntry:
 
 
 def part(kind: str, thing: Any) -> Part:
-    """An object as a part of a spec: its name, and those of its options that can be told."""
+    """Describe an object as a part of a spec: its name, and the options that a spec can hold."""
     if isinstance(thing, partial):
         made: dict[str, Any] = dict(part(kind, thing.func))
         given = {key: _plain(value) for key, value in thing.keywords.items()}
@@ -64,7 +64,10 @@ def part(kind: str, thing: Any) -> Part:
 
 
 def name_of(kind: str, thing: Any) -> str:
-    """What the menu calls an object's class or a function; else `module:name`."""
+    """Return the menu's name of a function or an object's class; else `module:name`.
+
+    If it belongs to unfool but is not in the menu, return its name alone.
+    """
     made = thing if inspect.isfunction(thing) or inspect.isclass(thing) else type(thing)
     target = f"{made.__module__}:{made.__qualname__}"
     short = {address: name for name, address in menu.MENU[kind].items()}
@@ -74,7 +77,7 @@ def name_of(kind: str, thing: Any) -> str:
 
 
 def options(thing: Any) -> dict[str, Any]:
-    """The options of an object that a spec could hold: numbers, words, and parts inside it."""
+    """Return the options of an object that a spec can hold: numbers, words, and inner parts."""
     if inspect.isroutine(thing) or inspect.isclass(thing):
         return {}
     found: dict[str, Any] = {}
@@ -92,10 +95,10 @@ def options(thing: Any) -> dict[str, Any]:
 
 
 def contents(thing: Any) -> str:
-    """A hash of what an object is made of: weights, buffers, options, and the parts inside it.
+    """Hash the contents of an object: weights, buffers, options, and inner parts.
 
-    Of the code of its class only the name counts, unless it was defined in a notebook or in the script
-    that runs. The device and the batch size do not count.
+    Of its class, only the name counts, unless the class is defined in a notebook or in the main script;
+    then its code counts. The device and the batch size do not count.
     """
     digest = hashlib.sha256()
     for piece in _pieces(thing, {}):
@@ -104,14 +107,14 @@ def contents(thing: Any) -> str:
 
 
 def modules(thing: Any) -> list[str]:
-    """The modules of all classes and functions in an object, but for unfool's and torch's."""
+    """List the modules of an object's classes and functions, without torch, numpy, unfool, and stdlib."""
     found: set[str] = set()
     seen, todo = {}, [thing]
     while todo:
         thing = todo.pop()
         if id(thing) in seen or isinstance(thing, Tensor | str | bytes | int | float):
             continue
-        seen[id(thing)] = thing  # kept, so that no other has its number
+        seen[id(thing)] = thing  # kept alive, so that no other object gets its id
         if inspect.ismodule(thing):
             continue
         named = inspect.isroutine(thing) or inspect.isclass(thing)
@@ -135,7 +138,7 @@ def _pieces(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     elif id(thing) in seen:
         yield b"again;"
     else:
-        seen[id(thing)] = thing  # kept, so that no other has its number
+        seen[id(thing)] = thing  # kept alive, so that no other object gets its id
         yield from _inside(thing, seen)
 
 
@@ -158,9 +161,9 @@ def _inside(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
 
 
 def _code(thing: Any, seen: dict[int, Any]) -> Iterator[bytes]:
-    """What a function or class of a notebook or script does, with what it uses from there.
+    """Yield the code of a function or class of a notebook or script, and of what it uses from there.
 
-    A module's file would be hashed. Here there may be no file, so this reads the compiled code.
+    Modules are hashed by their files. A notebook may have none, so this reads the compiled code.
     """
     if inspect.isclass(thing):
         for name, value in sorted(vars(thing).items()):
@@ -198,7 +201,7 @@ def _nested(code: CodeType) -> Iterator[CodeType]:
 
 
 def _pairs(thing: Any) -> list[tuple[str, Any]]:
-    """What an object holds, by name."""
+    """Return the contents of an object by name."""
     if isinstance(thing, Mapping):
         return [(str(key), value) for key, value in thing.items()]
     if isinstance(thing, list | tuple):
@@ -219,7 +222,7 @@ def _attributes(thing: Any) -> list[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as YAML and JSON can hold it; () if they cannot."""
+    """Convert a value to one that YAML and JSON can hold; () if there is none."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
@@ -231,7 +234,7 @@ def _plain(value: Any) -> Any:
 
 
 def _precision(thing: Any) -> dict[str, str]:
-    """The half precision that a model's weights have, which a doubt asks about."""
+    """Return the half-precision type of a model's weights, if any, which raises a doubt."""
     halves = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
     weights = thing.parameters() if isinstance(thing, nn.Module) else ()
     found = sorted({halves[weight.dtype] for weight in weights if weight.dtype in halves})

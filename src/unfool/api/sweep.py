@@ -1,4 +1,4 @@
-"""A sweep from Python: an evaluation for every combination of some values."""
+"""A sweep from Python: one evaluation for every combination of some values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
 
     Args:
         cells: The finished combinations, with their results.
-        failed: For each combination that cannot be run, its values and the reason.
+        failed: The values of each combination that cannot be run, and the reason.
         home: The temporary folder of the runs, if they have one; it is deleted together with this
             object.
     """
@@ -38,11 +38,11 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         self.failed, self._cells, self._home = list(failed), list(cells), home
 
     def to_records(self) -> list[dict[str, Any]]:
-        """A row for each combination, condition and reading: the values, then what was found.
+        """Return a row for each combination, condition, and reading.
 
         Returns:
-            Tables with the swept paths, `condition`, `reading` (`per_draw`, `majority` or `all_draws`),
-            `accuracy`, `low` and `high`.
+            Rows with the swept paths, `condition`, `reading` (`per_draw`, `majority`, or `all_draws`),
+            `accuracy`, `low`, and `high`.
         """
         return [
             {**values, "condition": name, "reading": reading} | getattr(found, reading)._asdict()
@@ -52,7 +52,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         ]
 
     def to_dataframe(self) -> Any:
-        """The rows of `to_records` as a `pandas.DataFrame`.
+        """Return the rows of `to_records` as a `pandas.DataFrame`.
 
         Raises:
             ImportError: pandas is not installed.
@@ -60,7 +60,7 @@ class SweepResult(list[tuple[dict[str, str], Result]]):
         return to_frame(self.to_records())
 
     def write_report(self, folder: str | Path) -> Path:
-        """Write `sweep.html`, `.md`, `.json` and `.png` into a folder, and keep the runs in it.
+        """Write `sweep.html`, `.md`, `.json`, and `.png` into a folder, together with the runs.
 
         Returns:
             The folder.

@@ -1,7 +1,7 @@
 """The reports of `unfool analyze`: gradients, purification, samples, trajectories, landscape.
 
-Each is written into a folder as `NAME.{html,md,json,csv,npz}`, with its figures, and returned. `about`
-holds the `command`, where the numbers come from as `made`, and what else is written beside them.
+Each function writes a report into a folder as `NAME.{html,md,json,csv,npz}`, with its figures, and
+returns it. `about` holds the `command`, the provenance as `made`, and further entries for the JSON file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,9 +40,9 @@ About = Mapping[str, Any]
 
 
 def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
-    """The report of what `analysis.gradients.compare` returned.
+    """Report what `analysis.gradients.compare` returned.
 
-    `about` also holds the `loss`, and the `draws` of the noise.
+    `about` also holds the `loss`, and the number of `draws` of the noise.
     """
     summary = found.summary()
     kind = "float64" if summary["precise"] else "float32, as the model refuses float64"
@@ -94,7 +94,7 @@ def write_gradients(folder: Path, found: Gradients, about: About) -> Document:
 
 
 def write_purification(folder: Path, found: Purification, about: About) -> Document:
-    """The report of what `analysis.purification.purification` returned."""
+    """Report what `analysis.purification.purification` returned."""
     summary = found.summary()
     metrics = list(next(iter(found.distances.values())))
     rows = [
@@ -154,7 +154,7 @@ def write_purification(folder: Path, found: Purification, about: About) -> Docum
 
 
 def write_samples(folder: Path, found: Samples, about: About) -> Document:
-    """The report of what `analysis.samples.samples` returned."""
+    """Report what `analysis.samples.samples` returned."""
     summary = found.summary()
     said = (
         f"The distance between {summary['size']} images and as many real ones: the mean over "
@@ -182,7 +182,7 @@ def write_samples(folder: Path, found: Samples, about: About) -> Document:
 
 
 def write_trajectories(folder: Path, found: Trajectories, about: About) -> Document:
-    """The report of what `analysis.trajectories.trajectories` returned; the first image is drawn."""
+    """Report what `analysis.trajectories.trajectories` returned, with figures of the first image."""
     summary, (points, where) = found.summary(), flat(found.runs, 0)
     said = (
         f"{summary['images']} images. Losses and accuracies are those at the ends of the runs, for "
@@ -220,7 +220,7 @@ def write_trajectories(folder: Path, found: Trajectories, about: About) -> Docum
 
 
 def write_landscapes(folder: Path, found: Mapping[str, Landscape], about: About) -> Document:
-    """The report of what `analysis.landscape.landscape` returned, by what the model is called."""
+    """Report what `analysis.landscape.landscape` returned for each model, by its name."""
     said = (
         "The loss in the plane of two attacks from one image. The horizontal axis is the final "
         "perturbation of DW-box (at 1), the vertical axis the part of the white-box (EOT) "
@@ -290,7 +290,7 @@ def _about_purification(summary: Mapping[str, Any]) -> str:
 
 
 def _near_zero(value: Mapping[str, float]) -> str:
-    """A mean that may be tiny, with its interval unless that is narrow."""
+    """Format a mean that may be tiny, with its interval unless that is narrow."""
 
     def said(value: float) -> str:
         return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.0e}"

@@ -1,4 +1,4 @@
-"""The report of a certification: certified accuracy over the radius, and what it rests on."""
+"""The report of a certification: certified accuracy against the radius, and its basis."""
 
 from collections.abc import Sequence
 
@@ -26,15 +26,15 @@ NOT_TRIED = (
 def write_report(run: Run) -> Summary:
     """Write the report into a certification's folder: pages, the figure, and numbers.
 
-    These are `report.html`, `report.md`, `report.json`, `report.csv` (accuracy by radius), and
-    `images.json` and `images.csv` (what is proved of each image). It may be unfinished; the report
-    then says so.
+    The files are `report.html`, `report.md`, `report.json`, `report.csv` (accuracy by radius), and
+    `images.json` and `images.csv` (the certificate of each image). If the run is unfinished, the
+    report says so.
 
     Returns:
-        What `report.json` holds.
+        The contents of `report.json`.
 
     Raises:
-        RuntimeError: The run is no certification, has nothing yet, or a file of it is damaged.
+        RuntimeError: The run is not a certification, has no images yet, or has a damaged file.
         OSError: The folder cannot be written.
     """
     summary = certificate.summary(run)
@@ -45,12 +45,12 @@ def write_report(run: Run) -> Summary:
 
 
 def brief(summary: Summary) -> Document:
-    """What a terminal and a notebook show: the result and the tables."""
+    """Make the short report for a terminal or notebook: the result and tables."""
     return Document(headline(summary), [*notices(summary), _by_radius(summary), _readings(summary)])
 
 
 def whole(summary: Summary, classes: Sequence[str]) -> Document:
-    """The whole report.
+    """Make the full report.
 
     Args:
         summary: What `certificate.summary` returned.
@@ -81,7 +81,7 @@ def whole(summary: Summary, classes: Sequence[str]) -> Document:
 
 
 def _tiles(summary: Summary) -> Tiles:
-    """The three numbers that a reader looks for first."""
+    """Return the three numbers that a reader looks for first."""
     share = next(row for row in summary["certified"] if row["radius"] == _radius(summary))
     return Tiles(
         [
@@ -105,12 +105,12 @@ def _tiles(summary: Summary) -> Tiles:
 
 
 def _radius(summary: Summary) -> float:
-    """The radius that the headline is about."""
+    """Return the radius that the headline reports."""
     return 0.25 if summary["reach"] >= 0.25 else 0.0
 
 
 def headline(summary: Summary) -> str:
-    """The result in one sentence."""
+    """State the result in one sentence."""
     radius = _radius(summary)
     share = next(row for row in summary["certified"] if row["radius"] == radius)
     change = f" under every change shorter than {radius:g} (l2, pixels in [0, 1])" if radius else ""

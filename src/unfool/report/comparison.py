@@ -1,4 +1,4 @@
-"""The report of a comparison: a table of paired differences, a figure, and JUnit for a CI system."""
+"""The report of a comparison: a table of paired differences, a figure, and JUnit XML for CI systems."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,7 +49,7 @@ IMAGE_BY_IMAGE = (
 
 
 def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
-    """What a terminal and a notebook show: the differences, the doubts, and the bounds.
+    """Make the short report for a terminal or notebook: differences, doubts, and bounds.
 
     Args:
         found: What `results.compare.compare` returned.
@@ -77,12 +77,12 @@ def brief(found: Comparison, kept: Sequence[Gate] = ()) -> Document:
 
 
 def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
-    """The whole report.
+    """Make the full report.
 
     Args:
         found: What `results.compare.compare` returned.
         kept: What `results.gates.gates` returned.
-        command: How to make it again.
+        command: The command to make it again.
     """
     short, figure = brief(found, kept), paired_accuracy(found.rows, kept)
     opening, (differences, *rest) = _opening(found)[1:], short.blocks[2:]
@@ -106,15 +106,15 @@ def whole(found: Comparison, kept: Sequence[Gate], command: str) -> Document:
 
 
 def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command: str) -> None:
-    """Write `compare.html`, `.md`, `.png`, `.json` and `.csv` into a folder, and each image's fate.
+    """Write `compare.html`, `.md`, `.png`, `.json`, and `.csv` into a folder.
 
-    That is in `images.json` and `images.csv`.
+    `images.json` and `images.csv` hold the result of each image.
 
     Args:
-        folder: Where to.
+        folder: The output folder.
         found: What `results.compare.compare` returned.
         kept: What `results.gates.gates` returned.
-        command: How to make it again.
+        command: The command to make it again.
 
     Raises:
         OSError: The folder cannot be written.
@@ -131,11 +131,11 @@ def write_report(folder: Path, found: Comparison, kept: Sequence[Gate], command:
 
 
 def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") -> bytes:
-    """The gates as an XML file that CI systems read: a test case each.
+    """Convert gates to a JUnit XML file for CI systems, with one test case per gate.
 
     Args:
         kept: The gates.
-        command: The command that held them.
+        command: The command that checked them.
         whose: Words after "robust accuracy" (`describe_gate`).
 
     Raises:
@@ -161,7 +161,7 @@ def junit(kept: Sequence[Gate], command: str = "compare", whose: str = " of B") 
 
 
 def describe_gate(gate: Gate, whose: str = " of B") -> str:
-    """A gate and what became of it, in one sentence.
+    """Describe a gate and its outcome in one sentence.
 
     Args:
         gate: The gate.
@@ -181,7 +181,7 @@ def describe_gate(gate: Gate, whose: str = " of B") -> str:
 
 
 def _opening(found: Comparison) -> list[str]:
-    """What is compared, what differs, and the number that counts."""
+    """Return the title with the main change, the two runs, and what differs between them."""
     row = {row.name: row for row in found.rows}
     name = "robust" if "robust" in row else "clean"
     change = _points(row[name].change)
@@ -199,7 +199,7 @@ def _opening(found: Comparison) -> list[str]:
 
 
 def _tiles(found: Comparison) -> Tiles:
-    """The accuracy that counts in A and in B, and the difference."""
+    """Return the main accuracy of A and of B, and their difference."""
     row = next((row for row in found.rows if row.name == "robust"), found.rows[0])
     sides = [
         Tile(percent(share.accuracy), f"{row.name} accuracy of {run}", interval(share._asdict()))
@@ -210,7 +210,7 @@ def _tiles(found: Comparison) -> Tiles:
 
 
 def _agreement(found: Comparison) -> list[Paragraph]:
-    """Where both runs answer alike, if they do so anywhere."""
+    """Name the conditions under which both runs agree on every image and draw."""
     alike = [title_of(row) for row in found.rows if row.agree]
     if not alike:
         return []
@@ -225,7 +225,7 @@ def _bound(gate: Gate) -> Paragraph:
 
 
 def _lines(found: Comparison) -> list[list[str]]:
-    """A line of the table (`HEADS`) for each condition."""
+    """Return a row of the table (`HEADS`) for each condition."""
     return [
         [
             title_of(row),
@@ -241,7 +241,7 @@ def _lines(found: Comparison) -> list[list[str]]:
 
 
 def named(row: Paired) -> dict[str, Any]:
-    """A condition as JSON holds it."""
+    """Convert a condition to a dictionary for JSON."""
     shares = {name: getattr(row, name)._asdict() for name in ("a", "b", "change")}
     return asdict(row) | shares
 

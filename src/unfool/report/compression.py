@@ -15,17 +15,17 @@ from unfool.results.attack_roles import roles
 from unfool.results.report_json import ShareEntry, Summary
 
 About = Mapping[str, Any]
-ENOUGH = 5  # runs from which on a rank correlation is told
+ENOUGH = 5  # the fewest runs for which a rank correlation is reported
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a defense, and, of a run folder, what the run found.
+    """The compression rates of a defense, and the summary of its run if it came from a run folder.
 
     Attributes:
-        name: What the report calls it.
-        found: Its compression rates.
-        run: The summary of its run; None if it is a spec.
+        name: The name in the report.
+        found: The compression rates.
+        run: The summary of the run; None if the defense came from a spec.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Measured:
 def write_compression(
     folder: Path, measured: Sequence[Measured], about: About, skipped: Sequence[str] = ()
 ) -> Document:
-    """The report of the compression rates of some defenses, in `compression.{json,md,html,npz}`.
+    """Report the compression rates of some defenses, in `compression.{json,md,html,csv,npz}`.
 
     Args:
-        folder: Where to.
-        measured: Of each defense, what was found.
-        about: The `command`, and what else is written beside the numbers.
-        skipped: Names of sources without a purifier.
+        folder: The output folder.
+        measured: The rates of each defense.
+        about: The `command`, and further entries for the JSON file.
+        skipped: The names of sources without a purifier.
     """
     summaries = {row.name: row.found.summary() for row in measured}
     first = next(iter(summaries.values()))
@@ -95,7 +95,7 @@ def write_compression(
 
 
 def write_critical_eps(folder: Path, found: CriticalEps, about: About) -> Document:
-    """The report of what `analysis.critical_eps.critical_eps` returned."""
+    """Report what `analysis.critical_eps.critical_eps` returned."""
     summary = found.summary()
     said = (
         f"{summary['images']} images. The critical eps of an image is the budget in {found.norm} "
@@ -136,7 +136,7 @@ def _drawn(summaries: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def _point(row: Measured, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run shows in the figure of rates against accuracies."""
+    """Return the values of a run for the figure of rates against accuracies."""
     assert row.run is not None
     at = summary["sizes"][summary["main"]]
     known = [
@@ -160,7 +160,7 @@ def _share(share: Mapping[str, Any]) -> ShareEntry:
 
 
 def _against(points: list[dict[str, Any]]) -> list[Block]:
-    """The table and the figure of rates against the accuracies of runs, where there are any."""
+    """Return the table and figure of rates against accuracies; nothing if no run was attacked."""
     shown = [point for point in points if point["robust"] is not None]
     if not shown:
         return []

@@ -1,7 +1,7 @@
 """The content of a report, before any markup: a title, and blocks below it.
 
-A report is a function of a result that returns a `Document`. `render_terminal`, `render_markdown` and
-`render_html` show any document, `write` puts it into a folder. Text is plain, except that words
+A report is a function from a result to a `Document`. `render_terminal`, `render_markdown`, and
+`render_html` show any document, and `write` writes it into a folder. Text is plain, except that words
 between backticks are code.
 """
 
@@ -26,7 +26,7 @@ class Paragraph:
 
     Attributes:
         text: The sentences.
-        kind: `"note"` is small print, `"notice"` and `"warning"` stand out.
+        kind: `"note"` is small print; `"notice"` and `"warning"` stand out.
     """
 
     text: str
@@ -35,13 +35,13 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Table:
-    """A table. The columns after the first hold numbers, and stand to the right.
+    """A table. The columns after the first hold numbers and are aligned to the right.
 
     Attributes:
-        heads: The headings of its columns.
-        rows: Of each row, a text for each column.
-        styles: Of some rows, by their number from 0, how they look.
-        marks: Of some rows, by their number from 0, the doubts about them, numbered from 1.
+        heads: The headings of the columns.
+        rows: For each row, a text for each column.
+        styles: Row number, from 0, to the style of that row.
+        marks: Row number, from 0, to the numbers of the doubts about that row, from 1.
     """
 
     heads: Sequence[str]
@@ -51,11 +51,11 @@ class Table:
 
 
 class Drawing(NamedTuple):
-    """A figure, drawn.
+    """A rendered figure.
 
     Attributes:
-        png: The bytes of a PNG file, on white.
-        svg: The same as an SVG element in the colors of the page that it stands on; empty for photos.
+        png: The bytes of a PNG file on a white background.
+        svg: The figure as an SVG element in the colors of the page; empty for photos.
     """
 
     png: bytes
@@ -67,10 +67,10 @@ class Figure:
     """A figure. A terminal does not show it.
 
     Attributes:
-        file: Its file, seen from the folder of the report: `figures/accuracy.png`.
-        title: What it shows; read out to who cannot see it.
+        file: The path of its file, relative to the report's folder: `figures/accuracy.png`.
+        title: What it shows; screen readers read this.
         caption: How to read it.
-        drawing: What is drawn.
+        drawing: The rendered figure.
     """
 
     file: str
@@ -84,9 +84,9 @@ class SmallImage:
     """An image of few pixels, which a page enlarges without blur.
 
     Attributes:
-        png: The bytes of its file, a pixel each.
-        about: What stands below it, such as the model's answer.
-        right: Whether that answer is right; None if it is no answer.
+        png: The bytes of its PNG file, not enlarged.
+        about: The text below it, such as the model's answer.
+        right: Whether that answer is right; None if the text is not an answer.
     """
 
     png: bytes
@@ -100,7 +100,7 @@ class ImageGrid(Figure):
 
     Attributes:
         heads: The headings of the columns of images.
-        rows: Of each row, what stands before it, and its images.
+        rows: For each row, the lines of text before it, and its images.
     """
 
     heads: Sequence[str] = ()
@@ -109,14 +109,14 @@ class ImageGrid(Figure):
 
 @dataclass(frozen=True)
 class ImageRow:
-    """An image in an `ImageTable`.
+    """The row of an image in an `ImageTable`.
 
     Attributes:
         cells: A text for each column.
-        values: What each column is sorted by.
-        right: Of each column, whether it tells of a right answer; None if it tells of none.
-        tags: The filters that let it through, besides that which lets all through.
-        images: Its versions by heading, shown on demand.
+        values: The sort key of each column.
+        right: For each column, whether it shows a right answer; None if it shows no answer.
+        tags: The filters that show this row, besides the one that shows all rows.
+        images: The versions of the image with their headings, shown on demand.
     """
 
     cells: Sequence[str]
@@ -133,9 +133,9 @@ class ImageTable:
     Attributes:
         heads: The headings of the columns.
         rows: The images.
-        filters: By title, the tags that a reader chooses from, with what each is called.
-        file: The file beside the page that holds all of them.
-        of: How many that file holds.
+        filters: Title of a filter to its choices: tag to label.
+        file: The name of the file beside the page that holds all images.
+        of: The number of images in that file.
     """
 
     heads: Sequence[str]
@@ -150,8 +150,8 @@ class Tile(NamedTuple):
 
     Attributes:
         value: The number.
-        title: What it is.
-        note: Its interval, or what it rests on.
+        title: What the number is.
+        note: Its interval, or its basis.
     """
 
     value: str
@@ -172,7 +172,7 @@ class Code:
 
     Attributes:
         text: The listing.
-        language: What it is written in; empty for a command.
+        language: Its language; empty for a command.
     """
 
     text: str
@@ -188,7 +188,7 @@ class Items:
 
 @dataclass(frozen=True)
 class Definitions:
-    """Terms, and what each is."""
+    """Terms and their meanings."""
 
     pairs: Sequence[tuple[str, str]]
 
@@ -198,8 +198,8 @@ class Doubts:
     """The doubts about a result, in the order of their numbers.
 
     Attributes:
-        found: `severity`, `name` and `why` of each.
-        checked: What was checked; told where no doubt was raised.
+        found: `severity`, `name`, and `why` of each doubt.
+        checked: What was checked; shown if no doubt was raised.
         unchecked: What could not be checked yet.
     """
 
@@ -219,8 +219,8 @@ class Document:
 
     Attributes:
         title: The result in one sentence, or what the report is about.
-        blocks: What stands below it.
-        overline: What was measured, by name; above the title.
+        blocks: The content below the title.
+        overline: The name of what was measured, above the title.
     """
 
     title: str
@@ -229,7 +229,7 @@ class Document:
 
     @property
     def figures(self) -> list[Figure]:
-        """The figures in it."""
+        """The figures of the document."""
         return [block for block in self.blocks if isinstance(block, Figure)]
 
 

@@ -1,4 +1,4 @@
-"""The report of an evaluation, whole and in short."""
+"""The full and the short report of an evaluation."""
 
 from collections.abc import Sequence
 
@@ -34,12 +34,12 @@ from unfool.statistics import percent
 def write_report(run: Run) -> Summary:
     """Write the report into the run's folder: pages, figures, and numbers as JSON and CSV.
 
-    These are `report.html`, `report.md`, `report.json`, `report.csv` (the table of accuracies),
-    `images.json` and `images.csv` (what became of each image), and `figures/*.png`. The run may be
-    unfinished; the report then says so.
+    The files are `report.html`, `report.md`, `report.json`, `report.csv` (the table of accuracies),
+    `images.json` and `images.csv` (the result of each image), and `figures/*.png`. If the run is
+    unfinished, the report says so.
 
     Returns:
-        What `report.json` holds.
+        The contents of `report.json`.
 
     Raises:
         RuntimeError: The run has no outcomes yet, or a file of it is damaged.
@@ -53,7 +53,7 @@ def write_report(run: Run) -> Summary:
 
 
 def brief(summary: Summary) -> Document:
-    """What a terminal and a notebook show: the result, the accuracies and the doubts."""
+    """Make the short report for a terminal or notebook: result, accuracies, and doubts."""
     return Document(
         sentences.headline(summary),
         [
@@ -68,12 +68,12 @@ def brief(summary: Summary) -> Document:
 
 
 def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecord]) -> Document:
-    """The whole report.
+    """Make the full report.
 
     Args:
         summary: What `summarize_run` returned.
-        gallery: The images that the run kept.
-        images: What became of each image.
+        gallery: The images that the run kept, or None.
+        images: The result of each image.
     """
     quality, ladder = tables.quality(summary), tables.ladder(summary)
     again, known = tables.resubmission(summary), tables.knowing(summary)
@@ -116,7 +116,7 @@ def whole(summary: Summary, gallery: Gallery | None, images: Sequence[ImageRecor
 
 
 def tiles(summary: Summary) -> Tiles:
-    """The three numbers that a reader looks for first."""
+    """Return the three numbers that a reader looks for first."""
     clean, robust = summary["clean"]["per_draw"], summary["robust"]
     found = [_tile(clean, "accuracy on clean images")]
     if summary["attacks"]:
@@ -143,14 +143,14 @@ def _tile(share: Share, title: str) -> Tile:
 
 
 def notices(summary: Summary | CertificationSummary) -> list[Paragraph]:
-    """What stands before all else: that a run is not finished, or not to be believed."""
+    """Return the notices at the top: that a run is unfinished, or that it has red doubts."""
     unfinished, warning = sentences.unfinished(summary), sentences.warning(summary)
     found = [Paragraph(unfinished, "notice")] if unfinished else []
     return found + ([Paragraph(warning, "warning")] if warning else [])
 
 
 def _section(title: str, table: Table, about: str = "") -> list[Block]:
-    """A table below a heading, and a note about it; nothing if the table has no rows."""
+    """Return a heading, a table, and a note about it; nothing if the table has no rows."""
     note = [Paragraph(about, "note")] if about else []
     return [Heading(title), table, *note] if table.rows else []
 
@@ -162,6 +162,6 @@ def _images(gallery: Gallery) -> list[Block]:
 
 
 def _meanings(summary: Summary) -> list[tuple[str, str]]:
-    """What each column is, and the row that counts."""
+    """Return the meaning of each column, and of the row `robust`."""
     found = [(column.title, column.meaning) for column in tables.columns(summary)]
     return found + ([("robust", sentences.ROBUST)] if summary["attacks"] else [])

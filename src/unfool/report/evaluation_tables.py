@@ -1,4 +1,4 @@
-"""The tables of an evaluation: which conditions, readings and numbers of a summary stand where."""
+"""The tables of an evaluation: where each condition, reading, and number of a summary appears."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ SUBMITTED = {"clean": "clean", "random": "random noise", "robust": "robust"}
 
 @dataclass(frozen=True)
 class Column:
-    """A reading of accuracy.
+    """The column of a reading of accuracy.
 
     Attributes:
-        key: Its name in `report.json`: `undefended`, `per_draw`, `majority` or `all_draws`.
-        title: Its heading.
-        meaning: What it is, in plain words.
+        key: Its name in `report.json`: `undefended`, `per_draw`, `majority`, or `all_draws`.
+        title: The heading.
+        meaning: An explanation in plain words.
     """
 
     key: str
@@ -30,13 +30,13 @@ class Column:
 
 @dataclass(frozen=True)
 class TableRow:
-    """A condition.
+    """The row of a condition.
 
     Attributes:
         name: Its name in `report.json`.
-        title: What a reader calls it.
-        shares: Of each column's key.
-        marks: The numbers, from 1, of the doubts about it.
+        title: Its name for readers.
+        shares: Key of each column to the share.
+        marks: The numbers, from 1, of the doubts about the row.
     """
 
     name: str
@@ -46,12 +46,15 @@ class TableRow:
 
 
 def doubts(summary: Summary) -> list[DoubtEntry]:
-    """The doubts, the red ones first: the order in which they are numbered."""
+    """Return the doubts in the order in which they are numbered, the red ones first."""
     return sorted(summary["doubts"], key=lambda doubt: doubt["severity"] != "red")
 
 
 def columns(summary: Summary) -> list[Column]:
-    """The readings that say something: one, if the model answers alike at every draw."""
+    """Return the columns to show.
+
+    One reading is enough if k is 1, or if the model has no defense and all its readings agree.
+    """
     k = summary["robust"]["k"]
     found = []
     if "undefended" in summary["robust"]:
@@ -75,7 +78,7 @@ def columns(summary: Summary) -> list[Column]:
 
 
 def rows(summary: Summary) -> list[TableRow]:
-    """The conditions: clean, random noise, each attack, and the attack that counts."""
+    """Return a row per condition: clean, random noise, attacks, robust, and corruptions."""
     table: list[tuple[str, str, Readings]] = [("clean", "clean", summary["clean"])]
     if "random" in summary:
         table.append(("random", "random noise", summary["random"]))
@@ -98,7 +101,7 @@ def rows(summary: Summary) -> list[TableRow]:
 
 
 def accuracy(summary: Summary) -> Table:
-    """Accuracy under every condition; marked are those that a doubt is about."""
+    """Tabulate accuracy under every condition, with marks for the doubts about a row."""
     heads, lines = columns(summary), rows(summary)
     return Table(
         ["condition", *(head.title for head in heads)],
@@ -109,7 +112,7 @@ def accuracy(summary: Summary) -> Table:
 
 
 def records(summary: Summary) -> list[dict[str, Any]]:
-    """The table of accuracies as numbers: a row per condition and reading."""
+    """Return the table of accuracies as numbers, with a row per condition and reading."""
     return [
         {"condition": line.name, "reading": key, "n": summary["n"]}
         | {"k": _draws(summary["robust"], key)}
@@ -120,7 +123,7 @@ def records(summary: Summary) -> list[dict[str, Any]]:
 
 
 def classes(summary: Summary) -> Table:
-    """Accuracy of each class; of many classes, the least robust ones."""
+    """Tabulate accuracy by class; of many classes, only the least robust ones."""
     keys = ["clean", "robust"] if summary["attacks"] else ["clean"]
     body = [
         [row["name"], str(row["n"]), *(cell(row[key]) for key in keys)] for row in weakest(summary)
@@ -137,7 +140,7 @@ QUALITY = (
 
 
 def quality(summary: Summary) -> Table:
-    """How far images are from the clean ones: headings, and a line per condition; maybe none."""
+    """Tabulate distances to the clean images by condition; without rows if not measured."""
     lines, whens = summary.get("quality", []), (("before", ""), ("after", ", purified"))
     shown = [w for w in whens if any(w[0] in line for line in lines)]
     metrics = [
@@ -158,7 +161,7 @@ def quality(summary: Summary) -> Table:
 
 
 def ladder(summary: Summary) -> Table:
-    """What the attacker has after each attack: headings, and a line per attack; none of one."""
+    """Tabulate accuracy after each further attack; without rows if there is only one."""
     rungs = summary.get("by_attack", [])
     heads = [column for column in columns(summary) if column.key in ("per_draw", "majority")]
     body = [
@@ -170,9 +173,9 @@ def ladder(summary: Summary) -> Table:
 
 
 def knowing(summary: Summary) -> Table:
-    """Accuracy with some of the noise known: headings, and a line per attack; maybe none.
+    """Tabulate accuracy if the attacker knows some of the noise; possibly without rows.
 
-    First stand the attacks, without such knowledge, that they are compared with.
+    The first rows are the attacks without this knowledge, for comparison.
     """
     table = summary.get("known_noise", [])
     beside = {row["beside"] for row in table if "beside" in row}
@@ -197,7 +200,7 @@ def knowing(summary: Summary) -> Table:
 
 
 def resubmission(summary: Summary) -> Table:
-    """How often all of m answers are right: headings, and a line for 1, 2, 4, ... submissions."""
+    """Tabulate how often all of m answers are right, for m = 1, 2, 4, ... submissions."""
     curve = summary.get("resubmission", {})
     names = [name for name in SUBMITTED if name in curve]
     if _one_reading(summary) or not curve:
@@ -209,7 +212,7 @@ def resubmission(summary: Summary) -> Table:
 
 
 def costs(summary: Summary) -> Table:
-    """What the evaluation cost, in all and per image."""
+    """Tabulate the evaluation's cost, in total and per image."""
     cost, n = summary["cost"], summary["n"]
     names = {
         "nfe_forward": "denoiser, forward calls",
@@ -229,7 +232,7 @@ def costs(summary: Summary) -> Table:
 
 
 def _against(summary: Summary) -> list[tuple[str, str, str]]:
-    """What was forecast for as many images, and what it took of that."""
+    """Return rows with the forecast for this number of images, and the fraction of it used."""
     told, cost, n = summary.get("forecast"), summary["cost"], summary["n"]
     if not told:
         return []
@@ -251,10 +254,10 @@ def _against(summary: Summary) -> list[tuple[str, str, str]]:
 
 
 def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
-    """What hurts the classifier without its defense most, and how often that is still right.
+    """Return what hurts the undefended classifier most, and the classifier's accuracy under it.
 
-    The attack that counts against the defense may be harmless to the classifier alone; to set the
-    two side by side would make the defense look worthless.
+    The attack that counts against the defense may be harmless to the classifier alone; comparing both
+    under it would make the defense look worthless.
     """
     told = [("the attack that counts", summary["robust"])]
     told += [(f"the attack '{attack['name']}'", attack["robust"]) for attack in summary["attacks"]]
@@ -263,7 +266,7 @@ def weakest_bare(summary: Summary) -> tuple[str, ShareEntry]:
 
 
 def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
-    """The classes in their own order; if there are more than `most`, the least robust ones."""
+    """Return the classes in their own order, or the `most` least robust ones if there are more."""
     classes = summary["classes"]
     if len(classes) <= most:
         return list(classes)
@@ -271,7 +274,7 @@ def weakest(summary: Summary, most: int = 30) -> list[ClassRow]:
 
 
 def _draws(readings: Readings, reading: str) -> int:
-    """The draws of each image that a reading is of."""
+    """Return the number of draws per image behind a reading."""
     return readings.get("draws", readings["k"]) if reading == "per_draw" else readings["k"]
 
 
@@ -290,7 +293,7 @@ def _one_reading(summary: Summary) -> bool:
 
 
 def _marks(summary: Summary, name: str, shares: Mapping[str, Any]) -> tuple[int, ...]:
-    """The doubts about a row: all of them about the one that counts, else those that speak of it."""
+    """Return the doubts about a row: all for the main row, else those that name the attack."""
     without = "corrupted" if summary.get("corruptions") else "clean"
     if name == ("robust" if summary["attacks"] else without):
         return tuple(range(1, len(summary["doubts"]) + 1))

@@ -1,4 +1,4 @@
-"""A forecast in words: what `--dry-run` and `--budget` print."""
+"""The report of a forecast, which `--dry-run` and `--budget` print."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def so_far(spec: Mapping[str, Any], folder: Path) -> Document:
-    """How much of a run of what a checked spec asks is done; empty if it was not begun in the folder."""
+    """Say how much of a checked spec's run in `folder` is done; an empty document if it has not begun."""
     if (images := begun(spec, folder)) is None:
         return Document("", [])
     done = len(Run.open(folder).lines())
@@ -30,13 +30,13 @@ def so_far(spec: Mapping[str, Any], folder: Path) -> Document:
 def brief(
     forecast: Forecast, shards: int = 1, budget: str | None = None, judged: bool = True
 ) -> Document:
-    """A table of network calls and time by condition, and what it comes to.
+    """Make a table of network calls and time by condition, with the totals.
 
     Args:
-        forecast: What to tell.
-        shards: Machines that share the work, each with the workers of the forecast.
-        budget: What the number of images was chosen for.
-        judged: Whether the images are judged, so that there will be accuracies.
+        forecast: The forecast.
+        shards: Machines that share the work, each with the forecast's number of workers.
+        budget: The budget that determined the number of images, if any.
+        judged: Whether the run will report accuracies.
     """
     lines = [
         [name, *(f"{cost.calls.get(key, 0):,.0f}" for key in TITLES), duration(cost.seconds)]
@@ -53,7 +53,7 @@ def brief(
 
 
 def in_short(*forecasts: Forecast) -> str:
-    """The number of all their images, and the time."""
+    """State the total number of images and the total time of some forecasts."""
     images = sum(forecast.images for forecast in forecasts)
     seconds = sum(forecast.total.seconds / forecast.workers for forecast in forecasts)
     most = any(forecast.most and forecast.images for forecast in forecasts)

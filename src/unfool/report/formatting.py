@@ -1,4 +1,4 @@
-"""How numbers are written: shares, means with intervals, times, sizes."""
+"""Format numbers: shares, means with intervals, times, and sizes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ Share = Mapping[str, Any]  # a `ShareEntry` of report.json
 
 
 def interval(share: Share) -> str:
-    """The interval of a share: `64.9 to 77.6 %`."""
+    """Format the interval of a share: `64.9 to 77.6 %`."""
     return f"{100 * share['low']:.1f} to {percent(share['high'])}"
 
 
 def cell(share: Share) -> str:
-    """A share with its interval: `71.7 % [64.9, 77.6]`."""
+    """Format a share with its interval: `71.7 % [64.9, 77.6]`."""
     return percent_interval(share["accuracy"], share["low"], share["high"])
 
 
 def mean(value: Mapping[str, float | None] | None, digits: str) -> str:
-    """A mean with its interval, if it has one: `2.13 [1.90, 2.36]`; `-` if there is none."""
+    """Format a mean with its interval, if any: `2.13 [1.90, 2.36]`; None gives `-`."""
     if value is None:
         return "-"
     if value["low"] is None:
@@ -28,23 +28,23 @@ def mean(value: Mapping[str, float | None] | None, digits: str) -> str:
 
 
 def points(change: Mapping[str, Any], digits: str = ".1f", unit: str = "") -> str:
-    """A difference of shares in percentage points: `3.1 [-0.4, 6.6]`."""
+    """Format a difference of shares in percentage points: `3.1 [-0.4, 6.6]`."""
     middle, low, high = (round(100 * change[k], 1) + 0.0 for k in ("mean", "low", "high"))
     return f"{middle:{digits}}{unit} [{low:{digits}}, {high:{digits}}]"
 
 
 def complement(share: Share) -> dict[str, float]:
-    """The share of wrong answers where `share` is that of right ones."""
+    """Return the share of wrong answers, given the share of right ones."""
     return {"accuracy": 1 - share["accuracy"], "low": 1 - share["high"], "high": 1 - share["low"]}
 
 
 def memory(size: float) -> str:
-    """A number of bytes in MiB, or in GiB from one GiB on."""
+    """Format a number of bytes in MiB, or in GiB from one GiB on."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def duration(seconds: float) -> str:
-    """A time in seconds, minutes or hours."""
+    """Format a time in seconds, minutes, or hours."""
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,4 +1,4 @@
-"""The table of a run's images: which attack broke which, to be sorted and filtered on the page."""
+"""The table of a run's images and their answers, which a page can sort and filter."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,17 +7,17 @@ from unfool.results.image_records import ConditionRecord, ImageRecord, PairedIma
 from unfool.results.report_json import CertifiedImage
 from unfool.statistics import percent
 
-MOST = 2000  # images on a page; the files beside it hold all
+MOST = 2000  # images on a page; the files beside it hold all of them
 TITLES = {"random": "random noise"}
 Versions = Mapping[int, Sequence[tuple[str, SmallImage]]]
 
 
 def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTable:
-    """What became of each image under each condition.
+    """Tabulate how many answers to each image are right under each condition.
 
     Args:
         records: What `image_records` returned.
-        versions: By index, the images that the run kept of it, by heading.
+        versions: Index to the versions of that image that the run kept, with headings.
     """
     names = list(records[0]["conditions"])
     attacks = [name for name in names if name not in ("clean", "random")]
@@ -47,7 +47,7 @@ def image_table(records: Sequence[ImageRecord], versions: Versions) -> ImageTabl
 
 
 def paired_table(images: Sequence[PairedImage]) -> ImageTable:
-    """How many answers to each image are right in run A, and in run B."""
+    """Tabulate how many answers to each image are right in run A and in run B."""
     names = list(images[0]["conditions"])
     what = {
         f"{kind}-{i}": f"{words}: {TITLES.get(name, name)}"
@@ -77,7 +77,7 @@ def paired_table(images: Sequence[PairedImage]) -> ImageTable:
 
 
 def certified_table(images: Sequence[CertifiedImage], classes: Sequence[str]) -> ImageTable:
-    """What the smoothed classifier is certified to answer to each image."""
+    """Tabulate the smoothed classifier's certified answer to each image."""
     rows = []
     for row in images[:MOST]:
         answer = "abstains" if row["answer"] is None else _name(classes, row["answer"])

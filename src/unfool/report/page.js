@@ -1,5 +1,5 @@
 "use strict";
-// Tables of images: sort by a heading, filter by choices. Listings: copy. The page is whole without it.
+// Sort and filter tables of images, and copy listings. The page is complete without this script.
 for (const part of document.querySelectorAll(".images")) {
   const body = part.querySelector("tbody");
   const rows = [...body.rows];

@@ -1,4 +1,4 @@
-"""The section of a report for auditors: where its numbers come from, and how to reproduce them."""
+"""Sections of a report for auditors: where its numbers come from, and how to reproduce them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from unfool.results.spec import CertificationSpec, EvaluationSpec
 from unfool.runtime.provenance import Start
 
 UNKNOWN = "not recorded"
-SHOWN = 3  # starts that are told of
+SHOWN = 3  # dates, machines, commands, or commits to list
 HASHES = (
     "The hash of the images covers pixels and labels. The hash of the weights covers all tensors of the "
     "model and the attacks as built, with those that follow from options, such as the times of a "
@@ -20,12 +20,12 @@ HASHES = (
 
 
 def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
-    """When, how long, on what, by what command, from what commit, on what weights and images.
+    """Record date, duration, hardware, command, commit, and the hashes of weights and images.
 
     Args:
-        provenance: Of the run.
+        provenance: The run's provenance.
         seconds: The time that its images took, summed over processes.
-        images: How many are done.
+        images: The number of finished images.
     """
     took = f"{duration(seconds)} of work on {images} image{'' if images == 1 else 's'}"
     hashes = [
@@ -38,7 +38,7 @@ def record(provenance: Provenance, seconds: float, images: int) -> list[Block]:
 
 
 def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
-    """Date, hardware, command and commit of what worked on a result."""
+    """List dates, hardware, commands, and commits of the processes that worked on a result."""
     dates = list(dict.fromkeys(_words(start["date"]) for start in starts))
     if len(dates) > SHOWN:
         dates = [dates[0], f"{len(dates) - 2} more", dates[-1]]
@@ -51,7 +51,7 @@ def started(starts: Sequence[Start]) -> list[tuple[str, str]]:
 
 
 def both_records(a: Provenance, b: Provenance) -> Table:
-    """Where the numbers of two runs come from, side by side."""
+    """Tabulate the records of two runs, side by side."""
     told = [dict(started(side["starts"])) for side in (a, b)]
     for words, side in zip(told, (a, b), strict=True):
         words["images, SHA-256"] = f"{side['images'][:16]}…"
@@ -63,12 +63,12 @@ def both_records(a: Provenance, b: Provenance) -> Table:
 def how_to_reproduce(
     spec: EvaluationSpec | CertificationSpec, command: str, versions: Mapping[str, str]
 ) -> list[Block]:
-    """How to run it again, the spec as it may be saved, and the versions that made the report.
+    """Make sections with the command to reproduce a run, its spec, and the versions.
 
     Args:
-        spec: As the run was asked.
-        command: What to type, with the spec saved as `spec.yaml`.
-        versions: What made the run, by name.
+        spec: The spec of the run.
+        command: The command to run once the spec is saved as `spec.yaml`.
+        versions: Name to version of what made the run.
     """
     said: list[Block] = [
         Paragraph("Save the spec below as `spec.yaml`, then run this command:"),
@@ -89,7 +89,7 @@ def how_to_reproduce(
 
 
 def _each(said: Sequence[str]) -> str:
-    """What was recorded, each once."""
+    """Join the distinct recorded values."""
     found = list(dict.fromkeys(filter(None, said)))
     more = f" (and {len(found) - SHOWN} more)" if len(found) > SHOWN else ""
     return "; ".join(found[:SHOWN]) + more if found else UNKNOWN

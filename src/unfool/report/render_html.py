@@ -1,6 +1,6 @@
-"""A document as one self-contained page of HTML, or as a piece of HTML for a notebook.
+"""Render a document as one self-contained HTML page, or as a fragment of HTML for a notebook.
 
-How a page looks is in `page.html`, how each kind of block looks in `blocks.html`.
+`page.html` is the template of a page, and `blocks.html` that of each kind of block.
 """
 
 import base64
@@ -15,15 +15,15 @@ from markupsafe import Markup, escape
 
 from unfool.report.document import EXPLAINED, NOT_CHECKED, Document, Drawing
 
-SCALE = 1.7  # pixels of a figure's file to a pixel of the page
+SCALE = 1.7  # pixels of a figure's file per CSS pixel of the page
 
 
 def to_html(document: Document, files: Sequence[str] = ()) -> str:
-    """The document as a page. It loads no other file, and runs no script but its own.
+    """Render a document as a page that loads no other file and runs only its own script.
 
     Args:
         document: The report.
-        files: What lies beside the page, to be linked.
+        files: The names of the files beside the page, for links.
     """
     script = resources.files("unfool.report").joinpath("page.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -32,7 +32,7 @@ def to_html(document: Document, files: Sequence[str] = ()) -> str:
 
 
 def to_fragment(document: Document) -> str:
-    """The document as a piece of HTML for a notebook, which has its own style."""
+    """Render a document as a fragment of HTML for a notebook, which has its own style."""
     show = _environment().get_template("blocks.html").make_module().show  # pyright: ignore
     title = Markup("<p><b>{}</b></p>\n").format(_text(document.title))
     return str(title + show(document.blocks))
@@ -57,9 +57,9 @@ def _environment() -> Environment:
 
 
 def _text(text: str) -> Markup:
-    """Sentences, in which words between backticks are code.
+    """Render sentences, with words between backticks as code.
 
-    No line ends between a number, its sign and its interval's two ends.
+    A line never breaks between a number, its percent sign, and the two ends of its interval.
     """
     pattern = r"\d %( \[[\d.]+, [\d.]+\])?"
     whole = re.sub(pattern, lambda found: found[0].replace(" ", "\u00a0"), text)
@@ -69,21 +69,21 @@ def _text(text: str) -> Markup:
 
 
 def _interval(text: str) -> Markup:
-    """A number, and its interval in small print."""
+    """Render a number, with its interval in small print."""
     number, bracket, interval = text.partition(" [")
     small = Markup(" <small>[{}</small>").format(interval) if bracket else ""
     return escape(number) + small
 
 
 def _embedded(png: bytes) -> tuple[str, int, int]:
-    """A figure as a data URL, with its width and height in CSS pixels."""
+    """Return a figure as a data URL, with its width and height in CSS pixels."""
     width, height = struct.unpack(">II", png[16:24])
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return source, round(width / SCALE), round(height / SCALE)
 
 
 def _drawn(drawing: Drawing, title: str) -> Markup:
-    """A figure as an element of the page, as wide as its file, read out by its title."""
+    """Render a figure as an SVG element as wide as its file; screen readers read its title."""
     _, width, _ = _embedded(drawing.png)
     head, rest = drawing.svg.split(">", 1)
     head = re.sub(r' (width|height)="[^"]*"', "", head)

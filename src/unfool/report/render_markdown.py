@@ -1,4 +1,4 @@
-"""A document as Markdown, for a code review, a wiki or a terminal."""
+"""Render a document as Markdown, for a code review, a wiki, or a terminal."""
 
 import html
 import re
@@ -8,19 +8,19 @@ from unfool.report import document as doc
 
 
 def to_markdown(document: doc.Document) -> str:
-    """The document in Markdown. Its figures lie beside it, in files of their own."""
+    """Render a document as Markdown that links to the files of its figures."""
     parts = [f"# {_text(document.title)}", _text(document.overline)]
     return "\n\n".join(filter(None, [*parts, *map(_block, document.blocks)])) + "\n"
 
 
 def quote(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text, so that Markdown shows it literally on one line."""
     plain = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\|`*_\[\]])", r"\\\1", plain)
 
 
 def _text(text: str) -> str:
-    """Sentences, in which words between backticks are code."""
+    """Escape sentences, but keep words between backticks as code."""
     parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
     return "".join(part if i % 2 else quote(f".{part}.")[1:-1] for i, part in enumerate(parts))
 
@@ -53,7 +53,7 @@ def _block(block: doc.Block) -> str:
 
 
 def _table(table: doc.Table) -> str:
-    """The columns after the first stand to the right."""
+    """Render a table; all columns after the first are aligned to the right."""
     marks = {row: "".join(f" [{n}]" for n in table.marks[row]) for row in table.marks}
     body = [[row[0] + marks.get(i, ""), *row[1:]] for i, row in enumerate(table.rows)]
     lines = [[quote(text) for text in row] for row in (table.heads, *body)]

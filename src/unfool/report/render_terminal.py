@@ -1,4 +1,4 @@
-"""A document for the terminal, and as plain text."""
+"""Render a document for the terminal, and as plain text."""
 
 import io
 import shutil
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from unfool.report import document as doc
 
-WIDTH = 110  # characters, where there is no terminal
+WIDTH = 110  # characters, if there is no terminal
 UNBROKEN = 10_000
 STYLES = {
     "strong": "bold",
@@ -31,10 +31,10 @@ def print_document(
     """Print a document, without its figures and listings.
 
     Args:
-        document: What to print.
-        console: Where to; by default the standard output, where a pipe or a file gets sentences and
-            rows of tables unbroken, each on one line.
-        page: The file that holds all of it, to be named at the end.
+        document: The document.
+        console: The console to print to; by default the standard output, where a pipe or a file gets
+            every sentence and table row on one line.
+        page: The file with the full report, whose path is printed at the end.
     """
     console = console or Console(highlight=False, width=None if sys.stdout.isatty() else UNBROKEN)
     if document.title:
@@ -49,7 +49,7 @@ def print_document(
 
 
 def plain_text(document: doc.Document) -> str:
-    """What `print_document` prints, without colors."""
+    """Return what `print_document` prints, without colors."""
     width = shutil.get_terminal_size((WIDTH, 24)).columns
     console = Console(file=io.StringIO(), width=width, highlight=False, color_system=None)
     print_document(document, console)
@@ -58,7 +58,7 @@ def plain_text(document: doc.Document) -> str:
 
 
 def _lines(block: object) -> list[Text]:
-    """The lines of a block that is no table; none of what a terminal does not show."""
+    """Return the lines of a block; none for tables and for blocks that a terminal does not show."""
     match block:
         case doc.Heading(text):
             return [Text(""), Text(text, "bold")]
@@ -79,7 +79,7 @@ def _lines(block: object) -> list[Text]:
 
 
 def _table(table: doc.Table, console: Console) -> Table:
-    """The table; where it is too wide, intervals stand below their numbers."""
+    """Render a table; if it is too wide, put intervals below their numbers."""
     wide = _grid(table, " [")
     roomy = console.options.update(width=UNBROKEN)
     fits = console.measure(wide, options=roomy).maximum <= console.width

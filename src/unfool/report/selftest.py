@@ -18,7 +18,7 @@ HEADS = ("what is known", "check", "truth", "found", "may be", "passed")
 
 
 def brief(checks: Sequence[Check]) -> Document:
-    """What a terminal shows: a table with a part of the checks below its name.
+    """Make the short report for a terminal: a table of the checks, grouped by part.
 
     Args:
         checks: What `evaluation.selftest.run` returned.
@@ -35,11 +35,11 @@ def brief(checks: Sequence[Check]) -> Document:
 
 
 def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
-    """The whole report.
+    """Make the full report.
 
     Args:
         checks: What `evaluation.selftest.run` returned.
-        machine: What it ran on and how long, for the record.
+        machine: The hardware and the duration, for the record.
     """
     on = ", ".join(f"{name} {value}" for name, value in (machine | versions()).items())
     lines = [[check.part, check.what, *_numbers(check)] for check in checks]
@@ -51,12 +51,12 @@ def whole(checks: Sequence[Check], machine: dict[str, Any]) -> Document:
 
 
 def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any]) -> None:
-    """Write `selftest.json`, `selftest.md`, `selftest.html` and `selftest.png` into a folder.
+    """Write `selftest.json`, `selftest.md`, `selftest.html`, and `selftest.png` into a folder.
 
     Args:
-        folder: Where to.
+        folder: The output folder.
         checks: What `evaluation.selftest.run` returned.
-        machine: What it ran on and how long, for the record.
+        machine: The hardware and the duration, for the record.
 
     Raises:
         OSError: The folder cannot be written.
@@ -72,7 +72,7 @@ def write_report(folder: Path, checks: Sequence[Check], machine: dict[str, Any])
 
 
 def headline(checks: Sequence[Check]) -> str:
-    """The result in one sentence."""
+    """State the result in one sentence."""
     failed = [check for check in checks if not check.ok]
     if not failed:
         return (

@@ -9,7 +9,7 @@ from unfool.results.threat_model import eps_words
 from unfool.spec import part
 from unfool.statistics import percent
 
-# What each doubt asks, no more than it asks; told where none was raised.
+# What each doubt checks, and no more; the report lists these if no doubt was raised.
 CHECKED = {
     "probabilities-for-logits": "the classifier returns logits, not probabilities",
     "zero-gradient": "the gradient that attacks follow is finite and not nearly zero",
@@ -90,7 +90,7 @@ PROBED = (
 
 
 def overline(summary: Summary | CertificationSummary) -> str:
-    """What was evaluated: the defense, the classifier and the data, by name."""
+    """Name the defense, the classifier, and the data that were evaluated."""
     spec = summary["spec"]
     model = str(spec["classifier"].get("weights") or spec["classifier"]["name"])
     if purifier := spec.get("purifier"):
@@ -99,7 +99,7 @@ def overline(summary: Summary | CertificationSummary) -> str:
 
 
 def headline(summary: Summary) -> str:
-    """The result in one sentence."""
+    """State the result in one sentence."""
     if not summary["attacks"] and "corrupted" in summary:
         kinds, right = len(summary["corruptions"]), summary["corrupted"]["per_draw"]["accuracy"]
         over = "a corruption" if kinds == 1 else f"{kinds} corruptions"
@@ -125,7 +125,7 @@ def headline(summary: Summary) -> str:
 
 
 def basis(summary: Summary) -> str:
-    """What the headline rests on: its interval and the number of images."""
+    """State the basis of the headline: its interval and the number of images."""
     n, k = summary["n"], summary["robust"]["k"]
     answers = "" if k == 1 else f", {k} held-out answers to each"
     if not summary["attacks"] and "corrupted" in summary:
@@ -138,7 +138,7 @@ def basis(summary: Summary) -> str:
 
 
 def lead(summary: Summary) -> list[str]:
-    """What else a reader must know before quoting the headline, a sentence each."""
+    """Return sentences that a reader must know before quoting the headline."""
     robust, clean = summary["robust"], summary["clean"]["per_draw"]
     if not summary["attacks"]:
         said = [f"On clean images the model is right {cell(clean)} of the time."]
@@ -175,7 +175,7 @@ def lead(summary: Summary) -> list[str]:
 
 
 def warning(summary: Summary | CertificationSummary) -> str | None:
-    """What stands beside the headline when it must not be quoted as it is."""
+    """Warn not to quote the headline if there are red doubts; None if there are none."""
     doubts: list[DoubtEntry] = summary.get("doubts", [])  # a certification has none
     red = sum(doubt["severity"] == "red" for doubt in doubts)
     if not red:
@@ -185,7 +185,7 @@ def warning(summary: Summary | CertificationSummary) -> str | None:
 
 
 def unfinished(summary: Summary | CertificationSummary) -> str | None:
-    """What stands at the top of the report of a run that is not done."""
+    """Say that a run is not finished; None if it is."""
     if summary["n"] >= summary["of"]:
         return None
     return (
@@ -196,7 +196,7 @@ def unfinished(summary: Summary | CertificationSummary) -> str | None:
 
 
 def _scatter(summary: Summary) -> str | None:
-    """How far the model contradicts itself; None if it always answers alike."""
+    """Say how often the model contradicts itself; None if the report has one reading."""
     if _single(summary):
         return None
     flips = cell(summary["flip_rate"])
@@ -204,7 +204,7 @@ def _scatter(summary: Summary) -> str | None:
 
 
 def _broken(summary: Summary) -> str | None:
-    """Which attack broke how many images; None without attacks."""
+    """Say how many images each attack broke; None without attacks."""
     if not summary["attacks"]:
         return None
     each = ", ".join(f"{attack['name']} {attack['broken']}" for attack in summary["attacks"])
@@ -215,7 +215,7 @@ def _broken(summary: Summary) -> str | None:
 
 
 def about_accuracy(summary: Summary) -> list[str]:
-    """What else the table of accuracies says, a sentence each."""
+    """Return sentences about the table of accuracies."""
     said = [_about_beyond(summary), _about_corrupted(summary), "In brackets: 95 % intervals."]
     if summary["doubts"]:
         said.append("Small numbers after the name of a row refer to the doubts about it.")
@@ -223,7 +223,7 @@ def about_accuracy(summary: Summary) -> list[str]:
 
 
 def about_classes(summary: Summary) -> str:
-    """Which classes the table shows; nothing if it shows all."""
+    """Say which classes the table shows; empty if it shows all of them."""
     shown, many = len(weakest(summary)), len(summary["classes"])
     if shown == many:
         return ""
@@ -231,7 +231,7 @@ def about_classes(summary: Summary) -> str:
 
 
 def about_ladder(summary: Summary) -> str:
-    """What the table of one attack after another says."""
+    """Explain the table of one attack after another."""
     said = (
         "Each row combines an attack with all attacks above it: for each image, the one that did "
         "best on the attacker's own draws counts."
@@ -245,7 +245,7 @@ def about_ladder(summary: Summary) -> str:
 
 
 def _about_beyond(summary: Summary) -> str | None:
-    """What the rows of attacks beyond the threat are; None if there are none beside others."""
+    """Explain the rows of attacks beyond the threat; None if there are no such rows."""
     if not summary.get("unbounded"):
         return None
     names = ", ".join(row["name"] for row in summary["unbounded"])
@@ -253,7 +253,7 @@ def _about_beyond(summary: Summary) -> str | None:
 
 
 def _about_corrupted(summary: Summary) -> str | None:
-    """What the rows of corruptions are; None if there are none."""
+    """Explain the rows of corruptions; None if there are none."""
     if not summary.get("corruptions"):
         return None
     names = ", ".join(row["name"] for row in summary["corruptions"])
@@ -266,7 +266,7 @@ def _about_corrupted(summary: Summary) -> str | None:
 
 
 def checks(summary: Summary) -> tuple[list[str], list[str]]:
-    """What was checked, and what could not be, as the run looked at the model on no image yet."""
+    """Return what was checked, and what could not be because no image that the checks use is done."""
     asked = {n: text for n, text in CHECKED.items() if summary["attacks"] or n not in OF_ATTACKS}
     if not all(row.get("bounded", True) for row in roles(summary["spec"]["attacks"]).attacks):
         del asked["weaker-than-random"]

@@ -1,4 +1,4 @@
-"""A sheet: a page of HTML with a row for each image, enlarged, before and after."""
+"""A sheet: an HTML page with a row for each image, enlarged, before and after a change."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,15 +16,15 @@ MOST = 24  # images on a sheet
 
 @dataclass(frozen=True)
 class SheetRow:
-    """An image, and what became of it.
+    """The row of an image: its versions, and the change.
 
     Attributes:
-        about: What stands before it: its name, and its class if that is known.
-        versions: The image (C, H, W) in [0, 1] at each step, by title.
-        difference: What was changed, of the values of the image; it is magnified.
-        answers: The class that is answered to some versions, by their title.
-        truth: The class of the image, if it is known.
-        size: Of the difference, in words.
+        about: The lines before the images: the name, and the true class if known.
+        versions: Title of each step to the image (C, H, W) in [0, 1].
+        difference: The change of the pixel values (C, H, W); the sheet magnifies it.
+        answers: Title of a version to the class that the model answered.
+        truth: The true class of the image, if known.
+        size: The size of the difference, in words.
     """
 
     about: Sequence[str]
@@ -39,11 +39,11 @@ def write_sheet(path: Path, rows: Sequence[SheetRow], title: str, said: str, com
     """Write a sheet of the first images.
 
     Args:
-        path: The file of HTML.
-        rows: The images, in order; those after the first `MOST` are left out.
-        title: What happened to them.
-        said: How to read it.
-        command: How to make it again.
+        path: The HTML file.
+        rows: The rows in order; those after the first `MOST` are left out.
+        title: What was done to the images.
+        said: How to read the sheet.
+        command: The command to make it again.
 
     Raises:
         OSError: The file cannot be written.

@@ -1,4 +1,4 @@
-"""The report of a sweep: a table of its cells, one that pools them over seeds, and the figure."""
+"""The report of a sweep: a table of its cells, a table pooled over seeds, and the figure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -41,14 +41,14 @@ Done = Sequence[tuple[Cell, Summary]]
 def write_report(
     folder: Path, done: Done, of: int, command: str, failed: Sequence[str] = ()
 ) -> Document:
-    """Write `sweep.html`, `.md`, `.png`, `.json` and `.csv` into the folder of a sweep.
+    """Write `sweep.html`, `.md`, `.png`, `.json`, and `.csv` into the folder of a sweep.
 
     Args:
         folder: The sweep's folder.
         done: The cells that are done, with the summaries of their runs.
-        of: How many cells there are in all.
-        command: How to make it again.
-        failed: Of each cell that cannot be run, its values and the reason.
+        of: The total number of cells.
+        command: The command to make it again.
+        failed: The values of each cell that cannot be run, and the reason.
 
     Returns:
         The report.
@@ -60,7 +60,7 @@ def write_report(
     doubts = list(sweep_doubts(found))
     lines = [*(f"not run: {each}" for each in failed), *_lines_below(done, found, doubts)]
     pooled = pool([(cell, run) for (cell, _), run in zip(done, runs, strict=True)])
-    pooled = pooled if len(pooled) < len(done) else []  # else no two differ in seeds alone
+    pooled = pooled if len(pooled) < len(done) else []  # else no two cells differ only in seeds
     document = _whole(done, of, pooled, doubts, lines, command)
     cells = [{"values": cell.values, "summary": summary} for cell, summary in done]
     numbers = {"version": VERSION, "of": of, "command": command, "cells": cells}
@@ -73,7 +73,7 @@ def write_report(
 
 
 def records(done: Done) -> list[dict[str, Any]]:
-    """The table as numbers: of each cell its values, and accuracy per draw by condition."""
+    """Return the table as numbers: each cell's values, and accuracy per draw by condition."""
     return [
         {**cell.values, "n": summary["n"], "of": summary["of"], **_shares(summary)}
         for cell, summary in done
@@ -81,7 +81,7 @@ def records(done: Done) -> list[dict[str, Any]]:
 
 
 def brief(done: Done, failed: Sequence[str] = ()) -> Document:
-    """What a result prints and a notebook shows: the table, and what could not be run."""
+    """Make the short report for a terminal or notebook: the table, and what could not be run."""
     below = [Items([f"not run: {each}" for each in failed])] if failed else []
     return Document("Accuracy per draw", [sweep_table(done), *below])
 
@@ -117,7 +117,7 @@ def _whole(
 
 
 def _tiles(done: Done) -> Tiles:
-    """The lowest and the highest accuracy that counts, and how many combinations there are."""
+    """Return the lowest and the highest main accuracy, and the number of combinations."""
     key = "robust" if any(summary["attacks"] for _, summary in done) else "clean"
     found = [(_shares(summary).get(key, {}), cell) for cell, summary in done]
     found = [(share, cell) for share, cell in found if share]
@@ -131,14 +131,14 @@ def _tiles(done: Done) -> Tiles:
 
 
 def _not_tried(done: Done) -> list[Block]:
-    """What no run of the sweep tried."""
+    """List what no run of the sweep tried."""
     first, *others = [summary["not_tried"] for _, summary in done]
     said = [each for each in first if all(each in other for other in others)]
     return [Heading("What no run tried"), Items(said)] if said else []
 
 
 def _record(done: Done) -> list[tuple[str, str]]:
-    """Where the numbers come from, over all runs."""
+    """Record where the numbers of all runs come from."""
     starts = [start for _, summary in done for start in summary["provenance"]["starts"]]
     seconds = sum(summary["cost"]["seconds"] for _, summary in done)
     told = started(sorted(starts, key=lambda start: start["date"]))
@@ -171,7 +171,7 @@ def _about(done: Done, of: int) -> str:
 
 
 def _about_figure(points: Sequence[Point], names: Sequence[str], attacks: Sequence[str]) -> str:
-    """What the figure leaves out for want of room."""
+    """Say how many attacks the figure leaves out for lack of space."""
     left = len(legible(points, names, attacks, len(names))) - len(legible(points, names, attacks))
     if not (left and over_numbers(points)):
         return ""
@@ -179,7 +179,7 @@ def _about_figure(points: Sequence[Point], names: Sequence[str], attacks: Sequen
 
 
 def _about_pooled(done: Done, pooled: Sequence[Pooled]) -> str:
-    """How the pooled table came about, and what its intervals do not hold."""
+    """Explain how the table was pooled, and which variation its intervals do not include."""
     paths = [path for path in done[0][0].values if is_seed(path)]
     models = [path for path in paths if not path.startswith(("evaluation.", "data."))]
     images = _range([each.images for each in pooled])
@@ -206,7 +206,7 @@ def _pooled_table(pooled: Sequence[Pooled], names: Sequence[str]) -> Table:
 
 
 def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doubt]) -> list[str]:
-    """What is told below the table: the verdicts without a doubt, and the doubts of single runs."""
+    """Return the notes below the table: verdicts that raise no doubt, and the doubts of single runs."""
     lines = [describe(each) for each in found if not any(describe(each) in d.why for d in doubts)]
     single = Counter(doubt["name"] for _, summary in done for doubt in summary["doubts"])
     if single:
@@ -218,7 +218,7 @@ def _lines_below(done: Done, found: Sequence[Convergence], doubts: Sequence[Doub
 
 
 def sweep_table(done: Done) -> Table:
-    """The cells that are done, a row each."""
+    """Tabulate the finished cells, a row each."""
     names = _conditions(done)
     heads = [*done[0][0].values, *names, "network calls an image", "seconds an image"]
     rows = []
@@ -233,7 +233,7 @@ def sweep_table(done: Done) -> Table:
 
 
 def _about_columns(done: Done) -> str:
-    """What the columns of attacks are, where there are several."""
+    """Explain the columns of the attacks, if there are several."""
     said = ""
     if len(_conditions(done)) > 2 and any(summary["attacks"] for _, summary in done):
         said = " For robust, the attack that did best on its own draws counts for each image"
@@ -243,7 +243,7 @@ def _about_columns(done: Done) -> str:
 
 
 def _shares(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
-    """Accuracy per draw by condition, in the order of a run's own report."""
+    """Return accuracy per draw by condition, in the order of a run's own report."""
     found = {"clean": summary["clean"]["per_draw"]}
     found |= {row["name"]: row["robust"]["per_draw"] for row in summary["attacks"]}
     if summary["attacks"]:
@@ -256,7 +256,7 @@ def _shares(summary: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
 
 
 def _conditions(done: Done) -> list[str]:
-    """The conditions of all the runs; where each has one attack alone, `robust` stands for it."""
+    """List the conditions of all runs; if each run has just one attack, only clean and robust."""
     found = [list(_shares(summary)) for _, summary in done]
     if all(len(names) <= 3 and ("robust" in names[2:]) for names in found):
         return ["clean", "robust"]
@@ -264,12 +264,12 @@ def _conditions(done: Done) -> list[str]:
 
 
 def _attacks(done: Done) -> list[str]:
-    """The attacks, of all the runs, that `robust` is chosen from."""
+    """List the attacks of all runs from which `robust` is chosen."""
     return list(dict.fromkeys(row["name"] for _, s in done for row in s["attacks"]))
 
 
 def _sizes(done: Done) -> tuple[list[int], list[int]]:
-    """How many images were asked of each run, and how many draws."""
+    """Return the number of images requested of each run, and the number of draws."""
     return [s["of"] for _, s in done], [s["clean"]["k"] for _, s in done]
 
 

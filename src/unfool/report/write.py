@@ -1,4 +1,4 @@
-"""Write a report into a folder: pages, figures and numbers."""
+"""Write a report into a folder: pages, figures, and numbers."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ def write_document(
     arrays: "Mapping[str, np.ndarray] | None" = None,
     images: Records = (),
 ) -> None:
-    """Write `NAME.md`, `NAME.html`, `NAME.json` and the figures of a report into a folder.
+    """Write `NAME.md`, `NAME.html`, `NAME.json`, and the figures of a report into a folder.
 
-    Each file is written whole or not at all, unless it holds the same already, and `NAME.json` last.
+    Each file is written atomically, and only if its contents change. `NAME.json` is written last.
 
     Args:
-        folder: Where to.
-        name: What the files are called.
+        folder: The output folder.
+        name: The name of the files.
         document: The report.
-        numbers: What `NAME.json` holds.
-        records: Of these numbers, the rows of `NAME.csv`; there is none without rows.
-        arrays: What `NAME.npz` holds; there is none if they are not given.
-        images: What became of each image: `images.json` and `images.csv`; none without rows.
+        numbers: The contents of `NAME.json`.
+        records: The rows of `NAME.csv`; without rows, the file is not written.
+        arrays: The contents of `NAME.npz`; without them, the file is not written.
+        images: The rows of `images.json` and `images.csv`, likewise.
 
     Raises:
         OSError: The folder cannot be written.

@@ -1,1 +1,1 @@
-"""The figures of reports. Matplotlib is imported when one is drawn."""
+"""The figures of reports. Matplotlib is imported only when a figure is drawn."""

@@ -1,4 +1,4 @@
-"""The figures of `unfool analyze gradients`, `purification` and `samples`."""
+"""The figures of `unfool analyze gradients`, `purification`, and `samples`."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ SHOWN = 32
 
 
 def cosines(found: Gradients) -> Drawing:
-    """How alike each two gradients are, and each is to the exact one, image by image."""
+    """Draw the cosine between every two gradients, and each image's cosine with the exact one."""
     names, shown = [way.name for way in found.variants], found.cosines()
     figure = blank(9.6, 1.5 + 0.42 * len(names))
     left, right = figure.subplots(1, 2)
@@ -36,7 +36,7 @@ def cosines(found: Gradients) -> Drawing:
 
 
 def distances(found: Purification, metrics: list[str]) -> Drawing:
-    """How far each image is from the clean one, a panel for each metric."""
+    """Draw the distance of each image to the clean one, with a panel for each metric."""
     names = list(found.distances)
     figure = blank(3.3 * len(metrics) + 1.6, 1.3 + 0.4 * len(names))
     panels = np.atleast_1d(np.asarray(figure.subplots(1, len(metrics)), dtype=object))
@@ -56,7 +56,7 @@ def distances(found: Purification, metrics: list[str]) -> Drawing:
 
 
 def purified_images(found: Purification) -> Drawing:
-    """The first images, a row for each thing that was done to them."""
+    """Draw the first images, with a row for each version of them."""
     names, count = list(found.pictures), len(next(iter(found.pictures.values())))
     figure = blank(1.6 + 1.05 * count, 1.1 * len(names))
     panels = np.asarray(figure.subplots(len(names), count, squeeze=False), dtype=object)
@@ -69,7 +69,7 @@ def purified_images(found: Purification) -> Drawing:
 
 
 def generated_images(found: Samples) -> Drawing:
-    """The first generated images of each model."""
+    """Draw the first generated images of each model."""
     figure = blank(9.6, 1.7 * len(found.pictures))
     panels = np.atleast_1d(np.asarray(figure.subplots(len(found.pictures)), dtype=object))
     for panel, (name, kept) in zip(panels, found.pictures.items(), strict=True):

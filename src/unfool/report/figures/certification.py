@@ -1,4 +1,4 @@
-"""The figure of a certification: certified accuracy over the radius."""
+"""The figure of a certification: certified accuracy against the radius."""
 
 import numpy as np
 
@@ -9,10 +9,10 @@ from unfool.statistics import wilson
 
 
 def certified_accuracy(summary: CertificationSummary) -> document.Figure:
-    """Certified accuracy over the radius, with pointwise 95 % intervals over images."""
+    """Draw certified accuracy against the radius, with pointwise 95 % intervals over images."""
     images, reach = summary["images"], summary["reach"]
     radii = sorted(row["radius"] for row in images if row["answer"] == row["label"])
-    # A step for each radius at which an image falls; nothing is said beyond the reach.
+    # The curve has a step at each image's radius, and ends at the largest provable radius.
     edges = np.array([0.0, *(radius for radius in radii if radius < reach), reach])
     shares = [wilson(len(radii) - i, len(images)) for i in range(len(edges) - 1)]
     accuracy, low, high = (100 * np.array(bound) for bound in zip(*shares, strict=True))

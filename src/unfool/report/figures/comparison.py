@@ -1,4 +1,4 @@
-"""The figure of a comparison: accuracies, and next to them the paired differences."""
+"""The figure of a comparison: accuracies beside their paired differences."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from unfool.results.gates import Gate
 
 
 def paired_accuracy(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> document.Figure:
-    """Accuracy of both runs, the paired differences beside it, and the bounds."""
+    """Draw the accuracy of both runs, the paired differences, and the bounds."""
     drawn = blank(WIDTH + 1.2, 1.25 + 0.42 * len(rows))
     left, right = drawn.subplots(1, 2, sharey=True)
     styles: dict[str, dict[str, Any]] = {
@@ -62,5 +62,5 @@ def paired_accuracy(rows: Sequence[Paired], kept: Sequence[Gate] = ()) -> docume
 
 
 def title_of(row: Paired) -> str:
-    """What a reader calls a condition."""
+    """Return the name of a condition for readers."""
     return "random noise" if row.name == "random" else row.name

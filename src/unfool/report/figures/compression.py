@@ -28,7 +28,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
-    """The rates of each defense over the sizes of perturbations, with 95 % intervals."""
+    """Draw the rates of each defense against perturbation size, with 95 % intervals."""
     columns = min(3, len(summaries))
     lines = -(-len(summaries) // columns)
     figure = blank(max(4.6, 3.1 * columns + 0.5), 2.5 * lines + 0.6)
@@ -67,11 +67,11 @@ def rates(summaries: Mapping[str, Mapping[str, Any]]) -> Drawing:
 
 
 def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
-    """The rate of each run's purifier against its accuracies under attack.
+    """Draw each run's accuracies under attack against the rate of its purifier.
 
     Args:
-        points: Of each run its `name`, by kind the mean `rates`, its `robust` share, and that under
-            DW-box, `known`, or None.
+        points: For each run, the mean `rates` by kind of direction, its `robust` share, and its share
+            under DW-box as `known`, or None.
     """
     figure = blank(WIDTH + 1.6, 3.9)
     panels = np.asarray(figure.subplots(1, 2, sharey=True), dtype=object)
@@ -105,7 +105,7 @@ def against_robustness(points: Sequence[Mapping[str, Any]]) -> Drawing:
 
 
 def surviving(found: CriticalEps) -> Drawing:
-    """The share of images that no tried attack broke, over budgets."""
+    """Draw the share of unbroken images against the budget."""
     figure = blank(WIDTH, 3.4)
     panel = figure.subplots()
     unit = 255 if found.norm == "linf" else 1

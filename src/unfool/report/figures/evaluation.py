@@ -1,7 +1,7 @@
 """The figures of an evaluation: accuracy, classes, submissions, and the loss of each attack.
 
-Figures are drawn on objects of their own, so nothing global is touched. Each reads without color:
-readings differ by marker, right and wrong by a sign, lines by dashes.
+Each figure is drawn on its own object, so global state does not change. Each is readable without color:
+readings differ by marker, right and wrong by a sign, and lines by dashes.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def accuracy(summary: Summary) -> document.Figure:
-    """Accuracy of every reading under every condition, with 95 % intervals."""
+    """Draw the accuracy of every reading under every condition, with 95 % intervals."""
     lines, readings = rows(summary), columns(summary)
     height = 0.95 + len(lines) * (0.22 + 0.15 * len(readings))
     figure = blank(WIDTH, height)
@@ -71,7 +71,7 @@ def accuracy(summary: Summary) -> document.Figure:
 
 
 def classes(summary: Summary) -> document.Figure:
-    """Accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
+    """Draw the accuracy of each class, clean and under the attack that counts, with 95 % intervals."""
     shown = weakest(summary)
     figure = blank(WIDTH, 0.95 + 0.42 * len(shown))
     axes = figure.subplots()
@@ -98,7 +98,7 @@ def classes(summary: Summary) -> document.Figure:
 
 
 def resubmission(summary: Summary) -> document.Figure:
-    """How often all of m answers to an image are right, over m, with 95 % intervals."""
+    """Draw how often all of m answers to an image are right against m, with 95 % intervals."""
     curve = summary["resubmission"]
     times = curve["submissions"]
     figure = blank(WIDTH, 3.4)
@@ -130,7 +130,7 @@ def resubmission(summary: Summary) -> document.Figure:
 
 
 def loss_curves(summary: Summary) -> document.Figure:
-    """The loss over the steps of each attack, of the images it left right and of the others."""
+    """Draw the loss over the steps of each attack, for images that stay right and for the others."""
     shown = summary["loss_curves"]
     across = min(len(shown), 3)
     down = -(-len(shown) // across)

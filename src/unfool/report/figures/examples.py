@@ -1,4 +1,4 @@
-"""The images that a run kept, and the figures of them."""
+"""The images that a run kept, and their figures."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
 GREEN, RED = "#1b6e35", "#b01f1f"
 SHARED = ("times",)
 SIGNS = {True: "\u2713", False: "\u2717"}
-FEW_PIXELS = 100  # more need no enlarging
+FEW_PIXELS = 100  # images with a longer side are not enlarged
 THUMBNAIL = 256  # pixels of an image's longer side on a page, at most
 Column = tuple[str, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images, and what the model made of them.
+    """The images that a run kept, with the model's answers.
 
     Attributes:
-        arrays: As in `run/examples`: one row per image, by index; `times` is shared.
+        arrays: The arrays of `run/examples`, with one row per image, by index; `times` is shared.
         classes: The names of the classes.
-        chosen: Of each image, the condition that counts as its attack.
-        sizes: Of each image, the norm of that attack's change.
-        changed: What that made of it: `attacked`; or `corrupted`, where the run has no attack.
+        chosen: For each image, the condition that counts as its attack.
+        sizes: For each image, the norm of that condition's change.
+        changed: `attacked`, or `corrupted` if the run has corruptions but no attack.
     """
 
     arrays: dict[str, np.ndarray]
@@ -58,10 +58,10 @@ class Gallery:
 
     @classmethod
     def of(cls, run: Run) -> Gallery | None:
-        """The images of `run`; None if it kept none.
+        """Load the images of `run`; None if it kept none.
 
         Raises:
-            RuntimeError: A file of them is damaged.
+            RuntimeError: A file of the run is damaged.
         """
         found = {outcome.index: outcome for outcome in run.outcomes()}
         blocks = [block for block in run.examples() if len(block["index"])]
@@ -93,14 +93,14 @@ class Gallery:
         return len(self.arrays["index"])
 
     def name(self, label: int) -> str:
-        """The name of a class, cut where it is long."""
+        """Return the name of a class, shortened if it is long."""
         known = 0 <= label < len(self.classes)
         name = self.classes[label] if known else f"class {label}"
         return name if len(name) <= 14 else f"{name[:13]}…"
 
 
 def _columns(gallery: Gallery, factor: float) -> list[Column]:
-    """Clean, attacked, the difference, and both purified: images and answers by title."""
+    """Return columns (title, images, answers): clean, attacked, difference, and both purified."""
     arrays = gallery.arrays
     difference = 0.5 + factor * (arrays["attacked"] - arrays["clean"])
     seen = "bare" if "clean_bare" in arrays else "answer"
@@ -117,7 +117,7 @@ def _columns(gallery: Gallery, factor: float) -> list[Column]:
 
 
 def small_images(gallery: Gallery) -> dict[int, list[tuple[str, document.SmallImage]]]:
-    """By index, the versions of each image by title; none of images that need no enlarging."""
+    """Return index to titled versions of an image; empty if the images need no enlarging."""
     if max(gallery.arrays["clean"].shape[2:]) > FEW_PIXELS:
         return {}
     grid = _columns(gallery, magnification(gallery, len(gallery)))
@@ -129,7 +129,7 @@ def small_images(gallery: Gallery) -> dict[int, list[tuple[str, document.SmallIm
 
 
 def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
-    """A grid: of each image clean, attacked, the difference, and both purified, with answers."""
+    """Draw each image clean, attacked, the difference, and both purified, with the answers."""
     arrays, count, factor = gallery.arrays, min(len(gallery), most), magnification(gallery, most)
     grid = _columns(gallery, factor)
     figure = blank(1.3 + 1.05 * len(grid), 0.45 + 1.26 * count)
@@ -163,7 +163,7 @@ def image_grid(gallery: Gallery, most: int = 8) -> document.Figure:
 
 
 def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.SmallImage]:
-    """The images of a row of the grid, pixel by pixel."""
+    """Return the images of a row of the grid in their own pixels."""
     found, truth = [], int(gallery.arrays["label"][row])
     for _, images, answers in grid:
         if answers is None:
@@ -176,7 +176,7 @@ def _row(gallery: Gallery, grid: Sequence[Column], row: int) -> list[document.Sm
 
 
 def image_file(image: np.ndarray) -> bytes:
-    """An image (C, H, W) as the bytes of a PNG file, cut to [0, 1]; a large one made smaller."""
+    """Encode an image (C, H, W), clipped to [0, 1], as a PNG file; shrink it if it is large."""
     from PIL import Image
 
     buffer, shades = io.BytesIO(), (255 * image.clip(0, 1)).round().astype(np.uint8)
@@ -188,7 +188,7 @@ def image_file(image: np.ndarray) -> bytes:
 
 
 def _about(gallery: Gallery, row: int) -> list[str]:
-    """What stands before a row: the true class, the image's number, and what changed it."""
+    """Return the lines before a row: the true class, the image's index, and its condition."""
     arrays = gallery.arrays
     name, number = gallery.name(int(arrays["label"][row])), arrays["index"][row]
     return [f"true: {name}", f"no. {number}", short(gallery.chosen[row])]
@@ -199,11 +199,10 @@ def _size(gallery: Gallery, row: int) -> str:
 
 
 def confidence(gallery: Gallery) -> document.Figure:
-    """Confidence along the purification, of every image and their mean, clean and attacked.
+    """Draw the confidence during purification of every image and their mean, clean and attacked.
 
-    A panel each for the true class, the adversarial class (what the classifier without its defense
-    answers to the attacked image, where that is another; of corruptions: the mistaken class), and
-    the class it is surest of.
+    The panels show the true class, the adversarial class (the wrong answer of the classifier without its
+    defense to the attacked image; for corruptions, the mistaken class), and the most likely class.
     """
     arrays, times = gallery.arrays, gallery.arrays["times"]
     every = np.ones(len(gallery), dtype=bool)
@@ -235,13 +234,13 @@ def confidence(gallery: Gallery) -> document.Figure:
 
 
 def magnification(gallery: Gallery, most: int = 8) -> float:
-    """By how much the figure of images magnifies the difference: 1, 2, 5, 10, 20, ..."""
+    """Return the factor by which the figure of images magnifies the difference: 1, 2, 5, 10, ..."""
     delta = gallery.arrays["attacked"][:most] - gallery.arrays["clean"][:most]
     return magnify(float(np.abs(delta).max()))
 
 
 def magnify(largest: float) -> float:
-    """By how much a change may be magnified about gray: 1, 2, 5, 10, 20, ..."""
+    """Return the largest factor of 1, 2, 5, 10, ... that keeps a change around gray in range."""
     if not largest:
         return 1
     steps = [a * 10**b for b in range(4) for a in (1, 2, 5)]

@@ -1,4 +1,4 @@
-"""The figure of a self-test: how far what was found is from the truth."""
+"""The figure of a self-test: measured minus true values."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from unfool.report.figures.style import BLUE, EDGE, INK, RUST, WIDTH, blank, dra
 
 
 def gaps(checks: Sequence[Check]) -> document.Figure:
-    """By how much what was found differs from what is known, and by how much it may."""
+    """Draw how much each measured value differs from the true one, and how much it may differ."""
     shown = [check for check in checks if check.unit in ("accuracy", "coverage", "times")]
     drawn = blank(WIDTH, 0.9 + 0.19 * len(shown))
     axes = drawn.subplots()

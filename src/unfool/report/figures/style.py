@@ -1,4 +1,4 @@
-"""What the figures share: colors, intervals, axes. Matplotlib is imported when one is drawn."""
+"""Shared elements of figures: colors, intervals, and axes. Matplotlib is imported on use."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 INK, BLUE, TEAL, RUST, GRAY = "#1c1c1c", "#1f4e79", "#26726c", "#b5482a", "#6b6b6b"
 OCHRE, VIOLET = "#8a6d1f", "#6b4a8a"
 GRID, STRIPE, EDGE = "#e2e2e0", "#f4f4f2", "#c9c9c6"
-DARK, LIGHT = "#010101", "#fefefe"  # over a map of colors, which is the same on any page
+DARK, LIGHT = "#010101", "#fefefe"  # for marks on a color map, which looks the same on any page
 WIDTH = 7.4
-THEME = {  # the variable of a page that stands for a color
+THEME = {  # color to the CSS variable that replaces it on a page
     INK: "ink",
     "#000000": "ink",
     "#ffffff": "paper",
@@ -47,7 +47,7 @@ NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def blank(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches."""
+    """Make an empty figure of the given size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -56,14 +56,14 @@ def blank(width: float, height: float) -> Figure:
 def interval(
     axes: Axes, share: Share, place: float, style: Mapping[str, Any], label: str | None
 ) -> None:
-    """A point with its 95 % interval, at a height."""
+    """Draw a point with its 95 % interval at height `place`."""
     low, middle, high = (100 * share[key] for key in ("low", "accuracy", "high"))
     axes.plot([low, high], [place, place], color=style["color"], linewidth=1.3, zorder=2)
     axes.plot([middle], [place], linestyle="", label=label, zorder=3, clip_on=False, **style)
 
 
 def percent_axis(axes: Axes, names: list[str], title: str) -> None:
-    """An axis from 0 to 100 %, with a row for each name."""
+    """Set up an axis from 0 to 100 %, with a row for each name."""
     axes.set_yticks(range(len(names)), names, fontsize=9, color=INK, parse_math=False)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(-1.5, 101.5)  # room for marks at both ends
@@ -72,7 +72,7 @@ def percent_axis(axes: Axes, names: list[str], title: str) -> None:
 
 
 def ground(axes: Axes, x: str = "", y: str = "", lines: Literal["both", "x", "y"] = "both") -> None:
-    """Name the axes, and lay lines behind what is drawn."""
+    """Label the axes, and draw grid lines in the background."""
     if x:
         axes.set_xlabel(x, fontsize=9, color=INK)
     if y:
@@ -82,7 +82,7 @@ def ground(axes: Axes, x: str = "", y: str = "", lines: Literal["both", "x", "y"
 
 
 def tidy(axes: Axes) -> None:
-    """No frame, no ticks, and the grid behind."""
+    """Remove frame and ticks, and put the grid in the background."""
     axes.set_axisbelow(True)
     axes.tick_params(length=0, labelsize=9, colors=INK)
     for side in axes.spines.values():
@@ -90,7 +90,7 @@ def tidy(axes: Axes) -> None:
 
 
 def legend(figure: Figure, axes: Axes, count: int) -> None:
-    """A legend above the figure, in `count` columns."""
+    """Add a legend above the figure, in `count` columns."""
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=count, frameon=False, fontsize=9
@@ -98,11 +98,11 @@ def legend(figure: Figure, axes: Axes, count: int) -> None:
 
 
 def draw(figure: Figure) -> Drawing:
-    """The figure as a PNG file, and as SVG in the colors of a page."""
+    """Render a figure as a PNG file, and as SVG in the colors of a page."""
     from matplotlib import rc_context
 
     png, svg = draw_png(figure).png, io.StringIO()
-    # Text stays text. Names of shapes, which a page may have once each, go by what is drawn.
+    # Text stays text. Ids must be unique on a page, so they depend on the figure's content.
     salt = hashlib.sha256(png).hexdigest()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), _told_of_lacking_signs():
         figure.savefig(svg, format="svg", facecolor="none", metadata=NO_METADATA)
@@ -110,7 +110,7 @@ def draw(figure: Figure) -> Drawing:
 
 
 def draw_png(figure: Figure) -> Drawing:
-    """The figure as a PNG file alone, such as one of photographs."""
+    """Render a figure, such as one of photographs, only as a PNG file."""
     png = io.BytesIO()
     with _told_of_lacking_signs():
         figure.savefig(png, format="png", dpi=170, facecolor="white")
@@ -119,7 +119,7 @@ def draw_png(figure: Figure) -> Drawing:
 
 @contextmanager
 def _told_of_lacking_signs() -> Iterator[None]:
-    """Say in one sentence what matplotlib warns of for each sign that the font lacks."""
+    """Replace matplotlib's warnings about characters missing from the font by one message."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         yield
@@ -132,7 +132,7 @@ def _told_of_lacking_signs() -> Iterator[None]:
 
 
 def _themed(svg: str) -> str:
-    """An SVG file as an element of a page, whose variables give its colors."""
+    """Convert an SVG file to an element of a page, whose CSS variables set its colors."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"\s*\n\s*", "\n", svg)
@@ -143,7 +143,7 @@ def _themed(svg: str) -> str:
 
 @cache
 def _say_boxes() -> None:
-    """Say once that the font lacks signs."""
+    """Print once that the font lacks characters."""
     print(
         "unfool: the font of the figures lacks some characters of the labels or class names and "
         "shows boxes instead; text and tables are not affected",
@@ -152,7 +152,7 @@ def _say_boxes() -> None:
 
 
 def show(axes: Axes, image: np.ndarray) -> None:
-    """An image (C, H, W) in [0, 1], one of few pixels without blur."""
+    """Show an image (C, H, W), clipped to [0, 1]; one of few pixels without blur."""
     image = image.clip(0, 1)
     pixels = image.transpose(1, 2, 0) if len(image) == 3 else image.mean(0)
     smooth = "antialiased" if min(pixels.shape[:2]) > 100 else "nearest"
@@ -162,5 +162,5 @@ def show(axes: Axes, image: np.ndarray) -> None:
 
 
 def short(name: str) -> str:
-    """A name, cut where it is long."""
+    """Shorten a name if it is long."""
     return name if len(name) <= 24 else f"{name[:23]}…"

@@ -1,6 +1,6 @@
-"""The figure of a sweep: accuracy as lines over what was swept, or a row for each combination.
+"""The figure of a sweep: accuracy as lines over a swept value, or a row for each combination.
 
-Conditions differ by color and by marker, so that they are told apart without color.
+Conditions differ by color and by marker, so the figure is readable without color.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_LABELS = 8  # lines in a panel
-ACROSS = 3  # panels beside each other
+ACROSS = 3  # panels in a row
 COLORS = (BLUE, RUST, TEAL, OCHRE, VIOLET, GRAY)
-MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both do not soon come again
+MARKERS = "ovsD^PX"  # one more than colors, so that pairs of both repeat late
 FIXED = {"clean": (BLUE, "o"), "robust": (RUST, "v")}
 
 
@@ -46,8 +46,8 @@ class Point:
     """A combination of a sweep.
 
     Attributes:
-        values: What each swept path is here, in the reader's words.
-        shares: Accuracy per draw by condition.
+        values: Swept path to its value in this combination, as text.
+        shares: Condition to accuracy per draw.
     """
 
     values: Mapping[str, str]
@@ -55,21 +55,22 @@ class Point:
 
 
 def figure(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> Drawing:
-    """The figure of a sweep.
+    """Render the figure of a sweep.
 
     Args:
         points: The combinations.
         names: The conditions of the table, in its order.
-        attacks: Those of them that `robust` is chosen from.
+        attacks: The conditions from which `robust` is chosen.
     """
     return draw(drawn(points, names, attacks))
 
 
 def drawn(points: Sequence[Point], names: Sequence[str], attacks: Collection[str]) -> Figure:
-    """The figure before it is a file: lines if what is swept first are several numbers, else rows.
+    """Draw lines if the first swept path takes several numbers, else a row for each combination.
 
-    Of two paths and no more than clean and robust accuracy, the values of the second path are lines,
-    and each accuracy has a panel; else each condition is a line, with panels for the other paths.
+    With several paths and at most two conditions to draw, each value of the second path is a line, and
+    each condition has its own panels. Otherwise each condition is a line. The remaining paths get a
+    panel for each combination of their values.
     """
     if not over_numbers(points):
         return _by_name(points, names)
@@ -79,7 +80,7 @@ def drawn(points: Sequence[Point], names: Sequence[str], attacks: Collection[str
 
 
 def over_numbers(points: Sequence[Point]) -> bool:
-    """Whether what was swept first are several numbers, so that there are lines."""
+    """Whether the first swept path takes several numbers, so that lines can be drawn."""
     first = {_first(point) for point in points}
     return None not in first and len(first) > 1
 
@@ -87,9 +88,9 @@ def over_numbers(points: Sequence[Point]) -> bool:
 def legible(
     points: Sequence[Point], names: Sequence[str], attacks: Collection[str], most: int = MAX_LABELS
 ) -> list[str]:
-    """The conditions that are lines: no more than `most`, of the attacks then the lowest.
+    """Choose at most `most` conditions to draw as lines, preferring those with the lowest accuracy.
 
-    `robust` is left out where it is everywhere that of the one attack there is.
+    `clean` and `robust` are always kept, except `robust` if it equals the only attack at every point.
     """
     alone = next(iter(attacks), "") if len(attacks) == 1 else ""
     same = alone in names and all(p.shares.get("robust") == p.shares.get(alone) for p in points)
@@ -105,7 +106,7 @@ def legible(
 
 
 def _by_name(points: Sequence[Point], names: Sequence[str]) -> Figure:
-    """A row for each combination: every condition of the table."""
+    """Draw a row for each combination, with every condition of the table."""
     step = 0.28 if len(names) == 2 else 0.7 / len(names)
     height = 0.34 if len(names) == 2 else 0.12 * len(names) + 0.12
     figure = blank(WIDTH, 1.2 + height * len(points))
@@ -125,12 +126,12 @@ def _by_name(points: Sequence[Point], names: Sequence[str]) -> Figure:
 
 
 def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
-    """Over the values of the first path, a line for each condition, a panel for the other paths."""
+    """Draw a line per condition over the first path, in a panel per combination of other paths."""
     first, *others = points[0].values
     panels = list(dict.fromkeys(_told(point, others) for point in points))
     columns = min(len(panels), ACROSS)
     rows = -(-len(panels) // columns)
-    beside = len(panels) == 1  # then the legend is, too
+    beside = len(panels) == 1  # then the legend goes beside the panel
     size = (WIDTH if beside else 3.5 * columns, 3.8 if beside else 3.0 * rows + 0.7)
     figure = blank(*size)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -150,21 +151,21 @@ def _by_condition(points: Sequence[Point], names: Sequence[str]) -> Figure:
         axes.set_visible(False)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     where = "outside right center" if beside else "outside lower center"
-    wide = -(-len(names) // -(-len(names) // 4))  # of as few rows as four columns would need
+    wide = -(-len(names) // -(-len(names) // 4))  # as few rows as with four columns
     told = {"ncols": 1 if beside else wide, "frameon": False, "fontsize": 9}
     figure.legend(handles, labels, loc=where, **told)
     return figure
 
 
 def _by_second(points: Sequence[Point], names: Sequence[str]) -> Figure:
-    """Over the values of the first path, a line for each of the second, a panel for the others."""
+    """Draw a line per value of the second path over the first, in panels for the other paths."""
     first, second, *others = points[0].values
     clean = {point.shares["clean"]["accuracy"] for point in points}
-    # Where the attack's part is swept, clean accuracy is the same throughout: a level will do.
+    # If only the attack is swept, clean accuracy is constant, so a horizontal line is enough.
     level = len(names) > 1 and len(clean) == 1
     shown = [name for name in names if not (level and name == "clean")]
     panels = list(dict.fromkeys(_told(point, others) for point in points))
-    beside = len(panels) == 1  # then the readings stand side by side
+    beside = len(panels) == 1  # then the conditions are side by side
     rows, columns = (1, len(shown)) if beside else (len(shown), len(panels))
     width = 3.9 * columns + (0.4 if rows * columns > 1 else 1.6)
     figure = blank(width, 3.2 * rows + 0.6)
@@ -201,7 +202,7 @@ def _line(
     style: tuple[str, str, str],
     shift: float,
 ) -> None:
-    """One condition over the numbers of the first path, with its intervals."""
+    """Draw one condition over the numbers of the first path, with its intervals."""
     mine = sorted((p for p in points if name in p.shares), key=lambda point: _first(point) or 0.0)
     x = [(_first(point) or 0.0) + shift for point in mine]
     y, low, high = (
@@ -222,10 +223,10 @@ def _level(axes: Axes, level: float) -> None:
 
 
 def _styles(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
-    """Color, marker and dashes of each condition.
+    """Return color, marker, and dashes of each condition.
 
-    `robust` is dashed, so that the attack that it mostly is can be seen below it; and so are those
-    for which colors come again.
+    `robust` is dashed, so that an attack with the same values stays visible below it. Conditions that
+    reuse a color are dash-dotted.
     """
     colors, markers = COLORS[2:], MARKERS[2:]
     found: dict[str, tuple[str, str, str]] = {}
@@ -237,14 +238,14 @@ def _styles(names: Sequence[str]) -> dict[str, tuple[str, str, str]]:
 
 
 def _apart(points: Sequence[Point], lines: int) -> float:
-    """How far lines stand beside each other, lest intervals hide each other."""
+    """Return the horizontal offset between lines, so that their intervals do not overlap."""
     x = sorted({_first(point) or 0.0 for point in points})
     closest = min(b - a for a, b in pairwise(x))
     return min(0.012 * (x[-1] - x[0]), 0.5 * closest / lines)
 
 
 def number(name: str) -> float | None:
-    """The number that a value is, such as 0.1 or 8/255; None if it is a word."""
+    """Parse a value such as 0.1 or 8/255 as a number; None if it is a word."""
     try:
         return float(Fraction(name))
     except ValueError:
@@ -256,6 +257,6 @@ def _first(point: Point) -> float | None:
 
 
 def _told(point: Point, paths: Sequence[str]) -> str:
-    """What some paths are at a point."""
+    """Describe the values of some paths at a point."""
     said = ((path, point.values[path]) for path in paths)
     return ", ".join(value if number(value) is None else f"{path} {value}" for path, value in said)

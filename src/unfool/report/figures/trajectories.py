@@ -17,12 +17,12 @@ KINDS = {"known": "the noise that DW-box knows", "fresh": "fresh noise, mean ove
 def paths(
     found: Trajectories, points: np.ndarray, where: Sequence[tuple[str, int, slice]]
 ) -> Drawing:
-    """The paths of all runs; height is the loss.
+    """Draw the paths of all runs, with the loss as height.
 
     Args:
         found: What `analysis.trajectories.trajectories` returned.
-        points: The iterates in two dimensions.
-        where: Of each run, its setting, its number, and which of the points are its own.
+        points: The iterates in two dimensions (N, 2).
+        where: For each run, its setting, its number, and the slice of its points.
     """
     figure = blank(10.4, 5.2)
     for place, (kind, title) in enumerate(KINDS.items(), 1):
@@ -40,7 +40,7 @@ def paths(
 
 
 def surfaces(found: Mapping[str, Landscape]) -> Drawing:
-    """The loss over the plane of each model, as a surface and from above, all on one scale."""
+    """Draw each model's loss over the plane, as a surface and from above, all on one scale."""
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import MaxNLocator
 
@@ -64,13 +64,13 @@ def surfaces(found: Mapping[str, Landscape]) -> Drawing:
                     path[:, 0], path[:, 1], style, color=LIGHT, linewidth=1.4, marker="o",
                     markersize=2.4,
                 )  # fmt: skip
-                room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1 of 1.6
+                room = path[-1, 0] < 0.65 * seen.along[-1]  # DW-box ends at 1, the axis at 1.6
                 plane.annotate(
                     setting, path[-1], color=LIGHT, fontsize=8, xytext=(7 if room else -7, 4),
                     textcoords="offset points", ha="left" if room else "right",
                     path_effects=[withStroke(linewidth=2, foreground=DARK)],
                 )  # fmt: skip
-            plane.set_facecolor("0.55")  # where iterates go that no loss was measured at
+            plane.set_facecolor("0.55")  # iterates may leave the measured grid
             ends = np.concatenate(list(seen.paths.values()))
             for limits, end in ((plane.set_xlim, ends[:, 0]), (plane.set_ylim, ends[:, 1])):
                 limits(min(0, end.min() - 0.02), max(seen.along[-1], end.max()))
@@ -92,14 +92,14 @@ def _ground(axes: Any, title: str, across: str = "", along: str = "") -> None:
 
 
 def principal_components(points: np.ndarray) -> np.ndarray:
-    """The points in the plane of their first two principal components."""
+    """Project points onto the plane of their first two principal components."""
     from sklearn.decomposition import PCA
 
     return PCA(2).fit_transform(points)
 
 
 def t_sne(points: np.ndarray) -> np.ndarray:
-    """The points in a plane where near ones stay near (t-SNE)."""
+    """Embed points in a plane in which near points stay near (t-SNE)."""
     from sklearn.manifold import TSNE
 
     near = max(2.0, min(30.0, (len(points) - 1) / 3))
