@@ -222,7 +222,8 @@ class Lab:
         """Attack the image by PGD; yield each query, and last the result, judged on held-out noise.
 
         The attack is `PGD(steps, eot, loss="margin")`; its noise is the child stream `attack` of
-        the votes' noise. An image without a label is attacked in the class that the model votes for.
+        the votes' noise. For an image without a label, the label is the class that the model votes
+        for.
 
         Raises:
             Refused: A setting is out of range, or the time limit is exceeded.
