@@ -318,7 +318,7 @@ def samples(
 
 
 def _models(changes: list[str] | None, compare_with: list[str] | None) -> dict[str, list[str]]:
-    """Return the changes to the spec that define each model, by the model's name in the report."""
+    """Return the changes to the spec for each model, by its name in the report."""
     models = {"the model": changes or []}
     return models | ({"beside": [*(changes or []), *compare_with]} if compare_with else {})
 

@@ -25,9 +25,9 @@ class Found(NamedTuple):
 
     Attributes:
         measured: The measurement of each defense with a purifier.
-        specs: The checked spec of each measured defense, by name.
-        indices: The indices of its images in the data set, by name.
-        skipped: The names of the sources without a purifier.
+        specs: Their checked specs, by name.
+        indices: The indices of their images in the data set, by name.
+        skipped: Names of sources without a purifier.
     """
 
     measured: list[Measured]

@@ -1,4 +1,4 @@
-"""Checks what is installed, and whether a model behaves as a classifier must."""
+"""Checks what is installed, and whether a model works as a classifier."""
 
 import platform
 import shutil
@@ -33,7 +33,7 @@ from unfool.runtime.device import pick_device
 from unfool.statistics import percent
 
 VOTES = 8  # the default of `classify` and `evaluate`
-STATISTICS = 256  # images from which the mean and variance of each pixel are computed
+STATISTICS = 256  # images for the mean and variance of each pixel
 EXAMINED = 32  # images on which a classifier is tested
 SECONDS = 20.0  # a call is not timed again after this much time
 
@@ -79,7 +79,7 @@ def installed() -> list[Finding]:
 def model(
     spec: str | Mapping[str, Any], changes: Sequence[str], folder: str | None, device: str
 ) -> list[Finding]:
-    """Check whether the classifier of a spec, with its defense, behaves as a classifier must.
+    """Examine the classifier of a spec, with its defense, and the denoisers in it.
 
     Raises:
         SpecError: The spec is wrong.
@@ -183,7 +183,7 @@ def examine(model: Any, x: torch.Tensor, y: torch.Tensor, classes: int) -> list[
 
 
 def options(checked: Mapping[str, Any]) -> list[Finding]:
-    """List each part of a checked spec with all its options, including the defaults."""
+    """List each part of a checked spec with its options, including defaults."""
     found: list[Finding] = []
     for kind in ("data", "classifier", "denoiser", "purifier"):
         if kind in checked:
@@ -222,7 +222,7 @@ def latency(model: Any, x: torch.Tensor) -> Finding:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Return the median seconds of three calls after a first; of slow calls, those of the last."""
+    """Return the median seconds of three calls after a first, or of the last if calls are slow."""
     taken: list[float] = []
     for _ in range(4):
         began = time.perf_counter()

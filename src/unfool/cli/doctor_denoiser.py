@@ -18,7 +18,7 @@ from unfool.diffusion.denoising_error import (
 
 DOUBTFUL = 0.7  # above this share of the linear estimate's error, other settings are tried
 _IMAGES = ((32, 32), (64, 8))  # (height, n): up to this height, n images are noised
-_LARGE = 2  # the number of images that are noised if they are larger
+_LARGE = 2  # the number for larger images
 
 
 def denoises(
@@ -27,12 +27,12 @@ def denoises(
     """Test a denoiser on images, and compare it with the best pixelwise linear estimate.
 
     Args:
-        denoiser: The denoiser, in evaluation mode.
-        x: Images (B, C, H, W) in [0, 1], on its device. The first few are noised; all are used to
-            compute the mean and variance of each pixel.
-        y: Their labels (B,). A denoiser with the same number of classes is also tested with them.
-        classes: Number of classes of the data set.
-        times: The times at which to test.
+        denoiser: In evaluation mode.
+        x: Images (B, C, H, W) in [0, 1], on its device. The first few are noised; all give
+            the mean and variance of each pixel.
+        y: Their labels (B,). A denoiser with as many classes is also tested with them.
+        classes: Number of classes in the data.
+        times: Times to test.
     """
     shape = denoiser.shape
     if shape is not None and not denoiser.resizes and tuple(x.shape[1:]) != tuple(shape):

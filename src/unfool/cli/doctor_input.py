@@ -1,4 +1,4 @@
-"""Checks, for the doctor, whether a classifier gets the kind of input that it was trained on."""
+"""Checks, for the doctor, whether a classifier gets the input that it was trained on."""
 
 from typing import Any
 
@@ -26,8 +26,8 @@ def takes(model: Any, x: Tensor, y: Tensor, noise: Noise, classes: int) -> Findi
         model: The classifier, without its defense.
         x: Images (B, C, H, W) in [0, 1].
         y: Their labels (B,).
-        noise: The noise for random models.
-        classes: Number of classes of the data set.
+        noise: Noise for random models.
+        classes: Number of classes in the data.
     """
     with images_of_any_range():
         ours = _right(model, x, y, noise)

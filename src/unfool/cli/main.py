@@ -192,7 +192,7 @@ def sweep(
         if summary["attacks"]:
             result += f", robust {percent(summary['robust']['per_draw']['accuracy'])}"
         typer.echo(f"{number}/{len(cells)}  {cell.name}: {result}")
-        if new and number < len(cells):  # so that the report can be read while the sweep runs
+        if new and number < len(cells):  # to be read while the sweep runs
             write_report(folder, sweeps.finished(cells, folder), len(cells), command)
     done = sweeps.finished(cells, folder)
     document = write_report(folder, done, len(cells), command, failed)
@@ -354,7 +354,7 @@ def _print_forecast(
     budget: str | None = None,
     judged: bool = True,
 ) -> None:
-    """Print the expected cost of a run, and how much of the run its folder already contains."""
+    """Print the expected cost of a run, and how much of it is already done."""
     from unfool.report import forecast
     from unfool.report.render_terminal import print_document
 

@@ -103,7 +103,7 @@ def sections() -> dict[str, list[tuple[Any, Mapping[str, Any]]]]:
 
 
 def _near(name: str) -> str:
-    """Return half a sentence that suggests the name closest to `name`, and what it stands for."""
+    """Return half a sentence that suggests the closest name, and says what it is."""
     from unfool.spec import menu as menus
     from unfool.spec.describe import kinds_with
 
@@ -122,7 +122,7 @@ def _near(name: str) -> str:
 
 
 def download_lines() -> Iterator[str]:
-    """List the published files of weights, the folder they go to, and which of them are in it."""
+    """List the published files of weights, their folder, and which of them are in it."""
     from unfool.runtime.downloads import cache_folder
     from unfool.runtime.published_files import FILES
 

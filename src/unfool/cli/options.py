@@ -1,4 +1,4 @@
-"""Options and helpers that the commands share, and the command line that a result records."""
+"""Options and helpers that the commands share."""
 
 import errno
 import os

@@ -65,8 +65,8 @@ def purify_files(
 
     An image whose size differs from the denoiser's is resized to it and back, which stretches the
     image if the aspect ratios differ. A far larger image is refused, because little of it would
-    remain. The noise of an image depends on the seed and on its place among all images given. The
-    first images are also shown on a sheet: before, noised, purified, and the difference.
+    remain. The noise of an image depends on the seed and on its place among all images. The first
+    images are also shown on a sheet: before, noised, purified, and the difference.
 
     Args:
         files: PNG, JPEG, WebP, BMP or npz files, or folders of them.
@@ -75,7 +75,7 @@ def purify_files(
         out: The output folder; it must not be the folder of the files.
         seed: Seed of the noise.
         device: Where to compute.
-        batch_size: Largest number of images in one call of the model.
+        batch_size: Most images in one call of the model.
         force: Also purify images that are far larger than the denoiser's.
 
     Yields:
@@ -134,7 +134,7 @@ def classify_files(
             `folder` with a `size`, image files are resized and cropped like its images; otherwise
             they are stretched, with a message.
         device: Where to compute.
-        batch_size: Largest number of images in one call of the model.
+        batch_size: Most images in one call of the model.
         out: The folder for a sheet of the first images; None writes no sheet.
         force: Also classify images that are far larger than the model's.
 
@@ -187,7 +187,7 @@ def _names(path: Path, count: int) -> list[str]:
 
 
 def _purifier(spec: str, changes: Sequence[str], device: str) -> Purifier:
-    """Build the purifier of a spec; the classifier is built only if it guides the purifier."""
+    """Build the purifier of a spec, and the classifier only if it guides the purifier."""
     table = specs.load(spec, changes)
     if table.get("purifier") is None:
         raise SpecError(f"the spec {spec} has no purifier to purify with: name a spec that has one")
@@ -245,7 +245,7 @@ def _list_files(files: Sequence[Path], besides: Path | None = None) -> list[tupl
 
 
 def _taken(path: Path, folder: Path) -> bool:
-    """Return whether to use a folder's file: image or npz, not hidden, a broken link, or a pipe."""
+    """Return whether to use a folder's file: image or npz, not hidden, no broken link or pipe."""
     if path.suffix.lower() not in _ENDINGS:
         return False
     around = path.relative_to(folder)

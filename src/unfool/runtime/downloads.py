@@ -62,10 +62,10 @@ def fetch(
     Args:
         url: The URL of a file.
         target: The file to write. A partial download is kept next to it in a hidden file.
-        size: The expected size in bytes, if known.
-        md5: The expected MD5, if known.
-        sha256: The expected SHA-256, or a prefix of it, as some authors publish.
-        instead: What a user without a network can do, for the error message.
+        size: Its size in bytes, if known.
+        md5: Its MD5, if known.
+        sha256: Its SHA-256, or a published prefix of it, if known.
+        instead: What a user without a network can do.
 
     Returns:
         `target`.
@@ -174,7 +174,7 @@ def _size(path: Path) -> int:
 
 
 def _tag(part: Path) -> Path:
-    """Return the path of the file that stores the server's ETag or date for a partial download."""
+    """Return where the server's ETag or date for a partial download is stored."""
     return part.with_name(f"{part.name}.tag")
 
 

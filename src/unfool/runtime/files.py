@@ -48,7 +48,7 @@ def write_if_other(path: Path, content: bytes) -> None:
 
 
 def raise_system_error(error: BaseException) -> None:
-    """Re-raise an error of the operating system or of memory, which does not mean a damaged file.
+    """Re-raise an error of the operating system or of memory: the file may be intact.
 
     Code that reads a file that may be damaged calls this first on any exception. Otherwise, missing
     permissions, a failing disk, or too many open files would be reported as damage.

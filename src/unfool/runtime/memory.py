@@ -16,10 +16,10 @@ _processes = contextvars.ContextVar("processes", default=1)  # how many share a 
 
 
 class Kept:
-    """A count of the bytes that autograd graphs keep.
+    """The number of bytes that autograd graphs keep.
 
     Attributes:
-        peak: The largest number of bytes at one time, without the weights.
+        peak: The most at one time, without the weights.
     """
 
     def __init__(self, weights: set[int]):
@@ -87,8 +87,8 @@ def lack_of_memory(error: BaseException) -> str:
 def free_bytes(device: str) -> int | None:
     """Return the free memory of a device in bytes; None if unknown.
 
-    For a CPU, it is the smaller of what the machine has free and what the limits of the process
-    leave (containers, SLURM), divided among the processes of `shared_by`.
+    For a CPU, this is what the machine has and the limits of the process leave (containers, SLURM),
+    divided by the processes of `shared_by`.
     """
     if torch.device(device).type == "cuda":
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -113,8 +113,8 @@ def left_by_groups(
     """Yield the bytes that each control group with a memory limit leaves to this process.
 
     Args:
-        told: The file that lists the groups of this process.
-        root: The folder with the files of all groups.
+        told: The file that lists the groups.
+        root: The folder of the groups' files.
     """
     try:
         lines = told.read_text().splitlines()

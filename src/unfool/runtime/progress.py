@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 Update = Callable[[float, str], None]
 EVERY = 20.0  # seconds between two lines
-# The expected speed weighs as much as TRUST seconds of work, but at most the share MOST of the work.
+# The expected speed weighs as much as TRUST seconds of work, at most the share MOST of all work.
 TRUST, MOST = 5.0, 0.02
 
 _TICKS: ContextVar[Callable[[float], None] | None] = ContextVar("ticks", default=None)
@@ -26,18 +26,18 @@ def ticking(tell: Callable[[float], None]) -> Iterator[None]:
 
 
 def tick(work: float) -> None:
-    """Report a piece of finished work to the function of the enclosing `ticking` block, if any."""
+    """Report finished work to the enclosing `ticking` block, if any."""
     if (tell := _TICKS.get()) is not None:
         tell(work)
 
 
 @dataclass
 class TimeLeft:
-    """An estimate of the time left: from the expected speed at first, then from the measured speed.
+    """The time left: by the expected speed at first, more and more by the measured one.
 
     Attributes:
-        total: The amount of work, in units.
-        done: The units that were done before.
+        total: Units of work.
+        done: Units that were done before.
         each: Expected seconds per unit; None if unknown.
         began: The start time, by `time.monotonic`.
     """
@@ -64,14 +64,14 @@ def progress(
 
     Args:
         what: The name of the work.
-        total: The amount of work, in units.
-        done: The units that were done before.
+        total: Units of work.
+        done: Units that were done before.
         quiet: Show nothing.
         each: Expected seconds per unit; if given, the time left is shown from the start.
 
     Yields:
-        A function to call with the number of units that are done, which may be fractional, and a
-        few words to show beside it.
+        A function to call with the units that are done, which may be fractional, and a few words to
+        show beside them.
     """
     left = TimeLeft(total, done, each)
     if quiet:

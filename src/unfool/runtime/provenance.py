@@ -28,8 +28,7 @@ class Start(TypedDict):
         date: The start time in UTC, as ISO 8601.
         hardware: The hardware that it used.
         command: The command line; absent if called from Python.
-        commit: The commit of this package, with `-dirty` if its files have changed since; absent if
-            unknown.
+        commit: The package's commit, with `-dirty` if its files have changed; absent if unknown.
     """
 
     date: str

@@ -20,7 +20,7 @@ class Remote:
     """A file that its authors published.
 
     Attributes:
-        page: The web page on which its authors describe it.
+        page: The authors' web page for it.
         license: The license, as they state it.
         megabytes: The approximate size.
         url: Its address; None if a program cannot download it.
@@ -159,16 +159,16 @@ def kept_file(path: Path) -> Path:
 
 
 def find_file(path: Path, download: bool = False) -> Path:
-    """Find a file of weights at its path or in the cache, or download it if the user asked for it.
+    """Find a file of weights at its path or in the cache, or download it if that was asked for.
 
-    A path that does not exist and names no published file is returned unchanged.
+    A path that names no published file is returned unchanged.
 
     Args:
         path: The file, or the name of a published one.
-        download: Whether to download it if it is missing; `--download` allows this, too.
+        download: Whether it may be downloaded; `--download` allows it, too.
 
     Raises:
-        FileNotFoundError: A published file is missing, and it may not or could not be downloaded.
+        FileNotFoundError: A published file is missing, and may not or cannot be downloaded.
         ValueError: The downloaded file is not the published one.
     """
     name = path.as_posix()

@@ -53,7 +53,7 @@ def fitted(kind: Any, value: Any, where: str) -> Any:
     Args:
         kind: The type.
         value: The value.
-        where: The name of the value in error messages.
+        where: Its name in messages.
 
     Raises:
         ValueError: The value does not fit the type.
@@ -76,7 +76,7 @@ def from_json(kind: type[T], text: str | bytes, where: str) -> T:
     Args:
         kind: A dataclass or a TypedDict.
         text: The JSON.
-        where: The name of the JSON in error messages, such as the name of its file.
+        where: Its name in messages, such as the name of the file.
 
     Raises:
         ValueError: The text is not JSON, or does not fit.

@@ -215,7 +215,7 @@ def _check_size(images: Images, votes: int, most: int) -> None:
 async def _in_time(
     request: Request, held: Held, answer: Callable[[bytes], Awaitable[Response]]
 ) -> Response:
-    """Answer the body of a request within the time limit; raise any failure as `Refused`."""
+    """Answer a request's body in time; a timeout, full queue, or failed model raises `Refused`."""
     seconds = held.limits.seconds
     try:
         async with asyncio.timeout(seconds), body_of(request, held) as content:

@@ -42,9 +42,9 @@ class Part:
 
     Attributes:
         x: Images (B, C, H, W).
-        noise: The noise of each row; the number of rows is a multiple of B.
-        taken: Number of rows that calls have started to compute.
-        outputs: The outputs of each finished call.
+        noise: Noise of each row; a multiple of B rows.
+        taken: Number of rows that were put into calls.
+        outputs: Outputs of each finished call.
     """
 
     x: Tensor
@@ -62,7 +62,7 @@ class _Job:
     rows: int
     bytes: int
     left: int  # rows without an output
-    task: Task | None = None  # a function to run; such a job has no parts
+    task: Task | None = None  # run instead of parts
 
 
 class _Slice(NamedTuple):
@@ -85,12 +85,12 @@ class Batcher:
     """A bounded queue with one worker thread, which combines several jobs in one call of the model.
 
     A job that must be repeatable to the last bit runs `alone`: kernels round differently in calls
-    of different sizes, so each of its parts is computed in separate calls of `batch_size` rows.
+    of different sizes, so each of its parts gets its own calls of at most `batch_size` rows.
 
     Args:
         calls: The functions that compute rows, by kind.
-        batch_size: Largest number of rows in one call.
-        max_rows: Largest number of rows that are accepted but not done.
+        batch_size: Most rows in one call.
+        max_rows: Most rows that are accepted but not done.
         observe: Called with the rows and the seconds of each call.
     """
 
@@ -117,8 +117,8 @@ class Batcher:
         """Accept a function to run between calls of the model; the future holds what it returns.
 
         Args:
-            task: The function; it may compute gradients.
-            rows: The number of passes that it counts as in the queue.
+            task: The function, which may compute gradients.
+            rows: Passes that it counts as in the queue.
 
         Raises:
             Overloaded: There is no room for it, or the service is stopping.

@@ -37,7 +37,7 @@ class Prediction(NamedTuple):
         tally: The winning class, and the votes of each class.
         label: The name of the winning class.
         share: Its share of the votes, with Wilson's 95 % interval.
-        probabilities: The softmax of the logits, averaged over the passes; None for a model that
+        probabilities: The mean softmax of the logits over the passes; None for a model that
             chooses a class without logits.
     """
 
@@ -52,7 +52,7 @@ class Work:
     """Images to work on, in groups: an image file is a group, and so is an array of images.
 
     Attributes:
-        groups: Images (B, C, H, W) of each group, in the shape that the model takes.
+        groups: Images (B, C, H, W) of each group, shaped for the model.
         votes: Passes per image.
         seed: Seed of the noise; None for fresh noise.
     """
@@ -70,11 +70,11 @@ class Defense:
 
     Args:
         loaded: The model.
-        name: The model's name for clients.
-        device: The device of the model.
-        batch_size: Largest number of images in one call.
+        name: Its name for clients.
+        device: Its device.
+        batch_size: Most images in one call.
         limits: What the service accepts.
-        observe: Called with the rows and the seconds of each call of the model.
+        observe: Called with the rows and the seconds of each call.
     """
 
     def __init__(
@@ -184,5 +184,5 @@ def load_defense(
 
 
 def _mean(probabilities: Tensor, images: int) -> Tensor:
-    """Average the probabilities (votes * B, K) over the passes of each image, to (B, K)."""
+    """Average probabilities (votes * B, K) over the passes of each image, to (B, K)."""
     return probabilities.view(-1, images, probabilities.shape[1]).mean(0)

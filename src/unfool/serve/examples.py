@@ -154,7 +154,7 @@ def _numbers(limits: Limits) -> dict[str, Any]:
 
 
 def _body(fields: dict[str, Any], example: dict[str, Any]) -> dict[str, Any]:
-    """Describe a request body: a form with image files, or JSON with an array."""
+    """Describe a body: a form with image files, or JSON with an array."""
     picture = {"type": "string", "contentMediaType": "image/png", "format": "binary"}
     files = {"image": {"type": "array", "items": picture, "minItems": 1}}
     array = {

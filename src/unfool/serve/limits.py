@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-BODIES = 16  # how many bodies of the largest size fit into memory at once
+BODIES = 16  # bodies of the largest size that may be held at once
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Limits:
 
     Attributes:
         body: Bytes of one request.
-        pixels: Pixels in all images of one request, before they are resized.
+        pixels: Pixels in all images of one request, before resizing.
         images: Images in one request.
         votes: Passes through the defense per image.
         queue: Passes (images times votes) that are accepted but not done.

@@ -32,7 +32,7 @@ class Metrics:
         self.info = Gauge("unfool_info", "Always 1.", ("model", "version"), registry=own)
 
     def observe_call(self, rows: int, seconds: float) -> None:
-        """Record the rows and the seconds of a call of the model."""
+        """Record a call of the model."""
         self.batch.observe(rows)
         self.model_seconds.inc(seconds)
 

@@ -34,7 +34,7 @@ class Inference(NamedTuple):
         array: The images.
         votes: Passes per image, or None for the default.
         seed: Seed of the noise, or None for fresh noise.
-        outputs: The names of the requested outputs, and whether each is sent as binary data.
+        outputs: The requested outputs, and whether each is sent as binary data.
     """
 
     id: str | None

@@ -62,9 +62,9 @@ class Images:
     """The images of a request.
 
     Attributes:
-        groups: Images (B, C, H, W) of each group, in the shape that the model takes.
-        shapes: The shape (B, C, H, W) of each group before resizing; filled only for `/purify`.
-        notes: How the images were changed, such as by resizing.
+        groups: Images (B, C, H, W) of each group, shaped for the model.
+        shapes: Shapes (B, C, H, W) before resizing, only for `/purify`.
+        notes: What was changed, such as the size.
     """
 
     groups: list[Tensor] = field(default_factory=list)
@@ -212,7 +212,7 @@ def to_seed(value: object, limits: Limits) -> int | None:
 
 
 def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
-    """Return the images of a body in the shape that the classifier takes.
+    """Return the images of a body, shaped for the classifier.
 
     Raises:
         Refused: The body contains no valid images, or too many images or pixels.
@@ -230,7 +230,7 @@ def images_to_classify(body: Body, loaded: Loaded, limits: Limits) -> Images:
 
 
 def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limits) -> Images:
-    """Return the images of a body in the shape that the denoiser takes.
+    """Return the images of a body, shaped for the denoiser.
 
     Raises:
         Refused: The body contains no valid images, too many, or one that is too large.
@@ -256,7 +256,7 @@ def images_to_purify(body: Body, shape: Shape | None, force: bool, limits: Limit
 
 
 class _Room:
-    """The images and pixels of a request so far, checked against the limits."""
+    """The images and pixels of a request, counted against the limits."""
 
     def __init__(self, limits: Limits):
         self.limits, self.images, self.pixels = limits, 0, 0
@@ -309,7 +309,7 @@ def _checked_array(array: np.ndarray, room: _Room) -> Tensor:
 
 
 def _pixels(content: bytes, name: str) -> int:
-    """Return the number of pixels by the header of an image file, without decompressing it."""
+    """Return the pixels that the header of an image file states; nothing is decompressed."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return opened.width * opened.height

@@ -54,7 +54,7 @@ def make_server(
     limits: Limits | None = None,
     playground: bool = False,
 ) -> uvicorn.Server:
-    """Make the service of a spec: its model is loaded, but it does not listen yet.
+    """Load the model of a spec and make its service, which does not listen yet.
 
     With `playground`, it has a page at `/`.
 

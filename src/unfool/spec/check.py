@@ -59,7 +59,7 @@ def check(kind: str, value: Any, where: str | None = None) -> Part:
     Args:
         kind: A kind of the menu.
         value: The part, as written in the spec.
-        where: The name of the part in error messages; its kind by default.
+        where: Its name in messages; the kind by default.
 
     Raises:
         SpecError: A name or option is unknown, an option is missing, or a value does not fit.
@@ -122,14 +122,14 @@ def _check_inner(kind: str, value: Any) -> Part | str:
 def refuse_unread_folder(spec: Mapping[str, Any], folder: str | None) -> None:
     """Refuse a folder that the user names for a data set that does not read it.
 
-    A folder from the environment (UNFOOL_DATA) is not refused, because not every spec needs it.
+    A folder from the environment (UNFOOL_DATA) is not refused: it serves all specs.
 
     Args:
         spec: The spec that `load` returned.
         folder: The value of `--data`.
 
     Raises:
-        SpecError: The data set of the spec reads no folder, or the spec names another folder.
+        SpecError: The data set of the spec reads no folder, or has another one.
     """
     named = folder and folder != os.environ.get("UNFOOL_DATA") and spec.get("data") is not None
     if not named or any(path.partition(".")[0] == "data" for path in spec.get("sweep") or ()):
@@ -174,8 +174,7 @@ def build(kind: str, table: Part, **given: Any) -> Any:
     """Build the object that a checked part names, from its options and the objects in `given`.
 
     Raises:
-        SpecError: The class or function refuses these options, or what it returns lacks what this
-            kind needs.
+        SpecError: The class or function refuses the options, or its result does not fit the kind.
     """
     factory = find(kind, table["name"])
     options = {
@@ -222,10 +221,10 @@ def check_section(
     """Check a plain section of a spec (without a `name`), and fill in its defaults.
 
     Args:
-        name: The name of the section in error messages.
+        name: Its name in messages.
         values: The section, as written in the spec.
-        kind: The type of the section, a TypedDict.
-        defaults: The defaults of the options that may be omitted.
+        kind: Its type, a TypedDict.
+        defaults: Defaults of the options that may be omitted.
 
     Raises:
         SpecError: A key is unknown or missing, or a value does not fit.

@@ -70,7 +70,7 @@ def describe(kind: str, name: str) -> Description:
 
 
 def describe_section(name: str, kind: Any, defaults: Mapping[str, Any]) -> Description:
-    """Describe a section of a spec that is not a part, by the docstring and options of its type."""
+    """Describe a section that is not a part, by the docstring and options of its type."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):  # a subclass documents only the options that it adds
         texts |= argument_texts(base)

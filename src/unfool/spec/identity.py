@@ -1,4 +1,4 @@
-"""The identity of a spec: a hash of what it asks and of the contents of the files that it names."""
+"""The identity of a spec: a hash of what it asks and of the files that it names."""
 
 import hashlib
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 from unfool.runtime.files import ADAPTER, files_in, hash_of_json
 from unfool.runtime.published_files import kept_file
 
-# options that name files or folders, whose contents count, not their paths
+# files and folders whose contents count, not their paths
 FILE_KEYS = (
     "weights",
     "adapter",
@@ -87,7 +87,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _hash_of(told: Mapping[Path, str], home: Path) -> str:
-    """Hash the descriptions of the files in a folder, together with their relative paths."""
+    """Hash what describes the files in a folder, with their relative paths."""
     return hash_of_json({part.relative_to(home).as_posix(): what for part, what in told.items()})
 
 
@@ -98,6 +98,6 @@ def _contents(file: Path) -> str:
 
 @lru_cache
 def _sha256(file: Path, size: int, changed: int) -> str:
-    """Hash a file, which may be large; repeated only if its size or modification time changed."""
+    """Hash a file; repeated only if its size or modification time changed."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

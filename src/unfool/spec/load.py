@@ -48,8 +48,7 @@ def _plain(value: Any, where: str) -> Any:
     Values from Python may also be NumPy numbers and arrays, paths, and devices.
 
     Raises:
-        SpecError: The value contains something else, a number that is not finite, or a key that is
-            not text.
+        SpecError: It contains another type, a number that is not finite, or a key that is not text.
     """
     if isinstance(value, float) and not math.isfinite(value):
         raise SpecError(f"{where} is {value}, and must be a finite number")

@@ -203,8 +203,8 @@ def find(kind: str, name: str) -> Any:
     """Import the class or function that `name` stands for: a short name or `module:attribute`.
 
     Raises:
-        SpecError: The menu has no such name, the import fails, or the result has no signature, such
-            as a value that cannot be called or a built-in function.
+        SpecError: The menu has no such name, the import fails, or the result is not a class or
+            a Python function.
     """
     target = name if ":" in name else MENU[kind].get(name)
     if target is None:

@@ -36,7 +36,7 @@ def parse_value(text: str, as_text: bool = False) -> Any:
         as_text: Return an unquoted word or number as text, unless it is null.
 
     Raises:
-        ValueError: As `parse`; or the text is empty, or a `#` follows a quoted value or a table.
+        ValueError: As `parse`; or the text is empty, or ends in a comment.
     """
     if not text.strip():
         raise ValueError("it has no value after `=`: write null to leave the part out")

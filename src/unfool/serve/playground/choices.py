@@ -21,7 +21,7 @@ from unfool.threat import Norm, Threat
 
 PER_CLASS, CLASSES = 10, 20
 IMAGES = 64  # images that the page's spec evaluates
-NORMS = ("linf", "l2", "l1")  # in which PGD takes steps
+NORMS = ("linf", "l2", "l1")  # norms that PGD supports
 
 
 class Sample(NamedTuple):

@@ -35,10 +35,10 @@ class Picture(NamedTuple):
     """An image to try.
 
     Attributes:
-        x: The image (1, C, H, W), in the shape that the model takes.
+        x: The image (1, C, H, W), shaped for the model.
         name: Its name on the page.
         label: Its class, or None if unknown.
-        notes: How it was changed, such as by resizing.
+        notes: What was changed, such as the size.
     """
 
     x: Tensor
@@ -86,7 +86,7 @@ class Purification(NamedTuple):
             purifier does not provide them.
         pure: The purified image (1, C, H, W); None without a purifier.
         defended: The votes of the model.
-        alone: The votes of the classifier without its purifier; None if it has no purifier.
+        alone: The votes of the classifier without its purifier; None if it has none.
     """
 
     path: list[tuple[float, Tensor]]
@@ -119,10 +119,10 @@ class Attacked(NamedTuple):
     Attributes:
         x: The adversarial image (1, C, H, W).
         label: The class that was attacked.
-        size: The size of the perturbation, in the norm of the threat.
+        size: Size of the perturbation, in the threat's norm.
         before: The votes of the model on the original image.
-        defended: The votes of the model on `x`, with noise that the attack has not seen.
-        alone: The votes of the classifier without its purifier; None if it has no purifier.
+        defended: The votes of the model on `x`, with held-out noise.
+        alone: The votes of the classifier without its purifier; None if it has none.
     """
 
     x: Tensor
@@ -137,11 +137,11 @@ class Compared(NamedTuple):
     """The result of a purifier for the image.
 
     Attributes:
-        key: The key of the purifier in `Choices.purifiers`.
+        key: Its key in `Choices.purifiers`.
         pure: The purified image (1, C, H, W).
         defended: The votes of the classifier behind this purifier.
-        distance: The root mean square difference between the purified image and the image.
-        seconds: The duration of one pass of the purifier.
+        distance: Root mean square difference from the image.
+        seconds: Duration of one pass of the purifier.
     """
 
     key: str
@@ -206,7 +206,7 @@ class Lab:
         With a seed, the results equal those of `unfool purify` and `unfool classify` for this file.
 
         Raises:
-            Refused: A setting is out of range, or the time limit is exceeded.
+            Refused: A setting is out of range, or the time is up.
         """
         settings.check(self.limits)
         clock, path, pure = _Clock(self.limits.seconds), [], None
@@ -222,11 +222,10 @@ class Lab:
         """Attack the image by PGD; yield each query, and last the result, judged on held-out noise.
 
         The attack is `PGD(steps, eot, loss="margin")`; its noise is the child stream `attack` of
-        the votes' noise. For an image without a label, the label is the class that the model votes
-        for.
+        the votes' noise. An image without a label gets the class that the model votes for.
 
         Raises:
-            Refused: A setting is out of range, or the time limit is exceeded.
+            Refused: A setting is out of range, or the time is up.
         """
         settings.check(self.limits)
         clock, x = _Clock(self.limits.seconds), picture.x.to(self.defense.device)
@@ -252,10 +251,10 @@ class Lab:
         yield Attacked(x_adv, label, float(threat.size(x_adv - x)), before, defended, alone)
 
     async def compare(self, picture: Picture, settings: Settings) -> AsyncIterator[Compared]:
-        """Purify and classify the image with each of the purifiers, on the same noise.
+        """Purify and classify the image with each purifier, on the same noise.
 
         Raises:
-            Refused: A setting is out of range, there is no purifier, or the time limit is exceeded.
+            Refused: A setting is out of range, there is no purifier, or the time is up.
         """
         settings.check(self.limits)
         if self.whole is None:

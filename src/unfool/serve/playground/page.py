@@ -34,7 +34,7 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
     Args:
         app: The service; its own paths do not change.
         lab: The model to try.
-        votes: The initial number of passes that vote.
+        votes: Initial number of passes that vote.
     """
     css = resources.files("unfool.serve.playground").joinpath("playground.css").read_text("utf-8")
     page = Page(lab, votes).blocks
@@ -55,7 +55,7 @@ def mount(app: FastAPI, lab: Lab, votes: int) -> Callable[[], None]:
 
 
 def _refuse_named_files(page: Any) -> None:
-    """Accept only uploaded files from a client, not paths of other files of the server, nor URLs.
+    """Accept only uploaded files: no paths of other files on the server, and no URLs.
 
     Gradio checks paths only on pages that it launched itself, and it fetches URLs.
     """
@@ -230,7 +230,7 @@ class Page:
             )
 
     def _numbers(self, name: str) -> list[int]:
-        """Return the indices of the samples of a class, or of the first sample of each class."""
+        """Return the indices of a class's samples, or of the first of each class."""
         labels = [self.lab.label(sample.label) for sample in self.lab.samples]
         if name != ALL:
             return [i for i, label in enumerate(labels) if label == name]
@@ -259,7 +259,7 @@ class Page:
             return [None, -1, None, None, pictures.error_html(error.why), "", "", ""]
 
     def _open(self, request: gr.Request) -> list[Any]:  # pyright: ignore[reportInvalidTypeForm]
-        """Return the values that a link sets, and the sample that it names."""
+        """Return the values and the sample that a link asks for."""
         lab = self.lab
         found = self.first.from_query(dict(request.query_params), lab.limits)
         number = found.sample if 0 <= found.sample < len(lab.samples) else 0

@@ -39,8 +39,7 @@ class Settings:
         """Check all settings, because a client may send any values.
 
         Raises:
-            Refused: A number is out of range, the gradient is unknown, or a seed is given to a
-                service that accepts none.
+            Refused: A setting is out of range, or the service accepts no seed.
         """
         _within("votes", self.votes, limits.votes)
         _within("steps", self.steps, limits.steps)
@@ -79,7 +78,7 @@ def to_seed(value: float | str | None) -> int | None:
     """Return the seed in a field of the page; None if the field is empty.
 
     Raises:
-        Refused: The value is not an integer below 2^53 in size, which a browser can represent.
+        Refused: The value is not an integer below 2^53 in size.
     """
     if value is None or value == "":
         return None
